@@ -33,7 +33,7 @@ def seeded(seed: int, *labels: Label) -> Iterator[None]:
     Meant for drawing weights: layers initialise themselves from the global generator.
     """
     state = torch.random.get_rng_state()
-    torch.random.default_generator.manual_seed(derive_seed(seed, *labels))
+    torch.default_generator.manual_seed(derive_seed(seed, *labels))
     try:
         yield
     finally:

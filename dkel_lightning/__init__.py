@@ -1,0 +1,55 @@
+"""Online knowledge distillation as Lightning modules, built around DKEL (arXiv 2312.11218).
+
+The public names are imported when they are first used, so that `import dkel_lightning` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DistillationModule": "dkel_lightning.modules.distillation",
+    "Deploy": "dkel_lightning.modules.distillation",
+    "EnsembleModule": "dkel_lightning.modules.ensemble",
+    "StudentModule": "dkel_lightning.modules.student",
+    "TeacherModule": "dkel_lightning.modules.teacher",
+    "TeacherSettings": "dkel_lightning.modules.teacher",
+    "Method": "dkel_lightning.methods.base",
+    "Step": "dkel_lightning.modules.outputs",
+    "StudentOutput": "dkel_lightning.modules.outputs",
+    "TeacherOutput": "dkel_lightning.modules.outputs",
+}
+
+if TYPE_CHECKING:
+    from dkel_lightning.methods.base import Method
+    from dkel_lightning.modules.distillation import Deploy, DistillationModule
+    from dkel_lightning.modules.ensemble import EnsembleModule
+    from dkel_lightning.modules.outputs import Step, StudentOutput, TeacherOutput
+    from dkel_lightning.modules.student import StudentModule
+    from dkel_lightning.modules.teacher import TeacherModule, TeacherSettings
+
+__all__ = [
+    "Deploy",
+    "DistillationModule",
+    "EnsembleModule",
+    "Method",
+    "Step",
+    "StudentModule",
+    "StudentOutput",
+    "TeacherModule",
+    "TeacherOutput",
+    "TeacherSettings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

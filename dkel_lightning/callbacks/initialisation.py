@@ -1,0 +1,112 @@
+"""The teacher's initialisation scheme, before the first training batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler
+
+from dkel_lightning.errors import DataError
+from dkel_lightning.modules.batch import Batch, unpack
+from dkel_lightning.seeding import derive_seed, generator
+
+if TYPE_CHECKING:
+    from dkel_lightning.modules.distillation import DistillationModule
+
+
+class TeacherInitialisation(Callback):
+    """Run the teacher's initialisation once, at the start of training; never on resume.
+
+    Its batches come from a loader of their own, keyed by (seed, "init"), because re-iterating the Trainer's loader
+    would steal batches from training. On several processes gradients are averaged, and all end with equal
+    parameters.
+
+    Source: DKEL, released code.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw and initialise the teacher unless the checkpoint says that it is done."""
+        from dkel_lightning.modules.distillation import DistillationModule
+
+        assert isinstance(pl_module, DistillationModule)
+        teacher = pl_module.teacher
+        assert teacher is not None
+        if bool(teacher.initialised):
+            return
+        # Weights may have been loaded into the student since the teacher was built.
+        teacher.start_from(pl_module.student.network)
+        group = trainer.optimizers[0].param_groups[0]
+        rate = float(group.get("initial_lr", group["lr"])) * teacher.settings.init_lr_scale
+        with _own_random_numbers(pl_module, trainer.global_rank), _forward_context(trainer):
+            teacher.initialise(self._batches(trainer, pl_module, teacher.settings.init_steps), rate)
+        make_equal([*teacher.network.parameters(), *teacher.network.buffers()])
+
+    def _batches(self, trainer: Trainer, module: DistillationModule, steps: int) -> Iterator[Batch]:
+        if steps == 0:
+            return
+        batches = initialisation_batches(trainer.train_dataloader, module.seed, steps, trainer.global_rank)
+        for index, batch in enumerate(batches):
+            views, labels, indices = unpack(trainer.strategy.batch_to_device(batch, module.device))
+            yield Batch(module.make_views(views, "init", index), labels, indices)
+
+
+def initialisation_batches(loader: Any, seed: int, steps: int, rank: int) -> Iterator[Any]:
+    """Draw `steps` training batches without touching the loader's own order.
+
+    A loader with a method `initialisation_batches(seed, steps)` answers for itself. For a torch DataLoader over a
+    map-style dataset a second one is made, shuffled by (seed, "init", rank). Anything else is iterated anew.
+
+    Raises:
+        DataError: the loader is empty.
+    """
+    if hasattr(loader, "initialisation_batches"):
+        yield from loader.initialisation_batches(seed, steps)
+        return
+    source: Iterable[Any] = loader
+    if isinstance(loader, DataLoader) and isinstance(loader.dataset, Sized) and loader.batch_size:
+        source = DataLoader(
+            loader.dataset,
+            batch_size=loader.batch_size,
+            sampler=RandomSampler(loader.dataset, generator=generator(seed, "init", rank)),
+            collate_fn=loader.collate_fn,
+            drop_last=len(loader.dataset) >= loader.batch_size,
+        )
+    done = 0
+    while done < steps:
+        before = done
+        for batch in source:
+            yield batch
+            done += 1
+            if done == steps:
+                return
+        if done == before:
+            raise DataError("The training loader gives no batches, so the teacher cannot be initialised.")
+
+
+def make_equal(tensors: list[Tensor]) -> None:
+    """Give all processes the tensors of process 0; nothing to do in a single one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor.data, src=0)
+
+
+@contextlib.contextmanager
+def _own_random_numbers(module: LightningModule, rank: int) -> Iterator[None]:
+    """Key what layers and transforms draw (dropout, augmentation), and leave training's stream untouched."""
+    devices = [module.device] if module.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive_seed(int(getattr(module, "seed", 0)), "init", rank))
+        yield
+
+
+def _forward_context(trainer: Trainer) -> contextlib.AbstractContextManager[Any]:
+    """Use the run's precision, except fp16: these few steps have no loss scaler, and run in float32."""
+    plugin = trainer.precision_plugin
+    if getattr(plugin, "scaler", None) is not None:
+        return contextlib.nullcontext()
+    return plugin.forward_context()

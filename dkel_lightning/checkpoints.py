@@ -1,0 +1,153 @@
+"""Checkpoints: written whole or not at all, read without running anything in them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from torch import nn
+
+from dkel_lightning.errors import CheckpointError
+
+KEY = "dkel_lightning"
+FORMAT = 1
+
+
+def sign(checkpoint: dict[str, Any], recipe: Mapping[str, Any] | None, members: Sequence[str]) -> None:
+    """Add the format version and what rebuilds the networks."""
+    checkpoint[KEY] = {"format": FORMAT, "recipe": dict(recipe) if recipe is not None else None, "members": [*members]}
+
+
+def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of tensors and primitives.
+
+    Raises:
+        CheckpointError: the file is missing, torn, or holds objects that would run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"No checkpoint at {path}: give the path of a .ckpt file.")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is torn, or holds objects that could run code on loading; it was not loaded. "
+            "Use a checkpoint written by dkel_lightning."
+        ) from error
+    except (RuntimeError, EOFError, BadZipFile, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged or cut short ({error}): use an earlier checkpoint.") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict.")
+    return checkpoint
+
+
+def recipe(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    """Return what rebuilds the networks of this checkpoint.
+
+    Raises:
+        CheckpointError: not written by this library, by a newer one, or from parts that the user put together.
+    """
+    signed = checkpoint.get(KEY)
+    if signed is None:
+        raise CheckpointError(f"{path} was not written by a DistillationModule.")
+    _check_format(signed)
+    if signed["recipe"] is None:
+        raise CheckpointError(
+            f"{path} was trained with parts put together by hand: "
+            "build the module the same way and load its state_dict."
+        )
+    found: Mapping[str, Any] = signed["recipe"]
+    return found
+
+
+def check(checkpoint: Mapping[str, Any], ours: Mapping[str, Any] | None) -> None:
+    """Refuse a checkpoint whose networks or method differ from `ours`, listing the differences.
+
+    Raises:
+        CheckpointError: something that shapes the networks or the loss differs.
+    """
+    signed = checkpoint.get(KEY)
+    if signed is None:
+        raise CheckpointError("This checkpoint was not written by a DistillationModule.")
+    _check_format(signed)
+    theirs = signed["recipe"]
+    if theirs is None or ours is None:
+        return
+    differences = [
+        f"{key}: {theirs.get(key)} in the checkpoint, {ours.get(key)} here"
+        for key in ours
+        if key not in ("deploy", "image_size") and theirs.get(key) != ours.get(key)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"This checkpoint belongs to another configuration ({'; '.join(differences)}): "
+            "use the settings of the run that wrote it."
+        )
+
+
+def load_weights(module: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Load the weights strictly: no key may be missing or left over.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    try:
+        module.load_state_dict(checkpoint["state_dict"], strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"The weights in {path} do not fit the networks it names: {error}") from error
+
+
+def _check_format(signed: Mapping[str, Any]) -> None:
+    if signed.get("format") != FORMAT:
+        raise CheckpointError(
+            f"This checkpoint has format {signed.get('format')}, this version reads {FORMAT}: "
+            "install the version of dkel_lightning that wrote it."
+        )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write to a temporary file beside the target, sync it, then rename it over the target.
+
+    Whatever interrupts the writing, the target is the old whole file or the new whole file. Reading executes
+    nothing (`weights_only`).
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write `checkpoint` to `path`.
+
+        Raises:
+            CheckpointError: the disk is full or the folder cannot be written; the old file stays whole.
+        """
+        target = Path(path)
+        temporary: Path | None = None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+            temporary = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except (OSError, RuntimeError) as error:
+            # torch reports a full disk as a RuntimeError of its archive writer.
+            raise CheckpointError(
+                f"Could not write {target} ({error}): free some space or choose another output folder. "
+                "The last checkpoint is untouched."
+            ) from error
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint without executing anything in it."""
+        return load(path, map_location)

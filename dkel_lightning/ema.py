@@ -1,0 +1,81 @@
+"""The moving average that makes a teacher from its student.
+
+torch's `AveragedModel` and Lightning's `WeightAveraging` copy the live weights at their first update and so erase
+a teacher that was drawn on its own; hence these few lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dkel_lightning.errors import ConfigError
+
+START_OFFSETS = {"keep": None, "mean_teacher": 2, "copy": 1}
+"""By start rule, what is added to the number of updates made before in `a_t = min(1 - 1 / (t + offset), a)`.
+
+`keep` holds the rate constant, so the teacher's own weights fade as a^t. `mean_teacher` has rate 1/2 at the first
+update. `copy` has rate 0 there: the teacher becomes its student (the released behaviour of PCL and DKEL).
+"""
+
+
+def update_rate(updates: Tensor, rate: float, start: str) -> float | Tensor:
+    """Give the rate `a_t` of the update that follows `updates` earlier ones.
+
+    A float for `keep`; otherwise a scalar tensor on the counter's device, so that nothing is read back.
+
+    Source: Mean Teacher (Tarvainen & Valpola 2017) from t = 1; PCL and DKEL, released code, from t = 0.
+    """
+    offset = START_OFFSETS[start]
+    if offset is None:
+        return rate
+    return (1.0 - 1.0 / (updates + offset).double()).clamp_max(rate)
+
+
+@torch.no_grad()
+def average_(teacher: Sequence[Tensor], student: Sequence[Tensor], rate: float | Tensor) -> None:
+    """Move `teacher` in place: `theta_t <- a theta_t + (1 - a) theta_s`, with multi-tensor operations.
+
+    A rate of 0 leaves an exact copy of the student.
+    """
+    if not teacher:
+        return
+    targets, sources = list(teacher), list(student)
+    if isinstance(rate, float | int):
+        torch._foreach_lerp_(targets, sources, 1.0 - rate)
+        return
+    # lerp with a tensor weight reads it back to the host; multiplication and addition do not.
+    by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        group = by_type.setdefault(target.dtype, ([], []))
+        group[0].append(target)
+        group[1].append(source)
+    for dtype, (some_targets, some_sources) in by_type.items():
+        keep = rate.to(dtype=dtype)
+        torch._foreach_mul_(some_targets, keep)
+        torch._foreach_add_(some_targets, torch._foreach_mul(some_sources, (1.0 - rate).to(dtype=dtype)))
+
+
+def matched_parameters(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Pair the parameters of two networks of the same form by name.
+
+    Raises:
+        ConfigError: names or shapes differ; the first differences are listed.
+    """
+    return _matched(dict(teacher.named_parameters()), dict(student.named_parameters()))
+
+
+def matched_statistics(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Pair the buffers (BatchNorm's running statistics and counters) of two networks by name."""
+    return _matched(dict(teacher.named_buffers()), dict(student.named_buffers()))
+
+
+def _matched(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    wrong = sorted(ours.keys() ^ theirs.keys())
+    wrong += [name for name in ours if name in theirs and ours[name].shape != theirs[name].shape]
+    if wrong:
+        listed = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
+        raise ConfigError(f"Teacher and student are not of the same form; they differ in {len(wrong)}: {listed}.")
+    return list(ours.values()), [theirs[name] for name in ours]

@@ -1,0 +1,39 @@
+"""The baseline: the same networks, labels only."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from dkel_lightning.functional import cross_entropy
+from dkel_lightning.methods.base import Method, register
+from dkel_lightning.modules.outputs import Step
+
+
+@register("baseline")
+class Baseline(Method):
+    """`L = CE(z_E) + sum_i CE(z_i)`: cross-entropy only, no distillation.
+
+    The teacher follows passively as a moving average and is deployed as elsewhere, so that what averaging alone
+    gives is not credited to distillation. A single peer has no ensemble classifier: it would be the peer again.
+    """
+
+    minimum_peers: ClassVar[int] = 1
+
+    @property
+    def wants_ensemble_classifier(self) -> bool:
+        """Whether there is more than one peer to take an ensemble of."""
+        return self.peers > 1
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the terms: labels, and the ensemble's labels."""
+        return ("ce", "ce_ensemble") if self.wants_ensemble_classifier else ("ce",)
+
+    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+        """Compute the cross-entropies, summed over the peers."""
+        terms = {"ce": cross_entropy(step.student.logits, step.labels).sum()}
+        if step.student.ensemble_logits is not None:
+            terms["ce_ensemble"] = cross_entropy(step.student.ensemble_logits, step.labels)
+        return terms

@@ -1,0 +1,81 @@
+"""DKEL: decoupled knowledge with ensemble learning (Shao & Chen, arXiv 2312.11218).
+
+Only the paper's abstract and the authors' code are public. `dkel` is our reading of the abstract, `dkel_released`
+the arithmetic of the code; they differ in settings only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from dkel_lightning.functional import distillation
+from dkel_lightning.methods.base import register
+from dkel_lightning.methods.pcl import PCL, PCLSettings
+from dkel_lightning.modules.outputs import Step
+from dkel_lightning.schedules import TEACHER_WEIGHTS, EnsembleTerm
+
+
+@dataclass(frozen=True)
+class DKELSettings(PCLSettings):
+    """Settings of DKEL: those of PCL and the decaying ensemble of teachers."""
+
+    ensemble: EnsembleTerm = field(default_factory=EnsembleTerm)
+
+
+@register("dkel")
+@register(
+    "dkel_released",
+    settings={"rampup": {"scale": 0.1, "form": "released"}, "ensemble": {"ramped": True}},
+    teacher={"draw": "student", "start": "copy"},
+    classifiers="released",
+)
+class DKEL(PCL):
+    """PCL whose teachers also teach as a decaying ensemble.
+
+    `L = CE(z_E) + sum_i [ CE(z_i) + r KD(z_i, sg z_E) + G KD(z_i, sg mean_{j != i} t_j)
+    + H mean_{j != i} KD(z_i, sg t_j) ]`, with G = g v and H = r (1 - v), g = lambda (or r where `ramped`).
+
+    With P = 2 the mean over the other teachers is a single one, both teacher terms are the same, and v matters
+    only through the total weight G + H. Detached and deployed as in PCL.
+    """
+
+    Settings: ClassVar[type[DKELSettings]] = DKELSettings
+    settings: DKELSettings
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the terms: PCL's, and the assembled teachers to peers."""
+        return (*super().terms, "kd_assembled")
+
+    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+        """Compute the terms, each summed over the peers and weighted."""
+        assert step.assembled is not None
+        assembled_weight, individual_weight = self.teacher_weights(step.ensemble_weight)
+        assembled = distillation(step.student.logits, step.assembled.detach(), self.settings.temperature)
+        individual = self.from_individual_teachers(step, include_self=self.settings.ensemble.include_self)
+        terms = self.supervised_terms(step)
+        terms["kd_individual"] = individual_weight * individual
+        terms["kd_assembled"] = assembled_weight * assembled.sum()
+        return terms
+
+    def teacher_weights(self, ensemble_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Give (G, H), the weights in force of the assembled and the individual teachers."""
+        ensemble, scale = self.settings.ensemble, self.settings.rampup.scale
+        full = self.rampup_weight if ensemble.ramped else self.rampup_weight * 0 + scale
+        pair: tuple[Tensor, Tensor] = TEACHER_WEIGHTS[ensemble.weights](
+            ensemble_weight, self.rampup_weight, full, scale
+        )
+        return pair
+
+    def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
+        """Name r, v, G and H."""
+        assembled, individual = self.teacher_weights(ensemble_weight)
+        return {
+            **super().weights_in_force(ensemble_weight),
+            "ensemble_decay": ensemble_weight,
+            "teacher_assembled": assembled,
+            "teacher_individual": individual,
+        }

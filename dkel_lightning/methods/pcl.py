@@ -1,0 +1,72 @@
+"""PCL: peer collaborative learning (Wu & Gong, AAAI 2021, arXiv 2006.04147)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import cross_entropy, distillation, distillation_from_each
+from dkel_lightning.methods.base import Method, register
+from dkel_lightning.modules.outputs import Step
+from dkel_lightning.schedules import RampUp
+
+
+@dataclass(frozen=True)
+class PCLSettings:
+    """Settings of PCL: the temperature T and the ramp-up r(e)."""
+
+    temperature: float = 3.0
+    rampup: RampUp = field(default_factory=RampUp)
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise a ConfigError unless the temperature is a positive, finite number."""
+    if not 0 < temperature < float("inf"):
+        raise ConfigError(f"method.temperature must be a positive number, got {temperature}.")
+
+
+@register("pcl", settings={}, teacher={"draw": "student", "start": "copy", "init_steps": 0})
+class PCL(Method):
+    """`L = CE(z_E) + sum_i [ CE(z_i) + r KD(z_i, sg z_E) + r mean_{j != i} KD(z_i, sg t_j) ]`.
+
+    Detached: z_E as a target, and every t_j. Deployed: a peer of the teacher.
+    """
+
+    Settings: ClassVar[type[PCLSettings]] = PCLSettings
+    settings: PCLSettings
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the terms: labels, ensemble's labels, ensemble to peers, individual teachers to peers."""
+        return ("ce", "ce_ensemble", "kd_ensemble", "kd_individual")
+
+    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+        """Compute the terms, each summed over the peers and weighted."""
+        terms = self.supervised_terms(step)
+        terms["kd_individual"] = self.rampup_weight * self.from_individual_teachers(step)
+        return terms
+
+    def supervised_terms(self, step: Step) -> dict[str, Tensor]:
+        """Compute what labels and the ensemble of the peers teach."""
+        student = step.student
+        assert student.ensemble_logits is not None
+        from_ensemble = distillation(student.logits, student.ensemble_logits.detach(), self.settings.temperature)
+        return {
+            "ce": cross_entropy(student.logits, step.labels).sum(),
+            "ce_ensemble": cross_entropy(student.ensemble_logits, step.labels),
+            "kd_ensemble": self.rampup_weight * from_ensemble.sum(),
+        }
+
+    def from_individual_teachers(self, step: Step, *, include_self: bool = False) -> Tensor:
+        """Sum over the peers what each learns from the other peers' teachers, unweighted."""
+        assert step.teacher is not None
+        teachers = step.teacher.logits.detach()
+        return distillation_from_each(
+            step.student.logits, teachers, self.settings.temperature, include_self=include_self
+        ).sum()

@@ -1,0 +1,1 @@
+"""The LightningModules: student, teacher, ensemble, and the coordinator of the three."""

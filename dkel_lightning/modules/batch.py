@@ -1,0 +1,87 @@
+"""What a batch may look like, and its checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dkel_lightning.errors import ConfigError, DataError
+
+IMAGE_KEYS = ("views", "images", "image", "pixel_values", "img", "x", "inputs", "input")
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+INDEX_KEYS = ("indices", "index", "idx")
+
+
+class Batch(NamedTuple):
+    """Images and labels of a batch.
+
+    `views` is [B, V, C, H, W], or [B, C, H, W] when all peers share one view; `labels` [B]; `indices` [B] or None.
+    """
+
+    views: Tensor
+    labels: Tensor
+    indices: Tensor | None
+
+
+def unpack(batch: Any) -> Batch:
+    """Read a batch: a tuple or list `(images, labels[, indices])`, or a mapping with the usual names.
+
+    Labels of shape [B, 1] become [B].
+
+    Raises:
+        DataError: neither form fits; the message says what was seen.
+    """
+    if isinstance(batch, Mapping):
+        views, labels = _first(batch, IMAGE_KEYS, "images"), _first(batch, LABEL_KEYS, "labels")
+        indices = next((batch[key] for key in INDEX_KEYS if key in batch), None)
+    elif isinstance(batch, Sequence) and 2 <= len(batch) <= 3:
+        views, labels, indices = (*batch, None)[:3]
+    else:
+        seen = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, Sequence) else type(batch).__name__
+        raise DataError(f"A batch must be (images, labels), (images, labels, indices) or a mapping; got {seen}.")
+    if not isinstance(views, Tensor) or not isinstance(labels, Tensor):
+        kinds = f"{type(views).__name__} and {type(labels).__name__}"
+        raise DataError(f"Images and labels of a batch must be tensors, got {kinds}: check the collate function.")
+    if labels.dim() == 2 and labels.shape[1] == 1:
+        labels = labels.squeeze(1)
+    if labels.dim() != 1 or labels.shape[0] != views.shape[0]:
+        raise DataError(
+            f"Labels must be [B] class indices for {views.shape[0]} images, got shape {tuple(labels.shape)}."
+        )
+    return Batch(views, labels, indices)
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise a DataError unless all labels are whole numbers in 0 .. num_classes - 1.
+
+    Reads values back to the host: for a device tensor call it once, not every step.
+    """
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise DataError(f"Labels must be integer class indices, got {labels.dtype}.")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise DataError(
+            f"Label {wrong} lies outside the {num_classes} classes (0 to {num_classes - 1}): "
+            "correct the labels, or build the module with the right num_classes."
+        )
+
+
+def check_views(views: Tensor, peers: int) -> None:
+    """Raise a ConfigError unless `views` is [B, C, H, W] or [B, V, C, H, W] with V = 1 or one for each peer."""
+    if views.dim() == 4 or (views.dim() == 5 and views.shape[1] in (1, peers)):
+        return
+    raise ConfigError(
+        f"Views must be [B, C, H, W] or [B, V, C, H, W] with V = 1 or V = {peers} (the peers), "
+        f"got {tuple(views.shape)}."
+    )
+
+
+def _first(batch: Mapping[Any, Any], keys: Sequence[str], what: str) -> Any:
+    for key in keys:
+        if key in batch:
+            return batch[key]
+    raise DataError(f"No {what} in a batch with keys {', '.join(map(str, batch))}: name them one of {', '.join(keys)}.")

@@ -1,0 +1,590 @@
+"""The coordinator: student, teacher and ensemble trained together by one method, one optimizer, one loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dkel_lightning import callbacks, checkpoints, methods, networks
+from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.metrics import NetworkScores, TermMeans
+from dkel_lightning.modules.batch import Batch, check_labels, check_views, unpack
+from dkel_lightning.modules.ensemble import EnsembleModule
+from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
+from dkel_lightning.modules.outputs import Step, StudentOutput
+from dkel_lightning.modules.peers import batch_norms
+from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.teacher import TeacherModule, TeacherSettings, average_over_processes
+from dkel_lightning.seeding import generator, seeded
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Deploy:
+    """Which network leaves the training: a peer of `teacher` or `student`, or the `ensemble`.
+
+    `peer` is an index, or `best`: the one with the highest accuracy in the last validation.
+    """
+
+    network: str = "teacher"
+    peer: int | str = "best"
+
+    def __post_init__(self) -> None:
+        if self.network not in ("teacher", "student", "ensemble"):
+            raise ConfigError(f"deploy.network is {self.network!r}: choose one of teacher, student, ensemble.")
+        if self.peer != "best" and not (isinstance(self.peer, int) and self.peer >= 0):
+            raise ConfigError(f"deploy.peer is {self.peer!r}: give the index of a peer, or best.")
+
+
+class DistillationModule(LightningModule):
+    """Train peers with online distillation in any Lightning Trainer.
+
+    One training step: all views pass the student and the teacher, the ensemble classifies the student's features
+    and assembles the teachers' logits, the method turns these into named loss terms, and their sum is optimised by
+    one optimizer. After each optimizer step the teacher follows its student. Use `build` unless you bring your own
+    parts.
+
+    Args:
+        student: the peers that are optimised.
+        method: turns outputs into loss terms.
+        teacher: the teacher peers, of the same form; required by most methods.
+        ensemble: required by methods with an ensemble classifier.
+        optimizer: makes the optimizer from named parameter groups (`student`, `ensemble`, `method`, and `teacher`
+            where it learns by gradient); SGD of the CIFAR protocol by default.
+        scheduler: makes the scheduler from the optimizer; none by default.
+        interval: step the scheduler every `epoch` or every `step`.
+        augmentation: for batches [B, C, H, W]: makes each peer's own view on the device, called as
+            `augmentation(images, generator)` once a view. Without it all peers share the view of such a batch.
+        deploy: which network `deploy()` returns and `val/acc` reports.
+        seed: from which the views, the initialisation batches and `build`'s weights are drawn.
+
+    Logged each epoch: `train/loss`, `train/loss_per_peer`, `train/<term>`, `train/acc/...`, `weights/...`;
+    `val/acc`, `val/acc/...`, `val/nll/...` with student_0.., student_mean, student_best, ensemble, teacher_0..,
+    teacher_mean, teacher_best, teacher_ensemble (mean of probabilities). In tests `best` and `acc` are the peers
+    that the last validation chose.
+    """
+
+    def __init__(
+        self,
+        student: StudentModule,
+        method: methods.Method,
+        *,
+        teacher: TeacherModule | None = None,
+        ensemble: EnsembleModule | None = None,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        interval: str = "epoch",
+        augmentation: Augmentation | None = None,
+        deploy: Deploy | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_parts(student, method, teacher, ensemble)
+        self.student = student
+        self.teacher = teacher
+        self.ensemble = ensemble
+        self.method = method
+        self.augmentation = augmentation
+        self.deployment = deploy or Deploy("teacher" if teacher is not None else "student")
+        self.seed = seed
+        self.recipe: dict[str, Any] | None = None
+        self._factories = (optimizer, scheduler, interval)
+        self._check_deployment()
+
+        self.members = self._members()
+        self.term_means = TermMeans(method.terms)
+        self.train_scores = NetworkScores(student.num_peers, persistent=True)
+        self.scores = NetworkScores(len(self.members))
+        # What the last validation said of each member; chooses the deployed peer, so it belongs to the checkpoint.
+        self.register_buffer("validation_accuracy", torch.full((len(self.members),), float("nan")))
+
+    validation_accuracy: Tensor
+
+    @classmethod
+    def build(
+        cls,
+        backbone: str | nn.Module = "resnet32",
+        num_classes: int = 100,
+        method: str | Mapping[str, Any] | methods.Method = "dkel",
+        peers: int = 3,
+        *,
+        split_at: str | None = None,
+        classifier: str | None = None,
+        teacher: Mapping[str, Any] | None = None,
+        in_channels: int = 3,
+        image_size: tuple[int, int] | None = None,
+        views_per_pass: str = "all",
+        classifiers: str | None = None,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        interval: str = "epoch",
+        augmentation: Augmentation | None = None,
+        deploy: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> DistillationModule:
+        """Build student, teacher, ensemble and method from names and primitives.
+
+        Args:
+            backbone: a registered name, or any torch classifier (then give `split_at`).
+            num_classes: C.
+            method: a registered name, a mapping `{"name": ..., <settings>}`, or a Method.
+            peers: P.
+            split_at: for a model of your own, the module at which the branches begin, such as "layer4".
+            classifier: for a model of your own, its classifier's name; the last linear layer by default.
+            teacher: settings laid over the method's, see TeacherSettings.
+            in_channels: channels of the images (registered backbones).
+            image_size: (height, width), checked against what the backbone can take.
+            views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over
+                views, or `one` after the other.
+            classifiers: how the branches' classifiers start: `own`, `equal`, `released`; the method's by default.
+            optimizer: see the class.
+            scheduler: see the class.
+            interval: see the class.
+            augmentation: see the class.
+            deploy: settings of Deploy.
+            seed: student, teacher and ensemble are drawn from it, each for itself.
+
+        Raises:
+            ConfigError: an unknown name or key, or parts that do not fit together.
+        """
+        chosen, preset = _method(method, peers)
+        settings = methods.base.from_mapping(
+            TeacherSettings, methods.base.merge(preset.teacher, teacher or {}), "teacher"
+        )
+        draw = _Draw(
+            backbone, num_classes, peers, split_at, classifier, in_channels, image_size, views_per_pass,
+            classifiers or preset.classifiers,
+        )  # fmt: skip
+        student = StudentModule(draw(seed, "student"))
+        teacher_module = None
+        if chosen.uses_teacher:
+            # A model of the user's own comes with weights, which an independent draw must not keep.
+            teacher_module = TeacherModule(draw(seed, "teacher", redraw=settings.draw == "independent"), settings)
+            teacher_module.start_from(student.network)
+        ensemble = None
+        if chosen.wants_ensemble_classifier or chosen.ensemble is not None:
+            with seeded(seed, "ensemble"):
+                ensemble = EnsembleModule(student.network.feature_dims, num_classes, chosen.ensemble)
+        module = cls(
+            student,
+            chosen,
+            teacher=teacher_module,
+            ensemble=ensemble,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            interval=interval,
+            augmentation=augmentation,
+            deploy=methods.base.from_mapping(Deploy, deploy, "deploy") if deploy else None,
+            seed=seed,
+        )
+        module.recipe = {
+            **draw.recipe(),
+            "method": _method_recipe(method, chosen),
+            "teacher": teacher_module.settings_as_dict() if teacher_module is not None else None,
+            "deploy": {"network": module.deployment.network, "peer": module.deployment.peer},
+            "seed": seed,
+        }
+        module.save_hyperparameters(module.recipe)
+        return module
+
+    # ------------------------------------------------------------------ one step
+
+    def forward(self, views: Tensor) -> StudentOutput:
+        """Classify `views` [B, V, C, H, W] or [B, C, H, W] with the student peers and their ensemble."""
+        output: StudentOutput = self.student(views)
+        if self.ensemble is not None and self.method.wants_ensemble_classifier:
+            output = output.with_ensemble(self.ensemble(output.features))
+        return output
+
+    def look(self, batch: Batch) -> Step:
+        """Pass a batch through student, ensemble and teacher."""
+        student = self(batch.views)
+        teacher = self.teacher(batch.views) if self.teacher is not None else None
+        assembled, weight = None, student.logits.new_zeros(())
+        if self.ensemble is not None:
+            weight = self.ensemble.weight
+            if teacher is not None:
+                assembled = self.ensemble.assemble(teacher.logits, getattr(self.method.settings, "temperature", 1.0))
+        return Step(batch.labels, student, teacher, assembled, weight, batch.indices)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Compute the loss of a batch: the sum of the method's terms, and the teacher's own where it learns."""
+        views, labels, indices = unpack(batch)
+        if batch_idx == 0 or labels.device.type == "cpu":
+            check_views(views, self.student.num_peers)
+            check_labels(labels, self.student.num_classes)
+        rank = self.global_rank if self._trainer is not None else 0
+        epoch = self.trainer.current_epoch if self._trainer is not None else 0
+        step = self.look(Batch(self.make_views(views, epoch, batch_idx, rank), labels, indices))
+        terms = self.method.loss_terms(step)
+        self.term_means.update(terms)
+        self.train_scores.update(step.student.logits, labels)
+        loss = torch.stack([terms[name] for name in self.method.terms]).sum()
+        if self.teacher is not None and self.teacher.learns:
+            assert step.teacher is not None
+            # Not one of the method's terms: it trains another network, and would blur the student's loss.
+            loss = loss + self.teacher.supervised_loss(step.teacher.logits, labels) * self.student.num_peers
+        return loss
+
+    def make_views(self, images: Tensor, *key: int | str) -> Tensor:
+        """Augment images [B, C, H, W] once for each peer, [B, P, C, H, W], drawn from (seed, key).
+
+        Without an augmentation, or given views already, they are returned as they are.
+        """
+        if self.augmentation is None or images.dim() != 4:
+            return images
+        drawn = generator(self.seed, "views", *key, device=images.device)
+        return torch.stack([self.augmentation(images, drawn) for _ in range(self.student.num_peers)], dim=1)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step the optimizer, then let the teacher follow.
+
+        Lightning calls this once for each real step, accumulation included, so a checkpoint holds the counter that
+        belongs to its `global_step`. Under fp16 a step that the loss scaler skips counts as well: the teacher then
+        moves towards a student that stood still.
+        """
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.teacher is not None:
+            self.teacher.follow(self.student.network)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Put all that learns into one optimizer, one named parameter group a network."""
+        parts = {"student": self.student.network, "ensemble": self.ensemble, "method": self.method}
+        if self.teacher is not None and self.teacher.learns:
+            parts["teacher"] = self.teacher.network
+        return configure({name: part for name, part in parts.items() if part is not None}, *self._factories)
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Attach the callbacks that the method needs, except those the user has passed."""
+        needed: list[Callback] = [callbacks.FiniteGuard()]
+        if self.method.rampup is not None:
+            needed.append(callbacks.RampUpSchedule())
+        if self.method.ensemble is not None:
+            needed.append(callbacks.EnsembleDecaySchedule())
+        if self.teacher is not None:
+            needed += [callbacks.EMARateSchedule(), callbacks.TeacherInitialisation()]
+        present: list[Callback] = list(getattr(self.trainer, "callbacks", []))
+        return [new for new in needed if not any(isinstance(old, type(new)) for old in present)]
+
+    # ------------------------------------------------------------------ evaluation
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Score every member on a batch."""
+        self._score(batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Score every member on a batch."""
+        self._score(batch, batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the deployed network's logits [B, C]; a batch is images, or a tuple that starts with them."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        logits = self.member_logits(images)
+        return logits[self.members.index(self.deployed_member())]
+
+    def member_logits(self, views: Tensor) -> Tensor:
+        """Stack the logits of all `members`, [N, B, C]."""
+        student = self(views)
+        rows = [student.logits.float()]
+        if student.ensemble_logits is not None:
+            rows.append(student.ensemble_logits.float().unsqueeze(0))
+        if self.teacher is not None:
+            teachers = self.teacher(views).logits.float()
+            mean = teachers.log_softmax(-1).logsumexp(0, keepdim=True)
+            rows += [teachers, mean] if self.student.num_peers > 1 else [teachers]
+        return torch.cat(rows)
+
+    def on_validation_start(self) -> None:
+        """Give all processes the same BatchNorm statistics."""
+        self.synchronise_statistics()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean terms, the peers' training accuracy and the weights in force."""
+        means = self.term_means.compute()
+        total = torch.stack(list(means.values())).sum()
+        accuracy = self.train_scores.compute()["accuracy"]
+        logs = {f"train/{name}": value for name, value in means.items()}
+        logs |= {"train/loss": total, "train/loss_per_peer": total / self.student.num_peers}
+        logs |= {f"train/acc/student_{i}": value for i, value in enumerate(accuracy)}
+        logs["train/acc/student_mean"] = accuracy.mean()
+        weight = self.ensemble.weight if self.ensemble is not None else torch.zeros(())
+        logs |= {f"weights/{name}": value for name, value in self.method.weights_in_force(weight).items()}
+        if self.teacher is not None:
+            logs["weights/ema_rate"] = self.teacher.rate
+        self.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
+        self.term_means.reset()
+        self.train_scores.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the members' scores and remember them for the choice of the deployed peer."""
+        scores = self.scores.compute()
+        self.scores.reset()
+        if not self.trainer.sanity_checking:
+            self.validation_accuracy.copy_(scores["accuracy"])
+        self._log_scores("val", scores, scores["accuracy"])
+
+    def on_test_epoch_end(self) -> None:
+        """Log the members' scores; the best peers are those that validation chose."""
+        scores = self.scores.compute()
+        self.scores.reset()
+        self._log_scores("test", scores, self.validation_accuracy)
+
+    def best_peer(self, network: str, scores: Tensor | None = None) -> int:
+        """Return the peer of `teacher` or `student` with the highest score; 0 when there was no validation."""
+        scores = self.validation_accuracy if scores is None else scores
+        of_network = [scores[i] for i, name in enumerate(self.members) if name in self._peer_names(network)]
+        return int(torch.nan_to_num(torch.stack(of_network), nan=0.0).argmax())
+
+    def deployed_member(self, scores: Tensor | None = None) -> str:
+        """Name the member that is deployed, such as `teacher_1`."""
+        if self.deployment.network == "ensemble":
+            return "ensemble"
+        peer = self.deployment.peer
+        index = self.best_peer(self.deployment.network, scores) if peer == "best" else peer
+        return f"{self.deployment.network}_{index}"
+
+    def deploy(self, network: str | None = None, peer: int | str | None = None) -> nn.Module:
+        """Return the deployed network: a plain module [B, C, H, W] -> logits [B, classes], in eval mode.
+
+        A deep copy: later training does not touch it.
+
+        Args:
+            network: `teacher`, `student` or `ensemble`; as configured by default.
+            peer: an index, or `best` of the last validation; as configured by default.
+        """
+        choice = Deploy(network or self.deployment.network, self.deployment.peer if peer is None else peer)
+        if choice.network == "ensemble":
+            if self.ensemble is None or not self.method.wants_ensemble_classifier:
+                raise ConfigError("This method has no ensemble classifier to deploy: choose teacher or student.")
+            whole: nn.Module = EnsembleNetwork(self.student.network, self.ensemble.classifier)
+        else:
+            part = self.teacher if choice.network == "teacher" else self.student
+            if part is None:
+                raise ConfigError("This method has no teacher to deploy: choose deploy.network=student.")
+            whole = part.peer(self.best_peer(choice.network) if choice.peer == "best" else int(choice.peer))
+        return copy.deepcopy(whole).cpu().requires_grad_(True).eval()
+
+    # ------------------------------------------------------------------ several processes, checkpoints
+
+    def synchronise_statistics(self) -> None:
+        """Average BatchNorm's running statistics over the processes; parameters are equal anyway."""
+        statistics: list[Tensor] = []
+        for layer in batch_norms(self):
+            statistics += [buffer for buffer in (layer.running_mean, layer.running_var) if buffer is not None]
+        average_over_processes(statistics)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the networks: primitives only."""
+        self.synchronise_statistics()
+        checkpoints.sign(checkpoint, self.recipe, self.members)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of something else before any weight is touched."""
+        checkpoints.check(checkpoint, self.recipe)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        *,
+        backbone: nn.Module | None = None,
+        method: methods.Method | None = None,
+        **others: Any,
+    ) -> DistillationModule:
+        """Rebuild a module from its checkpoint. Nothing in the file is executed.
+
+        Args:
+            checkpoint_path: a file written by a Trainer.
+            map_location: the device on which the tensors are put.
+            backbone: the model it was built from, if that was not a registered name.
+            method: the method, if that was not a registered name.
+            others: passed to `build` (`optimizer`, `scheduler`, `augmentation`).
+
+        Raises:
+            CheckpointError: missing, torn, unsafe, or not written by this library.
+        """
+        checkpoint = checkpoints.load(checkpoint_path, map_location)
+        recipe = dict(checkpoints.recipe(checkpoint, checkpoint_path))
+        given = {"backbone": backbone, "method": method}
+        for key, value in given.items():
+            if value is not None:
+                recipe[key] = value
+            elif recipe[key] is None:
+                raise CheckpointError(
+                    f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it."
+                )
+        module = cls.build(**recipe, **others)
+        checkpoints.load_weights(module, checkpoint, checkpoint_path)
+        return module
+
+    # ------------------------------------------------------------------ inside
+
+    def _score(self, batch: Any, batch_idx: int) -> None:
+        views, labels, _ = unpack(batch)
+        if batch_idx == 0 or labels.device.type == "cpu":
+            check_labels(labels, self.student.num_classes)
+        self.scores.update(self.member_logits(views), labels)
+
+    def _log_scores(self, stage: str, scores: Mapping[str, Tensor], chooser: Tensor) -> None:
+        logs: dict[str, Tensor] = {}
+        for short, name in (("acc", "accuracy"), ("nll", "nll")):
+            values = dict(zip(self.members, scores[name], strict=True))
+            for network in ("student", "teacher"):
+                peers = [values[peer] for peer in self._peer_names(network) if peer in values]
+                if peers:
+                    values[f"{network}_mean"] = torch.stack(peers).mean()
+                    values[f"{network}_best"] = peers[self.best_peer(network, chooser)]
+            logs |= {f"{stage}/{short}/{member}": value for member, value in values.items()}
+        deployed = self.deployed_member(chooser)
+        self.log_dict(logs, sync_dist=True)
+        self.log(f"{stage}/acc", logs[f"{stage}/acc/{deployed}"], prog_bar=True, sync_dist=True)
+
+    def _peer_names(self, network: str) -> list[str]:
+        return [f"{network}_{i}" for i in range(self.student.num_peers)]
+
+    def _members(self) -> tuple[str, ...]:
+        names = self._peer_names("student")
+        if self.ensemble is not None and self.method.wants_ensemble_classifier:
+            names.append("ensemble")
+        if self.teacher is not None:
+            names += self._peer_names("teacher") + (["teacher_ensemble"] if self.student.num_peers > 1 else [])
+        return tuple(names)
+
+    def _check_deployment(self) -> None:
+        network, peer = self.deployment.network, self.deployment.peer
+        if network == "teacher" and self.teacher is None:
+            raise ConfigError("deploy.network=teacher, but this method has no teacher: choose student.")
+        if network == "ensemble" and (self.ensemble is None or not self.method.wants_ensemble_classifier):
+            raise ConfigError(
+                "deploy.network=ensemble, but there is no ensemble classifier: choose teacher or student."
+            )
+        if isinstance(peer, int) and peer >= self.student.num_peers:
+            raise ConfigError(f"deploy.peer={peer}, but peers are numbered 0 to {self.student.num_peers - 1}.")
+
+
+class EnsembleNetwork(nn.Module):
+    """All peers and the ensemble classifier as one plain network: images [B, C, H, W] -> logits [B, classes]."""
+
+    def __init__(self, network: networks.PeerNetwork, classifier: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify `images`."""
+        _, features = self.network(images)
+        logits: Tensor = self.classifier(torch.cat(tuple(features), dim=-1))
+        return logits
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Draws a peer network as often as asked, each time from its own seed."""
+
+    backbone: str | nn.Module
+    num_classes: int
+    peers: int
+    split_at: str | None
+    classifier: str | None
+    in_channels: int
+    image_size: tuple[int, int] | None
+    views_per_pass: str
+    classifiers: str
+
+    def __call__(self, seed: int, purpose: str, *, redraw: bool = False) -> networks.PeerNetwork:
+        with seeded(seed, purpose):
+            if isinstance(self.backbone, str):
+                return networks.create(
+                    self.backbone,
+                    self.num_classes,
+                    self.peers,
+                    in_channels=self.in_channels,
+                    image_size=self.image_size,
+                    equal_classifiers=self._equal_classifiers(),
+                    views_per_pass=self.views_per_pass,
+                )
+            if self.split_at is None:
+                raise ConfigError('A model of your own needs split_at=, the module at which branches begin ("layer4").')
+            model = copy.deepcopy(self.backbone)
+            if redraw:
+                networks.redraw_(model)
+            return networks.branch_model(
+                model,
+                self.split_at,
+                self.peers,
+                self.num_classes,
+                classifier=self.classifier,
+                views_per_pass=self.views_per_pass,
+            )
+
+    def _equal_classifiers(self) -> bool:
+        if self.classifiers not in ("own", "equal", "released"):
+            raise ConfigError(f"method.classifiers is {self.classifiers!r}: choose one of own, equal, released.")
+        # The released VGG draws each branch's classifier; the released ResNets and DenseNet repeat the first.
+        return self.classifiers == "equal" or (self.classifiers == "released" and self.backbone != "vgg16")
+
+    def recipe(self) -> dict[str, Any]:
+        return {
+            "backbone": self.backbone if isinstance(self.backbone, str) else None,
+            "num_classes": self.num_classes,
+            "peers": self.peers,
+            "split_at": self.split_at,
+            "classifier": self.classifier,
+            "in_channels": self.in_channels,
+            "image_size": list(self.image_size) if self.image_size is not None else None,
+            "views_per_pass": self.views_per_pass,
+            "classifiers": self.classifiers,
+        }
+
+
+def _method(method: str | Mapping[str, Any] | methods.Method, peers: int) -> tuple[methods.Method, methods.Preset]:
+    if isinstance(method, methods.Method):
+        return method, methods.Preset(type(method))
+    settings = {"name": method} if isinstance(method, str) else dict(method)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError('A method given as a mapping needs its "name".')
+    return methods.create(name, peers, settings), methods.preset(name)
+
+
+def _method_recipe(method: str | Mapping[str, Any] | methods.Method, chosen: methods.Method) -> dict[str, Any] | None:
+    if isinstance(method, methods.Method):
+        return None
+    name = method if isinstance(method, str) else method["name"]
+    return {"name": name, **chosen.settings_as_dict()}
+
+
+def _check_parts(
+    student: StudentModule, method: methods.Method, teacher: TeacherModule | None, ensemble: EnsembleModule | None
+) -> None:
+    name = type(method).__name__
+    if student.num_peers != method.peers:
+        raise ConfigError(f"{name} was built for {method.peers} peers, the student has {student.num_peers}.")
+    if method.uses_teacher and teacher is None:
+        raise ConfigError(f"{name} needs a teacher: pass teacher=TeacherModule(...).")
+    if not method.uses_teacher and teacher is not None:
+        raise ConfigError(f"{name} has no teacher: leave teacher= out, and remove teacher.* settings.")
+    if method.wants_ensemble_classifier and ensemble is None:
+        raise ConfigError(f"{name} needs an ensemble classifier: pass ensemble=EnsembleModule(...).")
+    if teacher is not None and (teacher.num_peers, teacher.num_classes) != (student.num_peers, student.num_classes):
+        raise ConfigError(
+            f"Student and teacher must have as many peers and classes: {student.num_peers} and {student.num_classes} "
+            f"against {teacher.num_peers} and {teacher.num_classes}."
+        )

@@ -1,0 +1,89 @@
+"""The ensemble: a classifier over all peers' features, and the teachers' assembled knowledge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from dkel_lightning.functional import assemble, cross_entropy
+from dkel_lightning.metrics import NetworkScores
+from dkel_lightning.modules.batch import check_labels, unpack
+from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
+from dkel_lightning.networks import PeerFeatures
+from dkel_lightning.schedules import EnsembleTerm
+
+
+class EnsembleModule(LightningModule):
+    """Put the peers' knowledge together.
+
+    It owns the ensemble classifier, a linear layer on the concatenated features, and assembles the teachers'
+    logits into one target for each peer, whose decaying weight is its buffer `weight`.
+
+    Fitted alone, in any Lightning Trainer, it trains the classifier on given features: batches of
+    `(features [B, P, D], labels [B])`.
+
+    Args:
+        feature_widths: D of each peer.
+        num_classes: C.
+        term: how the teachers are assembled and weighted; None where a method assembles none.
+        optimizer: as in StudentModule.
+        scheduler: as in StudentModule.
+        interval: as in StudentModule.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        feature_widths: Sequence[int],
+        num_classes: int,
+        term: EnsembleTerm | None = None,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        interval: str = "epoch",
+    ) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(sum(feature_widths), num_classes)
+        self.term = term
+        self._factories = (optimizer, scheduler, interval)
+        self.scores = NetworkScores(1)
+        self.register_buffer("weight", torch.zeros(()))
+
+    def forward(self, features: PeerFeatures) -> Tensor:
+        """Classify the peers' features, [P, B, D] or P tensors [B, D_i] -> logits [B, C]."""
+        logits: Tensor = self.classifier(torch.cat(tuple(features), dim=-1))
+        return logits
+
+    def assemble(self, teachers: Tensor, temperature: float) -> Tensor | None:
+        """Assemble the teachers' logits [P, B, C] into a detached target [P, B, C], None without a term."""
+        if self.term is None:
+            return None
+        return assemble(teachers.detach(), temperature, space=self.term.space, include_self=self.term.include_self)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Learn from the labels (only when fitted on its own)."""
+        features, labels, _ = unpack(batch)
+        check_labels(labels, self.classifier.out_features)
+        loss = cross_entropy(self(features.transpose(0, 1)), labels)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Score the classifier (only when fitted on its own)."""
+        features, labels, _ = unpack(batch)
+        check_labels(labels, self.classifier.out_features)
+        self.scores.update(self(features.transpose(0, 1)).unsqueeze(0), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the classifier's accuracy."""
+        self.log("val/acc", self.scores.compute()["accuracy"][0], prog_bar=True, sync_dist=True)
+        self.scores.reset()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimise the classifier (only when fitted on its own)."""
+        return configure({"ensemble": self.classifier}, *self._factories)

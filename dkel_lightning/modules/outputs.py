@@ -1,0 +1,66 @@
+"""What the networks hand to each other and to a method: frozen, typed, with stated shapes.
+
+P peers, B samples, C classes, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from dkel_lightning.networks import PeerFeatures
+
+
+@dataclass(frozen=True)
+class StudentOutput:
+    """What the student peers say of a batch.
+
+    Attributes:
+        logits: [P, B, C].
+        features: [P, B, D], the input of each peer's classifier; a tuple of [B, D_i] where widths differ.
+        ensemble_logits: [B, C] of the ensemble classifier, None where a method has none.
+    """
+
+    logits: Tensor
+    features: PeerFeatures
+    ensemble_logits: Tensor | None = None
+
+    def with_ensemble(self, ensemble_logits: Tensor) -> StudentOutput:
+        """Return the same output with the ensemble's logits filled in."""
+        return replace(self, ensemble_logits=ensemble_logits)
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """What the teacher peers say of a batch.
+
+    Attributes:
+        logits: [P, B, C]; without gradient unless the teacher's update is `gradient`. A method detaches what it
+            teaches with.
+        features: as in StudentOutput.
+    """
+
+    logits: Tensor
+    features: PeerFeatures
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that a method may look at in one training step.
+
+    Attributes:
+        labels: [B].
+        student: the student peers, with the ensemble's logits where the method has an ensemble classifier.
+        teacher: the teacher peers, None for a method without a teacher.
+        assembled: [P, B, C], the teachers' knowledge assembled for each peer, detached; None where not asked for.
+        ensemble_weight: scalar, the decaying weight v in force.
+        indices: [B], positions of the samples in the training set; None where the data does not tell.
+    """
+
+    labels: Tensor
+    student: StudentOutput
+    teacher: TeacherOutput | None
+    assembled: Tensor | None
+    ensemble_weight: Tensor
+    indices: Tensor | None = None

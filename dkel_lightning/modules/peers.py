@@ -1,0 +1,104 @@
+"""What student and teacher have in common: peers that classify, and can be fitted on their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from dkel_lightning.functional import cross_entropy
+from dkel_lightning.metrics import NetworkScores
+from dkel_lightning.modules.batch import check_labels, check_views, unpack
+from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
+from dkel_lightning.networks import PeerNetwork
+
+
+class PeersModule(LightningModule):
+    """A network of P peers that fits alone as P classifiers on one trunk.
+
+    As a part of a DistillationModule only its `network` and `forward` are used: Lightning calls the hooks of the
+    root alone, and a child may not log.
+
+    Args:
+        network: the peers.
+        optimizer: makes the optimizer from parameter groups; SGD of the CIFAR protocol by default.
+        scheduler: makes the scheduler from the optimizer; none by default.
+        interval: step the scheduler every `epoch` or every `step`.
+    """
+
+    def __init__(
+        self,
+        network: PeerNetwork,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        interval: str = "epoch",
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self._factories = (optimizer, scheduler, interval)
+        self.scores = NetworkScores(network.num_peers)
+
+    @property
+    def num_peers(self) -> int:
+        """P, the number of peers."""
+        return self.network.num_peers
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of classes."""
+        return self.network.num_classes
+
+    def peer(self, index: int) -> nn.Module:
+        """Return one peer as a plain network [B, C, H, W] -> [B, classes] that shares its parameters."""
+        return self.network.peer(index)
+
+    def supervised_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum the peers' cross-entropies: logits [P, B, C], labels [B] -> scalar."""
+        return cross_entropy(logits, labels).sum()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Learn from the labels alone (only when fitted on its own)."""
+        views, labels, _ = unpack(batch)
+        if batch_idx == 0 or labels.device.type == "cpu":
+            check_views(views, self.num_peers)
+            check_labels(labels, self.num_classes)
+        loss = self.supervised_loss(self(views).logits, labels)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Score the peers (only when fitted on its own)."""
+        views, labels, _ = unpack(batch)
+        check_labels(labels, self.num_classes)
+        self.scores.update(self(views).logits, labels)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Score the peers (only when fitted on its own)."""
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log each peer's accuracy and their mean."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log each peer's accuracy and their mean."""
+        self._log_scores("test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimise the network (only when fitted on its own)."""
+        return configure({"network": self.network}, *self._factories)
+
+    def _log_scores(self, stage: str) -> None:
+        accuracy = self.scores.compute()["accuracy"]
+        self.log_dict({f"{stage}/acc/peer_{i}": value for i, value in enumerate(accuracy)}, sync_dist=True)
+        self.log(f"{stage}/acc", accuracy.mean(), prog_bar=True, sync_dist=True)
+        self.scores.reset()
+
+
+def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """List the BatchNorm layers that keep running statistics."""
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    return [layer for layer in layers if layer.running_mean is not None]

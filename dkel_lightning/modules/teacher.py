@@ -1,0 +1,225 @@
+"""The teacher: peers of the same form whose weights follow the student's slowly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from dkel_lightning import ema
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import cross_entropy
+from dkel_lightning.modules.batch import unpack
+from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
+from dkel_lightning.modules.outputs import TeacherOutput
+from dkel_lightning.modules.peers import PeersModule
+from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.schedules import Clock, at_time, ema_rate, exactly_one, non_negative, one_of
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """How a teacher is drawn, initialised and updated.
+
+    Attributes:
+        draw: `independent`, a second random initialisation, or `student`, a copy.
+        start: rule of the first updates: `keep` (constant rate: its own start fades slowly), `mean_teacher`, or
+            `copy` (the first update makes it its student: the released behaviour).
+        init_steps: mini-batches of plain SGD before training starts.
+        init_lr_scale: their learning rate as a share of the run's.
+        init_weight_decay: their weight decay.
+        decay: EMA rate a, or a schedule `{from epoch: rate}`; None when `decay_share` is given.
+        decay_share: the time constant 1 / (1 - a) as a share of the run, or `{from share: time constant}`.
+        batchnorm: running statistics are its `own`, a `copy` of the student's, or their `ema`.
+        update: `ema`; `gradient` (it learns from the labels itself, and never from the student); `frozen`.
+    """
+
+    draw: str = "independent"
+    start: str = "keep"
+    init_steps: int = 2
+    init_lr_scale: float = 0.01
+    init_weight_decay: float = 5e-4
+    decay: float | Mapping[float, float] | None = 0.999
+    decay_share: float | Mapping[float, float] | None = None
+    batchnorm: str = "own"
+    update: str = "ema"
+
+    def __post_init__(self) -> None:
+        one_of("teacher.draw", self.draw, ("independent", "student"))
+        one_of("teacher.start", self.start, ema.START_OFFSETS)
+        one_of("teacher.batchnorm", self.batchnorm, ("own", "copy", "ema"))
+        one_of("teacher.update", self.update, ("ema", "gradient", "frozen"))
+        exactly_one("teacher", decay=self.decay, decay_share=self.decay_share)
+        if self.init_steps < 0 or int(self.init_steps) != self.init_steps:
+            raise ConfigError(f"teacher.init_steps must be a whole number of at least 0, got {self.init_steps}.")
+        non_negative("teacher.init_lr_scale", self.init_lr_scale)
+        non_negative("teacher.init_weight_decay", self.init_weight_decay)
+        for rate in _values(self.decay):
+            if not 0 <= rate <= 1:
+                raise ConfigError(f"teacher.decay is a rate between 0 and 1, got {rate}.")
+        for share in _values(self.decay_share):
+            if not share > 0:
+                raise ConfigError(f"teacher.decay_share must be a positive share of the run, got {share}.")
+
+    def rate(self, clock: Clock) -> float:
+        """Give the EMA rate a at this moment, before the start rule."""
+        if self.decay_share is not None:
+            share = at_time(self.decay_share, clock.step / clock.steps if clock.steps else 0.0)
+            return ema_rate(clock.share_in_steps(share, "teacher.decay_share"))
+        assert self.decay is not None
+        return at_time(self.decay, clock.epoch)
+
+
+class TeacherModule(PeersModule):
+    """Peers that teach. They never receive a gradient unless their update is `gradient`.
+
+    Fitted alone, in any Lightning Trainer, they are an ordinary classifier: the peers' mean cross-entropy.
+
+    Buffers, all in the checkpoint: `initialised`, whether the initialisation scheme has run; `updates`, the number
+    of updates made; `rate`, the EMA rate in force.
+    """
+
+    initialised: Tensor
+    updates: Tensor
+    rate: Tensor
+
+    def __init__(
+        self,
+        network: PeerNetwork,
+        settings: TeacherSettings | None = None,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        interval: str = "epoch",
+    ) -> None:
+        super().__init__(network, optimizer, scheduler, interval)
+        self.settings = settings or TeacherSettings()
+        self._alone = False
+        self.register_buffer("initialised", torch.tensor(False))
+        self.register_buffer("updates", torch.tensor(0, dtype=torch.int64))
+        self.register_buffer("rate", torch.tensor(0.0, dtype=torch.float64), persistent=True)
+        # The rate is also kept on the host, where a constant one lets the update be a single multi-tensor lerp.
+        self._host_rate = float(next(iter(_values(self.settings.decay)), 0.999))
+        self.rate.fill_(self._host_rate)
+        self.network.requires_grad_(self.learns)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the network receives gradients."""
+        return self._alone or self.settings.update == "gradient"
+
+    def forward(self, views: Tensor) -> TeacherOutput:
+        """Classify `views` as StudentModule does; without a graph unless it learns."""
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            logits, features = self.network(views)
+        return TeacherOutput(logits, features)
+
+    def train(self, mode: bool = True) -> TeacherModule:
+        """Follow the root's mode: in training the teacher normalises with batch statistics, unless it is frozen.
+
+        Source: PCL, DKEL and Mean Teacher, released code, keep the averaged network in train mode.
+        """
+        frozen = self.settings.update == "frozen" and not self._alone
+        super().train(mode and not frozen)
+        return self
+
+    def set_rate(self, rate: float) -> None:
+        """Put the EMA rate in force from the next update on."""
+        if rate != self._host_rate:
+            self._host_rate = rate
+            self.rate.fill_(rate)
+
+    def start_from(self, student: PeerNetwork) -> None:
+        """Take over the student's weights if the draw asks for it; an independent draw stays as it is."""
+        if self.settings.draw == "student":
+            with torch.no_grad():
+                for pair in (ema.matched_parameters, ema.matched_statistics):
+                    for target, source in zip(*pair(self.network, student), strict=True):
+                        target.copy_(source)
+
+    def initialise(self, batches: Iterable[Any], lr: float) -> None:
+        """Run the initialisation scheme: plain SGD on the teacher's own mini-batches, then freeze it.
+
+        The loss is the mean of the peers' cross-entropies; no momentum. With several processes gradients are
+        averaged over them before each step, so parameters stay equal on all of them.
+
+        Args:
+            batches: as many as there are steps.
+            lr: learning rate of these steps.
+
+        Source: DKEL, released code (two mini-batches at a hundredth of the learning rate).
+        """
+        parameters = list(self.network.parameters())
+        mode = self.network.training
+        self.network.requires_grad_(True).train()
+        optimizer = torch.optim.SGD(parameters, lr=lr, weight_decay=self.settings.init_weight_decay)
+        with torch.enable_grad():
+            for batch in batches:
+                views, labels, _ = unpack(batch)
+                logits, _ = self.network(views)
+                optimizer.zero_grad()
+                cross_entropy(logits, labels).mean().backward()  # type: ignore[no-untyped-call]
+                average_over_processes([p.grad for p in parameters if p.grad is not None])
+                optimizer.step()
+        optimizer.zero_grad()
+        self.network.requires_grad_(self.learns).train(mode)
+        self.initialised.fill_(True)
+
+    def follow(self, student: PeerNetwork) -> None:
+        """Make one update towards `student`, after its optimizer step.
+
+        Only an `ema` teacher moves. Parameters are matched by name.
+        """
+        if self.settings.update != "ema":
+            return
+        constant = not isinstance(self.settings.decay, Mapping) and self.settings.start == "keep"
+        host_rate = self._host_rate
+        rate = host_rate if constant else ema.update_rate(self.updates, host_rate, self.settings.start)
+        ema.average_(*ema.matched_parameters(self.network, student), rate)
+        if self.settings.batchnorm != "own":
+            self._follow_statistics(student, rate)
+        self.updates += 1
+
+    def _follow_statistics(self, student: PeerNetwork, rate: float | Tensor) -> None:
+        for target, source in zip(*ema.matched_statistics(self.network, student), strict=True):
+            if self.settings.batchnorm == "ema" and target.is_floating_point():
+                ema.average_([target], [source], rate)
+            else:
+                target.copy_(source)
+
+    def supervised_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Average the peers' cross-entropies, as the initialisation scheme does."""
+        return cross_entropy(logits, labels).mean()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Unfreeze and optimise the network (only when fitted on its own)."""
+        self._alone = True
+        self.network.requires_grad_(True)
+        return super().configure_optimizers()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._host_rate = float(self.rate)
+
+    def settings_as_dict(self) -> dict[str, Any]:
+        """Return the settings as a dict of primitives."""
+        return asdict(self.settings)
+
+
+def average_over_processes(tensors: list[Tensor]) -> None:
+    """Average each tensor over the processes in place; nothing to do in a single one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    world = torch.distributed.get_world_size()
+    for tensor in tensors:
+        torch.distributed.all_reduce(tensor)
+        tensor /= world
+
+
+def _values(setting: float | Mapping[float, float] | None) -> list[float]:
+    if setting is None:
+        return []
+    return list(setting.values()) if isinstance(setting, Mapping) else [setting]

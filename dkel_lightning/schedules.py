@@ -1,0 +1,215 @@
+"""Weights and rates as pure functions of training time. Imports no torch.
+
+Time is a `Clock`: the whole epoch, the fractional epoch and the length of the run. A length given in epochs is
+read on whole epochs, as the family's reference code does; one given as a share of the run is read on the
+fractional epoch, because on whole epochs a short run would lose a fast decay at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dkel_lightning.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where a run stands, counted in epochs and in optimizer steps.
+
+    Attributes:
+        epoch: the epoch, from 0.
+        step: optimizer steps done.
+        steps_per_epoch: optimizer steps in an epoch.
+        steps: optimizer steps in the whole run; None when it has no planned end (schedules given as a share
+            then raise).
+    """
+
+    epoch: int
+    step: int = 0
+    steps_per_epoch: int = 1
+    steps: int | None = None
+
+    @property
+    def fraction(self) -> float:
+        """The fractional epoch: steps done / steps per epoch."""
+        return self.step / self.steps_per_epoch
+
+    def share_in_steps(self, share: float, key: str) -> float:
+        """Turn a share of the run into optimizer steps, or raise a ConfigError that names `key`."""
+        if self.steps is None:
+            raise ConfigError(f"{key} is a share of the run, but the run has no end: set max_epochs or max_steps.")
+        return max(share * self.steps, 1e-9)
+
+    def share_in_epochs(self, share: float, key: str) -> float:
+        """Turn a share of the run into epochs, or raise a ConfigError that names `key`."""
+        return self.share_in_steps(share, key) / self.steps_per_epoch
+
+
+def ensemble_weight(epoch: float, decay: float, cutoff: float = 0.01) -> float:
+    """Weigh the assembled teachers: `v(e) = exp(-k e)`, and 0 once it is at or below `cutoff`.
+
+    Source: DKEL, released code.
+    """
+    weight = math.exp(-decay * epoch)
+    return weight if weight > cutoff else 0.0
+
+
+def rampup(epoch: float, scale: float, length: float) -> float:
+    """Ramp up to `scale`: `lambda exp(-5 (1 - min(e, a) / a)^2)`.
+
+    Source: Laine & Aila 2017; Mean Teacher; the form that ONE, OKDDip and PCL describe.
+    """
+    if length <= 0:
+        return scale
+    return scale * math.exp(-5.0 * (1.0 - min(epoch, length) / length) ** 2)
+
+
+def rampup_released(epoch: float, scale: float, length: float) -> float:
+    """Ramp up as the released code of PCL and DKEL does: it divides by lambda, not by the length.
+
+    `lambda exp(-5 (1 - e / lambda)^2)` up to and including epoch `length`, then `lambda`: next to nothing during
+    the ramp-up, then a jump.
+    """
+    if epoch > length:
+        return scale
+    if scale == 0:
+        return 0.0
+    exponent = -5.0 * (1.0 - epoch / scale) ** 2
+    return scale * math.exp(exponent) if exponent > -745.0 else 0.0
+
+
+RAMPUP_FORMS = {"correct": rampup, "released": rampup_released}
+
+
+@dataclass(frozen=True)
+class RampUp:
+    """The ramp-up r(e) of a distillation weight.
+
+    Attributes:
+        scale: lambda, the weight at the end of the ramp-up.
+        epochs: a, its length in epochs; None when `share` is given.
+        share: its length as a share of the run; None when `epochs` is given.
+        form: `correct`, or `released` for the arithmetic of the authors' code.
+    """
+
+    scale: float = 1.0
+    epochs: float | None = 80
+    share: float | None = None
+    form: str = "correct"
+
+    def __post_init__(self) -> None:
+        non_negative("method.rampup.scale", self.scale)
+        exactly_one("method.rampup", epochs=self.epochs, share=self.share)
+        one_of("method.rampup.form", self.form, RAMPUP_FORMS)
+
+    def weight(self, clock: Clock) -> float:
+        """Give r at this moment."""
+        form = RAMPUP_FORMS[self.form]
+        if self.share is not None:
+            return form(clock.fraction, self.scale, clock.share_in_epochs(self.share, "method.rampup.share"))
+        assert self.epochs is not None
+        return form(clock.epoch, self.scale, self.epochs)
+
+
+def _complement(v: Any, r: Any, g: Any, scale: float) -> tuple[Any, Any]:
+    return g * v, r * (1 - v)
+
+
+def _decay(v: Any, r: Any, g: Any, scale: float) -> tuple[Any, Any]:
+    return g * v, 0 * r
+
+
+def _ramp(v: Any, r: Any, g: Any, scale: float) -> tuple[Any, Any]:
+    return 0 * v, r
+
+
+def _constant(v: Any, r: Any, g: Any, scale: float) -> tuple[Any, Any]:
+    return 0 * v, 0 * r + scale
+
+
+TEACHER_WEIGHTS = {"complement": _complement, "decay": _decay, "ramp": _ramp, "constant": _constant}
+"""Named pairs (G, H): the weight of the assembled teachers and that of the individual ones.
+
+`complement` is DKEL's: G = g v, H = r (1 - v). `decay`: only the assembled teachers, H = 0. `ramp`: only the
+individual ones, as in PCL. `constant`: the individual ones at lambda throughout.
+They work on floats and on tensors alike.
+"""
+
+
+@dataclass(frozen=True)
+class EnsembleTerm:
+    """The decaying ensemble: how the assembled teachers are formed and weighted.
+
+    Attributes:
+        decay: k in `v(e) = exp(-k e)`, per epoch; None when `decay_share` is given.
+        decay_share: 1 / k as a share of the run; None when `decay` is given.
+        cutoff: v at or below this is 0.
+        ramped: multiply the assembled term by the ramp-up (g = r) instead of by lambda (g = lambda).
+        space: average `logits` or `probabilities`.
+        include_self: let a peer's own teacher take part in its mean.
+        weights: the pair (G, H) by name, see `TEACHER_WEIGHTS`.
+    """
+
+    decay: float | None = 0.5
+    decay_share: float | None = None
+    cutoff: float = 0.01
+    ramped: bool = False
+    space: str = "logits"
+    include_self: bool = False
+    weights: str = "complement"
+
+    def __post_init__(self) -> None:
+        exactly_one("method.ensemble", decay=self.decay, decay_share=self.decay_share)
+        if not 0 <= self.cutoff < 1:
+            raise ConfigError(f"method.ensemble.cutoff must lie in [0, 1), got {self.cutoff}.")
+        one_of("method.ensemble.space", self.space, ("logits", "probabilities"))
+        one_of("method.ensemble.weights", self.weights, TEACHER_WEIGHTS)
+
+    def weight(self, clock: Clock) -> float:
+        """Give v at this moment."""
+        if self.decay_share is not None:
+            constant = clock.share_in_epochs(self.decay_share, "method.ensemble.decay_share")
+            return ensemble_weight(clock.fraction, 1.0 / constant, self.cutoff)
+        assert self.decay is not None
+        return ensemble_weight(clock.epoch, self.decay, self.cutoff)
+
+
+def at_time(values: float | Mapping[float, float], time: float) -> float:
+    """Read a number, or a schedule `{from: value}` whose last entry not after `time` is in force."""
+    if not isinstance(values, Mapping):
+        return values
+    return values[max((start for start in values if start <= time), default=min(values))]
+
+
+def ema_rate(time_constant: float) -> float:
+    """Turn a time constant tau in steps into the rate of a moving average, `a = 1 - 1 / tau`, never below 0."""
+    return max(0.0, 1.0 - 1.0 / time_constant) if time_constant > 0 else 0.0
+
+
+def exactly_one(where: str, **values: object) -> None:
+    """Raise a ConfigError unless exactly one of the named settings is given (is not None)."""
+    given = [name for name, value in values.items() if value is not None]
+    if len(given) == 1:
+        negative = [name for name, value in values.items() if isinstance(value, int | float) and value < 0]
+        if negative:
+            raise ConfigError(f"{where}.{negative[0]} must not be negative, got {values[negative[0]]}.")
+        return
+    names = " and ".join(f"{where}.{name}" for name in values)
+    if given:
+        raise ConfigError(f"{names} exclude each other, and both are given: set one of them to null.")
+    raise ConfigError(f"One of {names} must be given, and both are null.")
+
+
+def one_of(where: str, value: str, choices: Mapping[str, object] | tuple[str, ...]) -> None:
+    """Raise a ConfigError that lists the choices unless `value` is one of them."""
+    if value not in choices:
+        raise ConfigError(f"{where} is {value!r}: choose one of {', '.join(choices)}.")
+
+
+def non_negative(where: str, value: float) -> None:
+    """Raise a ConfigError unless `value` is a finite number of at least 0."""
+    if not math.isfinite(value) or value < 0:
+        raise ConfigError(f"{where} must be a finite number of at least 0, got {value}.")
