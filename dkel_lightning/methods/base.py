@@ -30,7 +30,7 @@ class Method(nn.Module, ABC):
 
     Attributes:
         Settings: frozen dataclass of primitives (nested dataclasses allowed) from which the method is rebuilt.
-        uses_teacher: needs teacher peers.
+        teacher: whether teacher peers are `required`, `optional` or must be `none`.
         uses_ensemble: needs the ensemble classifier over the peers' features.
         minimum_peers: with fewer it is refused.
         rampup: the ramp-up of its distillation weight, None without one.
@@ -38,7 +38,7 @@ class Method(nn.Module, ABC):
     """
 
     Settings: ClassVar[type[Any]] = NoSettings
-    uses_teacher: ClassVar[bool] = True
+    teacher: ClassVar[str] = "required"
     uses_ensemble: ClassVar[bool] = True
     minimum_peers: ClassVar[int] = 2
 

@@ -19,6 +19,7 @@ class Baseline(Method):
     gives is not credited to distillation. A single peer has no ensemble classifier: it would be the peer again.
     """
 
+    teacher: ClassVar[str] = "optional"
     minimum_peers: ClassVar[int] = 1
 
     @property

@@ -141,7 +141,7 @@ class DistillationModule(LightningModule):
             peers: P.
             split_at: for a model of your own, the module at which the branches begin, such as "layer4".
             classifier: for a model of your own, its classifier's name; the last linear layer by default.
-            teacher: settings laid over the method's, see TeacherSettings.
+            teacher: settings laid over the method's, see TeacherSettings; `{"update": "none"}` for no teacher.
             in_channels: channels of the images (registered backbones).
             image_size: (height, width), checked against what the backbone can take.
             views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over
@@ -158,16 +158,14 @@ class DistillationModule(LightningModule):
             ConfigError: an unknown name or key, or parts that do not fit together.
         """
         chosen, preset = _method(method, peers)
-        settings = methods.base.from_mapping(
-            TeacherSettings, methods.base.merge(preset.teacher, teacher or {}), "teacher"
-        )
+        settings = _teacher_settings(chosen, preset, teacher)
         draw = _Draw(
             backbone, num_classes, peers, split_at, classifier, in_channels, image_size, views_per_pass,
             classifiers or preset.classifiers,
         )  # fmt: skip
         student = StudentModule(draw(seed, "student"))
         teacher_module = None
-        if chosen.uses_teacher:
+        if settings is not None:
             # A model of the user's own comes with weights, which an independent draw must not keep.
             teacher_module = TeacherModule(draw(seed, "teacher", redraw=settings.draw == "independent"), settings)
             teacher_module.start_from(student.network)
@@ -190,7 +188,7 @@ class DistillationModule(LightningModule):
         module.recipe = {
             **draw.recipe(),
             "method": _method_recipe(method, chosen),
-            "teacher": teacher_module.settings_as_dict() if teacher_module is not None else None,
+            "teacher": teacher_module.settings_as_dict() if teacher_module is not None else {"update": "none"},
             "deploy": {"network": module.deployment.network, "peer": module.deployment.peer},
             "seed": seed,
         }
@@ -427,9 +425,7 @@ class DistillationModule(LightningModule):
             if value is not None:
                 recipe[key] = value
             elif recipe[key] is None:
-                raise CheckpointError(
-                    f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it."
-                )
+                raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
         module = cls.build(**recipe, **others)
         checkpoints.load_weights(module, checkpoint, checkpoint_path)
         return module
@@ -564,6 +560,21 @@ def _method(method: str | Mapping[str, Any] | methods.Method, peers: int) -> tup
     return methods.create(name, peers, settings), methods.preset(name)
 
 
+def _teacher_settings(
+    method: methods.Method, preset: methods.Preset, given: Mapping[str, Any] | None
+) -> TeacherSettings | None:
+    given = dict(given or {})
+    name = type(method).__name__
+    if method.teacher == "none" or given.get("update") == "none":
+        others = [key for key in given if key != "update"]
+        if method.teacher == "required":
+            raise ConfigError(f"{name} needs a teacher, but teacher.update is none: choose ema, gradient or frozen.")
+        if others:
+            raise ConfigError(f"There is no teacher, so teacher.{others[0]} means nothing: remove it.")
+        return None
+    return methods.base.from_mapping(TeacherSettings, methods.base.merge(preset.teacher, given), "teacher")
+
+
 def _method_recipe(method: str | Mapping[str, Any] | methods.Method, chosen: methods.Method) -> dict[str, Any] | None:
     if isinstance(method, methods.Method):
         return None
@@ -577,9 +588,9 @@ def _check_parts(
     name = type(method).__name__
     if student.num_peers != method.peers:
         raise ConfigError(f"{name} was built for {method.peers} peers, the student has {student.num_peers}.")
-    if method.uses_teacher and teacher is None:
+    if method.teacher == "required" and teacher is None:
         raise ConfigError(f"{name} needs a teacher: pass teacher=TeacherModule(...).")
-    if not method.uses_teacher and teacher is not None:
+    if method.teacher == "none" and teacher is not None:
         raise ConfigError(f"{name} has no teacher: leave teacher= out, and remove teacher.* settings.")
     if method.wants_ensemble_classifier and ensemble is None:
         raise ConfigError(f"{name} needs an ensemble classifier: pass ensemble=EnsembleModule(...).")

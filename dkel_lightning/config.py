@@ -1,0 +1,379 @@
+"""The configuration: where it lies, what each key may hold, and which combinations contradict each other.
+
+Imports neither torch nor Lightning nor Hydra, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dkel_lightning.errors import ConfigError
+
+Values = Mapping[str, Any]
+
+
+def folder() -> Path:
+    """Return the absolute folder of the YAML files: packed into the wheel, or beside the package in a checkout."""
+    here = Path(__file__).resolve().parent
+    for candidate in (here / "conf", here.parent / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise ConfigError(f"The configuration folder conf/ is missing beside {here}: install dkel_lightning again.")
+
+
+# ---------------------------------------------------------------------- what each key may hold
+
+
+@dataclass(frozen=True)
+class Key:
+    """What one key may hold, and what it means.
+
+    `kind` names the type in words; `check` returns the value's fault, or None.
+    """
+
+    kind: str
+    meaning: str
+    check: Callable[[Any], str | None]
+    optional: bool = False
+
+    def fault(self, value: Any) -> str | None:
+        """Say what is wrong with `value`, None if nothing is."""
+        if value is None:
+            return None if self.optional else f"must be {self.kind}, and is null"
+        fault = self.check(value)
+        return None if fault is None else f"must be {self.kind}{fault}, got {value!r}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _range(low: float | None, high: float | None, open_low: bool) -> str:
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f" {'above' if open_low else 'of at least'} {low:g}"
+    return f" between {low:g} and {high:g}"
+
+
+def number(
+    meaning: str, low: float | None = None, high: float | None = None, *, above: bool = False, optional: bool = False
+) -> Key:
+    """Describe a finite number; `above` excludes the lower bound."""
+
+    def check(value: Any) -> str | None:
+        inside = _is_number(value) and (low is None or value > low or (value == low and not above))
+        return None if inside and (high is None or value <= high) else ""
+
+    return Key(f"a number{_range(low, high, above)}", meaning, check, optional)
+
+
+def whole(meaning: str, low: int | None = None, high: int | None = None, *, optional: bool = False) -> Key:
+    """Describe a whole number."""
+
+    def check(value: Any) -> str | None:
+        inside = isinstance(value, int) and not isinstance(value, bool)
+        return None if inside and (low is None or value >= low) and (high is None or value <= high) else ""
+
+    return Key(f"a whole number{_range(low, high, False)}", meaning, check, optional)
+
+
+def switch(meaning: str) -> Key:
+    """Describe true or false."""
+    return Key("true or false", meaning, lambda value: None if isinstance(value, bool) else "")
+
+
+def text(meaning: str, *, optional: bool = False) -> Key:
+    """Describe a piece of text."""
+    return Key("text", meaning, lambda value: None if isinstance(value, str) and value else "", optional)
+
+
+def choice(meaning: str, *options: str) -> Key:
+    """Describe one of some words."""
+
+    def check(value: Any) -> str | None:
+        return None if value in options else _did_you_mean(str(value), options)
+
+    return Key(f"one of {', '.join(options)}", meaning, check)
+
+
+def either(first: Key, second: Key) -> Key:
+    """Describe a value that fits one of two descriptions."""
+
+    def check(value: Any) -> str | None:
+        return None if first.fault(value) is None or second.fault(value) is None else ""
+
+    return Key(f"{first.kind}, or {second.kind}", first.meaning, check, first.optional or second.optional)
+
+
+def numbers(meaning: str, *, length: int | None = None, optional: bool = False) -> Key:
+    """Describe a list of finite numbers."""
+
+    def check(value: Any) -> str | None:
+        fits = isinstance(value, list) and all(map(_is_number, value)) and length in (None, len(value))
+        return None if fits else ""
+
+    return Key("a list of numbers" if length is None else f"a list of {length} numbers", meaning, check, optional)
+
+
+def schedule(meaning: str, low: float, high: float) -> Key:
+    """Describe a number, or a mapping {from time: number}."""
+    each = number("", low, high)
+
+    def check(value: Any) -> str | None:
+        if not isinstance(value, Mapping):
+            return each.check(value)
+        fits = bool(value) and all(_is_number(key) and key >= 0 and each.check(v) is None for key, v in value.items())
+        return None if fits else ""
+
+    return Key(f"{each.kind}, or a schedule {{from: value}} of them", meaning, check, optional=True)
+
+
+def anything(meaning: str) -> Key:
+    """Describe a value that another library checks."""
+    return Key("any value", meaning, lambda value: None, optional=True)
+
+
+TASKS = ("train", "evaluate")
+METHODS_WITH_ENSEMBLE = ("dkel", "dkel_released")
+TEACHER_REQUIRED = ("dkel", "dkel_released", "pcl")
+
+KEYS: dict[str, Key] = {
+    "name": text("Folder of the run under outputs/."),
+    "seed": whole("Seed of weights, order, augmentation and initialisation batches.", 0),
+    "resume": text("Checkpoint to go on from, or `last`: the newest under outputs/.", optional=True),
+    "checkpoint": text("Checkpoint to evaluate.", optional=True),
+    "deploy.network": choice(
+        "Network that is deployed; auto: the teacher where there is one.", "auto", "teacher", "student", "ensemble"
+    ),
+    "deploy.peer": either(whole("Peer that is deployed; best: in validation.", 0), choice("", "best")),
+    "protocol.rampup.epochs": number("Length of the ramp-up in epochs.", 0, optional=True),
+    "protocol.rampup.share": number("The same as a share of the run.", 0, 1, optional=True),
+    "protocol.ensemble.decay": number("k of the decaying ensemble.", 0, optional=True),
+    "protocol.ensemble.decay_share": number("1/k as a share of the run.", 0, above=True, optional=True),
+    "protocol.ema.decay": schedule("EMA rate of the teacher.", 0, 1),
+    "protocol.ema.decay_share": schedule("EMA time constant as a share of the run.", 1e-9, 1e9),
+    "protocol.milestones": numbers("Milestones of the learning rate, in epochs or (all below 1) shares of the run."),
+    "task.name": choice("What to do.", *TASKS),
+    "data.name": text("Data set."),
+    "data.root": text("Folder or file of the data set."),
+    "data.download": switch("Fetch what is missing, where the set can be fetched."),
+    "data.batch_size": whole("Training samples a batch and process.", 2),
+    "data.eval_batch_size": whole("Evaluation samples a batch and process.", 1),
+    "data.padding": whole("Zeros around a training image before its crop; null: as the set defines.", 0, optional=True),
+    "data.flip": either(
+        switch("Mirror half of the training views; null: as the set defines."),
+        Key("null", "", lambda value: "", optional=True),
+    ),
+    "data.mean": numbers("Channel means in [0, 1]; null: as the set defines, or computed.", optional=True),
+    "data.std": numbers("Channel deviations, likewise.", optional=True),
+    "data.validation": number("Share of the training images held out for validation.", 0, 0.9, above=True),
+    "data.split_seed": whole("Seed of that choice.", 0),
+    "data.selection": choice("What chooses epoch and peer.", "validation", "paper"),
+    "data.residency": choice("Where training images live.", "auto", "device", "workers"),
+    "data.workers": whole("Processes that read images, for workers.", 0),
+    "data.drop_last": switch("Leave out a last, smaller training batch."),
+    "data.limit": whole("Use only this many training images, stratified.", 2, optional=True),
+    "data.image_size": whole("Side to which images are resized and cropped (image_folder).", 1),
+    "data.cache_dir": text("Folder of the decoded images; null: beside them.", optional=True),
+    "backbone.name": text("Network of each peer."),
+    "backbone.views_per_pass": choice("Views through the trunk in one batch, or one after the other.", "all", "one"),
+    "teacher.draw": choice(
+        "First weights of the teacher: a draw of its own, or the student's.", "independent", "student"
+    ),
+    "teacher.start": choice("Rule of the first EMA updates.", "keep", "mean_teacher", "copy"),
+    "teacher.init_steps": whole("Mini-batches of plain SGD on the teacher before training.", 0),
+    "teacher.init_lr_scale": number("Their learning rate as a share of optimizer.lr.", 0),
+    "teacher.init_weight_decay": number("Their weight decay.", 0),
+    "teacher.decay": schedule("EMA rate, or a schedule {from epoch: rate}.", 0, 1),
+    "teacher.decay_share": schedule("EMA time constant as a share of the run, or {from share: constant}.", 1e-9, 1e9),
+    "teacher.batchnorm": choice("Running statistics of the teacher.", "own", "copy", "ema"),
+    "teacher.update": choice("How the teacher learns.", "ema", "gradient", "frozen", "none"),
+    "method.name": text("Method."),
+    "method.peers": whole("Peers.", 1, 64),
+    "method.views": choice("Augmented views of an image: one for each peer, or one for all.", "per_peer", "shared"),
+    "method.classifiers": choice("How the branches' classifiers start.", "own", "equal", "released"),
+    "method.temperature": number("Temperature T of the softened predictions.", 0, above=True),
+    "method.rampup.scale": number("lambda: distillation weight at the end of the ramp-up.", 0),
+    "method.rampup.epochs": number("a: length of the ramp-up, in whole epochs.", 0, optional=True),
+    "method.rampup.share": number("Its length as a share of the run, read at every step.", 0, 1, optional=True),
+    "method.rampup.form": choice("Form of the ramp-up.", "correct", "released"),
+    "method.ensemble.decay": number("k in v(e) = exp(-k e), the decaying weight of the ensemble.", 0, optional=True),
+    "method.ensemble.decay_share": number(
+        "1/k as a share of the run, read at every step.", 0, above=True, optional=True
+    ),
+    "method.ensemble.cutoff": number("v at or below this is 0.", 0, 1),
+    "method.ensemble.ramped": switch("Multiply the assembled term by the ramp-up."),
+    "method.ensemble.space": choice("Space in which teachers are averaged.", "logits", "probabilities"),
+    "method.ensemble.include_self": switch("Let a peer's own teacher take part in its mean."),
+    "method.ensemble.weights": choice(
+        "Pair of weights of assembled and individual teachers.", "complement", "decay", "ramp", "constant"
+    ),
+    "optimizer.lr": number("Learning rate.", 0),
+    "optimizer.*": anything("Argument of the optimizer."),
+    "scheduler.interval": choice("How often the scheduler steps.", "epoch", "step"),
+    "scheduler.milestones": numbers("Epochs, or (all below 1) shares of the run, at which the rate is multiplied."),
+    "scheduler.*": anything("Argument of the scheduler."),
+    "trainer.max_epochs": whole("Length of the run in epochs; -1: until max_steps or max_time.", -1),
+    "trainer.max_steps": whole("Length of the run in optimizer steps; -1: no bound.", -1),
+    "trainer.accumulate_grad_batches": whole("Batches an optimizer step.", 1),
+    "trainer.check_val_every_n_epoch": whole("Epochs between validations.", 1),
+    "trainer.gradient_clip_val": number("Largest gradient norm (or value).", 0, optional=True),
+    "trainer.fast_dev_run": either(switch("One batch of everything, nothing written."), whole("", 1)),
+    "trainer.*": anything("Argument of Lightning's Trainer."),
+    "precision.name": choice("Precision.", "fp32", "bf16", "fp16"),
+    "precision.trainer": text("Lightning's name of it."),
+    "precision.matmul": choice("Precision of float32 matrix products.", "highest", "high", "medium"),
+    "execution.name": choice("How a step is executed.", "eager"),
+    "execution.channels_last": switch("Channels-last memory layout."),
+    "logger.extra.*": anything("A logger of your own, by _target_."),
+    "callbacks.monitor": text("Metric that makes a checkpoint the best; higher is better."),
+    "callbacks.checkpoint_every_n_epochs": whole("Epochs between checkpoints.", 1),
+    "callbacks.early_stopping": whole("Stop after this many validations without improvement.", 1, optional=True),
+    "callbacks.progress": choice("Progress display.", "auto", "bar", "lines", "none"),
+    "callbacks.extra.*": anything("A callback of your own, by _target_."),
+}
+"""Every key, in the order of the groups. `x.*` describes the keys of x that have no entry of their own."""
+
+OPEN = ("trainer", "optimizer", "scheduler", "logger.extra", "callbacks.extra")
+"""Nodes whose further keys are arguments that another library checks."""
+
+
+def describe(key: str) -> Key | None:
+    """Find the description of a key, None if there is none."""
+    if key in KEYS:
+        return KEYS[key]
+    parts = key.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        found = KEYS.get(".".join(parts[:depth]) + ".*")
+        if found is not None:
+            return found
+    return None
+
+
+def leaves(values: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk the keys of a resolved configuration down to where a description begins."""
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and path not in KEYS and path not in _OPEN_LEAVES:
+            yield from leaves(value, f"{path}.")
+        else:
+            yield path, value
+
+
+_OPEN_LEAVES = frozenset(key[:-2] for key in KEYS if key.endswith(".extra.*"))
+
+
+# ---------------------------------------------------------------------- checks
+
+
+def check(values: Values) -> None:
+    """Raise one ConfigError that names every mistake in a resolved configuration."""
+    mistakes = [*_value_mistakes(values)]
+    if not mistakes:
+        mistakes = [*_contradictions(values)]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
+def warnings(values: Values) -> list[str]:
+    """Say what is allowed but hardly meant."""
+    epochs = values["trainer"]["max_epochs"]
+    found = []
+    length = values["method"].get("rampup", {}).get("epochs")
+    if length is not None and 0 < epochs <= length:
+        found.append(
+            f"The ramp-up takes {length:g} epochs and the run only {epochs}: distillation stays weak. "
+            "Set method.rampup.epochs, or method.rampup.epochs=null method.rampup.share=0.27."
+        )
+    if values["data"]["selection"] == "paper":
+        found.append(
+            "data.selection=paper: epoch and peer are chosen on the test set; use its figures to compare only."
+        )
+    return found
+
+
+def _value_mistakes(values: Values) -> Iterator[str]:
+    for key, value in leaves(values):
+        if key.rsplit(".", 1)[-1] in ("_target_", "_partial_"):
+            continue
+        description = describe(key)
+        if description is None:
+            yield unknown_key(key, KEYS)
+        elif (fault := description.fault(value)) is not None:
+            yield f"{key} {fault}."
+
+
+def _contradictions(values: Values) -> Iterator[str]:
+    method, teacher, trainer, data = (values[group] for group in ("method", "teacher", "trainer", "data"))
+    name, peers = method["name"], method["peers"]
+    if name != "baseline" and peers < 2:
+        yield f"method.peers is {peers}, and {name} needs at least 2: raise it, or choose method=baseline."
+    if teacher["update"] == "none":
+        if name in TEACHER_REQUIRED:
+            yield f"teacher=none, but method={name} needs a teacher: choose teacher=independent, copy or follow."
+        if values["deploy"]["network"] == "teacher":
+            yield "deploy.network=teacher, but teacher=none: choose deploy.network=student."
+    else:
+        yield from _one_of_two("teacher", teacher, "decay", "decay_share")
+    if "rampup" in method:
+        yield from _one_of_two("method.rampup", method["rampup"], "epochs", "share")
+    if "ensemble" in method:
+        yield from _one_of_two("method.ensemble", method["ensemble"], "decay", "decay_share")
+    peer = values["deploy"]["peer"]
+    if isinstance(peer, int) and peer >= peers:
+        yield f"deploy.peer={peer}, but {peers} peers are numbered 0 to {peers - 1}."
+    if values["deploy"]["network"] == "ensemble" and peers < 2:
+        yield "deploy.network=ensemble needs at least 2 peers: raise method.peers."
+    if (data["mean"] is None) != (data["std"] is None):
+        yield "data.mean and data.std belong together: give both or neither."
+    yield from _device_contradictions(values, trainer)
+    if values["task"]["name"] == "evaluate" and values["checkpoint"] is None:
+        yield "task=evaluate needs checkpoint=PATH of a .ckpt file."
+    if values["task"]["name"] == "train" and values["checkpoint"] is not None:
+        yield "checkpoint= belongs to task=evaluate; to go on with a run use resume=PATH."
+
+
+def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:
+    if values["precision"]["name"] == "fp16" and trainer["accelerator"] == "cpu":
+        yield "precision=fp16 needs a GPU: choose precision=bf16 or fp32 on the CPU."
+    endless = trainer["max_epochs"] in (-1, None) and trainer["max_steps"] == -1 and not trainer.get("max_time")
+    if endless:
+        yield "The run has no end: set trainer.max_epochs, trainer.max_steps or trainer.max_time."
+    if trainer["max_epochs"] == 0:
+        yield "trainer.max_epochs is 0: nothing would be trained."
+
+
+def _one_of_two(where: str, node: Values, first: str, second: str) -> Iterator[str]:
+    given = [key for key in (first, second) if node.get(key) is not None]
+    if len(given) == 2:
+        yield f"{where}.{first} and {where}.{second} exclude each other, and both are given: set one to null."
+    if not given:
+        yield f"One of {where}.{first} and {where}.{second} must be given, and both are null."
+
+
+def unknown_key(key: str, known: Mapping[str, Any] | list[str]) -> str:
+    """Say that a key does not exist, with the nearest ones and its siblings."""
+    group = key.rsplit(".", 1)[0] + "." if "." in key else ""
+    siblings = sorted(name for name in known if name.startswith(group) and not name.endswith("*"))
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    listed = (
+        f" Keys of {group[:-1]}: {', '.join(name[len(group) :] for name in siblings)}." if group and siblings else ""
+    )
+    return f"Unknown key {key}.{hint}{listed}"
+
+
+def unknown_choice(group: str, name: str, options: list[str]) -> str:
+    """Say that a group has no such option."""
+    return f"Unknown choice {group}={name}.{_did_you_mean(name, options)} Choices: {', '.join(sorted(options))}."
+
+
+def _did_you_mean(name: str, options: Any) -> str:
+    near = difflib.get_close_matches(name, list(options), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
