@@ -1,0 +1,29 @@
+"""Networks of peers: the backbones of DKEL by name, and any torch classifier cut into a trunk and branches."""
+
+from dkel_lightning.networks.branching import branch_model, redraw_
+from dkel_lightning.networks.peers import (
+    VIEWS_PER_PASS,
+    Branch,
+    BranchedNetwork,
+    IndependentPeers,
+    PeerFeatures,
+    PeerNetwork,
+    SinglePeer,
+)
+from dkel_lightning.networks.registry import BACKBONES, Backbone, create, register_backbone
+
+__all__ = [
+    "BACKBONES",
+    "VIEWS_PER_PASS",
+    "Backbone",
+    "Branch",
+    "BranchedNetwork",
+    "IndependentPeers",
+    "PeerFeatures",
+    "PeerNetwork",
+    "SinglePeer",
+    "branch_model",
+    "create",
+    "redraw_",
+    "register_backbone",
+]

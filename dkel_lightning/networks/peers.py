@@ -1,0 +1,179 @@
+"""Networks of several peers: one trunk with branches, or separate networks side by side."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from dkel_lightning.errors import ConfigError
+
+PeerFeatures: TypeAlias = Tensor | tuple[Tensor, ...]
+"""Features of all peers: [P, B, D], or one [B, D_i] a peer where the widths D_i differ."""
+
+VIEWS_PER_PASS = ("all", "one")
+
+
+class Branch(nn.Module):
+    """The part of a network that each peer has for itself: a body, then a classifier.
+
+    `body` maps the trunk's output to features [B, D], `classifier` maps those to logits [B, C].
+    """
+
+    def __init__(self, body: nn.Module, classifier: nn.Module, feature_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.body = body
+        self.classifier = classifier
+        self.feature_dim = feature_dim
+        self.num_classes = num_classes
+
+    def forward(self, trunk_output: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [B, C] and features [B, D].
+
+        Raises:
+            ConfigError: If the body's output is not of the form [B, D].
+        """
+        features = self.body(trunk_output)
+        if features.dim() != 2:
+            raise ConfigError(
+                f"The features of a branch must have the form [batch, {self.feature_dim}], "
+                f"not {list(features.shape)}: let its body pool and flatten before the classifier."
+            )
+        return self.classifier(features), features
+
+
+class SinglePeer(nn.Module):
+    """A complete classifier: what a peer is when it stands alone, and what is deployed."""
+
+    def __init__(self, trunk: nn.Module, branch: Branch) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.branch = branch
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [B, C, H, W] to logits [B, num_classes]."""
+        logits: Tensor = self.branch(self.trunk(images))[0]
+        return logits
+
+
+class PeerNetwork(nn.Module, ABC):
+    """P classifiers that are trained together.
+
+    Attributes:
+        num_peers: P.
+        num_classes: The classes of every peer's logits.
+        feature_dims: The width of each peer's features, P entries.
+    """
+
+    def __init__(self, branches: Sequence[Branch]) -> None:
+        super().__init__()
+        if not branches:
+            raise ConfigError("A network needs at least one peer.")
+        classes = sorted({branch.num_classes for branch in branches})
+        if len(classes) > 1:
+            raise ConfigError(f"All peers must tell the same classes apart, but theirs number {classes}.")
+        self.num_peers = len(branches)
+        self.num_classes = classes[0]
+        self.feature_dims: tuple[int, ...] = tuple(branch.feature_dim for branch in branches)
+
+    @abstractmethod
+    def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
+        """Return the logits [P, B, num_classes] and the features of all peers.
+
+        Args:
+            views: [B, V, C, H, W] with V = P (peer i sees view i) or V = 1 (all peers see the same images), or
+                [B, C, H, W], which is the same as V = 1.
+
+        Raises:
+            ConfigError: If `views` has another form.
+        """
+
+    @abstractmethod
+    def peer(self, index: int) -> SinglePeer:
+        """Return peer `index` as a plain classifier that shares its parameters with this network.
+
+        Raises:
+            ConfigError: If there is no such peer.
+        """
+
+    def _check_peer(self, index: int) -> None:
+        if not 0 <= index < self.num_peers:
+            raise ConfigError(f"There is no peer {index}: this network's peers are 0 to {self.num_peers - 1}.")
+
+    def _with_view_axis(self, views: Tensor) -> Tensor:
+        """Bring `views` into the form [B, V, C, H, W], V = 1 or P."""
+        if views.dim() == 4:
+            return views.unsqueeze(1)
+        if views.dim() == 5 and views.shape[1] in (1, self.num_peers):
+            return views
+        counts = "1" if self.num_peers == 1 else f"1 or {self.num_peers}"
+        raise ConfigError(
+            f"A network of {self.num_peers} peers takes images [batch, channels, height, width] or views "
+            f"[batch, {counts}, channels, height, width], not {list(views.shape)}."
+        )
+
+    def _gather(self, outputs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, PeerFeatures]:
+        logits, features = zip(*outputs, strict=True)
+        same_width = len(set(self.feature_dims)) == 1
+        return torch.stack(logits), torch.stack(features) if same_width else features
+
+
+class BranchedNetwork(PeerNetwork):
+    """A trunk shared by all peers, and a branch for each (the networks of DKEL, PCL, ONE).
+
+    With a view for each peer the trunk runs once over all of them, a batch of P * B, which is nearly twice as fast as P
+    passes but lets BatchNorm in the trunk take its statistics over all views together; `views_per_pass="one"` gives P
+    passes, as the released code of DKEL does it.
+    """
+
+    def __init__(self, trunk: nn.Module, branches: Sequence[Branch], views_per_pass: str = "all") -> None:
+        super().__init__(branches)
+        if views_per_pass not in VIEWS_PER_PASS:
+            raise ConfigError(f"views_per_pass must be one of {', '.join(VIEWS_PER_PASS)}, not {views_per_pass!r}.")
+        self.trunk = trunk
+        self.branches = nn.ModuleList(branches)
+        self.views_per_pass = views_per_pass
+
+    def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
+        """Return logits [P, B, num_classes] and features; see `PeerNetwork.forward`."""
+        trunk_outputs = self._trunk_outputs(self._with_view_axis(views))
+        return self._gather(branch(output) for branch, output in zip(self.branches, trunk_outputs, strict=True))
+
+    def peer(self, index: int) -> SinglePeer:
+        """Return trunk and branch `index` as one classifier, without a copy; see `PeerNetwork.peer`."""
+        self._check_peer(index)
+        peer = SinglePeer(self.trunk, cast(Branch, self.branches[index]))
+        # Not `peer.train(...)`, which would also set the modes of the modules that both share.
+        peer.training = self.training
+        return peer
+
+    def _trunk_outputs(self, views: Tensor) -> Sequence[Tensor]:
+        if views.shape[1] == 1:
+            return [self.trunk(views[:, 0])] * self.num_peers
+        if self.views_per_pass == "one":
+            return [self.trunk(view) for view in views.unbind(1)]
+        pooled: Tensor = self.trunk(views.transpose(0, 1).flatten(0, 1))
+        return pooled.chunk(self.num_peers)
+
+
+class IndependentPeers(PeerNetwork):
+    """P complete networks that share nothing, possibly of different architectures (DML, KDCL)."""
+
+    def __init__(self, peers: Sequence[SinglePeer]) -> None:
+        super().__init__([peer.branch for peer in peers])
+        self.peers = nn.ModuleList(peers)
+
+    def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
+        """Return logits [P, B, num_classes] and features; see `PeerNetwork.forward`."""
+        views = self._with_view_axis(views)
+        images = views.expand(-1, self.num_peers, -1, -1, -1).unbind(1)
+        peers = cast("Iterable[SinglePeer]", self.peers)
+        return self._gather(peer.branch(peer.trunk(image)) for peer, image in zip(peers, images, strict=True))
+
+    def peer(self, index: int) -> SinglePeer:
+        """Return network `index` itself; see `PeerNetwork.peer`."""
+        self._check_peer(index)
+        return cast(SinglePeer, self.peers[index])

@@ -1,0 +1,148 @@
+"""Backbones by name, and networks of peers made from them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.networks import densenet, resnet, vgg
+from dkel_lightning.networks.peers import Branch, BranchedNetwork, IndependentPeers, PeerNetwork, SinglePeer
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A classifier that comes in two parts, so that peers can share the first.
+
+    Attributes:
+        name: What configurations call it.
+        make_trunk: Input channels -> everything but the last stage.
+        make_branch: Number of classes -> last stage, pooling and classifier, freshly drawn at each call.
+        min_size: Height and width of the smallest image that it can be trained on, in batches of at least two.
+        summary: One line for people.
+    """
+
+    name: str
+    make_trunk: Callable[[int], nn.Module]
+    make_branch: Callable[[int], Branch]
+    min_size: int
+    summary: str
+
+
+BACKBONES: dict[str, Backbone] = {}
+
+
+def register_backbone(backbone: Backbone) -> Backbone:
+    """Make `backbone` known under its name, to `create` and to checkpoints that name it.
+
+    Raises:
+        ConfigError: If the name is taken.
+    """
+    if backbone.name in BACKBONES:
+        raise ConfigError(f"A backbone named {backbone.name!r} exists already: give yours another name.")
+    BACKBONES[backbone.name] = backbone
+    return backbone
+
+
+def create(
+    backbone: str | None,
+    num_classes: int,
+    peers: int | Sequence[str],
+    *,
+    in_channels: int = 3,
+    image_size: tuple[int, int] | None = None,
+    equal_classifiers: bool = False,
+    views_per_pass: str = "all",
+) -> PeerNetwork:
+    """Make a network of peers, its weights drawn from torch's global generator.
+
+    Call it under `seeding.seeded` for weights that depend on nothing else. Every branch is drawn on its own.
+
+    Args:
+        backbone: The name of a registered backbone; not used when `peers` names its own.
+        num_classes: Classes to tell apart, at least 2.
+        peers: How many branches share a trunk, or the backbone of each peer, which then share nothing.
+        in_channels: Channels of an image.
+        image_size: Height and width; checked against what the backbones can take when given.
+        equal_classifiers: Start all branches with the classifier of the first, as the ResNets and the DenseNet of
+            DKEL's released code do (its VGG does not).
+        views_per_pass: `all` or `one`, see `BranchedNetwork`.
+
+    Raises:
+        ConfigError: If a name is unknown, a number out of range, or the images are too small.
+    """
+    if num_classes < 2:
+        raise ConfigError(f"num_classes must be at least 2, not {num_classes}.")
+    if in_channels < 1:
+        raise ConfigError(f"in_channels must be at least 1, not {in_channels}.")
+    if not isinstance(peers, int):
+        return _independent(peers, num_classes, in_channels, image_size, equal_classifiers)
+    if peers < 1:
+        raise ConfigError(f"peers must be at least 1, not {peers}.")
+    chosen = _find(backbone, image_size)
+    trunk = chosen.make_trunk(in_channels)
+    branches = [chosen.make_branch(num_classes) for _ in range(peers)]
+    if equal_classifiers:
+        for branch in branches[1:]:
+            branch.classifier.load_state_dict(branches[0].classifier.state_dict())
+    return BranchedNetwork(trunk, branches, views_per_pass)
+
+
+def _independent(
+    names: Sequence[str],
+    num_classes: int,
+    in_channels: int,
+    image_size: tuple[int, int] | None,
+    equal_classifiers: bool,
+) -> IndependentPeers:
+    if isinstance(names, str) or not names:
+        raise ConfigError(f"peers must be a number or a list of backbones, not {names!r}.")
+    if equal_classifiers:
+        raise ConfigError("equal_classifiers needs branches of one trunk: give peers as a number, or set it to false.")
+    chosen = [_find(name, image_size) for name in names]
+    return IndependentPeers([SinglePeer(one.make_trunk(in_channels), one.make_branch(num_classes)) for one in chosen])
+
+
+def _find(name: str | None, image_size: tuple[int, int] | None) -> Backbone:
+    if name not in BACKBONES:
+        close = difflib.get_close_matches(str(name), BACKBONES, n=2)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise ConfigError(f"There is no backbone {name!r}.{hint} The choices are {', '.join(sorted(BACKBONES))}.")
+    backbone = BACKBONES[name]
+    if image_size is not None and min(image_size) < backbone.min_size:
+        height, width = image_size
+        raise ConfigError(
+            f"Images of {height}x{width} are too small for {name}, which needs at least "
+            f"{backbone.min_size}x{backbone.min_size}: resize them or take another backbone."
+        )
+    return backbone
+
+
+def _register_resnet(name: str, spec: resnet.ResNetSpec, summary: str) -> None:
+    # Padding keeps a 1x1 image 1x1 through every stride.
+    trunk, branch = partial(resnet.make_trunk, spec), partial(resnet.make_branch, spec)
+    register_backbone(Backbone(name, trunk, branch, min_size=1, summary=summary))
+
+
+_register_resnet("resnet8", resnet.RESNET8, "CIFAR ResNet, one basic block a stage: the quickstart's")
+_register_resnet("resnet32", resnet.RESNET32, "CIFAR ResNet, basic blocks 5/5/5, widths 16-32-64")
+_register_resnet("resnet110", resnet.RESNET110, "CIFAR ResNet, bottleneck blocks 12/12/12")
+_register_resnet("wide_resnet20_8", resnet.WIDE_RESNET20_8, "CIFAR ResNet, bottleneck blocks 2/2/2, inner width x8")
+_register_resnet("resnet18", resnet.RESNET18, "ImageNet ResNet-18: 7x7 stem with stride 2, max-pool")
+_register_resnet("resnet34", resnet.RESNET34, "ImageNet ResNet-34: 7x7 stem with stride 2, max-pool")
+register_backbone(
+    Backbone("vgg16", vgg.make_trunk, vgg.make_branch, min_size=32, summary="VGG-16 with BatchNorm, head 512-512-C")
+)
+register_backbone(
+    Backbone(
+        "densenet40_12",
+        densenet.make_trunk,
+        densenet.make_branch,
+        min_size=4,
+        summary="DenseNet-BC, dense blocks of 6 layers, growth 12",
+    )
+)

@@ -1,0 +1,122 @@
+"""Residual networks: the CIFAR form (He et al. 2016, section 4.2) and the ImageNet form.
+
+Sizes, shortcuts and initialisation are those of DKEL's released code. A 1x1 convolution with BatchNorm stands in a
+shortcut wherever the shape changes, also right after the stem. The last stage branches.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from dkel_lightning.networks.peers import Branch
+
+
+@dataclass(frozen=True)
+class ResNetSpec:
+    """Sizes of a residual network; every tuple has an entry for each stage.
+
+    Attributes:
+        blocks: Residual blocks in a stage.
+        inner: Channels inside a block.
+        outer: Channels between blocks.
+        bottleneck: Whether a block is 1x1, 3x3, 1x1 instead of 3x3, 3x3.
+        stem: Channels of the stem.
+        imagenet_stem: Whether the stem is 7x7 with stride 2 and a max-pool, instead of 3x3.
+    """
+
+    blocks: tuple[int, ...]
+    inner: tuple[int, ...]
+    outer: tuple[int, ...]
+    bottleneck: bool = False
+    stem: int = 16
+    imagenet_stem: bool = False
+
+
+RESNET8 = ResNetSpec((1, 1, 1), (16, 32, 64), (16, 32, 64))
+RESNET32 = ResNetSpec((5, 5, 5), (16, 32, 64), (16, 32, 64))
+RESNET110 = ResNetSpec((12, 12, 12), (16, 32, 64), (64, 128, 256), bottleneck=True)
+WIDE_RESNET20_8 = ResNetSpec((2, 2, 2), (128, 256, 512), (64, 128, 256), bottleneck=True)
+RESNET18 = ResNetSpec((2, 2, 2, 2), (64, 128, 256, 512), (64, 128, 256, 512), stem=64, imagenet_stem=True)
+RESNET34 = ResNetSpec((3, 4, 6, 3), (64, 128, 256, 512), (64, 128, 256, 512), stem=64, imagenet_stem=True)
+
+
+class ResidualBlock(nn.Module):
+    """A residual function beside a shortcut, with ReLU after their sum: [B, C, H, W] to [B, C', H', W']."""
+
+    def __init__(self, residual: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.residual = residual
+        self.shortcut = shortcut
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return relu(residual(images) + shortcut(images))."""
+        total: Tensor = self.relu(self.residual(images) + self.shortcut(images))
+        return total
+
+
+def make_trunk(spec: ResNetSpec, in_channels: int) -> nn.Sequential:
+    """Make the stem and every stage but the last, as children `stem`, `stage1`, ..."""
+    children: OrderedDict[str, nn.Module] = OrderedDict(stem=_stem(spec, in_channels))
+    for index in range(len(spec.blocks) - 1):
+        children[f"stage{index + 1}"] = _stage(spec, index)
+    return _initialised(nn.Sequential(children))
+
+
+def make_branch(spec: ResNetSpec, num_classes: int) -> Branch:
+    """Make the last stage, global average pooling and a linear classifier."""
+    last = len(spec.blocks) - 1
+    children: OrderedDict[str, nn.Module] = OrderedDict()
+    children[f"stage{last + 1}"] = _stage(spec, last)
+    children["pool"] = nn.AdaptiveAvgPool2d(1)
+    children["flatten"] = nn.Flatten()
+    width = spec.outer[last]
+    return Branch(_initialised(nn.Sequential(children)), nn.Linear(width, num_classes), width, num_classes)
+
+
+def _stem(spec: ResNetSpec, in_channels: int) -> nn.Sequential:
+    if not spec.imagenet_stem:
+        return nn.Sequential(*_conv_norm(in_channels, spec.stem, kernel=3), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        *_conv_norm(in_channels, spec.stem, kernel=7, stride=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)
+    )
+
+
+def _stage(spec: ResNetSpec, index: int) -> nn.Sequential:
+    channels = spec.stem if index == 0 else spec.outer[index - 1]
+    blocks = []
+    for block in range(spec.blocks[index]):
+        stride = 2 if index > 0 and block == 0 else 1
+        blocks.append(_block(channels, spec.inner[index], spec.outer[index], stride, spec.bottleneck))
+        channels = spec.outer[index]
+    return nn.Sequential(*blocks)
+
+
+def _block(channels: int, inner: int, outer: int, stride: int, bottleneck: bool) -> ResidualBlock:
+    # (channels, kernel, stride) of each convolution; a bottleneck strides in its 3x3 convolution.
+    layers = [(inner, 1, 1), (inner, 3, stride), (outer, 1, 1)] if bottleneck else [(inner, 3, stride), (outer, 3, 1)]
+    residual: list[nn.Module] = []
+    width = channels
+    for out_channels, kernel, step in layers:
+        residual += [*_conv_norm(width, out_channels, kernel, step), nn.ReLU(inplace=True)]
+        width = out_channels
+    residual.pop()  # the last ReLU follows the sum
+    same_shape = stride == 1 and channels == outer
+    shortcut = nn.Identity() if same_shape else nn.Sequential(*_conv_norm(channels, outer, 1, stride))
+    return ResidualBlock(nn.Sequential(*residual), shortcut)
+
+
+def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    return conv, nn.BatchNorm2d(out_channels)
+
+
+def _initialised(module: nn.Sequential) -> nn.Sequential:
+    """Draw the convolutions; BatchNorm and linear layers keep torch's own start."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+    return module

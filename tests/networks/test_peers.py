@@ -1,0 +1,171 @@
+"""Networks of peers: which view reaches which branch, BatchNorm, forms of input and output, sharing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.networks import Branch, BranchedNetwork, IndependentPeers, PeerNetwork, SinglePeer, create
+from dkel_lightning.seeding import seeded
+
+
+def network_of(peers: int | list[str], views_per_pass: str = "all") -> PeerNetwork:
+    with seeded(0):
+        return create("resnet8", 4, peers, in_channels=1, views_per_pass=views_per_pass)
+
+
+def views_of(peers: int, batch: int = 5) -> Tensor:
+    return torch.randn(batch, peers, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def pooled_branch(width: int, classes: int = 4) -> Branch:
+    body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Branch(body, nn.Linear(width, classes), width, classes)
+
+
+@pytest.mark.parametrize("peers", [2, ["resnet8", "resnet8"]])
+@pytest.mark.parametrize("views_per_pass", ["all", "one"])
+def test_peer_i_sees_view_i(peers: int | list[str], views_per_pass: str) -> None:
+    network = network_of(peers, views_per_pass).eval()
+    views = views_of(2)
+    logits, _ = network(views)
+    assert logits.shape == (2, 5, 4)
+    for index in (0, 1):
+        torch.testing.assert_close(logits[index], network.peer(index)(views[:, index]), rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(logits[index], network.peer(index)(views[:, 1 - index]), atol=1e-3)
+
+
+@pytest.mark.parametrize("peers", [3, ["resnet8"] * 3])
+def test_all_peers_share_one_view_with_or_without_a_view_axis(peers: int | list[str]) -> None:
+    network = network_of(peers).eval()
+    images = views_of(1)
+    logits, features = network(images)
+    flat_logits, flat_features = network(images[:, 0])
+    assert torch.equal(logits, flat_logits)
+    assert torch.equal(features, flat_features)
+    expected = torch.stack([network.peer(index)(images[:, 0]) for index in range(3)])
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_pass_equals_a_pass_for_each_view_in_eval_mode() -> None:
+    together, apart = network_of(3).eval(), network_of(3, "one").eval()
+    views = views_of(3)
+    for one, other in zip(together(views), apart(views), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def batchnorm_network(views_per_pass: str) -> BranchedNetwork:
+    trunk = nn.Sequential(nn.BatchNorm2d(1, affine=False, momentum=1.0))
+    return BranchedNetwork(trunk, [pooled_branch(1), pooled_branch(1)], views_per_pass)
+
+
+def test_one_pass_pools_batchnorm_statistics_over_the_views_and_p_passes_do_not() -> None:
+    # View 0 is all 1, view 1 all 3: pooled mean 2 and deviation 1 give -1 and 1, a mean for each view gives 0 and 0.
+    views = torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1, 1).expand(4, 2, 1, 6, 6)
+    pooled, single = batchnorm_network("all"), batchnorm_network("one")
+    torch.testing.assert_close(pooled(views)[1].flatten(1).mean(1), torch.tensor([-1.0, 1.0]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(single(views)[1].flatten(1).mean(1), torch.zeros(2), rtol=0, atol=1e-4)
+    assert float(pooled.get_buffer("trunk.0.running_mean")) == pytest.approx(2.0)
+    assert float(single.get_buffer("trunk.0.running_mean")) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("views_per_pass", "views", "passes"), [("all", 3, 1), ("one", 3, 3), ("one", 1, 1)])
+def test_number_of_trunk_passes(views_per_pass: str, views: int, passes: int) -> None:
+    network = network_of(3, views_per_pass)
+    assert isinstance(network, BranchedNetwork)
+    batches: list[int] = []
+    network.trunk.register_forward_pre_hook(lambda _module, inputs: batches.append(len(inputs[0])))
+    network(views_of(views))
+    assert batches == [5 * views // passes] * passes
+
+
+def test_features_of_equal_width_are_one_tensor_and_of_different_widths_a_tuple() -> None:
+    same = network_of(2)(views_of(2))[1]
+    assert same.shape == (2, 5, 64)
+    mixed = network_of(["resnet8", "densenet40_12"])
+    logits, features = mixed(views_of(2))
+    assert logits.shape == (2, 5, 4)
+    assert [tuple(one.shape) for one in features] == [(5, 64), (5, 132)]
+    assert mixed.feature_dims == (64, 132)
+
+
+@pytest.mark.parametrize("peers", [3, ["resnet8"] * 3])
+@pytest.mark.parametrize("shape", [(5, 2, 1, 8, 8), (5, 4, 1, 8, 8), (5, 8, 8), (5, 1, 3, 1, 8, 8)])
+def test_views_of_another_form_are_refused_with_both_forms_named(
+    peers: int | list[str], shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        network_of(peers)(torch.zeros(shape))
+    assert str(caught.value) == (
+        "A network of 3 peers takes images [batch, channels, height, width] or views "
+        f"[batch, 1 or 3, channels, height, width], not {list(shape)}."
+    )
+
+
+@pytest.mark.parametrize("peers", [2, ["resnet8", "resnet8"]])
+def test_a_peer_shares_its_parameters_and_stands_alone(peers: int | list[str]) -> None:
+    network = network_of(peers)
+    peer = network.peer(1)
+    assert isinstance(peer, SinglePeer)
+    assert {key.partition(".")[0] for key in peer.state_dict()} == {"trunk", "branch"}
+    with torch.no_grad():
+        next(peer.branch.classifier.parameters()).fill_(7.0)
+    assert sum(bool((parameter == 7).all()) for parameter in network.parameters()) == 1
+    other = network_of(peers).peer(0)
+    other.load_state_dict(peer.state_dict())
+    images = views_of(1)[:, 0]
+    assert torch.equal(other.eval()(images), peer.eval()(images))
+
+
+def test_taking_a_peer_keeps_the_modes_of_a_partly_frozen_network() -> None:
+    network = network_of(2).train()
+    assert isinstance(network, BranchedNetwork)
+    network.trunk.eval()
+    assert network.peer(0).training
+    assert not network.trunk.training
+
+
+@pytest.mark.parametrize("peers", [2, ["resnet8", "resnet8"]])
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_peer_that_does_not_exist_is_refused(peers: int | list[str], index: int) -> None:
+    with pytest.raises(ConfigError, match=f"There is no peer {index}: this network's peers are 0 to 1"):
+        network_of(peers).peer(index)
+
+
+def test_gradients_reach_each_branch_and_the_shared_trunk() -> None:
+    network = network_of(2)
+    logits, _ = network(views_of(2))
+    logits[0].square().sum().backward()
+    # The stacked logits give peer 1 a gradient of zeros.
+    touched = {
+        key.rsplit(".", 1)[0]
+        for key, tensor in network.named_parameters()
+        if tensor.grad is not None and bool((tensor.grad != 0).any())
+    }
+    assert "trunk.stem.0" in touched
+    assert "branches.0.classifier" in touched
+    assert not any(key.startswith("branches.1") for key in touched)
+
+
+@pytest.mark.parametrize("peers", [2, ["resnet8", "resnet8"]])
+@pytest.mark.parametrize("views", [1, 2])
+def test_forward_compiles_as_one_graph(peers: int | list[str], views: int) -> None:
+    network = network_of(peers).eval()
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    images = views_of(views)
+    assert torch.equal(compiled(images)[0], network(images)[0])
+
+
+def test_branches_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at least one peer"):
+        BranchedNetwork(nn.Identity(), [])
+    with pytest.raises(ConfigError, match=r"same classes apart, but theirs number \[4, 5\]"):
+        IndependentPeers([SinglePeer(nn.Identity(), pooled_branch(1, classes)) for classes in (4, 5)])
+
+
+def test_a_body_that_does_not_flatten_is_named() -> None:
+    branch = Branch(nn.Identity(), nn.Linear(8, 4), 8, 4)
+    with pytest.raises(ConfigError, match=r"must have the form \[batch, 8\], not \[5, 1, 8, 8\]: let its body pool"):
+        branch(torch.zeros(5, 1, 8, 8))

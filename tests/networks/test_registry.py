@@ -1,0 +1,235 @@
+"""Backbones by name: sizes against the golden counts, errors, and how the weights are drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.networks import (
+    BACKBONES,
+    Backbone,
+    Branch,
+    BranchedNetwork,
+    IndependentPeers,
+    create,
+    register_backbone,
+)
+from dkel_lightning.seeding import seeded
+
+GOLDEN: dict[str, dict[str, int]] = json.loads(
+    (Path(__file__).parents[1] / "golden" / "dkel.json").read_text(encoding="utf-8")
+)["peer_parameters"]
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_parameter_counts_are_those_of_the_released_networks(name: str) -> None:
+    expected = GOLDEN[name]
+    with torch.device("meta"):
+        network = create(name, expected["classes"], 3)
+        ensemble = nn.Linear(3 * network.feature_dims[0], expected["classes"])
+    assert network.feature_dims == (expected["features"],) * 3
+    assert count(network) + count(ensemble) == expected["training_network"]
+    assert count(network.peer(0)) == expected["one_peer"]
+
+
+def test_resnet8_has_one_basic_block_a_stage() -> None:
+    # By hand, for 10 classes and one channel: convolutions and BatchNorms of stem, stages, shortcuts; classifier.
+    stem = 9 * 16 + 32
+    stage1 = 2 * (9 * 16 * 16 + 32)
+    stage2 = 9 * 16 * 32 + 9 * 32 * 32 + 16 * 32 + 3 * 64
+    stage3 = 9 * 32 * 64 + 9 * 64 * 64 + 32 * 64 + 3 * 128
+    assert count(create("resnet8", 10, 1, in_channels=1).peer(0)) == stem + stage1 + stage2 + stage3 + 64 * 10 + 10
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone_trains_at_its_smallest_size_and_not_below(name: str) -> None:
+    size = BACKBONES[name].min_size
+    network = create(name, 3, 1)
+    logits, features = network(torch.randn(2, 3, size, size))
+    assert isinstance(features, torch.Tensor)
+    assert logits.shape == (1, 2, 3)
+    assert features.shape == (1, 2, network.feature_dims[0])
+    logits.square().sum().backward()
+    without = [key for key, parameter in network.named_parameters() if parameter.grad is None]
+    assert without == []
+    if size > 1:
+        with pytest.raises(RuntimeError, match="too small"):
+            network(torch.randn(2, 3, size - 1, size - 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "trunk", "body"),
+    [
+        ("resnet32", ["stem", "stage1", "stage2"], ["stage3", "pool", "flatten"]),
+        ("resnet18", ["stem", "stage1", "stage2", "stage3"], ["stage4", "pool", "flatten"]),
+        ("vgg16", ["stage1", "stage2", "stage3", "stage4"], ["stage5", "pool", "flatten"]),
+        (
+            "densenet40_12",
+            ["stem", "stage1", "transition1", "stage2", "transition2"],
+            ["stage3", "norm", "relu", "pool", "flatten"],
+        ),
+    ],
+)
+def test_stages_keep_the_names_that_methods_attach_to(name: str, trunk: list[str], body: list[str]) -> None:
+    with torch.device("meta"):
+        network = create(name, 10, 1)
+    assert isinstance(network, BranchedNetwork)
+    assert [child for child, _ in network.trunk.named_children()] == trunk
+    branch = network.branches[0]
+    assert isinstance(branch, Branch)
+    assert [child for child, _ in branch.body.named_children()] == body
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 64), ("vgg16", 64), ("resnet32", 32)])
+def test_trunk_output_has_the_expected_resolution(name: str, size: int) -> None:
+    with torch.device("meta"):
+        network = create(name, 10, 1)
+        assert isinstance(network, BranchedNetwork)
+        shape = network.trunk(torch.empty(2, 3, size, size)).shape
+    assert tuple(shape) == {"resnet18": (2, 256, 4, 4), "vgg16": (2, 512, 4, 4), "resnet32": (2, 32, 16, 16)}[name]
+
+
+def convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+
+def fan(conv: nn.Conv2d, mode: str) -> int:
+    channels = conv.out_channels if mode == "fan_out" else conv.in_channels
+    return channels * conv.kernel_size[0] * conv.kernel_size[1]
+
+
+@pytest.mark.parametrize(("name", "mode"), [("resnet32", "fan_out"), ("vgg16", "fan_out"), ("densenet40_12", "fan_in")])
+def test_convolutions_start_with_kaiming_deviation(name: str, mode: str) -> None:
+    with seeded(0, name):
+        network = create(name, 10, 1)
+    tested = 0
+    for conv in convolutions(network):
+        elements = conv.weight.numel()
+        if elements >= 4000:  # the deviation of fewer draws is too uncertain: its relative error is 1/sqrt(2n)
+            expected = (2 / fan(conv, mode)) ** 0.5
+            assert float(conv.weight.detach().std()) == pytest.approx(expected, rel=5 / (2 * elements) ** 0.5)
+            tested += 1
+        if conv.bias is not None:
+            assert bool((conv.bias == 0).all())
+    assert tested >= 10
+
+
+def test_linear_layers_and_batchnorm_start_as_the_released_networks_do() -> None:
+    with seeded(1):
+        vgg, dense, res = (create(name, 100, 1) for name in ("vgg16", "densenet40_12", "resnet32"))
+    linears = {
+        name: [module for module in network.modules() if isinstance(module, nn.Linear)]
+        for name, network in (("vgg", vgg), ("dense", dense), ("res", res))
+    }
+    assert [linear.out_features for linear in linears["vgg"]] == [512, 512, 100]
+    for linear in linears["vgg"]:
+        assert float(linear.weight.detach().std()) == pytest.approx(0.01, rel=0.02)
+        assert bool((linear.bias == 0).all())
+    assert bool((linears["dense"][0].bias == 0).all())
+    # torch's default: uniform within 1 / sqrt(width).
+    for linear, width in ((linears["dense"][0], 132), (linears["res"][0], 64)):
+        assert 0.97 * width**-0.5 < float(linear.weight.detach().abs().max()) <= width**-0.5
+    assert float(linears["res"][0].bias.detach().abs().max()) > 0
+    for module in dense.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert bool((module.weight == 1).all())
+            assert bool((module.bias == 0).all())
+
+
+def test_every_branch_is_drawn_on_its_own_classifier_included() -> None:
+    network = create("resnet8", 5, 3)
+    assert isinstance(network, BranchedNetwork)
+    drawn = [key for key, tensor in network.branches[0].named_parameters() if tensor.dim() > 1]
+    assert "classifier.weight" in drawn
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        one, other = (dict(network.branches[index].named_parameters()) for index in (first, second))
+        assert [key for key in drawn if torch.equal(one[key], other[key])] == []
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vgg16"])
+def test_equal_classifiers_copies_the_first_classifier_only(name: str) -> None:
+    network = create(name, 5, 3, equal_classifiers=True)
+    assert isinstance(network, BranchedNetwork)
+    first, *others = network.branches
+    assert isinstance(first, Branch)
+    for other in others:
+        assert isinstance(other, Branch)
+        copied = other.classifier.state_dict()
+        for key, tensor in first.classifier.state_dict().items():
+            assert torch.equal(copied[key], tensor)
+            assert copied[key].data_ptr() != tensor.data_ptr()
+        body = other.body.state_dict()
+        assert not torch.equal(next(iter(first.body.state_dict().values())), next(iter(body.values())))
+
+
+def test_weights_are_a_function_of_the_global_generator() -> None:
+    networks = []
+    for seed in (0, 0, 1):
+        with seeded(seed):
+            networks.append(create("resnet8", 5, 2).state_dict())
+    assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])
+    assert not torch.equal(networks[0]["trunk.stem.0.weight"], networks[2]["trunk.stem.0.weight"])
+
+
+def test_a_list_of_backbones_gives_independent_peers() -> None:
+    network = create(None, 5, ["resnet8", "densenet40_12", "resnet8"])
+    assert isinstance(network, IndependentPeers)
+    assert network.feature_dims == (64, 132, 64)
+    shared = set(network.peer(0).parameters()) & set(network.peer(2).parameters())
+    assert shared == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "resnet23"}, r"There is no backbone 'resnet23'\. Did you mean resnet\d+ or resnet\d+\? The choi"),
+        ({"backbone": "zzz"}, r"^There is no backbone 'zzz'\. The choices are densenet40_12, resnet110, resnet18, res"),
+        ({"backbone": None}, r"There is no backbone None"),
+        ({"num_classes": 1}, r"num_classes must be at least 2, not 1"),
+        ({"peers": 0}, r"peers must be at least 1, not 0"),
+        ({"peers": "resnet8"}, r"peers must be a number or a list of backbones, not 'resnet8'"),
+        ({"peers": []}, r"peers must be a number or a list of backbones"),
+        ({"peers": ["resnet8", "vgg61"]}, r"There is no backbone 'vgg61'\. Did you mean vgg16\?"),
+        ({"peers": ["resnet8"], "equal_classifiers": True}, r"equal_classifiers needs branches of one trunk"),
+        ({"in_channels": 0}, r"in_channels must be at least 1, not 0"),
+        ({"views_per_pass": "two"}, r"views_per_pass must be one of all, one, not 'two'"),
+        (
+            {"backbone": "vgg16", "image_size": (64, 28)},
+            r"Images of 64x28 are too small for vgg16, which needs at least 32x32: resize them or take another",
+        ),
+        (
+            {"peers": ["resnet8", "densenet40_12"], "image_size": (3, 3)},
+            r"Images of 3x3 are too small for densenet40_12, which needs at least 4x4",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_cure(arguments: dict[str, Any], message: str) -> None:
+    settings: dict[str, Any] = {"backbone": "resnet8", "num_classes": 10, "peers": 2, **arguments}
+    with pytest.raises(ConfigError, match=message):
+        create(**settings)
+
+
+def test_a_users_backbone_is_created_by_name_and_cannot_take_a_name_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKBONES, "tiny", None)
+    monkeypatch.delitem(BACKBONES, "tiny")  # so that the name is gone again after the test
+
+    def branch(num_classes: int) -> Branch:
+        body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return Branch(body, nn.Linear(7, num_classes), 7, num_classes)
+
+    tiny = Backbone("tiny", lambda channels: nn.Conv2d(channels, 7, 3), branch, min_size=3, summary="one convolution")
+    assert register_backbone(tiny) is tiny
+    network = create("tiny", 4, 2, in_channels=1, image_size=(3, 3))
+    assert network(torch.randn(5, 1, 3, 3))[0].shape == (2, 5, 4)
+    with pytest.raises(ConfigError, match="A backbone named 'tiny' exists already"):
+        register_backbone(tiny)
