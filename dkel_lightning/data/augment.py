@@ -1,0 +1,97 @@
+"""Augmentation of whole uint8 batches, on whatever device they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Normalize:
+    """Scale uint8 images to [0, 1], subtract the channel means and divide by the channel deviations.
+
+    Args:
+        mean: One mean a channel, of images scaled to [0, 1].
+        std: One standard deviation a channel, likewise.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        # Kept per device: building the constants anew would copy from the host in every batch.
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return float32 images of the shape `[..., C, H, W]` of the uint8 ones given."""
+        mean, std = self._constants_on(images.device)
+        # Division, not a multiply-add: bit-equal to torchvision's ToTensor and Normalize.
+        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def _constants_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._constants:
+            shape = (-1, 1, 1)
+            self._constants[device] = (
+                torch.tensor(self.mean, dtype=torch.float32, device=device).view(shape),
+                torch.tensor(self.std, dtype=torch.float32, device=device).view(shape),
+            )
+        return self._constants[device]
+
+
+class Crops(NamedTuple):
+    """What was drawn for each view of each sample: integers `[V, B]`.
+
+    `tops` and `lefts` count pixels from the corner of the padded image; `flips` are 0 or 1.
+    """
+
+    tops: Tensor
+    lefts: Tensor
+    flips: Tensor
+
+
+class CropFlip:
+    """Cut every view of every sample at its own random place, flip it or not, and normalise it.
+
+    The distribution is that of torchvision's `RandomCrop(size, padding)` followed by `RandomHorizontalFlip(0.5)`: zeros
+    are padded before normalisation, and all `(2 * padding + 1) ** 2` places are equally likely.
+
+    Args:
+        padding: Pixels of zeros on each side; 0 leaves the images where they are.
+        flip: Whether half of the views are mirrored left to right.
+        mean: As in `Normalize`.
+        std: As in `Normalize`.
+    """
+
+    def __init__(self, padding: int, flip: bool, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.padding = padding
+        self.flip = flip
+        self.normalize = Normalize(mean, std)
+
+    def __call__(self, images: Tensor, generator: torch.Generator, views: int) -> Tensor:
+        """Return float32 views `[B, V, C, H, W]` of the uint8 images `[B, C, H, W]`.
+
+        The generator must lie on the device of the images. The memory is ordered `[V, B, C, H, W]`, so that
+        `result.transpose(0, 1).flatten(0, 1)` copies nothing.
+        """
+        return self.apply(images, self.draw(generator, len(images), views))
+
+    def draw(self, generator: torch.Generator, samples: int, views: int) -> Crops:
+        """Draw where `views` views of each of `samples` samples are cut."""
+        shape, device = (views, samples), generator.device
+        offsets = torch.randint(2 * self.padding + 1, (2, *shape), generator=generator, device=device)
+        flips = torch.randint(2 if self.flip else 1, shape, generator=generator, device=device)
+        return Crops(offsets[0], offsets[1], flips)
+
+    def apply(self, images: Tensor, crops: Crops) -> Tensor:
+        """Cut, flip and normalise the views that were drawn; shapes as in `__call__`."""
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (self.padding,) * 4)
+        # A mirrored crop is a crop of the mirrored image from the other side, so that one gather does both.
+        both = torch.stack([padded, padded.flip(-1)]) if self.flip else padded[None]
+        lefts = torch.where(crops.flips == 1, 2 * self.padding - crops.lefts, crops.lefts)
+        windows = both.unfold(3, height, 1).unfold(4, width, 1)  # [2, B, C, tops, lefts, H, W], a view
+        samples = torch.arange(len(images), device=images.device)
+        views = windows[crops.flips, samples, :, crops.tops, lefts]
+        return self.normalize(views).transpose(0, 1)

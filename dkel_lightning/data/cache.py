@@ -1,0 +1,169 @@
+"""Decoded images on disk: written once, whole or not at all, then memory-mapped by every process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from dkel_lightning.data.imageset import Images, ImageSet
+from dkel_lightning.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+FOLDER = "dkel_cache"
+_ABOUT = "about.json"
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A split that is not decoded yet: the name of each image and its class number."""
+
+    names: Sequence[str]
+    labels: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that is needed to write a cache.
+
+    `decode` turns a name of a listing into uint8 `[C, H, W]` and is called from several threads. `notes` are kept in
+    the cache's `about.json` for the reader's information.
+    """
+
+    splits: Mapping[str, Listing]
+    class_names: Sequence[str]
+    shape: tuple[int, int, int]
+    decode: Callable[[str], NDArray[np.uint8]]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ImageCache:
+    """A folder of `.npy` files whose name contains a hash of what they were made from.
+
+    A source that changes gets a new folder, and the old ones from the same place go once it is written. A folder is
+    written under another name and renamed when complete, so that one that exists is whole.
+
+    Args:
+        folder: Where caches lie.
+        kind: First part of the folder's name: the data set and how it was decoded.
+        source: What identifies the files it was made from; not their place, so that a set may be moved with its cache.
+        origin: Where they lie.
+    """
+
+    def __init__(self, folder: Path, kind: str, source: Mapping[str, str | int], origin: Path) -> None:
+        self.folder = folder
+        self.kind = kind
+        self.origin = str(origin.resolve())
+        self.source = {"format": FORMAT, **source}
+        key = hashlib.sha256(json.dumps(self.source, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = folder / f"{kind}-{key}"
+
+    def load(self) -> ImageSet | None:
+        """Return the memory-mapped images, or None if there is no cache of this source or it is damaged."""
+        try:
+            about = _about(self.path)
+            if about["source"] != self.source:
+                return None
+            if any((self.path / name).stat().st_size != size for name, size in about["files"].items()):
+                logger.warning("the image cache %s is damaged", self.path)
+                return None
+            splits = {name: self._split(name) for name in about["splits"]}
+            return ImageSet(class_names=tuple(about["class_names"]), **splits)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _split(self, name: str) -> Images:
+        images = np.load(self.path / f"{name}_images.npy", mmap_mode="r", allow_pickle=False)
+        return Images(images, np.load(self.path / f"{name}_labels.npy", allow_pickle=False))
+
+    def write(self, recipe: Recipe) -> None:
+        """Decode all images and write the cache. The caller holds the lock of the folder.
+
+        Raises:
+            DataError: An image cannot be decoded, or the cache cannot be written; nothing half-written remains.
+        """
+        temporary = self.folder / f".{self.kind}.{os.getpid()}.tmp"
+        self._remove_leftovers()
+        try:
+            temporary.mkdir(parents=True)
+            self._write_files(temporary, recipe)
+            shutil.rmtree(self.path, ignore_errors=True)
+            temporary.rename(self.path)
+        except OSError as error:
+            images = sum(len(split.names) for split in recipe.splits.values())
+            needed = images * int(np.prod(recipe.shape)) / 2**20
+            raise DataError(
+                f"the image cache {self.path} cannot be written ({error}): it needs {needed:.0f} MiB of free disk; "
+                "make room, or set cache_dir to a folder with room"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in self.folder.glob(f"{self.kind}-{'[0-9a-f]' * 16}"):
+            if old != self.path and self._is_outdated(old):
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _is_outdated(self, path: Path) -> bool:
+        try:
+            return bool(_about(path)["origin"] == self.origin)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _remove_leftovers(self) -> None:
+        # Of a run that was killed: whoever holds the lock is the only writer.
+        for leftover in self.folder.glob(f".{self.kind}.*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _write_files(self, folder: Path, recipe: Recipe) -> None:
+        for name, listing in recipe.splits.items():
+            _write_images(folder / f"{name}_images.npy", name, listing.names, recipe)
+            np.save(folder / f"{name}_labels.npy", np.asarray(listing.labels, dtype=np.int64))
+        about = {
+            "source": self.source,
+            "origin": self.origin,
+            "class_names": list(recipe.class_names),
+            "splits": list(recipe.splits),
+            "images": {name: len(listing.names) for name, listing in recipe.splits.items()},
+            "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+            "notes": dict(recipe.notes),
+        }
+        (folder / _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def _about(path: Path) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+    return about
+
+
+def _write_images(path: Path, split: str, names: Sequence[str], recipe: Recipe) -> None:
+    # Plain writes: filling a memory map on a full disk kills the process instead of raising.
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *recipe.shape)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for decoded in _decoded_chunks(split, names, recipe.decode):
+            file.write(np.stack(decoded).tobytes())
+
+
+def _decoded_chunks(
+    split: str, names: Sequence[str], decode: Callable[[str], NDArray[np.uint8]]
+) -> Iterator[list[NDArray[np.uint8]]]:
+    console = Console(file=sys.stderr)
+    starts = range(0, len(names), _CHUNK)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in track(starts, f"decoding {split} images", console=console, disable=not console.is_terminal):
+            yield list(pool.map(decode, names[start : start + _CHUNK]))

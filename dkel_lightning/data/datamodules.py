@@ -1,0 +1,448 @@
+"""Lightning data modules: one a data set, all with the same batches, splits and settings."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dkel_lightning.data.augment import CropFlip
+from dkel_lightning.data.cifar import prepare_cifar, read_cifar
+from dkel_lightning.data.digits import read_digits
+from dkel_lightning.data.folders import prepare_image_folder, read_image_folder
+from dkel_lightning.data.imageset import Images, ImageSet, channel_statistics, check_image_set
+from dkel_lightning.data.loaders import Batch, DeviceEvaluationLoader, DeviceLoader, TrainingLoader
+from dkel_lightning.data.npz import read_npz
+from dkel_lightning.data.residency import Residency, choose_residency
+from dkel_lightning.data.splits import limited, validation_split
+from dkel_lightning.data.tinyimagenet import prepare_tinyimagenet, read_tinyimagenet
+from dkel_lightning.data.workers import StoredImages, WorkerEvaluationLoader, WorkerLoader
+from dkel_lightning.errors import ConfigError, DataError
+
+EvaluationLoader = DeviceEvaluationLoader | WorkerEvaluationLoader
+
+SELECTIONS = ("validation", "paper")
+RESIDENCIES = ("auto", "device", "workers")
+
+
+class _Place(NamedTuple):
+    """The device and process that the loaders serve."""
+
+    device: torch.device
+    rank: int
+    world: int
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Train, validation and test loaders of an image classification set.
+
+    Training batches are (views float32 `[B, V, C, H, W]`, labels, indices), evaluation batches (images `[B, C, H, W]`,
+    labels, indices); indices count within the split. It also works without a Trainer: `prepare_data()`, `setup()`, then
+    the loaders, on the CPU and for one process.
+
+    Attributes known after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`, `val_size`, `test_size`.
+
+    Args:
+        root: Folder (or file) of the data set.
+        download: Whether what is missing may be downloaded, where the set can be.
+        batch_size: Training samples a batch and process.
+        eval_batch_size: Evaluation samples a batch and process.
+        views: Views of each training sample: 1, or one for each peer.
+        padding: Pixels of zeros around a training image before a crop of its own size is cut; None: as the set defines.
+        flip: Whether half of the training views are mirrored; None: as the set defines.
+        mean: Channel means of images scaled to [0, 1]; None: as the set defines, or else computed from all training
+            images.
+        std: Channel deviations, likewise.
+        seed: Seed of order and augmentation. It never decides which images are held out.
+        split_seed: Seed of the validation split and of `limit`.
+        validation: Share of the training images held out, in (0, 1); unused where the set brings validation images.
+        selection: `validation` chooses on held-out training images; `paper` trains on all of them, and the validation
+            loader gives the test set.
+        residency: `device` keeps uint8 images on the device, `workers` reads them in worker processes, `auto` decides
+            by free memory.
+        workers: Worker processes for `workers`.
+        drop_last: Leave out a last training batch smaller than `batch_size`.
+        limit: Use at most this many training images, chosen stratified.
+
+    Raises:
+        ConfigError: A setting is out of range.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = True,
+        batch_size: int = 128,
+        eval_batch_size: int = 512,
+        views: int = 1,
+        padding: int | None = None,
+        flip: bool | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
+        split_seed: int = 0,
+        validation: float = 0.1,
+        selection: str = "validation",
+        residency: str = "auto",
+        workers: int = 2,
+        drop_last: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.root = Path(root).expanduser()
+        self.download = download
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.views = views
+        self.padding = self.default_padding if padding is None else padding
+        self.flip = self.default_flip if flip is None else flip
+        self.mean = self.default_mean if mean is None else tuple(mean)
+        self.std = self.default_std if std is None else tuple(std)
+        self.seed = seed
+        self.split_seed = split_seed
+        self.validation = validation
+        self.selection = selection
+        self.residency = residency
+        self.workers = workers
+        self.drop_last = drop_last
+        self.limit = limit
+        self._check_settings()
+        self._splits: dict[str, StoredImages] = {}
+        self._resident: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+        self._residencies: dict[torch.device, Residency] = {}
+        self._augment: CropFlip | None = None
+
+    # What a data set defines.
+
+    default_padding = 4
+    default_flip = True
+    default_mean: tuple[float, ...] | None = None
+    default_std: tuple[float, ...] | None = None
+
+    @abstractmethod
+    def _read(self) -> ImageSet:
+        """Return the images; called on every process after `prepare_data`."""
+
+    # Lightning's hooks.
+
+    def prepare_data(self) -> None:
+        """Download and decode what is needed; Lightning calls this on one process a node."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the images and divide them; does nothing the second time.
+
+        Raises:
+            DataError: The images are missing, damaged or inconsistent.
+            ConfigError: A setting does not fit the images.
+        """
+        if self._splits:
+            return
+        data = self._read()
+        check_image_set(data, str(self.root))
+        self.class_names = data.class_names
+        self.num_classes = len(data.class_names)
+        channels, height, width = data.train.images.shape[1:]
+        self.image_shape = (channels, height, width)
+        self._augment = self._make_augment(data)
+        self._splits = self._divide(data)
+        self.train_size, self.val_size, self.test_size = (len(self._splits[s]) for s in ("train", "val", "test"))
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Let go of the images on the device."""
+        self._resident.clear()
+
+    def train_dataloader(self) -> TrainingLoader:
+        """Return a new loader of training batches, in the epoch that the Trainer is in."""
+        place = self._place()
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        stored = self._splits_or_error()["train"]
+        if self.chosen_residency == "device":
+            images, labels = self._on_device("train", place.device)
+            return DeviceLoader(
+                images,
+                labels,
+                self.augment,
+                batch_size=self.batch_size,
+                views=self.views,
+                seed=self.seed,
+                epoch=epoch,
+                rank=place.rank,
+                world=place.world,
+                drop_last=self.drop_last,
+            )
+        return WorkerLoader(
+            stored,
+            self.augment,
+            batch_size=self.batch_size,
+            views=self.views,
+            seed=self.seed,
+            epoch=epoch,
+            rank=place.rank,
+            world=place.world,
+            drop_last=self.drop_last,
+            workers=self.workers,
+            pin_memory=place.device.type == "cuda",
+        )
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """Return the loader that chooses epochs: held-out training images, or the test set for `selection="paper"`."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """Return the loader of the test set."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> EvaluationLoader:
+        """Return the loader of the test set."""
+        return self._evaluation("test")
+
+    # For the rest of the library.
+
+    def initialisation_batches(self, seed: int, steps: int) -> Iterator[Batch]:
+        """Yield training batches keyed by (seed, "init", rank) from a loader of their own, on its device or the CPU."""
+        return self.train_dataloader().initialisation_batches(seed, steps)
+
+    @property
+    def augment(self) -> CropFlip:
+        """The training augmentation; it knows the constants of the normalisation."""
+        self._splits_or_error()
+        assert self._augment is not None
+        return self._augment
+
+    @property
+    def chosen_residency(self) -> Residency:
+        """Where the images lie: `residency`, with `auto` decided once a device, and alike on all processes."""
+        place = self._place()
+        if place.device not in self._residencies:
+            # A dictionary by identity: validation and test may be one split.
+            splits = {id(split): split for split in self._splits_or_error().values()}
+            needed = sum(map(len, splits.values())) * math.prod(self.image_shape)
+            chosen = choose_residency(self.residency, needed, place.device, place.world)
+            if self.trainer is not None:
+                fits = self.trainer.strategy.reduce_boolean_decision(chosen == "device", all=True)
+                chosen = "device" if fits else "workers"
+            self._residencies[place.device] = chosen
+        return self._residencies[place.device]
+
+    def _place(self) -> _Place:
+        trainer = self.trainer
+        if trainer is None:
+            return _Place(torch.device("cpu"), 0, 1)
+        return _Place(trainer.strategy.root_device, trainer.global_rank, trainer.world_size)
+
+    def _evaluation(self, name: str) -> EvaluationLoader:
+        stored = self._splits_or_error()[name]
+        place = self._place()
+        normalize = self.augment.normalize
+        if self.chosen_residency == "device":
+            images, labels = self._on_device(name, place.device)
+            return DeviceEvaluationLoader(
+                images, labels, normalize, batch_size=self.eval_batch_size, rank=place.rank, world=place.world
+            )
+        return WorkerEvaluationLoader(
+            stored,
+            normalize,
+            batch_size=self.eval_batch_size,
+            rank=place.rank,
+            world=place.world,
+            workers=self.workers,
+            pin_memory=place.device.type == "cuda",
+        )
+
+    def _on_device(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        if name == "val" and self.selection == "paper":
+            name = "test"
+        if (name, device) not in self._resident:
+            split = self._splits[name]
+            self._resident[name, device] = (_upload(split, device), split.labels.to(device))
+        return self._resident[name, device]
+
+    def _divide(self, data: ImageSet) -> dict[str, StoredImages]:
+        train_labels = data.train.labels
+        train = np.arange(len(data.train))
+        test = _whole(data.test)
+        if self.selection == "paper":
+            val = test
+        elif data.val is not None:
+            val = _whole(data.val)
+        else:
+            train, held_out = validation_split(train_labels, self.validation, self.split_seed)
+            val = _part(data.train, held_out)
+        if self.limit is not None:
+            train = train[limited(train_labels[train], self.limit, self.split_seed)]
+        return {"train": _part(data.train, train), "val": val, "test": test}
+
+    def _make_augment(self, data: ImageSet) -> CropFlip:
+        mean, std = self.mean, self.std
+        if mean is None or std is None:
+            # Of all training images, so that selection and limit do not change the inputs of a network.
+            measured = channel_statistics(data.train.images)
+            mean, std = mean or measured[0], std or measured[1]
+        channels = data.train.images.shape[1]
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != channels:
+                raise ConfigError(f"{name} has {len(values)} values, but the images have {channels} channel(s)")
+        return CropFlip(self.padding, self.flip, mean, std)
+
+    def _splits_or_error(self) -> dict[str, StoredImages]:
+        if not self._splits:
+            raise DataError("the data are not read yet: call prepare_data() and setup() first")
+        return self._splits
+
+    def _check_settings(self) -> None:
+        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("views", 1), ("padding", 0), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)} is too small: the least is {least}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit={self.limit} leaves no training image: give at least 1, or null for all")
+        if not 0 < self.validation < 1:
+            raise ConfigError(
+                f"validation={self.validation} is no share: give a number between 0 and 1, such as 0.1, or set "
+                "selection=paper to train on all images"
+            )
+        if self.selection not in SELECTIONS:
+            raise ConfigError(f"selection={self.selection!r} is unknown: choose {' or '.join(SELECTIONS)}")
+        if self.residency not in RESIDENCIES:
+            raise ConfigError(f"residency={self.residency!r} is unknown: choose {', '.join(RESIDENCIES)}")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise ConfigError(f"std={list(self.std)} must hold positive numbers")
+
+
+class DigitsDataModule(ImageDataModule):
+    """scikit-learn's digits: 1,437 training and 360 test images `[1, 8, 8]` of 10 classes.
+
+    They need no download, and `root` is not used; the division is stratified and fixed. Arguments: `ImageDataModule`.
+    """
+
+    default_padding = 1
+    default_flip = False
+    # Measured on the training images, as `channel_statistics` does.
+    default_mean = (0.3051,)
+    default_std = (0.3758,)
+
+    def _read(self) -> ImageSet:
+        return read_digits()
+
+
+class CIFAR10DataModule(ImageDataModule):
+    """CIFAR-10: 50,000 training and 10,000 test images `[3, 32, 32]`. Arguments: `ImageDataModule`."""
+
+    default_mean = (0.4914, 0.4822, 0.4465)
+    default_std = (0.2470, 0.2435, 0.2616)
+
+    def prepare_data(self) -> None:
+        """Download the official archive into `root` unless its files are there."""
+        prepare_cifar("CIFAR10", self.root, self.download)
+
+    def _read(self) -> ImageSet:
+        return read_cifar("CIFAR10", self.root)
+
+
+class CIFAR100DataModule(ImageDataModule):
+    """CIFAR-100: 50,000 training and 10,000 test images `[3, 32, 32]`. Arguments: `ImageDataModule`."""
+
+    default_mean = (0.5071, 0.4866, 0.4409)
+    default_std = (0.2675, 0.2565, 0.2761)
+
+    def prepare_data(self) -> None:
+        """Download the official archive into `root` unless its files are there."""
+        prepare_cifar("CIFAR100", self.root, self.download)
+
+    def _read(self) -> ImageSet:
+        return read_cifar("CIFAR100", self.root)
+
+
+class _CachedDataModule(ImageDataModule):
+    """A set of image files that are decoded once into a cache.
+
+    Args:
+        *args: As in `ImageDataModule`.
+        cache_dir: Folder of the cache; None puts it beside the images.
+        **kwargs: As in `ImageDataModule`.
+    """
+
+    def __init__(self, *args: Any, cache_dir: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+
+
+class TinyImageNetDataModule(_CachedDataModule):
+    """TinyImageNet: 100,000 training and 10,000 test images `[3, 64, 64]` of 200 classes.
+
+    The test set is the official validation set, since the official test set has no labels. `root` is, or holds,
+    `tiny-imagenet-200.zip` or the unpacked folder. Arguments: `ImageDataModule`, and `cache_dir`, the folder of the
+    decoded images (None: beside the zip or folder).
+    """
+
+    default_mean = (0.4802, 0.4481, 0.3975)
+    default_std = (0.2302, 0.2265, 0.2262)
+
+    def prepare_data(self) -> None:
+        """Download the zip unless there is one, and decode it into the cache unless that is up to date."""
+        prepare_tinyimagenet(self.root, self.download, self.cache_dir)
+
+    def _read(self) -> ImageSet:
+        return read_tinyimagenet(self.root, self.cache_dir)
+
+
+class ImageFolderDataModule(_CachedDataModule):
+    """A folder of images: `root/train/<class>/...` and `root/test/<class>/...` or `root/val/<class>/...`.
+
+    With both, `val` is the validation split. Every image becomes RGB: its central square, scaled.
+
+    Args:
+        *args: As in `ImageDataModule`.
+        image_size: Height and width of the scaled images, in pixels.
+        cache_dir: Folder of the cache; None puts it into `root`.
+        **kwargs: As in `ImageDataModule`.
+    """
+
+    def __init__(self, *args: Any, image_size: int = 64, cache_dir: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, cache_dir=cache_dir, **kwargs)
+        if image_size < 1:
+            raise ConfigError(f"image_size={image_size} is too small: the least is 1")
+        self.image_size = image_size
+
+    def prepare_data(self) -> None:
+        """Decode the images into the cache unless that is up to date."""
+        prepare_image_folder(self.root, self.image_size, self.cache_dir)
+
+    def _read(self) -> ImageSet:
+        return read_image_folder(self.root, self.image_size, self.cache_dir)
+
+
+class NpzDataModule(ImageDataModule):
+    """An `.npz` file in the MedMNIST layout; `root` is its path. Arguments: `ImageDataModule`.
+
+    Not mirrored unless asked for: what is in the file may be writing, or organs that have a side.
+    """
+
+    default_flip = False
+
+    def _read(self) -> ImageSet:
+        return read_npz(self.root)
+
+
+def _whole(split: Images) -> StoredImages:
+    return StoredImages(split.images, split.labels, np.arange(len(split)))
+
+
+def _part(split: Images, chosen: NDArray[np.int64]) -> StoredImages:
+    return StoredImages(split.images, split.labels[chosen], chosen)
+
+
+def _upload(split: StoredImages, device: torch.device) -> Tensor:
+    """Copy images to a device in pieces: all at once would hold them twice in the host's memory."""
+    result = torch.empty((len(split), *split.images.shape[1:]), dtype=torch.uint8, device=device)
+    for start in range(0, len(split), 4096):
+        piece = split.read(torch.arange(start, min(start + 4096, len(split))))
+        result[start : start + len(piece)] = piece
+    return result

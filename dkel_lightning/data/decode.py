@@ -1,0 +1,75 @@
+"""Turning the bytes of an image file into an array, or into an error that names the file."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dkel_lightning.errors import DataError
+
+# Where Pillow begins to warn of a decompression bomb; a photograph has a tenth of this.
+MOST_PIXELS = 89_478_485
+_REFUSED_MODES = ("I", "F")
+
+
+def decode_exact(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
+    """Return an image that must measure `size` by `size` as uint8 RGB `[3, size, size]`; grey becomes RGB.
+
+    Raises:
+        DataError: It cannot be decoded or has another size.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.size != (size, size):
+                raise DataError(f"{name} measures {image.size[0]}x{image.size[1]} pixels, not {size}x{size}")
+            return _rgb(image)
+    except _UNREADABLE as error:
+        raise _unreadable(name, error) from error
+
+
+def decode_fitted(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
+    """Return the central square of an image, scaled to uint8 RGB `[3, size, size]`.
+
+    Cropping first gives what "resize the shorter side, then crop the centre" gives, and cannot blow up a thin image.
+
+    Raises:
+        DataError: It cannot be decoded, is absurdly large, or has more than 8 bits a channel.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise DataError(f"{name} claims {width}x{height} pixels, more than {MOST_PIXELS}: remove or shrink it")
+            if image.mode.startswith(_REFUSED_MODES):
+                raise DataError(f"{name} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
+            side = min(width, height)
+            left, top = (width - side) // 2, (height - side) // 2
+            box = (left, top, left + side, top + side)
+            return _rgb(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box))
+    except _UNREADABLE as error:
+        raise _unreadable(name, error) from error
+
+
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # raised where the user turns warnings into errors
+)
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = np.asarray(image.convert("RGB"), dtype=np.uint8)
+    planes: NDArray[np.uint8] = pixels.transpose(2, 0, 1)
+    return planes
+
+
+def _unreadable(name: str, error: BaseException) -> DataError:
+    return DataError(f"{name} is no readable image ({error}): replace or remove it")

@@ -1,0 +1,88 @@
+"""What every reader returns: arrays of images with their labels, and the checks they have passed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkel_lightning.errors import DataError
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split: uint8 images `[N, C, H, W]` and int64 labels `[N]`."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set as its maker divides it; `val` only where the maker gives one."""
+
+    train: Images
+    test: Images
+    class_names: tuple[str, ...]
+    val: Images | None = None
+
+    @property
+    def splits(self) -> dict[str, Images]:
+        """The splits by name, without those that do not exist."""
+        named = {"train": self.train, "test": self.test, "val": self.val}
+        return {name: split for name, split in named.items() if split is not None}
+
+
+def check_image_set(data: ImageSet, where: str) -> None:
+    """Raise a DataError unless all splits hold images of one shape and labels that have a class.
+
+    Args:
+        data: The set to check.
+        where: The file or folder it came from, for the message.
+    """
+    shape = data.train.images.shape[1:]
+    classes = len(data.class_names)
+    for name, split in data.splits.items():
+        if len(split) == 0:
+            raise DataError(f"{where}: the {name} split holds no image; every split needs at least one")
+        if split.images.dtype != np.uint8 or split.images.ndim != 4:
+            raise DataError(
+                f"{where}: {name} images are {split.images.dtype} {split.images.shape}, not uint8 [N,C,H,W]"
+            )
+        if split.images.shape[1:] != shape:
+            raise DataError(
+                f"{where}: {name} images are {split.images.shape[1:]} (channels, height, width) but train images "
+                f"{shape}; store both in one shape"
+            )
+        if len(split.labels) != len(split):
+            raise DataError(f"{where}: {len(split)} {name} images but {len(split.labels)} {name} labels")
+        low, high = int(split.labels.min()), int(split.labels.max())
+        if low < 0 or high >= classes:
+            raise DataError(
+                f"{where}: {name} labels run from {low} to {high}, but with {classes} classes they must lie in "
+                f"0..{classes - 1}; renumber the labels or name all classes"
+            )
+
+
+def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel of uint8 images `[N, C, H, W]` scaled to [0, 1].
+
+    The sums are exact integers, so the result does not depend on the order of the images. A constant channel gets the
+    deviation 1.
+    """
+    channels = images.shape[1]
+    total, squares = np.zeros(channels, np.uint64), np.zeros(channels, np.uint64)
+    for start in range(0, len(images), 1024):
+        part = images[start : start + 1024].astype(np.uint32)
+        total += part.sum(axis=(0, 2, 3), dtype=np.uint64)
+        squares += np.square(part).sum(axis=(0, 2, 3), dtype=np.uint64)
+    pixels = images.size // channels
+    mean = total / pixels / 255
+    variance = squares / pixels / 255**2 - mean**2
+    std = np.sqrt(np.maximum(variance, 0))
+    std[total * total == pixels * squares] = 1
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,50 @@
+"""Stratified choices that never change: not with the run's seed, nor with the version of a library."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.seeding import derive_seed
+
+Indices = NDArray[np.int64]
+
+
+def stratified_order(labels: NDArray[np.int64], seed: int, purpose: str) -> Indices:
+    """Return all sample indices `[N]` in an order whose every prefix holds the classes in about their true shares."""
+    # RandomState is frozen by NumPy's compatibility policy; Generator and torch may change their streams.
+    random = np.random.RandomState(derive_seed(seed, purpose) % 2**32)
+    shuffled = random.permutation(len(labels))
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    # The stable sort breaks ties between classes in the shuffled order.
+    return shuffled[np.argsort(place[shuffled], kind="stable")].astype(np.int64)
+
+
+def hold_out(labels: NDArray[np.int64], size: int, seed: int, purpose: str) -> tuple[Indices, Indices]:
+    """Split the samples into (kept, held out), the latter stratified and `size` long; both ascending."""
+    order = stratified_order(labels, seed, purpose)
+    return np.sort(order[size:]), np.sort(order[:size])
+
+
+def validation_split(labels: NDArray[np.int64], share: float, seed: int) -> tuple[Indices, Indices]:
+    """Split the training samples into (train, validation) with `share` of them, rounded, held out.
+
+    Raises:
+        ConfigError: One of the two parts would be empty.
+    """
+    size = round(share * len(labels))
+    if not 0 < size < len(labels):
+        raise ConfigError(
+            f"validation={share} of {len(labels)} training images leaves {size} for validation and "
+            f"{len(labels) - size} for training; both need some: choose another share"
+        )
+    return hold_out(labels, size, seed, "validation")
+
+
+def limited(labels: NDArray[np.int64], limit: int, seed: int) -> Indices:
+    """Return at most `limit` sample indices, stratified, ascending; a larger limit only adds to a smaller one's."""
+    return np.sort(stratified_order(labels, seed, "limit")[:limit])

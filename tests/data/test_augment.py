@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+import torch
+from torch import Tensor
+
+from dkel_lightning.data.augment import CropFlip, Crops, Normalize
+
+F = import_module("torchvision.transforms.functional")
+MEAN, STD = (0.5071, 0.4866, 0.4409), (0.2675, 0.2565, 0.2761)
+
+
+def images(count: int, channels: int = 3, size: int = 6) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+
+
+def by_torchvision(image: Tensor, padding: int, top: int, left: int, flip: bool) -> Tensor:
+    size = image.shape[-1]
+    result = F.crop(F.pad(image, [padding] * 4), top, left, size, size)
+    result = F.hflip(result) if flip else result
+    return F.normalize(F.convert_image_dtype(result, torch.float32), list(MEAN), list(STD))  # type: ignore[no-any-return]
+
+
+def test_every_crop_and_flip_equals_torchvision_bit_for_bit() -> None:
+    augment, batch = CropFlip(2, True, MEAN, STD), images(3)
+    for top in range(5):
+        for left in range(5):
+            for flip in (0, 1):
+                crops = Crops(torch.full((2, 3), top), torch.full((2, 3), left), torch.full((2, 3), flip))
+                views = augment.apply(batch, crops)
+                for sample in range(3):
+                    expected = by_torchvision(batch[sample], 2, top, left, bool(flip))
+                    assert torch.equal(views[sample, 0], expected)
+                    assert torch.equal(views[sample, 1], expected)
+
+
+def test_each_sample_and_view_has_its_own_draw() -> None:
+    augment, batch = CropFlip(4, True, MEAN, STD), images(16, size=32)
+    crops = augment.draw(torch.Generator().manual_seed(0), 16, 3)
+    views = augment.apply(batch, crops)
+    for sample in range(16):
+        for view in range(3):
+            drawn = (int(part[view, sample]) for part in crops)
+            top, left, flip = drawn
+            assert torch.equal(views[sample, view], by_torchvision(batch[sample], 4, top, left, bool(flip)))
+    assert len({tuple(row) for row in torch.stack(tuple(crops), -1).flatten(0, 1).tolist()}) > 30
+
+
+def test_every_crop_is_equally_likely_as_in_torchvision() -> None:
+    image = images(1, channels=1, size=4)
+    augment = CropFlip(1, True, (0.0,), (1.0,))
+    views = augment(image.expand(1000, -1, -1, -1), torch.Generator().manual_seed(1), 18)
+    seen: dict[tuple[float, ...], int] = {}
+    for view in views.flatten(0, 1).flatten(1).tolist():
+        seen[tuple(view)] = seen.get(tuple(view), 0) + 1
+    possible = {
+        tuple((F.hflip(crop) if flip else crop).div(255).flatten().tolist())
+        for top in range(3)
+        for left in range(3)
+        for flip in (False, True)
+        for crop in [F.crop(F.pad(image[0], [1] * 4), top, left, 4, 4)]
+    }
+    assert set(seen) == possible
+    assert len(possible) == 18
+    # 1,000 expected each; chi-squared with 17 degrees of freedom is below 40.8 in 999 cases of 1,000.
+    assert sum((count - 1000) ** 2 / 1000 for count in seen.values()) < 40.8
+
+
+def test_zeros_are_padded_before_normalisation() -> None:
+    augment = CropFlip(2, False, MEAN, STD)
+    corner = Crops(*(torch.zeros(1, 1, dtype=torch.int64) for _ in range(3)))
+    view = augment.apply(images(1), corner)[0, 0]
+    torch.testing.assert_close(view[:, 0, 0], -torch.tensor(MEAN) / torch.tensor(STD))
+
+
+def test_without_padding_and_flip_the_view_is_the_normalised_image() -> None:
+    batch = images(4)
+    views = CropFlip(0, False, MEAN, STD)(batch, torch.Generator(), 2)
+    assert torch.equal(views[:, 0], Normalize(MEAN, STD)(batch))
+    assert torch.equal(views[:, 1], Normalize(MEAN, STD)(batch))
+
+
+def test_views_join_the_batch_without_a_copy() -> None:
+    views = CropFlip(1, True, MEAN, STD)(images(4), torch.Generator(), 3)
+    assert views.shape == (4, 3, 3, 6, 6)
+    assert views.transpose(0, 1).flatten(0, 1).data_ptr() == views.data_ptr()
+
+
+def test_equal_generators_give_equal_views() -> None:
+    augment, batch = CropFlip(4, True, MEAN, STD), images(8)
+    one, two, other = (augment(batch, torch.Generator().manual_seed(seed), 2) for seed in (3, 3, 4))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_device_gives_the_same_crops_without_waiting_for_the_host() -> None:
+    augment, batch = CropFlip(4, True, MEAN, STD), images(8)
+    crops = augment.draw(torch.Generator("cuda").manual_seed(0), 8, 2)
+    augment.apply(batch.cuda(), crops)  # the constants are copied once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        resident = batch.to("cuda", non_blocking=True)
+        views = augment.apply(resident, crops)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    host = augment.apply(batch, Crops(*(part.cpu() for part in crops)))
+    torch.testing.assert_close(views.cpu(), host)

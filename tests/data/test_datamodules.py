@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from dkel_lightning.data import (
+    CIFAR100DataModule,
+    DigitsDataModule,
+    ImageDataModule,
+    ImageFolderDataModule,
+    NpzDataModule,
+    TinyImageNetDataModule,
+)
+from dkel_lightning.data import residency as residency_module
+from dkel_lightning.data.loaders import DeviceLoader, TrainingLoader
+from dkel_lightning.data.residency import choose_residency
+from dkel_lightning.data.workers import WorkerLoader
+from dkel_lightning.errors import ConfigError, DataError
+
+from .archives import fake_cifar, image_bytes, npz_arrays, tiny_members, write_folder, write_zip
+
+Seen = list[tuple[int, int, tuple[int, ...], float]]
+"""Epoch, batch number, indices, and the sum of the views of each training batch."""
+
+
+class Recorder(LightningModule):
+    """A small network with BatchNorm that writes down what it is trained and evaluated on."""
+
+    def __init__(self, features: int = 64, classes: int = 10) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(features, classes), nn.BatchNorm1d(classes))
+        self.seen: Seen = []
+        self.evaluated: list[int] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        views, labels, indices = batch
+        self.seen.append((self.current_epoch, batch_idx, tuple(indices.tolist()), float(views.double().sum())))
+        return nn.functional.cross_entropy(self.network(views[:, 0]), labels)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        images, _, indices = batch
+        self.network(images)
+        self.evaluated += indices.tolist()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def digits(**settings: Any) -> DigitsDataModule:
+    return DigitsDataModule(**{"batch_size": 16, "views": 2, "limit": 90, "workers": 0, **settings})
+
+
+def trainer(folder: Path, **settings: Any) -> Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    defaults = {"accelerator": "cpu", "devices": 1, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    return Trainer(default_root_dir=folder, **{**quiet, **defaults, **settings})
+
+
+def expected(epochs: int, **settings: Any) -> Seen:
+    """What should be seen, from the loaders alone."""
+    module = digits(**settings)
+    module.setup()
+    seen: Seen = []
+    for epoch in range(epochs):
+        loader = module.train_dataloader()
+        loader.set_epoch(epoch)
+        for number, (views, _, indices) in enumerate(loader):
+            seen.append((epoch, number, tuple(indices.tolist()), float(views.double().sum())))
+    return seen
+
+
+# Without a Trainer
+
+
+def test_digits_work_without_a_trainer() -> None:
+    module = DigitsDataModule(batch_size=64, views=3)
+    module.prepare_data()
+    module.setup()
+    assert (module.num_classes, module.image_shape) == (10, (1, 8, 8))
+    assert module.class_names == tuple("0123456789")
+    assert (module.train_size, module.val_size, module.test_size) == (1293, 144, 360)
+    views, labels, indices = next(iter(module.train_dataloader()))
+    assert views.shape == (64, 3, 1, 8, 8)
+    assert labels.shape == indices.shape == (64,)
+    images, _, _ = next(iter(module.val_dataloader()))
+    assert images.shape == (144, 1, 8, 8)
+    assert sum(len(batch[1]) for batch in module.test_dataloader()) == 360
+    assert len(list(module.initialisation_batches(0, 25))) == 25
+
+
+def test_the_constants_of_the_digits_are_those_of_the_training_images() -> None:
+    module = digits(limit=None, padding=0, selection="paper", views=1)
+    module.setup()
+    views = torch.cat([batch[0] for batch in module.train_dataloader()])
+    assert abs(float(views.mean())) < 0.001
+    assert abs(float(views.std()) - 1) < 0.001
+
+
+def test_train_validation_and_test_are_apart_and_labels_stay_with_images() -> None:
+    module = digits(limit=None)
+    module.setup()
+    sets = {}
+    for name, loader in (("val", module.val_dataloader()), ("test", module.test_dataloader())):
+        sets[name] = [
+            (image.numpy().tobytes(), int(label)) for batch in loader for image, label in zip(*batch[:2], strict=True)
+        ]
+    plain = digits(limit=None, padding=0, views=1)
+    plain.setup()
+    sets["train"] = [
+        (view[0].numpy().tobytes(), int(label))
+        for views, labels, _ in plain.train_dataloader()
+        for view, label in zip(views, labels, strict=True)
+    ]
+    found = [pair for pairs in sets.values() for pair in pairs]
+    everything = digits(limit=None, padding=0, views=1, selection="paper", batch_size=1)
+    everything.setup()
+    paper = [
+        (view[0].numpy().tobytes(), int(label))
+        for views, labels, _ in everything.train_dataloader()
+        for view, label in zip(views, labels, strict=True)
+    ]
+    assert sorted(found) == sorted(paper + sets["test"])
+
+
+def test_the_seed_of_the_run_does_not_move_the_validation_images() -> None:
+    def validation_images(**settings: Any) -> Tensor:
+        module = digits(**settings)
+        module.setup()
+        return torch.cat([batch[0] for batch in module.val_dataloader()])
+
+    assert torch.equal(validation_images(seed=0), validation_images(seed=1))
+    assert not torch.equal(validation_images(), validation_images(split_seed=1))
+
+
+@pytest.mark.parametrize("residency", ["device", "workers"])
+def test_paper_selection_trains_on_everything_and_chooses_on_the_test_set(residency: str) -> None:
+    module = digits(selection="paper", limit=None, residency=residency)
+    module.setup()
+    assert (module.train_size, module.val_size, module.test_size) == (1437, 360, 360)
+    for val, test in zip(module.val_dataloader(), module.test_dataloader(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(val, test, strict=True))
+
+
+def test_limit_takes_a_stratified_choice_of_the_training_images() -> None:
+    module = digits(limit=50)
+    module.setup()
+    labels = torch.cat([batch[1] for batch in module.train_dataloader()])
+    assert module.train_size == 50
+    assert module.val_size == 144
+    assert set(torch.bincount(labels, minlength=10).tolist()) <= {4, 5, 6}
+
+
+def test_loaders_before_setup_are_refused() -> None:
+    with pytest.raises(DataError, match=r"call prepare_data\(\) and setup\(\) first"):
+        digits().train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 is too small: the least is 1"),
+        ({"views": 0}, "views=0 is too small"),
+        ({"padding": -1}, "padding=-1 is too small: the least is 0"),
+        ({"workers": -1}, "workers=-1 is too small"),
+        ({"limit": 0}, "limit=0 leaves no training image"),
+        ({"validation": 0.0}, "validation=0.0 is no share"),
+        ({"validation": 1.0}, "validation=1.0 is no share"),
+        ({"selection": "test"}, "selection='test' is unknown: choose validation or paper"),
+        ({"residency": "gpu"}, "residency='gpu' is unknown: choose auto, device, workers"),
+        ({"std": [0.0]}, "must hold positive numbers"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        digits(**settings)
+
+
+def test_constants_for_another_number_of_channels_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"mean has 3 values, but the images have 1 channel"):
+        digits(mean=[0.1, 0.2, 0.3]).setup()
+
+
+def test_a_batch_size_that_leaves_no_batch_is_refused() -> None:
+    module = digits(batch_size=100, drop_last=True)
+    module.setup()
+    with pytest.raises(ConfigError, match="no training batch: 90 training images"):
+        module.train_dataloader()
+
+
+# Each data set
+
+
+def test_npz_computes_its_constants_and_uses_its_validation_images(tmp_path: Path) -> None:
+    arrays = npz_arrays(shape=(8, 8, 3))
+    arrays |= {"val_images": arrays["test_images"][:4], "val_labels": arrays["test_labels"][:4]}
+    np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
+    module = NpzDataModule(str(tmp_path / "data.npz"), batch_size=8)
+    module.prepare_data()
+    module.setup()
+    assert (module.train_size, module.val_size, module.test_size) == (30, 4, 15)
+    np.testing.assert_allclose(module.augment.normalize.mean, arrays["train_images"].mean((0, 1, 2)) / 255)
+    assert not module.flip
+
+
+def test_cifar_and_folders_and_tinyimagenet_make_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cifar("CIFAR100", tmp_path, monkeypatch)
+    write_zip(tmp_path / "tiny-imagenet-200.zip", tiny_members())
+    files = {f"{s}/{c}/{k}.png": image_bytes(k) for s in ("train", "test") for c in "ab" for k in range(4)}
+    write_folder(tmp_path / "images", files)
+    modules: list[tuple[ImageDataModule, tuple[int, ...]]] = [
+        (CIFAR100DataModule(str(tmp_path), download=False, batch_size=4, views=2), (4, 2, 3, 32, 32)),
+        (TinyImageNetDataModule(str(tmp_path), batch_size=4, views=2, validation=0.2), (4, 2, 3, 64, 64)),
+        (ImageFolderDataModule(str(tmp_path / "images"), batch_size=4, views=2, image_size=16), (4, 2, 3, 16, 16)),
+    ]
+    for module, shape in modules:
+        module.prepare_data()
+        module.setup()
+        assert next(iter(module.train_dataloader()))[0].shape == shape
+        assert module.num_classes == {32: 10, 64: 3, 16: 2}[shape[-1]]
+
+
+def test_a_memory_mapped_set_gives_the_same_evaluation_in_both_residencies(tmp_path: Path) -> None:
+    write_zip(tmp_path / "tiny-imagenet-200.zip", tiny_members())
+    batches = []
+    for residency, workers in (("device", 0), ("workers", 0), ("workers", 2)):
+        module = TinyImageNetDataModule(
+            str(tmp_path), validation=0.3, batch_size=2, eval_batch_size=2, residency=residency, workers=workers
+        )
+        module.prepare_data()
+        module.setup()
+        batches.append([*module.val_dataloader(), *module.test_dataloader()])
+        expected_type = DeviceLoader if residency == "device" else WorkerLoader
+        assert type(module.train_dataloader()) is expected_type
+        assert len(list(module.train_dataloader())) == 2
+    for device, alone, shared in zip(*batches, strict=True):
+        for parts in zip(device, alone, shared, strict=True):
+            assert torch.equal(parts[0], parts[1])
+            assert torch.equal(parts[0], parts[2])
+
+
+def test_auto_residency_weighs_the_images_against_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(residency_module, "_free_host_memory", lambda: 1000)
+    assert choose_residency("auto", 300, cpu) == "device"
+    assert choose_residency("auto", 301, cpu) == "workers"
+    assert choose_residency("auto", 300, cpu, processes=2) == "workers"
+    assert choose_residency("device", 10**9, cpu) == "device"
+    assert choose_residency("workers", 1, cpu) == "workers"
+
+
+# Under a Trainer
+
+both_residencies = pytest.mark.parametrize("residency", ["device", "workers"])
+
+
+@both_residencies
+def test_lightning_tells_the_loader_every_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, residency: str
+) -> None:
+    told: list[int] = []
+    original = TrainingLoader.set_epoch
+
+    def recording(loader: TrainingLoader, epoch: int) -> None:
+        told.append(epoch)
+        original(loader, epoch)
+
+    monkeypatch.setattr(TrainingLoader, "set_epoch", recording)
+    model, data = Recorder(), digits(residency=residency)
+    trainer(tmp_path, max_epochs=3).fit(model, data)
+    assert told == [0, 1, 2]
+    assert model.seen == expected(3, residency=residency)
+    assert len({indices for _, _, indices, _ in model.seen}) == len(model.seen)
+    assert sorted(model.evaluated[:144]) == list(range(144))
+
+
+def test_a_cut_short_epoch_starts_afresh(tmp_path: Path) -> None:
+    model = Recorder()
+    trainer(tmp_path, max_epochs=2, limit_train_batches=2).fit(model, digits())
+    assert model.seen == [entry for entry in expected(2) if entry[1] < 2]
+
+
+@both_residencies
+@pytest.mark.parametrize("steps", [2, 6, 8, 10], ids=["in the first", "at its end", "in the second", "later"])
+def test_a_resume_from_any_batch_sees_what_an_uninterrupted_run_sees(
+    tmp_path: Path, residency: str, steps: int
+) -> None:
+    # 90 images in batches of 16: six batches an epoch.
+    saved = ModelCheckpoint(tmp_path, every_n_train_steps=steps, save_top_k=-1, filename="{step}")
+    first = Recorder()
+    trainer(tmp_path, max_steps=steps, enable_checkpointing=True, callbacks=[saved]).fit(
+        first, digits(residency=residency)
+    )
+    resumed = Recorder()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not resumable.*")
+        trainer(tmp_path, max_epochs=3).fit(
+            resumed, digits(residency=residency), ckpt_path=str(tmp_path / f"step={steps}.ckpt")
+        )
+    assert [*first.seen, *resumed.seen] == expected(3, residency=residency)
+
+
+@pytest.mark.parametrize("when", ["on_train_epoch_end", "on_validation_end"])
+def test_a_resume_from_the_end_of_an_epoch_starts_the_next(tmp_path: Path, when: str) -> None:
+    saved = ModelCheckpoint(
+        tmp_path, filename="end", save_on_train_epoch_end=when == "on_train_epoch_end", enable_version_counter=False
+    )
+    trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[saved]).fit(Recorder(), digits())
+    resumed = Recorder()
+    trainer(tmp_path, max_epochs=4).fit(resumed, digits(), ckpt_path=str(tmp_path / "end.ckpt"))
+    assert resumed.seen == [entry for entry in expected(4) if entry[0] >= 2]
+
+
+def test_a_checkpoint_of_a_loader_loads_with_weights_only(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(Recorder(), digits())
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    states = torch.load(tmp_path / "x.ckpt", weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    assert [(state["epoch"], state["handed_out"]) for state in states] == [(0, 2)]
+
+
+class Shared(Recorder):
+    """Gathers from two processes what each has seen, and holds it against the contract."""
+
+    def on_validation_epoch_end(self) -> None:
+        gathered: list[Any] = [None, None]
+        torch.distributed.all_gather_object(gathered, (self.seen, self.evaluated))
+        self.seen, self.evaluated = [], []
+        (first, first_evaluated), (second, second_evaluated) = gathered
+        assert sorted(first_evaluated + second_evaluated) == list(range(145))
+        trained = [index for entry in [*first, *second] for index in entry[2]]
+        assert len(trained) == len(set(trained)) == 90
+        assert len(first) == len(second) == 6
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images(tmp_path: Path) -> None:
+    # Shards of 73 and 72 validation images in batches of 72: unequal numbers of batches would wait for ever in the
+    # broadcast of the BatchNorm buffers.
+    module = digits(batch_size=8, eval_batch_size=72, validation=0.1009)
+    trainer(tmp_path, max_epochs=2, strategy="ddp_spawn", devices=2).fit(Shared(), module)

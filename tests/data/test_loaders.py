@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dkel_lightning.data.augment import CropFlip, Normalize
+from dkel_lightning.data.loaders import Batch, DeviceEvaluationLoader, DeviceLoader, TrainingLoader
+from dkel_lightning.data.workers import StoredImages, WorkerEvaluationLoader, WorkerLoader
+from dkel_lightning.errors import ConfigError
+
+COUNT = 22
+AUGMENT = CropFlip(2, True, (0.4,), (0.3,))
+Make = Callable[..., TrainingLoader]
+
+
+def arrays() -> tuple[Tensor, Tensor]:
+    images = torch.randint(0, 256, (COUNT, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return images, torch.arange(COUNT) % 3
+
+
+def stored() -> StoredImages:
+    # Stored in reverse, to see that indices into the split and into the array are kept apart.
+    images, labels = arrays()
+    return StoredImages(images.flip(0).numpy(), labels.numpy(), np.arange(COUNT)[::-1].copy())
+
+
+def on_device(**settings: Any) -> TrainingLoader:
+    return DeviceLoader(*arrays(), AUGMENT, **{"batch_size": 4, "views": 2, **settings})
+
+
+def in_workers(**settings: Any) -> TrainingLoader:
+    return WorkerLoader(stored(), AUGMENT, **{"batch_size": 4, "views": 2, **settings})
+
+
+both_loaders = pytest.mark.parametrize("make", [on_device, in_workers])
+
+
+def assert_same(one: Iterable[Batch], two: Iterable[Batch]) -> None:
+    pairs = list(zip(one, two, strict=True))
+    assert pairs
+    for first, second in pairs:
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@both_loaders
+def test_batches_keep_the_contract(make: Make) -> None:
+    images, labels = arrays()
+    batches = list(make())
+    assert len(batches) == len(make()) == 6
+    seen = []
+    for views, targets, indices in batches:
+        assert views.dtype == torch.float32
+        assert views.shape == (len(indices), 2, 1, 8, 8)
+        assert targets.dtype == indices.dtype == torch.int64
+        assert torch.equal(targets, labels[indices])
+        assert views.transpose(0, 1).flatten(0, 1).data_ptr() == views.data_ptr()
+        seen += indices.tolist()
+    assert sorted(seen) == list(range(COUNT))
+    plain = make()
+    exact = CropFlip(0, False, (0.4,), (0.3,))
+    if isinstance(plain, DeviceLoader):
+        plain.augment = exact
+    elif isinstance(plain, WorkerLoader):
+        plain.dataset_in_workers.augment = exact
+    for views, _, indices in plain:
+        assert torch.equal(views[:, 1], Normalize((0.4,), (0.3,))(images[indices]))
+
+
+@both_loaders
+def test_batches_are_a_function_of_seed_epoch_and_rank(make: Make) -> None:
+    assert_same(make(seed=3, epoch=2), make(seed=3, epoch=2))
+    moved = make(seed=3)
+    list(islice(moved, 2))
+    moved.set_epoch(2)
+    assert_same(moved, make(seed=3, epoch=2))
+    for other in ({"seed": 4, "epoch": 2}, {"seed": 3, "epoch": 1}, {"seed": 3, "epoch": 2, "rank": 1, "world": 2}):
+        assert not torch.equal(next(iter(make(seed=3, epoch=2)))[0], next(iter(make(**other)))[0])
+
+
+@both_loaders
+def test_views_of_a_sample_differ_and_so_do_epochs_of_the_same_sample(make: Make) -> None:
+    def by_index(epoch: int) -> Tensor:
+        views, indices = (torch.cat(parts) for parts in list(zip(*make(epoch=epoch), strict=True))[::2])
+        return views[indices.argsort()]
+
+    first, second = by_index(0), by_index(1)
+    assert (first[:, 0] != first[:, 1]).flatten(1).any(1).float().mean() > 0.8
+    assert (first[:, 0] != second[:, 0]).flatten(1).any(1).float().mean() > 0.8
+
+
+@both_loaders
+def test_ranks_share_an_epoch_without_a_sample_twice(make: Make) -> None:
+    ranks = [[index for batch in make(rank=rank, world=4) for index in batch[2].tolist()] for rank in range(4)]
+    # 22 samples: five a rank, of which the last is a batch of one and dropped.
+    assert [len(rank) for rank in ranks] == [4, 4, 4, 4]
+    assert len({index for rank in ranks for index in rank}) == 16
+
+
+@both_loaders
+@pytest.mark.parametrize("done", [0, 1, 4, 6])
+def test_a_resume_in_the_middle_of_an_epoch_gives_the_batches_that_were_left(make: Make, done: int) -> None:
+    uninterrupted = list(make(seed=1, epoch=3))
+    interrupted = make(seed=1, epoch=3)
+    list(islice(interrupted, done))
+    state = interrupted.state_dict()
+    resumed = make(seed=1, epoch=0)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state  # a checkpoint written before the next batch
+    resumed.set_epoch(3)
+    left = list(resumed)
+    assert len(left) == 6 - done
+    if left:
+        assert_same(left, uninterrupted[done:])
+    resumed.set_epoch(4)
+    assert_same(resumed, make(seed=1, epoch=4))
+
+
+@both_loaders
+def test_a_position_is_forgotten_in_another_epoch(make: Make) -> None:
+    interrupted = make()
+    list(islice(interrupted, 6))
+    resumed = make()
+    resumed.load_state_dict(interrupted.state_dict())
+    resumed.set_epoch(1)
+    assert_same(resumed, make(epoch=1))
+
+
+@both_loaders
+def test_an_iterator_that_is_only_made_fixes_nothing(make: Make) -> None:
+    loader = make()
+    early = iter(loader)
+    loader.set_epoch(5)
+    assert_same(early, make(epoch=5))
+
+
+@both_loaders
+def test_a_resume_in_the_middle_of_an_epoch_with_other_batches_is_refused(make: Make) -> None:
+    loader = make()
+    list(islice(loader, 2))
+    changed = make(batch_size=5)
+    changed.load_state_dict(loader.state_dict())
+    with pytest.raises(ConfigError, match=r"after batch 2 of epoch 0.*batch_size 4 -> 5.*end of an epoch"):
+        next(iter(changed))
+    later = make(batch_size=5)
+    later.load_state_dict(loader.state_dict())
+    later.set_epoch(1)
+    assert_same(later, make(batch_size=5, epoch=1))
+
+
+@both_loaders
+def test_initialisation_batches_disturb_nothing_and_repeat(make: Make) -> None:
+    undisturbed = list(make(seed=1))
+    loader = make(seed=1)
+    mine = iter(loader)
+    first = [next(mine), next(mine)]
+    state = loader.state_dict()
+    init = list(loader.initialisation_batches(9, 14))  # more than two epochs
+    assert len(init) == 14
+    assert loader.state_dict() == state
+    assert_same([*first, *mine], undisturbed)
+    assert_same(init, make(seed=2, epoch=3).initialisation_batches(9, 14))
+    assert init[0][0].shape == (4, 2, 1, 8, 8)
+    assert sorted(index for batch in init[:6] for index in batch[2].tolist()) == list(range(COUNT))
+    assert not torch.equal(init[0][2], init[6][2])
+    other = next(make(rank=1, world=2).initialisation_batches(9, 1))
+    assert not torch.equal(other[2], next(make(rank=0, world=2).initialisation_batches(9, 1))[2])
+
+
+def test_the_number_of_workers_changes_nothing() -> None:
+    alone, shared = in_workers(workers=0), in_workers(workers=2)
+    for epoch in (0, 1):
+        alone.set_epoch(epoch)
+        shared.set_epoch(epoch)
+        assert_same(alone, shared)
+    list(islice(shared, 2))  # an epoch broken off leaves nothing behind in living workers
+    shared.set_epoch(4)
+    assert_same(shared, in_workers(epoch=4))
+
+
+def test_worker_augmentation_follows_the_sample_whatever_the_ranks() -> None:
+    whole = {int(i): view for views, _, indices in in_workers() for view, i in zip(views, indices, strict=True)}
+    for views, _, indices in in_workers(rank=1, world=2, batch_size=3):
+        for view, index in zip(views, indices, strict=True):
+            assert torch.equal(view, whole[int(index)])
+
+
+def test_both_evaluation_loaders_give_the_normalised_images_in_order() -> None:
+    images, labels = arrays()
+    normalize = Normalize((0.4,), (0.3,))
+    for rank in range(2):
+        device = DeviceEvaluationLoader(images, labels, normalize, batch_size=4, rank=rank, world=2)
+        workers = WorkerEvaluationLoader(stored(), normalize, batch_size=4, rank=rank, world=2)
+        assert len(device) == len(workers) == 3
+        assert_same(device, workers)
+        parts = [torch.cat(part) for part in zip(*device, strict=True)]
+        assert parts[2].tolist() == list(range(rank, COUNT, 2))
+        assert torch.equal(parts[0], normalize(images[parts[2]]))
+        assert torch.equal(parts[1], labels[parts[2]])
+
+
+def test_a_memory_map_travels_to_a_worker_by_name(tmp_path: Any) -> None:
+    import pickle
+
+    images, labels = arrays()
+    np.save(tmp_path / "images.npy", np.tile(images.numpy(), (50, 1, 1, 1)))
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    part = StoredImages(mapped, labels.numpy(), np.arange(COUNT))
+    message = pickle.dumps(part)
+    assert len(message) < 5000 < mapped.nbytes
+    assert torch.equal(pickle.loads(message).read(torch.arange(3)), images[:3])
