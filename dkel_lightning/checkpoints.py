@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,9 +129,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary: Path | None = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-            temporary = Path(name)
-            with os.fdopen(handle, "wb") as file:
+            # Not mkstemp, whose files only their owner may read, whatever the umask says.
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+            with temporary.open("xb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())

@@ -248,6 +248,8 @@ def describe(key: str) -> Key | None:
     """Find the description of a key, None if there is none."""
     if key in KEYS:
         return KEYS[key]
+    if key in _OPEN_LEAVES:
+        return KEYS[f"{key}.*"]
     parts = key.split(".")
     for depth in range(len(parts) - 1, 0, -1):
         found = KEYS.get(".".join(parts[:depth]) + ".*")

@@ -31,7 +31,9 @@ def update_rate(updates: Tensor, rate: float, start: str) -> float | Tensor:
     offset = START_OFFSETS[start]
     if offset is None:
         return rate
-    return (1.0 - 1.0 / (updates + offset).double()).clamp_max(rate)
+    # Apple's MPS knows no float64.
+    precise = torch.float32 if updates.device.type == "mps" else torch.float64
+    return (1.0 - 1.0 / (updates + offset).to(precise)).clamp_max(rate)
 
 
 @torch.no_grad()

@@ -63,3 +63,7 @@ class NetworkScores(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return `accuracy` and `nll`, each [N]."""
         return {"accuracy": self.correct / self.samples, "nll": self.nll / self.samples}
+
+    def per_network(self) -> dict[str, Tensor]:
+        """Return what `compute` does, [N] also for a single network, whose values torchmetrics makes scalars."""
+        return {name: value.reshape(-1) for name, value in self.compute().items()}

@@ -193,7 +193,7 @@ def exactly_one(where: str, **values: object) -> None:
     """Raise a ConfigError unless exactly one of the named settings is given (is not None)."""
     given = [name for name, value in values.items() if value is not None]
     if len(given) == 1:
-        negative = [name for name, value in values.items() if isinstance(value, int | float) and value < 0]
+        negative = [name for name, value in values.items() if isinstance(value, int | float) and not value >= 0]
         if negative:
             raise ConfigError(f"{where}.{negative[0]} must not be negative, got {values[negative[0]]}.")
         return

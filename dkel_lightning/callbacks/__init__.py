@@ -2,12 +2,15 @@
 
 from dkel_lightning.callbacks.finite import FiniteGuard
 from dkel_lightning.callbacks.initialisation import TeacherInitialisation
+from dkel_lightning.callbacks.progress import EpochLines, Throughput
 from dkel_lightning.callbacks.schedules import EMARateSchedule, EnsembleDecaySchedule, RampUpSchedule
 
 __all__ = [
     "EMARateSchedule",
     "EnsembleDecaySchedule",
+    "EpochLines",
     "FiniteGuard",
     "RampUpSchedule",
     "TeacherInitialisation",
+    "Throughput",
 ]

@@ -42,6 +42,10 @@ class FiniteGuard(Callback):
         """Read the verdict before a checkpoint can be written after validation."""
         self._read(trainer, pl_module)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Read the verdict before a checkpoint is written in the middle of an epoch."""
+        self._read(trainer, pl_module)
+
     def _read(self, trainer: Trainer, module: LightningModule) -> None:
         if self._bad is None:
             return

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from dkel_lightning.errors import DataError
 from dkel_lightning.modules.batch import Batch, unpack
@@ -51,6 +54,9 @@ class TeacherInitialisation(Callback):
             return
         batches = initialisation_batches(trainer.train_dataloader, module.seed, steps, trainer.global_rank)
         for index, batch in enumerate(batches):
+            # The way that training batches take, hooks of module and datamodule included.
+            batch = trainer.precision_plugin.convert_input(batch)
+            batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
             views, labels, indices = unpack(trainer.strategy.batch_to_device(batch, module.device))
             yield Batch(module.make_views(views, "init", index), labels, indices)
 
@@ -68,13 +74,14 @@ def initialisation_batches(loader: Any, seed: int, steps: int, rank: int) -> Ite
         yield from loader.initialisation_batches(seed, steps)
         return
     source: Iterable[Any] = loader
-    if isinstance(loader, DataLoader) and isinstance(loader.dataset, Sized) and loader.batch_size:
+    batch_size = _batch_size(loader)
+    if batch_size:
         source = DataLoader(
             loader.dataset,
-            batch_size=loader.batch_size,
+            batch_size=batch_size,
             sampler=RandomSampler(loader.dataset, generator=generator(seed, "init", rank)),
             collate_fn=loader.collate_fn,
-            drop_last=len(loader.dataset) >= loader.batch_size,
+            drop_last=len(loader.dataset) >= batch_size,
         )
     done = 0
     while done < steps:
@@ -88,6 +95,16 @@ def initialisation_batches(loader: Any, seed: int, steps: int, rank: int) -> Ite
             raise DataError("The training loader gives no batches, so the teacher cannot be initialised.")
 
 
+def _batch_size(loader: Any) -> int | None:
+    """Return the batch size of a torch DataLoader over a map-style dataset, None for anything else."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    if not isinstance(loader.dataset, Sized):
+        return None
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    return size if isinstance(size, int) else None
+
+
 def make_equal(tensors: list[Tensor]) -> None:
     """Give all processes the tensors of process 0; nothing to do in a single one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -98,9 +115,12 @@ def make_equal(tensors: list[Tensor]) -> None:
 @contextlib.contextmanager
 def _own_random_numbers(module: LightningModule, rank: int) -> Iterator[None]:
     """Key what layers and transforms draw (dropout, augmentation), and leave training's stream untouched."""
-    devices = [module.device] if module.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive_seed(int(getattr(module, "seed", 0)), "init", rank))
+    seed = derive_seed(int(getattr(module, "seed", 0)), "init", rank)
+    with isolate_rng(include_cuda=module.device.type == "cuda"):
+        torch.manual_seed(seed)
+        # Transforms draw from these as well.
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
         yield
 
 

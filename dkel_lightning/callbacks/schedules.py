@@ -22,12 +22,11 @@ def clock(trainer: Trainer) -> Clock:
     steps = trainer.estimated_stepping_batches
     batches = trainer.num_training_batches
     accumulated = trainer.accumulate_grad_batches
-    per_epoch = math.ceil(batches / accumulated) if math.isfinite(batches) else int(steps)
+    planned = int(steps) if math.isfinite(steps) and steps > 0 else None
+    # A stream has no epochs: its whole run counts as one.
+    per_epoch = math.ceil(batches / accumulated) if math.isfinite(batches) else planned or 1
     return Clock(
-        epoch=trainer.current_epoch,
-        step=trainer.global_step,
-        steps_per_epoch=max(1, per_epoch),
-        steps=int(steps) if math.isfinite(steps) and steps > 0 else None,
+        epoch=trainer.current_epoch, step=trainer.global_step, steps_per_epoch=max(1, per_epoch), steps=planned
     )
 
 

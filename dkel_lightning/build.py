@@ -1,0 +1,165 @@
+"""From a configuration to objects: what has a `_target_` through Hydra, networks, methods and data by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import hydra.utils
+import torch
+from hydra.errors import InstantiationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+
+from dkel_lightning import data
+from dkel_lightning.config import unknown_choice
+from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, SchedulerFactory
+
+Values = Mapping[str, Any]
+
+DATA: dict[str, type[data.ImageDataModule]] = {
+    "digits": data.DigitsDataModule,
+    "cifar10": data.CIFAR10DataModule,
+    "cifar100": data.CIFAR100DataModule,
+    "tinyimagenet": data.TinyImageNetDataModule,
+    "image_folder": data.ImageFolderDataModule,
+    "npz": data.NpzDataModule,
+}
+
+TRUSTED = ("torch.optim.", "lightning.pytorch.", "dkel_lightning.")
+"""What a configuration read from a file may name as `_target_`; one typed or composed here may name anything."""
+
+
+def datamodule(values: Values) -> data.ImageDataModule:
+    """Build the data module that `data.name` names, with the views that the method asks for."""
+    settings = dict(values["data"])
+    name = settings.pop("name")
+    if name not in DATA:
+        raise ConfigError(unknown_choice("data", name, list(DATA)))
+    method = values["method"]
+    views = method["peers"] if method["views"] == "per_peer" else 1
+    return DATA[name](**settings, seed=values["seed"], views=views)
+
+
+def distillation(values: Values, images: data.ImageDataModule) -> DistillationModule:
+    """Build the module for these images (prepared and set up)."""
+    method = {key: value for key, value in values["method"].items() if key not in ("peers", "views", "classifiers")}
+    network = values["deploy"]["network"]
+    if network == "auto":
+        network = "student" if values["teacher"]["update"] == "none" else "teacher"
+    channels, height, width = images.image_shape
+    interval = values["scheduler"].get("interval", "epoch")
+    return DistillationModule.build(
+        values["backbone"]["name"],
+        images.num_classes,
+        method,
+        values["method"]["peers"],
+        teacher=values["teacher"],
+        in_channels=channels,
+        image_size=(height, width),
+        views_per_pass=values["backbone"]["views_per_pass"],
+        classifiers=values["method"]["classifiers"],
+        optimizer=optimizer(values["optimizer"]),
+        scheduler=scheduler(values),
+        interval=interval,
+        deploy={"network": network, "peer": values["deploy"]["peer"]},
+        seed=values["seed"],
+    )
+
+
+def optimizer(settings: Values) -> OptimizerFactory:
+    """Make a factory of the optimizer, tried once so that a bad argument is named here and not in the fit."""
+    build: OptimizerFactory = _partial(settings, "optimizer")
+    _try("optimizer", lambda: build(_one_parameter()))
+    return build
+
+
+def scheduler(values: Values) -> SchedulerFactory | None:
+    """Make a factory of the scheduler, tried once; None without one.
+
+    Milestones that all lie below 1 are shares of the run.
+    """
+    settings = {key: value for key, value in values["scheduler"].items() if key != "interval"}
+    if "_target_" not in settings:
+        return None
+    if "milestones" in settings:
+        settings["milestones"] = _milestones(settings["milestones"], values["trainer"]["max_epochs"])
+    build: SchedulerFactory = _partial(settings, "scheduler")
+    _try("scheduler", lambda: build(optimizer(values["optimizer"])(_one_parameter())))
+    return build
+
+
+def _milestones(milestones: list[float], epochs: int) -> list[int]:
+    if not milestones or not all(0 < milestone < 1 for milestone in milestones):
+        return [int(milestone) for milestone in milestones]
+    if epochs < 1:
+        raise ConfigError("scheduler.milestones are shares of a run without a length: set trainer.max_epochs.")
+    return [round(milestone * epochs) for milestone in milestones]
+
+
+def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback], plugins: list[Any]) -> Trainer:
+    """Build Lightning's Trainer."""
+    settings = dict(values["trainer"])
+    torch.set_float32_matmul_precision(values["precision"]["matmul"])
+    bar = any(type(callback).__name__.endswith("ProgressBar") for callback in callbacks)
+    settings.update(
+        precision=values["precision"]["trainer"],
+        logger=loggers,
+        callbacks=[*callbacks, *extras(values["callbacks"]["extra"], "callbacks.extra")],
+        plugins=plugins,
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    built: Trainer = _try("trainer", lambda: _partial(settings, "trainer")())
+    return built
+
+
+def extras(nodes: Values | None, where: str) -> list[Any]:
+    """Build the user's own loggers or callbacks, given as name: {_target_: ...}."""
+    return [_try(f"{where}.{name}", _partial(node, f"{where}.{name}")) for name, node in (nodes or {}).items()]
+
+
+def refuse_untrusted(values: Any, path: str = "") -> None:
+    """Refuse a configuration from a file that names something to run beyond what this library ships.
+
+    Raises:
+        CheckpointError: with the key and the target.
+    """
+    if isinstance(values, Mapping):
+        target = values.get("_target_")
+        if target is not None and not str(target).startswith(TRUSTED):
+            raise CheckpointError(
+                f"The saved configuration would run {target} ({path}_target_). If that is meant, start from the "
+                "command line again instead of resuming, or remove the key from config.yaml."
+            )
+        for key, value in values.items():
+            refuse_untrusted(value, f"{path}{key}.")
+
+
+def _partial(settings: Values, where: str) -> Callable[..., Any]:
+    if "_target_" not in settings:
+        raise ConfigError(f"{where} has no _target_: name the class to build.")
+    arguments = {key: value for key, value in settings.items() if key != "_target_"}
+    try:
+        target = hydra.utils.get_object(settings["_target_"])
+    except (InstantiationException, ImportError, ValueError) as error:
+        raise ConfigError(f"{where}._target_: {settings['_target_']} cannot be imported ({error}).") from error
+    return partial(target, **arguments)
+
+
+def _try(where: str, build: Callable[[], Any]) -> Any:
+    try:
+        return build()
+    except (MisconfigurationException, TypeError, ValueError, ModuleNotFoundError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _one_parameter() -> ParameterGroups:
+    return [{"params": [torch.nn.Parameter(torch.zeros(1))], "name": "student"}]

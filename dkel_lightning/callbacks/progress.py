@@ -1,0 +1,72 @@
+"""What a run shows while it goes: speed, and a line an epoch where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from dkel_lightning.modules.batch import unpack
+
+
+class Throughput(Callback):
+    """Measure training images a second, all processes together, without validation and without the first epoch.
+
+    The first epoch holds warm-up and allocation; it counts only where there is no other.
+    """
+
+    def __init__(self) -> None:
+        self.epochs: list[tuple[int, float]] = []
+        self._images = 0
+        self._started: float | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock with the first batch."""
+        if self._started is None:
+            self._started, self._images = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count images, and stop the clock with the last batch."""
+        self._images += len(unpack(batch).labels)
+        if trainer.is_last_batch and self._started is not None:
+            self.epochs.append((self._images * trainer.world_size, time.perf_counter() - self._started))
+            self._started = None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Training images a second, None before the first epoch has ended."""
+        counted = self.epochs[1:] or self.epochs
+        seconds = sum(duration for _, duration in counted)
+        return sum(images for images, _ in counted) / seconds if seconds > 0 else None
+
+
+class EpochLines(Callback):
+    """Print a line an epoch, for logs and terminals without a progress bar."""
+
+    SHOWN = (
+        ("loss", "train/loss"),
+        ("student", "val/acc/student_mean"),
+        ("teacher", "val/acc/teacher_mean"),
+        ("ensemble", "val/acc/ensemble"),
+        ("r", "weights/rampup"),
+        ("v", "weights/ensemble_decay"),
+    )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the epoch before: a module logs its epoch after the callbacks' hooks have run."""
+        if trainer.current_epoch > 0 and "train/loss" in trainer.callback_metrics:
+            self._print(trainer, trainer.current_epoch)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the last epoch."""
+        self._print(trainer, trainer.current_epoch)
+
+    @rank_zero_only
+    def _print(self, trainer: Trainer, epoch: int) -> None:
+        metrics = trainer.callback_metrics
+        parts = [f"{label} {float(metrics[name]):.4f}" for label, name in self.SHOWN if name in metrics]
+        print(f"epoch {epoch}/{trainer.max_epochs}  " + "  ".join(parts), flush=True)

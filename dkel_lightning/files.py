@@ -1,0 +1,105 @@
+"""The files of a run: its folder, its configuration, the checkpoints in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+
+from dkel_lightning.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its resolved settings and its folder.
+
+    Attributes:
+        values: the resolved configuration.
+        folder: where everything is written.
+        resume: the checkpoint to go on from, None for a new run.
+    """
+
+    values: Mapping[str, Any]
+    folder: Path
+    resume: Path | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of last.ckpt and best.ckpt."""
+        return self.folder / "checkpoints"
+
+    @rank_zero_only
+    def describe(self) -> None:
+        """Write config.yaml and provenance.json; a resumed run keeps the configuration that it began with."""
+        if self.resume is None:
+            write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(self.values))))
+        from dkel_lightning import provenance  # needs torch, which the command line does without
+
+        name = "provenance.json" if self.resume is None else "provenance_resumed.json"
+        self.write_json(name, provenance.collect())
+
+    @rank_zero_only
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file into the folder."""
+        write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file through a temporary one, so that it is whole at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def run_folder(checkpoint: Path) -> Path | None:
+    """Return the folder of the run that wrote `<run>/checkpoints/<name>.ckpt`, None if there is no such run."""
+    folder = checkpoint.resolve().parent.parent
+    return folder if (folder / "config.yaml").is_file() else None
+
+
+def saved_values(checkpoint: Path) -> dict[str, Any]:
+    """Read the configuration of the run that wrote a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint or its run's config.yaml is missing or unreadable.
+    """
+    if not checkpoint.is_file():
+        raise CheckpointError(f"No checkpoint at {checkpoint}: give the path of a .ckpt file.")
+    folder = run_folder(checkpoint)
+    if folder is None:
+        raise CheckpointError(
+            f"{checkpoint} has no run around it: its config.yaml should lie at "
+            f"{checkpoint.resolve().parent.parent / 'config.yaml'}."
+        )
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
+    except Exception as error:  # YAML, OmegaConf and the file system fail in many ways; all mean the same here
+        raise CheckpointError(f"{folder / 'config.yaml'} cannot be read: {error}") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{folder / 'config.yaml'} is no configuration.")
+    return {str(key): value for key, value in loaded.items()}
+
+
+def newest_checkpoint(outputs: Path) -> Path:
+    """Find the newest last.ckpt under `outputs` (for `resume=last`).
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = [path for path in outputs.rglob("last.ckpt") if run_folder(path) is not None]
+    if not found:
+        raise CheckpointError(f"No last.ckpt of a run under {outputs.resolve()}: give its path with resume=PATH.")
+    return max(found, key=lambda path: path.stat().st_mtime)

@@ -1,0 +1,104 @@
+"""The metrics of a run as one CSV file, always whole on disk."""
+
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from dkel_lightning.errors import DataError
+
+Row = dict[str, float]
+
+
+class MetricsFile(Logger):
+    """Write `metrics.csv`: one row a step at which something was logged, epochs and steps first.
+
+    Unlike Lightning's CSVLogger it goes on with an existing file: rows up to `keep_until_step` stay, later ones
+    (of epochs that a resumed run repeats) go. Every change is written to a temporary file that replaces the old one.
+
+    Args:
+        path: the CSV file.
+        keep_until_step: the step of the checkpoint that is resumed; None starts anew.
+    """
+
+    def __init__(self, path: Path, keep_until_step: int | None = None) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: dict[int, Row] = {}
+        if keep_until_step is not None and path.is_file():
+            self.rows = {step: row for step, row in read_rows(path).items() if step <= keep_until_step}
+
+    @property
+    def name(self) -> str:
+        """Name this logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Return the folder of the run; a run has one version."""
+        return self.path.parent.name
+
+    @property
+    def root_dir(self) -> str:
+        """Return the folder of the file."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml beside the file has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add metrics to the row of this step."""
+        self.rows.setdefault(int(step or 0), {}).update({name: float(value) for name, value in metrics.items()})
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write all rows, columns in order of first appearance."""
+        if not self.rows:
+            return
+        columns = list(dict.fromkeys(name for row in self.rows.values() for name in row if name != "epoch"))
+        lines = [["epoch", "step", *columns]]
+        for step in sorted(self.rows):
+            row = self.rows[step]
+            epoch = str(int(row["epoch"])) if "epoch" in row else ""
+            lines.append([epoch, str(step), *(repr(row[name]) if name in row else "" for name in columns)])
+        write_whole(self.path, lines)
+
+
+def read_rows(path: Path) -> dict[int, Row]:
+    """Read a metrics.csv into rows by step.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {
+                int(row["step"]): {
+                    name: float(value) for name, value in row.items() if value not in ("", None) and name != "step"
+                }
+                for row in csv.DictReader(file)
+            }
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise DataError(f"{path} is damaged ({error}): move it away to go on without its rows.") from error
+
+
+def write_whole(path: Path, lines: list[list[str]]) -> None:
+    """Write CSV lines to a temporary file and rename it, so that the file is whole at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(lines)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)

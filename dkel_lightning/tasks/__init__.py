@@ -1,0 +1,41 @@
+"""The tasks of the command line, one file each: a plain function from a run to a typed result."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from dkel_lightning.config import TASKS, unknown_choice
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.files import Run
+
+
+def run(run: Run) -> float:
+    """Run the task that the configuration names and return its objective."""
+    _quieten()
+    name = run.values["task"]["name"]
+    if name == "train":
+        from dkel_lightning.tasks.train import train
+
+        return train(run).objective
+    if name == "evaluate":
+        from dkel_lightning.tasks.evaluate import evaluate
+
+        return evaluate(run).objective
+    raise ConfigError(unknown_choice("task", name, list(TASKS)))
+
+
+def _quieten() -> None:
+    """Leave out what Lightning says at every start and a user of a task can do nothing about."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*exists and is not empty.*",
+        ".*Consider setting `persistent_workers.*",
+        ".*weights_only.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,64 @@
+"""task=evaluate: test a checkpoint on the data of the run that wrote it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from dkel_lightning import build, checkpoints
+from dkel_lightning.errors import CheckpointError
+from dkel_lightning.files import Run
+from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.tasks import scores
+from dkel_lightning.tasks.train import prepared
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What an evaluation gave: the test of the checkpoint, and the file in which it is written."""
+
+    scores: scores.Scores
+    file: Path
+
+    @property
+    def objective(self) -> float:
+        """The deployed network's test accuracy."""
+        return self.scores.deployed_accuracy
+
+
+def evaluate(run: Run) -> EvaluateResult:
+    """Test the checkpoint `values["checkpoint"]` and write evaluation.json into the run's folder.
+
+    Raises:
+        DkelError: with the thing at fault and its cure.
+    """
+    values = run.values
+    path = Path(values["checkpoint"])
+    module = DistillationModule.load_from_checkpoint(path)
+    epoch = int(checkpoints.load(path)["epoch"]) + 1
+    images = prepared(values)
+    _check_classes(module, images.num_classes, path)
+    trainer = build.trainer(
+        {**values, "callbacks": {**values["callbacks"], "extra": {}}}, loggers=[], callbacks=[], plugins=[]
+    )
+    result = EvaluateResult(scores.test(trainer, module, images, epoch), run.folder / "evaluation.json")
+    _report(run, result, path)
+    return result
+
+
+def _check_classes(module: DistillationModule, classes: int, path: Path) -> None:
+    if module.student.num_classes != classes:
+        raise CheckpointError(
+            f"{path} knows {module.student.num_classes} classes, the data has {classes}: "
+            "set data and data.root to the data it was trained on."
+        )
+
+
+@rank_zero_only
+def _report(run: Run, result: EvaluateResult, path: Path) -> None:
+    title = f"Test accuracy of {path}"
+    scores.show({f"epoch {result.scores.epoch}": result.scores}, title, "* deployed.")
+    run.write_json("evaluation.json", {"checkpoint": str(path), "test": result.scores.as_dict()})
+    print(f"Written to {result.file}")

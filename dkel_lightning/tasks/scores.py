@@ -1,0 +1,95 @@
+"""The final figures of a run: gathered from tests, written to JSON, shown as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from dkel_lightning.data import ImageDataModule
+from dkel_lightning.modules.distillation import DistillationModule
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One test of one checkpoint.
+
+    Attributes:
+        accuracy: by member (student_0, ..., student_mean, student_best, ensemble, teacher_0, ...), in [0, 1].
+        nll: negative log-likelihood by member, in nats.
+        deployed: the member that is deployed.
+        epoch: epochs trained when the checkpoint was written.
+    """
+
+    accuracy: Mapping[str, float]
+    nll: Mapping[str, float]
+    deployed: str
+    epoch: int
+
+    @property
+    def deployed_accuracy(self) -> float:
+        """Accuracy of the deployed network."""
+        return self.accuracy[self.deployed]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return primitives."""
+        return {
+            "epoch": self.epoch,
+            "deployed": self.deployed,
+            "deployed_accuracy": self.deployed_accuracy,
+            "accuracy": dict(self.accuracy),
+            "nll": dict(self.nll),
+        }
+
+
+def test(trainer: Trainer, module: DistillationModule, images: ImageDataModule, epoch: int) -> Scores:
+    """Test the module with the weights that it holds."""
+    metrics = trainer.test(module, images, verbose=False)[0]
+    return Scores(_by_member(metrics, "test/acc/"), _by_member(metrics, "test/nll/"), module.deployed_member(), epoch)
+
+
+def _by_member(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): float(value) for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def show(columns: Mapping[str, Scores], title: str, note: str, console: Console | None = None) -> None:
+    """Print the closing table: a row a network, a column a checkpoint."""
+    console = console or Console()
+    table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
+    table.add_column("network")
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    first = next(iter(columns.values()))
+    for group in _groups(first.accuracy):
+        for member in group:
+            cells = [f"{scores.accuracy[member]:.2%}" for scores in columns.values()]
+            marks = [" *" if scores.deployed == member else "  " for scores in columns.values()]
+            table.add_row(_label(member), *(cell + mark for cell, mark in zip(cells, marks, strict=True)))
+        table.add_section()
+    console.print(table)
+
+
+def _groups(accuracy: Mapping[str, float]) -> list[list[str]]:
+    order = ("student", "ensemble", "teacher")
+    groups = [[m for m in accuracy if m.split("_")[0] == kind] for kind in order]
+    return [sorted(group, key=_rank) for group in groups if group]
+
+
+def _rank(member: str) -> tuple[int, int]:
+    last = member.rsplit("_", 1)[-1]
+    return (0, int(last)) if last.isdigit() else ({"mean": 1, "best": 2}.get(last, 3), 0)
+
+
+def _label(member: str) -> str:
+    names = {
+        "ensemble": "ensemble classifier",
+        "teacher_ensemble": "teachers, mean of probabilities",
+    }
+    kind, _, last = member.partition("_")
+    if last.isdigit():
+        return f"{kind} peer {last}"
+    return names.get(member) or {"mean": f"{kind} peers, mean", "best": f"{kind} peer, best in validation"}[last]

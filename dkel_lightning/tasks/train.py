@@ -1,0 +1,198 @@
+"""task=train: fit, then test the last and the best checkpoint."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+
+from dkel_lightning import build, checkpoints, config, figures
+from dkel_lightning.callbacks import EpochLines, Throughput
+from dkel_lightning.data import ImageDataModule
+from dkel_lightning.files import Run
+from dkel_lightning.loggers import MetricsFile
+from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.tasks import scores
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training gave.
+
+    Attributes:
+        folder: where everything lies.
+        last: test of the last epoch.
+        best: test of the epoch that validation chose; None where no checkpoint was written.
+        images_per_second: training throughput, all processes together.
+        seconds: wall time of the fit.
+    """
+
+    folder: Path
+    last: scores.Scores
+    best: scores.Scores | None
+    images_per_second: float | None
+    seconds: float
+
+    @property
+    def objective(self) -> float:
+        """The deployed network's test accuracy, best checkpoint first; what a sweep may maximise."""
+        return (self.best or self.last).deployed_accuracy
+
+
+def train(run: Run) -> TrainResult:
+    """Train as configured and write the outputs into the run's folder.
+
+    Raises:
+        DkelError: with the thing at fault and its cure; the last good checkpoint stays whole.
+    """
+    values = run.values
+    if run.resume is not None:
+        checkpoints.load(run.resume)  # refused here, before anything is prepared
+    images = prepared(values)
+    module = build.distillation(values, images)
+    throughput = Throughput()
+    logger = MetricsFile(run.folder / "metrics.csv", _resumed_step(run))
+    trainer = build.trainer(
+        values,
+        loggers=[logger, *build.extras(values["logger"]["extra"], "logger.extra")],
+        callbacks=[throughput, *_callbacks(run)],
+        plugins=[checkpoints.AtomicCheckpointIO()],
+    )
+    run.describe()
+    _say(_opening(run, module, images))
+    started = time.perf_counter()
+    try:
+        trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
+    except (KeyboardInterrupt, SystemExit):
+        _say_how_to_go_on(run)
+        raise
+    seconds = time.perf_counter() - started
+
+    last = scores.test(trainer, module, images, trainer.current_epoch)
+    best = _test_best(trainer, module, images)
+    result = TrainResult(run.folder, last, best, throughput.images_per_second, seconds)
+    _report(run, result, logger)
+    return result
+
+
+def prepared(values: build.Values) -> ImageDataModule:
+    """Build the data module, prepare its files and read it; processes of one machine take turns."""
+    images = build.datamodule(values)
+    root = Path(values["data"]["root"]).expanduser()
+    if values["data"]["name"] == "digits":
+        images.setup()
+        return images
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.parent / f".{root.name}.lock"):
+        images.prepare_data()
+    images.setup()
+    return images
+
+
+def _callbacks(run: Run) -> list[Callback]:
+    settings = run.values["callbacks"]
+    every = settings["checkpoint_every_n_epochs"]
+    found: list[Callback] = []
+    if not run.values["trainer"]["fast_dev_run"]:
+        # At the end of the epoch rather than of validation: what the epoch logged is then in the checkpoint.
+        common: dict[str, Any] = {"dirpath": run.checkpoints, "save_on_train_epoch_end": True}
+        found += [
+            ModelCheckpoint(
+                filename="best", monitor=settings["monitor"], mode="max", save_top_k=1,
+                enable_version_counter=False, **common,
+            ),
+            ModelCheckpoint(
+                filename="last", save_top_k=1, every_n_epochs=every, enable_version_counter=False, **common
+            ),
+        ]  # fmt: skip
+    if settings["early_stopping"] is not None:
+        found.append(EarlyStopping(settings["monitor"], mode="max", patience=settings["early_stopping"]))
+    progress = settings["progress"]
+    if progress == "auto":
+        progress = "bar" if sys.stdout.isatty() else "lines"
+    if progress == "bar":
+        found.append(RichProgressBar())
+    elif progress == "lines":
+        found.append(EpochLines())
+    return found
+
+
+def _resumed_step(run: Run) -> int | None:
+    return None if run.resume is None else int(checkpoints.load(run.resume)["global_step"])
+
+
+def _test_best(trainer: Trainer, module: DistillationModule, images: ImageDataModule) -> scores.Scores | None:
+    kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    path = kept[0].best_model_path if kept else ""
+    if not path:
+        return None
+    checkpoint = checkpoints.load(path, module.device)
+    checkpoints.load_weights(module, checkpoint, path)
+    return scores.test(trainer, module, images, int(checkpoint["epoch"]) + 1)
+
+
+@rank_zero_only
+def _report(run: Run, result: TrainResult, logger: MetricsFile) -> None:
+    values = run.values
+    columns = {f"last epoch ({result.last.epoch})": result.last}
+    if result.best is not None:
+        columns[f"best epoch ({result.best.epoch})"] = result.best
+    summary = {
+        "experiment": values["name"],
+        "data": values["data"]["name"],
+        "method": values["method"]["name"],
+        "backbone": values["backbone"]["name"],
+        "peers": values["method"]["peers"],
+        "seed": values["seed"],
+        "selection": values["data"]["selection"],
+        "test": {
+            "last": result.last.as_dict(),
+            "best": result.best.as_dict() if result.best is not None else None,
+        },
+        "images_per_second": result.images_per_second,
+        "seconds": result.seconds,
+    }
+    chosen = "the test set itself" if values["data"]["selection"] == "paper" else "a held-out part of the training set"
+    note = f"* deployed. Epoch and peer were chosen on {chosen}."
+    scores.show(columns, f"Test accuracy, {values['method']['name']} on {values['data']['name']}", note)
+    run.write_json("summary.json", summary)
+    if logger.rows:
+        title = f"{values['method']['name']} on {values['data']['name']}, {values['backbone']['name']}"
+        figures.draw_curves(logger.rows, run.folder / "figures" / "curves.png", f"{title}, seed {values['seed']}")
+    speed = f", {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
+    print(f"{result.seconds:.0f} s{speed}. Outputs in {run.folder}: summary.json, metrics.csv, figures/, checkpoints/")
+
+
+def _opening(run: Run, module: DistillationModule, images: ImageDataModule) -> str:
+    values = run.values
+    lines = [f"Warning: {warning}" for warning in config.warnings(values)]
+    channels, height, width = images.image_shape
+    size = sum(parameter.numel() for parameter in module.student.peer(0).parameters())
+    lines.append(
+        f"{values['method']['name']}: {module.student.num_peers} peers of {values['backbone']['name']} "
+        f"({size:,} parameters each) on {values['data']['name']} "
+        f"({images.train_size:,} training, {images.val_size:,} validation, {images.test_size:,} test images of "
+        f"{channels}x{height}x{width}, {images.num_classes} classes)"
+    )
+    return "\n".join(lines)
+
+
+@rank_zero_only
+def _say(message: str) -> None:
+    print(message, flush=True)
+
+
+@rank_zero_only
+def _say_how_to_go_on(run: Run) -> None:
+    last = run.checkpoints / "last.ckpt"
+    if last.is_file():
+        print(f"Interrupted. Go on with: python -m dkel_lightning resume={last}", flush=True)
+    else:
+        print("Interrupted before the first epoch ended; nothing to resume.", flush=True)
