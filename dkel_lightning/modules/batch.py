@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 def unpack(batch: Any) -> Batch:
     """Read a batch: a tuple or list `(images, labels[, indices])`, or a mapping with the usual names.
 
-    Labels of shape [B, 1] become [B].
+    Labels of shape [B, 1] become [B], and all integers int64.
 
     Raises:
         DataError: neither form fits; the message says what was seen.
@@ -51,7 +51,20 @@ def unpack(batch: Any) -> Batch:
         raise DataError(
             f"Labels must be [B] class indices for {views.shape[0]} images, got shape {tuple(labels.shape)}."
         )
+    if not labels.is_floating_point() and labels.dtype != torch.bool:
+        labels = labels.long()  # cross-entropy takes no other integers
     return Batch(views, labels, indices)
+
+
+def images_of(batch: Any) -> Tensor:
+    """Read the images of a batch without labels: a tensor, a tuple or list that starts with one, or a mapping."""
+    if isinstance(batch, Mapping):
+        batch = _first(batch, IMAGE_KEYS, "images")
+    elif isinstance(batch, Sequence) and len(batch) > 0:
+        batch = batch[0]
+    if not isinstance(batch, Tensor):
+        raise DataError(f"Images of a batch must be a tensor, got {type(batch).__name__}: check the collate function.")
+    return batch
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

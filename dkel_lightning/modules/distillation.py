@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from dkel_lightning import callbacks, checkpoints, methods, networks
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.metrics import NetworkScores, TermMeans
-from dkel_lightning.modules.batch import Batch, check_labels, check_views, unpack
+from dkel_lightning.modules.batch import Batch, check_labels, check_views, images_of, unpack
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.modules.outputs import Step, StudentOutput
@@ -92,6 +92,9 @@ class DistillationModule(LightningModule):
         _check_parts(student, method, teacher, ensemble)
         self.student = student
         self.teacher = teacher
+        if teacher is not None:
+            # A fit of its own that was interrupted leaves it unfrozen.
+            teacher.stand_alone(False)
         self.ensemble = ensemble
         self.method = method
         self.augmentation = augmentation
@@ -225,6 +228,11 @@ class DistillationModule(LightningModule):
         epoch = self.trainer.current_epoch if self._trainer is not None else 0
         step = self.look(Batch(self.make_views(views, epoch, batch_idx, rank), labels, indices))
         terms = self.method.loss_terms(step)
+        if terms.keys() != set(self.method.terms):
+            raise ConfigError(
+                f"{type(self.method).__name__} names the terms {', '.join(self.method.terms)} "
+                f"but computes {', '.join(terms)}: a term without a name would be left out of the loss."
+            )
         self.term_means.update(terms)
         self.train_scores.update(step.student.logits, labels)
         loss = torch.stack([terms[name] for name in self.method.terms]).sum()
@@ -291,9 +299,8 @@ class DistillationModule(LightningModule):
         self._score(batch, batch_idx)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the deployed network's logits [B, C]; a batch is images, or a tuple that starts with them."""
-        images = batch if isinstance(batch, Tensor) else batch[0]
-        logits = self.member_logits(images)
+        """Return the deployed network's logits [B, C] for a batch of images, a tuple that starts so, or a mapping."""
+        logits = self.member_logits(images_of(batch))
         return logits[self.members.index(self.deployed_member())]
 
     def member_logits(self, views: Tensor) -> Tensor:
@@ -316,7 +323,7 @@ class DistillationModule(LightningModule):
         """Log the epoch's mean terms, the peers' training accuracy and the weights in force."""
         means = self.term_means.compute()
         total = torch.stack(list(means.values())).sum()
-        accuracy = self.train_scores.compute()["accuracy"]
+        accuracy = self.train_scores.per_network()["accuracy"]
         logs = {f"train/{name}": value for name, value in means.items()}
         logs |= {"train/loss": total, "train/loss_per_peer": total / self.student.num_peers}
         logs |= {f"train/acc/student_{i}": value for i, value in enumerate(accuracy)}
@@ -331,7 +338,7 @@ class DistillationModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the members' scores and remember them for the choice of the deployed peer."""
-        scores = self.scores.compute()
+        scores = self.scores.per_network()
         self.scores.reset()
         if not self.trainer.sanity_checking:
             self.validation_accuracy.copy_(scores["accuracy"])
@@ -339,7 +346,7 @@ class DistillationModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the members' scores; the best peers are those that validation chose."""
-        scores = self.scores.compute()
+        scores = self.scores.per_network()
         self.scores.reset()
         self._log_scores("test", scores, self.validation_accuracy)
 
@@ -413,7 +420,7 @@ class DistillationModule(LightningModule):
             map_location: the device on which the tensors are put.
             backbone: the model it was built from, if that was not a registered name.
             method: the method, if that was not a registered name.
-            others: passed to `build` (`optimizer`, `scheduler`, `augmentation`).
+            others: passed to `build` (`optimizer`, `scheduler`, `augmentation`, `deploy`).
 
         Raises:
             CheckpointError: missing, torn, unsafe, or not written by this library.
@@ -426,7 +433,7 @@ class DistillationModule(LightningModule):
                 recipe[key] = value
             elif recipe[key] is None:
                 raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
-        module = cls.build(**recipe, **others)
+        module = cls.build(**(recipe | others))
         checkpoints.load_weights(module, checkpoint, checkpoint_path)
         return module
 
@@ -594,6 +601,8 @@ def _check_parts(
         raise ConfigError(f"{name} has no teacher: leave teacher= out, and remove teacher.* settings.")
     if method.wants_ensemble_classifier and ensemble is None:
         raise ConfigError(f"{name} needs an ensemble classifier: pass ensemble=EnsembleModule(...).")
+    if method.ensemble is not None and (ensemble is None or ensemble.term != method.ensemble):
+        raise ConfigError(f"{name} assembles teachers: pass ensemble=EnsembleModule(..., term=method.ensemble).")
     if teacher is not None and (teacher.num_peers, teacher.num_classes) != (student.num_peers, student.num_classes):
         raise ConfigError(
             f"Student and teacher must have as many peers and classes: {student.num_peers} and {student.num_classes} "

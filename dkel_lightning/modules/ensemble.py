@@ -81,7 +81,7 @@ class EnsembleModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the classifier's accuracy."""
-        self.log("val/acc", self.scores.compute()["accuracy"][0], prog_bar=True, sync_dist=True)
+        self.log("val/acc", self.scores.per_network()["accuracy"][0], prog_bar=True, sync_dist=True)
         self.scores.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -92,7 +92,7 @@ class PeersModule(LightningModule):
         return configure({"network": self.network}, *self._factories)
 
     def _log_scores(self, stage: str) -> None:
-        accuracy = self.scores.compute()["accuracy"]
+        accuracy = self.scores.per_network()["accuracy"]
         self.log_dict({f"{stage}/acc/peer_{i}": value for i, value in enumerate(accuracy)}, sync_dist=True)
         self.log(f"{stage}/acc", accuracy.mean(), prog_bar=True, sync_dist=True)
         self.scores.reset()

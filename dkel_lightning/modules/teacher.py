@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from dkel_lightning import ema
@@ -58,6 +57,9 @@ class TeacherSettings:
             raise ConfigError(f"teacher.init_steps must be a whole number of at least 0, got {self.init_steps}.")
         non_negative("teacher.init_lr_scale", self.init_lr_scale)
         non_negative("teacher.init_weight_decay", self.init_weight_decay)
+        for key, values in (("decay", self.decay), ("decay_share", self.decay_share)):
+            if isinstance(values, Mapping) and not values:
+                raise ConfigError(f"teacher.{key} is a schedule without entries: give {{0: value}} at least.")
         for rate in _values(self.decay):
             if not 0 <= rate <= 1:
                 raise ConfigError(f"teacher.decay is a rate between 0 and 1, got {rate}.")
@@ -100,11 +102,11 @@ class TeacherModule(PeersModule):
         self._alone = False
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("updates", torch.tensor(0, dtype=torch.int64))
-        self.register_buffer("rate", torch.tensor(0.0, dtype=torch.float64), persistent=True)
+        self.register_buffer("rate", torch.tensor(0.0))
         # The rate is also kept on the host, where a constant one lets the update be a single multi-tensor lerp.
         self._host_rate = float(next(iter(_values(self.settings.decay)), 0.999))
         self.rate.fill_(self._host_rate)
-        self.network.requires_grad_(self.learns)
+        self.stand_alone(False)
 
     @property
     def learns(self) -> bool:
@@ -175,9 +177,7 @@ class TeacherModule(PeersModule):
         """
         if self.settings.update != "ema":
             return
-        constant = not isinstance(self.settings.decay, Mapping) and self.settings.start == "keep"
-        host_rate = self._host_rate
-        rate = host_rate if constant else ema.update_rate(self.updates, host_rate, self.settings.start)
+        rate = ema.update_rate(self.updates, self._host_rate, self.settings.start)
         ema.average_(*ema.matched_parameters(self.network, student), rate)
         if self.settings.batchnorm != "own":
             self._follow_statistics(student, rate)
@@ -194,15 +194,30 @@ class TeacherModule(PeersModule):
         """Average the peers' cross-entropies, as the initialisation scheme does."""
         return cross_entropy(logits, labels).mean()
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Unfreeze and optimise the network (only when fitted on its own)."""
-        self._alone = True
-        self.network.requires_grad_(True)
-        return super().configure_optimizers()
+    def stand_alone(self, alone: bool) -> None:
+        """Fit on its own, with gradients whatever the settings say; or teach as the settings say."""
+        self._alone = alone
+        self.network.requires_grad_(self.learns)
+        # Lightning leaves the mode of modules as it finds it.
+        self.train(alone or self.training)
+
+    def setup(self, stage: str) -> None:
+        """Unfreeze the network before a strategy wraps it (only when fitted on its own)."""
+        if stage == "fit":
+            self.stand_alone(True)
+
+    def on_train_end(self) -> None:
+        """Count the fit as the initialisation, which would otherwise disturb what was learnt (only on its own)."""
+        self.initialised.fill_(True)
+
+    def teardown(self, stage: str) -> None:
+        """Freeze the network again (only when fitted on its own)."""
+        self.stand_alone(False)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._host_rate = float(self.rate)
+        if not torch.equal(self.rate, torch.full_like(self.rate, self._host_rate)):
+            self._host_rate = float(self.rate)
 
     def settings_as_dict(self) -> dict[str, Any]:
         """Return the settings as a dict of primitives."""

@@ -1,0 +1,112 @@
+"""The moving average: golden trajectories for each start rule, exact copies, and matching by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dkel_lightning.ema import START_OFFSETS, average_, matched_parameters, matched_statistics, update_rate
+from dkel_lightning.errors import ConfigError
+
+
+@pytest.mark.parametrize("start", ["keep", "mean_teacher", "copy"])
+def test_golden_trajectories(golden: dict[str, Any], start: str) -> None:
+    for case in golden["ema"]:
+        teacher = torch.tensor([case["teacher_start"]], dtype=torch.float64)
+        updates = torch.tensor(0)
+        for student, expected in zip(
+            case["student_after_each_step"], case["teacher_after_each_update"][start], strict=True
+        ):
+            average_(
+                [teacher], [torch.tensor([student], dtype=torch.float64)], update_rate(updates, case["rate"], start)
+            )
+            updates += 1
+            assert teacher.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_every_start_rule_is_covered_above() -> None:
+    assert set(START_OFFSETS) == {"keep", "mean_teacher", "copy"}
+
+
+def test_first_rates_by_hand() -> None:
+    # keep: a. mean_teacher: 1 - 1/(t + 1) from t = 1. copy: from t = 0.
+    rates = {start: [float(update_rate(torch.tensor(n), 0.7, start)) for n in range(4)] for start in START_OFFSETS}
+    assert rates["keep"] == [0.7] * 4
+    assert rates["mean_teacher"] == pytest.approx([1 / 2, 2 / 3, 0.7, 0.7], rel=1e-12)
+    assert rates["copy"] == pytest.approx([0, 1 / 2, 2 / 3, 0.7], rel=1e-12)
+
+
+def test_a_constant_rate_is_a_float_and_a_changing_one_stays_on_the_device() -> None:
+    assert isinstance(update_rate(torch.tensor(0), 0.9, "keep"), float)
+    assert isinstance(update_rate(torch.tensor(0), 0.9, "copy"), torch.Tensor)
+
+
+@pytest.mark.parametrize("rate", [0.0, torch.tensor(0.0, dtype=torch.float64)])
+def test_rate_zero_copies_bit_for_bit(rate: float | torch.Tensor) -> None:
+    teacher, student = [torch.randn(50) * 1e6], [torch.randn(50) * 1e-6]
+    average_(teacher, student, rate)
+    assert torch.equal(teacher[0], student[0])
+
+
+@pytest.mark.parametrize("rate", [1.0, torch.tensor(1.0, dtype=torch.float64)])
+def test_rate_one_keeps_bit_for_bit(rate: float | torch.Tensor) -> None:
+    teacher, student = [torch.randn(50)], [torch.randn(50)]
+    before = teacher[0].clone()
+    average_(teacher, student, rate)
+    assert torch.equal(teacher[0], before)
+
+
+@pytest.mark.parametrize("rate", [0.75, torch.tensor(0.75, dtype=torch.float64)])
+def test_types_and_shapes_may_be_mixed_and_students_stay_as_they_are(rate: float | torch.Tensor) -> None:
+    teacher = [torch.full((2, 3), 4.0), torch.full((1,), 8.0, dtype=torch.float64), torch.tensor(-4.0)]
+    student = [torch.zeros(2, 3), torch.zeros(1, dtype=torch.float64), torch.zeros(())]
+    average_(teacher, student, rate)
+    assert [value.flatten()[0].item() for value in teacher] == [3.0, 6.0, -3.0]
+    assert [value.dtype for value in teacher] == [torch.float32, torch.float64, torch.float32]
+    assert all((value == 0).all() for value in student)
+
+
+def test_averaging_leaves_no_graph() -> None:
+    teacher, student = nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2)
+    average_(list(teacher.parameters()), list(student.parameters()), 0.5)
+    assert all(p.grad_fn is None and not p.requires_grad for p in teacher.parameters())
+
+
+def test_nothing_to_average_is_no_error() -> None:
+    average_([], [], 0.5)
+
+
+class Swapped(nn.Module):
+    """Two layers of equal shape whose order of registration is an argument."""
+
+    def __init__(self, names: tuple[str, str]) -> None:
+        super().__init__()
+        for name in names:
+            self.add_module(name, nn.Linear(2, 2))
+
+
+def test_parameters_are_matched_by_name_not_by_position() -> None:
+    teacher, student = Swapped(("a", "b")), Swapped(("b", "a"))
+    ours, theirs = matched_parameters(teacher, student)
+    average_(ours, theirs, 0.0)
+    for name, value in teacher.named_parameters():
+        assert torch.equal(value, student.get_parameter(name)), name
+
+
+def test_statistics_are_matched_by_name_and_parameters_left_out() -> None:
+    ours, theirs = matched_statistics(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    assert [tuple(value.shape) for value in ours] == [(3,), (3,), ()]
+    assert len(theirs) == 3
+
+
+def test_networks_of_another_form_are_refused_with_the_differences() -> None:
+    with pytest.raises(ConfigError, match=r"not of the same form; they differ in 2: 1\.bias, 1\.weight\."):
+        matched_parameters(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    with pytest.raises(ConfigError, match=r"they differ in 1: weight\."):
+        matched_parameters(nn.Linear(2, 3, bias=False), nn.Linear(3, 3, bias=False))
+    many = nn.Sequential(*[nn.Linear(1, 1) for _ in range(4)])
+    with pytest.raises(ConfigError, match=r"differ in 8: 0\.bias, 0\.weight, 1\.bias, 1\.weight, 2\.bias, \.\.\.\."):
+        matched_parameters(nn.Sequential(), many)

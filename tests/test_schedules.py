@@ -1,0 +1,193 @@
+"""Schedules: golden curves, ends, shares of a run, pairs of teacher weights, and the texts of refusals."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.schedules import (
+    TEACHER_WEIGHTS,
+    Clock,
+    EnsembleTerm,
+    RampUp,
+    at_time,
+    ema_rate,
+    ensemble_weight,
+    rampup,
+    rampup_released,
+)
+
+
+def test_golden_schedules(golden: dict[str, Any]) -> None:
+    for case in golden["schedules"]:
+        scale, length = case["rampup_scale"], case["rampup_epochs"]
+        correct, released = RampUp(scale, length), RampUp(scale, length, form="released")
+        term = EnsembleTerm(decay=case["decay"])
+        for i, epoch in enumerate(case["epochs"]):
+            clock = Clock(epoch)
+            assert term.weight(clock) == pytest.approx(case["ensemble_weight"][i], rel=1e-9, abs=1e-12)
+            assert correct.weight(clock) == pytest.approx(case["rampup_correct"][i], rel=1e-9, abs=1e-12)
+            assert released.weight(clock) == pytest.approx(case["rampup_released"][i], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "length"), [(1.0, 80), (0.1, 80), (2.0, 7)])
+def test_rampup_starts_at_lambda_over_e_to_the_fifth_and_ends_at_lambda(scale: float, length: float) -> None:
+    assert rampup(0, scale, length) == pytest.approx(scale * math.exp(-5), rel=1e-12)
+    assert rampup(length / 2, scale, length) == pytest.approx(scale * math.exp(-1.25), rel=1e-12)
+    assert rampup(length, scale, length) == scale
+    assert rampup(10 * length, scale, length) == scale
+
+
+def test_a_rampup_of_no_length_is_lambda_at_once() -> None:
+    assert rampup(0, 0.7, 0) == 0.7
+    assert RampUp(0.7, 0).weight(Clock(0)) == 0.7
+
+
+def test_only_the_released_form_divides_by_lambda() -> None:
+    # lambda = 0.1: exp(-5 (1 - 10)^2) at epoch 1 against exp(-5 (79/80)^2).
+    assert RampUp(0.1, 80, form="released").weight(Clock(1)) == pytest.approx(0.1 * math.exp(-405.0), rel=1e-9, abs=0)
+    assert RampUp(0.1, 80).weight(Clock(1)) == pytest.approx(0.1 * math.exp(-5 * (79 / 80) ** 2), rel=1e-12)
+
+
+def test_the_released_form_jumps_after_its_last_epoch_and_underflows_to_zero() -> None:
+    assert rampup_released(80, 0.1, 80) == 0.0
+    assert rampup_released(81, 0.1, 80) == 0.1
+    assert rampup_released(3, 0.0, 80) == 0.0
+
+
+@given(
+    st.floats(0.01, 10),
+    st.floats(0.1, 300),
+    st.lists(st.floats(0, 400), min_size=2, max_size=8).map(sorted),
+)
+def test_the_correct_rampup_never_falls_and_never_exceeds_lambda(
+    scale: float, length: float, times: list[float]
+) -> None:
+    values = [rampup(time, scale, length) for time in times]
+    assert values == sorted(values)
+    assert all(0 < value <= scale for value in values)
+
+
+@given(st.floats(0, 5), st.lists(st.floats(0, 400), min_size=2, max_size=8).map(sorted))
+def test_the_ensemble_weight_never_rises_and_lies_in_zero_to_one(decay: float, times: list[float]) -> None:
+    values = [ensemble_weight(time, decay) for time in times]
+    assert values == sorted(values, reverse=True)
+    assert all(value == 0 or 0.01 < value <= 1 for value in values)
+
+
+def test_the_ensemble_weight_is_cut_off_at_its_cutoff_not_below_it() -> None:
+    assert ensemble_weight(1, math.log(2), cutoff=0.4999) == pytest.approx(0.5)
+    assert ensemble_weight(1, math.log(2), cutoff=0.5001) == 0.0
+    assert ensemble_weight(0, 7.0, cutoff=0.99) == 1.0
+    assert ensemble_weight(10, 0.5) == 0.0  # exp(-5) = 0.0067
+
+
+def test_a_share_of_the_run_equals_epochs_where_epochs_are_whole() -> None:
+    # 30 epochs of 4 steps: 0.2 of the run is 6 epochs, a decay of 1/2 an epoch is a time constant of 2/30.
+    for epoch in range(30):
+        clock = Clock(epoch, step=4 * epoch, steps_per_epoch=4, steps=120)
+        assert RampUp(0.3, None, share=0.2).weight(clock) == pytest.approx(RampUp(0.3, 6).weight(clock), rel=1e-9)
+        by_share = EnsembleTerm(decay=None, decay_share=2 / 30).weight(clock)
+        assert by_share == pytest.approx(EnsembleTerm(decay=0.5).weight(clock), rel=1e-9)
+
+
+def test_a_share_moves_within_an_epoch_where_epochs_do_not() -> None:
+    middle = Clock(1, step=6, steps_per_epoch=4, steps=120)  # epoch 1.5
+    assert EnsembleTerm(decay=None, decay_share=2 / 30).weight(middle) == pytest.approx(math.exp(-0.75), rel=1e-9)
+    assert EnsembleTerm(decay=0.5).weight(middle) == pytest.approx(math.exp(-0.5), rel=1e-9)
+    assert RampUp(1.0, None, share=0.1).weight(middle) == pytest.approx(math.exp(-1.25), rel=1e-9)  # half of 3 epochs
+    assert RampUp(1.0, 3).weight(middle) == pytest.approx(math.exp(-5 * 4 / 9), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "key"),
+    [
+        (RampUp(1.0, None, share=0.1), "method.rampup.share"),
+        (EnsembleTerm(decay=None, decay_share=0.1), "method.ensemble.decay_share"),
+    ],
+)
+def test_a_share_of_a_run_without_end_is_refused(schedule: RampUp | EnsembleTerm, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} is a share of the run, but the run has no end: set max_epochs"):
+        schedule.weight(Clock(0))
+
+
+# (G, H) at v = 1/4, r = 0.6, lambda = 2, by hand, with g = lambda or g = r.
+@pytest.mark.parametrize(
+    ("name", "full", "expected"),
+    [
+        ("complement", 2.0, (0.5, 0.45)),
+        ("complement", 0.6, (0.15, 0.45)),
+        ("decay", 2.0, (0.5, 0.0)),
+        ("decay", 0.6, (0.15, 0.0)),
+        ("ramp", 2.0, (0.0, 0.6)),
+        ("ramp", 0.6, (0.0, 0.6)),
+        ("constant", 2.0, (0.0, 2.0)),
+        ("constant", 0.6, (0.0, 2.0)),
+    ],
+)
+def test_each_pair_of_teacher_weights_by_hand(name: str, full: float, expected: tuple[float, float]) -> None:
+    assert TEACHER_WEIGHTS[name](0.25, 0.6, full, 2.0) == pytest.approx(expected, rel=1e-12)
+    as_tensors = TEACHER_WEIGHTS[name](torch.tensor(0.25), torch.tensor(0.6), torch.tensor(full), 2.0)
+    assert [float(weight) for weight in as_tensors] == pytest.approx(expected, rel=1e-6)
+
+
+def test_every_pair_of_teacher_weights_is_covered_above() -> None:
+    assert set(TEACHER_WEIGHTS) == {"complement", "decay", "ramp", "constant"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"epochs": 80, "share": 0.1}, "method.rampup.epochs and method.rampup.share exclude each other, and both"),
+        ({"epochs": None}, "One of method.rampup.epochs and method.rampup.share must be given, and both are null."),
+        ({"epochs": -1}, "method.rampup.epochs must not be negative, got -1."),
+        ({"epochs": math.nan}, "method.rampup.epochs must not be negative, got nan."),
+        ({"epochs": None, "share": -0.1}, "method.rampup.share must not be negative, got -0.1."),
+        ({"scale": -1.0}, "method.rampup.scale must be a finite number of at least 0, got -1.0."),
+        ({"scale": math.nan}, "method.rampup.scale must be a finite number of at least 0, got nan."),
+        ({"form": "linear"}, "method.rampup.form is 'linear': choose one of correct, released."),
+    ],
+)
+def test_impossible_rampups_are_refused(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        RampUp(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"decay_share": 0.1}, "method.ensemble.decay and method.ensemble.decay_share exclude each other, and both"),
+        ({"decay": None}, "One of method.ensemble.decay and method.ensemble.decay_share must be given, and both are"),
+        ({"decay": -0.5}, "method.ensemble.decay must not be negative, got -0.5."),
+        ({"decay": None, "decay_share": -0.5}, "method.ensemble.decay_share must not be negative, got -0.5."),
+        ({"cutoff": 1.0}, "method.ensemble.cutoff must lie in [0, 1), got 1.0."),
+        ({"cutoff": -0.1}, "method.ensemble.cutoff must lie in [0, 1), got -0.1."),
+        ({"space": "votes"}, "method.ensemble.space is 'votes': choose one of logits, probabilities."),
+        ({"weights": "all"}, "method.ensemble.weights is 'all': choose one of complement, decay, ramp, constant."),
+    ],
+)
+def test_impossible_ensembles_are_refused(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        EnsembleTerm(**settings)
+
+
+def test_a_schedule_by_hand_is_read_from_its_last_entry_not_after_the_time() -> None:
+    rates = {0: 0.99, 2: 0.999, 5.5: 0.9}
+    times = {0: 0.99, 1.9: 0.99, 2: 0.999, 5: 0.999, 5.5: 0.9, 100: 0.9}
+    assert {time: at_time(rates, time) for time in times} == times
+    assert at_time({3: 0.5}, 0) == 0.5
+    assert at_time(0.7, 12) == 0.7
+
+
+def test_the_rate_of_a_time_constant() -> None:
+    assert ema_rate(1000) == pytest.approx(0.999, rel=1e-12)
+    assert ema_rate(1) == 0.0
+    assert ema_rate(0.5) == 0.0
+    assert ema_rate(0) == 0.0
