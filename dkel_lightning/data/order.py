@@ -53,9 +53,9 @@ def evaluation_batches(samples: int, batch_size: int, rank: int = 0, world: int 
     """Return the sample indices (int64) of each evaluation batch of one process, in ascending order.
 
     The ranks' shards are disjoint and together hold every sample once. All ranks get equally many batches, none empty:
-    `DistributedDataParallel` broadcasts buffers in every forward, evaluation included, so that a rank with one batch
-    more would wait for ever. Where the shards differ in length a short last batch makes up for it (with a batch size
-    of 1, a last batch of 2).
+    whatever talks to the other ranks in an evaluation step (a log with `sync_dist`, FSDP; plain DDP in the first one)
+    would else wait for ever. Where the shards differ in length a short last batch makes up for it (with a batch size of
+    1, a last batch of 2).
 
     Raises:
         ConfigError: There are fewer samples than processes.

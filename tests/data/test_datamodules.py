@@ -329,6 +329,10 @@ def test_a_checkpoint_of_a_loader_loads_with_weights_only(tmp_path: Path) -> Non
 class Shared(Recorder):
     """Gathers from two processes what each has seen, and holds it against the contract."""
 
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        torch.distributed.barrier()
+
     def on_validation_epoch_end(self) -> None:
         gathered: list[Any] = [None, None]
         torch.distributed.all_gather_object(gathered, (self.seen, self.evaluated))
@@ -342,7 +346,6 @@ class Shared(Recorder):
 
 @pytest.mark.slow
 def test_two_processes_share_the_images(tmp_path: Path) -> None:
-    # Shards of 73 and 72 validation images in batches of 72: unequal numbers of batches would wait for ever in the
-    # broadcast of the BatchNorm buffers.
+    # Shards of 73 and 72 validation images in batches of 72: unequal numbers of batches would never end.
     module = digits(batch_size=8, eval_batch_size=72, validation=0.1009)
     trainer(tmp_path, max_epochs=2, strategy="ddp_spawn", devices=2).fit(Shared(), module)

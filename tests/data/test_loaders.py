@@ -183,6 +183,14 @@ def test_the_number_of_workers_changes_nothing() -> None:
     assert_same(shared, in_workers(epoch=4))
 
 
+def test_an_initialisation_takes_no_batch_from_living_workers() -> None:
+    loader = in_workers(workers=1, seed=1)
+    mine = iter(loader)
+    first = next(mine)
+    assert len(list(loader.initialisation_batches(9, 2))) == 2
+    assert_same([first, *mine], in_workers(seed=1))
+
+
 def test_worker_augmentation_follows_the_sample_whatever_the_ranks() -> None:
     whole = {int(i): view for views, _, indices in in_workers() for view, i in zip(views, indices, strict=True)}
     for views, _, indices in in_workers(rank=1, world=2, batch_size=3):
