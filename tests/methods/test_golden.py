@@ -1,0 +1,235 @@
+"""The golden losses and gradients of both presets, and what each method's terms are made of."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dkel_lightning import Method, Step, StudentOutput, TeacherOutput, methods
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import assemble, cross_entropy, distillation, distillation_from_each
+from dkel_lightning.schedules import Clock
+
+
+class Case:
+    """A golden case as a step of `method`, in float64, with leaves that collect gradients."""
+
+    def __init__(self, method: Method, case: dict[str, Any], epoch: int) -> None:
+        self.method = method.double()
+        clock = Clock(epoch)
+        assert method.rampup is not None
+        method.rampup_weight.fill_(method.rampup.weight(clock))
+        self.v = torch.tensor(method.ensemble.weight(clock) if method.ensemble else 0.0, dtype=torch.float64)
+        self.student, self.ensemble, self.teacher = (
+            torch.tensor(case[key], dtype=torch.float64, requires_grad=True)
+            for key in ("student_logits", "ensemble_logits", "teacher_logits")
+        )
+        self.labels = torch.tensor(case["labels"])
+        term = method.ensemble
+        self.assembled = (
+            assemble(self.teacher, case["temperature"], space=term.space, include_self=term.include_self)
+            if term
+            else None
+        )
+        features = torch.zeros(len(self.student), len(self.labels), 1)
+        self.step = Step(
+            self.labels,
+            StudentOutput(self.student, features, self.ensemble),
+            TeacherOutput(self.teacher, features),
+            self.assembled,
+            self.v,
+        )
+        self.terms = self.method.loss_terms(self.step)
+
+    def total(self) -> Tensor:
+        return torch.stack([self.terms[name] for name in self.method.terms]).sum()
+
+
+def dkel_of(case: dict[str, Any]) -> Method:
+    settings = {
+        "temperature": case["temperature"],
+        "rampup": {"scale": case["rampup_scale"], "epochs": case["rampup_epochs"]},
+        "ensemble": {"decay": case["decay"]},
+    }
+    return methods.create("dkel", case["peers"], settings)
+
+
+def released_of(case: dict[str, Any]) -> Method:
+    settings = {
+        "temperature": case["temperature"],
+        "rampup": {"scale": case["rampup_scale"]},
+        "ensemble": {"decay": case["decay"]},
+    }
+    return methods.create("dkel_released", len(case["student_logits"]), settings)
+
+
+def check_against(expected: dict[str, Any], found: Case) -> None:
+    total = found.total()
+    assert total.item() == pytest.approx(expected["total"], rel=1e-9)
+    total.backward()  # type: ignore[no-untyped-call]
+    for leaf, key in ((found.student, "grad_student_logits"), (found.ensemble, "grad_ensemble_logits")):
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad, torch.tensor(expected[key], dtype=torch.float64), rtol=1e-7, atol=1e-9)
+    assert found.teacher.grad is None
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])  # P = 3, 2, 4
+def test_golden_dkel_loss_and_gradients(golden: dict[str, Any], index: int) -> None:
+    case = golden["dkel_loss"][index]
+    for expected in case["expected"]:
+        check_against(expected, Case(dkel_of(case), case, expected["epoch"]))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_golden_released_loss_and_gradients(golden: dict[str, Any], index: int) -> None:
+    case = golden["released_loss"][index]
+    for expected in case["expected"]:
+        check_against(expected, Case(released_of(case), case, expected["epoch"]))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_golden_released_loss_of_each_peer(golden: dict[str, Any], index: int) -> None:
+    case = golden["released_loss"][index]
+    for expected in case["expected"]:
+        found = Case(released_of(case), case, expected["epoch"])
+        z, t, temperature = found.student, found.teacher, case["temperature"]
+        r, v = found.method.rampup_weight, found.v
+        peers = cross_entropy(z, found.labels) + r * distillation(z, found.ensemble, temperature)
+        peers = peers + r * v * distillation(z, assemble(t, temperature), temperature)
+        peers = peers + r * (1 - v) * distillation_from_each(z, t, temperature)
+        assert peers.tolist() == pytest.approx(expected["peer_losses"], rel=1e-9)
+        by_terms = found.total() - found.terms["ce_ensemble"]
+        assert by_terms.item() == pytest.approx(sum(expected["peer_losses"]), rel=1e-9)
+
+
+def test_pcl_is_dkel_without_its_assembled_term(golden: dict[str, Any]) -> None:
+    # Once v has been cut off, dkel's golden loss is that of PCL with the same ramp-up.
+    case = golden["dkel_loss"][0]
+    settings = {
+        "temperature": case["temperature"],
+        "rampup": {"scale": case["rampup_scale"], "epochs": case["rampup_epochs"]},
+    }
+    for expected in case["expected"]:
+        if expected["epoch"] >= 10:
+            check_against(expected, Case(methods.create("pcl", 3, settings), case, expected["epoch"]))
+
+
+def test_baseline_is_cross_entropy_of_peers_and_ensemble(golden: dict[str, Any]) -> None:
+    for part in golden["parts"]:
+        logits = torch.tensor(part["student_logits"], dtype=torch.float64)
+        ensemble = torch.tensor(part["ensemble_logits"], dtype=torch.float64)
+        labels = torch.tensor(part["labels"])
+        step = Step(labels, StudentOutput(logits, logits, ensemble), None, None, torch.zeros(()))
+        terms = methods.create("baseline", len(logits)).loss_terms(step)
+        assert terms["ce"].item() == pytest.approx(sum(part["cross_entropy"]), rel=1e-9)
+        assert terms["ce_ensemble"].item() == pytest.approx(part["ensemble_cross_entropy"], rel=1e-9)
+
+
+def test_no_distillation_target_receives_a_gradient(golden: dict[str, Any]) -> None:
+    case = golden["dkel_loss"][0]
+    for name in ("kd_ensemble", "kd_individual", "kd_assembled"):
+        found = Case(dkel_of(case), case, 1)
+        found.terms[name].backward()  # type: ignore[no-untyped-call]
+        assert found.student.grad is not None
+        assert found.student.grad.abs().max() > 0
+        assert found.ensemble.grad is None, name
+        assert found.teacher.grad is None, name
+
+
+def test_only_the_ensembles_labels_teach_the_ensemble(golden: dict[str, Any]) -> None:
+    found = Case(dkel_of(golden["dkel_loss"][0]), golden["dkel_loss"][0], 1)
+    found.terms["ce_ensemble"].backward()  # type: ignore[no-untyped-call]
+    assert found.student.grad is None
+    assert found.ensemble.grad is not None
+
+
+def test_with_two_peers_the_decay_matters_only_through_the_total_weight(golden: dict[str, Any]) -> None:
+    case = golden["dkel_loss"][1]
+    assert case["peers"] == 2
+    method = dkel_of(case).double()
+    sums = {}
+    # lambda = 0.1; total weight lambda v + r (1 - v) = 0.05 + 0.03 = 0.02 + 0.06 = 0.08.
+    for v, r in ((0.5, 0.06), (0.2, 0.075)):
+        method.rampup_weight.fill_(r)
+        student = torch.tensor(case["student_logits"], dtype=torch.float64)
+        teacher = torch.tensor(case["teacher_logits"], dtype=torch.float64)
+        ensemble = torch.tensor(case["ensemble_logits"], dtype=torch.float64)
+        step = Step(
+            torch.tensor(case["labels"]),
+            StudentOutput(student, student, ensemble),
+            TeacherOutput(teacher, teacher),
+            assemble(teacher, case["temperature"]),
+            torch.tensor(v, dtype=torch.float64),
+        )
+        terms = method.loss_terms(step)
+        sums[v] = (terms["kd_individual"] + terms["kd_assembled"]).item()
+        single = distillation(student, teacher.flip(0), case["temperature"]).sum().item()
+        assert sums[v] == pytest.approx(0.08 * single, rel=1e-9)
+    assert sums[0.5] == pytest.approx(sums[0.2], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("weights", "ramped", "expected"),
+    [
+        ("complement", False, (2 * math.exp(-0.5), 0.3 * (1 - math.exp(-0.5)))),
+        ("complement", True, (0.3 * math.exp(-0.5), 0.3 * (1 - math.exp(-0.5)))),
+        ("decay", False, (2 * math.exp(-0.5), 0.0)),
+        ("decay", True, (0.3 * math.exp(-0.5), 0.0)),
+        ("ramp", False, (0.0, 0.3)),
+        ("constant", True, (0.0, 2.0)),
+    ],
+)
+def test_weights_in_force_are_g_and_h(weights: str, ramped: bool, expected: tuple[float, float]) -> None:
+    settings = {"rampup": {"scale": 2.0}, "ensemble": {"weights": weights, "ramped": ramped}}
+    method = methods.create("dkel", 3, settings).double()
+    method.rampup_weight.fill_(0.3)
+    logged = method.weights_in_force(torch.tensor(math.exp(-0.5), dtype=torch.float64))
+    assert logged["rampup"].item() == pytest.approx(0.3)
+    assert logged["ensemble_decay"].item() == pytest.approx(math.exp(-0.5))
+    assert (logged["teacher_assembled"].item(), logged["teacher_individual"].item()) == pytest.approx(expected)
+
+
+def test_presets_differ_as_the_method_page_says() -> None:
+    dkel, released, pcl = (methods.create(name, 3) for name in ("dkel", "dkel_released", "pcl"))
+    assert (dkel.settings.rampup.scale, dkel.settings.rampup.form, dkel.settings.rampup.epochs) == (1.0, "correct", 80)
+    assert (released.settings.rampup.scale, released.settings.rampup.form) == (0.1, "released")
+    assert (pcl.settings.rampup.scale, pcl.settings.rampup.form) == (1.0, "correct")
+    for method, ramped in ((dkel, False), (released, True)):
+        term = method.settings.ensemble
+        assert (term.decay, term.cutoff, term.ramped, term.space, term.include_self) == (
+            0.5, 0.01, ramped, "logits", False
+        )  # fmt: skip
+    assert [methods.preset(name).classifiers for name in ("dkel", "dkel_released", "pcl")] == ["own", "released", "own"]
+    assert methods.preset("dkel").teacher == {}
+    assert methods.preset("dkel_released").teacher == {"draw": "student", "start": "copy"}
+    assert methods.preset("pcl").teacher == {"draw": "student", "start": "copy", "init_steps": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "peers", "settings", "text"),
+    [
+        ("dkl", 3, {}, r"Unknown method 'dkl'\. Did you mean 'dkel'\? Choices: baseline, dkel, dkel_released, pcl\."),
+        ("dkel", 1, {}, r"DKEL needs at least 2 peers, got 1: raise method\.peers, or choose method=baseline"),
+        ("pcl", 3, {"temperature": 0.0}, r"method\.temperature must be a positive number, got 0\.0\."),
+        ("pcl", 3, {"temperature": math.inf}, r"method\.temperature must be a positive number, got inf\."),
+        ("pcl", 3, {"temperature": math.nan}, r"method\.temperature must be a positive number, got nan\."),
+        ("pcl", 3, {"temperature": "hot"}, r"method has a value of the wrong kind: "),
+        ("dkel", 3, {"rampup": {"scales": 1}}, r"Unknown key method\.rampup\.scales\. Did you mean 'scale'\?"),
+        ("baseline", 3, {"temperature": 3.0}, r"Unknown key method\.temperature\."),
+    ],
+)
+def test_impossible_methods_are_refused(name: str, peers: int, settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        methods.create(name, peers, settings)
+
+
+def test_a_name_is_given_once() -> None:
+    with pytest.raises(ConfigError, match="The method name 'pcl' is taken by PCL: choose another"):
+
+        @methods.register("pcl")
+        class Other(methods.METHODS["pcl"].method):  # type: ignore[name-defined,misc]
+            pass
