@@ -1,0 +1,214 @@
+"""The teacher's initialisation: exactly its steps, nothing else moved, never twice."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from modules.toy import Recorder, Toy, build, images_and_labels, parameters_of, same, train_loader, trainer
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+
+from dkel_lightning.callbacks.initialisation import initialisation_batches
+from dkel_lightning.errors import DataError
+
+
+class KnownLoader(DataLoader[Any]):
+    """A loader that says itself what the teacher is initialised with."""
+
+    def initialisation_batches(self, seed: int, steps: int) -> Iterator[Any]:
+        for step in range(steps):
+            yield images_and_labels(6, seed=100 * seed + step)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_initialisation_is_that_many_plain_sgd_steps_at_a_share_of_the_rate(steps: int) -> None:
+    module = build(peers=2, seed=5, teacher={"init_steps": steps, "init_lr_scale": 0.5, "init_weight_decay": 0.1})
+    assert module.teacher is not None
+    expected = copy.deepcopy(module.teacher.network).train().requires_grad_(True)
+    loader, recorder = KnownLoader(Toy(), batch_size=8), Recorder()
+    for images, labels in loader.initialisation_batches(5, steps):
+        logits, _ = expected(images)
+        expected.zero_grad()
+        ((F.cross_entropy(logits[0], labels) + F.cross_entropy(logits[1], labels)) / 2).backward()
+        with torch.no_grad():
+            for parameter in expected.parameters():
+                assert parameter.grad is not None
+                parameter -= 0.05 * 0.5 * (parameter.grad + 0.1 * parameter)
+    trainer(recorder, limit_train_batches=1).fit(module, loader)
+    for name, value in recorder.teachers[0].items():
+        torch.testing.assert_close(value, expected.get_parameter(name).detach(), rtol=1e-5, atol=1e-6)
+    assert bool(module.teacher.initialised)
+    assert not any(p.requires_grad for p in module.teacher.network.parameters())
+
+
+def test_the_rate_is_a_share_of_the_base_rate_also_under_a_warm_up() -> None:
+    still = build(teacher={"init_steps": 1, "init_lr_scale": 1.0, "init_weight_decay": 0.0})
+    warm = build(
+        teacher={"init_steps": 1, "init_lr_scale": 1.0, "init_weight_decay": 0.0},
+        scheduler=partial(torch.optim.lr_scheduler.ConstantLR, factor=0.1, total_iters=5),
+    )
+    recorders = Recorder(), Recorder()
+    for module, recorder in zip((still, warm), recorders, strict=True):
+        trainer(recorder, limit_train_batches=1).fit(module, KnownLoader(Toy(), batch_size=8))
+    assert same(recorders[0].teachers[0], recorders[1].teachers[0])
+
+
+class RandomTransforms(Toy):
+    """Draws from every global generator, as transforms do."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image, label = super().__getitem__(index)
+        noise = torch.rand(()) + float(np.random.rand()) + random.random()
+        return image + 0.1 * noise, label
+
+
+def batches_of_a_fit(init_steps: int, make: Any) -> list[torch.Tensor]:
+    torch.manual_seed(11)
+    random.seed(11)
+    np.random.seed(11)
+    module, recorder = build(teacher={"init_steps": init_steps}), Recorder()
+    trainer(recorder, max_epochs=2).fit(module, make())
+    after = torch.rand(3), torch.tensor(np.random.rand()), torch.tensor(random.random())
+    return [batch[0] for batch in recorder.batches] + list(after)
+
+
+def shuffled_by_global_state() -> DataLoader[Any]:
+    return DataLoader(RandomTransforms(), batch_size=8, shuffle=True)
+
+
+def shuffled_by_its_own_generator() -> DataLoader[Any]:
+    return DataLoader(RandomTransforms(), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(4))
+
+
+def with_a_batch_sampler() -> DataLoader[Any]:
+    data = RandomTransforms()
+    sampler = BatchSampler(RandomSampler(data, generator=torch.Generator().manual_seed(4)), 8, drop_last=False)
+    return DataLoader(data, batch_sampler=sampler)
+
+
+@pytest.mark.parametrize("make", [shuffled_by_global_state, shuffled_by_its_own_generator, with_a_batch_sampler])
+def test_training_batches_and_global_numbers_do_not_depend_on_initialisation(make: Any) -> None:
+    without, with_five = batches_of_a_fit(0, make), batches_of_a_fit(5, make)
+    assert len(without) == 2 * 3 + 3
+    assert all(torch.equal(one, other) for one, other in zip(without, with_five, strict=True))
+
+
+class CountInitialisations:
+    """Counts how often the scheme runs, from the outside."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from dkel_lightning import TeacherModule
+
+        self.count = 0
+        original = TeacherModule.initialise
+
+        def counted(teacher: TeacherModule, batches: Any, lr: float) -> None:
+            self.count += 1
+            original(teacher, batches, lr)
+
+        monkeypatch.setattr(TeacherModule, "initialise", counted)
+
+
+def test_initialisation_is_never_repeated_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CountInitialisations(monkeypatch)
+    saving = ModelCheckpoint(tmp_path, save_last=True)
+    trainer(saving, enable_checkpointing=True).fit(build(), train_loader())
+    assert counter.count == 1
+    resumed = build()
+    trainer(max_epochs=2).fit(resumed, train_loader(), ckpt_path=tmp_path / "last.ckpt")
+    assert counter.count == 1
+    assert resumed.teacher is not None
+    assert resumed.teacher.updates.item() == 6
+    trainer().fit(resumed, train_loader())  # nor by a second fit of the same module
+    assert counter.count == 1
+
+
+class Stream(IterableDataset[Any]):
+    """Without an order that could be drawn anew, but with a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        images, labels = images_and_labels(24)
+        return iter(list(zip(images, labels, strict=True)))
+
+    def __len__(self) -> int:
+        return 24
+
+
+def test_batches_of_a_stream_with_a_length_are_iterated() -> None:
+    images, labels = images_and_labels(24)
+    batches = list(initialisation_batches(DataLoader(Stream(), batch_size=10), 0, 4, 0))
+    assert [len(batch[1]) for batch in batches] == [10, 10, 4, 10]
+    assert torch.equal(batches[1][0], images[10:20])
+    assert torch.equal(batches[3][1], labels[:10])
+
+
+def test_batches_are_keyed_by_seed_and_rank() -> None:
+    loader = DataLoader(Toy(), batch_size=8, sampler=SequentialSampler(Toy()))
+
+    def labels(seed: int, rank: int) -> list[int]:
+        return torch.cat([batch[0].flatten() for batch in initialisation_batches(loader, seed, 3, rank)]).tolist()  # type: ignore[return-value]
+
+    assert labels(0, 0) == labels(0, 0)
+    assert len({tuple(labels(*key)) for key in ((0, 0), (0, 1), (1, 0))}) == 3
+
+
+def test_every_sample_comes_once_before_any_comes_twice() -> None:
+    batches = list(initialisation_batches(DataLoader(Toy(24), batch_size=8), 0, 3, 0))
+    seen = torch.cat([batch[0] for batch in batches]).flatten(1)
+    assert len(torch.unique(seen, dim=0)) == 24
+
+
+def test_a_loader_without_batches_is_named() -> None:
+    with pytest.raises(DataError, match="The training loader gives no batches, so the teacher cannot be initialised"):
+        list(initialisation_batches([], 0, 2, 0))
+
+
+def test_initialisation_runs_in_the_precision_of_the_run() -> None:
+    module = build(teacher={"init_steps": 2})
+    assert module.teacher is not None
+    before = parameters_of(module.teacher.network)
+    recorder = Recorder()
+    trainer(recorder, precision="64-true", limit_train_batches=1).fit(module, train_loader())
+    first = recorder.teachers[0]
+    assert {value.dtype for value in first.values()} == {torch.float64}
+    assert not same({name: value.float() for name, value in first.items()}, before)
+
+
+def test_transfer_hooks_see_the_batches_of_the_initialisation() -> None:
+    module = build(teacher={"init_steps": 2})
+    seen: list[str] = []
+
+    def before(batch: Any, dataloader_idx: int) -> Any:
+        seen.append("before")
+        return batch
+
+    def after(batch: Any, dataloader_idx: int) -> Any:
+        seen.append("after")
+        return batch
+
+    module.on_before_batch_transfer = before  # type: ignore[method-assign]
+    module.on_after_batch_transfer = after  # type: ignore[method-assign]
+    trainer(limit_train_batches=1).fit(module, train_loader())
+    assert seen == ["before", "after"] * 3
+
+
+def test_the_teacher_is_initialised_on_augmented_views_of_each_peer() -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def augmentation(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return images + torch.rand(images.shape, generator=generator)
+
+    module = build(peers=2, augmentation=augmentation, teacher={"init_steps": 1})
+    assert module.teacher is not None
+    module.teacher.network.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
+    trainer(limit_train_batches=1).fit(module, train_loader(batch_size=8))
+    assert shapes == [(8, 2, 3, 8, 8)] * 2

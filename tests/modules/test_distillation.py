@@ -1,0 +1,585 @@
+"""The coordinator in a real Trainer: steps, batches, logs, choice of the deployed peer, checkpoints and resume."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dkel_lightning import DistillationModule, EnsembleModule, StudentModule, TeacherModule, methods
+from dkel_lightning.errors import CheckpointError, ConfigError, DataError
+from dkel_lightning.methods.baseline import Baseline
+from dkel_lightning.schedules import EnsembleTerm
+from modules.toy import (
+    CLASSES,
+    SGD,
+    Toy,
+    build,
+    images_and_labels,
+    parameters_of,
+    peers_network,
+    same,
+    train_loader,
+    trainer,
+    val_loader,
+)
+
+ALL_METHODS = ["baseline", "pcl", "dkel", "dkel_released"]
+
+
+# ---------------------------------------------------------------- one step
+
+
+def test_the_loss_of_a_step_is_recomputed_from_the_networks_by_hand() -> None:
+    module = build(peers=3, teacher={"init_steps": 0}).double()
+    assert module.teacher is not None
+    assert module.ensemble is not None
+    module.method.rampup_weight.fill_(0.3)
+    module.ensemble.weight.fill_(0.25)
+    images, labels = images_and_labels(6)
+    loss = module.training_step((images.double(), labels), 0)
+    z, features = module.student.network(images.double())
+    ensemble = module.ensemble.classifier(torch.cat(list(features), -1))
+    t, _ = module.teacher.network(images.double())
+
+    def kd(student: Tensor, teacher: Tensor) -> Tensor:
+        return 9 * F.kl_div((student / 3).log_softmax(-1), (teacher / 3).softmax(-1), reduction="batchmean")
+
+    expected = F.cross_entropy(ensemble, labels)
+    for i in range(3):
+        j, k = [peer for peer in range(3) if peer != i]
+        expected = expected + F.cross_entropy(z[i], labels) + 0.3 * kd(z[i], ensemble)
+        expected = expected + 1.0 * 0.25 * kd(z[i], (t[j] + t[k]) / 2)
+        expected = expected + 0.3 * 0.75 * (kd(z[i], t[j]) + kd(z[i], t[k])) / 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ALL_METHODS)
+def test_one_summed_loss_reaches_every_trained_parameter_and_no_other(method: str) -> None:
+    module = build(method, peers=3)
+    images, labels = images_and_labels(6)
+    module.training_step((images, labels), 0).backward()  # type: ignore[no-untyped-call]
+    trained = [*module.student.parameters(), *(module.ensemble.parameters() if module.ensemble else [])]
+    assert all(p.grad is not None for p in trained)
+    assert {id(p) for p in module.parameters() if p.requires_grad} == {id(p) for p in trained}
+
+
+def test_views_reach_their_peers_and_a_shared_view_reaches_all() -> None:
+    module = build(peers=2).eval()
+    views = torch.stack([images_and_labels(4, seed)[0] for seed in (0, 1)], 1)
+    both = module(views).logits
+    for peer in (0, 1):
+        alone = module(views[:, peer]).logits[peer]
+        torch.testing.assert_close(both[peer], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("peers", [2, 4])
+def test_any_number_of_peers_trains(peers: int) -> None:
+    module = build(peers=peers)
+    before = parameters_of(module.student.network)
+    trainer(limit_train_batches=1).fit(module, train_loader())
+    assert not any(torch.equal(before[name], value) for name, value in parameters_of(module.student.network).items())
+
+
+def test_a_single_peer_without_teacher_is_plain_training() -> None:
+    module = build("baseline", peers=1, teacher={"update": "none"})
+    fit = trainer()
+    fit.fit(module, train_loader(), val_loader())
+    assert module.members == ("student_0",)
+    assert module.ensemble is None
+    assert fit.callback_metrics["val/acc"] == fit.callback_metrics["val/acc/student_0"]
+    assert fit.callback_metrics["train/acc/student_mean"] == fit.callback_metrics["train/acc/student_0"]
+
+
+class Forgetful(Baseline):
+    """Computes a term that it does not name."""
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return ("ce",)
+
+
+def test_a_term_that_a_method_does_not_name_is_not_lost_in_silence() -> None:
+    module = build(Forgetful(2))
+    with pytest.raises(ConfigError, match="Forgetful names the terms ce but computes ce, ce_ensemble"):
+        module.training_step(images_and_labels(4), 0)
+
+
+# ---------------------------------------------------------------- optimizer steps
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_teacher_moves_once_for_each_optimizer_step(accumulate: int) -> None:
+    module, fit = build(), trainer(max_epochs=2, accumulate_grad_batches=accumulate)
+    fit.fit(module, train_loader(samples=40, batch_size=8))  # 5 batches: 3 steps of two, the last of one
+    assert module.teacher is not None
+    assert fit.global_step == {1: 10, 2: 6}[accumulate]
+    assert module.teacher.updates.item() == fit.global_step
+
+
+def test_accumulation_equals_one_large_batch_in_parameters_and_teacher() -> None:
+    # In eval mode, BatchNorm of two halves equals BatchNorm of the whole.
+    results = []
+    for batch_size, accumulate in ((8, 1), (4, 2)):
+        module = build("baseline", teacher={"decay": 0.5, "init_steps": 0}).double()
+        module.eval()
+        images, labels = images_and_labels(16)
+        data = list(zip(images.double(), labels, strict=True))
+        trainer(accumulate_grad_batches=accumulate).fit(module, DataLoader(data, batch_size=batch_size))  # type: ignore[arg-type]
+        assert module.teacher is not None
+        assert module.teacher.updates.item() == 2
+        results.append(parameters_of(module.teacher.network) | {"ensemble": module.ensemble.classifier.weight.detach()})  # type: ignore[union-attr]
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=1e-8, atol=1e-10)
+
+
+def test_gradients_are_clipped_before_the_step() -> None:
+    plain = partial(torch.optim.SGD, lr=1.0)
+    module = build(optimizer=plain)
+    before = torch.nn.utils.parameters_to_vector([p for p in module.parameters() if p.requires_grad]).detach().clone()
+    trainer(max_steps=1, gradient_clip_val=0.01).fit(module, train_loader())
+    after = torch.nn.utils.parameters_to_vector([p for p in module.parameters() if p.requires_grad]).detach()
+    assert float((after - before).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_optimizer_groups_carry_names_for_rates_of_their_own() -> None:
+    def factory(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD([group | {"lr": {"student": 0.1, "ensemble": 0.0}[group["name"]]} for group in groups])
+
+    module = build(optimizer=factory)
+    assert module.ensemble is not None
+    before = parameters_of(module.ensemble.classifier)
+    trainer(limit_train_batches=2).fit(module, train_loader())
+    assert same(parameters_of(module.ensemble.classifier), before)
+
+
+def test_the_scheduler_steps_as_often_as_its_interval_says() -> None:
+    halve = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    for interval, expected in (("epoch", 0.05 * 0.5**2), ("step", 0.05 * 0.5**6)):
+        module = build(scheduler=halve, interval=interval)
+        trainer(max_epochs=2).fit(module, train_loader())
+        optimizer = module.optimizers()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)  # type: ignore[union-attr]
+
+
+# ---------------------------------------------------------------- batches
+
+
+def as_dict(batch: Any) -> dict[str, Tensor]:
+    images, labels = (torch.stack(part) for part in zip(*batch, strict=True))
+    return {"pixel_values": images, "label": labels, "index": labels * 0}
+
+
+def as_column(batch: Any) -> tuple[Tensor, Tensor]:
+    images, labels = (torch.stack(part) for part in zip(*batch, strict=True))
+    return images, labels[:, None]
+
+
+def as_int32(batch: Any) -> tuple[Tensor, Tensor]:
+    images, labels = (torch.stack(part) for part in zip(*batch, strict=True))
+    return images, labels.int()
+
+
+def with_indices(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+    images, labels = (torch.stack(part) for part in zip(*batch, strict=True))
+    return images, labels, torch.arange(len(labels))
+
+
+def after_training_on(collate: Any) -> dict[str, Tensor]:
+    module = build()
+    loader = DataLoader(Toy(), batch_size=8, collate_fn=collate)
+    fit = trainer()
+    fit.fit(module, loader, loader)
+    fit.predict(module, loader)
+    return parameters_of(module.student.network)
+
+
+@pytest.mark.parametrize("collate", [as_dict, as_column, as_int32, with_indices])
+def test_batches_of_any_usual_form_train_alike(collate: Any) -> None:
+    assert same(after_training_on(collate), after_training_on(None))
+
+
+def test_a_batch_may_carry_its_own_views() -> None:
+    module = build(peers=2)
+    trainer().fit(module, train_loader(views=2), val_loader())
+    assert module.teacher is not None
+    assert module.teacher.updates.item() == 3
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "text"),
+    [
+        ((torch.zeros(2, 3, 8, 8), torch.tensor([0, CLASSES])), DataError, r"Label 3 lies outside the 3 classes \(0"),
+        ((torch.zeros(2, 3, 8, 8), torch.tensor([-1, 0])), DataError, "Label -1 lies outside the 3 classes"),
+        ((torch.zeros(2, 3, 8, 8), torch.zeros(2)), DataError, "Labels must be integer class indices, got torch.fl"),
+        ((torch.zeros(2, 3, 8, 8), torch.zeros(2, 3)), DataError, r"Labels must be \[B\] class indices for 2 images"),
+        ((torch.zeros(2, 3, 8, 8), torch.zeros(3).long()), DataError, r"for 2 images, got shape \(3,\)"),
+        ((torch.zeros(2, 3, 3, 8, 8), torch.tensor([0, 1])), ConfigError, r"V = 1 or V = 2 \(the peers\), got \(2,"),
+        ((torch.zeros(2, 8, 8), torch.tensor([0, 1])), ConfigError, r"Views must be \[B, C, H, W\] or .*\(2, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8), DataError, r"A batch must be \(images, labels\), .*; got Tensor\."),
+        ([torch.zeros(2, 3, 8, 8)], DataError, "got list of 1"),
+        ({"pixels": torch.zeros(2), "label": torch.zeros(2)}, DataError, "No images in a batch with keys pixels"),
+        ({"images": torch.zeros(2), "ids": torch.zeros(2)}, DataError, "No labels in a batch with keys images, ids"),
+        (([1, 2], torch.tensor([0, 1])), DataError, "must be tensors, got list and Tensor: check the collate function"),
+    ],
+)  # fmt: skip
+def test_batches_that_cannot_be_meant_are_named(batch: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        build(peers=2).training_step(batch, 0)
+
+
+def test_a_label_out_of_range_stops_validation_too() -> None:
+    bad = DataLoader([(torch.zeros(3, 8, 8), torch.tensor(7))] * 2)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="Label 7 lies outside the 3 classes"):
+        trainer().validate(build(), bad)
+
+
+def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
+    return images + 0.1 * torch.randn(images.shape, generator=generator)
+
+
+def test_augmented_views_differ_between_peers_and_repeat_by_seed_and_key() -> None:
+    images, _ = images_and_labels(4)
+    module, twin, other = (build(peers=3, augmentation=jitter, seed=seed) for seed in (0, 0, 1))
+    views = module.make_views(images, 2, 7, 0)
+    assert views.shape == (4, 3, 3, 8, 8)
+    assert torch.equal(views, twin.make_views(images, 2, 7, 0))
+    drawn = [views, other.make_views(images, 2, 7, 0)]
+    drawn += [module.make_views(images, *key) for key in ((3, 7, 0), (2, 8, 0), (2, 7, 1))]
+    distinct = torch.cat([one.unbind(1)[peer][None] for one in drawn for peer in range(3)]).flatten(1)
+    assert len(torch.unique(distinct, dim=0)) == 15
+
+
+def test_ready_views_and_evaluation_are_not_augmented() -> None:
+    module = build(peers=2, augmentation=jitter)
+    views = torch.stack([images_and_labels(4)[0]] * 2, 1)
+    assert module.make_views(views, 0, 0, 0) is views
+    calls: list[int] = []
+    module.augmentation = lambda images, generator: (calls.append(1), images)[1]  # type: ignore[func-returns-value]
+    trainer().validate(module, val_loader())
+    assert calls == []
+    trainer(limit_train_batches=1).fit(module, train_loader())
+    assert len(calls) == (2 + 1) * 2  # two initialisation batches and one training batch, two views each
+
+
+# ---------------------------------------------------------------- callbacks and logs
+
+
+def test_needed_callbacks_are_attached_once_and_the_users_are_kept() -> None:
+    from dkel_lightning import callbacks
+
+    class MyRampUp(callbacks.RampUpSchedule):
+        def on_train_batch_start(
+            self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            assert isinstance(pl_module, DistillationModule)
+            pl_module.method.rampup_weight.fill_(0.125)
+
+    class MyOwn(Callback):
+        pass
+
+    mine, own = MyRampUp(), MyOwn()
+    module, fit = build(), trainer(mine, own, max_epochs=1)
+    fit.fit(module, train_loader(), val_loader())
+    fit.validate(module, val_loader())
+    kinds = [type(callback) for callback in fit.callbacks]  # type: ignore[attr-defined]
+    assert mine in fit.callbacks  # type: ignore[attr-defined]
+    assert own in fit.callbacks  # type: ignore[attr-defined]
+    assert callbacks.RampUpSchedule not in kinds
+    for name in ("FiniteGuard", "EnsembleDecaySchedule", "EMARateSchedule", "TeacherInitialisation"):
+        assert kinds.count(getattr(callbacks, name)) == 1
+    assert module.method.rampup_weight.item() == 0.125
+
+
+def names_of(peers: int, stage: str) -> set[str]:
+    students, teachers = ([f"{kind}_{i}" for i in range(peers)] for kind in ("student", "teacher"))
+    members = [*students, "student_mean", "student_best", "ensemble", *teachers, "teacher_mean", "teacher_best"]
+    return {f"{stage}/{what}/{member}" for what in ("acc", "nll") for member in [*members, "teacher_ensemble"]}
+
+
+def test_logged_names_are_exactly_those_documented() -> None:
+    module, fit = build(peers=2), trainer()
+    fit.fit(module, train_loader(), val_loader())
+    train = {"train/loss", "train/loss_per_peer", "train/ce", "train/ce_ensemble", "train/kd_ensemble"}
+    train |= {"train/kd_individual", "train/kd_assembled"}
+    train |= {"train/acc/student_0", "train/acc/student_1", "train/acc/student_mean"}
+    weights = {"weights/rampup", "weights/ensemble_decay", "weights/teacher_assembled", "weights/teacher_individual"}
+    assert set(fit.callback_metrics) == train | weights | {"weights/ema_rate", "val/acc"} | names_of(2, "val")
+    assert set(fit.test(module, val_loader(), verbose=False)[0]) == names_of(2, "test") | {"test/acc"}
+
+
+def test_logged_losses_are_means_over_the_epochs_steps() -> None:
+    module, losses = build(peers=2), []
+
+    class Keep(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+            losses.append(float(outputs["loss"]))
+
+    fit = trainer(Keep())
+    fit.fit(module, train_loader())
+    metrics = {name: float(value) for name, value in fit.callback_metrics.items()}
+    assert metrics["train/loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert metrics["train/loss_per_peer"] == pytest.approx(metrics["train/loss"] / 2, rel=1e-6)
+    terms = ("ce", "ce_ensemble", "kd_ensemble", "kd_individual", "kd_assembled")
+    assert sum(metrics[f"train/{term}"] for term in terms) == pytest.approx(metrics["train/loss"], rel=1e-5)
+
+
+def test_training_and_validation_work_without_and_with_a_logger(tmp_path: Path) -> None:
+    trainer().fit(build(), train_loader(), val_loader())  # logger=False
+    module = build()
+    trainer(logger=CSVLogger(tmp_path), log_every_n_steps=1).fit(module, train_loader(), val_loader())
+    header = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()[0]
+    assert {"train/loss", "val/acc", "weights/ema_rate"} <= set(header.split(","))
+
+
+# ---------------------------------------------------------------- choice and deployment
+
+
+def accuracy_of(network: torch.nn.Module, loader: DataLoader[Any]) -> float:
+    right = total = 0
+    with torch.no_grad():
+        for images, labels in loader:
+            right += int((network(images).argmax(-1) == labels).sum())
+            total += len(labels)
+    return right / total
+
+
+@pytest.mark.parametrize("network", ["teacher", "student", "ensemble"])
+def test_validation_accuracy_is_that_of_the_deployed_network(network: str) -> None:
+    module, fit = build(peers=3, deploy={"network": network}, teacher={"decay": 0.5}), trainer(max_epochs=3)
+    loader = val_loader(samples=30)
+    fit.fit(module, train_loader(), loader)
+    assert float(fit.callback_metrics["val/acc"]) == pytest.approx(accuracy_of(module.deploy(), loader), abs=1e-6)
+    for peer in range(3):
+        by_hand = accuracy_of(module.deploy("student", peer), loader)
+        assert float(fit.callback_metrics[f"val/acc/student_{peer}"]) == pytest.approx(by_hand, abs=1e-6)
+    by_hand = accuracy_of(module.deploy("ensemble"), loader)
+    assert float(fit.callback_metrics["val/acc/ensemble"]) == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_the_teacher_ensemble_averages_probabilities() -> None:
+    module = build(peers=3).eval()
+    assert module.teacher is not None
+    images, _ = images_and_labels(5)
+    rows = dict(zip(module.members, module.member_logits(images), strict=True))
+    mean = torch.stack([rows[f"teacher_{i}"].softmax(-1) for i in range(3)]).mean(0)
+    torch.testing.assert_close(rows["teacher_ensemble"].softmax(-1), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_the_best_peer_is_that_of_the_last_validation_also_in_tests_and_deployment() -> None:
+    module = build(peers=3)
+    assert module.deployed_member() == "teacher_0"  # no validation yet
+    accuracy = {"student_0": 0.2, "student_1": 0.9, "teacher_0": 0.3, "teacher_1": 0.4, "teacher_2": 0.8}
+    module.validation_accuracy.copy_(torch.tensor([accuracy.get(name, 0.1) for name in module.members]))
+    assert (module.best_peer("student"), module.best_peer("teacher")) == (1, 2)
+    assert module.deployed_member() == "teacher_2"
+    logged = trainer().test(module, val_loader(), verbose=False)[0]
+    assert logged["test/acc"] == logged["test/acc/teacher_2"] == logged["test/acc/teacher_best"]
+    assert logged["test/acc/student_best"] == logged["test/acc/student_1"]
+    images, _ = images_and_labels(4)
+    module.eval()
+    predicted = module.predict_step({"images": images}, 0)
+    torch.testing.assert_close(predicted, module.deploy()(images), rtol=1e-5, atol=1e-5)
+
+
+def test_a_sanity_check_does_not_choose_a_peer() -> None:
+    module, seen = build(peers=2), []
+
+    class Look(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            assert isinstance(pl_module, DistillationModule)
+            seen.append(pl_module.validation_accuracy.isnan().all().item())
+
+    trainer(Look(), num_sanity_val_steps=2).fit(module, train_loader(), val_loader())
+    assert seen == [True]
+    assert not module.validation_accuracy.isnan().any()
+
+
+def test_a_deployed_network_is_a_copy_without_this_library_around_it() -> None:
+    module = build(peers=2)
+    network = module.deploy("teacher", 1)
+    before = parameters_of(network)
+    trainer(limit_train_batches=1).fit(module, train_loader())
+    assert same(parameters_of(network), before)
+    assert not network.training
+    assert all(p.requires_grad for p in network.parameters())
+    assert not isinstance(network, LightningModule)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"deploy": {"network": "oracle"}}, "deploy.network is 'oracle': choose one of teacher, student, ensemble"),
+        ({"deploy": {"peer": 2}}, "deploy.peer=2, but peers are numbered 0 to 1"),
+        ({"deploy": {"peer": -1}}, "deploy.peer is -1: give the index of a peer, or best"),
+        ({"deploy": {"peers": 1}}, "Unknown key deploy.peers. Did you mean 'peer'?"),
+        ({"method": "baseline", "teacher": {"update": "none"}, "deploy": {"network": "teacher"}}, "has no teacher"),
+        ({"method": "baseline", "peers": 1, "deploy": {"network": "ensemble"}}, "there is no ensemble classifier"),
+        ({"method": "pcl", "teacher": {"update": "none"}}, "PCL needs a teacher, but teacher.update is none"),
+        ({"method": "baseline", "teacher": {"update": "none", "decay": 0.5}}, "no teacher, so teacher.decay means"),
+        ({"method": {"temperature": 2.0}}, 'A method given as a mapping needs its "name"'),
+        ({"method": Baseline(3), "peers": 2}, "Baseline was built for 3 peers, the student has 2"),
+        ({"classifiers": "none"}, "method.classifiers is 'none': choose one of own, equal, released"),
+        ({"teacher": {"deacy": 0.5}}, "Unknown key teacher.deacy. Did you mean 'decay'?"),
+    ],
+)
+def test_impossible_modules_are_refused(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(**settings)
+    assert text in str(caught.value)
+
+
+def test_a_model_of_ones_own_needs_a_place_to_split() -> None:
+    with pytest.raises(ConfigError, match="A model of your own needs split_at=, the module at which branches begin"):
+        DistillationModule.build(peers_network(), 3)
+
+
+def parts(term: EnsembleTerm | None = None) -> tuple[StudentModule, TeacherModule, EnsembleModule]:
+    student = StudentModule(peers_network(seed=1))
+    return student, TeacherModule(peers_network(seed=2)), EnsembleModule(student.network.feature_dims, CLASSES, term)
+
+
+def test_parts_put_together_by_hand_train_and_parts_that_do_not_fit_are_named() -> None:
+    method = methods.create("dkel", 2)
+    student, teacher, ensemble = parts(method.ensemble)
+    module = DistillationModule(student, method, teacher=teacher, ensemble=ensemble, optimizer=SGD)
+    trainer(limit_train_batches=1).fit(module, train_loader())
+    assert teacher.updates.item() == 1
+    with pytest.raises(ConfigError, match="DKEL needs a teacher: pass teacher=TeacherModule"):
+        DistillationModule(student, method, ensemble=ensemble)
+    with pytest.raises(ConfigError, match="DKEL needs an ensemble classifier: pass ensemble=EnsembleModule"):
+        DistillationModule(student, method, teacher=teacher)
+    for wrong in (None, EnsembleTerm(space="probabilities")):
+        with pytest.raises(ConfigError, match=r"DKEL assembles teachers: pass ensemble=EnsembleModule\(\.\.\., term="):
+            DistillationModule(student, method, teacher=teacher, ensemble=parts(wrong)[2])
+    with pytest.raises(ConfigError, match="as many peers and classes: 2 and 3 against 3 and 3"):
+        DistillationModule(student, method, teacher=TeacherModule(peers_network(3)), ensemble=ensemble)
+
+
+def test_equal_seeds_build_equal_networks_whatever_was_drawn_before() -> None:
+    one = build(seed=3).state_dict()
+    torch.rand(7)
+    assert same({k: v for k, v in build(seed=3).state_dict().items() if "accuracy" not in k},
+                {k: v for k, v in one.items() if "accuracy" not in k})  # fmt: skip
+    assert not same(parameters_of(build(seed=4).student.network), parameters_of(build(seed=3).student.network))
+
+
+# ---------------------------------------------------------------- checkpoints and resume
+
+
+def saving(folder: Path, **settings: Any) -> ModelCheckpoint:
+    return ModelCheckpoint(folder, save_last=True, save_top_k=1, **settings)
+
+
+@pytest.mark.parametrize("method", ALL_METHODS)
+def test_a_loaded_checkpoint_gives_equal_logits_of_every_member(tmp_path: Path, method: str) -> None:
+    module = build(method, peers=2, deploy={"peer": "best"})
+    trainer(saving(tmp_path), enable_checkpointing=True).fit(module, train_loader(), val_loader())
+    loaded = DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt", optimizer=SGD)
+    images, _ = images_and_labels(6, seed=5)
+    assert torch.equal(loaded.eval().member_logits(images), module.eval().member_logits(images))
+    assert loaded.deployed_member() == module.deployed_member()
+    assert torch.equal(loaded.validation_accuracy, module.validation_accuracy)
+    assert same(loaded.state_dict(), module.state_dict())
+
+
+def test_a_checkpoint_may_be_loaded_to_deploy_another_network(tmp_path: Path) -> None:
+    trainer(saving(tmp_path), enable_checkpointing=True).fit(build(), train_loader())
+    loaded = DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt", deploy={"network": "student", "peer": 1})
+    assert loaded.deployed_member() == "student_1"
+
+
+def test_a_method_of_ones_own_is_asked_for_when_loading(tmp_path: Path) -> None:
+    trainer(saving(tmp_path), enable_checkpointing=True).fit(build(Baseline(2)), train_loader())
+    with pytest.raises(CheckpointError, match="was trained with a method of its own: pass method= to load it"):
+        DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt", method=Baseline(2)).method.peers == 2
+
+
+def state_of(module: DistillationModule, fit: Trainer) -> dict[str, Any]:
+    optimizer = fit.optimizers[0].state_dict()
+    momentum = {f"momentum.{k}": v["momentum_buffer"] for k, v in optimizer["state"].items()}
+    return {k: v for k, v in module.state_dict().items() if "accuracy" not in k} | momentum
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("dkel", {"teacher": {"decay": {0: 0.9, 3: 0.99}}}),
+        ("dkel_released", {"augmentation": jitter}),
+        ("dkel", {"teacher": {"decay": None, "decay_share": 0.1}, "method": {
+            "name": "dkel", "rampup": {"epochs": None, "share": 0.5}, "ensemble": {"decay": None, "decay_share": .3}}}),
+    ],
+)  # fmt: skip
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    tmp_path: Path, method: str, settings: dict[str, Any]
+) -> None:
+    settings = {"method": method} | settings
+    fits = {"max_epochs": 4, "enable_checkpointing": True}
+    straight, whole = build(**settings), trainer(saving(tmp_path / "whole"), **fits)
+    whole.fit(straight, train_loader(), val_loader())
+
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        trainer(saving(tmp_path / "half"), Stop(), **fits).fit(build(**settings), train_loader(), val_loader())
+    resumed, rest = build(**settings), trainer(saving(tmp_path / "rest"), **fits)
+    rest.fit(resumed, train_loader(), val_loader(), ckpt_path=tmp_path / "half" / "last.ckpt")
+    ours, theirs = state_of(resumed, rest), state_of(straight, whole)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert len([name for name in ours if name.startswith("momentum")]) > 0
+    assert resumed.teacher is not None
+    assert resumed.teacher.updates.item() == rest.global_step == whole.global_step == 12
+    logged = [{k: float(v) for k, v in fit.callback_metrics.items()} for fit in (rest, whole)]
+    assert logged[0] == logged[1]
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_keeps_its_sums(tmp_path: Path) -> None:
+    module, fit = build(), trainer(saving(tmp_path, every_n_train_steps=2), enable_checkpointing=True)
+    fit.fit(module, train_loader())  # 3 batches, saved after 2
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert saved["term_means.steps"].item() == 2
+    assert saved["train_scores.samples"].item() == 16
+    assert saved["teacher.updates"].item() == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (
+            {"method": "pcl"},
+            r"belongs to another configuration \(.*method: .*'dkel'.* in the checkpoint, .*'pcl'.* here",
+        ),
+        ({"peers": 3}, r"peers: 2 in the checkpoint, 3 here"),
+        ({"teacher": {"decay": 0.5}}, r"teacher: .*0\.999.* in the checkpoint, .*0\.5.* here"),
+    ],
+)
+def test_resuming_from_another_configuration_is_refused_with_the_differences(
+    tmp_path: Path, other: dict[str, Any], text: str
+) -> None:
+    trainer(saving(tmp_path), enable_checkpointing=True).fit(build(), train_loader())
+    module = build(**other)
+    before = parameters_of(module)
+    with pytest.raises(CheckpointError, match=text):
+        trainer(max_epochs=2).fit(module, train_loader(), ckpt_path=tmp_path / "last.ckpt")
+    assert same(parameters_of(module), before)
+
+
+def test_resuming_with_other_classes_is_refused(tmp_path: Path) -> None:
+    trainer(saving(tmp_path), enable_checkpointing=True).fit(build(), train_loader())
+    other = DistillationModule.build("resnet8", 5, "dkel", 2)
+    with pytest.raises(CheckpointError, match="num_classes: 3 in the checkpoint, 5 here"):
+        trainer(max_epochs=2).fit(other, train_loader(), ckpt_path=tmp_path / "last.ckpt")

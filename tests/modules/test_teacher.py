@@ -1,0 +1,277 @@
+"""The teacher: how it is drawn, how it follows, what it never receives, and what a checkpoint keeps of it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from dkel_lightning import TeacherModule, TeacherSettings
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.schedules import Clock
+from modules.toy import Recorder, build, parameters_of, peers_network, same, train_loader, trainer
+
+
+def teacher_and_student(**settings: Any) -> tuple[TeacherModule, PeerNetwork]:
+    return TeacherModule(peers_network(seed=1), TeacherSettings(**settings)), peers_network(seed=2)
+
+
+def test_under_keep_the_first_update_leaves_the_teacher_its_own() -> None:
+    teacher, student = teacher_and_student(decay=0.75)
+    before = parameters_of(teacher.network)
+    teacher.follow(student)
+    for name, value in teacher.network.named_parameters():
+        expected = 0.75 * before[name].double() + 0.25 * student.get_parameter(name).double()
+        torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
+    assert not same(parameters_of(teacher.network), parameters_of(student))
+    assert teacher.updates.item() == 1
+
+
+def test_under_copy_the_first_update_erases_the_teacher_bit_for_bit() -> None:
+    teacher, student = teacher_and_student(start="copy")
+    teacher.follow(student)
+    assert same(parameters_of(teacher.network), parameters_of(student))
+
+
+def test_under_mean_teacher_the_first_update_goes_half_way() -> None:
+    teacher, student = teacher_and_student(start="mean_teacher")
+    before = parameters_of(teacher.network)
+    teacher.follow(student)
+    for name, value in teacher.network.named_parameters():
+        expected = (before[name].double() + student.get_parameter(name).double()) / 2
+        torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("start", ["keep", "mean_teacher", "copy"])
+def test_golden_trajectory_through_the_module(golden: dict[str, Any], start: str) -> None:
+    case = golden["ema"][0]
+    teacher, student = teacher_and_student(start=start, decay=case["rate"])
+    teacher, student = teacher.double(), student.double()
+    torch.nn.utils.vector_to_parameters(
+        torch.full((sum(p.numel() for p in teacher.network.parameters()),), case["teacher_start"]).double(),
+        teacher.network.parameters(),
+    )
+    for value, expected in zip(case["student_after_each_step"], case["teacher_after_each_update"][start], strict=True):
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.fill_(value)
+        teacher.follow(student)
+        moved = torch.nn.utils.parameters_to_vector(teacher.network.parameters())
+        torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=1e-6, atol=1e-6)
+
+
+def test_counter_and_rate_survive_a_state_dict() -> None:
+    teacher, student = teacher_and_student(start="copy")
+    for _ in range(3):
+        teacher.follow(student)
+    teacher.set_rate(0.5)
+    loaded, _ = teacher_and_student(start="copy")
+    loaded.load_state_dict(copy.deepcopy(teacher.state_dict()))
+    assert loaded.updates.item() == 3
+    assert loaded.rate.item() == 0.5
+    other = peers_network(seed=3)
+    before = parameters_of(loaded.network)
+    loaded.follow(other)  # the fourth update: min(1 - 1/4, 0.5), where a counter that starts anew would copy
+    name, value = next(iter(loaded.network.named_parameters()))
+    torch.testing.assert_close(value, 0.5 * before[name] + 0.5 * other.get_parameter(name), rtol=1e-6, atol=1e-7)
+
+
+def test_a_loaded_rate_of_the_settings_is_not_rounded_by_its_buffer() -> None:
+    # 0.999 has no float32; were it read back from the buffer, a resumed run would differ from an uninterrupted one.
+    teacher, _ = teacher_and_student(decay=0.999)
+    loaded, _ = teacher_and_student(decay=0.999)
+    loaded.load_state_dict(teacher.state_dict())
+    for one in (teacher, loaded):
+        one.double()
+        one.network.requires_grad_(False)
+        for parameter in one.network.parameters():
+            parameter.fill_(1.0)
+        student = peers_network().double()
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.fill_(0.0)
+        one.follow(student)
+        assert next(one.network.parameters()).flatten()[0].item() == pytest.approx(0.999, rel=1e-12)
+
+
+def statistics_of(network: PeerNetwork) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.named_buffers()}
+
+
+@pytest.mark.parametrize("rule", ["own", "copy", "ema"])
+def test_running_statistics_follow_their_rule(rule: str) -> None:
+    teacher, student = teacher_and_student(batchnorm=rule, decay=0.75)
+    student.train()(torch.randn(4, 3, 8, 8))
+    before = statistics_of(teacher.network)
+    teacher.follow(student)
+    share = {"own": 1.0, "copy": 0.0, "ema": 0.75}[rule]
+    moved = 0
+    for name, value in teacher.network.named_buffers():
+        source = student.get_buffer(name)
+        if name.endswith("num_batches_tracked"):
+            assert value.item() == (0 if rule == "own" else 1)
+        else:
+            expected = share * before[name] + (1 - share) * source
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+            moved += int(not torch.equal(before[name], source))
+    assert moved > 0
+
+
+def test_an_independent_draw_shares_no_random_tensor_with_its_student() -> None:
+    module = build(peers=3)
+    assert module.teacher is not None
+    student = parameters_of(module.student.network)
+    shared = [
+        name for name, value in parameters_of(module.teacher.network).items() if torch.equal(value, student[name])
+    ]
+    # Only what is drawn as a constant: weight and bias of BatchNorm.
+    constant = [name for name, value in student.items() if value.min() == value.max()]
+    assert sorted(shared) == sorted(constant)
+    assert len(student) > len(constant) > 0
+
+
+def test_a_student_draw_is_an_equal_but_separate_network() -> None:
+    module = build(peers=3, teacher={"draw": "student"})
+    assert module.teacher is not None
+    ours, theirs = module.teacher.network.state_dict(), module.student.network.state_dict()
+    assert same(ours, theirs)
+    assert not {value.data_ptr() for value in ours.values()} & {value.data_ptr() for value in theirs.values()}
+
+
+def test_a_student_draw_takes_weights_that_were_loaded_after_building() -> None:
+    module, recorder = build(teacher={"draw": "student", "init_steps": 0}), Recorder()
+    module.student.network.load_state_dict(peers_network(seed=9).state_dict())
+    trainer(recorder, limit_train_batches=1).fit(module, train_loader())
+    assert same(recorder.teachers[0], parameters_of(peers_network(seed=9)))
+
+
+@pytest.mark.parametrize("settings", [{}, {"update": "frozen"}, {"draw": "student", "start": "copy"}])
+def test_a_teacher_never_receives_a_gradient(settings: dict[str, Any]) -> None:
+    module = build(peers=2, teacher=settings)
+    trainer(limit_train_batches=2).fit(module, train_loader())
+    assert module.teacher is not None
+    for parameter in module.teacher.network.parameters():
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+    assert all(p.grad is not None for p in module.student.network.parameters())
+    optimised = {id(p) for group in module.optimizers().param_groups for p in group["params"]}  # type: ignore[union-attr]
+    assert not optimised & {id(p) for p in module.teacher.parameters()}
+
+
+def test_a_teacher_that_learns_by_gradient_is_optimised_and_never_averaged() -> None:
+    module = build(peers=2, teacher={"update": "gradient", "init_steps": 0})
+    assert module.teacher is not None
+    before = parameters_of(module.teacher.network)
+    trainer(limit_train_batches=1).fit(module, train_loader())
+    assert module.teacher.updates.item() == 0
+    assert [group["name"] for group in module.optimizers().param_groups] == ["student", "ensemble", "teacher"]  # type: ignore[union-attr]
+    # SGD's first step at lr 0.05: theta - lr (g + weight decay theta), with g the labels' gradient alone.
+    reference = copy.deepcopy(module.teacher.network)
+    reference.load_state_dict(before, strict=False)
+    reference.train()
+    images, labels = next(iter(train_loader()))
+    logits, _ = reference(images)
+    loss = sum(torch.nn.functional.cross_entropy(peer, labels) for peer in logits)
+    assert isinstance(loss, torch.Tensor)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for name, value in module.teacher.network.named_parameters():
+        gradient = reference.get_parameter(name).grad
+        assert gradient is not None
+        expected = before[name] - 0.05 * (gradient + 5e-4 * before[name])
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_teacher_neither_moves_nor_leaves_eval_mode() -> None:
+    module, modes = build(teacher={"update": "frozen", "init_steps": 0}), []
+    assert module.teacher is not None
+    module.teacher.network.register_forward_hook(lambda network, *_: modes.append(network.training))
+    before = copy.deepcopy(module.teacher.network.state_dict())
+    trainer(max_epochs=2, limit_train_batches=2).fit(module, train_loader(), train_loader())
+    assert same(module.teacher.network.state_dict(), before)
+    assert modes
+    assert not any(modes)
+
+
+def test_an_averaged_teacher_runs_in_train_mode_with_statistics_of_its_own() -> None:
+    module = build(teacher={"init_steps": 0})
+    assert module.teacher is not None
+    trainer(limit_train_batches=2).fit(module, train_loader())
+    counted = [v for name, v in module.teacher.network.named_buffers() if name.endswith("num_batches_tracked")]
+    assert [int(value) for value in counted] == [2] * len(counted)
+
+
+def test_a_decay_schedule_takes_effect_at_its_epoch() -> None:
+    module = build(teacher={"decay": {0: 0.99, 2: 0.999}, "init_steps": 0})
+    assert module.teacher is not None
+    moved: list[float] = []
+    follow = module.teacher.follow
+
+    def recorded(student: PeerNetwork) -> None:
+        assert module.teacher is not None
+        name, target = next(iter(module.teacher.network.named_parameters()))
+        before, source = target.detach().clone().double(), student.get_parameter(name).detach().double()
+        follow(student)
+        gap = source - before
+        moved.append(float(1 - ((target.double() - before) * gap).sum() / (gap * gap).sum()))
+
+    module.teacher.follow = recorded  # type: ignore[method-assign]
+    trainer(max_epochs=4, limit_train_batches=1).fit(module, train_loader())
+    assert moved == pytest.approx([0.99, 0.99, 0.999, 0.999], abs=1e-6)
+
+
+def test_a_decay_share_is_a_time_constant_of_the_run() -> None:
+    settings = TeacherSettings(decay=None, decay_share=0.05)
+    assert settings.rate(Clock(0, 0, 10, 400)) == pytest.approx(1 - 1 / (0.05 * 400), rel=1e-12)
+    by_time = TeacherSettings(decay=None, decay_share={0.0: 0.01, 0.5: 0.1})
+    assert by_time.rate(Clock(0, 199, 10, 400)) == pytest.approx(1 - 1 / 4, rel=1e-12)
+    assert by_time.rate(Clock(0, 200, 10, 400)) == pytest.approx(1 - 1 / 40, rel=1e-12)
+    with pytest.raises(ConfigError, match=r"teacher\.decay_share is a share of the run, but the run has no end"):
+        settings.rate(Clock(0))
+
+
+def test_a_fit_of_its_own_teaches_and_freezes_again() -> None:
+    teacher = TeacherModule(peers_network())
+    before = parameters_of(teacher.network)
+    trainer(limit_train_batches=1).fit(teacher, train_loader())
+    assert not same(parameters_of(teacher.network), before)
+    assert not teacher.learns
+    assert not any(p.requires_grad for p in teacher.network.parameters())
+
+
+def test_what_a_teacher_learnt_alone_is_not_initialised_over() -> None:
+    module = build(teacher={"draw": "student"})
+    assert module.teacher is not None
+    alone = TeacherModule(peers_network(seed=4), module.teacher.settings)
+    trainer(limit_train_batches=2).fit(alone, train_loader())
+    learnt = parameters_of(alone.network)
+    module.teacher, recorder = alone, Recorder()
+    trainer(recorder, limit_train_batches=1).fit(module, train_loader())
+    assert same(recorder.teachers[0], learnt)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"draw": "twice"}, "teacher.draw is 'twice': choose one of independent, student."),
+        ({"start": "now"}, "teacher.start is 'now': choose one of keep, mean_teacher, copy."),
+        ({"batchnorm": "none"}, "teacher.batchnorm is 'none': choose one of own, copy, ema."),
+        ({"update": "none"}, "teacher.update is 'none': choose one of ema, gradient, frozen."),
+        ({"init_steps": -1}, "teacher.init_steps must be a whole number of at least 0, got -1."),
+        ({"init_steps": 1.5}, "teacher.init_steps must be a whole number of at least 0, got 1.5."),
+        ({"init_lr_scale": -1.0}, "teacher.init_lr_scale must be a finite number of at least 0, got -1.0."),
+        ({"init_weight_decay": -1.0}, "teacher.init_weight_decay must be a finite number of at least 0, got -1.0."),
+        ({"decay": 1.5}, "teacher.decay is a rate between 0 and 1, got 1.5."),
+        ({"decay": {0: 0.9, 3: 2.0}}, "teacher.decay is a rate between 0 and 1, got 2.0."),
+        ({"decay": {}}, "teacher.decay is a schedule without entries: give {0: value} at least."),
+        ({"decay": None}, "One of teacher.decay and teacher.decay_share must be given, and both are null."),
+        ({"decay_share": 0.1}, "teacher.decay and teacher.decay_share exclude each other, and both are given"),
+        ({"decay": None, "decay_share": 0.0}, "teacher.decay_share must be a positive share of the run, got 0.0."),
+    ],
+)
+def test_impossible_teachers_are_refused(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        TeacherSettings(**settings)
