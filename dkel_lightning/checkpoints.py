@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -41,7 +40,7 @@ def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
             f"{path} is torn, or holds objects that could run code on loading; it was not loaded. "
             "Use a checkpoint written by dkel_lightning."
         ) from error
-    except (RuntimeError, EOFError, BadZipFile, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # on bytes that are no checkpoint torch fails in any way it likes
         raise CheckpointError(f"{path} is damaged or cut short ({error}): use an earlier checkpoint.") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict.")
@@ -54,16 +53,12 @@ def recipe(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]
     Raises:
         CheckpointError: not written by this library, by a newer one, or from parts that the user put together.
     """
-    signed = checkpoint.get(KEY)
-    if signed is None:
-        raise CheckpointError(f"{path} was not written by a DistillationModule.")
-    _check_format(signed)
-    if signed["recipe"] is None:
+    found = _signed_recipe(checkpoint, path)
+    if found is None:
         raise CheckpointError(
             f"{path} was trained with parts put together by hand: "
             "build the module the same way and load its state_dict."
         )
-    found: Mapping[str, Any] = signed["recipe"]
     return found
 
 
@@ -73,11 +68,7 @@ def check(checkpoint: Mapping[str, Any], ours: Mapping[str, Any] | None) -> None
     Raises:
         CheckpointError: something that shapes the networks or the loss differs.
     """
-    signed = checkpoint.get(KEY)
-    if signed is None:
-        raise CheckpointError("This checkpoint was not written by a DistillationModule.")
-    _check_format(signed)
-    theirs = signed["recipe"]
+    theirs = _signed_recipe(checkpoint, "This checkpoint")
     if theirs is None or ours is None:
         return
     differences = [
@@ -104,12 +95,17 @@ def load_weights(module: nn.Module, checkpoint: Mapping[str, Any], path: str | P
         raise CheckpointError(f"The weights in {path} do not fit the networks it names: {error}") from error
 
 
-def _check_format(signed: Mapping[str, Any]) -> None:
+def _signed_recipe(checkpoint: Mapping[str, Any], name: str | Path) -> Mapping[str, Any] | None:
+    signed = checkpoint.get(KEY)
+    if not isinstance(signed, Mapping):
+        raise CheckpointError(f"{name} was not written by a DistillationModule.")
     if signed.get("format") != FORMAT:
         raise CheckpointError(
-            f"This checkpoint has format {signed.get('format')}, this version reads {FORMAT}: "
+            f"{name} has format {signed.get('format')}, this version reads {FORMAT}: "
             "install the version of dkel_lightning that wrote it."
         )
+    found = signed.get("recipe")
+    return found if isinstance(found, Mapping) else None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -427,11 +428,16 @@ class DistillationModule(LightningModule):
         """
         checkpoint = checkpoints.load(checkpoint_path, map_location)
         recipe = dict(checkpoints.recipe(checkpoint, checkpoint_path))
+        unknown = recipe.keys() - inspect.signature(cls.build).parameters.keys()
+        if unknown:
+            raise CheckpointError(
+                f"{checkpoint_path} cannot be rebuilt from its recipe, which has unknown keys: {', '.join(unknown)}."
+            )
         given = {"backbone": backbone, "method": method}
         for key, value in given.items():
             if value is not None:
                 recipe[key] = value
-            elif recipe[key] is None:
+            elif recipe.get(key) is None:
                 raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
         module = cls.build(**(recipe | others))
         checkpoints.load_weights(module, checkpoint, checkpoint_path)

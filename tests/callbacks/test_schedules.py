@@ -1,0 +1,114 @@
+"""Schedules in a running fit: the values in force at every batch, and the clock they read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
+from modules.toy import build, images_and_labels, train_loader, trainer
+from torch.utils.data import DataLoader, IterableDataset
+
+from dkel_lightning import DistillationModule
+from dkel_lightning.callbacks.schedules import clock
+from dkel_lightning.schedules import Clock
+
+
+class Watch(Callback):
+    """Note the clock and the weights at the end of every batch."""
+
+    def __init__(self) -> None:
+        self.clocks: list[Clock] = []
+        self.weights: list[tuple[float, float]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.clocks.append(clock(trainer))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        assert pl_module.ensemble is not None
+        self.weights.append((pl_module.method.rampup_weight.item(), pl_module.ensemble.weight.item()))
+
+
+def test_weights_given_in_epochs_change_between_epochs_only() -> None:
+    watch = Watch()
+    module = build({"name": "dkel", "rampup": {"scale": 0.5, "epochs": 2}, "ensemble": {"decay": 1.0}})
+    trainer(watch, max_epochs=3, limit_train_batches=2).fit(module, train_loader())
+    expected = []
+    for epoch in range(3):
+        r = 0.5 * math.exp(-5 * (1 - min(epoch, 2) / 2) ** 2)
+        expected += [(r, math.exp(-epoch))] * 2
+    assert [pair for pairs in watch.weights for pair in pairs] == pytest.approx(
+        [pair for pairs in expected for pair in pairs], rel=1e-6
+    )
+
+
+def test_weights_given_as_a_share_change_with_every_step() -> None:
+    watch = Watch()
+    settings = {
+        "name": "dkel",
+        "rampup": {"scale": 0.5, "epochs": None, "share": 0.5},
+        "ensemble": {"decay": None, "decay_share": 0.25},
+    }
+    trainer(watch, max_epochs=2, limit_train_batches=2).fit(build(settings), train_loader())
+    # 4 steps in the run: the ramp-up takes 2 steps, the time constant is 1 step.
+    expected = [(0.5 * math.exp(-5 * (1 - min(step, 2) / 2) ** 2), math.exp(-step)) for step in range(4)]
+    assert [pair for pairs in watch.weights for pair in pairs] == pytest.approx(
+        [pair for pairs in expected for pair in pairs], rel=1e-6
+    )
+
+
+def test_the_clock_counts_optimizer_steps_under_accumulation() -> None:
+    watch = Watch()
+    trainer(watch, max_epochs=2, accumulate_grad_batches=2).fit(build(), train_loader())  # 3 batches: 2 steps
+    assert [c.step for c in watch.clocks] == [0, 0, 1, 2, 2, 3]
+    assert {(c.steps_per_epoch, c.steps) for c in watch.clocks} == {(2, 4)}
+    assert [c.epoch for c in watch.clocks] == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_clock_ends_at_max_steps() -> None:
+    watch = Watch()
+    trainer(watch, max_epochs=-1, max_steps=5).fit(build(), train_loader())
+    assert {(c.steps_per_epoch, c.steps) for c in watch.clocks} == {(3, 5)}
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        images, labels = images_and_labels(24)
+        return iter(list(zip(images, labels, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({"max_steps": 4, "max_epochs": -1}, (4, 4)), ({"max_epochs": 1}, (1, None)), ({"max_epochs": -1}, (1, None))],
+)
+def test_a_stream_of_unknown_length_trains(settings: dict[str, int], expected: tuple[int, int | None]) -> None:
+    class StopAfter(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            trainer.should_stop = trainer.global_step >= 4
+
+    watch, module = Watch(), build(teacher={"init_steps": 1})
+    trainer(watch, StopAfter(), **settings).fit(module, DataLoader(Stream(), batch_size=8))
+    assert {(c.steps_per_epoch, c.steps) for c in watch.clocks} == {expected}
+    assert module.teacher is not None
+    assert module.teacher.updates.item() >= 3
+
+
+def test_the_rate_in_force_is_logged_and_kept_in_the_checkpoint() -> None:
+    module, fit = build(teacher={"decay": None, "decay_share": 0.5}), trainer(max_epochs=2)
+    fit.fit(module, train_loader())
+    assert float(fit.callback_metrics["weights/ema_rate"]) == pytest.approx(1 - 1 / 3, rel=1e-6)  # tau = 3 of 6 steps
+    assert module.state_dict()["teacher.rate"].item() == pytest.approx(2 / 3, rel=1e-6)
+
+
+def test_changing_weights_neither_replaces_nor_moves_their_buffers() -> None:
+    module = build()
+    assert module.ensemble is not None
+    assert module.teacher is not None
+    buffers = [module.method.rampup_weight, module.ensemble.weight, module.teacher.rate, module.teacher.updates]
+    before = [buffer.data_ptr() for buffer in buffers]
+    trainer(max_epochs=2, limit_train_batches=1).fit(module, train_loader())
+    after = [module.method.rampup_weight, module.ensemble.weight, module.teacher.rate, module.teacher.updates]
+    assert [buffer.data_ptr() for buffer in after] == before
