@@ -49,7 +49,7 @@ def test_a_malicious_checkpoint_is_refused_and_not_executed(tmp_path: Path, form
         torch.save({"state_dict": {}, "hyper_parameters": {"optimizer": Malicious(proof)}}, path)
     fit = trainer(plugins=[AtomicCheckpointIO()])
     with pytest.raises(CheckpointError, match="is torn, or holds objects that could run code on loading; it was not"):
-        {
+        {  # type: ignore[no-untyped-call]
             "load": lambda: checkpoints.load(path),
             "io": lambda: AtomicCheckpointIO().load_checkpoint(path, weights_only=False),
             "module": lambda: DistillationModule.load_from_checkpoint(path),

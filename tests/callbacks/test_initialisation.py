@@ -38,11 +38,11 @@ def test_initialisation_is_that_many_plain_sgd_steps_at_a_share_of_the_rate(step
     for images, labels in loader.initialisation_batches(5, steps):
         logits, _ = expected(images)
         expected.zero_grad()
-        ((F.cross_entropy(logits[0], labels) + F.cross_entropy(logits[1], labels)) / 2).backward()
+        ((F.cross_entropy(logits[0], labels) + F.cross_entropy(logits[1], labels)) / 2).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for parameter in expected.parameters():
                 assert parameter.grad is not None
-                parameter -= 0.05 * 0.5 * (parameter.grad + 0.1 * parameter)
+                parameter.sub_(0.05 * 0.5 * (parameter.grad + 0.1 * parameter))
     trainer(recorder, limit_train_batches=1).fit(module, loader)
     for name, value in recorder.teachers[0].items():
         torch.testing.assert_close(value, expected.get_parameter(name).detach(), rtol=1e-5, atol=1e-6)
@@ -155,7 +155,7 @@ def test_batches_are_keyed_by_seed_and_rank() -> None:
     loader = DataLoader(Toy(), batch_size=8, sampler=SequentialSampler(Toy()))
 
     def labels(seed: int, rank: int) -> list[int]:
-        return torch.cat([batch[0].flatten() for batch in initialisation_batches(loader, seed, 3, rank)]).tolist()  # type: ignore[return-value]
+        return torch.cat([batch[0].flatten() for batch in initialisation_batches(loader, seed, 3, rank)]).tolist()
 
     assert labels(0, 0) == labels(0, 0)
     assert len({tuple(labels(*key)) for key in ((0, 0), (0, 1), (1, 0))}) == 3

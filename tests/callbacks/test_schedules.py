@@ -84,7 +84,7 @@ class Stream(IterableDataset[Any]):
     ("settings", "expected"),
     [({"max_steps": 4, "max_epochs": -1}, (4, 4)), ({"max_epochs": 1}, (1, None)), ({"max_epochs": -1}, (1, None))],
 )
-def test_a_stream_of_unknown_length_trains(settings: dict[str, int], expected: tuple[int, int | None]) -> None:
+def test_a_stream_of_unknown_length_trains(settings: dict[str, Any], expected: tuple[int, int | None]) -> None:
     class StopAfter(Callback):
         def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
             trainer.should_stop = trainer.global_step >= 4

@@ -231,5 +231,5 @@ def test_a_name_is_given_once() -> None:
     with pytest.raises(ConfigError, match="The method name 'pcl' is taken by PCL: choose another"):
 
         @methods.register("pcl")
-        class Other(methods.METHODS["pcl"].method):  # type: ignore[name-defined,misc]
+        class Other(methods.METHODS["pcl"].method):  # type: ignore[misc]
             pass

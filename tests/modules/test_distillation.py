@@ -238,7 +238,7 @@ def test_batches_that_cannot_be_meant_are_named(batch: Any, error: type[Exceptio
 
 
 def test_a_label_out_of_range_stops_validation_too() -> None:
-    bad = DataLoader([(torch.zeros(3, 8, 8), torch.tensor(7))] * 2)  # type: ignore[arg-type]
+    bad: DataLoader[Any] = DataLoader([(torch.zeros(3, 8, 8), torch.tensor(7))] * 2)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="Label 7 lies outside the 3 classes"):
         trainer().validate(build(), bad)
 
@@ -524,7 +524,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     tmp_path: Path, method: str, settings: dict[str, Any]
 ) -> None:
     settings = {"method": method} | settings
-    fits = {"max_epochs": 4, "enable_checkpointing": True}
+    fits: dict[str, Any] = {"max_epochs": 4, "enable_checkpointing": True}
     straight, whole = build(**settings), trainer(saving(tmp_path / "whole"), **fits)
     whole.fit(straight, train_loader(), val_loader())
 

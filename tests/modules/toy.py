@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sized
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,7 +82,7 @@ def build(method: Any = "dkel", peers: int = 2, **settings: Any) -> Distillation
     return DistillationModule.build("resnet8", CLASSES, method, peers, **settings)
 
 
-def trainer(*callbacks: Callback, root: Path | None = None, **settings: Any) -> Trainer:
+def trainer(*callbacks: Callback, **settings: Any) -> Trainer:
     """Make a quiet Trainer on the CPU; one epoch, no logger, no checkpoints unless asked for."""
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
@@ -94,7 +93,6 @@ def trainer(*callbacks: Callback, root: Path | None = None, **settings: Any) -> 
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "default_root_dir": root,
         "callbacks": list(callbacks),
     }
     return Trainer(**(defaults | settings))
