@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -53,7 +56,7 @@ def distillation(values: Values, images: data.ImageDataModule) -> DistillationMo
         network = "student" if values["teacher"]["update"] == "none" else "teacher"
     channels, height, width = images.image_shape
     interval = values["scheduler"].get("interval", "epoch")
-    return DistillationModule.build(
+    module = DistillationModule.build(
         values["backbone"]["name"],
         images.num_classes,
         method,
@@ -69,6 +72,13 @@ def distillation(values: Values, images: data.ImageDataModule) -> DistillationMo
         deploy={"network": network, "peer": values["deploy"]["peer"]},
         seed=values["seed"],
     )
+    if values["execution"]["channels_last"]:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
+
+
+def _sees_gpu() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
 def optimizer(settings: Values) -> OptimizerFactory:
@@ -104,6 +114,8 @@ def _milestones(milestones: list[float], epochs: int) -> list[int]:
 def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback], plugins: list[Any]) -> Trainer:
     """Build Lightning's Trainer."""
     settings = dict(values["trainer"])
+    if settings["accelerator"] in ("gpu", "cuda") and not _sees_gpu():
+        raise ConfigError("trainer: PyTorch sees no GPU here; choose trainer=cpu (or ddp_cpu), or check the driver.")
     torch.set_float32_matmul_precision(values["precision"]["matmul"])
     bar = any(type(callback).__name__.endswith("ProgressBar") for callback in callbacks)
     settings.update(
@@ -115,7 +127,7 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    built: Trainer = _try("trainer", lambda: _partial(settings, "trainer")())
+    built: Trainer = _try("trainer", _partial(settings, "trainer"))
     return built
 
 
@@ -158,7 +170,16 @@ def _try(where: str, build: Callable[[], Any]) -> Any:
     except (MisconfigurationException, TypeError, ValueError, ModuleNotFoundError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error}{_nearest_argument(str(error), build)}") from error
+
+
+def _nearest_argument(message: str, build: Any) -> str:
+    """Find the argument that a misspelt one was meant to be."""
+    found = re.search(r"unexpected keyword argument '(\w+)'", message)
+    if found is None or not isinstance(build, partial):
+        return ""
+    near = difflib.get_close_matches(found[1], inspect.signature(build.func).parameters, n=1)
+    return f". Did you mean {near[0]}?" if near else ""
 
 
 def _one_parameter() -> ParameterGroups:

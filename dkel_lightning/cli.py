@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -219,7 +220,7 @@ _MISSING: Any = object()
 
 def _absent(key: str, known: list[str], opened: bool, base: DictConfig) -> str:
     if opened:
-        return f"{key} is not set by default. If it is meant, add it with a plus: +{key}=VALUE."
+        return f"{config.unknown_key(key, known)} Any other argument goes with a plus: +{key}=VALUE."
     if key in config.KEYS and "." in key:
         group = key.split(".", 1)[0]
         choice = OmegaConf.select(base, f"{group}.name") or ("none" if group == "teacher" else "this choice")
@@ -269,6 +270,7 @@ def run(cfg: DictConfig) -> float | None:
     try:
         return _run(cfg)
     except DkelError as error:
+        _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
         fail(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
@@ -276,6 +278,11 @@ def run(cfg: DictConfig) -> float | None:
         where = error.filename or HydraConfig.get().runtime.output_dir
         fail(DkelError(f"Cannot write {where}: {error.strerror}. What was written before is whole."))
     return None
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # rmdir refuses a folder that holds anything
+        folder.rmdir()
 
 
 def _run(cfg: DictConfig) -> float | None:

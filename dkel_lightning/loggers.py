@@ -20,20 +20,20 @@ Row = dict[str, float]
 class MetricsFile(Logger):
     """Write `metrics.csv`: one row a step at which something was logged, epochs and steps first.
 
-    Unlike Lightning's CSVLogger it goes on with an existing file: rows up to `keep_until_step` stay, later ones
+    Unlike Lightning's CSVLogger it goes on with an existing file: rows before `keep_before_step` stay, later ones
     (of epochs that a resumed run repeats) go. Every change is written to a temporary file that replaces the old one.
 
     Args:
         path: the CSV file.
-        keep_until_step: the step of the checkpoint that is resumed; None starts anew.
+        keep_before_step: the step of the checkpoint that is resumed; None starts anew.
     """
 
-    def __init__(self, path: Path, keep_until_step: int | None = None) -> None:
+    def __init__(self, path: Path, keep_before_step: int | None = None) -> None:
         super().__init__()
         self.path = path
         self.rows: dict[int, Row] = {}
-        if keep_until_step is not None and path.is_file():
-            self.rows = {step: row for step, row in read_rows(path).items() if step <= keep_until_step}
+        if keep_before_step is not None and path.is_file():
+            self.rows = {step: row for step, row in read_rows(path).items() if step < keep_before_step}
 
     @property
     def name(self) -> str:
@@ -56,8 +56,10 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add metrics to the row of this step."""
-        self.rows.setdefault(int(step or 0), {}).update({name: float(value) for name, value in metrics.items()})
+        """Add metrics to the row of this step; tests are left to summary.json, which names their checkpoint."""
+        kept = {name: float(value) for name, value in metrics.items() if not name.startswith("test/")}
+        if kept.keys() - {"epoch"}:
+            self.rows.setdefault(int(step or 0), {}).update(kept)
 
     @rank_zero_only
     def save(self) -> None:

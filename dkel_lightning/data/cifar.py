@@ -90,6 +90,6 @@ def _intact(path: Path, md5: str) -> bool:
 
 def _cure(official: Any, root: Path) -> str:
     return (
-        f"Put {official.filename} ({official.url}, md5 {official.tgz_md5}) into {root}, or set download=true on a "
+        f"Put {official.filename} ({official.url}, md5 {official.tgz_md5}) into {root}, or set data.download=true on a "
         "machine with a network"
     )

@@ -147,12 +147,12 @@ def read_tinyimagenet(root: Path, cache_dir: Path | None) -> ImageSet:
 def _missing(root: Path) -> DataError:
     return DataError(
         f"no TinyImageNet at {root}: put {FOLDER}.zip ({URL}, 237 MB, md5 {MD5}) or the folder {FOLDER} there, "
-        "or set download=true on a machine with a network"
+        "or set data.download=true on a machine with a network"
     )
 
 
 def _zip_cure(path: Path) -> str:
-    return f"Delete {path} and get it again ({URL}, md5 {MD5}), or set download=true"
+    return f"Delete {path} and get it again ({URL}, md5 {MD5}), or set data.download=true"
 
 
 def _cache_folder(root: Path, cache_dir: Path | None) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 
+import torch
+
 from dkel_lightning.config import TASKS, unknown_choice
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.files import Run
@@ -13,6 +15,8 @@ from dkel_lightning.files import Run
 def run(run: Run) -> float:
     """Run the task that the configuration names and return its objective."""
     _quieten()
+    if run.values["execution"]["threads"] is not None:
+        torch.set_num_threads(run.values["execution"]["threads"])
     name = run.values["task"]["name"]
     if name == "train":
         from dkel_lightning.tasks.train import train

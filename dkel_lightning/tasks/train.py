@@ -12,6 +12,7 @@ from filelock import FileLock
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from dkel_lightning import build, checkpoints, config, figures
 from dkel_lightning.callbacks import EpochLines, Throughput
@@ -82,6 +83,15 @@ def train(run: Run) -> TrainResult:
     return result
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """Keep the best epoch, and of equally good ones the latest: a small validation set has many ties."""
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Tell whether this epoch replaces the best one."""
+        tied = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
+        return tied or super().check_monitor_top_k(trainer, current)
+
+
 def prepared(values: build.Values) -> ImageDataModule:
     """Build the data module, prepare its files and read it; processes of one machine take turns."""
     images = build.datamodule(values)
@@ -104,7 +114,7 @@ def _callbacks(run: Run) -> list[Callback]:
         # At the end of the epoch rather than of validation: what the epoch logged is then in the checkpoint.
         common: dict[str, Any] = {"dirpath": run.checkpoints, "save_on_train_epoch_end": True}
         found += [
-            ModelCheckpoint(
+            BestCheckpoint(
                 filename="best", monitor=settings["monitor"], mode="max", save_top_k=1,
                 enable_version_counter=False, **common,
             ),
@@ -167,7 +177,8 @@ def _report(run: Run, result: TrainResult, logger: MetricsFile) -> None:
         title = f"{values['method']['name']} on {values['data']['name']}, {values['backbone']['name']}"
         figures.draw_curves(logger.rows, run.folder / "figures" / "curves.png", f"{title}, seed {values['seed']}")
     speed = f", {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
-    print(f"{result.seconds:.0f} s{speed}. Outputs in {run.folder}: summary.json, metrics.csv, figures/, checkpoints/")
+    there = [item for item in ("summary.json", "metrics.csv", "figures", "checkpoints") if (run.folder / item).exists()]
+    print(f"{result.seconds:.0f} s{speed}. Outputs in {run.folder}: {', '.join(there)}")
 
 
 def _opening(run: Run, module: DistillationModule, images: ImageDataModule) -> str:

@@ -135,7 +135,7 @@ def test_cifar_that_is_missing_says_which_file_goes_where(tmp_path: Path) -> Non
     message = str(caught.value)
     assert "is missing" in message
     assert "Put cifar-100-python.tar.gz (https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz, md5 " in message
-    assert f"into {tmp_path / 'new'}, or set download=true" in message
+    assert f"into {tmp_path / 'new'}, or set data.download=true" in message
     assert not (tmp_path / "new").exists()
 
 

@@ -1,0 +1,56 @@
+# make run    set up and run the main job (ARGS="experiment=cifar100 seed=1" for another)
+# make test   set up and run the tests
+# Needs Python 3.10 to 3.13 (PYTHON=python3.12 to choose one) and nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+TESTS ?= tests
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format type bench build clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 10) <= v <= (3, 13) and "Python 3.10 to 3.13 is needed, this is %d.%d: use make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(BIN)/python pyproject.toml
+	@echo "Installing into $(VENV). PyTorch is large: this takes a few minutes the first time."
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[dev]"
+	@touch $@
+
+run: $(VENV)/.run ## set up and run the main job; ARGS="..." are passed on
+	$(BIN)/python -m dkel_lightning $(ARGS)
+
+test: $(VENV)/.dev ## set up and run the tests; TESTS=path for some of them
+	$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+
+lint: $(VENV)/.dev ## check style and layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev ## put style and layout right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(VENV)/.dev ## check types
+	$(BIN)/mypy
+
+bench: $(VENV)/.run ## time a training epoch of the quickstart
+	$(BIN)/python -m dkel_lightning trainer.max_epochs=3 name=bench $(ARGS)
+
+build: $(VENV)/.dev ## build wheel and sdist into dist/
+	$(BIN)/python -m build
+
+clean: ## remove what setup, tests and builds have made; outputs/ and data/ stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
