@@ -73,7 +73,7 @@ def distillation(values: Values, images: data.ImageDataModule) -> DistillationMo
         seed=values["seed"],
     )
     if values["execution"]["channels_last"]:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.to(memory_format=torch.channels_last)
     return module
 
 

@@ -1,0 +1,189 @@
+"""The command line: mistakes answered before anything heavy is imported, and what a resumed run may change."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from dkel_lightning import cli
+from dkel_lightning.errors import CheckpointError, ConfigError
+from tests.compose import compose
+
+
+def refused(*arguments: str, multirun: bool = False, config_dir: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        cli.check_arguments(list(arguments), config_dir, multirun)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("trainer.max_epoch=3", "Unknown key trainer.max_epoch. Did you mean trainer.max_epochs?"),
+        ("methd=pcl", "Unknown key methd. Did you mean method?"),
+        ("+method.temprature=3", "Unknown key method.temprature. Did you mean method.temperature?"),
+        ("+nonsense=1", "Unknown key nonsense."),
+        (
+            "method=dkell",
+            "Unknown choice method=dkell. Did you mean dkel? Choices: baseline, dkel, dkel_released, pcl.",
+        ),
+        ("experiment=cifar", "Unknown choice experiment=cifar."),
+        ("precision=32", "Unknown choice precision=32. Choices: bf16, fp16, fp32."),
+        ("method=dkel,pcl", "method=dkel,pcl gives several values: add -m"),
+        ("foo bar", "Cannot read 'foo bar': write key=value"),
+        ("data.root", "Cannot read 'data.root': write key=value"),
+        ("~teacher", "~teacher: a group cannot be removed"),
+        ("~seed", "~seed: keys cannot be removed"),
+        ("seed=abc", "seed must be a whole number of at least 0, got 'abc'."),
+    ],
+)
+def test_a_mistake_is_named_with_its_cure(argument: str, message: str) -> None:
+    assert message in refused(argument)
+
+
+def test_a_key_of_another_choice_is_told_from_a_misspelt_one() -> None:
+    assert "method.temperature means nothing with method=baseline" in refused("method=baseline", "method.temperature=4")
+    assert "teacher.decay means nothing with teacher=none" in refused(
+        "method=baseline", "teacher=none", "teacher.decay=0.9"
+    )
+
+
+def test_several_misspelt_keys_come_in_one_message() -> None:
+    message = refused("trainer.max_epoch=3", "method.temprature=3")
+    assert "trainer.max_epochs" in message
+    assert "method.temperature" in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["seed=3"],
+        ["+seed=3"],
+        ["+trainer.benchmark=true"],
+        ["teacher.decay_share=null", "teacher.decay={0:0.99,10:0.999}"],
+        ["+callbacks.extra.mine._target_=lightning.pytorch.callbacks.DeviceStatsMonitor"],
+        ["hydra.run.dir=somewhere"],
+    ],
+)
+def test_right_arguments_pass(arguments: list[str]) -> None:
+    cli.check_arguments(arguments, None, False)
+
+
+def test_every_value_of_a_sweep_is_checked_before_the_first_job_starts() -> None:
+    assert "Unknown choice method=pcll" in refused("method=dkel,pcll", "seed=0,1", multirun=True)
+    assert "seed must be a whole number" in refused("seed=0,-1", multirun=True)
+    cli.check_arguments(["method=dkel,pcl", "seed=range(0,3)", "teacher.init_steps=0,2"], None, True)
+
+
+def test_a_sweep_of_process_groups_is_refused_because_each_process_would_repeat_it() -> None:
+    assert "trainer=ddp_spawn" in refused("trainer=ddp_cpu", "seed=0,1", multirun=True)
+    cli.check_arguments(["trainer=ddp_cpu"], None, False)
+
+
+def test_a_folder_of_the_users_own_adds_choices(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\nseed: 7\n")
+    cli.check_arguments(["experiment=mine"], tmp_path, False)
+    assert "Did you mean mine?" in refused("experiment=mini", config_dir=tmp_path)
+
+
+def test_resume_refuses_what_would_change_the_trajectory() -> None:
+    saved = compose("seed=1")
+    for override in ("seed=2", "trainer.max_epochs=3", "optimizer.lr=1", "method=pcl", "data.batch_size=8"):
+        with pytest.raises(ConfigError, match="would change a run that is being resumed"):
+            cli.laid_over(saved, compose(), ["resume=last", override])
+
+
+def test_resume_lays_device_and_place_over_the_saved_configuration() -> None:
+    saved = compose("seed=1", "trainer.max_epochs=7")
+    given = compose("trainer=ddp_cpu", "data.root=/elsewhere")
+    values = cli.laid_over(saved, given, ["resume=last", "trainer=ddp_cpu", "data.root=/elsewhere"])
+    assert values["seed"] == 1
+    assert values["trainer"]["max_epochs"] == 7
+    assert values["trainer"]["devices"] == 2
+    assert values["data"]["root"] == "/elsewhere"
+
+
+def test_evaluation_takes_networks_method_and_data_from_the_run_and_nothing_that_is_run_by_name() -> None:
+    saved = compose("experiment=cifar100", "method=pcl")
+    saved["optimizer"]["_target_"] = "os.system"
+    saved["trainer"]["_target_"] = "os.system"
+    given = compose("data.eval_batch_size=7")
+    values = cli.of_checkpoint(saved, given, ["data.eval_batch_size=7"])
+    assert values["data"]["name"] == "cifar100"
+    assert values["data"]["eval_batch_size"] == 7
+    assert values["method"]["name"] == "pcl"
+    assert values["optimizer"]["_target_"] == "torch.optim.SGD"
+    assert values["trainer"]["_target_"] == "lightning.pytorch.Trainer"
+
+
+def test_resume_of_nothing_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"No checkpoint at gone\.ckpt"):
+        cli.find_resume("gone.ckpt")
+    with pytest.raises(CheckpointError, match=r"No last\.ckpt of a run under"):
+        cli.find_resume("last")
+    (tmp_path / "alone.ckpt").touch()
+    with pytest.raises(CheckpointError, match=r"its run's config\.yaml should lie at"):
+        cli.find_resume("alone.ckpt")
+
+
+def test_a_resumed_run_writes_into_its_own_folder(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "it's a run" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    (checkpoint.parent.parent / "config.yaml").write_text("seed: 0\n")
+    (override,) = cli._folder_override([f"resume={checkpoint}"])
+    parsed = cli._parse(override)
+    assert parsed.value() == str(checkpoint.parent.parent)
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dkel_lightning", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["trainer.max_epoch=3"], ["method=dkell"], ["seed=abc"], ["-m", "seed=0,x"]])
+def test_a_mistake_ends_with_one_message_exit_code_2_and_nothing_written(
+    arguments: Sequence[str], tmp_path: Path
+) -> None:
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr
+    assert "HYDRA_FULL_ERROR" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_traceback_is_there_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert "Traceback" in run("method=dkell", cwd=tmp_path).stderr
+
+
+def test_missing_data_ends_with_one_message_exit_code_1_and_no_empty_folder(tmp_path: Path) -> None:
+    done = run("experiment=own_data", "data.root=nowhere", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Error: nowhere has no folder train" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.rglob("20*")) == []
+
+
+def test_help_explains_groups_and_shows_examples() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for expected in (
+        "experiment=cifar100 method=pcl",
+        "method: baseline, dkel, dkel_released, pcl",
+        "temperature: 3.0",
+    ):
+        assert expected in done.stdout
+
+
+def test_hydras_own_flags_work(tmp_path: Path) -> None:
+    done = run("--cfg", "job", "--package", "method", "method=pcl", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "name: pcl" in done.stdout
