@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from modules.toy import SGD, build, train_loader, trainer
 
 from dkel_lightning import DistillationModule, checkpoints
 from dkel_lightning.checkpoints import AtomicCheckpointIO
 from dkel_lightning.errors import CheckpointError
+from tests.modules.toy import SGD, build, train_loader, trainer
 
 
 @pytest.fixture(scope="module")

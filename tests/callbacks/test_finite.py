@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from modules.toy import Toy, build, train_loader, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dkel_lightning.callbacks import FiniteGuard
 from dkel_lightning.errors import NonFiniteError
+from tests.modules.toy import Toy, build, train_loader, trainer
 
 
 def poisoned_loader(bad_batch: int, value: float = float("nan")) -> DataLoader[Any]:

@@ -14,11 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
-from modules.toy import Recorder, Toy, build, images_and_labels, parameters_of, same, train_loader, trainer
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from dkel_lightning.callbacks.initialisation import initialisation_batches
 from dkel_lightning.errors import DataError
+from tests.modules.toy import Recorder, Toy, build, images_and_labels, parameters_of, same, train_loader, trainer
 
 
 class KnownLoader(DataLoader[Any]):

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
-from modules.toy import build, images_and_labels, train_loader, trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.callbacks.schedules import clock
 from dkel_lightning.schedules import Clock
+from tests.modules.toy import build, images_and_labels, train_loader, trainer
 
 
 class Watch(Callback):

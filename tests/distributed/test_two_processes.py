@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from modules.toy import build, parameters_of
+
+from tests.modules.toy import build, parameters_of
 
 pytestmark = pytest.mark.slow
 WORKERS = Path(__file__).with_name("workers.py")
@@ -94,6 +95,13 @@ def test_statistics_are_equal_in_validation_and_checkpoint_though_local_in_train
     for name, value in seen[1]["statistics_in_validation"].items():
         assert torch.equal(saved[name], value), name
     assert unequal(seen, "metrics") == []
+
+
+def test_gradients_of_the_initialisation_are_averaged_before_weights_are_handed_round(run: Path) -> None:
+    ours, theirs = (one["initialised"][0] for one in read(run, "dkel"))
+    assert len(ours) > 0
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("case", ["baseline", "pcl", "dkel", "dkel_released", "gradient"])

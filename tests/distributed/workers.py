@@ -19,11 +19,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from modules.toy import SGD, Toy, build, parameters_of, peers_network, trainer, val_loader
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from dkel_lightning import DistillationModule, StudentModule, TeacherModule
+from dkel_lightning.callbacks import initialisation
+from tests.modules.toy import SGD, Toy, build, parameters_of, peers_network, trainer, val_loader
 
 
 def statistics_of(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -63,9 +63,20 @@ def fit(module: LightningModule, folder: Path) -> None:
         strategy=DDPStrategy(process_group_backend="gloo", find_unused_parameters=False),
         limit_train_batches=3,
     )
+    # Before rank 0's weights are handed round, which would hide gradients that were not averaged.
+    initialised: list[list[Tensor]] = []
+    hand_round = initialisation.make_equal
+
+    def look_first(tensors: list[Tensor]) -> None:
+        initialised.append([tensor.detach().clone() for tensor in tensors if isinstance(tensor, torch.nn.Parameter)])
+        hand_round(tensors)
+
+    initialisation.make_equal = look_first
     run.fit(module, DataLoader(Toy(48), batch_size=8, shuffle=True), val_loader(samples=20))
     run.save_checkpoint(folder / "end.ckpt")
+    initialisation.make_equal = hand_round
     seen = witness.seen | {
+        "initialised": initialised,
         "after": parameters_of(module),
         "metrics": dict(run.callback_metrics),
         "global_step": run.global_step,

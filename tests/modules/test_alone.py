@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import EnsembleModule, StudentModule, TeacherModule, TeacherSettings
 from dkel_lightning.errors import DataError
-from modules.toy import CLASSES, SGD, images_and_labels, peers_network, train_loader, trainer, val_loader
+from tests.modules.toy import CLASSES, SGD, images_and_labels, peers_network, train_loader, trainer, val_loader
 
 
 class EpochLosses(Callback):

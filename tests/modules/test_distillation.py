@@ -19,7 +19,7 @@ from dkel_lightning import DistillationModule, EnsembleModule, StudentModule, Te
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.methods.baseline import Baseline
 from dkel_lightning.schedules import EnsembleTerm
-from modules.toy import (
+from tests.modules.toy import (
     CLASSES,
     SGD,
     Toy,

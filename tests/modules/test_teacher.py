@@ -13,7 +13,7 @@ from dkel_lightning import TeacherModule, TeacherSettings
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.schedules import Clock
-from modules.toy import Recorder, build, parameters_of, peers_network, same, train_loader, trainer
+from tests.modules.toy import Recorder, build, parameters_of, peers_network, same, train_loader, trainer
 
 
 def teacher_and_student(**settings: Any) -> tuple[TeacherModule, PeerNetwork]:
