@@ -150,7 +150,7 @@ def test_schedules_of_the_ema_rate_are_checked_value_by_value() -> None:
     values["teacher"]["decay"] = {0: 0.99, 80: 0.999}
     config.check(values)
     values["teacher"]["decay"] = {0: 0.99, 80: 1.5}
-    with pytest.raises(ConfigError, match="teacher.decay must be a number between 0 and 1, or a schedule"):
+    with pytest.raises(ConfigError, match=r"teacher\.decay must be a number between 0 and 1, or a schedule"):
         config.check(values)
 
 
