@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dkel_lightning.errors import CheckpointError
 
 KEY = "dkel_lightning"
 FORMAT = 1
+NEITHER_NETWORK_NOR_LOSS = ("deploy", "image_size", "seed")
 
 
 def sign(checkpoint: dict[str, Any], recipe: Mapping[str, Any] | None, members: Sequence[str]) -> None:
@@ -71,16 +72,25 @@ def check(checkpoint: Mapping[str, Any], ours: Mapping[str, Any] | None) -> None
     theirs = _signed_recipe(checkpoint, "This checkpoint")
     if theirs is None or ours is None:
         return
+    mine, other = dict(_leaves(ours)), dict(_leaves(theirs))
     differences = [
-        f"{key}: {theirs.get(key)} in the checkpoint, {ours.get(key)} here"
-        for key in ours
-        if key not in ("deploy", "image_size") and theirs.get(key) != ours.get(key)
+        f"{key}: {other.get(key)} in the checkpoint, {mine.get(key)} here"
+        for key in dict.fromkeys([*mine, *other])
+        if not key.startswith(NEITHER_NETWORK_NOR_LOSS) and mine.get(key) != other.get(key)
     ]
     if differences:
         raise CheckpointError(
             f"This checkpoint belongs to another configuration ({'; '.join(differences)}): "
             "use the settings of the run that wrote it."
         )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def load_weights(module: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:

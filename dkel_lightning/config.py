@@ -83,9 +83,9 @@ def whole(meaning: str, low: int | None = None, high: int | None = None, *, opti
     return Key(f"a whole number{_range(low, high, False)}", meaning, check, optional)
 
 
-def switch(meaning: str) -> Key:
+def switch(meaning: str, *, optional: bool = False) -> Key:
     """Describe true or false."""
-    return Key("true or false", meaning, lambda value: None if isinstance(value, bool) else "")
+    return Key("true or false", meaning, lambda value: None if isinstance(value, bool) else "", optional)
 
 
 def text(meaning: str, *, optional: bool = False) -> Key:
@@ -100,6 +100,11 @@ def choice(meaning: str, *options: str) -> Key:
         return None if value in options else _did_you_mean(str(value), options)
 
     return Key(f"one of {', '.join(options)}", meaning, check)
+
+
+def word(only: str) -> Key:
+    """Describe a single word."""
+    return Key(only, "", lambda value: None if value == only else "")
 
 
 def either(first: Key, second: Key) -> Key:
@@ -152,7 +157,7 @@ KEYS: dict[str, Key] = {
     "deploy.network": choice(
         "Network that is deployed; auto: the teacher where there is one.", "auto", "teacher", "student", "ensemble"
     ),
-    "deploy.peer": either(whole("Peer that is deployed; best: in validation.", 0), choice("", "best")),
+    "deploy.peer": either(whole("Peer that is deployed; best: in validation.", 0), word("best")),
     "protocol.rampup.epochs": number("Length of the ramp-up in epochs.", 0, optional=True),
     "protocol.rampup.share": number("The same as a share of the run.", 0, 1, optional=True),
     "protocol.ensemble.decay": number("k of the decaying ensemble.", 0, optional=True),
@@ -167,10 +172,7 @@ KEYS: dict[str, Key] = {
     "data.batch_size": whole("Training samples a batch and process.", 2),
     "data.eval_batch_size": whole("Evaluation samples a batch and process.", 1),
     "data.padding": whole("Zeros around a training image before its crop; null: as the set defines.", 0, optional=True),
-    "data.flip": either(
-        switch("Mirror half of the training views; null: as the set defines."),
-        Key("null", "", lambda value: "", optional=True),
-    ),
+    "data.flip": switch("Mirror half of the training views; null: as the set defines.", optional=True),
     "data.mean": numbers("Channel means in [0, 1]; null: as the set defines, or computed.", optional=True),
     "data.std": numbers("Channel deviations, likewise.", optional=True),
     "data.validation": number("Share of the training images held out for validation.", 0, 0.9, above=True),

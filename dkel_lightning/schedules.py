@@ -193,6 +193,8 @@ def exactly_one(where: str, **values: object) -> None:
     """Raise a ConfigError unless exactly one of the named settings is given (is not None)."""
     given = [name for name, value in values.items() if value is not None]
     if len(given) == 1:
+        if not isinstance(values[given[0]], int | float | Mapping) or isinstance(values[given[0]], bool):
+            raise ConfigError(f"{where}.{given[0]} must be a number, got {values[given[0]]!r}.")
         negative = [name for name, value in values.items() if isinstance(value, int | float) and not value >= 0]
         if negative:
             raise ConfigError(f"{where}.{negative[0]} must not be negative, got {values[negative[0]]}.")

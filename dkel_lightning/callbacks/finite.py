@@ -10,6 +10,11 @@ from torch import Tensor
 
 from dkel_lightning.errors import NonFiniteError
 
+CURE = (
+    "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32. "
+    "The last checkpoint is untouched."
+)
+
 
 class FiniteGuard(Callback):
     """Raise when the training loss is NaN or infinite.
@@ -35,8 +40,19 @@ class FiniteGuard(Callback):
             self._read(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the verdict before the epoch's checkpoint is written."""
+        """Read the verdict before the epoch's checkpoint is written, and look at the weights themselves.
+
+        The last step of an epoch may spoil the weights after a loss that was still finite.
+        """
         self._read(trainer, pl_module)
+        norms = torch._foreach_norm([parameter.detach() for parameter in pl_module.parameters()])
+        if not bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
+            names = [name for name, value in pl_module.named_parameters() if not bool(value.isfinite().all())]
+            if names:
+                raise NonFiniteError(
+                    f"{len(names)} weights became NaN or infinite in epoch {trainer.current_epoch} "
+                    f"({', '.join(names[:3])}). {CURE}"
+                )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the verdict before a checkpoint can be written after validation."""
@@ -53,8 +69,7 @@ class FiniteGuard(Callback):
         if bad:
             raise NonFiniteError(
                 f"The training loss became NaN or infinite by step {trainer.global_step} "
-                f"(epoch {trainer.current_epoch}){self._culprits(module)}. Lower the learning rate, clip gradients "
-                "(trainer.gradient_clip_val=1), or use precision=bf16 or fp32. The last checkpoint is untouched."
+                f"(epoch {trainer.current_epoch}){self._culprits(module)}. {CURE}"
             )
 
     @staticmethod

@@ -186,7 +186,7 @@ class DistillationModule(LightningModule):
             scheduler=scheduler,
             interval=interval,
             augmentation=augmentation,
-            deploy=methods.base.from_mapping(Deploy, deploy, "deploy") if deploy else None,
+            deploy=_deployment(deploy, teacher_module is not None),
             seed=seed,
         )
         module.recipe = {
@@ -586,6 +586,11 @@ def _teacher_settings(
             raise ConfigError(f"There is no teacher, so teacher.{others[0]} means nothing: remove it.")
         return None
     return methods.base.from_mapping(TeacherSettings, methods.base.merge(preset.teacher, given), "teacher")
+
+
+def _deployment(given: Mapping[str, Any] | None, has_teacher: bool) -> Deploy:
+    defaults = {"network": "teacher" if has_teacher else "student"}
+    return methods.base.from_mapping(Deploy, {**defaults, **(given or {})}, "deploy")
 
 
 def _method_recipe(method: str | Mapping[str, Any] | methods.Method, chosen: methods.Method) -> dict[str, Any] | None:

@@ -1,0 +1,169 @@
+"""Whole runs through the command line, on real images."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dkel_lightning import checkpoints
+from dkel_lightning.modules.distillation import DistillationModule
+
+
+def dkel(*arguments: str, cwd: Path, timeout: int = 280) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dkel_lightning", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False, env=environment
+    )
+
+
+def only_run(cwd: Path, name: str) -> Path:
+    (folder,) = (cwd / "outputs" / name).iterdir()
+    return folder
+
+
+def column(folder: Path, name: str) -> list[float]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file)]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return loaded
+
+
+@pytest.mark.slow
+def test_the_quickstart_deploys_a_peer_above_97_percent(tmp_path: Path) -> None:
+    done = dkel(cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path, "quickstart")
+    result = summary(folder)
+    assert result["test"]["best"]["deployed_accuracy"] > 0.97
+    assert result["test"]["last"]["deployed_accuracy"] > 0.97
+    assert "epoch 20/20" in done.stdout
+    for label in ("student peer 2", "ensemble classifier", "teacher peers, mean", "teacher peer, best in validation"):
+        assert label in done.stdout
+    # Both schedules act: the assembled teachers teach at first, the individual ones at the end.
+    assert column(folder, "train/kd_assembled")[0] > column(folder, "train/kd_individual")[0]
+    assert column(folder, "weights/ensemble_decay")[-1] == 0.0
+    assert column(folder, "weights/rampup")[-1] == 1.0
+    network = DistillationModule.load_from_checkpoint(folder / "checkpoints" / "best.ckpt").deploy()
+    assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "DKEL_REAL_DATA" not in os.environ, reason="set DKEL_REAL_DATA to a folder that holds tiny-imagenet-200/"
+)
+def test_two_epochs_on_tinyimagenet_through_the_real_reader_end_with_a_finite_falling_loss(tmp_path: Path) -> None:
+    done = dkel(
+        "experiment=tinyimagenet",
+        f"data.root={os.environ['DKEL_REAL_DATA']}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.limit=512",
+        "data.batch_size=32",
+        "backbone=resnet8",
+        "trainer=cpu",
+        "trainer.max_epochs=2",
+        "trainer.limit_val_batches=1",
+        "trainer.limit_test_batches=1",
+        "optimizer.lr=0.05",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "200 classes" in done.stdout
+    losses = column(only_run(tmp_path, "tinyimagenet"), "train/loss")
+    assert all(map(math.isfinite, losses))
+    assert losses[1] < losses[0]
+
+
+def test_a_folder_of_ones_own_images_trains(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for label, name in enumerate(("dark", "light")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 100, (20, 24, 3)) + 150 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    done = dkel(
+        "experiment=own_data", "data.root=images", "data.image_size=16", "backbone=resnet8", "data.batch_size=8",
+        "trainer.max_epochs=2", "data.validation=0.25", "trainer=cpu", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 classes" in done.stdout
+    assert summary(only_run(tmp_path, "own_data"))["test"]["last"]["epoch"] == 2
+
+
+def test_an_npz_of_ones_own_trains_with_bf16_and_a_single_peer(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    arrays: dict[str, Any] = {
+        f"{split}_{kind}": value
+        for split, count in (("train", 40), ("test", 12))
+        for kind, value in (
+            ("images", generator.integers(0, 256, (count, 12, 12), dtype=np.uint8)),
+            ("labels", np.arange(count)[:, None] % 4),
+        )
+    }
+    np.savez(tmp_path / "mine.npz", **arrays)
+    done = dkel(
+        "experiment=own_data", "data=npz", "data.root=mine.npz", "backbone=resnet8", "data.batch_size=8",
+        "method=baseline", "method.peers=1", "precision=bf16", "trainer.max_epochs=1", "trainer=cpu", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    accuracy = summary(only_run(tmp_path, "own_data"))["test"]["last"]["accuracy"]
+    assert set(accuracy) == {f"{kind}_{peer}" for kind in ("student", "teacher") for peer in (0, "mean", "best")}
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run_and_their_checkpoint_goes_on_in_one_process(tmp_path: Path) -> None:
+    done = dkel("debug=smoke", "trainer=ddp_cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path, "smoke")
+    assert [path.name for path in sorted(folder.glob("*.csv"))] == ["metrics.csv"]
+    assert column(folder, "epoch") == [0, 1]
+    evaluated = dkel("task=evaluate", f"checkpoint={folder}/checkpoints/best.ckpt", "trainer=cpu", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert (folder / "evaluation_best" / "evaluation.json").is_file()
+
+
+def test_a_sweep_runs_each_job_into_a_folder_of_its_own(tmp_path: Path) -> None:
+    done = dkel("-m", "debug=smoke", "trainer.max_epochs=1", "method=dkel,pcl", "callbacks.progress=none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sweep = only_run(tmp_path, "smoke")
+    assert [summary(sweep / job)["method"] for job in ("0", "1")] == ["dkel", "pcl"]
+
+
+def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
+    assert dkel("debug=smoke", "trainer.max_epochs=1", cwd=tmp_path).returncode == 0
+    folder = only_run(tmp_path, "smoke")
+    last = folder / "checkpoints" / "last.ckpt"
+    metrics = (folder / "metrics.csv").read_bytes()
+    last.write_bytes(last.read_bytes()[:1000])
+    done = dkel(f"resume={last}", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"{last}" in done.stderr
+    assert (folder / "metrics.csv").read_bytes() == metrics
+
+
+def test_a_saved_configuration_that_names_something_foreign_to_run_is_refused(tmp_path: Path) -> None:
+    assert dkel("debug=smoke", "trainer.max_epochs=1", cwd=tmp_path).returncode == 0
+    folder = only_run(tmp_path, "smoke")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("torch.optim.SGD", "os.system"))
+    done = dkel("resume=last", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "would run os.system (optimizer._target_)" in done.stderr
+    assert checkpoints.load(folder / "checkpoints" / "last.ckpt")["epoch"] == 0

@@ -1,0 +1,174 @@
+"""task=train and task=evaluate as plain functions: their outputs, and a resume that ends where it would have."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from dkel_lightning import checkpoints, tasks
+from dkel_lightning.errors import CheckpointError, ConfigError, NonFiniteError
+from dkel_lightning.files import Run, newest_checkpoint, saved_values
+from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.tasks.evaluate import _check_classes, evaluate
+from dkel_lightning.tasks.train import train
+from tests.compose import compose, tiny_run
+
+
+class Interrupt(Callback):
+    """Stands for Ctrl-C at the start of the third epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("method", ["dkel", "dkel_released", "pcl", "baseline"])
+def test_a_run_writes_what_it_promises(method: str, tmp_path: Path) -> None:
+    result = train(tiny_run(tmp_path, f"method={method}"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    expected = {f"{network}_{peer}" for network in ("student", "teacher") for peer in (0, 1, 2, "mean", "best")}
+    assert set(summary["test"]["last"]["accuracy"]) == expected | {"ensemble", "teacher_ensemble"}
+    assert summary["method"] == method
+    assert summary["test"]["best"]["deployed_accuracy"] == result.objective
+    assert summary["images_per_second"] > 0
+    assert [row["epoch"] for row in rows(tmp_path)] == ["0", "1"]
+    assert all(row["train/loss"] and row["val/acc"] and row["train/ce"] for row in rows(tmp_path))
+    assert not any(column.startswith("test/") for column in rows(tmp_path)[0])
+    assert (tmp_path / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert saved_values(tmp_path / "checkpoints" / "last.ckpt")["method"]["name"] == method
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert provenance["packages"]["torch"] == importlib.metadata.version("torch")
+
+
+def test_the_weights_in_force_are_logged_every_epoch(tmp_path: Path) -> None:
+    overrides = ["trainer.max_epochs=3", "protocol.rampup={epochs:2,share:null}"]
+    overrides += ["protocol.ensemble={decay:0.5,decay_share:null}", "protocol.ema={decay:0.9,decay_share:null}"]
+    train(tiny_run(tmp_path, *overrides))
+    logged = [
+        [float(row[f"weights/{name}"]) for name in ("rampup", "ensemble_decay", "ema_rate")] for row in rows(tmp_path)
+    ]
+    expected = [
+        [0.006737946999085467, 1.0, 0.9],
+        [0.2865047968601901, 0.6065306597126334, 0.9],
+        [1.0, 0.36787944117144233, 0.9],
+    ]
+    assert torch.allclose(torch.tensor(logged), torch.tensor(expected), atol=1e-6)
+
+
+def test_the_teachers_deployed_accuracy_is_that_of_the_reloaded_checkpoint(tmp_path: Path) -> None:
+    trained = train(tiny_run(tmp_path))
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    values = compose("task=evaluate", f"checkpoint={path}", "trainer=cpu", "trainer.limit_test_batches=1")
+    evaluated = evaluate(Run(values, tmp_path / "evaluation"))
+    assert trained.best is not None
+    assert evaluated.scores == trained.best
+    written = json.loads(evaluated.file.read_text())
+    assert written["test"] == trained.best.as_dict()
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return checkpoints.load(folder / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.slow
+def test_an_interrupted_and_resumed_run_equals_one_that_went_through(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    through, broken = tmp_path / "through", tmp_path / "broken"
+    settings = ["trainer.max_epochs=4", "teacher.init_steps=3"]
+    train(tiny_run(through, *settings))
+
+    first = tiny_run(broken, *settings)
+    interrupting = {**first.values, "callbacks": {**first.values["callbacks"]}}
+    interrupting["callbacks"]["extra"] = {"interrupt": {"_target_": f"{__name__}.Interrupt"}}
+    with pytest.raises(SystemExit):
+        train(Run(interrupting, broken))
+    last = broken / "checkpoints" / "last.ckpt"
+    assert f"resume={last}" in capsys.readouterr().out
+    assert state(broken)["epoch"] == 1
+
+    train(Run(first.values, broken, resume=last))
+    assert (broken / "metrics.csv").read_bytes() == (through / "metrics.csv").read_bytes()
+    expected, found = state(through), state(broken)
+    assert all(torch.equal(value, found["state_dict"][name]) for name, value in expected["state_dict"].items())
+    assert expected["global_step"] == found["global_step"] == 12
+    assert expected["lr_schedulers"] == found["lr_schedulers"]
+    for mine, theirs in zip(
+        expected["optimizer_states"][0]["state"].values(), found["optimizer_states"][0]["state"].values(), strict=True
+    ):
+        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(tiny_run(tmp_path / name, f"seed={seed}"))
+    first, again, other = ((tmp_path / name / "metrics.csv").read_bytes() for name in "abc")
+    assert first == again
+    assert first != other
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="became NaN or infinite"):
+        train(tiny_run(tmp_path, "optimizer.lr=1e12"))
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_fast_dev_run_runs_everything_once_and_keeps_no_checkpoint(tmp_path: Path) -> None:
+    result = train(tiny_run(tmp_path, "trainer.fast_dev_run=true"))
+    assert result.best is None
+    assert not (tmp_path / "checkpoints").exists()
+    assert 0 <= result.objective <= 1
+
+
+def test_early_stopping_stops(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "trainer.max_epochs=30", "optimizer.lr=0", "callbacks.early_stopping=2")
+    result = train(run)
+    assert result.last.epoch <= 10
+
+
+def test_of_equally_good_epochs_the_latest_is_kept(tmp_path: Path) -> None:
+    overrides = ["teacher.update=frozen", "teacher.init_steps=0", "optimizer.lr=0", "trainer.max_epochs=3"]
+    # At a learning rate of 0 with no initialisation nothing is learnt: all epochs of a frozen teacher are alike.
+    result = train(tiny_run(tmp_path, *overrides))
+    assert result.best is not None
+    assert len({row["val/acc"] for row in rows(tmp_path)}) == 1
+    assert result.best.epoch == 3
+
+
+def test_a_checkpoint_of_another_class_count_is_refused_by_the_data(tmp_path: Path) -> None:
+    train(tiny_run(tmp_path))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    module = DistillationModule.load_from_checkpoint(path)
+    with pytest.raises(CheckpointError, match="knows 10 classes, the data has 12"):
+        _check_classes(module, 12, path)
+
+
+def test_resume_last_finds_the_newest_run(tmp_path: Path) -> None:
+    for name, age in (("old", 100), ("new", 10), ("torn", 0)):
+        folder = tmp_path / name / "checkpoints"
+        folder.mkdir(parents=True)
+        (folder / "last.ckpt").write_bytes(b"")
+        os.utime(folder / "last.ckpt", (1_000_000 - age, 1_000_000 - age))
+        if name != "torn":
+            (tmp_path / name / "config.yaml").write_text("{}")
+    assert newest_checkpoint(tmp_path).parent.parent.name == "new"
+
+
+def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    with pytest.raises(ConfigError, match=r"Unknown choice task=trian\. Did you mean train"):
+        tasks.run(Run({**run.values, "task": {"name": "trian"}}, tmp_path))
