@@ -146,8 +146,8 @@ def refuse_untrusted(values: Any, path: str = "") -> None:
         target = values.get("_target_")
         if target is not None and not str(target).startswith(TRUSTED):
             raise CheckpointError(
-                f"The saved configuration would run {target} ({path}_target_). If that is meant, start from the "
-                "command line again instead of resuming, or remove the key from config.yaml."
+                f"The saved configuration would import {target} ({path}_target_), which is not part of this library. "
+                "If the run is your own, add trust=true; from a stranger, do not."
             )
         for key, value in values.items():
             refuse_untrusted(value, f"{path}{key}.")

@@ -26,7 +26,17 @@ CHECKED_FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--package", "-p", "--info", 
 UNCHECKED_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i")
 
 # Of a resumed run only these may change: they do not alter what is computed.
-RESUMABLE = ("task", "resume", "trainer", "logger", "callbacks.progress", "data.root", "data.download", "data.workers")
+RESUMABLE = (
+    "task",
+    "resume",
+    "trust",
+    "trainer",
+    "logger",
+    "callbacks.progress",
+    "data.root",
+    "data.download",
+    "data.workers",
+)
 DEVICE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "profiler", "log_every_n_steps", "_target_")
 
 
@@ -294,7 +304,7 @@ def _run(cfg: DictConfig) -> float | None:
     resume = find_resume(values["resume"]) if values["resume"] else None
     overrides = list(HydraConfig.get().overrides.task)
     if resume is not None:
-        values = {**laid_over(saved_values(resume), values, overrides), "resume": None}
+        values = {**laid_over(saved_values(resume), values, overrides), "resume": None, "trust": values["trust"]}
     elif values["task"]["name"] != "train" and values["checkpoint"]:
         path = Path(values["checkpoint"])
         if (path.resolve().parent.parent / "config.yaml").is_file():
@@ -330,7 +340,7 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
 def _refuse(key: str) -> None:
     raise ConfigError(
         f"{key} would change a run that is being resumed: leave it out, or start a new run. "
-        f"What may change: {', '.join(RESUMABLE[2:])} (of trainer: {', '.join(DEVICE_KEYS[:4])})."
+        f"What may change: {', '.join(RESUMABLE[3:])} (of trainer: {', '.join(DEVICE_KEYS[:4])})."
     )
 
 

@@ -154,6 +154,7 @@ KEYS: dict[str, Key] = {
     "seed": whole("Seed of weights, order, augmentation and initialisation batches.", 0),
     "resume": text("Checkpoint to go on from, or `last`: the newest under outputs/.", optional=True),
     "checkpoint": text("Checkpoint to evaluate.", optional=True),
+    "trust": switch("Let resume= import classes of your own that the saved configuration names."),
     "deploy.network": choice(
         "Network that is deployed; auto: the teacher where there is one.", "auto", "teacher", "student", "ensemble"
     ),

@@ -55,6 +55,8 @@ def train(run: Run) -> TrainResult:
     """
     values = run.values
     if run.resume is not None:
+        if not values["trust"]:
+            build.refuse_untrusted(values)
         checkpoints.load(run.resume)  # refused here, before anything is prepared
     images = prepared(values)
     module = build.distillation(values, images)
