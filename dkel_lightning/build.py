@@ -44,16 +44,15 @@ def datamodule(values: Values) -> data.ImageDataModule:
     if name not in DATA:
         raise ConfigError(unknown_choice("data", name, list(DATA)))
     method = values["method"]
-    views = method["peers"] if method["views"] == "per_peer" else 1
+    peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
+    views = {"shared": 1, "per_peer": peers, "per_peer_and_teacher": 2 * peers}[method["views"]]
     return DATA[name](**settings, seed=values["seed"], views=views)
 
 
 def distillation(values: Values, images: data.ImageDataModule) -> DistillationModule:
     """Build the module for these images (prepared and set up)."""
-    method = {key: value for key, value in values["method"].items() if key not in ("peers", "views", "classifiers")}
-    network = values["deploy"]["network"]
-    if network == "auto":
-        network = "student" if values["teacher"]["update"] == "none" else "teacher"
+    outside = ("peers", "views", "classifiers", "sharing")
+    method = {key: value for key, value in values["method"].items() if key not in outside}
     channels, height, width = images.image_shape
     interval = values["scheduler"].get("interval", "epoch")
     module = DistillationModule.build(
@@ -66,10 +65,11 @@ def distillation(values: Values, images: data.ImageDataModule) -> DistillationMo
         image_size=(height, width),
         views_per_pass=values["backbone"]["views_per_pass"],
         classifiers=values["method"]["classifiers"],
+        sharing=values["method"].get("sharing"),
         optimizer=optimizer(values["optimizer"]),
         scheduler=scheduler(values),
         interval=interval,
-        deploy={"network": network, "peer": values["deploy"]["peer"]},
+        deploy={key: value for key, value in values["deploy"].items() if value != "auto"},
         seed=values["seed"],
     )
     if values["execution"]["channels_last"]:

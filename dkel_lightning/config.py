@@ -102,11 +102,6 @@ def choice(meaning: str, *options: str) -> Key:
     return Key(f"one of {', '.join(options)}", meaning, check)
 
 
-def word(only: str) -> Key:
-    """Describe a single word."""
-    return Key(only, "", lambda value: None if value == only else "")
-
-
 def either(first: Key, second: Key) -> Key:
     """Describe a value that fits one of two descriptions."""
 
@@ -124,6 +119,15 @@ def numbers(meaning: str, *, length: int | None = None, optional: bool = False) 
         return None if fits else ""
 
     return Key("a list of numbers" if length is None else f"a list of {length} numbers", meaning, check, optional)
+
+
+def names(meaning: str) -> Key:
+    """Describe a list of words."""
+
+    def check(value: Any) -> str | None:
+        return None if isinstance(value, list) and value and all(isinstance(item, str) for item in value) else ""
+
+    return Key("a list of names", meaning, check)
 
 
 def schedule(meaning: str, low: float, high: float) -> Key:
@@ -156,9 +160,15 @@ KEYS: dict[str, Key] = {
     "checkpoint": text("Checkpoint to evaluate.", optional=True),
     "trust": switch("Let resume= import classes of your own that the saved configuration names."),
     "deploy.network": choice(
-        "Network that is deployed; auto: the teacher where there is one.", "auto", "teacher", "student", "ensemble"
+        "Network that is deployed; auto: as the method says, mostly the teacher.",
+        "auto",
+        "teacher",
+        "student",
+        "ensemble",
     ),
-    "deploy.peer": either(whole("Peer that is deployed; best: in validation.", 0), word("best")),
+    "deploy.peer": either(
+        whole("Peer that is deployed; best: in validation; auto: as the method says.", 0), choice("", "auto", "best")
+    ),
     "protocol.rampup.epochs": number("Length of the ramp-up in epochs.", 0, optional=True),
     "protocol.rampup.share": number("The same as a share of the run.", 0, 1, optional=True),
     "protocol.ensemble.decay": number("k of the decaying ensemble.", 0, optional=True),
@@ -199,8 +209,14 @@ KEYS: dict[str, Key] = {
     "teacher.batchnorm": choice("Running statistics of the teacher.", "own", "copy", "ema"),
     "teacher.update": choice("How the teacher learns.", "ema", "gradient", "frozen", "none"),
     "method.name": text("Method."),
-    "method.peers": whole("Peers.", 1, 64),
-    "method.views": choice("Augmented views of an image: one for each peer, or one for all.", "per_peer", "shared"),
+    "method.peers": either(whole("Peers, or the backbone of each.", 1, 64), names("")),
+    "method.sharing": choice("What peers given as a number share.", "trunk", "nothing"),
+    "method.views": choice(
+        "Augmented views of an image: one for each peer, one for all, or also one for each teacher.",
+        "per_peer",
+        "shared",
+        "per_peer_and_teacher",
+    ),
     "method.classifiers": choice("How the branches' classifiers start.", "own", "equal", "released"),
     "method.temperature": number("Temperature T of the softened predictions.", 0, above=True),
     "method.rampup.scale": number("lambda: distillation weight at the end of the ramp-up.", 0),
@@ -320,7 +336,8 @@ def _value_mistakes(values: Values) -> Iterator[str]:
 
 def _contradictions(values: Values) -> Iterator[str]:
     method, teacher, trainer, data = (values[group] for group in ("method", "teacher", "trainer", "data"))
-    name, peers = method["name"], method["peers"]
+    name = method["name"]
+    peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
     if name in NEED_TWO_PEERS and peers < 2:
         yield f"method.peers is {peers}, and {name} needs at least 2: raise it, or choose method=baseline."
     if teacher["update"] == "none":

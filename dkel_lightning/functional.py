@@ -6,6 +6,8 @@ logits of one peer or of all of them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -72,6 +74,26 @@ def peer_mean(x: Tensor, *, include_self: bool = False) -> Tensor:
     # A weighted sum rather than (sum - x_i): no cancellation, so probabilities stay positive.
     weights = (1 - torch.eye(peers, dtype=x.dtype, device=x.device)) / (peers - 1)
     return (weights.view(peers, peers, *[1] * (x.dim() - 1)) * x.unsqueeze(0)).sum(1)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return `x` unchanged, and multiply the gradient that flows back through it by `factor`.
+
+    Source: gradient rescaling at the splits of collaborative learning (Song & Chai, NeurIPS 2018).
+    """
+    scaled: Tensor = _ScaleGradient.apply(x, factor)
+    return scaled
 
 
 def assemble(teachers: Tensor, temperature: float, *, space: str = "logits", include_self: bool = False) -> Tensor:

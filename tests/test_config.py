@@ -42,15 +42,16 @@ def test_no_choice_is_named_by_digits_alone_or_null() -> None:
     assert [name for name in names if name.isdigit() or name in ("null", "true", "false")] == []
 
 
-@pytest.mark.parametrize("name", ["dkel", "dkel_released", "pcl", "baseline"])
+@pytest.mark.parametrize("name", choices("method"))
 def test_the_yaml_of_a_method_says_what_its_python_preset_says(name: str) -> None:
     values = compose("experiment=cifar100", f"method={name}")
     method = dict(values["method"])
     preset = methods.preset(name)
-    built = methods.create(name, 3)
+    peers = method.pop("peers")
+    built = methods.create(name, peers)
     assert method.pop("name") == name
-    assert method.pop("peers") == 3
-    assert method.pop("views") == "per_peer"
+    assert method.pop("views") == preset.views
+    assert method.pop("sharing") == preset.sharing
     assert method.pop("classifiers") == preset.classifiers
     assert method == built.settings_as_dict()
     expected = methods.base.from_mapping(TeacherSettings, preset.teacher, "teacher")

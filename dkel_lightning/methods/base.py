@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.modules.outputs import Step
+from dkel_lightning.modules.outputs import Step, StudentOutput
+from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.schedules import EnsembleTerm, RampUp
 
 
@@ -33,6 +34,11 @@ class Method(nn.Module, ABC):
         teacher: whether teacher peers are `required`, `optional` or must be `none`.
         uses_ensemble: needs the ensemble classifier over the peers' features.
         minimum_peers: with fewer it is refused.
+        needs_stages: wants `step.student.trunk` and `step.student.maps`.
+        makes_ensemble: `combine` makes logits of the peers by a way of its own (a gate, a fusion).
+        separate_teacher_views: may be given 2 P views, of which the teacher sees the second half.
+        deployed_network: `teacher`, `student` or `ensemble`, what is deployed unless the user says otherwise.
+        deployed_peer: an index (negative counts from the last), or `best` in validation.
         rampup: the ramp-up of its distillation weight, None without one.
         ensemble: its decaying ensemble of teachers, None without one.
     """
@@ -41,6 +47,11 @@ class Method(nn.Module, ABC):
     teacher: ClassVar[str] = "required"
     uses_ensemble: ClassVar[bool] = True
     minimum_peers: ClassVar[int] = 2
+    needs_stages: ClassVar[bool] = False
+    makes_ensemble: ClassVar[bool] = False
+    separate_teacher_views: ClassVar[bool] = False
+    deployed_network: ClassVar[str] = "teacher"
+    deployed_peer: ClassVar[int | str] = "best"
 
     rampup_weight: Tensor
 
@@ -57,6 +68,17 @@ class Method(nn.Module, ABC):
         self.ensemble: EnsembleTerm | None = getattr(self.settings, "ensemble", None)
         # On the device, so that a changed weight neither recompiles nor breaks a captured graph.
         self.register_buffer("rampup_weight", torch.zeros(()))
+
+    def attach(self, network: PeerNetwork) -> None:
+        """Make the method's own trainable parts to fit the student's network; called once, under the seed.
+
+        Raises:
+            ConfigError: the network does not offer what the method builds on.
+        """
+
+    def combine(self, student: StudentOutput) -> Tensor:
+        """Make the method's own ensemble logits [B, C] of its peers, where it `makes_ensemble`."""
+        raise NotImplementedError(f"{type(self).__name__} says makes_ensemble, but has no combine().")
 
     @property
     def wants_ensemble_classifier(self) -> bool:
@@ -90,12 +112,16 @@ class Preset:
         settings: differences from the defaults of `method.Settings`.
         teacher: differences from the defaults of `TeacherSettings`.
         classifiers: how the classifiers of the branches start: `own`, `equal`, or `released` (equal, but for VGG).
+        sharing: peers given as a number share a `trunk`, or `nothing`.
+        views: views of an image: `per_peer`, `shared`, or `per_peer_and_teacher`.
     """
 
     method: type[Method]
     settings: Mapping[str, Any] = field(default_factory=dict)
     teacher: Mapping[str, Any] = field(default_factory=dict)
     classifiers: str = "own"
+    sharing: str = "trunk"
+    views: str = "per_peer"
 
 
 METHODS: dict[str, Preset] = {}
@@ -109,6 +135,8 @@ def register(
     settings: Mapping[str, Any] | None = None,
     teacher: Mapping[str, Any] | None = None,
     classifiers: str = "own",
+    sharing: str = "trunk",
+    views: str = "per_peer",
 ) -> Callable[[M], M]:
     """Make a method known under `name`; may be stacked to give one class several presets.
 
@@ -120,7 +148,7 @@ def register(
         taken = METHODS.get(name)
         if taken is not None and taken.method.__qualname__ != method.__qualname__:
             raise ConfigError(f"The method name {name!r} is taken by {taken.method.__qualname__}: choose another.")
-        METHODS[name] = Preset(method, settings or {}, teacher or {}, classifiers)
+        METHODS[name] = Preset(method, settings or {}, teacher or {}, classifiers, sharing, views)
         return method
 
     return add

@@ -83,9 +83,13 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
-def check_views(views: Tensor, peers: int) -> None:
-    """Raise a ConfigError unless `views` is [B, C, H, W] or [B, V, C, H, W] with V = 1 or one for each peer."""
-    if views.dim() == 4 or (views.dim() == 5 and views.shape[1] in (1, peers)):
+def check_views(views: Tensor, peers: int, teacher_too: bool = False) -> None:
+    """Raise a ConfigError unless `views` is [B, C, H, W] or [B, V, C, H, W] with V = 1 or one for each peer.
+
+    With `teacher_too` V may also be one for each peer and one for each teacher.
+    """
+    allowed = (1, peers, 2 * peers) if teacher_too else (1, peers)
+    if views.dim() == 4 or (views.dim() == 5 and views.shape[1] in allowed):
         return
     raise ConfigError(
         f"Views must be [B, C, H, W] or [B, V, C, H, W] with V = 1 or V = {peers} (the peers), "

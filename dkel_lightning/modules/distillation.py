@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,8 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 class Deploy:
     """Which network leaves the training: a peer of `teacher` or `student`, or the `ensemble`.
 
-    `peer` is an index, or `best`: the one with the highest accuracy in the last validation.
+    `peer` is an index (negative counts from the last), or `best`: the one with the highest accuracy in the last
+    validation.
     """
 
     network: str = "teacher"
@@ -43,7 +45,7 @@ class Deploy:
     def __post_init__(self) -> None:
         if self.network not in ("teacher", "student", "ensemble"):
             raise ConfigError(f"deploy.network is {self.network!r}: choose one of teacher, student, ensemble.")
-        if self.peer != "best" and not (isinstance(self.peer, int) and self.peer >= 0):
+        if self.peer != "best" and not (isinstance(self.peer, int) and not isinstance(self.peer, bool)):
             raise ConfigError(f"deploy.peer is {self.peer!r}: give the index of a peer, or best.")
 
 
@@ -70,9 +72,9 @@ class DistillationModule(LightningModule):
         seed: from which the views, the initialisation batches and `build`'s weights are drawn.
 
     Logged each epoch: `train/loss`, `train/loss_per_peer`, `train/<term>`, `train/acc/...`, `weights/...`;
-    `val/acc`, `val/acc/...`, `val/nll/...` with student_0.., student_mean, student_best, ensemble, teacher_0..,
-    teacher_mean, teacher_best, teacher_ensemble (mean of probabilities). In tests `best` and `acc` are the peers
-    that the last validation chose.
+    `val/acc`, `val/acc/...`, `val/nll/...` with student_0.., student_mean, student_best, student_ensemble (mean of
+    probabilities), ensemble (the ensemble classifier, or what the method makes), and the same of the teacher. In tests
+    `best` and `acc` are the peers that the last validation chose.
     """
 
     def __init__(
@@ -99,12 +101,14 @@ class DistillationModule(LightningModule):
         self.ensemble = ensemble
         self.method = method
         self.augmentation = augmentation
-        self.deployment = deploy or Deploy("teacher" if teacher is not None else "student")
+        self.deployment = deploy or _deployment({}, method, teacher is not None)
         self.seed = seed
         self.recipe: dict[str, Any] | None = None
         self._factories = (optimizer, scheduler, interval)
         self._check_deployment()
 
+        with seeded(seed, "method"):
+            method.attach(student.network)
         self.members = self._members()
         self.term_means = TermMeans(method.terms)
         self.train_scores = NetworkScores(student.num_peers, persistent=True)
@@ -120,7 +124,7 @@ class DistillationModule(LightningModule):
         backbone: str | nn.Module = "resnet32",
         num_classes: int = 100,
         method: str | Mapping[str, Any] | methods.Method = "dkel",
-        peers: int = 3,
+        peers: int | Sequence[str] = 3,
         *,
         split_at: str | None = None,
         classifier: str | None = None,
@@ -129,6 +133,7 @@ class DistillationModule(LightningModule):
         image_size: tuple[int, int] | None = None,
         views_per_pass: str = "all",
         classifiers: str | None = None,
+        sharing: str | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         interval: str = "epoch",
@@ -142,7 +147,7 @@ class DistillationModule(LightningModule):
             backbone: a registered name, or any torch classifier (then give `split_at`).
             num_classes: C.
             method: a registered name, a mapping `{"name": ..., <settings>}`, or a Method.
-            peers: P.
+            peers: P; or a backbone's name for each peer, which then share nothing.
             split_at: for a model of your own, the module at which the branches begin, such as "layer4".
             classifier: for a model of your own, its classifier's name; the last linear layer by default.
             teacher: settings laid over the method's, see TeacherSettings; `{"update": "none"}` for no teacher.
@@ -151,6 +156,7 @@ class DistillationModule(LightningModule):
             views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over
                 views, or `one` after the other.
             classifiers: how the branches' classifiers start: `own`, `equal`, `released`; the method's by default.
+            sharing: peers given as a number share a `trunk`, or `nothing`; the method's by default.
             optimizer: see the class.
             scheduler: see the class.
             interval: see the class.
@@ -161,7 +167,12 @@ class DistillationModule(LightningModule):
         Raises:
             ConfigError: an unknown name or key, or parts that do not fit together.
         """
-        chosen, preset = _method(method, peers)
+        chosen, preset = _method(method, peers if isinstance(peers, int) else len(peers))
+        share = sharing or preset.sharing
+        if share not in ("trunk", "nothing"):
+            raise ConfigError(f"method.sharing is {share!r}: choose one of trunk, nothing.")
+        if isinstance(peers, int) and share == "nothing" and isinstance(backbone, str):
+            peers = [backbone] * peers
         settings = _teacher_settings(chosen, preset, teacher)
         draw = _Draw(
             backbone, num_classes, peers, split_at, classifier, in_channels, image_size, views_per_pass,
@@ -186,7 +197,7 @@ class DistillationModule(LightningModule):
             scheduler=scheduler,
             interval=interval,
             augmentation=augmentation,
-            deploy=_deployment(deploy, teacher_module is not None),
+            deploy=_deployment(deploy or {}, chosen, teacher_module is not None),
             seed=seed,
         )
         module.recipe = {
@@ -203,15 +214,18 @@ class DistillationModule(LightningModule):
 
     def forward(self, views: Tensor) -> StudentOutput:
         """Classify `views` [B, V, C, H, W] or [B, C, H, W] with the student peers and their ensemble."""
-        output: StudentOutput = self.student(views)
+        output: StudentOutput = self.student.stages(views) if self.method.needs_stages else self.student(views)
+        if self.method.makes_ensemble:
+            return output.with_ensemble(self.method.combine(output))
         if self.ensemble is not None and self.method.wants_ensemble_classifier:
-            output = output.with_ensemble(self.ensemble(output.features))
+            return output.with_ensemble(self.ensemble(output.features))
         return output
 
     def look(self, batch: Batch) -> Step:
         """Pass a batch through student, ensemble and teacher."""
-        student = self(batch.views)
-        teacher = self.teacher(batch.views) if self.teacher is not None else None
+        views, teacher_views = self._views_of_each(batch.views)
+        student = self(views)
+        teacher = self.teacher(teacher_views) if self.teacher is not None else None
         assembled, weight = None, student.logits.new_zeros(())
         if self.ensemble is not None:
             weight = self.ensemble.weight
@@ -223,7 +237,7 @@ class DistillationModule(LightningModule):
         """Compute the loss of a batch: the sum of the method's terms, and the teacher's own where it learns."""
         views, labels, indices = unpack(batch)
         if batch_idx == 0 or labels.device.type == "cpu":
-            check_views(views, self.student.num_peers)
+            check_views(views, self.student.num_peers, self.method.separate_teacher_views)
             check_labels(labels, self.student.num_classes)
         rank = self.global_rank if self._trainer is not None else 0
         epoch = self.trainer.current_epoch if self._trainer is not None else 0
@@ -308,12 +322,13 @@ class DistillationModule(LightningModule):
         """Stack the logits of all `members`, [N, B, C]."""
         student = self(views)
         rows = [student.logits.float()]
+        if self.student.num_peers > 1:
+            rows.append(_mean_probability(rows[0]))
         if student.ensemble_logits is not None:
             rows.append(student.ensemble_logits.float().unsqueeze(0))
         if self.teacher is not None:
             teachers = self.teacher(views).logits.float()
-            mean = teachers.log_softmax(-1).logsumexp(0, keepdim=True)
-            rows += [teachers, mean] if self.student.num_peers > 1 else [teachers]
+            rows += [teachers, _mean_probability(teachers)] if self.student.num_peers > 1 else [teachers]
         return torch.cat(rows)
 
     def on_validation_start(self) -> None:
@@ -362,7 +377,9 @@ class DistillationModule(LightningModule):
         if self.deployment.network == "ensemble":
             return "ensemble"
         peer = self.deployment.peer
-        index = self.best_peer(self.deployment.network, scores) if peer == "best" else peer
+        index = (
+            self.best_peer(self.deployment.network, scores) if peer == "best" else int(peer) % self.student.num_peers
+        )
         return f"{self.deployment.network}_{index}"
 
     def deploy(self, network: str | None = None, peer: int | str | None = None) -> nn.Module:
@@ -376,14 +393,15 @@ class DistillationModule(LightningModule):
         """
         choice = Deploy(network or self.deployment.network, self.deployment.peer if peer is None else peer)
         if choice.network == "ensemble":
-            if self.ensemble is None or not self.method.wants_ensemble_classifier:
+            if not self.has_ensemble:
                 raise ConfigError("This method has no ensemble classifier to deploy: choose teacher or student.")
-            whole: nn.Module = EnsembleNetwork(self.student.network, self.ensemble.classifier)
+            whole: nn.Module = EnsembleNetwork(self)
         else:
             part = self.teacher if choice.network == "teacher" else self.student
             if part is None:
                 raise ConfigError("This method has no teacher to deploy: choose deploy.network=student.")
-            whole = part.peer(self.best_peer(choice.network) if choice.peer == "best" else int(choice.peer))
+            index = self.best_peer(choice.network) if choice.peer == "best" else int(choice.peer) % part.num_peers
+            whole = part.peer(index)
         return copy.deepcopy(whole).cpu().requires_grad_(True).eval()
 
     # ------------------------------------------------------------------ several processes, checkpoints
@@ -468,9 +486,22 @@ class DistillationModule(LightningModule):
     def _peer_names(self, network: str) -> list[str]:
         return [f"{network}_{i}" for i in range(self.student.num_peers)]
 
+    @property
+    def has_ensemble(self) -> bool:
+        """Whether there are ensemble logits, of the ensemble classifier or made by the method."""
+        return self.method.makes_ensemble or (self.ensemble is not None and self.method.wants_ensemble_classifier)
+
+    def _views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        peers = self.student.num_peers
+        if self.method.separate_teacher_views and views.dim() == 5 and views.shape[1] == 2 * peers:
+            return views[:, :peers], views[:, peers:]
+        return views, views
+
     def _members(self) -> tuple[str, ...]:
         names = self._peer_names("student")
-        if self.ensemble is not None and self.method.wants_ensemble_classifier:
+        if self.student.num_peers > 1:
+            names.append("student_ensemble")
+        if self.has_ensemble:
             names.append("ensemble")
         if self.teacher is not None:
             names += self._peer_names("teacher") + (["teacher_ensemble"] if self.student.num_peers > 1 else [])
@@ -480,24 +511,29 @@ class DistillationModule(LightningModule):
         network, peer = self.deployment.network, self.deployment.peer
         if network == "teacher" and self.teacher is None:
             raise ConfigError("deploy.network=teacher, but this method has no teacher: choose student.")
-        if network == "ensemble" and (self.ensemble is None or not self.method.wants_ensemble_classifier):
+        if network == "ensemble" and not self.has_ensemble:
             raise ConfigError(
                 "deploy.network=ensemble, but there is no ensemble classifier: choose teacher or student."
             )
-        if isinstance(peer, int) and peer >= self.student.num_peers:
+        if isinstance(peer, int) and not -self.student.num_peers <= peer < self.student.num_peers:
             raise ConfigError(f"deploy.peer={peer}, but peers are numbered 0 to {self.student.num_peers - 1}.")
 
 
 class EnsembleNetwork(nn.Module):
     """All peers and the ensemble classifier as one plain network: images [B, C, H, W] -> logits [B, classes]."""
 
-    def __init__(self, network: networks.PeerNetwork, classifier: nn.Module) -> None:
+    def __init__(self, module: DistillationModule) -> None:
         super().__init__()
-        self.network = network
-        self.classifier = classifier
+        self.network = module.student.network
+        self.method = module.method if module.method.makes_ensemble else None
+        self.classifier = module.ensemble.classifier if self.method is None and module.ensemble is not None else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify `images`."""
+        if self.method is not None:
+            seen = self.network.stages(images)
+            return self.method.combine(StudentOutput(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps))
+        assert self.classifier is not None
         _, features = self.network(images)
         logits: Tensor = self.classifier(torch.cat(tuple(features), dim=-1))
         return logits
@@ -509,7 +545,7 @@ class _Draw:
 
     backbone: str | nn.Module
     num_classes: int
-    peers: int
+    peers: int | Sequence[str]
     split_at: str | None
     classifier: str | None
     in_channels: int
@@ -531,6 +567,8 @@ class _Draw:
                 )
             if self.split_at is None:
                 raise ConfigError('A model of your own needs split_at=, the module at which branches begin ("layer4").')
+            if not isinstance(self.peers, int):
+                raise ConfigError("A model of your own is given with the number of peers, not with their names.")
             model = copy.deepcopy(self.backbone)
             if redraw:
                 networks.redraw_(model)
@@ -553,7 +591,7 @@ class _Draw:
         return {
             "backbone": self.backbone if isinstance(self.backbone, str) else None,
             "num_classes": self.num_classes,
-            "peers": self.peers,
+            "peers": self.peers if isinstance(self.peers, int) else list(self.peers),
             "split_at": self.split_at,
             "classifier": self.classifier,
             "in_channels": self.in_channels,
@@ -588,9 +626,15 @@ def _teacher_settings(
     return methods.base.from_mapping(TeacherSettings, methods.base.merge(preset.teacher, given), "teacher")
 
 
-def _deployment(given: Mapping[str, Any] | None, has_teacher: bool) -> Deploy:
-    defaults = {"network": "teacher" if has_teacher else "student"}
-    return methods.base.from_mapping(Deploy, {**defaults, **(given or {})}, "deploy")
+def _deployment(given: Mapping[str, Any], method: methods.Method, has_teacher: bool) -> Deploy:
+    network = method.deployed_network if has_teacher or method.deployed_network != "teacher" else "student"
+    own = {"network": network, "peer": method.deployed_peer if given.get("network", network) == network else "best"}
+    return methods.base.from_mapping(Deploy, {**own, **given}, "deploy")
+
+
+def _mean_probability(logits: Tensor) -> Tensor:
+    """Give logits whose softmax is the peers' mean probability: [P, B, C] -> [1, B, C]."""
+    return logits.log_softmax(-1).logsumexp(0, keepdim=True) - math.log(logits.shape[0])
 
 
 def _method_recipe(method: str | Mapping[str, Any] | methods.Method, chosen: methods.Method) -> dict[str, Any] | None:

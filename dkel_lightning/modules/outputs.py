@@ -19,12 +19,16 @@ class StudentOutput:
     Attributes:
         logits: [P, B, C].
         features: [P, B, D], the input of each peer's classifier; a tuple of [B, D_i] where widths differ.
-        ensemble_logits: [B, C] of the ensemble classifier, None where a method has none.
+        ensemble_logits: [B, C] of the ensemble classifier, or of what the method makes of its peers; None without.
+        trunk: the trunk's outputs, P of [B, ...]; None unless the method asks for stages.
+        maps: the last feature maps, P of [B, D', H', W']; None unless asked for, or where a network does not tell.
     """
 
     logits: Tensor
     features: PeerFeatures
     ensemble_logits: Tensor | None = None
+    trunk: tuple[Tensor, ...] | None = None
+    maps: tuple[Tensor, ...] | None = None
 
     def with_ensemble(self, ensemble_logits: Tensor) -> StudentOutput:
         """Return the same output with the ensemble's logits filled in."""

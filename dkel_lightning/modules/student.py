@@ -19,3 +19,8 @@ class StudentModule(PeersModule):
         """Classify `views`, [B, V, C, H, W] (peer i sees view i) or [B, C, H, W] (all see the same)."""
         logits, features = self.network(views)
         return StudentOutput(logits, features)
+
+    def stages(self, views: Tensor) -> StudentOutput:
+        """Classify `views`, and keep what is computed on the way for methods that build on it."""
+        seen = self.network.stages(views)
+        return StudentOutput(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)

@@ -8,6 +8,7 @@ from dkel_lightning.networks.peers import (
     IndependentPeers,
     PeerFeatures,
     PeerNetwork,
+    PeerStages,
     SinglePeer,
 )
 from dkel_lightning.networks.registry import BACKBONES, Backbone, create, register_backbone
@@ -21,6 +22,7 @@ __all__ = [
     "IndependentPeers",
     "PeerFeatures",
     "PeerNetwork",
+    "PeerStages",
     "SinglePeer",
     "branch_model",
     "create",

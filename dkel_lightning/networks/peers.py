@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import scale_gradient
 
 PeerFeatures: TypeAlias = Tensor | tuple[Tensor, ...]
 """Features of all peers: [P, B, D], or one [B, D_i] a peer where the widths D_i differ."""
@@ -43,6 +44,32 @@ class Branch(nn.Module):
                 f"not {list(features.shape)}: let its body pool and flatten before the classifier."
             )
         return self.classifier(features), features
+
+    def stages(self, trunk_output: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return logits, features, and the last feature maps [B, D', H', W'] (None where there is no `pool` stage)."""
+        if not isinstance(self.body, nn.Sequential) or "pool" not in dict(self.body.named_children()):
+            return *self(trunk_output), None
+        hidden, maps = trunk_output, None
+        for name, stage in self.body.named_children():
+            maps = hidden if name == "pool" else maps
+            hidden = stage(hidden)
+        return self.classifier(hidden), hidden, maps
+
+
+class PeerStages(NamedTuple):
+    """What peers compute on the way to their logits; every entry but `logits` and `features` has one tensor a peer.
+
+    Attributes:
+        logits: [P, B, C].
+        features: [P, B, D], or a tuple where widths differ.
+        trunk: outputs of the trunk, before the branches, P of [B, ...] (the same one P times for a shared view).
+        maps: last feature maps before pooling, P of [B, D', H', W']; None where a network does not tell.
+    """
+
+    logits: Tensor
+    features: PeerFeatures
+    trunk: tuple[Tensor, ...]
+    maps: tuple[Tensor, ...] | None
 
 
 class SinglePeer(nn.Module):
@@ -92,6 +119,10 @@ class PeerNetwork(nn.Module, ABC):
         """
 
     @abstractmethod
+    def stages(self, views: Tensor) -> PeerStages:
+        """Return what `forward` returns and what was computed on the way; same arguments, same errors."""
+
+    @abstractmethod
     def peer(self, index: int) -> SinglePeer:
         """Return peer `index` as a plain classifier that shares its parameters with this network.
 
@@ -115,6 +146,13 @@ class PeerNetwork(nn.Module, ABC):
             f"[batch, {counts}, channels, height, width], not {list(views.shape)}."
         )
 
+    def _gather_stages(
+        self, trunk: Sequence[Tensor], outputs: Iterable[tuple[Tensor, Tensor, Tensor | None]]
+    ) -> PeerStages:
+        logits, features, maps = zip(*outputs, strict=True)
+        gathered = self._gather(zip(logits, features, strict=True))
+        return PeerStages(*gathered, tuple(trunk), None if any(each is None for each in maps) else maps)
+
     def _gather(self, outputs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, PeerFeatures]:
         logits, features = zip(*outputs, strict=True)
         same_width = len(set(self.feature_dims)) == 1
@@ -127,6 +165,9 @@ class BranchedNetwork(PeerNetwork):
     With a view for each peer the trunk runs once over all of them, a batch of P * B, which is nearly twice as fast as P
     passes but lets BatchNorm in the trunk take its statistics over all views together; `views_per_pass="one"` gives P
     passes, as the released code of DKEL does it.
+
+    Attributes:
+        gradient_scale: Factor on the gradient that flows from the branches back into the trunk.
     """
 
     def __init__(self, trunk: nn.Module, branches: Sequence[Branch], views_per_pass: str = "all") -> None:
@@ -136,11 +177,19 @@ class BranchedNetwork(PeerNetwork):
         self.trunk = trunk
         self.branches = nn.ModuleList(branches)
         self.views_per_pass = views_per_pass
+        self.gradient_scale = 1.0
 
     def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
         """Return logits [P, B, num_classes] and features; see `PeerNetwork.forward`."""
         trunk_outputs = self._trunk_outputs(self._with_view_axis(views))
         return self._gather(branch(output) for branch, output in zip(self.branches, trunk_outputs, strict=True))
+
+    def stages(self, views: Tensor) -> PeerStages:
+        """Return logits, features, trunk outputs and last maps; see `PeerNetwork.stages`."""
+        trunk_outputs = self._trunk_outputs(self._with_view_axis(views))
+        branches = cast("Iterable[Branch]", self.branches)
+        outputs = [branch.stages(output) for branch, output in zip(branches, trunk_outputs, strict=True)]
+        return self._gather_stages(trunk_outputs, outputs)
 
     def peer(self, index: int) -> SinglePeer:
         """Return trunk and branch `index` as one classifier, without a copy; see `PeerNetwork.peer`."""
@@ -152,11 +201,13 @@ class BranchedNetwork(PeerNetwork):
 
     def _trunk_outputs(self, views: Tensor) -> Sequence[Tensor]:
         if views.shape[1] == 1:
-            return [self.trunk(views[:, 0])] * self.num_peers
+            return [self._scaled(self.trunk(views[:, 0]))] * self.num_peers
         if self.views_per_pass == "one":
-            return [self.trunk(view) for view in views.unbind(1)]
-        pooled: Tensor = self.trunk(views.transpose(0, 1).flatten(0, 1))
-        return pooled.chunk(self.num_peers)
+            return [self._scaled(self.trunk(view)) for view in views.unbind(1)]
+        return self._scaled(self.trunk(views.transpose(0, 1).flatten(0, 1))).chunk(self.num_peers)
+
+    def _scaled(self, trunk_output: Tensor) -> Tensor:
+        return trunk_output if self.gradient_scale == 1.0 else scale_gradient(trunk_output, self.gradient_scale)
 
 
 class IndependentPeers(PeerNetwork):
@@ -172,6 +223,15 @@ class IndependentPeers(PeerNetwork):
         images = views.expand(-1, self.num_peers, -1, -1, -1).unbind(1)
         peers = cast("Iterable[SinglePeer]", self.peers)
         return self._gather(peer.branch(peer.trunk(image)) for peer, image in zip(peers, images, strict=True))
+
+    def stages(self, views: Tensor) -> PeerStages:
+        """Return logits, features, the trunks' outputs and last maps; see `PeerNetwork.stages`."""
+        views = self._with_view_axis(views)
+        images = views.expand(-1, self.num_peers, -1, -1, -1).unbind(1)
+        peers = cast("Iterable[SinglePeer]", self.peers)
+        trunk_outputs = [peer.trunk(image) for peer, image in zip(peers, images, strict=True)]
+        outputs = [peer.branch.stages(out) for peer, out in zip(peers, trunk_outputs, strict=True)]
+        return self._gather_stages(trunk_outputs, outputs)
 
     def peer(self, index: int) -> SinglePeer:
         """Return network `index` itself; see `PeerNetwork.peer`."""

@@ -87,6 +87,7 @@ def _rank(member: str) -> tuple[int, int]:
 def _label(member: str) -> str:
     names = {
         "ensemble": "ensemble classifier",
+        "student_ensemble": "students, mean of probabilities",
         "teacher_ensemble": "teachers, mean of probabilities",
     }
     kind, _, last = member.partition("_")

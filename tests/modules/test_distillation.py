@@ -303,7 +303,8 @@ def test_needed_callbacks_are_attached_once_and_the_users_are_kept() -> None:
 def names_of(peers: int, stage: str) -> set[str]:
     students, teachers = ([f"{kind}_{i}" for i in range(peers)] for kind in ("student", "teacher"))
     members = [*students, "student_mean", "student_best", "ensemble", *teachers, "teacher_mean", "teacher_best"]
-    return {f"{stage}/{what}/{member}" for what in ("acc", "nll") for member in [*members, "teacher_ensemble"]}
+    members += ["student_ensemble", "teacher_ensemble"]
+    return {f"{stage}/{what}/{member}" for what in ("acc", "nll") for member in members}
 
 
 def test_logged_names_are_exactly_those_documented() -> None:
@@ -420,7 +421,7 @@ def test_a_deployed_network_is_a_copy_without_this_library_around_it() -> None:
     [
         ({"deploy": {"network": "oracle"}}, "deploy.network is 'oracle': choose one of teacher, student, ensemble"),
         ({"deploy": {"peer": 2}}, "deploy.peer=2, but peers are numbered 0 to 1"),
-        ({"deploy": {"peer": -1}}, "deploy.peer is -1: give the index of a peer, or best"),
+        ({"deploy": {"peer": -3}}, "deploy.peer=-3, but peers are numbered 0 to 1"),
         ({"deploy": {"peers": 1}}, "Unknown key deploy.peers. Did you mean 'peer'?"),
         ({"method": "baseline", "teacher": {"update": "none"}, "deploy": {"network": "teacher"}}, "has no teacher"),
         ({"method": "baseline", "peers": 1, "deploy": {"network": "ensemble"}}, "there is no ensemble classifier"),

@@ -40,7 +40,7 @@ def test_a_run_writes_what_it_promises(method: str, tmp_path: Path) -> None:
     result = train(tiny_run(tmp_path, f"method={method}"))
     summary = json.loads((tmp_path / "summary.json").read_text())
     expected = {f"{network}_{peer}" for network in ("student", "teacher") for peer in (0, 1, 2, "mean", "best")}
-    assert set(summary["test"]["last"]["accuracy"]) == expected | {"ensemble", "teacher_ensemble"}
+    assert set(summary["test"]["last"]["accuracy"]) == expected | {"ensemble", "student_ensemble", "teacher_ensemble"}
     assert summary["method"] == method
     assert summary["test"]["best"]["deployed_accuracy"] == result.objective
     assert summary["images_per_second"] > 0
