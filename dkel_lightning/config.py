@@ -150,8 +150,8 @@ def anything(meaning: str) -> Key:
 
 TASKS = ("train", "evaluate")
 # Of the methods that ship; others state their needs in their class and are checked when they are built.
-NEED_A_TEACHER = ("dkel", "dkel_released", "pcl")
-NEED_TWO_PEERS = ("dkel", "dkel_released", "pcl")
+NEED_A_TEACHER = ("dkel", "dkel_released", "pcl", "mean_teacher")
+NEED_TWO_PEERS = ("dkel", "dkel_released", "pcl", "dml", "kdcl", "cl_ilr")
 
 KEYS: dict[str, Key] = {
     "name": text("Folder of the run under outputs/."),
@@ -219,6 +219,16 @@ KEYS: dict[str, Key] = {
     ),
     "method.classifiers": choice("How the branches' classifiers start.", "own", "equal", "released"),
     "method.temperature": number("Temperature T of the softened predictions.", 0, above=True),
+    "method.weight": number("Weight of what is distilled, from the first step on.", 0),
+    "method.targets": choice(
+        "The other peers as targets (DML): each, or their mean logits.", "pairwise", "mean_logits"
+    ),
+    "method.target": choice("The one target of all peers (KDCL).", "naive", "linear", "min_logit", "mean"),
+    "method.detach": switch("Keep the gradient out of the peers that teach."),
+    "method.consistency": choice("Distance of student and teacher (Mean Teacher).", "mse", "kl"),
+    "method.beta": number(
+        "Weight of the labels, against 1 - beta of the other heads; null: both 1 (CL-ILR).", 0, 1, optional=True
+    ),
     "method.rampup.scale": number("lambda: distillation weight at the end of the ramp-up.", 0),
     "method.rampup.epochs": number("a: length of the ramp-up, in whole epochs.", 0, optional=True),
     "method.rampup.share": number("Its length as a share of the run, read at every step.", 0, 1, optional=True),

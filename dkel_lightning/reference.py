@@ -51,6 +51,7 @@ def _defaults() -> dict[str, Any]:
     sources += [(path, f"{path.parent.name}.") for path in sorted(root.glob("*/_base.yaml"))]
     sources += [(root / group / f"{name}.yaml", f"{group}.") for group, name in _FIRST.items()]
     sources += [(root / "method" / "dkel.yaml", ""), (root / "data" / "image_folder.yaml", "data.")]
+    sources += [(path, "") for path in sorted((root / "method").glob("*.yaml"))]
     for path, prefix in sources:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         assert isinstance(loaded, dict)
