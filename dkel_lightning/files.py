@@ -24,11 +24,13 @@ class Run:
         values: the resolved configuration.
         folder: where everything is written.
         resume: the checkpoint to go on from, None for a new run.
+        part: whether a larger task runs it, which says itself how it ended and how to go on.
     """
 
     values: Mapping[str, Any]
     folder: Path
     resume: Path | None = None
+    part: bool = False
 
     @property
     def checkpoints(self) -> Path:
@@ -84,6 +86,15 @@ def saved_values(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} has no run around it: its config.yaml should lie at "
             f"{checkpoint.resolve().parent.parent / 'config.yaml'}."
         )
+    return values_in(folder)
+
+
+def values_in(folder: Path) -> dict[str, Any]:
+    """Read the configuration in the folder of a run.
+
+    Raises:
+        CheckpointError: config.yaml is missing or unreadable.
+    """
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
     except Exception as error:  # YAML, OmegaConf and the file system fail in many ways; all mean the same here

@@ -20,12 +20,15 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Average the cross-entropy over the batch: `logits` [..., B, C], `labels` [B] -> [...]."""
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Average the cross-entropy over the batch: `logits` [..., B, C], `labels` [B] -> [...].
+
+    With smoothing s the target is `(1 - s) onehot + s / C`.
+    """
     logits = at_least_float32(logits)
     flat = logits.reshape(-1, logits.shape[-1])
     repeated = labels.expand(*logits.shape[:-1]).reshape(-1)
-    return F.cross_entropy(flat, repeated, reduction="none").view(logits.shape[:-1]).mean(-1)
+    return F.cross_entropy(flat, repeated, reduction="none", label_smoothing=label_smoothing).view(logits.shape[:-1]).mean(-1)
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

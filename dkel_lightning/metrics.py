@@ -67,3 +67,77 @@ class NetworkScores(Metric):
     def per_network(self) -> dict[str, Tensor]:
         """Return what `compute` does, [N] also for a single network, whose values torchmetrics makes scalars."""
         return {name: value.reshape(-1) for name, value in self.compute().items()}
+
+
+class CalibrationErrors(Metric):
+    """Expected calibration error of several networks on the same samples: `sum_b n_b / n |accuracy_b - confidence_b|`.
+
+    The value of torchmetrics' MulticlassCalibrationError with the l1 norm, which keeps every confidence until the
+    end; this one keeps sums by bin. As there, bins are [k / bins, (k + 1) / bins), and a confidence of exactly 1 has a
+    bin of its own.
+
+    Source: Guo et al. 2017, "On calibration of modern neural networks".
+    """
+
+    full_state_update = False
+    samples: Tensor
+    correct: Tensor
+    confidence: Tensor
+
+    def __init__(self, networks: int, bins: int = 15, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bins = bins
+        for name in ("samples", "correct", "confidence"):
+            self.add_state(name, torch.zeros(networks, bins + 1), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: `logits` [N, B, C] of the N networks, `labels` [B]."""
+        confidence, predicted = logits.detach().to(self.confidence.dtype).softmax(-1).max(-1)
+        edges = torch.linspace(0, 1, self.bins + 1, dtype=confidence.dtype, device=confidence.device)
+        position = torch.bucketize(confidence, edges, right=True) - 1
+        position = position.clamp(0, self.bins)
+        self.samples.scatter_add_(1, position, torch.ones_like(confidence))
+        self.correct.scatter_add_(1, position, (predicted == labels).to(confidence.dtype))
+        self.confidence.scatter_add_(1, position, confidence)
+
+    def compute(self) -> Tensor:
+        """Return the errors, [N]."""
+        return (self.correct - self.confidence).abs().sum(1) / self.samples.sum(1)
+
+
+class Disagreement(Metric):
+    """Share of samples on which two peers predict different classes, averaged over all pairs of peers."""
+
+    full_state_update = False
+    different: Tensor
+    samples: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("different", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("samples", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor) -> None:
+        """Add a batch: `logits` [P, B, C] of at least two peers."""
+        predicted = logits.detach().argmax(-1)
+        peers = len(predicted)
+        # Each unordered pair is met twice, and a peer never differs from itself.
+        unequal = (predicted.unsqueeze(0) != predicted.unsqueeze(1)).sum()
+        self.different += unequal.to(self.different.dtype) / (peers * (peers - 1))
+        self.samples += predicted.shape[1]
+
+    def compute(self) -> Tensor:
+        """Return the share, a scalar in [0, 1]."""
+        return self.different / self.samples
+
+
+def relative_distance(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor | None:
+    """Compute `||theta_t - theta_s|| / ||theta_s||` over all parameters; None where their shapes differ."""
+    if [p.shape for p in teacher] != [p.shape for p in student]:
+        return None
+    differences = [(t.detach() - s.detach()).float() for t, s in zip(teacher, student, strict=True)]
+    return _norm(differences) / _norm([s.detach().float() for s in student])
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(tensors)).norm()

@@ -215,3 +215,10 @@ def test_golden_parts(golden: dict[str, Any]) -> None:
         }
         for key, value in found.items():
             assert value == pytest.approx(case[key], rel=1e-9, abs=1e-9), key
+
+
+def test_smoothed_cross_entropy_by_hand() -> None:
+    logits = torch.tensor([[[math.log(3.0), 0.0]]])  # p = (3/4, 1/4)
+    # Target (0.95, 0.05) at a smoothing of 0.1 over two classes.
+    expected = -(0.95 * math.log(3 / 4) + 0.05 * math.log(1 / 4))
+    assert cross_entropy(logits, torch.tensor([0]), 0.1).item() == pytest.approx(expected, rel=1e-6)

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+from torchmetrics.functional.classification import multiclass_calibration_error
 
-from dkel_lightning.metrics import NetworkScores, TermMeans
+from dkel_lightning.metrics import CalibrationErrors, Disagreement, NetworkScores, TermMeans, relative_distance
 
 
 def test_term_means_by_hand_and_without_graph() -> None:
@@ -62,3 +63,49 @@ def test_reset_forgets_the_epoch() -> None:
     scores.reset()
     scores.update(torch.tensor([[[0.0, 9.0]]]), torch.tensor([1]))
     assert scores.per_network()["accuracy"].tolist() == [1.0]
+
+
+def test_calibration_errors_by_hand() -> None:
+    # Confidence 3/4 in bin [11/15, 12/15), twice right and twice wrong; confidence 1/2 in bin [7/15, 8/15), right.
+    three_quarters, half = [math.log(3.0), 0.0], [0.0, 0.0]
+    logits = torch.tensor([[three_quarters] * 4 + [half]])
+    errors = CalibrationErrors(1)
+    errors.update(logits, torch.tensor([0, 0, 1, 1, 0]))
+    assert errors.compute().reshape(-1).item() == pytest.approx(4 / 5 * abs(1 / 2 - 3 / 4) + 1 / 5 * abs(1 - 1 / 2))
+
+
+def test_calibration_errors_are_those_of_torchmetrics_in_one_piece_and_in_two() -> None:
+    draws = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(3, 200, 5, generator=draws)
+    logits[0, :20, 0] = 200.0  # confidence of exactly 1
+    labels = torch.randint(0, 5, (200,), generator=draws)
+    errors = CalibrationErrors(3)
+    errors.update(logits[:, :70], labels[:70])
+    errors.update(logits[:, 70:], labels[70:])
+    theirs = [multiclass_calibration_error(network.softmax(-1), labels, 5, n_bins=15, norm="l1") for network in logits]
+    assert errors.compute().tolist() == pytest.approx([value.item() for value in theirs], rel=1e-5)
+
+
+def test_disagreement_of_identical_peers_is_0_of_opposite_ones_1_and_of_three_by_hand() -> None:
+    first = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    cases = [([first, first], 0.0), ([first, -first], 1.0), ([first, first * 9, -first], 2 / 3)]
+    # One peer that differs on one sample of four: two of the three pairs differ there.
+    odd = first.clone()
+    odd[0] = torch.tensor([0.0, 2.0])
+    cases.append(([first, odd, first], 2 / 3 / 4))
+    for peers, expected in cases:
+        disagreement = Disagreement()
+        logits = torch.stack(peers)
+        disagreement.update(logits[:, :1])
+        disagreement.update(logits[:, 1:])
+        assert disagreement.compute().item() == pytest.approx(expected)
+
+
+def test_relative_distance_by_hand_and_none_where_shapes_differ() -> None:
+    student = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]], requires_grad=True)]
+    teacher = [torch.tensor([3.0, 6.0]), torch.tensor([[12.0]])]
+    distance = relative_distance(teacher, student)
+    assert distance is not None
+    assert distance.item() == pytest.approx(10 / 5)
+    assert relative_distance(student, student) == 0
+    assert relative_distance(teacher[:1], student) is None

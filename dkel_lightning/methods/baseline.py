@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.methods.base import Method, register
 from dkel_lightning.modules.outputs import Step
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+    """Settings of the baseline: the share of the label that is spread evenly over all classes."""
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"method.label_smoothing must be at least 0 and below 1, got {self.label_smoothing}.")
 
 
 @register("baseline")
@@ -19,6 +32,7 @@ class Baseline(Method):
     gives is not credited to distillation. A single peer has no ensemble classifier: it would be the peer again.
     """
 
+    Settings: ClassVar[type[Any]] = BaselineSettings
     teacher: ClassVar[str] = "optional"
     minimum_peers: ClassVar[int] = 1
 
@@ -34,7 +48,8 @@ class Baseline(Method):
 
     def loss_terms(self, step: Step) -> dict[str, Tensor]:
         """Compute the cross-entropies, summed over the peers."""
-        terms = {"ce": cross_entropy(step.student.logits, step.labels).sum()}
+        smoothing = self.settings.label_smoothing
+        terms = {"ce": cross_entropy(step.student.logits, step.labels, smoothing).sum()}
         if step.student.ensemble_logits is not None:
-            terms["ce_ensemble"] = cross_entropy(step.student.ensemble_logits, step.labels)
+            terms["ce_ensemble"] = cross_entropy(step.student.ensemble_logits, step.labels, smoothing)
         return terms

@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 
 from dkel_lightning import callbacks, checkpoints, methods, networks
 from dkel_lightning.errors import CheckpointError, ConfigError
-from dkel_lightning.metrics import NetworkScores, TermMeans
-from dkel_lightning.modules.batch import Batch, check_labels, check_views, images_of, unpack
+from dkel_lightning.metrics import CalibrationErrors, Disagreement, NetworkScores, TermMeans, relative_distance
+from dkel_lightning.modules.batch import Batch, check_labels, check_views, images_of, number_of_views, unpack
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.modules.outputs import Step, StudentOutput
@@ -74,7 +74,8 @@ class DistillationModule(LightningModule):
     Logged each epoch: `train/loss`, `train/loss_per_peer`, `train/<term>`, `train/acc/...`, `weights/...`;
     `val/acc`, `val/acc/...`, `val/nll/...` with student_0.., student_mean, student_best, student_ensemble (mean of
     probabilities), ensemble (the ensemble classifier, or what the method makes), and the same of the teacher. In tests
-    `best` and `acc` are the peers that the last validation chose.
+    `best` and `acc` are the peers that the last validation chose, and `test/ece/...` (expected calibration error),
+    `test/disagreement` (of the student peers) and `test/distance` (of teacher and student) are logged too.
     """
 
     def __init__(
@@ -116,6 +117,8 @@ class DistillationModule(LightningModule):
         # What the last validation said of each member; chooses the deployed peer, so it belongs to the checkpoint.
         self.register_buffer("validation_accuracy", torch.full((len(self.members),), float("nan")))
 
+        self.calibration = CalibrationErrors(len(self.members))
+        self.disagreement = Disagreement()
     validation_accuracy: Tensor
 
     @classmethod
@@ -310,8 +313,11 @@ class DistillationModule(LightningModule):
         self._score(batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Score every member on a batch."""
-        self._score(batch, batch_idx)
+        """Score every member on a batch, its calibration and the peers' disagreement too."""
+        logits, labels = self._score(batch, batch_idx)
+        self.calibration.update(logits, labels)
+        if self.student.num_peers > 1:
+            self.disagreement.update(logits[: self.student.num_peers])
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the deployed network's logits [B, C] for a batch of images, a tuple that starts so, or a mapping."""
@@ -362,7 +368,7 @@ class DistillationModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the members' scores; the best peers are those that validation chose."""
-        scores = self.scores.per_network()
+        scores = self.scores.per_network() | {"calibration": self.calibration.compute().reshape(-1)}
         self.scores.reset()
         self._log_scores("test", scores, self.validation_accuracy)
 
@@ -373,7 +379,20 @@ class DistillationModule(LightningModule):
         return int(torch.nan_to_num(torch.stack(of_network), nan=0.0).argmax())
 
     def deployed_member(self, scores: Tensor | None = None) -> str:
+        self.calibration.reset()
         """Name the member that is deployed, such as `teacher_1`."""
+        if self.student.num_peers > 1:
+            self.log("test/disagreement", self.disagreement.compute(), sync_dist=True)
+            self.disagreement.reset()
+        distance = self.teacher_distance()
+        if distance is not None:
+            self.log("test/distance", distance, sync_dist=True)
+
+    def teacher_distance(self) -> Tensor | None:
+        """Return `||theta_t - theta_s|| / ||theta_s||` of all parameters; None without a teacher of the same form."""
+        if self.teacher is None:
+            return None
+        return relative_distance([*self.teacher.network.parameters()], [*self.student.network.parameters()])
         if self.deployment.network == "ensemble":
             return "ensemble"
         peer = self.deployment.peer
@@ -463,7 +482,7 @@ class DistillationModule(LightningModule):
 
     # ------------------------------------------------------------------ inside
 
-    def _score(self, batch: Any, batch_idx: int) -> None:
+    def _score(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
         views, labels, _ = unpack(batch)
         if batch_idx == 0 or labels.device.type == "cpu":
             check_labels(labels, self.student.num_classes)
@@ -471,7 +490,9 @@ class DistillationModule(LightningModule):
 
     def _log_scores(self, stage: str, scores: Mapping[str, Tensor], chooser: Tensor) -> None:
         logs: dict[str, Tensor] = {}
-        for short, name in (("acc", "accuracy"), ("nll", "nll")):
+        for short, name in (("acc", "accuracy"), ("nll", "nll"), ("ece", "calibration")):
+            if name not in scores:
+                continue
             values = dict(zip(self.members, scores[name], strict=True))
             for network in ("student", "teacher"):
                 peers = [values[peer] for peer in self._peer_names(network) if peer in values]

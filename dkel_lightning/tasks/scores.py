@@ -21,14 +21,20 @@ class Scores:
     Attributes:
         accuracy: by member (student_0, ..., student_mean, student_best, ensemble, teacher_0, ...), in [0, 1].
         nll: negative log-likelihood by member, in nats.
+        calibration: expected calibration error by member, in 15 bins.
         deployed: the member that is deployed.
         epoch: epochs trained when the checkpoint was written.
+        disagreement: share of samples on which two student peers differ, mean over pairs; None with a single peer.
+        distance: `||theta_t - theta_s|| / ||theta_s||`; None without a teacher of the student's form.
     """
 
     accuracy: Mapping[str, float]
     nll: Mapping[str, float]
+    calibration: Mapping[str, float]
     deployed: str
     epoch: int
+    disagreement: float | None = None
+    distance: float | None = None
 
     @property
     def deployed_accuracy(self) -> float:
@@ -43,13 +49,24 @@ class Scores:
             "deployed_accuracy": self.deployed_accuracy,
             "accuracy": dict(self.accuracy),
             "nll": dict(self.nll),
+            "calibration": dict(self.calibration),
+            "disagreement": self.disagreement,
+            "distance": self.distance,
         }
 
 
 def test(trainer: Trainer, module: DistillationModule, images: ImageDataModule, epoch: int) -> Scores:
     """Test the module with the weights that it holds."""
     metrics = trainer.test(module, images, verbose=False)[0]
-    return Scores(_by_member(metrics, "test/acc/"), _by_member(metrics, "test/nll/"), module.deployed_member(), epoch)
+    return Scores(
+        accuracy=_by_member(metrics, "test/acc/"),
+        nll=_by_member(metrics, "test/nll/"),
+        calibration=_by_member(metrics, "test/ece/"),
+        deployed=module.deployed_member(),
+        epoch=epoch,
+        disagreement=metrics.get("test/disagreement"),
+        distance=metrics.get("test/distance"),
+    )
 
 
 def _by_member(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:

@@ -14,11 +14,12 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProg
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from dkel_lightning import build, checkpoints, config, figures
+from dkel_lightning import build, checkpoints, config, figures, memory
 from dkel_lightning.callbacks import EpochLines, Throughput
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.files import Run
 from dkel_lightning.loggers import MetricsFile
+from dkel_lightning.memory import PeakMemory
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.tasks import scores
 
@@ -33,6 +34,8 @@ class TrainResult:
         best: test of the epoch that validation chose; None where no checkpoint was written.
         images_per_second: training throughput, all processes together.
         seconds: wall time of the fit.
+        memory: its peak memory.
+        deployed_parameters: parameters of the network that is deployed.
     """
 
     folder: Path
@@ -40,6 +43,8 @@ class TrainResult:
     best: scores.Scores | None
     images_per_second: float | None
     seconds: float
+    memory: PeakMemory
+    deployed_parameters: int
 
     @property
     def objective(self) -> float:
@@ -70,17 +75,20 @@ def train(run: Run) -> TrainResult:
     )
     run.describe()
     _say(_opening(run, module, images))
+    device = trainer.strategy.root_device
+    memory.begin(device)
     started = time.perf_counter()
     try:
         trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
     except (KeyboardInterrupt, SystemExit):
         _say_how_to_go_on(run)
         raise
-    seconds = time.perf_counter() - started
+    seconds, peak = time.perf_counter() - started, memory.peak(device)
 
     last = scores.test(trainer, module, images, trainer.current_epoch)
     best = _test_best(trainer, module, images)
-    result = TrainResult(run.folder, last, best, throughput.images_per_second, seconds)
+    deployed = sum(parameter.numel() for parameter in module.deploy().parameters())
+    result = TrainResult(run.folder, last, best, throughput.images_per_second, seconds, peak, deployed)
     _report(run, result, logger)
     return result
 
@@ -170,10 +178,13 @@ def _report(run: Run, result: TrainResult, logger: MetricsFile) -> None:
         },
         "images_per_second": result.images_per_second,
         "seconds": result.seconds,
+        "peak_memory": {"bytes": result.memory.bytes, "of": result.memory.of},
+        "deployed_parameters": result.deployed_parameters,
     }
     chosen = "the test set itself" if values["data"]["selection"] == "paper" else "a held-out part of the training set"
     note = f"* deployed. Epoch and peer were chosen on {chosen}."
-    scores.show(columns, f"Test accuracy, {values['method']['name']} on {values['data']['name']}", note)
+    if not run.part:
+        scores.show(columns, f"Test accuracy, {values['method']['name']} on {values['data']['name']}", note)
     run.write_json("summary.json", summary)
     if logger.rows:
         title = f"{values['method']['name']} on {values['data']['name']}, {values['backbone']['name']}"
@@ -204,6 +215,8 @@ def _say(message: str) -> None:
 
 @rank_zero_only
 def _say_how_to_go_on(run: Run) -> None:
+    if run.part:
+        return
     last = run.checkpoints / "last.ckpt"
     if last.is_file():
         print(f"Interrupted. Go on with: python -m dkel_lightning resume={last}", flush=True)
