@@ -218,6 +218,7 @@ KEYS: dict[str, Key] = {
         "per_peer_and_teacher",
     ),
     "method.classifiers": choice("How the branches' classifiers start.", "own", "equal", "released"),
+    "method.label_smoothing": number("Share of the label that is spread evenly over all classes.", 0, 0.99),
     "method.temperature": number("Temperature T of the softened predictions.", 0, above=True),
     "method.weight": number("Weight of what is distilled, from the first step on.", 0),
     "method.targets": choice(
@@ -227,10 +228,6 @@ KEYS: dict[str, Key] = {
     "method.detach": switch("Keep the gradient out of the peers that teach."),
     "method.consistency": choice("Distance of student and teacher (Mean Teacher).", "mse", "kl"),
     "method.beta": number(
-    "method.label_smoothing": number("Share of the label that is spread evenly over all classes.", 0, 0.99),
-    "method.peer_lr_scale": numbers("Factor on the learning rate of each peer's own part; null: 1.", optional=True),
-    "method.frozen_peers": numbers("Peers whose own part does not learn."),
-    "method.ce_weight": number("Weight of the labels.", 0),
         "Weight of the labels, against 1 - beta of the other heads; null: both 1 (CL-ILR).", 0, 1, optional=True
     ),
     "method.rampup.scale": number("lambda: distillation weight at the end of the ramp-up.", 0),

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from dkel_lightning import callbacks, checkpoints, methods, networks
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.metrics import CalibrationErrors, Disagreement, NetworkScores, TermMeans, relative_distance
-from dkel_lightning.modules.batch import Batch, check_labels, check_views, images_of, number_of_views, unpack
+from dkel_lightning.modules.batch import Batch, check_labels, check_views, images_of, unpack
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.modules.outputs import Step, StudentOutput
@@ -114,11 +114,11 @@ class DistillationModule(LightningModule):
         self.term_means = TermMeans(method.terms)
         self.train_scores = NetworkScores(student.num_peers, persistent=True)
         self.scores = NetworkScores(len(self.members))
+        self.calibration = CalibrationErrors(len(self.members))
+        self.disagreement = Disagreement()
         # What the last validation said of each member; chooses the deployed peer, so it belongs to the checkpoint.
         self.register_buffer("validation_accuracy", torch.full((len(self.members),), float("nan")))
 
-        self.calibration = CalibrationErrors(len(self.members))
-        self.disagreement = Disagreement()
     validation_accuracy: Tensor
 
     @classmethod
@@ -370,17 +370,8 @@ class DistillationModule(LightningModule):
         """Log the members' scores; the best peers are those that validation chose."""
         scores = self.scores.per_network() | {"calibration": self.calibration.compute().reshape(-1)}
         self.scores.reset()
-        self._log_scores("test", scores, self.validation_accuracy)
-
-    def best_peer(self, network: str, scores: Tensor | None = None) -> int:
-        """Return the peer of `teacher` or `student` with the highest score; 0 when there was no validation."""
-        scores = self.validation_accuracy if scores is None else scores
-        of_network = [scores[i] for i, name in enumerate(self.members) if name in self._peer_names(network)]
-        return int(torch.nan_to_num(torch.stack(of_network), nan=0.0).argmax())
-
-    def deployed_member(self, scores: Tensor | None = None) -> str:
         self.calibration.reset()
-        """Name the member that is deployed, such as `teacher_1`."""
+        self._log_scores("test", scores, self.validation_accuracy)
         if self.student.num_peers > 1:
             self.log("test/disagreement", self.disagreement.compute(), sync_dist=True)
             self.disagreement.reset()
@@ -393,6 +384,15 @@ class DistillationModule(LightningModule):
         if self.teacher is None:
             return None
         return relative_distance([*self.teacher.network.parameters()], [*self.student.network.parameters()])
+
+    def best_peer(self, network: str, scores: Tensor | None = None) -> int:
+        """Return the peer of `teacher` or `student` with the highest score; 0 when there was no validation."""
+        scores = self.validation_accuracy if scores is None else scores
+        of_network = [scores[i] for i, name in enumerate(self.members) if name in self._peer_names(network)]
+        return int(torch.nan_to_num(torch.stack(of_network), nan=0.0).argmax())
+
+    def deployed_member(self, scores: Tensor | None = None) -> str:
+        """Name the member that is deployed, such as `teacher_1`."""
         if self.deployment.network == "ensemble":
             return "ensemble"
         peer = self.deployment.peer
@@ -486,7 +486,9 @@ class DistillationModule(LightningModule):
         views, labels, _ = unpack(batch)
         if batch_idx == 0 or labels.device.type == "cpu":
             check_labels(labels, self.student.num_classes)
-        self.scores.update(self.member_logits(views), labels)
+        logits = self.member_logits(views)
+        self.scores.update(logits, labels)
+        return logits, labels
 
     def _log_scores(self, stage: str, scores: Mapping[str, Tensor], chooser: Tensor) -> None:
         logs: dict[str, Tensor] = {}
