@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 from dkel_lightning import data
 from dkel_lightning.config import unknown_choice
 from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, SchedulerFactory
 
@@ -45,8 +46,7 @@ def datamodule(values: Values) -> data.ImageDataModule:
         raise ConfigError(unknown_choice("data", name, list(DATA)))
     method = values["method"]
     peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
-    views = {"shared": 1, "per_peer": peers, "per_peer_and_teacher": 2 * peers}[method["views"]]
-    return DATA[name](**settings, seed=values["seed"], views=views)
+    return DATA[name](**settings, seed=values["seed"], views=number_of_views(method["views"], peers))
 
 
 def distillation(values: Values, images: data.ImageDataModule) -> DistillationModule:
@@ -66,6 +66,7 @@ def distillation(values: Values, images: data.ImageDataModule) -> DistillationMo
         views_per_pass=values["backbone"]["views_per_pass"],
         classifiers=values["method"]["classifiers"],
         sharing=values["method"].get("sharing"),
+        views=values["method"]["views"],
         optimizer=optimizer(values["optimizer"]),
         scheduler=scheduler(values),
         interval=interval,

@@ -28,7 +28,11 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     logits = at_least_float32(logits)
     flat = logits.reshape(-1, logits.shape[-1])
     repeated = labels.expand(*logits.shape[:-1]).reshape(-1)
-    return F.cross_entropy(flat, repeated, reduction="none", label_smoothing=label_smoothing).view(logits.shape[:-1]).mean(-1)
+    return (
+        F.cross_entropy(flat, repeated, reduction="none", label_smoothing=label_smoothing)
+        .view(logits.shape[:-1])
+        .mean(-1)
+    )
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

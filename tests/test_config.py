@@ -48,6 +48,7 @@ def test_the_yaml_of_a_method_says_what_its_python_preset_says(name: str) -> Non
     method = dict(values["method"])
     preset = methods.preset(name)
     peers = method.pop("peers")
+    assert peers == preset.peers
     built = methods.create(name, peers)
     assert method.pop("name") == name
     assert method.pop("views") == preset.views

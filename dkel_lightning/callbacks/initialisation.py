@@ -58,7 +58,9 @@ class TeacherInitialisation(Callback):
             batch = trainer.precision_plugin.convert_input(batch)
             batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
             views, labels, indices = unpack(trainer.strategy.batch_to_device(batch, module.device))
-            yield Batch(module.make_views(views, "init", index), labels, indices)
+            # What the teacher is going to see.
+            _, views = module.views_of_each(module.make_views(views, "init", index))
+            yield Batch(views, labels, indices)
 
 
 def initialisation_batches(loader: Any, seed: int, steps: int, rank: int) -> Iterator[Any]:

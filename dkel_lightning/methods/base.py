@@ -114,6 +114,7 @@ class Preset:
         classifiers: how the classifiers of the branches start: `own`, `equal`, or `released` (equal, but for VGG).
         sharing: peers given as a number share a `trunk`, or `nothing`.
         views: views of an image: `per_peer`, `shared`, or `per_peer_and_teacher`.
+        peers: P unless the user says otherwise.
     """
 
     method: type[Method]
@@ -122,6 +123,7 @@ class Preset:
     classifiers: str = "own"
     sharing: str = "trunk"
     views: str = "per_peer"
+    peers: int = 3
 
 
 METHODS: dict[str, Preset] = {}
@@ -137,6 +139,7 @@ def register(
     classifiers: str = "own",
     sharing: str = "trunk",
     views: str = "per_peer",
+    peers: int = 3,
 ) -> Callable[[M], M]:
     """Make a method known under `name`; may be stacked to give one class several presets.
 
@@ -148,7 +151,7 @@ def register(
         taken = METHODS.get(name)
         if taken is not None and taken.method.__qualname__ != method.__qualname__:
             raise ConfigError(f"The method name {name!r} is taken by {taken.method.__qualname__}: choose another.")
-        METHODS[name] = Preset(method, settings or {}, teacher or {}, classifiers, sharing, views)
+        METHODS[name] = Preset(method, settings or {}, teacher or {}, classifiers, sharing, views, peers)
         return method
 
     return add

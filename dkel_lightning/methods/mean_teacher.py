@@ -33,6 +33,7 @@ class MeanTeacherSettings:
     "mean_teacher",
     teacher={"draw": "student", "start": "mean_teacher", "init_steps": 0},
     views="per_peer_and_teacher",
+    peers=1,
 )
 class MeanTeacher(Method):
     """`L = sum_i [ CE(z_i) + r D(softmax z_i, sg softmax t_i) ]`: student i is pulled to its own teacher i.

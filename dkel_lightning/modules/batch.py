@@ -83,6 +83,18 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
+def number_of_views(kind: str, peers: int) -> int:
+    """Count the views that `per_peer`, `shared` or `per_peer_and_teacher` asks for.
+
+    Raises:
+        ConfigError: another word.
+    """
+    counts = {"per_peer": peers, "shared": 1, "per_peer_and_teacher": 2 * peers}
+    if kind not in counts:
+        raise ConfigError(f"method.views is {kind!r}: choose one of {', '.join(counts)}.")
+    return counts[kind]
+
+
 def check_views(views: Tensor, peers: int, teacher_too: bool = False) -> None:
     """Raise a ConfigError unless `views` is [B, C, H, W] or [B, V, C, H, W] with V = 1 or one for each peer.
 

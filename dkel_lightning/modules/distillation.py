@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from dkel_lightning import callbacks, checkpoints, methods, networks
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.metrics import CalibrationErrors, Disagreement, NetworkScores, TermMeans, relative_distance
-from dkel_lightning.modules.batch import Batch, check_labels, check_views, images_of, unpack
+from dkel_lightning.modules.batch import Batch, check_labels, check_views, images_of, number_of_views, unpack
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.modules.outputs import Step, StudentOutput
@@ -66,8 +66,9 @@ class DistillationModule(LightningModule):
             where it learns by gradient); SGD of the CIFAR protocol by default.
         scheduler: makes the scheduler from the optimizer; none by default.
         interval: step the scheduler every `epoch` or every `step`.
-        augmentation: for batches [B, C, H, W]: makes each peer's own view on the device, called as
+        augmentation: for batches [B, C, H, W]: makes the views on the device, called as
             `augmentation(images, generator)` once a view. Without it all peers share the view of such a batch.
+        views: the views that it makes: one `per_peer`, one `shared` by all, or `per_peer_and_teacher`.
         deploy: which network `deploy()` returns and `val/acc` reports.
         seed: from which the views, the initialisation batches and `build`'s weights are drawn.
 
@@ -89,6 +90,7 @@ class DistillationModule(LightningModule):
         scheduler: SchedulerFactory | None = None,
         interval: str = "epoch",
         augmentation: Augmentation | None = None,
+        views: str = "per_peer",
         deploy: Deploy | None = None,
         seed: int = 0,
     ) -> None:
@@ -102,6 +104,7 @@ class DistillationModule(LightningModule):
         self.ensemble = ensemble
         self.method = method
         self.augmentation = augmentation
+        self.num_views = number_of_views(views, student.num_peers)
         self.deployment = deploy or _deployment({}, method, teacher is not None)
         self.seed = seed
         self.recipe: dict[str, Any] | None = None
@@ -127,7 +130,7 @@ class DistillationModule(LightningModule):
         backbone: str | nn.Module = "resnet32",
         num_classes: int = 100,
         method: str | Mapping[str, Any] | methods.Method = "dkel",
-        peers: int | Sequence[str] = 3,
+        peers: int | Sequence[str] | None = None,
         *,
         split_at: str | None = None,
         classifier: str | None = None,
@@ -141,6 +144,7 @@ class DistillationModule(LightningModule):
         scheduler: SchedulerFactory | None = None,
         interval: str = "epoch",
         augmentation: Augmentation | None = None,
+        views: str | None = None,
         deploy: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> DistillationModule:
@@ -150,7 +154,7 @@ class DistillationModule(LightningModule):
             backbone: a registered name, or any torch classifier (then give `split_at`).
             num_classes: C.
             method: a registered name, a mapping `{"name": ..., <settings>}`, or a Method.
-            peers: P; or a backbone's name for each peer, which then share nothing.
+            peers: P, the method's by default; or a backbone's name for each peer, which then share nothing.
             split_at: for a model of your own, the module at which the branches begin, such as "layer4".
             classifier: for a model of your own, its classifier's name; the last linear layer by default.
             teacher: settings laid over the method's, see TeacherSettings; `{"update": "none"}` for no teacher.
@@ -159,18 +163,21 @@ class DistillationModule(LightningModule):
             views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over
                 views, or `one` after the other.
             classifiers: how the branches' classifiers start: `own`, `equal`, `released`; the method's by default.
-            sharing: peers given as a number share a `trunk`, or `nothing`; the method's by default.
+            sharing: peers given as a number share a `trunk`, or `nothing`; the method's by default. Peers of a model
+                of your own that share nothing all keep its weights up to `split_at`.
             optimizer: see the class.
             scheduler: see the class.
             interval: see the class.
             augmentation: see the class.
+            views: see the class; the method's by default.
             deploy: settings of Deploy.
             seed: student, teacher and ensemble are drawn from it, each for itself.
 
         Raises:
             ConfigError: an unknown name or key, or parts that do not fit together.
         """
-        chosen, preset = _method(method, peers if isinstance(peers, int) else len(peers))
+        chosen, preset = _method(method, len(peers) if isinstance(peers, Sequence) else peers)
+        peers = chosen.peers if peers is None else peers
         share = sharing or preset.sharing
         if share not in ("trunk", "nothing"):
             raise ConfigError(f"method.sharing is {share!r}: choose one of trunk, nothing.")
@@ -179,7 +186,7 @@ class DistillationModule(LightningModule):
         settings = _teacher_settings(chosen, preset, teacher)
         draw = _Draw(
             backbone, num_classes, peers, split_at, classifier, in_channels, image_size, views_per_pass,
-            classifiers or preset.classifiers,
+            classifiers or preset.classifiers, share,
         )  # fmt: skip
         student = StudentModule(draw(seed, "student"))
         teacher_module = None
@@ -200,6 +207,7 @@ class DistillationModule(LightningModule):
             scheduler=scheduler,
             interval=interval,
             augmentation=augmentation,
+            views=views or preset.views,
             deploy=_deployment(deploy or {}, chosen, teacher_module is not None),
             seed=seed,
         )
@@ -226,7 +234,7 @@ class DistillationModule(LightningModule):
 
     def look(self, batch: Batch) -> Step:
         """Pass a batch through student, ensemble and teacher."""
-        views, teacher_views = self._views_of_each(batch.views)
+        views, teacher_views = self.views_of_each(batch.views)
         student = self(views)
         teacher = self.teacher(teacher_views) if self.teacher is not None else None
         assembled, weight = None, student.logits.new_zeros(())
@@ -261,14 +269,14 @@ class DistillationModule(LightningModule):
         return loss
 
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:
-        """Augment images [B, C, H, W] once for each peer, [B, P, C, H, W], drawn from (seed, key).
+        """Augment images [B, C, H, W] once for each view, [B, V, C, H, W], drawn from (seed, key).
 
         Without an augmentation, or given views already, they are returned as they are.
         """
         if self.augmentation is None or images.dim() != 4:
             return images
         drawn = generator(self.seed, "views", *key, device=images.device)
-        return torch.stack([self.augmentation(images, drawn) for _ in range(self.student.num_peers)], dim=1)
+        return torch.stack([self.augmentation(images, drawn) for _ in range(self.num_views)], dim=1)
 
     def optimizer_step(
         self,
@@ -326,6 +334,7 @@ class DistillationModule(LightningModule):
 
     def member_logits(self, views: Tensor) -> Tensor:
         """Stack the logits of all `members`, [N, B, C]."""
+        views, teacher_views = self.views_of_each(views)
         student = self(views)
         rows = [student.logits.float()]
         if self.student.num_peers > 1:
@@ -333,7 +342,7 @@ class DistillationModule(LightningModule):
         if student.ensemble_logits is not None:
             rows.append(student.ensemble_logits.float().unsqueeze(0))
         if self.teacher is not None:
-            teachers = self.teacher(views).logits.float()
+            teachers = self.teacher(teacher_views).logits.float()
             rows += [teachers, _mean_probability(teachers)] if self.student.num_peers > 1 else [teachers]
         return torch.cat(rows)
 
@@ -514,7 +523,8 @@ class DistillationModule(LightningModule):
         """Whether there are ensemble logits, of the ensemble classifier or made by the method."""
         return self.method.makes_ensemble or (self.ensemble is not None and self.method.wants_ensemble_classifier)
 
-    def _views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:
+    def views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the views of the student and those of the teacher: the same ones, or each its half of 2 P."""
         peers = self.student.num_peers
         if self.method.separate_teacher_views and views.dim() == 5 and views.shape[1] == 2 * peers:
             return views[:, :peers], views[:, peers:]
@@ -575,6 +585,7 @@ class _Draw:
     image_size: tuple[int, int] | None
     views_per_pass: str
     classifiers: str
+    sharing: str
 
     def __call__(self, seed: int, purpose: str, *, redraw: bool = False) -> networks.PeerNetwork:
         with seeded(seed, purpose):
@@ -592,17 +603,24 @@ class _Draw:
                 raise ConfigError('A model of your own needs split_at=, the module at which branches begin ("layer4").')
             if not isinstance(self.peers, int):
                 raise ConfigError("A model of your own is given with the number of peers, not with their names.")
-            model = copy.deepcopy(self.backbone)
-            if redraw:
-                networks.redraw_(model)
-            return networks.branch_model(
-                model,
-                self.split_at,
-                self.peers,
-                self.num_classes,
-                classifier=self.classifier,
-                views_per_pass=self.views_per_pass,
-            )
+            if self.sharing == "nothing":
+                return networks.IndependentPeers([self._cut(1, redraw).peer(0) for _ in range(self.peers)])
+            return self._cut(self.peers, redraw)
+
+    def _cut(self, peers: int, redraw: bool) -> networks.BranchedNetwork:
+        assert isinstance(self.backbone, nn.Module)
+        assert self.split_at is not None
+        model = copy.deepcopy(self.backbone)
+        if redraw:
+            networks.redraw_(model)
+        return networks.branch_model(
+            model,
+            self.split_at,
+            peers,
+            self.num_classes,
+            classifier=self.classifier,
+            views_per_pass=self.views_per_pass,
+        )
 
     def _equal_classifiers(self) -> bool:
         if self.classifiers not in ("own", "equal", "released"):
@@ -621,17 +639,21 @@ class _Draw:
             "image_size": list(self.image_size) if self.image_size is not None else None,
             "views_per_pass": self.views_per_pass,
             "classifiers": self.classifiers,
+            "sharing": self.sharing,
         }
 
 
-def _method(method: str | Mapping[str, Any] | methods.Method, peers: int) -> tuple[methods.Method, methods.Preset]:
+def _method(
+    method: str | Mapping[str, Any] | methods.Method, peers: int | None
+) -> tuple[methods.Method, methods.Preset]:
     if isinstance(method, methods.Method):
         return method, methods.Preset(type(method))
     settings = {"name": method} if isinstance(method, str) else dict(method)
     name = settings.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError('A method given as a mapping needs its "name".')
-    return methods.create(name, peers, settings), methods.preset(name)
+    preset = methods.preset(name)
+    return methods.create(name, preset.peers if peers is None else peers, settings), preset
 
 
 def _teacher_settings(
