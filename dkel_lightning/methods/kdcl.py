@@ -36,28 +36,35 @@ def linear(logits: Tensor, labels: Tensor) -> Tensor:
 def linear_weights(logits: Tensor, labels: Tensor, steps: int = LINEAR_STEPS) -> Tensor:
     """Find the convex weights of the peers whose mixed logits have the lowest cross-entropy over the batch: [P].
 
-    Accelerated exponentiated gradient from equal weights (Tseng 2008): deterministic, a fixed number of steps,
-    nothing read back to the host. The objective is above its minimum by at most `4 L log P / (steps + 1)^2`.
+    Exponentiated gradient from equal weights. A step that lowers the objective is kept and the next one is twice as
+    long, any other is dropped and the next a quarter as long: never worse than the plain mean, deterministic, always
+    `steps` steps, nothing read back to the host.
     """
     logits = at_least_float32(logits)
-    # Weights sum to 1, so what all peers say alike does not curve the objective.
+    # Weights sum to 1, so what all peers say alike has no part in the gradient.
     differing = logits - logits.mean(0)
-    spread = differing.amax(-1) - differing.amin(-1)
-    # The variance of a variable of this spread is at most a quarter of its square: smoothness in the l1 norm.
-    smoothness = (spread.square().amax(0).mean() / 4).clamp_min(torch.finfo(logits.dtype).tiny ** 0.5)
     truth = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
-    score = logits.new_zeros(logits.shape[0])
-    weights = mirrored = score.softmax(0)
-    for step in range(steps):
-        momentum = 2.0 / (step + 2)
-        ahead = (1 - momentum) * weights + momentum * mirrored
-        # Products and sums, not a matrix product: autocast would make that one a half-precision one.
-        error = (ahead.view(-1, 1, 1) * logits).sum(0).softmax(-1) - truth
-        gradient = (error * differing).sum(-1).mean(-1)
-        score = score - gradient / (momentum * smoothness)
-        mirrored = score.softmax(0)
-        weights = (1 - momentum) * weights + momentum * mirrored
-    return weights
+
+    def objective(weights: Tensor) -> tuple[Tensor, Tensor]:
+        # Products and sums, not a matrix product, which autocast would make a half-precision one.
+        log_mixed = (weights.view(-1, 1, 1) * logits).sum(0).log_softmax(-1)
+        gradient = ((log_mixed.exp() - truth) * differing).sum(-1).mean(-1)
+        return -(log_mixed * truth).sum(-1).mean(), gradient
+
+    # The variance of a variable is at most a quarter of its squared range: the curvature nowhere exceeds this.
+    spread = (differing.amax(-1) - differing.amin(-1)).amax(0)
+    length = 4 / spread.square().mean().clamp_min(torch.finfo(logits.dtype).tiny ** 0.5)
+    log_weights = logits.new_zeros(logits.shape[0]).log_softmax(0)
+    value, gradient = objective(log_weights.exp())
+    for _ in range(steps):
+        tried = (log_weights - length * gradient).log_softmax(0)
+        tried_value, tried_gradient = objective(tried.exp())
+        better = tried_value < value
+        log_weights = torch.where(better, tried, log_weights)
+        value = torch.where(better, tried_value, value)
+        gradient = torch.where(better, tried_gradient, gradient)
+        length = torch.where(better, 2 * length, length / 4)
+    return log_weights.exp()
 
 
 def min_logit(logits: Tensor, labels: Tensor) -> Tensor:

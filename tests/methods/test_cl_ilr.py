@@ -1,0 +1,127 @@
+"""CL-ILR: its loss and gradients by hand, the scaled gradient at the split, a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dkel_lightning import DistillationModule, Step, StudentOutput, methods
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.networks import BranchedNetwork, SinglePeer
+from dkel_lightning.schedules import Clock
+from dkel_lightning.tasks.train import train
+from tests.compose import tiny_run
+from tests.modules.toy import build, images_and_labels, parameters_of
+
+LABELS = torch.tensor([0, 2, 1, 2])
+OKDDIP_PORT: dict[str, Any] = {"beta": None, "temperature": 3.0, "detach": False, "rampup": {"epochs": 80}}
+
+
+def peers_logits() -> Tensor:
+    draws = torch.Generator().manual_seed(1)
+    return (2 * torch.randn(3, 4, 3, generator=draws, dtype=torch.float64)).requires_grad_()
+
+
+def loss(logits: Tensor, labels: Tensor, epoch: int = 0, **settings: Any) -> Tensor:
+    method = methods.create("cl_ilr", len(logits), settings).double()
+    assert method.rampup is not None
+    method.rampup_weight.fill_(method.rampup.weight(Clock(epoch)))
+    terms = method.loss_terms(Step(labels, StudentOutput(logits, logits), None, None, torch.zeros(())))
+    assert tuple(terms) == method.terms
+    return torch.stack(list(terms.values())).sum()
+
+
+def test_two_heads_by_explicit_numbers() -> None:
+    # At T = 2 predictions (3/4, 1/4) and (1/2, 1/2), at T = 1 (9/10, 1/10) and (1/2, 1/2); label 0.
+    logits = torch.tensor([[[2 * math.log(3), 0.0]], [[0.0, 0.0]]], dtype=torch.float64, requires_grad=True)
+    value = loss(logits, torch.tensor([0]))
+    labels = math.log(10 / 9) + math.log(2)
+    first_from_second = 4 * (0.5 * math.log(2 / 3) + 0.5 * math.log(2))
+    second_from_first = 4 * (0.75 * math.log(3 / 2) + 0.25 * math.log(1 / 2))
+    assert value.item() == pytest.approx(0.5 * (labels + first_from_second + second_from_first), rel=1e-12)
+    # 0.5 (p - y) + 0.5 T (soft p - soft q): 0.5 (-0.1) + 0.25, and 0.5 (-0.5) - 0.25.
+    found = torch.autograd.grad(value, logits)[0]
+    torch.testing.assert_close(found[:, 0].tolist(), [[0.2, -0.2], [-0.5, 0.5]], atol=1e-12, rtol=0)
+
+
+def plain(logits: Tensor, labels_weight: float, weight: float, temperature: float, detach: bool) -> Tensor:
+    total = torch.zeros((), dtype=logits.dtype)
+    for k in range(3):
+        a, b = (other for other in range(3) if other != k)
+        target = ((logits[a] + logits[b]) / 2 / temperature).softmax(-1)
+        target = target.detach() if detach else target
+        student = (logits[k] / temperature).log_softmax(-1)
+        total = total + labels_weight * F.cross_entropy(logits[k], LABELS)
+        total = total + weight * temperature**2 * F.kl_div(student, target, reduction="batchmean")
+    return total
+
+
+@pytest.mark.parametrize(
+    ("settings", "epoch", "expected"),
+    [
+        ({}, 0, (0.5, 0.5, 2.0, True)),
+        ({"beta": 0.8}, 299, (0.8, 0.2, 2.0, True)),
+        (OKDDIP_PORT, 0, (1.0, math.exp(-5), 3.0, False)),
+        (OKDDIP_PORT, 40, (1.0, math.exp(-1.25), 3.0, False)),
+        (OKDDIP_PORT, 80, (1.0, 1.0, 3.0, False)),
+    ],
+)
+def test_loss_and_gradients_of_three_heads_are_those_of_plain_torch(
+    settings: dict[str, Any], epoch: int, expected: tuple[float, float, float, bool]
+) -> None:
+    logits = peers_logits()
+    value, by_hand = loss(logits, LABELS, epoch, **settings), plain(logits, *expected)
+    assert value.item() == pytest.approx(by_hand.item(), rel=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(value, logits)[0], torch.autograd.grad(by_hand, logits)[0])
+
+
+def gradients(module: DistillationModule) -> dict[str, Tensor]:
+    images, labels = images_and_labels(6)
+    module.zero_grad()
+    module.training_step((images.double(), labels), 0).backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad.clone() for name, p in module.student.network.named_parameters() if p.grad is not None}
+
+
+def test_the_trunk_gets_a_third_of_the_gradient_of_three_heads_and_the_heads_all_of_theirs() -> None:
+    module = build("cl_ilr", peers=3).double()
+    network = module.student.network
+    assert isinstance(network, BranchedNetwork)
+    scaled = gradients(module)
+    network.gradient_scale = 1.0
+    whole = gradients(module)
+    assert scaled.keys() == whole.keys() == parameters_of(network).keys()
+    for name, gradient in scaled.items():
+        factor = 1 / 3 if name.startswith("trunk.") else 1.0
+        torch.testing.assert_close(gradient, factor * whole[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("peers", [["resnet8", "resnet8"], 2])
+def test_peers_without_a_common_trunk_are_refused(peers: Any) -> None:
+    with pytest.raises(ConfigError, match=r"these peers share none: set method\.sharing=trunk"):
+        DistillationModule.build("resnet8", 3, "cl_ilr", peers, sharing="nothing")
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.1])
+def test_a_beta_outside_its_range_is_refused(beta: float) -> None:
+    with pytest.raises(ConfigError, match=r"method\.beta must lie between 0 and 1, or be null"):
+        methods.create("cl_ilr", 2, {"beta": beta})
+
+
+@pytest.mark.parametrize("extra", [[], ["method.beta=null", "method.detach=false", "method.rampup.epochs=80"]])
+def test_a_run_deploys_a_plain_head(extra: list[str], tmp_path: Path) -> None:
+    result = train(tiny_run(tmp_path, "method=cl_ilr", *extra))
+    assert result.last.deployed.startswith("student_")
+    module = DistillationModule.load_from_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert (module.teacher, module.ensemble) == (None, None)
+    network, images = module.deploy(), torch.randn(4, 1, 8, 8)
+    assert type(network) is SinglePeer
+    peer = int(module.deployed_member()[-1])
+    torch.testing.assert_close(network(images), module.eval().student.network(images)[0][peer])
+    # Alone, one head trains its trunk with its whole gradient.
+    assert not any(hasattr(part, "gradient_scale") for part in network.modules())

@@ -1,0 +1,169 @@
+"""DML: its loss and gradients by hand, the defects that ports of it have, mixed architectures, a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dkel_lightning import DistillationModule, Step, StudentOutput, methods
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.networks import IndependentPeers, SinglePeer
+from dkel_lightning.tasks.train import train
+from tests.compose import tiny_run
+from tests.modules.toy import build, images_and_labels
+
+LABELS = torch.tensor([0, 2, 1, 2])
+
+
+def peers_logits(peers: int = 3) -> Tensor:
+    draws = torch.Generator().manual_seed(peers)
+    return (2 * torch.randn(peers, 4, 3, generator=draws, dtype=torch.float64)).requires_grad_()
+
+
+def loss(logits: Tensor, labels: Tensor, **settings: Any) -> Tensor:
+    method = methods.create("dml", len(logits), settings)
+    terms = method.loss_terms(Step(labels, StudentOutput(logits, logits), None, None, torch.zeros(())))
+    assert tuple(terms) == method.terms
+    return torch.stack(list(terms.values())).sum()
+
+
+def gradient(value: Tensor, logits: Tensor) -> Tensor:
+    return torch.autograd.grad(value, logits)[0]
+
+
+def test_two_peers_by_explicit_numbers() -> None:
+    # Predictions (3/4, 1/4) and (1/2, 1/2), label 0.
+    logits = torch.tensor([[[math.log(3), 0.0]], [[0.0, 0.0]]], dtype=torch.float64, requires_grad=True)
+    value = loss(logits, torch.tensor([0]))
+    labels = math.log(4 / 3) + math.log(2)
+    first_from_second = 0.5 * math.log(2 / 3) + 0.5 * math.log(2)
+    second_from_first = 0.75 * math.log(3 / 2) + 0.25 * math.log(1 / 2)
+    assert value.item() == pytest.approx(labels + first_from_second + second_from_first, rel=1e-12)
+    # p - y + p - q, with q a constant: (-1/4, 1/4) + (1/4, -1/4), and (-1/2, 1/2) + (-1/4, 1/4).
+    torch.testing.assert_close(gradient(value, logits)[:, 0].tolist(), [[0.0, 0.0], [-0.75, 0.75]], atol=1e-12, rtol=0)
+
+
+def test_three_peers_learn_from_the_mean_divergence_to_the_two_others_which_get_no_gradient() -> None:
+    logits = peers_logits()
+    value = loss(logits, LABELS, weight=0.7)
+    p = logits.detach().softmax(-1)
+    expected, expected_gradient = 0.0, torch.zeros_like(p)
+    for k in range(3):
+        expected += -p[k, range(4), LABELS].log().mean().item()
+        expected_gradient[k] += (p[k] - F.one_hot(LABELS)) / 4
+        for other in {0, 1, 2} - {k}:
+            expected += 0.7 / 2 * (p[other] * (p[other] / p[k]).log()).sum().item() / 4
+            expected_gradient[k] += 0.7 / 2 * (p[k] - p[other]) / 4
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+    torch.testing.assert_close(gradient(value, logits), expected_gradient)
+
+
+def plain_mean_logits(logits: Tensor, temperature: float, detach: bool) -> Tensor:
+    total = torch.zeros((), dtype=logits.dtype)
+    for k in range(3):
+        a, b = (other for other in range(3) if other != k)
+        target = ((logits[a] + logits[b]) / 2 / temperature).softmax(-1)
+        target = target.detach() if detach else target
+        student = (logits[k] / temperature).log_softmax(-1)
+        total = total + F.cross_entropy(logits[k], LABELS)
+        total = total + temperature**2 * F.kl_div(student, target, reduction="batchmean")
+    return total
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_mean_logits_of_the_others_with_and_without_gradient_into_the_teaching_peers(detach: bool) -> None:
+    logits = peers_logits()
+    value = loss(logits, LABELS, temperature=3.0, targets="mean_logits", detach=detach)
+    expected = plain_mean_logits(logits, 3.0, detach)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(gradient(value, logits), gradient(expected, logits))
+
+
+def test_pairwise_targets_that_are_not_detached_get_the_gradient_of_plain_torch() -> None:
+    logits = peers_logits(2)
+    value = loss(logits, LABELS, detach=False)
+    p, q = logits.log_softmax(-1)
+    expected = F.nll_loss(p, LABELS) + F.nll_loss(q, LABELS)
+    expected = expected + F.kl_div(p, q.exp(), reduction="batchmean") + F.kl_div(q, p.exp(), reduction="batchmean")
+    undetached = gradient(value, logits)
+    torch.testing.assert_close(undetached, gradient(expected, logits))
+    assert not torch.allclose(undetached, gradient(loss(logits, LABELS), logits))
+
+
+def test_it_compares_predictions_and_not_logits() -> None:
+    # A mean squared error of logits would see the shift.
+    logits = peers_logits(2)
+    shifted = torch.stack([logits[0], logits[1] + 5.0])
+    assert loss(shifted, LABELS).item() == pytest.approx(loss(logits, LABELS).item(), rel=1e-12)
+
+
+def test_no_gradient_of_one_network_leaks_into_another() -> None:
+    module = build("dml", peers=2).double()
+    images, labels = images_and_labels(6)
+    images = images.double()
+    module.training_step((images, labels), 0).backward()  # type: ignore[no-untyped-call]
+    network = module.student.network
+    assert isinstance(network, IndependentPeers)
+    targets = network(images)[0].detach().softmax(-1)
+    for k, peer in enumerate(network.peers):
+        alone = peer(images)
+        own = F.cross_entropy(alone, labels)
+        own = own + F.kl_div(alone.log_softmax(-1), targets[1 - k], reduction="batchmean")
+        parameters = list(peer.parameters())
+        for parameter, expected in zip(parameters, torch.autograd.grad(own, parameters), strict=True):
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_an_augmentation_makes_one_view_for_all_networks() -> None:
+    calls = []
+
+    def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+        calls.append(1)
+        return images
+
+    module = build("dml", peers=3, augmentation=augment)
+    assert module.make_views(images_and_labels(4)[0], 0).shape == (4, 1, 3, 8, 8)
+    assert len(calls) == 1
+
+
+def test_a_model_of_ones_own_becomes_separate_networks() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3))
+    module = DistillationModule.build(model, 3, "dml", 2, split_at="1")
+    network = module.student.network
+    assert isinstance(network, IndependentPeers)
+    first, second = (list(peer.parameters()) for peer in network.peers)
+    assert not {id(p) for p in first} & {id(p) for p in second}
+    torch.testing.assert_close(network(torch.zeros(2, 3, 8, 8))[0].shape, (2, 2, 3))
+
+
+def test_mixed_architectures_train_and_the_deployed_one_is_plain(tmp_path: Path) -> None:
+    result = train(tiny_run(tmp_path, "method=dml", "method.peers=[resnet8,densenet40_12]", "deploy.peer=1"))
+    assert result.last.deployed == "student_1"
+    module = DistillationModule.load_from_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert (module.teacher, module.ensemble) == (None, None)
+    assert module.members == ("student_0", "student_1", "student_ensemble")
+    sizes = [sum(p.numel() for p in module.student.peer(k).parameters()) for k in (0, 1)]
+    assert sizes[0] != sizes[1]
+    network, images = module.deploy(), torch.randn(4, 1, 8, 8)
+    assert type(network) is SinglePeer
+    assert sum(p.numel() for p in network.parameters()) == sizes[1]
+    torch.testing.assert_close(network(images), module.eval().student.network(images)[0][1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"targets": "all"}, r"method\.targets is 'all': choose one of pairwise, mean_logits"),
+        ({"weight": -1.0}, r"method\.weight must be a finite number of at least 0"),
+        ({"temperature": 0.0}, r"method\.temperature must be a positive number"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        methods.create("dml", 2, settings)

@@ -1,0 +1,160 @@
+"""KDCL: its targets against brute force, its loss and gradients by hand, a run."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dkel_lightning import DistillationModule, Step, StudentOutput, methods
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.methods import kdcl
+from dkel_lightning.networks import SinglePeer
+from dkel_lightning.tasks.train import train
+from tests.compose import tiny_run
+from tests.modules.toy import build, images_and_labels
+
+Array: TypeAlias = npt.NDArray[Any]
+
+# Two peers, two samples, three classes. Sample 0 has label 0, sample 1 label 2.
+LOGITS = [[[2.0, 1.0, 0.0], [1.0, 0.0, 0.0]], [[1.0, 3.0, -1.0], [0.0, 1.0, 3.0]]]
+LABELS = torch.tensor([0, 2])
+BY_HAND = {
+    "naive": [[2.0, 1.0, 0.0], [0.0, 1.0, 3.0]],
+    "min_logit": [[0.0, -1.0, -2.0], [-3.0, -2.0, 0.0]],
+    "mean": [[1.5, 2.0, -0.5], [0.5, 0.5, 1.5]],
+}
+
+
+def loss(logits: Tensor, labels: Tensor, **settings: Any) -> Tensor:
+    method = methods.create("kdcl", len(logits), settings)
+    terms = method.loss_terms(Step(labels, StudentOutput(logits, logits), None, None, torch.zeros(())))
+    assert tuple(terms) == method.terms
+    return torch.stack(list(terms.values())).sum()
+
+
+@pytest.mark.parametrize("name", list(BY_HAND))
+def test_targets_by_explicit_numbers(name: str) -> None:
+    target = kdcl.TARGETS[name](torch.tensor(LOGITS), LABELS)
+    assert target.tolist() == BY_HAND[name]
+
+
+def mix(weights: Array, logits: Array) -> Array:
+    mixed: Array = np.tensordot(weights, logits, 1)
+    return mixed
+
+
+def mixed_loss(weights: Array, logits: Array, labels: Array) -> float:
+    mixed = mix(weights, logits)
+    top = mixed.max(-1, keepdims=True)
+    normaliser = np.log(np.exp(mixed - top).sum(-1)) + top[:, 0]
+    return float((normaliser - mixed[np.arange(len(labels)), labels]).mean())
+
+
+def grid(peers: int, parts: int) -> list[Array]:
+    whole = itertools.product(range(parts + 1), repeat=peers)
+    return [np.array(point) / parts for point in whole if sum(point) == parts]
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0, 15.0])
+@pytest.mark.parametrize(("peers", "parts"), [(2, 400), (3, 60), (4, 20)])
+def test_linear_finds_the_convex_weights_that_brute_force_finds(peers: int, parts: int, scale: float) -> None:
+    draws = torch.Generator().manual_seed(peers)
+    labels = torch.arange(12) % 5
+    # Peers of different quality: the true class stands out more or less.
+    logits = torch.randn(peers, 12, 5, generator=draws, dtype=torch.float64)
+    logits += torch.arange(peers).view(-1, 1, 1) * F.one_hot(labels, 5) * 0.7
+    logits *= scale
+    found = kdcl.linear_weights(logits, labels)
+    assert found.sum().item() == pytest.approx(1, abs=1e-12)
+    assert found.min() >= 0
+    best = min(mixed_loss(point, logits.numpy(), labels.numpy()) for point in grid(peers, parts))
+    # The grid's best lies above the minimum, so only one side is bounded.
+    assert mixed_loss(found.numpy(), logits.numpy(), labels.numpy()) <= best + 1e-3 * max(best, 1.0)
+    assert torch.equal(found, kdcl.linear_weights(logits, labels))
+    expected = mix(found.numpy(), logits.numpy())
+    np.testing.assert_allclose(kdcl.linear(logits, labels).numpy(), expected, rtol=1e-12)
+
+
+def test_linear_gives_a_peer_that_knows_everything_all_the_weight() -> None:
+    labels = torch.arange(10) % 5
+    sure = 8.0 * F.one_hot(labels, 5).double()
+    weights = kdcl.linear_weights(torch.stack([-sure, sure, 0 * sure]), labels)
+    assert weights[1] > 0.99
+
+
+def test_linear_of_equal_peers_is_what_they_all_say() -> None:
+    for scale in (0.0, 1.0, 1e4):
+        logits = (scale * torch.randn(1, 6, 5, generator=torch.Generator().manual_seed(0))).expand(3, -1, -1)
+        found = kdcl.linear(logits, torch.arange(6) % 5)
+        torch.testing.assert_close(found, logits[0], rtol=1e-5, atol=1e-6)
+
+
+def independent_target(name: str, z: Array, labels: Array) -> Array:
+    if name == "mean":
+        return mix(np.full(len(z), 1 / len(z)), z)
+    if name == "linear":
+        points = grid(3, 300)
+        return mix(min(points, key=lambda point: mixed_loss(point, z, labels)), z)
+    target: Array = np.empty_like(z[0])
+    for b, label in enumerate(labels):
+        if name == "naive":
+            probability = [math.exp(peer[b, label]) / np.exp(peer[b]).sum() for peer in z]
+            target[b] = z[int(np.argmax(probability)), b]
+        else:
+            target[b] = [min(peer[b, c] - peer[b, label] for peer in z) for c in range(z.shape[-1])]
+    return target
+
+
+@pytest.mark.parametrize("name", ["naive", "linear", "min_logit", "mean"])
+def test_loss_and_gradients_of_three_peers_whose_common_target_gets_none(name: str) -> None:
+    draws = torch.Generator().manual_seed(5)
+    logits = torch.randn(3, 4, 3, generator=draws, dtype=torch.float64).mul(2).requires_grad_()
+    labels, T, weight = torch.tensor([0, 2, 1, 1]), 3.0, 0.7
+    value = loss(logits, labels, target=name, weight=weight, temperature=T)
+    target = torch.from_numpy(independent_target(name, logits.detach().numpy(), labels.numpy()))
+    t = (target / T).softmax(-1)
+    expected, expected_gradient = 0.0, torch.zeros(3, 4, 3, dtype=torch.float64)
+    for k in range(3):
+        z = logits[k].detach()
+        soft = (z / T).softmax(-1)
+        expected += -z.softmax(-1)[range(4), labels].log().mean().item()
+        expected += weight * T**2 * (t * (t / soft).log()).sum().item() / 4
+        # Of a constant target; through it there would be a further part.
+        expected_gradient[k] = (z.softmax(-1) - F.one_hot(labels)) / 4 + weight * T * (soft - t) / 4
+    tolerance = 5e-3 if name == "linear" else 1e-12
+    assert value.item() == pytest.approx(expected, rel=tolerance)
+    found = torch.autograd.grad(value, logits)[0]
+    torch.testing.assert_close(found, expected_gradient, rtol=tolerance, atol=tolerance)
+
+
+def test_each_network_learns_on_a_view_of_its_own() -> None:
+    module = build("kdcl", peers=2).eval()
+    views = torch.stack([images_and_labels(4, seed)[0] for seed in (0, 1)], 1)
+    both = module(views).logits
+    for peer in (0, 1):
+        torch.testing.assert_close(both[peer], module.student.peer(peer)(views[:, peer]))
+
+
+def test_an_unknown_target_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method\.target is 'general': choose one of naive, linear, min_logit, mean"):
+        methods.create("kdcl", 2, {"target": "general"})
+
+
+@pytest.mark.parametrize("target", ["min_logit", "linear"])
+def test_a_run_deploys_a_plain_student(target: str, tmp_path: Path) -> None:
+    result = train(tiny_run(tmp_path, "method=kdcl", "method.peers=2", f"method.target={target}"))
+    assert result.last.deployed in ("student_0", "student_1")
+    module = DistillationModule.load_from_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    network, images = module.deploy(), torch.randn(4, 1, 8, 8)
+    assert type(network) is SinglePeer
+    peer = int(module.deployed_member()[-1])
+    torch.testing.assert_close(network(images), module.eval().student.network(images)[0][peer])
