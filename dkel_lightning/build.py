@@ -51,7 +51,7 @@ def datamodule(values: Values) -> data.ImageDataModule:
 
 def distillation(values: Values, images: data.ImageDataModule) -> DistillationModule:
     """Build the module for these images (prepared and set up)."""
-    outside = ("peers", "views", "classifiers", "sharing")
+    outside = ("peers", "views", "classifiers", "sharing", "peer_lr_scale", "frozen_peers")
     method = {key: value for key, value in values["method"].items() if key not in outside}
     channels, height, width = images.image_shape
     interval = values["scheduler"].get("interval", "epoch")
@@ -66,6 +66,8 @@ def distillation(values: Values, images: data.ImageDataModule) -> DistillationMo
         views_per_pass=values["backbone"]["views_per_pass"],
         classifiers=values["method"]["classifiers"],
         sharing=values["method"].get("sharing"),
+        peer_lr_scale=values["method"].get("peer_lr_scale"),
+        frozen_peers=values["method"].get("frozen_peers"),
         views=values["method"]["views"],
         optimizer=optimizer(values["optimizer"]),
         scheduler=scheduler(values),

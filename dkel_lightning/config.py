@@ -150,7 +150,9 @@ def anything(meaning: str) -> Key:
 
 TASKS = ("train", "evaluate")
 # Of the methods that ship; others state their needs in their class and are checked when they are built.
-NEED_A_TEACHER = ("dkel", "dkel_released", "pcl", "mean_teacher")
+NEED_A_TEACHER = ("dkel", "dkel_released", "pcl", "mean_teacher", "kd")
+# Whose teacher may be a network of its own, of another backbone and with one peer.
+FOREIGN_TEACHER = ("kd",)
 NEED_TWO_PEERS = ("dkel", "dkel_released", "pcl", "dml", "kdcl", "cl_ilr")
 
 KEYS: dict[str, Key] = {
@@ -208,6 +210,13 @@ KEYS: dict[str, Key] = {
     "teacher.decay_share": schedule("EMA time constant as a share of the run, or {from share: constant}.", 1e-9, 1e9),
     "teacher.batchnorm": choice("Running statistics of the teacher.", "own", "copy", "ema"),
     "teacher.update": choice("How the teacher learns.", "ema", "gradient", "frozen", "none"),
+    "teacher.backbone": text(
+        "Network of a teacher of its own (kd): a backbone, torchvision:NAME or timm:NAME; null: the student's.",
+        optional=True,
+    ),
+    "teacher.weights": text(
+        "File of its first weights: a checkpoint or a state_dict; null: drawn, or (kd) trained first.", optional=True
+    ),
     "method.name": text("Method."),
     "method.peers": either(whole("Peers, or the backbone of each.", 1, 64), names("")),
     "method.sharing": choice("What peers given as a number share.", "trunk", "nothing"),
@@ -219,6 +228,9 @@ KEYS: dict[str, Key] = {
     ),
     "method.classifiers": choice("How the branches' classifiers start.", "own", "equal", "released"),
     "method.label_smoothing": number("Share of the label that is spread evenly over all classes.", 0, 0.99),
+    "method.peer_lr_scale": numbers("Factor on the learning rate of each peer's own part; null: 1.", optional=True),
+    "method.frozen_peers": numbers("Peers whose own part does not learn."),
+    "method.ce_weight": number("Weight of the labels.", 0),
     "method.temperature": number("Temperature T of the softened predictions.", 0, above=True),
     "method.weight": number("Weight of what is distilled, from the first step on.", 0),
     "method.targets": choice(
@@ -353,11 +365,14 @@ def _contradictions(values: Values) -> Iterator[str]:
         yield f"method.peers is {peers}, and {name} needs at least 2: raise it, or choose method=baseline."
     if teacher["update"] == "none":
         if name in NEED_A_TEACHER:
-            yield f"teacher=none, but method={name} needs a teacher: choose teacher=independent, copy or follow."
+            cure = "frozen" if name in FOREIGN_TEACHER else "independent, copy or follow"
+            yield f"teacher=none, but method={name} needs a teacher: choose teacher={cure}."
         if values["deploy"]["network"] == "teacher":
             yield "deploy.network=teacher, but teacher=none: choose deploy.network=student."
     else:
         yield from _one_of_two("teacher", teacher, "decay", "decay_share")
+        yield from _teacher_contradictions(name, teacher)
+    yield from _peer_contradictions(method, peers)
     if "rampup" in method:
         yield from _one_of_two("method.rampup", method["rampup"], "epochs", "share")
     if "ensemble" in method:
@@ -374,6 +389,30 @@ def _contradictions(values: Values) -> Iterator[str]:
         yield "task=evaluate needs checkpoint=PATH of a .ckpt file."
     if values["task"]["name"] == "train" and values["checkpoint"] is not None:
         yield "checkpoint= belongs to task=evaluate; to go on with a run use resume=PATH."
+
+
+def _teacher_contradictions(name: str, teacher: Values) -> Iterator[str]:
+    if name in FOREIGN_TEACHER and teacher["update"] == "ema":
+        yield f"teacher.update=ema, but the teacher of method={name} is a network of its own: choose teacher=frozen."
+    if name in FOREIGN_TEACHER and teacher["update"] == "frozen" and teacher.get("init_steps"):
+        yield f"teacher.init_steps={teacher['init_steps']}, but method={name} trains its teacher first: set it to 0."
+    if name in FOREIGN_TEACHER and teacher.get("draw") == "student":
+        yield f"teacher.draw=student, but the teacher of method={name} is a network of its own: choose independent."
+    shipped = name in NEED_A_TEACHER or name == "baseline"
+    if shipped and name not in FOREIGN_TEACHER and teacher.get("backbone") is not None:
+        yield f"teacher.backbone is set, but the teacher of method={name} has the student's form: leave it out."
+
+
+def _peer_contradictions(method: Values, peers: int) -> Iterator[str]:
+    scale, frozen = method.get("peer_lr_scale"), method.get("frozen_peers") or []
+    if scale is not None and len(scale) != peers:
+        yield f"method.peer_lr_scale has {len(scale)} entries for {peers} peers: give one for each."
+    if scale is not None and min(scale, default=1) <= 0:
+        yield "method.peer_lr_scale must be above 0; a peer that shall not learn belongs into method.frozen_peers."
+    if any(peer not in range(peers) for peer in frozen) or len(set(frozen)) < len(frozen):
+        yield f"method.frozen_peers is {frozen}: name each once, of 0 to {peers - 1}."
+    elif len(frozen) == peers:
+        yield "method.frozen_peers names all peers: at least one must learn."
 
 
 def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:

@@ -53,6 +53,7 @@ def test_the_yaml_of_a_method_says_what_its_python_preset_says(name: str) -> Non
     assert method.pop("name") == name
     assert method.pop("views") == preset.views
     assert method.pop("sharing") == preset.sharing
+    assert (method.pop("peer_lr_scale"), method.pop("frozen_peers")) == (None, [])
     assert method.pop("classifiers") == preset.classifiers
     assert method == built.settings_as_dict()
     if preset.method.teacher == "none":
@@ -113,9 +114,9 @@ def test_all_mistakes_of_values_come_in_one_message() -> None:
     message = mistakes(seed="abc", method__temperature=0, teacher__start="keeep", data__validation=1.5)
     assert message.splitlines() == [
         "seed must be a whole number of at least 0, got 'abc'.",
+        "method.temperature must be a number above 0, got 0.",
         "data.validation must be a number between 0 and 0.9, got 1.5.",
         "teacher.start must be one of keep, mean_teacher, copy, got 'keeep'. Did you mean keep?",
-        "method.temperature must be a number above 0, got 0.",
     ]
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from dkel_lightning.errors import DataError
 from dkel_lightning.modules.batch import Batch, unpack
+from dkel_lightning.modules.optim import unscaled_rate
 from dkel_lightning.seeding import derive_seed, generator
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class TeacherInitialisation(Callback):
         # Weights may have been loaded into the student since the teacher was built.
         teacher.start_from(pl_module.student.network)
         group = trainer.optimizers[0].param_groups[0]
-        rate = float(group.get("initial_lr", group["lr"])) * teacher.settings.init_lr_scale
+        rate = unscaled_rate(group) * teacher.settings.init_lr_scale
         with _own_random_numbers(pl_module, trainer.global_rank), _forward_context(trainer):
             teacher.initialise(self._batches(trainer, pl_module, teacher.settings.init_steps), rate)
         make_equal([*teacher.network.parameters(), *teacher.network.buffers()])

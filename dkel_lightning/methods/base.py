@@ -36,6 +36,8 @@ class Method(nn.Module, ABC):
         minimum_peers: with fewer it is refused.
         needs_stages: wants `step.student.trunk` and `step.student.maps`.
         makes_ensemble: `combine` makes logits of the peers by a way of its own (a gate, a fusion).
+        foreign_teacher: its teacher is one network of its own, of any architecture, rather than peers of the
+            student's form; it teaches all peers.
         separate_teacher_views: may be given 2 P views, of which the teacher sees the second half.
         deployed_network: `teacher`, `student` or `ensemble`, what is deployed unless the user says otherwise.
         deployed_peer: an index (negative counts from the last), or `best` in validation.
@@ -49,6 +51,7 @@ class Method(nn.Module, ABC):
     minimum_peers: ClassVar[int] = 2
     needs_stages: ClassVar[bool] = False
     makes_ensemble: ClassVar[bool] = False
+    foreign_teacher: ClassVar[bool] = False
     separate_teacher_views: ClassVar[bool] = False
     deployed_network: ClassVar[str] = "teacher"
     deployed_peer: ClassVar[int | str] = "best"

@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,8 @@ class DistillationModule(LightningModule):
         augmentation: Augmentation | None = None,
         views: str | None = None,
         deploy: Mapping[str, Any] | None = None,
+        peer_lr_scale: Sequence[float] | None = None,
+        frozen_peers: Sequence[int] | None = None,
         seed: int = 0,
     ) -> DistillationModule:
         """Build student, teacher, ensemble and method from names and primitives.
@@ -171,6 +173,8 @@ class DistillationModule(LightningModule):
             augmentation: see the class.
             views: see the class; the method's by default.
             deploy: settings of Deploy.
+            peer_lr_scale: see StudentModule.
+            frozen_peers: see StudentModule.
             seed: student, teacher and ensemble are drawn from it, each for itself.
 
         Raises:
@@ -188,12 +192,14 @@ class DistillationModule(LightningModule):
             backbone, num_classes, peers, split_at, classifier, in_channels, image_size, views_per_pass,
             classifiers or preset.classifiers, share,
         )  # fmt: skip
-        student = StudentModule(draw(seed, "student"))
+        student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
         teacher_module = None
         if settings is not None:
+            drawn = draw.alone(settings.backbone) if chosen.foreign_teacher else draw
             # A model of the user's own comes with weights, which an independent draw must not keep.
-            teacher_module = TeacherModule(draw(seed, "teacher", redraw=settings.draw == "independent"), settings)
+            teacher_module = TeacherModule(drawn(seed, "teacher", redraw=settings.draw == "independent"), settings)
             teacher_module.start_from(student.network)
+            teacher_module.load()
         ensemble = None
         if chosen.wants_ensemble_classifier or chosen.ensemble is not None:
             with seeded(seed, "ensemble"):
@@ -216,6 +222,8 @@ class DistillationModule(LightningModule):
             "method": _method_recipe(method, chosen),
             "teacher": teacher_module.settings_as_dict() if teacher_module is not None else {"update": "none"},
             "deploy": {"network": module.deployment.network, "peer": module.deployment.peer},
+            "peer_lr_scale": list(peer_lr_scale) if peer_lr_scale is not None else None,
+            "frozen_peers": list(frozen_peers) if frozen_peers else None,
             "seed": seed,
         }
         module.save_hyperparameters(module.recipe)
@@ -236,7 +244,7 @@ class DistillationModule(LightningModule):
         """Pass a batch through student, ensemble and teacher."""
         views, teacher_views = self.views_of_each(batch.views)
         student = self(views)
-        teacher = self.teacher(teacher_views) if self.teacher is not None else None
+        teacher = self.teacher.teach(teacher_views) if self.teacher is not None else None
         assembled, weight = None, student.logits.new_zeros(())
         if self.ensemble is not None:
             weight = self.ensemble.weight
@@ -265,7 +273,7 @@ class DistillationModule(LightningModule):
         if self.teacher is not None and self.teacher.learns:
             assert step.teacher is not None
             # Not one of the method's terms: it trains another network, and would blur the student's loss.
-            loss = loss + self.teacher.supervised_loss(step.teacher.logits, labels) * self.student.num_peers
+            loss = loss + self.teacher.supervised_loss(step.teacher.logits, labels) * self.teacher.num_peers
         return loss
 
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:
@@ -300,7 +308,8 @@ class DistillationModule(LightningModule):
         parts = {"student": self.student.network, "ensemble": self.ensemble, "method": self.method}
         if self.teacher is not None and self.teacher.learns:
             parts["teacher"] = self.teacher.network
-        return configure({name: part for name, part in parts.items() if part is not None}, *self._factories)
+        present = {name: part for name, part in parts.items() if part is not None}
+        return configure(present, *self._factories, own=self.student.scaled_parts("student"))
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Attach the callbacks that the method needs, except those the user has passed."""
@@ -310,7 +319,9 @@ class DistillationModule(LightningModule):
         if self.method.ensemble is not None:
             needed.append(callbacks.EnsembleDecaySchedule())
         if self.teacher is not None:
-            needed += [callbacks.EMARateSchedule(), callbacks.TeacherInitialisation()]
+            needed.append(callbacks.TeacherInitialisation())
+        if self.teacher is not None and self.teacher.settings.update == "ema":
+            needed.append(callbacks.EMARateSchedule())
         present: list[Callback] = list(getattr(self.trainer, "callbacks", []))
         return [new for new in needed if not any(isinstance(old, type(new)) for old in present)]
 
@@ -343,7 +354,7 @@ class DistillationModule(LightningModule):
             rows.append(student.ensemble_logits.float().unsqueeze(0))
         if self.teacher is not None:
             teachers = self.teacher(teacher_views).logits.float()
-            rows += [teachers, _mean_probability(teachers)] if self.student.num_peers > 1 else [teachers]
+            rows += [teachers, _mean_probability(teachers)] if self.teacher.num_peers > 1 else [teachers]
         return torch.cat(rows)
 
     def on_validation_start(self) -> None:
@@ -361,7 +372,7 @@ class DistillationModule(LightningModule):
         logs["train/acc/student_mean"] = accuracy.mean()
         weight = self.ensemble.weight if self.ensemble is not None else torch.zeros(())
         logs |= {f"weights/{name}": value for name, value in self.method.weights_in_force(weight).items()}
-        if self.teacher is not None:
+        if self.teacher is not None and self.teacher.settings.update == "ema":
             logs["weights/ema_rate"] = self.teacher.rate
         self.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
         self.term_means.reset()
@@ -405,10 +416,9 @@ class DistillationModule(LightningModule):
         if self.deployment.network == "ensemble":
             return "ensemble"
         peer = self.deployment.peer
-        index = (
-            self.best_peer(self.deployment.network, scores) if peer == "best" else int(peer) % self.student.num_peers
-        )
-        return f"{self.deployment.network}_{index}"
+        network = self.deployment.network
+        index = self.best_peer(network, scores) if peer == "best" else int(peer) % len(self._peer_names(network))
+        return f"{network}_{index}"
 
     def deploy(self, network: str | None = None, peer: int | str | None = None) -> nn.Module:
         """Return the deployed network: a plain module [B, C, H, W] -> logits [B, classes], in eval mode.
@@ -516,7 +526,8 @@ class DistillationModule(LightningModule):
         self.log(f"{stage}/acc", logs[f"{stage}/acc/{deployed}"], prog_bar=True, sync_dist=True)
 
     def _peer_names(self, network: str) -> list[str]:
-        return [f"{network}_{i}" for i in range(self.student.num_peers)]
+        part = self.teacher if network == "teacher" else self.student
+        return [f"{network}_{i}" for i in range(part.num_peers)] if part is not None else []
 
     @property
     def has_ensemble(self) -> bool:
@@ -537,7 +548,7 @@ class DistillationModule(LightningModule):
         if self.has_ensemble:
             names.append("ensemble")
         if self.teacher is not None:
-            names += self._peer_names("teacher") + (["teacher_ensemble"] if self.student.num_peers > 1 else [])
+            names += self._peer_names("teacher") + (["teacher_ensemble"] if self.teacher.num_peers > 1 else [])
         return tuple(names)
 
     def _check_deployment(self) -> None:
@@ -548,8 +559,9 @@ class DistillationModule(LightningModule):
             raise ConfigError(
                 "deploy.network=ensemble, but there is no ensemble classifier: choose teacher or student."
             )
-        if isinstance(peer, int) and not -self.student.num_peers <= peer < self.student.num_peers:
-            raise ConfigError(f"deploy.peer={peer}, but peers are numbered 0 to {self.student.num_peers - 1}.")
+        peers = len(self._peer_names(network))
+        if isinstance(peer, int) and network != "ensemble" and not -peers <= peer < peers:
+            raise ConfigError(f"deploy.peer={peer}, but peers are numbered 0 to {peers - 1}.")
 
 
 class EnsembleNetwork(nn.Module):
@@ -622,6 +634,10 @@ class _Draw:
             views_per_pass=self.views_per_pass,
         )
 
+    def alone(self, backbone: str | None) -> _Draw:
+        """Draw one whole network: of `backbone`, or of the peers' own."""
+        return replace(self, backbone=backbone or self.backbone, peers=1, classifiers="own", sharing="trunk")
+
     def _equal_classifiers(self) -> bool:
         if self.classifiers not in ("own", "equal", "released"):
             raise ConfigError(f"method.classifiers is {self.classifiers!r}: choose one of own, equal, released.")
@@ -668,7 +684,12 @@ def _teacher_settings(
         if others:
             raise ConfigError(f"There is no teacher, so teacher.{others[0]} means nothing: remove it.")
         return None
-    return methods.base.from_mapping(TeacherSettings, methods.base.merge(preset.teacher, given), "teacher")
+    settings = methods.base.from_mapping(TeacherSettings, methods.base.merge(preset.teacher, given), "teacher")
+    if not method.foreign_teacher and settings.backbone is not None:
+        raise ConfigError(f"teacher.backbone is set, but the teacher of {name} has the student's form: leave it out.")
+    if method.foreign_teacher and settings.draw == "student":
+        raise ConfigError(f"teacher.draw is student, but the teacher of {name} is a network of its own: independent.")
+    return settings
 
 
 def _deployment(given: Mapping[str, Any], method: methods.Method, has_teacher: bool) -> Deploy:
@@ -703,8 +724,24 @@ def _check_parts(
         raise ConfigError(f"{name} needs an ensemble classifier: pass ensemble=EnsembleModule(...).")
     if method.ensemble is not None and (ensemble is None or ensemble.term != method.ensemble):
         raise ConfigError(f"{name} assembles teachers: pass ensemble=EnsembleModule(..., term=method.ensemble).")
-    if teacher is not None and (teacher.num_peers, teacher.num_classes) != (student.num_peers, student.num_classes):
+    if method.foreign_teacher:
+        _check_foreign_teacher(name, student, teacher)
+    elif teacher is not None and (teacher.num_peers, teacher.num_classes) != (student.num_peers, student.num_classes):
         raise ConfigError(
             f"Student and teacher must have as many peers and classes: {student.num_peers} and {student.num_classes} "
             f"against {teacher.num_peers} and {teacher.num_classes}."
         )
+
+
+def _check_foreign_teacher(name: str, student: StudentModule, teacher: TeacherModule | None) -> None:
+    if teacher is None:
+        return
+    if teacher.num_peers != 1 or teacher.num_classes != student.num_classes:
+        raise ConfigError(
+            f"{name} learns from one teacher of the same classes: it has {teacher.num_peers} peers and "
+            f"{teacher.num_classes} classes, the student {student.num_classes} classes."
+        )
+    if teacher.settings.update == "ema":
+        raise ConfigError(f"The teacher of {name} is a network of its own: teacher.update must be frozen or gradient.")
+    if teacher.settings.update == "frozen" and teacher.settings.init_steps:
+        raise ConfigError(f"The teacher of {name} is trained beforehand: set teacher.init_steps to 0.")

@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dkel_lightning.errors import ConfigError
+
 ParameterGroups = list[dict[str, Any]]
 OptimizerFactory = Callable[[ParameterGroups], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -20,17 +22,32 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 DEFAULT_OPTIMIZER: OptimizerFactory = partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-def parameter_groups(networks: Mapping[str, nn.Module]) -> ParameterGroups:
+OwnParts = Mapping[str, tuple[nn.Module, float]]
+"""Parts of the networks with a learning rate of their own, by the name of their group, and its factor."""
+
+SCALE = "peer_lr_scale"
+
+
+def parameter_groups(networks: Mapping[str, nn.Module], own: OwnParts | None = None) -> ParameterGroups:
     """Make one named group a network, leaving out frozen parameters and empty networks.
 
-    The name is kept in the group, so that an optimizer factory can give each network its own rate or decay.
+    The name is kept in the group, so that an optimizer factory can give each network its own rate or decay. What
+    `own` names is taken out of its network into a group of its own.
     """
+    parts = {name: part for name, (part, _) in (own or {}).items()}
+    taken = {id(parameter) for part in parts.values() for parameter in part.parameters()}
     groups: ParameterGroups = []
-    for name, network in networks.items():
-        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        if parameters:
-            groups.append({"params": parameters, "name": name})
+    for name, network in {**networks, **parts}.items():
+        learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        kept = [parameter for parameter in learning if name in parts or id(parameter) not in taken]
+        if kept:
+            groups.append({"params": kept, "name": name})
     return groups
+
+
+def unscaled_rate(group: Mapping[str, Any]) -> float:
+    """Return the learning rate with which a group began, without its factor."""
+    return float(group.get("initial_lr", group["lr"])) / float(group.get(SCALE, 1.0))
 
 
 def configure(
@@ -38,9 +55,30 @@ def configure(
     optimizer: OptimizerFactory | None,
     scheduler: SchedulerFactory | None,
     interval: str,
+    own: OwnParts | None = None,
 ) -> OptimizerLRScheduler:
-    """Give Lightning one optimizer over all networks and, if any, its scheduler stepped every `interval`."""
-    built = (optimizer or DEFAULT_OPTIMIZER)(parameter_groups(networks))
+    """Give Lightning one optimizer over all networks and, if any, its scheduler stepped every `interval`.
+
+    Raises:
+        ConfigError: the scheduler sets rates of its own and would undo the factors of `own`.
+    """
+    built = (optimizer or DEFAULT_OPTIMIZER)(parameter_groups(networks, own))
+    scales = {name: scale for name, (_, scale) in (own or {}).items()}
+    begun = [_scaled(group, scales) for group in built.param_groups]
     if scheduler is None:
         return built
-    return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler(built), "interval": interval}}
+    schedule = scheduler(built)
+    if scales and [float(group.get("initial_lr", group["lr"])) for group in built.param_groups] != begun:
+        raise ConfigError(
+            f"{type(schedule).__name__} sets learning rates of its own, so method.peer_lr_scale would have no effect: "
+            "choose another scheduler."
+        )
+    return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+
+
+def _scaled(group: dict[str, Any], scales: Mapping[str, float]) -> float:
+    """Multiply the rate of a group that has a factor; schedulers start from it as `initial_lr`."""
+    if group.get("name") in scales:
+        group[SCALE] = scales[group["name"]]
+        group["lr"] = group["lr"] * group[SCALE]
+    return float(group["lr"])

@@ -40,7 +40,8 @@ class TeacherOutput:
     """What the teacher peers say of a batch.
 
     Attributes:
-        logits: [P, B, C]; without gradient unless the teacher's update is `gradient`. A method detaches what it
+        logits: [P, B, C]; of a teacher that all peers share [1, B, C], or [P, B, C] where it has classified the view
+            of each; without gradient unless the teacher's update is `gradient`. A method detaches what it
             teaches with.
         features: as in StudentOutput.
     """

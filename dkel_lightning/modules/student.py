@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.modules.optim import OptimizerFactory, OwnParts, SchedulerFactory, configure
 from dkel_lightning.modules.outputs import StudentOutput
 from dkel_lightning.modules.peers import PeersModule
+from dkel_lightning.networks import PeerNetwork
 
 
 class StudentModule(PeersModule):
@@ -13,7 +19,50 @@ class StudentModule(PeersModule):
 
     In a DistillationModule they learn from labels, ensemble and teachers. Fitted alone, in any Lightning Trainer,
     they learn from labels only: the plain baseline, without ensemble and without teacher.
+
+    Args:
+        network: see PeersModule.
+        optimizer: see PeersModule.
+        scheduler: see PeersModule.
+        interval: see PeersModule.
+        peer_lr_scale: factor on the learning rate of each peer's own part (its branch, or the whole of a separate
+            network), which is then the group `student/peer_i` of the optimizer.
+        frozen_peers: peers whose own part gets no gradient and keeps BatchNorm in eval mode. A shared trunk goes on
+            learning, also from what the frozen branches pass back to it.
     """
+
+    def __init__(
+        self,
+        network: PeerNetwork,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        interval: str = "epoch",
+        *,
+        peer_lr_scale: Sequence[float] | None = None,
+        frozen_peers: Sequence[int] = (),
+    ) -> None:
+        super().__init__(network, optimizer, scheduler, interval)
+        _check_peers(network.num_peers, peer_lr_scale, frozen_peers)
+        self.peer_lr_scale = tuple(peer_lr_scale) if peer_lr_scale is not None else None
+        self.frozen_peers = tuple(frozen_peers)
+        for peer in self.frozen_peers:
+            network.own_part(peer).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> StudentModule:
+        """Follow the root's mode, but for the frozen peers."""
+        super().train(mode)
+        for peer in self.frozen_peers:
+            self.network.own_part(peer).eval()
+        return self
+
+    def scaled_parts(self, name: str) -> OwnParts:
+        """Name the parts with a learning rate of their own, `<name>/peer_i`; none without factors."""
+        scales = enumerate(self.peer_lr_scale or ())
+        return {f"{name}/peer_{peer}": (self.network.own_part(peer), scale) for peer, scale in scales}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimise the network (only when fitted on its own)."""
+        return configure({"network": self.network}, *self._factories, own=self.scaled_parts("network"))
 
     def forward(self, views: Tensor) -> StudentOutput:
         """Classify `views`, [B, V, C, H, W] (peer i sees view i) or [B, C, H, W] (all see the same)."""
@@ -24,3 +73,12 @@ class StudentModule(PeersModule):
         """Classify `views`, and keep what is computed on the way for methods that build on it."""
         seen = self.network.stages(views)
         return StudentOutput(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
+
+
+def _check_peers(peers: int, scale: Sequence[float] | None, frozen: Sequence[int]) -> None:
+    if scale is not None and (len(scale) != peers or not all(0 < factor < float("inf") for factor in scale)):
+        raise ConfigError(f"method.peer_lr_scale needs a positive factor for each of {peers} peers, got {[*scale]}.")
+    if len(set(frozen)) < len(frozen) or any(peer not in range(peers) for peer in frozen):
+        raise ConfigError(f"method.frozen_peers is {[*frozen]}: name each once, of 0 to {peers - 1}.")
+    if len(frozen) == peers:
+        raise ConfigError("method.frozen_peers names all peers: at least one must learn.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from dkel_lightning.modules.batch import unpack
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.outputs import TeacherOutput
 from dkel_lightning.modules.peers import PeersModule
+from dkel_lightning.modules.weights import load_teacher
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.schedules import Clock, at_time, ema_rate, exactly_one, non_negative, one_of
 
@@ -35,6 +36,9 @@ class TeacherSettings:
         decay_share: the time constant 1 / (1 - a) as a share of the run, or `{from share: time constant}`.
         batchnorm: running statistics are its `own`, a `copy` of the student's, or their `ema`.
         update: `ema`; `gradient` (it learns from the labels itself, and never from the student); `frozen`.
+        backbone: network of a teacher of its own with one peer, for methods with a `foreign_teacher`: a registered
+            name, `torchvision:NAME` or `timm:NAME`; None for the student's.
+        weights: file of its first weights, see `weights.load_teacher`; they replace draw and initialisation.
     """
 
     draw: str = "independent"
@@ -46,6 +50,8 @@ class TeacherSettings:
     decay_share: float | Mapping[float, float] | None = None
     batchnorm: str = "own"
     update: str = "ema"
+    backbone: str | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         one_of("teacher.draw", self.draw, ("independent", "student"))
@@ -119,6 +125,19 @@ class TeacherModule(PeersModule):
             logits, features = self.network(views)
         return TeacherOutput(logits, features)
 
+    def teach(self, views: Tensor) -> TeacherOutput:
+        """Classify `views` as the student sees them; a single teacher of several peers classifies each view.
+
+        Its logits are then [V, B, C]: entry i belongs to peer i's view.
+        """
+        if self.num_peers > 1 or views.dim() != 5 or views.shape[1] == 1:
+            output: TeacherOutput = self(views)
+            return output
+        output = self(views.transpose(0, 1).flatten(0, 1))
+        rows = (views.shape[1], views.shape[0], -1)
+        assert isinstance(output.features, Tensor)
+        return TeacherOutput(output.logits.reshape(rows), output.features.reshape(rows))
+
     def train(self, mode: bool = True) -> TeacherModule:
         """Follow the root's mode: in training the teacher normalises with batch statistics, unless it is frozen.
 
@@ -133,6 +152,16 @@ class TeacherModule(PeersModule):
         if rate != self._host_rate:
             self._host_rate = rate
             self.rate.fill_(rate)
+
+    def load(self) -> None:
+        """Load the weights that the settings name, and keep the initialisation from disturbing them.
+
+        The settings then name them no longer: a checkpoint holds the weights, and needs no file.
+        """
+        if self.settings.weights is not None:
+            load_teacher(self.network, self.settings.weights)
+            self.settings = replace(self.settings, weights=None)
+            self.initialised.fill_(True)
 
     def start_from(self, student: PeerNetwork) -> None:
         """Take over the student's weights if the draw asks for it; an independent draw stays as it is."""

@@ -130,6 +130,14 @@ class PeerNetwork(nn.Module, ABC):
             ConfigError: If there is no such peer.
         """
 
+    def own_part(self, index: int) -> nn.Module:
+        """Return what peer `index` shares with no other peer: its branch, or the whole of a separate network."""
+        self._check_peer(index)
+        return self._own_part(index)
+
+    @abstractmethod
+    def _own_part(self, index: int) -> nn.Module: ...
+
     def _check_peer(self, index: int) -> None:
         if not 0 <= index < self.num_peers:
             raise ConfigError(f"There is no peer {index}: this network's peers are 0 to {self.num_peers - 1}.")
@@ -199,6 +207,9 @@ class BranchedNetwork(PeerNetwork):
         peer.training = self.training
         return peer
 
+    def _own_part(self, index: int) -> nn.Module:
+        return self.branches[index]
+
     def _trunk_outputs(self, views: Tensor) -> Sequence[Tensor]:
         if views.shape[1] == 1:
             return [self._scaled(self.trunk(views[:, 0]))] * self.num_peers
@@ -237,3 +248,6 @@ class IndependentPeers(PeerNetwork):
         """Return network `index` itself; see `PeerNetwork.peer`."""
         self._check_peer(index)
         return cast(SinglePeer, self.peers[index])
+
+    def _own_part(self, index: int) -> nn.Module:
+        return self.peers[index]

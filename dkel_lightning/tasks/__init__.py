@@ -39,6 +39,7 @@ def _quieten() -> None:
         ".*LeafSpec.*is deprecated.*",
         ".*exists and is not empty.*",
         ".*Consider setting `persistent_workers.*",
+        ".*in eval mode at the start of training.*",
         ".*weights_only.*",
         ".*lr_scheduler.step.*before.*optimizer.step.*",
     ):

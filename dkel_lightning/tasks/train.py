@@ -21,7 +21,7 @@ from dkel_lightning.files import Run
 from dkel_lightning.loggers import MetricsFile
 from dkel_lightning.memory import PeakMemory
 from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.tasks import scores
+from dkel_lightning.tasks import scores, stages
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,32 @@ def train(run: Run) -> TrainResult:
     Raises:
         DkelError: with the thing at fault and its cure; the last good checkpoint stays whole.
     """
+    teacher = stages.teacher_run(run)
+    if teacher is not None:
+        run.describe()  # a resumed first stage goes on with this run
+        _say(f"Stage 1 of 2: the teacher, {teacher.values['backbone']['name']}")
+        _train(teacher, None)
+        _say(f"Stage 2 of 2: the student, {run.values['backbone']['name']}")
+        return _train(run, stages.trained_weights(run))
+    given = run.values["teacher"].get("weights")
+    result = _train(run, Path(given) if given else None)
+    following = stages.next_run(run)
+    if following is None:
+        return result
+    if not run.values["trust"]:
+        build.refuse_untrusted(following.values)
+    return _train(following, stages.trained_weights(following))
+
+
+def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
     values = run.values
     if run.resume is not None:
         if not values["trust"]:
             build.refuse_untrusted(values)
         checkpoints.load(run.resume)  # refused here, before anything is prepared
+        teacher_weights = None  # they are in the checkpoint
     images = prepared(values)
-    module = build.distillation(values, images)
+    module = build.distillation(stages.with_weights(values, teacher_weights), images)
     throughput = Throughput()
     logger = MetricsFile(run.folder / "metrics.csv", _resumed_step(run))
     trainer = build.trainer(
@@ -200,12 +219,19 @@ def _opening(run: Run, module: DistillationModule, images: ImageDataModule) -> s
     channels, height, width = images.image_shape
     size = sum(parameter.numel() for parameter in module.student.peer(0).parameters())
     lines.append(
-        f"{values['method']['name']}: {module.student.num_peers} peers of {values['backbone']['name']} "
+        f"{values['method']['name']}: {_peers(values)} "
         f"({size:,} parameters each) on {values['data']['name']} "
         f"({images.train_size:,} training, {images.val_size:,} validation, {images.test_size:,} test images of "
         f"{channels}x{height}x{width}, {images.num_classes} classes)"
     )
     return "\n".join(lines)
+
+
+def _peers(values: build.Values) -> str:
+    peers = values["method"]["peers"]
+    if not isinstance(peers, int):
+        return f"peers {', '.join(peers)}"
+    return f"{peers} peer{'' if peers == 1 else 's'} of {values['backbone']['name']}"
 
 
 @rank_zero_only
@@ -218,6 +244,8 @@ def _say_how_to_go_on(run: Run) -> None:
     if run.part:
         return
     last = run.checkpoints / "last.ckpt"
+    if not last.is_file():
+        last = run.folder / stages.FOLDER / "checkpoints" / "last.ckpt"
     if last.is_file():
         print(f"Interrupted. Go on with: python -m dkel_lightning resume={last}", flush=True)
     else:
