@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
@@ -43,7 +42,8 @@ def linear_weights(logits: Tensor, labels: Tensor, steps: int = LINEAR_STEPS) ->
     logits = at_least_float32(logits)
     # Weights sum to 1, so what all peers say alike has no part in the gradient.
     differing = logits - logits.mean(0)
-    truth = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
+    # Not one_hot, which on some devices reads the labels back to check them.
+    truth = (labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=labels.device)).to(logits.dtype)
 
     def objective(weights: Tensor) -> tuple[Tensor, Tensor]:
         # Products and sums, not a matrix product, which autocast would make a half-precision one.
