@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
@@ -34,8 +37,13 @@ DATA: dict[str, type[data.ImageDataModule]] = {
     "npz": data.NpzDataModule,
 }
 
-TRUSTED = ("torch.optim.", "lightning.pytorch.", "dkel_lightning.")
-"""What a configuration read from a file may name as `_target_`; one typed or composed here may name anything."""
+TRUSTED = re.compile(
+    r"lightning\.pytorch\.Trainer|torch\.optim\.(lr_scheduler\.)?[A-Z]\w*|lightning\.pytorch\.(callbacks|loggers)\.[A-Z]\w*"
+)
+"""What a configuration read from a file may name as `_target_`; one typed or composed here may name anything.
+
+Whole names of classes only: a prefix would let a name walk through a module's own imports to anything.
+"""
 
 
 def datamodule(values: Values) -> data.ImageDataModule:
@@ -119,12 +127,14 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
     settings = dict(values["trainer"])
     if settings["accelerator"] in ("gpu", "cuda") and not _sees_gpu():
         raise ConfigError("trainer: PyTorch sees no GPU here; choose trainer=cpu (or ddp_cpu), or check the driver.")
+    if values["precision"]["name"] == "fp16" and not _sees_gpu():
+        raise ConfigError("precision=fp16 needs a GPU, and PyTorch sees none here: choose precision=bf16 or fp32.")
     torch.set_float32_matmul_precision(values["precision"]["matmul"])
     bar = any(type(callback).__name__.endswith("ProgressBar") for callback in callbacks)
     settings.update(
         precision=values["precision"]["trainer"],
         logger=loggers,
-        callbacks=[*callbacks, *extras(values["callbacks"]["extra"], "callbacks.extra")],
+        callbacks=[*callbacks, *extras(values["callbacks"]["extra"], "callbacks.extra", Callback)],
         plugins=plugins,
         enable_progress_bar=bar,
         enable_model_summary=False,
@@ -134,9 +144,35 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
     return built
 
 
-def extras(nodes: Values | None, where: str) -> list[Any]:
-    """Build the user's own loggers or callbacks, given as name: {_target_: ...}."""
-    return [_try(f"{where}.{name}", _partial(node, f"{where}.{name}")) for name, node in (nodes or {}).items()]
+def extras(nodes: Values | None, where: str, kind: type[Any]) -> list[Any]:
+    """Build the user's own loggers or callbacks, given as name: {_target_: ...}.
+
+    Raises:
+        ConfigError: one is no such mapping, or makes something else.
+    """
+    built = []
+    for name, node in (nodes or {}).items():
+        if not isinstance(node, Mapping):
+            raise ConfigError(f"{where}.{name} must be a mapping with a _target_, got {node!r}.")
+        built.append(_try(f"{where}.{name}", _partial(node, f"{where}.{name}")))
+        if not isinstance(built[-1], kind):
+            raise ConfigError(f"{where}.{name} makes a {type(built[-1]).__name__}, not a {kind.__name__}.")
+    return built
+
+
+def import_modules(names: list[str]) -> None:
+    """Import the user's modules, found beside the working folder or installed.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    for name in names:
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever the user's module raises is what is wrong with it
+            raise ConfigError(f"modules: {name} cannot be imported ({type(error).__name__}: {error}).") from error
 
 
 def refuse_untrusted(values: Any, path: str = "") -> None:
@@ -146,8 +182,13 @@ def refuse_untrusted(values: Any, path: str = "") -> None:
         CheckpointError: with the key and the target.
     """
     if isinstance(values, Mapping):
+        if not path and values.get("modules"):
+            raise CheckpointError(
+                f"The saved configuration would import {', '.join(values['modules'])}. "
+                "If the run is your own, add trust=true; from a stranger, do not."
+            )
         target = values.get("_target_")
-        if target is not None and not str(target).startswith(TRUSTED):
+        if target is not None and TRUSTED.fullmatch(str(target)) is None:
             raise CheckpointError(
                 f"The saved configuration would import {target} ({path}_target_), which is not part of this library. "
                 "If the run is your own, add trust=true; from a stranger, do not."

@@ -121,6 +121,28 @@ def numbers(meaning: str, *, length: int | None = None, optional: bool = False) 
     return Key("a list of numbers" if length is None else f"a list of {length} numbers", meaning, check, optional)
 
 
+def folder_name(meaning: str) -> Key:
+    """Describe the name of a folder."""
+
+    def check(value: Any) -> str | None:
+        fits = isinstance(value, str) and value.strip(". ") and not set(value) & set("/\\\0")
+        return None if fits else ""
+
+    return Key("the name of a folder, without slashes", meaning, check)
+
+
+def modules(meaning: str) -> Key:
+    """Describe a list of importable modules."""
+
+    def check(value: Any) -> str | None:
+        fits = isinstance(value, list) and all(
+            isinstance(item, str) and all(part.isidentifier() for part in item.split(".")) for item in value
+        )
+        return None if fits else ""
+
+    return Key("a list of Python modules", meaning, check)
+
+
 def names(meaning: str) -> Key:
     """Describe a list of words."""
 
@@ -148,7 +170,34 @@ def anything(meaning: str) -> Key:
     return Key("any value", meaning, lambda value: None, optional=True)
 
 
-TASKS = ("train", "evaluate")
+def seeds(meaning: str) -> Key:
+    """Describe a list of seeds, each once."""
+
+    def check(value: Any) -> str | None:
+        each = whole("", 0)
+        fits = isinstance(value, list) and bool(value) and all(each.fault(item) is None for item in value)
+        return None if fits and len(set(value)) == len(value) else ""
+
+    return Key("a list of whole numbers of at least 0, each once", meaning, check)
+
+
+def variants(meaning: str) -> Key:
+    """Describe a list of names, each alone or with a list of overrides."""
+
+    def labelled(item: Any) -> bool:
+        if not isinstance(item, Mapping) or len(item) != 1:
+            return False
+        ((label, overrides),) = item.items()
+        return isinstance(label, str) and isinstance(overrides, list) and all(isinstance(o, str) for o in overrides)
+
+    def check(value: Any) -> str | None:
+        fits = isinstance(value, list) and value and all(isinstance(v, str) or labelled(v) for v in value)
+        return None if fits else ""
+
+    return Key("a list of names, or of {label: [override, ...]}", meaning, check)
+
+
+TASKS = ("train", "evaluate", "compare")
 # Of the methods that ship; others state their needs in their class and are checked when they are built.
 NEED_A_TEACHER = ("dkel", "dkel_released", "pcl", "mean_teacher", "kd")
 # Whose teacher may be a network of its own, of another backbone and with one peer.
@@ -156,10 +205,11 @@ FOREIGN_TEACHER = ("kd",)
 NEED_TWO_PEERS = ("dkel", "dkel_released", "pcl", "dml", "kdcl", "cl_ilr")
 
 KEYS: dict[str, Key] = {
-    "name": text("Folder of the run under outputs/."),
+    "name": folder_name("Folder of the run under outputs/."),
     "seed": whole("Seed of weights, order, augmentation and initialisation batches.", 0),
     "resume": text("Checkpoint to go on from, or `last`: the newest under outputs/.", optional=True),
     "checkpoint": text("Checkpoint to evaluate.", optional=True),
+    "modules": modules("Python modules to import first: methods and backbones of your own register themselves."),
     "trust": switch("Let resume= import classes of your own that the saved configuration names."),
     "deploy.network": choice(
         "Network that is deployed; auto: as the method says, mostly the teacher.",
@@ -179,12 +229,21 @@ KEYS: dict[str, Key] = {
     "protocol.ema.decay_share": schedule("EMA time constant as a share of the run.", 1e-9, 1e9),
     "protocol.milestones": numbers("Milestones of the learning rate, in epochs or (all below 1) shares of the run."),
     "task.name": choice("What to do.", *TASKS),
+    "compare.methods": variants("What is compared: methods, controls, or labels with overrides of their own."),
+    "compare.seeds": seeds("Seeds with which each is trained."),
+    "compare.reference": text("Label that the others are compared to; null: the first.", optional=True),
+    "compare.compute": choice(
+        "Length of a label: its own epochs, or as long as the reference took.", "own", "reference"
+    ),
+    "compare.folder": text("Folder of the comparison; an earlier one is gone on with."),
     "data.name": text("Data set."),
     "data.root": text("Folder or file of the data set."),
     "data.download": switch("Fetch what is missing, where the set can be fetched."),
     "data.batch_size": whole("Training samples a batch and process.", 2),
     "data.eval_batch_size": whole("Evaluation samples a batch and process.", 1),
-    "data.padding": whole("Zeros around a training image before its crop; null: as the set defines.", 0, optional=True),
+    "data.padding": whole(
+        "Zeros around a training image before its crop; null: as the set defines.", 0, 256, optional=True
+    ),
     "data.flip": switch("Mirror half of the training views; null: as the set defines.", optional=True),
     "data.mean": numbers("Channel means in [0, 1]; null: as the set defines, or computed.", optional=True),
     "data.std": numbers("Channel deviations, likewise.", optional=True),
@@ -195,7 +254,7 @@ KEYS: dict[str, Key] = {
     "data.workers": whole("Processes that read images, for workers.", 0),
     "data.drop_last": switch("Leave out a last, smaller training batch."),
     "data.limit": whole("Use only this many training images, stratified.", 2, optional=True),
-    "data.image_size": whole("Side to which images are resized and cropped (image_folder).", 1),
+    "data.image_size": whole("Side to which images are resized and cropped (image_folder).", 1, 2048),
     "data.cache_dir": text("Folder of the decoded images; null: beside them.", optional=True),
     "backbone.name": text("Network of each peer."),
     "backbone.views_per_pass": choice("Views through the trunk in one batch, or one after the other.", "all", "one"),
@@ -261,6 +320,7 @@ KEYS: dict[str, Key] = {
     "optimizer.*": anything("Argument of the optimizer."),
     "scheduler.interval": choice("How often the scheduler steps.", "epoch", "step"),
     "scheduler.milestones": numbers("Epochs, or (all below 1) shares of the run, at which the rate is multiplied."),
+    "scheduler.gamma": number("Factor on the rate.", 0),
     "scheduler.*": anything("Argument of the scheduler."),
     "trainer.max_epochs": whole("Length of the run in epochs; -1: until max_steps or max_time.", -1),
     "trainer.max_steps": whole("Length of the run in optimizer steps; -1: no bound.", -1),
@@ -270,10 +330,10 @@ KEYS: dict[str, Key] = {
     "trainer.fast_dev_run": either(switch("One batch of everything, nothing written."), whole("", 1)),
     "trainer.*": anything("Argument of Lightning's Trainer."),
     "precision.name": choice("Precision.", "fp32", "bf16", "fp16"),
-    "precision.trainer": text("Lightning's name of it."),
+    "precision.trainer": choice("Lightning's name of it.", "32-true", "bf16-mixed", "16-mixed"),
     "precision.matmul": choice("Precision of float32 matrix products.", "highest", "high", "medium"),
     "execution.name": choice("How a step is executed.", "eager"),
-    "execution.threads": whole("CPU threads; null: as torch chooses.", 1, optional=True),
+    "execution.threads": whole("CPU threads; null: as torch chooses.", 1, 1024, optional=True),
     "execution.channels_last": switch("Channels-last memory layout."),
     "logger.extra.*": anything("A logger of your own, by _target_."),
     "callbacks.monitor": text("Metric that makes a checkpoint the best; higher is better."),
@@ -345,6 +405,9 @@ def warnings(values: Values) -> list[str]:
 
 
 def _value_mistakes(values: Values) -> Iterator[str]:
+    for group in ("logger", "callbacks"):
+        if not isinstance(values.get(group, {}).get("extra"), Mapping):
+            yield f"{group}.extra must hold entries name: {{_target_: ...}}."
     for key, value in leaves(values):
         if key.rsplit(".", 1)[-1] in ("_target_", "_partial_"):
             continue
@@ -363,7 +426,9 @@ def _contradictions(values: Values) -> Iterator[str]:
     peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
     if name in NEED_TWO_PEERS and peers < 2:
         yield f"method.peers is {peers}, and {name} needs at least 2: raise it, or choose method=baseline."
-    if teacher["update"] == "none":
+    if teacher["update"] == "none" and "decay" in teacher:
+        yield "teacher.update=none: choose teacher=none, which leaves out the other keys too."
+    elif teacher["update"] == "none":
         if name in NEED_A_TEACHER:
             cure = "frozen" if name in FOREIGN_TEACHER else "independent, copy or follow"
             yield f"teacher=none, but method={name} needs a teacher: choose teacher={cure}."
@@ -380,6 +445,8 @@ def _contradictions(values: Values) -> Iterator[str]:
     peer = values["deploy"]["peer"]
     if isinstance(peer, int) and peer >= peers:
         yield f"deploy.peer={peer}, but {peers} peers are numbered 0 to {peers - 1}."
+    if values["deploy"]["network"] == "ensemble" and peer not in ("auto", "best"):
+        yield f"deploy.peer={peer} means nothing with deploy.network=ensemble: leave it out."
     if values["deploy"]["network"] == "ensemble" and peers < 2:
         yield "deploy.network=ensemble needs at least 2 peers: raise method.peers."
     if (data["mean"] is None) != (data["std"] is None):
@@ -387,6 +454,8 @@ def _contradictions(values: Values) -> Iterator[str]:
     yield from _device_contradictions(values, trainer)
     if values["task"]["name"] == "evaluate" and values["checkpoint"] is None:
         yield "task=evaluate needs checkpoint=PATH of a .ckpt file."
+    if values["task"]["name"] == "compare":
+        yield from _comparison_contradictions(values, trainer)
     if values["task"]["name"] == "train" and values["checkpoint"] is not None:
         yield "checkpoint= belongs to task=evaluate; to go on with a run use resume=PATH."
 
@@ -415,14 +484,45 @@ def _peer_contradictions(method: Values, peers: int) -> Iterator[str]:
         yield "method.frozen_peers names all peers: at least one must learn."
 
 
+def _comparison_contradictions(values: Values, trainer: Values) -> Iterator[str]:
+    if values["resume"] is not None or values["checkpoint"] is not None:
+        yield "resume= and checkpoint= belong to single runs: go on with a comparison by compare.folder=PATH."
+    if trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1:
+        yield "task=compare trains on one device: leave trainer.devices at 1."
+    if trainer["fast_dev_run"]:
+        yield "trainer.fast_dev_run leaves nothing to compare: set trainer.max_epochs=1 instead."
+
+
 def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:
     if values["precision"]["name"] == "fp16" and trainer["accelerator"] == "cpu":
         yield "precision=fp16 needs a GPU: choose precision=bf16 or fp32 on the CPU."
     endless = trainer["max_epochs"] in (-1, None) and trainer["max_steps"] == -1 and not trainer.get("max_time")
     if endless:
         yield "The run has no end: set trainer.max_epochs, trainer.max_steps or trainer.max_time."
-    if trainer["max_epochs"] == 0:
-        yield "trainer.max_epochs is 0: nothing would be trained."
+    for key in ("max_epochs", "max_steps", "limit_train_batches"):
+        if trainer[key] == 0:
+            yield f"trainer.{key} is 0: nothing would be trained."
+    if trainer["limit_test_batches"] == 0:
+        yield "trainer.limit_test_batches is 0: nothing would be tested."
+    yield from _scheduler_contradictions(values["scheduler"], trainer)
+
+
+def _scheduler_contradictions(scheduler: Values, trainer: Values) -> Iterator[str]:
+    milestones = scheduler.get("milestones")
+    by_step = scheduler.get("interval") == "step"
+    if milestones is not None:
+        shares = [0 < milestone < 1 for milestone in milestones]
+        whole_numbers = [milestone >= 1 and milestone == int(milestone) for milestone in milestones]
+        if not (all(shares) or all(whole_numbers)) or sorted(set(milestones)) != list(milestones):
+            yield f"scheduler.milestones is {milestones}: give rising epochs (150, 225) or rising shares (0.5, 0.75)."
+        elif by_step and milestones and all(shares):
+            yield "scheduler.interval=step counts milestones in steps: give scheduler.milestones in steps."
+    if milestones and 0 < milestones[0] < 1 and trainer["max_steps"] != -1:
+        yield "scheduler.milestones are shares of max_epochs, and trainer.max_steps is set: give milestones in epochs."
+    if scheduler.get("T_max") is not None and scheduler["T_max"] < 1:
+        yield f"scheduler.T_max is {scheduler['T_max']}: set it to the length of the run in {scheduler['interval']}s."
+    if by_step and scheduler.get("T_max") is not None and scheduler["T_max"] == trainer["max_epochs"]:
+        yield "scheduler.interval=step counts T_max in steps: set scheduler.T_max to the steps of the run."
 
 
 def _one_of_two(where: str, node: Values, first: str, second: str) -> Iterator[str]:

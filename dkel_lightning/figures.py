@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -77,3 +77,25 @@ def _finish(axes: Axes, label: str, *, legend: bool) -> None:
     axes.grid(alpha=0.3)
     if legend:
         axes.legend(fontsize=8)
+
+
+def draw_comparison(accuracies: Mapping[str, Sequence[float]], reference: str, path: Path) -> None:
+    """Draw the test accuracies of each label into a PNG: a dot a seed, a bar at the mean."""
+    figure = Figure(figsize=(8, 1.4 + 0.42 * len(accuracies)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row, (label, values) in enumerate(accuracies.items()):
+        colour = COLOURS["teacher"] if label == reference else COLOURS["student"]
+        shown = [100 * value for value in values]
+        axes.plot(shown, [row] * len(shown), "o", color=colour, alpha=0.45, markersize=6)
+        if shown:
+            axes.plot(sum(shown) / len(shown), row, "|", color=colour, markersize=20, markeredgewidth=2.5)
+    if accuracies.get(reference):
+        mean = 100 * sum(accuracies[reference]) / len(accuracies[reference])
+        axes.axvline(mean, color=COLOURS["teacher"], linewidth=0.8, linestyle="--", zorder=0)
+    axes.set_yticks(range(len(accuracies)), [*accuracies])
+    axes.set_ylim(len(accuracies) - 0.5, -0.5)
+    axes.set_xlabel("test accuracy of the deployed network, selected epoch (%); a dot a seed, a bar at the mean")
+    axes.grid(axis="x", alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

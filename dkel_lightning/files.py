@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,12 +106,17 @@ def values_in(folder: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(outputs: Path) -> Path:
-    """Find the newest last.ckpt under `outputs` (for `resume=last`).
+    """Find the newest whole last.ckpt or best.ckpt of a run under `outputs`, stepping over torn ones (`resume=last`).
 
     Raises:
         CheckpointError: there is none.
     """
-    found = [path for path in outputs.rglob("last.ckpt") if run_folder(path) is not None]
-    if not found:
-        raise CheckpointError(f"No last.ckpt of a run under {outputs.resolve()}: give its path with resume=PATH.")
-    return max(found, key=lambda path: path.stat().st_mtime)
+    found = [
+        path for name in ("best.ckpt", "last.ckpt") for path in outputs.rglob(name) if run_folder(path) is not None
+    ]
+    # Of equally old ones the last in the list: last.ckpt, which is written after best.ckpt.
+    whole = [path for path in found if zipfile.is_zipfile(path)]
+    if not whole:
+        torn = f" ({len(found)} torn)" if found else ""
+        raise CheckpointError(f"No whole last.ckpt of a run under {outputs.resolve()}{torn}: give a path, resume=PATH.")
+    return max(enumerate(whole), key=lambda item: (item[1].stat().st_mtime, item[0]))[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -155,6 +156,27 @@ class ImageDataModule(LightningDataModule, ABC):
         self._splits = self._divide(data)
         self.train_size, self.val_size, self.test_size = (len(self._splits[s]) for s in ("train", "val", "test"))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what tells this data from other data; kept in every checkpoint."""
+        labels = self._splits_or_error()["train"].labels
+        return {
+            "classes": self.num_classes,
+            "shape": list(self.image_shape),
+            "sizes": [self.train_size, self.val_size, self.test_size],
+            "labels": zlib.crc32(labels.cpu().numpy().tobytes()),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with other data than the run began with.
+
+        Raises:
+            DataError: sizes, shape, classes or training labels differ.
+        """
+        ours = self.state_dict()
+        wrong = [f"{key} {state_dict[key]} then, {ours[key]} now" for key in ours if state_dict.get(key) != ours[key]]
+        if wrong:
+            raise DataError(f"{self.root} is not the data that this run began with ({'; '.join(wrong)}).")
+
     def teardown(self, stage: str | None = None) -> None:
         """Let go of the images on the device."""
         self._resident.clear()
@@ -277,6 +299,8 @@ class ImageDataModule(LightningDataModule, ABC):
             train, held_out = validation_split(train_labels, self.validation, self.split_seed)
             val = _part(data.train, held_out)
         if self.limit is not None:
+            if self.limit < len(data.class_names):
+                raise ConfigError(f"limit={self.limit} is less than the {len(data.class_names)} classes: raise it.")
             train = train[limited(train_labels[train], self.limit, self.split_seed)]
         return {"train": _part(data.train, train), "val": val, "test": test}
 

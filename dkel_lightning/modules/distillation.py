@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -111,7 +111,7 @@ class DistillationModule(LightningModule):
         self._factories = (optimizer, scheduler, interval)
         self._check_deployment()
 
-        with seeded(seed, "method"):
+        with seeded(seed, "method parts"):
             method.attach(student.network)
         self.members = self._members()
         self.term_means = TermMeans(method.terms)
@@ -180,7 +180,8 @@ class DistillationModule(LightningModule):
         Raises:
             ConfigError: an unknown name or key, or parts that do not fit together.
         """
-        chosen, preset = _method(method, len(peers) if isinstance(peers, Sequence) else peers)
+        with seeded(seed, "method"):
+            chosen, preset = _method(method, len(peers) if isinstance(peers, Sequence) else peers)
         peers = chosen.peers if peers is None else peers
         share = sharing or preset.sharing
         if share not in ("trunk", "nothing"):
@@ -389,6 +390,7 @@ class DistillationModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the members' scores; the best peers are those that validation chose."""
         scores = self.scores.per_network() | {"calibration": self.calibration.compute().reshape(-1)}
+        self.log("test/images", self.scores.samples.clone(), reduce_fx="sum", sync_dist=True)
         self.scores.reset()
         self.calibration.reset()
         self._log_scores("test", scores, self.validation_accuracy)
@@ -404,6 +406,11 @@ class DistillationModule(LightningModule):
         if self.teacher is None:
             return None
         return relative_distance([*self.teacher.network.parameters()], [*self.student.network.parameters()])
+
+    def scored_names(self) -> list[str]:
+        """Name what is scored: all members, and the mean and best peer of each network."""
+        kinds = ["student"] if self.teacher is None else ["student", "teacher"]
+        return [*self.members, *(f"{kind}_{what}" for kind in kinds for what in ("mean", "best"))]
 
     def best_peer(self, network: str, scores: Tensor | None = None) -> int:
         """Return the peer of `teacher` or `student` with the highest score; 0 when there was no validation."""
@@ -617,7 +624,12 @@ class _Draw:
                 raise ConfigError("A model of your own is given with the number of peers, not with their names.")
             if self.sharing == "nothing":
                 return networks.IndependentPeers([self._cut(1, redraw).peer(0) for _ in range(self.peers)])
-            return self._cut(self.peers, redraw)
+            network = self._cut(self.peers, redraw)
+            if self._equal_classifiers():
+                classifiers = [branch.classifier for branch in cast("Iterable[networks.Branch]", network.branches)]
+                for classifier in classifiers[1:]:
+                    classifier.load_state_dict(classifiers[0].state_dict())
+            return network
 
     def _cut(self, peers: int, redraw: bool) -> networks.BranchedNetwork:
         assert isinstance(self.backbone, nn.Module)

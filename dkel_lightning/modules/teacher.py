@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from dkel_lightning.functional import cross_entropy
 from dkel_lightning.modules.batch import unpack
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.outputs import TeacherOutput
-from dkel_lightning.modules.peers import PeersModule
+from dkel_lightning.modules.peers import PeersModule, batch_norms
 from dkel_lightning.modules.weights import load_teacher
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.schedules import Clock, at_time, ema_rate, exactly_one, non_negative, one_of
@@ -66,6 +67,10 @@ class TeacherSettings:
         for key, values in (("decay", self.decay), ("decay_share", self.decay_share)):
             if isinstance(values, Mapping) and not values:
                 raise ConfigError(f"teacher.{key} is a schedule without entries: give {{0: value}} at least.")
+            if isinstance(values, Mapping) and 0 not in values:
+                raise ConfigError(
+                    f"teacher.{key} is a schedule that starts at {min(values)}: say what holds from 0 on."
+                )
         for rate in _values(self.decay):
             if not 0 <= rate <= 1:
                 raise ConfigError(f"teacher.decay is a rate between 0 and 1, got {rate}.")
@@ -121,7 +126,7 @@ class TeacherModule(PeersModule):
 
     def forward(self, views: Tensor) -> TeacherOutput:
         """Classify `views` as StudentModule does; without a graph unless it learns."""
-        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()), self._statistics_kept():
             logits, features = self.network(views)
         return TeacherOutput(logits, features)
 
@@ -211,6 +216,19 @@ class TeacherModule(PeersModule):
         if self.settings.batchnorm != "own":
             self._follow_statistics(student, rate)
         self.updates += 1
+
+    @contextmanager
+    def _statistics_kept(self) -> Iterator[None]:
+        """Leave the running statistics to `follow` where they are not the teacher's own."""
+        layers = batch_norms(self.network) if self.training and self.settings.batchnorm != "own" else []
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.momentum = 0.0
+        try:
+            yield
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
 
     def _follow_statistics(self, student: PeerNetwork, rate: float | Tensor) -> None:
         for target, source in zip(*ema.matched_statistics(self.network, student), strict=True):

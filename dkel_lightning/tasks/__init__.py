@@ -7,16 +7,23 @@ import warnings
 
 import torch
 
+from dkel_lightning.comparison import Comparison
 from dkel_lightning.config import TASKS, unknown_choice
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.files import Run
 
 
-def run(run: Run) -> float:
-    """Run the task that the configuration names and return its objective."""
+def run(run: Run, comparison: Comparison | None = None) -> float:
+    """Run the task that the configuration names and return its objective; task=compare needs its plan."""
     _quieten()
     if run.values["execution"]["threads"] is not None:
         torch.set_num_threads(run.values["execution"]["threads"])
+    if run.values.get("modules"):
+        from dkel_lightning import build
+
+        if run.resume is not None and not run.values["trust"]:
+            build.refuse_untrusted(run.values)
+        build.import_modules(run.values["modules"])
     name = run.values["task"]["name"]
     if name == "train":
         from dkel_lightning.tasks.train import train
@@ -26,6 +33,10 @@ def run(run: Run) -> float:
         from dkel_lightning.tasks.evaluate import evaluate
 
         return evaluate(run).objective
+    if name == "compare" and comparison is not None:
+        from dkel_lightning.tasks.compare import compare
+
+        return compare(run, comparison).objective
     raise ConfigError(unknown_choice("task", name, list(TASKS)))
 
 

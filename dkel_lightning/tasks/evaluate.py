@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -36,16 +37,25 @@ def evaluate(run: Run) -> EvaluateResult:
     """
     values = run.values
     path = Path(values["checkpoint"])
-    module = DistillationModule.load_from_checkpoint(path)
+    deploy = {key: value for key, value in values["deploy"].items() if value != "auto"}
+    others: dict[str, Any] = {"deploy": deploy} if deploy else {}
+    module = DistillationModule.load_from_checkpoint(path, **others)
     epoch = int(checkpoints.load(path)["epoch"]) + 1
     images = prepared(values)
     _check_classes(module, images.num_classes, path)
+    _check_channels(module, images.image_shape[0], path)
     trainer = build.trainer(
         {**values, "callbacks": {**values["callbacks"], "extra": {}}}, loggers=[], callbacks=[], plugins=[]
     )
     result = EvaluateResult(scores.test(trainer, module, images, epoch), run.folder / "evaluation.json")
     _report(run, result, path)
     return result
+
+
+def _check_channels(module: DistillationModule, channels: int, path: Path) -> None:
+    expected = (module.recipe or {}).get("in_channels", channels)
+    if expected != channels:
+        raise CheckpointError(f"{path} takes images of {expected} channels, the data has {channels}: set data.root.")
 
 
 def _check_classes(module: DistillationModule, classes: int, path: Path) -> None:

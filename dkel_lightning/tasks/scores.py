@@ -24,6 +24,8 @@ class Scores:
         calibration: expected calibration error by member, in 15 bins.
         deployed: the member that is deployed.
         epoch: epochs trained when the checkpoint was written.
+        images: test images it was tested on, all processes together.
+        validated: whether a validation has chosen the best peers.
         disagreement: share of samples on which two student peers differ, mean over pairs; None with a single peer.
         distance: `||theta_t - theta_s|| / ||theta_s||`; None without a teacher of the student's form.
     """
@@ -33,6 +35,8 @@ class Scores:
     calibration: Mapping[str, float]
     deployed: str
     epoch: int
+    images: int = 0
+    validated: bool = True
     disagreement: float | None = None
     distance: float | None = None
 
@@ -45,6 +49,8 @@ class Scores:
         """Return primitives."""
         return {
             "epoch": self.epoch,
+            "images": self.images,
+            "validated": self.validated,
             "deployed": self.deployed,
             "deployed_accuracy": self.deployed_accuracy,
             "accuracy": dict(self.accuracy),
@@ -64,6 +70,8 @@ def test(trainer: Trainer, module: DistillationModule, images: ImageDataModule, 
         calibration=_by_member(metrics, "test/ece/"),
         deployed=module.deployed_member(),
         epoch=epoch,
+        images=int(metrics["test/images"]),
+        validated=bool(module.validation_accuracy.isfinite().any()),
         disagreement=metrics.get("test/disagreement"),
         distance=metrics.get("test/distance"),
     )
@@ -83,6 +91,8 @@ def show(columns: Mapping[str, Scores], title: str, note: str, console: Console 
     first = next(iter(columns.values()))
     for group in _groups(first.accuracy):
         for member in group:
+            if member.endswith("_best") and not first.validated:
+                continue
             cells = [f"{scores.accuracy[member]:.2%}" for scores in columns.values()]
             marks = [" *" if scores.deployed == member else "  " for scores in columns.values()]
             table.add_row(_label(member), *(cell + mark for cell, mark in zip(cells, marks, strict=True)))

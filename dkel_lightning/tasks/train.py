@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from dkel_lightning import build, checkpoints, config, figures, memory
 from dkel_lightning.callbacks import EpochLines, Throughput
 from dkel_lightning.data import ImageDataModule
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.files import Run
 from dkel_lightning.loggers import MetricsFile
 from dkel_lightning.memory import PeakMemory
@@ -83,12 +87,17 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
         checkpoints.load(run.resume)  # refused here, before anything is prepared
         teacher_weights = None  # they are in the checkpoint
     images = prepared(values)
+    # Constants that were computed from the images belong to the run: an evaluation must not compute them anew.
+    normalize = images.augment.normalize
+    constants = {"mean": list(normalize.mean), "std": list(normalize.std)}
+    run = replace(run, values={**values, "data": {**values["data"], **constants}})
     module = build.distillation(stages.with_weights(values, teacher_weights), images)
+    _check_monitor(values["callbacks"]["monitor"], module)
     throughput = Throughput()
     logger = MetricsFile(run.folder / "metrics.csv", _resumed_step(run))
     trainer = build.trainer(
         values,
-        loggers=[logger, *build.extras(values["logger"]["extra"], "logger.extra")],
+        loggers=[logger, *build.extras(values["logger"]["extra"], "logger.extra", Logger)],
         callbacks=[throughput, *_callbacks(run)],
         plugins=[checkpoints.AtomicCheckpointIO()],
     )
@@ -103,6 +112,8 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
         _say_how_to_go_on(run)
         raise
     seconds, peak = time.perf_counter() - started, memory.peak(device)
+    if run.resume is not None and not throughput.epochs:
+        _say(f"The run was complete already; nothing was trained, and the figures in {run.folder} stay as they are.")
 
     last = scores.test(trainer, module, images, trainer.current_epoch)
     best = _test_best(trainer, module, images)
@@ -113,12 +124,54 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keep the best epoch, and of equally good ones the latest: a small validation set has many ties."""
+    """Keep the best epoch, and of equally good ones the latest: a small validation set has many ties.
+
+    An epoch without a validation is no candidate; the score that Lightning still shows belongs to another one.
+    """
+
+    _validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that this epoch has a score of its own."""
+        self._validated = not trainer.sanity_checking
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare this epoch with the best one, if it was validated."""
+        if self._validated:
+            super().on_train_epoch_end(trainer, pl_module)
+        self._validated = False
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best score also where the folder of the run has been moved: Lightning would forget it."""
+        path = str(Path(str(self.dirpath)) / "best.ckpt")
+        score = state_dict["best_model_score"]
+        if score is not None and Path(path).is_file():
+            places = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
+            state_dict = {**state_dict, **places, "best_k_models": {path: score}}
+        super().load_state_dict(state_dict)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Tell whether this epoch replaces the best one."""
         tied = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
         return tied or super().check_monitor_top_k(trainer, current)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keep the last epoch: every n epochs, and the one with which the run ends."""
+
+    def __init__(self, folder: Path, every_n_epochs: int) -> None:
+        super().__init__(
+            folder, filename="last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        self.every = every_n_epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write if it is time."""
+        done = trainer.current_epoch + 1
+        ends = trainer.should_stop or done == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step
+        if ends or done % self.every == 0:
+            super().on_train_epoch_end(trainer, pl_module)
 
 
 def prepared(values: build.Values) -> ImageDataModule:
@@ -128,31 +181,36 @@ def prepared(values: build.Values) -> ImageDataModule:
     if values["data"]["name"] == "digits":
         images.setup()
         return images
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.parent / f".{root.name}.lock"):
+    # Not beside the data, which may lie where nothing can be written.
+    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"dkel_lightning_{key}.lock", mode=0o666):
         images.prepare_data()
     images.setup()
     return images
 
 
+def _check_monitor(monitor: str, module: DistillationModule) -> None:
+    known = ["val/acc", *(f"val/{kind}/{name}" for kind in ("acc", "nll") for name in module.scored_names())]
+    if monitor not in known:
+        raise ConfigError(f"callbacks.monitor is {monitor!r}: choose one of {', '.join(known)}.")
+
+
 def _callbacks(run: Run) -> list[Callback]:
     settings = run.values["callbacks"]
-    every = settings["checkpoint_every_n_epochs"]
+    mode = "min" if "/nll/" in settings["monitor"] else "max"
     found: list[Callback] = []
     if not run.values["trainer"]["fast_dev_run"]:
         # At the end of the epoch rather than of validation: what the epoch logged is then in the checkpoint.
         common: dict[str, Any] = {"dirpath": run.checkpoints, "save_on_train_epoch_end": True}
         found += [
             BestCheckpoint(
-                filename="best", monitor=settings["monitor"], mode="max", save_top_k=1,
+                filename="best", monitor=settings["monitor"], mode=mode, save_top_k=1,
                 enable_version_counter=False, **common,
             ),
-            ModelCheckpoint(
-                filename="last", save_top_k=1, every_n_epochs=every, enable_version_counter=False, **common
-            ),
+            LastCheckpoint(run.checkpoints, settings["checkpoint_every_n_epochs"]),
         ]  # fmt: skip
     if settings["early_stopping"] is not None:
-        found.append(EarlyStopping(settings["monitor"], mode="max", patience=settings["early_stopping"]))
+        found.append(EarlyStopping(settings["monitor"], mode=mode, patience=settings["early_stopping"]))
     progress = settings["progress"]
     if progress == "auto":
         progress = "bar" if sys.stdout.isatty() else "lines"
@@ -200,17 +258,30 @@ def _report(run: Run, result: TrainResult, logger: MetricsFile) -> None:
         "peak_memory": {"bytes": result.memory.bytes, "of": result.memory.of},
         "deployed_parameters": result.deployed_parameters,
     }
-    chosen = "the test set itself" if values["data"]["selection"] == "paper" else "a held-out part of the training set"
-    note = f"* deployed. Epoch and peer were chosen on {chosen}."
+    note = _note(values, result)
     if not run.part:
         scores.show(columns, f"Test accuracy, {values['method']['name']} on {values['data']['name']}", note)
-    run.write_json("summary.json", summary)
+    if run.resume is None or result.images_per_second is not None or not (run.folder / "summary.json").exists():
+        run.write_json("summary.json", summary)
     if logger.rows:
         title = f"{values['method']['name']} on {values['data']['name']}, {values['backbone']['name']}"
         figures.draw_curves(logger.rows, run.folder / "figures" / "curves.png", f"{title}, seed {values['seed']}")
     speed = f", {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
     there = [item for item in ("summary.json", "metrics.csv", "figures", "checkpoints") if (run.folder / item).exists()]
     print(f"{result.seconds:.0f} s{speed}. Outputs in {run.folder}: {', '.join(there)}")
+
+
+def _note(values: build.Values, result: TrainResult) -> str:
+    """Say what is deployed and what chose it."""
+    peer = (
+        "The peer was set"
+        if values["deploy"]["peer"] not in ("auto", "best")
+        else "The method set or validation chose the peer"
+    )
+    if not result.last.validated:
+        return "* deployed. Nothing was validated, so nothing chose an epoch or a peer."
+    on = "the test set itself" if values["data"]["selection"] == "paper" else "a held-out part of the training set"
+    return f"* deployed. {peer}, and the best epoch, on {on}. {result.last.images} test images."
 
 
 def _opening(run: Run, module: DistillationModule, images: ImageDataModule) -> str:

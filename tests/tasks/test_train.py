@@ -13,8 +13,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dkel_lightning import checkpoints, tasks
-from dkel_lightning.errors import CheckpointError, ConfigError, NonFiniteError
+from dkel_lightning import build, checkpoints, tasks
+from dkel_lightning.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from dkel_lightning.files import Run, newest_checkpoint, saved_values
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.tasks.evaluate import _check_classes, evaluate
@@ -28,6 +28,14 @@ class Interrupt(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch == 2:
             raise KeyboardInterrupt
+
+
+class Spoil(Callback):
+    """Makes every epoch worse than any before it."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for parameter in pl_module.parameters():
+            parameter.data.zero_()
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -161,11 +169,96 @@ def test_resume_last_finds_the_newest_run(tmp_path: Path) -> None:
     for name, age in (("old", 100), ("new", 10), ("torn", 0)):
         folder = tmp_path / name / "checkpoints"
         folder.mkdir(parents=True)
-        (folder / "last.ckpt").write_bytes(b"")
+        (tmp_path / name / "config.yaml").write_text("{}")
+        torch.save({"x": torch.zeros(100)}, folder / "last.ckpt")
+        if name == "torn":
+            (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:500])
         os.utime(folder / "last.ckpt", (1_000_000 - age, 1_000_000 - age))
-        if name != "torn":
-            (tmp_path / name / "config.yaml").write_text("{}")
     assert newest_checkpoint(tmp_path).parent.parent.name == "new"
+
+
+def test_the_best_epoch_survives_a_move_of_the_run_and_a_worse_resume(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    settings = ["trainer.max_epochs=4", "trainer.limit_train_batches=20", "trainer.limit_val_batches=1.0"]
+    full = tiny_run(first, *settings)
+    interrupting = {**full.values, "callbacks": {**full.values["callbacks"]}}
+    interrupting["callbacks"]["extra"] = {"interrupt": {"_target_": f"{__name__}.Interrupt"}}
+    with pytest.raises(SystemExit):
+        train(Run(interrupting, first))
+    best = state_of(first / "checkpoints" / "best.ckpt")["validation_accuracy"]
+    moved = tmp_path / "moved"
+    first.rename(moved)
+    spoiling = {**full.values, "callbacks": {**full.values["callbacks"]}, "trust": True}
+    spoiling["callbacks"]["extra"] = {"spoil": {"_target_": f"{__name__}.Spoil"}}
+    train(Run(spoiling, moved, resume=moved / "checkpoints" / "last.ckpt"))
+    assert torch.equal(state_of(moved / "checkpoints" / "best.ckpt")["validation_accuracy"], best)
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = checkpoints.load(path)["state_dict"]
+    return found
+
+
+def test_an_epoch_without_validation_is_never_the_best_and_the_last_one_is_always_kept(tmp_path: Path) -> None:
+    overrides = ["trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2", "callbacks.checkpoint_every_n_epochs=3"]
+    result = train(tiny_run(tmp_path, *overrides))
+    assert result.best is not None
+    assert result.best.epoch in (2, 4)
+    assert state(tmp_path)["epoch"] == 4
+
+
+def test_constants_computed_from_the_training_images_are_kept_for_evaluation(tmp_path: Path) -> None:
+    train(tiny_run(tmp_path))
+    saved = saved_values(tmp_path / "checkpoints" / "last.ckpt")
+    assert saved["data"]["mean"] == [0.3051]
+    assert saved["data"]["std"] == [0.3758]
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    train(tiny_run(tmp_path, "trainer.max_epochs=2"))
+    other = tiny_run(tmp_path, "trainer.max_epochs=3", "data.limit=500")
+    with pytest.raises(DataError, match=r"not the data that this run began with \(sizes"):
+        train(Run(other.values, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt"))
+
+
+def test_resuming_a_finished_run_leaves_its_figures_alone(tmp_path: Path) -> None:
+    train(tiny_run(tmp_path))
+    before = (tmp_path / "summary.json").read_bytes()
+    train(Run(tiny_run(tmp_path).values, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt"))
+    assert (tmp_path / "summary.json").read_bytes() == before
+
+
+def test_without_validation_nothing_is_said_to_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny_run(tmp_path, "trainer.limit_val_batches=0"))
+    shown = capsys.readouterr().out
+    assert "Nothing was validated" in " ".join(shown.split())
+    assert "best in validation" not in shown
+
+
+def test_a_monitor_that_is_never_logged_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"callbacks\.monitor is 'val/banana': choose one of val/acc, "):
+        train(tiny_run(tmp_path, "callbacks.monitor=val/banana"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "dkel_lightning.provenance.subprocess.run",
+        "lightning.pytorch.trainer.os.system",
+        "torch.optim.sgd.SGD.__init__",
+        "torch.optimizers.Evil",
+    ],
+)
+def test_a_saved_configuration_reaches_nothing_through_other_modules(target: str) -> None:
+    with pytest.raises(CheckpointError, match="would import"):
+        build.refuse_untrusted({"callbacks": {"extra": {"x": {"_target_": target}}}})
+
+
+def test_what_a_saved_configuration_names_ordinarily_is_trusted() -> None:
+    build.refuse_untrusted(compose("scheduler=cosine", "optimizer=adamw"))
+    with pytest.raises(CheckpointError, match="would import mine"):
+        build.refuse_untrusted({"modules": ["mine"]})
 
 
 def test_an_unknown_task_is_refused(tmp_path: Path) -> None:

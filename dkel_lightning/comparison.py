@@ -1,0 +1,171 @@
+"""The plan of a comparison: which configuration each label and seed is trained with, checked before any training.
+
+Imports neither torch nor Hydra: the command line composes, and hands in how.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dkel_lightning import config
+from dkel_lightning.errors import ConfigError
+
+Values = Mapping[str, Any]
+Settle = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""Gives the resolved values of one composed configuration with some keys changed."""
+
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "baseline_smoothing": ("method=baseline", "method.label_smoothing=0.1"),
+    "baseline_long": ("method=baseline", "compare.compute=reference"),
+}
+"""Ready-made labels beside the methods: what distillation has to beat."""
+
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+OWN_TO_THE_WHOLE = ("task", "seed", "resume", "checkpoint", "hydra", "compare")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A label and its configuration.
+
+    Attributes:
+        label: names it in the table, and its folder.
+        settle: gives its values with some keys changed, such as `{"seed": 1}`.
+        same_compute: whether it trains as long as the reference took, rather than as many epochs.
+    """
+
+    label: str
+    settle: Settle
+    same_compute: bool = False
+
+    def values(self, seed: int, epochs: int | None = None) -> dict[str, Any]:
+        """Give the values of one member, an ordinary train task; other `epochs` stretch milestones in epochs."""
+        changes: dict[str, Any] = {"seed": seed}
+        if epochs is not None:
+            changes["trainer.max_epochs"] = epochs
+        values = self.settle(changes)
+        del values["compare"]
+        values["task"] = {"name": "train"}
+        milestones = values["scheduler"].get("milestones")
+        if epochs is not None and milestones and not all(0 < milestone < 1 for milestone in milestones):
+            factor = epochs / self.settle({})["trainer"]["max_epochs"]
+            values["scheduler"] = values["scheduler"] | {"milestones": [round(m * factor) for m in milestones]}
+        return values
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared with what.
+
+    Attributes:
+        variants: in the order of the table.
+        seeds: each variant is trained with each.
+        reference: label that the others are compared to.
+        go_on: the command that goes on with it when interrupted, without its folder.
+    """
+
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    reference: str
+    go_on: str = "python -m dkel_lightning task=compare"
+
+    def members(self) -> Iterator[tuple[Variant, int]]:
+        """Give all members by seed; within a seed those whose length follows from the reference come last."""
+        ordered = sorted(self.variants, key=lambda variant: variant.same_compute)
+        for seed in self.seeds:
+            yield from ((variant, seed) for variant in ordered)
+
+
+def plan(
+    values: Values, given: Sequence[str], methods: Sequence[str], compose: Callable[[list[str]], Settle], go_on: str
+) -> Comparison:
+    """Compose and check every variant.
+
+    Args:
+        values: the comparison's own configuration.
+        given: the overrides of the command line.
+        methods: the choices of the group method.
+        compose: composes a list of overrides, or raises a ConfigError.
+        go_on: see Comparison.
+
+    Raises:
+        ConfigError: all mistakes, each with the label that it is in.
+    """
+    settings = values["compare"]
+    entries = dict(_entries(settings["methods"], methods))
+    mistakes, variants = [*_own_mistakes(values, given, entries)], []
+    for label, overrides in entries.items():
+        try:
+            _check_overrides(overrides)
+            variants.append(_variant(label, _merged(given, overrides), compose))
+        except ConfigError as error:
+            mistakes += [f"{label}: {line}" for line in str(error).splitlines()]
+    reference = settings["reference"] or next(iter(entries))
+    mistakes += [
+        f"{variant.label}: compare.compute=reference means nothing for the reference itself."
+        for variant in variants
+        if variant.label == reference and variant.same_compute
+    ]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return Comparison(tuple(variants), tuple(settings["seeds"]), reference, go_on)
+
+
+def _entries(entries: Sequence[Any], methods: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    seen: set[str] = set()
+    for entry in entries:
+        label = entry if isinstance(entry, str) else next(iter(entry))
+        if not LABEL.fullmatch(label):
+            raise ConfigError(f"compare.methods: {label!r} names a folder; use letters, digits, and any of _ . + -")
+        if label.lower() in seen:
+            raise ConfigError(f"compare.methods has {label} twice: give each entry a label of its own.")
+        seen.add(label.lower())
+        if not isinstance(entry, str):
+            yield label, tuple(entry[label])
+        elif label in CONTROLS:
+            yield label, CONTROLS[label]
+        elif label in methods:
+            yield label, (f"method={label}",)
+        else:
+            raise ConfigError(config.unknown_choice("compare.methods", label, [*methods, *CONTROLS]))
+
+
+def _own_mistakes(values: Values, given: Sequence[str], labels: Mapping[str, Any]) -> Iterator[str]:
+    reference = values["compare"]["reference"]
+    if reference is not None and reference not in labels:
+        yield config.unknown_choice("compare.reference", reference, list(labels))
+    if any(_key(item) == "seed" for item in given):
+        yield "seed= belongs to a single run: a comparison takes compare.seeds=[...]."
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    for item in overrides:
+        key = _key(item)
+        if key.split(".")[0] in OWN_TO_THE_WHOLE and key != "compare.compute":
+            raise ConfigError(f"{item} cannot differ between what is compared: leave it out.")
+
+
+def _merged(given: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Lay a variant's overrides over those of the command line."""
+    own = {_key(item) for item in overrides}
+    kept = [item for item in given if _key(item) not in own and not _key(item).startswith("hydra.")]
+    return [*kept, *overrides]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=", 1)[0]
+
+
+def _variant(label: str, overrides: list[str], compose: Callable[[list[str]], Settle]) -> Variant:
+    settle = compose(overrides)
+    composed = settle({})
+    variant = Variant(label, settle, composed["compare"]["compute"] == "reference")
+    values = variant.values(composed["seed"])
+    config.check(values)
+    trainer = values["trainer"]
+    if variant.same_compute and (trainer["max_epochs"] < 1 or trainer["max_steps"] != -1 or trainer.get("max_time")):
+        raise ConfigError("compare.compute=reference needs a length in epochs alone: trainer.max_epochs.")
+    return variant
