@@ -24,7 +24,7 @@ CONTROLS: dict[str, tuple[str, ...]] = {
 """Ready-made labels beside the methods: what distillation has to beat."""
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-OWN_TO_THE_WHOLE = ("task", "seed", "resume", "checkpoint", "hydra", "compare")
+OF_THE_WHOLE = ("task", "seed", "resume", "checkpoint", "hydra", "compare", "name", "modules", "execution.threads")
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,15 @@ class Variant:
     same_compute: bool = False
 
     def values(self, seed: int, epochs: int | None = None) -> dict[str, Any]:
-        """Give the values of one member, an ordinary train task; other `epochs` stretch milestones in epochs."""
+        """Give the values of one member, an ordinary train task; with other `epochs`, the learning rate's schedule too."""
         changes: dict[str, Any] = {"seed": seed}
         if epochs is not None:
             changes["trainer.max_epochs"] = epochs
         values = self.settle(changes)
         del values["compare"]
         values["task"] = {"name": "train"}
-        milestones = values["scheduler"].get("milestones")
-        if epochs is not None and milestones and not all(0 < milestone < 1 for milestone in milestones):
-            factor = epochs / self.settle({})["trainer"]["max_epochs"]
-            values["scheduler"] = values["scheduler"] | {"milestones": [round(m * factor) for m in milestones]}
+        if epochs is not None:
+            values["scheduler"] = _stretched(values["scheduler"], self.settle({}), epochs)
         return values
 
 
@@ -114,6 +112,18 @@ def plan(
     return Comparison(tuple(variants), tuple(settings["seeds"]), reference, go_on)
 
 
+def _stretched(scheduler: Values, own: Values, epochs: int) -> dict[str, Any]:
+    """Stretch milestones and T_max that are numbers of epochs or steps, and so did not follow `max_epochs`."""
+    factor = epochs / own["trainer"]["max_epochs"]
+    found = dict(scheduler)
+    milestones = found.get("milestones")
+    if milestones and not all(0 < milestone < 1 for milestone in milestones):
+        found["milestones"] = sorted({max(1, round(milestone * factor)) for milestone in milestones})
+    if found.get("T_max") is not None and found["T_max"] == own["scheduler"]["T_max"]:
+        found["T_max"] = max(1, round(found["T_max"] * factor))
+    return found
+
+
 def _entries(entries: Sequence[Any], methods: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     seen: set[str] = set()
     for entry in entries:
@@ -144,7 +154,7 @@ def _own_mistakes(values: Values, given: Sequence[str], labels: Mapping[str, Any
 def _check_overrides(overrides: Sequence[str]) -> None:
     for item in overrides:
         key = _key(item)
-        if key.split(".")[0] in OWN_TO_THE_WHOLE and key != "compare.compute":
+        if f"{key}.".startswith(tuple(f"{own}." for own in OF_THE_WHOLE)) and key != "compare.compute":
             raise ConfigError(f"{item} cannot differ between what is compared: leave it out.")
 
 

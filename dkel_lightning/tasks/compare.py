@@ -28,6 +28,8 @@ Values = Mapping[str, Any]
 
 MAY_DIFFER = ("resume", "trust", "logger", "callbacks.progress", "data.root", "data.download", "data.workers")
 """Keys that change no figure of a member: a finished one stands although they differ."""
+COMPUTED = ("data.mean", "data.std")
+"""Keys that a run fills in where they are null."""
 MEASURED_EPOCHS = 3
 
 
@@ -96,13 +98,15 @@ def _member(folder: Path, comparison: Comparison, variant: Variant, seed: int) -
     where = member_folder(folder, variant.label, seed)
     failure = where / "failed.txt"
     try:
-        if not _finished(where):
-            values = variant.values(seed, _epochs(folder, comparison, variant))
-            _train(values, where)
+        summary = _summary(where)
+        if summary is None:
+            _train(variant.values(seed, _epochs(folder, comparison, variant)), where)
+            summary = _summary(where)
             failure.unlink(missing_ok=True)
         else:
             print("finished before")
-        return tables.outcome(json.loads((where / "summary.json").read_text(encoding="utf-8")))
+        assert summary is not None
+        return tables.outcome(summary)
     except Exception as error:  # whatever one member fails of, the others are still wanted
         message = str(error).strip() or type(error).__name__
         where.mkdir(parents=True, exist_ok=True)
@@ -127,12 +131,13 @@ def _train(values: Values, where: Path) -> None:
     train(Run({**values, "trust": True} if begun else values, where, resume=last if begun else None, part=True))
 
 
-def _finished(where: Path) -> bool:
+def _summary(where: Path) -> dict[str, Any] | None:
+    """Read the summary.json of a finished run, which is written last; None where there is none."""
     try:
-        json.loads((where / "summary.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((where / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return True
+        return None
+    return found
 
 
 # ---------------------------------------------------------------------- the same compute
@@ -163,22 +168,21 @@ def _written_epochs(folder: Path, variant: Variant) -> dict[str, Any] | None:
 def _measured(folder: Path, comparison: Comparison, variant: Variant) -> dict[str, Any]:
     for seed in comparison.seeds:
         where = member_folder(folder, comparison.reference, seed)
-        if not _finished(where):
+        reference, speed = _summary(where), _speed(where)
+        if reference is None or not speed:
             continue
-        reference = json.loads((where / "summary.json").read_text(encoding="utf-8"))
         own = _own_speed(folder, comparison, variant, seed)
-        ratio = own / reference["images_per_second"]
         epochs = reference["test"]["last"]["epoch"]
         return {
             "reference": comparison.reference,
             "seed": seed,
             "reference_epochs": epochs,
-            "reference_images_per_second": reference["images_per_second"],
+            "reference_images_per_second": speed,
             "images_per_second": own,
-            "ratio": ratio,
-            "epochs": max(1, math.ceil(epochs * ratio)),
+            "ratio": own / speed,
+            "epochs": max(1, math.ceil(epochs * own / speed)),
         }
-    raise DkelError(f"Its length follows from {comparison.reference}, which has not finished with any seed so far.")
+    raise DkelError(f"Its length follows from {comparison.reference}, of which no run has finished so far.")
 
 
 def _own_speed(folder: Path, comparison: Comparison, variant: Variant, seed: int) -> float:
@@ -186,13 +190,19 @@ def _own_speed(folder: Path, comparison: Comparison, variant: Variant, seed: int
     wanted = variant.values(seed)
     for other in comparison.variants:
         where = member_folder(folder, other.label, seed)
-        if not other.same_compute and _finished(where) and other.values(seed) == wanted:
+        if not other.same_compute and _speed(where) and other.values(seed) == wanted:
             break
     else:
         where = folder / variant.label / "measured"
-        if not _finished(where):
+        if not _speed(where):
             _train(variant.values(seed, min(MEASURED_EPOCHS, wanted["trainer"]["max_epochs"])), where)
-    return float(json.loads((where / "summary.json").read_text(encoding="utf-8"))["images_per_second"])
+    return _speed(where)
+
+
+def _speed(where: Path) -> float:
+    """Read the training images a second of a finished run; 0 where it says none."""
+    summary = _summary(where)
+    return float((summary or {}).get("images_per_second") or 0)
 
 
 # ---------------------------------------------------------------------- going on, and saying what was done
@@ -206,6 +216,9 @@ def _refuse_others(folder: Path, comparison: Comparison) -> None:
         if not (where / "config.yaml").is_file():
             continue
         written = _written_epochs(folder, variant) if variant.same_compute else None
+        if written and written["reference"] != comparison.reference:
+            mistakes.append(f"{where} was trained as long as {written['reference']}, not {comparison.reference}.")
+            continue
         wanted = variant.values(seed, written["epochs"] if written else None)
         differences = _differences(values_in(where), _as_written(wanted))
         if differences:
@@ -224,7 +237,9 @@ def _differences(saved: Values, wanted: Values) -> list[str]:
     return [
         f"{key}: {there.get(key)} there, {here.get(key)} here"
         for key in dict.fromkeys([*there, *here])
-        if there.get(key) != here.get(key) and not any(key == k or key.startswith(f"{k}.") for k in MAY_DIFFER)
+        if there.get(key) != here.get(key)
+        and not any(key == k or key.startswith(f"{k}.") for k in MAY_DIFFER)
+        and not (key in COMPUTED and here.get(key) is None)
     ]
 
 
