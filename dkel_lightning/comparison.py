@@ -42,7 +42,7 @@ class Variant:
     same_compute: bool = False
 
     def values(self, seed: int, epochs: int | None = None) -> dict[str, Any]:
-        """Give the values of one member, an ordinary train task; with other `epochs`, the learning rate's schedule too."""
+        """Give the values of one member, an ordinary train task; other `epochs` stretch its schedule of rates."""
         changes: dict[str, Any] = {"seed": seed}
         if epochs is not None:
             changes["trainer.max_epochs"] = epochs

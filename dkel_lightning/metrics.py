@@ -140,4 +140,4 @@ def relative_distance(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> T
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(tensors)).norm()
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
