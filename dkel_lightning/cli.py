@@ -349,7 +349,10 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key != "hydra"}
+    plain = {str(key): value for key, value in values.items() if key != "hydra"}
+    # A method of the user's own may leave out what all methods have.
+    plain["method"] = {"peers": 3, "sharing": "trunk", "views": "per_peer", "classifiers": "own", **plain["method"]}
+    return plain
 
 
 # ---------------------------------------------------------------------- inside Hydra

@@ -140,4 +140,5 @@ def relative_distance(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> T
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    return norm

@@ -26,6 +26,7 @@ class Scores:
         epoch: epochs trained when the checkpoint was written.
         images: test images it was tested on, all processes together.
         validated: whether a validation has chosen the best peers.
+        peer_was_chosen: whether it chose the deployed one too, rather than the user or the method.
         disagreement: share of samples on which two student peers differ, mean over pairs; None with a single peer.
         distance: `||theta_t - theta_s|| / ||theta_s||`; None without a teacher of the student's form.
     """
@@ -37,6 +38,7 @@ class Scores:
     epoch: int
     images: int = 0
     validated: bool = True
+    peer_was_chosen: bool = True
     disagreement: float | None = None
     distance: float | None = None
 
@@ -72,6 +74,7 @@ def test(trainer: Trainer, module: DistillationModule, images: ImageDataModule, 
         epoch=epoch,
         images=int(metrics["test/images"]),
         validated=bool(module.validation_accuracy.isfinite().any()),
+        peer_was_chosen=module.deployment.peer == "best" and module.deployment.network != "ensemble",
         disagreement=metrics.get("test/disagreement"),
         distance=metrics.get("test/distance"),
     )

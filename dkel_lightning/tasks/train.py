@@ -273,15 +273,12 @@ def _report(run: Run, result: TrainResult, logger: MetricsFile) -> None:
 
 def _note(values: build.Values, result: TrainResult) -> str:
     """Say what is deployed and what chose it."""
-    peer = (
-        "The peer was set"
-        if values["deploy"]["peer"] not in ("auto", "best")
-        else "The method set or validation chose the peer"
-    )
+    tested = f"{result.last.images} test images."
     if not result.last.validated:
-        return "* deployed. Nothing was validated, so nothing chose an epoch or a peer."
-    on = "the test set itself" if values["data"]["selection"] == "paper" else "a held-out part of the training set"
-    return f"* deployed. {peer}, and the best epoch, on {on}. {result.last.images} test images."
+        return f"* deployed. Nothing was validated, so nothing chose an epoch or a peer. {tested}"
+    where = "the test set itself" if values["data"]["selection"] == "paper" else "a held-out part of the training set"
+    what = "Epoch and peer were" if result.last.peer_was_chosen else "The peer was set beforehand, the epoch"
+    return f"* deployed. {what} chosen on {where}. {tested}"
 
 
 def _opening(run: Run, module: DistillationModule, images: ImageDataModule) -> str:

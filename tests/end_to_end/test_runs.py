@@ -168,3 +168,69 @@ def test_a_saved_configuration_that_names_something_foreign_to_run_is_refused(tm
     assert done.returncode == 1
     assert "would import os.system (optimizer._target_)" in done.stderr
     assert checkpoints.load(folder / "checkpoints" / "last.ckpt")["epoch"] == 0
+
+
+def test_a_method_of_ones_own_runs_from_a_folder_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "own_teacher.yaml").write_text(
+        "# @package _global_\nmethod:\n  name: own_teacher\n  peers: 2\n  views: per_peer\n  weight: 1.0\n"
+    )
+    (tmp_path / "my_methods.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from dkel_lightning import Method\n"
+        "from dkel_lightning.functional import cross_entropy, distillation\n"
+        "from dkel_lightning.methods import register\n"
+        "@dataclass(frozen=True)\n"
+        "class Settings:\n    weight: float = 1.0\n"
+        "@register('own_teacher')\n"
+        "class OwnTeacher(Method):\n"
+        "    Settings = Settings\n    uses_ensemble = False\n    terms = ('ce', 'kd')\n"
+        "    def loss_terms(self, step):\n"
+        "        z, t = step.student.logits, step.teacher.logits.detach()\n"
+        "        return {'ce': cross_entropy(z, step.labels).sum(),\n"
+        "                'kd': self.settings.weight * distillation(z, t, 3.0).sum()}\n"
+    )
+    arguments = ["--config-dir", "conf", "method=own_teacher", "modules=[my_methods]", "method.weight=0.5"]
+    done = dkel(*arguments, "debug=smoke", "trainer.max_epochs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path, "smoke")
+    assert summary(folder)["method"] == "own_teacher"
+    refused = dkel("resume=last", cwd=tmp_path)
+    assert (refused.returncode, "would import my_methods" in refused.stderr) == (1, True)
+    missing = dkel("--config-dir", "conf", "method=own_teacher", "modules=[gone]", "debug=smoke", cwd=tmp_path)
+    assert (missing.returncode, "modules: gone cannot be imported" in missing.stderr) == (2, True)
+
+
+def test_runs_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Path) -> None:
+    arguments = ["debug=smoke", "trainer.max_epochs=1", "callbacks.progress=none"]
+    command = [sys.executable, "-m", "dkel_lightning", *arguments, "hydra.run.dir=outputs/smoke/now"]
+    both = [
+        subprocess.Popen(
+            [*command, f"seed={seed}"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for seed in (1, 2)
+    ]
+    assert [process.wait(timeout=200) for process in both] == [0, 0]
+    folders = sorted((tmp_path / "outputs" / "smoke").iterdir())
+    assert [folder.name for folder in folders] == ["now", "now_1"]
+    assert {summary(folder)["seed"] for folder in folders} == {1, 2}
+
+
+def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("a file")
+    done = dkel("debug=smoke", cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"Cannot write to {tmp_path / 'outputs'}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_failing_job_does_not_end_the_sweep(tmp_path: Path) -> None:
+    overrides = ["debug=smoke", "trainer.max_epochs=1", "optimizer.lr=1e30,0.1", "callbacks.progress=none"]
+    done = dkel("-m", *overrides, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Error: 1 jobs of the sweep failed: 0." in done.stderr
+    (sweep,) = (tmp_path / "outputs" / "smoke").iterdir()
+    assert summary(sweep / "1")["test"]["last"]["epoch"] == 1

@@ -31,8 +31,8 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=True)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+    install = [sys.executable, "-m", "pip", "--python", str(folder), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(install, check=True, capture_output=True, timeout=120)
     # A line in a .pth file adds the folder itself and none of its .pth files, so not the checkout's editable install.
     (site / "heavy.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     return folder
@@ -68,11 +68,7 @@ def test_the_installed_package_runs_from_another_directory(environment: Path, tm
 
 @pytest.mark.slow
 def test_the_console_script_is_the_same_program(environment: Path, tmp_path: Path) -> None:
-    # What an installer writes for the entry point `dkel = dkel_lightning.cli:main`.
-    (entry,) = environment.rglob("entry_points.txt")
-    assert "dkel = dkel_lightning.cli:main" in entry.read_text()
     script = environment / "bin" / "dkel"
-    script.write_text("import sys\nfrom dkel_lightning.cli import main\nsys.exit(main())\n")
     done = run(environment, str(script), "trainer.fast_dev_run=true", "method=pcl", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "pcl on digits" in done.stdout

@@ -1,0 +1,76 @@
+"""What reviews found: statistics that follow, classifiers of own models, seeds of a method's own weights."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from dkel_lightning import DistillationModule, Step
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.methods.base import METHODS, register
+from dkel_lightning.methods.baseline import Baseline
+from dkel_lightning.networks import Branch
+
+
+def small(**settings: object) -> DistillationModule:
+    return DistillationModule.build("resnet8", 4, in_channels=1, image_size=(8, 8), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", ["ema", "copy", "own"])
+def test_statistics_of_the_teacher_follow_the_student_alone_although_it_runs_in_train_mode(rule: str) -> None:
+    module = small(teacher={"batchnorm": rule, "decay": 0.75}).train()
+    assert module.teacher is not None
+    teacher, student = (dict(part.network.named_buffers()) for part in (module.teacher, module.student))
+    name = next(key for key in teacher if key.endswith("running_mean"))
+    images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = teacher[name].clone()
+    module.student(images)
+    module.teacher(images)
+    seen = teacher[name].clone()
+    assert torch.equal(seen, before) is (rule != "own")
+    module.teacher.follow(module.student.network)
+    expected = {"ema": 0.75 * before + 0.25 * student[name], "copy": student[name], "own": seen}[rule]
+    torch.testing.assert_close(teacher[name], expected)
+    assert {layer.momentum for layer in module.teacher.network.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.1}
+
+
+def classifiers(module: DistillationModule) -> list[Tensor]:
+    branches = [branch for branch in module.student.network.modules() if isinstance(branch, Branch)]
+    return [next(branch.classifier.parameters()) for branch in branches]
+
+
+def test_equal_classifiers_are_equal_in_a_model_of_ones_own_too() -> None:
+    made = {
+        name: classifiers(
+            DistillationModule.build(resnet18(num_classes=4), 4, peers=2, split_at="layer4", classifiers=name)
+        )
+        for name in ("own", "equal", "released")
+    }
+    assert [torch.equal(*pair) for pair in made.values()] == [False, True, True]
+    with pytest.raises(ConfigError, match=r"method\.classifiers is 'equl'"):
+        DistillationModule.build(resnet18(num_classes=4), 4, peers=2, split_at="layer4", classifiers="equl")
+
+
+def test_a_methods_own_weights_are_drawn_from_the_seed() -> None:
+    @register("gated")
+    class Gated(Baseline):
+        teacher: ClassVar[str] = "none"
+
+        def __init__(self, peers: int, settings: object = None) -> None:
+            super().__init__(peers, settings)
+            self.gate = nn.Linear(3, 3)
+
+        def loss_terms(self, step: Step) -> dict[str, Tensor]:
+            return super().loss_terms(step)
+
+    try:
+        methods = [small(method="gated", seed=seed).method for seed in (0, 0, 1)]
+        first, again, other = (dict(method.named_parameters())["gate.weight"] for method in methods)
+    finally:
+        del METHODS["gated"]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
