@@ -1,0 +1,327 @@
+"""KD: its loss by hand, the teacher of another architecture, and two stages with one command."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torchvision import models  # type: ignore[import-untyped]
+
+from dkel_lightning import DistillationModule, cli, methods
+from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.files import Run, saved_values
+from dkel_lightning.modules.outputs import Step, StudentOutput, TeacherOutput
+from dkel_lightning.tasks import stages
+from dkel_lightning.tasks.train import train
+from tests.compose import tiny_run
+from tests.modules.toy import CLASSES, SGD, parameters_of, same, train_loader, trainer, val_loader
+
+TWO_STAGES = ("method=kd", "backbone=resnet8", "teacher.backbone=densenet40_12")
+
+
+def step(student: Tensor, teacher: Tensor, labels: list[int]) -> Step:
+    features = torch.zeros(*student.shape[:2], 1)
+    outputs = StudentOutput(student, features), TeacherOutput(teacher, features)
+    return Step(torch.tensor(labels), *outputs, None, torch.zeros(()))
+
+
+def test_loss_and_gradient_of_two_peers_by_hand_and_no_gradient_into_the_teacher() -> None:
+    # One sample, two classes; softmax(z / 2) = (3/4, 1/4) and (1/2, 1/2), softmax(t / 2) = (1/2, 1/2), T = 2.
+    student = torch.tensor([[[2 * log(3.0), 0.0]], [[0.0, 0.0]]], dtype=torch.float64, requires_grad=True)
+    teacher = torch.zeros(1, 1, 2, dtype=torch.float64, requires_grad=True)
+    method = methods.create("kd", 2, {"ce_weight": 0.5, "weight": 3.0, "temperature": 2.0})
+    terms = method.loss_terms(step(student, teacher, [0]))
+    # CE: softmax(z_0) = (9, 1) / 10. KL(t || s_0) = (log(2/3) + log 2) / 2 = log(4/3) / 2, times T^2 = 4.
+    assert terms["ce"].item() == pytest.approx(0.5 * (log(10 / 9) + log(2)), rel=1e-12)
+    assert terms["kd"].item() == pytest.approx(3.0 * 4 * log(4 / 3) / 2, rel=1e-12)
+    (terms["ce"] + terms["kd"]).backward()  # type: ignore[no-untyped-call]
+    # 0.5 (softmax(z) - onehot) + 3 T (softmax(z/T) - softmax(t/T)).
+    first = 0.5 * (0.9 - 1) + 3 * 2 * (0.75 - 0.5)
+    expected = torch.tensor([[[first, -first]], [[-0.25, 0.25]]], dtype=torch.float64)
+    torch.testing.assert_close(student.grad, expected)
+    assert teacher.grad is None
+
+
+def test_every_peer_learns_from_the_teachers_word_on_its_own_view() -> None:
+    module = build(peers=2)
+    views = torch.randn(4, 2, 3, 8, 8)
+    assert module.teacher is not None
+    taught = module.teacher.teach(views).logits
+    assert taught.shape == (2, 4, CLASSES)
+    for peer in range(2):
+        torch.testing.assert_close(taught[peer], module.teacher(views[:, peer]).logits[0])
+    assert module.teacher.teach(views[:, 0]).logits.shape == (1, 4, CLASSES)
+
+
+def test_defaults_are_those_of_repdistiller() -> None:
+    assert methods.create("kd", 1).settings_as_dict() == {"ce_weight": 0.1, "weight": 0.9, "temperature": 4.0}
+    with pytest.raises(ConfigError, match=r"method\.weight"):
+        methods.create("kd", 1, {"weight": -1.0})
+
+
+def build(peers: int = 1, teacher: dict[str, Any] | None = None, **settings: Any) -> DistillationModule:
+    given = {"backbone": "densenet40_12", **(teacher or {})}
+    return DistillationModule.build("resnet8", CLASSES, "kd", peers, teacher=given, optimizer=SGD, **settings)
+
+
+def test_the_frozen_teacher_of_another_architecture_does_not_change_in_training(tmp_path: Path) -> None:
+    module = build(peers=2)
+    assert module.teacher is not None
+    before = {name: value.clone() for name, value in module.teacher.network.state_dict().items()}
+    fit = trainer()
+    fit.fit(module, train_loader(), val_loader())
+    after = module.teacher.network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)  # BatchNorm's statistics too
+    assert int(module.teacher.updates) == 0
+    assert not any(p.requires_grad or p.grad is not None for p in module.teacher.parameters())
+    assert [group["name"] for group in fit.optimizers[0].param_groups] == ["student"]
+    assert "weights/ema_rate" not in fit.callback_metrics
+    assert module.members == ("student_0", "student_1", "student_ensemble", "teacher_0")
+    assert module.deployed_member().startswith("student_")
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt")
+    images = torch.randn(5, 3, 8, 8)
+    assert loaded.teacher is not None
+    torch.testing.assert_close(loaded.teacher.eval()(images).logits, module.teacher.eval()(images).logits)
+    torch.testing.assert_close(loaded.deploy()(images), module.deploy()(images))
+    assert loaded.deploy("teacher")(images).shape == (5, CLASSES)
+
+
+def test_a_teacher_that_learns_beside_its_student_is_in_the_optimizer() -> None:
+    module, fit = build(teacher={"update": "gradient"}), trainer()
+    assert module.teacher is not None
+    before = parameters_of(module.teacher.network)
+    fit.fit(module, train_loader())
+    assert not same(before, parameters_of(module.teacher.network))
+    assert [group["name"] for group in fit.optimizers[0].param_groups] == ["student", "teacher"]
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher", "message"),
+    [
+        ("kd", {"update": "ema"}, "teacher.update must be frozen or gradient"),
+        ("kd", {"init_steps": 2}, "set teacher.init_steps to 0"),
+        ("kd", {"draw": "student"}, "is a network of its own"),
+        ("kd", {"update": "none"}, "KD needs a teacher"),
+        ("dkel", {"backbone": "resnet8"}, "has the student's form"),
+        ("kd", {"backbone": "resnet9"}, "There is no backbone 'resnet9'"),
+        ("kd", {"backbone": "torchvision:resnet51"}, "torchvision has no classifier 'resnet51'. Did you mean resnet"),
+        ("kd", {"backbone": "timm:resnet51x"}, "timm has no classifier 'resnet51x'."),
+    ],
+)
+def test_what_contradicts_a_teacher_of_its_own_is_refused(method: str, teacher: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        DistillationModule.build("resnet8", CLASSES, method, 2, teacher=teacher)
+    assert message in str(caught.value)
+
+
+# ---------------------------------------------------------------------- weights from files
+
+
+def same_logits(module: DistillationModule, network: nn.Module, size: int = 32) -> None:
+    images = torch.randn(3, 3, size, size)
+    assert module.teacher is not None
+    torch.testing.assert_close(module.teacher.eval()(images).logits[0], network.eval()(images))
+
+
+def external(path: Path, backbone: str = "torchvision:resnet18", classes: int = CLASSES) -> DistillationModule:
+    return DistillationModule.build("resnet8", classes, "kd", 1, teacher={"backbone": backbone, "weights": str(path)})
+
+
+@pytest.mark.parametrize("wrapped", ["plain", "state_dict", "ddp"])
+def test_the_teacher_takes_the_state_dict_of_a_torchvision_model(wrapped: str, tmp_path: Path) -> None:
+    model = models.resnet18(weights=None, num_classes=CLASSES)
+    weights: dict[str, Any] = dict(model.state_dict())
+    weights = {"epoch": 3, "state_dict": weights} if wrapped == "state_dict" else weights
+    weights = {f"module.{key}": value for key, value in weights.items()} if wrapped == "ddp" else weights
+    torch.save(weights, tmp_path / "w.pth")
+    module = external(tmp_path / "w.pth")
+    same_logits(module, model)
+    fit = trainer()
+    fit.strategy.connect(module)
+    fit.save_checkpoint(tmp_path / "kd.ckpt")
+    (tmp_path / "w.pth").unlink()  # the teacher is in the student's checkpoint
+    same_logits(DistillationModule.load_from_checkpoint(tmp_path / "kd.ckpt"), model)
+
+
+def test_the_teacher_takes_the_state_dict_of_a_timm_model_that_adapts_to_one_channel(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("resnet10t", pretrained=False, num_classes=CLASSES, in_chans=1)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    given = {"backbone": "timm:resnet10t", "weights": str(tmp_path / "w.pt")}
+    module = DistillationModule.build("resnet8", CLASSES, "kd", 1, teacher=given, in_channels=1)
+    images = torch.randn(3, 1, 32, 32)
+    assert module.teacher is not None
+    torch.testing.assert_close(module.teacher(images).logits[0], model.eval()(images))
+
+
+def test_the_teacher_takes_the_deployed_peer_of_a_checkpoint_or_its_state_dict(tmp_path: Path) -> None:
+    taught = DistillationModule.build("resnet8", CLASSES, "dkel", 2, seed=5, deploy={"network": "teacher", "peer": 1})
+    fit = trainer()
+    fit.strategy.connect(taught)
+    fit.save_checkpoint(tmp_path / "dkel.ckpt")
+    torch.save(taught.deploy().state_dict(), tmp_path / "peer.pt")
+    for name in ("dkel.ckpt", "peer.pt"):
+        same_logits(build(teacher={"backbone": "resnet8", "weights": str(tmp_path / name)}), taught.deploy(), 8)
+
+
+def test_a_dkel_teacher_of_several_peers_takes_those_of_a_checkpoint(tmp_path: Path) -> None:
+    taught = DistillationModule.build("resnet8", CLASSES, "dkel", 2, seed=5)
+    fit = trainer()
+    fit.strategy.connect(taught)
+    fit.save_checkpoint(tmp_path / "dkel.ckpt")
+    settings = {"update": "frozen", "weights": str(tmp_path / "dkel.ckpt")}
+    module = DistillationModule.build("resnet8", CLASSES, "dkel", 2, teacher=settings, optimizer=SGD)
+    trainer().fit(module, train_loader())
+    assert module.teacher is not None
+    assert taught.teacher is not None
+    assert same(parameters_of(module.teacher.network), parameters_of(taught.teacher.network))
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_keys(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    with pytest.raises(CheckpointError, match="No weights at"):
+        external(path)
+    weights = models.resnet18(weights=None, num_classes=CLASSES).state_dict()
+    torch.save({**{k: v for k, v in weights.items() if k != "fc.bias"}, "head.bias": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match=r"missing: fc\.bias; unexpected: head\.bias"):
+        external(path)
+    torch.save(models.resnet18(weights=None, num_classes=1000).state_dict(), path)
+    with pytest.raises(CheckpointError, match="knows 1000 classes, the data has 3"):
+        external(path)
+    torch.save(weights, path)
+    with pytest.raises(CheckpointError, match=r"do not fit the teacher \(missing: .* more; unexpected: "):
+        external(path, "torchvision:vgg11")
+    torch.save({"a": 1}, path)
+    with pytest.raises(CheckpointError, match="is no state_dict: a holds no tensor"):
+        external(path)
+    torch.save(models.resnet18(weights=None), path)
+    with pytest.raises(CheckpointError, match="objects that could run code"):
+        external(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match=r"w\.pth"):
+        external(path)
+
+
+def test_a_missing_timm_is_answered_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without_timm(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "timm":
+            raise ModuleNotFoundError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_timm)
+    with pytest.raises(ConfigError, match=r"pip install 'dkel-lightning\[timm\]'"):
+        build(teacher={"backbone": "timm:resnet18"})
+
+
+def test_torchvision_says_that_it_needs_three_channels() -> None:
+    given = {"backbone": "torchvision:resnet18"}
+    with pytest.raises(ConfigError, match="takes images of 3 channels, the data has 1"):
+        DistillationModule.build("resnet8", CLASSES, "kd", 1, teacher=given, in_channels=1)
+
+
+# ---------------------------------------------------------------------- two stages with one command
+
+
+class Interrupt(Callback):
+    """Stands for Ctrl-C at the start of the second epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+def teacher_of(path: Path) -> dict[str, Tensor]:
+    module = DistillationModule.load_from_checkpoint(path)
+    assert module.teacher is not None
+    return dict(module.teacher.network.state_dict())
+
+
+def test_one_command_trains_the_teacher_and_then_the_student_from_it(tmp_path: Path) -> None:
+    train(tiny_run(tmp_path, *TWO_STAGES, "method.peers=2"))
+    first = tmp_path / "teacher"
+    summary = json.loads((first / "summary.json").read_text())
+    assert (summary["method"], summary["backbone"], summary["peers"]) == ("baseline", "densenet40_12", 1)
+    assert saved_values(first / "checkpoints" / "best.ckpt")["trainer"]["max_epochs"] == 2
+    best = DistillationModule.load_from_checkpoint(first / "checkpoints" / "best.ckpt").student.network.state_dict()
+    for name in ("best.ckpt", "last.ckpt"):
+        inside = teacher_of(tmp_path / "checkpoints" / name)
+        assert best.keys() == inside.keys()
+        assert all(torch.equal(best[key], inside[key]) for key in best)
+    second = json.loads((tmp_path / "summary.json").read_text())
+    assert second["method"] == "kd"
+    assert second["test"]["best"]["accuracy"]["teacher_0"] == summary["test"]["best"]["accuracy"]["student_0"]
+    assert second["test"]["best"]["deployed"].startswith("student_")
+
+
+def test_teacher_and_student_of_one_architecture_do_not_start_alike() -> None:
+    values = tiny_run(Path(), "method=kd").values
+    inner = stages.teacher_values(values)
+    assert inner["backbone"]["name"] == values["backbone"]["name"]
+    assert inner["seed"] != values["seed"]
+    assert inner["data"] == values["data"]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_interrupted_stage_goes_on_and_ends_where_it_would_have(
+    stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tiny_run(tmp_path / "whole", *TWO_STAGES))
+    broken = tiny_run(tmp_path / "outputs" / "broken", *TWO_STAGES)
+    with monkeypatch.context() as patch:
+        patch.setattr("dkel_lightning.tasks.train._callbacks", interrupted(stage))
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(broken)
+    monkeypatch.chdir(tmp_path)
+    checkpoint = cli.find_resume("last").resolve()
+    assert checkpoint.parent.parent.name == ("teacher" if stage == 1 else "broken")
+    result = train(Run(saved_values(checkpoint), checkpoint.parent.parent, checkpoint))
+    assert result.folder.name == "broken"
+    assert result.last.accuracy == whole.last.accuracy
+    ours, theirs = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (broken.folder, tmp_path / "whole")
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def interrupted(stage: int) -> Any:
+    from dkel_lightning.tasks import train as module
+
+    real = module._callbacks
+
+    def callbacks(run: Run) -> list[Callback]:
+        hit = (run.folder.name == "teacher") == (stage == 1)
+        return [*real(run), *([Interrupt()] if hit else [])]
+
+    return callbacks
+
+
+def test_given_weights_skip_the_first_stage(tmp_path: Path) -> None:
+    train(tiny_run(tmp_path / "a", "method=baseline", "method.peers=1", "teacher=none"))
+    path = tmp_path / "a" / "checkpoints" / "best.ckpt"
+    run = tiny_run(tmp_path / "b", "method=kd", "teacher.backbone=resnet8", f"teacher.weights={path}")
+    train(run)
+    assert not (tmp_path / "b" / "teacher").exists()
+    path.unlink()
+    last = tmp_path / "b" / "checkpoints" / "last.ckpt"
+    assert train(Run(run.values, run.folder, last)).last.epoch == 2  # a resume needs no file of weights
+
+
+def test_a_stranger_s_outer_configuration_is_checked_before_its_second_stage(tmp_path: Path) -> None:
+    train(tiny_run(tmp_path, *TWO_STAGES))
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("_target_: torch.optim.SGD", "_target_: os.system"))
+    first = tmp_path / "teacher" / "checkpoints" / "last.ckpt"
+    with pytest.raises(CheckpointError, match=r"would import os\.system"):
+        train(Run(saved_values(first), first.parent.parent, first))
