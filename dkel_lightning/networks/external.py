@@ -32,7 +32,7 @@ def external(name: str, num_classes: int, in_channels: int) -> IndependentPeers:
 
 
 def _from_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    from torchvision import models  # type: ignore[import-untyped]
+    from torchvision import models
 
     known = models.list_models(module=models)
     if name not in known:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torchvision import models  # type: ignore[import-untyped]
+from torchvision import models
 
 from dkel_lightning import DistillationModule, cli, methods
 from dkel_lightning.errors import CheckpointError, ConfigError
