@@ -202,7 +202,7 @@ TASKS = ("train", "evaluate", "compare")
 NEED_A_TEACHER = ("dkel", "dkel_released", "pcl", "mean_teacher", "kd")
 # Whose teacher may be a network of its own, of another backbone and with one peer.
 FOREIGN_TEACHER = ("kd",)
-NEED_TWO_PEERS = ("dkel", "dkel_released", "pcl", "dml", "kdcl", "cl_ilr")
+NEED_TWO_PEERS = ("dkel", "dkel_released", "pcl", "dml", "kdcl", "cl_ilr", "one", "okddip", "ffl")
 
 KEYS: dict[str, Key] = {
     "name": folder_name("Folder of the run under outputs/."),
@@ -296,6 +296,7 @@ KEYS: dict[str, Key] = {
         "The other peers as targets (DML): each, or their mean logits.", "pairwise", "mean_logits"
     ),
     "method.target": choice("The one target of all peers (KDCL).", "naive", "linear", "min_logit", "mean"),
+    "method.attention_divisor": whole("Queries and keys are this many times narrower than the features.", 1),
     "method.detach": switch("Keep the gradient out of the peers that teach."),
     "method.consistency": choice("Distance of student and teacher (Mean Teacher).", "mse", "kl"),
     "method.beta": number(

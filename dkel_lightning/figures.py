@@ -17,6 +17,11 @@ TERM_NAMES = {
     "train/ce_ensemble": "labels to ensemble",
     "train/kd_ensemble": "ensemble to peers",
     "train/kd_individual": "individual teachers to peers",
+    "train/kd_peers": "peers to peers",
+    "train/kd_leader": "peers to leader",
+    "train/kd_fusion": "peers to fusion",
+    "train/kd_target": "common target to peers",
+    "train/consistency": "teacher to student",
     "train/kd_assembled": "assembled teachers to peers",
 }
 

@@ -1,0 +1,94 @@
+"""FFL: feature fusion for online mutual knowledge distillation (Kim et al., arXiv 1904.09058)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import cross_entropy, distillation
+from dkel_lightning.methods.base import Method, register
+from dkel_lightning.methods.pcl import check_temperature
+from dkel_lightning.modules.outputs import Step, StudentOutput
+from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.schedules import RampUp
+
+
+@dataclass(frozen=True)
+class FFLSettings:
+    """Settings of FFL: the temperature T and the ramp-up of all that is distilled."""
+
+    temperature: float = 3.0
+    rampup: RampUp = field(default_factory=RampUp)
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+
+
+@register("ffl", views="shared", peers=2)
+class FFL(Method):
+    """`L = sum_i CE(z_i) + CE(z_F) + r [ sum_i KD(z_i, sg z_F) + KD(z_F, sg mean_i z_i) ]`.
+
+    z_F are the logits of a fusion module on the peers' concatenated last feature maps: depthwise 3x3, BatchNorm, ReLU,
+    1x1 to the width of one peer, BatchNorm, ReLU, average pooling, linear. Detached: both targets. Deployed: the best
+    peer of the student; the fused classifier with `deploy.network=ensemble`.
+    """
+
+    Settings: ClassVar[type[FFLSettings]] = FFLSettings
+    settings: FFLSettings
+    teacher: ClassVar[str] = "none"
+    uses_ensemble: ClassVar[bool] = False
+    needs_stages: ClassVar[bool] = True
+    makes_ensemble: ClassVar[bool] = True
+    deployed_network: ClassVar[str] = "student"
+
+    fusion: nn.Module
+
+    def attach(self, network: PeerNetwork) -> None:
+        """Make the fusion module; pooled maps are the features of a registered backbone, so their widths are equal."""
+        wide, narrow = sum(network.feature_dims), network.feature_dims[0]
+        self.fusion = nn.Sequential(
+            nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False),
+            nn.BatchNorm2d(wide),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(wide, narrow, 1, bias=False),
+            nn.BatchNorm2d(narrow),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(narrow, network.num_classes),
+        )
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the terms: labels, the fusion's labels, fusion to peers, peers to fusion."""
+        return ("ce", "ce_ensemble", "kd_ensemble", "kd_fusion")
+
+    def combine(self, student: StudentOutput) -> Tensor:
+        """Classify the peers' concatenated maps, [B, C].
+
+        Raises:
+            ConfigError: the networks do not tell their last feature maps, or these differ in size.
+        """
+        if student.maps is None:
+            raise ConfigError("ffl fuses feature maps, which this network does not tell: take a registered backbone.")
+        sizes = {tuple(maps.shape[2:]) for maps in student.maps}
+        if len(sizes) > 1:
+            raise ConfigError(f"ffl fuses feature maps, and those of the peers differ in size: {sorted(sizes)}.")
+        fused: Tensor = self.fusion(torch.cat(student.maps, dim=1))
+        return fused
+
+    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+        """Compute the terms, weighted; those of the peers are sums."""
+        logits, fused = step.student.logits, step.student.ensemble_logits
+        assert fused is not None
+        temperature = self.settings.temperature
+        return {
+            "ce": cross_entropy(logits, step.labels).sum(),
+            "ce_ensemble": cross_entropy(fused, step.labels),
+            "kd_ensemble": self.rampup_weight * distillation(logits, fused.detach(), temperature).sum(),
+            "kd_fusion": self.rampup_weight * distillation(fused, logits.detach().mean(0), temperature),
+        }

@@ -1,0 +1,96 @@
+"""OKDDip: online knowledge distillation with diverse peers (Chen et al., AAAI 2020, arXiv 1912.00350)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
+from dkel_lightning.methods.base import Method, register
+from dkel_lightning.methods.pcl import check_temperature
+from dkel_lightning.modules.outputs import Step
+from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.schedules import RampUp
+
+
+@dataclass(frozen=True)
+class OKDDipSettings:
+    """Settings of OKDDip.
+
+    Attributes:
+        temperature: T.
+        rampup: of both distillations.
+        attention_divisor: queries and keys are this many times narrower than the features.
+    """
+
+    temperature: float = 3.0
+    rampup: RampUp = field(default_factory=RampUp)
+    attention_divisor: int = 8
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        if self.attention_divisor < 1:
+            raise ConfigError(f"method.attention_divisor must be at least 1, got {self.attention_divisor}.")
+
+
+@register("okddip", views="shared", peers=4)
+class OKDDip(Method):
+    """`L = sum_a CE(z_a) + CE(z_L) + r [ sum_a KD(z_a, sum_b A_ab z_b) + KD(z_L, mean_b z_b) ]`.
+
+    The last peer is the group leader L, the others are auxiliary peers a, b. For each sample,
+    `A_ab = softmax_b(q(f_a) . k(f_b))` over all auxiliary peers, a itself included. Nothing is detached: gradients
+    flow through the targets into the peers, and so queries and keys learn. Deployed: the leader.
+    """
+
+    Settings: ClassVar[type[OKDDipSettings]] = OKDDipSettings
+    settings: OKDDipSettings
+    teacher: ClassVar[str] = "none"
+    uses_ensemble: ClassVar[bool] = False
+    minimum_peers: ClassVar[int] = 3
+    deployed_network: ClassVar[str] = "student"
+    deployed_peer: ClassVar[int | str] = -1
+
+    query: nn.Linear
+    key: nn.Linear
+
+    def attach(self, network: PeerNetwork) -> None:
+        """Make the linear maps of queries and keys, shared by the auxiliary peers.
+
+        Raises:
+            ConfigError: the auxiliary peers' features differ in width.
+        """
+        widths = set(network.feature_dims[:-1])
+        if len(widths) > 1:
+            raise ConfigError(f"okddip compares features, and its auxiliary peers' differ in width: {sorted(widths)}.")
+        (width,) = widths
+        narrow = max(1, width // self.settings.attention_divisor)
+        self.query = nn.Linear(width, narrow, bias=False)
+        self.key = nn.Linear(width, narrow, bias=False)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the terms: labels, attended peers to peers, mean of the peers to the leader."""
+        return ("ce", "kd_peers", "kd_leader")
+
+    def attention(self, features: Tensor) -> Tensor:
+        """Weigh the auxiliary peers for each other: features [A, B, D] -> [B, A, A], each row a distribution."""
+        queries, keys = self.query(features), self.key(features)
+        scores = (at_least_float32(queries).unsqueeze(1) * at_least_float32(keys).unsqueeze(0)).sum(-1)
+        return scores.permute(2, 0, 1).softmax(-1)
+
+    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+        """Compute the terms, weighted; those of the peers are sums."""
+        logits = at_least_float32(step.student.logits)
+        auxiliary, leader = logits[:-1], logits[-1]
+        weights = self.attention(torch.stack(tuple(step.student.features)[:-1])).permute(1, 2, 0).unsqueeze(-1)
+        attended = (weights * auxiliary.unsqueeze(0)).sum(1)
+        temperature = self.settings.temperature
+        return {
+            "ce": cross_entropy(logits, step.labels).sum(),
+            "kd_peers": self.rampup_weight * distillation(auxiliary, attended, temperature).sum(),
+            "kd_leader": self.rampup_weight * distillation(leader, auxiliary.mean(0), temperature),
+        }

@@ -1,0 +1,107 @@
+"""ONE: on-the-fly native ensemble (Lan et al., NeurIPS 2018, arXiv 1806.04606)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
+from dkel_lightning.methods.base import Method, register
+from dkel_lightning.methods.pcl import check_temperature
+from dkel_lightning.modules.outputs import Step, StudentOutput
+from dkel_lightning.networks import BranchedNetwork, PeerNetwork
+from dkel_lightning.schedules import RampUp
+
+
+@dataclass(frozen=True)
+class ONESettings:
+    """Settings of ONE.
+
+    Attributes:
+        temperature: T.
+        rampup: of what the gated ensemble teaches.
+        detach: keep the gradient of what is taught out of the gate and the teaching peers.
+    """
+
+    temperature: float = 3.0
+    rampup: RampUp = field(default_factory=RampUp)
+    detach: bool = True
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+
+
+@register("one", views="shared")
+class ONE(Method):
+    """`L = sum_i CE(z_i) + CE(z_E) + r sum_i KD(z_i, sg z_E)`, with `z_E = sum_i g_i z_i` gated by the trunk's output.
+
+    The gate is average pooling, a linear layer to P, BatchNorm, ReLU, softmax. Detached: z_E as a target (unless
+    `detach` is false), so the gate learns from `CE(z_E)` alone. Deployed: the first peer of the student.
+    """
+
+    Settings: ClassVar[type[ONESettings]] = ONESettings
+    settings: ONESettings
+    teacher: ClassVar[str] = "none"
+    uses_ensemble: ClassVar[bool] = False
+    needs_stages: ClassVar[bool] = True
+    makes_ensemble: ClassVar[bool] = True
+    deployed_network: ClassVar[str] = "student"
+    deployed_peer: ClassVar[int | str] = 0
+
+    gate: nn.Module
+
+    def attach(self, network: PeerNetwork) -> None:
+        """Make the gate.
+
+        Raises:
+            ConfigError: the peers share no trunk, or it is not known how wide its output is.
+        """
+        if not isinstance(network, BranchedNetwork):
+            raise ConfigError("one gates its peers by their shared trunk: set method.sharing=trunk.")
+        width = _input_width(network.branches[0])
+        self.gate = nn.Sequential(
+            nn.Linear(width, self.peers), nn.BatchNorm1d(self.peers), nn.ReLU(), nn.Softmax(dim=1)
+        )
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the terms: labels, the gated ensemble's labels, the gated ensemble to peers."""
+        return ("ce", "ce_ensemble", "kd_ensemble")
+
+    def combine(self, student: StudentOutput) -> Tensor:
+        """Weigh the peers' logits by the gate, [B, C]."""
+        assert student.trunk is not None
+        # A shared view passes the trunk once; of several views the gate sees the mean.
+        outputs = list({id(output): output for output in student.trunk}.values())
+        pooled = torch.stack([output.flatten(2).mean(2) if output.dim() == 4 else output.mean(1) for output in outputs])
+        weights: Tensor = self.gate(at_least_float32(pooled.mean(0)))
+        return (weights.t().unsqueeze(-1) * student.logits).sum(0)
+
+    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+        """Compute the terms, each summed over the peers and weighted."""
+        student = step.student
+        assert student.ensemble_logits is not None
+        target = student.ensemble_logits.detach() if self.settings.detach else student.ensemble_logits
+        return {
+            "ce": cross_entropy(student.logits, step.labels).sum(),
+            "ce_ensemble": cross_entropy(student.ensemble_logits, step.labels),
+            "kd_ensemble": self.rampup_weight * distillation(student.logits, target, self.settings.temperature).sum(),
+        }
+
+
+def _input_width(branch: nn.Module) -> int:
+    """Read off a branch's first layer with weights how many channels the trunk gives."""
+    for layer in branch.modules():
+        if isinstance(layer, nn.Conv2d):
+            return layer.in_channels
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            return layer.num_features
+        if isinstance(layer, nn.LayerNorm):
+            return int(layer.normalized_shape[-1])
+        if isinstance(layer, nn.Linear):
+            return layer.in_features
+    raise ConfigError("one cannot tell how many channels the trunk gives: cut the model before a layer with weights.")
