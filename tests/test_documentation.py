@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dkel_lightning import cli, methods, reference
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -51,7 +51,7 @@ def test_each_shown_command_is_one_that_the_program_accepts(
     checkpoints = tmp_path / "outputs" / "quickstart" / "TIME" / "checkpoints"
     checkpoints.mkdir(parents=True)
     for name in ("last.ckpt", "best.ckpt"):
-        (checkpoints / name).touch()
+        torch.save({}, checkpoints / name)
     (checkpoints.parent / "config.yaml").write_text("seed: 0\n")
     prepared = cli.prepare(arguments)
     assert prepared[: len(arguments)] == arguments

@@ -315,7 +315,11 @@ def test_logged_names_are_exactly_those_documented() -> None:
     train |= {"train/acc/student_0", "train/acc/student_1", "train/acc/student_mean"}
     weights = {"weights/rampup", "weights/ensemble_decay", "weights/teacher_assembled", "weights/teacher_individual"}
     assert set(fit.callback_metrics) == train | weights | {"weights/ema_rate", "val/acc"} | names_of(2, "val")
-    assert set(fit.test(module, val_loader(), verbose=False)[0]) == names_of(2, "test") | {"test/acc"}
+    calibrated = {name.replace("/acc/", "/ece/") for name in names_of(2, "test")}
+    tested = (
+        names_of(2, "test") | calibrated | {f"test/{what}" for what in ("acc", "images", "disagreement", "distance")}
+    )
+    assert set(fit.test(module, val_loader(), verbose=False)[0]) == tested
 
 
 def test_logged_losses_are_means_over_the_epochs_steps() -> None:

@@ -1,0 +1,86 @@
+"""FFL: its loss and gradients by hand, its fusion module, its ensemble."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models import resnet18
+
+from dkel_lightning import DistillationModule, Step, StudentOutput
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.methods.ffl import FFL
+from dkel_lightning.networks import create
+from dkel_lightning.tasks.train import train
+from tests.compose import tiny_run
+
+LABELS = torch.tensor([0, 2, 1])
+
+
+def kd(student: Tensor, teacher: Tensor) -> Tensor:
+    target = (teacher.detach() / 3).log_softmax(-1)
+    return (target.exp() * (target - (student / 3).log_softmax(-1))).sum(-1).mean() * 9
+
+
+@pytest.mark.parametrize("peers", [2, 3])
+def test_loss_and_gradients_are_those_of_the_formula_and_both_targets_are_detached(peers: int) -> None:
+    draws = torch.Generator().manual_seed(peers)
+    logits = (2 * torch.randn(peers, 3, 4, generator=draws, dtype=torch.float64)).requires_grad_()
+    fused = torch.randn(3, 4, generator=draws, dtype=torch.float64).requires_grad_()
+    ffl = FFL(peers).double()
+    ffl.rampup_weight.fill_(0.7)
+    terms = ffl.loss_terms(Step(LABELS, StudentOutput(logits, logits, fused), None, None, torch.zeros(())))
+    assert tuple(terms) == ffl.terms
+    expected = F.cross_entropy(fused, LABELS) + 0.7 * kd(fused, sum(logits[i] for i in range(peers)) / peers)  # type: ignore[arg-type]
+    for peer in logits:
+        expected = expected + F.cross_entropy(peer, LABELS) + 0.7 * kd(peer, fused)
+    value = torch.stack(list(terms.values())).sum()
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    learning = [logits, fused]
+    for ours, wanted in zip(torch.autograd.grad(value, learning), torch.autograd.grad(expected, learning), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_the_fusion_is_depthwise_then_pointwise_on_the_maps_before_pooling() -> None:
+    torch.manual_seed(0)
+    network, ffl = create("resnet8", 4, 2, in_channels=1).eval(), FFL(2)
+    ffl.attach(network)
+    ffl.eval()
+    images = torch.randn(3, 1, 8, 8)
+    seen = network.stages(images)
+    assert seen.maps is not None
+    assert isinstance(seen.features, Tensor)
+    torch.testing.assert_close(seen.maps[1].mean((2, 3)), seen.features[1])
+    weights = dict(ffl.named_parameters())
+    assert weights["fusion.0.weight"].shape == (128, 1, 3, 3)
+    assert weights["fusion.3.weight"].shape == (64, 128, 1, 1)
+    hidden = F.conv2d(torch.cat(seen.maps, 1), weights["fusion.0.weight"], padding=1, groups=128)
+    hidden = F.conv2d((hidden / (1 + 1e-5) ** 0.5).relu(), weights["fusion.3.weight"])  # fresh BatchNorm, eval mode
+    pooled = (hidden / (1 + 1e-5) ** 0.5).relu().mean((2, 3))
+    expected = pooled @ weights["fusion.8.weight"].T + weights["fusion.8.bias"]
+    output = StudentOutput(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
+    torch.testing.assert_close(ffl.combine(output), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_networks_that_do_not_tell_their_maps_are_refused() -> None:
+    module = DistillationModule.build(resnet18(num_classes=4), 4, "ffl", split_at="layer4")
+    with pytest.raises(ConfigError, match="ffl fuses feature maps, which this network does not tell"):
+        module(torch.randn(2, 3, 32, 32))
+
+
+def test_every_part_of_the_fusion_learns_in_every_step_so_that_plain_ddp_works() -> None:
+    module = DistillationModule.build("resnet8", 4, "ffl", in_channels=1)
+    module.training_step((torch.randn(4, 1, 8, 8), torch.arange(4)), 0).backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_a_run_deploys_a_peer_and_on_request_the_fusion(tmp_path: Path) -> None:
+    result = train(tiny_run(tmp_path, "method=ffl"))
+    assert result.last.deployed in ("student_0", "student_1")
+    module = DistillationModule.load_from_checkpoint(tmp_path / "checkpoints" / "last.ckpt").eval()
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    rows = dict(zip(module.members, module.member_logits(images), strict=True))
+    torch.testing.assert_close(module.deploy("ensemble")(images), rows["ensemble"])

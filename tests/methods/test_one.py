@@ -1,0 +1,96 @@
+"""ONE: its loss and gradients by hand, and what its gate learns from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dkel_lightning import DistillationModule, Step, StudentOutput
+from dkel_lightning.checkpoints import load
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.methods.one import ONE, ONESettings
+from dkel_lightning.networks import create
+from dkel_lightning.tasks.train import train
+from tests.compose import tiny_run
+
+LABELS = torch.tensor([0, 2, 1, 2])
+
+
+def method(peers: int, *, detach: bool = True, rampup: float = 0.7) -> ONE:
+    torch.manual_seed(0)
+    made = ONE(peers, ONESettings(detach=detach))
+    made.attach(create("resnet8", 3, peers, in_channels=1))
+    made.double().train().rampup_weight.fill_(rampup)
+    return made
+
+
+def inputs(peers: int) -> tuple[Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(peers)
+    logits = (2 * torch.randn(peers, 4, 3, generator=draws, dtype=torch.float64)).requires_grad_()
+    trunk = torch.randn(4, 32, 2, 2, generator=draws, dtype=torch.float64)  # what resnet8's trunk gives
+    return logits, trunk
+
+
+def by_hand(one: ONE, logits: Tensor, trunk: Tensor, *, detach: bool) -> Tensor:
+    """Compute the loss from the formula, in plain torch."""
+    linear, norm = one.gate[0], one.gate[1]  # type: ignore[index]
+    scores = trunk.mean((2, 3)) @ linear.weight.T + linear.bias
+    scores = (scores - scores.mean(0)) / (scores.var(0, unbiased=False) + norm.eps).sqrt()
+    gates = (scores * norm.weight + norm.bias).relu().softmax(1)
+    ensemble = sum(gates[:, i : i + 1] * logits[i] for i in range(len(logits)))
+    assert isinstance(ensemble, Tensor)
+    target = ((ensemble.detach() if detach else ensemble) / 3).log_softmax(-1)
+    loss = F.cross_entropy(ensemble, LABELS)
+    for peer in logits:
+        divergence = (target.exp() * (target - (peer / 3).log_softmax(-1))).sum(-1).mean() * 9
+        loss = loss + F.cross_entropy(peer, LABELS) + 0.7 * divergence
+    return loss
+
+
+def loss(one: ONE, logits: Tensor, trunk: Tensor) -> dict[str, Tensor]:
+    output = StudentOutput(logits, logits, trunk=(trunk,) * len(logits))
+    output = output.with_ensemble(one.combine(output))
+    return one.loss_terms(Step(LABELS, output, None, None, torch.zeros(())))
+
+
+@pytest.mark.parametrize("peers", [2, 3, 4])
+@pytest.mark.parametrize("detach", [True, False])
+def test_loss_and_gradients_are_those_of_the_formula(peers: int, detach: bool) -> None:
+    one, (logits, trunk) = method(peers, detach=detach), inputs(peers)
+    terms = loss(one, logits, trunk)
+    assert tuple(terms) == one.terms
+    value, expected = torch.stack(list(terms.values())).sum(), by_hand(one, logits, trunk, detach=detach)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    learning = [logits, *one.parameters()]
+    for ours, wanted in zip(torch.autograd.grad(value, learning), torch.autograd.grad(expected, learning), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_the_gate_learns_from_what_is_taught_only_when_it_is_not_detached(detach: bool) -> None:
+    one, (logits, trunk) = method(3, detach=detach), inputs(3)
+    gradients = torch.autograd.grad(loss(one, logits, trunk)["kd_ensemble"], list(one.parameters()), allow_unused=True)
+    assert all(gradient is None for gradient in gradients) is detach
+
+
+def test_peers_without_a_shared_trunk_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"one gates its peers by their shared trunk: set method\.sharing=trunk"):
+        DistillationModule.build("resnet8", 4, "one", sharing="nothing", in_channels=1)
+
+
+def test_a_run_keeps_the_gate_in_its_checkpoint_and_deploys_the_first_peer_without_it(tmp_path: Path) -> None:
+    result = train(tiny_run(tmp_path, "method=one"))
+    assert result.last.deployed == "student_0"
+    assert "ensemble" in result.last.accuracy
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    module = DistillationModule.load_from_checkpoint(path).eval()
+    assert any(name.startswith("method.gate.") for name in load(path)["state_dict"])
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    rows = dict(zip(module.members, module.member_logits(images), strict=True))
+    torch.testing.assert_close(module.deploy()(images), rows["student_0"])
+    torch.testing.assert_close(module.deploy("ensemble")(images), rows["ensemble"])
+    assert not any("gate" in name for name in module.deploy().state_dict())
