@@ -48,8 +48,19 @@ class FFL(Method):
     fusion: nn.Module
 
     def attach(self, network: PeerNetwork) -> None:
-        """Make the fusion module; pooled maps are the features of a registered backbone, so their widths are equal."""
-        wide, narrow = sum(network.feature_dims), network.feature_dims[0]
+        """Make the fusion module.
+
+        Raises:
+            ConfigError: the networks do not tell their last feature maps, or these differ in size.
+        """
+        maps = network.probe().maps
+        if maps is None:
+            raise ConfigError("ffl fuses feature maps, which this network does not tell: take a registered backbone.")
+        sizes = sorted({tuple(of_peer.shape[2:]) for of_peer in maps})
+        if len(sizes) > 1:
+            raise ConfigError(f"ffl fuses feature maps, and those of the peers differ in size: {sizes}.")
+        widths = [of_peer.shape[1] for of_peer in maps]
+        wide, narrow = sum(widths), widths[0]
         self.fusion = nn.Sequential(
             nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False),
             nn.BatchNorm2d(wide),
@@ -68,16 +79,8 @@ class FFL(Method):
         return ("ce", "ce_ensemble", "kd_ensemble", "kd_fusion")
 
     def combine(self, student: StudentOutput) -> Tensor:
-        """Classify the peers' concatenated maps, [B, C].
-
-        Raises:
-            ConfigError: the networks do not tell their last feature maps, or these differ in size.
-        """
-        if student.maps is None:
-            raise ConfigError("ffl fuses feature maps, which this network does not tell: take a registered backbone.")
-        sizes = {tuple(maps.shape[2:]) for maps in student.maps}
-        if len(sizes) > 1:
-            raise ConfigError(f"ffl fuses feature maps, and those of the peers differ in size: {sorted(sizes)}.")
+        """Classify the peers' concatenated maps, [B, C]."""
+        assert student.maps is not None
         fused: Tensor = self.fusion(torch.cat(student.maps, dim=1))
         return fused
 

@@ -58,11 +58,11 @@ class ONE(Method):
         """Make the gate.
 
         Raises:
-            ConfigError: the peers share no trunk, or it is not known how wide its output is.
+            ConfigError: the peers share no trunk, or it takes no image of the size that the network was built for.
         """
         if not isinstance(network, BranchedNetwork):
             raise ConfigError("one gates its peers by their shared trunk: set method.sharing=trunk.")
-        width = _input_width(network.branches[0])
+        width = pooled(network.probe().trunk[0]).shape[1]
         self.gate = nn.Sequential(
             nn.Linear(width, self.peers), nn.BatchNorm1d(self.peers), nn.ReLU(), nn.Softmax(dim=1)
         )
@@ -77,8 +77,8 @@ class ONE(Method):
         assert student.trunk is not None
         # A shared view passes the trunk once; of several views the gate sees the mean.
         outputs = list({id(output): output for output in student.trunk}.values())
-        pooled = torch.stack([output.flatten(2).mean(2) if output.dim() == 4 else output.mean(1) for output in outputs])
-        weights: Tensor = self.gate(at_least_float32(pooled.mean(0)))
+        seen = torch.stack([pooled(output) for output in outputs]).mean(0)
+        weights: Tensor = self.gate(at_least_float32(seen))
         return (weights.t().unsqueeze(-1) * student.logits).sum(0)
 
     def loss_terms(self, step: Step) -> dict[str, Tensor]:
@@ -93,15 +93,8 @@ class ONE(Method):
         }
 
 
-def _input_width(branch: nn.Module) -> int:
-    """Read off a branch's first layer with weights how many channels the trunk gives."""
-    for layer in branch.modules():
-        if isinstance(layer, nn.Conv2d):
-            return layer.in_channels
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            return layer.num_features
-        if isinstance(layer, nn.LayerNorm):
-            return int(layer.normalized_shape[-1])
-        if isinstance(layer, nn.Linear):
-            return layer.in_features
-    raise ConfigError("one cannot tell how many channels the trunk gives: cut the model before a layer with weights.")
+def pooled(output: Tensor) -> Tensor:
+    """Average over positions: maps [B, C, H, W], tokens [B, N, C] or vectors [B, C] -> [B, C]."""
+    if output.dim() == 4:
+        return output.mean((2, 3))
+    return output.mean(1) if output.dim() == 3 else output

@@ -160,8 +160,8 @@ class DistillationModule(LightningModule):
             split_at: for a model of your own, the module at which the branches begin, such as "layer4".
             classifier: for a model of your own, its classifier's name; the last linear layer by default.
             teacher: settings laid over the method's, see TeacherSettings; `{"update": "none"}` for no teacher.
-            in_channels: channels of the images (registered backbones).
-            image_size: (height, width), checked against what the backbone can take.
+            in_channels: channels of the images.
+            image_size: (height, width), checked against what the backbone can take; 224 for a model of your own.
             views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over
                 views, or `one` after the other.
             classifiers: how the branches' classifiers start: `own`, `equal`, `released`; the method's by default.
@@ -623,8 +623,11 @@ class _Draw:
             if not isinstance(self.peers, int):
                 raise ConfigError("A model of your own is given with the number of peers, not with their names.")
             if self.sharing == "nothing":
-                return networks.IndependentPeers([self._cut(1, redraw).peer(0) for _ in range(self.peers)])
+                separate = networks.IndependentPeers([self._cut(1, redraw).peer(0) for _ in range(self.peers)])
+                separate.image_shape = (self.in_channels, *(self.image_size or separate.image_shape[1:]))
+                return separate
             network = self._cut(self.peers, redraw)
+            network.image_shape = (self.in_channels, *(self.image_size or network.image_shape[1:]))
             if self._equal_classifiers():
                 classifiers = [branch.classifier for branch in cast("Iterable[networks.Branch]", network.branches)]
                 for classifier in classifiers[1:]:

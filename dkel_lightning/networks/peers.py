@@ -93,6 +93,7 @@ class PeerNetwork(nn.Module, ABC):
         num_peers: P.
         num_classes: The classes of every peer's logits.
         feature_dims: The width of each peer's features, P entries.
+        image_shape: [C, H, W] of an image that it takes; `probe` looks at one.
     """
 
     def __init__(self, branches: Sequence[Branch]) -> None:
@@ -105,6 +106,7 @@ class PeerNetwork(nn.Module, ABC):
         self.num_peers = len(branches)
         self.num_classes = classes[0]
         self.feature_dims: tuple[int, ...] = tuple(branch.feature_dim for branch in branches)
+        self.image_shape: tuple[int, int, int] = (3, 224, 224)
 
     @abstractmethod
     def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
@@ -137,6 +139,28 @@ class PeerNetwork(nn.Module, ABC):
 
     @abstractmethod
     def _own_part(self, index: int) -> nn.Module: ...
+
+    @torch.no_grad()
+    def probe(self) -> PeerStages:
+        """Pass one black image of `image_shape` in eval mode, to see the shapes of all stages; changes nothing.
+
+        Raises:
+            ConfigError: If the network does not take such an image.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        weight = next(self.parameters())
+        image = torch.zeros(1, *self.image_shape, device=weight.device, dtype=weight.dtype)
+        try:
+            return self.eval().stages(image)
+        except Exception as error:  # a model of the user's own fails in any way it likes
+            channels, height, width = self.image_shape
+            raise ConfigError(
+                f"The network does not take images of {channels} channels and {height}x{width} ({error}): "
+                "pass the in_channels and image_size of yours."
+            ) from error
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def _check_peer(self, index: int) -> None:
         if not 0 <= index < self.num_peers:

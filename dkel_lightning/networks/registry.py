@@ -35,6 +35,8 @@ class Backbone:
 
 
 BACKBONES: dict[str, Backbone] = {}
+_SIZE = (32, 32)
+"""Height and width that every backbone here takes."""
 
 
 def register_backbone(backbone: Backbone) -> Backbone:
@@ -81,8 +83,11 @@ def create(
         raise ConfigError(f"num_classes must be at least 2, not {num_classes}.")
     if in_channels < 1:
         raise ConfigError(f"in_channels must be at least 1, not {in_channels}.")
+    image_shape = (in_channels, *(image_size or _SIZE))
     if not isinstance(peers, int):
-        return _independent(peers, num_classes, in_channels, image_size, equal_classifiers)
+        separate = _independent(peers, num_classes, in_channels, image_size, equal_classifiers)
+        separate.image_shape = image_shape
+        return separate
     if peers < 1:
         raise ConfigError(f"peers must be at least 1, not {peers}.")
     if backbone is not None and is_external(backbone):
@@ -95,7 +100,9 @@ def create(
     if equal_classifiers:
         for branch in branches[1:]:
             branch.classifier.load_state_dict(branches[0].classifier.state_dict())
-    return BranchedNetwork(trunk, branches, views_per_pass)
+    network = BranchedNetwork(trunk, branches, views_per_pass)
+    network.image_shape = image_shape
+    return network
 
 
 def _independent(

@@ -25,7 +25,7 @@ def kd(student: Tensor, teacher: Tensor) -> Tensor:
     return (target.exp() * (target - (student / 3).log_softmax(-1))).sum(-1).mean() * 9
 
 
-@pytest.mark.parametrize("peers", [2, 3])
+@pytest.mark.parametrize("peers", [2, 3, 4])
 def test_loss_and_gradients_are_those_of_the_formula_and_both_targets_are_detached(peers: int) -> None:
     draws = torch.Generator().manual_seed(peers)
     logits = (2 * torch.randn(peers, 3, 4, generator=draws, dtype=torch.float64)).requires_grad_()
@@ -66,15 +66,43 @@ def test_the_fusion_is_depthwise_then_pointwise_on_the_maps_before_pooling() -> 
 
 
 def test_networks_that_do_not_tell_their_maps_are_refused() -> None:
-    module = DistillationModule.build(resnet18(num_classes=4), 4, "ffl", split_at="layer4")
     with pytest.raises(ConfigError, match="ffl fuses feature maps, which this network does not tell"):
-        module(torch.randn(2, 3, 32, 32))
+        DistillationModule.build(resnet18(num_classes=4), 4, "ffl", split_at="layer4", image_size=(32, 32))
 
 
-def test_every_part_of_the_fusion_learns_in_every_step_so_that_plain_ddp_works() -> None:
-    module = DistillationModule.build("resnet8", 4, "ffl", in_channels=1)
-    module.training_step((torch.randn(4, 1, 8, 8), torch.arange(4)), 0).backward()  # type: ignore[no-untyped-call]
-    assert all(parameter.grad is not None for parameter in module.parameters())
+def test_maps_that_differ_in_size_are_refused_and_maps_that_differ_in_width_are_fused() -> None:
+    with pytest.raises(ConfigError, match=r"those of the peers differ in size: \[\(1, 1\), \(8, 8\)\]"):
+        FFL(2).attach(create(None, 4, ["resnet8", "vgg16"]))
+    ffl, mixed = FFL(2), create(None, 4, ["resnet8", "densenet40_12"], in_channels=1)
+    ffl.attach(mixed)
+    seen = mixed.stages(torch.randn(3, 1, 8, 8))
+    assert ffl.combine(StudentOutput(seen.logits, seen.features, maps=seen.maps)).shape == (3, 4)
+
+
+def test_the_labels_reach_the_peers_through_the_fusion_and_detached_targets_do_not() -> None:
+    torch.manual_seed(0)
+    network, ffl = create("resnet8", 4, 2, in_channels=1), FFL(2)
+    ffl.attach(network)
+    ffl.rampup_weight.fill_(1.0)
+    seen = network.stages(torch.randn(3, 1, 8, 8))
+    output = StudentOutput(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
+    terms = ffl.loss_terms(Step(LABELS, output.with_ensemble(ffl.combine(output)), None, None, torch.zeros(())))
+
+    def learners(term: str) -> dict[str, bool]:
+        parts = {
+            "fusion": list(ffl.parameters()),
+            "bodies": [p for name, p in network.named_parameters() if ".body." in name],
+            "classifiers": [p for name, p in network.named_parameters() if ".classifier." in name],
+        }
+        found = {}
+        for name, parameters in parts.items():
+            gradients = torch.autograd.grad(terms[term], parameters, retain_graph=True, allow_unused=True)
+            found[name] = any(gradient is not None for gradient in gradients)
+        return found
+
+    assert learners("ce_ensemble") == {"fusion": True, "bodies": True, "classifiers": False}
+    assert learners("kd_fusion") == {"fusion": True, "bodies": True, "classifiers": False}
+    assert learners("kd_ensemble") == {"fusion": False, "bodies": True, "classifiers": True}
 
 
 def test_a_run_deploys_a_peer_and_on_request_the_fusion(tmp_path: Path) -> None:

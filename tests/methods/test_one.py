@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,10 +13,11 @@ from torch import Tensor
 from dkel_lightning import DistillationModule, Step, StudentOutput
 from dkel_lightning.checkpoints import load
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods.one import ONE, ONESettings
+from dkel_lightning.methods.one import ONE, ONESettings, pooled
 from dkel_lightning.networks import create
 from dkel_lightning.tasks.train import train
 from tests.compose import tiny_run
+from tests.modules.toy import parameters_of
 
 LABELS = torch.tensor([0, 2, 1, 2])
 
@@ -75,6 +77,40 @@ def test_the_gate_learns_from_what_is_taught_only_when_it_is_not_detached(detach
     one, (logits, trunk) = method(3, detach=detach), inputs(3)
     gradients = torch.autograd.grad(loss(one, logits, trunk)["kd_ensemble"], list(one.parameters()), allow_unused=True)
     assert all(gradient is None for gradient in gradients) is detach
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("resnet32", 32), ("resnet110", 128), ("vgg16", 512), ("densenet40_12", 60), ("resnet18", 256)]
+)
+def test_the_gate_is_as_wide_as_the_trunks_output(name: str, width: int) -> None:
+    one = ONE(2)
+    one.attach(create(name, 3, 2))
+    assert parameters_of(one)["gate.0.weight"].shape == (2, width)
+
+
+@pytest.mark.parametrize(
+    ("name", "split_at", "size", "width"),
+    [("efficientnet_b0", "blocks.5", 64, 112), ("vit_tiny_patch16_224", "blocks.8", 224, 192)],
+)
+def test_a_cut_model_has_a_gate_whatever_follows_the_cut(name: str, split_at: str, size: int, width: int) -> None:
+    model = timm.create_model(name, num_classes=3)
+    module = DistillationModule.build(model, 3, "one", split_at=split_at, image_size=(size, size))
+    assert parameters_of(module.method)["gate.0.weight"].shape == (3, width)
+    assert module(torch.randn(2, 3, size, size)).ensemble_logits.shape == (2, 3)
+
+
+def test_views_of_their_own_are_gated_by_their_mean() -> None:
+    one, (logits, trunk) = method(2).eval(), inputs(2)
+    views = (trunk, 3 * trunk)
+    several = one.combine(StudentOutput(logits, logits, trunk=views))
+    torch.testing.assert_close(several, one.combine(StudentOutput(logits, logits, trunk=(2 * trunk,) * 2)))
+
+
+@pytest.mark.parametrize("form", [(4, 32), (4, 7, 32), (4, 32, 2, 2)])
+def test_vectors_tokens_and_maps_are_averaged_over_positions(form: tuple[int, ...]) -> None:
+    channels = torch.arange(32.0).view(1, 32)
+    axis = {2: channels, 3: channels.view(1, 1, 32), 4: channels.view(1, 32, 1, 1)}[len(form)]
+    torch.testing.assert_close(pooled(axis.expand(form)), channels.expand(4, 32))
 
 
 def test_peers_without_a_shared_trunk_are_refused() -> None:

@@ -169,3 +169,37 @@ def test_a_body_that_does_not_flatten_is_named() -> None:
     branch = Branch(nn.Identity(), nn.Linear(8, 4), 8, 4)
     with pytest.raises(ConfigError, match=r"must have the form \[batch, 8\], not \[5, 1, 8, 8\]: let its body pool"):
         branch(torch.zeros(5, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("peers", "trunk", "maps"),
+    [
+        (2, [(1, 32, 4, 4)] * 2, [(1, 64, 2, 2)] * 2),
+        (["resnet8", "densenet40_12"], [(1, 32, 4, 4), (1, 60, 2, 2)], [(1, 64, 2, 2), (1, 132, 2, 2)]),
+    ],
+)
+def test_a_probe_tells_the_shapes_and_changes_nothing(
+    peers: int | list[str], trunk: list[tuple[int, ...]], maps: list[tuple[int, ...]]
+) -> None:
+    network = create("resnet8", 4, peers, in_channels=1, image_size=(8, 8))
+    network.get_submodule("trunk" if isinstance(peers, int) else "peers.0.trunk").eval()  # partly frozen
+    modes = [module.training for module in network.modules()]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    draws = torch.get_rng_state()
+    seen = network.probe()
+    assert [tuple(output.shape) for output in seen.trunk] == trunk
+    assert seen.maps is not None
+    assert [tuple(of_peer.shape) for of_peer in seen.maps] == maps
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_probe_with_images_of_another_kind_names_the_cure() -> None:
+    network = create("resnet8", 4, 2, in_channels=1)
+    network.image_shape = (3, 8, 8)
+    with pytest.raises(
+        ConfigError, match=r"of 3 channels and 8x8 \(.*\): pass the in_channels and image_size of yours"
+    ):
+        network.probe()
+    assert all(module.training for module in network.modules())
