@@ -87,7 +87,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         ConfigError: with all mistakes of the first composition that has any.
     """
     given = list(_overrides(arguments))
-    if "--resolve" in arguments and not any(flag in arguments for flag in ("--cfg", "-c")):
+    if "--resolve" in arguments and not any(argument.split("=")[0] in ("--cfg", "-c") for argument in arguments):
         raise ConfigError("--resolve belongs to --cfg: write --cfg job --resolve.")
     for flag in ("--config-name", "-cn", "--config-path", "-cp"):
         if any(argument.split("=")[0] == flag for argument in arguments):
@@ -100,9 +100,21 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     own_folder = [item.split("=", 1)[1] for item in given if item.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
     added = [] if multirun or own_folder else _folder_override(given)
-    if not added:
-        _check_writable(Path(own_folder[-1].strip("'\"")) if own_folder else Path("outputs"))
-    return [*arguments, *added]
+    named = [*own_folder, *(item.split("=", 1)[1] for item in [*added, *given] if item.startswith(FOLDER_KEYS))]
+    _check_writable(Path(named[-1].strip("'\"")) if named else Path("outputs"))
+    return [*map(_fixed_resume, arguments), *added]
+
+
+FOLDER_KEYS = ("hydra.run.dir=", "compare.folder=")
+
+
+def _fixed_resume(argument: str) -> str:
+    """Name the checkpoint that resume=last means now: another run may write a newer one before this one reads it."""
+    key, _, value = argument.lstrip("+").partition("=")
+    if key != "resume" or value.strip("'\"") != "last":
+        return argument
+    escaped = str(find_resume("last").resolve()).replace("'", "\\'")
+    return f"resume='{escaped}'"
 
 
 def _check_writable(folder: Path) -> None:
@@ -363,7 +375,7 @@ def run(cfg: DictConfig) -> float | None:
     try:
         return _run(cfg)
     except DkelError as error:
-        _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+        _remove_if_empty()
         if HydraConfig.get().mode is not RunMode.MULTIRUN:
             fail(error)
         _failed.append(str(HydraConfig.get().job.num))
@@ -373,15 +385,24 @@ def run(cfg: DictConfig) -> float | None:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
         where = error.filename or HydraConfig.get().runtime.output_dir
-        fail(DkelError(f"Cannot write {where}: {error.strerror}. What was written before is whole."))
+        full = DkelError(f"Cannot write {where}: {error.strerror}. What was written before is whole.")
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            fail(full)
+        _failed.append(str(HydraConfig.get().job.num))
+        print(f"Error in job {_failed[-1]} of the sweep: {full}", file=sys.stderr)
     return None
 
 
-def _remove_if_empty(folder: Path) -> None:
+def _remove_if_empty() -> None:
+    """Remove the folder that this run made or claimed, if nothing was written into it."""
+    folder = Path(_claimed.pop() if _claimed else HydraConfig.get().runtime.output_dir)
     with contextlib.suppress(OSError):  # rmdir refuses a folder that holds anything
         if {path.name for path in folder.iterdir()} == {CLAIM}:
             (folder / CLAIM).unlink()
         folder.rmdir()
+
+
+_claimed: list[Path] = []
 
 
 CLAIM = ".claimed"
@@ -402,6 +423,7 @@ def _claim(folder: Path) -> Path:
         except FileExistsError:
             continue
         os.environ["DKEL_RUN_FOLDER"] = str(candidate)
+        _claimed[:] = [candidate]
         return candidate
     raise AssertionError("unreachable")
 

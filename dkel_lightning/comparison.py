@@ -24,6 +24,7 @@ CONTROLS: dict[str, tuple[str, ...]] = {
 """Ready-made labels beside the methods: what distillation has to beat."""
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+SAME_DATA = ("name", "root", "selection", "split_seed", "validation", "limit", "image_size")
 OF_THE_WHOLE = ("task", "seed", "resume", "checkpoint", "hydra", "compare", "name", "modules", "execution.threads")
 
 
@@ -107,9 +108,20 @@ def plan(
         for variant in variants
         if variant.label == reference and variant.same_compute
     ]
+    mistakes += _unlike_data(variants, reference, values["seed"])
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return Comparison(tuple(variants), tuple(settings["seeds"]), reference, go_on)
+
+
+def _unlike_data(variants: Sequence[Variant], reference: str, seed: int) -> Iterator[str]:
+    """Find labels that would train or be tested on other images than the reference, or be selected otherwise."""
+    data = {variant.label: variant.values(seed)["data"] for variant in variants}
+    for label, own in data.items():
+        differing = [key for key in SAME_DATA if own.get(key) != data.get(reference, own).get(key)]
+        if differing:
+            listed = ", ".join(f"data.{key}" for key in differing)
+            yield f"{label}: {listed} differs from that of {reference}: what is compared needs the same data."
 
 
 def _stretched(scheduler: Values, own: Values, epochs: int) -> dict[str, Any]:

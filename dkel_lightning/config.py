@@ -202,7 +202,10 @@ TASKS = ("train", "evaluate", "compare")
 NEED_A_TEACHER = ("dkel", "dkel_released", "pcl", "mean_teacher", "kd")
 # Whose teacher may be a network of its own, of another backbone and with one peer.
 FOREIGN_TEACHER = ("kd",)
-NEED_TWO_PEERS = ("dkel", "dkel_released", "pcl", "dml", "kdcl", "cl_ilr", "one", "okddip", "ffl")
+MINIMUM_PEERS = dict.fromkeys(("dkel", "dkel_released", "pcl", "dml", "kdcl", "cl_ilr", "one", "ffl"), 2) | {
+    "okddip": 3
+}
+NEED_A_TRUNK = ("one", "cl_ilr")
 
 KEYS: dict[str, Key] = {
     "name": folder_name("Folder of the run under outputs/."),
@@ -425,8 +428,12 @@ def _contradictions(values: Values) -> Iterator[str]:
     method, teacher, trainer, data = (values[group] for group in ("method", "teacher", "trainer", "data"))
     name = method["name"]
     peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
-    if name in NEED_TWO_PEERS and peers < 2:
-        yield f"method.peers is {peers}, and {name} needs at least 2: raise it, or choose method=baseline."
+    least = MINIMUM_PEERS.get(name, 1)
+    if peers < least:
+        yield f"method.peers is {peers}, and {name} needs at least {least}: raise it, or choose method=baseline."
+    separate = method.get("sharing") == "nothing" or not isinstance(method["peers"], int)
+    if name in NEED_A_TRUNK and separate:
+        yield f"{name} works on a trunk that its peers share: give method.peers as a number, and method.sharing=trunk."
     if teacher["update"] == "none" and "decay" in teacher:
         yield "teacher.update=none: choose teacher=none, which leaves out the other keys too."
     elif teacher["update"] == "none":

@@ -54,7 +54,10 @@ def test_each_shown_command_is_one_that_the_program_accepts(
         torch.save({}, checkpoints / name)
     (checkpoints.parent / "config.yaml").write_text("seed: 0\n")
     prepared = cli.prepare(arguments)
-    assert prepared[: len(arguments)] == arguments
+    # resume=last is replaced by what it means at this moment.
+    assert [item for item in prepared[: len(arguments)] if not item.startswith("resume=")] == [
+        item for item in arguments if item != "resume=last"
+    ]
 
 
 @pytest.mark.parametrize("command", [c for c in SHOWN if c.startswith("make ")])

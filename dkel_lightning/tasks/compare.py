@@ -71,7 +71,9 @@ def _compare(run: Run, comparison: Comparison) -> CompareResult:
     _refuse_others(run.folder, comparison)
     run.describe()
     members = [*comparison.members()]
-    outcomes: dict[tuple[str, int], Outcome] = {}
+    # What is finished stays in the table while the rest is trained.
+    done = {(v.label, seed): _summary(member_folder(run.folder, v.label, seed)) for v, seed in members}
+    outcomes = {key: tables.outcome(summary) for key, summary in done.items() if summary is not None}
     try:
         for position, (variant, seed) in enumerate(members, 1):
             print(f"\n[{position}/{len(members)}] {variant.label}, seed {seed}", flush=True)
