@@ -14,11 +14,17 @@ from dkel_lightning.modules.batch import unpack
 class Throughput(Callback):
     """Measure training images a second, all processes together, without validation and without the first epoch.
 
-    The first epoch holds warm-up and allocation; it counts only where there is no other.
+    The first epoch holds warm-up and allocation; it counts only where there is no other. Epochs before a resume
+    count too.
+
+    Attributes:
+        epochs: images and seconds of each epoch of this process.
+        earlier: the same of the epochs before a resume.
     """
 
     def __init__(self) -> None:
         self.epochs: list[tuple[int, float]] = []
+        self.earlier: list[tuple[int, float]] = []
         self._images = 0
         self._started: float | None = None
 
@@ -36,10 +42,19 @@ class Throughput(Callback):
             self.epochs.append((self._images * trainer.world_size, time.perf_counter() - self._started))
             self._started = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Keep what was measured in the checkpoint."""
+        return {"epochs": [list(epoch) for epoch in (*self.earlier, *self.epochs)]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what was measured before."""
+        self.earlier = [(int(images), float(seconds)) for images, seconds in state_dict["epochs"]]
+
     @property
     def images_per_second(self) -> float | None:
         """Training images a second, None before the first epoch has ended."""
-        counted = self.epochs[1:] or self.epochs
+        measured = [*self.earlier, *self.epochs]
+        counted = measured[1:] or measured
         seconds = sum(duration for _, duration in counted)
         return sum(images for images, _ in counted) / seconds if seconds > 0 else None
 

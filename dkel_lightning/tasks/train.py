@@ -112,14 +112,15 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
         _say_how_to_go_on(run)
         raise
     seconds, peak = time.perf_counter() - started, memory.peak(device)
-    if run.resume is not None and not throughput.epochs:
+    complete = run.resume is not None and not throughput.epochs and (run.folder / "summary.json").exists()
+    if complete:
         _say(f"The run was complete already; nothing was trained, and the figures in {run.folder} stay as they are.")
 
     last = scores.test(trainer, module, images, trainer.current_epoch)
     best = _test_best(trainer, module, images)
     deployed = sum(parameter.numel() for parameter in module.deploy().parameters())
     result = TrainResult(run.folder, last, best, throughput.images_per_second, seconds, peak, deployed)
-    _report(run, result, logger)
+    _report(run, result, logger, keep=complete)
     return result
 
 
@@ -227,7 +228,8 @@ def _resumed_step(run: Run) -> int | None:
 
 def _test_best(trainer: Trainer, module: DistillationModule, images: ImageDataModule) -> scores.Scores | None:
     kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
-    path = kept[0].best_model_path if kept else ""
+    # Processes that torchrun starts may have named folders of their own; only the first one writes.
+    path = trainer.strategy.broadcast(kept[0].best_model_path if kept else "")
     if not path:
         return None
     checkpoint = checkpoints.load(path, module.device)
@@ -236,7 +238,7 @@ def _test_best(trainer: Trainer, module: DistillationModule, images: ImageDataMo
 
 
 @rank_zero_only
-def _report(run: Run, result: TrainResult, logger: MetricsFile) -> None:
+def _report(run: Run, result: TrainResult, logger: MetricsFile, *, keep: bool) -> None:
     values = run.values
     columns = {f"last epoch ({result.last.epoch})": result.last}
     if result.best is not None:
@@ -261,7 +263,7 @@ def _report(run: Run, result: TrainResult, logger: MetricsFile) -> None:
     note = _note(values, result)
     if not run.part:
         scores.show(columns, f"Test accuracy, {values['method']['name']} on {values['data']['name']}", note)
-    if run.resume is None or result.images_per_second is not None or not (run.folder / "summary.json").exists():
+    if not keep:
         run.write_json("summary.json", summary)
     if logger.rows:
         title = f"{values['method']['name']} on {values['data']['name']}, {values['backbone']['name']}"

@@ -228,6 +228,13 @@ def test_resuming_a_finished_run_leaves_its_figures_alone(tmp_path: Path) -> Non
     assert (tmp_path / "summary.json").read_bytes() == before
 
 
+def test_the_speed_of_a_run_that_only_lacked_its_summary_is_still_known(tmp_path: Path) -> None:
+    before = train(tiny_run(tmp_path)).images_per_second
+    (tmp_path / "summary.json").unlink()
+    train(Run(tiny_run(tmp_path).values, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt"))
+    assert json.loads((tmp_path / "summary.json").read_text())["images_per_second"] == pytest.approx(before)
+
+
 def test_without_validation_nothing_is_said_to_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tiny_run(tmp_path, "trainer.limit_val_batches=0"))
     shown = capsys.readouterr().out
