@@ -48,7 +48,7 @@ def paired(values: Sequence[float], reference: Sequence[float]) -> Paired:
     """Compare values with those of the reference, pair by pair: `values - reference`."""
     differences = sample([value - other for value, other in zip(values, reference, strict=True)])
     # Differences that are all equal (a small test set has few steps) do not say how much another seed would differ.
-    if differences.deviation is None or differences.deviation < 1e-9:
+    if differences.deviation is None or differences.deviation < 1e-6:
         return Paired(differences.n, differences.mean, None, None, None)
     error = differences.deviation / math.sqrt(differences.n)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, differences.n - 1)) * error

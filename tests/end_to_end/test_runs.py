@@ -20,7 +20,7 @@ from dkel_lightning import checkpoints
 from dkel_lightning.modules.distillation import DistillationModule
 
 
-def dkel(*arguments: str, cwd: Path, timeout: int = 280) -> subprocess.CompletedProcess[str]:
+def dkel(*arguments: str, cwd: Path, timeout: int = 560) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dkel_lightning", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -44,6 +44,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_quickstart_deploys_a_peer_above_97_percent(tmp_path: Path) -> None:
     done = dkel(cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -63,6 +64,7 @@ def test_the_quickstart_deploys_a_peer_above_97_percent(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(
     "DKEL_REAL_DATA" not in os.environ, reason="set DKEL_REAL_DATA to a folder that holds tiny-imagenet-200/"
 )
