@@ -121,8 +121,7 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 
 def test_the_project_names_no_path_of_the_machine_it_was_made_on() -> None:
-    done = subprocess.run(
-        ["git", "grep", "-nE", r"\.\./shared|/work/|/tmp/bash"], cwd=ROOT, capture_output=True, text=True
-    )
-    found = [line for line in done.stdout.splitlines() if not line.startswith("tests/test_documentation.py")]
-    assert found == []
+    # Brackets keep the pattern from finding itself.
+    pattern = r"\.\./[s]hared|/[w]ork/|/[t]mp/bash"
+    done = subprocess.run(["git", "grep", "-nE", pattern], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == []
