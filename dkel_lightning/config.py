@@ -111,14 +111,13 @@ def either(first: Key, second: Key) -> Key:
     return Key(f"{first.kind}, or {second.kind}", first.meaning, check, first.optional or second.optional)
 
 
-def numbers(meaning: str, *, length: int | None = None, optional: bool = False) -> Key:
+def numbers(meaning: str, *, optional: bool = False) -> Key:
     """Describe a list of finite numbers."""
 
     def check(value: Any) -> str | None:
-        fits = isinstance(value, list) and all(map(_is_number, value)) and length in (None, len(value))
-        return None if fits else ""
+        return None if isinstance(value, list) and all(map(_is_number, value)) else ""
 
-    return Key("a list of numbers" if length is None else f"a list of {length} numbers", meaning, check, optional)
+    return Key("a list of numbers", meaning, check, optional)
 
 
 def folder_name(meaning: str) -> Key:
