@@ -54,6 +54,10 @@ LAYERS = {
         ["functional.py", "schedules.py", "ema.py", "seeding.py", "errors.py", "networks/*.py"],
         ("modules", "methods", "callbacks", "data", "build", "tasks", "cli", "config", "files"),
     ),
+    "the analyses": (
+        ["analysis/*.py"],
+        ("modules", "methods", "callbacks", "data", "build", "tasks", "cli", "config", "files"),
+    ),
     "modules, methods, callbacks and data": (
         ["modules/*.py", "methods/*.py", "callbacks/*.py", "data/*.py", "metrics.py", "checkpoints.py"],
         ("build", "tasks", "cli", "config", "files"),
@@ -77,7 +81,7 @@ def test_imports_point_one_way(layer: str) -> None:
 
 
 def test_pure_functions_import_no_lightning() -> None:
-    for path in files("functional.py", "schedules.py", "ema.py", "networks/*.py"):
+    for path in files("functional.py", "schedules.py", "ema.py", "networks/*.py", "analysis/*.py"):
         assert not any(name.split(".")[0] in ("lightning", "pytorch_lightning") for name in imports(path)), path
 
 
