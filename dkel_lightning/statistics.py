@@ -71,3 +71,9 @@ def noncentrality(n: int) -> float:
         return float(stats.nct.sf(critical, freedom, delta)) - POWER
 
     return float(optimize.brentq(missing, 0.9 * guess, 1.2 * guess))
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Give the 95 % Wilson interval of a share that was seen `successes` times in `n`."""
+    interval = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
