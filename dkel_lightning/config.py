@@ -196,7 +196,7 @@ def variants(meaning: str) -> Key:
     return Key("a list of names, or of {label: [override, ...]}", meaning, check)
 
 
-TASKS = ("train", "evaluate", "compare")
+TASKS = ("train", "evaluate", "compare", "report")
 # Of the methods that ship; others state their needs in their class and are checked when they are built.
 NEED_A_TEACHER = ("dkel", "dkel_released", "pcl", "mean_teacher", "kd")
 # Whose teacher may be a network of its own, of another backbone and with one peer.
@@ -238,6 +238,7 @@ KEYS: dict[str, Key] = {
         "Length of a label: its own epochs, or as long as the reference took.", "own", "reference"
     ),
     "compare.folder": text("Folder of the comparison; an earlier one is gone on with."),
+    "report.of": text("Folder of the run, sweep or comparison to report on; null: the newest.", optional=True),
     "data.name": text("Data set."),
     "data.root": text("Folder or file of the data set."),
     "data.download": switch("Fetch what is missing, where the set can be fetched."),
@@ -256,6 +257,11 @@ KEYS: dict[str, Key] = {
     "data.workers": whole("Processes that read images, for workers.", 0),
     "data.drop_last": switch("Leave out a last, smaller training batch."),
     "data.limit": whole("Use only this many training images, stratified.", 2, optional=True),
+    "data.label_noise.kind": choice(
+        "Wrong labels among those trained on: any other class, or the next one.", "none", "symmetric", "pair"
+    ),
+    "data.label_noise.rate": number("Share of wrong labels; exact.", 0, 1),
+    "data.label_noise.seed": whole("Seed of that choice.", 0),
     "data.image_size": whole("Side to which images are resized and cropped (image_folder).", 1, 2048),
     "data.cache_dir": text("Folder of the decoded images; null: beside them.", optional=True),
     "backbone.name": text("Network of each peer."),
@@ -341,7 +347,16 @@ KEYS: dict[str, Key] = {
     "logger.extra.*": anything("A logger of your own, by _target_."),
     "callbacks.monitor": text("Metric that makes a checkpoint the best; higher is better."),
     "callbacks.checkpoint_every_n_epochs": whole("Epochs between checkpoints.", 1),
+    "callbacks.checkpoint_every_n_steps": whole(
+        "Optimizer steps between checkpoints within an epoch.", 1, optional=True
+    ),
     "callbacks.early_stopping": whole("Stop after this many validations without improvement.", 1, optional=True),
+    "callbacks.diversity": choice(
+        "What is logged of how far apart the networks are: means over pairs of peers, each pair too, nothing.",
+        "means",
+        "pairs",
+        "none",
+    ),
     "callbacks.progress": choice("Progress display.", "auto", "bar", "lines", "none"),
     "callbacks.extra.*": anything("A callback of your own, by _target_."),
 }
@@ -400,6 +415,9 @@ def warnings(values: Values) -> list[str]:
             f"The ramp-up takes {length:g} epochs and the run only {epochs}: distillation stays weak. "
             "Set method.rampup.epochs, or method.rampup.epochs=null method.rampup.share=0.27."
         )
+    noise = values["data"].get("label_noise", {})
+    if noise.get("kind") == "pair" and noise["rate"] >= 0.5:
+        found.append(f"data.label_noise.rate={noise['rate']:g}: the wrong class of a pair is as frequent as the right.")
     if values["data"]["selection"] == "paper":
         found.append(
             "data.selection=paper: epoch and peer are chosen on the test set; use its figures to compare only."
@@ -458,11 +476,16 @@ def _contradictions(values: Values) -> Iterator[str]:
         yield "deploy.network=ensemble needs at least 2 peers: raise method.peers."
     if (data["mean"] is None) != (data["std"] is None):
         yield "data.mean and data.std belong together: give both or neither."
+    noise = data.get("label_noise", {"kind": "none", "rate": 0})
+    if noise["kind"] == "none" and noise["rate"] > 0:
+        yield f"data.label_noise.rate={noise['rate']:g} without a kind: choose data.label_noise.kind=symmetric or pair."
     yield from _device_contradictions(values, trainer)
     if values["task"]["name"] == "evaluate" and values["checkpoint"] is None:
         yield "task=evaluate needs checkpoint=PATH of a .ckpt file."
     if values["task"]["name"] == "compare":
         yield from _comparison_contradictions(values, trainer)
+    if values["task"]["name"] == "report" and (values["resume"] is not None or values["checkpoint"] is not None):
+        yield "task=report reads the folder of a run: give it as report.of=PATH, without resume= and checkpoint=."
     if values["task"]["name"] == "train" and values["checkpoint"] is not None:
         yield "checkpoint= belongs to task=evaluate; to go on with a run use resume=PATH."
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -27,7 +28,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 FOLDER = "dkel_cache"
 _ABOUT = "about.json"
-_CHUNK = 512
+# Decoded images that are held at once while a cache is written.
+_CHUNK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class ImageCache:
             temporary.rename(self.path)
         except OSError as error:
             images = sum(len(split.names) for split in recipe.splits.values())
-            needed = images * int(np.prod(recipe.shape)) / 2**20
+            needed = images * math.prod(recipe.shape) / 2**20
             raise DataError(
                 f"the image cache {self.path} cannot be written ({error}): it needs {needed:.0f} MiB of free disk; "
                 "make room, or set cache_dir to a folder with room"
@@ -155,15 +157,15 @@ def _write_images(path: Path, split: str, names: Sequence[str], recipe: Recipe) 
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *recipe.shape)}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for decoded in _decoded_chunks(split, names, recipe.decode):
-            file.write(np.stack(decoded).tobytes())
+        for decoded in _decoded_chunks(split, names, recipe):
+            for image in decoded:
+                file.write(np.ascontiguousarray(image).data)
 
 
-def _decoded_chunks(
-    split: str, names: Sequence[str], decode: Callable[[str], NDArray[np.uint8]]
-) -> Iterator[list[NDArray[np.uint8]]]:
+def _decoded_chunks(split: str, names: Sequence[str], recipe: Recipe) -> Iterator[list[NDArray[np.uint8]]]:
     console = Console(file=sys.stderr)
-    starts = range(0, len(names), _CHUNK)
+    chunk = max(1, _CHUNK_BYTES // math.prod(recipe.shape))
+    starts = range(0, len(names), chunk)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in track(starts, f"decoding {split} images", console=console, disable=not console.is_terminal):
-            yield list(pool.map(decode, names[start : start + _CHUNK]))
+            yield list(pool.map(recipe.decode, names[start : start + chunk]))

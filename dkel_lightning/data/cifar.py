@@ -1,8 +1,9 @@
-"""CIFAR-10 and CIFAR-100 through torchvision, with errors that say what to do."""
+"""CIFAR-10 and CIFAR-100: torchvision knows and reads their files, which are fetched and unpacked here."""
 
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dkel_lightning.data.download import file_md5, taking_turns
+from dkel_lightning.data.download import fetch, file_md5, taking_turns
 from dkel_lightning.data.imageset import Images, ImageSet
+from dkel_lightning.data.untrusted import reading, unpack_tar
 from dkel_lightning.errors import DataError
 
 Name = Literal["CIFAR10", "CIFAR100"]
+# Either archive unpacks to 186 MB.
+_MOST_BYTES = 512 << 20
 
 
 def _dataset_class(name: Name) -> Any:
@@ -31,17 +35,20 @@ def prepare_cifar(name: Name, root: Path, download: bool) -> None:
         DataError: Files are missing or damaged and cannot be had.
     """
     official = _dataset_class(name)
-    faults = list(_faults(official, root))
-    if not faults:
-        return
     archive = root / official.filename
-    if not download and not _intact(archive, official.tgz_md5):
-        fault = f"{archive} is damaged (its md5 is not {official.tgz_md5})" if archive.exists() else faults[0]
-        raise DataError(f"{name}: {fault}. {_cure(official, root)}")
-    with taking_turns(root, name.lower()):
-        _download(official, root, name)
-    for fault in _faults(official, root):
-        raise DataError(f"{name}: {fault}, also after unpacking {archive} again. {_cure(official, root)}")
+    with reading(root):
+        faults = list(_faults(official, root))
+        if not faults:
+            return
+        if not download and not _intact(archive, official.tgz_md5):
+            fault = f"{archive} is damaged (its md5 is not {official.tgz_md5})" if archive.exists() else faults[0]
+            raise DataError(f"{name}: {fault}. {_cure(official, root)}")
+    with taking_turns(root, name.lower()), reading(root):
+        if not list(_faults(official, root)):
+            return  # another process was faster
+        if not _intact(archive, official.tgz_md5):
+            fetch(official.url, archive, official.tgz_md5)
+        _unpack(official, root)
 
 
 def read_cifar(name: Name, root: Path) -> ImageSet:
@@ -51,8 +58,9 @@ def read_cifar(name: Name, root: Path) -> ImageSet:
         DataError: Files are missing or damaged.
     """
     official = _dataset_class(name)
-    for fault in _faults(official, root):
-        raise DataError(f"{name}: {fault}. {_cure(official, root)}")
+    with reading(root):
+        for fault in _faults(official, root):
+            raise DataError(f"{name}: {fault}. {_cure(official, root)}")
     try:
         train, test = official(root, train=True), official(root, train=False)
     except (RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
@@ -67,16 +75,32 @@ def _split(dataset: Any) -> Images:
     return Images(images, np.asarray(dataset.targets, dtype=np.int64))
 
 
-def _download(official: Any, root: Path, name: Name) -> None:
+def _unpack(official: Any, root: Path) -> None:
+    """Unpack the archive beside its place, and move the files there only when all are as they should be."""
+    temporary = root / f".{official.base_folder}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
     try:
-        official(root, download=True)
-    except (RuntimeError, OSError) as error:
-        raise DataError(f"{name}: downloading {official.url} failed ({error}). {_cure(official, root)}") from error
+        unpack_tar(root / official.filename, temporary, _MOST_BYTES)
+        for fault in _faults(official, temporary):
+            raise DataError(f"{official.filename} does not hold what it should: {fault}. {_cure(official, root)}")
+        (root / official.base_folder).mkdir(exist_ok=True)
+        for filename, _ in _listed(official):
+            (temporary / official.base_folder / filename).replace(root / official.base_folder / filename)
+    except OSError as error:
+        raise DataError(
+            f"{root / official.filename} cannot be unpacked ({error}): it needs 186 MB of free disk; make room, or set "
+            "data.root to a folder with room"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _listed(official: Any) -> list[tuple[str, str]]:
+    return [*official.train_list, *official.test_list, (official.meta["filename"], official.meta["md5"])]
 
 
 def _faults(official: Any, root: Path) -> Iterator[str]:
-    listed = [*official.train_list, *official.test_list, (official.meta["filename"], official.meta["md5"])]
-    for filename, md5 in listed:
+    for filename, md5 in _listed(official):
         path = root / official.base_folder / filename
         if not path.is_file():
             yield f"{path} is missing"

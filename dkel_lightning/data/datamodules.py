@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from dkel_lightning.data.digits import read_digits
 from dkel_lightning.data.folders import prepare_image_folder, read_image_folder
 from dkel_lightning.data.imageset import Images, ImageSet, channel_statistics, check_image_set
 from dkel_lightning.data.loaders import Batch, DeviceEvaluationLoader, DeviceLoader, TrainingLoader
+from dkel_lightning.data.noise import LabelNoise
 from dkel_lightning.data.npz import read_npz
 from dkel_lightning.data.residency import Residency, choose_residency
 from dkel_lightning.data.splits import limited, validation_split
@@ -32,6 +33,7 @@ EvaluationLoader = DeviceEvaluationLoader | WorkerEvaluationLoader
 
 SELECTIONS = ("validation", "paper")
 RESIDENCIES = ("auto", "device", "workers")
+_PIECE_BYTES = 16 << 20
 
 
 class _Place(NamedTuple):
@@ -49,7 +51,8 @@ class ImageDataModule(LightningDataModule, ABC):
     labels, indices); indices count within the split. It also works without a Trainer: `prepare_data()`, `setup()`, then
     the loaders, on the CPU and for one process.
 
-    Attributes known after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`, `val_size`, `test_size`.
+    Attributes known after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`, `val_size`, `test_size`,
+    and `true_labels`, an int64 tensor `[N]` of the training labels before label noise, by sample index.
 
     Args:
         root: Folder (or file) of the data set.
@@ -72,6 +75,8 @@ class ImageDataModule(LightningDataModule, ABC):
         workers: Worker processes for `workers`.
         drop_last: Leave out a last training batch smaller than `batch_size`.
         limit: Use at most this many training images, chosen stratified.
+        label_noise: Attributes of `LabelNoise`: wrong labels among those that are trained on. Validation and test
+            labels stay as they are, also of images held out from the training set.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -96,6 +101,7 @@ class ImageDataModule(LightningDataModule, ABC):
         workers: int = 2,
         drop_last: bool = False,
         limit: int | None = None,
+        label_noise: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -115,6 +121,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.workers = workers
         self.drop_last = drop_last
         self.limit = limit
+        self.label_noise = LabelNoise.of(label_noise)
         self._check_settings()
         self._splits: dict[str, StoredImages] = {}
         self._resident: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
@@ -302,7 +309,10 @@ class ImageDataModule(LightningDataModule, ABC):
             if self.limit < len(data.class_names):
                 raise ConfigError(f"limit={self.limit} is less than the {len(data.class_names)} classes: raise it.")
             train = train[limited(train_labels[train], self.limit, self.split_seed)]
-        return {"train": _part(data.train, train), "val": val, "test": test}
+        self.true_labels = torch.from_numpy(train_labels[train])
+        # Last, so that neither the held-out part nor the limit looks at a wrong label, and the rate is exact.
+        noisy = self.label_noise.apply(train_labels[train], len(data.class_names))
+        return {"train": StoredImages(data.train.images, noisy, train), "val": val, "test": test}
 
     def _make_augment(self, data: ImageSet) -> CropFlip:
         mean, std = self.mean, self.std
@@ -466,7 +476,8 @@ def _part(split: Images, chosen: NDArray[np.int64]) -> StoredImages:
 def _upload(split: StoredImages, device: torch.device) -> Tensor:
     """Copy images to a device in pieces: all at once would hold them twice in the host's memory."""
     result = torch.empty((len(split), *split.images.shape[1:]), dtype=torch.uint8, device=device)
-    for start in range(0, len(split), 4096):
-        piece = split.read(torch.arange(start, min(start + 4096, len(split))))
+    size = max(1, _PIECE_BYTES // math.prod(split.images.shape[1:]))
+    for start in range(0, len(split), size):
+        piece = split.read(torch.arange(start, min(start + size, len(split))))
         result[start : start + len(piece)] = piece
     return result

@@ -14,18 +14,22 @@ from dkel_lightning.errors import DataError
 # Where Pillow begins to warn of a decompression bomb; a photograph has a tenth of this.
 MOST_PIXELS = 89_478_485
 _REFUSED_MODES = ("I", "F")
+# By content, whatever a file is called. Pillow would also try formats that start other programs (EPS) or are rare
+# enough to be little tested.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def decode_exact(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
     """Return an image that must measure `size` by `size` as uint8 RGB `[3, size, size]`; grey becomes RGB.
 
     Raises:
-        DataError: It cannot be decoded or has another size.
+        DataError: It cannot be decoded, has another size, or more than 8 bits a channel.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.size != (size, size):
                 raise DataError(f"{name} measures {image.size[0]}x{image.size[1]} pixels, not {size}x{size}")
+            _refuse_deep(image, name)
             return _rgb(image)
     except _UNREADABLE as error:
         raise _unreadable(name, error) from error
@@ -40,12 +44,11 @@ def decode_fitted(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
         DataError: It cannot be decoded, is absurdly large, or has more than 8 bits a channel.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise DataError(f"{name} claims {width}x{height} pixels, more than {MOST_PIXELS}: remove or shrink it")
-            if image.mode.startswith(_REFUSED_MODES):
-                raise DataError(f"{name} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
+            _refuse_deep(image, name)
             side = min(width, height)
             left, top = (width - side) // 2, (height - side) // 2
             box = (left, top, left + side, top + side)
@@ -63,6 +66,11 @@ _UNREADABLE = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,  # raised where the user turns warnings into errors
 )
+
+
+def _refuse_deep(image: Image.Image, name: str) -> None:
+    if image.mode.startswith(_REFUSED_MODES):
+        raise DataError(f"{name} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import logging
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
+# More than any file that is fetched; a server that never stops must not fill the disk.
+_MOST_BYTES = 1 << 30
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -62,11 +66,16 @@ def fetch(url: str, target: Path, md5: str) -> None:
         DataError: No network, an interrupted transfer, a full disk, or another content than promised.
     """
     part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    by_hand = f"Or put the file into {target.parent} by hand"
+    by_hand = f"Or put {target.name} into {target.parent} by hand"
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         _transfer(url, part)
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise DataError(
+                f"downloading {url} stopped ({error}): make room in {target.parent} and run again to go on from there, "
+                "or set data.root to a folder with room"
+            ) from error
         raise DataError(
             f"downloading {url} failed ({error or type(error).__name__}). Run again to go on where it "
             f"stopped. {by_hand}"
@@ -97,6 +106,9 @@ def _transfer(url: str, part: Path) -> None:
             task = progress.add_task(part.name.removesuffix(".part"), total=start + length or None, completed=start)
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
+                if file.tell() > _MOST_BYTES:
+                    part.unlink()
+                    raise DataError(f"{url} gives more than {_MOST_BYTES} bytes, so it is another file; it was removed")
                 progress.advance(task, len(chunk))
     if length and part.stat().st_size != start + length:
         raise ConnectionError(f"only {part.stat().st_size} of {start + length} bytes arrived")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from dkel_lightning.data.cache import ImageCache, Listing, Recipe
 from dkel_lightning.data.decode import decode_fitted
 from dkel_lightning.data.download import taking_turns
 from dkel_lightning.data.imageset import ImageSet, check_image_set
+from dkel_lightning.data.untrusted import reading, refuse_lookalikes, regular_files
 from dkel_lightning.errors import DataError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -27,11 +27,12 @@ def prepare_image_folder(root: Path, image_size: int, cache_dir: Path | None) ->
     Raises:
         DataError: The layout is not as it should be, or an image cannot be used; the message names the file.
     """
-    _require_train(root)
-    cache = _cache(root, image_size, cache_dir)
+    with reading(root):
+        _require_train(root)
+        cache = _cache(root, image_size, cache_dir)
     if cache.load() is not None:  # without the lock: a folder that cannot be written to may hold a good cache
         return
-    with taking_turns(cache.folder, "image_folder"):
+    with taking_turns(cache.folder, "image_folder"), reading(root):
         if cache.load() is None:
             cache.write(_recipe(root, image_size))
 
@@ -44,8 +45,9 @@ def read_image_folder(root: Path, image_size: int, cache_dir: Path | None) -> Im
     Raises:
         DataError: There is no up-to-date cache.
     """
-    _require_train(root)
-    cache = _cache(root, image_size, cache_dir)
+    with reading(root):
+        _require_train(root)
+        cache = _cache(root, image_size, cache_dir)
     data = cache.load()
     if data is None:
         raise DataError(f"{root} has no up-to-date image cache {cache.path}: call prepare_data() first")
@@ -55,7 +57,11 @@ def read_image_folder(root: Path, image_size: int, cache_dir: Path | None) -> Im
 
 def folder_fingerprint(*folders: Path) -> dict[str, str | int]:
     """Return number, total size, newest change and a hash of the names of all files below some folders."""
-    files = sorted(file for folder in folders for file in _walk(folder))
+    files = sorted(
+        (path.relative_to(folder.parent).as_posix(), status.st_size, status.st_mtime_ns)
+        for folder in folders
+        for path, status in regular_files(folder, skip=CACHE_FOLDER)
+    )
     return {
         "kind": "folder",
         "files": len(files),
@@ -63,16 +69,6 @@ def folder_fingerprint(*folders: Path) -> dict[str, str | int]:
         "mtime_ns": max((mtime for _, _, mtime in files), default=0),
         "names": hashlib.sha256("\n".join(name for name, _, _ in files).encode("utf-8", "replace")).hexdigest(),
     }
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, int, int]]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name != CACHE_FOLDER]
-        for name in files:
-            if not name.startswith("."):
-                path = Path(place, name)
-                status = path.stat()
-                yield path.relative_to(folder.parent).as_posix(), status.st_size, status.st_mtime_ns
 
 
 def _require_train(root: Path) -> None:
@@ -111,6 +107,7 @@ def _classes(folder: Path) -> list[str]:
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise DataError(f"{folder} holds no class: make one folder a class in it, with its images inside")
+    refuse_lookalikes(classes, str(folder))
     return classes
 
 
@@ -134,17 +131,12 @@ def _listing(folder: Path, classes: list[str]) -> Listing:
 
 
 def _images(folder: Path) -> Iterator[str]:
-    for place, _, files in os.walk(folder):
-        for name in files:
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield str(Path(place, name))
+    return (str(path) for path, _ in regular_files(folder) if path.suffix.lower() in SUFFIXES)
 
 
 def _content(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > _MOST_FILE_BYTES:
-            raise DataError(f"{path} holds {size} bytes, more than {_MOST_FILE_BYTES}: remove or shrink it")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}): replace or remove it") from error
+    with reading(path), path.open("rb") as file:
+        content = file.read(_MOST_FILE_BYTES + 1)
+    if len(content) > _MOST_FILE_BYTES:
+        raise DataError(f"{path} holds more than {_MOST_FILE_BYTES} bytes: remove or shrink it")
+    return content

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dkel_lightning.errors import DataError
+
+# Of images that are widened to 4 bytes at once.
+_CHUNK_VALUES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,12 @@ def check_image_set(data: ImageSet, where: str) -> None:
                 f"{where}: {name} labels run from {low} to {high}, but with {classes} classes they must lie in "
                 f"0..{classes - 1}; renumber the labels or name all classes"
             )
+    empty = np.flatnonzero(np.bincount(data.train.labels, minlength=classes) == 0)
+    if len(empty):
+        raise DataError(
+            f"{where}: no training image has the label {empty[0]} ({data.class_names[empty[0]]}), though there are "
+            f"{classes} classes; number the classes 0, 1, ... without a gap, or leave out classes without images"
+        )
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -76,8 +86,9 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
     """
     channels = images.shape[1]
     total, squares = np.zeros(channels, np.uint64), np.zeros(channels, np.uint64)
-    for start in range(0, len(images), 1024):
-        part = images[start : start + 1024].astype(np.uint32)
+    chunk = max(1, _CHUNK_VALUES // math.prod(images.shape[1:]))
+    for start in range(0, len(images), chunk):
+        part = images[start : start + chunk].astype(np.uint32)
         total += part.sum(axis=(0, 2, 3), dtype=np.uint64)
         squares += np.square(part).sum(axis=(0, 2, 3), dtype=np.uint64)
     pixels = images.size // channels

@@ -39,10 +39,11 @@ def _free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return _free_host_memory()
+    return free_host_memory()
 
 
-def _free_host_memory() -> int:
+def free_host_memory() -> int:
+    """Return the bytes of the host's memory that are free or can be freed."""
     for line in _meminfo():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import stat
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -20,6 +18,7 @@ from dkel_lightning.data.decode import decode_exact
 from dkel_lightning.data.download import fetch, file_md5, taking_turns
 from dkel_lightning.data.folders import folder_fingerprint
 from dkel_lightning.data.imageset import ImageSet, check_image_set
+from dkel_lightning.data.untrusted import BROKEN_ZIP, check_members, read_member, reading, regular_files
 from dkel_lightning.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ SIZE = 64
 # The largest official image has 15 kB, words.txt has 2.7 MB.
 _MOST_IMAGE_BYTES = 1 << 20
 _MOST_TEXT_BYTES = 16 << 20
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
+_BROKEN = (*BROKEN_ZIP, OSError)
 
 
 class Files(Protocol):
@@ -47,12 +46,17 @@ class Files(Protocol):
 
 
 class ZipFiles:
-    """Files in a zip, read by exact name without unpacking: where a member would be unpacked to does not matter."""
+    """Files in a zip, read by exact name without unpacking it.
+
+    Raises:
+        DataError: It holds what no official zip does: a link, a name twice, or one that leads elsewhere.
+    """
 
     def __init__(self, where: Path, archive: zipfile.ZipFile) -> None:
         self.where = where
         self._archive = archive
-        regular = [info for info in archive.infolist() if not info.is_dir() and not _is_link(info)]
+        check_members(archive, where)
+        regular = [info for info in archive.infolist() if not info.is_dir()]
         prefix = next((i.filename[: -len("wnids.txt")] for i in regular if _is_wnids(i.filename)), f"{FOLDER}/")
         self._members = {i.filename.removeprefix(prefix): i for i in regular if i.filename.startswith(prefix)}
 
@@ -63,10 +67,8 @@ class ZipFiles:
     def read(self, name: str, most: int) -> bytes:
         """Return a member's content."""
         info = self._members[name]
-        if info.file_size > most:
-            raise DataError(f"{self.where}: {info.filename} unpacks to {info.file_size} bytes, more than {most}")
         try:
-            return self._archive.read(info)
+            return read_member(self._archive, info, self.where, most)
         except _BROKEN as error:
             raise DataError(f"{self.where}: {info.filename} is damaged ({error}). {_zip_cure(self.where)}") from error
 
@@ -79,15 +81,13 @@ class FolderFiles:
 
     def names(self) -> set[str]:
         """Return the names of all files."""
-        return {path.relative_to(self.where).as_posix() for path in self.where.rglob("*") if path.is_file()}
+        found = regular_files(self.where, skip=CACHE_FOLDER)
+        return {path.relative_to(self.where).as_posix() for path, _ in found}
 
     def read(self, name: str, most: int) -> bytes:
         """Return a file's content."""
-        try:
-            with (self.where / name).open("rb") as file:
-                content = file.read(most + 1)
-        except OSError as error:
-            raise DataError(f"{self.where / name} cannot be read ({error})") from error
+        with reading(self.where / name), (self.where / name).open("rb") as file:
+            content = file.read(most + 1)
         if len(content) > most:
             raise DataError(f"{self.where / name} holds more than {most} bytes")
         return content
@@ -111,12 +111,13 @@ def prepare_tinyimagenet(root: Path, download: bool, cache_dir: Path | None) -> 
         DataError: The data are missing, torn, or not what they should be; the message names the file.
     """
     cache_folder = _cache_folder(root, cache_dir)
-    source = find_tinyimagenet(root)
-    if source is None and (not download or root.suffix == ".zip"):
-        raise _missing(root)
-    if source is not None and _cache(source, cache_folder).load() is not None:
-        return  # without the lock: a folder that cannot be written to may hold a good cache
-    with taking_turns(cache_folder, "tinyimagenet"):
+    with reading(root):
+        source = find_tinyimagenet(root)
+        if source is None and (not download or root.suffix == ".zip"):
+            raise _missing(root)
+        if source is not None and _cache(source, cache_folder).load() is not None:
+            return  # without the lock: a folder that cannot be written to may hold a good cache
+    with taking_turns(cache_folder, "tinyimagenet"), reading(root):
         source = find_tinyimagenet(root)
         if source is None:
             fetch(URL, root / f"{FOLDER}.zip", MD5)
@@ -133,10 +134,11 @@ def read_tinyimagenet(root: Path, cache_dir: Path | None) -> ImageSet:
     Raises:
         DataError: There is no up-to-date cache, or it does not hold what it should.
     """
-    source = find_tinyimagenet(root)
-    if source is None:
-        raise _missing(root)
-    cache = _cache(source, _cache_folder(root, cache_dir))
+    with reading(root):
+        source = find_tinyimagenet(root)
+        if source is None:
+            raise _missing(root)
+        cache = _cache(source, _cache_folder(root, cache_dir))
     data = cache.load()
     if data is None:
         raise DataError(f"{source} has no up-to-date image cache {cache.path}: call prepare_data() first")
@@ -175,8 +177,9 @@ def _files(source: Path) -> Iterator[Files]:
         yield FolderFiles(source)
         return
     try:
-        archive = zipfile.ZipFile(source)
-    except _BROKEN as error:
+        with reading(source):
+            archive = zipfile.ZipFile(source)
+    except BROKEN_ZIP as error:
         raise DataError(f"{source} is torn or no zip ({error}). {_zip_cure(source)}") from error
     with archive:
         yield ZipFiles(source, archive)
@@ -213,6 +216,7 @@ def _training(files: Files, names: set[str], number: dict[str, int]) -> Listing:
 def _validation(files: Files, names: set[str], number: dict[str, int]) -> Listing:
     annotations = "val/val_annotations.txt"
     listed, labels = [], []
+    seen: set[str] = set()
     for count, line in enumerate(_text(files, annotations, names).splitlines(), start=1):
         image, wnid = (*line.split("\t"), "", "")[:2]
         where = f"{files.where}: line {count} of {annotations}"
@@ -221,6 +225,9 @@ def _validation(files: Files, names: set[str], number: dict[str, int]) -> Listin
         # Only names that were found there are read, so an annotation cannot point elsewhere.
         if f"val/images/{image}" not in names:
             raise DataError(f"{where} names the image {image!r}, which is not in val/images")
+        if image in seen:
+            raise DataError(f"{where} names the image {image!r} a second time")
+        seen.add(image)
         listed.append(f"val/images/{image}")
         labels.append(number[wnid])
     if not listed:
@@ -252,10 +259,6 @@ def _notes(files: Files, splits: dict[str, Listing]) -> dict[str, str | bool]:
     if md5 != MD5:
         logger.warning("%s is not the official zip (md5 %s, not %s): %s", files.where, md5, MD5, count)
     return {"md5": md5, "official": md5 == MD5}
-
-
-def _is_link(info: zipfile.ZipInfo) -> bool:
-    return stat.S_ISLNK(info.external_attr >> 16)
 
 
 def _is_wnids(name: str) -> bool:

@@ -248,7 +248,7 @@ def test_a_memory_mapped_set_gives_the_same_evaluation_in_both_residencies(tmp_p
 
 def test_auto_residency_weighs_the_images_against_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    monkeypatch.setattr(residency_module, "_free_host_memory", lambda: 1000)
+    monkeypatch.setattr(residency_module, "free_host_memory", lambda: 1000)
     assert choose_residency("auto", 300, cpu) == "device"
     assert choose_residency("auto", 301, cpu) == "workers"
     assert choose_residency("auto", 300, cpu, processes=2) == "workers"

@@ -98,7 +98,7 @@ def test_another_content_never_becomes_the_file(server: Server, tmp_path: Path) 
 
 
 def test_no_network_is_one_error_with_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"downloading http://127.* failed .*put the file into .* by hand"):
+    with pytest.raises(DataError, match=r"downloading http://127.* failed .*put file\.zip into .* by hand"):
         fetch("http://127.0.0.1:9/file.zip", tmp_path / "file.zip", MD5)
 
 

@@ -1,0 +1,181 @@
+"""Reading files that nobody vouches for: within bounds, never outside their folder, and named where they are wrong."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import stat
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+from dkel_lightning.errors import DataError
+
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+"""What `zipfile` raises for a file that is torn, encrypted or of a kind it does not know."""
+
+_BROKEN_TAR = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
+# The others unpack a whole block at once, whatever size is asked for.
+_BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what the system says of `path`, or of a file in it, into a DataError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise DataError(
+            f"{where} cannot be read ({error.strerror or error}): check that it is there and that you may read it"
+        ) from error
+
+
+def regular_files(folder: Path, skip: str = "") -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield all files below `folder`, through links too, except what is hidden or in folders called `skip`.
+
+    Raises:
+        DataError: Something is neither file nor folder (reading a pipe would wait for ever), or a link leads round in
+            a circle.
+        OSError: A folder cannot be read: going on would leave its files out without a word.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, onerror=stop, followlinks=True):
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            raise DataError(f"{place} is a link to a folder that is read already: remove the link")
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if name != skip and not name.startswith(".")]
+        for name in files:
+            if not name.startswith("."):
+                path = Path(place, name)
+                status = path.stat()
+                if not stat.S_ISREG(status.st_mode):
+                    raise DataError(f"{path} is no regular file but a pipe, socket or device: remove it")
+                yield path, status
+
+
+def refuse_lookalikes(names: Iterable[str], where: str) -> None:
+    """Raise a DataError if two names are equal, or would be where capitals do not count.
+
+    On such a file system (macOS, Windows) two folders would be one.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other is not name:
+            how = "is there twice" if other == name else f"and {other!r} differ only in capitals"
+            raise DataError(f"{where}: the class {name!r} {how}; rename one or merge them")
+
+
+def check_members(archive: zipfile.ZipFile, where: Path) -> None:
+    """Raise a DataError if a zip holds a link, a name twice, or one that leads out of the folder it is unpacked to."""
+    seen: set[str] = set()
+    for info in archive.infolist():
+        if _climbs(info.filename):
+            raise _refused(where, info.filename, "leads out of the archive's folder")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise _refused(where, info.filename, "is a link")
+        if info.filename in seen:
+            raise _refused(where, info.filename, "is there twice")
+        seen.add(info.filename)
+
+
+def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: Path, most: int) -> IO[bytes]:
+    """Open a member of a zip; read it with a size, never with a bare `read()`.
+
+    Only the former is bounded whatever the archive says: a bare one unpacks all it finds and cuts it off afterwards.
+
+    Raises:
+        DataError: It claims to unpack to more than `most` bytes, or is packed by a method without such a bound.
+    """
+    if info.file_size > most:
+        raise DataError(f"{where}: {info.filename} unpacks to {info.file_size} bytes, more than {most}")
+    if info.compress_type not in _BOUNDED_METHODS:
+        raise DataError(f"{where}: {info.filename} is neither stored nor deflated: pack the archive again with zip")
+    return archive.open(info)
+
+
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: Path, most: int) -> bytes:
+    """Return the content of a member of a zip, at most `most` bytes.
+
+    Raises:
+        DataError: As `open_member`.
+        zipfile.BadZipFile: It is not what the archive's directory says, or another of `BROKEN_ZIP`.
+    """
+    with open_member(archive, info, where, most) as member:
+        return member.read(most + 1)
+
+
+def unpack_tar(archive: Path, folder: Path, most: int) -> None:
+    """Unpack a gzipped tar of plain files into the new folder `folder`.
+
+    What is unpacked is counted, headers included, so that an archive which understates its size stops at the bound.
+
+    Raises:
+        DataError: It is damaged, unpacks to more than `most` bytes, or holds anything but plain files and folders, a
+            name twice, or one that leads out of the folder.
+        OSError: The folder cannot be written, or the disk is full.
+    """
+    folder.mkdir()
+    seen: set[str] = set()
+    try:
+        # As a stream, of which tarfile asks nothing but `read`.
+        with (
+            gzip.open(archive) as stream,
+            tarfile.open(fileobj=cast("IO[bytes]", _Counted(stream, archive, most)), mode="r|") as tar,
+        ):
+            for member in tar:
+                fault = _fault(member, seen)
+                if fault:
+                    raise _refused(archive, member.name, fault)
+                seen.add(member.name)
+                tar.extract(member, folder, filter="data")
+    except _BROKEN_TAR as error:
+        raise DataError(f"{archive} is damaged or no gzipped tar ({error}): get it again") from error
+
+
+def _fault(member: tarfile.TarInfo, seen: set[str]) -> str | None:
+    if _climbs(member.name):
+        return "leads out of the archive's folder"
+    if member.issym() or member.islnk():
+        return f"is a link to {member.linkname}"
+    # A sparse file claims any size at no cost.
+    if member.issparse() or not (member.isreg() or member.isdir()):
+        return "is no plain file"
+    return "is there twice" if member.name in seen and not member.isdir() else None
+
+
+def _climbs(name: str) -> bool:
+    # A zip made on Windows may hold backslashes and drive letters.
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or name[1:2] == ":"
+
+
+def _refused(where: Path, name: str, why: str) -> DataError:
+    return DataError(f"{where}: {name} {why}; nothing was unpacked. Get the archive from a place that you trust")
+
+
+class _Counted:
+    """A stream that ends with an error after `most` bytes."""
+
+    def __init__(self, stream: gzip.GzipFile, archive: Path, most: int) -> None:
+        self._stream = stream
+        self._archive = archive
+        self._most = self._left = most
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise DataError(f"{self._archive} unpacks to more than {self._most} bytes: get it from another place")
+        return data

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dkel_lightning import build
+from dkel_lightning.config import check, warnings
+from dkel_lightning.data import DigitsDataModule
+from dkel_lightning.data.noise import LabelNoise
+from dkel_lightning.errors import ConfigError, DataError
+from tests.compose import compose
+
+# 10 classes with 100 samples each, in no order.
+LABELS = np.random.RandomState(0).permutation(np.repeat(np.arange(10), 100))
+
+
+def digits(**settings: Any) -> DigitsDataModule:
+    module = DigitsDataModule(**{"batch_size": 64, "workers": 0, **settings})
+    module.setup()
+    return module
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "pair"])
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.4, 0.4567, 1.0])
+def test_exactly_the_rate_is_wrong_and_in_every_class_its_share(kind: str, rate: float) -> None:
+    wrong = LabelNoise(kind, rate).apply(LABELS, 10) != LABELS
+    assert int(wrong.sum()) == round(rate * 1000)
+    shares = np.bincount(LABELS[wrong], minlength=10)
+    assert np.abs(shares - rate * 100).max() <= 1
+
+
+def test_a_pair_is_a_class_and_the_next_one() -> None:
+    noisy = LabelNoise("pair", 0.3, 7).apply(LABELS, 10)
+    wrong = noisy != LABELS
+    assert (noisy[wrong] == (LABELS[wrong] + 1) % 10).all()
+    assert 0 in noisy[wrong & (LABELS == 9)]
+
+
+def test_symmetric_noise_names_every_other_class_alike() -> None:
+    labels = np.repeat(np.arange(10), 900)
+    noisy = LabelNoise("symmetric", 1.0).apply(labels, 10)
+    table = np.zeros((10, 10), int)
+    np.add.at(table, (labels, noisy), 1)
+    assert np.diagonal(table).tolist() == [0] * 10
+    others = table[~np.eye(10, dtype=bool)]
+    # 90 cells of expectation 100: chi-square with 80 degrees of freedom is below 124.8 with probability 0.999.
+    assert float(((others - 100) ** 2 / 100).sum()) < 124.8
+
+
+def test_the_noise_is_a_function_of_its_seed_alone() -> None:
+    first = LabelNoise("symmetric", 0.4, 1).apply(LABELS, 10)
+    np.random.seed(3)
+    torch.manual_seed(3)
+    assert np.array_equal(first, LabelNoise("symmetric", 0.4, 1).apply(LABELS, 10))
+    assert not np.array_equal(first, LabelNoise("symmetric", 0.4, 2).apply(LABELS, 10))
+
+
+def test_the_noise_never_changes_between_versions() -> None:
+    # Written down once: another result would silently change everyone's noisy labels.
+    noisy = LabelNoise("symmetric", 0.5, 0).apply(np.arange(20) % 5, 5)
+    assert noisy.tolist() == [3, 4, 3, 3, 3, 0, 3, 4, 3, 4, 1, 1, 2, 4, 4, 0, 1, 2, 4, 3]
+
+
+def test_a_higher_rate_only_adds_wrong_labels() -> None:
+    some, more = (LabelNoise("symmetric", rate).apply(LABELS, 10) for rate in (0.2, 0.6))
+    wrong = some != LABELS
+    assert np.array_equal(some[wrong], more[wrong])
+
+
+def test_no_noise_leaves_the_labels_as_they_are() -> None:
+    assert np.array_equal(LabelNoise().apply(LABELS, 10), LABELS)
+    assert np.array_equal(LabelNoise("pair", 0.0).apply(LABELS[:0], 1), LABELS[:0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "asymmetric", "rate": 0.1}, "label_noise.kind='asymmetric' is unknown: choose none, symmetric, pair"),
+        ({"kind": "pair", "rate": 1.5}, "label_noise.rate=1.5 is no share: give a number between 0 and 1"),
+        ({"kind": "pair", "rate": float("nan")}, "label_noise.rate=nan is no share"),
+        ({"rate": 0.4}, "label_noise.rate=0.4 without a kind: choose symmetric or pair"),
+        ({"type": "pair"}, "label_noise has no type: its keys are kind, rate and seed"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DigitsDataModule(label_noise=settings)
+
+
+def test_one_class_leaves_no_wrong_label_to_choose() -> None:
+    with pytest.raises(ConfigError, match="at least 2 classes"):
+        LabelNoise("symmetric", 0.5).apply(np.zeros(10, np.int64), 1)
+
+
+NOISE = {"kind": "symmetric", "rate": 0.4, "seed": 3}
+
+
+def labels_by_index(module: DigitsDataModule, batches: Any) -> list[int]:
+    found = torch.full((module.train_size,), -1)
+    for _, labels, indices in batches:
+        found[indices] = labels
+    return found.tolist()
+
+
+def test_every_kind_of_training_loader_gives_the_same_wrong_labels() -> None:
+    seen = []
+    for residency, workers in (("device", 0), ("workers", 0), ("workers", 2)):
+        module = digits(residency=residency, workers=workers, limit=200, label_noise=NOISE)
+        loader = module.train_dataloader()
+        seen.append(labels_by_index(module, loader))
+        seen.append(labels_by_index(module, loader.initialisation_batches(0, len(loader))))
+    assert all(labels == seen[0] for labels in seen)
+    assert -1 not in seen[0]
+    expected = LabelNoise(**NOISE).apply(module.true_labels.numpy(), 10)  # type: ignore[arg-type]
+    assert seen[0] == expected.tolist()
+    assert int((torch.tensor(seen[0]) != module.true_labels).sum()) == 80
+
+
+@pytest.mark.parametrize("selection", ["validation", "paper"])
+def test_validation_and_test_stay_as_they_are(selection: str) -> None:
+    clean, noisy = digits(selection=selection), digits(selection=selection, label_noise=NOISE)
+    for loaders in (
+        (clean.val_dataloader(), noisy.val_dataloader()),
+        (clean.test_dataloader(), noisy.test_dataloader()),
+    ):
+        for ours, theirs in zip(*loaders, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert torch.equal(clean.true_labels, noisy.true_labels)
+    # The images are those of the labels that they had, and only their labels differ.
+    ours, theirs = next(iter(clean.train_dataloader())), next(iter(noisy.train_dataloader()))
+    assert torch.equal(ours[0], theirs[0])
+    assert not torch.equal(ours[1], theirs[1])
+
+
+def test_the_seed_of_the_run_does_not_move_the_noise() -> None:
+    first, second = (
+        labels_by_index(m, m.train_dataloader()) for m in (digits(label_noise=NOISE, seed=s) for s in (0, 1))
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("other", [None, {**NOISE, "seed": 4}, {**NOISE, "rate": 0.2}, {**NOISE, "kind": "pair"}])
+def test_a_run_does_not_go_on_with_other_noise(other: dict[str, Any] | None) -> None:
+    state = digits(label_noise=NOISE).state_dict()
+    digits(label_noise=NOISE).load_state_dict(state)
+    with pytest.raises(DataError, match=r"is not the data that this run began with .*labels"):
+        digits(label_noise=other).load_state_dict(state)
+
+
+def test_the_configuration_reaches_the_data() -> None:
+    values = compose("data.label_noise.kind=pair", "data.label_noise.rate=0.2", "data.label_noise.seed=5")
+    assert build.datamodule(values).label_noise == LabelNoise("pair", 0.2, 5)
+    assert build.datamodule(compose()).label_noise == LabelNoise()
+
+
+def test_a_run_from_before_label_noise_is_one_without() -> None:
+    values = compose()
+    del values["data"]["label_noise"]
+    check(values)
+    assert warnings(values) == []
+    assert build.datamodule(values).label_noise == LabelNoise()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.label_noise.rate=0.4", "data.label_noise.rate=0.4 without a kind"),
+        ("data.label_noise.kind=asym", "data.label_noise.kind must be one of none, symmetric, pair"),
+        ("data.label_noise.rate=1.1", "data.label_noise.rate must be a number between 0 and 1"),
+        ("data.label_noise.seed=-1", "data.label_noise.seed must be a whole number of at least 0"),
+    ],
+)
+def test_the_configuration_names_what_is_wrong(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(compose(override))
+
+
+def test_half_wrong_pairs_are_warned_of() -> None:
+    (warning,) = warnings(compose("data.label_noise.kind=pair", "data.label_noise.rate=0.5"))
+    assert "wrong class of a pair is as frequent as the right" in warning
