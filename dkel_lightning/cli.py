@@ -148,6 +148,8 @@ def _config_dir(arguments: Sequence[str]) -> Path | None:
 
 def _folder_override(given: Sequence[str]) -> list[str]:
     values = dict(item.lstrip("+").split("=", 1) for item in given if "=" in item)
+    if values.get("task") == "report":
+        return _report_overrides(values.get("report.of", "null"))
     if "resume" in values and values["resume"] not in ("null", ""):
         folder = find_resume(values["resume"]).resolve().parent.parent
     elif "checkpoint" in values and values["checkpoint"] not in ("null", ""):
@@ -159,6 +161,15 @@ def _folder_override(given: Sequence[str]) -> list[str]:
         return []
     escaped = str(folder).replace("'", "\\'")
     return [f"hydra.run.dir='{escaped}'"]
+
+
+def _report_overrides(of: str) -> list[str]:
+    """Write a report into the folder that it is about, and settle now which one is the newest."""
+    from dkel_lightning.report import folders
+
+    named = None if of == "null" else of.strip("'\"")
+    escaped = str(folders.find(named).resolve()).replace("'", "\\'")
+    return [*([f"report.of='{escaped}'"] if named is None else []), f"hydra.run.dir='{escaped}'"]
 
 
 def find_resume(text: str) -> Path:
@@ -231,6 +242,8 @@ def _check_combination(items: list[str], search: list[str], config_dir: Path | N
         if multirun:
             raise ConfigError("task=compare runs its methods and seeds itself: leave -m out.")
         planned(values, items, config_dir)
+    if values["task"]["name"] == "report" and multirun:
+        raise ConfigError("task=report reads what runs have written: leave -m out, and give the folder of a sweep.")
     if multirun and str(values["trainer"]["strategy"]).startswith("ddp") and _launches_processes(values):
         raise ConfigError(
             "A multirun with trainer=ddp would start the whole sweep again in every process: use "

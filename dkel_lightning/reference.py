@@ -36,14 +36,14 @@ def lines() -> Iterator[str]:
     yield ""
     yield "| key | default | may be | meaning |"
     yield "| --- | --- | --- | --- |"
-    defaults = _defaults()
+    by_key = defaults()
     for name, key in config.KEYS.items():
-        value = f"`{_show(defaults[name])}`" if name in defaults else ""
+        value = f"`{_show(by_key[name])}`" if name in by_key else ""
         kind = key.kind + (", or null" if key.optional else "")
         yield f"| `{name}` | {value} | {kind.replace('|', '/')} | {key.meaning} |"
 
 
-def _defaults() -> dict[str, Any]:
+def defaults() -> dict[str, Any]:
     """Gather each key's default from the file that defines it, unresolved."""
     found: dict[str, Any] = {}
     root = config.folder()
@@ -52,7 +52,7 @@ def _defaults() -> dict[str, Any]:
     sources += [(root / group / f"{name}.yaml", f"{group}.") for group, name in _FIRST.items()]
     sources += [(root / "method" / "dkel.yaml", ""), (root / "data" / "image_folder.yaml", "data.")]
     sources += [(path, "") for path in sorted((root / "method").glob("*.yaml"))]
-    sources += [(root / "task" / "compare.yaml", "")]
+    sources += [(root / "task" / f"{name}.yaml", "") for name in ("compare", "report")]
     for path, prefix in sources:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         assert isinstance(loaded, dict)

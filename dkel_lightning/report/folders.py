@@ -1,0 +1,101 @@
+"""What a folder holds: a run, a sweep or a comparison. Reads no file, so that the command line can ask at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from dkel_lightning.errors import ConfigError
+
+Kind = Literal["run", "sweep", "comparison"]
+
+RUN_FILES = ("config.yaml", "summary.json", "metrics.csv", "provenance.json", "failed.txt")
+COMPARISON_FILES = ("compare.md", "compare.csv", "members.csv")
+SWEEP_FILES = ("multirun.yaml", "sweep.csv")
+PAGE = "report.html"
+
+
+def kind(folder: Path) -> Kind | None:
+    """Tell what a folder holds, None if it is neither run, sweep nor comparison."""
+    if not folder.is_dir():
+        return None
+    if _has(folder, COMPARISON_FILES) or any(members(folder)):
+        return "comparison"
+    if _has(folder, SWEEP_FILES):
+        return "sweep"
+    if _has(folder, RUN_FILES):
+        return "run"
+    return "sweep" if any(path.name.isdigit() for path in jobs(folder)) else None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds at least one file of a run."""
+    return _has(folder, RUN_FILES)
+
+
+def jobs(sweep: Path) -> list[Path]:
+    """List the folders of a sweep's jobs, by number where they are numbered."""
+    found = [path for path in _folders(sweep) if is_run(path)]
+    return sorted(found, key=lambda path: (0, int(path.name), "") if path.name.isdecimal() else (1, 0, path.name))
+
+
+def members(comparison: Path) -> Iterator[tuple[str, int, Path]]:
+    """Give label, seed and folder of each member of a comparison that has begun."""
+    for label in sorted(_folders(comparison)):
+        found = [path for path in _folders(label) if path.name.removeprefix("seed_").isdecimal() and is_run(path)]
+        for path in sorted(found, key=lambda path: int(path.name.removeprefix("seed_"))):
+            if path.name.startswith("seed_"):
+                yield label.name, int(path.name.removeprefix("seed_")), path
+
+
+def find(of: str | Path | None, outputs: Path = Path("outputs")) -> Path:
+    """Find the folder to report on: the one that is named, else the newest under `outputs`.
+
+    Raises:
+        ConfigError: it is no run, sweep or comparison, or there is none.
+    """
+    if of is None:
+        return newest(outputs)
+    folder = Path(of).expanduser()
+    if not folder.exists():
+        raise ConfigError(f"report.of={of}: there is no such folder.")
+    if not folder.is_dir():
+        raise ConfigError(f"report.of={of} is a file: give the folder of the run, {folder.parent}.")
+    if kind(folder) is None:
+        inside = [path for path in _folders(folder) if kind(path) is not None]
+        hint = f" It holds some: give one, such as {max(inside, key=changed)}." if inside else ""
+        raise ConfigError(
+            f"report.of={of} is no run, sweep or comparison: it has none of {', '.join(RUN_FILES[:3])}, "
+            f"{SWEEP_FILES[0]}, {COMPARISON_FILES[0]}.{hint}"
+        )
+    return folder
+
+
+def newest(outputs: Path) -> Path:
+    """Find the run, sweep or comparison under `outputs` that was written to last.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    candidates = [path for name in _folders(outputs) for path in (name, *_folders(name)) if kind(path) is not None]
+    if not candidates:
+        raise ConfigError(f"No run under {outputs.resolve()}: give the folder of one, report.of=PATH.")
+    return max(candidates, key=changed)
+
+
+def changed(folder: Path) -> float:
+    """Return when something was last written in a run, sweep or comparison, its report aside."""
+    patterns = [f"{'*/' * depth}{name}" for depth in range(3) for name in ("*.csv", "*.json", "*.yaml", "*.md")]
+    return max((path.stat().st_mtime for pattern in patterns for path in folder.glob(pattern)), default=0.0)
+
+
+def _has(folder: Path, names: tuple[str, ...]) -> bool:
+    return any((folder / name).is_file() for name in names)
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    except OSError:
+        return []
