@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -131,12 +132,154 @@ class Disagreement(Metric):
         return self.different / self.samples
 
 
+class Predictions(Metric):
+    """Entropy of the predictions of several networks, and how often each predicts each class."""
+
+    full_state_update = False
+    entropy: Tensor
+    predicted: Tensor
+
+    def __init__(self, networks: int, classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("entropy", torch.zeros(networks), dist_reduce_fx="sum")
+        self.add_state("predicted", torch.zeros(networks, classes), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor) -> None:
+        """Add a batch: `logits` [N, B, C] of the N networks."""
+        logits = logits.detach().to(self.entropy.dtype)
+        log_probabilities = logits.log_softmax(-1)
+        self.entropy -= (log_probabilities.exp() * log_probabilities).sum((-2, -1))
+        predicted = logits.argmax(-1)
+        self.predicted.scatter_add_(1, predicted, torch.ones_like(predicted, dtype=self.predicted.dtype))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return, each [N]: `entropy` in nats, `classes` (how many are predicted), `top_share` (of the commonest)."""
+        samples = self.predicted.sum(1)
+        return {
+            "entropy": self.entropy / samples,
+            "classes": (self.predicted > 0).sum(1).to(samples.dtype),
+            "top_share": self.predicted.max(1).values / samples,
+        }
+
+
+class PairDiversity(Metric):
+    """How far apart pairs of networks are on the same samples.
+
+    * `agreement`: share of samples on which both predict the same class.
+    * `kl`: `(KL(a || b) + KL(b || a)) / 2` of the predictions at temperature 1, in nats, averaged over the samples.
+    * `cka`: linear CKA of the features, `|A^T B|^2 / (|A^T A| |B^T B|)` of centred features, Frobenius norms; NaN
+      where features of one do not vary at all. Exact: the sums [D, D] are accumulated over all samples.
+
+    Each batch is centred by its own mean before its product is taken, and the product of the means added apart, so
+    that a product in reduced precision (TF32) loses digits of the covariance and not of the means.
+
+    Args:
+        widths: D of each network's features; zeros fill the narrower ones up, which changes no norm.
+        pairs: indices of the networks that are compared.
+
+    Source: CKA of Kornblith et al. 2019, "Similarity of neural network representations revisited".
+    """
+
+    full_state_update = False
+    WIDEST = 2048
+    """Wider features are left out: their products would take more memory than the networks."""
+
+    agreeing: Tensor
+    divergence: Tensor
+    samples: Tensor
+    sums: Tensor
+    products: Tensor
+    first: Tensor
+    second: Tensor
+
+    def __init__(self, widths: Sequence[int], pairs: Sequence[tuple[int, int]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pairs = tuple(pairs)
+        self.width = max(widths)
+        self.compares_features = self.width <= self.WIDEST and bool(pairs)
+        networks = len(widths)
+        # Products of each network with itself, then of the pairs.
+        both = [(i, i) for i in range(networks)] + [*self.pairs]
+        self.register_buffer("first", torch.tensor([a for a, _ in both]), persistent=False)
+        self.register_buffer("second", torch.tensor([b for _, b in both]), persistent=False)
+        for name in ("agreeing", "divergence"):
+            self.add_state(name, torch.zeros(len(pairs)), dist_reduce_fx="sum")
+        self.add_state("samples", torch.zeros(()), dist_reduce_fx="sum")
+        if self.compares_features:
+            self.add_state("sums", torch.zeros(networks, self.width), dist_reduce_fx="sum")
+            self.add_state("products", torch.zeros(len(both), self.width, self.width), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, features: Sequence[Tensor]) -> None:
+        """Add a batch: `logits` [N, B, C], `features` N tensors [B, D_i]."""
+        logits = logits.detach().float()
+        self.samples += logits.shape[1]
+        log_probabilities = logits.log_softmax(-1)
+        probabilities, predicted = log_probabilities.exp(), logits.argmax(-1)
+        networks = len(logits)
+        for start in range(0, len(self.pairs), _PAIRS_AT_ONCE):
+            chosen = slice(start, start + _PAIRS_AT_ONCE)
+            a, b = self.first[networks:][chosen], self.second[networks:][chosen]
+            self.agreeing[chosen] += (predicted[a] == predicted[b]).sum(-1)
+            symmetric = (probabilities[a] - probabilities[b]) * (log_probabilities[a] - log_probabilities[b])
+            self.divergence[chosen] += symmetric.sum((-2, -1)) / 2
+        if self.compares_features:
+            self._add_features(features)
+
+    def _add_features(self, features: Sequence[Tensor]) -> None:
+        padded = [F.pad(each.detach().float(), (0, self.width - each.shape[-1])) for each in features]
+        stacked = torch.stack(padded)
+        batch = stacked.shape[1]
+        mean = stacked.mean(1)
+        centred = stacked - mean.unsqueeze(1)
+        self.sums += mean * batch
+        for start in range(0, len(self.first), _PAIRS_AT_ONCE):
+            chosen = slice(start, start + _PAIRS_AT_ONCE)
+            a, b = self.first[chosen], self.second[chosen]
+            self.products[chosen].baddbmm_(centred[a].transpose(1, 2), centred[b])
+            self.products[chosen].addcmul_(mean[a].unsqueeze(2), mean[b].unsqueeze(1), value=batch)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `agreement`, `kl` and, unless features are too wide, `cka`, each [pairs]."""
+        found = {"agreement": self.agreeing / self.samples, "kl": self.divergence / self.samples}
+        if self.compares_features:
+            found["cka"] = self._cka()
+        return found
+
+    def _cka(self) -> Tensor:
+        mean = self.sums / self.samples
+        means = mean[self.first].unsqueeze(2) * mean[self.second].unsqueeze(1)
+        covariance = self.products / self.samples - means
+        norms = torch.linalg.matrix_norm(covariance)
+        networks = len(mean)
+        own = norms[:networks]
+        # What rounding leaves of features that do not vary is noise, and no direction.
+        varies = own > 1e-6 * torch.linalg.matrix_norm(means[:networks])
+        own = torch.where(varies, own, torch.full_like(own, float("nan")))
+        cka: Tensor = norms[networks:].square() / (own[self.first[networks:]] * own[self.second[networks:]])
+        return cka
+
+
+_PAIRS_AT_ONCE = 64
+
+
 def relative_distance(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor | None:
     """Compute `||theta_t - theta_s|| / ||theta_s||` over all parameters; None where their shapes differ."""
     if [p.shape for p in teacher] != [p.shape for p in student]:
         return None
     differences = [(t.detach() - s.detach()).float() for t, s in zip(teacher, student, strict=True)]
     return _norm(differences) / _norm([s.detach().float() for s in student])
+
+
+def mutual_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor | None:
+    """Compute `|a - b| / sqrt((|a|^2 + |b|^2) / 2)` over all parameters; None where their shapes differ.
+
+    0 for equal ones, sqrt(2) for orthogonal ones, such as two independent draws of many weights around zero.
+    """
+    if not first or [p.shape for p in first] != [p.shape for p in second]:
+        return None
+    differences = [(a.detach() - b.detach()).float() for a, b in zip(first, second, strict=True)]
+    norms = torch.stack([_norm([p.detach().float() for p in each]) for each in (first, second)])
+    return _norm(differences) / norms.square().mean().sqrt()
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from dkel_lightning.metrics import CalibrationErrors, Disagreement, NetworkScores, TermMeans, relative_distance
+from dkel_lightning.metrics import (
+    CalibrationErrors,
+    Disagreement,
+    NetworkScores,
+    PairDiversity,
+    Predictions,
+    TermMeans,
+    mutual_distance,
+    relative_distance,
+)
 
 
 def test_term_means_by_hand_and_without_graph() -> None:
@@ -109,3 +118,109 @@ def test_relative_distance_by_hand_and_none_where_shapes_differ() -> None:
     assert distance.item() == pytest.approx(10 / 5)
     assert relative_distance(student, student) == 0
     assert relative_distance(teacher[:1], student) is None
+
+
+def test_mutual_distance_of_equal_opposite_and_orthogonal_weights() -> None:
+    a, b = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])], [torch.tensor([0.0, 5.0]), torch.tensor([0.0])]
+    opposite = [-tensor for tensor in a]
+    for other, expected in ((a, 0.0), (opposite, 2.0), (b, math.sqrt(2))):
+        distance = mutual_distance(a, other)
+        assert distance is not None
+        assert distance.item() == pytest.approx(expected)
+    assert mutual_distance(a, a[:1]) is None
+
+
+def compared(one: torch.Tensor, other: torch.Tensor, features: list[torch.Tensor], pieces: int = 1) -> dict[str, float]:
+    diversity = PairDiversity([each.shape[1] for each in features], [(0, 1)])
+    logits = torch.stack([one, other])
+    cuts = torch.arange(logits.shape[1]).tensor_split(pieces)
+    for cut in cuts:
+        diversity.update(logits[:, cut], [each[cut] for each in features])
+    return {name: value.reshape(-1).item() for name, value in diversity.compute().items()}
+
+
+def random_features(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_identical_networks_agree_with_no_divergence_and_cka_1() -> None:
+    logits, features = random_features(20, 4), random_features(20, 6, seed=1)
+    assert compared(logits, logits, [features, features]) == pytest.approx({"agreement": 1, "kl": 0, "cka": 1})
+
+
+def test_agreement_and_symmetric_kl_by_hand_and_independent_of_batches() -> None:
+    log3 = math.log(3.0)
+    one = torch.tensor([[log3, 0.0], [0.0, 0.0], [log3, 0.0], [log3, 0.0]])  # p = 3/4 (1/2 in the second)
+    other = torch.tensor([[0.0, log3], [log3, 0.0], [log3, 0.0], [0.0, log3]])
+    features = random_features(4, 3)
+    # KL(3/4 || 1/4) = log(3) / 2, both ways. KL(1/2 || 3/4) = log(4/3) / 2 and KL(3/4 || 1/2) = log(2) - H(3/4).
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    mixed = (math.log(4 / 3) / 2 + math.log(2) - entropy) / 2
+    expected = {"agreement": 1 / 2, "kl": (2 * log3 / 2 + mixed + 0) / 4, "cka": 1.0}
+    for pieces in (1, 3):
+        assert compared(one, other, [features, features], pieces) == pytest.approx(expected, rel=1e-5)
+
+
+def test_cka_ignores_rotation_order_scale_and_offset_of_features() -> None:
+    features = random_features(50, 6)
+    rotation = torch.linalg.qr(random_features(6, 6, seed=1)).Q
+    logits = torch.zeros(50, 2)
+    for same in (features @ rotation, features[:, [3, 1, 0, 5, 4, 2]], 7 * features, features + 3):
+        assert compared(logits, logits, [features, same], pieces=3)["cka"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_cka_of_orthogonal_features_is_0_also_of_different_width() -> None:
+    # Columns of a Hadamard matrix: centred, and orthogonal to each other.
+    pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    hadamard = torch.kron(torch.kron(pair, pair), pair)
+    logits = torch.zeros(8, 2)
+    assert compared(logits, logits, [hadamard[:, 1:3], hadamard[:, 3:8]])["cka"] == pytest.approx(0.0, abs=1e-6)
+    # One shared direction of two and one: |A^T B|^2 / (|A^T A| |B^T B|) = 64 / (8 sqrt(2) * 8).
+    half = compared(logits, logits, [hadamard[:, 1:3], hadamard[:, 2:3]], pieces=2)["cka"]
+    assert half == pytest.approx(1 / math.sqrt(2))
+
+
+def test_cka_is_that_of_the_gram_matrices_far_from_zero() -> None:
+    one, other = 40 + random_features(60, 5), random_features(60, 7, seed=1) - 25
+    other[:, 0] = 2 * one[:, 0]
+    centring = torch.eye(60, dtype=torch.float64) - 1 / 60
+    grams = [centring @ x.double() @ x.double().T @ centring for x in (one, other)]
+    expected = (grams[0] * grams[1]).sum() / (grams[0].norm() * grams[1].norm())
+    logits = torch.zeros(60, 2)
+    assert compared(logits, logits, [one, other], pieces=7)["cka"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_cka_of_features_that_do_not_vary_is_undefined_and_of_too_wide_ones_left_out() -> None:
+    logits, features = torch.zeros(10, 2), random_features(10, 3)
+    assert math.isnan(compared(logits, logits, [features, torch.full((10, 4), 0.3)], pieces=3)["cka"])
+    wide = torch.zeros(10, PairDiversity.WIDEST + 1)
+    assert compared(logits, logits, [features, wide]) == {"agreement": 1.0, "kl": 0.0}
+
+
+def test_many_pairs_are_each_compared() -> None:
+    networks = 13  # 78 pairs, more than are taken at once
+    logits = torch.zeros(networks, 5, networks)
+    logits[torch.arange(networks), :, torch.arange(networks)] = 1.0
+    logits[12] = logits[11]
+    pairs = [(a, b) for a in range(networks) for b in range(a)]
+    diversity = PairDiversity([2] * networks, pairs)
+    diversity.update(logits, [random_features(5, 2, seed=i) for i in range(networks)])
+    agreement = dict(zip(pairs, diversity.compute()["agreement"].tolist(), strict=True))
+    assert {pair for pair, value in agreement.items() if value > 0} == {(12, 11)}
+    cka = dict(zip(pairs, diversity.compute()["cka"].tolist(), strict=True))
+    alone = compared(logits[9], logits[2], [random_features(5, 2, seed=i) for i in (9, 2)])["cka"]
+    assert cka[9, 2] == pytest.approx(alone, rel=1e-5)
+
+
+def test_entropy_and_predicted_classes_by_hand() -> None:
+    certain, even = [200.0, 0.0, 0.0], [0.0, 0.0, 0.0]
+    predictions = Predictions(2, 3)
+    predictions.update(torch.tensor([[certain, certain], [even, even]]))
+    predictions.update(torch.tensor([[certain, [0.0, 200.0, 0.0]], [[0.0, 0.0, 9.0], [0.0, 0.0, 9.0]]]))
+    found = predictions.compute()
+    assert found["entropy"][0].item() == pytest.approx(0.0, abs=1e-6)
+    nine = 1 + 2 * math.exp(-9)
+    sharp = math.log(nine) + 2 * math.exp(-9) / nine * 9
+    assert found["entropy"][1].item() == pytest.approx((math.log(3) + sharp) / 2, rel=1e-5)
+    assert found["classes"].tolist() == [2, 2]
+    assert found["top_share"].tolist() == [0.75, 0.5]

@@ -1,11 +1,13 @@
 """Callbacks that a DistillationModule attaches to its Trainer as its method needs them."""
 
+from dkel_lightning.callbacks.diversity import DiversityMonitor
 from dkel_lightning.callbacks.finite import FiniteGuard
 from dkel_lightning.callbacks.initialisation import TeacherInitialisation
 from dkel_lightning.callbacks.progress import EpochLines, Throughput
 from dkel_lightning.callbacks.schedules import EMARateSchedule, EnsembleDecaySchedule, RampUpSchedule
 
 __all__ = [
+    "DiversityMonitor",
     "EMARateSchedule",
     "EnsembleDecaySchedule",
     "EpochLines",

@@ -22,7 +22,7 @@ from dkel_lightning.metrics import CalibrationErrors, Disagreement, NetworkScore
 from dkel_lightning.modules.batch import Batch, check_labels, check_views, images_of, number_of_views, unpack
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
-from dkel_lightning.modules.outputs import Step, StudentOutput
+from dkel_lightning.modules.outputs import Evaluated, Step, StudentOutput
 from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule, TeacherSettings, average_over_processes
@@ -30,6 +30,7 @@ from dkel_lightning.seeding import generator, seeded
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
+Observer = Callable[[Step, Mapping[str, Tensor]], None]
 
 @dataclass(frozen=True)
 class Deploy:
@@ -76,7 +77,8 @@ class DistillationModule(LightningModule):
     `val/acc`, `val/acc/...`, `val/nll/...` with student_0.., student_mean, student_best, student_ensemble (mean of
     probabilities), ensemble (the ensemble classifier, or what the method makes), and the same of the teacher. In tests
     `best` and `acc` are the peers that the last validation chose, and `test/ece/...` (expected calibration error),
-    `test/disagreement` (of the student peers) and `test/distance` (of teacher and student) are logged too.
+    `test/disagreement` (of the student peers) and `test/distance` (of teacher and student) are logged too. What
+    `diversity/...` and `share/...` hold: see callbacks.DiversityMonitor.
     """
 
     def __init__(
@@ -120,6 +122,10 @@ class DistillationModule(LightningModule):
         self.calibration = CalibrationErrors(len(self.members))
         self.disagreement = Disagreement()
         # What the last validation said of each member; chooses the deployed peer, so it belongs to the checkpoint.
+        # Called in a training step with its outputs and terms, before the backward pass.
+        self.observers: list[Observer] = []
+        # What the checkpoint has of each process, until the fit that goes on from it has taken it over.
+        self._restored: list[dict[str, Any]] = []
         self.register_buffer("validation_accuracy", torch.full((len(self.members),), float("nan")))
 
     validation_accuracy: Tensor
@@ -269,6 +275,8 @@ class DistillationModule(LightningModule):
                 f"but computes {', '.join(terms)}: a term without a name would be left out of the loss."
             )
         self.term_means.update(terms)
+        for observe in self.observers:
+            observe(step, terms)
         self.train_scores.update(step.student.logits, labels)
         loss = torch.stack([terms[name] for name in self.method.terms]).sum()
         if self.teacher is not None and self.teacher.learns:
@@ -314,7 +322,7 @@ class DistillationModule(LightningModule):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Attach the callbacks that the method needs, except those the user has passed."""
-        needed: list[Callback] = [callbacks.FiniteGuard()]
+        needed: list[Callback] = [callbacks.FiniteGuard(), callbacks.DiversityMonitor()]
         if self.method.rampup is not None:
             needed.append(callbacks.RampUpSchedule())
         if self.method.ensemble is not None:
@@ -328,16 +336,17 @@ class DistillationModule(LightningModule):
 
     # ------------------------------------------------------------------ evaluation
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Score every member on a batch."""
-        self._score(batch, batch_idx)
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Score every member on a batch, and hand what they say of it to the callbacks (`evaluated`, `labels`)."""
+        evaluated, labels = self._score(batch, batch_idx)
+        return {"evaluated": evaluated, "labels": labels}
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Score every member on a batch, its calibration and the peers' disagreement too."""
-        logits, labels = self._score(batch, batch_idx)
-        self.calibration.update(logits, labels)
+        evaluated, labels = self._score(batch, batch_idx)
+        self.calibration.update(evaluated.logits, labels)
         if self.student.num_peers > 1:
-            self.disagreement.update(logits[: self.student.num_peers])
+            self.disagreement.update(evaluated.logits[: self.student.num_peers])
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the deployed network's logits [B, C] for a batch of images, a tuple that starts so, or a mapping."""
@@ -347,6 +356,10 @@ class DistillationModule(LightningModule):
     def member_logits(self, views: Tensor) -> Tensor:
         """Stack the logits of all `members`, [N, B, C]."""
         views, teacher_views = self.views_of_each(views)
+        return self.evaluate(views).logits
+
+    def evaluate(self, views: Tensor) -> Evaluated:
+        """Ask all `members` about `views`, once."""
         student = self(views)
         rows = [student.logits.float()]
         if self.student.num_peers > 1:
@@ -354,9 +367,12 @@ class DistillationModule(LightningModule):
         if student.ensemble_logits is not None:
             rows.append(student.ensemble_logits.float().unsqueeze(0))
         if self.teacher is not None:
-            teachers = self.teacher(teacher_views).logits.float()
+        features = [*student.features]
+            taught = self.teacher(teacher_views)
+            teachers = taught.logits.float()
             rows += [teachers, _mean_probability(teachers)] if self.teacher.num_peers > 1 else [teachers]
-        return torch.cat(rows)
+            features += [*taught.features]
+        return Evaluated(torch.cat(rows), tuple(features))
 
     def on_validation_start(self) -> None:
         """Give all processes the same BatchNorm statistics."""
@@ -508,13 +524,13 @@ class DistillationModule(LightningModule):
 
     # ------------------------------------------------------------------ inside
 
-    def _score(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
+    def _score(self, batch: Any, batch_idx: int) -> tuple[Evaluated, Tensor]:
         views, labels, _ = unpack(batch)
         if batch_idx == 0 or labels.device.type == "cpu":
             check_labels(labels, self.student.num_classes)
-        logits = self.member_logits(views)
-        self.scores.update(logits, labels)
-        return logits, labels
+        evaluated = self.evaluate(views)
+        self.scores.update(evaluated.logits, labels)
+        return evaluated, labels
 
     def _log_scores(self, stage: str, scores: Mapping[str, Tensor], chooser: Tensor) -> None:
         logs: dict[str, Tensor] = {}

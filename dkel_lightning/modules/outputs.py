@@ -69,3 +69,16 @@ class Step:
     assembled: Tensor | None
     ensemble_weight: Tensor
     indices: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What all members of a DistillationModule say of an evaluation batch.
+
+    Attributes:
+        logits: [N, B, C], float32, in the order of the module's `members`.
+        features: [B, D_i] of each student peer, then of each teacher peer.
+    """
+
+    logits: Tensor
+    features: tuple[Tensor, ...]

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from dkel_lightning import build, checkpoints, config, figures, memory
-from dkel_lightning.callbacks import EpochLines, Throughput
+from dkel_lightning.callbacks import DiversityMonitor, EpochLines, Throughput
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.files import Run
@@ -199,7 +199,7 @@ def _check_monitor(monitor: str, module: DistillationModule) -> None:
 def _callbacks(run: Run) -> list[Callback]:
     settings = run.values["callbacks"]
     mode = "min" if "/nll/" in settings["monitor"] else "max"
-    found: list[Callback] = []
+    found: list[Callback] = [DiversityMonitor(settings["diversity"])]
     if not run.values["trainer"]["fast_dev_run"]:
         # At the end of the epoch rather than of validation: what the epoch logged is then in the checkpoint.
         common: dict[str, Any] = {"dirpath": run.checkpoints, "save_on_train_epoch_end": True}

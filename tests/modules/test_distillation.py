@@ -314,7 +314,13 @@ def test_logged_names_are_exactly_those_documented() -> None:
     train |= {"train/kd_individual", "train/kd_assembled"}
     train |= {"train/acc/student_0", "train/acc/student_1", "train/acc/student_mean"}
     weights = {"weights/rampup", "weights/ensemble_decay", "weights/teacher_assembled", "weights/teacher_individual"}
-    assert set(fit.callback_metrics) == train | weights | {"weights/ema_rate", "val/acc"} | names_of(2, "val")
+    watched = {f"share/{what}/{term}" for what in ("loss", "gradient") for term in module.method.terms}
+    kinds = ("student-teacher", "student-student", "teacher-teacher")
+    watched |= {f"diversity/{what}/{kind}" for what in ("agreement", "kl", "cka", "distance") for kind in kinds}
+    networks = ("student", "teacher", "ensemble")
+    watched |= {f"diversity/{what}/{network}" for what in ("entropy", "classes") for network in networks}
+    watched |= {"diversity/distance/whole", "diversity/homogenised", "weights/ema_rate", "val/acc"}
+    assert set(fit.callback_metrics) == train | weights | watched | names_of(2, "val")
     calibrated = {name.replace("/acc/", "/ece/") for name in names_of(2, "test")}
     tested = (
         names_of(2, "test") | calibrated | {f"test/{what}" for what in ("acc", "images", "disagreement", "distance")}

@@ -1,0 +1,271 @@
+"""Watch whether teacher and student, and peers among themselves, stay apart."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.metrics import PairDiversity, Predictions, mutual_distance, relative_distance
+from dkel_lightning.modules.teacher import average_over_processes
+
+if TYPE_CHECKING:
+    from dkel_lightning.modules.distillation import DistillationModule
+    from dkel_lightning.modules.outputs import Step
+
+DETAILS = ("none", "means", "pairs")
+KINDS = ("student-teacher", "student-student", "teacher-teacher")
+
+Pair = tuple[int, int]
+
+
+class DiversityMonitor(Callback):
+    """Log how far apart the networks are, from the outputs that validation computes anyway.
+
+    Measured over the validation set, for the pairs student peer i and teacher peer i (every student peer and the
+    teacher, where there is one for all), student peers, and teacher peers:
+
+    * `diversity/agreement/...`: share of images on which both predict the same class;
+    * `diversity/kl/...`: `(KL(a || b) + KL(b || a)) / 2` of the predictions at temperature 1, nats;
+    * `diversity/cka/...`: linear CKA of the features before the classifier, exact; NaN where they do not vary;
+    * `diversity/distance/...`: of parameters, where the networks have the same form. A student peer and its teacher:
+      `|t - s| / |s|` over the path of the peer, trunk and branch (`diversity/distance/whole`: over the whole
+      network). Two peers: `|a - b| / sqrt((|a|^2 + |b|^2) / 2)` over what they do not share.
+
+    and of each member, `diversity/entropy/...` (nats) and `diversity/classes/...` (how many classes it predicts).
+    `diversity/homogenised` is 1 where teacher and student are indistinguishable (agreement of at least `alike`) while
+    the mean accuracy of both is still poor (below `poor`). It is a sign, and no failure.
+
+    From training come `share/loss/<term>`, the term's mean over the epoch as a share of the total, and
+    `share/gradient/<term>`, the norm of the term's gradient with respect to the student peers' logits as a share of
+    the sum of these norms, on the first batch of the epoch. A term that does not depend on those logits, such as the
+    ensemble classifier's own labels, has share 0.
+
+    Args:
+        detail: `means` over the pairs of a kind and over the peers of a network; `pairs`: each of them too, as
+            `diversity/<measure>/student_0-teacher_0` and `diversity/entropy/student_0`; `none`: nothing.
+        alike: agreement from which teacher and student count as indistinguishable.
+        poor: accuracy below which a network counts as poor.
+    """
+
+    def __init__(self, detail: str = "means", *, alike: float = 0.95, poor: float = 0.5) -> None:
+        if detail not in DETAILS:
+            raise ConfigError(f"callbacks.diversity is {detail!r}: choose one of {', '.join(DETAILS)}.")
+        self.detail = detail
+        self.alike = alike
+        self.poor = poor
+        self._peers: tuple[int, ...] = ()
+        self._pairs: dict[Pair, str] = {}
+        self._between: PairDiversity | None = None
+        self._each: Predictions | None = None
+        self._gradients: dict[str, Tensor] = {}
+
+    # ------------------------------------------------------------------ validation
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start with empty sums on the module's device."""
+        module = _distillation(pl_module)
+        if self.detail == "none" or trainer.sanity_checking:
+            return
+        if self._between is None or self._each is None:
+            self._peers, self._pairs = _peers_and_pairs(module)
+            self._between = PairDiversity(_feature_widths(module), [*self._pairs])
+            self._each = Predictions(len(module.members), module.student.num_classes)
+        for metric in (self._between, self._each):
+            metric.to(module.device)
+            metric.reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add a batch."""
+        if self._between is None or self._each is None or trainer.sanity_checking or not isinstance(outputs, Mapping):
+            return
+        evaluated = outputs["evaluated"]
+        self._between.update(evaluated.logits[list(self._peers)], evaluated.features)
+        self._each.update(evaluated.logits)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log all measures."""
+        if self._between is None or self._each is None or trainer.sanity_checking:
+            return
+        module = _distillation(pl_module)
+        logs: dict[str, Tensor] = {}
+        if self._pairs:
+            measured = {name: value.reshape(-1) for name, value in self._between.compute().items()}
+            for measure, values in measured.items():
+                logs |= self._of_pairs(module, measure, dict(zip(self._pairs, values, strict=True)))
+            logs |= self._of_pairs(module, "distance", parameter_distances(module, self._pairs))
+            whole = module.teacher_distance()
+            if whole is not None:
+                logs["diversity/distance/whole"] = whole
+        of_members = self._each.compute()
+        for measure in ("entropy", "classes"):
+            logs |= self._of_members(module, measure, of_members[measure].reshape(-1))
+        logs |= self._homogenised(module, logs.get("diversity/agreement/student-teacher"))
+        module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
+
+    def _of_pairs(self, module: DistillationModule, measure: str, values: Mapping[Pair, Tensor]) -> dict[str, Tensor]:
+        names = _peer_names(module)
+        found = {}
+        for kind in KINDS:
+            of_kind = [value for pair, value in values.items() if self._pairs[pair] == kind]
+            if of_kind:
+                found[f"diversity/{measure}/{kind}"] = torch.stack(of_kind).nanmean()
+        if self.detail == "pairs":
+            found |= {f"diversity/{measure}/{names[a]}-{names[b]}": value for (a, b), value in values.items()}
+        return found
+
+    def _of_members(self, module: DistillationModule, measure: str, values: Tensor) -> dict[str, Tensor]:
+        found = {}
+        for network in ("student", "teacher"):
+            peers = [values[i] for i in self._peers if module.members[i].startswith(network)]
+            if peers:
+                found[f"diversity/{measure}/{network}"] = torch.stack(peers).mean()
+        for member, value in zip(module.members, values, strict=True):
+            if self.detail == "pairs" or member == "ensemble":
+                found[f"diversity/{measure}/{member}"] = value
+        return found
+
+    def _homogenised(self, module: DistillationModule, agreement: Tensor | None) -> dict[str, Tensor]:
+        if agreement is None:
+            return {}
+        accuracy = module.scores.per_network()["accuracy"]
+        both = [
+            torch.stack([accuracy[i] for i in self._peers if module.members[i].startswith(network)]).mean()
+            for network in ("student", "teacher")
+        ]
+        return {"diversity/homogenised": (agreement >= self.alike) & (torch.stack(both) < self.poor).all()}
+
+    # ------------------------------------------------------------------ training
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Look at the gradients of the epoch's first batch."""
+        if self.detail != "none" and batch_idx == 0:
+            _distillation(pl_module).observers.append(self._observe)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at no other; what all processes saw of theirs is averaged."""
+        if self._stop_observing(_distillation(pl_module)):
+            # Not left to the log: a checkpoint within the epoch keeps the figures of one process.
+            average_over_processes([*self._gradients.values()])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the terms' shares; the module has not yet forgotten the epoch's terms."""
+        module = _distillation(pl_module)
+        if self.detail == "none":
+            return
+        means = module.term_means.compute()
+        total = torch.stack([*means.values()]).sum()
+        logs = {f"share/loss/{term}": value / total for term, value in means.items()}
+        logs |= {f"share/gradient/{term}": value.to(total.device) for term, value in self._gradients.items()}
+        module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
+
+    def _observe(self, step: Step, terms: Mapping[str, Tensor]) -> None:
+        self._gradients = gradient_shares(terms, step.student.logits)
+
+    def _stop_observing(self, module: DistillationModule) -> bool:
+        present = self._observe in module.observers
+        if present:
+            module.observers.remove(self._observe)
+        return present
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind in a module whose fit broke off."""
+        self._stop_observing(_distillation(pl_module))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep what the first batch of the epoch has shown, for a run that is resumed within it."""
+        return {"gradients": {term: float(share) for term, share in self._gradients.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with it."""
+        self._gradients = {term: torch.tensor(share) for term, share in state_dict["gradients"].items()}
+
+
+def gradient_shares(terms: Mapping[str, Tensor], logits: Tensor) -> dict[str, Tensor]:
+    """Compute `|d term / d logits|` of each term, divided by the sum of these norms; the graph is kept."""
+    norms = []
+    for value in terms.values():
+        gradient = None
+        if value.requires_grad and logits.requires_grad:
+            (gradient,) = torch.autograd.grad(value, logits, retain_graph=True, allow_unused=True)
+        norms.append(
+            logits.new_zeros((), dtype=torch.float32) if gradient is None else gradient.detach().float().norm()
+        )
+    stacked = torch.stack(norms)
+    return dict(zip(terms, (stacked / stacked.sum()).unbind(), strict=True))
+
+
+def parameter_distances(module: DistillationModule, pairs: Mapping[Pair, str]) -> dict[Pair, Tensor]:
+    """Compute the distance of each pair of peers in their parameters, leaving out pairs that differ in form.
+
+    A student peer and its teacher are compared over trunk and branch, relative to the student; two peers over what
+    they do not share, relative to both.
+    """
+    paths = _paths(module, whole=True)
+    branches = _paths(module, whole=False)
+    found = {}
+    for (a, b), kind in pairs.items():
+        if kind == "student-teacher":
+            distance = relative_distance(paths[b], paths[a])
+        else:
+            distance = mutual_distance(branches[a], branches[b])
+        if distance is not None:
+            found[a, b] = distance
+    return found
+
+
+def _paths(module: DistillationModule, *, whole: bool) -> list[Sequence[Tensor]]:
+    found: list[Sequence[Tensor]] = []
+    for part in (module.student, module.teacher):
+        if part is not None:
+            for i in range(part.num_peers):
+                own = part.network.peer(i) if whole else part.network.own_part(i)
+                found.append([*own.parameters()])
+    return found
+
+
+def _peers_and_pairs(module: DistillationModule) -> tuple[tuple[int, ...], dict[Pair, str]]:
+    """Find the peers' positions among the members, and the pairs of peers with their kind.
+
+    Peers are counted student first, teacher after.
+    """
+    students = module.student.num_peers
+    teachers = module.teacher.num_peers if module.teacher is not None else 0
+    pairs: dict[Pair, str] = {}
+    if teachers:
+        pairs |= {(i, students + i % teachers): KINDS[0] for i in range(students)}
+    pairs |= dict.fromkeys(itertools.combinations(range(students), 2), KINDS[1])
+    pairs |= dict.fromkeys(itertools.combinations(range(students, students + teachers), 2), KINDS[2])
+    return tuple(module.members.index(name) for name in _peer_names(module)), pairs
+
+
+def _peer_names(module: DistillationModule) -> list[str]:
+    parts = {"student": module.student, "teacher": module.teacher}
+    return [f"{name}_{i}" for name, part in parts.items() if part is not None for i in range(part.num_peers)]
+
+
+def _feature_widths(module: DistillationModule) -> list[int]:
+    teacher = module.teacher.network.feature_dims if module.teacher is not None else ()
+    return [*module.student.network.feature_dims, *teacher]
+
+
+def _distillation(module: LightningModule) -> DistillationModule:
+    from dkel_lightning.modules.distillation import DistillationModule
+
+    assert isinstance(module, DistillationModule)
+    return module
