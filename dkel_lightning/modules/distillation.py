@@ -29,8 +29,8 @@ from dkel_lightning.modules.teacher import TeacherModule, TeacherSettings, avera
 from dkel_lightning.seeding import generator, seeded
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-
 Observer = Callable[[Step, Mapping[str, Tensor]], None]
+
 
 @dataclass(frozen=True)
 class Deploy:
@@ -121,11 +121,11 @@ class DistillationModule(LightningModule):
         self.scores = NetworkScores(len(self.members))
         self.calibration = CalibrationErrors(len(self.members))
         self.disagreement = Disagreement()
-        # What the last validation said of each member; chooses the deployed peer, so it belongs to the checkpoint.
         # Called in a training step with its outputs and terms, before the backward pass.
         self.observers: list[Observer] = []
         # What the checkpoint has of each process, until the fit that goes on from it has taken it over.
         self._restored: list[dict[str, Any]] = []
+        # What the last validation said of each member; chooses the deployed peer, so it belongs to the checkpoint.
         self.register_buffer("validation_accuracy", torch.full((len(self.members),), float("nan")))
 
     validation_accuracy: Tensor
@@ -274,9 +274,9 @@ class DistillationModule(LightningModule):
                 f"{type(self.method).__name__} names the terms {', '.join(self.method.terms)} "
                 f"but computes {', '.join(terms)}: a term without a name would be left out of the loss."
             )
-        self.term_means.update(terms)
         for observe in self.observers:
             observe(step, terms)
+        self.term_means.update(terms)
         self.train_scores.update(step.student.logits, labels)
         loss = torch.stack([terms[name] for name in self.method.terms]).sum()
         if self.teacher is not None and self.teacher.learns:
@@ -355,19 +355,19 @@ class DistillationModule(LightningModule):
 
     def member_logits(self, views: Tensor) -> Tensor:
         """Stack the logits of all `members`, [N, B, C]."""
-        views, teacher_views = self.views_of_each(views)
         return self.evaluate(views).logits
 
     def evaluate(self, views: Tensor) -> Evaluated:
         """Ask all `members` about `views`, once."""
+        views, teacher_views = self.views_of_each(views)
         student = self(views)
         rows = [student.logits.float()]
         if self.student.num_peers > 1:
             rows.append(_mean_probability(rows[0]))
         if student.ensemble_logits is not None:
             rows.append(student.ensemble_logits.float().unsqueeze(0))
-        if self.teacher is not None:
         features = [*student.features]
+        if self.teacher is not None:
             taught = self.teacher(teacher_views)
             teachers = taught.logits.float()
             rows += [teachers, _mean_probability(teachers)] if self.teacher.num_peers > 1 else [teachers]
