@@ -10,10 +10,10 @@ TESTS ?= tests
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format type bench build clean
+.PHONY: help run test test-long lint format type bench build clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 10) <= v <= (3, 13) and "Python 3.10 to 3.13 is needed, this is %d.%d: use make PYTHON=python3.12" % v)'
@@ -33,6 +33,9 @@ run: $(VENV)/.run ## set up and run the main job; ARGS="..." are passed on
 
 test: $(VENV)/.dev ## set up and run the tests; TESTS=path for some of them
 	$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+
+test-long: $(VENV)/.dev ## kills at random, fuzzing, thousands of epochs: an hour or two; figures go to docs/results/reliability
+	DKEL_RECORD=docs/results/reliability $(BIN)/python -m pytest -m long -n $(WORKERS) $(TESTS)
 
 lint: $(VENV)/.dev ## check style and layout
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import uuid
@@ -11,18 +13,42 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from torch import nn
+from torch import Tensor, nn
 
 from dkel_lightning.errors import CheckpointError
 
 KEY = "dkel_lightning"
-FORMAT = 1
+FORMAT = 2
 NEITHER_NETWORK_NOR_LOSS = ("deploy", "image_size", "seed")
 
 
-def sign(checkpoint: dict[str, Any], recipe: Mapping[str, Any] | None, members: Sequence[str]) -> None:
-    """Add the format version and what rebuilds the networks."""
-    checkpoint[KEY] = {"format": FORMAT, "recipe": dict(recipe) if recipe is not None else None, "members": [*members]}
+def sign(
+    checkpoint: dict[str, Any],
+    recipe: Mapping[str, Any] | None,
+    members: Sequence[str],
+    processes: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Add the format version, what rebuilds the networks, its hash, and what each process holds of its own."""
+    checkpoint[KEY] = {
+        "format": FORMAT,
+        "recipe": dict(recipe) if recipe is not None else None,
+        "hash": networks_hash(recipe, checkpoint["state_dict"]),
+        "members": [*members],
+        "processes": [dict(own) for own in processes],
+    }
+
+
+def networks_hash(recipe: Mapping[str, Any] | None, state_dict: Mapping[str, Any]) -> str:
+    """Hash what built the networks, and the names, shapes and types of what they hold."""
+    held = [[name, [*value.shape], str(value.dtype)] for name, value in state_dict.items() if isinstance(value, Tensor)]
+    text = json.dumps([recipe, sorted(held)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def own_states(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what each process held of its own; nothing in a checkpoint of format 1."""
+    found = checkpoint[KEY].get("processes", [])
+    return list(found)
 
 
 def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -110,13 +136,33 @@ def _signed_recipe(checkpoint: Mapping[str, Any], name: str | Path) -> Mapping[s
     signed = checkpoint.get(KEY)
     if not isinstance(signed, Mapping):
         raise CheckpointError(f"{name} was not written by a DistillationModule.")
-    if signed.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{name} has format {signed.get('format')}, this version reads {FORMAT}: "
-            "install the version of dkel_lightning that wrote it."
-        )
+    signed = _migrated(signed, name)
     found = signed.get("recipe")
-    return found if isinstance(found, Mapping) else None
+    recipe = found if isinstance(found, Mapping) else None
+    if signed["hash"] is not None and signed["hash"] != networks_hash(recipe, checkpoint["state_dict"]):
+        raise CheckpointError(
+            f"{name} contradicts itself: what it says of its networks does not belong to its weights. "
+            "It was edited or damaged; use another checkpoint."
+        )
+    return recipe
+
+
+def _migrated(signed: Mapping[str, Any], name: str | Path) -> Mapping[str, Any]:
+    """Bring the signature of an older version into today's form.
+
+    Raises:
+        CheckpointError: it is of a newer version, or of none.
+    """
+    version = signed.get("format")
+    if version == 1:
+        # It lacked the random generators: it resumes, and what draws from them goes on with other numbers.
+        return {**signed, "format": FORMAT, "hash": None, "processes": []}
+    if version == FORMAT and isinstance(signed.get("hash"), str):
+        return signed
+    raise CheckpointError(
+        f"{name} has format {version}, this version reads 1 to {FORMAT}: "
+        "install the version of dkel_lightning that wrote it."
+    )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

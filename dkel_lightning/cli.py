@@ -6,9 +6,11 @@ import contextlib
 import copy
 import errno
 import itertools
+import math
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, OverrideParseException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -44,6 +47,7 @@ RESUMABLE = (
     "data.download",
     "data.workers",
 )
+LATER_KEYS = ("callbacks", "data", "execution")
 DEVICE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "profiler", "log_every_n_steps", "_target_")
 # What Lightning's Trainer takes and this library decides.
 DECIDED = ["logger", "callbacks", "plugins", "precision", "use_distributed_sampler", "default_root_dir"]
@@ -64,9 +68,39 @@ def main() -> Any:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        _end_sweep()
     if _failed:
         print(f"Error: {len(_failed)} jobs of the sweep failed: {', '.join(_failed)}.", file=sys.stderr)
         raise SystemExit(1)
+
+
+class SweepFolder(Callback):  # type: ignore[misc]
+    """Remember the folder of a sweep, whatever launcher runs its jobs."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Take the folder from Hydra, which fills in the time."""
+        _sweep_folder[:] = [Path(config.hydra.sweep.dir)]
+
+
+_sweep_folder: list[Path] = []
+
+
+def _end_sweep() -> None:
+    """Write the tables of a sweep that has ended, also of one that was interrupted, and say how to go on with it."""
+    if not _sweep_folder or os.environ.get("RANK", "0") != "0":
+        return
+    from dkel_lightning import sweeps
+
+    folder = _sweep_folder[0]
+    sweep = sweeps.read(folder)
+    if sweep.jobs:
+        sweeps.write(sweep)
+        sweeps.show(sweep)
+    if not all(job.state == "finished" for job in sweep.jobs):
+        kept = [item for item in sys.argv[1:] if not item.startswith("hydra.sweep.dir=")]
+        again = shlex.join(["python", "-m", "dkel_lightning", *kept, f"hydra.sweep.dir={folder}"])
+        print(f"What is missing is run by: {again}", flush=True)
 
 
 def fail(error: DkelError) -> None:
@@ -92,20 +126,46 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     for flag in ("--config-name", "-cn", "--config-path", "-cp"):
         if any(argument.split("=")[0] == flag for argument in arguments):
             raise ConfigError(f"{flag} is not supported: put your files into a folder and pass --config-dir FOLDER.")
-    multirun = "-m" in arguments or "--multirun" in arguments
+    swept = preset_sweep(given, _config_dir(arguments))
+    multirun = "-m" in arguments or "--multirun" in arguments or swept is not None
     child = "LOCAL_RANK" in os.environ
     if not child:
-        check_arguments(given, _config_dir(arguments), multirun)
+        check_arguments([*(swept or ()), *given], _config_dir(arguments), multirun)
     if child or any(argument.split("=")[0] in SHOWING_FLAGS for argument in arguments):
         return list(arguments)
     own_folder = [item.split("=", 1)[1] for item in given if item.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
     added = [] if multirun or own_folder else _folder_override(given)
     named = [*own_folder, *(item.split("=", 1)[1] for item in [*added, *given] if item.startswith(FOLDER_KEYS))]
     _check_writable(Path(named[-1].strip("'\"")) if named else Path("outputs"))
-    return [*map(_fixed_resume, arguments), *added]
+    if multirun and own_folder:
+        _lock_sweep(Path(own_folder[-1].strip("'\"")))
+    return [*map(_fixed_resume, arguments), *added, *_analysis_name(given)]
 
 
 FOLDER_KEYS = ("hydra.run.dir=", "compare.folder=")
+
+
+def _lock_sweep(folder: Path) -> None:
+    """Take the folder of a sweep for this process: what lies there is gone on with, and only once."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DkelError(f"Another process is working on {folder}: wait for it, or choose another folder.") from None
+    _locks.append(lock)  # until the process ends
+
+
+_locks: list[Any] = []
+
+
+def _analysis_name(given: Sequence[str]) -> list[str]:
+    """Name the run of an analysis after its task, unless it is named: the experiment's name says nothing of it."""
+    values = dict(item.lstrip("+").split("=", 1) for item in given if "=" in item)
+    task = values.get("task")
+    return [f"name={task}"] if task in config.ANALYSES and "name" not in values else []
 
 
 def _fixed_resume(argument: str) -> str:
@@ -151,7 +211,7 @@ def _folder_override(given: Sequence[str]) -> list[str]:
     if values.get("task") == "report":
         return _report_overrides(values.get("report.of", "null"))
     if "resume" in values and values["resume"] not in ("null", ""):
-        folder = find_resume(values["resume"]).resolve().parent.parent
+        folder = _folder_of(find_resume(values["resume"]))
     elif "checkpoint" in values and values["checkpoint"] not in ("null", ""):
         path = Path(values["checkpoint"].strip("'\"")).resolve()
         if not (path.parent.parent / "config.yaml").is_file():
@@ -173,19 +233,44 @@ def _report_overrides(of: str) -> list[str]:
 
 
 def find_resume(text: str) -> Path:
-    """Find the checkpoint that `resume=` names."""
+    """Find the checkpoint that `resume=` names; of the folder of a run that has none yet, the folder itself."""
     from dkel_lightning.errors import CheckpointError
     from dkel_lightning.files import newest_checkpoint, run_folder
 
     text = text.strip("'\"")
     path = newest_checkpoint(Path("outputs")) if text == "last" else Path(text)
+    if (path / "config.yaml").is_file():
+        return newest_checkpoint(path) if any(path.rglob("last.ckpt")) or any(path.rglob("best.ckpt")) else path
     if not path.is_file():
-        raise CheckpointError(f"No checkpoint at {path}: give the path of a .ckpt file, or resume=last.")
+        raise CheckpointError(
+            f"No checkpoint at {path}: give the path of a .ckpt file, the folder of a run, or resume=last."
+        )
     if run_folder(path) is None:
         raise CheckpointError(
             f"{path} cannot be resumed: its run's config.yaml should lie at {path.resolve().parent.parent}."
         )
     return path
+
+
+def _folder_of(resumed: Path) -> Path:
+    return resumed.resolve() if resumed.is_dir() else resumed.resolve().parent.parent
+
+
+def preset_sweep(given: Sequence[str], config_dir: Path | None) -> list[str] | None:
+    """Read what a chosen preset sweeps over, as overrides; None where none makes a sweep by itself."""
+    with contextlib.suppress(ConfigError):  # mistakes are named by the check that follows
+        parsed = [item for item in map(_parse, given) if not item.is_sweep_override()]
+        chosen = [i for i in parsed if i.is_hydra_override() or _options(i.key_or_group, config_dir)]
+        found = compose([item.input_line or "" for item in chosen] + _search(config_dir), with_hydra=True).hydra
+        if found.mode is RunMode.MULTIRUN:
+            params = OmegaConf.to_container(found.sweeper.params or OmegaConf.create(), resolve=True)
+            assert isinstance(params, dict)
+            return [f"{key}={value}" for key, value in params.items()]
+    return None
+
+
+def _search(config_dir: Path | None) -> list[str]:
+    return [] if config_dir is None else [f"hydra.searchpath=['{config_dir.as_uri()}']"]
 
 
 def check_arguments(given: Sequence[str], config_dir: Path | None, multirun: bool) -> None:
@@ -202,9 +287,17 @@ def check_arguments(given: Sequence[str], config_dir: Path | None, multirun: boo
                 raise ConfigError(f"{item.input_line} gives several values: add -m to run one job for each.")
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"--config-dir {config_dir} is no folder.")
-    search = [] if config_dir is None else [f"hydra.searchpath=['{config_dir.as_uri()}']"]
+    _check_presets(own, config_dir)
     for combination in _combinations(own):
-        _check_combination(combination, search, config_dir, multirun)
+        _check_combination(combination, _search(config_dir), config_dir, multirun)
+
+
+def _check_presets(overrides: Sequence[Override], config_dir: Path | None) -> None:
+    for item in overrides:
+        if item.key_or_group == "experiment" and item.is_sweep_override() and item.is_discrete_sweep():
+            for choice in item.sweep_string_iterator():
+                if preset_sweep([f"experiment={choice}"], config_dir) is not None:
+                    raise ConfigError(f"experiment={choice} is a sweep by itself: give it alone.")
 
 
 def _parse(item: str) -> Override:
@@ -218,9 +311,9 @@ def _parse(item: str) -> Override:
 
 
 def _combinations(overrides: Sequence[Override]) -> Iterator[list[str]]:
-    """Give every value of every sweep once, beside the first values of the others."""
+    """Give every value of every sweep once, beside the first values of the others; the last word on a key counts."""
     values = []
-    for item in overrides:
+    for item in {item.get_key_element(): item for item in overrides}.values():
         if item.is_sweep_override() and item.is_discrete_sweep():
             key = item.get_key_element()
             values.append([f"{key}={value}" for value in item.sweep_string_iterator()])
@@ -240,7 +333,9 @@ def _check_combination(items: list[str], search: list[str], config_dir: Path | N
     config.check(values)
     if values["task"]["name"] == "compare":
         if multirun:
-            raise ConfigError("task=compare runs its methods and seeds itself: leave -m out.")
+            raise ConfigError(
+                "task=compare runs its methods and seeds itself: leave out -m, or the preset that sweeps."
+            )
         planned(values, items, config_dir)
     if values["task"]["name"] == "report" and multirun:
         raise ConfigError("task=report reads what runs have written: leave -m out, and give the folder of a sweep.")
@@ -266,7 +361,6 @@ def planned(values: Mapping[str, Any], given: Sequence[str], config_dir: Path | 
     Raises:
         ConfigError: all mistakes, each with its label.
     """
-    search = [] if config_dir is None else [f"hydra.searchpath=['{config_dir.as_uri()}']"]
 
     def settle(composed: DictConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
         changed = copy.deepcopy(composed)
@@ -275,7 +369,7 @@ def planned(values: Mapping[str, Any], given: Sequence[str], config_dir: Path | 
         return resolved(changed)
 
     def composer(overrides: list[str]) -> comparison.Settle:
-        return partial(settle, _composed(overrides, search, config_dir))
+        return partial(settle, _composed(overrides, _search(config_dir), config_dir))
 
     repeated = [item for item in sys.argv[1:] if not item.startswith(("compare.folder=", "hydra.run.dir="))]
     go_on = shlex.join(["python", "-m", "dkel_lightning", *repeated])
@@ -290,7 +384,8 @@ def _options(group: str, config_dir: Path | None) -> list[str]:
     found: set[str] = set()
     for root in (config.folder(), config_dir):
         if root is not None and (root / group).is_dir():
-            found |= {path.stem for path in (root / group).glob("*.yaml") if not path.stem.startswith("_")}
+            files = [path for path in (root / group).rglob("*.yaml") if not path.stem.startswith("_")]
+            found |= {path.relative_to(root / group).with_suffix("").as_posix() for path in files}
     return sorted(found)
 
 
@@ -334,6 +429,8 @@ _MISSING: Any = object()
 def _absent(key: str, known: list[str], opened: bool, base: DictConfig) -> str:
     if key in config.KEYS and key.startswith("compare."):
         return f"{key} belongs to a comparison: add task=compare."
+    if key in config.KEYS and key.split(".")[0] in config.TASKS:
+        return f"{key} belongs to task={key.split('.')[0]}: choose that."
     if opened:
         return f"{config.unknown_key(key, known)} Any other argument goes with a plus: +{key}=VALUE."
     if key in config.KEYS and "." in key:
@@ -349,8 +446,8 @@ def _without_plus(item: Override) -> str:
     return line.lstrip("+") if item.is_add() and item.key_or_group in config.KEYS else line
 
 
-def compose(overrides: list[str]) -> DictConfig:
-    """Compose the configuration outside of a run.
+def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
+    """Compose the configuration outside of a run, on request with Hydra's own.
 
     Raises:
         ConfigError: what Hydra finds wrong, without its hints.
@@ -358,8 +455,10 @@ def compose(overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(config.folder()), version_base="1.3", job_name="dkel_lightning"):
-            return hydra.compose("config", overrides=overrides)
+            return hydra.compose("config", overrides=overrides, return_hydra_config=with_hydra)
     except (CompactHydraException, OmegaConfBaseException) as error:
+        if "Could not override 'scale'" in str(error):
+            raise ConfigError("scale= belongs to an ablation: choose one with experiment=ablation/NAME.") from error
         raise ConfigError(str(error).split("\nTo append")[0]) from error
 
 
@@ -385,25 +484,51 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def run(cfg: DictConfig) -> float | None:
     """Run the task of one composed configuration; returns the objective of a sweep."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return _run_job(cfg)
     try:
         return _run(cfg)
     except DkelError as error:
         _remove_if_empty()
-        if HydraConfig.get().mode is not RunMode.MULTIRUN:
-            fail(error)
-        _failed.append(str(HydraConfig.get().job.num))
-        print(f"Error in job {_failed[-1]} of the sweep: {error}", file=sys.stderr)
-        return float("nan")
+        fail(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in UNWRITABLE:
             raise
-        where = error.filename or HydraConfig.get().runtime.output_dir
-        full = DkelError(f"Cannot write {where}: {error.strerror}. What was written before is whole.")
-        if HydraConfig.get().mode is not RunMode.MULTIRUN:
-            fail(full)
-        _failed.append(str(HydraConfig.get().job.num))
-        print(f"Error in job {_failed[-1]} of the sweep: {full}", file=sys.stderr)
-    return None
+        fail(_unwritable(error))
+    raise AssertionError("unreachable")
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT)
+
+
+def _unwritable(error: OSError) -> DkelError:
+    """Name the file that the system refused to write."""
+    where = error.filename or HydraConfig.get().runtime.output_dir
+    return DkelError(f"Cannot write {where}: {error.strerror}. What was written before is whole.")
+
+
+def _run_job(cfg: DictConfig) -> float | None:
+    """Run one job of a sweep, and note in its folder what it was and how it ended.
+
+    Whatever it fails of, the others are still wanted: its objective is then nan.
+    """
+    from dkel_lightning import sweeps
+
+    number = str(HydraConfig.get().job.num)
+    _claimed.clear()
+    failure: Exception | None = None
+    result: float | None = math.nan
+    try:
+        result = _run(cfg)
+    except Exception as error:
+        known = isinstance(error, DkelError | OSError)
+        failure = _unwritable(error) if isinstance(error, OSError) and error.errno in UNWRITABLE else error
+        _failed.append(number)
+        print(f"Error in job {number} of the sweep: {failure if known else traceback.format_exc()}", file=sys.stderr)
+    folder = _claimed[0] if _claimed else Path(HydraConfig.get().runtime.output_dir)
+    with contextlib.suppress(OSError):  # a full disk, as the job has said
+        sweeps.note(folder, HydraConfig.get().overrides.task, "failed" if failure else "finished", failure)
+    return result
 
 
 def _remove_if_empty() -> None:
@@ -434,25 +559,61 @@ def _claim(folder: Path) -> Path:
         try:
             (candidate / CLAIM).open("x").close()
         except FileExistsError:
-            continue
+            if not _continues_sweep():
+                continue
         os.environ["DKEL_RUN_FOLDER"] = str(candidate)
         _claimed[:] = [candidate]
         return candidate
     raise AssertionError("unreachable")
 
 
+def _continues_sweep() -> bool:
+    """Tell whether this is a job of a sweep whose folder was named: what lies there is then gone on with."""
+    own = HydraConfig.get()
+    return own.mode is RunMode.MULTIRUN and any(item.startswith("hydra.sweep.dir=") for item in own.overrides.hydra)
+
+
+def _go_on_with_job(folder: Path, values: dict[str, Any]) -> float:
+    """Return the objective of a job that has finished before; resume one that was begun.
+
+    Raises:
+        ConfigError: it was begun with other settings.
+    """
+    from dkel_lightning import sweeps, tasks
+    from dkel_lightning.files import Run
+
+    sweeps.refuse_other(folder, values)
+    objective = sweeps.objective(folder)
+    if objective is not None:
+        print(f"Job {HydraConfig.get().job.num} has finished before, in {folder}.", flush=True)
+        return objective
+    checkpoint = find_resume(str(folder))
+    # The values were composed by this command and not read from the folder: nothing foreign to distrust.
+    trusted = {**values, "trust": True}
+    return tasks.run(Run(trusted, folder, None if checkpoint.is_dir() else checkpoint))
+
+
 def _run(cfg: DictConfig) -> float | None:
-    from dkel_lightning import tasks
-    from dkel_lightning.files import Run, saved_values
+    from dkel_lightning import sweeps, tasks
+    from dkel_lightning.files import Run, saved_values, values_in
 
     values = resolved(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     resume = find_resume(values["resume"]) if values["resume"] else None
     overrides = list(HydraConfig.get().overrides.task)
-    if resume is None and values["task"]["name"] == "train":
+    if resume is None and values["task"]["name"] in ("train", *config.ANALYSES):
         folder = _claim(folder)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        sweeps.note(folder, overrides, "running")
+    if resume is None and _continues_sweep() and (folder / "config.yaml").is_file():
+        return _go_on_with_job(folder, values)
     if resume is not None:
-        values = {**laid_over(saved_values(resume), values, overrides), "resume": None, "trust": values["trust"]}
+        saved = values_in(_folder_of(resume))
+        if saved.get("task", {}).get("name", "train") != "train":
+            raise ConfigError(f"{resume} is no training run, so there is nothing to resume.")
+        values = {**laid_over(saved, values, overrides), "resume": None, "trust": values["trust"]}
+        # A run that never came to a checkpoint begins anew, which gives what it would have given.
+        resume = None if resume.is_dir() else resume
     elif values["task"]["name"] != "train" and values["checkpoint"]:
         path = Path(values["checkpoint"])
         if (path.resolve().parent.parent / "config.yaml").is_file():
@@ -470,6 +631,10 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
         ConfigError: a key that changes the trajectory.
     """
     values: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(saved), resolve=True)  # type: ignore[assignment]
+    # Keys that came later; their defaults are what was done before.
+    for group in LATER_KEYS:
+        if group in values:
+            values[group] = {**given[group], **values[group]}
     _check_complete(values, given)
     processes = (values["trainer"]["devices"], values["trainer"]["num_nodes"])
     for item in map(_parse, overrides):

@@ -120,6 +120,16 @@ def numbers(meaning: str, *, optional: bool = False) -> Key:
     return Key("a list of numbers", meaning, check, optional)
 
 
+def several(meaning: str, each: Key, *, least: int = 1) -> Key:
+    """Describe a list of at least `least` values that each fit a description."""
+
+    def check(value: Any) -> str | None:
+        fits = isinstance(value, list) and len(value) >= least and all(each.fault(item) is None for item in value)
+        return None if fits else ""
+
+    return Key(f"a list, each {each.kind}", meaning, check)
+
+
 def folder_name(meaning: str) -> Key:
     """Describe the name of a folder."""
 
@@ -196,7 +206,9 @@ def variants(meaning: str) -> Key:
     return Key("a list of names, or of {label: [override, ...]}", meaning, check)
 
 
-TASKS = ("train", "evaluate", "compare", "report")
+TASKS = ("train", "evaluate", "compare", "report", "geometry", "convergence")
+# Tasks that compute without data or networks, in a folder of their own name.
+ANALYSES = ("geometry", "convergence")
 # Of the methods that ship; others state their needs in their class and are checked when they are built.
 NEED_A_TEACHER = ("dkel", "dkel_released", "pcl", "mean_teacher", "kd")
 # Whose teacher may be a network of its own, of another backbone and with one peer.
@@ -239,6 +251,66 @@ KEYS: dict[str, Key] = {
     ),
     "compare.folder": text("Folder of the comparison; an earlier one is gone on with."),
     "report.of": text("Folder of the run, sweep or comparison to report on; null: the newest.", optional=True),
+    "geometry.lr": number("Learning rate of the student.", 0, above=True),
+    "geometry.decay": number("EMA rate of the teacher.", 1e-9, 0.999999),
+    "geometry.bowl.curvatures": numbers("Curvature of a bowl's second direction, one bowl each; the other is 1."),
+    "geometry.bowl.weights": numbers("Weights of the teacher, each constant and decaying."),
+    "geometry.bowl.weight_time": number("Steps in which the decaying weight falls by e.", 0, above=True),
+    "geometry.bowl.radius": number("Distance of both starts from the optimum.", 0, above=True),
+    "geometry.bowl.student_angle": number("Direction of the student's start, in degrees."),
+    "geometry.bowl.teacher_angle": number("Direction of the teacher's own draw, in degrees."),
+    "geometry.bowl.init_steps": numbers("Gradient steps on an own draw before training; the last is drawn."),
+    "geometry.bowl.init_lr_scale": number("Their learning rate as a share of geometry.lr.", 0, above=True),
+    "geometry.bowl.directions": whole("Directions in which the teacher is drawn for the table of all.", 1, 360),
+    "geometry.bowl.tolerance": number("Share of the first distance at which the student has arrived.", 1e-9, 0.999),
+    "geometry.bowl.loss_tolerance": number("The same for its loss.", 1e-9, 0.999),
+    "geometry.bowl.steps": whole("Steps that are drawn.", 1, 100_000),
+    "geometry.bowl.max_steps": whole("Steps after which an arrival is no longer waited for.", 1, 100_000),
+    "geometry.bowl.chords": numbers("Steps at which a line joins student and teacher."),
+    "geometry.mirror.student": numbers("First position of the student, between two mirror optima."),
+    "geometry.mirror.trained": numbers("A teacher at an optimum of the student's branch; its mirror image in the other."),
+    "geometry.mirror.untrained": numbers("A teacher in the mirror branch, at no optimum."),
+    "geometry.mirror.weights": numbers("Weights of the teacher; 0 is added."),
+    "geometry.mirror.threshold": number("Loss below which a network counts as trained.", 0, above=True),
+    "geometry.mirror.steps": whole("Length of the simulation.", 1, 100_000),
+    "convergence.runs": whole("Simulated runs of the noisy quadratic model.", 2, 1_000_000),
+    "convergence.epochs": whole("Length of a run in epochs.", 2, 10_000),
+    "convergence.steps_per_epoch": whole("Steps in an epoch.", 1, 10_000),
+    "convergence.peers": whole("Peers.", 2, 64),
+    "convergence.curvatures": several("Curvature of each direction.", number("", 0, above=True)),
+    "convergence.noise": number("Deviation of the gradient noise where the curvature is 1.", 0),
+    "convergence.correlation": number("Share of the noise that all peers have in common.", 0, 1),
+    "convergence.lr": number("Learning rate of the students.", 0, above=True),
+    "convergence.milestones": several("Epochs at which it is multiplied.", whole("", 1), least=0),
+    "convergence.gamma": number("Factor on it.", 0),
+    "convergence.decay": number("EMA rate of the teachers.", 0, 0.999999),
+    "convergence.lambda": number("lambda: weight of the teachers at the end of the ramp-up.", 0),
+    "convergence.rampup": number("Length of the ramp-up in epochs.", 0),
+    "convergence.k": number("Decay of the ensemble's weight, an epoch.", 0),
+    "convergence.slow_k": number("A slower decay to compare with.", 0),
+    "convergence.weak_lambda": number("A smaller lambda to compare with.", 0),
+    "convergence.init_steps": whole("Gradient steps that put a teacher ahead before the run.", 0),
+    "convergence.shift": number("Variance of the training optimum around the true one, times the curvature.", 0),
+    "convergence.homogenisation.curvature": number("Curvature of the noise-free direction.", 0, above=True),
+    "convergence.homogenisation.decay": number("EMA rate there.", 0, 0.999999),
+    "convergence.homogenisation.steps_per_epoch": whole("Steps in an epoch there.", 1, 100_000),
+    "convergence.homogenisation.at": several("Steps that its table shows.", whole("", 1, 1_000_000)),
+    "convergence.collapse.runs": whole("Runs of each weight and start of the collapse experiment.", 1, 1_000_000),
+    "convergence.collapse.sweep_runs": whole("Runs of each value of a sweep.", 1, 1_000_000),
+    "convergence.collapse.steps": whole("Steps after which a run that has not left the plateau is stuck.", 1, 100_000),
+    "convergence.collapse.lr": number("Learning rate there.", 0, above=True),
+    "convergence.collapse.spread": number("Deviation of a start around the saddle.", 0, above=True),
+    "convergence.collapse.noise": number("Deviation of the gradient noise there.", 0),
+    "convergence.collapse.solved": number("Loss at which a run has left the plateau.", 0, 0.5, above=True),
+    "convergence.collapse.near": number("Distance below which student and teacher count as homogenised.", 0),
+    "convergence.collapse.weights": several("Weights of the teacher; the largest also decaying.", number("", 0)),
+    "convergence.collapse.weight": number("Weight from which the sweeps vary one thing.", 0),
+    "convergence.collapse.init_steps": several("Gradient steps on a teacher before the run.", whole("", 0), least=0),
+    "convergence.sweeps.k": several("Values of k that are swept.", number("", 0)),
+    "convergence.sweeps.lambda": several("Values of lambda.", number("", 0)),
+    "convergence.sweeps.decay": several("EMA rates.", number("", 0, 0.999999)),
+    "convergence.sweeps.init_steps": several("Steps of the initialisation.", whole("", 0)),
+    "convergence.sweeps.noise": several("Factors on the noise.", number("", 0)),
     "data.name": text("Data set."),
     "data.root": text("Folder or file of the data set."),
     "data.download": switch("Fetch what is missing, where the set can be fetched."),

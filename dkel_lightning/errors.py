@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from pathlib import Path
+
 
 class DkelError(Exception):
     """Base of every error this library raises on purpose.
@@ -29,3 +32,22 @@ class CheckpointError(DkelError):
 
 class NonFiniteError(DkelError):
     """A loss or weight that is NaN or infinite."""
+
+
+class Interrupted(SystemExit):
+    """The training was ended by a signal, on purpose and whole.
+
+    A SystemExit, so that nothing between the training and the shell takes it for a failure. The exit code is the
+    shell's for a signal, 128 + number.
+
+    Args:
+        number: the signal.
+        checkpoint: from which the training goes on; None if nothing was saved.
+        step: the optimizer step at which it stopped; None if it stopped at once.
+    """
+
+    def __init__(self, number: int, checkpoint: Path | None, step: int | None) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number).name
+        self.checkpoint = checkpoint
+        self.step = step

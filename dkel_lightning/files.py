@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +116,18 @@ def newest_checkpoint(outputs: Path) -> Path:
         path for name in ("best.ckpt", "last.ckpt") for path in outputs.rglob(name) if run_folder(path) is not None
     ]
     # Of equally old ones the last in the list: last.ckpt, which is written after best.ckpt.
-    whole = [path for path in found if zipfile.is_zipfile(path)]
-    if not whole:
-        torn = f" ({len(found)} torn)" if found else ""
-        raise CheckpointError(f"No whole last.ckpt of a run under {outputs.resolve()}{torn}: give a path, resume=PATH.")
-    return max(enumerate(whole), key=lambda item: (item[1].stat().st_mtime, item[0]))[1]
+    order = sorted(enumerate(found), key=lambda item: (item[1].stat().st_mtime, item[0]), reverse=True)
+    for _, path in order:
+        if is_whole(path):
+            return path
+    torn = f" ({len(found)} torn)" if found else ""
+    raise CheckpointError(f"No whole last.ckpt of a run under {outputs.resolve()}{torn}: give a path, resume=PATH.")
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint, which is a zip archive, has all its bytes as they were written."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+        return False

@@ -22,6 +22,7 @@ class MetricsFile(Logger):
 
     Unlike Lightning's CSVLogger it goes on with an existing file: rows before `keep_before_step` stay, later ones
     (of epochs that a resumed run repeats) go. Every change is written to a temporary file that replaces the old one.
+    Rows of earlier steps are kept as text alone, so that a run of many thousand epochs slows down by little.
 
     Args:
         path: the CSV file.
@@ -31,9 +32,13 @@ class MetricsFile(Logger):
     def __init__(self, path: Path, keep_before_step: int | None = None) -> None:
         super().__init__()
         self.path = path
-        self.rows: dict[int, Row] = {}
+        self._columns: list[str] = []
+        self._lines: dict[int, str] = {}
+        self._step, self._row = -1, Row()
         if keep_before_step is not None and path.is_file():
-            self.rows = {step: row for step, row in read_rows(path).items() if step < keep_before_step}
+            for step, row in read_rows(path).items():
+                if step < keep_before_step:
+                    self._update(step, row)
 
     @property
     def name(self) -> str:
@@ -59,20 +64,40 @@ class MetricsFile(Logger):
         """Add metrics to the row of this step; tests are left to summary.json, which names their checkpoint."""
         kept = {name: float(value) for name, value in metrics.items() if not name.startswith("test/")}
         if kept.keys() - {"epoch"}:
-            self.rows.setdefault(int(step or 0), {}).update(kept)
+            self._update(int(step or 0), kept)
 
     @rank_zero_only
     def save(self) -> None:
         """Write all rows, columns in order of first appearance."""
-        if not self.rows:
-            return
-        columns = list(dict.fromkeys(name for row in self.rows.values() for name in row if name != "epoch"))
-        lines = [["epoch", "step", *columns]]
-        for step in sorted(self.rows):
-            row = self.rows[step]
-            epoch = str(int(row["epoch"])) if "epoch" in row else ""
-            lines.append([epoch, str(step), *(repr(row[name]) if name in row else "" for name in columns)])
-        write_whole(self.path, lines)
+        if self._lines:
+            rows = [self._lines[step] for step in sorted(self._lines)]
+            write_text(self.path, "\n".join([_line(["epoch", "step", *self._columns]), *rows, ""]))
+
+    def rows(self) -> dict[int, Row]:
+        """Return all rows by step."""
+        return parse_rows([_line(["epoch", "step", *self._columns]), *self._lines.values()])
+
+    def _update(self, step: int, metrics: Row) -> None:
+        if step != self._step:
+            there = self.rows()[step] if step in self._lines else {}
+            self._step, self._row = step, there
+        self._row.update(metrics)
+        new = [name for name in metrics if name != "epoch" and name not in self._columns]
+        self._columns += new
+        if new:
+            # A cell of each new column, empty in all rows so far.
+            self._lines = {earlier: line + "," * len(new) for earlier, line in self._lines.items()}
+        self._lines[step] = self._format(step, self._row)
+
+    def _format(self, step: int, row: Row) -> str:
+        epoch = str(int(row["epoch"])) if "epoch" in row else ""
+        return _line([epoch, str(step), *(repr(row[name]) if name in row else "" for name in self._columns)])
+
+
+def _line(cells: list[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
 
 
 def read_rows(path: Path) -> dict[int, Row]:
@@ -82,15 +107,19 @@ def read_rows(path: Path) -> dict[int, Row]:
         DataError: it is damaged.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {
-                int(row["step"]): {
-                    name: float(value) for name, value in row.items() if value not in ("", None) and name != "step"
-                }
-                for row in csv.DictReader(file)
-            }
+        return parse_rows(path.read_text(encoding="utf-8").splitlines())
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise DataError(f"{path} is damaged ({error}): move it away to go on without its rows.") from error
+
+
+def parse_rows(lines: list[str]) -> dict[int, Row]:
+    """Read the lines of a metrics.csv, header first, into rows by step."""
+    return {
+        int(row["step"]): {
+            name: float(value) for name, value in row.items() if value not in ("", None) and name != "step"
+        }
+        for row in csv.DictReader(lines)
+    }
 
 
 def write_whole(path: Path, lines: list[list[str]]) -> None:

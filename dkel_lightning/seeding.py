@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 
 Label = str | int
@@ -38,3 +41,36 @@ def seeded(seed: int, *labels: Label) -> Iterator[None]:
         yield
     finally:
         torch.random.set_rng_state(state)
+
+
+def seed_process(seed: int, *labels: Label) -> None:
+    """Seed the global generators of torch, numpy and Python, for what draws from them: dropout, a user's transforms."""
+    derived = derive_seed(seed, *labels)
+    torch.manual_seed(derived)
+    random.seed(derived)
+    np.random.seed(derived % 2**32)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of all global generators of this process, as tensors and primitives."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "torch": torch.random.get_rng_state(),
+        "python": [version, list(words), gauss],
+        "numpy": [str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put the global generators of this process into a state of `random_state`."""
+    torch.random.set_rng_state(state["torch"].cpu())
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -103,18 +103,27 @@ def edited(written: Path, folder: Path, edit: Any) -> Path:
     return folder / "edited.ckpt"
 
 
+def resigned(checkpoint: dict[str, Any], without: str = "", **changes: Any) -> None:
+    """Change the recipe (or leave out a weight) as someone would who also knows how to make the hash."""
+    checkpoint["state_dict"].pop(without, None)
+    recipe = None if changes.get("recipe", "") is None else checkpoint["dkel_lightning"]["recipe"] | changes
+    checkpoints.sign(checkpoint, recipe, [])
+
+
 @pytest.mark.parametrize(
     ("edit", "text"),
     [
         (lambda c: c.pop("dkel_lightning"), "was not written by a DistillationModule"),
         (lambda c: c.update(dkel_lightning=3), "was not written by a DistillationModule"),
-        (lambda c: c["dkel_lightning"].update(format=2), "has format 2, this version reads 1: install"),
-        (lambda c: c["dkel_lightning"].update(recipe=None), "was trained with parts put together by hand"),
-        (lambda c: c["dkel_lightning"].pop("recipe"), "was trained with parts put together by hand"),
-        (lambda c: c["dkel_lightning"]["recipe"].update(surprise=1), "cannot be rebuilt from its recipe"),
-        (lambda c: c["dkel_lightning"]["recipe"].pop("method"), "was trained with a method of its own"),
-        (lambda c: c["dkel_lightning"]["recipe"].update(num_classes=7), "do not fit the networks it names"),
-        (lambda c: c["state_dict"].pop("teacher.updates"), r"do not fit the networks it names: .*teacher\.updates"),
+        (lambda c: c["dkel_lightning"].update(format=3), "has format 3, this version reads 1 to 2: install"),
+        (lambda c: c["dkel_lightning"].pop("hash"), "has format 2, this version reads 1 to 2: install"),
+        (lambda c: c["dkel_lightning"]["recipe"].update(num_classes=7), "contradicts itself"),
+        (lambda c: c["state_dict"].pop("teacher.updates"), "contradicts itself"),
+        (lambda c: resigned(c, recipe=None), "was trained with parts put together by hand"),
+        (lambda c: resigned(c, surprise=1), "cannot be rebuilt from its recipe"),
+        (lambda c: resigned(c, method=None), "was trained with a method of its own"),
+        (lambda c: resigned(c, num_classes=7), "do not fit the networks it names"),
+        (lambda c: resigned(c, without="teacher.updates"), r"do not fit the networks it names: .*teacher\.updates"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_rebuilt_says_why(written: Path, tmp_path: Path, edit: Any, text: str) -> None:
@@ -123,11 +132,25 @@ def test_a_checkpoint_that_cannot_be_rebuilt_says_why(written: Path, tmp_path: P
         DistillationModule.load_from_checkpoint(path, optimizer=SGD)
 
 
-@pytest.mark.parametrize("edit", [lambda c: c.pop("dkel_lightning"), lambda c: c["dkel_lightning"].update(format=2)])
+@pytest.mark.parametrize("edit", [lambda c: c.pop("dkel_lightning"), lambda c: c["dkel_lightning"].update(format=3)])
 def test_resuming_from_a_strangers_or_newer_checkpoint_is_refused(written: Path, tmp_path: Path, edit: Any) -> None:
     path = edited(written, tmp_path, edit)
-    with pytest.raises(CheckpointError, match=r"was not written by a DistillationModule|has format 2"):
+    with pytest.raises(CheckpointError, match=r"was not written by a DistillationModule|has format 3"):
         trainer(max_epochs=2).fit(build(), train_loader(), ckpt_path=path)
+
+
+def test_a_checkpoint_of_the_first_format_is_migrated(written: Path, tmp_path: Path) -> None:
+    def first_format(checkpoint: dict[str, Any]) -> None:
+        signed = checkpoint["dkel_lightning"]
+        checkpoint["dkel_lightning"] = {"format": 1, "recipe": signed["recipe"], "members": signed["members"]}
+
+    path = edited(written, tmp_path, first_format)
+    module = DistillationModule.load_from_checkpoint(path, optimizer=SGD)
+    expected = torch.load(written, weights_only=True)["state_dict"]
+    torch.testing.assert_close(dict(module.state_dict()), dict(expected), rtol=0, atol=0, equal_nan=True)
+    going_on = trainer(max_epochs=2)
+    going_on.fit(build(), train_loader(), ckpt_path=path)
+    assert going_on.global_step == 6
 
 
 def test_a_checkpoint_holds_primitives_and_tensors_only(written: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -128,6 +129,33 @@ def test_resume_of_a_configuration_that_lacks_keys_names_them() -> None:
     del saved["seed"]
     with pytest.raises(ConfigError, match=r"The saved config\.yaml lacks seed: "):
         cli.laid_over(saved, compose(), ["resume=last"])
+
+
+def test_resume_fills_in_keys_that_came_after_the_run_and_leaves_its_own() -> None:
+    saved = compose("callbacks.monitor=val/acc/ensemble")
+    del saved["callbacks"]["checkpoint_every_n_steps"]
+    values = cli.laid_over(saved, compose(), ["resume=last"])
+    assert values["callbacks"]["checkpoint_every_n_steps"] is None
+    assert values["callbacks"]["monitor"] == "val/acc/ensemble"
+
+
+def test_resume_takes_the_folder_of_a_run_and_begins_anew_where_it_has_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert cli.find_resume(str(tmp_path)) == tmp_path
+    assert cli._folder_of(tmp_path) == tmp_path
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    for name in ("best.ckpt", "last.ckpt"):
+        with zipfile.ZipFile(checkpoints / name, "w") as archive:
+            archive.writestr("data", b"x" * 1000)
+    assert cli.find_resume(str(tmp_path)) == checkpoints / "last.ckpt"
+    whole = (checkpoints / "last.ckpt").read_bytes()
+    for torn in (whole[:500], whole[:200] + b"y" + whole[201:]):
+        (checkpoints / "last.ckpt").write_bytes(torn)
+        assert cli.find_resume(str(tmp_path)) == checkpoints / "best.ckpt"
+    (checkpoints / "best.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="2 torn"):
+        cli.find_resume(str(tmp_path))
 
 
 def test_an_evaluation_refuses_to_be_told_what_the_checkpoint_decides() -> None:

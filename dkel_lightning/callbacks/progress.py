@@ -18,13 +18,13 @@ class Throughput(Callback):
     count too.
 
     Attributes:
-        epochs: images and seconds of each epoch of this process.
-        earlier: the same of the epochs before a resume.
+        measured: epochs measured by this process itself.
     """
 
     def __init__(self) -> None:
-        self.epochs: list[tuple[int, float]] = []
-        self.earlier: list[tuple[int, float]] = []
+        self.measured = 0
+        self._first: tuple[int, float] | None = None
+        self._images_after, self._seconds_after = 0, 0.0
         self._images = 0
         self._started: float | None = None
 
@@ -39,24 +39,34 @@ class Throughput(Callback):
         """Count images, and stop the clock with the last batch."""
         self._images += len(unpack(batch).labels)
         if trainer.is_last_batch and self._started is not None:
-            self.epochs.append((self._images * trainer.world_size, time.perf_counter() - self._started))
+            self._add(self._images * trainer.world_size, time.perf_counter() - self._started)
             self._started = None
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what was measured in the checkpoint."""
-        return {"epochs": [list(epoch) for epoch in (*self.earlier, *self.epochs)]}
+        return {"first": self._first and list(self._first), "after": [self._images_after, self._seconds_after]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what was measured before."""
-        self.earlier = [(int(images), float(seconds)) for images, seconds in state_dict["epochs"]]
+        if "after" in state_dict:
+            self._first = state_dict["first"] and tuple(state_dict["first"])
+            self._images_after, self._seconds_after = state_dict["after"]
 
     @property
     def images_per_second(self) -> float | None:
         """Training images a second, None before the first epoch has ended."""
-        measured = [*self.earlier, *self.epochs]
-        counted = measured[1:] or measured
-        seconds = sum(duration for _, duration in counted)
-        return sum(images for images, _ in counted) / seconds if seconds > 0 else None
+        images, seconds = self._images_after, self._seconds_after
+        if seconds == 0 and self._first is not None:
+            images, seconds = self._first
+        return images / seconds if seconds > 0 else None
+
+    def _add(self, images: int, seconds: float) -> None:
+        self.measured += 1
+        if self._first is None:
+            self._first = (images, seconds)
+        else:
+            self._images_after += images
+            self._seconds_after += seconds
 
 
 class EpochLines(Callback):

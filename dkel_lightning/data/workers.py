@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -102,6 +103,12 @@ class _Requests:
         return iter(self.pending)
 
 
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the parent ends an orderly training, for which it needs its workers."""
+    for number in (signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGINT)):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class _WorkerPool:
     """A `DataLoader` whose workers each make whole batches and stay alive between passes."""
 
@@ -114,6 +121,9 @@ class _WorkerPool:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
+            # torch seeds workers from the global generator by default, which would move a user's random numbers.
+            generator=torch.Generator(),
+            worker_init_fn=_leave_signals_to_the_parent,
         )
 
     def make(self, requests: Sequence[Request]) -> Iterator[Batch]:

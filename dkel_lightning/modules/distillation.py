@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from dkel_lightning import callbacks, checkpoints, methods, networks
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.metrics import CalibrationErrors, Disagreement, NetworkScores, TermMeans, relative_distance
+from dkel_lightning.modules import processes
 from dkel_lightning.modules.batch import Batch, check_labels, check_views, images_of, number_of_views, unpack
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
@@ -475,13 +476,32 @@ class DistillationModule(LightningModule):
         average_over_processes(statistics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the networks: primitives only."""
-        self.synchronise_statistics()
-        checkpoints.sign(checkpoint, self.recipe, self.members)
+        """Add what rebuilds the networks, and each process's own state: primitives and tensors only.
+
+        BatchNorm's statistics are written as their mean over the processes; those of the module stay as they are.
+        """
+        processes.average_statistics(self, checkpoint["state_dict"])
+        checkpoints.sign(checkpoint, self.recipe, self.members, processes.gather(self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of something else before any weight is touched."""
         checkpoints.check(checkpoint, self.recipe)
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            self._restored = checkpoints.own_states(checkpoint)
+
+    def on_fit_start(self) -> None:
+        """Go on with the random numbers of the checkpoint: before the loaders, which may draw from them, are made."""
+        self._restore_processes()
+
+    def on_train_start(self) -> None:
+        """Do the same where a strategy restores the checkpoint only now."""
+        self._restore_processes()
+
+    def _restore_processes(self) -> None:
+        states, self._restored = self._restored, []
+        if states:
+            processes.restore_tensors(self, states)
+            processes.restore_generators(self, states)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

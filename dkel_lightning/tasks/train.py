@@ -8,23 +8,23 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 from dkel_lightning import build, checkpoints, config, figures, memory
 from dkel_lightning.callbacks import DiversityMonitor, EpochLines, Throughput
+from dkel_lightning.callbacks.saving import BestCheckpoint, LastCheckpoint, RowBeforeCheckpoint, SaveOnSignal
 from dkel_lightning.data import ImageDataModule
-from dkel_lightning.errors import ConfigError
+from dkel_lightning.errors import ConfigError, Interrupted
 from dkel_lightning.files import Run
 from dkel_lightning.loggers import MetricsFile
 from dkel_lightning.memory import PeakMemory
 from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.seeding import seed_process
 from dkel_lightning.tasks import scores, stages
 
 
@@ -93,12 +93,12 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
     run = replace(run, values={**values, "data": {**values["data"], **constants}})
     module = build.distillation(stages.with_weights(values, teacher_weights), images)
     _check_monitor(values["callbacks"]["monitor"], module)
-    throughput = Throughput()
+    throughput, last_checkpoint = Throughput(), _last_checkpoint(run)
     logger = MetricsFile(run.folder / "metrics.csv", _resumed_step(run))
     trainer = build.trainer(
         values,
         loggers=[logger, *build.extras(values["logger"]["extra"], "logger.extra", Logger)],
-        callbacks=[throughput, *_callbacks(run)],
+        callbacks=[throughput, *_callbacks(run), *_checkpoints(run, logger, last_checkpoint)],
         plugins=[checkpoints.AtomicCheckpointIO()],
     )
     run.describe()
@@ -106,13 +106,18 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
     device = trainer.strategy.root_device
     memory.begin(device)
     started = time.perf_counter()
+    # Dropout and a user's transforms draw from the global generators; a resume puts them where they were.
+    seed_process(values["seed"], "training", trainer.global_rank)
     try:
         trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
-    except (KeyboardInterrupt, SystemExit):
-        _say_how_to_go_on(run)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        _say_how_to_go_on(run, stop)
         raise
+    if last_checkpoint is not None and _is_behind(last_checkpoint.path, trainer):
+        # Killed after the last epoch's best.ckpt and before its last.ckpt, and resumed from the former.
+        last_checkpoint.save(trainer)
     seconds, peak = time.perf_counter() - started, memory.peak(device)
-    complete = run.resume is not None and not throughput.epochs and (run.folder / "summary.json").exists()
+    complete = run.resume is not None and throughput.measured == 0 and (run.folder / "summary.json").exists()
     if complete:
         _say(f"The run was complete already; nothing was trained, and the figures in {run.folder} stay as they are.")
 
@@ -122,57 +127,6 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
     result = TrainResult(run.folder, last, best, throughput.images_per_second, seconds, peak, deployed)
     _report(run, result, logger, keep=complete)
     return result
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """Keep the best epoch, and of equally good ones the latest: a small validation set has many ties.
-
-    An epoch without a validation is no candidate; the score that Lightning still shows belongs to another one.
-    """
-
-    _validated = False
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that this epoch has a score of its own."""
-        self._validated = not trainer.sanity_checking
-        super().on_validation_end(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare this epoch with the best one, if it was validated."""
-        if self._validated:
-            super().on_train_epoch_end(trainer, pl_module)
-        self._validated = False
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best score also where the folder of the run has been moved: Lightning would forget it."""
-        path = str(Path(str(self.dirpath)) / "best.ckpt")
-        score = state_dict["best_model_score"]
-        if score is not None and Path(path).is_file():
-            places = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
-            state_dict = {**state_dict, **places, "best_k_models": {path: score}}
-        super().load_state_dict(state_dict)
-
-    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Tell whether this epoch replaces the best one."""
-        tied = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
-        return tied or super().check_monitor_top_k(trainer, current)
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """Keep the last epoch: every n epochs, and the one with which the run ends."""
-
-    def __init__(self, folder: Path, every_n_epochs: int) -> None:
-        super().__init__(
-            folder, filename="last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
-        )
-        self.every = every_n_epochs
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write if it is time."""
-        done = trainer.current_epoch + 1
-        ends = trainer.should_stop or done == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step
-        if ends or done % self.every == 0:
-            super().on_train_epoch_end(trainer, pl_module)
 
 
 def prepared(values: build.Values) -> ImageDataModule:
@@ -198,20 +152,11 @@ def _check_monitor(monitor: str, module: DistillationModule) -> None:
 
 def _callbacks(run: Run) -> list[Callback]:
     settings = run.values["callbacks"]
-    mode = "min" if "/nll/" in settings["monitor"] else "max"
     found: list[Callback] = [DiversityMonitor(settings["diversity"])]
-    if not run.values["trainer"]["fast_dev_run"]:
-        # At the end of the epoch rather than of validation: what the epoch logged is then in the checkpoint.
-        common: dict[str, Any] = {"dirpath": run.checkpoints, "save_on_train_epoch_end": True}
-        found += [
-            BestCheckpoint(
-                filename="best", monitor=settings["monitor"], mode=mode, save_top_k=1,
-                enable_version_counter=False, **common,
-            ),
-            LastCheckpoint(run.checkpoints, settings["checkpoint_every_n_epochs"]),
-        ]  # fmt: skip
     if settings["early_stopping"] is not None:
-        found.append(EarlyStopping(settings["monitor"], mode=mode, patience=settings["early_stopping"]))
+        found.append(
+            EarlyStopping(settings["monitor"], mode=_mode(settings["monitor"]), patience=settings["early_stopping"])
+        )
     progress = settings["progress"]
     if progress == "auto":
         progress = "bar" if sys.stdout.isatty() else "lines"
@@ -220,6 +165,42 @@ def _callbacks(run: Run) -> list[Callback]:
     elif progress == "lines":
         found.append(EpochLines())
     return found
+
+
+def _last_checkpoint(run: Run) -> LastCheckpoint | None:
+    if run.values["trainer"]["fast_dev_run"]:
+        return None
+    settings = run.values["callbacks"]
+    return LastCheckpoint(
+        run.checkpoints / "last.ckpt", settings["checkpoint_every_n_epochs"], settings["checkpoint_every_n_steps"]
+    )
+
+
+def _checkpoints(run: Run, rows: MetricsFile, last: LastCheckpoint | None) -> list[Callback]:
+    """Make what writes checkpoints, in the order in which it must run at the end of an epoch."""
+    if last is None:
+        return []
+    monitor = run.values["callbacks"]["monitor"]
+    best = BestCheckpoint(
+        run.checkpoints,
+        filename="best",
+        monitor=monitor,
+        mode=_mode(monitor),
+        save_top_k=1,
+        # At the end of the epoch rather than of validation: what the epoch logged is then in the checkpoint.
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    # The last one comes last, so that it knows which epoch was the best.
+    return [SaveOnSignal(last), RowBeforeCheckpoint(rows), best, last]
+
+
+def _mode(monitor: str) -> str:
+    return "min" if "/nll/" in monitor else "max"
+
+
+def _is_behind(path: Path, trainer: Trainer) -> bool:
+    return path.is_file() and int(checkpoints.load(path)["global_step"]) < trainer.global_step
 
 
 def _resumed_step(run: Run) -> int | None:
@@ -265,9 +246,10 @@ def _report(run: Run, result: TrainResult, logger: MetricsFile, *, keep: bool) -
         scores.show(columns, f"Test accuracy, {values['method']['name']} on {values['data']['name']}", note)
     if not keep:
         run.write_json("summary.json", summary)
-    if logger.rows:
+    rows = logger.rows()
+    if rows:
         title = f"{values['method']['name']} on {values['data']['name']}, {values['backbone']['name']}"
-        figures.draw_curves(logger.rows, run.folder / "figures" / "curves.png", f"{title}, seed {values['seed']}")
+        figures.draw_curves(rows, run.folder / "figures" / "curves.png", f"{title}, seed {values['seed']}")
     speed = f", {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
     there = [item for item in ("summary.json", "metrics.csv", "figures", "checkpoints") if (run.folder / item).exists()]
     print(f"{result.seconds:.0f} s{speed}. Outputs in {run.folder}: {', '.join(there)}")
@@ -310,13 +292,15 @@ def _say(message: str) -> None:
 
 
 @rank_zero_only
-def _say_how_to_go_on(run: Run) -> None:
+def _say_how_to_go_on(run: Run, stop: BaseException) -> None:
     if run.part:
         return
-    last = run.checkpoints / "last.ckpt"
+    why, last = "Interrupted", run.checkpoints / "last.ckpt"
+    if isinstance(stop, Interrupted):
+        where = "" if stop.step is None else f" after step {stop.step}, and saved"
+        why = f"Stopped by {stop.signal}{where}"
     if not last.is_file():
         last = run.folder / stages.FOLDER / "checkpoints" / "last.ckpt"
-    if last.is_file():
-        print(f"Interrupted. Go on with: python -m dkel_lightning resume={last}", flush=True)
-    else:
-        print("Interrupted before the first epoch ended; nothing to resume.", flush=True)
+    # Without a checkpoint the run begins anew, in its folder and with its seeds.
+    place = last if last.is_file() else run.folder
+    print(f"{why}. Go on with: python -m dkel_lightning resume={place}", flush=True)

@@ -1,0 +1,125 @@
+"""A run that is killed or stopped anywhere and gone on with ends as if nothing had happened, bit for bit on the CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dkel_lightning.errors import Interrupted
+from dkel_lightning.tasks.train import train
+from tests.reliability.harness import (
+    Noise,
+    assert_equal_runs,
+    in_a_child,
+    noisy_run,
+    patched,
+    resumed,
+)
+
+
+@pytest.fixture(scope="module")
+def through(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train once without interruption."""
+    folder = tmp_path_factory.mktemp("through") / "run"
+    train(noisy_run(folder))
+    return folder
+
+
+PLACES = {
+    "amid the teacher's initialisation": "initialising:3",
+    "between initialisation and training": "init",
+    "amid accumulated gradients of the first epoch": "batch:1",
+    "between two optimizer steps": "batch:7",
+    "amid accumulated gradients": "batch:8",
+    "after the last batch of an epoch": "batch:10",
+    "in validation": "validation:3",
+    "between validation and checkpoint": "validated:2",
+    "between row and checkpoint": "row:2",
+    "while best.ckpt is written": "writing:3",
+    "while last.ckpt is written": "writing:4",
+    "between best.ckpt and last.ckpt of an epoch": "best:2",
+    "between last.ckpt and the next epoch": "last:2",
+    "between best.ckpt and last.ckpt of the last epoch": "best:3",
+    "after the last epoch": "last:3",
+    "in the test": "test:1",
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_run_killed_there_and_resumed_ends_as_if_nothing_had_happened(
+    place: str, through: Path, tmp_path: Path
+) -> None:
+    run = noisy_run(tmp_path / "run")
+
+    def killed() -> None:
+        patched(place)
+        train(run)
+
+    assert in_a_child(killed) == -signal.SIGKILL
+    resumed(run)
+    assert_equal_runs(run.folder, through)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("place", "step"), [("on_train_batch_end:6", 4), ("on_validation_batch_end:3", 6)])
+def test_a_signal_saves_between_two_steps_and_the_resumed_run_ends_as_if_nothing_had_happened(
+    number: int, place: str, step: int, through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = noisy_run(tmp_path / "run")
+    hook, _, count = place.partition(":")
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(Noise, hook, signalling(number, int(count)))
+        with pytest.raises(Interrupted) as stop:
+            train(run)
+    assert (stop.value.code, stop.value.step) == (128 + number, step)
+    assert signal.getsignal(number) is before
+    said = capsys.readouterr().out
+    assert f"Stopped by {signal.Signals(number).name} after step {step}, and saved. Go on with:" in said
+    assert f"resume={run.folder / 'checkpoints' / 'last.ckpt'}" in said
+    resumed(run)
+    assert_equal_runs(run.folder, through)
+
+
+def test_a_second_signal_stops_at_once_and_the_checkpoint_before_it_stands(
+    through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = noisy_run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        # Amid accumulated gradients: the first signal waits for a border that the second one does not wait for.
+        patch.setattr(Noise, "on_train_batch_end", signalling(signal.SIGTERM, 6, 2))
+        with pytest.raises(Interrupted) as stop:
+            train(run)
+    assert stop.value.step is None
+    resumed(run)
+    assert_equal_runs(run.folder, through)
+
+
+def test_checkpoints_within_an_epoch_go_on_exactly(through: Path, tmp_path: Path) -> None:
+    run = noisy_run(tmp_path / "run", "callbacks.checkpoint_every_n_steps=1")
+
+    def killed() -> None:
+        patched("batch:10")
+        train(run)
+
+    assert in_a_child(killed) == -signal.SIGKILL
+    resumed(run)
+    assert (run.folder / "metrics.csv").read_bytes() == (through / "metrics.csv").read_bytes()
+
+
+def signalling(number: int, count: int, times: int = 1) -> Any:
+    """Make a hook whose n-th call sends this process a signal."""
+    calls = [0]
+
+    def hook(*args: Any) -> None:
+        calls[0] += 1
+        if calls[0] == count:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+
+    return hook
