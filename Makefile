@@ -8,9 +8,11 @@ BIN := $(VENV)/bin
 ARGS ?=
 TESTS ?= tests
 WORKERS ?= 2
+CONSTRAINTS ?= constraints.txt
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lint format type bench build clean
+.PHONY: help run test test-long test-min lint format type bench build clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,13 +21,13 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 10) <= v <= (3, 13) and "Python 3.10 to 3.13 is needed, this is %d.%d: use make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(BIN)/python pyproject.toml
+$(VENV)/.run: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	@echo "Installing into $(VENV). PyTorch is large: this takes a few minutes the first time."
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable .
+	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[dev]"
+	$(PIP) --editable ".[dev]"
 	@touch $@
 
 run: $(VENV)/.run ## set up and run the main job; ARGS="..." are passed on
@@ -36,6 +38,9 @@ test: $(VENV)/.dev ## set up and run the tests; TESTS=path for some of them
 
 test-long: $(VENV)/.dev ## kills at random, fuzzing, thousands of epochs: an hour or two; figures go to docs/results/reliability
 	DKEL_RECORD=docs/results/reliability $(BIN)/python -m pytest -m long -n $(WORKERS) $(TESTS)
+
+test-min: ## the tests with the oldest versions of all dependencies, in an environment of their own
+	$(MAKE) test VENV=.venv-min CONSTRAINTS=constraints-min.txt
 
 lint: $(VENV)/.dev ## check style and layout
 	$(BIN)/ruff check .

@@ -1,0 +1,73 @@
+"""What is installed: floors that are tested, pins that fit, and a licence for every package."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tests.packaging import licences
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def pins(name: str) -> dict[str, Version]:
+    """Read a constraints file, whatever Python its lines are for."""
+    lines = [line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return {canonicalize_name(r.name): Version(str(r.specifier)[2:]) for r in map(Requirement, lines)}
+
+
+def requirements() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"]
+    return [Requirement(line) for line in (*PROJECT["dependencies"], *extras["timm"])]
+
+
+def test_the_oldest_tested_versions_are_the_floors_of_the_project() -> None:
+    floors = {
+        canonicalize_name(r.name): next(Version(s.version) for s in r.specifier if s.operator == ">=")
+        for r in requirements()
+    }
+    tested = pins("constraints-min.txt")
+    assert tested.keys() == floors.keys()
+    for name, floor in floors.items():
+        assert tested[name].release[: len(floor.release)] == floor.release, name
+
+
+def test_every_package_of_development_is_pinned_within_what_the_project_admits() -> None:
+    pinned = pins("constraints.txt")
+    for requirement in (*requirements(), *map(Requirement, PROJECT["optional-dependencies"]["dev"])):
+        assert pinned[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the pins are for Python 3.11")
+def test_the_pins_are_what_is_installed() -> None:
+    unpinned = ("pip", "setuptools", "triton")
+    brought = {name for name, _ in licences.needed("dkel-lightning", ("timm", "dev"))} - {*unpinned}
+    pinned = pins("constraints.txt")
+    assert {name for name in brought if not licences.is_cuda(name)} <= pinned.keys()
+    if version("torch").split("+")[0] == str(pinned["torch"]):
+        wrong = {name: version(name) for name in pinned if Version(version(name)) != pinned[name]}
+        assert not wrong
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the list is of Python 3.11")
+def test_every_installed_package_has_a_listed_licence_that_lets_it_be_used() -> None:
+    page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| ([\w.-]+) \| (.+?) \| .+ \|$", page, re.M))
+    for name, _ in licences.needed("dkel-lightning", licences.EXTRAS):
+        if not licences.is_cuda(name):
+            assert listed[name] == licences.licence(name)
+    # Copyleft that would reach the code that uses this library, and terms nobody stated.
+    assert not [name for name, terms in listed.items() if re.search(r"\bA?GPL\b|not stated", terms)]
