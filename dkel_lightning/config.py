@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.schedules import EPOCHS
 
 Values = Mapping[str, Any]
 
@@ -109,6 +110,15 @@ def either(first: Key, second: Key) -> Key:
         return None if first.fault(value) is None or second.fault(value) is None else ""
 
     return Key(f"{first.kind}, or {second.kind}", first.meaning, check, first.optional or second.optional)
+
+
+def epochs(meaning: str) -> Key:
+    """Describe a number of epochs as a word."""
+
+    def check(value: Any) -> str | None:
+        return None if isinstance(value, str) and EPOCHS.fullmatch(value) else ""
+
+    return Key("epochs as in 3epochs", meaning, check)
 
 
 def numbers(meaning: str, *, optional: bool = False) -> Key:
@@ -268,7 +278,9 @@ KEYS: dict[str, Key] = {
     "geometry.bowl.max_steps": whole("Steps after which an arrival is no longer waited for.", 1, 100_000),
     "geometry.bowl.chords": numbers("Steps at which a line joins student and teacher."),
     "geometry.mirror.student": numbers("First position of the student, between two mirror optima."),
-    "geometry.mirror.trained": numbers("A teacher at an optimum of the student's branch; its mirror image in the other."),
+    "geometry.mirror.trained": numbers(
+        "A teacher at an optimum of the student's branch; mirrored, of the other."
+    ),
     "geometry.mirror.untrained": numbers("A teacher in the mirror branch, at no optimum."),
     "geometry.mirror.weights": numbers("Weights of the teacher; 0 is added."),
     "geometry.mirror.threshold": number("Loss below which a network counts as trained.", 0, above=True),
@@ -342,10 +354,12 @@ KEYS: dict[str, Key] = {
         "First weights of the teacher: a draw of its own, or the student's.", "independent", "student"
     ),
     "teacher.start": choice("Rule of the first EMA updates.", "keep", "mean_teacher", "copy"),
-    "teacher.init_steps": whole("Mini-batches of plain SGD on the teacher before training.", 0),
+    "teacher.init_steps": either(
+        whole("Mini-batches of plain SGD on the teacher before training, or epochs of them.", 0), epochs("")
+    ),
     "teacher.init_lr_scale": number("Their learning rate as a share of optimizer.lr.", 0),
     "teacher.init_weight_decay": number("Their weight decay.", 0),
-    "teacher.decay": schedule("EMA rate, or a schedule {from epoch: rate}.", 0, 1),
+    "teacher.decay": schedule("EMA rate, or a schedule {from epoch, or share of the run: rate}.", 0, 1),
     "teacher.decay_share": schedule("EMA time constant as a share of the run, or {from share: constant}.", 1e-9, 1e9),
     "teacher.batchnorm": choice("Running statistics of the teacher.", "own", "copy", "ema"),
     "teacher.update": choice("How the teacher learns.", "ema", "gradient", "frozen", "none"),
@@ -428,6 +442,17 @@ KEYS: dict[str, Key] = {
         "means",
         "pairs",
         "none",
+    ),
+    "callbacks.on_collapse": choice(
+        "What follows a collapse; after a loss that is no number, warn ends the run too.", "warn", "stop", "restore"
+    ),
+    "callbacks.restore.lr_scale": number("Factor on the learning rate at each restoration.", 0, 1, above=True),
+    "callbacks.restore.times": whole("Restorations before the run ends.", 1),
+    "callbacks.one_class_share": number(
+        "Share of a peer's predictions from which one class counts as nearly all.", 0, 1, above=True
+    ),
+    "callbacks.collapse_grace": number(
+        "Share of the run in which a peer that was never better may be at chance.", 0, 1
     ),
     "callbacks.progress": choice("Progress display.", "auto", "bar", "lines", "none"),
     "callbacks.extra.*": anything("A callback of your own, by _target_."),

@@ -52,7 +52,7 @@ def defaults() -> dict[str, Any]:
     sources += [(root / group / f"{name}.yaml", f"{group}.") for group, name in _FIRST.items()]
     sources += [(root / "method" / "dkel.yaml", ""), (root / "data" / "image_folder.yaml", "data.")]
     sources += [(path, "") for path in sorted((root / "method").glob("*.yaml"))]
-    sources += [(root / "task" / f"{name}.yaml", "") for name in ("compare", "report")]
+    sources += [(root / "task" / f"{name}.yaml", "") for name in ("compare", "report", "geometry", "convergence")]
     for path, prefix in sources:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         assert isinstance(loaded, dict)

@@ -43,6 +43,14 @@ def run(run: Run, comparison: Comparison | None = None) -> float:
 
         report(run)
         return math.nan
+    if name == "geometry":
+        from dkel_lightning.tasks.geometry import geometry
+
+        return geometry(run).objective
+    if name == "convergence":
+        from dkel_lightning.tasks.convergence import convergence
+
+        return convergence(run).objective
     raise ConfigError(unknown_choice("task", name, list(TASKS)))
 
 
