@@ -189,7 +189,15 @@ class ImageDataModule(LightningDataModule, ABC):
         self._resident.clear()
 
     def train_dataloader(self) -> TrainingLoader:
-        """Return a new loader of training batches, in the epoch that the Trainer is in."""
+        """Return a new loader of training batches, in the epoch that the Trainer is in.
+
+        With the Trainer's `overfit_batches` the order is that of epoch 0 in every epoch.
+        """
+        loader = self._training_loader()
+        loader.fixed_order = self.trainer is not None and bool(self.trainer.overfit_batches)
+        return loader
+
+    def _training_loader(self) -> TrainingLoader:
         place = self._place()
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         stored = self._splits_or_error()["train"]

@@ -32,6 +32,9 @@ class TrainingLoader(ABC):
         order: Which samples form which batch.
         seed: Seed of order and augmentation.
         epoch: The epoch to start in.
+
+    Attributes:
+        fixed_order: Whether every epoch has the order of epoch 0; the augmentation differs all the same.
     """
 
     def __init__(self, order: TrainingOrder, seed: int, epoch: int) -> None:
@@ -41,6 +44,7 @@ class TrainingLoader(ABC):
         self._handed_out = 0
         self._skip = 0
         self._saved_layout: dict[str, int | str] | None = None
+        self.fixed_order = False
 
     @property
     def sampler(self) -> TrainingLoader:
@@ -60,7 +64,7 @@ class TrainingLoader(ABC):
         start, self._skip = self._skip, 0
         self._check_layout(start)
         self._handed_out = start
-        batches = self.order.batches(self.seed, "order", self.epoch)
+        batches = self.order.batches(self.seed, "order", 0 if self.fixed_order else self.epoch)
         for batch in self._make(batches[start:], start, self.seed, "augment", self.epoch):
             # Counted before the batch leaves: a checkpoint written while it is being trained on includes it.
             self._handed_out += 1

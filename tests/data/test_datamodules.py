@@ -158,6 +158,17 @@ def test_limit_takes_a_stratified_choice_of_the_training_images() -> None:
     assert set(torch.bincount(labels, minlength=10).tolist()) <= {4, 5, 6}
 
 
+@pytest.mark.parametrize("residency", ["device", "workers"])
+def test_overfitting_repeats_the_same_batches_and_training_does_not(residency: str) -> None:
+    for batches, same in ((2, True), (0, False)):
+        module = Recorder()
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+        settings: dict[str, Any] = {**quiet, "overfit_batches": batches, "max_epochs": 2, "enable_model_summary": False}
+        Trainer(**settings).fit(module, digits(residency=residency))
+        first, second = ([seen[2] for seen in module.seen if seen[0] == epoch][:2] for epoch in (0, 1))
+        assert (first == second) == same
+
+
 def test_loaders_before_setup_are_refused() -> None:
     with pytest.raises(DataError, match=r"call prepare_data\(\) and setup\(\) first"):
         digits().train_dataloader()
