@@ -111,8 +111,18 @@ def teacher_diversity_time(curvature: float, weight: float, decay: float, peers:
 
 
 def relative_distance_floor(curvature: float, weight: float) -> float:
-    """Give `|theta - s| / |theta - o|` once the fast mode has died: `h / (h + W)`, whatever the start rule."""
+    """Approximate `|theta - s| / |theta - o|` once the fast mode has died: `h / (h + W)`, whatever the start rule.
+
+    For 1 - a << eta h; `relative_distance` is exact.
+    """
     return curvature / (curvature + weight)
+
+
+def relative_distance(matrix: Array) -> float:
+    """Give `|theta - s| / |theta - o|` once the fast mode has died, from the slow eigenvector."""
+    values, vectors = np.linalg.eig(matrix)
+    student, teacher = vectors[:, np.argmax(np.abs(values))]
+    return float(abs(teacher - student) / abs(teacher))
 
 
 # ---------------------------------------------------------------------- noise

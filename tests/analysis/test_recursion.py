@@ -169,8 +169,10 @@ def test_every_start_rule_ends_at_the_same_relative_distance(rule: str, start: f
         teacher = rate * teacher + (1 - rate) * student
     floor = recursion.relative_distance_floor(0.1, 1.0)
     assert floor == pytest.approx(0.1 / 1.1)
-    # Equal up to the order of (1 - a) / (eta (h + W)).
+    # Equal up to the order of (1 - a) / (eta h).
     assert abs(teacher - student) / abs(teacher) == pytest.approx(floor, abs=0.002)
+    exact = recursion.relative_distance(recursion.mode_matrix(0.1, 1.0, 0.1, 0.999, 1.0))
+    assert abs(teacher - student) / abs(teacher) == pytest.approx(exact, rel=1e-9)
 
 
 # ---------------------------------------------------------------------- 1d: noise
