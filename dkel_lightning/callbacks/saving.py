@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from dkel_lightning.errors import Interrupted
 from dkel_lightning.loggers import MetricsFile
@@ -116,8 +117,13 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def at_border(self, trainer: Trainer) -> bool:
-        """Tell whether a training can be interrupted after this batch and go on as if it had not been."""
-        return trainer.global_step > self._step_before and not trainer.is_last_batch
+        """Tell whether a training can be interrupted after this batch and go on as if it had not been.
+
+        Loaders without a `state_dict`, torch's own among them, cannot go on within an epoch.
+        """
+        if trainer.global_step == self._step_before or trainer.is_last_batch:
+            return False
+        return all(hasattr(loader, "state_dict") for loader in tree_leaves(trainer.train_dataloader))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write if it is time."""

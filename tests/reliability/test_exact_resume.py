@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import Callback
+from torch.utils.data import DataLoader
 
+from dkel_lightning import DistillationModule
+from dkel_lightning.callbacks import LastCheckpoint, SaveOnSignal
 from dkel_lightning.errors import Interrupted
 from dkel_lightning.tasks.train import train
+from tests.modules.toy import Toy, build, trainer
 from tests.reliability.harness import (
     Noise,
     assert_equal_runs,
+    differences,
     in_a_child,
     noisy_run,
     patched,
@@ -123,3 +130,33 @@ def signalling(number: int, count: int, times: int = 1) -> Any:
                 os.kill(os.getpid(), number)
 
     return hook
+
+
+class SignalAtStep(Callback):
+    """Send this process a signal in a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Send it."""
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_in_a_users_trainer_a_shuffled_loader_goes_on_in_the_order_it_would_have_had(tmp_path: Path) -> None:
+    def fit(path: Path, *more: Callback, resume: Path | None = None) -> DistillationModule:
+        last, module = LastCheckpoint(path), build()
+        loader = DataLoader(Toy(), batch_size=8, shuffle=True)  # from the global generator, and not stateful
+        torch.manual_seed(0)
+        settings: dict[str, Any] = {"max_epochs": 3, "enable_checkpointing": True}
+        trainer(SaveOnSignal(last), last, *more, **settings).fit(module, loader, ckpt_path=resume, weights_only=True)
+        return module
+
+    through = fit(tmp_path / "through.ckpt")
+    with pytest.raises(Interrupted) as stop:
+        fit(tmp_path / "run.ckpt", SignalAtStep(4))
+    # Such a loader cannot go on within an epoch: the signal waits for its end.
+    assert stop.value.step == 6
+    resumed_module = fit(tmp_path / "run.ckpt", resume=tmp_path / "run.ckpt")
+    assert differences(dict(resumed_module.state_dict()), dict(through.state_dict())) == []
