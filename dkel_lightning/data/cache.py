@@ -29,7 +29,7 @@ FORMAT = 1
 FOLDER = "dkel_cache"
 _ABOUT = "about.json"
 # Decoded images that are held at once while a cache is written.
-_CHUNK_BYTES = 16 << 20
+_CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,9 @@ def _write_images(path: Path, split: str, names: Sequence[str], recipe: Recipe) 
 
 def _decoded_chunks(split: str, names: Sequence[str], recipe: Recipe) -> Iterator[list[NDArray[np.uint8]]]:
     console = Console(file=sys.stderr)
-    chunk = max(1, _CHUNK_BYTES // math.prod(recipe.shape))
+    threads = min(8, os.cpu_count() or 1)
+    chunk = max(threads, _CHUNK_BYTES // math.prod(recipe.shape))
     starts = range(0, len(names), chunk)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for start in track(starts, f"decoding {split} images", console=console, disable=not console.is_terminal):
             yield list(pool.map(recipe.decode, names[start : start + chunk]))

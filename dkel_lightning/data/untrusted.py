@@ -71,10 +71,11 @@ def refuse_lookalikes(names: Iterable[str], where: str) -> None:
     """
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
-        if other is not name:
-            how = "is there twice" if other == name else f"and {other!r} differ only in capitals"
+        key = unicodedata.normalize("NFC", name).casefold()
+        if key in seen:
+            how = "is there twice" if seen[key] == name else f"and {seen[key]!r} differ only in capitals"
             raise DataError(f"{where}: the class {name!r} {how}; rename one or merge them")
+        seen[key] = name
 
 
 def check_members(archive: zipfile.ZipFile, where: Path) -> None:
@@ -129,17 +130,18 @@ def unpack_tar(archive: Path, folder: Path, most: int) -> None:
     folder.mkdir()
     seen: set[str] = set()
     try:
-        # As a stream, of which tarfile asks nothing but `read`.
-        with (
-            gzip.open(archive) as stream,
-            tarfile.open(fileobj=cast("IO[bytes]", _Counted(stream, archive, most)), mode="r|") as tar,
-        ):
-            for member in tar:
-                fault = _fault(member, seen)
-                if fault:
-                    raise _refused(archive, member.name, fault)
-                seen.add(member.name)
-                tar.extract(member, folder, filter="data")
+        with gzip.open(archive) as stream:
+            counted = _Counted(stream, archive, most)
+            # As a stream, of which tarfile asks nothing but `read`.
+            with tarfile.open(fileobj=cast("IO[bytes]", counted), mode="r|") as tar:
+                for member in tar:
+                    fault = _fault(member, seen)
+                    if fault:
+                        raise _refused(archive, member.name, fault)
+                    seen.add(member.name)
+                    tar.extract(member, folder, filter="data")
+            while counted.read(1 << 16):
+                pass  # to the end, where the checksum is
     except _BROKEN_TAR as error:
         raise DataError(f"{archive} is damaged or no gzipped tar ({error}): get it again") from error
 

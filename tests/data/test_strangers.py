@@ -1,0 +1,787 @@
+"""Files that nobody vouches for: each gives one error that names it and the cure, and leaves what was there whole."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import multiprocessing
+import os
+import resource
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tracemalloc
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from dkel_lightning.data import cache as cache_module
+from dkel_lightning.data import cifar, folders, npz
+from dkel_lightning.data.cifar import prepare_cifar, read_cifar
+from dkel_lightning.data.decode import MOST_PIXELS, decode_exact, decode_fitted
+from dkel_lightning.data.folders import prepare_image_folder, read_image_folder
+from dkel_lightning.data.npz import read_npz
+from dkel_lightning.data.tinyimagenet import prepare_tinyimagenet
+from dkel_lightning.data.untrusted import unpack_tar
+from dkel_lightning.errors import DataError
+
+from .archives import fake_cifar, image_bytes, npz_arrays, tiny_members, write_folder, write_zip
+
+ZIP = "tiny-imagenet-200.zip"
+NOBODY = 65534
+as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """All that lies below a folder, but for the locks: the bytes of files, None for anything else."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.name.endswith(".lock"):
+            plain = path.is_file() and not path.is_symlink()
+            found[path.relative_to(folder).as_posix()] = path.read_bytes() if plain else None
+    return found
+
+
+def images(tmp_path: Path, count: int = 3) -> Path:
+    files = {f"train/{c}/{k}.png": image_bytes(10 * i + k) for i, c in enumerate("ab") for k in range(count)}
+    files |= {f"test/{c}/x.png": image_bytes(100 + i) for i, c in enumerate("ab")}
+    return write_folder(tmp_path / "images", files)
+
+
+# Tar archives
+
+
+def plain(name: str, content: bytes = b"content", **attributes: Any) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in attributes.items():
+        setattr(info, key, value)
+    return info, content
+
+
+def special(name: str, kind: bytes, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
+    return plain(name, b"", type=kind, linkname=link)
+
+
+def sparse(name: str) -> tuple[tarfile.TarInfo, bytes]:
+    """A file of a terabyte in one block, by the header of GNU tar."""
+    return plain(name, b"", type=tarfile.GNUTYPE_SPARSE)
+
+
+TARS: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
+    "climbing": ([plain("../evil.txt")], r"\.\./evil\.txt leads out of the archive's folder; nothing was unpacked"),
+    "climbing inside": ([plain("a/../../evil.txt")], "leads out of the archive's folder"),
+    "absolute": ([plain("/tmp/dkel_evil.txt")], "/tmp/dkel_evil.txt leads out of the archive's folder"),
+    "symbolic link": ([special("out", tarfile.SYMTYPE, "/etc")], "out is a link to /etc; nothing was unpacked"),
+    "link, then through it": (
+        [special("out", tarfile.SYMTYPE, ".."), plain("out/evil.txt")],
+        r"out is a link to \.\.",
+    ),
+    "hard link": ([special("passwords", tarfile.LNKTYPE, "/etc/passwd")], "passwords is a link to /etc/passwd"),
+    "character device": ([special("null", tarfile.CHRTYPE)], "null is no plain file"),
+    "block device": ([special("disk", tarfile.BLKTYPE)], "disk is no plain file"),
+    "pipe": ([special("pipe", tarfile.FIFOTYPE)], "pipe is no plain file"),
+    "sparse": ([sparse("holes")], "holes is no plain file"),
+    "twice": ([plain("a"), plain("a", b"other")], "a is there twice"),
+    "bomb": ([plain("zeros", bytes(2 << 20))], r"unpacks to more than 1048576 bytes: get it from another place"),
+    "bomb of many": ([plain(str(k), bytes(300_000)) for k in range(4)], "unpacks to more than 1048576 bytes"),
+    "bomb in a header": (
+        [plain("a", pax_headers={"comment": "x" * (2 << 20)})],
+        "unpacks to more than 1048576 bytes",
+    ),
+}
+
+
+def write_tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        for info, content in members:
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("case", TARS)
+def test_a_tar_that_reaches_out_or_swells_is_refused(tmp_path: Path, case: str) -> None:
+    members, message = TARS[case]
+    (tmp_path / "data").mkdir()
+    archive = write_tar(tmp_path / "data" / "a.tar.gz", [plain("first.txt"), *members])
+    before = contents(tmp_path.parent)
+    with pytest.raises(DataError, match=rf"a\.tar\.gz.*{message}"):
+        unpack_tar(archive, tmp_path / "data" / "new", 1 << 20)
+    after = contents(tmp_path.parent)
+    new = f"{tmp_path.name}/data/new"
+    assert {name for name in after if not name.startswith(new)} == set(before)
+    assert not Path("/tmp/dkel_evil.txt").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"no gzip", lambda b: b[:-8] + bytes(8)])
+def test_a_torn_tar_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    archive = write_tar(tmp_path / "a.tar.gz", [plain("a", os.urandom(50_000))])
+    archive.write_bytes(damage(archive.read_bytes()))
+    with pytest.raises(DataError, match=r"a\.tar\.gz is damaged or no gzipped tar .*get it again"):
+        unpack_tar(archive, tmp_path / "new", 1 << 20)
+
+
+def hostile_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: tuple[tarfile.TarInfo, bytes]) -> None:
+    """An archive with one member too many whose md5 is taken for the official one."""
+    archive = fake_cifar("CIFAR10", tmp_path, monkeypatch)
+    with tarfile.open(archive) as old:
+        members = [(info, old.extractfile(info).read()) for info in old]  # type: ignore[union-attr]
+    write_tar(archive, [*members, extra])
+    official = import_module("torchvision.datasets").CIFAR10
+    monkeypatch.setattr(official, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize("extra", [plain("../evil.txt"), special("out", tarfile.SYMTYPE, "/")], ids=["climbs", "links"])
+def test_a_cifar_archive_with_an_alien_member_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: tuple[tarfile.TarInfo, bytes]
+) -> None:
+    hostile_cifar(tmp_path, monkeypatch, extra)
+    write_folder(tmp_path, {"cifar-10-batches-py/data_batch_1": b"mine", "notes.txt": b"mine too"})
+    before = contents(tmp_path)
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz: .* nothing was unpacked"):
+        prepare_cifar("CIFAR10", tmp_path, download=False)
+    assert contents(tmp_path) == before
+
+
+def test_a_cifar_archive_that_swells_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cifar("CIFAR10", tmp_path, monkeypatch)
+    monkeypatch.setattr(cifar, "_MOST_BYTES", 10_000)
+    before = contents(tmp_path)
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz unpacks to more than 10000 bytes"):
+        prepare_cifar("CIFAR10", tmp_path, download=False)
+    assert contents(tmp_path) == before
+
+
+# Zip archives
+
+
+def member(name: str, content: bytes = b"evil", **attributes: Any) -> Callable[[zipfile.ZipFile], None]:
+    def write(archive: zipfile.ZipFile) -> None:
+        info = zipfile.ZipInfo(name)
+        for key, value in attributes.items():
+            setattr(info, key, value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that are there already
+            archive.writestr(info, content)
+
+    return write
+
+
+IN_ZIP = "tiny-imagenet-200/train/n02/images"
+ZIPS: dict[str, tuple[Callable[[zipfile.ZipFile], None], str]] = {
+    "climbing": (member(f"{IN_ZIP}/../../../../../evil.JPEG"), r"evil\.JPEG leads out of the archive's folder"),
+    "climbing from the top": (member("../../evil.txt"), r"\.\./\.\./evil\.txt leads out of the archive's folder"),
+    "climbing on Windows": (member("..\\evil.txt"), "leads out of the archive's folder"),
+    "absolute": (member("/tmp/dkel_evil.txt"), "/tmp/dkel_evil.txt leads out of the archive's folder"),
+    "absolute on Windows": (member("C:\\evil.txt"), "leads out of the archive's folder"),
+    "link": (
+        member(f"{IN_ZIP}/n02_link.JPEG", b"/etc/passwd", external_attr=(stat.S_IFLNK | 0o777) << 16),
+        r"n02_link\.JPEG is a link; nothing was unpacked",
+    ),
+    "twice": (member(f"{IN_ZIP}/n02_0.JPEG"), r"n02_0\.JPEG is there twice"),
+    "unbounded packing": (
+        member(f"{IN_ZIP}/n02_9.JPEG", image_bytes(0), compress_type=zipfile.ZIP_BZIP2),
+        r"n02_9\.JPEG is neither stored nor deflated: pack the archive again",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ZIPS)
+def test_a_zip_that_reaches_out_or_swells_is_refused(tmp_path: Path, case: str) -> None:
+    spoil, message = ZIPS[case]
+    path = write_zip(tmp_path / ZIP, tiny_members())
+    prepare_tinyimagenet(tmp_path, download=False, cache_dir=None)
+    with zipfile.ZipFile(path, "a") as archive:
+        spoil(archive)
+    before = contents(tmp_path.parent)
+    with pytest.raises(DataError, match=rf"{ZIP}: .*{message}"):
+        prepare_tinyimagenet(tmp_path, download=False, cache_dir=None)
+    assert contents(tmp_path.parent) == before
+
+
+def understate(path: Path, name: str, size: int) -> None:
+    """Make the directory of a zip claim that a member unpacks to `size` bytes."""
+    content = bytearray(path.read_bytes())
+    at = content.rindex(name.encode()) - 46  # the header of the directory's entry
+    assert content[at : at + 4] == b"PK\x01\x02"
+    content[at + 24 : at + 28] = struct.pack("<I", size)
+    path.write_bytes(bytes(content))
+
+
+def test_a_zip_bomb_that_understates_its_size_stays_small_in_memory(tmp_path: Path) -> None:
+    name = "val/images/val_2.JPEG"
+    path = write_zip(tmp_path / ZIP, {**tiny_members(), name: bytes(64 << 20)})
+    understate(path, f"tiny-imagenet-200/{name}", 100)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"val_2\.JPEG is damaged .*Delete"):
+        prepare_tinyimagenet(tmp_path, download=False, cache_dir=None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+    assert contents(tmp_path / "dkel_cache") == {}
+
+
+# .npz
+
+
+def npy(shape: str, content: bytes = b"", kind: str = "|u1") -> bytes:
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + content
+
+
+def npz_with(tmp_path: Path, **members: bytes) -> Path:
+    """A good file but for these members, given as the bytes that lie in the zip."""
+    path = tmp_path / "data.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in npz_arrays().items():
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            archive.writestr(f"{name}.npy", members.get(name, buffer.getvalue()))
+    return path
+
+
+NPZ_MEMBERS = {
+    "terabytes claimed": (npy("(1000000, 1000, 1000)", bytes(10)), "claims 1000000000000 bytes, and 10 are there"),
+    "too little claimed": (npy("(30, 2, 2)", bytes(5000)), "claims 120 bytes, and 5000 are there"),
+    "a negative size": (npy("(-30, -8, 8)", bytes(1920)), "train_images cannot be read"),
+    "no array": (b"just text", "train_images cannot be read .*magic string"),
+    "nothing": (b"", "train_images cannot be read"),
+    "an unknown version": (b"\x93NUMPY\x09\x00" + bytes(200), r"version \(9, 0\) of the format is unknown"),
+    "code in the header": (npy("__import__('os').getpid()"), "train_images cannot be read"),
+    "pickled objects": (
+        npy("(30,)", b"cos\nsystem\n(S'false'\ntR.", "|O"),
+        "train_images cannot be read .*plain array",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NPZ_MEMBERS)
+def test_an_npz_whose_header_lies_is_refused_before_memory_is_reserved(tmp_path: Path, case: str) -> None:
+    content, message = NPZ_MEMBERS[case]
+    path = npz_with(tmp_path, train_images=content)
+    before = contents(tmp_path)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=rf"data\.npz: .*{message}"):
+        read_npz(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+    assert contents(tmp_path) == before
+
+
+def test_an_npz_bomb_is_refused_by_the_size_that_it_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = npz_arrays() | {"train_images": np.zeros((30, 1024, 1024), np.uint8)}
+    np.savez_compressed(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
+    assert (tmp_path / "data.npz").stat().st_size < 1 << 20
+    monkeypatch.setattr(npz, "free_host_memory", lambda: 40 << 20)
+    with pytest.raises(DataError, match=r"data\.npz unpacks to 30 MiB, more than half of the free memory \(20 MiB\)"):
+        read_npz(tmp_path / "data.npz")
+
+
+def test_an_npz_bomb_that_understates_its_size_stays_small_in_memory(tmp_path: Path) -> None:
+    path = npz_with(tmp_path, train_images=npy("(30, 1024, 1024)", bytes(30 << 20)))
+    understate(path, "train_images.npy", 128 + 1920)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"data\.npz: train_images cannot be read .*write the file again"):
+        read_npz(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_an_array_that_is_in_the_file_twice_is_refused(tmp_path: Path) -> None:
+    path = npz_with(tmp_path)
+    with zipfile.ZipFile(path, "a") as archive:
+        member("train_labels.npy", npy("(30,)", bytes(30)))(archive)
+    with pytest.raises(DataError, match=r"data\.npz: train_labels\.npy is there twice"):
+        read_npz(path)
+
+
+Arrays = dict[str, NDArray[Any]]
+LABELS: dict[str, tuple[Callable[[Arrays], Any], str]] = {
+    "from 1": (
+        lambda a: a.update(train_labels=a["train_labels"] + 1, test_labels=a["test_labels"] + 1),
+        r"no training image has the label 0 \(0\), though there are 4 classes; number the classes 0, 1",
+    ),
+    "with a gap": (
+        lambda a: a.update(train_labels=np.where(a["train_labels"] == 1, 0, a["train_labels"])),
+        r"no training image has the label 1",
+    ),
+    "a name too many": (lambda a: a.update(class_names=np.array(["a", "b", "c", "d"])), r"has the label 3 \(d\)"),
+    "a name twice": (lambda a: a.update(class_names=np.array(["a", "b", "a"])), "the class 'a' is there twice"),
+    "names alike": (lambda a: a.update(class_names=np.array(["a", "b", "A"])), "'A' and 'a' differ only in capitals"),
+    "huge": (lambda a: a["test_labels"].__setitem__(3, 2**62), r"test labels run from 0 to 4611686018427387904"),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_without_images_and_names_without_meaning_are_refused(tmp_path: Path, case: str) -> None:
+    spoil, message = LABELS[case]
+    arrays = npz_arrays()
+    spoil(arrays)
+    np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=rf"data\.npz: .*{message}"):
+        read_npz(tmp_path / "data.npz")
+
+
+# Images
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def palette(transparent: bool) -> bytes:
+    image = Image.new("P", (64, 64), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    return encoded(image, "PNG", **({"transparency": 1} if transparent else {}))
+
+
+SIZE = (64, 64)
+ACCEPTED: dict[str, tuple[bytes, tuple[int, int, int]]] = {
+    "grey": (image_bytes(90, mode="L"), (90, 90, 90)),
+    "grey with alpha": (encoded(Image.new("LA", SIZE, (90, 7)), "PNG"), (90, 90, 90)),
+    "black and white": (encoded(Image.new("1", SIZE, 1), "PNG"), (255, 255, 255)),
+    "alpha": (encoded(Image.new("RGBA", SIZE, (200, 100, 50, 7)), "PNG"), (200, 100, 50)),
+    "palette": (palette(False), (200, 100, 50)),
+    "palette with a transparent colour": (palette(True), (200, 100, 50)),
+    "CMYK": (encoded(Image.new("CMYK", SIZE, (55, 155, 205, 0)), "TIFF"), (200, 100, 50)),
+    "YCbCr": (encoded(Image.new("RGB", SIZE, (90, 90, 90)), "JPEG"), (90, 90, 90)),
+    "a GIF called otherwise": (encoded(Image.new("L", SIZE, 90), "GIF"), (90, 90, 90)),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_images_of_every_kind_become_rgb(case: str) -> None:
+    content, colour = ACCEPTED[case]
+    for decoded in (decode_exact(content, "x.jpg", 64), decode_fitted(content, "x.jpg", 64)):
+        assert decoded.shape == (3, 64, 64)
+        assert decoded.dtype == np.uint8
+        assert (decoded == np.array(colour)[:, None, None]).all()
+
+
+def test_a_cmyk_photograph_becomes_rgb() -> None:
+    decoded = decode_fitted(encoded(Image.new("CMYK", SIZE, (55, 155, 205, 0)), "JPEG", quality=100), "x.jpg", 8)
+    assert np.abs(decoded.astype(int) - np.array([200, 100, 50])[:, None, None]).max() <= 3
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(evil) run\nshowpage\n%%EOF\n"
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "text": (b"not an image", "x.jpg is no readable image .*replace or remove it"),
+    "empty": (b"", "x.jpg is no readable image"),
+    "a web page": (b"<!DOCTYPE html><html></html>", "x.jpg is no readable image"),
+    "half a JPEG": (encoded(Image.effect_noise(SIZE, 90), "JPEG")[:900], "x.jpg is no readable image .*truncated"),
+    "half a PNG": (encoded(Image.effect_noise(SIZE, 90), "PNG")[:900], "x.jpg is no readable image"),
+    "a program for Ghostscript": (EPS, "x.jpg is no readable image .*cannot identify"),
+    "16 bits": (encoded(Image.new("I;16", SIZE, 999), "PNG"), r"x.jpg has more than 8 bits a channel \(mode I;16\)"),
+    "floating point": (encoded(Image.new("F", SIZE, 0.5), "TIFF"), r"x.jpg has more than 8 bits a channel \(mode F\)"),
+}
+
+
+@pytest.mark.parametrize("decode", [decode_exact, decode_fitted])
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_image_is_named(case: str, decode: Callable[[bytes, str, int], Any]) -> None:
+    content, message = REFUSED[case]
+    with pytest.raises(DataError, match=message):
+        decode(content, "x.jpg", 64)
+
+
+def bmp_that_claims(width: int, height: int) -> bytes:
+    content = bytearray(image_bytes(0, form="BMP"))
+    content[18:26] = width.to_bytes(4, "little") + height.to_bytes(4, "little")
+    return bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_of_a_million_pixels_is_read_and_one_over_the_bound_is_not_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (decode_fitted(image_bytes(9, size=(1000, 1000)), "x.png", 8) == 9).all()
+    assert (decode_fitted(image_bytes(9, size=(1_000_000, 1)), "x.png", 8) == 9).all()
+    decoded: list[tuple[int, int]] = []
+
+    def load(image: ImageFile.ImageFile) -> None:
+        decoded.append(image.size)
+        raise OSError("truncated")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    width = MOST_PIXELS // 9459
+    for size, message in (
+        ((width + 1, 9459), rf"x\.bmp claims {width + 1}x9459 pixels, more than {MOST_PIXELS}: remove or shrink it"),
+        ((1_000_000, 1000), r"x\.bmp is no readable image .*could be decompression bomb"),
+        ((width, 9459), r"x\.bmp is no readable image \(truncated\)"),
+    ):
+        with pytest.raises(DataError, match=message):
+            decode_fitted(bmp_that_claims(*size), "x.bmp", 8)
+    assert decoded == [(width, 9459)]
+
+
+# Folders
+
+
+def pipe(root: Path) -> None:
+    os.mkfifo(root / "train/a/9.png")
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a pipe": (pipe, r"train/a/9\.png is no regular file but a pipe, socket or device: remove it"),
+    "a broken link": (
+        lambda r: (r / "train/a/9.png").symlink_to("nowhere.png"),
+        r"train/a/9\.png cannot be read \(No such file or directory\): check that it is there",
+    ),
+    "a device": (lambda r: (r / "train/a/9.png").symlink_to("/dev/zero"), r"9\.png is no regular file"),
+    "a circle of links": (
+        lambda r: (r / "train/a/again").symlink_to(r / "train"),
+        r"train/a/again is a link to a folder that is read already: remove the link",
+    ),
+    "classes alike": (
+        lambda r: [write_folder(r, {f"{s}/A/0.png": image_bytes(0)}) for s in ("train", "test")],
+        r"train: the class 'a' and 'A' differ only in capitals; rename one or merge them",
+    ),
+    "a class that is a file": (
+        lambda r: [(r / s / "c").write_bytes(b"") or write_folder(r, {"test/d/0.png": b""}) for s in ("train",)],
+        "must hold the same classes; only one has d",
+    ),
+    "train is a file": (
+        lambda r: (r / "train").rename(r / "old") and (r / "train").write_text("text"),
+        "has no folder train",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_folder_of_images_with_something_alien_is_refused(tmp_path: Path, case: str) -> None:
+    spoil, message = FOLDERS[case]
+    root = images(tmp_path)
+    prepare_image_folder(root, 4, None)
+    spoil(root)
+    before = contents(root)
+    with pytest.raises(DataError, match=message):
+        prepare_image_folder(root, 4, None)
+    assert contents(root) == before
+
+
+def test_links_to_images_and_classes_are_read_and_watched(tmp_path: Path) -> None:
+    root = images(tmp_path)
+    (root / "train/a").rename(tmp_path / "elsewhere")
+    (root / "train/a").symlink_to(tmp_path / "elsewhere")
+    (root / "train/b/9.png").symlink_to(tmp_path / "elsewhere/0.png")
+    write_folder(root, {"train/a/.checkpoints/7.png": b"hidden"})
+    prepare_image_folder(root, 4, None)
+    assert read_image_folder(root, 4, None).train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12, 0]
+    (tmp_path / "elsewhere/5.png").write_bytes(image_bytes(5))
+    prepare_image_folder(root, 4, None)
+    assert len(read_image_folder(root, 4, None).train) == 8
+
+
+def test_an_image_that_is_annotated_twice_is_refused(tmp_path: Path) -> None:
+    members = tiny_members()
+    members["val/val_annotations.txt"] += b"\nval_0.JPEG\tn01\t0"
+    write_zip(tmp_path / ZIP, members)
+    with pytest.raises(DataError, match=r"line 6 of val/val_annotations\.txt names the image 'val_0\.JPEG' a second"):
+        prepare_tinyimagenet(tmp_path, download=False, cache_dir=None)
+
+
+# What may not be read or written
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Give up root's rights for a while, where the tests have them: root may read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def own(root: Path) -> None:
+    if os.geteuid() == 0:
+        for path in (root, *root.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+
+
+def prepare_folder(root: Path) -> None:
+    prepare_image_folder(root / "images", 4, None)
+
+
+def prepare_zip(root: Path) -> None:
+    prepare_tinyimagenet(root, download=False, cache_dir=None)
+
+
+def make_zip(root: Path) -> None:
+    write_zip(root / ZIP, tiny_members())
+
+
+def make_folder(root: Path) -> None:
+    images(root)
+
+
+def make_npz(root: Path) -> None:
+    npz_with(root)
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], Any], str, Callable[[Path], Any]]] = {
+    "image": (make_folder, "images/train/a/1.png", prepare_folder),
+    "class": (make_folder, "images/train/b", prepare_folder),
+    "training images": (make_folder, "images/train", prepare_folder),
+    "whole folder": (make_folder, "images", prepare_folder),
+    "zip": (make_zip, ZIP, prepare_zip),
+    "npz": (make_npz, "data.npz", lambda root: read_npz(root / "data.npz")),
+}
+
+
+@pytest.fixture
+def open_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder that nobody may walk into and write to, other than pytest's own."""
+    # What is imported on first use may lie where nobody may not look: use everything once before.
+    for make, _, read in UNREADABLE.values():
+        make(tmp_path)
+        read(tmp_path)
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_what_may_not_be_read_is_named(open_folder: Path, case: str) -> None:
+    make, spoilt, read = UNREADABLE[case]
+    make(open_folder)
+    own(open_folder)
+    (open_folder / spoilt).chmod(0)
+    message = rf"{open_folder / spoilt}\S* cannot be read \(Permission denied\): check that"
+    with pytest.raises(DataError, match=message), as_nobody():
+        read(open_folder)
+    (open_folder / spoilt).chmod(0o755)
+    with as_nobody():
+        read(open_folder)
+
+
+def test_cifar_that_may_not_be_read_is_named(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cifar("CIFAR10", open_folder, monkeypatch)
+    prepare_cifar("CIFAR10", open_folder, download=False)
+    own(open_folder)
+    (open_folder / "cifar-10-batches-py/data_batch_2").chmod(0)
+    for use in (lambda: prepare_cifar("CIFAR10", open_folder, False), lambda: read_cifar("CIFAR10", open_folder)):
+        with pytest.raises(DataError, match=r"data_batch_2 cannot be read \(Permission denied\)"), as_nobody():
+            use()
+
+
+@pytest.mark.parametrize(("make", "prepare"), [(make_folder, prepare_folder), (make_zip, prepare_zip)])
+def test_a_place_that_may_not_be_written_is_named_unless_the_cache_is_there(
+    open_folder: Path, make: Callable[[Path], Any], prepare: Callable[[Path], Any]
+) -> None:
+    make(open_folder)
+    own(open_folder)
+    places = [open_folder, *(path for path in open_folder.rglob("*") if path.is_dir())]
+    for place in places:
+        place.chmod(0o555)
+    with pytest.raises(DataError, match=r"dkel_cache cannot be written to .*choose a folder that can"), as_nobody():
+        prepare(open_folder)
+    for place in places:
+        place.chmod(0o777)
+    with as_nobody():
+        prepare(open_folder)
+    for place in open_folder.rglob("*"):
+        place.chmod(0o555)
+    with as_nobody():
+        prepare(open_folder)
+
+
+# A full disk, a killed run, several runs at once
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let no file grow beyond `size` bytes; the system then answers as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own with 256 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_keeps_the_old_cache_whole(tmp_path: Path) -> None:
+    root = images(tmp_path)
+    prepare_image_folder(root, 64, None)
+    (root / "train/a/9.png").write_bytes(image_bytes(9))
+    before = contents(root)
+    message = r"image_folder-64-\w+ cannot be written .*MiB of free disk; make room"
+    with pytest.raises(DataError, match=message), file_size_limit(20_000):
+        prepare_image_folder(root, 64, None)
+    assert contents(root) == before
+    prepare_image_folder(root, 64, None)
+    assert len(read_image_folder(root, 64, None).train) == 7
+
+
+@as_root
+def test_a_disk_that_is_really_full_keeps_the_old_cache_whole(tmp_path: Path, small_disk: Path) -> None:
+    root = images(tmp_path)
+    prepare_image_folder(root, 64, small_disk)  # 8 images of 12 KiB each
+    before = contents(small_disk)
+    for k in range(10, 20):
+        (root / f"train/a/{k}.png").write_bytes(image_bytes(k))
+    with pytest.raises(DataError, match=r"cannot be written \(\[Errno 28\] No space left on device.*make room, or set"):
+        prepare_image_folder(root, 64, small_disk)
+    assert contents(small_disk) == before
+    prepare_image_folder(root, 64, tmp_path / "roomy")
+    assert len(read_image_folder(root, 64, tmp_path / "roomy").train) == 16
+
+
+@as_root
+def test_cifar_on_a_full_disk_leaves_the_archive_alone(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cifar("CIFAR10", small_disk, monkeypatch)  # unpacks to 190 KiB
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(150_000))
+    before = contents(small_disk)
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz cannot be unpacked .*No space left.*make room"):
+        prepare_cifar("CIFAR10", small_disk, download=False)
+    assert contents(small_disk) == before
+    filler.unlink()
+    prepare_cifar("CIFAR10", small_disk, download=False)
+    assert len(read_cifar("CIFAR10", small_disk).train) == 50
+
+
+def die_at(call: int, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that does what `original` does, and kills its process the n-th time."""
+    calls = iter(range(call))
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        if next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    return deadly
+
+
+def in_a_child(work: Callable[[], Any]) -> int | None:
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+# The first image, in the middle, all decoded, and all written but not yet renamed.
+@pytest.mark.parametrize("when", ["first", "middle", "labels", "rename"])
+def test_a_preparation_that_is_killed_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    root = images(tmp_path)
+    prepare_image_folder(root, 64, None)
+    (old,) = (root / "dkel_cache").glob("image_folder-*")
+    whole = contents(old)
+    (root / "train/a/9.png").write_bytes(image_bytes(9))
+    monkeypatch.setattr(cache_module, "_CHUNK_BYTES", 2 * 64 * 64 * 3)
+    with monkeypatch.context() as patched:
+        if when in ("first", "middle"):
+            patched.setattr(folders, "decode_fitted", die_at({"first": 0, "middle": 5}[when], decode_fitted))
+        elif when == "labels":
+            patched.setattr(np, "save", die_at(1, np.save))
+        else:
+            patched.setattr(Path, "rename", die_at(0, Path.rename))
+        assert in_a_child(lambda: prepare_image_folder(root, 64, None)) == -signal.SIGKILL
+    assert contents(old) == whole
+    assert len(list((root / "dkel_cache").glob(".*.tmp"))) == 1
+    prepare_image_folder(root, 64, None)
+    assert read_image_folder(root, 64, None).train.images[:, 0, 5, 5].tolist() == [0, 1, 2, 9, 10, 11, 12]
+    assert [path.name for path in (root / "dkel_cache").glob(".*.tmp")] == []
+
+
+@pytest.mark.parametrize("call", [0, 3])
+def test_an_unpacking_that_is_killed_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    fake_cifar("CIFAR10", tmp_path, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(tarfile.TarFile, "extract", die_at(call, tarfile.TarFile.extract))
+        assert in_a_child(lambda: prepare_cifar("CIFAR10", tmp_path, download=False)) == -signal.SIGKILL
+    assert not (tmp_path / "cifar-10-batches-py").exists()
+    prepare_cifar("CIFAR10", tmp_path, download=False)
+    assert len(read_cifar("CIFAR10", tmp_path).train) == 50
+    assert [path.name for path in tmp_path.glob(".*.tmp")] == []
+
+
+@pytest.mark.parametrize("data", ["folder", "cifar"])
+def test_runs_that_prepare_the_same_data_at_once_all_succeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+) -> None:
+    context = multiprocessing.get_context("fork")
+    start, counted = context.Barrier(4), context.Value("i", 0)
+    module: Any
+    if data == "folder":
+        root = images(tmp_path)
+        module, name = cache_module.ImageCache, "write"
+    else:
+        fake_cifar("CIFAR10", tmp_path, monkeypatch)
+        module, name = cifar, "_unpack"
+    original = getattr(module, name)
+
+    def counting(*args: Any) -> None:
+        with counted.get_lock():
+            counted.value += 1
+        original(*args)
+
+    def work() -> None:
+        start.wait(60)
+        if data == "folder":
+            prepare_image_folder(root, 64, None)
+        else:
+            prepare_cifar("CIFAR10", tmp_path, download=False)
+
+    monkeypatch.setattr(module, name, counting)
+    processes = [context.Process(target=work) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert counted.value == 1
+    if data == "folder":
+        assert read_image_folder(root, 64, None).train.images[:, 0, 5, 5].tolist() == [0, 1, 2, 10, 11, 12]
+    else:
+        assert len(read_cifar("CIFAR10", tmp_path).train) == 50
+
+
+# More images than memory
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA counts mapped memory on Linux only")
+def test_a_set_larger_than_memory_is_prepared_and_passed_through(tmp_path: Path) -> None:
+    """200 MB of images with 60 MiB to spare; loading them whole must not fit, or this would prove nothing."""
+    command = [sys.executable, str(Path(__file__).parent / "stream.py"), str(tmp_path)]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["streamed 2600 training images", "loaded whole: out of memory"]
