@@ -17,7 +17,8 @@ WIDTH, HEIGHT = 380, 240
 LEFT, RIGHT, TOP, BOTTOM = 50, 372, 10, 204
 COLOURS, DASHES = 10, 3
 POINTS = 12_000
-"""Points of one chart, all lines together: what keeps a page of many long runs small."""
+LONGEST = 600
+"""Points of one chart, all lines together, and of one line: what keeps the pages of many long runs small."""
 
 Scale = Literal["linear", "symlog", "log"]
 
@@ -88,7 +89,9 @@ def _axis(values: Sequence[float], start: float, end: float, scale: Scale) -> Ax
         high, low = max(high, 0.01), min(low, 0.0)
         ticks = [0.0, *_decades(0.01, high)] + [-tick for tick in _decades(0.01, -low) if low < 0]
         return Axis(low, high, start, end, [t for t in ticks if low <= t <= high], lambda v: math.asinh(v / 0.01))
-    if high == low:
+    if high == low == 0:
+        high = 1.0
+    elif high == low:
         pad = abs(high) * 0.02 or 0.5
         low, high = low - pad, high + pad
     else:
@@ -96,7 +99,15 @@ def _axis(values: Sequence[float], start: float, end: float, scale: Scale) -> Ax
         # An axis does not leave the side of 0 on which all values lie.
         low = low - pad if low < 0 or low - pad >= 0 else 0.0
         high = high + pad
-    return Axis(low, high, start, end, nice_ticks(low, high))
+    return Axis(low, high, start, end, _ticks(low, high, values))
+
+
+def _ticks(low: float, high: float, values: Sequence[float]) -> list[float]:
+    """Choose round values; whole ones for what is counted."""
+    ticks = nice_ticks(low, high)
+    if all(float(value).is_integer() for value in values):
+        return sorted({float(round(tick)) for tick in ticks if low <= round(tick) <= high})
+    return ticks
 
 
 def _decades(low: float, high: float) -> list[float]:
@@ -155,7 +166,7 @@ def lines(
     x_scale: Scale = "linear",
 ) -> Markup:
     """Draw lines over epochs; values that are not finite leave a gap."""
-    limit = max(40, POINTS // max(1, len(drawn)))
+    limit = min(LONGEST, max(40, POINTS // max(1, len(drawn))))
     thinned = [Line(one.name, *thin(one.x, one.y, limit), one.style, one.group, one.faint) for one in drawn]
     xs = [x for one in thinned for x in one.x]
     ys = [y for one in thinned for y in one.y if math.isfinite(y)]
@@ -187,10 +198,7 @@ def _horizontal(xs: Sequence[float], scale: Scale) -> Axis:
         return _axis(xs, LEFT + 8, RIGHT - 8, "log")
     if low == high:
         return Axis(low, high, LEFT, RIGHT, [low])
-    ticks = nice_ticks(low, high)
-    if all(float(x).is_integer() for x in xs):
-        ticks = sorted({float(round(tick)) for tick in ticks if low <= round(tick) <= high})
-    return Axis(low, high, LEFT, RIGHT, ticks)
+    return Axis(low, high, LEFT, RIGHT, _ticks(low, high, xs))
 
 
 def _frame(horizontal: Axis, vertical: Axis, x_label: str) -> list[Markup]:
@@ -211,25 +219,29 @@ def _frame(horizontal: Axis, vertical: Axis, x_label: str) -> list[Markup]:
 
 
 def _path(one: Line, horizontal: Axis, vertical: Axis, common: Sequence[float]) -> Markup:
-    steps, pen = [], False
+    segments: list[list[str]] = [[]]
     for x, y in zip(one.x, one.y, strict=True):
-        if not math.isfinite(y):
-            pen = False
-            continue
-        # The first point ends with h0, a dot where no second one follows.
-        place = f"{horizontal.at(x):.1f} {vertical.at(y):.1f}"
-        steps.append(f"L{place}" if pen else f"M{place}h0")
-        pen = True
+        if math.isfinite(y):
+            segments[-1].append(f"{horizontal.at(x):.1f} {vertical.at(y):.1f}")
+        elif segments[-1]:
+            segments.append([])
     return tag(
         "path",
         tag("title", one.name),
-        d="".join(steps),
+        d="".join(map(_segment, segments)),
         class_=f"l {style(one.style)}{' faint' if one.faint else ''}",
         data_name=one.name,
         data_g=one.group or one.name,
         data_x=None if list(one.x) == list(common) else ",".join(map(pretty, one.x)),
         data_y=",".join(pretty(y) if math.isfinite(y) else "" for y in one.y),
     )
+
+
+def _segment(places: Sequence[str]) -> str:
+    """Join points; one by itself becomes a small diamond, or it could not be seen."""
+    if len(places) == 1:
+        return f"M{places[0]}m-3 0l3 -3l3 3l-3 3z"
+    return f"M{'L'.join(places)}" if places else ""
 
 
 def style(number: int) -> str:
@@ -280,7 +292,7 @@ def numeric_dots(title: str, series: Sequence[tuple[str, Sequence[Dots]]], *, x_
             f"{horizontal.at(d.x):.1f} {vertical.at(sum(v for _, v in d.values) / len(d.values)):.1f}" for d in ordered
         ]
         if places:
-            parts.append(tag("path", d=f"M{'L'.join(places)}h0", class_=f"l {style(number)}"))
+            parts.append(tag("path", d=_segment(places), class_=f"l {style(number)}"))
         for dots in ordered:
             parts += [
                 _circle(horizontal.at(dots.x), vertical.at(value), number, f"{name} {run}: {pretty(value)}".strip())

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-VOID = ("meta", "br")
+VOID = ("meta", "wbr")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -48,6 +48,11 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
 def join(parts: Iterable[object], between: str = "") -> Markup:
     """Put parts one after the other."""
     return Markup(text(between).join(map(text, parts)))
+
+
+def dotted(key: str) -> Markup:
+    """Write a dotted key that may break after its dots."""
+    return join(key.split("."), raw(".<wbr>"))
 
 
 def link(target: Path, base: Path, label: object) -> Markup:

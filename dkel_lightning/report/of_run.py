@@ -246,7 +246,7 @@ def _noise(run: RunRecord) -> str:
     noise = run.setting("data.label_noise")
     if isinstance(noise, Mapping) and noise.get("kind") not in (None, "none"):
         said = ", ".join(f"{key} {collect.show(value)}" for key, value in noise.items())
-        return f"The training labels carry noise ({said}), and metrics.csv has no column of it."
+        return f"The training labels carry noise ({said}), and metrics.csv has no column about it."
     return "No noise was added to the training labels, as far as the settings say." if run.config else "Not known."
 
 

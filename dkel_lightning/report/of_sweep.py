@@ -12,7 +12,7 @@ from dkel_lightning import statistics
 from dkel_lightning.report import charts, collect, folders, of_run, panels
 from dkel_lightning.report.charts import Dots, Line
 from dkel_lightning.report.collect import RunRecord, Varied, number, show
-from dkel_lightning.report.markup import Markup, items, join, link, page, section, table, tag
+from dkel_lightning.report.markup import Markup, dotted, items, join, link, page, section, table, tag
 
 DRAWN = 60
 """Jobs whose curves are laid over one another; more are a thicket."""
@@ -74,8 +74,7 @@ def of_runs(folder: Path, runs: Sequence[RunRecord], named: Sequence[str], missi
     found = _by_overrides(folder, runs) or collect.varied([run.config for run in runs], named)
     settings = []
     for values, jobs in collect.grouped(runs, lambda job: found.values[job]).items():
-        pairs = zip(found.keys, values, strict=True)
-        name = ", ".join(f"{short(key)}={value}" for key, value in pairs) or "all jobs"
+        name = _name(found.keys, values) or "all jobs"
         settings.append(Setting(name, values, jobs))
     return SweepRecord(folder, runs, found, settings, missing)
 
@@ -103,6 +102,13 @@ def _overrides(path: Path) -> dict[str, str] | None:
 def short(key: str) -> str:
     """Name a key as it is given on the command line: a group by itself."""
     return key.removesuffix(".name")
+
+
+def _name(keys: Sequence[str], values: Sequence[str], without: int | None = None) -> str:
+    """Name a setting for a legend: by the last parts of its keys, where these are told apart."""
+    last = [short(key).rsplit(".", 1)[-1] for key in keys]
+    brief = [one if last.count(one) == 1 else short(key) for one, key in zip(last, keys, strict=True)]
+    return ", ".join(f"{brief[i]}={value}" for i, value in enumerate(values) if i != without)
 
 
 def accuracy(run: RunRecord) -> float | None:
@@ -169,7 +175,7 @@ def best(sweep: SweepRecord) -> int | None:
 
 def _settings_table(sweep: SweepRecord) -> Markup:
     first = best(sweep)
-    heading = [*(map(short, sweep.varied.keys) if sweep.varied.keys else ["setting"])]
+    heading: list[str] = [*_headings(sweep)] or ["setting"]
     text_columns = len(heading)
     heading += ["n", "selected accuracy (%)", "less the best (points)", "95 % interval"]
     heading += ["NLL", "ECE (%)", "student mean (%)", "teacher mean (%)", "ensemble (%)"]
@@ -187,6 +193,10 @@ def _settings_table(sweep: SweepRecord) -> Markup:
     note = "Mean ± sample deviation over the n seeds that finished; test set, selected epoch."
     marked = [] if first is None or len(sweep.settings) < 2 else [first]
     return join([tag("p", note, class_="note"), table(heading, rows, marked=marked, text_columns=text_columns)])
+
+
+def _headings(sweep: SweepRecord) -> list[Markup]:
+    return [dotted(short(key)) for key in sweep.varied.keys]
 
 
 def _of_deployed(found: Sequence[tuple[Any, str | None]]) -> list[float]:
@@ -270,12 +280,7 @@ def _over(sweep: SweepRecord, axis: int) -> Markup:
     """Draw the accuracy over one varied number, a line for each setting of the other keys."""
     series: dict[str, list[Dots]] = {}
     for setting in sweep.settings:
-        pairs = [
-            (key, value)
-            for i, (key, value) in enumerate(zip(sweep.varied.keys, setting.values, strict=True))
-            if i != axis
-        ]
-        name = ", ".join(f"{short(key)}={value}" for key, value in pairs)
+        name = _name(sweep.varied.keys, setting.values, axis)
         values = [(seed, 100 * value) for seed, value in sweep.accuracies(setting).items()]
         series.setdefault(name, []).append(Dots(number(setting.values[axis]) or 0.0, values))
     return charts.numeric_dots(
@@ -288,7 +293,7 @@ def overlay(runs: Sequence[RunRecord], which: dict[int, int], names: Sequence[st
     shown = [job for job in which if runs[job].curves][:DRAWN]
     every = dict.fromkeys(itertools.chain.from_iterable(runs[job].curves for job in shown))
     metrics = [name for name in OVERLAID if name in every]
-    means = ("student-teacher", "student-student", "teacher-teacher")
+    means = ("student-teacher", "student-student")
     metrics += [name for name in every if name.startswith("diversity/") and name.rsplit("/", 1)[-1] in means]
     metrics += [name for name in every if "noise" in name.split("/")[:-1]]
     parts = [_overlaid(metric, runs, shown, which, names) for metric in metrics]
@@ -326,7 +331,7 @@ def _overlaid(
 def _jobs_table(sweep: SweepRecord, where: Path) -> Markup:
     heading = [
         "job",
-        *map(short, sweep.varied.keys),
+        *_headings(sweep),
         "seed",
         "state",
         "selected accuracy",

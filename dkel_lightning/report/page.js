@@ -47,7 +47,7 @@
       const left = px / scale;
       const room = rect.width - tip.offsetWidth;
       tip.style.left = Math.max(0, left + 12 > room ? Math.min(room, left - tip.offsetWidth - 12) : left + 12) + "px";
-      tip.style.top = (svg.offsetTop + 8) + "px";
+      tip.style.top = (rect.top - figure.getBoundingClientRect().top + 8) + "px";
     }
     svg.addEventListener("pointermove", move);
     svg.addEventListener("pointerdown", move);

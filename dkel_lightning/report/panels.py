@@ -89,7 +89,7 @@ def _place(name: str) -> tuple[str, str, str]:
     if parts[0] == "diversity":
         return DIVERSITY, head if len(parts) > 2 else name, tail
     if parts[0] == "share":
-        return SHARES, head, tail
+        return SHARES, head, TERM_NAMES.get(f"train/{tail}", tail)
     if name in ("val/acc", "val/nll"):
         return CURVES, name, "deployed"
     if parts[0] == "train" and len(parts) == 2:
@@ -122,7 +122,7 @@ def draw(panel: Panel, curves: Mapping[str, Curve]) -> Markup:
 def _lines(panel: Panel, curves: Mapping[str, Curve]) -> list[Line]:
     kinds = {label: kind_of(label) for label in panel.columns}
     means = {label for label, kind in kinds.items() if label in (kind, f"{kind}_mean")}
-    found = []
+    found: list[Line] = []
     labels = panel.columns
     if panel.key == "train" and "total" in labels:
         labels = {"total": labels["total"], **labels}
