@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import resource
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dkel_lightning.data import tinyimagenet
+from dkel_lightning.data import download, tinyimagenet
 from dkel_lightning.data.download import fetch
 from dkel_lightning.data.tinyimagenet import prepare_tinyimagenet, read_tinyimagenet
 from dkel_lightning.errors import DataError
@@ -95,6 +96,36 @@ def test_another_content_never_becomes_the_file(server: Server, tmp_path: Path) 
     with pytest.raises(DataError, match=f"instead of {MD5}; it was removed"):
         fetch(server.url, tmp_path / "file.zip", MD5)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_never_stops_does_not_fill_the_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_MOST_BYTES", 10_000)
+    monkeypatch.setattr(download, "_CHUNK", 1_000)
+    with pytest.raises(DataError, match="gives more than 10000 bytes, so it is another file; it was removed"):
+        fetch(server.url, tmp_path / "file.zip", MD5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_stops_a_download_which_goes_on_when_there_is_room(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file.zip").write_bytes(b"an older file")
+    monkeypatch.setattr(download, "_CHUNK", 1_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(DataError, match=r"stopped .*make room in .* and run again to go on from there"):
+            fetch(server.url, tmp_path / "file.zip", MD5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "file.zip").read_bytes() == b"an older file"
+    kept = (tmp_path / "file.zip.part").stat().st_size
+    assert 0 < kept <= 20_000
+    fetch(server.url, tmp_path / "file.zip", MD5)
+    assert server.requested == [None, f"bytes={kept}-"]
+    assert (tmp_path / "file.zip").read_bytes() == CONTENT
 
 
 def test_no_network_is_one_error_with_the_cure(tmp_path: Path) -> None:
