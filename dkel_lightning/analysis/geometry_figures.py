@@ -51,14 +51,23 @@ def draw_all(found: Geometry, folder: Path) -> list[Path]:
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=100)
+        _save(figure, paths[-1])
     return [*paths, _animate(found, folder / "paths.gif")]
 
 
+def _save(figure: Figure, path: Path) -> None:
+    """Write a PNG of 128 colours, a third of the size of one of all."""
+    canvas: Any = FigureCanvasAgg(figure)  # its methods are untyped
+    canvas.draw()
+    _paletted(canvas, 128).save(path, optimize=True)
+
+
+def _paletted(canvas: Any, colours: int) -> Image.Image:
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()).quantize(colours)
+
+
 def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
 def _grid(figure: Figure, rows: int, columns: int) -> list[list[Axes]]:
@@ -256,7 +265,8 @@ def _bowl_steps(found: Geometry) -> Figure:
         fontsize=9,
     )
     share = found.settings.bowl.tolerance
-    figure.suptitle(f"Steps until the student's distance stays below {100 * share:g} % of its first")
+    title = f"Steps until the student's distance stays below {100 * share:g} % of its first (number: of the bar)"
+    figure.suptitle(title)
     return figure
 
 
@@ -424,7 +434,7 @@ def _frames(
     figure: Figure, caption: Text, moving: Sequence[tuple[Pair, Sequence[Line2D]]], steps: Sequence[int]
 ) -> Iterator[Image.Image]:
     """Draw what stands still once, and on it what moves: contours and layout are what takes long."""
-    canvas: Any = FigureCanvasAgg(figure)  # its methods are untyped
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     caption.set_visible(False)
     figure.set_layout_engine("none")
@@ -440,7 +450,7 @@ def _frames(
                 figure.draw_artist(line)
         caption.set_text(f"student blue, teacher red: step {step}")
         figure.draw_artist(caption)
-        yield Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()).quantize(64)
+        yield _paletted(canvas, 64)
 
 
 def _moving(axes: Axes) -> list[Line2D]:
