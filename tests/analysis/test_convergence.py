@@ -20,6 +20,7 @@ from dkel_lightning.analysis.convergence import (
     settled,
 )
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.schedules import Clock, EnsembleTerm, RampUp
 
 DKEL = Scheme("dkel")
 SCHEMES = {
@@ -60,6 +61,12 @@ def test_exact_moments_give_the_table_of_risks(label: str, found: dict[str, Curv
     assert 1000 * curves.teacher_risk[[1, 5]] == pytest.approx(teachers[:2], abs=0.51)
     assert 1000 * curves.teacher_risk[20] == pytest.approx(teachers[2], abs=0.051)
     assert 1000 * curves.diversity[149] == pytest.approx(diversity, abs=0.51)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7, 40, 79, 80, 299])
+def test_dkel_with_a_ramped_ensemble_is_pcl_because_only_the_total_weight_acts(epoch: int) -> None:
+    ramped = EnsembleTerm(decay=0.5, ramped=True)
+    assert recursion.total_weight(RampUp(), ramped, Clock(epoch)) == pytest.approx(SCHEMES["pcl"].weight(epoch))
 
 
 def test_student_risk_is_that_of_the_mean_student_and_half_the_diversity(found: dict[str, Curves]) -> None:
