@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -104,3 +107,134 @@ def draw_comparison(accuracies: Mapping[str, Sequence[float]], reference: str, p
     axes.grid(axis="x", alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+# ---------------------------------------------------------------------- sweeps
+
+Setting = tuple[str, ...]
+LINE_STYLES = ("-", "--", ":", "-.")
+MARKERS = "osD^vPX*"
+EVEN_FROM = 20
+"""Numbers whose range is this many times their smallest step are drawn at even steps, or the small ones would merge."""
+
+
+def draw_sweep(panels: Mapping[str, Mapping[Setting, Sequence[float]]], keys: Sequence[str], path: Path) -> None:
+    """Draw figures against what was varied into a PNG: a dot a seed, a line through the means.
+
+    Args:
+        panels: by label, the values of each setting over its seeds.
+        keys: what was varied; the first is the horizontal axis, the others make the series.
+        path: of the PNG.
+    """
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    first = next(iter(panels.values()))
+    places, ticks, note = _axis([*dict.fromkeys(setting[0] if setting else "" for setting in first)])
+    series = [*dict.fromkeys(setting[1:] for setting in first)]
+    figure = Figure(figsize=(5.2 * columns, 3.6 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (label, values) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
+        for number, rest in enumerate(series):
+            _dots(axes, values, rest, places, number, len(series))
+        axes.set_xticks(*ticks)
+        if max(map(len, ticks[1])) * len(ticks[1]) > 45:
+            axes.tick_params("x", rotation=20)
+        axes.set_xlabel((keys[0] if keys else "") + note)
+        axes.set_title(label, fontsize=10)
+        axes.grid(alpha=0.3)
+    if len(series) > 1:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        named = [", ".join(f"{k}={v}" for k, v in zip(keys[1:], rest, strict=True)) for rest in series]
+        assert len(labels) == len(named)
+        figure.legend(handles, named, loc="outside lower center", ncols=1 if len(named[0]) > 45 else 2, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _axis(values: Sequence[str]) -> tuple[dict[str, float], tuple[list[float], list[str]], str]:
+    """Place values on an axis: numbers by their size, at even steps where these differ much, words as they come."""
+    try:
+        ordered = sorted(values, key=float)
+    except ValueError:
+        even = {value: float(position) for position, value in enumerate(values)}
+        return even, ([*even.values()], [*values]), ""
+    numbers = [float(value) for value in ordered]
+    steps = [after - before for before, after in itertools.pairwise(numbers)]
+    if steps and min(steps) > 0 and (numbers[-1] - numbers[0]) / min(steps) < EVEN_FROM:
+        return dict(zip(ordered, numbers, strict=True)), (numbers, ordered), ""
+    even = {value: float(position) for position, value in enumerate(ordered)}
+    return even, ([*even.values()], ordered), " (even steps)" if len(ordered) > 2 else ""
+
+
+def _dots(
+    axes: Axes,
+    values: Mapping[Setting, Sequence[float]],
+    rest: Setting,
+    places: Mapping[str, float],
+    number: int,
+    of: int,
+) -> None:
+    """Draw one series, beside the others rather than over them."""
+    span = (max(places.values()) - min(places.values())) / max(1, len(places) - 1) or 1.0
+    shift = span * 0.5 * ((number + 0.5) / of - 0.5)
+    colour, marker = _colour(number, of), MARKERS[number % len(MARKERS)]
+    means = []
+    for value in sorted(places, key=lambda name: places[name]):
+        found = values.get(((value,) if value or rest else ()) + rest, ())
+        at = places[value] + shift
+        axes.plot([at] * len(found), found, marker, color=colour, alpha=0.4, markersize=4, markeredgewidth=0)
+        if found:
+            means.append((at, sum(found) / len(found)))
+    axes.plot(*zip(*means, strict=True), color=colour, marker="_", markersize=11, markeredgewidth=2, label=str(rest))
+
+
+def _colour(number: int, of: int) -> Any:
+    if of <= 10:
+        return colormaps["tab10"](number)
+    return colormaps["viridis"](number / (of - 1))
+
+
+def draw_sweep_curves(
+    panels: Mapping[str, Mapping[Setting, tuple[Sequence[float], Sequence[float]]]], keys: Sequence[str], path: Path
+) -> None:
+    """Draw the mean course of each setting into a PNG.
+
+    Args:
+        panels: by label, epochs and values of each setting; a row each.
+        keys: what was varied, at most three: colours, (of three) line styles, columns of panels.
+        path: of the PNG.
+    """
+    settings = [*dict.fromkeys(setting for values in panels.values() for setting in values)]
+    roles = (slice(0, 1), slice(1, 2) if len(keys) > 2 else slice(0, 0), slice(max(1, len(keys) - 1), None))
+    colours, styles, columns = ([*dict.fromkeys(setting[role] for setting in settings)] for role in roles)
+    figure = Figure(figsize=(max(6.5, 3.6 * len(columns) + 1), 2.1 * len(panels) + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(panels), len(columns), squeeze=False, sharex=True, sharey="row")
+    for row, (label, values) in zip(grid, panels.items(), strict=True):
+        row[0].set_ylabel(label, fontsize=9)
+        for axes in row:
+            axes.grid(alpha=0.3)
+        for setting, (epochs, course) in values.items():
+            colour, style, column = (setting[role] for role in roles)
+            row[columns.index(column)].plot(
+                epochs,
+                course,
+                color=_shade(colours.index(colour), len(colours)),
+                linestyle=LINE_STYLES[styles.index(style) % len(LINE_STYLES)],
+                label=", ".join(colour + style),
+            )
+    for axes, column in zip(grid[0], columns, strict=True):
+        axes.set_title("".join(f"{keys[-1]}={value}" for value in column), fontsize=9)
+    for axes in grid[-1]:
+        axes.set_xlabel("epoch")
+    if keys:
+        varied = ", ".join(keys[:-1] if len(keys) > 1 else keys)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, title=varied, title_fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _shade(number: int, of: int) -> Any:
+    """Shade lines of an ordered quantity, leaving out the palest end."""
+    return colormaps["viridis"](0.9 * number / max(1, of - 1))

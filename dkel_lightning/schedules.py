@@ -8,6 +8,7 @@ fractional epoch, because on whole epochs a short run would lose a fast decay at
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -182,6 +183,39 @@ def at_time(values: float | Mapping[float, float], time: float) -> float:
     if not isinstance(values, Mapping):
         return values
     return values[max((start for start in values if start <= time), default=min(values))]
+
+
+def time_of(values: float | Mapping[float, float], clock: Clock, key: str) -> float:
+    """Give the time in which a schedule `{from: value}` counts: the whole epoch, or the share of the run.
+
+    It is the share if all starts lie below 1 and not all are 0.
+
+    Raises:
+        ConfigError: naming `key`: a share of a run that has no end.
+    """
+    starts = [*values] if isinstance(values, Mapping) else [0.0]
+    if max(starts) == 0 or max(starts) >= 1:
+        return clock.epoch
+    return clock.step / clock.share_in_steps(1.0, key)
+
+
+EPOCHS = re.compile(r"(\d+(?:\.\d+)?) ?epochs?")
+
+
+def length_in_batches(length: int | str, batches_per_epoch: float, key: str) -> int:
+    """Turn a length in mini-batches, or in epochs as in `3epochs`, into mini-batches.
+
+    Raises:
+        ConfigError: naming `key`: it is neither, or an epoch has no known length.
+    """
+    if isinstance(length, int) and not isinstance(length, bool) and length >= 0:
+        return length
+    found = EPOCHS.fullmatch(length) if isinstance(length, str) else None
+    if found is None:
+        raise ConfigError(f"{key} must be a whole number of at least 0, or epochs as in '3epochs', got {length!r}.")
+    if not math.isfinite(batches_per_epoch):
+        raise ConfigError(f"{key}={length}, but the training loader does not say how long an epoch is: give steps.")
+    return round(float(found[1]) * batches_per_epoch)
 
 
 def ema_rate(time_constant: float) -> float:

@@ -20,8 +20,10 @@ from dkel_lightning.schedules import (
     at_time,
     ema_rate,
     ensemble_weight,
+    length_in_batches,
     rampup,
     rampup_released,
+    time_of,
 )
 
 
@@ -184,6 +186,28 @@ def test_a_schedule_by_hand_is_read_from_its_last_entry_not_after_the_time() -> 
     assert {time: at_time(rates, time) for time in times} == times
     assert at_time({3: 0.5}, 0) == 0.5
     assert at_time(0.7, 12) == 0.7
+
+
+def test_starts_below_one_are_shares_of_the_run_and_others_are_epochs() -> None:
+    clock = Clock(epoch=3, step=30, steps_per_epoch=10, steps=100)
+    assert time_of({0: 0.99, 0.27: 0.999}, clock, "teacher.decay") == pytest.approx(0.3)
+    assert time_of({0: 0.99, 2: 0.999}, clock, "teacher.decay") == 3
+    assert time_of({0: 0.99}, clock, "teacher.decay") == 3
+    assert time_of(0.99, Clock(epoch=3), "teacher.decay") == 3
+    with pytest.raises(ConfigError, match=r"teacher.decay is a share of the run, but the run has no end"):
+        time_of({0: 0.99, 0.27: 0.999}, Clock(epoch=3), "teacher.decay")
+
+
+@pytest.mark.parametrize(
+    ("length", "batches"), [(0, 0), (20, 20), ("1epoch", 19), ("3epochs", 57), ("3 epochs", 57), ("0.5epochs", 10)]
+)
+def test_a_length_may_be_given_in_batches_or_in_epochs(length: int | str, batches: int) -> None:
+    assert length_in_batches(length, 19, "teacher.init_steps") == batches
+
+
+def test_a_length_in_epochs_needs_epochs_of_a_known_length() -> None:
+    with pytest.raises(ConfigError, match="teacher.init_steps=1epoch, but the training loader does not say how long"):
+        length_in_batches("1epoch", math.inf, "teacher.init_steps")
 
 
 def test_the_rate_of_a_time_constant() -> None:

@@ -47,7 +47,8 @@ class TeacherInitialisation(Callback):
         group = trainer.optimizers[0].param_groups[0]
         rate = unscaled_rate(group) * teacher.settings.init_lr_scale
         with _own_random_numbers(pl_module, trainer.global_rank), _forward_context(trainer):
-            teacher.initialise(self._batches(trainer, pl_module, teacher.settings.init_steps), rate)
+            steps = teacher.settings.batches_of_initialisation(trainer.num_training_batches)
+            teacher.initialise(self._batches(trainer, pl_module, steps), rate)
         make_equal([*teacher.network.parameters(), *teacher.network.buffers()])
 
     def _batches(self, trainer: Trainer, module: DistillationModule, steps: int) -> Iterator[Batch]:

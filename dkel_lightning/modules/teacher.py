@@ -19,7 +19,16 @@ from dkel_lightning.modules.outputs import TeacherOutput
 from dkel_lightning.modules.peers import PeersModule, batch_norms
 from dkel_lightning.modules.weights import load_teacher
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.schedules import Clock, at_time, ema_rate, exactly_one, non_negative, one_of
+from dkel_lightning.schedules import (
+    Clock,
+    at_time,
+    ema_rate,
+    exactly_one,
+    length_in_batches,
+    non_negative,
+    one_of,
+    time_of,
+)
 
 
 @dataclass(frozen=True)
@@ -30,10 +39,11 @@ class TeacherSettings:
         draw: `independent`, a second random initialisation, or `student`, a copy.
         start: rule of the first updates: `keep` (constant rate: its own start fades slowly), `mean_teacher`, or
             `copy` (the first update makes it its student: the released behaviour).
-        init_steps: mini-batches of plain SGD before training starts.
+        init_steps: mini-batches of plain SGD before training starts, or epochs of them as in `3epochs`.
         init_lr_scale: their learning rate as a share of the run's.
         init_weight_decay: their weight decay.
-        decay: EMA rate a, or a schedule `{from epoch: rate}`; None when `decay_share` is given.
+        decay: EMA rate a, or a schedule `{from epoch: rate}`, `{from share of the run: rate}` if all lie below 1;
+            None when `decay_share` is given.
         decay_share: the time constant 1 / (1 - a) as a share of the run, or `{from share: time constant}`.
         batchnorm: running statistics are its `own`, a `copy` of the student's, or their `ema`.
         update: `ema`; `gradient` (it learns from the labels itself, and never from the student); `frozen`.
@@ -44,7 +54,7 @@ class TeacherSettings:
 
     draw: str = "independent"
     start: str = "keep"
-    init_steps: int = 2
+    init_steps: int | str = 2
     init_lr_scale: float = 0.01
     init_weight_decay: float = 5e-4
     decay: float | Mapping[float, float] | None = 0.999
@@ -60,8 +70,7 @@ class TeacherSettings:
         one_of("teacher.batchnorm", self.batchnorm, ("own", "copy", "ema"))
         one_of("teacher.update", self.update, ("ema", "gradient", "frozen"))
         exactly_one("teacher", decay=self.decay, decay_share=self.decay_share)
-        if self.init_steps < 0 or int(self.init_steps) != self.init_steps:
-            raise ConfigError(f"teacher.init_steps must be a whole number of at least 0, got {self.init_steps}.")
+        self.batches_of_initialisation(1)
         non_negative("teacher.init_lr_scale", self.init_lr_scale)
         non_negative("teacher.init_weight_decay", self.init_weight_decay)
         for key, values in (("decay", self.decay), ("decay_share", self.decay_share)):
@@ -84,7 +93,11 @@ class TeacherSettings:
             share = at_time(self.decay_share, clock.step / clock.steps if clock.steps else 0.0)
             return ema_rate(clock.share_in_steps(share, "teacher.decay_share"))
         assert self.decay is not None
-        return at_time(self.decay, clock.epoch)
+        return at_time(self.decay, time_of(self.decay, clock, "teacher.decay"))
+
+    def batches_of_initialisation(self, batches_per_epoch: float) -> int:
+        """Give the length of the initialisation in mini-batches."""
+        return length_in_batches(self.init_steps, batches_per_epoch, "teacher.init_steps")
 
 
 class TeacherModule(PeersModule):

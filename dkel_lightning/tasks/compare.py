@@ -222,19 +222,21 @@ def _refuse_others(folder: Path, comparison: Comparison) -> None:
             mistakes.append(f"{where} was trained as long as {written['reference']}, not {comparison.reference}.")
             continue
         wanted = variant.values(seed, written["epochs"] if written else None)
-        differences = _differences(values_in(where), _as_written(wanted))
-        if differences:
-            mistakes.append(f"{where} was trained with other settings ({'; '.join(differences)}).")
+        found = differences(values_in(where), as_written(wanted))
+        if found:
+            mistakes.append(f"{where} was trained with other settings ({'; '.join(found)}).")
     if mistakes:
         raise ConfigError("\n".join([*mistakes, "Give the same settings, or another compare.folder."]))
 
 
-def _as_written(values: Values) -> dict[str, Any]:
+def as_written(values: Values) -> dict[str, Any]:
+    """Turn values into what reading them back from a config.yaml gives."""
     plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(dict(values))))  # type: ignore[assignment]
     return plain
 
 
-def _differences(saved: Values, wanted: Values) -> list[str]:
+def differences(saved: Values, wanted: Values) -> list[str]:
+    """List the keys in which a saved configuration would give other figures than the wanted one."""
     there, here = dict(config.leaves(saved)), dict(config.leaves(wanted))
     return [
         f"{key}: {there.get(key)} there, {here.get(key)} here"

@@ -25,6 +25,7 @@ class Scores:
         deployed: the member that is deployed.
         epoch: epochs trained when the checkpoint was written.
         images: test images it was tested on, all processes together.
+        classes: classes that these have.
         validated: whether a validation has chosen the best peers.
         peer_was_chosen: whether it chose the deployed one too, rather than the user or the method.
         disagreement: share of samples on which two student peers differ, mean over pairs; None with a single peer.
@@ -37,6 +38,7 @@ class Scores:
     deployed: str
     epoch: int
     images: int = 0
+    classes: int = 0
     validated: bool = True
     peer_was_chosen: bool = True
     disagreement: float | None = None
@@ -52,6 +54,7 @@ class Scores:
         return {
             "epoch": self.epoch,
             "images": self.images,
+            "classes": self.classes,
             "validated": self.validated,
             "deployed": self.deployed,
             "deployed_accuracy": self.deployed_accuracy,
@@ -73,6 +76,7 @@ def test(trainer: Trainer, module: DistillationModule, images: ImageDataModule, 
         deployed=module.deployed_member(),
         epoch=epoch,
         images=int(metrics["test/images"]),
+        classes=images.num_classes,
         validated=bool(module.validation_accuracy.isfinite().any()),
         peer_was_chosen=module.deployment.peer == "best" and module.deployment.network != "ensemble",
         disagreement=metrics.get("test/disagreement"),

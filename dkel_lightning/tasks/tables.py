@@ -159,14 +159,15 @@ def _markdown(comparison: Comparison, outcomes: Outcomes, notes: Sequence[str]) 
         lines.append(f"- Peak memory: {', '.join(kinds[str(kind)] for kind in sorted(map(str, memory)))}.")
     lines += [f"- {label}, seed {seed}, failed: {message}" for (label, seed), message in failures.items()]
     heading = ["label", "n", *(column.heading for column in COLUMNS)]
-    lines += ["", *_rows(heading, _cells(comparison, outcomes, [column.name for column in COLUMNS]))]
+    lines += ["", *markdown_rows(heading, _cells(comparison, outcomes, [column.name for column in COLUMNS]))]
     if len(comparison.variants) > 1:
         lines += ["", f"## {COMPARED.capitalize()} less that of {comparison.reference}, over the same seeds", ""]
-        lines += _rows(DIFFERENCE_HEADING, _difference_cells(comparison, outcomes))
+        lines += markdown_rows(DIFFERENCE_HEADING, _difference_cells(comparison, outcomes))
     return lines
 
 
-def _rows(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_rows(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write a table: text in the first column, numbers in the others."""
     rule = ["---", *["---:"] * (len(heading) - 1)]
     return [f"| {' | '.join(row)} |" for row in (heading, rule, *rows)]
 
@@ -185,17 +186,18 @@ DIFFERENCE_HEADING = ["label", "n", "difference (points)", "95 % interval", "sma
 
 
 def _difference_cells(comparison: Comparison, outcomes: Outcomes) -> list[list[str]]:
-    rows = []
-    for label, found in differences(comparison, outcomes).items():
-        if found is None:
-            rows.append([label, "0", "n/a", "n/a", "n/a"])
-            continue
-        interval, detectable = "n/a", "n/a"
-        if found.low is not None and found.high is not None and found.detectable is not None:
-            interval = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
-            detectable = f"{100 * found.detectable:.2f}"
-        rows.append([label, str(found.n), f"{100 * found.mean:+.2f}", interval, detectable])
-    return rows
+    return [difference_row(label, found) for label, found in differences(comparison, outcomes).items()]
+
+
+def difference_row(label: str, found: Paired | None) -> list[str]:
+    """Write a difference of accuracies in points, with what its pairs allow to say."""
+    if found is None:
+        return [label, "0", "n/a", "n/a", "n/a"]
+    interval, detectable = "n/a", "n/a"
+    if found.low is not None and found.high is not None and found.detectable is not None:
+        interval = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
+        detectable = f"{100 * found.detectable:.2f}"
+    return [label, str(found.n), f"{100 * found.mean:+.2f}", interval, detectable]
 
 
 def _csv(comparison: Comparison, outcomes: Outcomes) -> list[list[str]]:
@@ -236,13 +238,14 @@ def show(comparison: Comparison, outcomes: Outcomes, console: Console | None = N
     console = console or Console(width=None if sys.stdout.isatty() else 120)
     seeds = ", ".join(map(str, comparison.seeds))
     headings = ["label", "n", *(column.heading for column in COLUMNS if column.name in SHOWN)]
-    console.print(_table(f"Mean ± deviation over seeds {seeds}", headings, _cells(comparison, outcomes, SHOWN)))
+    console.print(terminal_table(f"Mean ± deviation over seeds {seeds}", headings, _cells(comparison, outcomes, SHOWN)))
     if len(comparison.variants) > 1:
         title = f"{COMPARED.capitalize()} less that of {comparison.reference}"
-        console.print(_table(title, DIFFERENCE_HEADING, _difference_cells(comparison, outcomes)))
+        console.print(terminal_table(title, DIFFERENCE_HEADING, _difference_cells(comparison, outcomes)))
 
 
-def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def terminal_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Make a table for the terminal: text in the first column, numbers in the others."""
     table = Table(title=title, title_justify="left")
     for position, heading in enumerate(headings):
         table.add_column(heading, justify="left" if position == 0 else "right", overflow="fold")

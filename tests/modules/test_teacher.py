@@ -204,8 +204,9 @@ def test_an_averaged_teacher_runs_in_train_mode_with_statistics_of_its_own() -> 
     assert [int(value) for value in counted] == [2] * len(counted)
 
 
-def test_a_decay_schedule_takes_effect_at_its_epoch() -> None:
-    module = build(teacher={"decay": {0: 0.99, 2: 0.999}, "init_steps": 0})
+@pytest.mark.parametrize("schedule", [{0: 0.99, 2: 0.999}, {0: 0.99, 0.5: 0.999}])
+def test_a_decay_schedule_takes_effect_at_its_epoch_or_share_of_the_run(schedule: dict[float, float]) -> None:
+    module = build(teacher={"decay": schedule, "init_steps": 0})
     assert module.teacher is not None
     moved: list[float] = []
     follow = module.teacher.follow
@@ -260,8 +261,18 @@ def test_what_a_teacher_learnt_alone_is_not_initialised_over() -> None:
         ({"start": "now"}, "teacher.start is 'now': choose one of keep, mean_teacher, copy."),
         ({"batchnorm": "none"}, "teacher.batchnorm is 'none': choose one of own, copy, ema."),
         ({"update": "none"}, "teacher.update is 'none': choose one of ema, gradient, frozen."),
-        ({"init_steps": -1}, "teacher.init_steps must be a whole number of at least 0, got -1."),
-        ({"init_steps": 1.5}, "teacher.init_steps must be a whole number of at least 0, got 1.5."),
+        (
+            {"init_steps": -1},
+            "teacher.init_steps must be a whole number of at least 0, or epochs as in '3epochs', got -1.",
+        ),
+        (
+            {"init_steps": 1.5},
+            "teacher.init_steps must be a whole number of at least 0, or epochs as in '3epochs', got 1.5.",
+        ),
+        (
+            {"init_steps": "soon"},
+            "teacher.init_steps must be a whole number of at least 0, or epochs as in '3epochs', got 'soon'.",
+        ),
         ({"init_lr_scale": -1.0}, "teacher.init_lr_scale must be a finite number of at least 0, got -1.0."),
         ({"init_weight_decay": -1.0}, "teacher.init_weight_decay must be a finite number of at least 0, got -1.0."),
         ({"decay": 1.5}, "teacher.decay is a rate between 0 and 1, got 1.5."),
