@@ -247,6 +247,20 @@ class ImageDataModule(LightningDataModule, ABC):
         """Yield training batches keyed by (seed, "init", rank) from a loader of their own, on its device or the CPU."""
         return self.train_dataloader().initialisation_batches(seed, steps)
 
+    def wrongly_labelled(self, most: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield images whose label was made wrong, as evaluation sees them, with their wrong and true labels.
+
+        Batches (float32 `[B, C, H, W]`, `[B]`, `[B]`) on the CPU, in all `most` images at most, spread over the set.
+        """
+        stored = self._splits_or_error()["train"]
+        wrong = torch.nonzero(stored.labels != self.true_labels).flatten()
+        if len(wrong) > most:
+            wrong = wrong[torch.arange(most) * len(wrong) // most]
+        for chosen in torch.split(wrong, self.eval_batch_size):
+            if len(chosen):
+                images = self.augment.normalize(stored.read(chosen))
+                yield images, stored.labels[chosen], self.true_labels[chosen]
+
     @property
     def augment(self) -> CropFlip:
         """The training augmentation; it knows the constants of the normalisation."""

@@ -5,12 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
 
 from dkel_lightning import build
+from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.config import check, warnings
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.data.noise import LabelNoise
 from dkel_lightning.errors import ConfigError, DataError
+from dkel_lightning.modules.distillation import DistillationModule
 from tests.compose import compose
 
 # 10 classes with 100 samples each, in no order.
@@ -140,6 +144,65 @@ def test_the_seed_of_the_run_does_not_move_the_noise() -> None:
         labels_by_index(m, m.train_dataloader()) for m in (digits(label_noise=NOISE, seed=s) for s in (0, 1))
     )
     assert first == second
+
+
+def test_the_wrongly_labelled_images_come_with_both_labels() -> None:
+    module = digits(limit=200, label_noise=NOISE, eval_batch_size=32)
+    batches = list(module.wrongly_labelled(50))
+    assert [len(batch[1]) for batch in batches] == [32, 18]
+    images, wrong, true = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert (wrong != true).all()
+    # Of 80, spread over the whole set: the images are those of the clean set that lie at the same places.
+    clean = digits(limit=200, padding=0)
+    by_image: dict[bytes, int] = {}
+    for views, labels, _ in clean.train_dataloader():
+        by_image |= {view[0].numpy().tobytes(): int(label) for view, label in zip(views, labels, strict=True)}
+    assert [by_image[image.numpy().tobytes()] for image in images] == true.tolist()
+    assert sum(len(batch[1]) for batch in module.wrongly_labelled(999)) == 80
+    assert list(digits(limit=200).wrongly_labelled(50)) == []
+
+
+class Oracle(nn.Module):
+    """Says the true label to begin with, then what the noise says."""
+
+    def __init__(self, answers: dict[bytes, tuple[int, int]]) -> None:
+        super().__init__()
+        self.answers = answers
+        self.wrong = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        answers = [self.answers[image.numpy().tobytes()][self.wrong] for image in images]
+        return nn.functional.one_hot(torch.tensor(answers), 10).float()
+
+
+def test_what_is_learnt_by_heart_is_logged_for_student_and_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = DistillationModule.build("resnet8", 10, "mean_teacher", peers=1, in_channels=1, image_size=(8, 8))
+    data = digits(limit=100, label_noise=NOISE)
+    ((images, wrong, true),) = data.wrongly_labelled(999)
+    answers = {image.numpy().tobytes(): (int(t), int(w)) for image, w, t in zip(images, wrong, true, strict=True)}
+    oracle = Oracle(answers)
+    logged: dict[str, float] = {}
+
+    def member_logits(views: Tensor) -> Tensor:
+        # The student says what is true of all, the teacher what is wrong of every second image.
+        oracle.wrong = False
+        student = oracle(views)
+        oracle.wrong = True
+        teacher = torch.where((torch.arange(len(views)) % 2 == 0)[:, None], oracle(views), student)
+        return torch.stack([student, teacher])
+
+    monkeypatch.setattr(module, "member_logits", member_logits)
+    monkeypatch.setattr(module, "log_dict", lambda shares: logged.update({k: float(v) for k, v in shares.items()}))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    monkeypatch.setattr(trainer, "datamodule", data, raising=False)
+    assert tuple(module.members) == ("student_0", "teacher_0")
+    LabelNoiseFit().on_validation_epoch_end(trainer, module)
+    assert logged == {
+        "train/noise/fit_wrong/student_mean": 0,
+        "train/noise/fit_true/student_mean": 1,
+        "train/noise/fit_wrong/teacher_mean": 0.5,
+        "train/noise/fit_true/teacher_mean": 0.5,
+    }
 
 
 @pytest.mark.parametrize("other", [None, {**NOISE, "seed": 4}, {**NOISE, "rate": 0.2}, {**NOISE, "kind": "pair"}])
