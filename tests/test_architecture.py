@@ -41,7 +41,7 @@ def test_only_cli_and_build_import_hydra() -> None:
     assert users == {"cli.py", "build.py"}
 
 
-@pytest.mark.parametrize("module", ["cli", "config", "errors", "schedules", "__init__"])
+@pytest.mark.parametrize("module", ["cli", "config", "errors", "schedules", "report.of_run", "__init__"])
 def test_the_command_line_starts_without_torch_and_lightning(module: str) -> None:
     name = "dkel_lightning" if module == "__init__" else f"dkel_lightning.{module}"
     code = f"import sys, {name}; print([m for m in ('torch', 'lightning', 'torchvision') if m in sys.modules])"
@@ -63,6 +63,7 @@ LAYERS = {
         ("build", "tasks", "cli", "config", "files"),
     ),
     "build": (["build.py"], ("tasks", "cli", "files")),
+    "reports": (["report/*.py"], ("modules", "methods", "callbacks", "data", "build", "tasks", "cli", "files")),
     "tasks": (["tasks/*.py", "files.py"], ("cli",)),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -280,11 +281,12 @@ def _configuration(run: RunRecord) -> Markup:
 
 
 NO_DEFAULT = "(none)"
+_defaults = functools.cache(reference.defaults)
 
 
 def changed(run: RunRecord) -> Iterator[tuple[str, Any, Any]]:
     """Give the settings that differ from their defaults, with these; interpolated defaults are followed."""
-    defaults = reference.defaults()
+    defaults = _defaults()
     for key, value in config.leaves(run.config):
         if key.endswith(("_target_", "_partial_")) and key not in defaults:
             continue

@@ -337,7 +337,7 @@ def _jobs_table(sweep: SweepRecord, where: Path) -> Markup:
         "selected accuracy",
         "epoch",
         "last accuracy",
-        "s",
+        "seconds",
     ]
     rows = []
     for job, run in enumerate(sweep.runs):
