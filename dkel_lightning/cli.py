@@ -216,7 +216,8 @@ def _folder_override(given: Sequence[str]) -> list[str]:
         path = Path(values["checkpoint"].strip("'\"")).resolve()
         if not (path.parent.parent / "config.yaml").is_file():
             return []
-        folder = path.parent.parent / f"evaluation_{path.stem}"
+        kind = "replay" if values.get("task") == "replay" else "evaluation"
+        folder = path.parent.parent / f"{kind}_{path.stem}"
     else:
         return []
     escaped = str(folder).replace("'", "\\'")

@@ -216,7 +216,7 @@ def variants(meaning: str) -> Key:
     return Key("a list of names, or of {label: [override, ...]}", meaning, check)
 
 
-TASKS = ("train", "evaluate", "compare", "report", "geometry", "convergence")
+TASKS = ("train", "evaluate", "compare", "replay", "report", "geometry", "convergence")
 # Tasks that compute without data or networks, in a folder of their own name.
 ANALYSES = ("geometry", "convergence")
 # Of the methods that ship; others state their needs in their class and are checked when they are built.
@@ -232,7 +232,7 @@ KEYS: dict[str, Key] = {
     "name": folder_name("Folder of the run under outputs/."),
     "seed": whole("Seed of weights, order, augmentation and initialisation batches.", 0),
     "resume": text("Checkpoint to go on from, or `last`: the newest under outputs/.", optional=True),
-    "checkpoint": text("Checkpoint to evaluate.", optional=True),
+    "checkpoint": text("Checkpoint to evaluate, or step to replay.", optional=True),
     "modules": modules("Python modules to import first: methods and backbones of your own register themselves."),
     "trust": switch("Let resume= import classes of your own that the saved configuration names."),
     "deploy.network": choice(
@@ -579,6 +579,8 @@ def _contradictions(values: Values) -> Iterator[str]:
     yield from _device_contradictions(values, trainer)
     if values["task"]["name"] == "evaluate" and values["checkpoint"] is None:
         yield "task=evaluate needs checkpoint=PATH of a .ckpt file."
+    if values["task"]["name"] == "replay" and values["checkpoint"] is None:
+        yield "task=replay needs checkpoint=PATH of a collapse/step_<n>.pt."
     if values["task"]["name"] == "compare":
         yield from _comparison_contradictions(values, trainer)
     if values["task"]["name"] == "report" and (values["resume"] is not None or values["checkpoint"] is not None):

@@ -30,7 +30,11 @@ class CheckpointError(DkelError):
     """A checkpoint that is missing, torn, or belongs to something else."""
 
 
-class NonFiniteError(DkelError):
+class CollapseError(DkelError):
+    """A training that has collapsed."""
+
+
+class NonFiniteError(CollapseError):
     """A loss or weight that is NaN or infinite."""
 
 

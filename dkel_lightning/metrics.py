@@ -153,12 +153,38 @@ class Predictions(Metric):
         self.predicted.scatter_add_(1, predicted, torch.ones_like(predicted, dtype=self.predicted.dtype))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return, each [N]: `entropy` in nats, `classes` (how many are predicted), `top_share` (of the commonest)."""
+        """Return, each [N]: `entropy` in nats, and `classes`, how many are predicted."""
         samples = self.predicted.sum(1)
         return {
             "entropy": self.entropy / samples,
             "classes": (self.predicted > 0).sum(1).to(samples.dtype),
+        }
+
+
+class ClassShares(Metric):
+    """How large a share the commonest class has, of the predictions of several networks and of the labels."""
+
+    full_state_update = False
+    predicted: Tensor
+    labelled: Tensor
+
+    def __init__(self, networks: int, classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("predicted", torch.zeros(networks, classes), dist_reduce_fx="sum")
+        self.add_state("labelled", torch.zeros(1, classes), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: `logits` [N, B, C] of the N networks, `labels` [B]."""
+        for counts, classes in ((self.predicted, logits.detach().argmax(-1)), (self.labelled, labels.unsqueeze(0))):
+            counts.scatter_add_(1, classes, torch.ones_like(classes, dtype=counts.dtype))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `top_share` [N] of the predictions, `commonest` [1] of the labels, and `samples` [1]."""
+        samples = self.labelled.sum(1)
+        return {
             "top_share": self.predicted.max(1).values / samples,
+            "commonest": self.labelled.max(1).values / samples,
+            "samples": samples,
         }
 
 

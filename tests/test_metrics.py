@@ -10,6 +10,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from dkel_lightning.metrics import (
     CalibrationErrors,
+    ClassShares,
     Disagreement,
     NetworkScores,
     PairDiversity,
@@ -223,4 +224,12 @@ def test_entropy_and_predicted_classes_by_hand() -> None:
     sharp = math.log(nine) + 2 * math.exp(-9) / nine * 9
     assert found["entropy"][1].item() == pytest.approx((math.log(3) + sharp) / 2, rel=1e-5)
     assert found["classes"].tolist() == [2, 2]
-    assert found["top_share"].tolist() == [0.75, 0.5]
+
+
+def test_shares_of_the_commonest_class_by_hand() -> None:
+    shares = ClassShares(2, 3)
+    one_hot = torch.eye(3)
+    shares.update(torch.stack([one_hot[[0, 0]], one_hot[[1, 2]]]), torch.tensor([2, 2]))
+    shares.update(torch.stack([one_hot[[0, 1]], one_hot[[0, 0]]]), torch.tensor([0, 2]))
+    found = {name: value.reshape(-1).tolist() for name, value in shares.compute().items()}
+    assert found == {"top_share": [0.75, 0.5], "commonest": [0.75], "samples": [4.0]}

@@ -1,81 +1,194 @@
-"""Stop at the first sign of a loss that is no number, before a checkpoint can hold it."""
+"""Tell that a loss is no number without making the device wait, and keep the step for a replay."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from dkel_lightning.errors import NonFiniteError
+from dkel_lightning.checkpoints import AtomicCheckpointIO
+from dkel_lightning.modules.batch import unpack
+from dkel_lightning.modules.peers import batch_norms
 
-CURE = (
-    "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32. "
-    "The last checkpoint is untouched."
-)
+if TYPE_CHECKING:
+    from dkel_lightning.modules.distillation import DistillationModule
+
+KEY = "failing_step"
+FORMAT = 1
 
 
-class FiniteGuard(Callback):
-    """Raise when the training loss is NaN or infinite.
+class Verdict:
+    """Whether a loss is NaN or infinite, on any process; all of them must ask.
 
-    The verdict stays on the device and is read every `every_n_steps` and at the end of each epoch, before anything
-    is saved; on the CPU, where reading is free, after every step.
+    On a GPU the answer travels to the host beside the computation. Read a step later it is there already.
     """
 
-    def __init__(self, every_n_steps: int = 50) -> None:
-        self.every_n_steps = every_n_steps
-        self._bad: Tensor | None = None
+    def __init__(self, loss: Tensor) -> None:
+        bad = (~torch.isfinite(loss.detach()).all()).to(torch.uint8)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
+        self._bad, self._arrived = bad, None
+        if bad.device.type == "cuda":
+            self._bad = torch.empty_like(bad, device="cpu", pin_memory=True)
+            self._bad.copy_(bad, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Take note of the loss of this batch."""
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if not isinstance(loss, Tensor):
-            return
-        bad = ~torch.isfinite(loss.detach()).all()
-        self._bad = bad if self._bad is None else self._bad | bad
-        if loss.device.type == "cpu" or (batch_idx + 1) % self.every_n_steps == 0:
-            self._read(trainer, pl_module)
+    def read(self) -> bool:
+        """Wait for the answer where it is not there yet."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._bad)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the verdict before the epoch's checkpoint is written, and look at the weights themselves.
 
-        The last step of an epoch may spoil the weights after a loss that was still finite.
+class StepRecorder:
+    """Keep what a replay of the step under way needs, until the next one begins.
+
+    On the CPU the loss is judged before the step is made, so weights and optimizer still are what they were; only
+    what the forward pass changes, the running statistics, is copied at the start. On a GPU the verdict is read one
+    step late, so all of the state is copied on the device at the start of each step.
+
+    Attributes:
+        copies_all: whether all of the state is copied; None: as the device asks.
+    """
+
+    def __init__(self) -> None:
+        self.terms: dict[str, Tensor] = {}
+        self.loss: Tensor | None = None
+        self._batch: Any = None
+        self._clock: dict[str, int] = {}
+        self._random: dict[str, Tensor] = {}
+        self._names: list[str] = []
+        self._groups: list[tuple[list[Tensor], list[Tensor]]] = []
+        self._kept: dict[int, Tensor] = {}
+        self._scheduled: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._tracked = -1
+        self.copies_all: bool | None = None
+
+    @torch.no_grad()
+    def begin(self, trainer: Trainer, module: DistillationModule, batch: Any, batch_idx: int) -> None:
+        """Remember batch, clock and generators, and copy the state that may be spoilt before the verdict is read."""
+        self._batch = batch
+        self._clock = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "batch_idx": batch_idx,
+            "rank": trainer.global_rank,
+        }
+        self._random = {"torch": torch.random.get_rng_state()}
+        if module.device.type == "cuda":
+            self._random["cuda"] = torch.cuda.get_rng_state(module.device)
+        states = sum(map(len, trainer.optimizers[0].state.values()))
+        # Optimizers make their state in the first step; otherwise the tensors stay the same ones.
+        if states != self._tracked or batch_idx == 0:
+            self._track(module, trainer.optimizers[0])
+            self._tracked = states
+        for sources, copies in self._groups:
+            torch._foreach_copy_(copies, sources)
+
+    def note(self, terms: Mapping[str, Tensor], loss: Tensor) -> None:
+        """Remember the terms and the loss of this step, and the weights that schedules have put in force for it."""
+        if self._scheduled[0]:
+            torch._foreach_copy_(self._scheduled[1], self._scheduled[0])
+        self.terms, self.loss = {name: value.detach() for name, value in terms.items()}, loss.detach()
+
+    def culprits(self) -> list[str]:
+        """Name the terms that are NaN or infinite."""
+        return [name for name, value in self.terms.items() if not bool(torch.isfinite(value).all())]
+
+    @property
+    def step(self) -> int:
+        """The optimizer steps that were done before this one."""
+        return self._clock["step"]
+
+    def save(self, folder: Path, trainer: Trainer, module: DistillationModule) -> Path:
+        """Write the step to `<folder>/step_<n>.pt`, tensors and primitives only; `_rank<r>` with several processes.
+
+        Raises:
+            CheckpointError: it cannot be written.
         """
-        self._read(trainer, pl_module)
-        norms = torch._foreach_norm([parameter.detach() for parameter in pl_module.parameters()])
-        if not bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
-            names = [name for name, value in pl_module.named_parameters() if not bool(value.isfinite().all())]
-            if names:
-                raise NonFiniteError(
-                    f"{len(names)} weights became NaN or infinite in epoch {trainer.current_epoch} "
-                    f"({', '.join(names[:3])}). {CURE}"
-                )
+        views, labels, indices = unpack(self._batch)
+        clock = self._clock
+        made = module.make_views(views, clock["epoch"], clock["batch_idx"], clock["rank"])
+        record = {
+            KEY: FORMAT,
+            "recipe": module.recipe,
+            "state_dict": {name: self._before(value) for name, value in module.state_dict().items()},
+            "optimizer": self._optimizer_before(trainer.optimizers[0]),
+            "views": made,
+            "labels": labels,
+            "indices": indices,
+            "random": self._random,
+            "clock": clock,
+            "terms": self.terms,
+            "loss": self.loss,
+            "precision": str(trainer.precision),
+            "threads": torch.get_num_threads(),
+        }
+        suffix = f"_rank{clock['rank']}" if trainer.world_size > 1 else ""
+        path = folder / f"step_{clock['step']}{suffix}.pt"
+        AtomicCheckpointIO().save_checkpoint(_on_host(record), path)
+        return path
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the verdict before a checkpoint can be written after validation."""
-        self._read(trainer, pl_module)
+    def _track(self, module: DistillationModule, optimizer: Optimizer) -> None:
+        tensors = [*_statistics(module)]
+        if self.copies_all or (self.copies_all is None and module.device.type == "cuda"):
+            state = chain.from_iterable(values.values() for values in optimizer.state.values())
+            tensors = [*module.state_dict(keep_vars=True).values(), *(t for t in state if isinstance(t, Tensor))]
+        # One copy a kind: mixed kinds are copied one by one.
+        kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for tensor in tensors:
+            kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor.detach())
+        self._groups = [(sources, [torch.empty_like(s) for s in sources]) for sources in kinds.values()]
+        self._kept = {s.data_ptr(): copy for group in self._groups for s, copy in zip(*group, strict=True)}
+        # Other callbacks set them, maybe after this one.
+        in_force = [value for value in _in_force(module) if value.data_ptr() in self._kept]
+        self._scheduled = (in_force, [self._kept[value.data_ptr()] for value in in_force])
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Read the verdict before a checkpoint is written in the middle of an epoch."""
-        self._read(trainer, pl_module)
+    def _before(self, value: Any) -> Any:
+        return self._kept.get(value.data_ptr(), value) if isinstance(value, Tensor) else value
 
-    def _read(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._bad is None:
-            return
-        bad, self._bad = bool(self._bad), None
-        if bad:
-            raise NonFiniteError(
-                f"The training loss became NaN or infinite by step {trainer.global_step} "
-                f"(epoch {trainer.current_epoch}){self._culprits(module)}. {CURE}"
-            )
+    def _optimizer_before(self, optimizer: Optimizer) -> dict[str, Any]:
+        state = optimizer.state_dict()
+        before = {
+            key: {name: self._before(value) for name, value in values.items()} for key, values in state["state"].items()
+        }
+        return {**state, "state": before}
 
-    @staticmethod
-    def _culprits(module: LightningModule) -> str:
-        means = getattr(module, "term_means", None)
-        if means is None:
-            return ""
-        names = [name for name, total in zip(means.names, means.sums, strict=True) if not torch.isfinite(total)]
-        return f"; non-finite terms: {', '.join(names)}" if names else ""
+
+def non_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Name the tensors that hold a NaN or an infinity, reading one verdict for all where there are none."""
+    pairs = [(name, tensor.detach()) for name, tensor in named]
+    if not pairs or all_finite([tensor for _, tensor in pairs]):
+        return []
+    return [name for name, tensor in pairs if not bool(tensor.isfinite().all())]
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Tell whether the norms of all tensors are finite; a norm may overflow where no value does."""
+    return bool(torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]).isfinite().all())
+
+
+def _statistics(module: nn.Module) -> Iterator[Tensor]:
+    for layer in batch_norms(module):
+        yield from (each for each in (layer.running_mean, layer.running_var) if each is not None)
+
+
+def _in_force(module: DistillationModule) -> list[Tensor]:
+    weights = [module.method.rampup_weight]
+    weights += [module.ensemble.weight] if module.ensemble is not None else []
+    return weights + ([module.teacher.rate] if module.teacher is not None else [])
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _on_host(each) for key, each in value.items()}
+    return [_on_host(each) for each in value] if isinstance(value, list | tuple) else value

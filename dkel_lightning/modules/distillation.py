@@ -30,7 +30,7 @@ from dkel_lightning.modules.teacher import TeacherModule, TeacherSettings, avera
 from dkel_lightning.seeding import generator, seeded
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-Observer = Callable[[Step, Mapping[str, Tensor]], None]
+Observer = Callable[[Step, Mapping[str, Tensor], Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -269,22 +269,31 @@ class DistillationModule(LightningModule):
         rank = self.global_rank if self._trainer is not None else 0
         epoch = self.trainer.current_epoch if self._trainer is not None else 0
         step = self.look(Batch(self.make_views(views, epoch, batch_idx, rank), labels, indices))
+        terms, loss = self.losses(step)
+        for observe in self.observers:
+            observe(step, terms, loss)
+        self.term_means.update(terms)
+        self.train_scores.update(step.student.logits, labels)
+        return loss
+
+    def losses(self, step: Step) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute the method's terms, and the loss: their sum, and the teacher's own where it learns.
+
+        Raises:
+            ConfigError: the method computes other terms than it names.
+        """
         terms = self.method.loss_terms(step)
         if terms.keys() != set(self.method.terms):
             raise ConfigError(
                 f"{type(self.method).__name__} names the terms {', '.join(self.method.terms)} "
                 f"but computes {', '.join(terms)}: a term without a name would be left out of the loss."
             )
-        for observe in self.observers:
-            observe(step, terms)
-        self.term_means.update(terms)
-        self.train_scores.update(step.student.logits, labels)
         loss = torch.stack([terms[name] for name in self.method.terms]).sum()
         if self.teacher is not None and self.teacher.learns:
             assert step.teacher is not None
             # Not one of the method's terms: it trains another network, and would blur the student's loss.
-            loss = loss + self.teacher.supervised_loss(step.teacher.logits, labels) * self.teacher.num_peers
-        return loss
+            loss = loss + self.teacher.supervised_loss(step.teacher.logits, step.labels) * self.teacher.num_peers
+        return terms, loss
 
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:
         """Augment images [B, C, H, W] once for each view, [B, V, C, H, W], drawn from (seed, key).
@@ -323,7 +332,7 @@ class DistillationModule(LightningModule):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Attach the callbacks that the method needs, except those the user has passed."""
-        needed: list[Callback] = [callbacks.FiniteGuard(), callbacks.DiversityMonitor()]
+        needed: list[Callback] = [callbacks.CollapseGuard(), callbacks.DiversityMonitor()]
         if self.method.rampup is not None:
             needed.append(callbacks.RampUpSchedule())
         if self.method.ensemble is not None:
@@ -543,6 +552,11 @@ class DistillationModule(LightningModule):
         return module
 
     # ------------------------------------------------------------------ inside
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the observers out of copies: they belong to callbacks of the fit under way."""
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "observers": []}
 
     def _score(self, batch: Any, batch_idx: int) -> tuple[Evaluated, Tensor]:
         views, labels, _ = unpack(batch)

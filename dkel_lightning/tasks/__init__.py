@@ -38,6 +38,10 @@ def run(run: Run, comparison: Comparison | None = None) -> float:
         from dkel_lightning.tasks.compare import compare
 
         return compare(run, comparison).objective
+    if name == "replay":
+        from dkel_lightning.tasks.replay import replay
+
+        return replay(run).objective
     if name == "report":
         from dkel_lightning.tasks.report import report
 

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from dkel_lightning import build, checkpoints, config, figures, memory
-from dkel_lightning.callbacks import DiversityMonitor, EpochLines, Throughput
+from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor, EpochLines, Throughput
 from dkel_lightning.callbacks.saving import BestCheckpoint, LastCheckpoint, RowBeforeCheckpoint, SaveOnSignal
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import ConfigError, Interrupted
@@ -152,7 +152,16 @@ def _check_monitor(monitor: str, module: DistillationModule) -> None:
 
 def _callbacks(run: Run) -> list[Callback]:
     settings = run.values["callbacks"]
-    found: list[Callback] = [DiversityMonitor(settings["diversity"])]
+    found: list[Callback] = [
+        CollapseGuard(
+            settings["on_collapse"],
+            folder=run.folder,
+            **settings["restore"],
+            one_class_share=settings["one_class_share"],
+            grace=settings["collapse_grace"],
+        ),
+        DiversityMonitor(settings["diversity"]),
+    ]
     if settings["early_stopping"] is not None:
         found.append(
             EarlyStopping(settings["monitor"], mode=_mode(settings["monitor"]), patience=settings["early_stopping"])

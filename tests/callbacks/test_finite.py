@@ -1,19 +1,22 @@
-"""A loss that is no number stops the run before a checkpoint can hold it."""
+"""A loss that is no number stops the run before weights or checkpoints are spoilt, and leaves a step to replay."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dkel_lightning.callbacks import FiniteGuard
+from dkel_lightning import DistillationModule
+from dkel_lightning.callbacks import CollapseGuard
+from dkel_lightning.callbacks.finite import Verdict, all_finite, non_finite
 from dkel_lightning.errors import NonFiniteError
-from tests.modules.toy import Toy, build, train_loader, trainer
+from tests.modules.toy import Toy, build, parameters_of, same, train_loader, trainer
 
 
 def poisoned_loader(bad_batch: int, value: float = float("nan")) -> DataLoader[Any]:
@@ -22,55 +25,151 @@ def poisoned_loader(bad_batch: int, value: float = float("nan")) -> DataLoader[A
     return DataLoader(data, batch_size=8)
 
 
-def test_nan_images_stop_the_run_and_the_terms_are_named() -> None:
+class PoisonGradient(Callback):
+    """Makes one gradient infinite in the second step, after a loss that is finite."""
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 1:
+            assert isinstance(pl_module, DistillationModule)
+            weight = next(pl_module.student.parameters())
+            assert weight.grad is not None
+            weight.grad[0] = float("inf")
+
+
+class PoisonWeight(Callback):
+    """Spoils a weight after the last step of the epoch, whose loss was finite."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.is_last_batch:
+            assert isinstance(pl_module, DistillationModule)
+            next(pl_module.student.parameters()).data[0] = float("nan")
+
+
+class Before(Callback):
+    """Keeps the weights at the start of the last step."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.weights = parameters_of(pl_module)
+        self.step = trainer.global_step
+
+
+IN_FORCE = ("method.rampup_weight", "ensemble.weight", "teacher.rate")
+
+
+class LateGuard(CollapseGuard):
+    """Behaves on the CPU as on a GPU: takes note of every loss, but reads the verdict at the next step only."""
+
+    def _observe(self, step: Any, terms: Any, loss: Any) -> None:
+        self._recorder.note(terms, loss)
+        self._pending = Verdict(loss)
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        """A GPU does not look at the gradients."""
+
+
+def test_nan_images_stop_the_run_and_the_terms_are_named(tmp_path: Path) -> None:
     module = build(teacher={"init_steps": 0})
     with pytest.raises(NonFiniteError) as caught:
-        trainer().fit(module, poisoned_loader(1))
+        trainer(default_root_dir=tmp_path).fit(module, poisoned_loader(1))
     text = str(caught.value)
-    assert "The training loss became NaN or infinite by step 2 (epoch 0); non-finite terms: ce, ce_ensemble," in text
-    assert "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1)" in text
+    assert "The training loss became NaN or infinite; non-finite terms: ce, ce_ensemble, kd_ensemble" in text
+    assert "(step 1, epoch 0). Lower the learning rate, clip gradients (trainer.gradient_clip_val=1)" in text
+    assert f"task=replay checkpoint={tmp_path / 'collapse' / 'step_1.pt'}" in text
+    (event,) = json.loads((tmp_path / "collapse.json").read_text())["events"]
+    assert (event["kind"], event["step"], event["action"]) == ("non_finite", 1, "stopped")
 
 
-def test_only_the_term_at_fault_is_named() -> None:
+def test_only_the_term_at_fault_is_named(tmp_path: Path) -> None:
     module = build(teacher={"init_steps": 0})
     original = module.method.loss_terms
     module.method.loss_terms = lambda step: original(step) | {"kd_assembled": torch.tensor(float("inf"))}  # type: ignore[method-assign]
-    with pytest.raises(NonFiniteError, match=r"\(epoch 0\); non-finite terms: kd_assembled\. Lower"):
-        trainer().fit(module, train_loader())
+    with pytest.raises(NonFiniteError, match=r"; non-finite terms: kd_assembled \(step 0, epoch 0\)\. Lower"):
+        trainer(default_root_dir=tmp_path).fit(module, train_loader())
+
+
+def test_weights_optimizer_and_teacher_are_those_from_before_the_step(tmp_path: Path) -> None:
+    module, before = build(), Before()
+    fit = trainer(before, default_root_dir=tmp_path)
+    with pytest.raises(NonFiniteError):
+        fit.fit(module, poisoned_loader(2))
+    assert before.step == 2
+    assert same(parameters_of(module), before.weights)
+    record = torch.load(tmp_path / "collapse" / "step_2.pt", weights_only=True)
+    assert all(torch.equal(record["state_dict"][name], value) for name, value in before.weights.items())
+    assert all(value.isfinite().all() for name, value in record["state_dict"].items() if "running" in name)
+    momenta = [state["momentum_buffer"] for state in record["optimizer"]["state"].values()]
+    assert momenta
+    assert all(momentum.isfinite().all() for momentum in momenta)
+    assert record["clock"] == {"epoch": 0, "step": 2, "batch_idx": 2, "rank": 0}
+    assert module.observers == []
+
+
+def test_a_late_verdict_still_records_the_step_as_it_began(tmp_path: Path) -> None:
+    states: list[dict[str, Any]] = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            states.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            # What the schedules set is in force only after the start of the batch.
+            states[-1] |= {name: value.clone() for name, value in pl_module.state_dict().items() if name in IN_FORCE}
+
+    guard = LateGuard()
+    # As on a GPU: everything is copied at the start of each step.
+    guard._recorder.copies_all = True
+    with pytest.raises(NonFiniteError, match=r"non-finite terms: ce, .* \(step 1, epoch 0\)"):
+        trainer(guard, Watch(), default_root_dir=tmp_path).fit(build(), poisoned_loader(1))
+    record = torch.load(tmp_path / "collapse" / "step_1.pt", weights_only=True)
+    differing = [name for name, value in record["state_dict"].items() if not torch.equal(value, states[1][name])]
+    # NaN before the first validation, and sums for the log: no part of a step.
+    assert {name.split(".")[0] for name in differing} <= {"validation_accuracy", "term_means", "train_scores"}
+    assert all(v["momentum_buffer"].isfinite().all() for v in record["optimizer"]["state"].values())
 
 
 @pytest.mark.parametrize("when", [{}, {"every_n_train_steps": 1}])
-def test_no_checkpoint_is_written_after_the_loss_was_nan(tmp_path: Path, when: dict[str, Any]) -> None:
-    saving = ModelCheckpoint(tmp_path, save_top_k=-1, save_last=True, **when)
+@pytest.mark.parametrize("late", [False, True])
+def test_no_checkpoint_holds_what_the_loss_has_spoilt(tmp_path: Path, when: dict[str, Any], late: bool) -> None:
+    saving = ModelCheckpoint(tmp_path, save_top_k=-1, **when)
+    fit = trainer(saving, *([LateGuard()] if late else []), enable_checkpointing=True, default_root_dir=tmp_path)
     with pytest.raises(NonFiniteError):
-        trainer(saving, enable_checkpointing=True).fit(build(teacher={"init_steps": 0}), poisoned_loader(2))
+        fit.fit(build(teacher={"init_steps": 0}), poisoned_loader(2))
     written = sorted(tmp_path.glob("*.ckpt"))
-    assert len(written) == (0 if not when else 3)  # steps 1 and 2, and last
+    assert len(written) == (2 if when else 0)
     for path in written:
         state = torch.load(path, weights_only=True)["state_dict"]
         assert all(torch.isfinite(value).all() for name, value in state.items() if "validation" not in name), path
 
 
-class LateGuard(FiniteGuard):
-    """Behaves on the CPU as on a GPU: takes note of every batch, but reads only every so often."""
+def test_an_infinite_gradient_is_caught_before_it_reaches_the_weights(tmp_path: Path) -> None:
+    module, before = build(), Before()
+    with pytest.raises(NonFiniteError, match=r"1 gradients became NaN or infinite \(student\.network\.\S+\) \(step 1"):
+        trainer(PoisonGradient(), before, default_root_dir=tmp_path).fit(module, train_loader())
+    assert same(parameters_of(module), before.weights)
+    assert (tmp_path / "collapse" / "step_1.pt").is_file()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        loss = outputs["loss"]
-        bad: Tensor = ~torch.isfinite(loss.detach()).all()
-        self._bad = bad if self._bad is None else self._bad | bad
 
-
-@pytest.mark.parametrize("when", [{}, {"every_n_train_steps": 1}])
-def test_a_verdict_not_yet_read_is_read_before_saving(tmp_path: Path, when: dict[str, Any]) -> None:
-    saving = ModelCheckpoint(tmp_path, save_top_k=-1, **when)
-    with pytest.raises(NonFiniteError):
-        trainer(saving, LateGuard(), enable_checkpointing=True).fit(
-            build(teacher={"init_steps": 0}), poisoned_loader(2)
+def test_a_spoilt_weight_is_caught_at_the_end_of_the_epoch_before_saving(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, save_top_k=-1, save_on_train_epoch_end=True)
+    with pytest.raises(NonFiniteError, match=r"1 weights became NaN or infinite \(student\.network\.\S+\)"):
+        trainer(PoisonWeight(), saving, enable_checkpointing=True, default_root_dir=tmp_path).fit(
+            build(), train_loader()
         )
-    assert len(list(tmp_path.glob("*.ckpt"))) == (0 if not when else 2)
+    assert list(tmp_path.glob("*.ckpt")) == []
 
 
-def test_finite_runs_pass() -> None:
-    fit = trainer()
+def test_finite_runs_pass(tmp_path: Path) -> None:
+    fit = trainer(default_root_dir=tmp_path)
     fit.fit(build(), train_loader(), train_loader())
     assert fit.global_step == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_what_is_not_finite() -> None:
+    large = torch.tensor([3e38, 3e38])  # whose norm overflows
+    pairs = [("a", torch.ones(2)), ("b", torch.tensor([1.0, float("inf")])), ("c", large)]
+    assert non_finite(pairs) == ["b"]
+    assert non_finite(pairs[::2]) == []
+    assert not all_finite([large])
+    assert Verdict(torch.tensor(float("nan"))).read()
+    assert not Verdict(torch.tensor(1.0)).read()

@@ -295,7 +295,7 @@ def test_needed_callbacks_are_attached_once_and_the_users_are_kept() -> None:
     assert mine in fit.callbacks  # type: ignore[attr-defined]
     assert own in fit.callbacks  # type: ignore[attr-defined]
     assert callbacks.RampUpSchedule not in kinds
-    for name in ("FiniteGuard", "EnsembleDecaySchedule", "EMARateSchedule", "TeacherInitialisation"):
+    for name in ("CollapseGuard", "EnsembleDecaySchedule", "EMARateSchedule", "TeacherInitialisation"):
         assert kinds.count(getattr(callbacks, name)) == 1
     assert module.method.rampup_weight.item() == 0.125
 

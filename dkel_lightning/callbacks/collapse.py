@@ -1,0 +1,454 @@
+"""Notice a training that collapses, by its outcome; report it, end it, or go back and go on more carefully."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from scipy import stats
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dkel_lightning.callbacks.finite import StepRecorder, Verdict, all_finite, non_finite
+from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
+from dkel_lightning.metrics import ClassShares
+
+if TYPE_CHECKING:
+    from dkel_lightning.modules.distillation import DistillationModule
+    from dkel_lightning.modules.outputs import Step
+
+ACTIONS = ("warn", "stop", "restore")
+CURE = "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32."
+QUANTILE = 0.999
+LEAST_EPOCHS = 5
+SUMS = ("term_means.", "train_scores.")
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """What was seen, as collapse.json holds it.
+
+    Attributes:
+        kind: `non_finite`, `chance` or `one_class`.
+        epoch: from 0.
+        step: optimizer steps done before.
+        what: in words.
+        members: the peers concerned.
+        accuracy: of each, in the validation; empty for `non_finite`, as the next three.
+        top_share: of the predictions of each, the share of the class it predicts most.
+        chance: accuracy of the best constant prediction, the share of the commonest class.
+        bound: the accuracy up to which a peer counts as at chance.
+        homogenised: whether teacher and student were indistinguishable while poor; beside it, and no part of it.
+        action: `warned`, `stopped` or `restored`.
+        record: the file from which the step is replayed.
+    """
+
+    kind: str
+    epoch: int
+    step: int
+    what: str
+    members: tuple[str, ...] = ()
+    accuracy: tuple[float, ...] = ()
+    top_share: tuple[float, ...] = ()
+    chance: float | None = None
+    bound: float | None = None
+    homogenised: bool | None = None
+    action: str = ""
+    record: str | None = None
+
+
+class CollapseGuard(Callback):
+    """Watch for collapse, which is defined by its outcome.
+
+    * The loss, a gradient (on the CPU) or a weight becomes NaN or infinite.
+    * A student peer's validation accuracy is at chance: not above the 99.9 % quantile of what the best constant
+      prediction would reach by luck on as many images. It counts once the peer had been better, or once it should
+      have been: after `grace` of the run, and after 5 epochs.
+    * One class takes at least `one_class_share` of a student peer's predictions, from the same moment on, unless the
+      labels are distributed so.
+
+    Teachers are not judged: an independent one is at chance by design until the average has reached its student.
+
+    What follows is one line, `collapse.json` in the folder of the run, and `on_collapse`:
+
+    * `warn`: go on. After a loss that is no number nothing can go on, so the run ends as with `stop`.
+    * `stop`: raise a CollapseError; what the last checkpoint holds is not touched.
+    * `restore`: take weights, optimizer state and the teacher's counter back to the last validation that was well (or
+      the start), multiply the learning rate by `lr_scale`, for good, and go on with the next batch. The clock is not
+      turned back. After `times` of them it stops.
+
+    A step whose loss is no number is written to `collapse/step_<n>.pt`, n the steps done before; `task=replay` runs
+    it again. On the CPU the loss is judged before the weights are touched. On a GPU the verdict is read at the start of
+    the next step, when it has long arrived, and a copy of the state from before the step lies on the device until
+    then: no wait, for one copy of weights and optimizer state in memory. With `restore` it is read at once.
+
+    Args:
+        on_collapse: `warn`, `stop` or `restore`.
+        folder: of the run; the Trainer's log folder by default.
+        lr_scale: factor on the learning rate at each restoration.
+        times: how often it is restored.
+        one_class_share: share of the predictions from which one class counts as nearly all.
+        grace: share of the run in which a peer may be at chance that has never been better.
+    """
+
+    def __init__(
+        self,
+        on_collapse: str = "warn",
+        *,
+        folder: Path | None = None,
+        lr_scale: float = 0.5,
+        times: int = 3,
+        one_class_share: float = 0.95,
+        grace: float = 0.25,
+    ) -> None:
+        if on_collapse not in ACTIONS:
+            raise ConfigError(f"callbacks.on_collapse is {on_collapse!r}: choose one of {', '.join(ACTIONS)}.")
+        self.on_collapse = on_collapse
+        self.folder = folder
+        self.lr_scale = lr_scale
+        self.times = times
+        self.one_class_share = one_class_share
+        self.grace = grace
+        self.events: list[Collapse] = []
+        self.restored = 0
+        self._well: set[str] = set()
+        self._ill: set[str] = set()
+        self._recorder = StepRecorder()
+        self._pending: Verdict | None = None
+        self._due: Collapse | None = None
+        self._shares: ClassShares | None = None
+        self._good: dict[str, Any] = {}
+
+    # ------------------------------------------------------------------ every step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch the losses; what training starts from is good."""
+        module = _distillation(pl_module)
+        self._pending = self._due = None
+        if self._observe not in module.observers:
+            module.observers.append(self._observe)
+        self._remember(trainer, module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Read the verdict on the step before, and keep what a replay of this one needs."""
+        self._read(trainer, pl_module)
+        self._recorder.begin(trainer, _distillation(pl_module), batch, batch_idx)
+        self._at = (trainer, _distillation(pl_module))
+
+    def _observe(self, step: Step, terms: Mapping[str, Tensor], loss: Tensor) -> None:
+        self._recorder.note(terms, loss)
+        self._pending = Verdict(loss)
+        if loss.device.type != "cuda" or self.on_collapse == "restore":
+            self._read(*self._at)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Look at the gradients where that is free, before they reach the weights."""
+        if pl_module.device.type != "cpu" or self._due is not None:
+            return
+        gradients = [(name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
+        names = non_finite(gradients)
+        if names:
+            what = f"{len(names)} gradients became NaN or infinite ({', '.join(names[:3])})"
+            self._not_a_number(trainer, _distillation(pl_module), what)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Go back, if this step was no good."""
+        if self._due is not None:
+            event, self._due = self._due, None
+            self._restore(trainer, _distillation(pl_module), event)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the verdict before the epoch's checkpoint is written, and look at the weights themselves.
+
+        A step may spoil the weights after a loss and gradients that were still finite.
+        """
+        self._read(trainer, pl_module)
+        module = _distillation(pl_module)
+        weights = [*module.named_parameters()]
+        if not all_finite([parameter.detach() for _, parameter in weights]) and (names := non_finite(weights)):
+            what = f"{len(names)} weights became NaN or infinite ({', '.join(names[:3])})"
+            self._not_a_number(trainer, module, what, replayable=False)
+            self.on_train_batch_end(trainer, module, None, None, 0)
+        elif not trainer.enable_validation:
+            self._remember(trainer, module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the verdict before a checkpoint can be written after validation."""
+        self._read(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Read the verdict before a checkpoint is written in the middle of an epoch."""
+        self._read(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop watching."""
+        observers = _distillation(pl_module).observers
+        if self._observe in observers:
+            observers.remove(self._observe)
+        self._good, self._recorder = {}, StepRecorder()
+        self._at = ()  # type: ignore[assignment]
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop watching."""
+        self.on_train_end(trainer, pl_module)
+
+    _at: tuple[Trainer, DistillationModule]
+
+    def _read(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._pending is None:
+            return
+        verdict, self._pending = self._pending, None
+        if verdict.read():
+            names = self._recorder.culprits()
+            terms = f"; non-finite terms: {', '.join(names)}" if names else ""
+            self._not_a_number(trainer, _distillation(module), f"The training loss became NaN or infinite{terms}")
+
+    def _not_a_number(
+        self, trainer: Trainer, module: DistillationModule, what: str, *, replayable: bool = True
+    ) -> None:
+        """Record the step, and raise, or ask for a restoration once the step is over."""
+        where = f"step {self._recorder.step}, epoch {trainer.current_epoch}"
+        path = self._recorder.save(self._place(trainer) / "collapse", trainer, module) if replayable else None
+        event = Collapse(
+            "non_finite", trainer.current_epoch, self._recorder.step, what, record=str(path) if path else None
+        )
+        if self.on_collapse == "restore" and self.restored < self.times:
+            self._due = event
+            return
+        self._note(trainer, event, "stopped")
+        again = f" Replay the step: python -m dkel_lightning task=replay checkpoint={path}" if path else ""
+        raise NonFiniteError(f"{what} ({where}).{self._tried()} {CURE} The last checkpoint is untouched.{again}")
+
+    # ------------------------------------------------------------------ every validation
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to count."""
+        module = _distillation(pl_module)
+        if self._shares is None:
+            self._shares = ClassShares(module.student.num_peers, module.student.num_classes)
+        self._shares.to(module.device)
+        self._shares.reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count which classes the student peers predict."""
+        if self._shares is not None and isinstance(outputs, Mapping):
+            peers = _distillation(pl_module).student.num_peers
+            self._shares.update(outputs["evaluated"].logits[:peers], outputs["labels"])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge each student peer."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or self._shares is None:
+            return
+        module = _distillation(pl_module)
+        found = {name: value.reshape(-1).tolist() for name, value in self._shares.compute().items()}
+        chance, samples = found["commonest"][0], int(found["samples"][0])
+        bound = chance_bound(chance, samples)
+        peers = [f"student_{i}" for i in range(module.student.num_peers)]
+        accuracy = module.validation_accuracy[: len(peers)].tolist()
+        faults = {
+            peer: fault
+            for peer, right, share in zip(peers, accuracy, found["top_share"], strict=True)
+            if (fault := fault_of(right, share, chance, bound, self.one_class_share)) is not None
+        }
+        self._well |= set(peers) - faults.keys()
+        late = self._past_grace(trainer)
+        ill = [peer for peer in faults if late or peer in self._well]
+        if not faults:
+            self._remember(trainer, module)
+        fresh, self._ill = set(ill) - self._ill, set(ill)
+        if not fresh:
+            return
+        kind = "chance" if "chance" in [faults[peer] for peer in ill] else "one_class"
+        chosen = [peers.index(peer) for peer in ill]
+        event = Collapse(
+            kind,
+            trainer.current_epoch,
+            trainer.global_step,
+            _in_words(kind, ill, [accuracy[i] for i in chosen], [found["top_share"][i] for i in chosen], chance),
+            tuple(ill),
+            tuple(accuracy[i] for i in chosen),
+            tuple(found["top_share"][i] for i in chosen),
+            chance,
+            bound,
+            _homogenised(trainer),
+        )
+        self._act(trainer, module, event)
+
+    def _act(self, trainer: Trainer, module: DistillationModule, event: Collapse) -> None:
+        if self.on_collapse == "warn":
+            self._note(trainer, event, "warned")
+            _say(f"Collapse in epoch {event.epoch}: {event.what}.")
+        elif self.on_collapse == "restore" and self.restored < self.times:
+            self._ill = set()
+            self._restore(trainer, module, event)
+        else:
+            self._note(trainer, event, "stopped")
+            raise CollapseError(
+                f"Collapse in epoch {event.epoch}: {event.what}.{self._tried()} {CURE} "
+                "The last checkpoint is untouched."
+            )
+
+    def _past_grace(self, trainer: Trainer) -> bool:
+        done = trainer.current_epoch + 1
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else 0
+        share = done / epochs if epochs else trainer.global_step / max(trainer.max_steps, 1)
+        return done >= LEAST_EPOCHS and share >= self.grace
+
+    # ------------------------------------------------------------------ what follows
+
+    def _remember(self, trainer: Trainer, module: DistillationModule) -> None:
+        """Keep what a restoration goes back to, on the host."""
+        if self.on_collapse == "restore":
+            with torch.inference_mode(False):
+                state = trainer.optimizers[0].state_dict()["state"]
+                self._good = {
+                    "weights": {
+                        name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()
+                    },
+                    "optimizer": {
+                        key: {
+                            name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+                            for name, value in values.items()
+                        }
+                        for key, values in state.items()
+                    },
+                    "epoch": trainer.current_epoch,
+                    "step": trainer.global_step,
+                }
+
+    def _restore(self, trainer: Trainer, module: DistillationModule, event: Collapse) -> None:
+        # Validation runs in inference mode, whose tensors no later step could change.
+        with torch.inference_mode(False), torch.no_grad():
+            # The sums of the epoch are no part of what is restored; after a NaN they begin anew.
+            sums = {name: value for name, value in module.state_dict().items() if name.startswith(SUMS)}
+            module.load_state_dict({**self._good["weights"], **sums})
+            if event.kind == "non_finite":
+                module.term_means.reset()
+                module.train_scores.reset()
+            for optimizer in trainer.optimizers:
+                optimizer.zero_grad()
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer.load_state_dict({"state": self._good["optimizer"], "param_groups": groups})
+        scale_rates(trainer, self.lr_scale)
+        self.restored += 1
+        self._note(trainer, event, "restored")
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        _say(
+            f"Collapse in epoch {event.epoch}: {event.what}. Back to the state after step {self._good['step']}, "
+            f"going on with learning rate {rate:g} (restoration {self.restored} of {self.times})."
+        )
+
+    def _note(self, trainer: Trainer, event: Collapse, action: str) -> None:
+        self.events.append(Collapse(**{**asdict(event), "action": action}))
+        _write(self._place(trainer) / "collapse.json", [asdict(each) for each in self.events])
+
+    def _place(self, trainer: Trainer) -> Path:
+        return self.folder or Path(trainer.log_dir or trainer.default_root_dir)
+
+    def _tried(self) -> str:
+        return f" It was restored {self.restored} times." if self.restored else ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep what has happened."""
+        return {
+            "events": [_primitive(asdict(event)) for event in self.events],
+            "restored": self.restored,
+            "well": sorted(self._well),
+            "ill": sorted(self._ill),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what has happened."""
+        self.events = [Collapse(**{key: _tupled(value) for key, value in e.items()}) for e in state_dict["events"]]
+        self.restored = int(state_dict["restored"])
+        self._well, self._ill = set(state_dict["well"]), set(state_dict["ill"])
+
+
+def chance_bound(chance: float, samples: int) -> float:
+    """Return the accuracy that guessing right with probability `chance` exceeds once in a thousand times."""
+    return float(stats.binom.ppf(QUANTILE, samples, chance)) / samples
+
+
+def fault_of(accuracy: float, top_share: float, chance: float, bound: float, limit: float) -> str | None:
+    """Name what is wrong with a peer: `chance`, `one_class`, or None; a set of one class tells nothing."""
+    if bound >= 1:
+        return None
+    if accuracy <= bound:
+        return "chance"
+    return "one_class" if top_share >= limit > chance else None
+
+
+def scale_rates(trainer: Trainer, factor: float) -> None:
+    """Multiply the learning rates in force, and all from which schedulers compute later ones."""
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            group.update({name: group[name] * factor for name in RATES if name in group})
+    for config in trainer.lr_scheduler_configs:
+        _scale_scheduler(config.scheduler, factor)
+
+
+def _scale_scheduler(scheduler: Any, factor: float) -> None:
+    for nested in getattr(scheduler, "_schedulers", []):
+        _scale_scheduler(nested, factor)
+    for name in ("base_lrs", "_last_lr", "min_lrs"):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
+
+
+def _in_words(kind: str, peers: list[str], accuracy: list[float], shares: list[float], chance: float) -> str:
+    names = f"{', '.join(peers)} {'is' if len(peers) == 1 else 'are'}"
+    if kind == "chance":
+        reached = ", ".join(f"{100 * value:.1f} %" for value in accuracy)
+        return f"{names} at chance in validation ({reached}; the best constant prediction {100 * chance:.1f} %)"
+    reached = ", ".join(f"{100 * value:.1f} %" for value in shares)
+    return f"{names} predicting one class for nearly all validation images ({reached})"
+
+
+def _homogenised(trainer: Trainer) -> bool | None:
+    value = trainer.callback_metrics.get("diversity/homogenised")
+    return None if value is None else bool(value)
+
+
+def _primitive(value: Any) -> Any:
+    return {key: list(each) if isinstance(each, tuple) else each for key, each in value.items()}
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@rank_zero_only
+def _write(path: Path, events: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps({"events": events}, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _distillation(module: LightningModule) -> DistillationModule:
+    from dkel_lightning.modules.distillation import DistillationModule
+
+    assert isinstance(module, DistillationModule)
+    return module
