@@ -209,10 +209,11 @@ def _frame(horizontal: Axis, vertical: Axis, x_label: str) -> list[Markup]:
         parts.append(tag("text", _tick_text(value, vertical.ticks), x=LEFT - 5, y=y + 4, text_anchor="end"))
     for value in horizontal.ticks:
         x = round(horizontal.at(value), 1)
-        anchor = "end" if x > RIGHT - 10 else "middle"
         parts.append(tag("line", x1=x, x2=x, y1=BOTTOM, y2=BOTTOM + 4, class_="axis"))
         label = _tick_text(value, horizontal.ticks)
-        parts.append(tag("text", label, x=min(x, RIGHT), y=BOTTOM + 17, text_anchor=anchor))
+        wide = x + 3.5 * len(label) > WIDTH - 1
+        place = {"x": WIDTH - 1, "text_anchor": "end"} if wide else {"x": x, "text_anchor": "middle"}
+        parts.append(tag("text", label, y=BOTTOM + 17, **place))
     parts.append(tag("line", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM, class_="axis"))
     parts.append(tag("text", x_label, x=(LEFT + RIGHT) / 2, y=HEIGHT - 4, text_anchor="middle"))
     return parts

@@ -74,7 +74,8 @@ class RunRecord:
         config: the settings, empty where they cannot be read; `config_text` is the file as it stands.
         problems: what is missing or damaged, one sentence each.
         collapse: what collapse.json says, None where there is none.
-        failure: the last line of failed.txt.
+        failure: why it failed, by failed.txt of a comparison or job.json of a sweep.
+        overrides: of a job of a sweep, what was set on the command line; None where it is not known.
     """
 
     folder: Path
@@ -89,6 +90,7 @@ class RunRecord:
     problems: Sequence[str] = ()
     collapse: Any = None
     failure: str | None = None
+    overrides: Mapping[str, str] | None = None
 
     @property
     def finished(self) -> bool:
@@ -119,7 +121,8 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     config, text = _yaml(folder / "config.yaml", problems)
     summary = _json(folder / "summary.json", problems, "the run has not finished, so nothing was tested")
     provenance = _json(folder / "provenance.json", problems, "versions and device are not known")
-    collapse = _json(folder / "collapse.json", problems, None)
+    collapse = _parsed(folder / "collapse.json", problems, None)
+    job = _json(folder / "job.json", problems, None)
     last, best = (_test(dig(summary, "test", which)) for which in ("last", "best"))
     if summary and last is None:
         problems.append("summary.json holds no test of the last epoch: it is of another version, or damaged.")
@@ -135,7 +138,8 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
         best=best,
         problems=tuple(problems),
         collapse=collapse or None,
-        failure=_last_line(folder / "failed.txt"),
+        failure=_last_line(folder / "failed.txt") or _failed_job(job),
+        overrides=_overrides(folder, job),
     )
 
 
@@ -156,18 +160,42 @@ def text_of(path: Path, problems: list[str] | None = None, missing: str | None =
         return None
 
 
+def _failed_job(job: Values) -> str | None:
+    return _first_line(str(job.get("message") or "no reason was noted")) if job.get("state") == "failed" else None
+
+
+def _overrides(folder: Path, job: Values) -> dict[str, str] | None:
+    """Read a job's overrides: from job.json, or from where Hydra writes them when told to (hydra.output_subdir)."""
+    given = job.get("overrides")
+    if not isinstance(given, list):
+        text = text_of(folder / ".hydra" / "overrides.yaml")
+        given = None if text is None else [line[2:].strip() for line in text.splitlines() if line.startswith("- ")]
+    if given is None:
+        return None
+    pairs = [str(item).strip("'\"").lstrip("+").partition("=") for item in given]
+    return {key: value.strip("'\"") for key, _, value in pairs}
+
+
 def _json(path: Path, problems: list[str], missing: str | None) -> Values:
+    found = _parsed(path, problems, missing)
+    if found is None or isinstance(found, dict):
+        return found or {}
+    problems.append(f"{path.name} is damaged (it holds no mapping).")
+    return {}
+
+
+def _parsed(path: Path, problems: list[str], missing: str | None) -> Any:
+    """Parse a JSON file; None where there is none, or none that can be read."""
     text = text_of(path, problems, missing)
     if text is None:
-        return {}
+        return None
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         problems.append(f"{path.name} is damaged ({error}).")
-        return {}
-    if not isinstance(found, dict):
-        problems.append(f"{path.name} is damaged (it holds no mapping).")
-        return {}
+        return None
+    if found is None:
+        problems.append(f"{path.name} is damaged (it holds nothing).")
     return found
 
 
@@ -350,7 +378,7 @@ def varied(configs: Sequence[Values], named: Sequence[str] = ()) -> Varied:
     """
     flattened = [dict(flat(config)) for config in configs]
     every = dict.fromkeys(key for one in flattened for key in one)
-    differing = [key for key in every if _differs(key, flattened) and not is_seed(key) and not _ignored(key)]
+    differing = [key for key in every if sets_apart(key) and _differs(key, flattened)]
     ordered = sorted(differing, key=lambda key: _priority(key, named))
     kept: list[str] = []
     for key in ordered:
@@ -366,8 +394,9 @@ def is_seed(key: str) -> bool:
     return last == "seed" or last.endswith("_seed")
 
 
-def _ignored(key: str) -> bool:
-    return any(key == one or key.startswith(f"{one}.") for one in IGNORED)
+def sets_apart(key: str) -> bool:
+    """Whether a key can make jobs differ in what they compute, repetitions aside."""
+    return not is_seed(key) and not any(key == one or key.startswith(f"{one}.") for one in IGNORED)
 
 
 def _differs(key: str, flattened: Sequence[Values]) -> bool:

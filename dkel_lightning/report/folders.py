@@ -10,7 +10,7 @@ from dkel_lightning.errors import ConfigError
 
 Kind = Literal["run", "sweep", "comparison"]
 
-RUN_FILES = ("config.yaml", "summary.json", "metrics.csv", "provenance.json", "failed.txt")
+RUN_FILES = ("config.yaml", "summary.json", "metrics.csv", "provenance.json", "failed.txt", "job.json")
 COMPARISON_FILES = ("compare.md", "compare.csv", "members.csv")
 SWEEP_FILES = ("multirun.yaml", "sweep.csv")
 PAGE = "report.html"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dkel_lightning import config, reference
+from dkel_lightning import config, reference, statistics
 from dkel_lightning.report import charts, collect, panels
 from dkel_lightning.report.collect import RunRecord, Test, number
 from dkel_lightning.report.markup import Markup, facts, items, join, link, page, section, table, tag
@@ -66,7 +66,7 @@ def warnings(run: RunRecord) -> Iterator[object]:
         length = f" of {planned}" if isinstance(planned, int) and planned > 0 else ""
         yield f"Unfinished: no test results. {run.epochs_done}{length} epochs are in metrics.csv."
     if run.collapse is not None:
-        yield join(["The collapse guard has reported a collapse (collapse.json):", _json_block(run.collapse)])
+        yield from _collapses(run.collapse)
     if on_test_set(run):
         yield (
             "Epoch and peer were chosen on the test set (data.selection=paper): the figures are biased upwards. "
@@ -77,6 +77,21 @@ def warnings(run: RunRecord) -> Iterator[object]:
     yield from _non_finite(run)
     yield from run.problems
     yield from (said for said in _configured_warnings(run.config) if not said.startswith("data.selection"))
+
+
+def _collapses(found: Any) -> Iterator[object]:
+    """Say what the collapse guard has written, also if it is of a form that is not known here."""
+    events = collect.dig(found, "events")
+    for event in events if isinstance(events, list) else [found]:
+        epoch = number(collect.dig(event, "epoch"))
+        if epoch is None or collect.dig(event, "what") is None:
+            yield join(["The collapse guard has reported a collapse (collapse.json):", _json_block(event)])
+            continue
+        action = collect.dig(event, "action")
+        said = f"Collapse in epoch {epoch + 1:.0f}: {event['what']}." + (f" Action: {action}." if action else "")
+        alike = " Teacher and student were indistinguishable." if event.get("homogenised") is True else ""
+        record = event.get("record")
+        yield said + alike + (f" Replay: task=replay checkpoint={record}" if record else "")
 
 
 def on_test_set(run: RunRecord) -> bool:
@@ -140,13 +155,11 @@ def _uncertainty(test: Test) -> str:
     """Say how far the number of test images alone leaves the accuracy open."""
     if not test.images or test.deployed_accuracy is None or not 0 <= test.deployed_accuracy <= 1:
         return ""
-    from scipy import stats
-
     right = round(test.deployed_accuracy * test.images)
-    interval = stats.binomtest(right, test.images).proportion_ci(method="wilson")
+    low, high = statistics.wilson(right, test.images)
     return (
-        f"{test.images:,} test images: if they alone were drawn anew, the 95 % interval is {100 * interval.low:.2f} to "
-        f"{100 * interval.high:.2f} % (Wilson). Another seed adds to that."
+        f"{test.images:,} test images: if they alone were drawn anew, the 95 % interval is {100 * low:.2f} to "
+        f"{100 * high:.2f} % (Wilson). Another seed adds to that."
     )
 
 
@@ -228,7 +241,8 @@ def charted(run: RunRecord) -> Iterator[tuple[str, Markup]]:
         elif name == panels.NOISE:
             yield section(name, tag("p", _noise(run), class_="note"))
         elif name in ABSENT:
-            yield section(name, *notes, tag("p", ABSENT[name], class_="note"))
+            absent = ABSENT[name] if run.curves else "Nothing was logged."
+            yield section(name, *notes, tag("p", absent, class_="note"))
 
 
 def _notes(run: RunRecord, name: str) -> Iterator[str]:

@@ -71,7 +71,7 @@ def read_sweep(folder: Path) -> SweepRecord:
 
 def of_runs(folder: Path, runs: Sequence[RunRecord], named: Sequence[str], missing: Sequence[int]) -> SweepRecord:
     """Find what sets runs apart, and group those that differ in their seeds alone."""
-    found = _by_overrides(folder, runs) or collect.varied([run.config for run in runs], named)
+    found = _by_overrides(runs) or collect.varied([run.config for run in runs], named)
     settings = []
     for values, jobs in collect.grouped(runs, lambda job: found.values[job]).items():
         name = _name(found.keys, values) or "all jobs"
@@ -79,24 +79,14 @@ def of_runs(folder: Path, runs: Sequence[RunRecord], named: Sequence[str], missi
     return SweepRecord(folder, runs, found, settings, missing)
 
 
-def _by_overrides(folder: Path, runs: Sequence[RunRecord]) -> Varied | None:
-    """Take what was varied from the overrides that Hydra writes down, where it was told to (hydra.output_subdir)."""
-    given = [_overrides(run.folder / ".hydra" / "overrides.yaml") for run in runs]
-    if not given or any(one is None for one in given):
+def _by_overrides(runs: Sequence[RunRecord]) -> Varied | None:
+    """Take what was varied from the overrides of the jobs, where all have noted them."""
+    given = [run.overrides for run in runs if run.overrides is not None]
+    if not given or len(given) < len(runs):
         return None
-    every = dict.fromkeys(key for one in given if one is not None for key in one)
-    keys = [
-        key for key in every if not collect.is_seed(key) and len({one.get(key) for one in given if one is not None}) > 1
-    ]
-    return Varied(keys, [], [tuple(one.get(key) for key in keys) for one in given if one is not None])
-
-
-def _overrides(path: Path) -> dict[str, str] | None:
-    text = collect.text_of(path)
-    if text is None:
-        return None
-    lines = [line[2:].strip().strip("'\"") for line in text.splitlines() if line.startswith("- ")]
-    return {key.lstrip("+"): value for key, found, value in (line.partition("=") for line in lines) if found}
+    every = dict.fromkeys(key for one in given for key in one)
+    keys = [key for key in every if collect.sets_apart(key) and len({one.get(key) for one in given}) > 1]
+    return Varied(keys, [], [tuple(one.get(key, "") for key in keys) for one in given])
 
 
 def short(key: str) -> str:
@@ -151,9 +141,15 @@ def _warnings(sweep: SweepRecord) -> Iterator[str]:
         yield "No job has written anything so far."
     if sweep.missing:
         yield f"Jobs {', '.join(map(str, sweep.missing))} left no folder: they failed before they began."
-    unfinished = [run.name for run in sweep.runs if not run.finished]
+    reasons: dict[str, list[str]] = {}
+    for run in sweep.runs:
+        if run.failure is not None:
+            reasons.setdefault(run.failure.split(". ")[0].rstrip("."), []).append(run.name)
+    for reason, names in reasons.items():
+        yield f"Failed jobs: {', '.join(names)} ({reason})."
+    unfinished = [run.name for run in sweep.runs if not run.finished and run.failure is None]
     if unfinished:
-        yield f"Jobs without test results (failed, or not finished): {', '.join(unfinished)}."
+        yield f"Jobs that have not finished: {', '.join(unfinished)}."
     collapsed = [run.name for run in sweep.runs if run.collapse is not None]
     if collapsed:
         yield f"The collapse guard has reported a collapse in jobs {', '.join(collapsed)} (collapse.json)."
@@ -162,8 +158,9 @@ def _warnings(sweep: SweepRecord) -> Iterator[str]:
             "Epoch and peer of some jobs were chosen on the test set (data.selection=paper): their figures are "
             "biased upwards."
         )
-    if sum(len(run.curves) == 0 for run in sweep.runs):
-        yield f"Jobs without curves: {', '.join(run.name for run in sweep.runs if not run.curves)}."
+    if any(run.finished and not run.curves for run in sweep.runs):
+        names = [run.name for run in sweep.runs if run.finished and not run.curves]
+        yield f"Finished jobs without curves: {', '.join(names)}."
 
 
 def best(sweep: SweepRecord) -> int | None:

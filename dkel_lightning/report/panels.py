@@ -30,6 +30,8 @@ TITLES = {
     "diversity/distance": "relative parameter distance",
     "diversity/cka": "linear CKA of the features",
     "diversity/kl": "KL divergence",
+    "train/noise/fit_wrong": "wrong labels learnt by heart",
+    "train/noise/fit_true": "true labels found in spite of wrong ones",
     "share/loss": "share of each term in the loss",
     "share/gradient": "share of each term in the gradient",
 }
@@ -38,7 +40,8 @@ NOTES = {
     "diversity/kl": "nats",
     "diversity/entropy": "nats",
 }
-IN_PERCENT = ("val/acc", "train/acc", "val/ece", "diversity/agreement", "share/loss", "share/gradient")
+IN_PERCENT: tuple[str, ...] = ("val/acc", "train/acc", "val/ece", "diversity/agreement", "share/loss", "share/gradient")
+IN_PERCENT += ("train/noise/fit_wrong", "train/noise/fit_true")
 LEFT_OUT = ("train/loss_per_peer",)
 
 

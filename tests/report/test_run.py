@@ -173,12 +173,14 @@ def test_a_run_under_way_is_called_unfinished(tmp_path: Path) -> None:
 def test_warnings_come_first(tmp_path: Path) -> None:
     curves = {"train/loss": [1.0, float("nan")], "diversity/cka/student-teacher": [float("nan")] * 2}
     folder = write_run(tmp_path / "run", "data.selection=paper", curves=curves)
-    (folder / "collapse.json").write_text('{"reason": "back to chance", "epoch": 3}')
+    event = {"kind": "chance", "epoch": 3, "what": "student_0 at chance", "action": "warned", "homogenised": True}
+    (folder / "collapse.json").write_text(json.dumps({"events": [event, {"of": "another version"}]}))
     (folder / "failed.txt").write_text("Traceback\n  x\nOSError: disk full\n\n")
     said = page(folder).text
     before = said.split("96.11 %")[0]
     assert "This run failed: OSError: disk full" in before
-    assert '"reason": "back to chance"' in before
+    assert "Collapse in epoch 4: student_0 at chance. Action: warned. Teacher and student" in before
+    assert '"of": "another version"' in before
     assert "chosen on the test set (data.selection=paper)" in before
     assert "train/loss is not finite from epoch 2 on." in before
 

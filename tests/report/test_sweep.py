@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,22 @@ def test_overrides_that_hydra_wrote_down_win(tmp_path: Path) -> None:
     assert grouped(record) == {"lr=0.1": [0, 1], "lr=0.2": [2, 3]}
 
 
+def test_jobs_that_noted_what_they_were_need_no_settings(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", *TWO_BY_TWO)
+    (folder / "4").mkdir()
+    for number, overrides in enumerate([*(job[1] for job in TWO_BY_TWO), ["optimizer.lr=9", "seed=0"]]):
+        noted = {"overrides": ["callbacks.progress=none", *overrides], "state": "finished"}
+        if number == 4:
+            noted |= {"state": "failed", "message": "Loss is <NaN>. Do this.\nmore"}
+        (folder / str(number) / "job.json").write_text(json.dumps(noted))
+    record = read_sweep(folder)
+    assert grouped(record) == {"lr=0.1": [0, 1], "lr=0.2": [2, 3], "lr=9": [4]}
+    said = page(folder).text
+    assert "4 of 5 jobs finished" in said
+    assert "Failed jobs: 4 (Loss is <NaN>)." in said
+    assert "9 0 n/a" in said
+
+
 def test_a_varied_number_gets_a_chart_with_a_dot_a_seed(tmp_path: Path) -> None:
     reader = page(sweep(tmp_path / "sweep", *TWO_BY_TWO))
     # Four over the number, four in the rows.
@@ -107,7 +124,7 @@ def test_jobs_that_failed_or_never_began_are_named(tmp_path: Path) -> None:
     (folder / "2").rename(folder / "5")
     said = page(folder).text
     assert "Jobs 2, 4 left no folder" in said
-    assert "Jobs without test results (failed, or not finished): 1." in said
+    assert "Jobs that have not finished: 1." in said
     assert "reported a collapse in jobs 0" in said
     assert "3 of 6 jobs finished" in said
 
