@@ -12,8 +12,19 @@ from omegaconf import OmegaConf
 
 from dkel_lightning import config
 
-ORDER = ["experiment", "data", "backbone", "method", "teacher", "optimizer", "scheduler", "trainer", "precision"]
-ORDER += ["execution", "logger", "callbacks", "debug", "task"]
+ORDER = [
+    "experiment",
+    "scale",
+    "data",
+    "backbone",
+    "method",
+    "teacher",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "precision",
+]
+ORDER += ["precision", "execution", "logger", "callbacks", "debug", "task"]
 
 
 def lines() -> Iterator[str]:
@@ -28,9 +39,10 @@ def lines() -> Iterator[str]:
     yield "| group | choice | what it is |"
     yield "| --- | --- | --- |"
     for group in ORDER:
-        for path in sorted((config.folder() / group).glob("*.yaml")):
+        for path in sorted((config.folder() / group).rglob("*.yaml")):
             if not path.stem.startswith("_"):
-                yield f"| `{group}` | `{path.stem}` | {_comment(path.read_text(encoding='utf-8'))} |"
+                choice = path.relative_to(config.folder() / group).with_suffix("").as_posix()
+                yield f"| `{group}` | `{choice}` | {_comment(path.read_text(encoding='utf-8'))} |"
     yield ""
     yield "## Keys"
     yield ""

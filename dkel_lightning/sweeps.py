@@ -23,15 +23,21 @@ from dkel_lightning.tasks.tables import DIFFERENCE_HEADING, Column, difference_r
 
 NOTE = "job.json"
 SEED = "seed"
-MEMBERS = ("student_mean", "student_ensemble", "ensemble", "teacher_mean", "teacher_ensemble")
+MEMBERS = {
+    "student_mean": "students' mean",
+    "student_ensemble": "students' ensemble",
+    "ensemble": "ensemble classifier",
+    "teacher_mean": "teachers' mean",
+    "teacher_ensemble": "teachers' ensemble",
+}
 COMPARED = "selected deployed accuracy"
 COLUMNS = (
     Column("last deployed accuracy", 100, 2, "%"),
     Column(COMPARED, 100, 2, "%"),
-    Column("selected student_mean accuracy", 100, 2, "%"),
-    Column("selected student_ensemble accuracy", 100, 2, "%"),
-    Column("selected teacher_mean accuracy", 100, 2, "%"),
-    Column("selected teacher_ensemble accuracy", 100, 2, "%"),
+    Column("selected students' mean accuracy", 100, 2, "%"),
+    Column("selected students' ensemble accuracy", 100, 2, "%"),
+    Column("selected teachers' mean accuracy", 100, 2, "%"),
+    Column("selected teachers' ensemble accuracy", 100, 2, "%"),
     Column("selected NLL", 1, 4),
     Column("selected calibration error", 100, 2, "%"),
     Column("selected peer disagreement", 100, 2, "%"),
@@ -40,7 +46,7 @@ COLUMNS = (
 SHOWN = ("last deployed accuracy", COMPARED, "selected peer disagreement", "selected NLL")
 DRAWN = {
     COMPARED: ("test accuracy of the deployed peer (%)", 100.0),
-    "selected student_ensemble accuracy": ("of the students' mean probabilities (%)", 100.0),
+    "selected students' ensemble accuracy": ("of the students' mean probabilities (%)", 100.0),
     "selected peer disagreement": ("disagreement of the student peers (%)", 100.0),
     "selected NLL": ("negative log-likelihood, deployed peer (nats)", 1.0),
 }
@@ -189,7 +195,7 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, float | None]:
         deployed = scores["deployed"]
         found[f"{when} epoch"] = scores["epoch"]
         found[f"{when} deployed accuracy"] = scores["deployed_accuracy"]
-        found |= {f"{when} {member} accuracy": scores["accuracy"].get(member) for member in MEMBERS}
+        found |= {f"{when} {name} accuracy": scores["accuracy"].get(member) for member, name in MEMBERS.items()}
         found[f"{when} NLL"] = scores["nll"].get(deployed)
         found[f"{when} calibration error"] = scores["calibration"].get(deployed)
         found[f"{when} peer disagreement"] = scores["disagreement"]

@@ -50,6 +50,16 @@ def test_initialisation_is_that_many_plain_sgd_steps_at_a_share_of_the_rate(step
     assert not any(p.requires_grad for p in module.teacher.network.parameters())
 
 
+def test_initialisation_for_epochs_takes_as_many_batches_as_training_does() -> None:
+    teachers = []
+    for steps in ("1.5epochs", 3):
+        recorder = Recorder()
+        module = build(seed=5, teacher={"init_steps": steps, "init_lr_scale": 0.5})
+        trainer(recorder, limit_train_batches=2).fit(module, KnownLoader(Toy(), batch_size=8))
+        teachers.append(recorder.teachers[0])
+    assert same(*teachers)
+
+
 def test_the_rate_is_a_share_of_the_base_rate_also_under_a_warm_up() -> None:
     still = build(teacher={"init_steps": 1, "init_lr_scale": 1.0, "init_weight_decay": 0.0})
     warm = build(
