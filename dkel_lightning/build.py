@@ -15,11 +15,12 @@ from typing import Any
 import hydra.utils
 import torch
 from hydra.errors import InstantiationException
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
-from dkel_lightning import data
+from dkel_lightning import data, failures
+from dkel_lightning.children import ProcessGroup
 from dkel_lightning.config import unknown_choice
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.modules.batch import number_of_views
@@ -124,9 +125,9 @@ def _milestones(milestones: list[float], epochs: int) -> list[int]:
 
 def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback], plugins: list[Any]) -> Trainer:
     """Build Lightning's Trainer."""
-    settings = dict(values["trainer"])
+    settings = _with_strategy(values["trainer"])
     if settings["accelerator"] in ("gpu", "cuda") and not _sees_gpu():
-        raise ConfigError("trainer: PyTorch sees no GPU here; choose trainer=cpu (or ddp_cpu), or check the driver.")
+        raise ConfigError(_NO_GPU)
     if values["precision"]["name"] == "fp16" and not _sees_gpu():
         raise ConfigError("precision=fp16 needs a GPU, and PyTorch sees none here: choose precision=bf16 or fp32.")
     torch.set_float32_matmul_precision(values["precision"]["matmul"])
@@ -142,6 +143,55 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
     )
     built: Trainer = _try("trainer", _partial(settings, "trainer"))
     return built
+
+
+def processes(values: Values) -> int:
+    """Return how many processes trainer=ddp_spawn starts.
+
+    Raises:
+        ConfigError: the devices are not there.
+    """
+    names = ("_target_", "accelerator", "devices", "num_nodes")
+    settings = {name: values["trainer"][name] for name in names}
+    if settings["num_nodes"] != 1:
+        raise ConfigError("trainer=ddp_spawn starts processes on one machine: use trainer=ddp with torchrun or srun.")
+    if settings["accelerator"] in ("gpu", "cuda") and not _sees_gpu():
+        raise ConfigError(_NO_GPU)
+    plain = _try("trainer", _partial({**settings, "logger": False, "enable_checkpointing": False}, "trainer"))
+    return int(plain.num_devices)
+
+
+def _with_strategy(given: Values) -> dict[str, Any]:
+    """Return the settings with a strategy whose processes end together in place of Lightning's plain DDP.
+
+    Raises:
+        ConfigError: a strategy that starts processes in a way of its own.
+    """
+    settings = dict(given)
+    minutes = settings.pop("process_timeout")
+    name = str(settings["strategy"])
+    found = re.fullmatch(r"ddp(_spawn)?(_find_unused_parameters_(?P<find>true|false))?", name)
+    if found is not None or (name == "auto" and _several(settings)):
+        settings["strategy"] = ProcessGroup(
+            minutes,
+            LightningEnvironment() if failures.is_child() else None,
+            find_unused_parameters=found is not None and found["find"] == "true",
+        )
+    elif "ddp" in name:
+        raise ConfigError(f"trainer.strategy={name} is not supported: choose ddp or ddp_spawn.")
+    return settings
+
+
+def _several(settings: Values) -> bool:
+    """Tell whether Lightning would take plain DDP by itself."""
+    devices = settings["devices"]
+    if str(devices) in ("auto", "-1"):
+        return settings["accelerator"] != "cpu" and torch.cuda.device_count() > 1
+    count = devices if isinstance(devices, int) else len(devices if isinstance(devices, list) else devices.split(","))
+    return bool(count > 1 or settings["num_nodes"] > 1)
+
+
+_NO_GPU = "trainer: PyTorch sees no GPU here; choose trainer=cpu (or ddp_cpu), or check the driver."
 
 
 def extras(nodes: Values | None, where: str, kind: type[Any]) -> list[Any]:

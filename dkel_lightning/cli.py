@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dkel_lightning import comparison, config
+from dkel_lightning import comparison, config, failures
 from dkel_lightning.errors import ConfigError, DkelError
 
 FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
@@ -47,8 +47,9 @@ RESUMABLE = (
     "data.download",
     "data.workers",
 )
-LATER_KEYS = ("callbacks", "data", "execution")
-DEVICE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "profiler", "log_every_n_steps", "_target_")
+LATER_KEYS = ("callbacks", "data", "execution", "trainer")
+DEVICE_KEYS = ["accelerator", "devices", "strategy", "num_nodes", "profiler", "log_every_n_steps", "_target_"]
+DEVICE_KEYS += ["process_timeout"]
 # What Lightning's Trainer takes and this library decides.
 DECIDED = ["logger", "callbacks", "plugins", "precision", "use_distributed_sampler", "default_root_dir"]
 DECIDED += ["enable_progress_bar", "enable_model_summary", "enable_checkpointing", "inference_mode", "barebones"]
@@ -107,7 +108,10 @@ def fail(error: DkelError) -> None:
     """Print the message (the traceback too with HYDRA_FULL_ERROR=1) and exit."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
-    print(f"Error: {error}", file=sys.stderr)
+    if failures.is_child():
+        failures.note(error)  # the process that started this one says it
+    else:
+        print(f"Error: {error}", file=sys.stderr)
     raise SystemExit(error.exit_code)
 
 
@@ -340,7 +344,7 @@ def _check_combination(items: list[str], search: list[str], config_dir: Path | N
         planned(values, items, config_dir)
     if values["task"]["name"] == "report" and multirun:
         raise ConfigError("task=report reads what runs have written: leave -m out, and give the folder of a sweep.")
-    if multirun and str(values["trainer"]["strategy"]).startswith("ddp") and _launches_processes(values):
+    if multirun and _launches_processes(values["trainer"]):
         raise ConfigError(
             "A multirun with trainer=ddp would start the whole sweep again in every process: use "
             "trainer=ddp_spawn, or start each job with torchrun."
@@ -377,8 +381,11 @@ def planned(values: Mapping[str, Any], given: Sequence[str], config_dir: Path | 
     return comparison.plan(values, given, _options("method", config_dir), composer, go_on)
 
 
-def _launches_processes(values: Mapping[str, Any]) -> bool:
-    return "spawn" not in values["trainer"]["strategy"] and values["trainer"]["devices"] not in (1, "1")
+def _launches_processes(trainer: Mapping[str, Any]) -> bool:
+    """Tell whether Lightning would run this command once more for each further process."""
+    several = trainer["devices"] not in (1, "1", [0], "auto" if trainer["accelerator"] == "cpu" else 1)
+    # With the strategy auto, Lightning takes plain DDP for several devices.
+    return several and str(trainer["strategy"]) != "ddp_spawn"
 
 
 def _options(group: str, config_dir: Path | None) -> list[str]:

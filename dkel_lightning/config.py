@@ -491,6 +491,9 @@ _OPEN_LEAVES = frozenset(key[:-2] for key in KEYS if key.endswith(".extra.*"))
 
 
 # ---------------------------------------------------------------------- checks
+    "trainer.process_timeout": number(
+        "Minutes that a process waits for the others before the run ends.", 0, above=True
+    ),
 
 
 def check(values: Values) -> None:

@@ -38,6 +38,14 @@ class NonFiniteError(CollapseError):
     """A loss or weight that is NaN or infinite."""
 
 
+class ProcessError(DkelError):
+    """A training of several processes that has lost one of them."""
+
+
+class MemoryFullError(DkelError):
+    """The memory of the device or of the host is used up."""
+
+
 class Interrupted(SystemExit):
     """The training was ended by a signal, on purpose and whole.
 

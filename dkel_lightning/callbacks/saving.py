@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -97,8 +98,8 @@ class LastCheckpoint(Checkpoint):
         asked: whether the end of this epoch must be saved in any case.
     """
 
-    def __init__(self, path: Path, every_n_epochs: int = 1, every_n_steps: int | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, every_n_epochs: int = 1, every_n_steps: int | None = None) -> None:
+        self.path = Path(path)
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.asked = False
@@ -141,8 +142,9 @@ class SaveOnSignal(Callback):
     """End the training cleanly on Ctrl-C, SIGTERM and SIGUSR1 (which SLURM sends before it preempts).
 
     The first signal is honoured between two optimizer steps, with a checkpoint there; in validation, at the end of the
-    epoch. A second one ends at once, and the checkpoint before it stands. Several processes agree first, every
-    `every_n_batches`, since the signal may reach only one of them.
+    epoch. A second one ends at once, and the checkpoint before it stands. Several processes agree first, at the first
+    border after `every_n_batches`, since the signal may reach only one of them; signals that reach one of them within
+    a second are one, since a launcher passes on what the system sends to each as well.
 
     Args:
         last: writes the checkpoint.
@@ -156,10 +158,13 @@ class SaveOnSignal(Callback):
         self.every_n_batches = every_n_batches
         self.received: int | None = None
         self._before: dict[int, Handler] = {}
+        self._several = False
+        self._at = 0.0
+        self._batches = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen. Lightning's own handlers, which stop amid accumulated gradients, are replaced until the end."""
-        self.received = None
+        self.received, self._batches, self._several = None, 0, trainer.world_size > 1
         if threading.current_thread() is threading.main_thread():  # Python allows it only there
             self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
 
@@ -167,9 +172,11 @@ class SaveOnSignal(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save and stop, if a signal came and this is a border."""
-        if not self.last.at_border(trainer):
+        self._batches += 1
+        if not self.last.at_border(trainer) or (self._several and self._batches < self.every_n_batches):
             return
-        if (trainer.world_size == 1 or (batch_idx + 1) % self.every_n_batches == 0) and self._asked(pl_module):
+        self._batches = 0
+        if self._asked(pl_module):
             self.last.save(trainer)
             self._stop(trainer)
 
@@ -200,7 +207,9 @@ class SaveOnSignal(Callback):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
-            self.received = number
+            self.received, self._at = number, time.monotonic()
+            return
+        if self._several and time.monotonic() - self._at < 1:
             return
         self._restore()
         raise Interrupted(number, self.last.path if self.last.path.is_file() else None, None)

@@ -8,7 +8,7 @@ others' own state travels to it; a resume with as many processes gives each its 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,6 +17,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
 
 from dkel_lightning.seeding import random_state, restore_random_state
+
+T = TypeVar("T")
 
 Own = dict[str, Any]
 """`random`: the generators; `tensors`: by name in the state dict, only where there are several processes."""
@@ -86,6 +88,15 @@ def any_process(flag: bool, device: torch.device) -> bool:
     verdict = torch.tensor(int(flag), device=device)
     torch.distributed.all_reduce(verdict, op=torch.distributed.ReduceOp.MAX)
     return bool(verdict)
+
+
+def of_first(value: T) -> T:
+    """Return what the first process has given; all of them must call this."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def world_size() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import warnings
 
 import torch
@@ -12,10 +13,34 @@ from dkel_lightning.comparison import Comparison
 from dkel_lightning.config import TASKS, unknown_choice
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.files import Run
+from dkel_lightning.tasks import stages
 
 
 def run(run: Run, comparison: Comparison | None = None) -> float:
     """Run the task that the configuration names and return its objective; task=compare needs its plan."""
+    from dkel_lightning.children import together
+
+    processes = _processes_to_start(run)
+    if processes > 1:
+        from dkel_lightning.tasks.spawn import spawned
+
+        return spawned(run_here, run, processes)
+    with together(lambda: f"Go on with: {stages.go_on(run)}" if run.values["task"]["name"] == "train" else ""):
+        return run_here(run, comparison)
+
+
+def _processes_to_start(run: Run) -> int:
+    trains = run.values["task"]["name"] in ("train", "evaluate")
+    if not trains or run.values["trainer"]["strategy"] != "ddp_spawn" or "LOCAL_RANK" in os.environ:
+        return 1
+    from dkel_lightning import build
+
+    _quieten()
+    return build.processes(run.values)
+
+
+def run_here(run: Run, comparison: Comparison | None = None) -> float:
+    """Do the same in this process, which may be one of several."""
     _quieten()
     if run.values["execution"]["threads"] is not None:
         torch.set_num_threads(run.values["execution"]["threads"])

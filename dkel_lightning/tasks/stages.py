@@ -78,6 +78,13 @@ def trained_weights(run: Run) -> Path | None:
     return None
 
 
+def go_on(run: Run) -> str:
+    """Return the command that goes on with a run; one without a checkpoint begins anew, with its seeds."""
+    candidates = [run.checkpoints / "last.ckpt", run.folder / FOLDER / "checkpoints" / "last.ckpt"]
+    place = next((path for path in candidates if path.is_file()), run.folder)
+    return f"python -m dkel_lightning resume={place}"
+
+
 def next_run(run: Run) -> Run | None:
     """Return the run whose first stage the resumed `run` was, None if it was no first stage."""
     if run.resume is None or run.folder.name != FOLDER or not (run.folder.parent / "config.yaml").is_file():

@@ -25,6 +25,7 @@ from dkel_lightning.loggers import MetricsFile
 from dkel_lightning.memory import PeakMemory
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.seeding import seed_process
+from dkel_lightning.modules.processes import of_first
 from dkel_lightning.tasks import scores, stages
 
 
@@ -68,7 +69,7 @@ def train(run: Run) -> TrainResult:
         _say(f"Stage 1 of 2: the teacher, {teacher.values['backbone']['name']}")
         _train(teacher, None)
         _say(f"Stage 2 of 2: the student, {run.values['backbone']['name']}")
-        return _train(run, stages.trained_weights(run))
+        return _train(run, of_first(stages.trained_weights(run)))
     given = run.values["teacher"].get("weights")
     result = _train(run, Path(given) if given else None)
     following = stages.next_run(run)
@@ -76,7 +77,7 @@ def train(run: Run) -> TrainResult:
         return result
     if not run.values["trust"]:
         build.refuse_untrusted(following.values)
-    return _train(following, stages.trained_weights(following))
+    return _train(following, of_first(stages.trained_weights(following)))
 
 
 def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
@@ -113,7 +114,8 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
     except (KeyboardInterrupt, SystemExit) as stop:
         _say_how_to_go_on(run, stop)
         raise
-    if last_checkpoint is not None and _is_behind(last_checkpoint.path, trainer):
+    # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
+    if last_checkpoint is not None and of_first(_is_behind(last_checkpoint.path, trainer)):
         # Killed after the last epoch's best.ckpt and before its last.ckpt, and resumed from the former.
         last_checkpoint.save(trainer)
     seconds, peak = time.perf_counter() - started, memory.peak(device)
@@ -219,7 +221,7 @@ def _resumed_step(run: Run) -> int | None:
 def _test_best(trainer: Trainer, module: DistillationModule, images: ImageDataModule) -> scores.Scores | None:
     kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
     # Processes that torchrun starts may have named folders of their own; only the first one writes.
-    path = trainer.strategy.broadcast(kept[0].best_model_path if kept else "")
+    path = of_first(kept[0].best_model_path if kept else "")
     if not path:
         return None
     checkpoint = checkpoints.load(path, module.device)
@@ -304,12 +306,8 @@ def _say(message: str) -> None:
 def _say_how_to_go_on(run: Run, stop: BaseException) -> None:
     if run.part:
         return
-    why, last = "Interrupted", run.checkpoints / "last.ckpt"
+    why = "Interrupted"
     if isinstance(stop, Interrupted):
         where = "" if stop.step is None else f" after step {stop.step}, and saved"
         why = f"Stopped by {stop.signal}{where}"
-    if not last.is_file():
-        last = run.folder / stages.FOLDER / "checkpoints" / "last.ckpt"
-    # Without a checkpoint the run begins anew, in its folder and with its seeds.
-    place = last if last.is_file() else run.folder
-    print(f"{why}. Go on with: python -m dkel_lightning resume={place}", flush=True)
+    print(f"{why}. Go on with: {stages.go_on(run)}", flush=True)

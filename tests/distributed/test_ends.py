@@ -1,0 +1,108 @@
+"""A process that fails, hangs or is told to stop ends the others in bounded time; what is saved stands."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from dkel_lightning import checkpoints
+from tests.distributed.processes import TINY, Command, Ended, run_folder
+from tests.reliability.record import record
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+
+SPAWN = ("trainer=ddp_spawn", "trainer.accelerator=cpu", "trainer.devices=2")
+DDP = ("trainer=ddp_cpu",)
+# 10 seconds in which the main process may end by itself, and what Python takes to end.
+BOUND = 20.0
+
+
+def fails(folder: Path, kind: str, rank: int, launch: tuple[str, ...], *more: str) -> Ended:
+    fault = f"+callbacks.extra.fault={{_target_: faults.Fault, kind: {kind}, rank: {rank}, step: 14}}"
+    return Command(folder, *launch, *TINY, "modules=[faults]", fault, *more).wait()
+
+
+def is_whole_and_named(folder: Path, ended: Ended) -> None:
+    last = run_folder(folder) / "checkpoints" / "last.ckpt"
+    assert checkpoints.load(last)["global_step"] == 12
+    assert f"Go on with: python -m dkel_lightning resume={last}" in ended.text
+
+
+CASES = [
+    # kind, rank, launch, what the one message says
+    ("kill", 1, DDP, "Process 1 was ended by SIGKILL, as the system does when memory runs out: lower data.batch_size"),
+    ("no_number", 1, DDP, "became NaN or infinite"),
+    (
+        "kill",
+        1,
+        SPAWN,
+        "Process 1 was ended by SIGKILL, as the system does when memory runs out: lower data.batch_size",
+    ),
+    ("memory", 1, DDP, "In process 1: Out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): lower data."),
+    ("memory", 0, DDP, "Out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): lower data.batch_size"),
+    ("raise", 1, DDP, "Process 1 failed (exit code 1); what it says stands above."),
+    ("hang", 1, DDP, "Another process has not answered within trainer.process_timeout"),
+    ("no_number", 0, SPAWN, "became NaN or infinite"),
+    ("raise", 1, SPAWN, "ValueError: this goes wrong"),
+    ("hang", 1, SPAWN, "Another process has not answered within trainer.process_timeout"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "launch", "message"),
+    [pytest.param(*case, marks=[pytest.mark.long] if n > 2 else []) for n, case in enumerate(CASES)],
+    ids=[f"{case[0]} in process {case[1]}, {case[2][0]}" for case in CASES],
+)
+def test_a_process_that_fails_ends_the_others_with_one_message(
+    kind: str, rank: int, launch: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    # Six seconds; the others notice a hanging process only by them.
+    waits = 6.0 if kind == "hang" else 0.0
+    ended = fails(tmp_path, kind, rank, launch, "trainer.process_timeout=0.1" if waits else "trainer.process_timeout=5")
+    assert ended.code == 1, ended.text
+    assert len(ended.errors) == 1, ended.text
+    assert message in ended.text
+    assert ("Traceback" in ended.text) is (kind == "raise"), ended.text
+    if kind != "no_number":
+        is_whole_and_named(tmp_path, ended)
+    assert checkpoints.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"] == 12
+    assert ended.seconds is not None
+    record(f"processes_{launch[0].split('=')[1]}_{kind}_{rank}", seconds=round(ended.seconds, 1), bound=BOUND + waits)
+    assert ended.seconds < BOUND + waits
+
+
+@pytest.mark.long
+def test_a_main_process_that_is_killed_takes_the_others_along(tmp_path: Path) -> None:
+    ended = fails(tmp_path, "kill", 0, DDP)  # `wait` sees to it that none is left
+    assert ended.code == -signal.SIGKILL
+    assert checkpoints.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"] == 12
+
+
+@pytest.mark.parametrize(
+    ("launch", "number", "group"),
+    [
+        pytest.param(DDP, signal.SIGTERM, False, id="to the main process alone"),
+        pytest.param(DDP, signal.SIGINT, True, id="to all", marks=pytest.mark.long),
+        pytest.param(SPAWN, signal.SIGTERM, False, id="to the parent alone, spawned", marks=pytest.mark.long),
+        pytest.param(SPAWN, signal.SIGINT, True, id="to all, spawned", marks=pytest.mark.long),
+    ],
+)
+def test_a_signal_saves_once_and_ends_all_processes(
+    launch: tuple[str, ...], number: signal.Signals, group: bool, tmp_path: Path
+) -> None:
+    slow = "+callbacks.extra.slow={_target_: faults.Slow}"
+    command = Command(tmp_path, *launch, *TINY, "modules=[faults]", slow, "trainer.limit_train_batches=60")
+    command.until("epoch 1/2")
+    (os.killpg if group else os.kill)(command.process.pid, number)
+    ended = command.wait()
+    # The processes agree on the end; which of them has seen which signal is not told.
+    assert ended.code in (128 + number, 128 + signal.SIGTERM), ended.text
+    assert ended.text.count("and saved. Go on with: python -m dkel_lightning resume=") == 1, ended.text
+    assert "Error" not in ended.text
+    assert "Traceback" not in ended.text
+    step = checkpoints.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"]
+    assert 60 < step <= 120
+    assert f"after step {step}, and saved" in ended.text

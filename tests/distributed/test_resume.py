@@ -1,0 +1,183 @@
+"""A run of two processes goes on exactly, each with its own statistics and random numbers; the first one writes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dkel_lightning import checkpoints
+from dkel_lightning.callbacks.saving import SaveOnSignal
+from dkel_lightning.cli import find_resume
+from dkel_lightning.errors import Interrupted
+from dkel_lightning.files import Run
+from dkel_lightning.tasks.train import train
+from tests.compose import tiny_run
+from tests.distributed.processes import fork
+from tests.reliability.harness import (
+    Noise,
+    assert_equal_runs,
+    differences,
+    noisy_run,
+    patched,
+    without_times,
+)
+
+pytestmark = pytest.mark.slow
+TWO = ("trainer=ddp_cpu", "trainer.accumulate_grad_batches=2")
+
+
+def two(run: Run, before: Callable[[int], None] = lambda rank: None) -> list[int]:
+    """Train in two processes, and go on where a checkpoint lies."""
+
+    def work(rank: int) -> None:
+        before(rank)
+        started = (run.folder / "config.yaml").is_file()
+        found = find_resume(str(run.folder)) if started else None
+        train(replace(run, resume=found if found is not None and found.is_file() else None))
+
+    return fork(2, work)
+
+
+def run_of_two(folder: Path, *overrides: str) -> Run:
+    # The overrides of `noisy_run` come first, and with them one process.
+    return noisy_run(folder, *TWO, *overrides)
+
+
+@pytest.fixture(scope="module")
+def through(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train once without interruption."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    assert two(run_of_two(folder)) == [0, 0]
+    return folder
+
+
+def holds_what_each_process_has(checkpoint: dict[str, Any]) -> None:
+    """Assert random numbers and, within an epoch, running statistics that differ between the processes."""
+    ours, theirs = checkpoints.own_states(checkpoint)
+    assert not torch.equal(ours["random"]["torch"], theirs["random"]["torch"])
+    unequal = [name for name, value in ours["tensors"].items() if not torch.equal(value, theirs["tensors"][name])]
+    assert any(name.startswith("student.") and name.endswith("running_mean") for name in unequal)
+    assert any(name.startswith("teacher.") and name.endswith("running_var") for name in unequal)
+
+
+@pytest.mark.parametrize("place", ["batch:8", "validation:3", "writing:3"])
+def test_a_run_killed_within_an_epoch_goes_on_bit_for_bit(place: str, through: Path, tmp_path: Path) -> None:
+    run = run_of_two(tmp_path / "run", "callbacks.checkpoint_every_n_steps=1")
+
+    def die(rank: int) -> None:
+        if rank == 0:
+            patched(place)
+
+    codes = two(run, die)
+    assert codes[0] == -signal.SIGKILL
+    assert codes[1] != 0
+    before = checkpoints.load(run.folder / "checkpoints" / "last.ckpt")
+    if place == "batch:8":
+        # Within the second epoch of three steps.
+        assert before["global_step"] == 4
+        holds_what_each_process_has(before)
+    assert two(run) == [0, 0]
+    assert (run.folder / "metrics.csv").read_bytes() == (through / "metrics.csv").read_bytes()
+    for name in ("last.ckpt", "best.ckpt"):
+        ours, others = (checkpoints.load(folder / "checkpoints" / name) for folder in (run.folder, through))
+        assert differences(without_times(ours), without_times(others)) == []
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step_and_they_go_on_bit_for_bit(
+    through: Path, tmp_path: Path
+) -> None:
+    run = run_of_two(tmp_path / "run")
+
+    def work(rank: int) -> None:
+        calls = [0]
+
+        def signalled(*_: Any) -> None:
+            calls[0] += 1
+            if rank == 1 and calls[0] == 6:
+                # Twice, as where a launcher passes on what the system sends to all.
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        patch = pytest.MonkeyPatch()
+        patch.setattr(Noise, "on_train_batch_end", signalled, raising=False)
+        patch.setattr("dkel_lightning.tasks.train.SaveOnSignal", partial(SaveOnSignal, every_n_batches=2))
+        try:
+            train(run)
+        except Interrupted as stop:
+            (tmp_path / f"stopped{rank}").write_text(f"{stop.step} {stop.code}")
+
+    assert fork(2, work) == [0, 0]
+    # Its sixth batch is the second epoch's first. Asked at every border of two accumulated batches, both answer there.
+    assert [(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)] == [f"4 {128 + signal.SIGTERM}"] * 2
+    assert checkpoints.load(run.folder / "checkpoints" / "last.ckpt")["global_step"] == 4
+    assert two(run) == [0, 0]
+    assert_equal_runs(run.folder, through)
+
+
+# ---------------------------------------------------------------------- who writes
+
+
+def note_writes(places: list[Path], notes: Path) -> None:
+    """Write down every file below `places` that this process opens for writing, makes, renames or removes."""
+    roots = tuple(str(place) for place in places)
+    # Opened before the hook, which must not note itself.
+    out = notes.open("a", buffering=1)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, mode, flags = arguments
+            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(flags, int) else "w" in (mode or "")
+            paths = [path] if writes else []
+        elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"):
+            paths = [arguments[0]]
+        elif event in ("os.rename", "os.link", "os.symlink"):
+            paths = [*arguments[:2]]
+        else:
+            return
+        for each in paths:
+            if isinstance(each, str | bytes | os.PathLike) and os.fsdecode(each).startswith(roots):
+                out.write(f"{event} {os.fsdecode(each)}\n")
+
+    sys.addaudithook(hook)
+
+
+def test_only_the_first_process_writes_and_only_one_prepares_the_data(tmp_path: Path) -> None:
+    data, outputs = tmp_path / "images", tmp_path / "run"
+    draws = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 4)):
+        for label in ("one", "two"):
+            folder = data / split / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(draws.integers(0, 255, (12, 12, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    run = tiny_run(
+        outputs, "experiment=own_data", f"data.root={data}", "data.image_size=12", "backbone=resnet8",
+        "trainer=ddp_cpu", "data.batch_size=8", "data.eval_batch_size=8", "trainer.max_epochs=2", "trainer.devices=4",
+        "callbacks.progress=none", "method=baseline", "method.peers=1",
+    )  # fmt: skip
+
+    def work(rank: int) -> None:
+        note_writes([data, outputs], tmp_path / f"writes{rank}")
+        train(run)
+
+    assert fork(4, work) == [0, 0, 0, 0]
+    writes = [(tmp_path / f"writes{rank}").read_text().splitlines() for rank in range(4)]
+    prepared = [[line for line in lines if str(data) in line] for lines in writes]
+    written = [[line for line in lines if str(outputs) in line] for lines in writes]
+    # All four wanted the images at once; one decoded them, and the others read what it had made.
+    assert len([lines for lines in prepared if any(line.startswith("os.rename") for line in lines)]) == 1
+    assert len([lines for lines in prepared if lines]) == 1, prepared
+    for name in ("last.ckpt", "best.ckpt", "metrics.csv", "summary.json", "config.yaml", "curves.png"):
+        assert any(name in line for line in written[0]), name
+    assert written[1:] == [[], [], []]

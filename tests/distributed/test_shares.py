@@ -1,0 +1,224 @@
+"""Two and four processes train and score as one does on the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from dkel_lightning import DistillationModule
+from dkel_lightning.data import DigitsDataModule
+from dkel_lightning.modules.peers import batch_norms
+from tests.distributed.processes import fork
+from tests.modules.toy import parameters_of, trainer
+
+pytestmark = pytest.mark.slow
+WORLDS = (2, 4)
+
+
+def run_trainer(world: int, *callbacks: Callback, **settings: Any) -> Trainer:
+    if world > 1:
+        settings |= {"strategy": DDPStrategy(process_group_backend="gloo"), "devices": world}
+    return trainer(*callbacks, use_distributed_sampler=False, **settings)
+
+
+def in_each(world: int, folder: Path, work: Callable[[], Any]) -> list[Any]:
+    """Return what `work` returns in each process."""
+
+    def child(rank: int) -> None:
+        torch.save(work(), folder / f"{world}_{rank}.pt")
+
+    assert fork(world, child) == [0] * world
+    return [torch.load(folder / f"{world}_{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+# ---------------------------------------------------------------------- who sees what
+
+
+class Indices(Callback):
+    """Note the samples of each batch."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[list[list[int]]]] = {"train": [], "val": [], "test": []}
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen["train"].append([])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self.seen["train"][-1].append(batch[2].tolist())
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen["val"].append([])
+
+    def on_validation_batch_end(self, trainer: Trainer, pl: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
+        self.seen["val"][-1].append(batch[2].tolist())
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen["test"].append([])
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self.seen["test"][-1].append(batch[2].tolist())
+
+
+class Nothing(LightningModule):
+    """Has one weight, so that looking at batches costs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.weight * 1.0
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        torch.distributed.barrier()
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        torch.distributed.barrier()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+# Training images, batch size: a remainder of 1 to 3 images, of a last batch of one, of a batch beyond the shard.
+LOADS = {"uneven": (191, 8), "a last batch of one": (103, 8), "batches larger than a shard": (47, 64)}
+
+
+@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
+@pytest.mark.parametrize("world", WORLDS)
+def test_shards_are_disjoint_complete_and_equally_long(world: int, load: tuple[int, int], tmp_path: Path) -> None:
+    samples, batch_size = load
+
+    def look() -> dict[str, Any]:
+        seen = Indices()
+        images = DigitsDataModule(
+            limit=samples, batch_size=batch_size, eval_batch_size=72, validation=0.1009, residency="device"
+        )
+        images.setup()
+        run = run_trainer(world, seen, max_epochs=3)
+        run.fit(Nothing(), images)
+        run.test(Nothing(), images, verbose=False)
+        return {**seen.seen, "sizes": [images.train_size, images.val_size, images.test_size]}
+
+    ranks = in_each(world, tmp_path, look)
+    n, val, test = ranks[0]["sizes"]
+    assert n == samples
+    share = n // world
+    kept = share - (share % batch_size == 1)
+    left_out = []
+    for epoch in range(3):
+        shards = [[index for batch in rank["train"][epoch] for index in batch] for rank in ranks]
+        flat = [index for shard in shards for index in shard]
+        assert [len(shard) for shard in shards] == [kept] * world
+        assert len(set(flat)) == len(flat)
+        assert all(2 <= len(batch) <= batch_size for rank in ranks for batch in rank["train"][epoch])
+        left_out.append(frozenset(range(n)) - frozenset(flat))
+        # Fewer than one image a process, besides a last batch of one.
+        assert len(left_out[-1]) - world * (share - kept) == n % world < world
+    assert len(set(left_out)) == 3
+    for kind, size in (("val", val), ("test", test)):
+        for scored in zip(*(rank[kind] for rank in ranks), strict=True):
+            assert sorted(index for rank in scored for batch in rank for index in batch) == list(range(size))
+            assert len({len(rank) for rank in scored}) == 1
+
+
+# ---------------------------------------------------------------------- what they make of it
+
+
+class Parameters(Callback):
+    """Note the gradients and parameters of the steps."""
+
+    def __init__(self) -> None:
+        self.gradients: list[dict[str, Tensor]] = []
+        self.parameters: list[dict[str, Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.parameters.append(parameters_of(pl_module))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        named = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
+        self.gradients.append(named)
+
+
+def train_on(world: int, method: str) -> dict[str, Any]:
+    """Train two epochs of three global batches of 32, 32 and 24 images, without augmentation."""
+    images = DigitsDataModule(
+        limit=88, batch_size=32 // world, eval_batch_size=50, padding=0, flip=False, residency="device"
+    )
+    images.setup()
+    module = DistillationModule.build(
+        "resnet8", 10, method, 2, in_channels=1, seed=1,
+        teacher={"init_steps": 2, "init_lr_scale": 1.0},
+        optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+    )  # fmt: skip
+    for layer in batch_norms(module):
+        torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
+        # Statistics of a batch depend on who shares it, so the running ones are used throughout.
+        layer.eval().train = lambda mode=True, layer=layer: layer
+    seen = Parameters()
+    run = run_trainer(world, seen, max_epochs=2)
+    run.fit(module, images)
+    tested = run.test(module, images, verbose=False)[0]
+    return {
+        "initialised": seen.parameters[0],
+        "parameters": parameters_of(module),
+        "gradients": seen.gradients[-1],
+        "steps": run.global_step,
+        "metrics": {name: float(value) for name, value in run.callback_metrics.items()} | tested,
+        "logged": {name: float(value) for name, value in run.logged_metrics.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    torch.manual_seed(0)
+    return train_on(1, "dkel")
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_processes_train_and_score_as_one_does(world: int, alone: dict[str, Any], tmp_path: Path) -> None:
+    def work() -> dict[str, Any]:
+        torch.manual_seed(0)
+        return train_on(world, "dkel")
+
+    ranks = in_each(world, tmp_path, work)
+    for what in ("initialised", "parameters", "gradients"):
+        for rank in ranks[1:]:
+            assert all(torch.equal(ranks[0][what][name], value) for name, value in rank[what].items()), what
+    assert any(name.startswith("teacher.") for name in ranks[0]["initialised"])
+    assert [rank["steps"] for rank in ranks] == [alone["steps"]] * world == [6] * world
+    for what in ("initialised", "gradients", "parameters"):
+        for name, value in alone[what].items():
+            torch.testing.assert_close(ranks[0][what][name], value, rtol=1e-3, atol=1e-5, msg=f"{what} {name}")
+    for rank in ranks:
+        assert rank["metrics"].keys() == alone["metrics"].keys()
+        assert rank["metrics"] == pytest.approx(alone["metrics"], rel=1e-3, abs=1e-4)
+    wanted = ("test/acc/teacher_0", "test/nll/ensemble", "test/ece/student_1", "test/disagreement")
+    assert set(wanted) <= alone["metrics"].keys()
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_scores_of_the_same_weights_do_not_depend_on_the_number_of_processes(world: int, tmp_path: Path) -> None:
+    def score(world: int) -> dict[str, float]:
+        images = DigitsDataModule(batch_size=32, eval_batch_size=50, limit=100, residency="device", validation=0.1009)
+        images.setup()
+        module = DistillationModule.build("resnet8", 10, "dkel", 2, in_channels=1, seed=1)
+        run = run_trainer(world)
+        return {**run.validate(module, images, verbose=False)[0], **run.test(module, images, verbose=False)[0]}
+
+    expected = score(1)
+    kinds = {name.split("/")[0] + "/" + name.split("/")[1] for name in expected}
+    assert {"val/acc", "val/nll", "test/ece", "test/disagreement", "diversity/cka", "diversity/agreement"} <= kinds
+    for found in in_each(world, tmp_path, lambda: score(world)):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6, nan_ok=True)
