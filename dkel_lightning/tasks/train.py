@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from dkel_lightning import build, checkpoints, config, figures, memory
 from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor, EpochLines, Throughput
+from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.callbacks.saving import BestCheckpoint, LastCheckpoint, RowBeforeCheckpoint, SaveOnSignal
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import ConfigError, Interrupted
@@ -24,8 +25,8 @@ from dkel_lightning.files import Run
 from dkel_lightning.loggers import MetricsFile
 from dkel_lightning.memory import PeakMemory
 from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.seeding import seed_process
 from dkel_lightning.modules.processes import of_first
+from dkel_lightning.seeding import seed_process
 from dkel_lightning.tasks import scores, stages
 
 
@@ -164,6 +165,8 @@ def _callbacks(run: Run) -> list[Callback]:
         ),
         DiversityMonitor(settings["diversity"]),
     ]
+    if run.values["data"].get("label_noise", {}).get("kind", "none") != "none":
+        found.append(LabelNoiseFit())
     if settings["early_stopping"] is not None:
         found.append(
             EarlyStopping(settings["monitor"], mode=_mode(settings["monitor"]), patience=settings["early_stopping"])
