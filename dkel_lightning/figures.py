@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,12 @@ def draw_comparison(accuracies: Mapping[str, Sequence[float]], reference: str, p
 Setting = tuple[str, ...]
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX*"
-EVEN_FROM = 20
+EVEN_FROM = 8
 """Numbers whose range is this many times their smallest step are drawn at even steps, or the small ones would merge."""
 
 
 def draw_sweep(panels: Mapping[str, Mapping[Setting, Sequence[float]]], keys: Sequence[str], path: Path) -> None:
-    """Draw figures against what was varied into a PNG: a dot a seed, a line through the means.
+    """Draw figures against what was varied into a PNG: a dot a seed, a bar at the mean, a line where it is a number.
 
     Args:
         panels: by label, the values of each setting over its seeds.
@@ -129,17 +130,17 @@ def draw_sweep(panels: Mapping[str, Mapping[Setting, Sequence[float]]], keys: Se
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     first = next(iter(panels.values()))
-    places, ticks, note = _axis([*dict.fromkeys(setting[0] if setting else "" for setting in first)])
+    axis = _axis([*dict.fromkeys(setting[0] if setting else "" for setting in first)])
     series = [*dict.fromkeys(setting[1:] for setting in first)]
     figure = Figure(figsize=(5.2 * columns, 3.6 * rows + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (label, values) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
         for number, rest in enumerate(series):
-            _dots(axes, values, rest, places, number, len(series))
-        axes.set_xticks(*ticks)
-        if max(map(len, ticks[1])) * len(ticks[1]) > 45:
+            _dots(axes, values, rest, axis, number, len(series))
+        axes.set_xticks([*axis.places.values()], [*axis.places])
+        if sum(map(len, axis.places)) > 45:
             axes.tick_params("x", rotation=20)
-        axes.set_xlabel((keys[0] if keys else "") + note)
+        axes.set_xlabel((keys[0] if keys else "") + axis.note)
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.3)
     if len(series) > 1:
@@ -151,41 +152,60 @@ def draw_sweep(panels: Mapping[str, Mapping[Setting, Sequence[float]]], keys: Se
     figure.savefig(path, dpi=120)
 
 
-def _axis(values: Sequence[str]) -> tuple[dict[str, float], tuple[list[float], list[str]], str]:
+@dataclass(frozen=True)
+class SweepAxis:
+    """Where the values of a sweep lie.
+
+    Attributes:
+        places: by value as it is written, from left to right.
+        numeric: whether a line between neighbours means something.
+        note: what the axis label must add.
+    """
+
+    places: Mapping[str, float]
+    numeric: bool
+    note: str = ""
+
+    @property
+    def step(self) -> float:
+        """The smallest distance of neighbours, 1 where there are none."""
+        return min((after - before for before, after in itertools.pairwise(self.places.values())), default=1.0)
+
+
+def _axis(values: Sequence[str]) -> SweepAxis:
     """Place values on an axis: numbers by their size, at even steps where these differ much, words as they come."""
     try:
         ordered = sorted(values, key=float)
     except ValueError:
-        even = {value: float(position) for position, value in enumerate(values)}
-        return even, ([*even.values()], [*values]), ""
-    numbers = [float(value) for value in ordered]
-    steps = [after - before for before, after in itertools.pairwise(numbers)]
-    if steps and min(steps) > 0 and (numbers[-1] - numbers[0]) / min(steps) < EVEN_FROM:
-        return dict(zip(ordered, numbers, strict=True)), (numbers, ordered), ""
-    even = {value: float(position) for position, value in enumerate(ordered)}
-    return even, ([*even.values()], ordered), " (even steps)" if len(ordered) > 2 else ""
+        return SweepAxis({value: float(position) for position, value in enumerate(values)}, numeric=False)
+    found = SweepAxis({value: float(value) for value in ordered}, numeric=True)
+    if len(ordered) < 3 or float(ordered[-1]) - float(ordered[0]) < EVEN_FROM * found.step:
+        return found
+    return SweepAxis({value: float(place) for place, value in enumerate(ordered)}, numeric=True, note=" (even steps)")
 
 
 def _dots(
     axes: Axes,
     values: Mapping[Setting, Sequence[float]],
     rest: Setting,
-    places: Mapping[str, float],
+    axis: SweepAxis,
     number: int,
     of: int,
 ) -> None:
     """Draw one series, beside the others rather than over them."""
-    span = (max(places.values()) - min(places.values())) / max(1, len(places) - 1) or 1.0
-    shift = span * 0.5 * ((number + 0.5) / of - 0.5)
+    shift = axis.step * 0.6 * ((number + 0.5) / of - 0.5)
     colour, marker = _colour(number, of), MARKERS[number % len(MARKERS)]
-    means = []
-    for value in sorted(places, key=lambda name: places[name]):
+    at, means = [], []
+    for value, place in axis.places.items():
         found = values.get(((value,) if value or rest else ()) + rest, ())
-        at = places[value] + shift
-        axes.plot([at] * len(found), found, marker, color=colour, alpha=0.4, markersize=4, markeredgewidth=0)
+        axes.plot([place + shift] * len(found), found, marker, color=colour, alpha=0.4, markersize=4, markeredgewidth=0)
         if found:
-            means.append((at, sum(found) / len(found)))
-    axes.plot(*zip(*means, strict=True), color=colour, marker="_", markersize=11, markeredgewidth=2, label=str(rest))
+            at.append(place + shift)
+            means.append(sum(found) / len(found))
+    line = "-" if axis.numeric else ""
+    axes.plot(
+        at, means, line, color=colour, linewidth=1, marker="_", markersize=11, markeredgewidth=2.5, label=str(rest)
+    )
 
 
 def _colour(number: int, of: int) -> Any:

@@ -46,7 +46,7 @@ COLUMNS = (
 SHOWN = ("last deployed accuracy", COMPARED, "selected peer disagreement", "selected NLL")
 DRAWN = {
     COMPARED: ("test accuracy of the deployed peer (%)", 100.0),
-    "selected students' ensemble accuracy": ("of the students' mean probabilities (%)", 100.0),
+    "selected students' ensemble accuracy": ("test accuracy of the students' mean probabilities (%)", 100.0),
     "selected peer disagreement": ("disagreement of the student peers (%)", 100.0),
     "selected NLL": ("negative log-likelihood, deployed peer (nats)", 1.0),
 }

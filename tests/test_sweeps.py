@@ -165,20 +165,20 @@ def test_chance_is_what_guessing_may_reach(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "places", "note"),
+    ("values", "places", "numeric", "note"),
     [
-        (["2", "1", "5", "3"], {"1": 1.0, "2": 2.0, "3": 3.0, "5": 5.0}, ""),
-        (["0", "0.05", "2"], {"0": 0.0, "0.05": 1.0, "2": 2.0}, " (even steps)"),
-        (["keep", "copy"], {"keep": 0.0, "copy": 1.0}, ""),
-        (["0.99", "{0:0.99,5:0.9}"], {"0.99": 0.0, "{0:0.99,5:0.9}": 1.0}, ""),
+        (["2", "1", "5", "3"], {"1": 1.0, "2": 2.0, "3": 3.0, "5": 5.0}, True, ""),
+        (["0", "0.05", "2"], {"0": 0.0, "0.05": 1.0, "2": 2.0}, True, " (even steps)"),
+        (["keep", "copy"], {"keep": 0.0, "copy": 1.0}, False, ""),
+        (["0.99", "{0:0.99,5:0.9}"], {"0.99": 0.0, "{0:0.99,5:0.9}": 1.0}, False, ""),
     ],
 )
 def test_an_axis_is_numeric_where_its_values_are_and_stay_apart(
-    values: list[str], places: dict[str, float], note: str
+    values: list[str], places: dict[str, float], numeric: bool, note: str
 ) -> None:
-    found, (ticks, labels), said = figures._axis(values)
-    assert (found, said) == (places, note)
-    assert dict(zip(labels, ticks, strict=True)) == places
+    axis = figures._axis(values)
+    assert (axis.places, axis.numeric, axis.note) == (places, numeric, note)
+    assert [*axis.places] == [*places]
 
 
 def test_other_settings_in_a_jobs_folder_are_refused_with_the_differences(tmp_path: Path) -> None:
