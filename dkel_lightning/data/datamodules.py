@@ -194,7 +194,8 @@ class ImageDataModule(LightningDataModule, ABC):
         With the Trainer's `overfit_batches` the order is that of epoch 0 in every epoch.
         """
         loader = self._training_loader()
-        loader.fixed_order = self.trainer is not None and bool(self.trainer.overfit_batches)
+        # Lightning sets this attribute without declaring it.
+        loader.fixed_order = bool(getattr(self.trainer, "overfit_batches", 0))
         return loader
 
     def _training_loader(self) -> TrainingLoader:
