@@ -135,9 +135,10 @@ def together(how_to_go_on: Callable[[], str]) -> Iterator[None]:
             named = _first_cause(named)
         if _Task.children is not None:
             _Task.children.kill()
-        if named is error:
+        advised = _advised(named)
+        if advised is error:
             raise
-        raise _advised(named) from error
+        raise advised from error
 
 
 def named_error(error: Exception) -> Exception:
@@ -174,7 +175,8 @@ def _first_cause(lost: ProcessError) -> DkelError:
 
 
 def _advised(error: Exception) -> Exception:
-    if isinstance(error, ProcessError | MemoryFullError):
+    """Add how to go on to an error that a new start may cure; the process that says it does so, once."""
+    if isinstance(error, ProcessError | MemoryFullError) and not failures.is_child():
         return type(error)(f"{error} {_Task.how_to_go_on()}".strip())
     return error
 

@@ -21,11 +21,11 @@ def run(run: Run, comparison: Comparison | None = None) -> float:
     from dkel_lightning.children import together
 
     processes = _processes_to_start(run)
-    if processes > 1:
-        from dkel_lightning.tasks.spawn import spawned
-
-        return spawned(run_here, run, processes)
     with together(lambda: f"Go on with: {stages.go_on(run)}" if run.values["task"]["name"] == "train" else ""):
+        if processes > 1:
+            from dkel_lightning.tasks.spawn import spawned
+
+            return spawned(run_here, run, processes)
         return run_here(run, comparison)
 
 

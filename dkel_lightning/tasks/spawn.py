@@ -20,7 +20,7 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 
 from dkel_lightning import failures
 from dkel_lightning.callbacks.saving import SaveOnSignal
-from dkel_lightning.children import GRACE, PAUSE, Child, Children, end_with_parent
+from dkel_lightning.children import GRACE, PAUSE, Child, Children, end_with_parent, named_error
 from dkel_lightning.errors import DkelError, ProcessError
 from dkel_lightning.files import Run
 
@@ -120,8 +120,9 @@ def _work(task: Task, run: Run, rank: int) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
-        failures.note(DkelError(f"\n{traceback.format_exc()}"))
+    except Exception as error:
+        named = named_error(error)
+        failures.note(named if isinstance(named, DkelError) else DkelError(f"\n{traceback.format_exc()}"))
         sys.exit(1)
     if rank == 0:
         (Path(os.environ[failures.FOLDER]) / "result").write_text(json.dumps(result), encoding="utf-8")

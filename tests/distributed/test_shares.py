@@ -151,6 +151,10 @@ class Parameters(Callback):
         self.gradients.append(named)
 
 
+def _stay(layer: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
+    return layer
+
+
 def train_on(world: int, method: str) -> dict[str, Any]:
     """Train two epochs of three global batches of 32, 32 and 24 images, without augmentation."""
     images = DigitsDataModule(
@@ -165,7 +169,8 @@ def train_on(world: int, method: str) -> dict[str, Any]:
     for layer in batch_norms(module):
         torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
         # Statistics of a batch depend on who shares it, so the running ones are used throughout.
-        layer.eval().train = lambda mode=True, layer=layer: layer
+        layer.eval()
+        object.__setattr__(layer, "train", partial(_stay, layer))
     seen = Parameters()
     run = run_trainer(world, seen, max_epochs=2)
     run.fit(module, images)
@@ -175,7 +180,7 @@ def train_on(world: int, method: str) -> dict[str, Any]:
         "parameters": parameters_of(module),
         "gradients": seen.gradients[-1],
         "steps": run.global_step,
-        "metrics": {name: float(value) for name, value in run.callback_metrics.items()} | tested,
+        "metrics": {name: float(value) for name, value in {**run.callback_metrics, **tested}.items()},
         "logged": {name: float(value) for name, value in run.logged_metrics.items()},
     }
 
