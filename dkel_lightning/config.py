@@ -423,6 +423,9 @@ KEYS: dict[str, Key] = {
     "trainer.check_val_every_n_epoch": whole("Epochs between validations.", 1),
     "trainer.gradient_clip_val": number("Largest gradient norm (or value).", 0, optional=True),
     "trainer.fast_dev_run": either(switch("One batch of everything, nothing written."), whole("", 1)),
+    "trainer.process_timeout": number(
+        "Minutes that a process waits for the others before the run ends.", 0, above=True
+    ),
     "trainer.*": anything("Argument of Lightning's Trainer."),
     "precision.name": choice("Precision.", "fp32", "bf16", "fp16"),
     "precision.trainer": choice("Lightning's name of it.", "32-true", "bf16-mixed", "16-mixed"),
@@ -491,9 +494,6 @@ _OPEN_LEAVES = frozenset(key[:-2] for key in KEYS if key.endswith(".extra.*"))
 
 
 # ---------------------------------------------------------------------- checks
-    "trainer.process_timeout": number(
-        "Minutes that a process waits for the others before the run ends.", 0, above=True
-    ),
 
 
 def check(values: Values) -> None:
