@@ -121,7 +121,7 @@ def test_what_is_no_recorded_step_is_refused(tmp_path: Path) -> None:
     fit = trainer(default_root_dir=tmp_path)
     fit.fit(build(), train_loader())
     fit.save_checkpoint(tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="is no recorded step: give the path of a collapse/step_<n>.pt"):
+    with pytest.raises(CheckpointError, match=r"is no recorded step: give the path of a collapse/step_<n>\.pt"):
         replay_step(tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match="No checkpoint at"):
         replay_step(tmp_path / "step_7.pt")
