@@ -154,9 +154,12 @@ def named_error(error: Exception) -> Exception:
             f"Out of memory ({first}): lower data.batch_size, choose precision=bf16, or keep the images off the "
             "device with data.residency=workers."
         )
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not torch.distributed.is_available():
         return error
-    if isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and _LOST.search(text)):
+    several = torch.distributed.is_initialized()
+    if isinstance(error, torch.distributed.DistError) or (
+        several and isinstance(error, RuntimeError) and _LOST.search(text)
+    ):
         if _LATE.search(text):
             return ProcessError("Another process has not answered within trainer.process_timeout: it hangs or is slow.")
         return ProcessError("Another process of this training has ended.")

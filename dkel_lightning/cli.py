@@ -382,10 +382,11 @@ def planned(values: Mapping[str, Any], given: Sequence[str], config_dir: Path | 
 
 
 def _launches_processes(trainer: Mapping[str, Any]) -> bool:
-    """Tell whether Lightning would run this command once more for each further process."""
-    several = trainer["devices"] not in (1, "1", [0], "auto" if trainer["accelerator"] == "cpu" else 1)
-    # With the strategy auto, Lightning takes plain DDP for several devices.
-    return several and str(trainer["strategy"]) != "ddp_spawn"
+    """Tell whether Lightning would run this command once more for each further process, or with strategy auto might."""
+    devices = trainer["devices"]
+    one = str(devices) == "1" or (isinstance(devices, list) and len(devices) == 1)
+    one_cpu = trainer["accelerator"] == "cpu" and devices == "auto"
+    return str(trainer["strategy"]) != "ddp_spawn" and not one and not one_cpu
 
 
 def _options(group: str, config_dir: Path | None) -> list[str]:

@@ -79,7 +79,7 @@ class Ended:
 
     @property
     def errors(self) -> list[str]:
-        return [line for line in self.text.splitlines() if line.startswith("Error")]
+        return [line for line in self.text.splitlines() if line.startswith("Error: ")]
 
 
 class Command:

@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 SPAWN = ("trainer=ddp_spawn", "trainer.accelerator=cpu", "trainer.devices=2")
 DDP = ("trainer=ddp_cpu",)
-# 10 seconds in which the main process may end by itself, and what Python takes to end.
-BOUND = 20.0
+# 10 seconds in which the others may end by themselves, and what Python takes to end on a busy machine.
+BOUND = 30.0
 
 
 def fails(folder: Path, kind: str, rank: int, launch: tuple[str, ...], *more: str) -> Ended:
@@ -53,9 +53,10 @@ CASES = [
 def test_a_process_that_fails_ends_the_others_with_one_message(
     kind: str, rank: int, launch: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
-    # Six seconds; the others notice a hanging process only by them.
-    waits = 6.0 if kind == "hang" else 0.0
-    ended = fails(tmp_path, kind, rank, launch, "trainer.process_timeout=0.1" if waits else "trainer.process_timeout=5")
+    # The others notice a hanging process by the time alone, in which the processes must find each other, too.
+    minutes = 0.75 if kind == "hang" else 5
+    waits = 60 * minutes if kind == "hang" else 0
+    ended = fails(tmp_path, kind, rank, launch, f"trainer.process_timeout={minutes}")
     assert ended.code == 1, ended.text
     assert len(ended.errors) == 1, ended.text
     assert message in ended.text

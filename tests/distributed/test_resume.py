@@ -34,7 +34,7 @@ from tests.reliability.harness import (
 )
 
 pytestmark = pytest.mark.slow
-TWO = ("trainer=ddp_cpu", "trainer.accumulate_grad_batches=2")
+TWO = ("trainer=ddp_cpu", "trainer.accumulate_grad_batches=2", "method.peers=2")
 
 
 def two(run: Run, before: Callable[[int], None] = lambda rank: None) -> list[int]:
@@ -71,7 +71,9 @@ def holds_what_each_process_has(checkpoint: dict[str, Any]) -> None:
     assert any(name.startswith("teacher.") and name.endswith("running_var") for name in unequal)
 
 
-@pytest.mark.parametrize("place", ["batch:8", "validation:3", "writing:3"])
+@pytest.mark.parametrize(
+    "place", ["batch:8", *(pytest.param(place, marks=pytest.mark.long) for place in ("validation:3", "writing:3"))]
+)
 def test_a_run_killed_within_an_epoch_goes_on_bit_for_bit(place: str, through: Path, tmp_path: Path) -> None:
     run = run_of_two(tmp_path / "run", "callbacks.checkpoint_every_n_steps=1")
 
