@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ import hydra.utils
 import torch
 from hydra.errors import InstantiationException
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
 from dkel_lightning import data, failures
 from dkel_lightning.children import ProcessGroup
 from dkel_lightning.config import unknown_choice
-from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, SchedulerFactory
@@ -161,6 +163,28 @@ def processes(values: Values) -> int:
     return int(plain.num_devices)
 
 
+@contextlib.contextmanager
+def trainer_settings_named() -> Iterator[None]:
+    """Name what Lightning refuses of its settings only once it knows how long the loaders are.
+
+    Raises:
+        ConfigError: with what Lightning says.
+    """
+    try:
+        yield
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, DkelError) or not _raised_by_lightning(error):
+            raise
+        raise ConfigError(f"trainer: {_first_line(error)}") from error
+
+
+def _raised_by_lightning(error: Exception) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.")
+
+
 def _with_strategy(given: Values) -> dict[str, Any]:
     """Return the settings with a strategy whose processes end together in place of Lightning's plain DDP.
 
@@ -261,10 +285,16 @@ def _partial(settings: Values, where: str) -> Callable[..., Any]:
 def _try(where: str, build: Callable[[], Any]) -> Any:
     try:
         return build()
-    except (MisconfigurationException, TypeError, ValueError, ModuleNotFoundError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{where}: {error}{_nearest_argument(str(error), build)}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a class raises that was given these settings is what is wrong with them
+        raise ConfigError(f"{where}: {_first_line(error)}{_nearest_argument(str(error), build)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    # The text of a KeyError is the representation of what it says.
+    said = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
 
 
 def _nearest_argument(message: str, build: Any) -> str:

@@ -76,7 +76,7 @@ def main() -> Any:
         raise SystemExit(1)
 
 
-class SweepFolder(Callback):  # type: ignore[misc]
+class SweepFolder(Callback):
     """Remember the folder of a sweep, whatever launcher runs its jobs."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
@@ -95,9 +95,10 @@ def _end_sweep() -> None:
 
     folder = _sweep_folder[0]
     sweep = sweeps.read(folder)
-    if sweep.jobs:
-        sweeps.write(sweep)
+    if any(job.figures for job in sweep.jobs):
         sweeps.show(sweep)
+    if sweep.jobs:
+        print(f"The sweep's tables: {', '.join(sweeps.write(sweep))} in {folder}", flush=True)
     if not all(job.state == "finished" for job in sweep.jobs):
         kept = [item for item in sys.argv[1:] if not item.startswith("hydra.sweep.dir=")]
         again = shlex.join(["python", "-m", "dkel_lightning", *kept, f"hydra.sweep.dir={folder}"])
@@ -135,8 +136,9 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     child = "LOCAL_RANK" in os.environ
     if not child:
         check_arguments([*(swept or ()), *given], _config_dir(arguments), multirun)
+    arguments = without_superfluous_plus(arguments)
     if child or any(argument.split("=")[0] in SHOWING_FLAGS for argument in arguments):
-        return list(arguments)
+        return arguments
     own_folder = [item.split("=", 1)[1] for item in given if item.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
     added = [] if multirun or own_folder else _folder_override(given)
     named = [*own_folder, *(item.split("=", 1)[1] for item in [*added, *given] if item.startswith(FOLDER_KEYS))]
@@ -266,11 +268,13 @@ def preset_sweep(given: Sequence[str], config_dir: Path | None) -> list[str] | N
     with contextlib.suppress(ConfigError):  # mistakes are named by the check that follows
         parsed = [item for item in map(_parse, given) if not item.is_sweep_override()]
         chosen = [i for i in parsed if i.is_hydra_override() or _options(i.key_or_group, config_dir)]
+        if not chosen:
+            return None
         found = compose([item.input_line or "" for item in chosen] + _search(config_dir), with_hydra=True).hydra
         if found.mode is RunMode.MULTIRUN:
             params = OmegaConf.to_container(found.sweeper.params or OmegaConf.create(), resolve=True)
             assert isinstance(params, dict)
-            return [f"{key}={value}" for key, value in params.items()]
+            return [f"{key!s}={value!s}" for key, value in params.items()]
     return None
 
 
@@ -292,9 +296,22 @@ def check_arguments(given: Sequence[str], config_dir: Path | None, multirun: boo
                 raise ConfigError(f"{item.input_line} gives several values: add -m to run one job for each.")
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"--config-dir {config_dir} is no folder.")
+    for_hydra = [item.input_line or "" for item in parsed if item.is_hydra_override()]
+    if for_hydra:
+        compose(for_hydra + _search(config_dir), with_hydra=True)
     _check_presets(own, config_dir)
-    for combination in _combinations(own):
-        _check_combination(combination, _search(config_dir), config_dir, multirun)
+    first, others = _combinations(own)
+    composed = _composed(first, _search(config_dir), config_dir)
+    _check_composed(composed, first, config_dir, multirun)
+    for position, option in others:
+        items = [*first[:position], option, *first[position + 1 :]]
+        item = _parse(option)
+        if _options(item.key_or_group, config_dir):
+            changed = _composed(items, _search(config_dir), config_dir)
+        else:  # composing anew would give the same, in a hundred times the time
+            changed = copy.deepcopy(composed)
+            OmegaConf.update(changed, item.key_or_group, item.value(), merge=False)
+        _check_composed(changed, items, config_dir, multirun)
 
 
 def _check_presets(overrides: Sequence[Override], config_dir: Path | None) -> None:
@@ -308,15 +325,16 @@ def _check_presets(overrides: Sequence[Override], config_dir: Path | None) -> No
 def _parse(item: str) -> Override:
     try:
         return OverridesParser.create().parse_overrides([item])[0]
-    except (OverrideParseException, CompactHydraException) as error:
+    except (OverrideParseException, CompactHydraException, RecursionError) as error:
+        shown = item if len(item) <= 200 else f"{item[:200]}..."
         raise ConfigError(
-            f"Cannot read {item!r}: write key=value or group=option, with quotes around a value that holds anything "
+            f"Cannot read {shown!r}: write key=value or group=option, with quotes around a value that holds anything "
             "but letters of English, digits and the signs ._-/ (\"key='a value'\")."
         ) from error
 
 
-def _combinations(overrides: Sequence[Override]) -> Iterator[list[str]]:
-    """Give every value of every sweep once, beside the first values of the others; the last word on a key counts."""
+def _combinations(overrides: Sequence[Override]) -> tuple[list[str], list[tuple[int, str]]]:
+    """Give the first value of every sweep, and each further value with its place; the last word on a key counts."""
     values = []
     for item in {item.get_key_element(): item for item in overrides}.values():
         if item.is_sweep_override() and item.is_discrete_sweep():
@@ -326,15 +344,12 @@ def _combinations(overrides: Sequence[Override]) -> Iterator[list[str]]:
             values.append([f"{item.get_key_element()}={item.value().start}"])  # type: ignore[union-attr]
         else:
             values.append([item.input_line or ""])
-    first = [options[0] for options in values]
-    yield first
-    for position, options in enumerate(values):
-        for option in options[1:]:
-            yield [*first[:position], option, *first[position + 1 :]]
+    others = [(position, option) for position, options in enumerate(values) for option in options[1:]]
+    return [options[0] for options in values], others
 
 
-def _check_combination(items: list[str], search: list[str], config_dir: Path | None, multirun: bool) -> None:
-    values = resolved(_composed(items, search, config_dir))
+def _check_composed(composed: DictConfig, items: list[str], config_dir: Path | None, multirun: bool) -> None:
+    values = resolved(composed)
     config.check(values)
     if values["task"]["name"] == "compare":
         if multirun:
@@ -455,6 +470,12 @@ def _without_plus(item: Override) -> str:
     return line.lstrip("+") if item.is_add() and item.key_or_group in config.KEYS else line
 
 
+def without_superfluous_plus(arguments: Sequence[str]) -> list[str]:
+    """Take the plus off keys that exist, as the check of the arguments does."""
+    own = {item for item in _overrides(arguments) if item.startswith("+")}
+    return [_without_plus(_parse(argument)) if argument in own else argument for argument in arguments]
+
+
 def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     """Compose the configuration outside of a run, on request with Hydra's own.
 
@@ -465,7 +486,7 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(config.folder()), version_base="1.3", job_name="dkel_lightning"):
             return hydra.compose("config", overrides=overrides, return_hydra_config=with_hydra)
-    except (CompactHydraException, OmegaConfBaseException) as error:
+    except (CompactHydraException, OmegaConfBaseException, ValueError) as error:
         if "Could not override 'scale'" in str(error):
             raise ConfigError("scale= belongs to an ablation: choose one with experiment=ablation/NAME.") from error
         raise ConfigError(str(error).split("\nTo append")[0]) from error

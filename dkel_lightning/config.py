@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,10 @@ class Key:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _range(low: float | None, high: float | None, open_low: bool) -> str:
@@ -130,14 +135,14 @@ def numbers(meaning: str, *, optional: bool = False) -> Key:
     return Key("a list of numbers", meaning, check, optional)
 
 
-def several(meaning: str, each: Key, *, least: int = 1) -> Key:
+def several(meaning: str, each: Key, *, least: int = 1, optional: bool = False) -> Key:
     """Describe a list of at least `least` values that each fit a description."""
 
     def check(value: Any) -> str | None:
         fits = isinstance(value, list) and len(value) >= least and all(each.fault(item) is None for item in value)
         return None if fits else ""
 
-    return Key(f"a list, each {each.kind}", meaning, check)
+    return Key(f"a list, each {each.kind}", meaning, check, optional)
 
 
 def folder_name(meaning: str) -> Key:
@@ -184,9 +189,51 @@ def schedule(meaning: str, low: float, high: float) -> Key:
     return Key(f"{each.kind}, or a schedule {{from: value}} of them", meaning, check, optional=True)
 
 
+def amount(meaning: str) -> Key:
+    """Describe a number of batches, or a share of them."""
+
+    def check(value: Any) -> str | None:
+        fits = _is_number(value) and (0 <= value <= 1 if isinstance(value, float) else value >= 0)
+        return None if fits else ""
+
+    return Key("a whole number of batches, or a share of them between 0.0 and 1.0", meaning, check, optional=True)
+
+
+def devices(meaning: str) -> Key:
+    """Describe what Lightning takes for devices."""
+
+    def check(value: Any) -> str | None:
+        if isinstance(value, list):
+            return None if value and all(_is_count(item) and item >= 0 for item in value) else ""
+        fits = _is_count(value) and (value > 0 or value == -1)
+        return None if fits or (isinstance(value, str) and _DEVICES.fullmatch(value)) else ""
+
+    return Key("a number of devices, a list of their indices, -1 or auto", meaning, check)
+
+
+_DEVICES = re.compile(r"auto|-1|[1-9]\d*|\d+(,\d*)+")
+
+
+def duration(meaning: str) -> Key:
+    """Describe a span of time."""
+
+    def check(value: Any) -> str | None:
+        if isinstance(value, Mapping):
+            named = set(value) <= {"days", "hours", "minutes", "seconds"}
+            fits = named and all(_is_number(each) and each >= 0 for each in value.values())
+            return None if fits and any(value.values()) else ""
+        written = isinstance(value, str) and _DURATION.fullmatch(value) is not None
+        return None if written and set(value) != {"0", ":"} else ""
+
+    return Key("days:hours:minutes:seconds as in 00:11:55:00", meaning, check, optional=True)
+
+
+_DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
+
+
 def anything(meaning: str) -> Key:
     """Describe a value that another library checks."""
-    return Key("any value", meaning, lambda value: None, optional=True)
+    return Key("any value but NaN", meaning, lambda value: "" if value != value else None, optional=True)
 
 
 def seeds(meaning: str) -> Key:
@@ -223,10 +270,13 @@ ANALYSES = ("geometry", "convergence")
 NEED_A_TEACHER = ("dkel", "dkel_released", "pcl", "mean_teacher", "kd")
 # Whose teacher may be a network of its own, of another backbone and with one peer.
 FOREIGN_TEACHER = ("kd",)
+SEPARATE_TEACHER_VIEWS = ("mean_teacher",)
 MINIMUM_PEERS = dict.fromkeys(("dkel", "dkel_released", "pcl", "dml", "kdcl", "cl_ilr", "one", "ffl"), 2) | {
     "okddip": 3
 }
 NEED_A_TRUNK = ("one", "cl_ilr")
+# Lightning's name of each precision.
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 KEYS: dict[str, Key] = {
     "name": folder_name("Folder of the run under outputs/."),
@@ -278,9 +328,7 @@ KEYS: dict[str, Key] = {
     "geometry.bowl.max_steps": whole("Steps after which an arrival is no longer waited for.", 1, 100_000),
     "geometry.bowl.chords": numbers("Steps at which a line joins student and teacher."),
     "geometry.mirror.student": numbers("First position of the student, between two mirror optima."),
-    "geometry.mirror.trained": numbers(
-        "A teacher at an optimum of the student's branch; mirrored, of the other."
-    ),
+    "geometry.mirror.trained": numbers("A teacher at an optimum of the student's branch; mirrored, of the other."),
     "geometry.mirror.untrained": numbers("A teacher in the mirror branch, at no optimum."),
     "geometry.mirror.weights": numbers("Weights of the teacher; 0 is added."),
     "geometry.mirror.threshold": number("Loss below which a network counts as trained.", 0, above=True),
@@ -332,8 +380,10 @@ KEYS: dict[str, Key] = {
         "Zeros around a training image before its crop; null: as the set defines.", 0, 256, optional=True
     ),
     "data.flip": switch("Mirror half of the training views; null: as the set defines.", optional=True),
-    "data.mean": numbers("Channel means in [0, 1]; null: as the set defines, or computed.", optional=True),
-    "data.std": numbers("Channel deviations, likewise.", optional=True),
+    "data.mean": several(
+        "Channel means of images in [0, 1]; null: as the set defines, or computed.", number("", 0, 1), optional=True
+    ),
+    "data.std": several("Channel deviations, likewise.", number("", 1e-6), optional=True),
     "data.validation": number("Share of the training images held out for validation.", 0, 0.9, above=True),
     "data.split_seed": whole("Seed of that choice.", 0),
     "data.selection": choice("What chooses epoch and peer.", "validation", "paper"),
@@ -382,7 +432,7 @@ KEYS: dict[str, Key] = {
     "method.classifiers": choice("How the branches' classifiers start.", "own", "equal", "released"),
     "method.label_smoothing": number("Share of the label that is spread evenly over all classes.", 0, 0.99),
     "method.peer_lr_scale": numbers("Factor on the learning rate of each peer's own part; null: 1.", optional=True),
-    "method.frozen_peers": numbers("Peers whose own part does not learn."),
+    "method.frozen_peers": several("Peers whose own part does not learn.", whole("", 0), least=0),
     "method.ce_weight": number("Weight of the labels.", 0),
     "method.temperature": number("Temperature T of the softened predictions.", 0, above=True),
     "method.weight": number("Weight of what is distilled, from the first step on.", 0),
@@ -412,16 +462,40 @@ KEYS: dict[str, Key] = {
         "Pair of weights of assembled and individual teachers.", "complement", "decay", "ramp", "constant"
     ),
     "optimizer.lr": number("Learning rate.", 0),
+    "optimizer.momentum": number("Momentum.", 0),
+    "optimizer.nesterov": switch("Nesterov's form of it."),
+    "optimizer.betas": several("Rates of the running means of the gradient and its square.", number("", 0, 1), least=2),
+    "optimizer.weight_decay": number("Weight decay.", 0),
     "optimizer.*": anything("Argument of the optimizer."),
     "scheduler.interval": choice("How often the scheduler steps.", "epoch", "step"),
     "scheduler.milestones": numbers("Epochs, or (all below 1) shares of the run, at which the rate is multiplied."),
     "scheduler.gamma": number("Factor on the rate.", 0),
+    "scheduler.T_max": number("Length of the cosine's fall, in epochs or steps as interval says."),
+    "scheduler.eta_min": number("Rate at its end.", 0),
     "scheduler.*": anything("Argument of the scheduler."),
     "trainer.max_epochs": whole("Length of the run in epochs; -1: until max_steps or max_time.", -1),
     "trainer.max_steps": whole("Length of the run in optimizer steps; -1: no bound.", -1),
+    "trainer.max_time": duration("Length of the run in time."),
+    "trainer.accelerator": text("Kind of device: auto, cpu, gpu, mps, or another that Lightning knows."),
+    "trainer.devices": devices("Devices of a machine."),
+    "trainer.num_nodes": whole("Machines.", 1),
+    "trainer.strategy": text("How devices work together: auto, ddp or ddp_spawn."),
+    "trainer.sync_batchnorm": switch("BatchNorm over the batches of all processes."),
     "trainer.accumulate_grad_batches": whole("Batches an optimizer step.", 1),
     "trainer.check_val_every_n_epoch": whole("Epochs between validations.", 1),
-    "trainer.gradient_clip_val": number("Largest gradient norm (or value).", 0, optional=True),
+    "trainer.gradient_clip_val": number("Largest gradient norm (or value); 0 or null: no bound.", 0, optional=True),
+    "trainer.gradient_clip_algorithm": choice("What is limited.", "norm", "value"),
+    "trainer.limit_train_batches": amount("Training batches an epoch."),
+    "trainer.limit_val_batches": amount("Validation batches; 0: no validation."),
+    "trainer.limit_test_batches": amount("Test batches."),
+    "trainer.overfit_batches": amount("Train and validate on these batches only; 0: on all."),
+    "trainer.num_sanity_val_steps": whole("Validation batches before the training; -1: all.", -1),
+    "trainer.log_every_n_steps": whole("Steps between the rows of loggers that log steps.", 0),
+    "trainer.deterministic": either(
+        switch("Only deterministic operations; warn where there is none."), choice("", "warn")
+    ),
+    "trainer.detect_anomaly": switch("Look for NaN in the backward pass; slow."),
+    "trainer.profiler": text("Lightning's profiler: simple, advanced or pytorch.", optional=True),
     "trainer.fast_dev_run": either(switch("One batch of everything, nothing written."), whole("", 1)),
     "trainer.process_timeout": number(
         "Minutes that a process waits for the others before the run ends.", 0, above=True
@@ -527,13 +601,17 @@ def warnings(values: Values) -> list[str]:
 
 def _value_mistakes(values: Values) -> Iterator[str]:
     for group in ("logger", "callbacks"):
-        if not isinstance(values.get(group, {}).get("extra"), Mapping):
+        node = values.get(group)
+        if isinstance(node, Mapping) and not isinstance(node.get("extra"), Mapping):
             yield f"{group}.extra must hold entries name: {{_target_: ...}}."
     for key, value in leaves(values):
         if key.rsplit(".", 1)[-1] in ("_target_", "_partial_"):
             continue
         description = describe(key)
-        if description is None:
+        below = [known[len(key) + 1 :] for known in KEYS if known.startswith(f"{key}.")]
+        if description is None and below:
+            yield f"{key} must hold its keys ({', '.join(below)}), got {value!r}."
+        elif description is None:
             # A method of the user's own brings its own keys; the override check has seen that its YAML has them.
             if not key.startswith("method."):
                 yield unknown_key(key, KEYS)
@@ -551,6 +629,8 @@ def _contradictions(values: Values) -> Iterator[str]:
     separate = method.get("sharing") == "nothing" or not isinstance(method["peers"], int)
     if name in NEED_A_TRUNK and separate:
         yield f"{name} works on a trunk that its peers share: give method.peers as a number, and method.sharing=trunk."
+    if method.get("views") == "per_peer_and_teacher" and name in MINIMUM_PEERS | dict.fromkeys(("baseline", "kd")):
+        yield f"method.views=per_peer_and_teacher belongs to {SEPARATE_TEACHER_VIEWS[0]}: choose per_peer or shared."
     if teacher["update"] == "none" and "decay" in teacher:
         yield "teacher.update=none: choose teacher=none, which leaves out the other keys too."
     elif teacher["update"] == "none":
@@ -559,6 +639,8 @@ def _contradictions(values: Values) -> Iterator[str]:
             yield f"teacher=none, but method={name} needs a teacher: choose teacher={cure}."
         if values["deploy"]["network"] == "teacher":
             yield "deploy.network=teacher, but teacher=none: choose deploy.network=student."
+    elif "decay" not in teacher:
+        yield f"teacher.update={teacher['update']}, but teacher=none has no other key: choose another teacher=."
     else:
         yield from _one_of_two("teacher", teacher, "decay", "decay_share")
         yield from _teacher_contradictions(name, teacher)
@@ -626,6 +708,9 @@ def _comparison_contradictions(values: Values, trainer: Values) -> Iterator[str]
 
 
 def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:
+    precision = values["precision"]
+    if precision["trainer"] != PRECISIONS[precision["name"]]:
+        yield f"precision.trainer={precision['trainer']} belongs to another precision=: choose that, and leave it out."
     if values["precision"]["name"] == "fp16" and trainer["accelerator"] == "cpu":
         yield "precision=fp16 needs a GPU: choose precision=bf16 or fp32 on the CPU."
     endless = trainer["max_epochs"] in (-1, None) and trainer["max_steps"] == -1 and not trainer.get("max_time")
@@ -634,6 +719,8 @@ def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:
     for key in ("max_epochs", "max_steps", "limit_train_batches"):
         if trainer[key] == 0:
             yield f"trainer.{key} is 0: nothing would be trained."
+    if values["callbacks"]["early_stopping"] is not None and trainer["limit_val_batches"] == 0:
+        yield "callbacks.early_stopping needs validation, and trainer.limit_val_batches is 0."
     if trainer["limit_test_batches"] == 0:
         yield "trainer.limit_test_batches is 0: nothing would be tested."
     yield from _scheduler_contradictions(values["scheduler"], trainer)

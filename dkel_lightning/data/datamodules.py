@@ -369,8 +369,11 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ConfigError(f"selection={self.selection!r} is unknown: choose {' or '.join(SELECTIONS)}")
         if self.residency not in RESIDENCIES:
             raise ConfigError(f"residency={self.residency!r} is unknown: choose {', '.join(RESIDENCIES)}")
-        if self.std is not None and not all(value > 0 for value in self.std):
-            raise ConfigError(f"std={list(self.std)} must hold positive numbers")
+        if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
+            raise ConfigError(f"mean={list(self.mean)} must hold numbers between 0 and 1, as of images scaled so")
+        # A smaller one makes values whose squares overflow.
+        if self.std is not None and not all(1e-6 <= value < math.inf for value in self.std):
+            raise ConfigError(f"std={list(self.std)} must hold positive numbers, of at least 1e-6")
 
 
 class DigitsDataModule(ImageDataModule):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dkel_lightning import callbacks, checkpoints, methods, networks
-from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.metrics import CalibrationErrors, Disagreement, NetworkScores, TermMeans, relative_distance
 from dkel_lightning.modules import processes
 from dkel_lightning.modules.batch import Batch, check_labels, check_views, images_of, number_of_views, unpack
@@ -268,7 +268,16 @@ class DistillationModule(LightningModule):
             check_labels(labels, self.student.num_classes)
         rank = self.global_rank if self._trainer is not None else 0
         epoch = self.trainer.current_epoch if self._trainer is not None else 0
-        step = self.look(Batch(self.make_views(views, epoch, batch_idx, rank), labels, indices))
+        made = Batch(self.make_views(views, epoch, batch_idx, rank), labels, indices)
+        try:
+            step = self.look(made)
+        except ValueError as error:
+            if len(labels) == 1 and "more than 1 value per channel" in str(error):
+                raise DataError(
+                    f"Batch {batch_idx} holds a single image, which BatchNorm cannot normalise where it is 1x1: "
+                    "pass drop_last=True to the DataLoader, or choose another batch size."
+                ) from error
+            raise
         terms, loss = self.losses(step)
         for observe in self.observers:
             observe(step, terms, loss)
@@ -747,7 +756,7 @@ def _teacher_settings(
         if method.teacher == "required":
             raise ConfigError(f"{name} needs a teacher, but teacher.update is none: choose ema, gradient or frozen.")
         if others:
-            raise ConfigError(f"There is no teacher, so teacher.{others[0]} means nothing: remove it.")
+            raise ConfigError(f"{name} has no teacher, so teacher.{others[0]} means nothing: choose teacher=none.")
         return None
     settings = methods.base.from_mapping(TeacherSettings, methods.base.merge(preset.teacher, given), "teacher")
     if not method.foreign_teacher and settings.backbone is not None:

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
+from dkel_lightning import build
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.modules.distillation import DistillationModule
 
@@ -68,7 +69,8 @@ class Scores:
 
 def test(trainer: Trainer, module: DistillationModule, images: ImageDataModule, epoch: int) -> Scores:
     """Test the module with the weights that it holds."""
-    metrics = trainer.test(module, images, verbose=False)[0]
+    with build.trainer_settings_named():
+        metrics = trainer.test(module, images, verbose=False)[0]
     return Scores(
         accuracy=_by_member(metrics, "test/acc/"),
         nll=_by_member(metrics, "test/nll/"),

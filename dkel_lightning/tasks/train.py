@@ -111,7 +111,8 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
     # Dropout and a user's transforms draw from the global generators; a resume puts them where they were.
     seed_process(values["seed"], "training", trainer.global_rank)
     try:
-        trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
+        with build.trainer_settings_named():
+            trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
     except (KeyboardInterrupt, SystemExit) as stop:
         _say_how_to_go_on(run, stop)
         raise

@@ -1,0 +1,363 @@
+"""Numbers at their edges: each is computed, or refused with one clear error; none turns into NaN in silence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dkel_lightning import DistillationModule, cli, config, figures, functional
+from dkel_lightning.data import DigitsDataModule, NpzDataModule
+from dkel_lightning.errors import ConfigError, DataError, NonFiniteError
+from dkel_lightning.tasks.train import train
+from tests.compose import compose, tiny_run
+from tests.modules.toy import Toy, build, parameters_of, same, train_loader, trainer
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(autouse=True)
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes longest and shows nothing here."""
+    monkeypatch.setattr(figures, "draw_curves", lambda *_: None)
+
+
+# ---------------------------------------------------------------------- gradients and half precision
+
+
+def test_a_gradient_that_explodes_under_a_finite_loss_is_named_before_the_step(tmp_path: Path) -> None:
+    module = build()
+    original = module.method.loss_terms
+
+    def with_a_root_at_zero(step: Any) -> dict[str, Tensor]:
+        terms = original(step)
+        # Adds 0 to the loss, and infinity to its gradient.
+        root = (step.student.logits - step.student.logits.detach()).sum().sqrt()
+        return terms | {"ce": terms["ce"] + root}
+
+    module.method.loss_terms = with_a_root_at_zero  # type: ignore[method-assign]
+    before = parameters_of(module.student)
+    with pytest.raises(NonFiniteError, match=r"gradients became NaN or infinite \(student\.network\S+, .* \(step 0, "):
+        trainer(default_root_dir=tmp_path, gradient_clip_val=1.0).fit(module, train_loader())
+    assert same(parameters_of(module.student), before)
+
+
+def test_fp16_that_overflows_in_one_network_makes_no_step_in_any_and_training_goes_on() -> None:
+    """All networks share one optimizer and one loss scaler, so a step is made by all or by none."""
+    module = build().train()
+    configured: Any = module.configure_optimizers()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    images, labels = next(iter(train_loader()))
+    before = parameters_of(module)
+    for overflows in (True, False):
+        scaler.scale(module.training_step((images, labels), 0)).backward()  # type: ignore[no-untyped-call]
+        if overflows:
+            next(module.student.network.own_part(1).parameters()).grad.fill_(INF)  # type: ignore[union-attr]
+        scaler.step(configured)
+        scaler.update()
+        configured.zero_grad()
+        assert same(parameters_of(module), before) == overflows
+        assert scaler.get_scale() == 512.0
+    assert all(bool(value.isfinite().all()) for value in parameters_of(module).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [1e4, 6e4])
+def test_logits_of_tens_of_thousands_give_finite_losses_and_gradients(dtype: torch.dtype, size: float) -> None:
+    logits = torch.tensor([[[size, -size, 0.0]], [[-size, size, 0.0]]], dtype=dtype, requires_grad=True)
+    teachers = torch.tensor([[[-size, size, size]], [[0.0, size, -size]]], dtype=dtype)
+    labels = torch.tensor([2])
+    losses = [
+        functional.cross_entropy(logits, labels),
+        functional.cross_entropy(logits, labels, label_smoothing=0.1),
+        functional.distillation(logits, teachers, 3.0),
+        functional.distillation_from_each(logits, teachers, 3.0),
+        functional.distillation(logits, functional.assemble(teachers, 3.0, space="probabilities"), 3.0),
+        functional.distillation(logits, functional.assemble(teachers, 3.0), 3.0),
+    ]
+    for loss in losses:
+        assert bool(loss.isfinite().all())
+        (gradient,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
+        assert bool(gradient.isfinite().all())
+
+
+# ---------------------------------------------------------------------- temperatures, rates, weights
+
+
+OUT_OF_RANGE: list[tuple[Any, dict[str, Any]]] = [
+    *(({"name": name, "temperature": t}, {}) for name in ("dkel", "dml") for t in (0, -1, NAN, INF, "x", None)),
+    *(({"name": "dml", "weight": value}, {}) for value in (-1, NAN, INF)),
+    *(({"name": "cl_ilr", "beta": value}, {}) for value in (-0.1, 1.5, NAN)),
+    *(({"name": "baseline", "label_smoothing": value}, {}) for value in (-0.1, 1.0, NAN)),
+    *(({"name": "dkel", "rampup": {"scale": value}}, {}) for value in (-1, NAN, INF)),
+    *(({"name": "dkel", "rampup": {"epochs": value}}, {}) for value in (-1, NAN)),
+    *(({"name": "dkel", "ensemble": {"cutoff": value}}, {}) for value in (-1, 1, NAN)),
+    *(({"name": "dkel", "ensemble": {"decay": value}}, {}) for value in (-1, NAN)),
+    *(("dkel", {"teacher": {"decay": value}}) for value in (-0.1, 1.5, NAN, INF, {0: 1.5}, {0: NAN}, {}, {1: 0.5})),
+    *(("dkel", {"teacher": {"decay": None, "decay_share": value}}) for value in (0, -1, NAN)),
+    *(("dkel", {"teacher": {"init_lr_scale": value}}) for value in (-1, NAN, INF)),
+    *(("dkel", {"teacher": {"init_steps": value}}) for value in (-1, 1.5, NAN, "x")),
+    *(("dkel", {"peer_lr_scale": value}) for value in ([0, 1], [-1, 1], [NAN, 1], [INF, 1], [1])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "settings"), OUT_OF_RANGE, ids=lambda value: str(value))
+def test_what_is_out_of_range_is_refused_in_python_too(method: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        build(method, 2, **settings)
+
+
+def test_what_is_out_of_range_is_refused_on_the_command_line_in_one_message() -> None:
+    faults = {
+        "method.temperature=0": "method.temperature must be a number above 0, got 0",
+        "teacher.decay=1.5": "teacher.decay must be a number between 0 and 1",
+        "optimizer.lr=nan": "optimizer.lr must be a number of at least 0, got nan",
+        "optimizer.momentum=-1": "optimizer.momentum must be a number of at least 0",
+        "+optimizer.dampening=nan": "optimizer.dampening must be any value but NaN",
+        "trainer.limit_train_batches=1.5": "trainer.limit_train_batches must be a whole number of batches, or a share",
+        "trainer.devices=0": "trainer.devices must be a number of devices",
+        "trainer.max_time=5": "trainer.max_time must be days:hours:minutes:seconds",
+        "trainer.log_every_n_steps=x": "trainer.log_every_n_steps must be a whole number",
+        "method.peers=1000000000": "method.peers must be a whole number between 1 and 64",
+        "method.rampup=null": "method.rampup must hold its keys (scale, epochs, share, form), got None",
+        "method.frozen_peers=[0.0]": "method.frozen_peers must be a list, each a whole number",
+        "teacher.weights=''": "teacher.weights must be text, got ''",
+        "data.std=[1e-30]": "data.std must be a list, each a number of at least 1e-06",
+    }
+    with pytest.raises(ConfigError) as caught:
+        cli.check_arguments([*faults], None, False)
+    said = str(caught.value).splitlines()
+    assert len(said) == len(faults)
+    assert all(any(message in line for line in said) for message in faults.values()), said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainer": {"max_epochs": 0}}, "trainer.max_epochs is 0: nothing would be trained"),
+        ({"precision": {"trainer": "16-mixed"}}, "precision.trainer=16-mixed belongs to another precision="),
+        (
+            {"callbacks": {"early_stopping": 1}, "trainer": {"limit_val_batches": 0}},
+            "callbacks.early_stopping needs validation",
+        ),
+        ({"method": {"views": "per_peer_and_teacher"}}, "method.views=per_peer_and_teacher belongs to mean_teacher"),
+    ],
+)
+def test_numbers_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
+    values = compose()
+    with pytest.raises(ConfigError) as caught:
+        config.check({**values, **{group: {**values[group], **keys} for group, keys in changes.items()}})
+    assert message in str(caught.value)
+
+
+def test_an_argument_that_the_optimizer_does_not_have_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Unknown key optimizer\.momentum"):
+        cli.check_arguments(["optimizer=adamw", "optimizer.momentum=0.9"], None, False)
+    run = tiny_run(tmp_path, "optimizer=adamw", "+optimizer.momentum=0.9")
+    with pytest.raises(ConfigError, match=r"optimizer: .*unexpected keyword argument 'momentum'"):
+        train(run)
+
+
+def finished(folder: Path, *overrides: str) -> dict[str, float]:
+    """Train two steps on the digits; return the last row of metrics.csv, all numbers of which are finite."""
+    train(tiny_run(folder, "data.limit=32", "method.peers=2", "trainer.max_epochs=1", *overrides))
+    row = [*csv.DictReader((folder / "metrics.csv").open(encoding="utf-8"))][-1]
+    # A similarity of features that do not differ is not defined.
+    numbers = {name: float(value) for name, value in row.items() if value and "/cka/" not in name}
+    assert all(map(math.isfinite, numbers.values())), numbers
+    return numbers
+
+
+def test_milestones_beyond_the_run_never_come(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "method.peers=2", "protocol.milestones=[50,75]", "trainer.limit_train_batches=1")
+    train(run)
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["optimizer_states"][0]["param_groups"][0]["lr"] == run.values["optimizer"]["lr"]
+
+
+def test_a_learning_rate_of_zero_and_an_unbounded_clip_train_without_moving(tmp_path: Path) -> None:
+    """`trainer.gradient_clip_val=0` is no bound, as in Lightning; a rate of 0 leaves the weights where they are."""
+    finished(tmp_path / "still", "optimizer.lr=0", "optimizer.weight_decay=0", "trainer.gradient_clip_val=0")
+    finished(tmp_path / "moving", "trainer.gradient_clip_val=0")
+    weights = {
+        name: torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("still", "moving")
+    }
+    still, moving = weights["still"], weights["moving"]
+    learning = [name for name in still if name.startswith("student.network") and name.endswith("weight")]
+    begun = build_like(tiny_run(tmp_path, "data.limit=32", "method.peers=2").values)
+    assert all(torch.equal(still[name], begun[name]) for name in learning)
+    assert any(not torch.equal(moving[name], begun[name]) for name in learning)
+
+
+def build_like(values: Any) -> dict[str, Tensor]:
+    from dkel_lightning import build as builders
+
+    images = builders.datamodule(values)
+    images.setup()
+    return builders.distillation(values, images).state_dict()
+
+
+# ---------------------------------------------------------------------- lengths
+
+
+def test_a_drop_in_loader_without_images_trains_nothing_and_says_so(tmp_path: Path) -> None:
+    """Lightning ends such a fit with a warning; nothing has moved."""
+    module = build()
+    before = parameters_of(module)
+    fit = trainer(default_root_dir=tmp_path)
+    with pytest.warns(UserWarning, match="Total length of `DataLoader` across ranks is zero"):
+        fit.fit(module, DataLoader(Toy(0), batch_size=8))
+    assert fit.global_step == 0
+    assert same(parameters_of(module), before)
+
+
+def test_drop_in_loaders_without_validation_or_test_images_are_passed_over(tmp_path: Path) -> None:
+    module, fit = build(), trainer(default_root_dir=tmp_path)
+    with pytest.warns(UserWarning, match="Total length of `DataLoader` across ranks is zero"):
+        fit.fit(module, train_loader(), DataLoader(Toy(0), batch_size=8))
+    assert fit.global_step == 3
+    assert not module.validation_accuracy.isfinite().any()
+    assert trainer(default_root_dir=tmp_path).test(module, DataLoader(Toy(0), batch_size=8), verbose=False) == []
+
+
+def images(samples: int, value: int | None = None) -> np.ndarray[Any, Any]:
+    if value is not None:
+        return np.full((samples, 8, 8), value, np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (samples, 8, 8), dtype=np.uint8)
+
+
+def own_set(folder: Path, labels: list[int], **arrays: Any) -> Path:
+    there: dict[str, Any] = {"train_images": images(len(labels)), "train_labels": np.array(labels)}
+    there |= {"test_images": images(2), "test_labels": np.array([0, 1])} | arrays
+    np.savez(folder / "set.npz", **there)
+    return folder / "set.npz"
+
+
+@pytest.mark.parametrize(
+    ("labels", "arrays", "settings", "message"),
+    [
+        ([0] * 8, {"test_labels": np.array([0, 0])}, {}, "num_classes must be at least 2, not 1"),
+        ([0, 0, 2, 2], {}, {}, "no training image has the label 1"),
+        ([0, 1, 1, -1], {}, {}, "train_labels contains -1"),
+        ([0, 1], {"train_labels": np.array([0.0, 1.0])}, {}, "store class numbers 0, 1, ... as integers"),
+        ([0, 1, 0, 1], {"test_labels": np.array([0, 9])}, {}, "test labels run from 0 to 9"),
+        ([0, 1, 0, 1], {"test_images": images(0), "test_labels": np.array([], int)}, {}, "every split needs at least"),
+        ([0], {}, {}, "test labels run from 0 to 1, but with 1 classes"),
+        ([0, 1], {}, {"validation": 0.5}, "no training batch: 1 training images"),
+        ([0, 1, 0, 1], {}, {"validation": 0.1}, "leaves 0 for validation and 4 for training"),
+        ([0, 1, 0, 1], {}, {"batch_size": 8, "drop_last": True, "validation": 0.5}, "lower batch_size"),
+        ([0, 1, 0, 1], {}, {"limit": 1, "validation": 0.5}, "limit=1 is less than the 2 classes"),
+        ([0, 1, 0, 1], {}, {"mean": [0.5, 0.5], "std": [1.0, 1.0]}, "mean has 2 values, but the images have 1 channel"),
+        ([0, 1, 0, 1], {}, {"mean": [0.5], "std": [0.0]}, "must hold positive numbers"),
+    ],
+)
+def test_own_data_without_sense_is_one_error(
+    tmp_path: Path, labels: list[int], arrays: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    path = own_set(tmp_path, labels, **arrays)
+    with pytest.raises((ConfigError, DataError)) as caught:
+        prepare(path, **settings)
+    assert message in str(caught.value)
+
+
+def prepare(path: Path, **settings: Any) -> None:
+    data = NpzDataModule(str(path), residency="device", **settings)
+    data.setup()
+    data.train_dataloader()
+    DistillationModule.build("resnet8", data.num_classes, "dkel", 2, in_channels=1, image_size=(8, 8))
+
+
+def test_a_limit_above_the_set_takes_all_of_it() -> None:
+    data = DigitsDataModule(limit=10**9)
+    data.setup()
+    assert data.train_size + data.val_size == 1437
+
+
+def test_constant_images_are_normalised_and_trained_on_without_nan(tmp_path: Path) -> None:
+    path = own_set(tmp_path, [0, 1] * 8, train_images=images(16, 7))
+    data = NpzDataModule(str(path))
+    data.setup()
+    assert data.augment.normalize.std == (1.0,)
+    overrides = ("data=npz", f"data.root='{path}'", "data.batch_size=4", "data.limit=null")
+    row = finished(tmp_path / "run", *overrides)
+    assert row["train/loss"] > 0
+
+
+# ---------------------------------------------------------------------- batches
+
+
+def test_a_last_batch_of_one_image_is_left_out_of_our_own_loaders() -> None:
+    data = DigitsDataModule(batch_size=8, limit=33)
+    data.setup()
+    assert [len(labels) for _, labels, _ in data.train_dataloader()] == [8, 8, 8, 8]
+
+
+@pytest.mark.parametrize("size", [8, 4])
+def test_a_last_batch_of_one_image_of_a_drop_in_loader_trains_or_is_named(tmp_path: Path, size: int) -> None:
+    """BatchNorm normalises one image over its pixels; where those have shrunk to one it cannot."""
+    data = Toy(9)
+    data.images = data.images[..., :size, :size]
+    fit = trainer(default_root_dir=tmp_path)
+    if size == 8:
+        fit.fit(build(), DataLoader(data, batch_size=8))
+        assert fit.global_step == 2
+        return
+    with pytest.raises(DataError, match=r"Batch 1 holds a single image, .* pass drop_last=True to the DataLoader"):
+        fit.fit(build(), DataLoader(data, batch_size=8))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 1, 3]), "Label 3 lies outside the 3 classes"),
+        (torch.tensor([0, 1, -1]), "Label -1 lies outside the 3 classes"),
+        (torch.tensor([0, 1, -100]), "Label -100 lies outside the 3 classes"),
+        (torch.tensor([0.0, 1.0, 2.0]), "Labels must be integer class indices, got torch.float32"),
+        (torch.tensor([True, False, True]), "Labels must be integer class indices, got torch.bool"),
+        (torch.tensor([[0, 1], [1, 0], [0, 1]]), "Labels must be \\[B\\] class indices"),
+    ],
+)
+def test_labels_that_name_no_class_are_refused_in_training_and_validation(labels: Tensor, message: str) -> None:
+    module, batch = build(), (torch.zeros(3, 3, 8, 8), labels)
+    for step in (module.training_step, module.validation_step):
+        with pytest.raises(DataError, match=message):
+            step(batch, 0)
+
+
+# ---------------------------------------------------------------------- what Lightning finds out late
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("trainer.limit_train_batches=0.001",), "limit_train_batches"),
+        (("trainer.limit_test_batches=0.001", "data.eval_batch_size=360"), "limit_test_batches"),
+        (("+trainer.val_check_interval=100",), "val_check_interval"),
+    ],
+)
+def test_shares_and_intervals_that_leave_no_batch_are_one_error(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    run = tiny_run(tmp_path, "data.limit=32", "method.peers=2", "trainer.max_epochs=1", *arguments)
+    with pytest.raises(ConfigError, match=rf"trainer: .*{message}"):
+        train(run)
+
+
+def test_a_run_that_diverges_ends_with_one_error_and_no_poisoned_checkpoint(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "data.limit=32", "method.peers=2", "optimizer.lr=1e30")
+    with pytest.raises(NonFiniteError, match="Lower the learning rate"):
+        train(run)
+    for path in tmp_path.rglob("*.ckpt"):
+        state = torch.load(path, weights_only=True)["state_dict"]
+        assert all(bool(v.isfinite().all()) for k, v in state.items() if k != "validation_accuracy"), path
+    events = json.loads((tmp_path / "collapse.json").read_text(encoding="utf-8"))["events"]
+    assert [event["kind"] for event in events] == ["non_finite"]
