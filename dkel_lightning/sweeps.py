@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ CURVES = {
     "diversity/agreement/student-teacher": "agreement of teacher\nand student",
     "diversity/agreement/student-student": "agreement of the\nstudent peers",
 }
+TABLED = (*CURVES, "diversity/agreement/teacher-teacher", "diversity/distance/student-student")
 CHANCE_QUANTILE = 0.999
 
 Setting = tuple[str, ...]
@@ -260,7 +261,7 @@ def collapses(jobs: Iterable[Job]) -> tuple[int, int]:
 
 
 def write(sweep: Sweep) -> list[str]:
-    """Write sweep.csv, sweep.md and the figures into the folder of the sweep, and return their names."""
+    """Write sweep.csv, sweep.md, curves.csv and the figures into the folder of the sweep, and return their names."""
     write_whole(sweep.folder / "sweep.csv", _csv(sweep))
     write_text(sweep.folder / "sweep.md", "\n".join(_markdown(sweep)) + "\n")
     written = ["sweep.csv", "sweep.md"]
@@ -274,6 +275,11 @@ def write(sweep: Sweep) -> list[str]:
     if drawn:
         figures.draw_sweep(drawn, sweep.keys, sweep.folder / "figures" / "sweep.png")
         written.append("figures/sweep.png")
+    courses = [*_courses(sweep)]
+    if courses:
+        heading = ["job", *sweep.keys, SEED, "epoch", *TABLED]
+        write_whole(sweep.folder / "curves.csv", [heading, *courses])
+        written.append("curves.csv")
     series = {label: mean_curves(sweep, name) for name, label in CURVES.items()}
     series = {label: found for label, found in series.items() if found}
     if series and len(sweep.keys) <= 3:
@@ -303,6 +309,15 @@ def mean_curves(sweep: Sweep, name: str) -> dict[Setting, tuple[list[float], lis
         if epochs:
             found[setting] = (epochs, [sum(one[epoch] for one in read_in) / len(read_in) for epoch in epochs])
     return found
+
+
+def _courses(sweep: Sweep) -> Iterator[list[str]]:
+    """Write the course of each job: a row an epoch."""
+    for job in sweep.jobs:
+        for row in curves(job.folder / "metrics.csv"):
+            if "epoch" in row and any(name in row for name in TABLED):
+                cells = [f"{row[name]:.6g}" if name in row else "" for name in TABLED]
+                yield [job.number, *sweep.setting(job), job.seed, str(int(row["epoch"]) + 1), *cells]
 
 
 def _csv(sweep: Sweep) -> list[list[str]]:
