@@ -138,8 +138,9 @@ def draw_sweep(panels: Mapping[str, Mapping[Setting, Sequence[float]]], keys: Se
         for number, rest in enumerate(series):
             _dots(axes, values, rest, axis, number, len(series))
         axes.set_xticks([*axis.places.values()], [*axis.places])
-        if sum(map(len, axis.places)) > 45:
-            axes.tick_params("x", rotation=20)
+        if max(map(len, axis.places)) * len(axis.places) > 45:
+            for tick in axes.get_xticklabels():
+                tick.set(rotation=20, horizontalalignment="right", rotation_mode="anchor")
         axes.set_xlabel((keys[0] if keys else "") + axis.note)
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.3)
@@ -202,9 +203,16 @@ def _dots(
         if found:
             at.append(place + shift)
             means.append(sum(found) / len(found))
-    line = "-" if axis.numeric else ""
     axes.plot(
-        at, means, line, color=colour, linewidth=1, marker="_", markersize=11, markeredgewidth=2.5, label=str(rest)
+        at,
+        means,
+        "_",
+        color=colour,
+        linestyle="-" if axis.numeric else "none",
+        linewidth=1,
+        markersize=11,
+        markeredgewidth=2.5,
+        label=str(rest),
     )
 
 

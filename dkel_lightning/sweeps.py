@@ -50,6 +50,11 @@ DRAWN = {
     "selected peer disagreement": ("disagreement of the student peers (%)", 100.0),
     "selected NLL": ("negative log-likelihood, deployed peer (nats)", 1.0),
 }
+# Where trainings collapse, the likelihood of their last weights is without measure.
+DRAWN_COLLAPSED = {
+    **{name: panel for name, panel in DRAWN.items() if name != "selected NLL"},
+    "last students' mean accuracy": ("mean test accuracy of the student peers, last epoch (%)", 100.0),
+}
 CURVES = {
     "val/acc/student_mean": "student peers,\nvalidation accuracy",
     "val/acc/teacher_mean": "teacher peers,\nvalidation accuracy",
@@ -269,7 +274,7 @@ def write(sweep: Sweep) -> list[str]:
         label: {
             setting: [scale * value for value in sweep.values(setting, name).values()] for setting in _finished(sweep)
         }
-        for name, (label, scale) in DRAWN.items()
+        for name, (label, scale) in (DRAWN_COLLAPSED if any(job.collapsed for job in sweep.jobs) else DRAWN).items()
     }
     drawn = {label: found for label, found in drawn.items() if any(found.values())}
     if drawn:
