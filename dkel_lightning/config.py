@@ -608,8 +608,7 @@ def _value_mistakes(values: Values) -> Iterator[str]:
         if key.rsplit(".", 1)[-1] in ("_target_", "_partial_"):
             continue
         description = describe(key)
-        below = [known[len(key) + 1 :] for known in KEYS if known.startswith(f"{key}.")]
-        if description is None and below:
+        if description is None and (below := _keys_below(key)):
             yield f"{key} must hold its keys ({', '.join(below)}), got {value!r}."
         elif description is None:
             # A method of the user's own brings its own keys; the override check has seen that its YAML has them.
@@ -617,6 +616,10 @@ def _value_mistakes(values: Values) -> Iterator[str]:
                 yield unknown_key(key, KEYS)
         elif (fault := description.fault(value)) is not None:
             yield f"{key} {fault}".rstrip(".") + ("" if fault.endswith("?") else ".")
+
+
+def _keys_below(node: str) -> list[str]:
+    return [key[len(node) + 1 :] for key in KEYS if key.startswith(f"{node}.")]
 
 
 def _contradictions(values: Values) -> Iterator[str]:

@@ -125,8 +125,8 @@ class Combination:
     @property
     def groups(self) -> dict[str, str]:
         """What was chosen in each group."""
-        pairs = [item.split("=", 1) for item in self.arguments]
-        return {key: value for key, value in pairs if "." not in key} if all(len(p) == 2 for p in pairs) else {}
+        pairs = (item.partition("=") for item in self.arguments)
+        return {key: choice for key, _, choice in pairs if "." not in key and (config.folder() / key).is_dir()}
 
     def __str__(self) -> str:
         return "dkel " + " ".join(self.arguments)

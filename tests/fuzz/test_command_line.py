@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from dkel_lightning import cli, config
 from dkel_lightning.errors import DkelError
 from tests.fuzz.runs import each_composed_once
 from tests.fuzz.space import INTERNALS, options
+from tests.reliability.record import record
 
 NODES = (
     *("method", "method.rampup", "method.ensemble", "teacher", "data", "data.label_noise", "deploy", "callbacks"),
@@ -210,11 +212,12 @@ def answer(arguments: list[str]) -> str:
     return ""
 
 
-def test_five_hundred_odd_command_lines_are_taken_or_answered(tmp_path: Path) -> None:
+def explore(examples: int, folder: Path) -> dict[str, int]:
+    """Try so many command lines, the same ones every time."""
     counts = {"taken": 0, "answered": 0}
 
     @settings(
-        max_examples=500,
+        max_examples=examples,
         derandomize=True,
         database=None,
         deadline=None,
@@ -225,16 +228,28 @@ def test_five_hundred_odd_command_lines_are_taken_or_answered(tmp_path: Path) ->
     def each(arguments: list[str]) -> None:
         counts["answered" if answer(arguments) else "taken"] += 1
 
-    with working_in(tmp_path):
+    with working_in(folder):
         each()
-    assert counts["answered"] > 300, counts
-    assert counts["taken"] > 10, counts
+    return counts
 
 
-@pytest.mark.parametrize("node", NODES)
-def test_a_node_that_becomes_a_value_is_named(node: str, tmp_path: Path) -> None:
+def test_hundreds_of_odd_command_lines_are_taken_or_answered(tmp_path: Path) -> None:
+    counts = explore(250, tmp_path)
+    assert counts["answered"] > 150, counts
+    assert counts["taken"] > 3, counts
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_thousands_of_odd_command_lines(tmp_path: Path) -> None:
+    counts = explore(5000, tmp_path)
+    record("command_lines", **counts)
+    assert counts["taken"] > 50, counts
+
+
+def test_a_node_that_becomes_a_value_is_named(tmp_path: Path) -> None:
     with working_in(tmp_path):
-        for value in ("null", "1", "x", "[]"):
+        for node, value in itertools.product(NODES, ("null", "1", "[]")):
             said = answer([f"{node}={value}"])
             assert node in said, (node, value, said)
 
