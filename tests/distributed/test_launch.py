@@ -31,7 +31,7 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_sweep_spawns_its_processes_and_gives_what_ddp_gives(tmp_path: Path) -> None:
     short = ("trainer.max_epochs=1", "trainer.limit_train_batches=3", "callbacks.progress=none")
@@ -78,7 +78,13 @@ def test_both_stages_of_kd_train_on_two_processes(launcher: str, tmp_path: Path)
 
 
 def test_kd_in_two_processes_has_the_same_frozen_teacher_on_both(tmp_path: Path) -> None:
-    short = ("trainer.max_epochs=1", "method=kd", "teacher.backbone=resnet8", "data.batch_size=8")
+    short = (
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2",
+        "method=kd",
+        "teacher.backbone=resnet8",
+        "data.batch_size=8",
+    )
 
     def work(rank: int) -> None:
         train(tiny_run(tmp_path / "run", "backbone=resnet8", *short, "trainer=ddp_cpu"))
@@ -94,7 +100,7 @@ def test_kd_in_two_processes_has_the_same_frozen_teacher_on_both(tmp_path: Path)
     assert all(torch.equal(ours["tensors"][key], theirs["tensors"][key]) for key in statistics)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_module_trains_under_lightnings_own_spawn_and_comes_back(tmp_path: Path) -> None:
     module = DistillationModule.build(
         "resnet8", 3, "dkel", 2, optimizer=SGD, scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=1)

@@ -180,7 +180,7 @@ def train_on(world: int, method: str) -> dict[str, Any]:
         "parameters": parameters_of(module),
         "gradients": seen.gradients[-1],
         "steps": run.global_step,
-        "metrics": {name: float(value) for name, value in {**run.callback_metrics, **tested}.items()},
+        "metrics": {**{name: float(value) for name, value in run.callback_metrics.items()}, **tested},
         "logged": {name: float(value) for name, value in run.logged_metrics.items()},
     }
 
