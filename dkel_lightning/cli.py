@@ -171,7 +171,7 @@ def _analysis_name(given: Sequence[str]) -> list[str]:
     """Name the run of an analysis after its task, unless it is named: the experiment's name says nothing of it."""
     values = dict(item.lstrip("+").split("=", 1) for item in given if "=" in item)
     task = values.get("task")
-    return [f"name={task}"] if task in config.ANALYSES and "name" not in values else []
+    return [f"name={task}"] if task in (*config.ANALYSES, "predict") and "name" not in values else []
 
 
 def _fixed_resume(argument: str) -> str:
@@ -222,7 +222,7 @@ def _folder_override(given: Sequence[str]) -> list[str]:
         path = Path(values["checkpoint"].strip("'\"")).resolve()
         if not (path.parent.parent / "config.yaml").is_file():
             return []
-        kind = "replay" if values.get("task") == "replay" else "evaluation"
+        kind = {"replay": "replay", "export": "export", "predict": "predict"}.get(values.get("task", ""), "evaluation")
         folder = path.parent.parent / f"{kind}_{path.stem}"
     else:
         return []

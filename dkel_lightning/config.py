@@ -263,7 +263,7 @@ def variants(meaning: str) -> Key:
     return Key("a list of names, or of {label: [override, ...]}", meaning, check)
 
 
-TASKS = ("train", "evaluate", "compare", "replay", "report", "geometry", "convergence")
+TASKS = ("train", "evaluate", "export", "predict", "compare", "replay", "report", "geometry", "convergence")
 # Tasks that compute without data or networks, in a folder of their own name.
 ANALYSES = ("geometry", "convergence")
 # Of the methods that ship; others state their needs in their class and are checked when they are built.
@@ -282,9 +282,13 @@ KEYS: dict[str, Key] = {
     "name": folder_name("Folder of the run under outputs/."),
     "seed": whole("Seed of weights, order, augmentation and initialisation batches.", 0),
     "resume": text("Checkpoint to go on from, or `last`: the newest under outputs/.", optional=True),
-    "checkpoint": text("Checkpoint to evaluate, or step to replay.", optional=True),
+    "checkpoint": text(
+        "Checkpoint to evaluate, export or predict with (or an exported file), or step to replay.", optional=True
+    ),
     "modules": modules("Python modules to import first: methods and backbones of your own register themselves."),
-    "trust": switch("Let resume= import classes of your own that the saved configuration names."),
+    "trust": switch(
+        "Let resume= import classes of your own that the saved configuration names, and predict open a .pt2 file."
+    ),
     "deploy.network": choice(
         "Network that is deployed; auto: as the method says, mostly the teacher.",
         "auto",
@@ -310,6 +314,19 @@ KEYS: dict[str, Key] = {
         "Length of a label: its own epochs, or as long as the reference took.", "own", "reference"
     ),
     "compare.folder": text("Folder of the comparison; an earlier one is gone on with."),
+    "export.format": choice("Format of the exported network.", "state_dict", "safetensors", "torch_export", "onnx"),
+    "export.to": text(
+        "Folder of the export; null: <member>_<format> in export_<checkpoint>/ of the run.", optional=True
+    ),
+    "export.images": whole("Test images on which file and training network are compared.", 1),
+    "export.tolerance": number(
+        "Largest difference of two logits, relative to the largest logit where that exceeds 1.", 0, above=True
+    ),
+    "export.repeats": whole("Repeats of each measurement of time; 0: none is made.", 0),
+    "predict.images": text("Image file, or folder of images, to classify.", optional=True),
+    "predict.top": whole("Most probable classes that are named of each image.", 1),
+    "predict.to": text("Folder of predictions.csv and predictions.json; null: the run's.", optional=True),
+    "predict.batch_size": whole("Images classified at once.", 1),
     "report.of": text("Folder of the run, sweep or comparison to report on; null: the newest.", optional=True),
     "geometry.lr": number("Learning rate of the student.", 0, above=True),
     "geometry.decay": number("EMA rate of the teacher.", 1e-9, 0.999999),
@@ -667,6 +684,13 @@ def _contradictions(values: Values) -> Iterator[str]:
     yield from _device_contradictions(values, trainer)
     if values["task"]["name"] == "evaluate" and values["checkpoint"] is None:
         yield "task=evaluate needs checkpoint=PATH of a .ckpt file."
+    if values["task"]["name"] == "export" and values["checkpoint"] is None:
+        yield "task=export needs checkpoint=PATH of a .ckpt file."
+    if values["task"]["name"] == "predict":
+        if values["checkpoint"] is None:
+            yield "task=predict needs checkpoint=PATH of a .ckpt file, or of what task=export wrote."
+        if values["predict"]["images"] is None:
+            yield "task=predict needs predict.images=PATH of an image file or a folder of images."
     if values["task"]["name"] == "replay" and values["checkpoint"] is None:
         yield "task=replay needs checkpoint=PATH of a collapse/step_<n>.pt."
     if values["task"]["name"] == "compare":
@@ -674,7 +698,7 @@ def _contradictions(values: Values) -> Iterator[str]:
     if values["task"]["name"] == "report" and (values["resume"] is not None or values["checkpoint"] is not None):
         yield "task=report reads the folder of a run: give it as report.of=PATH, without resume= and checkpoint=."
     if values["task"]["name"] == "train" and values["checkpoint"] is not None:
-        yield "checkpoint= belongs to task=evaluate; to go on with a run use resume=PATH."
+        yield "checkpoint= belongs to task=evaluate, export or predict; to go on with a run use resume=PATH."
 
 
 def _teacher_contradictions(name: str, teacher: Values) -> Iterator[str]:

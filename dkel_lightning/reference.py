@@ -64,7 +64,7 @@ def defaults() -> dict[str, Any]:
     sources += [(root / group / f"{name}.yaml", f"{group}.") for group, name in _FIRST.items()]
     sources += [(root / "method" / "dkel.yaml", ""), (root / "data" / "image_folder.yaml", "data.")]
     sources += [(path, "") for path in sorted((root / "method").glob("*.yaml"))]
-    sources += [(root / "task" / f"{name}.yaml", "") for name in ("compare", "report", "geometry", "convergence")]
+    sources += [(root / "task" / f"{name}.yaml", "") for name in _TASKS]
     for path, prefix in sources:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         assert isinstance(loaded, dict)
@@ -74,6 +74,7 @@ def defaults() -> dict[str, Any]:
     return found
 
 
+_TASKS = ("export", "predict", "compare", "report", "geometry", "convergence")
 _FIRST = {
     "task": "train",
     "optimizer": "sgd",

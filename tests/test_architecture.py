@@ -62,6 +62,7 @@ LAYERS = {
         ["modules/*.py", "methods/*.py", "callbacks/*.py", "data/*.py", "metrics.py", "checkpoints.py"],
         ("build", "tasks", "cli", "config", "files"),
     ),
+    "exports": (["export/*.py"], ("callbacks", "build", "tasks", "cli", "config", "files")),
     "build": (["build.py"], ("tasks", "cli", "files")),
     "reports": (["report/*.py"], ("modules", "methods", "callbacks", "data", "build", "tasks", "cli", "files")),
     "tasks": (["tasks/*.py", "files.py"], ("cli",)),

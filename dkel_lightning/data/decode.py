@@ -43,16 +43,31 @@ def decode_fitted(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
     Raises:
         DataError: It cannot be decoded, is absurdly large, or has more than 8 bits a channel.
     """
+    return decode_to(data, name, (3, size, size))
+
+
+def decode_to(data: bytes, name: str, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Return the largest central part of an image with the proportions of `shape`, scaled to it, uint8 `[C, H, W]`.
+
+    C is 3 for RGB or 1 for grey.
+
+    Raises:
+        DataError: As for `decode_fitted`.
+    """
+    channels, height, width = shape
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise DataError(f"{name} claims {width}x{height} pixels, more than {MOST_PIXELS}: remove or shrink it")
+            own_width, own_height = image.size
+            if own_width * own_height > MOST_PIXELS:
+                claimed = f"{own_width}x{own_height} pixels, more than {MOST_PIXELS}"
+                raise DataError(f"{name} claims {claimed}: remove or shrink it")
             _refuse_deep(image, name)
-            side = min(width, height)
-            left, top = (width - side) // 2, (height - side) // 2
-            box = (left, top, left + side, top + side)
-            return _rgb(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box))
+            cut_width = min(own_width, max(1, own_height * width // height))
+            cut_height = min(own_height, max(1, own_width * height // width))
+            left, top = (own_width - cut_width) // 2, (own_height - cut_height) // 2
+            box = (left, top, left + cut_width, top + cut_height)
+            rgb = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, box=box)
+            return _rgb(rgb) if channels == 3 else np.asarray(rgb.convert("L"), dtype=np.uint8)[None]
     except _UNREADABLE as error:
         raise _unreadable(name, error) from error
 

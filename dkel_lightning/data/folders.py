@@ -98,7 +98,7 @@ def _recipe(root: Path, image_size: int) -> Recipe:
     splits = {split: _listing(folder, classes) for split, folder in folders.items()}
 
     def decode(name: str) -> NDArray[np.uint8]:
-        return decode_fitted(_content(Path(name)), name, image_size)
+        return decode_fitted(image_bytes(Path(name)), name, image_size)
 
     return Recipe(splits, classes, (3, image_size, image_size), decode)
 
@@ -134,7 +134,28 @@ def _images(folder: Path) -> Iterator[str]:
     return (str(path) for path, _ in regular_files(folder) if path.suffix.lower() in SUFFIXES)
 
 
-def _content(path: Path) -> bytes:
+def images_in(place: Path) -> list[Path]:
+    """List a file, or the image files below a folder by their names' endings, in order.
+
+    Raises:
+        DataError: There is no such file or folder, or none in it; or as for `regular_files`.
+    """
+    with reading(place):
+        if not place.is_dir():
+            place.stat()
+            return [place]
+        found = sorted(map(Path, _images(place)))
+    if not found:
+        raise DataError(f"{place} holds no image ({' '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def image_bytes(path: Path) -> bytes:
+    """Read an image file.
+
+    Raises:
+        DataError: It cannot be read, or is absurdly large.
+    """
     with reading(path), path.open("rb") as file:
         content = file.read(_MOST_FILE_BYTES + 1)
     if len(content) > _MOST_FILE_BYTES:

@@ -59,6 +59,15 @@ def run_here(run: Run, comparison: Comparison | None = None) -> float:
         from dkel_lightning.tasks.evaluate import evaluate
 
         return evaluate(run).objective
+    if name == "export":
+        from dkel_lightning.tasks.export import export_checkpoint
+
+        return export_checkpoint(run).objective
+    if name == "predict":
+        from dkel_lightning.tasks.predict import predict
+
+        predict(run)
+        return math.nan
     if name == "compare" and comparison is not None:
         from dkel_lightning.tasks.compare import compare
 

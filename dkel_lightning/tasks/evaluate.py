@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from dkel_lightning import build, checkpoints
+from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.files import Run
 from dkel_lightning.modules.distillation import DistillationModule
@@ -42,14 +43,19 @@ def evaluate(run: Run) -> EvaluateResult:
     module = DistillationModule.load_from_checkpoint(path, **others)
     epoch = int(checkpoints.load(path)["epoch"]) + 1
     images = prepared(values)
-    _check_classes(module, images.num_classes, path)
-    _check_channels(module, images.image_shape[0], path)
+    check_fits(module, images, path)
     trainer = build.trainer(
         {**values, "callbacks": {**values["callbacks"], "extra": {}}}, loggers=[], callbacks=[], plugins=[]
     )
     result = EvaluateResult(scores.test(trainer, module, images, epoch), run.folder / "evaluation.json")
     _report(run, result, path)
     return result
+
+
+def check_fits(module: DistillationModule, images: ImageDataModule, path: Path) -> None:
+    """Raise a CheckpointError unless the data has the classes and channels that the checkpoint knows."""
+    _check_classes(module, images.num_classes, path)
+    _check_channels(module, images.image_shape[0], path)
 
 
 def _check_channels(module: DistillationModule, channels: int, path: Path) -> None:

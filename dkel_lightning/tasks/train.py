@@ -104,6 +104,7 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
         plugins=[checkpoints.AtomicCheckpointIO()],
     )
     run.describe()
+    run.write_json("classes.json", {"classes": list(images.class_names)})
     _say(_opening(run, module, images))
     device = trainer.strategy.root_device
     memory.begin(device)

@@ -1,0 +1,140 @@
+"""The model card: README.md of an exported folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dkel_lightning.export.costs import Cost
+from dkel_lightning.export.record import Record
+
+if TYPE_CHECKING:
+    from dkel_lightning.export.ship import Agreement, Facts
+
+LICENCE = (
+    "dkel_lightning is under the MIT licence, and claims nothing on what is exported with it. The weights were "
+    "learnt from the data named above: its terms hold for them too. Nothing here was tested beyond the test set named."
+)
+
+
+def write(
+    record: Record,
+    files: Sequence[str],
+    agreement: Agreement,
+    costs: Sequence[Cost],
+    facts: Facts,
+    where: Mapping[str, Any],
+    title: str,
+) -> str:
+    """Write the card as Markdown."""
+    lines = [f"# {_line(title)}", "", *_use(record, files[0]), *_preprocessing(record)]
+    for heading, section in (("Data", facts.data), ("Protocol", facts.protocol), ("Accuracy", facts.accuracy)):
+        lines += _section(heading, section)
+    lines += _checked(agreement, files[0])
+    if costs:
+        lines += [*_costs(costs, where)]
+    lines += _section("Provenance", facts.provenance)
+    return "\n".join([*lines, "## Licence", "", LICENCE, ""])
+
+
+_BUILT = """\
+from model import load, preprocess
+
+network = load()
+probabilities = network(preprocess(images)).softmax(-1)  # images: uint8 [B, C, H, W]"""
+_TRACED = """\
+import torch
+
+network = torch.export.load("model.pt2").module()
+logits = network(images)  # prepared as below, a batch of any size"""
+_ONNX = """\
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+(logits,) = session.run(None, {"images": images})  # prepared as below, a batch of any size"""
+_USE = {
+    "state_dict": ("Needs torch alone; `model.py` builds the network, and reads the file with `weights_only`.", _BUILT),
+    "safetensors": ("Needs torch and safetensors; `model.py` builds the network.", _BUILT),
+    "torch_export": (
+        "Needs torch alone. As every .pt2 it may hold objects that run code on loading: know where it comes from.",
+        _TRACED,
+    ),
+    "onnx": ("Needs onnxruntime, or another runtime of ONNX.", _ONNX),
+}
+
+
+def _use(record: Record, file: str) -> list[str]:
+    needs, code = _USE[record.format]
+    channels, height, width = record.preprocessing.shape
+    form = f"Images [B, {channels}, {height}, {width}], float32 -> logits [B, {record.num_classes}]."
+    return [f"`{file}`: {form} {needs}", "", "```python", code, "```", ""]
+
+
+def _preprocessing(record: Record) -> list[str]:
+    known = record.preprocessing
+    shown = ", ".join(
+        _line(name) if name == str(i) else f"{i} {_line(name)}" for i, name in enumerate(known.classes[:20])
+    )
+    more = f", ... ({len(known.classes)} in all)" if len(known.classes) > 20 else ""
+    section = {
+        "steps": str(known.as_dict()["steps"]),
+        "mean": _numbers(known.mean),
+        "std": _numbers(known.std),
+        "classes": f"{shown}{more}" if known.classes else f"{record.num_classes}, without names",
+    }
+    return _section("Preprocessing", section)
+
+
+def _checked(agreement: Agreement, file: str) -> list[str]:
+    return [
+        "## Checked",
+        "",
+        f"When it was written, `{file}` was opened and asked about {agreement.images} real images, alone and in "
+        f"batches. Its logits differ from those of the training network by at most {agreement.largest_difference:.2g} "
+        f"(the largest logit is {agreement.largest_logit:.3g}; {agreement.tolerance:g} of it was allowed). Both name "
+        f"the same class for {agreement.same_class} of {agreement.images}.",
+        "",
+    ]
+
+
+def _costs(costs: Sequence[Cost], where: Mapping[str, Any]) -> Iterator[str]:
+    sizes = [latency.batch for latency in costs[0].latencies]
+    yield from ("## Costs", "")
+    yield f"| | parameters | bytes | FLOPs an image | {' | '.join(f'ms, batch {size}' for size in sizes)} |"
+    yield f"| --- | ---: | ---: | ---: | {' | '.join('---:' for _ in sizes)} |"
+    for cost in costs:
+        times = " | ".join(f"{latency.seconds * 1000:.3g}" for latency in cost.latencies)
+        yield f"| {cost.name} | {_count(cost.parameters)} | {cost.bytes:,} | {_count(cost.flops)} | {times} |"
+    repeats = sorted({latency.repeats for cost in costs for latency in cost.latencies})
+    yield ""
+    yield (
+        f"Median of {' to '.join(str(n) for n in dict.fromkeys((repeats[0], repeats[-1])))} passes on the CPU "
+        f"({where['threads']} threads, {_line(_processor(where))}, torch {where['torch']}), float32. Bytes are of the "
+        "file, or of weights and statistics in memory. FLOPs are of convolutions and matrix products, a multiplication "
+        "and an addition counted as two. The training network answers with all students, teachers and ensembles."
+    )
+    yield ""
+
+
+def _processor(where: Mapping[str, Any]) -> str:
+    device = where["device"]
+    return ", ".join(device["names"]) if device["kind"] == "cpu" else f"beside {', '.join(device['names'])}"
+
+
+def _section(heading: str, lines: Mapping[str, str]) -> list[str]:
+    if not lines:
+        return []
+    return [f"## {heading}", "", *(f"- **{_line(name)}**: {_line(text)}" for name, text in lines.items()), ""]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _line(text: str) -> str:
+    """Keep a text that may be a stranger's on one line, without markup."""
+    return " ".join(str(text).split()).replace("<", "&lt;")

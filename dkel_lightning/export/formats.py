@@ -1,0 +1,295 @@
+"""The formats: writing a network in each, and opening what was written as its receiver would."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dkel_lightning import checkpoints
+from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
+from dkel_lightning.export import plain
+from dkel_lightning.export.record import KEY, RECORD, Record
+from dkel_lightning.modules.distillation import DistillationModule
+
+FORMATS = ("state_dict", "safetensors", "torch_export", "onnx")
+MODEL = "model.py"
+_FILES = {
+    "state_dict": "weights.pt",
+    "safetensors": "weights.safetensors",
+    "torch_export": "model.pt2",
+    "onnx": "model.onnx",
+}
+_OF_TEACHER = ("update", "backbone", "batchnorm", "draw")
+_INSIDE_PT2 = f"{KEY}.json"
+_NEEDED = {
+    "state_dict": (),
+    "safetensors": ("safetensors.torch",),
+    "torch_export": (),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+}
+
+Classifier = Callable[[Tensor], Tensor]
+"""Normalised images [B, C, H, W] -> logits [B, num_classes], on the CPU."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported file that is open.
+
+    Attributes:
+        path: the file.
+        record: what it says of itself.
+        classify: normalised images -> logits.
+    """
+
+    path: Path
+    record: Record
+    classify: Classifier
+
+
+def check(kind: str) -> None:
+    """Raise a ConfigError for an unknown format, or one whose packages are not installed."""
+    if kind not in FORMATS:
+        raise ConfigError(f"export.format is {kind!r}: choose one of {', '.join(FORMATS)}.")
+    for package in _NEEDED[kind]:
+        need(package, f"export.format={kind}")
+
+
+def need(package: str, what: str) -> Any:
+    """Import a package of the extra `export`.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ConfigError(
+            f'{what} needs {package.split(".")[0]} ({error}): pip install "dkel-lightning[export]".'
+        ) from error
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def write(network: nn.Module, example: Tensor, folder: Path, record: Record, title: str) -> list[Path]:
+    """Write `network` (in eval mode, on the CPU) into `folder`, the file that is opened first.
+
+    Args:
+        network: what `DistillationModule.deploy` returns.
+        example: a few normalised images.
+        folder: an existing one.
+        record: what the file says of itself.
+        title: one line that says what the network is.
+
+    Raises:
+        ConfigError: the network cannot be written in this format, or a package is missing.
+    """
+    check(record.format)
+    target = folder / _FILES[record.format]
+    if record.format in ("state_dict", "safetensors"):
+        return _write_weights(network, example, target, record, title)
+    if record.format == "torch_export":
+        program = plain.program_of(network, example)
+        torch.export.save(program, target, extra_files={_INSIDE_PT2: record.as_text()})
+    else:
+        _write_onnx(network, example, target, record)
+    return [target]
+
+
+def _write_weights(network: nn.Module, example: Tensor, target: Path, record: Record, title: str) -> list[Path]:
+    text, tensors = plain.source(network, example, record.preprocessing, title, target.name)
+    if record.format == "state_dict":
+        torch.save(tensors, target)
+    else:
+        save_file = need("safetensors.torch", "safetensors").save_file
+        save_file(tensors, target, metadata={"format": "pt", KEY: record.as_text()})
+    (target.parent / MODEL).write_text(text, encoding="utf-8")
+    return [target, target.parent / MODEL]
+
+
+def _write_onnx(network: nn.Module, example: Tensor, target: Path, record: Record) -> None:
+    try:
+        program = torch.onnx.export(
+            network,
+            (plain.example_of(example),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamo=True,
+            verbose=False,
+        )
+    except Exception as error:  # tracing someone's network fails in any way it likes
+        raise ConfigError(f"torch cannot write this network as ONNX: {str(error).splitlines()[0]}") from error
+    assert program is not None
+    model = program.model
+    model.metadata_props.update(
+        {KEY: record.as_text(), "preprocessing": json.dumps(record.preprocessing.as_dict(), sort_keys=True)}
+    )
+    # Notes on where each operation came from: paths of the machine that exported, several times the graph's size.
+    for part in (*model.graph, *(node for function in model.functions.values() for node in function)):
+        part.metadata_props.clear()
+    program.save(str(target))
+
+
+# ---------------------------------------------------------------------- opening as a receiver does
+
+
+def received(path: Path) -> Classifier:
+    """Open a file just written in the way its receiver will: by its model.py, torch.export or onnxruntime."""
+    if path.suffix == ".onnx":
+        return _onnx(path)[1]
+    if path.suffix == ".pt2":
+        return _program(path)
+    names: dict[str, Any] = {"__name__": "model", "__file__": str(path.parent / MODEL)}
+    exec(compile((path.parent / MODEL).read_text(encoding="utf-8"), MODEL, "exec"), names)
+    return _without_gradient(names["load"]())
+
+
+def open_exported(path: Path, *, trust: bool = False) -> Exported:
+    """Open an exported file, or the folder that holds one. Nothing in it is executed, unless `trust`.
+
+    Weights are loaded into networks that are rebuilt by name, not by their model.py. A `.pt2` is refused without
+    `trust`, since torch unpickles parts of it.
+
+    Raises:
+        CheckpointError: missing, damaged, not written by an export, or not to be trusted.
+    """
+    path = _file_in(path)
+    if path.suffix == ".onnx":
+        text, classify = _onnx(path)
+        return Exported(path, Record.from_text(text, path), classify)
+    if path.suffix == ".pt2":
+        if not trust:
+            raise CheckpointError(
+                f"{path} may hold objects that run code on loading, as every .pt2 may. If the file is your own, add "
+                "trust=true; from a stranger, ask for ONNX or safetensors."
+            )
+        # Read from the archive itself, before torch loads what is in it.
+        return Exported(path, Record.from_text(_inside_pt2(path), path), _program(path))
+    if path.suffix == ".safetensors":
+        text, tensors = _safetensors(path)
+    else:
+        beside = path.parent / RECORD
+        text = beside.read_text(encoding="utf-8") if beside.is_file() else None
+        tensors = _tensors(path)
+    record = Record.from_text(text, path)
+    return Exported(path, record, _without_gradient(_rebuilt(record, tensors, path)))
+
+
+def is_exported(path: Path) -> bool:
+    """Tell whether a path names an export rather than a checkpoint of a training."""
+    return path.is_dir() or path.suffix in (".onnx", ".pt2", ".safetensors", ".pt")
+
+
+def _file_in(path: Path) -> Path:
+    if path.is_dir():
+        found = [path / name for name in _FILES.values() if (path / name).is_file()]
+        if not found:
+            raise CheckpointError(f"{path} holds no exported network ({', '.join(_FILES.values())}).")
+        return found[0]
+    if not path.is_file():
+        raise CheckpointError(f"No exported network at {path}: give a file that task=export wrote, or its folder.")
+    return path
+
+
+def _rebuilt(record: Record, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
+    if record.recipe is None:
+        raise CheckpointError(
+            f"{path} holds weights of a network of the user's own, which cannot be rebuilt by name: export it as onnx."
+        )
+    settings = {name: value for name, value in record.recipe.items() if name != "deploy"}
+    try:
+        # Only what shapes the networks: first weights on the exporter's disk are not wanted, nor schedules.
+        teacher = {name: value for name, value in settings.get("teacher", {}).items() if name in _OF_TEACHER}
+        module = DistillationModule.build(**{**settings, "teacher": teacher})
+        kind, _, peer = record.member.partition("_")
+        network = module.deploy(kind, int(peer or 0))
+    except DkelError:
+        raise  # it says what is wrong with a name or a setting
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be rebuilt from its record ({error}): export it again.") from error
+    wanted = network.state_dict()
+    try:
+        network.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith("constants.")})
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"The weights in {path} do not fit the network it names ({len(wanted)} tensors): {error}"
+        ) from error
+    return network
+
+
+def _tensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} is torn, or holds objects that could run code; it was not loaded.") from error
+    except Exception as error:  # on bytes that are no archive torch fails in any way it likes
+        raise CheckpointError(f"{path} is damaged or cut short ({error}): export again.") from error
+    if checkpoints.KEY in found and "state_dict" in found:
+        raise CheckpointError(f"{path} is a checkpoint of a training: call it {path.stem}.ckpt.")
+    if not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path} is no file of weights.")
+    return dict(found)
+
+
+def _safetensors(path: Path) -> tuple[str | None, Mapping[str, Tensor]]:
+    library = need("safetensors", "A .safetensors file")
+    try:
+        with library.safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get(KEY), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # its own error type is no Exception of ours, and torn files raise others
+        raise CheckpointError(f"{path} is damaged or cut short ({error}): export again.") from error
+
+
+def _onnx(path: Path) -> tuple[str | None, Classifier]:
+    library = need("onnxruntime", "An .onnx file")
+    options = library.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has an error class for every state
+        raise CheckpointError(f"{path} is no ONNX file that onnxruntime can run ({error}): export again.") from error
+    name = session.get_inputs()[0].name
+
+    def classify(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: images.cpu().numpy()})[0])
+
+    return session.get_modelmeta().custom_metadata_map.get(KEY), classify
+
+
+def _program(path: Path) -> Classifier:
+    try:
+        program = torch.export.load(path)
+    except Exception as error:  # as with any archive of torch
+        raise CheckpointError(f"{path} is damaged or of another version of torch ({error}): export again.") from error
+    return _without_gradient(program.module())
+
+
+def _inside_pt2(path: Path) -> str | None:
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.split("/")[-1].startswith(_INSIDE_PT2)]
+            return archive.read(names[0]).decode() if names else None
+    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged or cut short ({error}): export again.") from error
+
+
+def _without_gradient(network: nn.Module) -> Classifier:
+    def classify(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = network(images)
+        return logits
+
+    return classify

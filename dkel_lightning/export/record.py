@@ -1,0 +1,138 @@
+"""What an exported file says of itself: which network it is and how its images are prepared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dkel_lightning.data.augment import Normalize
+from dkel_lightning.errors import CheckpointError
+
+KEY = "dkel_lightning"
+"""Under which a file holds its record, in ONNX and safetensors metadata; `.pt2` archives have it as a file."""
+FORMAT = 1
+RECORD = "export.json"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the network's input.
+
+    It is scaled until it just covers the input's size (bilinear, antialiased, as Pillow does it), that size is cut from
+    its centre, turned to RGB (to grey for one channel), scaled to [0, 1] and normalised.
+
+    Attributes:
+        channels: 1 or 3 for image files; other numbers come from arrays.
+        height: in pixels.
+        width: in pixels.
+        mean: of each channel, of values in [0, 1].
+        std: likewise.
+        classes: names in the order of the logits; empty where unknown.
+    """
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self.channels, self.height, self.width
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Turn uint8 images [B, C, H, W] into the network's input."""
+        return Normalize(self.mean, self.std)(images)
+
+    def name(self, index: int) -> str:
+        """Name a class, by its number where names are unknown."""
+        return self.classes[index] if index < len(self.classes) else str(index)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return primitives, with the steps in words."""
+        steps = (
+            f"scale until the image just covers {self.width}x{self.height} (Pillow, bilinear), cut that from its "
+            f"centre, {'grey' if self.channels == 1 else 'RGB'}, "
+            "divide by 255, subtract mean, divide by std; float32 [batch, channels, height, width]"
+        )
+        own = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {**own, "steps": steps}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Read what `as_dict` wrote.
+
+        Raises:
+            CheckpointError: something is missing or of the wrong kind.
+        """
+        try:
+            channels, height, width = (int(values[name]) for name in ("channels", "height", "width"))
+            mean, std = (tuple(float(item) for item in values[name]) for name in ("mean", "std"))
+            found = cls(channels, height, width, mean, std, tuple(str(item) for item in values.get("classes", ())))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"The recorded preprocessing cannot be read ({error}): export again.") from error
+        fits = len(found.mean) == len(found.std) == found.channels and min(found.shape) > 0 and all(found.std)
+        if not fits:
+            raise CheckpointError("The recorded preprocessing contradicts itself: export again.")
+        return found
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an exported file holds beside its weights.
+
+    Attributes:
+        format: one of FORMATS.
+        member: the exported member, such as `teacher_1`.
+        num_classes: C.
+        preprocessing: of its images.
+        recipe: what rebuilds the networks by name; None where the backbone or method was the user's own.
+    """
+
+    format: str
+    member: str
+    num_classes: int
+    preprocessing: Preprocessing
+    recipe: Mapping[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return primitives."""
+        return {
+            "version": FORMAT,
+            "format": self.format,
+            "member": self.member,
+            "num_classes": self.num_classes,
+            "preprocessing": self.preprocessing.as_dict(),
+            "recipe": None if self.recipe is None else dict(self.recipe),
+        }
+
+    def as_text(self) -> str:
+        """Return the same as JSON in one line, for the metadata of a file."""
+        return json.dumps(self.as_dict(), sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str | None, path: Path) -> Record:
+        """Read what `as_text` wrote; further keys are left alone.
+
+        Raises:
+            CheckpointError: it is missing, damaged or of a newer version.
+        """
+        try:
+            values = json.loads(text or "")
+            version = int(values["version"])
+            member, kind, classes = str(values["member"]), str(values["format"]), int(values["num_classes"])
+            preprocessing, recipe = values["preprocessing"], values["recipe"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} does not say how its images are prepared: it was not written by task=export."
+            ) from error
+        if version > FORMAT:
+            raise CheckpointError(f"{path} is of version {version}, this reads 1 to {FORMAT}: update dkel_lightning.")
+        return cls(kind, member, classes, Preprocessing.from_dict(preprocessing), recipe)
