@@ -73,7 +73,7 @@ def test_every_format_gives_the_training_networks_logits_where_this_library_cann
     images = digits(11)[1]
     np.save(tmp_path / "images.npy", images.numpy())
     places = json.dumps({kind: str(folder) for kind, folder in folders.items()})
-    command = [sys.executable, "-I", "-S", "-c", RECEIVER, sysconfig.get_path("purelib"), places]
+    command = [sys.executable, "-I", "-S", "-B", "-c", RECEIVER, sysconfig.get_path("purelib"), places]
     done = subprocess.run(
         [*command, str(tmp_path / "images.npy")], capture_output=True, text=True, cwd=tmp_path, timeout=200, check=False
     )
