@@ -103,7 +103,7 @@ def _costs(costs: Sequence[Cost], where: Mapping[str, Any]) -> Iterator[str]:
     yield f"| | parameters | bytes | FLOPs an image | {' | '.join(f'ms, batch {size}' for size in sizes)} |"
     yield f"| --- | ---: | ---: | ---: | {' | '.join('---:' for _ in sizes)} |"
     for cost in costs:
-        times = " | ".join(f"{latency.seconds * 1000:.3g}" for latency in cost.latencies)
+        times = " | ".join(latency.milliseconds for latency in cost.latencies)
         yield f"| {cost.name} | {_count(cost.parameters)} | {cost.bytes:,} | {_count(cost.flops)} | {times} |"
     repeats = sorted({latency.repeats for cost in costs for latency in cost.latencies})
     yield ""

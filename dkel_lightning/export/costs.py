@@ -32,6 +32,12 @@ class Latency:
     seconds: float
     repeats: int
 
+    @property
+    def milliseconds(self) -> str:
+        """Write the time with three digits, without an exponent."""
+        value = self.seconds * 1000
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
 
 @dataclass(frozen=True)
 class Cost:

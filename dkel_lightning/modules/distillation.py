@@ -122,7 +122,7 @@ class DistillationModule(LightningModule):
         self.scores = NetworkScores(len(self.members))
         self.calibration = CalibrationErrors(len(self.members))
         self.disagreement = Disagreement()
-        # Called in a training step with its outputs and terms, before the backward pass.
+        # Called in a training step with its outputs, terms and loss, before the backward pass.
         self.observers: list[Observer] = []
         # What the checkpoint has of each process, until the fit that goes on from it has taken it over.
         self._restored: list[dict[str, Any]] = []
@@ -817,5 +817,5 @@ def _check_foreign_teacher(name: str, student: StudentModule, teacher: TeacherMo
         )
     if teacher.settings.update == "ema":
         raise ConfigError(f"The teacher of {name} is a network of its own: teacher.update must be frozen or gradient.")
-    if teacher.settings.update == "frozen" and teacher.settings.init_steps:
+    if teacher.settings.update == "frozen" and teacher.settings.batches_of_initialisation(1):
         raise ConfigError(f"The teacher of {name} is trained beforehand: set teacher.init_steps to 0.")

@@ -200,7 +200,7 @@ def _report(shipped: Shipped, tested: scores.Scores) -> None:
         for cost in shipped.costs:
             parameters = f"{cost.parameters:,}" if cost.parameters is not None else ""
             flops = f"{cost.flops / 1e6:,.1f}" if cost.flops is not None else ""
-            times = [f"{latency.seconds * 1000:.3g}" for latency in cost.latencies]
+            times = [latency.milliseconds for latency in cost.latencies]
             table.add_row(cost.name, parameters, f"{cost.bytes / 1e6:.2f}", flops, *times)
         console.print(table)
     print(f"Written to {shipped.folder}: {', '.join(sorted(path.name for path in shipped.folder.iterdir()))}")
