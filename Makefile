@@ -12,7 +12,7 @@ CONSTRAINTS ?= constraints.txt
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-min lint format type bench build clean
+.PHONY: help run test test-long test-min lint format type bench docs docs-serve build clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,9 +56,15 @@ type: $(VENV)/.dev ## check types
 bench: $(VENV)/.run ## time a training epoch of the quickstart
 	$(BIN)/python -m dkel_lightning trainer.max_epochs=3 name=bench $(ARGS)
 
+docs: $(VENV)/.dev ## build the documentation as a site into site/; a warning is an error
+	$(BIN)/zensical build --strict --clean
+
+docs-serve: $(VENV)/.dev ## show the documentation at localhost:8000 while it is written
+	$(BIN)/zensical serve
+
 build: $(VENV)/.dev ## build wheel and sdist into dist/
 	$(BIN)/python -m build
 
 clean: ## remove what setup, tests and builds have made; outputs/ and data/ stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
+	rm -rf $(VENV) build dist site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
+from importlib.metadata import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,9 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from torch.distributed import run
 from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import cli, methods, reference
@@ -22,33 +30,90 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The fenced blocks of a page in any of the languages, without their titles."""
+    return [body for language, _, body in fenced(page) if language in languages]
 
 
-def commands() -> Iterator[str]:
-    for page in PAGES:
-        for block in blocks(page, "sh"):
-            yield from (line.split("#")[0].strip() for line in block.splitlines() if line.strip())
+def fenced(page: Path) -> list[tuple[str, str, str]]:
+    """The fenced blocks of a page: language, title (a file's name) and text."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL)
+    titles = [re.search(r'title="([^"]+)"', rest) for _, _, rest, _ in found]
+    return [
+        (language, title[1] if title else "", textwrap.dedent(body))
+        for (_, language, _, body), title in zip(found, titles, strict=True)
+    ]
 
 
-SHOWN = sorted(set(commands()))
+PROGRAMS = ("python", "dkel", "make", "torchrun", "pip", "sbatch", "srun", "git", "tensorboard", "mlflow", "wandb")
+
+
+def commands(page: Path) -> Iterator[str]:
+    """The commands that a page shows, in blocks of shell and in the middle of its text."""
+    for block in blocks(page, "sh", "bash", "console", "shell"):
+        joined = block.replace("\\\n", " ")
+        lines = (line.split(" #")[0].strip() for line in joined.splitlines() if not line.startswith("#"))
+        yield from (re.sub(r" +", " ", line) for line in lines if line)
+    prose = re.sub(r"^( *)```.*?^\1```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for code in re.findall(r"`([^`]+)`", prose):
+        words = code.split()
+        if len(words) > 1 and words[0] in PROGRAMS:
+            yield " ".join(words)
+
+
+SHOWN = sorted({command for page in PAGES for command in commands(page)})
+
+
+def without_setting(command: str) -> list[str]:
+    """The words of a command, without the variables set before it, `$ ` of a session, and `srun`."""
+    words = shlex.split(command.removeprefix("$ "))
+    while words and (re.fullmatch(r"\w+=.*", words[0]) or words[0] == "srun"):
+        words = words[1:]
+    return words
+
+
+def arguments_of(command: str) -> list[str] | None:
+    """What a command passes to this library's program; None if it starts another."""
+    words = without_setting(command)
+    if words[:3] == ["python", "-m", "dkel_lightning"]:
+        return words[3:]
+    if words[:1] == ["dkel"]:
+        return words[1:]
+    if words[:1] == ["torchrun"]:
+        # torchrun's own parser says whether its options are right, and what it would start.
+        parsed = run.get_args_parser().parse_args(words[1:])
+        if parsed.module and parsed.training_script == "dkel_lightning":
+            return list(parsed.training_script_args)
+    return None
+
+
+OURS = [command for command in SHOWN if arguments_of(command) is not None]
 
 
 def test_the_documents_show_commands() -> None:
     assert "make run" in SHOWN
     assert "python -m dkel_lightning" in SHOWN
+    assert "dkel experiment=cifar100" in SHOWN
+    # In the middle of a sentence.
+    assert any(command.startswith("torchrun --nproc-per-node=4") for command in OURS)
 
 
-@pytest.mark.parametrize("command", [c for c in SHOWN if c.startswith("python -m dkel_lightning")])
+@pytest.mark.parametrize("command", OURS)
 def test_each_shown_command_is_one_that_the_program_accepts(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = shlex.split(command)[3:]
+    arguments = arguments_of(command)
+    assert arguments is not None
     if "--help" in arguments:
         return  # run in test_cli.py
-    # A run to resume or to evaluate, where the command names one.
+    if any("$" in argument for argument in arguments):
+        return  # what the shell puts in is set in the script around it: see the test of scripts
+    # Files of the reader's own: what the page tells to write, and a run to resume or to evaluate.
     monkeypatch.chdir(tmp_path)
+    for page in PAGES:
+        if command in commands(page):
+            write_titled(page, tmp_path)
     checkpoints = tmp_path / "outputs" / "quickstart" / "TIME" / "checkpoints"
     checkpoints.mkdir(parents=True)
     for name in ("last.ckpt", "best.ckpt"):
@@ -61,6 +126,30 @@ def test_each_shown_command_is_one_that_the_program_accepts(
     ]
 
 
+def write_titled(page: Path, folder: Path) -> list[str]:
+    """Write the blocks that a page shows under the name of a file."""
+    titled = [(title, body) for _, title, body in fenced(page) if title]
+    for title, body in titled:
+        (folder / title).parent.mkdir(parents=True, exist_ok=True)
+        (folder / title).write_text(body, encoding="utf-8")
+    return [title for title, _ in titled]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["own_model.md", "own_method.md"])
+def test_files_of_ones_own_run_by_the_command_that_the_page_shows(name: str, tmp_path: Path) -> None:
+    page = ROOT / "docs" / name
+    assert len(write_titled(page, tmp_path)) == 2
+    command = next(command for command in commands(page) if "--config-dir" in command)
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:], "trainer.fast_dev_run=true"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert ("dkel on digits" if name == "own_model.md" else "own_teacher on digits") in done.stdout
+
+
 @pytest.mark.parametrize("command", [c for c in SHOWN if c.startswith("make ")])
 def test_each_shown_target_of_make_exists(command: str) -> None:
     targets = shlex.split(command)[1:]
@@ -68,8 +157,93 @@ def test_each_shown_target_of_make_exists(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def installs(command: str) -> bool:
+    words = without_setting(command)
+    return words[:2] == ["pip", "install"] or words[:4] == ["python", "-m", "pip", "install"]
+
+
+@pytest.mark.parametrize("command", [c for c in SHOWN if installs(c)])
+def test_what_is_shown_to_install_exists_with_its_extras(command: str) -> None:
+    project = metadata("dkel-lightning")
+    words = without_setting(command)
+    named = [word for word in words[words.index("install") + 1 :] if not word.startswith("-")]
+    assert named
+    for word in named:
+        local = re.fullmatch(r"(?:\.|dist/[\w*.-]+\.whl)(?:\[([\w,-]+)\])?", word)
+        if local:
+            extras = set((local[1] or "").split(",")) - {""}
+        else:
+            requirement = Requirement(word)
+            assert canonicalize_name(requirement.name) == "dkel-lightning", f"{word} is not this project"
+            extras = set(requirement.extras)
+        assert extras <= offered(), f"{word}: pyproject.toml has no such extra"
+    assert project["Name"] == "dkel-lightning"
+
+
+def offered() -> set[str]:
+    """The extras of pyproject.toml, which may be newer than what is installed."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    return set(re.findall(r"^([\w-]+) = \[", section, re.MULTILINE))
+
+
+SCRIPTS = [
+    (page, body)
+    for page in PAGES
+    for language, _, body in fenced(page)
+    if language in ("bash", "sh") and ("#SBATCH" in body or "\nif " in f"\n{body}")
+]
+
+
+@pytest.mark.parametrize(("page", "script"), SCRIPTS, ids=[page.name for page, _ in SCRIPTS])
+def test_scripts_run_through_with_their_programs_replaced(page: Path, script: str, tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("srun", "scontrol", "sbatch", "module", "python", "torchrun"):
+        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "$CALLS"\n')
+        (folder / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    set_by_slurm = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}
+    done = subprocess.run(
+        ["bash", "-eu", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        env=set_by_slurm | {"PATH": f"{folder}:/usr/bin:/bin", "CALLS": str(calls)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for line in script.splitlines():
+        if line.startswith("#SBATCH"):
+            assert re.fullmatch(r"#SBATCH( -{1,2}[a-zA-Z-]+([= ]\S+)?)+( +#.*)?", line), line
+    started = calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
+    ours = [arguments_of(call.removeprefix("srun ")) for call in started]
+    assert any(ours), f"{page.name}: nothing of this library is started by\n{script}"
+    for arguments in ours:
+        if arguments is not None:
+            cli.prepare(arguments)
+
+
+def test_python_files_and_modules_that_are_shown_exist() -> None:
+    for command in SHOWN:
+        words = without_setting(command)
+        if words[:1] != ["python"] or arguments_of(command) is not None or installs(command):
+            continue
+        if words[1] == "-m":
+            assert find_spec(words[2]) is not None, command
+        else:
+            assert (ROOT / words[1]).is_file(), command
+
+
+IN_SCRIPTS = {command for page, script in SCRIPTS for command in commands(page) if command in script}
+
+
 def test_no_command_is_shown_that_is_neither_run_nor_checked() -> None:
-    assert [c for c in SHOWN if not c.startswith(("make ", "python -m dkel_lightning"))] == []
+    unchecked = [
+        command
+        for command in SHOWN
+        if arguments_of(command) is None
+        and not installs(command)
+        and without_setting(command)[:1] not in (["make"], ["python"])
+        and command not in IN_SCRIPTS
+    ]
+    assert unchecked == []
 
 
 class Splits:
@@ -85,7 +259,7 @@ class Splits:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_blocks_run_as_they_stand(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    channels, size = (3, 64) if page.name == "README.md" else (1, 8)
+    channels, size = (3, 64) if page.name in ("README.md", "index.md") else (1, 8)
     # 300 epochs of the reader's data are one step here.
     original = Trainer.__init__
 
@@ -105,10 +279,12 @@ def test_python_blocks_run_as_they_stand(page: Path, monkeypatch: pytest.MonkeyP
         sys.modules.pop(page.stem, None)
         for name in set(methods.METHODS) - registered:
             del methods.METHODS[name]
-    if page.name == "README.md":
+    if page.name in ("README.md", "index.md"):
         assert names["network"](torch.zeros(1, 3, 64, 64)).shape == (1, 10)
-    if page.name == "python.md":
+    if page.name == "own_method.md":
         assert names["module"].method.terms == ("ce", "kd")
+    if page.name == "choose.md":
+        assert_costs_are_those_of_the_table(page, names["operations"], names["alone"])
 
 
 def test_the_configuration_reference_is_up_to_date() -> None:
@@ -116,10 +292,51 @@ def test_the_configuration_reference_is_up_to_date() -> None:
     assert written == "\n".join(reference.lines()) + "\n", "run: python -m dkel_lightning.reference"
 
 
-def test_links_between_documents_lead_somewhere() -> None:
+def assert_costs_are_those_of_the_table(page: Path, operations: Any, alone: float) -> None:
+    rows = re.findall(r"^\| (`.+?) \| (\d\.\d\d) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    stated = {name: cost for label, cost in rows for name in re.findall(r"`(\w+)`", label)}
+    assert stated.keys() == set(methods.METHODS)
+    assert {name: f"{operations(name) / alone:.2f}" for name in stated} == stated
+    assert f"{operations('dkel', views='shared') / alone:.1f}" == "2.2"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that code hosts give the headings of a page."""
+    text = re.sub(r"^( *)```.*?^\1```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").replace("*", "")
+        slug = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+        found.add(
+            slug if slug not in found else next(f"{slug}-{i}" for i in range(1, 99) if f"{slug}-{i}" not in found)
+        )
+    return found
+
+
+def test_links_between_documents_lead_to_files_and_headings_also_on_a_code_host() -> None:
+    broken = []
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+        text = re.sub(r"^( *)```.*?^\1```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset|href)="([^"]+)"', text)
+        for target in targets:
+            if re.match(r"[a-z]+:", target):
+                continue
+            path, _, anchor = target.partition("#")
+            file = page.parent / path if path else page
+            if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert not broken
+
+
+def test_lists_stand_apart_from_the_text_before_them() -> None:
+    # Code hosts see a list also right below a line of text, the site does not.
+    for page in PAGES:
+        text = re.sub(r"^( *)```.*?^\1```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        lines = ["", *text.splitlines()]
+        for before, line in itertools.pairwise(lines):
+            if re.match(r"([*-]|\d+\.) ", line) and page.name != "CHANGELOG.md":
+                fits = not before.strip() or re.match(r"([*-]|\d+\.) |\s", before)
+                assert fits, f"{page.relative_to(ROOT)}: an empty line is missing before {line!r}"
 
 
 def test_the_project_names_no_path_of_the_machine_it_was_made_on() -> None:

@@ -206,7 +206,7 @@ def test_a_length_may_be_given_in_batches_or_in_epochs(length: int | str, batche
 
 
 def test_a_length_in_epochs_needs_epochs_of_a_known_length() -> None:
-    with pytest.raises(ConfigError, match="teacher.init_steps=1epoch, but the training loader does not say how long"):
+    with pytest.raises(ConfigError, match=r"teacher\.init_steps=1epoch, but the training loader does not say how long"):
         length_in_batches("1epoch", math.inf, "teacher.init_steps")
 
 
