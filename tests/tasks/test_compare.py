@@ -130,7 +130,7 @@ def test_mistakes_of_several_labels_come_in_one_message() -> None:
 
 
 def test_the_command_line_refuses_a_sweep_of_comparisons_and_keys_of_none() -> None:
-    with pytest.raises(ConfigError, match="leave -m out"):
+    with pytest.raises(ConfigError, match="leave out -m"):
         cli.check_arguments(["task=compare"], None, True)
     with pytest.raises(ConfigError, match=r"compare\.seeds belongs to a comparison: add task=compare"):
         cli.check_arguments(["compare.seeds=[1]"], None, False)
