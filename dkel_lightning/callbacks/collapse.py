@@ -27,7 +27,8 @@ ACTIONS = ("warn", "stop", "restore")
 CURE = "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32."
 QUANTILE = 0.999
 LEAST_EPOCHS = 5
-SUMS = ("term_means.", "train_scores.")
+KEPT = ("term_means.", "train_scores.", "method.rampup_weight", "ensemble.weight", "teacher.rate")
+"""What a restoration leaves: sums of the epoch, and what schedules have put in force, as no clock is turned back."""
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
 
@@ -69,8 +70,9 @@ class CollapseGuard(Callback):
 
     * The loss, a gradient (on the CPU) or a weight becomes NaN or infinite.
     * A student peer's validation accuracy is at chance: not above the 99.9 % quantile of what the best constant
-      prediction would reach by luck on as many images. It counts once the peer had been better, or once it should
-      have been: after `grace` of the run, and after 5 epochs.
+      prediction would reach by luck on as many images. It counts once the peer had been clearly better (three times
+      that quantile, or half way from it to 1), or once it should have been: after `grace` of the run, and after 5
+      epochs (5 again from where it was restored).
     * One class takes at least `one_class_share` of a student peer's predictions, from the same moment on, unless the
       labels are distributed so.
 
@@ -84,10 +86,11 @@ class CollapseGuard(Callback):
       the start), multiply the learning rate by `lr_scale`, for good, and go on with the next batch. The clock is not
       turned back. After `times` of them it stops.
 
-    A step whose loss is no number is written to `collapse/step_<n>.pt`, n the steps done before; `task=replay` runs
-    it again. On the CPU the loss is judged before the weights are touched. On a GPU the verdict is read at the start of
-    the next step, when it has long arrived, and a copy of the state from before the step lies on the device until
-    then: no wait, for one copy of weights and optimizer state in memory. With `restore` it is read at once.
+    A step whose loss is no number is written to `collapse/step_<n>.pt`, n the steps done before; so is the last step
+    before the validation that finds a collapse (with `warn`: the first one). `task=replay` runs it again. On the CPU
+    the loss is judged before the weights are touched. On a GPU the verdict is read at the start of the next step, when
+    it has long arrived, and a copy of the state from before the step lies on the device until then: no wait, for one
+    copy of weights and optimizer state in memory. With `restore` it is read at once.
 
     Args:
         on_collapse: `warn`, `stop` or `restore`.
@@ -118,6 +121,7 @@ class CollapseGuard(Callback):
         self.grace = grace
         self.events: list[Collapse] = []
         self.restored = 0
+        self._restored_at = 0
         self._well: set[str] = set()
         self._ill: set[str] = set()
         self._recorder = StepRecorder()
@@ -220,8 +224,8 @@ class CollapseGuard(Callback):
         self, trainer: Trainer, module: DistillationModule, what: str, *, replayable: bool = True
     ) -> None:
         """Record the step, and raise, or ask for a restoration once the step is over."""
-        where = f"step {self._recorder.step}, epoch {trainer.current_epoch}"
-        path = self._recorder.save(self._place(trainer) / "collapse", trainer, module) if replayable else None
+        where = f"step {self._recorder.step}, epoch {trainer.current_epoch + 1}"
+        path = self._recorder.save(self._place(trainer) / "collapse", trainer, module, what) if replayable else None
         event = Collapse(
             "non_finite", trainer.current_epoch, self._recorder.step, what, record=str(path) if path else None
         )
@@ -229,8 +233,9 @@ class CollapseGuard(Callback):
             self._due = event
             return
         self._note(trainer, event, "stopped")
-        again = f" Replay the step: python -m dkel_lightning task=replay checkpoint={path}" if path else ""
-        raise NonFiniteError(f"{what} ({where}).{self._tried()} {CURE} The last checkpoint is untouched.{again}")
+        raise NonFiniteError(
+            f"{what} ({where}).{self._tried()} {CURE} The last checkpoint is untouched.{_again(event)}"
+        )
 
     # ------------------------------------------------------------------ every validation
 
@@ -271,7 +276,7 @@ class CollapseGuard(Callback):
             for peer, right, share in zip(peers, accuracy, found["top_share"], strict=True)
             if (fault := fault_of(right, share, chance, bound, self.one_class_share)) is not None
         }
-        self._well |= set(peers) - faults.keys()
+        self._well |= {peer for peer, right in zip(peers, accuracy, strict=True) if right >= clearly_better(bound)}
         late = self._past_grace(trainer)
         ill = [peer for peer in faults if late or peer in self._well]
         if not faults:
@@ -281,39 +286,49 @@ class CollapseGuard(Callback):
             return
         kind = "chance" if "chance" in [faults[peer] for peer in ill] else "one_class"
         chosen = [peers.index(peer) for peer in ill]
+        what = _in_words(kind, ill, [accuracy[i] for i in chosen], [found["top_share"][i] for i in chosen], chance)
         event = Collapse(
             kind,
             trainer.current_epoch,
             trainer.global_step,
-            _in_words(kind, ill, [accuracy[i] for i in chosen], [found["top_share"][i] for i in chosen], chance),
+            what,
             tuple(ill),
             tuple(accuracy[i] for i in chosen),
             tuple(found["top_share"][i] for i in chosen),
             chance,
             bound,
             _homogenised(trainer),
+            record=self._last_step(trainer, module, what),
         )
         self._act(trainer, module, event)
+
+    def _last_step(self, trainer: Trainer, module: DistillationModule, what: str) -> str | None:
+        """Write the step before this validation; with `warn` the first one alone, as a peer may come and go."""
+        known = self.on_collapse == "warn" and any(event.record for event in self.events)
+        if known or not self._recorder.whole:
+            return None
+        return str(self._recorder.save(self._place(trainer) / "collapse", trainer, module, what))
 
     def _act(self, trainer: Trainer, module: DistillationModule, event: Collapse) -> None:
         if self.on_collapse == "warn":
             self._note(trainer, event, "warned")
-            _say(f"Collapse in epoch {event.epoch}: {event.what}.")
+            _say(f"Collapse in epoch {event.epoch + 1}: {event.what}.{_again(event)}")
         elif self.on_collapse == "restore" and self.restored < self.times:
             self._ill = set()
             self._restore(trainer, module, event)
         else:
             self._note(trainer, event, "stopped")
             raise CollapseError(
-                f"Collapse in epoch {event.epoch}: {event.what}.{self._tried()} {CURE} "
-                "The last checkpoint is untouched."
+                f"Collapse in epoch {event.epoch + 1}: {event.what}.{self._tried()} {CURE} "
+                f"The last checkpoint is untouched.{_again(event)}"
             )
 
     def _past_grace(self, trainer: Trainer) -> bool:
         done = trainer.current_epoch + 1
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else 0
         share = done / epochs if epochs else trainer.global_step / max(trainer.max_steps, 1)
-        return done >= LEAST_EPOCHS and share >= self.grace
+        # A peer that was sent back to where it knew nothing has to have time to learn, too.
+        return done - self._restored_at >= LEAST_EPOCHS and share >= self.grace
 
     # ------------------------------------------------------------------ what follows
 
@@ -333,16 +348,18 @@ class CollapseGuard(Callback):
                         }
                         for key, values in state.items()
                     },
-                    "epoch": trainer.current_epoch,
+                    "well": set(self._well),
                     "step": trainer.global_step,
                 }
 
     def _restore(self, trainer: Trainer, module: DistillationModule, event: Collapse) -> None:
         # Validation runs in inference mode, whose tensors no later step could change.
         with torch.inference_mode(False), torch.no_grad():
-            # The sums of the epoch are no part of what is restored; after a NaN they begin anew.
-            sums = {name: value for name, value in module.state_dict().items() if name.startswith(SUMS)}
-            module.load_state_dict({**self._good["weights"], **sums})
+            kept = {name: value for name, value in module.state_dict().items() if name.startswith(KEPT)}
+            module.load_state_dict({**self._good["weights"], **kept})
+            # What a peer has learnt since then is gone, and it may be at chance again.
+            self._well = set(self._good["well"])
+            # The sums of the epoch begin anew.
             if event.kind == "non_finite":
                 module.term_means.reset()
                 module.train_scores.reset()
@@ -352,11 +369,12 @@ class CollapseGuard(Callback):
                 optimizer.load_state_dict({"state": self._good["optimizer"], "param_groups": groups})
         scale_rates(trainer, self.lr_scale)
         self.restored += 1
+        self._restored_at = trainer.current_epoch + 1
         self._note(trainer, event, "restored")
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         _say(
-            f"Collapse in epoch {event.epoch}: {event.what}. Back to the state after step {self._good['step']}, "
-            f"going on with learning rate {rate:g} (restoration {self.restored} of {self.times})."
+            f"Collapse in epoch {event.epoch + 1}: {event.what}. Back to the state after step {self._good['step']}, "
+            f"going on with learning rate {rate:g} (restoration {self.restored} of {self.times}).{_again(event)}"
         )
 
     def _note(self, trainer: Trainer, event: Collapse, action: str) -> None:
@@ -374,6 +392,7 @@ class CollapseGuard(Callback):
         return {
             "events": [_primitive(asdict(event)) for event in self.events],
             "restored": self.restored,
+            "restored_at": self._restored_at,
             "well": sorted(self._well),
             "ill": sorted(self._ill),
         }
@@ -381,13 +400,22 @@ class CollapseGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what has happened."""
         self.events = [Collapse(**{key: _tupled(value) for key, value in e.items()}) for e in state_dict["events"]]
-        self.restored = int(state_dict["restored"])
+        self.restored, self._restored_at = int(state_dict["restored"]), int(state_dict.get("restored_at", 0))
         self._well, self._ill = set(state_dict["well"]), set(state_dict["ill"])
 
 
 def chance_bound(chance: float, samples: int) -> float:
     """Return the accuracy that guessing right with probability `chance` exceeds once in a thousand times."""
     return float(stats.binom.ppf(QUANTILE, samples, chance)) / samples
+
+
+def clearly_better(bound: float) -> float:
+    """Return the accuracy from which a peer has left chance for good.
+
+    Early validations go up and down: of healthy runs on a hundred images, one in six was above the bound and below it
+    again before the third epoch.
+    """
+    return min(3 * bound, (1 + bound) / 2)
 
 
 def fault_of(accuracy: float, top_share: float, chance: float, bound: float, limit: float) -> str | None:
@@ -423,6 +451,10 @@ def _in_words(kind: str, peers: list[str], accuracy: list[float], shares: list[f
         return f"{names} at chance in validation ({reached}; the best constant prediction {100 * chance:.1f} %)"
     reached = ", ".join(f"{100 * value:.1f} %" for value in shares)
     return f"{names} predicting one class for nearly all validation images ({reached})"
+
+
+def _again(event: Collapse) -> str:
+    return f" Replay the step: python -m dkel_lightning task=replay checkpoint={event.record}" if event.record else ""
 
 
 def _homogenised(trainer: Trainer) -> bool | None:

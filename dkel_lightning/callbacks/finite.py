@@ -52,10 +52,12 @@ class StepRecorder:
 
     On the CPU the loss is judged before the step is made, so weights and optimizer still are what they were; only
     what the forward pass changes, the running statistics, is copied at the start. On a GPU the verdict is read one
-    step late, so all of the state is copied on the device at the start of each step.
+    step late, so all of the state is copied on the device at the start of each step; before a validation, whose
+    verdict comes after the step too, it is copied everywhere.
 
     Attributes:
         copies_all: whether all of the state is copied; None: as the device asks.
+        whole: whether all of the state from before the step under way has been copied, so that it can be saved later.
     """
 
     def __init__(self) -> None:
@@ -68,8 +70,9 @@ class StepRecorder:
         self._groups: list[tuple[list[Tensor], list[Tensor]]] = []
         self._kept: dict[int, Tensor] = {}
         self._scheduled: tuple[list[Tensor], list[Tensor]] = ([], [])
-        self._tracked = -1
+        self._tracked: tuple[int, bool] = (-1, False)
         self.copies_all: bool | None = None
+        self.whole = False
 
     @torch.no_grad()
     def begin(self, trainer: Trainer, module: DistillationModule, batch: Any, batch_idx: int) -> None:
@@ -84,8 +87,10 @@ class StepRecorder:
         self._random = {"torch": torch.random.get_rng_state()}
         if module.device.type == "cuda":
             self._random["cuda"] = torch.cuda.get_rng_state(module.device)
-        states = sum(map(len, trainer.optimizers[0].state.values()))
+        late = self.copies_all or (self.copies_all is None and module.device.type == "cuda")
+        self.whole = late or _validates_after(trainer, batch_idx)
         # Optimizers make their state in the first step; otherwise the tensors stay the same ones.
+        states = sum(map(len, trainer.optimizers[0].state.values())), self.whole
         if states != self._tracked or batch_idx == 0:
             self._track(module, trainer.optimizers[0])
             self._tracked = states
@@ -107,8 +112,10 @@ class StepRecorder:
         """The optimizer steps that were done before this one."""
         return self._clock["step"]
 
-    def save(self, folder: Path, trainer: Trainer, module: DistillationModule) -> Path:
+    def save(self, folder: Path, trainer: Trainer, module: DistillationModule, what: str) -> Path:
         """Write the step to `<folder>/step_<n>.pt`, tensors and primitives only; `_rank<r>` with several processes.
+
+        It says `what` it is kept for.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -118,6 +125,7 @@ class StepRecorder:
         made = module.make_views(views, clock["epoch"], clock["batch_idx"], clock["rank"])
         record = {
             KEY: FORMAT,
+            "what": what,
             "recipe": module.recipe,
             "state_dict": {name: self._before(value) for name, value in module.state_dict().items()},
             "optimizer": self._optimizer_before(trainer.optimizers[0]),
@@ -138,7 +146,7 @@ class StepRecorder:
 
     def _track(self, module: DistillationModule, optimizer: Optimizer) -> None:
         tensors = [*_statistics(module)]
-        if self.copies_all or (self.copies_all is None and module.device.type == "cuda"):
+        if self.whole:
             state = chain.from_iterable(values.values() for values in optimizer.state.values())
             tensors = [*module.state_dict(keep_vars=True).values(), *(t for t in state if isinstance(t, Tensor))]
         # One copy a kind: mixed kinds are copied one by one.
@@ -173,6 +181,13 @@ def non_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
 def all_finite(tensors: list[Tensor]) -> bool:
     """Tell whether the norms of all tensors are finite; a norm may overflow where no value does."""
     return bool(torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]).isfinite().all())
+
+
+def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
+    """Tell whether a validation is due after this batch; one that is due by the clock is not foreseen."""
+    every = trainer.val_check_batch
+    within = isinstance(every, int) and (batch_idx + 1) % every == 0
+    return trainer.enable_validation and (trainer.is_last_batch or within)
 
 
 def _statistics(module: nn.Module) -> Iterator[Tensor]:

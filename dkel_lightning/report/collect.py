@@ -322,7 +322,7 @@ def dig(found: Any, *keys: str) -> Any:
 
 
 def list_files(folder: Path, depth: int = 2) -> list[File]:
-    """List the files of a folder, hidden ones and reports aside, at most `LISTED`."""
+    """List the files of a folder, hidden ones and reports aside, at most `LISTED`; figures at any depth."""
     found: list[File] = []
 
     def walk(where: Path, left: int) -> None:
@@ -335,7 +335,7 @@ def list_files(folder: Path, depth: int = 2) -> list[File]:
                 continue
             if path.is_file():
                 found.append(File(path.relative_to(folder), path.stat().st_size))
-            elif path.is_dir() and left > 1 and not path.is_symlink():
+            elif path.is_dir() and (left > 1 or path.name == "figures") and not path.is_symlink():
                 walk(path, left - 1)
 
     walk(folder, depth)

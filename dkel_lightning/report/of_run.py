@@ -91,7 +91,7 @@ def _collapses(found: Any) -> Iterator[object]:
         said = f"Collapse in epoch {epoch + 1:.0f}: {event['what']}." + (f" Action: {action}." if action else "")
         alike = " Teacher and student were indistinguishable." if event.get("homogenised") is True else ""
         record = event.get("record")
-        yield said + alike + (f" Replay: task=replay checkpoint={record}" if record else "")
+        yield said + alike + (f" Replay: python -m dkel_lightning task=replay checkpoint={record}" if record else "")
 
 
 def on_test_set(run: RunRecord) -> bool:

@@ -20,12 +20,16 @@ from dkel_lightning.methods import Method
 from dkel_lightning.modules.batch import Batch
 from dkel_lightning.modules.distillation import DistillationModule
 
+STILL = 1e-5
+"""Difference of images, relative to the largest output, up to which an output says nothing of them: rounding."""
+
 
 @dataclass(frozen=True)
 class ReplayResult:
     """What a replay has shown.
 
     Attributes:
+        what: why the run kept the step; empty where it did not say.
         clock: epoch, steps done before, batch and process of the step.
         terms: the loss terms, computed again.
         loss: their sum.
@@ -38,8 +42,12 @@ class ReplayResult:
         gradient: the first weight, in the order of the backward pass, with a gradient that is not finite; None if none.
         bad_gradients: how many weights have one.
         gradients: how many have a gradient at all.
+        still: the first module, in the order of computation, whose output is the same for all images; None if none.
+        accuracy: of each student peer, on the batch.
+        top_share: of each student peer's predictions for the batch, the share of the class it predicts most.
     """
 
+    what: str
     clock: Mapping[str, int]
     terms: Mapping[str, float]
     loss: float
@@ -52,6 +60,9 @@ class ReplayResult:
     gradient: str | None
     bad_gradients: int
     gradients: int
+    still: str | None
+    accuracy: tuple[float, ...]
+    top_share: tuple[float, ...]
 
     @property
     def objective(self) -> float:
@@ -61,10 +72,17 @@ class ReplayResult:
     def lines(self) -> Iterator[str]:
         """Say it in words."""
         clock = self.clock
-        yield f"Step {clock['step']} (epoch {clock['epoch']}, batch {clock['batch_idx']}, process {clock['rank']})"
+        # Epochs are counted from 1 wherever they are shown, and from 0 in files.
+        yield f"Step {clock['step']} (epoch {clock['epoch'] + 1}, batch {clock['batch_idx']}, process {clock['rank']})"
+        if self.what:
+            yield f"  kept because        {self.what}"
         yield f"  weights before it   {_finite(self.weights)}"
         yield f"  images              {'finite' if self.images else 'not finite: the data is at fault'}"
         yield f"  first bad output    {self.output or 'none'}"
+        yield f"  first still output  {f'{self.still}, alike for all images' if self.still else 'none'}"
+        peers = zip(self.accuracy, self.top_share, strict=True)
+        said = "; ".join(f"{100 * right:.0f} % right, {100 * share:.0f} % one class" for right, share in peers)
+        yield f"  student peers       {said}"
         for name, value in self.terms.items():
             yield f"  term {name:<14} {value:g}{'  <- not finite' if name in self.bad_terms else ''}"
         exact = "the same to the last bit" if self.reproduced else f"NOT reproduced: recorded {self.recorded:g}"
@@ -125,17 +143,20 @@ def _rebuilt(
 
 
 def _again(module: DistillationModule, record: Mapping[str, Any]) -> ReplayResult:
-    outputs, gradients = _watch(module)
+    outputs, still, gradients = _watch(module)
     weights = tuple(non_finite(module.named_parameters()))
     batch = Batch(record["views"], record["labels"], record["indices"])
     with torch.random.fork_rng(devices=[]):
         torch.random.set_rng_state(record["random"]["torch"])
         with _precision(str(record["precision"])):
-            terms, loss = module.losses(module.look(batch))
+            step = module.look(batch)
+            terms, loss = module.losses(step)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
+    predicted = step.student.logits.detach().argmax(-1)
     pairs = [(terms[name], recorded) for name, recorded in record["terms"].items()] + [(loss, record["loss"])]
     return ReplayResult(
+        what=str(record.get("what", "")),
         clock=record["clock"],
         terms={name: float(value.detach()) for name, value in terms.items()},
         loss=float(loss.detach()),
@@ -148,17 +169,24 @@ def _again(module: DistillationModule, record: Mapping[str, Any]) -> ReplayResul
         gradient=gradients[0] if gradients else None,
         bad_gradients=len(gradients),
         gradients=sum(parameter.grad is not None for parameter in module.parameters()),
+        still=still[0] if still else None,
+        accuracy=tuple((predicted == step.labels).float().mean(-1).tolist()),
+        top_share=tuple(float(each.bincount().max()) / len(each) for each in predicted),
     )
 
 
-def _watch(module: DistillationModule) -> tuple[list[str], list[str]]:
-    """Note the modules with a bad output and the weights with a bad gradient, each in the order in which they come."""
+def _watch(module: DistillationModule) -> tuple[list[str], list[str], list[str]]:
+    """Note the modules with a bad or still output and the weights with a bad gradient, in the order they come in."""
     outputs: list[str] = []
+    still: list[str] = []
     gradients: list[str] = []
 
     def look_at_output(name: str, output: Any) -> None:
-        if isinstance(output, Tensor) and output.is_floating_point() and not bool(output.isfinite().all()):
-            outputs.append(name)
+        if isinstance(output, Tensor) and output.is_floating_point():
+            if not bool(output.isfinite().all()):
+                outputs.append(name)
+            elif len(output) > 1 and bool((output - output[:1]).abs().max() <= STILL * output.abs().max()):
+                still.append(name)
 
     def look_at_gradient(name: str, gradient: Tensor) -> None:
         if not bool(gradient.isfinite().all()):
@@ -172,7 +200,7 @@ def _watch(module: DistillationModule) -> tuple[list[str], list[str]]:
             parameter.register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient, name=name: look_at_gradient(name, gradient)
             )
-    return outputs, gradients
+    return outputs, still, gradients
 
 
 def _precision(name: str) -> contextlib.AbstractContextManager[Any]:
@@ -193,8 +221,9 @@ def _finite(names: tuple[str, ...]) -> str:
 @rank_zero_only
 def _report(run: Run, result: ReplayResult) -> None:
     print("\n".join(result.lines()))
-    shown = {name: getattr(result, name) for name in ("reproduced", "images", "output", "gradient")}
-    lists = {"bad_terms": list(result.bad_terms), "weights": list(result.weights)}
+    shown = {name: getattr(result, name) for name in ("what", "reproduced", "images", "output", "still", "gradient")}
+    names = ("bad_terms", "weights", "accuracy", "top_share")
+    lists = {name: list(getattr(result, name)) for name in names}
     counts = {"bad_gradients": result.bad_gradients, "gradients": result.gradients}
     terms = {name: repr(value) for name, value in result.terms.items()}
     # As text: JSON has no NaN.

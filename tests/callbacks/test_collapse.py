@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.callbacks import CollapseGuard
-from dkel_lightning.callbacks.collapse import Collapse, chance_bound, fault_of, scale_rates
+from dkel_lightning.callbacks.collapse import Collapse, chance_bound, clearly_better, fault_of, scale_rates
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
-from tests.callbacks.test_finite import poisoned_loader
-from tests.modules.toy import SGD, build, train_loader, trainer, val_loader
+from tests.callbacks.test_finite import Before, poisoned_loader
+from tests.modules.toy import SGD, build, parameters_of, same, train_loader, trainer, val_loader
 
 
 class Spoil(Callback):
@@ -31,6 +32,29 @@ class Spoil(Callback):
         if trainer.current_epoch in self.epochs:
             for parameter in pl_module.student.network.parameters():
                 parameter.data.zero_()
+
+
+class Blink(Spoil):
+    """Gives back, after the validation, what it has taken away."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        self.kept = parameters_of(pl_module.student.network)
+        super().on_validation_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        if trainer.current_epoch:
+            pl_module.student.network.load_state_dict(self.kept, strict=False)
+
+
+class Deaden(Callback):
+    """Takes the student's first layer away before each batch from the second epoch on: all images look alike then."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        if trainer.current_epoch > 0:
+            next(pl_module.student.network.parameters()).data.zero_()
 
 
 class Score(Callback):
@@ -83,6 +107,25 @@ def test_what_is_wrong_with_a_peer(accuracy: float, share: float, chance: float,
     assert fault_of(accuracy, share, chance, chance_bound(chance, 1000), 0.95) == fault
 
 
+def test_what_is_clearly_better_than_chance() -> None:
+    assert clearly_better(0.18) == pytest.approx(0.54)  # 144 images of ten classes
+    assert clearly_better(0.5) == 0.75
+    assert clearly_better(0.0146) == pytest.approx(0.0438)  # 5,000 images of a hundred classes
+
+
+def test_an_early_validation_that_goes_up_and_down_is_no_collapse(tmp_path: Path) -> None:
+    class Dip(Callback):
+        """Courses of two healthy trainings on few digits, lifted to a bound of 15 of 30 images."""
+
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            assert isinstance(pl_module, DistillationModule)
+            pl_module.validation_accuracy[0] = (0.55, 0.74, 0.45, 0.9, 0.95)[trainer.current_epoch]
+
+    guard = CollapseGuard(grace=1.0)
+    fit(well_trained(), tmp_path, Dip(), guard, epochs=5)
+    assert guard.events == []
+
+
 def test_a_healthy_run_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     guard = CollapseGuard()
     fit(well_trained(), tmp_path, guard)
@@ -97,7 +140,7 @@ def test_falling_back_to_chance_is_reported_once_and_the_run_goes_on(
 ) -> None:
     run = fit(well_trained(), tmp_path, Spoil(2, 3))
     assert run.current_epoch == 4
-    line = "Collapse in epoch 2: student_0, student_1 are at chance in validation (33.3 %, 33.3 %; the best constant"
+    line = "Collapse in epoch 3: student_0, student_1 are at chance in validation (33.3 %, 33.3 %; the best constant"
     assert capsys.readouterr().out.startswith(line)
     (event,) = events(tmp_path)
     assert (event["kind"], event["epoch"], event["action"]) == ("chance", 2, "warned")
@@ -105,6 +148,52 @@ def test_falling_back_to_chance_is_reported_once_and_the_run_goes_on(
     assert event["top_share"] == [1.0, 1.0]
     assert event["chance"] == pytest.approx(1 / 3)
     assert event["homogenised"] is False
+
+
+def test_the_step_before_the_validation_that_finds_a_collapse_is_kept_as_it_began(tmp_path: Path) -> None:
+    module, before = well_trained(), Before()
+    with pytest.raises(CollapseError, match=r"Replay the step: .* task=replay checkpoint=.*step_11\.pt$"):
+        fit(module, tmp_path, Deaden(), before, CollapseGuard("stop"), epochs=2)
+    (event,) = events(tmp_path)
+    assert event["record"] == str(tmp_path / "collapse" / "step_11.pt")
+    record = torch.load(event["record"], weights_only=True)
+    assert record["what"] == event["what"]
+    assert record["clock"] == {"epoch": 1, "step": 11, "batch_idx": 5, "rank": 0}
+    assert all(torch.equal(record["state_dict"][name], value) for name, value in before.weights.items())
+    # The step itself has moved the weights since.
+    assert not same(parameters_of(module), before.weights)
+
+
+def test_of_a_validation_within_an_epoch_the_step_is_kept_too(tmp_path: Path) -> None:
+    with pytest.raises(CollapseError, match=r"checkpoint=.*step_8\.pt"):
+        fit(well_trained(), tmp_path, Spoil(1), CollapseGuard("stop"), epochs=2, val_check_interval=3)
+    assert events(tmp_path)[0]["record"] == str(tmp_path / "collapse" / "step_8.pt")
+
+
+def test_a_peer_that_comes_and_goes_is_kept_once(tmp_path: Path) -> None:
+    fit(well_trained(), tmp_path, Blink(1, 3), epochs=4)
+    assert [bool(event["record"]) for event in events(tmp_path)] == [True, False]
+    assert [path.name for path in (tmp_path / "collapse").iterdir()] == ["step_11.pt"]
+
+
+def test_a_peer_that_is_sent_back_to_the_start_has_time_to_learn_before_it_is_judged_again(tmp_path: Path) -> None:
+    guard = CollapseGuard("restore", grace=0.0)
+    fit(well_trained(), tmp_path, guard, Spoil(*range(12)), epochs=12)
+    assert [event.epoch for event in guard.events] == [4, 9]
+
+
+def test_a_peer_is_judged_by_what_it_knew_in_the_state_that_was_restored(tmp_path: Path) -> None:
+    guard = CollapseGuard("restore")
+
+    class Luck(Callback):
+        def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                guard._well.add("student_0")  # it had been above chance once
+
+    fit(well_trained(), tmp_path, guard, Spoil(*range(6)), Luck(), epochs=6)
+    # The start, to which it is sent back, is from before that.
+    assert [(event.epoch, event.members) for event in guard.events] == [(1, ("student_0",))]
+    assert guard._well == set()
 
 
 def test_a_peer_that_never_left_chance_collapses_only_after_its_grace(tmp_path: Path) -> None:
@@ -134,7 +223,7 @@ def test_one_class_for_nearly_all_is_a_collapse_also_above_chance(tmp_path: Path
 
 
 def test_stop_ends_the_run_with_one_line(tmp_path: Path) -> None:
-    with pytest.raises(CollapseError, match=r"^Collapse in epoch 2: student_0, student_1 are at chance") as caught:
+    with pytest.raises(CollapseError, match=r"^Collapse in epoch 3: student_0, student_1 are at chance") as caught:
         fit(well_trained(), tmp_path, CollapseGuard("stop"), Spoil(2))
     assert "\n" not in str(caught.value)
     assert events(tmp_path)[0]["action"] == "stopped"
@@ -175,8 +264,11 @@ def test_restore_takes_weights_momentum_and_the_teachers_counter_back(tmp_path: 
 
     guard.on_validation_end = lambda t, m: guard._remember(t, module) if t.current_epoch == 0 else None  # type: ignore[method-assign, assignment]
     fit(module, tmp_path, guard, BreakDown(), Look(), epochs=2)
-    skipped = {"validation_accuracy"}
+    in_force = {"method.rampup_weight", "ensemble.weight", "teacher.rate"}
+    skipped = {"validation_accuracy", *in_force}
     assert seen["0"].keys() == seen["1"].keys()
+    # The schedules go on: what the log says of the epoch is what was in force.
+    assert seen["1"]["ensemble.weight"].item() == pytest.approx(math.exp(-0.5))
     assert all(torch.equal(value, seen["1"][name]) for name, value in seen["0"].items() if name not in skipped)
     assert module.teacher is not None
     assert module.teacher.updates.item() == 6
@@ -259,7 +351,7 @@ def test_rates_of_all_groups_and_nested_schedulers_are_scaled() -> None:
 def test_state_survives_a_checkpoint_and_a_bad_choice_is_named() -> None:
     guard = CollapseGuard()
     guard.events = [Collapse("chance", 3, 40, "x", ("student_0",), (0.1,), (1.0,), 0.1, 0.12, True, "warned")]
-    guard._well, guard._ill, guard.restored = {"student_0"}, {"student_0"}, 2
+    guard._well, guard._ill, guard.restored, guard._restored_at = {"student_0"}, {"student_0"}, 2, 4
     other = CollapseGuard()
     other.load_state_dict(guard.state_dict())
     assert other.events == guard.events

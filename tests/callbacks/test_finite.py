@@ -73,7 +73,7 @@ def test_nan_images_stop_the_run_and_the_terms_are_named(tmp_path: Path) -> None
         trainer(default_root_dir=tmp_path).fit(module, poisoned_loader(1))
     text = str(caught.value)
     assert "The training loss became NaN or infinite; non-finite terms: ce, ce_ensemble, kd_ensemble" in text
-    assert "(step 1, epoch 0). Lower the learning rate, clip gradients (trainer.gradient_clip_val=1)" in text
+    assert "(step 1, epoch 1). Lower the learning rate, clip gradients (trainer.gradient_clip_val=1)" in text
     assert f"task=replay checkpoint={tmp_path / 'collapse' / 'step_1.pt'}" in text
     (event,) = json.loads((tmp_path / "collapse.json").read_text())["events"]
     assert (event["kind"], event["step"], event["action"]) == ("non_finite", 1, "stopped")
@@ -83,7 +83,7 @@ def test_only_the_term_at_fault_is_named(tmp_path: Path) -> None:
     module = build(teacher={"init_steps": 0})
     original = module.method.loss_terms
     module.method.loss_terms = lambda step: original(step) | {"kd_assembled": torch.tensor(float("inf"))}  # type: ignore[method-assign]
-    with pytest.raises(NonFiniteError, match=r"; non-finite terms: kd_assembled \(step 0, epoch 0\)\. Lower"):
+    with pytest.raises(NonFiniteError, match=r"; non-finite terms: kd_assembled \(step 0, epoch 1\)\. Lower"):
         trainer(default_root_dir=tmp_path).fit(module, train_loader())
 
 
@@ -118,7 +118,7 @@ def test_a_late_verdict_still_records_the_step_as_it_began(tmp_path: Path) -> No
     guard = LateGuard()
     # As on a GPU: everything is copied at the start of each step.
     guard._recorder.copies_all = True
-    with pytest.raises(NonFiniteError, match=r"non-finite terms: ce, .* \(step 1, epoch 0\)"):
+    with pytest.raises(NonFiniteError, match=r"non-finite terms: ce, .* \(step 1, epoch 1\)"):
         trainer(guard, Watch(), default_root_dir=tmp_path).fit(build(), poisoned_loader(1))
     record = torch.load(tmp_path / "collapse" / "step_1.pt", weights_only=True)
     differing = [name for name, value in record["state_dict"].items() if not torch.equal(value, states[1][name])]

@@ -89,7 +89,7 @@ def test_a_loss_that_is_no_number_in_one_process_stops_both_at_the_same_step(tmp
 
     assert fork(2, work) == [0, 0]
     said = [(tmp_path / f"said{rank}").read_text() for rank in (0, 1)]
-    assert ["became NaN or infinite" in each and "(step 4, epoch 1)" in each for each in said] == [True, True], said
+    assert ["became NaN or infinite" in each and "(step 4, epoch 2)" in each for each in said] == [True, True], said
     assert checkpoints.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
 
 

@@ -132,9 +132,14 @@ def test_jobs_that_failed_or_never_began_are_named(tmp_path: Path) -> None:
 def test_each_job_has_a_row_with_a_link(tmp_path: Path) -> None:
     folder = sweep(tmp_path / "sweep", *TWO_BY_TWO)
     (folder / "2" / "report.html").write_text("")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "sweep.png").write_bytes(b"")
     reader = page(folder)
     hrefs = [one["href"] for one in reader.all("a")]
     assert {"./0", "./1", "./3", "./2/report.html"} <= set(hrefs)
+    # Files of the jobs are not the sweep's own; its figures are.
+    assert "./figures/sweep.png" in hrefs
+    assert not any("config.yaml" in href for href in hrefs)
     assert "3 0.2 1 finished 94.00 % 4 93.00 % 57" in reader.text
 
 

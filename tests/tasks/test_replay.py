@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import torch
 from torch import nn
 
 from dkel_lightning import DistillationModule, cli, config, tasks
-from dkel_lightning.errors import CheckpointError, ConfigError, NonFiniteError
+from dkel_lightning.callbacks import CollapseGuard
+from dkel_lightning.errors import CheckpointError, CollapseError, ConfigError, NonFiniteError
 from dkel_lightning.files import Run
 from dkel_lightning.tasks.replay import replay_step
 from dkel_lightning.tasks.train import train
+from tests.callbacks.test_collapse import Deaden
 from tests.callbacks.test_finite import PoisonGradient, poisoned_loader
 from tests.compose import compose, tiny_run
-from tests.modules.toy import CLASSES, SGD, Toy, build, train_loader, trainer
+from tests.modules.toy import CLASSES, SGD, Toy, build, train_loader, trainer, val_loader
 
 
 def failing(folder: Path, module: DistillationModule, *callbacks: Any, loader: Any = None) -> Path:
@@ -115,6 +118,31 @@ def test_a_run_that_fails_is_replayed_by_the_command_it_names(
     assert written["recorded"] in ("nan", "inf")
     assert not torch.isfinite(torch.tensor(loss))
     assert "the same to the last bit" in capsys.readouterr().out
+
+
+def test_a_forced_collapse_is_replayed_and_the_layer_that_went_dead_is_named(tmp_path: Path) -> None:
+    module = build("dkel", 2, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9))
+    run = trainer(Deaden(), CollapseGuard("stop"), max_epochs=2, default_root_dir=tmp_path)
+    with pytest.raises(CollapseError):
+        run.fit(module, train_loader(48), val_loader(60, 20))
+    (event,) = json.loads((tmp_path / "collapse.json").read_text())["events"]
+    result = replay_step(Path(event["record"]))
+    assert result.reproduced
+    assert result.loss == result.recorded > 0
+    assert (result.output, result.bad_terms, result.images) == (None, (), True)
+    assert result.still == "student.network.trunk.stem.0"
+    assert result.top_share == (1.0, 1.0)
+    # Eight images of three classes in turn.
+    assert all(right in (2 / 8, 3 / 8) for right in result.accuracy)
+    lines = [line.strip() for line in result.lines()]
+    assert f"kept because        {event['what']}" in lines
+    assert "first still output  student.network.trunk.stem.0, alike for all images" in lines
+
+
+def test_a_healthy_step_has_no_still_output(tmp_path: Path) -> None:
+    result = replay_step(failing(tmp_path, build("dkel", 2), PoisonGradient(), loader=train_loader()))
+    assert result.still is None
+    assert all(0 < share < 1 for share in result.top_share)
 
 
 def test_what_is_no_recorded_step_is_refused(tmp_path: Path) -> None:
