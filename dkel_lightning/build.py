@@ -42,6 +42,7 @@ DATA: dict[str, type[data.ImageDataModule]] = {
 
 TRUSTED = re.compile(
     r"lightning\.pytorch\.Trainer|torch\.optim\.(lr_scheduler\.)?[A-Z]\w*|lightning\.pytorch\.(callbacks|loggers)\.[A-Z]\w*"
+    r"|dkel_lightning\.trackers\.[A-Z]\w*"
 )
 """What a configuration read from a file may name as `_target_`; one typed or composed here may name anything.
 

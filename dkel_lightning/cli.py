@@ -53,6 +53,8 @@ DEVICE_KEYS += ["process_timeout"]
 # What Lightning's Trainer takes and this library decides.
 DECIDED = ["logger", "callbacks", "plugins", "precision", "use_distributed_sampler", "default_root_dir"]
 DECIDED += ["enable_progress_bar", "enable_model_summary", "enable_checkpointing", "inference_mode", "barebones"]
+# Groups of which several choices can be made at once: logger=[tensorboard,wandb].
+SEVERAL = ("logger",)
 # Failures of the jobs of a sweep: the others go on, and the sweep ends with their number.
 _failed: list[str] = []
 
@@ -420,9 +422,11 @@ def _check_groups(groups: Sequence[Override], config_dir: Path | None) -> None:
             raise ConfigError(f"{item.input_line}: a group cannot be removed; choose one of {', '.join(options)}.")
         if item.is_add() or item.is_force_add():
             raise ConfigError(f"{item.input_line}: a group is chosen without a plus: {item.key_or_group}=CHOICE.")
-        chosen = str(item.value())
-        if chosen not in options:
-            raise ConfigError(config.unknown_choice(item.key_or_group, chosen, options))
+        value = item.value()
+        several = isinstance(value, list) and item.key_or_group in SEVERAL
+        for chosen in map(str, value if several else [value]):  # type: ignore[arg-type]
+            if chosen not in options:
+                raise ConfigError(config.unknown_choice(item.key_or_group, chosen, options))
 
 
 def _check_keys(overrides: Sequence[Override], base: DictConfig) -> None:

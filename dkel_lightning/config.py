@@ -6,6 +6,7 @@ Imports neither torch nor Lightning nor Hydra, so that a mistake is answered at 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -275,6 +276,15 @@ MINIMUM_PEERS = dict.fromkeys(("dkel", "dkel_released", "pcl", "dml", "kdcl", "c
     "okddip": 3
 }
 NEED_A_TRUNK = ("one", "cl_ilr")
+# What each extra of the package brings, by the names under which it is imported.
+EXTRAS = {
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+    "joblib": ("hydra_plugins.hydra_joblib_launcher",),
+    "submitit": ("hydra_plugins.hydra_submitit_launcher",),
+    "optuna": ("hydra_plugins.hydra_optuna_sweeper",),
+}
 # Lightning's name of each precision.
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -587,6 +597,18 @@ _OPEN_LEAVES = frozenset(key[:-2] for key in KEYS if key.endswith(".extra.*"))
 # ---------------------------------------------------------------------- checks
 
 
+def missing_extra(choice: str, extra: str) -> str | None:
+    """Say what is not installed that `choice` needs, and how it is; None if nothing."""
+    for package in EXTRAS[extra]:
+        try:
+            found = importlib.util.find_spec(package)
+        except ModuleNotFoundError:  # of a package that it lies in
+            found = None
+        if found is None:
+            return f'{choice} needs {package}, which is not installed: pip install "dkel-lightning[{extra}]".'
+    return None
+
+
 def check(values: Values) -> None:
     """Raise one ConfigError that names every mistake in a resolved configuration."""
     mistakes = [*_value_mistakes(values)]
@@ -682,6 +704,11 @@ def _contradictions(values: Values) -> Iterator[str]:
     if noise["kind"] == "none" and noise["rate"] > 0:
         yield f"data.label_noise.rate={noise['rate']:g} without a kind: choose data.label_noise.kind=symmetric or pair."
     yield from _device_contradictions(values, trainer)
+    for node in values["logger"]["extra"].values():
+        module, _, kind = str(node.get("_target_") if isinstance(node, Mapping) else "").rpartition(".")
+        if module == "dkel_lightning.trackers" and kind.lower() in EXTRAS:
+            fault = missing_extra(f"logger={kind.lower()}", kind.lower())
+            yield from [] if fault is None else [fault]
     if values["task"]["name"] == "evaluate" and values["checkpoint"] is None:
         yield "task=evaluate needs checkpoint=PATH of a .ckpt file."
     if values["task"]["name"] == "export" and values["checkpoint"] is None:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 
 Rows = Mapping[int, Mapping[str, float]]
 
@@ -106,6 +109,54 @@ def draw_comparison(accuracies: Mapping[str, Sequence[float]], reference: str, p
     axes.set_ylim(len(accuracies) - 0.5, -0.5)
     axes.set_xlabel("test accuracy of the deployed network, selected epoch (%); a dot a seed, a bar at the mean")
     axes.grid(axis="x", alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def draw_views(views: NDArray[np.uint8], path: Path) -> None:
+    """Put views [B, V, C, H, W] into a PNG, a row a view, a column an image, enlarged if they are small."""
+    samples, rows, channels, height, width = views.shape
+    scale, gap = max(1, round(64 / max(height, width))), 2
+    large = np.repeat(np.repeat(views, scale, axis=3), scale, axis=4)
+    high, wide = large.shape[3] + gap, large.shape[4] + gap
+    sheet = np.full((rows * high - gap, samples * wide - gap, 3), 255, dtype=np.uint8)
+    for column, row in itertools.product(range(samples), range(rows)):
+        # Of other numbers of channels than one and three the first is shown.
+        image = large[column, row] if channels == 3 else large[column, row, :1].repeat(3, axis=0)
+        place = sheet[row * high : row * high + high - gap, column * wide : column * wide + wide - gap]
+        place[:] = image.transpose(1, 2, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet).save(path)
+
+
+MOST_NAMED_CLASSES = 25
+
+
+def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
+    """Draw how often images of each class (rows) are given each class (columns), as shares of the row, into a PNG."""
+    matrix = np.asarray(counts, dtype=float)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    few = len(names) <= MOST_NAMED_CLASSES
+    size = min(11.0, 3.5 + 0.38 * len(names)) if few else 9.0
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    # The root keeps rare mistakes visible beside a full diagonal.
+    drawn = axes.imshow(np.sqrt(shares), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    if few:
+        short = [name if len(name) <= 14 else f"{name[:13]}…" for name in names]
+        axes.set_xticks(range(len(names)), short, rotation=90)
+        axes.set_yticks(range(len(names)), short)
+        for row, column in itertools.product(range(len(names)), repeat=2):
+            if matrix[row, column]:
+                colour = "black" if shares[row, column] > 0.5 else "white"
+                axes.text(column, row, f"{matrix[row, column]:.0f}", color=colour, ha="center", va="center", fontsize=7)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    ticks = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=[tick**0.5 for tick in ticks])
+    bar.ax.set_yticklabels([f"{100 * tick:g} %" for tick in ticks])
+    bar.set_label("share of the true class")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

@@ -188,6 +188,31 @@ class ClassShares(Metric):
         }
 
 
+class Confusion(Metric):
+    """How often images of each class are given each class by one network.
+
+    The value of torchmetrics' MulticlassConfusionMatrix, which under deterministic algorithms compares every image
+    with every cell: gigabytes for a thousand classes.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.classes = classes
+        self.add_state("counts", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: `logits` [B, C] of the network, `labels` [B]."""
+        cells = labels * self.classes + logits.detach().argmax(-1)
+        self.counts.view(-1).scatter_add_(0, cells, torch.ones_like(cells))
+
+    def compute(self) -> Tensor:
+        """Return the counts [C, C]: rows are true classes, columns predicted ones."""
+        return self.counts
+
+
 class PairDiversity(Metric):
     """How far apart pairs of networks are on the same samples.
 

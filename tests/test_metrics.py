@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from dkel_lightning.metrics import (
     CalibrationErrors,
     ClassShares,
+    Confusion,
     Disagreement,
     NetworkScores,
     PairDiversity,
@@ -233,3 +235,14 @@ def test_shares_of_the_commonest_class_by_hand() -> None:
     shares.update(torch.stack([one_hot[[0, 1]], one_hot[[0, 0]]]), torch.tensor([0, 2]))
     found = {name: value.reshape(-1).tolist() for name, value in shares.compute().items()}
     assert found == {"top_share": [0.75, 0.5], "commonest": [0.75], "samples": [4.0]}
+
+
+def test_the_confusion_matrix_is_that_of_torchmetrics_over_several_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = Confusion(4), MulticlassConfusionMatrix(num_classes=4)
+    for size in (7, 1, 12):
+        logits, labels = torch.randn(size, 4, generator=generator), torch.randint(4, (size,), generator=generator)
+        ours.update(logits, labels)
+        theirs.update(logits, labels)
+    assert torch.equal(ours.compute(), theirs.compute())
+    assert int(ours.compute().sum()) == 20

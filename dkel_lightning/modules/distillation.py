@@ -18,7 +18,14 @@ from torch.optim import Optimizer
 
 from dkel_lightning import callbacks, checkpoints, methods, networks
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
-from dkel_lightning.metrics import CalibrationErrors, Disagreement, NetworkScores, TermMeans, relative_distance
+from dkel_lightning.metrics import (
+    CalibrationErrors,
+    Confusion,
+    Disagreement,
+    NetworkScores,
+    TermMeans,
+    relative_distance,
+)
 from dkel_lightning.modules import processes
 from dkel_lightning.modules.batch import Batch, check_labels, check_views, images_of, number_of_views, unpack
 from dkel_lightning.modules.ensemble import EnsembleModule
@@ -112,6 +119,7 @@ class DistillationModule(LightningModule):
         self.seed = seed
         self.recipe: dict[str, Any] | None = None
         self._factories = (optimizer, scheduler, interval)
+        self._tested = 0
         self._check_deployment()
 
         with seeded(seed, "method parts"):
@@ -122,6 +130,9 @@ class DistillationModule(LightningModule):
         self.scores = NetworkScores(len(self.members))
         self.calibration = CalibrationErrors(len(self.members))
         self.disagreement = Disagreement()
+        self.confusion = Confusion(student.num_classes)
+        # Of the deployed network in the last test: rows are true classes, columns predicted ones.
+        self.tested_confusion: Tensor | None = None
         # Called in a training step with its outputs, terms and loss, before the backward pass.
         self.observers: list[Observer] = []
         # What the checkpoint has of each process, until the fit that goes on from it has taken it over.
@@ -360,10 +371,15 @@ class DistillationModule(LightningModule):
         evaluated, labels = self._score(batch, batch_idx)
         return {"evaluated": evaluated, "labels": labels}
 
+    def on_test_epoch_start(self) -> None:
+        """Look up once which member is deployed: that reads from the device."""
+        self._tested = self.members.index(self.deployed_member())
+
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Score every member on a batch, its calibration and the peers' disagreement too."""
+        """Score every member on a batch, its calibration, the peers' disagreement and the deployed one's mistakes."""
         evaluated, labels = self._score(batch, batch_idx)
         self.calibration.update(evaluated.logits, labels)
+        self.confusion.update(evaluated.logits[self._tested], labels)
         if self.student.num_peers > 1:
             self.disagreement.update(evaluated.logits[: self.student.num_peers])
 
@@ -426,8 +442,10 @@ class DistillationModule(LightningModule):
         """Log the members' scores; the best peers are those that validation chose."""
         scores = self.scores.per_network() | {"calibration": self.calibration.compute().reshape(-1)}
         self.log("test/images", self.scores.samples.clone(), reduce_fx="sum", sync_dist=True)
+        self.tested_confusion = self.confusion.compute().clone()
         self.scores.reset()
         self.calibration.reset()
+        self.confusion.reset()
         self._log_scores("test", scores, self.validation_accuracy)
         if self.student.num_peers > 1:
             self.log("test/disagreement", self.disagreement.compute(), sync_dist=True)

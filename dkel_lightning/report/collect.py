@@ -18,6 +18,7 @@ Values = Mapping[str, Any]
 LARGEST = 64 * 2**20
 """Bytes above which a file is not read: none of ours comes near."""
 LISTED = 200
+CONFUSION = "confusion.csv"
 _ALIAS = re.compile(r"(?:^|[:\-,\[{?])\s+\*[\w-]+\s*(?:$|[,\]}#])", re.MULTILINE)
 IGNORED: tuple[str, ...] = ("resume", "trust", "checkpoint", "logger", "callbacks.progress", "task", "modules")
 IGNORED += ("data.root", "data.download", "data.workers", "data.mean", "data.std", "data.cache_dir")
@@ -66,6 +67,14 @@ class File:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """How often images of each class (rows of `counts`) were given each class (columns)."""
+
+    names: Sequence[str]
+    counts: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """Everything a run's folder says.
 
@@ -91,6 +100,7 @@ class RunRecord:
     collapse: Any = None
     failure: str | None = None
     overrides: Mapping[str, str] | None = None
+    confusion: Confusion | None = None
 
     @property
     def finished(self) -> bool:
@@ -124,6 +134,11 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     collapse = _parsed(folder / "collapse.json", problems, None)
     job = _json(folder / "job.json", problems, None)
     last, best = (_test(dig(summary, "test", which)) for which in ("last", "best"))
+    confusion = _confusion(folder / CONFUSION, problems)
+    for file in sorted((folder / "loggers").glob("*.json")):
+        missing = dig(_parsed(file, problems, None), "missing")
+        if missing is not None:
+            problems.append(f"The logger {file.stem} lacks some of this run: {missing}.")
     if summary and last is None:
         problems.append("summary.json holds no test of the last epoch: it is of another version, or damaged.")
     return RunRecord(
@@ -140,6 +155,7 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
         collapse=collapse or None,
         failure=_last_line(folder / "failed.txt") or _failed_job(job),
         overrides=_overrides(folder, job),
+        confusion=confusion,
     )
 
 
@@ -248,6 +264,22 @@ def _curves(path: Path, problems: list[str]) -> dict[str, Curve]:
     elif not found:
         problems.append("metrics.csv is empty: no epoch has ended.")
     return {name: Curve(epochs, values) for name, (epochs, values) in found.items()}
+
+
+def _confusion(path: Path, problems: list[str]) -> Confusion | None:
+    text = text_of(path, problems)
+    if text is None:
+        return None
+    try:
+        heading, *rows = csv.reader(text.splitlines())
+        counts = [[int(cell) for cell in row[1:]] for row in rows]
+        square = all(len(row) == len(heading) - 1 == len(counts) for row in counts)
+        if counts and square and all(0 <= count < 2**63 for row in counts for count in row):
+            return Confusion(heading[1:], counts)
+    except (csv.Error, ValueError):
+        pass
+    problems.append(f"{path.name} is damaged: it is no table of counts.")
+    return None
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dkel_lightning import config, reference, statistics
-from dkel_lightning.report import charts, collect, panels
+from dkel_lightning.report import charts, collect, mistakes, panels
 from dkel_lightning.report.collect import RunRecord, Test, number
 from dkel_lightning.report.markup import Markup, facts, items, join, link, page, section, table, tag
 
@@ -39,6 +39,8 @@ def write_page(run: RunRecord, where: Path) -> str:
 def sections(run: RunRecord, where: Path) -> Iterator[tuple[str, Markup]]:
     """Write the parts of the page."""
     yield section("Networks", _networks(run))
+    if run.finished:
+        yield section("Mistakes", mistakes.write(run.confusion))
     yield from charted(run)
     yield section("Speed and memory", _costs(run))
     yield section("Configuration", _configuration(run))

@@ -13,7 +13,7 @@ from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.files import Run
 from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.tasks import scores
+from dkel_lightning.tasks import confusion, scores
 from dkel_lightning.tasks.train import prepared
 
 
@@ -49,6 +49,7 @@ def evaluate(run: Run) -> EvaluateResult:
     )
     result = EvaluateResult(scores.test(trainer, module, images, epoch), run.folder / "evaluation.json")
     _report(run, result, path)
+    rank_zero_only(confusion.write)(result.scores, images.class_names, run.folder)
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from rich.table import Table
 from dkel_lightning import build
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.modules.distillation import DistillationModule
+
+Confusion = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Scores:
         peer_was_chosen: whether it chose the deployed one too, rather than the user or the method.
         disagreement: share of samples on which two student peers differ, mean over pairs; None with a single peer.
         distance: `||theta_t - theta_s|| / ||theta_s||`; None without a teacher of the student's form.
+        confusion: how often images of each class (rows) were given each class (columns) by the deployed network.
     """
 
     accuracy: Mapping[str, float]
@@ -44,14 +47,25 @@ class Scores:
     peer_was_chosen: bool = True
     disagreement: float | None = None
     distance: float | None = None
+    confusion: Confusion | None = None
 
     @property
     def deployed_accuracy(self) -> float:
         """Accuracy of the deployed network."""
         return self.accuracy[self.deployed]
 
+    def by_name(self, prefix: str) -> dict[str, float]:
+        """Return all scores by names as they are logged: `<prefix>/acc`, `<prefix>/acc/teacher_0`, ..."""
+        found = {f"{prefix}/acc": self.deployed_accuracy, f"{prefix}/epoch": float(self.epoch)}
+        for kind, scores in (("acc", self.accuracy), ("nll", self.nll), ("ece", self.calibration)):
+            found |= {f"{prefix}/{kind}/{member}": value for member, value in scores.items()}
+        for name, value in (("disagreement", self.disagreement), ("distance", self.distance)):
+            if value is not None:
+                found[f"{prefix}/{name}"] = value
+        return found
+
     def as_dict(self) -> dict[str, Any]:
-        """Return primitives."""
+        """Return primitives, without the confusion matrix, which has a file of its own."""
         return {
             "epoch": self.epoch,
             "images": self.images,
@@ -83,6 +97,7 @@ def test(trainer: Trainer, module: DistillationModule, images: ImageDataModule, 
         peer_was_chosen=module.deployment.peer == "best" and module.deployment.network != "ensemble",
         disagreement=metrics.get("test/disagreement"),
         distance=metrics.get("test/distance"),
+        confusion=None if module.tested_confusion is None else module.tested_confusion.tolist(),
     )
 
 

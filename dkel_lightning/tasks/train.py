@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from dkel_lightning import build, checkpoints, config, figures, memory
 from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor, EpochLines, Throughput
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
+from dkel_lightning.callbacks.pictures import AugmentedViews
 from dkel_lightning.callbacks.saving import BestCheckpoint, LastCheckpoint, RowBeforeCheckpoint, SaveOnSignal
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import ConfigError, Interrupted
@@ -27,7 +30,8 @@ from dkel_lightning.memory import PeakMemory
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.processes import of_first
 from dkel_lightning.seeding import seed_process
-from dkel_lightning.tasks import scores, stages
+from dkel_lightning.tasks import confusion, scores, stages
+from dkel_lightning.trackers import Tracked, Tracker
 
 
 @dataclass(frozen=True)
@@ -97,41 +101,53 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
     _check_monitor(values["callbacks"]["monitor"], module)
     throughput, last_checkpoint = Throughput(), _last_checkpoint(run)
     logger = MetricsFile(run.folder / "metrics.csv", _resumed_step(run))
+    others: list[Logger] = build.extras(values["logger"]["extra"], "logger.extra", Logger)
+    trackers = [other for other in others if isinstance(other, Tracker)]
     trainer = build.trainer(
         values,
-        loggers=[logger, *build.extras(values["logger"]["extra"], "logger.extra", Logger)],
-        callbacks=[throughput, *_callbacks(run), *_checkpoints(run, logger, last_checkpoint)],
+        loggers=[logger, *others],
+        callbacks=[
+            throughput,
+            *_callbacks(run),
+            *_pictures(run, trackers),
+            *_checkpoints(run, logger, last_checkpoint),
+        ],
         plugins=[checkpoints.AtomicCheckpointIO()],
     )
     run.describe()
     run.write_json("classes.json", {"classes": list(images.class_names)})
     _say(_opening(run, module, images))
-    device = trainer.strategy.root_device
-    memory.begin(device)
-    started = time.perf_counter()
-    # Dropout and a user's transforms draw from the global generators; a resume puts them where they were.
-    seed_process(values["seed"], "training", trainer.global_rank)
-    try:
-        with build.trainer_settings_named():
-            trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        _say_how_to_go_on(run, stop)
-        raise
-    # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
-    if last_checkpoint is not None and of_first(_is_behind(last_checkpoint.path, trainer)):
-        # Killed after the last epoch's best.ckpt and before its last.ckpt, and resumed from the former.
-        last_checkpoint.save(trainer)
-    seconds, peak = time.perf_counter() - started, memory.peak(device)
-    complete = run.resume is not None and throughput.measured == 0 and (run.folder / "summary.json").exists()
-    if complete:
-        _say(f"The run was complete already; nothing was trained, and the figures in {run.folder} stay as they are.")
+    with _tracked(run, trackers, logger):
+        device = trainer.strategy.root_device
+        memory.begin(device)
+        started = time.perf_counter()
+        # Dropout and a user's transforms draw from the global generators; a resume puts them where they were.
+        seed_process(values["seed"], "training", trainer.global_rank)
+        try:
+            with build.trainer_settings_named():
+                trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            _say_how_to_go_on(run, stop)
+            raise
+        # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
+        if last_checkpoint is not None and of_first(_is_behind(last_checkpoint.path, trainer)):
+            # Killed after the last epoch's best.ckpt and before its last.ckpt, and resumed from the former.
+            last_checkpoint.save(trainer)
+        seconds, peak = time.perf_counter() - started, memory.peak(device)
+        complete = run.resume is not None and throughput.measured == 0 and (run.folder / "summary.json").exists()
+        if complete:
+            _say(
+                f"The run was complete already; nothing was trained, and the figures in {run.folder} stay as they are."
+            )
 
-    last = scores.test(trainer, module, images, trainer.current_epoch)
-    best = _test_best(trainer, module, images)
-    deployed = sum(parameter.numel() for parameter in module.deploy().parameters())
-    result = TrainResult(run.folder, last, best, throughput.images_per_second, seconds, peak, deployed)
-    _report(run, result, logger, keep=complete)
-    return result
+        last = scores.test(trainer, module, images, trainer.current_epoch)
+        best = _test_best(trainer, module, images)
+        if not complete:
+            _tell_tests(run, trackers, images, last, best, trainer.global_step)
+        deployed = sum(parameter.numel() for parameter in module.deploy().parameters())
+        result = TrainResult(run.folder, last, best, throughput.images_per_second, seconds, peak, deployed)
+        _report(run, result, logger, keep=complete)
+        return result
 
 
 def prepared(values: build.Values) -> ImageDataModule:
@@ -147,6 +163,53 @@ def prepared(values: build.Values) -> ImageDataModule:
         images.prepare_data()
     images.setup()
     return images
+
+
+@contextlib.contextmanager
+def _tracked(run: Run, trackers: list[Tracker], rows: MetricsFile) -> Iterator[None]:
+    """Open the trackers for the training and its tests, and close them however these end."""
+    if run.values["trainer"]["fast_dev_run"]:
+        trackers = []  # nothing is logged
+    failed = True
+    try:
+        for tracker in trackers:
+            tracker.begin(Tracked(run.folder, run.values, rows.rows(), _resumed_step(run) or 0))
+        yield
+        failed = False
+    finally:
+        for tracker in trackers:
+            tracker.finish(failed=failed)
+
+
+def _pictures(run: Run, trackers: list[Tracker]) -> list[Callback]:
+    if run.values["trainer"]["fast_dev_run"]:
+        return []
+
+    def tell(path: Path, step: int) -> None:
+        for tracker in trackers:
+            tracker.log_picture("views", path, step)
+
+    data = run.values["data"]
+    return [AugmentedViews(run.folder / "figures" / "views.png", data["mean"], data["std"], tell)]
+
+
+@rank_zero_only
+def _tell_tests(
+    run: Run,
+    trackers: list[Tracker],
+    images: ImageDataModule,
+    last: scores.Scores,
+    best: scores.Scores | None,
+    step: int,
+) -> None:
+    """Write the confusion matrix, and send it and the final scores to the trackers."""
+    figure = confusion.write(best or last, images.class_names, run.folder)
+    for tracker in trackers:
+        for which, tested in (("last", last), ("best", best)):
+            if tested is not None:
+                tracker.log_tests(tested.by_name(f"test/{which}"), step)
+        if figure is not None:
+            tracker.log_picture("confusion", figure, step)
 
 
 def _check_monitor(monitor: str, module: DistillationModule) -> None:
@@ -267,7 +330,11 @@ def _report(run: Run, result: TrainResult, logger: MetricsFile, *, keep: bool) -
         title = f"{values['method']['name']} on {values['data']['name']}, {values['backbone']['name']}"
         figures.draw_curves(rows, run.folder / "figures" / "curves.png", f"{title}, seed {values['seed']}")
     speed = f", {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
-    there = [item for item in ("summary.json", "metrics.csv", "figures", "checkpoints") if (run.folder / item).exists()]
+    there = [
+        item
+        for item in ("summary.json", "metrics.csv", "confusion.csv", "figures", "checkpoints")
+        if (run.folder / item).exists()
+    ]
     print(f"{result.seconds:.0f} s{speed}. Outputs in {run.folder}: {', '.join(there)}")
 
 

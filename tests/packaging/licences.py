@@ -19,7 +19,7 @@ NVIDIA's CUDA libraries come with torch under NVIDIA's own terms.
 | package | licence | needed by |
 | --- | --- | --- |"""
 
-EXTRAS = ("timm", "export")
+EXTRAS = ("timm", "export", "tensorboard", "wandb", "mlflow", "joblib", "submitit", "optuna")
 # Stated only in their files, which were read.
 READ = {"antlr4-python3-runtime": "BSD-3-Clause"}
 
@@ -49,7 +49,7 @@ def licence(name: str) -> str:
         return READ[name]
     found = _installed(name)
     assert found is not None
-    stated = found.metadata.get("License-Expression")
+    stated = found.metadata["License-Expression"] if "License-Expression" in found.metadata else None  # noqa: SIM401  (it has no get before Python 3.12)
     if stated:
         return str(stated)
     classified = [
@@ -59,7 +59,8 @@ def licence(name: str) -> str:
     ]
     if classified:
         return ", ".join(classified)
-    lines = str(found.metadata.get("License") or "").strip().splitlines()
+    own = found.metadata["License"] if "License" in found.metadata else ""  # noqa: SIM401
+    lines = str(own).strip().splitlines()
     return re.sub(r"\s+", " ", lines[0]) if lines else "not stated"
 
 

@@ -31,7 +31,8 @@ def pins(name: str) -> dict[str, Version]:
 
 def requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    return [Requirement(line) for line in (*PROJECT["dependencies"], *extras["timm"], *extras["export"])]
+    lines = [*PROJECT["dependencies"], *(line for extra in licences.EXTRAS for line in extras[extra])]
+    return [Requirement(line) for line in lines]
 
 
 def test_the_oldest_tested_versions_are_the_floors_of_the_project() -> None:
@@ -54,7 +55,7 @@ def test_every_package_of_development_is_pinned_within_what_the_project_admits()
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the pins are for Python 3.11")
 def test_the_pins_are_what_is_installed() -> None:
     unpinned = ("pip", "setuptools", "triton")
-    brought = {name for name, _ in licences.needed("dkel-lightning", ("timm", "export", "dev"))} - {*unpinned}
+    brought = {name for name, _ in licences.needed("dkel-lightning", (*licences.EXTRAS, "dev"))} - {*unpinned}
     pinned = pins("constraints.txt")
     assert {name for name in brought if not licences.is_cuda(name)} <= pinned.keys()
     if version("torch").split("+")[0] == str(pinned["torch"]):

@@ -67,8 +67,9 @@ def test_whatever_is_logged_is_drawn(tmp_path: Path) -> None:
     reader = page(folder)
     assert len([one for one in reader.all("path") if "data-name" in one]) == len(names)
     anchors = [one["id"] for one in reader.all("section")]
-    assert anchors[:7] == [
-        "networks", "curves", "schedules", "diversity", "shares-of-the-loss", "label-noise", "other-metrics",
+    assert anchors[:8] == [
+        "networks", "mistakes", "curves", "schedules", "diversity", "shares-of-the-loss", "label-noise",
+        "other-metrics",
     ]  # fmt: skip
 
 
@@ -217,3 +218,20 @@ def test_a_file_beyond_all_measure_is_not_read(tmp_path: Path, monkeypatch: pyte
     folder = write_run(tmp_path / "run")
     monkeypatch.setattr(collect, "LARGEST", 10)
     assert "summary.json is larger than 0 MiB and was not read." in page(folder).text
+
+
+def test_the_page_shows_which_classes_are_taken_for_which(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "confusion.csv").write_text('true class,cat,"<b>dog"\ncat,7,3\n"<b>dog",0,10\n')
+    (folder / "loggers").mkdir()
+    (folder / "loggers" / "wandb.json").write_text('{"missing": "OSError: <disk> full"}')
+    reader = page(folder)
+    assert "cat <b>dog 3 30.0 %" in reader.text
+    assert "The logger wandb lacks some of this run: OSError: <disk> full." in reader.text
+
+
+def test_a_damaged_confusion_matrix_is_named_and_the_page_still_written(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    for content in ("", "true class,a,b\na,1,2\n", "true class,a\na,x\n", "true class,a\na,-1\n", "\x00"):
+        (folder / "confusion.csv").write_text(content)
+        assert "confusion.csv is damaged: it is no table of counts." in page(folder).text
