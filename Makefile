@@ -53,8 +53,8 @@ format: $(VENV)/.dev ## put style and layout right
 type: $(VENV)/.dev ## check types
 	$(BIN)/mypy
 
-bench: $(VENV)/.run ## time a training epoch of the quickstart
-	$(BIN)/python -m dkel_lightning trainer.max_epochs=3 name=bench $(ARGS)
+bench: $(VENV)/.run ## time training against a loop written by hand; ARGS="experiment=cifar100" for more than the quickstart
+	$(BIN)/python -m dkel_lightning task=benchmark $(ARGS)
 
 docs: $(VENV)/.dev ## build the documentation as a site into site/; a warning is an error
 	$(BIN)/zensical build --strict --clean

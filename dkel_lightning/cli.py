@@ -173,7 +173,7 @@ def _analysis_name(given: Sequence[str]) -> list[str]:
     """Name the run of an analysis after its task, unless it is named: the experiment's name says nothing of it."""
     values = dict(item.lstrip("+").split("=", 1) for item in given if "=" in item)
     task = values.get("task")
-    return [f"name={task}"] if task in (*config.ANALYSES, "predict") and "name" not in values else []
+    return [f"name={task}"] if task in (*config.ANALYSES, "predict", "benchmark") and "name" not in values else []
 
 
 def _fixed_resume(argument: str) -> str:
@@ -361,6 +361,10 @@ def _check_composed(composed: DictConfig, items: list[str], config_dir: Path | N
         planned(values, items, config_dir)
     if values["task"]["name"] == "report" and multirun:
         raise ConfigError("task=report reads what runs have written: leave -m out, and give the folder of a sweep.")
+    if values["task"]["name"] == "benchmark" and multirun:
+        raise ConfigError(
+            "task=benchmark lets its sides take turns by itself: leave -m out, and run it once a setting."
+        )
     if multirun and _launches_processes(values["trainer"]):
         raise ConfigError(
             "A multirun with trainer=ddp would start the whole sweep again in every process: use "
@@ -635,7 +639,7 @@ def _run(cfg: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     resume = find_resume(values["resume"]) if values["resume"] else None
     overrides = list(HydraConfig.get().overrides.task)
-    if resume is None and values["task"]["name"] in ("train", *config.ANALYSES):
+    if resume is None and values["task"]["name"] in ("train", "benchmark", *config.ANALYSES):
         folder = _claim(folder)
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         sweeps.note(folder, overrides, "running")

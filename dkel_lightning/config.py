@@ -264,9 +264,35 @@ def variants(meaning: str) -> Key:
     return Key("a list of names, or of {label: [override, ...]}", meaning, check)
 
 
-TASKS = ("train", "evaluate", "export", "predict", "compare", "replay", "report", "geometry", "convergence")
+def executions(meaning: str) -> Key:
+    """Describe sides of a benchmark by the execution settings in which they differ."""
+
+    def settings(node: Any) -> bool:
+        return isinstance(node, Mapping) and all(
+            (key := KEYS.get(f"execution.{name}")) is not None and key.fault(value) is None
+            for name, value in node.items()
+        )
+
+    def check(value: Any) -> str | None:
+        fits = isinstance(value, Mapping) and all(
+            isinstance(label, str) and _LABEL.fullmatch(label) and label not in SIDES and settings(node)
+            for label, node in value.items()
+        )
+        return None if fits else ""
+
+    return Key("labels of their own, each with keys of execution", meaning, check, optional=True)
+
+
+_LABEL = re.compile(r"\w[\w.+-]*")
+
+TASKS: tuple[str, ...] = ("train", "evaluate", "export", "predict", "compare", "replay", "report", "benchmark")
+TASKS += ("geometry", "convergence")
 # Tasks that compute without data or networks, in a folder of their own name.
 ANALYSES = ("geometry", "convergence")
+# What task=benchmark may measure: a loop written by hand, the Trainer in each execution mode, with images in workers,
+# and the library's step without Lightning.
+SIDES: tuple[str, ...] = ("plain", "eager", "compile", "cuda_graph", "cuda_graph_compiled", "eager_workers")
+SIDES += ("bare_eager", "bare_compile", "bare_cuda_graph", "bare_cuda_graph_compiled")
 # Of the methods that ship; others state their needs in their class and are checked when they are built.
 NEED_A_TEACHER = ("dkel", "dkel_released", "pcl", "mean_teacher", "kd")
 # Whose teacher may be a network of its own, of another backbone and with one peer.
@@ -338,6 +364,14 @@ KEYS: dict[str, Key] = {
     "predict.to": text("Folder of predictions.csv and predictions.json; null: the run's.", optional=True),
     "predict.batch_size": whole("Images classified at once.", 1),
     "report.of": text("Folder of the run, sweep or comparison to report on; null: the newest.", optional=True),
+    "benchmark.sides": several(
+        "What is measured; null: all that the device and the method allow.", choice("", *SIDES), optional=True
+    ),
+    "benchmark.variants": executions("Further sides through the Trainer, {label: {key of execution: value}}."),
+    "benchmark.rounds": whole("Turns of every side.", 1),
+    "benchmark.steps": whole("Steps of a turn that count; null: 3 on a CPU, 100 on a GPU.", 1, optional=True),
+    "benchmark.warmup": whole("Steps before them that do not; null: 1 on a CPU, 10 on a GPU.", 0, optional=True),
+    "benchmark.to": text("Folder of benchmark.csv, .json, .md and .png; null: the run's.", optional=True),
     "geometry.lr": number("Learning rate of the student.", 0, above=True),
     "geometry.decay": number("EMA rate of the teacher.", 1e-9, 0.999999),
     "geometry.bowl.curvatures": numbers("Curvature of a bowl's second direction, one bowl each; the other is 1."),
@@ -722,6 +756,8 @@ def _contradictions(values: Values) -> Iterator[str]:
         yield "task=replay needs checkpoint=PATH of a collapse/step_<n>.pt."
     if values["task"]["name"] == "compare":
         yield from _comparison_contradictions(values, trainer)
+    if values["task"]["name"] == "benchmark":
+        yield from _benchmark_contradictions(values, trainer)
     if values["task"]["name"] == "report" and (values["resume"] is not None or values["checkpoint"] is not None):
         yield "task=report reads the folder of a run: give it as report.of=PATH, without resume= and checkpoint=."
     if values["task"]["name"] == "train" and values["checkpoint"] is not None:
@@ -759,6 +795,47 @@ def _comparison_contradictions(values: Values, trainer: Values) -> Iterator[str]
         yield "task=compare trains on one device: leave trainer.devices at 1."
     if trainer["fast_dev_run"]:
         yield "trainer.fast_dev_run leaves nothing to compare: set trainer.max_epochs=1 instead."
+
+
+def _benchmark_contradictions(values: Values, trainer: Values) -> Iterator[str]:
+    if values["resume"] is not None or values["checkpoint"] is not None:
+        yield "task=benchmark begins anew: leave resume= and checkpoint= out."
+    if trainer["devices"] not in (1, "1") and not (
+        isinstance(trainer["devices"], list) and len(trainer["devices"]) == 1
+    ):
+        yield "task=benchmark measures one device: leave trainer.devices at 1 (trainer=auto, cpu or gpu)."
+    elif trainer["num_nodes"] != 1 or trainer["strategy"] != "auto":
+        yield "task=benchmark measures one process: leave trainer.num_nodes at 1 and trainer.strategy at auto."
+    if trainer["fast_dev_run"] or trainer["overfit_batches"]:
+        yield "task=benchmark measures ordinary training: leave trainer.fast_dev_run and trainer.overfit_batches out."
+    if trainer["accumulate_grad_batches"] != 1:
+        yield "task=benchmark takes a batch for a step: leave trainer.accumulate_grad_batches at 1."
+    for label in values["benchmark"]["sides"] or ():
+        fault = side_fault(label, values)
+        if fault is not None:
+            yield f"benchmark.sides: {label} cannot be measured: {fault}."
+
+
+def side_fault(label: str, values: Values) -> str | None:
+    """Say why a side of a benchmark does not fit the settings; None if it does."""
+    method, teacher = values["method"], values["teacher"]
+    if label.startswith("bare_") and values["precision"]["name"] == "fp16":
+        return "the step without Lightning scales no loss, which precision=fp16 needs"
+    if label != "plain":
+        return None
+    if method["name"] not in ("dkel", "dkel_released"):
+        return f"the loop written by hand computes method=dkel or dkel_released, not {method['name']}"
+    ensemble = method["ensemble"]
+    usual = ensemble["space"] == "logits" and not ensemble["include_self"] and ensemble["weights"] == "complement"
+    peers = isinstance(method["peers"], int) and method.get("sharing") == "trunk"
+    learning = method.get("peer_lr_scale") is None and not method.get("frozen_peers")
+    if not (usual and peers and learning and method["views"] == "per_peer"):
+        return "the loop written by hand knows peers on one trunk, each with a view, and the method's usual targets"
+    if teacher["update"] != "ema" or teacher["start"] != "keep" or teacher["batchnorm"] != "own":
+        if method["name"] == "dkel_released" and teacher["update"] == "ema" and teacher["batchnorm"] == "own":
+            return None  # the rate of its first updates costs nothing
+        return "the loop written by hand knows teacher=independent only"
+    return None
 
 
 def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:

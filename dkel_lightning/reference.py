@@ -74,7 +74,7 @@ def defaults() -> dict[str, Any]:
     return found
 
 
-_TASKS = ("export", "predict", "compare", "report", "geometry", "convergence")
+_TASKS = ("export", "predict", "compare", "report", "benchmark", "geometry", "convergence")
 _FIRST = {
     "task": "train",
     "optimizer": "sgd",

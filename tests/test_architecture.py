@@ -65,6 +65,11 @@ LAYERS = {
     "exports": (["export/*.py"], ("callbacks", "build", "tasks", "cli", "config", "files")),
     "build": (["build.py"], ("tasks", "cli", "files")),
     "reports": (["report/*.py"], ("modules", "methods", "callbacks", "data", "build", "tasks", "cli", "files")),
+    "benchmarks": (["benchmark/*.py"], ("cli", "tasks.benchmark")),
+    "the loop written by hand": (
+        ["benchmark/plain.py"],
+        ("functional", "modules", "methods", "callbacks", "ema", "metrics", "build", "tasks", "cli", "config", "files"),
+    ),
     "tasks": (["tasks/*.py", "files.py"], ("cli",)),
 }
 

@@ -193,16 +193,19 @@ class ImageDataModule(LightningDataModule, ABC):
 
         With the Trainer's `overfit_batches` the order is that of epoch 0 in every epoch.
         """
-        loader = self._training_loader()
+        loader = self._training_loader(self._place())
         # Lightning sets this attribute without declaring it.
         loader.fixed_order = bool(getattr(self.trainer, "overfit_batches", 0))
         return loader
 
-    def _training_loader(self) -> TrainingLoader:
-        place = self._place()
+    def training_loader_on(self, device: torch.device) -> TrainingLoader:
+        """Return a loader of training batches for a loop of one's own, in one process, on any device."""
+        return self._training_loader(_Place(device, 0, 1))
+
+    def _training_loader(self, place: _Place) -> TrainingLoader:
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         stored = self._splits_or_error()["train"]
-        if self.chosen_residency == "device":
+        if self._residency(place) == "device":
             images, labels = self._on_device("train", place.device)
             return DeviceLoader(
                 images,
@@ -263,6 +266,11 @@ class ImageDataModule(LightningDataModule, ABC):
                 yield images, stored.labels[chosen], self.true_labels[chosen]
 
     @property
+    def training_images(self) -> StoredImages:
+        """The images that are trained on, as they are stored."""
+        return self._splits_or_error()["train"]
+
+    @property
     def augment(self) -> CropFlip:
         """The training augmentation; it knows the constants of the normalisation."""
         self._splits_or_error()
@@ -272,7 +280,9 @@ class ImageDataModule(LightningDataModule, ABC):
     @property
     def chosen_residency(self) -> Residency:
         """Where the images lie: `residency`, with `auto` decided once a device, and alike on all processes."""
-        place = self._place()
+        return self._residency(self._place())
+
+    def _residency(self, place: _Place) -> Residency:
         if place.device not in self._residencies:
             # A dictionary by identity: validation and test may be one split.
             splits = {id(split): split for split in self._splits_or_error().values()}

@@ -35,13 +35,13 @@ def _processes_to_start(run: Run) -> int:
         return 1
     from dkel_lightning import build
 
-    _quieten()
+    quieten()
     return build.processes(run.values)
 
 
 def run_here(run: Run, comparison: Comparison | None = None) -> float:
     """Do the same in this process, which may be one of several."""
-    _quieten()
+    quieten()
     if run.values["execution"]["threads"] is not None:
         torch.set_num_threads(run.values["execution"]["threads"])
     if run.values.get("modules"):
@@ -81,6 +81,10 @@ def run_here(run: Run, comparison: Comparison | None = None) -> float:
 
         report(run)
         return math.nan
+    if name == "benchmark":
+        from dkel_lightning.tasks.benchmark import benchmark
+
+        return benchmark(run).objective
     if name == "geometry":
         from dkel_lightning.tasks.geometry import geometry
 
@@ -92,7 +96,7 @@ def run_here(run: Run, comparison: Comparison | None = None) -> float:
     raise ConfigError(unknown_choice("task", name, list(TASKS)))
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leave out what Lightning says at every start and a user of a task can do nothing about."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)

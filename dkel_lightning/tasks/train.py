@@ -108,7 +108,7 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
         loggers=[logger, *others],
         callbacks=[
             throughput,
-            *_callbacks(run),
+            *usual_callbacks(run),
             *_pictures(run, trackers),
             *_checkpoints(run, logger, last_checkpoint),
         ],
@@ -218,7 +218,8 @@ def _check_monitor(monitor: str, module: DistillationModule) -> None:
         raise ConfigError(f"callbacks.monitor is {monitor!r}: choose one of {', '.join(known)}.")
 
 
-def _callbacks(run: Run) -> list[Callback]:
+def usual_callbacks(run: Run) -> list[Callback]:
+    """Make what watches and shows every training; checkpoints are apart."""
     settings = run.values["callbacks"]
     found: list[Callback] = [
         CollapseGuard(

@@ -279,7 +279,7 @@ def test_an_interrupted_stage_goes_on_and_ends_where_it_would_have(
     whole = train(tiny_run(tmp_path / "whole", *TWO_STAGES))
     broken = tiny_run(tmp_path / "outputs" / "broken", *TWO_STAGES)
     with monkeypatch.context() as patch:
-        patch.setattr("dkel_lightning.tasks.train._callbacks", interrupted(stage))
+        patch.setattr("dkel_lightning.tasks.train.usual_callbacks", interrupted(stage))
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             train(broken)
     monkeypatch.chdir(tmp_path)
@@ -298,7 +298,7 @@ def test_an_interrupted_stage_goes_on_and_ends_where_it_would_have(
 def interrupted(stage: int) -> Any:
     from dkel_lightning.tasks import train as module
 
-    real = module._callbacks
+    real = module.usual_callbacks
 
     def callbacks(run: Run) -> list[Callback]:
         hit = (run.folder.name == "teacher") == (stage == 1)
