@@ -24,7 +24,7 @@ from packaging.utils import canonicalize_name
 from torch.distributed import run
 from torch.utils.data import DataLoader, TensorDataset
 
-from dkel_lightning import cli, methods, reference
+from dkel_lightning import cli, config, methods, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -285,6 +285,33 @@ def test_python_blocks_run_as_they_stand(page: Path, monkeypatch: pytest.MonkeyP
         assert names["module"].method.terms == ("ce", "kd")
     if page.name == "choose.md":
         assert_costs_are_those_of_the_table(page, names["operations"], names["alone"])
+
+
+def settings_in_text(page: Path) -> Iterator[tuple[str, str]]:
+    """The settings `key=value` that a page names in the middle of its text."""
+    prose = re.sub(r"^( *)```.*?^\1```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for code in re.findall(r"`([^`\n]+)`", prose):
+        for word in code.split():
+            found = re.fullmatch(r"([a-z]\w*(?:\.\w+)*)=([^=]*)", word)
+            if found:
+                yield found[1], found[2]
+
+
+GROUPS = {path.parent.relative_to(config.folder()).as_posix() for path in config.folder().rglob("*.yaml")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_settings_that_are_named_in_the_text_exist(page: Path) -> None:
+    unknown = []
+    for key, value in settings_in_text(page):
+        if key in GROUPS and "." not in key:
+            choices = {path.relative_to(config.folder() / key).with_suffix("").as_posix() for path in
+                       (config.folder() / key).rglob("*.yaml")}  # fmt: skip
+            named = [part for part in re.split(r"[,|]", value) if re.fullmatch(r"[\w/]+", part)]
+            unknown += [f"{key}={name}" for name in named if name not in choices and not name.isupper()]
+        elif "." in key and key.split(".")[0] != "hydra" and config.describe(key) is None:
+            unknown.append(key)
+    assert not unknown
 
 
 def test_the_configuration_reference_is_up_to_date() -> None:
