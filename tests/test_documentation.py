@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -231,6 +232,23 @@ def test_python_files_and_modules_that_are_shown_exist() -> None:
             assert (ROOT / words[1]).is_file(), command
 
 
+TRACKERS = ("tensorboard", "mlflow", "wandb")
+
+
+@pytest.mark.parametrize("command", [c for c in SHOWN if c.split()[0] in TRACKERS])
+def test_what_is_shown_of_a_tracker_is_known_to_it_and_an_extra_installs_it(command: str) -> None:
+    program, *words = shlex.split(command)
+    assert re.search(rf'"{program}(-skinny)?>=', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    found = shutil.which(program, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if found is None:
+        pytest.skip(f"{program} is not installed")
+    subcommands = list(itertools.takewhile(lambda word: re.fullmatch(r"[a-z]+", word), words))
+    told = subprocess.run([found, *subcommands, "--help"], capture_output=True, text=True, timeout=120, check=False)
+    assert told.returncode == 0, told.stderr
+    for option in (word.split("=")[0] for word in words if word.startswith("--")):
+        assert option in told.stdout
+
+
 IN_SCRIPTS = {command for page, script in SCRIPTS for command in commands(page) if command in script}
 
 
@@ -241,6 +259,7 @@ def test_no_command_is_shown_that_is_neither_run_nor_checked() -> None:
         if arguments_of(command) is None
         and not installs(command)
         and without_setting(command)[:1] not in (["make"], ["python"])
+        and command.split()[0] not in TRACKERS
         and command not in IN_SCRIPTS
     ]
     assert unchecked == []
