@@ -333,6 +333,27 @@ def test_settings_that_are_named_in_the_text_exist(page: Path) -> None:
     assert not unknown
 
 
+def test_the_page_on_running_names_every_choice_and_every_task() -> None:
+    text = (ROOT / "docs" / "run.md").read_text(encoding="utf-8")
+    groups, tasks = text.split("## Groups")[1].split("## Tasks")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", groups, re.MULTILINE))
+
+    def choices(group: str) -> set[str]:
+        return {path.stem for path in (config.folder() / group).glob("*.yaml") if not path.stem.startswith("_")}
+
+    for group, named in rows.items():
+        assert choices(group) <= set(re.findall(r"`([^`]+)`", named)), group
+    # What the page leaves out: what every run has, the lengths of ablations, and Hydra's own.
+    assert {name for name in GROUPS if "/" not in name} - rows.keys() - {
+        "task",
+        "callbacks",
+        "scale",
+        "hydra",
+        ".",
+    } == set()
+    assert choices("task") <= set(re.findall(r"`(\w+)`", tasks))
+
+
 def test_the_configuration_reference_is_up_to_date() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == "\n".join(reference.lines()) + "\n", "run: python -m dkel_lightning.reference"
