@@ -43,6 +43,10 @@ COLUMNS = (
     Column("selected peer disagreement", 100, 2, "%"),
     Column("selected teacher distance", 1, 3),
 )
+# Only where labels were made wrong.
+NOISE_COLUMNS = tuple(
+    Column(f"last {network}s' wrong labels learnt", 100, 2, "%") for network in ("student", "teacher")
+)
 SHOWN = ("last deployed accuracy", COMPARED, "selected peer disagreement", "selected NLL")
 DRAWN = {
     COMPARED: ("test accuracy of the deployed peer (%)", 100.0),
@@ -61,6 +65,8 @@ CURVES = {
     "diversity/distance/student-teacher": "distance of teacher\nand student",
     "diversity/agreement/student-teacher": "agreement of teacher\nand student",
     "diversity/agreement/student-student": "agreement of the\nstudent peers",
+    "train/noise/fit_wrong/student_mean": "student peers, share of\nwrong labels learnt",
+    "train/noise/fit_wrong/teacher_mean": "teacher peers, share of\nwrong labels learnt",
 }
 TABLED = (*CURVES, "diversity/agreement/teacher-teacher", "diversity/distance/student-student")
 CHANCE_QUANTILE = 0.999
@@ -212,7 +218,12 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, float | None]:
 def _diversity_at_the_end(path: Path) -> dict[str, float | None]:
     rows = curves(path)
     names = dict.fromkeys(name for row in rows for name in row if name.startswith("diversity/"))
-    return {f"last {name}": next(row[name] for row in reversed(rows) if name in row) for name in names}
+    found = {f"last {name}": next(row[name] for row in reversed(rows) if name in row) for name in names}
+    for network, column in zip(("student", "teacher"), NOISE_COLUMNS, strict=True):
+        learnt = [row[name] for row in rows if (name := f"train/noise/fit_wrong/{network}_mean") in row]
+        if learnt:
+            found[column.name] = learnt[-1]
+    return found
 
 
 def curves(path: Path) -> list[dict[str, float]]:
@@ -282,8 +293,7 @@ def write(sweep: Sweep) -> list[str]:
         written.append("figures/sweep.png")
     courses = [*_courses(sweep)]
     if courses:
-        heading = ["job", *sweep.keys, SEED, "epoch", *TABLED]
-        write_whole(sweep.folder / "curves.csv", [heading, *courses])
+        write_whole(sweep.folder / "curves.csv", courses)
         written.append("curves.csv")
     series = {label: mean_curves(sweep, name) for name, label in CURVES.items()}
     series = {label: found for label, found in series.items() if found}
@@ -317,12 +327,15 @@ def mean_curves(sweep: Sweep, name: str) -> dict[Setting, tuple[list[float], lis
 
 
 def _courses(sweep: Sweep) -> Iterator[list[str]]:
-    """Write the course of each job: a row an epoch."""
-    for job in sweep.jobs:
-        for row in curves(job.folder / "metrics.csv"):
-            if "epoch" in row and any(name in row for name in TABLED):
-                cells = [f"{row[name]:.6g}" if name in row else "" for name in TABLED]
-                yield [job.number, *sweep.setting(job), job.seed, str(int(row["epoch"]) + 1), *cells]
+    """Write the course of each job: a row an epoch, under a heading; nothing where there is none."""
+    rows = [(job, row) for job in sweep.jobs for row in curves(job.folder / "metrics.csv") if "epoch" in row]
+    names = [name for name in TABLED if any(name in row for _, row in rows)]
+    if names:
+        yield ["job", *sweep.keys, SEED, "epoch", *names]
+    for job, row in rows:
+        if any(name in row for name in names):
+            cells = [f"{row[name]:.6g}" if name in row else "" for name in names]
+            yield [job.number, *sweep.setting(job), job.seed, str(int(row["epoch"]) + 1), *cells]
 
 
 def _csv(sweep: Sweep) -> list[list[str]]:
@@ -347,8 +360,10 @@ def _markdown(sweep: Sweep) -> list[str]:
         "",
         *(f"- Job {job.number} ({_named(sweep, job)}) failed: {_first_line(job.message)}" for job in failures),
     ]
-    heading = [*(sweep.keys or ("setting",)), "n", *(column.heading for column in COLUMNS)]
-    lines += ["", *markdown_rows(heading, _cells(sweep, COLUMNS))]
+    noisy = [column for column in NOISE_COLUMNS if any(column.name in job.figures for job in sweep.jobs)]
+    columns = (*COLUMNS, *noisy)
+    heading = [*(sweep.keys or ("setting",)), "n", *(column.heading for column in columns)]
+    lines += ["", *markdown_rows(heading, _cells(sweep, columns))]
     settings = _finished(sweep)
     if len(settings) > 1:
         lines += ["", f"## {COMPARED.capitalize()} less that of {_label(sweep, settings[0])}, over the same seeds", ""]

@@ -121,6 +121,29 @@ def test_the_files_of_a_sweep_hold_every_job_with_its_failure(tmp_path: Path) ->
             assert min(picture.size) > 300
 
 
+def test_wrong_labels_that_were_learnt_are_tabled_and_drawn_only_where_there_were_any(tmp_path: Path) -> None:
+    three_rates(tmp_path)
+    sweeps.write(sweeps.read(tmp_path))
+    assert "learnt" not in (tmp_path / "sweep.md").read_text() + (tmp_path / "curves.csv").read_text()
+    for number, learnt in ((0, (0.1, 0.25)), (2, (0.1, 0.35)), (4, (0.1, 0.45)), (10, (0.1, 0.35))):
+        rows = [f"{step},{step // 10},{share},0.5" for step, share in zip((0, 10), learnt, strict=True)]
+        heading = "step,epoch,train/noise/fit_wrong/student_mean,val/acc/student_mean"
+        (tmp_path / str(number) / "metrics.csv").write_text("\n".join([heading, *rows]) + "\n")
+    sweep = sweeps.read(tmp_path)
+    sweeps.write(sweep)
+    (heading,) = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if "wrong labels learnt" in line]
+    assert heading.endswith("| last students' wrong labels learnt (%) |")
+    # What the last epoch shows: 25, 35, 45 and 35 %; deviation sqrt(200 / 3).
+    assert "| 35.00 ± 8.16 |" in (tmp_path / "sweep.md").read_text()
+    assert sweeps.mean_curves(sweep, "train/noise/fit_wrong/student_mean") == {
+        ("0",): ([1, 2], pytest.approx([0.1, 0.35]))
+    }
+    with (tmp_path / "curves.csv").open(newline="") as file:
+        names = next(csv.reader(file))
+    assert "train/noise/fit_wrong/student_mean" in names
+    assert "train/noise/fit_wrong/teacher_mean" not in names
+
+
 def test_a_sweep_of_seeds_alone_is_one_setting(tmp_path: Path) -> None:
     for seed in range(2):
         job(tmp_path, seed, [f"seed={seed}"], 0.9 + 0.01 * seed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -164,8 +164,9 @@ def lines(
     note: str = "",
     x_label: str = "epoch",
     x_scale: Scale = "linear",
+    legend: bool = True,
 ) -> Markup:
-    """Draw lines over epochs; values that are not finite leave a gap."""
+    """Draw lines over epochs; values that are not finite leave a gap. Without a `legend` there must be a shared one."""
     limit = min(LONGEST, max(40, POINTS // max(1, len(drawn))))
     thinned = [Line(one.name, *thin(one.x, one.y, limit), one.style, one.group, one.faint) for one in drawn]
     xs = [x for one in thinned for x in one.x]
@@ -189,7 +190,7 @@ def lines(
         data_box=f"{LEFT} {RIGHT} {TOP} {BOTTOM} {pretty(horizontal.low)} {pretty(horizontal.high)}",
         data_xlabel=x_label,
     )
-    return tag("figure", _caption(title, note), svg, _legend(drawn), data_lines=len(drawn))
+    return tag("figure", _caption(title, note), svg, *([_legend(drawn)] if legend else []), data_lines=len(drawn))
 
 
 def _horizontal(xs: Sequence[float], scale: Scale) -> Axis:
@@ -262,6 +263,11 @@ def _legend(drawn: Sequence[Line]) -> Markup:
         if name not in groups or groups[name].faint:
             groups[name] = one
     return tag("div", *(_entry(name, one.style) for name, one in groups.items()), class_="legend")
+
+
+def shared_legend(names: Mapping[str, int]) -> Markup:
+    """Give one legend to all charts of a section, by name of the group its style; it hides series in all of them."""
+    return tag("div", *(_entry(name, number) for name, number in names.items()), class_="legend shared")
 
 
 def _entry(name: str, number: int) -> Markup:

@@ -15,6 +15,8 @@ from dkel_lightning.report.collect import RunRecord, Varied, number, show
 from dkel_lightning.report.markup import Markup, dotted, items, join, link, page, section, table, tag
 
 DRAWN = 60
+OWN_LEGEND = 4
+"""Settings up to which every chart names them itself; of more, the names would take more room than the charts."""
 """Jobs whose curves are laid over one another; more are a thicket."""
 OVERLAID: tuple[str, ...] = (
     "val/acc",
@@ -293,17 +295,26 @@ def overlay(runs: Sequence[RunRecord], which: dict[int, int], names: Sequence[st
     means = ("student-teacher", "student-student")
     metrics += [name for name in every if name.startswith("diversity/") and name.rsplit("/", 1)[-1] in means]
     metrics += [name for name in every if "noise" in name.split("/")[:-1]]
-    parts = [_overlaid(metric, runs, shown, which, names) for metric in metrics]
+    groups = {names[number]: number for number in sorted({which[job] for job in shown})}
+    shared = len(groups) > OWN_LEGEND
+    parts = [_overlaid(metric, runs, shown, which, names, legend=not shared) for metric in metrics]
     if not parts:
         return [tag("p", "No job has curves.", class_="note")]
     note = "One line a run, one colour a setting."
     if len(shown) < sum(bool(runs[job].curves) for job in which):
         note += f" The first {DRAWN} runs are drawn."
-    return [tag("p", note, class_="note"), charts.grid(parts)]
+    legend = [charts.shared_legend(groups)] if shared else []
+    return [tag("p", note, class_="note"), *legend, charts.grid(parts)]
 
 
 def _overlaid(
-    metric: str, runs: Sequence[RunRecord], shown: Sequence[int], which: dict[int, int], names: Sequence[str]
+    metric: str,
+    runs: Sequence[RunRecord],
+    shown: Sequence[int],
+    which: dict[int, int],
+    names: Sequence[str],
+    *,
+    legend: bool,
 ) -> Markup:
     panel = panels.panels([metric])[0]
     drawn = [
@@ -319,7 +330,8 @@ def _overlaid(
     ]
     label = next(iter(panel.columns))
     title = f"training loss, {label}" if panel.key == "train" else f"{panel.title}, {panels.spoken(label)}"
-    return charts.lines(title, drawn, note="%" if panel.scale == 100 else panels.NOTES.get(panel.key, ""))
+    note = "%" if panel.scale == 100 else panels.NOTES.get(panel.key, "")
+    return charts.lines(title, drawn, note=note, legend=legend)
 
 
 # ---------------------------------------------------------------------- jobs

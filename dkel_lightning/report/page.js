@@ -3,6 +3,20 @@
   "use strict";
   document.documentElement.classList.add("script");
   function list(text) { return text ? text.split(",").map(Number) : []; }
+  function wire(entry, root) {
+    entry.tabIndex = 0;
+    entry.setAttribute("role", "button");
+    function toggle() {
+      const off = entry.classList.toggle("off");
+      entry.setAttribute("aria-pressed", String(off));
+      root.querySelectorAll("path[data-g]").forEach(function (path) {
+        if (path.dataset.g === entry.dataset.g) { path.classList.toggle("hidden", off); }
+      });
+    }
+    entry.addEventListener("click", toggle);
+    entry.addEventListener("keydown", function (event) { if (event.key === "Enter") { toggle(); } });
+  }
+  document.querySelectorAll(".shared span").forEach(function (entry) { wire(entry, entry.closest("section")); });
   document.querySelectorAll("figure[data-lines]").forEach(function (figure) {
     const svg = figure.querySelector("svg.plot");
     const box = svg.dataset.box.split(" ").map(Number); // left, right, top, bottom, first x, last x
@@ -52,18 +66,6 @@
     svg.addEventListener("pointermove", move);
     svg.addEventListener("pointerdown", move);
     svg.addEventListener("pointerleave", leave);
-    figure.querySelectorAll(".legend span").forEach(function (entry) {
-      entry.tabIndex = 0;
-      entry.setAttribute("role", "button");
-      function toggle() {
-        const off = entry.classList.toggle("off");
-        entry.setAttribute("aria-pressed", String(off));
-        figure.querySelectorAll('path[data-g="' + entry.dataset.g + '"]').forEach(function (path) {
-          path.classList.toggle("hidden", off);
-        });
-      }
-      entry.addEventListener("click", toggle);
-      entry.addEventListener("keydown", function (event) { if (event.key === "Enter") { toggle(); } });
-    });
+    figure.querySelectorAll(".legend span").forEach(function (entry) { wire(entry, figure); });
   });
 })();

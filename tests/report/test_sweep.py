@@ -116,6 +116,19 @@ def test_a_varied_number_gets_a_chart_with_a_dot_a_seed(tmp_path: Path) -> None:
     assert "seed 1: 97" in reader.text
 
 
+def test_many_settings_are_named_once_and_not_under_every_chart(tmp_path: Path) -> None:
+    def legends(folder: Path) -> list[str]:
+        return [one["class"] for one in page(folder).all("div") if "legend" in one.get("class", "")]
+
+    names = ("dkel", "pcl", "baseline", "dml", "one")
+    jobs = [(0.9, [f"method={name}"]) for name in names]
+    # Two charts of curves with a legend each; one legend for both.
+    assert legends(sweep(tmp_path / "few", *jobs[:2])) == ["legend"] * 2
+    folder = sweep(tmp_path / "many", *jobs)
+    assert legends(folder) == ["legend shared"]
+    assert [one["data-g"] for one in page(folder).all("span") if "data-g" in one] == [f"method={n}" for n in names]
+
+
 def test_jobs_that_failed_or_never_began_are_named(tmp_path: Path) -> None:
     folder = sweep(tmp_path / "sweep", *TWO_BY_TWO)
     (folder / "1" / "summary.json").unlink()
