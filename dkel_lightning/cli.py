@@ -10,6 +10,7 @@ import math
 import os
 import shlex
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -62,20 +65,72 @@ _failed: list[str] = []
 def main() -> Any:
     """Run the command line; on a mistake print one message and exit with 2 (configuration) or 1 (anything else)."""
     arguments = sys.argv[1:]
+    failed: list[str] = []
+    lost = False
     try:
+        prefer_own_presets()
         if not any(flag in arguments for flag in UNCHECKED_FLAGS):
             sys.argv[1:] = prepare(arguments)
-        hydra.main(config_path=str(config.folder()), config_name="config", version_base="1.3")(run)()
+        with _sweep_errors_raised(arguments):
+            hydra.main(config_path=str(config.folder()), config_name="config", version_base="1.3")(run)()
     except DkelError as error:
         fail(error)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        message = _told_of_jobs(error)
+        if message is None:
+            raise
+        print(f"Error: {message}", file=sys.stderr)
+        lost = True
     finally:
-        _end_sweep()
-    if _failed:
-        print(f"Error: {len(_failed)} jobs of the sweep failed: {', '.join(_failed)}.", file=sys.stderr)
+        failed += _end_sweep()
+    # Jobs that other processes ran have only noted it in their folders.
+    failed += [number for number in _failed if number not in failed]
+    if failed:
+        print(f"Error: {len(failed)} jobs of the sweep failed: {', '.join(failed)}.", file=sys.stderr)
+    if failed or lost:
         raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def _sweep_errors_raised(arguments: Sequence[str]) -> Iterator[None]:
+    """Have Hydra raise what launchers and sweepers fail of, which it would print as a traceback and exit."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    if before is not None or not any(flag in arguments for flag in ("-m", "--multirun")):
+        yield
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+
+
+def _told_of_jobs(error: Exception) -> str | None:
+    """Say what a launcher or sweeper means that has lost a job, or has none; None for any other error."""
+    if not _sweep_folder:
+        return None
+    if type(error).__module__.split(".")[0] in ("submitit", "joblib", "concurrent"):
+        return f"A job of the sweep has ended without a result: {error}"
+    if "No trials are completed" in str(error):
+        return "No trial of the search has finished."
+    return str(error) if isinstance(error, CompactHydraException) else None
+
+
+def prefer_own_presets() -> None:
+    """Let conf/hydra stand for what Hydra's plugins bring under the same names, which would be laid under it.
+
+    Their defaults are not ours: Optuna's sweeper would minimise the accuracy, unseeded.
+    """
+    Plugins.instance()  # registers theirs
+    for group in ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler"):
+        there: Any = ConfigStore.instance().repo
+        for part in group.split("/"):
+            there = there.get(part, {})
+        for path in (config.folder() / group).glob("*.yaml"):
+            there.pop(path.name, None)
 
 
 class SweepFolder(Callback):
@@ -89,10 +144,14 @@ class SweepFolder(Callback):
 _sweep_folder: list[Path] = []
 
 
-def _end_sweep() -> None:
-    """Write the tables of a sweep that has ended, also of one that was interrupted, and say how to go on with it."""
-    if not _sweep_folder or os.environ.get("RANK", "0") != "0":
-        return
+def _end_sweep() -> list[str]:
+    """Write the tables of a sweep that has ended, also of one that was interrupted, and say how to go on with it.
+
+    Returns:
+        the numbers of the jobs that failed.
+    """
+    if not _sweep_folder or not _is_first():
+        return []
     from dkel_lightning import sweeps
 
     folder = _sweep_folder[0]
@@ -105,6 +164,19 @@ def _end_sweep() -> None:
         kept = [item for item in sys.argv[1:] if not item.startswith("hydra.sweep.dir=")]
         again = shlex.join(["python", "-m", "dkel_lightning", *kept, f"hydra.sweep.dir={folder}"])
         print(f"What is missing is run by: {again}", flush=True)
+    return [job.number for job in sweep.jobs if job.state == "failed"]
+
+
+def _is_one_of_several() -> bool:
+    """Tell whether Lightning, torchrun or srun has started several processes for this run, of which this is one."""
+    return "LOCAL_RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1")
+
+
+def _is_first() -> bool:
+    """Tell whether this is the only process of the run, or the first."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    found = next((os.environ[name] for name in names if name in os.environ), "0")
+    return not _is_one_of_several() or found == "0"
 
 
 def fail(error: DkelError) -> None:
@@ -135,7 +207,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"{flag} is not supported: put your files into a folder and pass --config-dir FOLDER.")
     swept = preset_sweep(given, _config_dir(arguments))
     multirun = "-m" in arguments or "--multirun" in arguments or swept is not None
-    child = "LOCAL_RANK" in os.environ
+    child = failures.is_child()  # of a process that has checked the same
     if not child:
         check_arguments([*(swept or ()), *given], _config_dir(arguments), multirun)
     arguments = without_superfluous_plus(arguments)
@@ -299,12 +371,16 @@ def check_arguments(given: Sequence[str], config_dir: Path | None, multirun: boo
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"--config-dir {config_dir} is no folder.")
     for_hydra = [item.input_line or "" for item in parsed if item.is_hydra_override()]
-    if for_hydra:
-        compose(for_hydra + _search(config_dir), with_hydra=True)
+    if for_hydra or multirun:
+        chosen = [item.input_line or "" for item in own if _chooses_preset(item, config_dir)]
+        found = compose([*chosen, *for_hydra, *_search(config_dir)], with_hydra=True).hydra
+        if multirun:
+            _check_sweep(found, own)
+    launcher = found.launcher if multirun else None
     _check_presets(own, config_dir)
     first, others = _combinations(own)
     composed = _composed(first, _search(config_dir), config_dir)
-    _check_composed(composed, first, config_dir, multirun)
+    _check_composed(composed, first, config_dir, launcher)
     for position, option in others:
         items = [*first[:position], option, *first[position + 1 :]]
         item = _parse(option)
@@ -313,7 +389,29 @@ def check_arguments(given: Sequence[str], config_dir: Path | None, multirun: boo
         else:  # composing anew would give the same, in a hundred times the time
             changed = copy.deepcopy(composed)
             OmegaConf.update(changed, item.key_or_group, item.value(), merge=False)
-        _check_composed(changed, items, config_dir, multirun)
+        _check_composed(changed, items, config_dir, launcher)
+
+
+def _chooses_preset(item: Override, config_dir: Path | None) -> bool:
+    return not item.is_sweep_override() and bool(_options(item.key_or_group, config_dir))
+
+
+def _check_sweep(found: DictConfig, overrides: Sequence[Override]) -> None:
+    """Check what launches the jobs of a sweep, and what chooses them.
+
+    Raises:
+        ConfigError: it is not installed, or takes no ranges.
+    """
+    targets = {"launcher": str(found.launcher.get("_target_")), "sweeper": str(found.sweeper.get("_target_"))}
+    for group, target in targets.items():
+        for extra, packages in config.EXTRAS.items():
+            if target.startswith(f"{packages[0]}."):
+                fault = config.missing_extra(f"hydra/{group}={extra}", extra)
+                if fault is not None:
+                    raise ConfigError(fault)
+    for item in overrides:
+        if item.is_interval_sweep() and "optuna" not in targets["sweeper"]:
+            raise ConfigError(f"{item.input_line} is a range to search in: add hydra/sweeper=optuna, or list values.")
 
 
 def _check_presets(overrides: Sequence[Override], config_dir: Path | None) -> None:
@@ -343,14 +441,20 @@ def _combinations(overrides: Sequence[Override]) -> tuple[list[str], list[tuple[
             key = item.get_key_element()
             values.append([f"{key}={value}" for value in item.sweep_string_iterator()])
         elif item.is_sweep_override():
-            values.append([f"{item.get_key_element()}={item.value().start}"])  # type: ignore[union-attr]
+            ends = item.value()
+            assert isinstance(ends, IntervalSweep)
+            values.append([f"{item.get_key_element()}={end}" for end in (ends.start, ends.end)])
         else:
             values.append([item.input_line or ""])
     others = [(position, option) for position, options in enumerate(values) for option in options[1:]]
     return [options[0] for options in values], others
 
 
-def _check_composed(composed: DictConfig, items: list[str], config_dir: Path | None, multirun: bool) -> None:
+def _check_composed(
+    composed: DictConfig, items: list[str], config_dir: Path | None, launcher: DictConfig | None
+) -> None:
+    """Check one composition; `launcher` is what starts the jobs of a sweep, None for a single run."""
+    multirun = launcher is not None
     values = resolved(composed)
     config.check(values)
     if values["task"]["name"] == "compare":
@@ -365,10 +469,27 @@ def _check_composed(composed: DictConfig, items: list[str], config_dir: Path | N
         raise ConfigError(
             "task=benchmark lets its sides take turns by itself: leave -m out, and run it once a setting."
         )
-    if multirun and _launches_processes(values["trainer"]):
+    if launcher is None or not _launches_processes(values["trainer"]):
+        return
+    if "SlurmLauncher" in str(launcher.get("_target_")):
+        _check_tasks(values["trainer"], launcher)
+        return
+    raise ConfigError(
+        "A multirun with trainer=ddp would start the whole sweep again in every process: use trainer=ddp_spawn, "
+        "hydra/launcher=submitit_slurm, or start each job with torchrun."
+    )
+
+
+def _check_tasks(trainer: Mapping[str, Any], launcher: DictConfig) -> None:
+    """Demand a task of SLURM for each device: it starts the processes of a job, and not Lightning."""
+    tasks, nodes = launcher.tasks_per_node, launcher.nodes
+    devices = trainer["devices"]
+    count = len(devices) if isinstance(devices, list) else devices
+    # -1 and auto are all that the job will see.
+    if nodes != trainer["num_nodes"] or (isinstance(count, int) and count > 0 and count != tasks):
         raise ConfigError(
-            "A multirun with trainer=ddp would start the whole sweep again in every process: use "
-            "trainer=ddp_spawn, or start each job with torchrun."
+            f"trainer.devices={devices}, trainer.num_nodes={trainer['num_nodes']} need as many tasks of SLURM: "
+            f"hydra.launcher.tasks_per_node is {tasks}, hydra.launcher.nodes is {nodes}."
         )
 
 
@@ -408,6 +529,21 @@ def _launches_processes(trainer: Mapping[str, Any]) -> bool:
     one = str(devices) == "1" or (isinstance(devices, list) and len(devices) == 1)
     one_cpu = trainer["accelerator"] == "cpu" and devices == "auto"
     return str(trainer["strategy"]) != "ddp_spawn" and not one and not one_cpu
+
+
+def groups_explained() -> str:
+    """List what can be chosen, for --help."""
+    lines = []
+    for group, meaning in config.GROUPS.items():
+        options = [option for option in _options(group, None) if "/" not in option]
+        if group.startswith("hydra/"):
+            options = ["basic", *options]
+        lines.append(f"{group:<20}{meaning}")
+        lines += textwrap.wrap(" ".join(options), 78, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+OmegaConf.register_new_resolver("dkel_groups", groups_explained, replace=True)
 
 
 def _options(group: str, config_dir: Path | None) -> list[str]:
@@ -490,6 +626,7 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     Raises:
         ConfigError: what Hydra finds wrong, without its hints.
     """
+    prefer_own_presets()
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(config.folder()), version_base="1.3", job_name="dkel_lightning"):
@@ -548,16 +685,21 @@ def _unwritable(error: OSError) -> DkelError:
 def _run_job(cfg: DictConfig) -> float | None:
     """Run one job of a sweep, and note in its folder what it was and how it ended.
 
-    Whatever it fails of, the others are still wanted: its objective is then nan.
+    Whatever it fails of, the others are still wanted. It then has no objective, by which Optuna knows it as failed.
     """
     from dkel_lightning import sweeps
 
     number = str(HydraConfig.get().job.num)
     _claimed.clear()
+    if _is_search() and _continues_sweep() and sweeps.has_failed(Path(HydraConfig.get().runtime.output_dir)):
+        # Had it not failed, the search would have gone on in another way than its jobs did.
+        print(f"Job {number} has failed before; the search has gone on without it.", flush=True)
+        return None
     failure: Exception | None = None
-    result: float | None = math.nan
+    result: float | None = None
     try:
         result = _run(cfg)
+        result = None if result is None or math.isnan(result) else result
     except Exception as error:
         known = isinstance(error, DkelError | OSError)
         failure = _unwritable(error) if isinstance(error, OSError) and error.errno in UNWRITABLE else error
@@ -565,6 +707,8 @@ def _run_job(cfg: DictConfig) -> float | None:
         print(f"Error in job {number} of the sweep: {failure if known else traceback.format_exc()}", file=sys.stderr)
     folder = _claimed[0] if _claimed else Path(HydraConfig.get().runtime.output_dir)
     with contextlib.suppress(OSError):  # a full disk, as the job has said
+        if not _is_first():
+            return result
         sweeps.note(folder, HydraConfig.get().overrides.task, "failed" if failure else "finished", failure)
     return result
 
@@ -589,7 +733,7 @@ def _claim(folder: Path) -> Path:
 
     Processes that Lightning starts for a run share the folder of the process that started them.
     """
-    if "LOCAL_RANK" in os.environ:
+    if _is_one_of_several():
         return Path(os.environ.get("DKEL_RUN_FOLDER", folder))
     for count in itertools.count():
         candidate = folder if count == 0 else folder.with_name(f"{folder.name}_{count}")
@@ -606,9 +750,25 @@ def _claim(folder: Path) -> Path:
 
 
 def _continues_sweep() -> bool:
-    """Tell whether this is a job of a sweep whose folder was named: what lies there is then gone on with."""
+    """Tell whether this is a job of a sweep that goes on with what lies in its folder.
+
+    Its folder was named, or SLURM has put the job back into its queue and starts it again.
+    """
     own = HydraConfig.get()
-    return own.mode is RunMode.MULTIRUN and any(item.startswith("hydra.sweep.dir=") for item in own.overrides.hydra)
+    if own.mode is not RunMode.MULTIRUN:
+        return False
+    named = any(item.startswith("hydra.sweep.dir=") for item in own.overrides.hydra)
+    return named or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
+def _is_search() -> bool:
+    """Tell whether what a job is depends on how those before it ended."""
+    return "optuna" in str(HydraConfig.get().sweeper.get("_target_"))
+
+
+def _is_parallel() -> bool:
+    """Tell whether jobs of the sweep run beside each other."""
+    return "BasicLauncher" not in str(HydraConfig.get().launcher.get("_target_"))
 
 
 def _go_on_with_job(folder: Path, values: dict[str, Any]) -> float:
@@ -642,7 +802,10 @@ def _run(cfg: DictConfig) -> float | None:
     if resume is None and values["task"]["name"] in ("train", "benchmark", *config.ANALYSES):
         folder = _claim(folder)
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        sweeps.note(folder, overrides, "running")
+        if _is_first():
+            sweeps.note(folder, overrides, "running")
+        if _is_parallel() and values["callbacks"]["progress"] == "auto":
+            values["callbacks"] = {**values["callbacks"], "progress": "lines"}  # one terminal has no room for two bars
     if resume is None and _continues_sweep() and (folder / "config.yaml").is_file():
         return _go_on_with_job(folder, values)
     if resume is not None:

@@ -302,6 +302,27 @@ MINIMUM_PEERS = dict.fromkeys(("dkel", "dkel_released", "pcl", "dml", "kdcl", "c
     "okddip": 3
 }
 NEED_A_TRUNK = ("one", "cl_ilr")
+# What each group chooses, in the order in which --help explains them.
+GROUPS = {
+    "task": "what to do",
+    "experiment": "data, network and length that belong together",
+    "experiment/ablation": "sweeps by themselves: one switch, its values, three seeds",
+    "scale": "data, network and length of an ablation",
+    "data": "the images",
+    "backbone": "the network of each peer",
+    "method": "how peers and teacher learn from each other",
+    "teacher": "how the teacher begins and follows; a method chooses its own",
+    "optimizer": "its keys are arguments of torch's class",
+    "scheduler": "of the learning rate",
+    "trainer": "devices and processes",
+    "precision": "of the arithmetic",
+    "execution": "how a step is executed",
+    "logger": "where metrics go besides metrics.csv; several: logger=[tensorboard,wandb]",
+    "callbacks": "checkpoints, progress, collapse guard, early stopping",
+    "debug": "quick or strict runs",
+    "hydra/launcher": "what runs the jobs of a sweep (-m)",
+    "hydra/sweeper": "what chooses the jobs of a sweep (-m)",
+}
 # What each extra of the package brings, by the names under which it is imported.
 EXTRAS = {
     "tensorboard": ("tensorboard",),

@@ -273,6 +273,48 @@ def _colour(number: int, of: int) -> Any:
     return colormaps["viridis"](number / (of - 1))
 
 
+def draw_search(points: Sequence[tuple[Sequence[str], float]], keys: Sequence[str], path: Path) -> None:
+    """Draw what a search has found into a PNG: a panel a key, a dot a job, the best one marked.
+
+    Args:
+        points: the values of the keys, as written, and what was reached; the best first.
+        keys: what was searched.
+        path: of the PNG.
+    """
+    columns = min(3, len(keys))
+    rows = -(-len(keys) // columns)
+    figure = Figure(figsize=(4.2 * columns + 0.6, 3.2 * rows + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for number, axes in enumerate(grid):
+        axes.set_visible(number < len(keys))
+        if number >= len(keys):
+            continue
+        values = [point[0][number] for point in points]
+        places = _numbers(values)
+        if places is None:
+            names = sorted(set(values))
+            places = [float(names.index(value)) for value in values]
+            axes.set_xticks(range(len(names)), names)
+        elif min(places) > 0 and max(places) > EVEN_FROM * min(places):
+            axes.set_xscale("log")
+        reached = [point[1] for point in points]
+        axes.plot(places, reached, "o", color=COLOURS["student"], alpha=0.5, markersize=5)
+        axes.plot(places[:1], reached[:1], "o", color=COLOURS["teacher"], markersize=8)
+        axes.set_xlabel(keys[number])
+        axes.set_ylabel("validation accuracy (%)")
+        axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _numbers(values: Sequence[str]) -> list[float] | None:
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        return None
+
+
 def draw_sweep_curves(
     panels: Mapping[str, Mapping[Setting, tuple[Sequence[float], Sequence[float]]]], keys: Sequence[str], path: Path
 ) -> None:

@@ -22,6 +22,9 @@ from dkel_lightning.tasks.compare import as_written, differences
 from dkel_lightning.tasks.tables import DIFFERENCE_HEADING, Column, difference_row, markdown_rows, terminal_table
 
 NOTE = "job.json"
+SEARCH = "optimization_results.yaml"
+"""What Optuna's sweeper writes at the end."""
+OBJECTIVE = "selected validation accuracy"
 SEED = "seed"
 MEMBERS = {
     "student_mean": "students' mean",
@@ -34,6 +37,7 @@ COMPARED = "selected deployed accuracy"
 COLUMNS = (
     Column("last deployed accuracy", 100, 2, "%"),
     Column(COMPARED, 100, 2, "%"),
+    Column(OBJECTIVE, 100, 2, "%"),
     Column("selected students' mean accuracy", 100, 2, "%"),
     Column("selected students' ensemble accuracy", 100, 2, "%"),
     Column("selected teachers' mean accuracy", 100, 2, "%"),
@@ -153,9 +157,18 @@ def refuse_other(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def objective(folder: Path) -> float | None:
-    """Read the objective of a finished job; None where it has not finished."""
+    """Read the objective of a finished job, as tasks.train gives it; None where it has not finished."""
     summary = _json(folder / "summary.json")
-    return None if summary is None else float((summary["test"]["best"] or summary["test"]["last"])["deployed_accuracy"])
+    if summary is None:
+        return None
+    chosen = summary["test"]["best"] or summary["test"]["last"]
+    validation = chosen.get("validation_accuracy")
+    return float(chosen["deployed_accuracy"] if validation is None else validation)
+
+
+def has_failed(folder: Path) -> bool:
+    """Tell whether a job has failed."""
+    return (_json(folder / NOTE) or {}).get("state") == "failed"
 
 
 def read(folder: Path) -> Sweep:
@@ -207,6 +220,7 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, float | None]:
         deployed = scores["deployed"]
         found[f"{when} epoch"] = scores["epoch"]
         found[f"{when} deployed accuracy"] = scores["deployed_accuracy"]
+        found[f"{when} validation accuracy"] = scores.get("validation_accuracy")
         found |= {f"{when} {name} accuracy": scores["accuracy"].get(member) for member, name in MEMBERS.items()}
         found[f"{when} NLL"] = scores["nll"].get(deployed)
         found[f"{when} calibration error"] = scores["calibration"].get(deployed)
@@ -281,6 +295,12 @@ def write(sweep: Sweep) -> list[str]:
     write_whole(sweep.folder / "sweep.csv", _csv(sweep))
     write_text(sweep.folder / "sweep.md", "\n".join(_markdown(sweep)) + "\n")
     written = ["sweep.csv", "sweep.md"]
+    if is_search(sweep):
+        points = [([job.overrides.get(key, "") for key in sweep.keys], value) for job, value in best_first(sweep)]
+        if points and sweep.keys:
+            figures.draw_search(points, sweep.keys, sweep.folder / "figures" / "search.png")
+            written.append("figures/search.png")
+        return written
     drawn = {
         label: {
             setting: [scale * value for value in sweep.values(setting, name).values()] for setting in _finished(sweep)
@@ -301,6 +321,18 @@ def write(sweep: Sweep) -> list[str]:
         figures.draw_sweep_curves(series, sweep.keys, sweep.folder / "figures" / "curves.png")
         written.append("figures/curves.png")
     return written
+
+
+def is_search(sweep: Sweep) -> bool:
+    """Tell whether a search chose the settings: each is then one of many, and their mean over seeds means nothing."""
+    return (sweep.folder / SEARCH).is_file()
+
+
+def best_first(sweep: Sweep) -> list[tuple[Job, float]]:
+    """Give the finished jobs of a search with the validation accuracy that it maximises, in percent."""
+    found = [(job, job.figures.get(OBJECTIVE)) for job in sweep.jobs]
+    known = [(job, 100 * value) for job, value in found if value is not None]
+    return sorted(known, key=lambda item: -item[1])
 
 
 def _finished(sweep: Sweep) -> list[Setting]:
@@ -360,6 +392,8 @@ def _markdown(sweep: Sweep) -> list[str]:
         "",
         *(f"- Job {job.number} ({_named(sweep, job)}) failed: {_first_line(job.message)}" for job in failures),
     ]
+    if is_search(sweep):
+        return [*lines, "", *_search_lines(sweep)]
     noisy = [column for column in NOISE_COLUMNS if any(column.name in job.figures for job in sweep.jobs)]
     columns = (*COLUMNS, *noisy)
     heading = [*(sweep.keys or ("setting",)), "n", *(column.heading for column in columns)]
@@ -372,6 +406,30 @@ def _markdown(sweep: Sweep) -> list[str]:
         lines += ["", "## Collapsed by its outcome: non-finite, or at chance after the last epoch", ""]
         lines += markdown_rows(["label", "collapsed", "of", "share", "95 % Wilson interval"], _collapse_rows(sweep))
     return lines
+
+
+def _search_lines(sweep: Sweep) -> list[str]:
+    rows = []
+    for job, value in best_first(sweep):
+        test = job.figures.get(COMPARED)
+        values = map(short, sweep.setting(job))
+        rows.append([job.number, *values, f"{value:.2f}", "n/a" if test is None else f"{100 * test:.2f}"])
+    return [
+        "## Search, best first",
+        "",
+        "Chosen by the accuracy in validation. The highest of many is too high by luck; the test accuracy is not what "
+        "was searched for.",
+        "",
+        *markdown_rows(["job", *sweep.keys, "validation accuracy (%)", "test accuracy (%)"], rows),
+    ]
+
+
+def short(value: str) -> str:
+    """Shorten a number of many digits, as a search proposes them."""
+    try:
+        return value if len(value) <= 8 else f"{float(value):.4g}"
+    except ValueError:
+        return value
 
 
 def _constant(sweep: Sweep) -> dict[str, str]:
@@ -425,6 +483,11 @@ def show(sweep: Sweep, console: Console | None = None) -> None:
     """Print the main columns, a row a setting."""
     # Without a terminal rich takes 80 columns, too few for the table.
     console = console or Console(width=None if sys.stdout.isatty() else 120)
+    if is_search(sweep):
+        rows = [[job.number, *map(short, sweep.setting(job)), f"{value:.2f}"] for job, value in best_first(sweep)[:10]]
+        heading = ["job", *sweep.keys, "validation accuracy (%)"]
+        console.print(terminal_table("The best of the search", heading, rows))
+        return
     columns = [column for column in COLUMNS if column.name in SHOWN]
     headings = [*(sweep.keys or ("setting",)), "n", *(column.heading for column in columns)]
     console.print(terminal_table("Mean ± deviation over seeds", headings, _cells(sweep, columns)))

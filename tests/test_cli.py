@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dkel_lightning import cli
+from dkel_lightning import cli, config
 from dkel_lightning.errors import CheckpointError, ConfigError
 from tests.compose import compose
 
@@ -236,7 +236,9 @@ def test_help_explains_groups_and_shows_examples() -> None:
     assert done.returncode == 0
     for expected in (
         "experiment=cifar100 method=pcl",
-        "method: baseline, ",
+        "how peers and teacher learn from each other\n    baseline cl_ilr dkel",
+        "hydra/sweeper=optuna 'optimizer.lr=interval(0.01,0.3)'",
+        'eval "$(dkel -sc install=bash)"',
         "temperature: 3.0",
     ):
         assert expected in done.stdout
@@ -246,3 +248,30 @@ def test_hydras_own_flags_work(tmp_path: Path) -> None:
     done = run("--cfg", "job", "--package", "method", "method=pcl", cwd=tmp_path)
     assert done.returncode == 0
     assert "name: pcl" in done.stdout
+
+
+def test_help_explains_every_group_that_there_is() -> None:
+    root = config.folder()
+    groups = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_dir()}
+    assert groups - {"hydra", "hydra/sweeper/sampler"} == config.GROUPS.keys()
+
+
+def test_several_loggers_are_chosen_at_once_and_no_other_group_is() -> None:
+    cli.check_arguments(["logger=[tensorboard,csv]"], None, False)
+    assert "Unknown choice logger=tensorbord. Did you mean tensorboard?" in refused("logger=[csv,tensorbord]")
+    assert "Unknown choice method=" in refused("method=[dkel,pcl]")
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("dkel method=p", "method=pcl"),
+        ("dkel -m hydra/launcher=job", "hydra/launcher=joblib"),
+        ("dkel logger=w", "logger=wandb"),
+        ("dkel data.label", "data.label_noise."),
+    ],
+)
+def test_the_shell_completes_groups_and_keys(line: str, offered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    done = run("-sc", "query=bash")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, offered, "")

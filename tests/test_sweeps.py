@@ -27,6 +27,7 @@ def scores(accuracy: float, *, student: float | None = None) -> dict[str, Any]:
         "classes": 10,
         "deployed": "teacher_0",
         "deployed_accuracy": accuracy,
+        "validation_accuracy": accuracy + 0.01,
         "accuracy": found,
         "nll": dict.fromkeys(found, 1 - accuracy),
         "calibration": dict.fromkeys(found, 0.01),
@@ -219,6 +220,36 @@ def test_other_settings_in_a_jobs_folder_are_refused_with_the_differences(tmp_pa
     sweeps.refuse_other(tmp_path, same)
     with pytest.raises(ConfigError, match=r"other settings \(optimizer.lr: 0.1 there, 0.2 here\)"):
         sweeps.refuse_other(tmp_path, {**same, "optimizer": {"lr": 0.2}})
+
+
+# ---------------------------------------------------------------------- searches
+
+
+def test_a_search_is_listed_by_validation_accuracy_and_names_the_test_accuracy_apart(tmp_path: Path) -> None:
+    for number, (rate, accuracy) in enumerate([("0.0123456789", 0.91), ("0.1", 0.95), ("0.25", 0.93)]):
+        job(tmp_path, number, [f"optimizer.lr={rate}", "teacher.draw=independent"], accuracy)
+    job(tmp_path, 3, ["optimizer.lr=0.9", "teacher.draw=student"], error=NonFiniteError("The loss is NaN."))
+    (tmp_path / sweeps.SEARCH).write_text("name: optuna\n")
+    sweep = sweeps.read(tmp_path)
+    assert sweeps.write(sweep) == ["sweep.csv", "sweep.md", "figures/search.png"]
+    rows = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if line.startswith("| ")][2:]
+    assert rows == [
+        "| 1 | 0.1 | independent | 96.00 | 95.00 |",
+        "| 2 | 0.25 | independent | 94.00 | 93.00 |",
+        "| 0 | 0.01235 | independent | 92.00 | 91.00 |",
+    ]
+    assert "Job 3 (optimizer.lr=0.9, teacher.draw=student) failed" in (tmp_path / "sweep.md").read_text()
+    console = Console(width=120, record=True)
+    sweeps.show(sweep, console)
+    assert console.export_text().index("96.00") < console.export_text().index("94.00")
+
+
+def test_the_objective_of_a_finished_job_is_that_of_its_validation(tmp_path: Path) -> None:
+    job(tmp_path, 0, ["seed=0"], 0.9)
+    assert sweeps.objective(tmp_path / "0") == pytest.approx(0.91)
+    (tmp_path / "0" / "summary.json").write_text('{"test": {"best": null, "last": {"deployed_accuracy": 0.7}}}')
+    assert sweeps.objective(tmp_path / "0") == 0.7  # of a run before validation accuracies were kept
+    assert sweeps.objective(tmp_path / "1") is None
 
 
 # ---------------------------------------------------------------------- presets that sweep

@@ -3,7 +3,7 @@
 from dkel_lightning.callbacks.collapse import CollapseGuard
 from dkel_lightning.callbacks.diversity import DiversityMonitor
 from dkel_lightning.callbacks.initialisation import TeacherInitialisation
-from dkel_lightning.callbacks.progress import EpochLines, Throughput
+from dkel_lightning.callbacks.progress import EpochLines, LiveProgressBar, Throughput
 from dkel_lightning.callbacks.saving import BestCheckpoint, LastCheckpoint, SaveOnSignal
 from dkel_lightning.callbacks.schedules import EMARateSchedule, EnsembleDecaySchedule, RampUpSchedule
 
@@ -15,6 +15,7 @@ __all__ = [
     "EnsembleDecaySchedule",
     "EpochLines",
     "LastCheckpoint",
+    "LiveProgressBar",
     "RampUpSchedule",
     "SaveOnSignal",
     "TeacherInitialisation",

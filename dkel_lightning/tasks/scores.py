@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ class Scores:
         peer_was_chosen: whether it chose the deployed one too, rather than the user or the method.
         disagreement: share of samples on which two student peers differ, mean over pairs; None with a single peer.
         distance: `||theta_t - theta_s|| / ||theta_s||`; None without a teacher of the student's form.
+        validation_accuracy: of the deployed network, in the validation before this checkpoint; None without one.
         confusion: how often images of each class (rows) were given each class (columns) by the deployed network.
     """
 
@@ -48,6 +50,7 @@ class Scores:
     disagreement: float | None = None
     distance: float | None = None
     confusion: Confusion | None = None
+    validation_accuracy: float | None = None
 
     @property
     def deployed_accuracy(self) -> float:
@@ -73,6 +76,7 @@ class Scores:
             "validated": self.validated,
             "deployed": self.deployed,
             "deployed_accuracy": self.deployed_accuracy,
+            "validation_accuracy": self.validation_accuracy,
             "accuracy": dict(self.accuracy),
             "nll": dict(self.nll),
             "calibration": dict(self.calibration),
@@ -97,8 +101,14 @@ def test(trainer: Trainer, module: DistillationModule, images: ImageDataModule, 
         peer_was_chosen=module.deployment.peer == "best" and module.deployment.network != "ensemble",
         disagreement=metrics.get("test/disagreement"),
         distance=metrics.get("test/distance"),
+        validation_accuracy=_validation_accuracy(module),
         confusion=None if module.tested_confusion is None else module.tested_confusion.tolist(),
     )
+
+
+def _validation_accuracy(module: DistillationModule) -> float | None:
+    accuracy = float(module.validation_accuracy[module.members.index(module.deployed_member())])
+    return accuracy if math.isfinite(accuracy) else None
 
 
 def _by_member(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:

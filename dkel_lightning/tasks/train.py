@@ -13,12 +13,12 @@ from pathlib import Path
 
 from filelock import FileLock
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from dkel_lightning import build, checkpoints, config, figures, memory
-from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor, EpochLines, Throughput
+from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor, EpochLines, LiveProgressBar, Throughput
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.callbacks.pictures import AugmentedViews
 from dkel_lightning.callbacks.saving import BestCheckpoint, LastCheckpoint, RowBeforeCheckpoint, SaveOnSignal
@@ -58,8 +58,12 @@ class TrainResult:
 
     @property
     def objective(self) -> float:
-        """The deployed network's test accuracy, best checkpoint first; what a sweep may maximise."""
-        return (self.best or self.last).deployed_accuracy
+        """The deployed network's accuracy in the validation that chose it: what a search may maximise.
+
+        Where nothing was validated, its test accuracy.
+        """
+        chosen = self.best or self.last
+        return chosen.deployed_accuracy if chosen.validation_accuracy is None else chosen.validation_accuracy
 
 
 def train(run: Run) -> TrainResult:
@@ -108,7 +112,7 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
         loggers=[logger, *others],
         callbacks=[
             throughput,
-            *usual_callbacks(run),
+            *usual_callbacks(run, throughput),
             *_pictures(run, trackers),
             *_checkpoints(run, logger, last_checkpoint),
         ],
@@ -218,7 +222,7 @@ def _check_monitor(monitor: str, module: DistillationModule) -> None:
         raise ConfigError(f"callbacks.monitor is {monitor!r}: choose one of {', '.join(known)}.")
 
 
-def usual_callbacks(run: Run) -> list[Callback]:
+def usual_callbacks(run: Run, throughput: Throughput | None = None) -> list[Callback]:
     """Make what watches and shows every training; checkpoints are apart."""
     settings = run.values["callbacks"]
     found: list[Callback] = [
@@ -241,9 +245,9 @@ def usual_callbacks(run: Run) -> list[Callback]:
     if progress == "auto":
         progress = "bar" if sys.stdout.isatty() else "lines"
     if progress == "bar":
-        found.append(RichProgressBar())
+        found.append(LiveProgressBar())
     elif progress == "lines":
-        found.append(EpochLines())
+        found.append(EpochLines(throughput))
     return found
 
 
