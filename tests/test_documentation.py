@@ -66,6 +66,9 @@ def commands(page: Path) -> Iterator[str]:
 SHOWN = sorted({command for page in PAGES for command in commands(page)})
 
 
+SCRIPTS_OF_OURS = [path.relative_to(ROOT).as_posix() for path in (ROOT / "scripts").glob("*.sh")]
+
+
 def without_setting(command: str) -> list[str]:
     """The words of a command, without the variables set before it, `$ ` of a session, and `srun`."""
     words = shlex.split(command.removeprefix("$ "))
@@ -77,6 +80,10 @@ def without_setting(command: str) -> list[str]:
 def arguments_of(command: str) -> list[str] | None:
     """What a command passes to this library's program; None if it starts another."""
     words = without_setting(command)
+    if words[:1] == ["sbatch"]:
+        words = [word for word in words[1:] if not word.startswith("--")]
+    if words and words[0] in SCRIPTS_OF_OURS:  # run in tests/distributed/test_scripts.py
+        return ["trainer=ddp", *words[1:]]
     if words[:3] == ["python", "-m", "dkel_lightning"]:
         return words[3:]
     if words[:1] == ["dkel"]:
