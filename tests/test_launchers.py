@@ -132,7 +132,12 @@ def test_who_writes_is_known_from_what_started_the_processes(
 
 # ---------------------------------------------------------------------- for real
 
-TINY = ("trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1")
+TINY: tuple[str, ...] = (
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=2",
+    "trainer.limit_val_batches=1",
+)
 TINY += ("trainer.limit_test_batches=1", "execution.threads=1", "data.limit=100")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
-TINY = (
+TINY: tuple[str, ...] = (
     "trainer.accelerator=cpu",
     "trainer.limit_train_batches=2",
     "trainer.limit_val_batches=1",
