@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -63,15 +64,26 @@ def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is torn, or holds objects that could run code on loading; it was not loaded. "
-            "Use a checkpoint written by dkel_lightning."
-        ) from error
+        raise CheckpointError(_not_plain(path, str(error))) from error
     except Exception as error:  # on bytes that are no checkpoint torch fails in any way it likes
         raise CheckpointError(f"{path} is damaged or cut short ({error}): use an earlier checkpoint.") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict.")
     return checkpoint
+
+
+def _not_plain(path: Path, said: str) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", said)
+    if found is None:
+        return (
+            f"{path} is torn, or holds objects that could run code on loading; it was not loaded. "
+            "Use a checkpoint written by dkel_lightning."
+        )
+    return (
+        f"{path} holds objects that could run code on loading ({found[1]}); it was not loaded. In a checkpoint of your "
+        "own that is a hyper-parameter of your data module or the state of a callback: keep it out with "
+        "save_hyperparameters(ignore=[...]), or make it a number or a text."
+    )
 
 
 def recipe(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:

@@ -30,12 +30,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dkel_lightning import comparison, config, failures
+from dkel_lightning import __version__, comparison, config, failures
 from dkel_lightning.errors import ConfigError, DkelError
 
 FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
 FLAGS_WITH_VALUE += ["--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"]
-UNCHECKED_FLAGS = ("--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i")
+UNCHECKED_FLAGS = ("--hydra-help", "--shell-completion", "-sc", "--info", "-i")
 SHOWING_FLAGS = ("--help", "-h", "--cfg", "-c")
 
 # Of a resumed run only these may change: they do not alter what is computed.
@@ -65,6 +65,9 @@ _failed: list[str] = []
 def main() -> Any:
     """Run the command line; on a mistake print one message and exit with 2 (configuration) or 1 (anything else)."""
     arguments = sys.argv[1:]
+    if "--version" in arguments:
+        print(f"dkel_lightning {__version__}")
+        return None
     failed: list[str] = []
     lost = False
     try:

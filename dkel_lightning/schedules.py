@@ -41,7 +41,10 @@ class Clock:
     def share_in_steps(self, share: float, key: str) -> float:
         """Turn a share of the run into optimizer steps, or raise a ConfigError that names `key`."""
         if self.steps is None:
-            raise ConfigError(f"{key} is a share of the run, but the run has no end: set max_epochs or max_steps.")
+            raise ConfigError(
+                f"{key} is a share of the run, but the run has no end: set max_epochs or max_steps (max_steps where "
+                "the training loader has no length)."
+            )
         return max(share * self.steps, 1e-9)
 
     def share_in_epochs(self, share: float, key: str) -> float:

@@ -48,7 +48,7 @@ def test_a_malicious_checkpoint_is_refused_and_not_executed(tmp_path: Path, form
     else:
         torch.save({"state_dict": {}, "hyper_parameters": {"optimizer": Malicious(proof)}}, path)
     fit = trainer(plugins=[AtomicCheckpointIO()])
-    with pytest.raises(CheckpointError, match="is torn, or holds objects that could run code on loading; it was not"):
+    with pytest.raises(CheckpointError, match=r"objects that could run code on loading.*; it was not loaded"):
         {  # type: ignore[no-untyped-call]
             "load": lambda: checkpoints.load(path),
             "io": lambda: AtomicCheckpointIO().load_checkpoint(path, weights_only=False),

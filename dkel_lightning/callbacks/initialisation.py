@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from dkel_lightning.errors import DataError
-from dkel_lightning.modules.batch import Batch, unpack
+from dkel_lightning.modules.batch import Batch, check_labels, check_views, unpack
 from dkel_lightning.modules.optim import unscaled_rate
 from dkel_lightning.seeding import derive_seed, generator
 
@@ -60,6 +60,10 @@ class TeacherInitialisation(Callback):
             batch = trainer.precision_plugin.convert_input(batch)
             batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
             views, labels, indices = unpack(trainer.strategy.batch_to_device(batch, module.device))
+            if index == 0:
+                # Before training_step could name what is wrong with the first batch.
+                check_views(views, module.student.num_peers, module.method.separate_teacher_views)
+                check_labels(labels, module.student.num_classes)
             # What the teacher is going to see.
             _, views = module.views_of_each(module.make_views(views, "init", index))
             yield Batch(views, labels, indices)

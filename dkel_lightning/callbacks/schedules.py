@@ -7,14 +7,20 @@ by a class of its own, because a model's callback replaces those of the user who
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from dkel_lightning.schedules import Clock
 
 if TYPE_CHECKING:
     from dkel_lightning.modules.distillation import DistillationModule
+
+
+_MUCH = 0.05
+"""Share of a teacher's first weights that is worth a warning at the end of a run."""
 
 
 def clock(trainer: Trainer) -> Clock:
@@ -31,7 +37,22 @@ def clock(trainer: Trainer) -> Clock:
 
 
 class RampUpSchedule(Callback):
-    """Set the method's ramp-up weight r before every training batch."""
+    """Set the method's ramp-up weight r before every training batch, and warn of one that the run does not reach."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the ramp-up with the length of the run."""
+        rampup = _distillation(pl_module).method.rampup
+        assert rampup is not None
+        now = clock(trainer)
+        if _tries(trainer) or now.steps is None or rampup.epochs is None:
+            return
+        epochs = math.ceil(now.steps / now.steps_per_epoch)
+        if rampup.epochs > epochs:
+            rank_zero_warn(
+                f"The ramp-up lasts {rampup.epochs:g} epochs and the run {epochs}, so the weight of distillation stays "
+                f"below {rampup.weight(Clock(epochs)):.2g} of {rampup.scale:g}: set method.rampup.share (in Python "
+                "schedules='shares') to fit it to the run."
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put r in force."""
@@ -52,13 +73,39 @@ class EnsembleDecaySchedule(Callback):
 
 
 class EMARateSchedule(Callback):
-    """Set the teacher's EMA rate before every training batch."""
+    """Set the teacher's EMA rate before every training batch, and warn of a teacher too slow for the run."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell how much of the teacher's first weights is left at the end of the run."""
+        teacher = _distillation(pl_module).teacher
+        assert teacher is not None
+        now = clock(trainer)
+        # Where the first updates copy the student, nothing is left of them.
+        if _tries(trainer) or now.steps is None or teacher.settings.start != "keep":
+            return
+        points = min(now.steps, 500)
+        times = (
+            replace(now, epoch=step // now.steps_per_epoch, step=step)
+            for step in (number * now.steps // points for number in range(points))
+        )
+        left = math.prod(teacher.settings.rate(time) ** (now.steps / points) for time in times)
+        if left > _MUCH:
+            rank_zero_warn(
+                f"Over the {now.steps} steps of this run the teacher keeps {left:.0%} of the weights it starts with, "
+                "so it will classify badly: lower teacher.decay, set teacher.decay_share (in Python "
+                "schedules='shares'), or deploy the student."
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put the rate in force."""
         teacher = _distillation(pl_module).teacher
         assert teacher is not None
         teacher.set_rate(teacher.settings.rate(clock(trainer)))
+
+
+def _tries(trainer: Trainer) -> bool:
+    """Whether the run is but a trial of the code, whose length says nothing."""
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def _distillation(module: LightningModule) -> DistillationModule:

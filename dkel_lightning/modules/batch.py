@@ -99,7 +99,16 @@ def check_views(views: Tensor, peers: int, teacher_too: bool = False) -> None:
     """Raise a ConfigError unless `views` is [B, C, H, W] or [B, V, C, H, W] with V = 1 or one for each peer.
 
     With `teacher_too` V may also be one for each peer and one for each teacher.
+
+    Raises:
+        ConfigError: another form.
+        DataError: pixels are integers.
     """
+    if not views.is_floating_point():
+        raise DataError(
+            f"Images of a batch are {views.dtype}, and networks need floats: scale them in the data set's transform, "
+            "as torchvision's v2.ToDtype(torch.float32, scale=True) does."
+        )
     allowed = (1, peers, 2 * peers) if teacher_too else (1, peers)
     if views.dim() == 4 or (views.dim() == 5 and views.shape[1] in allowed):
         return

@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -146,7 +146,7 @@ class DistillationModule(LightningModule):
     def build(
         cls,
         backbone: str | nn.Module = "resnet32",
-        num_classes: int = 100,
+        num_classes: int | None = None,
         method: str | Mapping[str, Any] | methods.Method = "dkel",
         peers: int | Sequence[str] | None = None,
         *,
@@ -163,6 +163,7 @@ class DistillationModule(LightningModule):
         interval: str = "epoch",
         augmentation: Augmentation | None = None,
         views: str | None = None,
+        schedules: str = "epochs",
         deploy: Mapping[str, Any] | None = None,
         peer_lr_scale: Sequence[float] | None = None,
         frozen_peers: Sequence[int] | None = None,
@@ -172,7 +173,7 @@ class DistillationModule(LightningModule):
 
         Args:
             backbone: a registered name, or any torch classifier (then give `split_at`).
-            num_classes: C.
+            num_classes: C; by default those of a model of your own, or 100.
             method: a registered name, a mapping `{"name": ..., <settings>}`, or a Method.
             peers: P, the method's by default; or a backbone's name for each peer, which then share nothing.
             split_at: for a model of your own, the module at which the branches begin, such as "layer4".
@@ -190,6 +191,8 @@ class DistillationModule(LightningModule):
             interval: see the class.
             augmentation: see the class.
             views: see the class; the method's by default.
+            schedules: ramp-up, ensemble decay and EMA that you do not set last as many `epochs` as in the CIFAR
+                protocol of 300, or the same `shares` of any run.
             deploy: settings of Deploy.
             peer_lr_scale: see StudentModule.
             frozen_peers: see StudentModule.
@@ -199,14 +202,16 @@ class DistillationModule(LightningModule):
             ConfigError: an unknown name or key, or parts that do not fit together.
         """
         with seeded(seed, "method"):
-            chosen, preset = _method(method, len(peers) if isinstance(peers, Sequence) else peers)
+            chosen, preset = _method(method, len(peers) if isinstance(peers, Sequence) else peers, schedules)
         peers = chosen.peers if peers is None else peers
         share = sharing or preset.sharing
         if share not in ("trunk", "nothing"):
             raise ConfigError(f"method.sharing is {share!r}: choose one of trunk, nothing.")
         if isinstance(peers, int) and share == "nothing" and isinstance(backbone, str):
             peers = [backbone] * peers
-        settings = _teacher_settings(chosen, preset, teacher)
+        settings = _teacher_settings(chosen, preset, teacher, schedules)
+        if num_classes is None:
+            num_classes = 100 if isinstance(backbone, str) else _classes_of(backbone, split_at, classifier)
         draw = _Draw(
             backbone, num_classes, peers, split_at, classifier, in_channels, image_size, views_per_pass,
             classifiers or preset.classifiers, share,
@@ -245,7 +250,8 @@ class DistillationModule(LightningModule):
             "frozen_peers": list(frozen_peers) if frozen_peers else None,
             "seed": seed,
         }
-        module.save_hyperparameters(module.recipe)
+        # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
+        module.save_hyperparameters({"distillation": module.recipe})
         return module
 
     # ------------------------------------------------------------------ one step
@@ -696,7 +702,7 @@ class _Draw:
                     views_per_pass=self.views_per_pass,
                 )
             if self.split_at is None:
-                raise ConfigError('A model of your own needs split_at=, the module at which branches begin ("layer4").')
+                raise ConfigError(_NO_SPLIT)
             if not isinstance(self.peers, int):
                 raise ConfigError("A model of your own is given with the number of peers, not with their names.")
             if self.sharing == "nothing":
@@ -714,7 +720,7 @@ class _Draw:
     def _cut(self, peers: int, redraw: bool) -> networks.BranchedNetwork:
         assert isinstance(self.backbone, nn.Module)
         assert self.split_at is not None
-        model = copy.deepcopy(self.backbone)
+        model = _made(self.backbone)
         if redraw:
             networks.redraw_(model)
         return networks.branch_model(
@@ -751,21 +757,58 @@ class _Draw:
         }
 
 
+_NO_SPLIT = 'A model of your own needs split_at=, the module at which branches begin ("layer4").'
+
+
+def _made(model: nn.Module) -> nn.Module:
+    """Copy a model; a LightningModule that makes its layers in `configure_model` makes them now."""
+    made = copy.deepcopy(model)
+    if isinstance(made, LightningModule):
+        made.configure_model()
+    return made
+
+
+def _classes_of(model: nn.Module, split_at: str | None, classifier: str | None) -> int:
+    if split_at is None:
+        raise ConfigError(_NO_SPLIT)
+    return networks.classes_of(_made(model), split_at, classifier)
+
+
+# Lengths of the CIFAR protocol of 300 epochs as shares of it; experiment=own_data has the same.
+_SHARES: dict[str, dict[str, float | None]] = {
+    "rampup": {"epochs": None, "share": 0.27},
+    "ensemble": {"decay": None, "decay_share": 0.02},
+    "teacher": {"decay": None, "decay_share": 0.01},
+}
+
+
+def _lengths(name: str, given: Any, schedules: str) -> Mapping[str, Any]:
+    """Give what `schedules` says of the length of `name`, unless the user has set it."""
+    if schedules not in ("epochs", "shares"):
+        raise ConfigError(f"schedules is {schedules!r}: choose one of epochs, shares.")
+    set_by_user = isinstance(given, Mapping) and any(given.get(key) is not None for key in _SHARES[name])
+    return {} if schedules == "epochs" or set_by_user else _SHARES[name]
+
+
 def _method(
-    method: str | Mapping[str, Any] | methods.Method, peers: int | None
+    method: str | Mapping[str, Any] | methods.Method, peers: int | None, schedules: str
 ) -> tuple[methods.Method, methods.Preset]:
     if isinstance(method, methods.Method):
         return method, methods.Preset(type(method))
-    settings = {"name": method} if isinstance(method, str) else dict(method)
+    settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
     name = settings.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError('A method given as a mapping needs its "name".')
     preset = methods.preset(name)
+    for term in ("rampup", "ensemble"):
+        lengths = _lengths(term, settings.get(term), schedules)
+        if lengths and any(item.name == term for item in fields(preset.method.Settings)):
+            settings[term] = {**(settings.get(term) or {}), **lengths}
     return methods.create(name, preset.peers if peers is None else peers, settings), preset
 
 
 def _teacher_settings(
-    method: methods.Method, preset: methods.Preset, given: Mapping[str, Any] | None
+    method: methods.Method, preset: methods.Preset, given: Mapping[str, Any] | None, schedules: str
 ) -> TeacherSettings | None:
     given = dict(given or {})
     name = type(method).__name__
@@ -776,6 +819,7 @@ def _teacher_settings(
         if others:
             raise ConfigError(f"{name} has no teacher, so teacher.{others[0]} means nothing: choose teacher=none.")
         return None
+    given |= _lengths("teacher", given, schedules)
     settings = methods.base.from_mapping(TeacherSettings, methods.base.merge(preset.teacher, given), "teacher")
     if not method.foreign_teacher and settings.backbone is not None:
         raise ConfigError(f"teacher.backbone is set, but the teacher of {name} has the student's form: leave it out.")

@@ -1,6 +1,6 @@
 """Networks of peers: the backbones of DKEL by name, and any torch classifier cut into a trunk and branches."""
 
-from dkel_lightning.networks.branching import branch_model, redraw_
+from dkel_lightning.networks.branching import branch_model, classes_of, redraw_
 from dkel_lightning.networks.peers import (
     VIEWS_PER_PASS,
     Branch,
@@ -25,6 +25,7 @@ __all__ = [
     "PeerStages",
     "SinglePeer",
     "branch_model",
+    "classes_of",
     "create",
     "redraw_",
     "register_backbone",

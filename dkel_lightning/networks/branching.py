@@ -82,6 +82,12 @@ def branch_model(
     return network.train()
 
 
+def classes_of(model: nn.Module, split_at: str, classifier: str | None = None) -> int:
+    """Count the classes that the classifier of `model` tells apart; arguments and errors of `branch_model`."""
+    _, name = _trace_to_classifier(copy.deepcopy(model), split_at, classifier)
+    return int(cast(nn.Linear, model.get_submodule(name)).out_features)
+
+
 @torch.no_grad()
 def redraw_(module: nn.Module) -> nn.Module:
     """Redraw the weights of any module in place, at the scale they have, from torch's global CPU generator.
@@ -191,7 +197,8 @@ def _trace_to_classifier(model: nn.Module, split_at: str, classifier: str | None
     if str(training.graph) != str(evaluation.graph):
         raise ConfigError(
             "The forward of the model, or of a module that contains the split, does different things in train and "
-            "eval mode, which a split would freeze: move what differs into a child module of its own."
+            "eval mode, which a split would freeze: move what differs into a child module of its own"
+            + (", or build the model with aux_logits=False." if getattr(model, "aux_logits", False) else ".")
         )
     return training, classifier
 

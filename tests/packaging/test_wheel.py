@@ -1,48 +1,27 @@
-"""The built wheel works in an environment of its own, from another directory."""
+"""What is built holds what it must, and works in an environment of its own, from another directory."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-import sysconfig
-import venv
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import dkel_lightning
+
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("dist")
-    # Without isolation, so that building needs no network; hatchling is a development dependency.
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    (built,) = target.glob("*.whl")
-    return built
-
-
-@pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment that holds the wheel; the heavy dependencies are those of the environment that tests."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, with_pip=False, symlinks=True)
-    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
-    install = [sys.executable, "-m", "pip", "--python", str(folder), "install", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(install, check=True, capture_output=True, timeout=120)
-    # A line in a .pth file adds the folder itself and none of its .pth files, so not the checkout's editable install.
-    (site / "heavy.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    return folder
 
 
 def run(environment: Path, *command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     python = environment / "bin" / "python"
     return subprocess.run(
-        [str(python), *command], capture_output=True, text=True, cwd=cwd, timeout=200, check=False,
+        [str(python), *command], capture_output=True, text=True, cwd=cwd, timeout=280, check=False,
         env={**clean, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -75,3 +54,89 @@ def test_the_console_script_is_the_same_program(environment: Path, tmp_path: Pat
     assert "pcl on digits" in done.stdout
     wrong = run(environment, str(script), "method=pcll", cwd=tmp_path)
     assert (wrong.returncode, "Did you mean pcl?" in wrong.stderr) == (2, True)
+
+
+def test_the_source_holds_all_that_its_own_make_and_tests_need(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    own = {"dkel_lightning", "conf", "tests", "docs", "examples"}
+    kept = {name for name in listed if name.partition("/")[0] in own}
+    kept |= {"Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "CITATION.cff", "pyproject.toml"}
+    kept |= {"constraints.txt", "constraints-min.txt", ".pre-commit-config.yaml"}
+    missing = kept - names - {""}
+    # What a checkout deletes before it is committed is still listed.
+    assert {name for name in missing if (ROOT / name).exists()} == set()
+    assert {name.partition("/")[0] for name in names} & {"outputs", "data", "build", ".git", ".ci", "site"} == set()
+
+
+def test_the_metadata_is_that_of_this_version(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = archive.read(name).decode()
+    assert f"\nVersion: {dkel_lightning.__version__}\n" in metadata
+    assert "\nLicense-Expression: MIT\n" in metadata
+    assert "\nLicense-File: LICENSE\n" in metadata
+    assert "\nRequires-Python: >=3.10\n" in metadata
+    assert {"timm", "export", "dev"} <= set(re.findall(r"^Provides-Extra: (\w+)$", metadata, re.MULTILINE))
+    # A page of a package index is the README, whose links must not be those of a file beside it alone.
+    assert "\nDescription-Content-Type: text/markdown\n" in metadata
+
+
+def test_version_changes_and_citation_agree(tmp_path: Path) -> None:
+    version = dkel_lightning.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {version}\n" in citation
+    assert "arXiv:2312.11218" in citation
+    shown = subprocess.run(
+        [sys.executable, "-m", "dkel_lightning", "--version"], capture_output=True, text=True, cwd=tmp_path, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert shown.stdout == f"dkel_lightning {version}\n"
+
+
+CONSUMER = """\
+from torch import Tensor, nn
+
+from dkel_lightning import DistillationModule, Method, Step
+from dkel_lightning.functional import distillation
+
+
+def deployed(classes: int) -> nn.Module:
+    module = DistillationModule.build("resnet8", classes, schedules="shares")
+    network: nn.Module = module.deploy("teacher", 0)
+    return network
+
+
+class Own(Method):
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return ("kd",)
+
+    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+        assert step.teacher is not None
+        return {"kd": distillation(step.student.logits, step.teacher.logits, 3.0).sum()}
+
+
+wrong: int = DistillationModule.build("resnet8", schedules=1)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_user_of_the_wheel_is_type_checked_strictly(environment: Path, tmp_path: Path) -> None:
+    (tmp_path / "consumer.py").write_text(CONSUMER, encoding="utf-8")
+    (python,) = environment.glob("bin/python")
+    command = ["-m", "mypy", "--strict", "--python-executable", str(python), "--cache-dir", "cache", "consumer.py"]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=1100, check=False,
+        env={key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MYPYPATH")},
+    )  # fmt: skip
+    last = len(CONSUMER.splitlines())
+    found = [line.split("[")[-1] for line in done.stdout.splitlines() if line.startswith(f"consumer.py:{last}: error")]
+    assert sorted(found) == ["arg-type]", "assignment]"], done.stdout
+    assert f"Found {len(found)} errors in 1 file" in done.stdout

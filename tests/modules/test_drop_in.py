@@ -1,0 +1,218 @@
+"""What people bring from their own Lightning projects, and what they run into."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from dkel_lightning import DistillationModule
+from dkel_lightning.errors import CheckpointError, ConfigError, DataError
+
+
+class Net(nn.Module):
+    def __init__(self, channels: int = 3, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, 8, 3)
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(self.stem(images)).mean((2, 3)))
+        return logits
+
+
+class Wrapped(LightningModule):
+    """Someone's LightningModule that makes its layers as late as Lightning allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net: Net | None = None
+
+    def configure_model(self) -> None:
+        if self.net is None:
+            self.net = Net(classes=4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert self.net is not None
+        logits: Tensor = self.net(images)
+        return logits
+
+
+def images(channels: int = 3, dtype: torch.dtype = torch.float32) -> TensorDataset:
+    drawn = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.randn(16, channels, 8, 8, generator=drawn).to(dtype), torch.arange(16) % 10)
+
+
+class Data(LightningDataModule):
+    """A data module with hyper-parameters of its own, some of them under names that this library uses too."""
+
+    def __init__(self, seed: int = 3, image_size: int = 8, num_classes: int = 12, root: Any = None) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(images(), batch_size=8)
+
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+
+
+def build(backbone: nn.Module | None = None, split_at: str = "body", **others: Any) -> DistillationModule:
+    settings = {"peers": 2, "schedules": "shares", **others}
+    return DistillationModule.build(backbone or Net(), split_at=split_at, **settings)
+
+
+def trainer(tmp_path: Path, *callbacks: Any, **others: Any) -> Trainer:
+    settings: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "logger": False, **others}
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    return Trainer(
+        default_root_dir=tmp_path, callbacks=[*callbacks], enable_checkpointing=saves, enable_progress_bar=False,
+        enable_model_summary=False, **settings,
+    )  # fmt: skip
+
+
+def test_callbacks_logger_and_hyperparameters_of_ones_own_work_beside_ours(tmp_path: Path) -> None:
+    best = ModelCheckpoint(monitor="val/acc", mode="max")
+    own = [best, EarlyStopping("val/acc", mode="max"), LearningRateMonitor()]
+    fit = trainer(tmp_path, *own, logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    module = build()
+    fit.fit(module, Data())  # num_classes 12 there and 10 here: Lightning refuses hyper-parameters that contradict
+    (tested,) = fit.test(module, Data(), ckpt_path="best", verbose=False)
+    assert tested["test/acc"] == fit.callback_metrics["test/acc"]
+    predicted = fit.predict(module, Data(), ckpt_path="best")
+    assert predicted is not None
+    again = DistillationModule.load_from_checkpoint(best.best_model_path, backbone=Net()).eval()
+    first = images()[:8][0]
+    expected = again.member_logits(first)[again.members.index(again.deployed_member())]
+    torch.testing.assert_close(predicted[0], expected)
+    written = (Path(fit.loggers[0].log_dir or "") / "hparams.yaml").read_text(encoding="utf-8")
+    assert "distillation:\n" in written
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_every_precision_of_the_cpu_trains_and_clips_accumulated_gradients(tmp_path: Path, precision: Any) -> None:
+    module = build()
+    before = module.student.network.state_dict()["trunk.stem.weight"].clone()
+    fit = trainer(tmp_path, precision=precision, accumulate_grad_batches=2, gradient_clip_val=1.0)
+    fit.fit(module, Data())
+    assert fit.global_step == 2
+    after = module.student.network.state_dict()["trunk.stem.weight"].to(before.dtype)
+    assert torch.isfinite(after).all()
+    assert not torch.equal(before, after)
+
+
+def test_a_lightning_module_that_makes_its_layers_late_is_split_like_any_other(tmp_path: Path) -> None:
+    module = build(Wrapped(), split_at="net.body", num_classes=10)
+    trainer(tmp_path).fit(module, Data())
+    assert module.deploy()(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
+
+
+def test_the_classes_of_a_model_of_ones_own_are_its_classifiers_unless_given() -> None:
+    module = build(Net(classes=7))
+    assert (module.student.num_classes, module.hparams["distillation"]["num_classes"]) == (7, 7)
+    assert build(Net(classes=7), num_classes=5).student.num_classes == 5
+    assert DistillationModule.build("resnet8", peers=2).student.num_classes == 100
+
+
+@pytest.mark.parametrize("classes", [5, None])
+def test_labels_beyond_the_classes_are_named_before_the_teacher_is_initialised(
+    tmp_path: Path, classes: int | None
+) -> None:
+    with pytest.raises(DataError, match=r"Label \d lies outside the 5 classes \(0 to 4\)"):
+        trainer(tmp_path).fit(build(Net(classes=5), num_classes=classes), Data())
+
+
+def test_images_of_bytes_are_named_with_their_cure(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Images of a batch are torch\.uint8.*ToDtype\(torch\.float32, scale=True\)"):
+        trainer(tmp_path).fit(build(), DataLoader(images(dtype=torch.uint8), 8))
+
+
+def test_grey_images_train_a_model_of_ones_own(tmp_path: Path) -> None:
+    module = build(Net(channels=1), in_channels=1)
+    trainer(tmp_path).fit(module, DataLoader(images(1), 8))
+    assert module.student.network.image_shape[0] == 1
+
+
+def test_validation_alone_and_tests_alone_need_no_training_data(tmp_path: Path) -> None:
+    module = build()
+    loader = DataLoader(images(), batch_size=8)
+    (validated,) = trainer(tmp_path).validate(module, loader, verbose=False)
+    (tested,) = trainer(tmp_path).test(module, loader, verbose=False)
+    assert validated["val/acc/student_0"] == tested["test/acc/student_0"]
+
+
+def test_a_checkpoint_with_an_object_of_the_data_module_says_which_and_what_to_do(tmp_path: Path) -> None:
+    best = ModelCheckpoint(tmp_path)
+    trainer(tmp_path, best).fit(build(), Data(root=Path("images")))
+    with pytest.raises(CheckpointError, match=r"\(pathlib.*Path\).*save_hyperparameters\(ignore="):
+        DistillationModule.load_from_checkpoint(best.best_model_path, backbone=Net())
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        yield from zip(*images().tensors, strict=True)
+
+
+def test_a_stream_without_a_length_is_told_that_max_epochs_is_no_end(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max_steps where the training loader has no length"):
+        trainer(tmp_path).fit(build(), DataLoader(Stream(), 8))
+    trainer(tmp_path, max_steps=3).fit(build(), DataLoader(Stream(), 8))
+
+
+# ---------------------------------------------------------------------- how long schedules last
+
+
+def test_schedules_as_shares_of_the_run_are_those_of_the_protocol_and_yield_to_the_users() -> None:
+    module = build()
+    assert module.method.rampup is not None
+    assert module.method.ensemble is not None
+    assert module.teacher is not None
+    assert (module.method.rampup.epochs, module.method.rampup.share) == (None, 0.27)
+    assert (module.method.ensemble.decay, module.method.ensemble.decay_share) == (None, 0.02)
+    assert (module.teacher.settings.decay, module.teacher.settings.decay_share) == (None, 0.01)
+    own = build(method={"name": "dkel", "rampup": {"scale": 0.5, "epochs": 7}}, teacher={"decay": 0.9})
+    assert own.method.rampup is not None
+    assert own.teacher is not None
+    assert (own.method.rampup.scale, own.method.rampup.epochs, own.method.rampup.share) == (0.5, 7, None)
+    assert (own.teacher.settings.decay, own.teacher.settings.decay_share) == (0.9, None)
+    with pytest.raises(ConfigError, match="schedules is 'share': choose one of epochs, shares"):
+        build(schedules="share")
+
+
+@pytest.mark.parametrize("method", ["baseline", "kd", "one", "dml", "mean_teacher", "okddip"])
+def test_schedules_as_shares_suit_methods_without_them(method: str) -> None:
+    peers = 1 if method == "kd" else 3
+    module = DistillationModule.build("resnet8", 10, method, peers=peers, schedules="shares")
+    if module.method.rampup is not None:
+        assert module.method.rampup.share == 0.27
+
+
+def test_a_run_too_short_for_its_schedules_is_warned_of(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        trainer(tmp_path).fit(build(schedules="epochs"), Data())
+    said = [str(warning.message) for warning in seen]
+    # 0.999 ** 4 = 0.996; exp(-5 (1 - 2 / 80) ** 2) = 0.0086
+    assert [text for text in said if "Over the 4 steps of this run the teacher keeps 100% of the weights" in text]
+    assert [text for text in said if "lasts 80 epochs and the run 2, so the weight" in text and "0.0086 of 1" in text]
+
+
+@pytest.mark.parametrize(
+    ("schedules", "teacher"), [("shares", {}), ("epochs", {"decay": 0.3}), ("epochs", {"start": "copy"})]
+)
+def test_a_teacher_that_gets_away_from_its_start_is_not_warned_of(
+    tmp_path: Path, schedules: str, teacher: dict[str, Any]
+) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        trainer(tmp_path).fit(build(schedules=schedules, teacher=teacher), Data())
+    assert [str(warning.message) for warning in seen if "the teacher keeps" in str(warning.message)] == []
