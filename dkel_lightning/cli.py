@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import functools
 import itertools
 import math
 import os
@@ -694,6 +695,8 @@ def _run_job(cfg: DictConfig) -> float | None:
 
     number = str(HydraConfig.get().job.num)
     _claimed.clear()
+    if "Joblib" in str(HydraConfig.get().launcher.get("_target_")):
+        _end_with_sweep()
     if _is_search() and _continues_sweep() and sweeps.has_failed(Path(HydraConfig.get().runtime.output_dir)):
         # Had it not failed, the search would have gone on in another way than its jobs did.
         print(f"Job {number} has failed before; the search has gone on without it.", flush=True)
@@ -714,6 +717,14 @@ def _run_job(cfg: DictConfig) -> float | None:
             return result
         sweeps.note(folder, HydraConfig.get().overrides.task, "failed" if failure else "finished", failure)
     return result
+
+
+@functools.cache
+def _end_with_sweep() -> None:
+    """End this process of joblib soon after the one of the sweep: another start would write into the same folder."""
+    from dkel_lightning.children import end_with_parent
+
+    end_with_parent()
 
 
 def _remove_if_empty() -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,36 @@ def test_submitits_local_executor_runs_each_job_in_a_process_of_its_own(tmp_path
     logs = [*(tmp_path / "sweep" / ".submitit").rglob("*_log.out")]
     assert len(logs) == 2
     assert all("epoch 1/1" in log.read_text() for log in logs)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+def test_the_processes_of_joblib_end_with_the_one_of_the_sweep(tmp_path: Path) -> None:
+    arguments = ["-m", "hydra.sweep.dir=sweep", *TINY, "trainer.max_epochs=5000", "hydra/launcher=joblib", "seed=0,1"]
+    with (tmp_path / "said").open("w") as said:
+        main = subprocess.Popen(
+            [sys.executable, "-m", "dkel_lightning", *arguments],
+            cwd=tmp_path,
+            stdout=said,
+            stderr=said,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "sweep" / "1" / "metrics.csv").is_file() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        children = Path(f"/proc/{main.pid}/task/{main.pid}/children").read_text().split()
+        workers = [pid for pid in children if "popen_loky" in Path(f"/proc/{pid}/cmdline").read_text()]
+        main.kill()
+        main.wait()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while any(_runs(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not [pid for pid in workers if _runs(pid)]
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return "popen_loky" in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
