@@ -232,7 +232,9 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, float | None]:
 def _diversity_at_the_end(path: Path) -> dict[str, float | None]:
     rows = curves(path)
     names = dict.fromkeys(name for row in rows for name in row if name.startswith("diversity/"))
-    found = {f"last {name}": next(row[name] for row in reversed(rows) if name in row) for name in names}
+    found: dict[str, float | None] = {
+        f"last {name}": next(row[name] for row in reversed(rows) if name in row) for name in names
+    }
     for network, column in zip(("student", "teacher"), NOISE_COLUMNS, strict=True):
         learnt = [row[name] for row in rows if (name := f"train/noise/fit_wrong/{network}_mean") in row]
         if learnt:

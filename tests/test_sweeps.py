@@ -136,9 +136,8 @@ def test_wrong_labels_that_were_learnt_are_tabled_and_drawn_only_where_there_wer
     assert heading.endswith("| last students' wrong labels learnt (%) |")
     # What the last epoch shows: 25, 35, 45 and 35 %; deviation sqrt(200 / 3).
     assert "| 35.00 ± 8.16 |" in (tmp_path / "sweep.md").read_text()
-    assert sweeps.mean_curves(sweep, "train/noise/fit_wrong/student_mean") == {
-        ("0",): ([1, 2], pytest.approx([0.1, 0.35]))
-    }
+    expected: Any = {("0",): ([1, 2], pytest.approx([0.1, 0.35]))}
+    assert sweeps.mean_curves(sweep, "train/noise/fit_wrong/student_mean") == expected
     with (tmp_path / "curves.csv").open(newline="") as file:
         names = next(csv.reader(file))
     assert "train/noise/fit_wrong/student_mean" in names
