@@ -67,7 +67,7 @@ def distillation(values: Values, images: data.ImageDataModule) -> DistillationMo
     method = {key: value for key, value in values["method"].items() if key not in outside}
     channels, height, width = images.image_shape
     interval = values["scheduler"].get("interval", "epoch")
-    module = DistillationModule.build(
+    return DistillationModule.build(
         values["backbone"]["name"],
         images.num_classes,
         method,
@@ -86,10 +86,8 @@ def distillation(values: Values, images: data.ImageDataModule) -> DistillationMo
         interval=interval,
         deploy={key: value for key, value in values["deploy"].items() if value != "auto"},
         seed=values["seed"],
+        execution=values["execution"],
     )
-    if values["execution"]["channels_last"]:
-        module.to(memory_format=torch.channels_last)
-    return module
 
 
 def _sees_gpu() -> bool:

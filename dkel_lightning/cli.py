@@ -39,12 +39,13 @@ FLAGS_WITH_VALUE += ["--config-name", "-cn", "--config-path", "-cp", "--experime
 UNCHECKED_FLAGS = ("--hydra-help", "--shell-completion", "-sc", "--info", "-i")
 SHOWING_FLAGS = ("--help", "-h", "--cfg", "-c")
 
-# Of a resumed run only these may change: they do not alter what is computed.
+# Of a resumed run only these may change: they do not alter what is computed (device and execution: but for rounding).
 RESUMABLE = (
     "task",
     "resume",
     "trust",
     "trainer",
+    "execution",
     "logger",
     "callbacks.progress",
     "data.root",
@@ -860,6 +861,8 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
             _refuse(key)
         if key == "trainer" or key.startswith("trainer."):
             values["trainer"] |= {name: given["trainer"][name] for name in DEVICE_KEYS if name in given["trainer"]}
+        elif key == "execution":
+            values["execution"] |= {name: given["execution"][name] for name in ("name", "compile")}
         elif key in ("logger",) or key.startswith("logger."):
             values["logger"] = given["logger"]
         elif "." in key:

@@ -586,9 +586,15 @@ KEYS: dict[str, Key] = {
     "precision.name": choice("Precision.", "fp32", "bf16", "fp16"),
     "precision.trainer": choice("Lightning's name of it.", "32-true", "bf16-mixed", "16-mixed"),
     "precision.matmul": choice("Precision of float32 matrix products.", "highest", "high", "medium"),
-    "execution.name": choice("How a step is executed.", "eager"),
+    "execution.name": choice("How a step is executed.", "auto", "eager", "compile", "cuda_graph"),
+    "execution.compile": switch("Capture compiled networks (cuda_graph and auto)."),
     "execution.threads": whole("CPU threads; null: as torch chooses.", 1, 1024, optional=True),
-    "execution.channels_last": switch("Channels-last memory layout."),
+    "execution.channels_last": either(
+        switch("Channels-last memory layout; auto: on the CPU, and on CUDA in bf16 or fp16."), choice("", "auto")
+    ),
+    "execution.fused_optimizer": either(
+        switch("One kernel for the optimizer's step; auto: on CUDA, where the optimizer has one."), choice("", "auto")
+    ),
     "logger.extra.*": anything("A logger of your own, by _target_."),
     "callbacks.monitor": text("Metric that makes a checkpoint the best; higher is better."),
     "callbacks.checkpoint_every_n_epochs": whole("Epochs between checkpoints.", 1),
@@ -875,7 +881,20 @@ def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:
         yield "callbacks.early_stopping needs validation, and trainer.limit_val_batches is 0."
     if trainer["limit_test_batches"] == 0:
         yield "trainer.limit_test_batches is 0: nothing would be tested."
+    yield from _execution_contradictions(values)
     yield from _scheduler_contradictions(values["scheduler"], trainer)
+
+
+def _execution_contradictions(values: Values) -> Iterator[str]:
+    execution, trainer = values["execution"], values["trainer"]
+    if execution["name"] == "eager" and execution["compile"]:
+        yield "execution.compile=true means nothing in eager execution: choose execution=compile, cuda_graph or auto."
+    mixed = values["precision"]["name"] != "fp32"
+    if execution["fused_optimizer"] is True and mixed and trainer["gradient_clip_val"]:
+        yield (
+            "execution.fused_optimizer=true cannot be clipped in a mixed precision (Lightning refuses it): "
+            "set it to auto, or trainer.gradient_clip_val to null."
+        )
 
 
 def _scheduler_contradictions(scheduler: Values, trainer: Values) -> Iterator[str]:

@@ -7,6 +7,7 @@ a teacher that was drawn on its own; hence these few lines.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,43 @@ def matched_parameters(teacher: nn.Module, student: nn.Module) -> tuple[list[Ten
 def matched_statistics(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Pair the buffers (BatchNorm's running statistics and counters) of two networks by name."""
     return _matched(dict(teacher.named_buffers()), dict(student.named_buffers()))
+
+
+class Matching:
+    """Two networks of the same form, matched by name once: to walk through all modules takes longer than an average.
+
+    What is kept are the places of the tensors and not the tensors, so that those are seen that a place holds now.
+
+    Attributes:
+        student: the network that is followed.
+    """
+
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        self.student = student
+        self._networks = (teacher, student)
+        matched_parameters(teacher, student)  # raises where they differ
+        names = [name for name, _ in teacher.named_parameters()]
+        self._parameters = [[_place(network, name, "_parameters") for name in names] for network in self._networks]
+        self._statistics: list[list[tuple[dict[str, Any], str]]] = []
+
+    def parameters(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what `matched_parameters` does."""
+        ours, theirs = self._parameters
+        return [held[name] for held, name in ours], [held[name] for held, name in theirs]
+
+    def statistics(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what `matched_statistics` does."""
+        if not self._statistics:
+            matched_statistics(*self._networks)
+            names = [name for name, _ in self._networks[0].named_buffers()]
+            self._statistics = [[_place(network, name, "_buffers") for name in names] for network in self._networks]
+        ours, theirs = self._statistics
+        return [held[name] for held, name in ours], [held[name] for held, name in theirs]
+
+
+def _place(network: nn.Module, name: str, kind: str) -> tuple[dict[str, Any], str]:
+    owner, _, own = name.rpartition(".")
+    return getattr(network.get_submodule(owner), kind), own
 
 
 def _matched(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -40,14 +40,26 @@ class Run:
         return self.folder / "checkpoints"
 
     @rank_zero_only
-    def describe(self) -> None:
-        """Write config.yaml and provenance.json; a resumed run keeps the configuration that it began with."""
+    def describe(self, execution: Mapping[str, Any] | None = None) -> None:
+        """Write config.yaml and provenance.json; a resumed run keeps the configuration that it began with.
+
+        What is known of how the steps are executed is written too, `execution`; see `note_execution`.
+        """
         if self.resume is None:
             write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(self.values))))
         from dkel_lightning import provenance  # needs torch, which the command line does without
 
-        name = "provenance.json" if self.resume is None else "provenance_resumed.json"
-        self.write_json(name, provenance.collect())
+        self.write_json(self._provenance, {**provenance.collect(), "execution": execution})
+
+    @rank_zero_only
+    def note_execution(self, execution: Mapping[str, Any] | None) -> None:
+        """Write into provenance.json how the steps were executed in the end."""
+        path = self.folder / self._provenance
+        self.write_json(path.name, {**json.loads(path.read_text(encoding="utf-8")), "execution": execution})
+
+    @property
+    def _provenance(self) -> str:
+        return "provenance.json" if self.resume is None else "provenance_resumed.json"
 
     @rank_zero_only
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:

@@ -31,7 +31,13 @@ class TermMeans(Metric):
 
     def update(self, terms: Mapping[str, Tensor]) -> None:
         """Add the terms of one step, scalars without gradient."""
-        self.sums += torch.stack([terms[name].detach().to(self.sums.dtype) for name in self.names])
+        self.add(torch.stack([terms[name].detach() for name in self.names]))
+
+    def add(self, values: Tensor) -> None:
+        """Add the terms of one step, stacked in the order of the names."""
+        self._computed = None
+        self._update_count += 1
+        self.sums += values
         self.steps += 1
 
     def compute(self) -> dict[str, Tensor]:
@@ -56,10 +62,15 @@ class NetworkScores(Metric):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: `logits` [N, B, C] of the N networks, `labels` [B]."""
-        logits = logits.detach()
-        self.correct += (logits.argmax(-1) == labels).sum(-1).to(self.correct.dtype)
-        self.nll += cross_entropy(logits, labels).to(self.nll.dtype) * labels.numel()
-        self.samples += labels.numel()
+        self.add(*scores_of(logits, labels), labels.numel())
+
+    def add(self, correct: Tensor, nll: Tensor, samples: int) -> None:
+        """Add what `scores_of` gives of a batch of so many samples."""
+        self._computed = None
+        self._update_count += 1
+        self.correct += correct
+        self.nll += nll
+        self.samples += samples
 
     def compute(self) -> dict[str, Tensor]:
         """Return `accuracy` and `nll`, each [N]."""
@@ -68,6 +79,13 @@ class NetworkScores(Metric):
     def per_network(self) -> dict[str, Tensor]:
         """Return what `compute` does, [N] also for a single network, whose values torchmetrics makes scalars."""
         return {name: value.reshape(-1) for name, value in self.compute().items()}
+
+
+def scores_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Count the right predictions and sum the negative log-likelihood, each [N], of `logits` [N, B, C]."""
+    logits = logits.detach()
+    correct = (logits.argmax(-1) == labels).sum(-1).to(torch.float32)
+    return correct, cross_entropy(logits, labels) * labels.numel()
 
 
 class CalibrationErrors(Metric):

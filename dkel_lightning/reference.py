@@ -80,7 +80,7 @@ _FIRST = {
     "optimizer": "sgd",
     "scheduler": "multistep",
     "precision": "fp32",
-    "execution": "eager",
+    "execution": "auto",
     "logger": "csv",
     "callbacks": "default",
 }

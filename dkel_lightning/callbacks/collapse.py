@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from dkel_lightning.callbacks.finite import StepRecorder, Verdict, all_finite, non_finite
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
 from dkel_lightning.metrics import ClassShares
+from dkel_lightning.modules.batch import reading_waits
 
 if TYPE_CHECKING:
     from dkel_lightning.modules.distillation import DistillationModule
-    from dkel_lightning.modules.outputs import Step
 
 ACTIONS = ("warn", "stop", "restore")
 CURE = "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32."
@@ -136,8 +136,8 @@ class CollapseGuard(Callback):
         """Watch the losses; what training starts from is good."""
         module = _distillation(pl_module)
         self._pending = self._due = None
-        if self._observe not in module.observers:
-            module.observers.append(self._observe)
+        if self._read_loss not in module.readers:
+            module.readers.append(self._read_loss)
         self._remember(trainer, module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -146,15 +146,15 @@ class CollapseGuard(Callback):
         self._recorder.begin(trainer, _distillation(pl_module), batch, batch_idx)
         self._at = (trainer, _distillation(pl_module))
 
-    def _observe(self, step: Step, terms: Mapping[str, Tensor], loss: Tensor) -> None:
+    def _read_loss(self, terms: Mapping[str, Tensor], loss: Tensor) -> None:
         self._recorder.note(terms, loss)
         self._pending = Verdict(loss)
-        if loss.device.type != "cuda" or self.on_collapse == "restore":
+        if not reading_waits(loss.device) or self.on_collapse == "restore":
             self._read(*self._at)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look at the gradients where that is free, before they reach the weights."""
-        if pl_module.device.type != "cpu" or self._due is not None:
+        if reading_waits(pl_module.device) or self._due is not None:
             return
         learning = (p.grad for group in optimizer.param_groups for p in group["params"])
         gradients = [gradient for gradient in learning if gradient is not None]
@@ -199,9 +199,9 @@ class CollapseGuard(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop watching."""
-        observers = _distillation(pl_module).observers
-        if self._observe in observers:
-            observers.remove(self._observe)
+        readers = _distillation(pl_module).readers
+        if self._read_loss in readers:
+            readers.remove(self._read_loss)
         self._good, self._recorder = {}, StepRecorder()
         self._at = ()  # type: ignore[assignment]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dkel_lightning.checkpoints import AtomicCheckpointIO
-from dkel_lightning.modules.batch import unpack
+from dkel_lightning.modules.batch import reading_waits, unpack
 from dkel_lightning.modules.peers import batch_norms
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class StepRecorder:
         self._random = {"torch": torch.random.get_rng_state()}
         if module.device.type == "cuda":
             self._random["cuda"] = torch.cuda.get_rng_state(module.device)
-        late = self.copies_all or (self.copies_all is None and module.device.type == "cuda")
+        late = self.copies_all or (self.copies_all is None and reading_waits(module.device))
         self.whole = late or _validates_after(trainer, batch_idx)
         # Optimizers make their state in the first step; otherwise the tensors stay the same ones.
         states = sum(map(len, trainer.optimizers[0].state.values())), self.whole
@@ -123,6 +123,7 @@ class StepRecorder:
         views, labels, indices = unpack(self._batch)
         clock = self._clock
         made = module.make_views(views, clock["epoch"], clock["batch_idx"], clock["rank"])
+        in_force = module.execution_in_force
         record = {
             KEY: FORMAT,
             "what": what,
@@ -138,6 +139,7 @@ class StepRecorder:
             "loss": self.loss,
             "precision": str(trainer.precision),
             "threads": torch.get_num_threads(),
+            "channels_last": in_force is not None and in_force.channels_last,
         }
         suffix = f"_rank{clock['rank']}" if trainer.world_size > 1 else ""
         path = folder / f"step_{clock['step']}{suffix}.pt"

@@ -83,6 +83,14 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
+def reading_waits(device: torch.device) -> bool:
+    """Tell whether a value read from a tensor on `device` makes the host wait for what it computes.
+
+    The one switch between a training step that looks at its values and one that must not; tests set it.
+    """
+    return device.type != "cpu"
+
+
 def number_of_views(kind: str, peers: int) -> int:
     """Count the views that `per_peer`, `shared` or `per_peer_and_teacher` asks for.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import math
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,12 +27,22 @@ from dkel_lightning.metrics import (
     NetworkScores,
     TermMeans,
     relative_distance,
+    scores_of,
 )
 from dkel_lightning.modules import processes
-from dkel_lightning.modules.batch import Batch, check_labels, check_views, images_of, number_of_views, unpack
+from dkel_lightning.modules.batch import (
+    Batch,
+    check_labels,
+    check_views,
+    images_of,
+    number_of_views,
+    reading_waits,
+    unpack,
+)
 from dkel_lightning.modules.ensemble import EnsembleModule
-from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
-from dkel_lightning.modules.outputs import Evaluated, Step, StudentOutput
+from dkel_lightning.modules.execution import CompiledNetworks, Execution, InForce, Runner, wants_channels_last
+from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure, fused
+from dkel_lightning.modules.outputs import Evaluated, Passed, Step, StudentOutput
 from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule, TeacherSettings, average_over_processes
@@ -38,6 +50,7 @@ from dkel_lightning.seeding import generator, seeded
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 Observer = Callable[[Step, Mapping[str, Tensor], Tensor], None]
+Reader = Callable[[Mapping[str, Tensor], Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,8 @@ class DistillationModule(LightningModule):
         views: the views that it makes: one `per_peer`, one `shared` by all, or `per_peer_and_teacher`.
         deploy: which network `deploy()` returns and `val/acc` reports.
         seed: from which the views, the initialisation batches and `build`'s weights are drawn.
+        execution: how training steps are executed, a name or a mapping of `Execution`'s settings; `execution_in_force`
+            says how they are in fact.
 
     Logged each epoch: `train/loss`, `train/loss_per_peer`, `train/<term>`, `train/acc/...`, `weights/...`;
     `val/acc`, `val/acc/...`, `val/nll/...` with student_0.., student_mean, student_best, student_ensemble (mean of
@@ -103,8 +118,10 @@ class DistillationModule(LightningModule):
         views: str = "per_peer",
         deploy: Deploy | None = None,
         seed: int = 0,
+        execution: str | Mapping[str, Any] | Execution = "eager",
     ) -> None:
         super().__init__()
+        self.execution = Execution.of(execution)
         _check_parts(student, method, teacher, ensemble)
         self.student = student
         self.teacher = teacher
@@ -133,8 +150,14 @@ class DistillationModule(LightningModule):
         self.confusion = Confusion(student.num_classes)
         # Of the deployed network in the last test: rows are true classes, columns predicted ones.
         self.tested_confusion: Tensor | None = None
-        # Called in a training step with its outputs, terms and loss, before the backward pass.
+        # Called in a training step with its outputs, terms and loss, before the backward pass: such a step is eager.
         self.observers: list[Observer] = []
+        # Called with the terms and the loss of every step, without gradient. In a captured one they are overwritten by
+        # the next.
+        self.readers: list[Reader] = []
+        # The networks as compiled for this fit, and what executes its steps.
+        self.compiled: CompiledNetworks | None = None
+        self._runner: Runner | None = None
         # What the checkpoint has of each process, until the fit that goes on from it has taken it over.
         self._restored: list[dict[str, Any]] = []
         # What the last validation said of each member; chooses the deployed peer, so it belongs to the checkpoint.
@@ -168,6 +191,7 @@ class DistillationModule(LightningModule):
         peer_lr_scale: Sequence[float] | None = None,
         frozen_peers: Sequence[int] | None = None,
         seed: int = 0,
+        execution: str | Mapping[str, Any] | Execution = "eager",
     ) -> DistillationModule:
         """Build student, teacher, ensemble and method from names and primitives.
 
@@ -197,6 +221,7 @@ class DistillationModule(LightningModule):
             peer_lr_scale: see StudentModule.
             frozen_peers: see StudentModule.
             seed: student, teacher and ensemble are drawn from it, each for itself.
+            execution: see the class.
 
         Raises:
             ConfigError: an unknown name or key, or parts that do not fit together.
@@ -240,6 +265,7 @@ class DistillationModule(LightningModule):
             views=views or preset.views,
             deploy=_deployment(deploy or {}, chosen, teacher_module is not None),
             seed=seed,
+            execution=execution,
         )
         module.recipe = {
             **draw.recipe(),
@@ -278,29 +304,49 @@ class DistillationModule(LightningModule):
         return Step(batch.labels, student, teacher, assembled, weight, batch.indices)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Compute the loss of a batch: the sum of the method's terms, and the teacher's own where it learns."""
+        """Compute the loss of a batch: the sum of the method's terms, and the teacher's own where it learns.
+
+        A captured step has made its gradients as well, and its loss has no graph.
+        """
         views, labels, indices = unpack(batch)
-        if batch_idx == 0 or labels.device.type == "cpu":
+        if batch_idx == 0 or not reading_waits(labels.device):
             check_views(views, self.student.num_peers, self.method.separate_teacher_views)
             check_labels(labels, self.student.num_classes)
         rank = self.global_rank if self._trainer is not None else 0
         epoch = self.trainer.current_epoch if self._trainer is not None else 0
         made = Batch(self.make_views(views, epoch, batch_idx, rank), labels, indices)
+        passed = self.runner(made, batch_idx) if self.runner is not None else None
+        if passed is None:
+            passed = self._passed_eagerly(made, batch_idx)
+        for read in self.readers:
+            read(passed.terms, passed.loss.detach())
+        self.term_means.add(passed.values)
+        self.train_scores.add(passed.correct, passed.nll, len(labels))
+        return passed.loss
+
+    def passed(self, batch: Batch) -> Passed:
+        """Compute all of a training step that lies before its gradients; a function of tensors alone."""
+        compiled = self.compiled if self.compiled is not None and self.compiled.rows == len(batch.labels) else None
+        with compiled.in_force() if compiled is not None else contextlib.nullcontext():
+            step = self.look(batch)
+        terms, loss = self.losses(step)
+        values = torch.stack([terms[name].detach() for name in self.method.terms])
+        return Passed(step, terms, values, loss, *scores_of(step.student.logits, batch.labels))
+
+    def _passed_eagerly(self, batch: Batch, batch_idx: int) -> Passed:
         try:
-            step = self.look(made)
+            passed = self.passed(batch)
         except ValueError as error:
-            if len(labels) == 1 and "more than 1 value per channel" in str(error):
+            if len(batch.labels) == 1 and "more than 1 value per channel" in str(error):
                 raise DataError(
                     f"Batch {batch_idx} holds a single image, which BatchNorm cannot normalise where it is 1x1: "
                     "pass drop_last=True to the DataLoader, or choose another batch size."
                 ) from error
             raise
-        terms, loss = self.losses(step)
+        assert passed.step is not None
         for observe in self.observers:
-            observe(step, terms, loss)
-        self.term_means.update(terms)
-        self.train_scores.update(step.student.logits, labels)
-        return loss
+            observe(passed.step, passed.terms, passed.loss)
+        return passed
 
     def losses(self, step: Step) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the method's terms, and the loss: their sum, and the teacher's own where it learns.
@@ -345,8 +391,48 @@ class DistillationModule(LightningModule):
         moves towards a student that stood still.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.follow()
+
+    def follow(self) -> None:
+        """Let the teacher follow, after an optimizer step."""
         if self.teacher is not None:
             self.teacher.follow(self.student.network)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients, unless a captured step has done it."""
+        if self._runner is None or not self._runner.replayed:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Drop the gradients of the step before, unless a captured step has put its own in their place."""
+        if self._runner is None or not self._runner.replayed:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    @property
+    def runner(self) -> Runner | None:
+        """What executes the training steps of the present fit; None outside of a Trainer."""
+        if self._trainer is None:
+            return None
+        if self._runner is None or self._runner.trainer is not self._trainer:
+            self._runner = Runner(self, self._trainer)
+        return self._runner
+
+    @property
+    def execution_in_force(self) -> InForce | None:
+        """How training steps are executed, and why not as asked for; None before there is a Trainer."""
+        return self.runner.in_force if self.runner is not None else None
+
+    def setup(self, stage: str) -> None:
+        """Choose the memory layout before the optimizer is made, and begin with nothing captured."""
+        self._runner, self.compiled = None, None
+        if wants_channels_last(self.execution, self.trainer.strategy.root_device, self.trainer):
+            self.to(memory_format=torch.channels_last)
+
+    def teardown(self, stage: str) -> None:
+        """Let go of what was captured: the tensors are going to move."""
+        if self._runner is not None:
+            self._runner.release()
+        self.compiled = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Put all that learns into one optimizer, one named parameter group a network."""
@@ -354,7 +440,16 @@ class DistillationModule(LightningModule):
         if self.teacher is not None and self.teacher.learns:
             parts["teacher"] = self.teacher.network
         present = {name: part for name, part in parts.items() if part is not None}
-        return configure(present, *self._factories, own=self.student.scaled_parts("student"))
+        optimizer, scheduler, interval = self._factories
+        if self._wants_fused():
+            one_kernel = fused(optimizer)
+            if one_kernel is None and self.execution.fused_optimizer is True:
+                raise ConfigError(
+                    "execution.fused_optimizer=true, but the optimizer has no fused form, or was told which to take: "
+                    "set it to auto."
+                )
+            optimizer = one_kernel or optimizer
+        return configure(present, optimizer, scheduler, interval, own=self.student.scaled_parts("student"))
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Attach the callbacks that the method needs, except those the user has passed."""
@@ -506,7 +601,8 @@ class DistillationModule(LightningModule):
                 raise ConfigError("This method has no teacher to deploy: choose deploy.network=student.")
             index = self.best_peer(choice.network) if choice.peer == "best" else int(choice.peer) % part.num_peers
             whole = part.peer(index)
-        return copy.deepcopy(whole).cpu().requires_grad_(True).eval()
+        deployed = copy.deepcopy(whole).cpu().to(memory_format=torch.contiguous_format)
+        return deployed.requires_grad_(True).eval()
 
     # ------------------------------------------------------------------ several processes, checkpoints
 
@@ -587,13 +683,22 @@ class DistillationModule(LightningModule):
     # ------------------------------------------------------------------ inside
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the observers out of copies: they belong to callbacks of the fit under way."""
+        """Leave out of copies what belongs to the fit under way: observers of callbacks, and what was compiled."""
         state: dict[str, Any] = super().__getstate__()
-        return {**state, "observers": []}
+        return {**state, "observers": [], "readers": [], "compiled": None, "_runner": None}
+
+    def _wants_fused(self) -> bool:
+        """Decide whether the optimizer's step is to be one kernel, where the optimizer has such a one."""
+        wanted = self.execution.fused_optimizer
+        if wanted != "auto" or self.device.type != "cuda":
+            return wanted is True
+        # Lightning takes a fused optimizer for one that undoes loss scaling itself, and then refuses to clip.
+        clips = self._trainer is not None and bool(self.trainer.gradient_clip_val)
+        return not (clips and isinstance(self.trainer.precision_plugin, MixedPrecision))
 
     def _score(self, batch: Any, batch_idx: int) -> tuple[Evaluated, Tensor]:
         views, labels, _ = unpack(batch)
-        if batch_idx == 0 or labels.device.type == "cpu":
+        if batch_idx == 0 or not reading_waits(labels.device):
             check_labels(labels, self.student.num_classes)
         evaluated = self.evaluate(views)
         self.scores.update(evaluated.logits, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -45,6 +46,31 @@ def parameter_groups(networks: Mapping[str, nn.Module], own: OwnParts | None = N
     return groups
 
 
+def fused(optimizer: OptimizerFactory | None) -> OptimizerFactory | None:
+    """Return a factory whose optimizer makes its step in one kernel; None where it has none, or was told which."""
+    factory = optimizer or DEFAULT_OPTIMIZER
+    kind, given = (factory.func, factory.keywords) if isinstance(factory, partial) else (factory, {})
+    if not (inspect.isclass(kind) and issubclass(kind, Optimizer)):
+        return None
+    told = {"fused", "foreach", "differentiable", "capturable"} & given.keys()
+    if told or "fused" not in inspect.signature(kind).parameters:
+        return None
+    return partial(factory, fused=True)  # type: ignore[call-arg]
+
+
+def _keep_kernels(optimizer: Optimizer) -> None:
+    """Let a loaded state not choose the kernels: it may come from another kind of device."""
+    if "fused" not in optimizer.defaults:
+        return
+    chosen = optimizer.defaults["fused"]
+
+    def put_back(loaded: Optimizer) -> None:
+        for group in loaded.param_groups:
+            group["fused"] = chosen
+
+    optimizer.register_load_state_dict_post_hook(put_back)
+
+
 def unscaled_rate(group: Mapping[str, Any]) -> float:
     """Return the learning rate with which a group began, without its factor."""
     return float(group.get("initial_lr", group["lr"])) / float(group.get(SCALE, 1.0))
@@ -63,6 +89,7 @@ def configure(
         ConfigError: the scheduler sets rates of its own and would undo the factors of `own`.
     """
     built = (optimizer or DEFAULT_OPTIMIZER)(parameter_groups(networks, own))
+    _keep_kernels(built)
     scales = {name: scale for name, (_, scale) in (own or {}).items()}
     begun = [_scaled(group, scales) for group in built.param_groups]
     if scheduler is None:

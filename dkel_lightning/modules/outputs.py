@@ -5,6 +5,7 @@ P peers, B samples, C classes, D features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -69,6 +70,32 @@ class Step:
     assembled: Tensor | None
     ensemble_weight: Tensor
     indices: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What one training step has computed, before its gradients.
+
+    Attributes:
+        step: what the method looked at; None where it has not been kept.
+        terms: the loss terms, scalars.
+        values: the same stacked in the method's order, detached.
+        loss: their sum, and the teacher's own where it learns.
+        correct: right predictions of each student peer, [P].
+        nll: its negative log-likelihood, summed over the batch, [P].
+    """
+
+    step: Step | None
+    terms: Mapping[str, Tensor]
+    values: Tensor
+    loss: Tensor
+    correct: Tensor
+    nll: Tensor
+
+    def detached(self) -> Passed:
+        """Return what remains of interest once the gradients are there, and keep no graph alive."""
+        terms = {name: value.detach() for name, value in self.terms.items()}
+        return replace(self, step=None, terms=terms, loss=self.loss.detach())
 
 
 @dataclass(frozen=True)

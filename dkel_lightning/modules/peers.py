@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.metrics import NetworkScores
-from dkel_lightning.modules.batch import check_labels, check_views, unpack
+from dkel_lightning.modules.batch import check_labels, check_views, reading_waits, unpack
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.networks import PeerNetwork
 
@@ -40,6 +41,8 @@ class PeersModule(LightningModule):
         self.network = network
         self._factories = (optimizer, scheduler, interval)
         self.scores = NetworkScores(network.num_peers)
+        # Compiled forms of the network's `forward` and `stages`, while they are in force.
+        self.compiled: dict[str, Callable[[Tensor], Any]] = {}
 
     @property
     def num_peers(self) -> int:
@@ -62,7 +65,7 @@ class PeersModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Learn from the labels alone (only when fitted on its own)."""
         views, labels, _ = unpack(batch)
-        if batch_idx == 0 or labels.device.type == "cpu":
+        if batch_idx == 0 or not reading_waits(labels.device):
             check_views(views, self.num_peers)
             check_labels(labels, self.num_classes)
         loss = self.supervised_loss(self(views).logits, labels)

@@ -124,6 +124,7 @@ class TeacherModule(PeersModule):
         super().__init__(network, optimizer, scheduler, interval)
         self.settings = settings or TeacherSettings()
         self._alone = False
+        self._matching: ema.Matching | None = None
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("updates", torch.tensor(0, dtype=torch.int64))
         self.register_buffer("rate", torch.tensor(0.0))
@@ -140,7 +141,7 @@ class TeacherModule(PeersModule):
     def forward(self, views: Tensor) -> TeacherOutput:
         """Classify `views` as StudentModule does; without a graph unless it learns."""
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()), self._statistics_kept():
-            logits, features = self.network(views)
+            logits, features = self.compiled.get("forward", self.network)(views)
         return TeacherOutput(logits, features)
 
     def teach(self, views: Tensor) -> TeacherOutput:
@@ -161,6 +162,8 @@ class TeacherModule(PeersModule):
 
         Source: PCL, DKEL and Mean Teacher, released code, keep the averaged network in train mode.
         """
+        # Matched anew after every validation, should a part of a network have been replaced.
+        self._matching = None
         frozen = self.settings.update == "frozen" and not self._alone
         super().train(mode and not frozen)
         return self
@@ -224,10 +227,12 @@ class TeacherModule(PeersModule):
         """
         if self.settings.update != "ema":
             return
+        if self._matching is None or self._matching.student is not student:
+            self._matching = ema.Matching(self.network, student)
         rate = ema.update_rate(self.updates, self._host_rate, self.settings.start)
-        ema.average_(*ema.matched_parameters(self.network, student), rate)
+        ema.average_(*self._matching.parameters(), rate)
         if self.settings.batchnorm != "own":
-            self._follow_statistics(student, rate)
+            self._follow_statistics(*self._matching.statistics(), rate)
         self.updates += 1
 
     @contextmanager
@@ -243,12 +248,13 @@ class TeacherModule(PeersModule):
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
 
-    def _follow_statistics(self, student: PeerNetwork, rate: float | Tensor) -> None:
-        for target, source in zip(*ema.matched_statistics(self.network, student), strict=True):
-            if self.settings.batchnorm == "ema" and target.is_floating_point():
-                ema.average_([target], [source], rate)
-            else:
-                target.copy_(source)
+    def _follow_statistics(self, ours: list[Tensor], theirs: list[Tensor], rate: float | Tensor) -> None:
+        averaged = [self.settings.batchnorm == "ema" and each.is_floating_point() for each in ours]
+        pairs = [*zip(ours, theirs, averaged, strict=True)]
+        ema.average_([a for a, _, chosen in pairs if chosen], [b for _, b, chosen in pairs if chosen], rate)
+        copied = [(a, b) for a, b, chosen in pairs if not chosen]
+        if copied:
+            torch._foreach_copy_([a for a, _ in copied], [b for _, b in copied])
 
     def supervised_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Average the peers' cross-entropies, as the initialisation scheme does."""
@@ -273,6 +279,11 @@ class TeacherModule(PeersModule):
     def teardown(self, stage: str) -> None:
         """Freeze the network again (only when fitted on its own)."""
         self.stand_alone(False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies what refers to the student of the original."""
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_matching": None}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -139,7 +139,9 @@ def _rebuilt(
         )
     module = DistillationModule.build(**recipe)
     checkpoints.load_weights(module, record, path)
-    return module.train()
+    # Convolutions in another memory layout sum in another order. Records of earlier versions do not tell: they had one.
+    layout = torch.channels_last if record.get("channels_last") else torch.contiguous_format
+    return module.to(memory_format=layout).train()
 
 
 def _again(module: DistillationModule, record: Mapping[str, Any]) -> ReplayResult:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -27,6 +27,7 @@ from dkel_lightning.errors import ConfigError, Interrupted
 from dkel_lightning.files import Run
 from dkel_lightning.loggers import MetricsFile
 from dkel_lightning.memory import PeakMemory
+from dkel_lightning.modules import execution
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.processes import of_first
 from dkel_lightning.seeding import seed_process
@@ -118,9 +119,10 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
         ],
         plugins=[checkpoints.AtomicCheckpointIO()],
     )
-    run.describe()
+    planned = execution.planned(module, trainer)
+    run.describe(asdict(planned))
     run.write_json("classes.json", {"classes": list(images.class_names)})
-    _say(_opening(run, module, images))
+    _say(f"{_opening(run, module, images)}\n{planned}")
     with _tracked(run, trackers, logger):
         device = trainer.strategy.root_device
         memory.begin(device)
@@ -133,6 +135,8 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
         except (KeyboardInterrupt, SystemExit) as stop:
             _say_how_to_go_on(run, stop)
             raise
+        if module.execution_in_force is not None:
+            run.note_execution(asdict(module.execution_in_force))
         # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
         if last_checkpoint is not None and of_first(_is_behind(last_checkpoint.path, trainer)):
             # Killed after the last epoch's best.ckpt and before its last.ckpt, and resumed from the former.

@@ -59,7 +59,7 @@ IN_FORCE = ("method.rampup_weight", "ensemble.weight", "teacher.rate")
 class LateGuard(CollapseGuard):
     """Behaves on the CPU as on a GPU: takes note of every loss, but reads the verdict at the next step only."""
 
-    def _observe(self, step: Any, terms: Any, loss: Any) -> None:
+    def _read_loss(self, terms: Any, loss: Any) -> None:
         self._recorder.note(terms, loss)
         self._pending = Verdict(loss)
 
@@ -101,6 +101,7 @@ def test_weights_optimizer_and_teacher_are_those_from_before_the_step(tmp_path: 
     assert momenta
     assert all(momentum.isfinite().all() for momentum in momenta)
     assert record["clock"] == {"epoch": 0, "step": 2, "batch_idx": 2, "rank": 0}
+    assert module.readers == []
     assert module.observers == []
 
 

@@ -60,6 +60,8 @@ BOUNDED: Mapping[str, tuple[Any, ...]] = {
     "trainer.overfit_batches": (0, 0.0, 1, 0.5, 1e-3),
     "trainer.num_sanity_val_steps": (0, 1, -1, 2),
     "execution.threads": (None, 1, 2),
+    "execution.name": ("auto", "eager", "cuda_graph"),
+    "execution.compile": (False,),
     "callbacks.monitor": MONITORS,
     "callbacks.progress": ("none", "lines"),
 }
@@ -173,7 +175,7 @@ def keys_in(group: str, choice: str) -> tuple[str, ...]:
 def keys_for(groups: Mapping[str, str]) -> list[tuple[str, ...]]:
     """List the keys that mean something with these choices, by group; a teacher left open is the method's own."""
     teacher = groups["teacher"] or ("none" if groups["method"] in WITHOUT_TEACHER else "independent")
-    chosen = {**groups, "teacher": teacher, "trainer": "cpu", "callbacks": "default", "execution": "eager"}
+    chosen = {**groups, "teacher": teacher, "trainer": "cpu", "callbacks": "default"}
     found = [_starting_with("seed", "trust", "deploy."), _starting_with("protocol."), ("backbone.views_per_pass",)]
     found += [(*keys_in("method", chosen["method"]), "method.peer_lr_scale", "method.frozen_peers")]
     found += [
@@ -257,6 +259,8 @@ def _groups(draws: random.Random) -> dict[str, str]:
         ("optimizer", "sgd", options("optimizer"), 0.5),
         ("scheduler", "multistep", options("scheduler"), 0.5),
         ("precision", "fp32", options("precision"), 0.2),
+        # To compile takes longer than all else; it has tests of its own.
+        ("execution", "auto", ["eager", "cuda_graph"], 0.3),
         ("debug", "none", options("debug"), 0.2),
         ("data", "digits", options("data"), 0.3),
     ):
