@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.optim import Optimizer
 
-from dkel_lightning.errors import ConfigError, DkelError
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules import graph
 from dkel_lightning.modules.batch import Batch
 from dkel_lightning.modules.graph import CapturedStep, CaptureError
@@ -325,7 +325,7 @@ class CompiledNetworks:
         try:
             yield
         finally:
-            for part, kind, _ in self._parts:
+            for part, _, _ in self._parts:
                 part.compiled.clear()
 
 

@@ -1,8 +1,8 @@
 """One training step up to its gradients, captured once and replayed: forward, loss and backward without Python.
 
-A captured step knows tensors and no values: what schedules change lies in device scalars, a batch is copied into tensors
-that stay, and everything that Python decides (clipping, the optimizer's step, the teacher's average, the log) remains
-outside. What a device offers for it is a `Recorder`; only CUDA has one.
+A captured step knows tensors and no values: what schedules change lies in device scalars, a batch is copied into
+tensors that stay, and everything that Python decides (clipping, the optimizer's step, the teacher's average, the log)
+remains outside. What a device offers for it is a `Recorder`; only CUDA has one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A stand-in for CUDA graphs on the CPU: a tape of operations, which like a graph knows tensors and no Python.
 
 Operations are recorded below autograd, so the tape of a step holds its backward pass too. A replay runs each again on
-the very tensors of the recording and writes its results into those: a number that Python computed anew, a tensor that was
-replaced, or a hook that was to be called is not seen by it, as it would not be by a graph.
+the very tensors of the recording and writes its results into those: a number that Python computed anew, a tensor that
+was replaced, or a hook that was to be called is not seen by it, as it would not be by a graph.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ On the CPU a tape of operations stands in for CUDA graphs, see `tape.py`; on it 
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 from contextlib import ExitStack
@@ -27,7 +28,7 @@ from dkel_lightning.data.loaders import DeviceLoader
 from dkel_lightning.errors import ConfigError, NonFiniteError
 from dkel_lightning.methods.baseline import Baseline
 from dkel_lightning.modules import batch as batches
-from dkel_lightning.modules import distillation, execution
+from dkel_lightning.modules import distillation
 from dkel_lightning.modules.execution import Execution
 from dkel_lightning.modules.graph import CapturedStep, CaptureError
 from dkel_lightning.modules.optim import fused
@@ -309,12 +310,12 @@ class Thaw(BaseFinetuning):
 
     def freeze_before_training(self, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)
-        self.freeze(pl_module.student.network.branches)  # type: ignore[arg-type]
+        self.freeze(pl_module.student.network.branches)
 
     def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: torch.optim.Optimizer) -> None:
         if epoch == 1:
             assert isinstance(pl_module, DistillationModule)
-            self.unfreeze_and_add_param_group(pl_module.student.network.branches, optimizer)  # type: ignore[arg-type]
+            self.unfreeze_and_add_param_group(pl_module.student.network.branches, optimizer)
 
 
 def test_parts_that_begin_to_learn_are_captured_anew(tape: type[Tape]) -> None:
@@ -415,8 +416,8 @@ class Guarded(Callback):
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all code believe that reading waits.
 
-    Let pass are the check of the labels, on a GPU once an epoch, and the verdict on a loss, which there is copied to the
-    host beside the computation and read a step later.
+    Let pass are the check of the labels, on a GPU once an epoch, and the verdict on a loss, which there is copied to
+    the host beside the computation and read a step later.
     """
     monkeypatch.setattr(distillation, "check_labels", lambda labels, classes: None)
     monkeypatch.setattr(batches, "reading_waits", lambda device: True)
@@ -457,3 +458,138 @@ def test_the_guard_sees_every_way_to_read_a_value() -> None:
     for way in ways:
         with pytest.raises(RuntimeError, match="reads a value back"), no_host_reads():
             way()
+
+
+# ---------------------------------------------------------------- compiled networks
+
+
+def test_compiled_networks_change_no_name_no_copy_and_no_deployed_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = torch.compile
+    # Without Inductor, which takes most of a minute; its numbers are compared in the test below.
+    monkeypatch.setattr(torch, "compile", partial(compiled, backend="aot_eager"))
+    eager, module = build(), build(execution="compile")
+    for each in (eager, module):
+        trainer(max_epochs=2).fit(each, train_loader(SAMPLES), val_loader())
+    assert module.execution_in_force is not None
+    assert (module.execution_in_force.name, module.execution_in_force.why) == ("compile", "")
+    assert [*module.state_dict()] == [*eager.state_dict()]
+    for name, value in eager.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], value, rtol=1e-4, atol=1e-5, equal_nan=True)
+    images, _ = images_and_labels(4)
+    assert torch.equal(module.deploy()(images), copy.deepcopy(module).deploy()(images))
+    assert [*module.deploy().state_dict()] == [*eager.deploy().state_dict()]
+    assert module.compiled is None
+
+
+def test_only_the_largest_batches_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def counting(function: Any, **settings: Any) -> Any:
+        assert settings == {"dynamic": False, "fullgraph": True}
+
+        def call(views: Tensor) -> Any:
+            seen.append(tuple(views.shape))
+            return function(views)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", counting)
+    trainer(max_epochs=2).fit(build(execution="compile"), train_loader(SAMPLES), val_loader())
+    # A try and three batches, then three more; each by student and teacher. The last of an epoch, and validation, not.
+    assert seen == [(8, 3, 8, 8)] * 2 * 7
+
+
+def test_networks_that_cannot_be_compiled_run_eagerly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(function: Any, **settings: Any) -> Any:
+        def call(views: Tensor) -> Any:
+            function(views)
+            raise RuntimeError("no compiler is here")
+
+        return call
+
+    eager = fitted("dkel", "eager", max_epochs=1)
+    monkeypatch.setattr(torch, "compile", broken)
+    module = build(execution="compile")
+    torch.manual_seed(7)
+    trainer().fit(module, train_loader(SAMPLES), val_loader())
+    assert_equal(eager[0], module.state_dict())
+    said = "execution: eager (compile is not possible: RuntimeError: no compiler is here)"
+    assert capsys.readouterr().out.count(said) == 1
+
+
+def test_compiled_networks_are_captured_too(tape: type[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    eager = fitted("dkel")
+    module = build(execution={"name": "cuda_graph", "compile": True})
+    torch.manual_seed(7)
+    trainer(max_epochs=3).fit(module, train_loader(SAMPLES), val_loader())
+    assert str(module.execution_in_force) == "execution: cuda_graph over compiled networks"
+    assert_equal(eager[0], module.state_dict())
+    assert tape.replays == 3 * 3 + 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["dkel", "ffl"])
+def test_compiled_training_follows_eager_training(method: str) -> None:
+    eager, compiled = fitted(method), fitted(method, "compile")
+    for ours, theirs in zip(eager, compiled, strict=True):
+        for name, value in ours.items():
+            torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-4, equal_nan=True, msg=name)
+
+
+# ---------------------------------------------------------------- settings, layout, optimizer
+
+
+def test_settings_are_a_name_or_a_mapping_and_mistakes_are_named() -> None:
+    assert Execution.of("compile") == Execution("compile")
+    assert Execution.of({"name": "auto", "compile": True, "threads": 1}).compile
+    with pytest.raises(ConfigError, match=r"execution\.name .*fast.*auto, eager, compile, cuda_graph"):
+        build(execution="fast")
+    with pytest.raises(ConfigError, match=r"Unknown key execution\.mode\. Choices: name, compile"):
+        build(execution={"mode": "eager"})
+    with pytest.raises(ConfigError, match=r"execution\.channels_last is 'x': choose one of auto, true, false"):
+        build(execution={"name": "eager", "channels_last": "x"})
+
+
+def test_channels_last_trains_alike_and_leaves_the_deployed_network_as_it_was() -> None:
+    plain = build()
+    module = build(execution={"name": "eager", "channels_last": True})
+    for each in (plain, module):
+        trainer().fit(each, train_loader(SAMPLES), val_loader())
+    kernels = [parameter for parameter in module.student.parameters() if parameter.dim() == 4]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    assert any(not kernel.is_contiguous() for kernel in kernels)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], value, rtol=1e-3, atol=1e-4, equal_nan=True)
+    assert all(parameter.is_contiguous() for parameter in module.deploy().parameters())
+
+
+def test_a_fused_optimizer_is_taken_where_there_is_one_and_nothing_else_was_asked_for() -> None:
+    groups = [{"params": [nn.Parameter(torch.zeros(2))]}]
+    with_one: list[Any] = [None, torch.optim.AdamW, partial(torch.optim.SGD, lr=0.1)]
+    for factory in with_one:
+        built = fused(factory)
+        assert built is not None
+        assert built(groups).param_groups[0]["fused"] is True
+    without: list[Any] = [torch.optim.RMSprop, lambda given: torch.optim.SGD(given, lr=0.1)]
+    without += [partial(torch.optim.SGD, lr=0.1, foreach=True), partial(torch.optim.SGD, lr=0.1, fused=False)]
+    for factory in without:
+        assert fused(factory) is None
+    with pytest.raises(ConfigError, match=r"execution\.fused_optimizer=true, but the optimizer has no fused form"):
+        build(optimizer=torch.optim.RMSprop, execution={"fused_optimizer": True}).configure_optimizers()
+
+
+def test_a_fused_step_is_the_ordinary_one_and_a_loaded_state_does_not_choose_it(tmp_path: Path) -> None:
+    states = []
+    for wish in (False, True):
+        module = build(execution={"name": "eager", "fused_optimizer": wish})
+        saving = ModelCheckpoint(tmp_path / str(wish), filename="at", every_n_train_steps=2, save_top_k=1)
+        trainer(saving, enable_checkpointing=True).fit(module, train_loader(24))
+        states.append(module.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5, equal_nan=True)
+    module, fit = build(execution={"name": "eager", "fused_optimizer": False}), trainer(max_epochs=2)
+    fit.fit(module, train_loader(24), ckpt_path=tmp_path / "True" / "at.ckpt", weights_only=True)
+    assert not fit.optimizers[0].param_groups[0]["fused"]
