@@ -39,8 +39,9 @@ from dkel_lightning.modules.batch import (
     reading_waits,
     unpack,
 )
+from dkel_lightning.modules.compiled import CompiledNetworks
 from dkel_lightning.modules.ensemble import EnsembleModule
-from dkel_lightning.modules.execution import CompiledNetworks, Execution, InForce, Runner, wants_channels_last
+from dkel_lightning.modules.execution import Execution, InForce, Runner, wants_channels_last
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure, fused
 from dkel_lightning.modules.outputs import Evaluated, Passed, Step, StudentOutput
 from dkel_lightning.modules.peers import batch_norms
@@ -332,6 +333,13 @@ class DistillationModule(LightningModule):
         terms, loss = self.losses(step)
         values = torch.stack([terms[name].detach() for name in self.method.terms])
         return Passed(step, terms, values, loss, *scores_of(step.student.logits, batch.labels))
+
+    def compile_networks(self, rows: int) -> None:
+        """Compile the networks for training batches of so many samples; others pass them as they are.
+
+        A Trainer does this by itself as `execution` says; call it for a loop of your own.
+        """
+        self.compiled = CompiledNetworks(self, rows)
 
     def _passed_eagerly(self, batch: Batch, batch_idx: int) -> Passed:
         try:

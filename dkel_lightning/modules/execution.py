@@ -6,9 +6,7 @@ returns, so that `backward` and `optimizer_zero_grad` have nothing left to do; a
 
 from __future__ import annotations
 
-import contextlib
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import module as nn_module
 from torch.optim import Optimizer
 
@@ -289,7 +287,7 @@ class Runner:
         if self.module.compiled is not None and len(batch.labels) <= self.module.compiled.rows:
             return
         self._captured = None
-        self.module.compiled = CompiledNetworks(self.module, len(batch.labels))
+        self.module.compile_networks(len(batch.labels))
         try:
             CapturedStep(self.module).try_out(batch)
         except CaptureError as error:
@@ -301,42 +299,6 @@ class Runner:
             else:
                 self.in_force = replace(self.in_force, why=f"the networks cannot be compiled ({error})")
                 _say(str(self.in_force))
-
-
-class CompiledNetworks:
-    """The forward passes of student and teacher, compiled for batches of so many samples.
-
-    Held outside of the networks, whose names, copies and files stay what they are.
-    """
-
-    def __init__(self, module: DistillationModule, rows: int) -> None:
-        self.rows = rows
-        student = module.student.network
-        kind = "stages" if module.method.needs_stages else "forward"
-        self._parts: list[tuple[Any, str, Callable[..., Any]]] = [(module.student, kind, _compiled(student, kind))]
-        if module.teacher is not None:
-            self._parts.append((module.teacher, "forward", _compiled(module.teacher.network, "forward")))
-
-    @contextlib.contextmanager
-    def in_force(self) -> Iterator[None]:
-        """Let student and teacher use them."""
-        for part, kind, call in self._parts:
-            part.compiled[kind] = call
-        try:
-            yield
-        finally:
-            for part, _, _ in self._parts:
-                part.compiled.clear()
-
-
-def _compiled(network: nn.Module, kind: str) -> Callable[[Tensor], Any]:
-    def call(views: Tensor) -> Any:
-        return getattr(network, kind)(views)
-
-    # Dynamo keeps what it has compiled by code object, and only so many: each network gets its own.
-    own = types.FunctionType(call.__code__.replace(), call.__globals__, kind, None, call.__closure__)
-    compiled: Callable[[Tensor], Any] = torch.compile(own, dynamic=False, fullgraph=True)
-    return compiled
 
 
 def _is_fused(optimizer: Optimizer) -> bool:

@@ -122,7 +122,8 @@ class CapturedStep:
         for batch in batches:
             loss = step.step(batch)
 
-    Gradients are handed over in `parameter.grad` in tensors that stay; set them to None or change them at will.
+    Call `module.compile_networks(len(labels))` before for a graph of compiled networks. Gradients are handed over in
+    `parameter.grad` in tensors that stay; set them to None or change them at will.
 
     Args:
         module: in the mode, on the device and in the autocast context in which it is going to be trained.

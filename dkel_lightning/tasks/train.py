@@ -122,7 +122,8 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
     planned = execution.planned(module, trainer)
     run.describe(asdict(planned))
     run.write_json("classes.json", {"classes": list(images.class_names)})
-    _say(f"{_opening(run, module, images)}\n{planned}")
+    # Why it is not as asked for is said where it turns out, which may be at the first step.
+    _say(_opening(run, module, images) + ("" if planned.why else f"\n{planned}"))
     with _tracked(run, trackers, logger):
         device = trainer.strategy.root_device
         memory.begin(device)
