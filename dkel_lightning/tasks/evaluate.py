@@ -39,7 +39,8 @@ def evaluate(run: Run) -> EvaluateResult:
     values = run.values
     path = Path(values["checkpoint"])
     deploy = {key: value for key, value in values["deploy"].items() if value != "auto"}
-    others: dict[str, Any] = {"deploy": deploy} if deploy else {}
+    # The memory layout of the training, or the figures would differ in their last digits.
+    others: dict[str, Any] = {"execution": values["execution"], **({"deploy": deploy} if deploy else {})}
     module = DistillationModule.load_from_checkpoint(path, **others)
     epoch = int(checkpoints.load(path)["epoch"]) + 1
     images = prepared(values)
