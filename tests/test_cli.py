@@ -244,6 +244,33 @@ def test_help_explains_groups_and_shows_examples() -> None:
         assert expected in done.stdout
 
 
+START = """
+import resource, sys
+from dkel_lightning import cli
+sys.argv = ["dkel", *sys.argv[1:]]
+try:
+    cli.main()
+except SystemExit:
+    pass
+used = resource.getrusage(resource.RUSAGE_SELF)
+heavy = [name for name in ("torch", "lightning", "torchvision", "matplotlib", "scipy", "numpy") if name in sys.modules]
+print("heavy:", heavy, "seconds:", used.ru_utime + used.ru_stime)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the processor time of a process")
+@pytest.mark.parametrize("argument", ["--help", "trainer.max_epoch=3", "task=benchmark benchmark.rounds=0"])
+def test_help_and_a_mistake_are_answered_at_once_because_nothing_heavy_is_imported(
+    argument: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", START, *argument.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=True)
+    heavy, seconds = done.stdout.splitlines()[-1].removeprefix("heavy: ").split(" seconds: ")
+    assert heavy == "[]"
+    # Processor time, which other programs on the machine do not lengthen: 0.4 to 1.7 s were measured.
+    assert float(seconds) < 3
+
+
 def test_hydras_own_flags_work(tmp_path: Path) -> None:
     done = run("--cfg", "job", "--package", "method", "method=pcl", cwd=tmp_path)
     assert done.returncode == 0

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -226,7 +225,9 @@ def serve(connection: Any, task: Any) -> None:
     from dkel_lightning.tasks import quieten
 
     quieten()
-    with _own_cache(), contextlib.suppress(EOFError, BrokenPipeError):
+    # Empty for the first side of a mode, or its first step would be as fast as the last run has left it.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(task.cache)
+    with contextlib.suppress(EOFError, BrokenPipeError):
         try:
             build.import_modules(task.values["modules"])
             device = device_of(task.values)
@@ -247,11 +248,3 @@ def failure(error: Exception) -> str:
     """Say in a line why a side could not go on."""
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return said if isinstance(error, DkelError) and said else f"{type(error).__name__}: {said}"
-
-
-@contextlib.contextmanager
-def _own_cache() -> Iterator[None]:
-    """Compile into an empty cache, or the first step would be as fast as the last run has left it."""
-    with tempfile.TemporaryDirectory(prefix="dkel_lightning_", ignore_cleanup_errors=True) as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        yield

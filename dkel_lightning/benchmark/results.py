@@ -12,7 +12,7 @@ from dkel_lightning.benchmark.processes import Begun, Measured, Memory
 from dkel_lightning.benchmark.setting import Side
 from dkel_lightning.benchmark.watch import Round
 
-PARTS = ("data", "student", "teacher", "loss", "backward", "optimizer", "ema")
+PARTS = ("data", "student", "teacher", "loss", "backward", "replay", "optimizer", "ema")
 REST = "rest"
 """Lightning, metrics and callbacks; in the loop written by hand, its metrics and Python itself."""
 

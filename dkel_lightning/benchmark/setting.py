@@ -41,6 +41,11 @@ class Side:
     execution: Mapping[str, Any]
     residency: str | None = None
 
+    @property
+    def mode(self) -> str:
+        """The label, with or without Lightning."""
+        return self.label.removeprefix("bare_")
+
 
 def sides(values: Values, device: torch.device) -> tuple[list[Side], dict[str, str]]:
     """List the sides to measure, in the order of the table, and say why others are left out."""

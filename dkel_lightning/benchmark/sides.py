@@ -25,10 +25,14 @@ from dkel_lightning.benchmark.setting import Side, device_of, images_of
 from dkel_lightning.benchmark.watch import Pace, Parts, TimedLoader, Turns, replace_method, wrapped
 from dkel_lightning.callbacks import Throughput
 from dkel_lightning.data import ImageDataModule
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.files import Run
 from dkel_lightning.loggers import MetricsFile
 from dkel_lightning.modules.batch import Batch, unpack
+from dkel_lightning.modules.compiled import CompiledNetworks
 from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.modules.execution import wants_channels_last
+from dkel_lightning.modules.graph import CapturedStep
 from dkel_lightning.modules.teacher import TeacherSettings
 from dkel_lightning.networks import BranchedNetwork
 from dkel_lightning.schedules import Clock, EnsembleTerm, RampUp
@@ -48,6 +52,7 @@ class Task:
         invented: see `setting.images_of`.
         folder: for what the Trainer writes.
         steps: that it will be asked for at most.
+        cache: folder of what torch.compile makes.
     """
 
     side: Side
@@ -55,6 +60,7 @@ class Task:
     invented: bool
     folder: Path
     steps: int
+    cache: Path
 
 
 def train(task: Task, turns: Turns) -> None:
@@ -152,7 +158,8 @@ def _trainer(task: Task, values: Values, images: ImageDataModule, pace: Pace) ->
     chosen = {**values["callbacks"], "progress": "none", "early_stopping": None}
     values = {**values, "trainer": settings, "callbacks": chosen}
     module = build.distillation(values, images)
-    border = _Border(pace) if task.side.execution["name"] == "cuda_graph" else _Watch(pace)
+    # A callback that looks at the backward pass would keep the step from being captured.
+    border = _Watch(pace) if task.side.execution["name"] in ("eager", "compile") else _Border(pace)
     trainer = build.trainer(
         values,
         loggers=[MetricsFile(task.folder / "metrics.csv")],
@@ -169,7 +176,8 @@ def _timed(make: Callable[[], Any], parts: Parts) -> Callable[[], Any]:
 
 
 def watch_module(module: DistillationModule, parts: Parts) -> None:
-    """Let what a step of the module consists of count for parts."""
+    """Let what a step of the module consists of count for parts; what a graph replays counts as a whole."""
+    wrapped(CapturedStep, "replay", "replay", parts)
     wrapped(module, "forward", "student", parts)
     wrapped(module, "losses", "loss", parts)
     if module.teacher is not None:
@@ -195,13 +203,16 @@ class _Border(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stand at the border."""
+        """Stand at the border, unless the steps are not executed as they should be."""
+        in_force = cast(DistillationModule, pl_module).execution_in_force
+        if in_force is not None and in_force.why and in_force.asked != "auto":
+            raise ConfigError(f"execution={in_force.asked} is not possible: {in_force.why}")
         if not self.pace.border(len(unpack(batch).labels)):
             trainer.should_stop = True
 
 
 class _Watch(_Border):
-    """Watches the backward pass too, which would keep a step from being captured."""
+    """Watches the backward pass too."""
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
         """Count for the backward pass."""
@@ -218,6 +229,10 @@ class _Watch(_Border):
 def _bare(task: Task, values: Values, images: ImageDataModule, pace: Pace) -> None:
     device = pace.parts.device
     module = build.distillation(values, images).train().to(device)
+    half = values["precision"]["name"] != "fp32"
+    auto = module.execution.channels_last == "auto"
+    if wants_channels_last(module.execution, device, None) or (auto and half and device.type == "cuda"):
+        module.to(memory_format=torch.channels_last)
     configured: Any = module.configure_optimizers()
     optimizer: Optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
     loader = images.training_loader_on(device)
@@ -227,7 +242,7 @@ def _bare(task: Task, values: Values, images: ImageDataModule, pace: Pace) -> No
         module.teacher.initialise(loader.initialisation_batches(values["seed"], steps), lr)
     _first_epoch(module, len(loader), values)
     watch_module(module, pace.parts)
-    step = BareStep(module, optimizer, pace.parts, values)
+    step = BareStep(module, optimizer, pace.parts, half=half)
     for batch in _endless(loader, pace.parts):
         step(batch)
         if not pace.border(len(batch.labels)):
@@ -255,28 +270,40 @@ def _endless(loader: Any, parts: Parts) -> Iterator[Batch]:
 class BareStep:
     """One step of the library's parts in a loop of one's own: no hooks, no metrics, no log.
 
+    Executed as the module's settings say: eagerly, with compiled networks, or as a graph that is replayed.
+
     Args:
         module: on the device, in training mode.
         optimizer: its own.
         parts: measures the parts, where asked to.
-        values: the settings of the run.
+        half: autocast to bfloat16.
     """
 
-    def __init__(self, module: DistillationModule, optimizer: Optimizer, parts: Parts, values: Values) -> None:
+    def __init__(self, module: DistillationModule, optimizer: Optimizer, parts: Parts, *, half: bool = False) -> None:
         self.module = module
         self.optimizer = optimizer
         self.parts = parts
-        kind, bf16 = parts.device.type, values["precision"]["name"] == "bf16"
-        self.context: Callable[[], Any] = (lambda: torch.autocast(kind, torch.bfloat16)) if bf16 else nullcontext
+        self.half = half
+        self.captured = CapturedStep(module, optimizer) if module.execution.name == "cuda_graph" else None
+        self._compiles = module.execution.name == "compile" or module.execution.compile
 
     def __call__(self, batch: Batch) -> None:
-        """Make a step."""
-        with self.context():
-            _, loss = self.module.losses(self.module.look(batch))
+        """Make a step; the first one compiles and captures, for batches of its size."""
+        if self._compiles and self.module.compiled is None:
+            self.module.compiled = CompiledNetworks(self.module, len(batch.labels))
+        with self._context():
+            if self.captured is not None:
+                if not len(self.captured):
+                    self.captured.capture(batch)
+                self.captured.step(batch)
+                return
+            loss = self.module.passed(batch).loss
         with self.parts("backward"):
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
         with self.parts("optimizer"):
             self.optimizer.step()
-        if self.module.teacher is not None:
-            self.module.teacher.follow(self.module.student.network)
+        self.module.follow()
+
+    def _context(self) -> Any:
+        return torch.autocast(self.parts.device.type, torch.bfloat16) if self.half else nullcontext()

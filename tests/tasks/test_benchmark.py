@@ -68,7 +68,7 @@ def test_a_side_that_fails_is_left_out_with_its_reason(tmp_path: Path) -> None:
     values = compose(*TINY)
     said: list[str] = []
     side = Side("eager", "trainer", values["execution"])
-    sides = Sides([Task(side, {**values, "modules": ["no_such_module"]}, False, tmp_path, 3)], said.append)
+    sides = Sides([Task(side, {**values, "modules": ["no_such_module"]}, False, tmp_path, 3, tmp_path)], said.append)
     sides.measure(Plan(1, 0, 1))
     assert sides.found == {}
     assert "modules: no_such_module cannot be imported" in sides.failed["eager"]
