@@ -72,14 +72,20 @@ def _megabytes(size: int) -> str:
 def parts_table(result: BenchmarkResult) -> Table:
     """Show the milliseconds of each part."""
     there = [each for each in result.sides if each.parts]
-    return ["", *PARTS, REST, "step"], [
+    names = _parts_of(result)
+    return ["", *names, "step"], [
         [
             name_of(each.side.label),
-            *(number(each.parts[name]) if name in each.parts else "" for name in (*PARTS, REST)),
+            *(number(each.parts[name]) if name in each.parts else "" for name in names),
             number(sum(each.parts.values())),
         ]
         for each in there
     ]
+
+
+def _parts_of(result: BenchmarkResult) -> list[str]:
+    """List the parts that any side has."""
+    return [name for name in (*PARTS, REST) if any(name in each.parts for each in result.sides)]
 
 
 def loaders_table(result: BenchmarkResult) -> Table:
@@ -195,7 +201,7 @@ def _markdown(table: Table) -> Iterator[str]:
 def draw(result: BenchmarkResult, path: Path) -> None:
     """Draw images a second of all sides, and the parts of their steps, into a PNG."""
     sides = result.sides
-    height = 1.3 + 0.42 * len(sides)
+    height = 1.6 + 0.42 * len(sides)
     figure = Figure(figsize=(11, height), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -204,18 +210,18 @@ def draw(result: BenchmarkResult, path: Path) -> None:
         rate = each.rate
         spread = [[rate.median - rate.low], [rate.high - rate.median]]
         left.barh(place, rate.median, xerr=spread, color=COLOURS[each.side.kind], error_kw={"elinewidth": 1})
-        left.text(rate.median, place, f"  {number(rate.median)}", va="center", ha="left", fontsize=8)
+        left.text(rate.high, place, f"  {number(rate.median)}", va="center", ha="left", fontsize=8)
     left.set_yticks(range(len(sides)), names, fontsize=8)
     left.set_ylim(len(sides) - 0.5, -0.5)
     left.margins(x=0.15)
     left.set_title("training images a second (median, least and most)", fontsize=10)
     begun = [0.0] * len(sides)
-    for number_, name in enumerate((*PARTS, REST)):
+    for number_, name in enumerate(_parts_of(result)):
         widths: Sequence[float] = [max(0.0, each.parts.get(name, 0.0)) for each in sides]
         right.barh(range(len(sides)), widths, left=begun, color=f"C{number_}", label="EMA" if name == "ema" else name)
         begun = [start + width for start, width in zip(begun, widths, strict=True)]
     right.set_title("parts of a step, ms", fontsize=10)
-    right.legend(fontsize=8, loc="best")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=9, fontsize=8)
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
