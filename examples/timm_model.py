@@ -4,8 +4,8 @@
     python examples/timm_model.py
 
 trains a small ViT whose last two blocks become three peers on scikit-learn's scanned digits, with AdamW, a learning
-rate that warms up at every step, gradients gathered over two batches and, on a GPU, bfloat16: about three minutes on a
-CPU. It prints the test accuracy of all members and the first predictions of `Trainer.predict`.
+rate that warms up at every step, gradients gathered over two batches and, on a GPU, bfloat16: a few minutes on a CPU.
+It prints the test accuracy of all members and the first predictions of `Trainer.predict`.
 """
 
 from __future__ import annotations

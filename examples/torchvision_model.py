@@ -2,8 +2,8 @@
 
     python examples/torchvision_model.py
 
-trains a ResNet-18 whose `layer4` and classifier become three peers, on scikit-learn's scanned digits: about three
-minutes on two CPU cores. It prints the test accuracy of every member, and that of the one plain network that is kept.
+trains a ResNet-18 whose `layer4` and classifier become three peers, on scikit-learn's scanned digits: a few
+minutes on a CPU. It prints the test accuracy of every member, and that of the one plain network that is kept.
 Everything but the six marked lines is what such a project has anyway.
 """
 

@@ -2,7 +2,7 @@
 
     python examples/without_hydra.py
 
-trains DKEL, PCL and a baseline of the same networks on scikit-learn's digits, about two minutes on two CPU cores,
+trains DKEL, PCL and a baseline of the same networks on scikit-learn's digits, about two minutes on a CPU,
 interrupts and resumes the first of them, and prints one line a method. Hydra is not even imported.
 """
 

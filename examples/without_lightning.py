@@ -2,7 +2,7 @@
 
     python examples/without_lightning.py
 
-trains two small networks of your own and their teachers on scikit-learn's digits, half a minute on two CPU cores, and
+trains two small networks of your own and their teachers on scikit-learn's digits, ten seconds on a CPU, and
 prints a line every fifth epoch: the weights in force and the test accuracy of students and teachers.
 """
 
