@@ -192,6 +192,7 @@ def draw_sweep(panels: Mapping[str, Mapping[Setting, Sequence[float]]], keys: Se
         if max(map(len, axis.places)) * len(axis.places) > 45:
             for tick in axes.get_xticklabels():
                 tick.set(rotation=20, horizontalalignment="right", rotation_mode="anchor")
+        axes.margins(x=0.12)
         axes.set_xlabel((keys[0] if keys else "") + axis.note)
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.3)
