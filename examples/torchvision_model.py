@@ -61,7 +61,7 @@ def main(epochs: int = 12, folder: str = "outputs/examples", **settings: Any) ->
         split_at="layer4",  # <- 4
         num_classes=10,
         schedules="shares",  # <- 5: fitted to these few epochs; the default are the lengths of the CIFAR protocol
-        optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4),
         scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
     )
     best = ModelCheckpoint(monitor="val/acc", mode="max", save_last=True)
