@@ -31,8 +31,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dkel_lightning import __version__, comparison, config, failures
+from dkel_lightning import __version__, comparison, config, failures, locks
 from dkel_lightning.errors import ConfigError, DkelError
+from dkel_lightning.locks import CLAIM
 
 FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
 FLAGS_WITH_VALUE += ["--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"]
@@ -204,6 +205,13 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: with all mistakes of the first composition that has any.
     """
+    try:
+        return _prepared(arguments)
+    except OSError as error:
+        raise _refused(error) from error
+
+
+def _prepared(arguments: Sequence[str]) -> list[str]:
     given = list(_overrides(arguments))
     if "--resolve" in arguments and not any(argument.split("=")[0] in ("--cfg", "-c") for argument in arguments):
         raise ConfigError("--resolve belongs to --cfg: write --cfg job --resolve.")
@@ -223,27 +231,19 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     named = [*own_folder, *(item.split("=", 1)[1] for item in [*added, *given] if item.startswith(FOLDER_KEYS))]
     _check_writable(Path(named[-1].strip("'\"")) if named else Path("outputs"))
     if multirun and own_folder:
-        _lock_sweep(Path(own_folder[-1].strip("'\"")))
+        _hold_sweep(Path(own_folder[-1].strip("'\"")))
     return [*map(_fixed_resume, arguments), *added, *_analysis_name(given)]
 
 
 FOLDER_KEYS = ("hydra.run.dir=", "compare.folder=")
 
 
-def _lock_sweep(folder: Path) -> None:
+def _hold_sweep(folder: Path) -> None:
     """Take the folder of a sweep for this process: what lies there is gone on with, and only once."""
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise DkelError(f"Another process is working on {folder}: wait for it, or choose another folder.") from None
-    _locks.append(lock)  # until the process ends
+    _held.enter_context(locks.held(folder, ".lock"))
 
 
-_locks: list[Any] = []
+_held = contextlib.ExitStack()  # until the process ends
 
 
 def _analysis_name(given: Sequence[str]) -> list[str]:
@@ -431,10 +431,9 @@ def _parse(item: str) -> Override:
     try:
         return OverridesParser.create().parse_overrides([item])[0]
     except (OverrideParseException, CompactHydraException, RecursionError) as error:
-        shown = item if len(item) <= 200 else f"{item[:200]}..."
         raise ConfigError(
-            f"Cannot read {shown!r}: write key=value or group=option, with quotes around a value that holds anything "
-            "but letters of English, digits and the signs ._-/ (\"key='a value'\")."
+            f"Cannot read {config.shortened(item)!r}: write key=value or group=option, with quotes around a value that "
+            "holds anything but letters of English, digits and the signs ._-/ (\"key='a value'\")."
         ) from error
 
 
@@ -640,6 +639,8 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
         if "Could not override 'scale'" in str(error):
             raise ConfigError("scale= belongs to an ablation: choose one with experiment=ablation/NAME.") from error
         raise ConfigError(str(error).split("\nTo append")[0]) from error
+    except OSError as error:
+        raise _refused(error) from error
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -672,19 +673,25 @@ def run(cfg: DictConfig) -> float | None:
         _remove_if_empty()
         fail(error)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        fail(_unwritable(error))
+        fail(_refused(error))
     raise AssertionError("unreachable")
 
 
 UNWRITABLE = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT)
 
 
-def _unwritable(error: OSError) -> DkelError:
-    """Name the file that the system refused to write."""
-    where = error.filename or HydraConfig.get().runtime.output_dir
-    return DkelError(f"Cannot write {where}: {error.strerror}. What was written before is whole.")
+def _refused(error: OSError) -> DkelError:
+    """Name the file that the system refused.
+
+    Raises:
+        OSError: what is no mistake of the person at the keyboard.
+    """
+    if error.errno == errno.ENAMETOOLONG:
+        return ConfigError(f"{config.shortened(str(error.filename))} is too long for the name of a file: shorten it.")
+    if error.errno in UNWRITABLE:
+        where = error.filename or (HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else "outputs")
+        return DkelError(f"Cannot write {where}: {error.strerror}. What was written before is whole.")
+    raise error
 
 
 def _run_job(cfg: DictConfig) -> float | None:
@@ -709,7 +716,10 @@ def _run_job(cfg: DictConfig) -> float | None:
         result = None if result is None or math.isnan(result) else result
     except Exception as error:
         known = isinstance(error, DkelError | OSError)
-        failure = _unwritable(error) if isinstance(error, OSError) and error.errno in UNWRITABLE else error
+        failure = error
+        if isinstance(error, OSError):
+            with contextlib.suppress(OSError):
+                failure = _refused(error)
         _failed.append(number)
         print(f"Error in job {number} of the sweep: {failure if known else traceback.format_exc()}", file=sys.stderr)
     folder = _claimed[0] if _claimed else Path(HydraConfig.get().runtime.output_dir)
@@ -738,9 +748,6 @@ def _remove_if_empty() -> None:
 
 
 _claimed: list[Path] = []
-
-
-CLAIM = ".claimed"
 
 
 def _claim(folder: Path) -> Path:

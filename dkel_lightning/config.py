@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Key:
         if value is None:
             return None if self.optional else f"must be {self.kind}, and is null"
         fault = self.check(value)
-        return None if fault is None else f"must be {self.kind}, got {value!r}.{fault}"
+        return None if fault is None else f"must be {self.kind}, got {shortened(repr(value))}.{fault}"
 
 
 def _is_number(value: Any) -> bool:
@@ -151,9 +152,9 @@ def folder_name(meaning: str) -> Key:
 
     def check(value: Any) -> str | None:
         fits = isinstance(value, str) and value.strip(". ") and not set(value) & set("/\\\0")
-        return None if fits else ""
+        return None if fits and len(os.fsencode(value)) <= 200 else ""  # file systems allow 255, less what is added
 
-    return Key("the name of a folder, without slashes", meaning, check)
+    return Key("the name of a folder, without slashes and of at most 200 bytes", meaning, check)
 
 
 def modules(meaning: str) -> Key:
@@ -938,7 +939,13 @@ def unknown_key(key: str, known: Mapping[str, Any] | list[str]) -> str:
 
 def unknown_choice(group: str, name: str, options: list[str]) -> str:
     """Say that a group has no such option."""
-    return f"Unknown choice {group}={name}.{_did_you_mean(name, options)} Choices: {', '.join(sorted(options))}."
+    near = _did_you_mean(name, options)
+    return f"Unknown choice {group}={shortened(name)}.{near} Choices: {', '.join(sorted(options))}."
+
+
+def shortened(text: str) -> str:
+    """Keep a message readable that repeats what was typed."""
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _did_you_mean(name: str, options: Any) -> str:

@@ -17,6 +17,9 @@ from omegaconf import OmegaConf
 
 from dkel_lightning.errors import CheckpointError
 
+HALF_WRITTEN = ".part"
+"""How the hidden name of a file ends that is not whole yet; checkpoints and records of a collapse too."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -61,6 +64,12 @@ class Run:
     def _provenance(self) -> str:
         return "provenance.json" if self.resume is None else "provenance_resumed.json"
 
+    def tidy(self) -> None:
+        """Remove what a killed process has left half-written; nobody else may write into the folder meanwhile."""
+        for folder in (self.folder, self.checkpoints):
+            for path in folder.glob(f".*{HALF_WRITTEN}"):
+                path.unlink(missing_ok=True)
+
     @rank_zero_only
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file into the folder."""
@@ -70,7 +79,7 @@ class Run:
 def write_text(path: Path, content: str) -> None:
     """Write a file through a temporary one, so that it is whole at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=HALF_WRITTEN, dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -54,6 +55,29 @@ def refused(*arguments: str, multirun: bool = False, config_dir: Path | None = N
 )
 def test_a_mistake_is_named_with_its_cure(argument: str, message: str) -> None:
     assert message in refused(argument)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data=" + "x" * 5000], f"Unknown choice data={'x' * 200}..."),
+        (["d-ata.limit=1", "data=" + "x" * 5000], f"Unknown choice data={'x' * 200}..."),
+        (["experiment=" + "x" * 300], f"Unknown choice experiment={'x' * 200}..."),
+        (["optimizer." + "x" * 5000 + "=1"], "is too long for the name of a file: shorten it."),
+        (["resume=" + "x" * 5000], "is too long for the name of a file: shorten it."),
+        (["report.of=" + "x" * 5000, "task=report"], "is too long for the name of a file: shorten it."),
+        (["name=" + "x" * 201], "name must be the name of a folder, without slashes and of at most 200 bytes"),
+        (["name='" + "ü" * 101 + "'"], "name must be the name of a folder, without slashes and of at most 200 bytes"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_is_too_long_for_a_file_is_one_error(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        cli.prepare(arguments)
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_key_of_another_choice_is_told_from_a_misspelt_one() -> None:

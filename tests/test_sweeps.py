@@ -314,9 +314,9 @@ def test_what_an_ablation_cannot_be_is_said(arguments: list[str], message: str) 
 
 def test_two_processes_do_not_work_on_one_sweep(tmp_path: Path) -> None:
     folder = tmp_path / "a sweep"
-    cli._lock_sweep(folder)
+    cli._hold_sweep(folder)
     try:
         with pytest.raises(DkelError, match=r"Another process is working on .*: wait for it, or choose another folder"):
-            cli._lock_sweep(folder)
+            cli._hold_sweep(folder)
     finally:
-        cli._locks.pop().release()
+        cli._held.close()

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from dkel_lightning import config, statistics
+from dkel_lightning import config, locks, statistics
 from dkel_lightning.comparison import Comparison, Variant
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.files import Run, values_in
@@ -59,12 +58,8 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
     Raises:
         DkelError: the folder is in use, or holds members of another configuration; or every member has failed.
     """
-    run.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(run.folder / ".lock", timeout=0):
-            return _compare(run, comparison)
-    except Timeout:
-        raise DkelError(f"Another process is working on {run.folder}: wait for it, or choose another folder.") from None
+    with locks.held(run.folder, ".lock"):
+        return _compare(run, comparison)
 
 
 def _compare(run: Run, comparison: Comparison) -> CompareResult:

@@ -137,8 +137,9 @@ def assert_equal_runs(mine: Path, theirs: Path) -> None:
     for name in ("last.ckpt", "best.ckpt"):
         ours, others = (checkpoints.load(folder / "checkpoints" / name) for folder in (mine, theirs))
         assert differences(without_times(ours), without_times(others)) == []
-    leftovers = [path.name for path in (mine / "checkpoints").iterdir()]
-    assert sorted(name for name in leftovers if not name.endswith(".part")) == ["best.ckpt", "last.ckpt"]
+    # Nor is there anything that the killed process has left half-written.
+    assert sorted(path.name for path in (mine / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert [*mine.rglob("*.part")] == []
 
 
 def without_times(checkpoint: dict[str, Any]) -> dict[str, Any]:

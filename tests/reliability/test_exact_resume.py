@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
-from dkel_lightning import DistillationModule
+from dkel_lightning import DistillationModule, locks
 from dkel_lightning.callbacks import LastCheckpoint, SaveOnSignal
-from dkel_lightning.errors import Interrupted
+from dkel_lightning.errors import DkelError, Interrupted
 from dkel_lightning.tasks.train import train
 from tests.modules.toy import Toy, build, trainer
 from tests.reliability.harness import (
@@ -26,6 +26,7 @@ from tests.reliability.harness import (
     patched,
     resumed,
 )
+from tests.test_locks import held_elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +161,13 @@ def test_in_a_users_trainer_a_shuffled_loader_goes_on_in_the_order_it_would_have
     assert stop.value.step == 6
     resumed_module = fit(tmp_path / "run.ckpt", resume=tmp_path / "run.ckpt")
     assert differences(dict(resumed_module.state_dict()), dict(through.state_dict())) == []
+
+
+def test_a_run_that_is_going_on_elsewhere_is_not_resumed_beside_it(
+    through: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0)
+    before = {path: path.read_bytes() for path in through.rglob("*") if path.is_file()}
+    with held_elsewhere(through), pytest.raises(DkelError, match=f"Another process is working on {through}: wait"):
+        resumed(noisy_run(through))
+    assert {path: path.read_bytes() for path in through.rglob("*") if path.is_file()} == before
