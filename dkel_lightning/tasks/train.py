@@ -21,7 +21,13 @@ from dkel_lightning import build, checkpoints, config, figures, locks, memory
 from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor, EpochLines, LiveProgressBar, Throughput
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.callbacks.pictures import AugmentedViews
-from dkel_lightning.callbacks.saving import BestCheckpoint, LastCheckpoint, RowBeforeCheckpoint, SaveOnSignal
+from dkel_lightning.callbacks.saving import (
+    BestCheckpoint,
+    LastCheckpoint,
+    RowBeforeCheckpoint,
+    SaveOnSignal,
+    ended_by_signals,
+)
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import ConfigError, Interrupted
 from dkel_lightning.files import Run
@@ -133,18 +139,14 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
     run.write_json("classes.json", {"classes": list(images.class_names)})
     # Why it is not as asked for is said where it turns out, which may be at the first step.
     _say(_opening(run, module, images) + ("" if planned.why else f"\n{planned}"))
-    with _tracked(run, trackers, logger):
+    with _interruptible(run), _tracked(run, trackers, logger):
         device = trainer.strategy.root_device
         memory.begin(device)
         started = time.perf_counter()
         # Dropout and a user's transforms draw from the global generators; a resume puts them where they were.
         seed_process(values["seed"], "training", trainer.global_rank)
-        try:
-            with build.trainer_settings_named():
-                trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
-        except (KeyboardInterrupt, SystemExit) as stop:
-            _say_how_to_go_on(run, stop)
-            raise
+        with build.trainer_settings_named():
+            trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
         if module.execution_in_force is not None:
             run.note_execution(asdict(module.execution_in_force))
         # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
@@ -181,6 +183,17 @@ def prepared(values: build.Values) -> ImageDataModule:
         images.prepare_data()
     images.setup()
     return images
+
+
+@contextlib.contextmanager
+def _interruptible(run: Run) -> Iterator[None]:
+    """End on signals before, in and after the training, and say how to go on."""
+    try:
+        with ended_by_signals():
+            yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        _say_how_to_go_on(run, stop)
+        raise
 
 
 @contextlib.contextmanager

@@ -94,6 +94,26 @@ def test_a_signal_saves_between_two_steps_and_the_resumed_run_ends_as_if_nothing
     assert_equal_runs(run.folder, through)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_in_the_test_ends_it_at_once_and_the_resumed_run_ends_as_if_nothing_had_happened(
+    number: int, through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = noisy_run(tmp_path / "run")
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(Noise, "on_test_batch_end", signalling(number, 1, 2))  # the second as launchers pass it on
+        with pytest.raises(Interrupted) as stop:
+            train(run)
+    assert (stop.value.code, stop.value.step) == (128 + number, None)
+    assert signal.getsignal(number) is before
+    last = run.folder / "checkpoints" / "last.ckpt"
+    assert f"Stopped by {signal.Signals(number).name}. Go on with: " in (said := capsys.readouterr().out)
+    assert f"resume={last}" in said
+    assert not (run.folder / "summary.json").exists()
+    resumed(run)
+    assert_equal_runs(run.folder, through)
+
+
 def test_a_second_signal_stops_at_once_and_the_checkpoint_before_it_stands(
     through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
