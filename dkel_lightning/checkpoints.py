@@ -66,7 +66,8 @@ def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(_not_plain(path, str(error))) from error
     except Exception as error:  # on bytes that are no checkpoint torch fails in any way it likes
-        raise CheckpointError(f"{path} is damaged or cut short ({error}): use an earlier checkpoint.") from error
+        first = str(error).partition(". ")[0]  # torch goes on with guesses
+        raise CheckpointError(f"{path} is damaged or cut short ({first}): use an earlier checkpoint.") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict.")
     return checkpoint

@@ -30,7 +30,7 @@ from dkel_lightning.callbacks.saving import (
 )
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import ConfigError, Interrupted
-from dkel_lightning.files import Run
+from dkel_lightning.files import Run, is_whole
 from dkel_lightning.loggers import MetricsFile
 from dkel_lightning.memory import PeakMemory
 from dkel_lightning.modules import execution
@@ -151,7 +151,7 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
             run.note_execution(asdict(module.execution_in_force))
         # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
         if last_checkpoint is not None and of_first(_is_behind(last_checkpoint.path, trainer)):
-            # Killed after the last epoch's best.ckpt and before its last.ckpt, and resumed from the former.
+            # Killed after the last epoch's best.ckpt, before its last.ckpt or with a torn one; resumed from the former.
             last_checkpoint.save(trainer)
         seconds, peak = time.perf_counter() - started, memory.peak(device)
         complete = run.resume is not None and throughput.measured == 0 and (run.folder / "summary.json").exists()
@@ -311,7 +311,10 @@ def _mode(monitor: str) -> str:
 
 
 def _is_behind(path: Path, trainer: Trainer) -> bool:
-    return path.is_file() and int(checkpoints.load(path)["global_step"]) < trainer.global_step
+    if not path.is_file():
+        return False
+    # A torn one, which the resumed run has stepped over, is not worth more than none.
+    return not is_whole(path) or int(checkpoints.load(path)["global_step"]) < trainer.global_step
 
 
 def _resumed_step(run: Run) -> int | None:

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
-from dkel_lightning import DistillationModule, locks
+from dkel_lightning import DistillationModule, checkpoints, locks
 from dkel_lightning.callbacks import LastCheckpoint, SaveOnSignal
 from dkel_lightning.errors import DkelError, Interrupted
 from dkel_lightning.tasks.train import train
@@ -181,6 +181,18 @@ def test_in_a_users_trainer_a_shuffled_loader_goes_on_in_the_order_it_would_have
     assert stop.value.step == 6
     resumed_module = fit(tmp_path / "run.ckpt", resume=tmp_path / "run.ckpt")
     assert differences(dict(resumed_module.state_dict()), dict(through.state_dict())) == []
+
+
+def test_a_torn_last_checkpoint_of_a_finished_run_is_stepped_over_and_made_again(tmp_path: Path) -> None:
+    run = noisy_run(tmp_path / "run", "trainer.max_epochs=1")
+    train(run)
+    last = run.folder / "checkpoints" / "last.ckpt"
+    before = checkpoints.load(last)
+    last.write_bytes(last.read_bytes()[:1000])
+    resumed(run)
+    after = checkpoints.load(last)
+    assert after["global_step"] == before["global_step"]
+    assert differences(after["state_dict"], before["state_dict"]) == []
 
 
 def test_a_run_that_is_going_on_elsewhere_is_not_resumed_beside_it(
