@@ -641,6 +641,9 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
         raise ConfigError(str(error).split("\nTo append")[0]) from error
     except OSError as error:
         raise _refused(error) from error
+    except TypeError as error:  # Hydra joins a list of lists to a path
+        given = config.shortened(" ".join(overrides))
+        raise ConfigError(f"Cannot compose {given}: a group takes the name of one choice, group=CHOICE.") from error
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

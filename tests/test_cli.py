@@ -62,6 +62,8 @@ def test_a_mistake_is_named_with_its_cure(argument: str, message: str) -> None:
     [
         (["data=" + "x" * 5000], f"Unknown choice data={'x' * 200}..."),
         (["d-ata.limit=1", "data=" + "x" * 5000], f"Unknown choice data={'x' * 200}..."),
+        (["x.y=1", "+task=[[]]"], "+task=[[]]: a group is chosen without a plus: task=CHOICE."),
+        (["hydra/launcher=[[1]]"], "Cannot compose hydra/launcher=[[1]]: a group takes the name of one choice"),
         (["experiment=" + "x" * 300], f"Unknown choice experiment={'x' * 200}..."),
         (["optimizer." + "x" * 5000 + "=1"], "is too long for the name of a file: shorten it."),
         (["resume=" + "x" * 5000], "is too long for the name of a file: shorten it."),
@@ -71,7 +73,7 @@ def test_a_mistake_is_named_with_its_cure(argument: str, message: str) -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_is_too_long_for_a_file_is_one_error(
+def test_what_is_too_long_for_a_file_or_no_name_is_one_error(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
