@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -59,7 +59,11 @@ def fused(optimizer: OptimizerFactory | None) -> OptimizerFactory | None:
 
 
 def _keep_kernels(optimizer: Optimizer) -> None:
-    """Let a loaded state not choose the kernels: it may come from another kind of device."""
+    """Let a loaded state not choose the kernels: it may come from another kind of device, in its memory layout.
+
+    A fused kernel walks through parameter and state side by side, so both must lie alike, and it counts steps on the
+    device; others count them on the host.
+    """
     if "fused" not in optimizer.defaults:
         return
     chosen = optimizer.defaults["fused"]
@@ -67,8 +71,22 @@ def _keep_kernels(optimizer: Optimizer) -> None:
     def put_back(loaded: Optimizer) -> None:
         for group in loaded.param_groups:
             group["fused"] = chosen
+            on_device = bool(chosen or group.get("capturable"))
+            for parameter in group["params"]:
+                state = loaded.state.get(parameter, {})
+                state.update({name: _suited(name, value, parameter, on_device) for name, value in state.items()})
 
     optimizer.register_load_state_dict_post_hook(put_back)
+
+
+def _suited(name: str, value: Any, parameter: Tensor, on_device: bool) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if name == "step":
+        return value.to(parameter.device, torch.float32) if on_device else value.cpu()
+    if value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def unscaled_rate(group: Mapping[str, Any]) -> float:

@@ -31,7 +31,7 @@ from dkel_lightning.modules import batch as batches
 from dkel_lightning.modules import distillation
 from dkel_lightning.modules.execution import Execution
 from dkel_lightning.modules.graph import CapturedStep, CaptureError
-from dkel_lightning.modules.optim import fused
+from dkel_lightning.modules.optim import configure, fused
 from tests.modules.tape import Tape, no_host_reads, tape
 from tests.modules.toy import CLASSES, SGD, build, images_and_labels, train_loader, trainer, val_loader
 
@@ -333,7 +333,7 @@ def test_a_loss_that_is_no_number_is_caught_in_a_captured_step(tmp_path: Path, t
         poison.calls = 0  # type: ignore[attr-defined]
         module = build(execution=mode, augmentation=poison, teacher={"init_steps": 0})
         fit = trainer(DiversityMonitor("none"), default_root_dir=tmp_path / mode)
-        with pytest.raises(NonFiniteError, match=r"non-finite terms: ce, .*\(step 2, epoch 0\)"):
+        with pytest.raises(NonFiniteError, match=r"non-finite terms: ce, .*\(step 2, epoch 1\)"):
             fit.fit(module, train_loader(SAMPLES))
     ours, theirs = (torch.load(tmp_path / mode / "collapse" / "step_2.pt") for mode in ("eager", "cuda_graph"))
     assert_equal(ours["state_dict"], theirs["state_dict"])
@@ -579,6 +579,28 @@ def test_a_fused_optimizer_is_taken_where_there_is_one_and_nothing_else_was_aske
         assert fused(factory) is None
     with pytest.raises(ConfigError, match=r"execution\.fused_optimizer=true, but the optimizer has no fused form"):
         build(optimizer=torch.optim.RMSprop, execution={"fused_optimizer": True}).configure_optimizers()
+
+
+@pytest.mark.parametrize("kind", [SGD, partial(torch.optim.AdamW, lr=0.01)])
+def test_a_state_from_another_layout_and_kernel_is_loaded_into_those_of_the_run(kind: Any) -> None:
+    """A fused kernel reads weights and momentum side by side, as they lie in memory."""
+
+    def stepped(one_kernel: bool, layout: torch.memory_format, state: Any = None) -> tuple[Tensor, Any]:
+        draws = torch.Generator().manual_seed(0)
+        weight = torch.randn(4, 3, 3, 3, generator=draws).to(memory_format=layout)
+        parameter, gradient = nn.Parameter(weight), torch.randn(4, 3, 3, 3, generator=draws)
+        group = nn.ParameterDict({"weight": parameter})
+        optimizer: Any = configure({"student": group}, partial(kind, fused=one_kernel), None, "epoch")
+        if state is not None:
+            optimizer.load_state_dict(copy.deepcopy(state))
+            assert all(v.stride() == parameter.stride() for v in optimizer.state[parameter].values() if v.dim())
+        parameter.grad = gradient.to(memory_format=layout)
+        optimizer.step()
+        return parameter.detach(), optimizer.state_dict()
+
+    _, saved = stepped(False, torch.channels_last)
+    after, _ = stepped(True, torch.contiguous_format, saved)
+    torch.testing.assert_close(after, stepped(False, torch.channels_last, saved)[0])
 
 
 def test_a_fused_step_is_the_ordinary_one_and_a_loaded_state_does_not_choose_it(tmp_path: Path) -> None:
