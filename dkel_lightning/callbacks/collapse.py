@@ -88,9 +88,9 @@ class CollapseGuard(Callback):
 
     A step whose loss is no number is written to `collapse/step_<n>.pt`, n the steps done before; so is the last step
     before the validation that finds a collapse (with `warn`: the first one). `task=replay` runs it again. On the CPU
-    the loss is judged before the weights are touched. On a GPU the verdict is read at the start of the next step, when
-    it has long arrived, and a copy of the state from before the step lies on the device until then: no wait, for one
-    copy of weights and optimizer state in memory. With `restore` it is read at once.
+    the loss is judged before the weights are touched. On a GPU the verdict is read at the start of the next step but
+    one, when it has long arrived, and a copy of the state from before the step lies on the device until then: no wait,
+    for two copies of weights and optimizer state in memory. With `restore` it is read at once.
 
     Args:
         on_collapse: `warn`, `stop` or `restore`.
@@ -124,8 +124,9 @@ class CollapseGuard(Callback):
         self._restored_at = 0
         self._well: set[str] = set()
         self._ill: set[str] = set()
-        self._recorder = StepRecorder()
-        self._pending: Verdict | None = None
+        # Of the step under way, and of the one before where its verdict is still to come.
+        self._recorder, self._other = StepRecorder(), StepRecorder()
+        self._pending: list[tuple[Verdict, StepRecorder]] = []
         self._due: Collapse | None = None
         self._shares: ClassShares | None = None
         self._good: dict[str, Any] = {}
@@ -135,22 +136,27 @@ class CollapseGuard(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the losses; what training starts from is good."""
         module = _distillation(pl_module)
-        self._pending = self._due = None
+        self._pending, self._due = [], None
         if self._read_loss not in module.readers:
             module.readers.append(self._read_loss)
         self._remember(trainer, module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Read the verdict on the step before, and keep what a replay of this one needs."""
-        self._read(trainer, pl_module)
+        """Read the verdict on an earlier step, and keep what a replay of this one needs."""
+        self._read(trainer, pl_module, all_but=1 if self._reads_late(pl_module.device) else 0)
+        if self._pending:
+            self._recorder, self._other = self._other, self._recorder
         self._recorder.begin(trainer, _distillation(pl_module), batch, batch_idx)
         self._at = (trainer, _distillation(pl_module))
 
     def _read_loss(self, terms: Mapping[str, Tensor], loss: Tensor) -> None:
         self._recorder.note(terms, loss)
-        self._pending = Verdict(loss)
-        if not reading_waits(loss.device) or self.on_collapse == "restore":
+        self._pending.append((Verdict(loss), self._recorder))
+        if not self._reads_late(loss.device):
             self._read(*self._at)
+
+    def _reads_late(self, device: torch.device) -> bool:
+        return reading_waits(device) and self.on_collapse != "restore"
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look at the gradients where that is free, before they reach the weights."""
@@ -164,7 +170,7 @@ class CollapseGuard(Callback):
         names = non_finite((name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None)
         if names:
             what = f"{len(names)} gradients became NaN or infinite ({', '.join(names[:3])})"
-            self._not_a_number(trainer, _distillation(pl_module), what)
+            self._not_a_number(trainer, _distillation(pl_module), what, self._recorder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -184,7 +190,7 @@ class CollapseGuard(Callback):
         weights = [*module.named_parameters()]
         if not all_finite([parameter.detach() for _, parameter in weights]) and (names := non_finite(weights)):
             what = f"{len(names)} weights became NaN or infinite ({', '.join(names[:3])})"
-            self._not_a_number(trainer, module, what, replayable=False)
+            self._not_a_number(trainer, module, what, self._recorder, replayable=False)
             self.on_train_batch_end(trainer, module, None, None, 0)
         elif not trainer.enable_validation:
             self._remember(trainer, module)
@@ -202,7 +208,8 @@ class CollapseGuard(Callback):
         readers = _distillation(pl_module).readers
         if self._read_loss in readers:
             readers.remove(self._read_loss)
-        self._good, self._recorder = {}, StepRecorder()
+        self._good, self._pending = {}, []
+        self._recorder, self._other = StepRecorder(), StepRecorder()
         self._at = ()  # type: ignore[assignment]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -211,24 +218,28 @@ class CollapseGuard(Callback):
 
     _at: tuple[Trainer, DistillationModule]
 
-    def _read(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._pending is None:
-            return
-        verdict, self._pending = self._pending, None
-        if verdict.read():
-            names = self._recorder.culprits()
-            terms = f"; non-finite terms: {', '.join(names)}" if names else ""
-            self._not_a_number(trainer, _distillation(module), f"The training loss became NaN or infinite{terms}")
+    def _read(self, trainer: Trainer, module: LightningModule, *, all_but: int = 0) -> None:
+        while len(self._pending) > all_but:
+            verdict, recorder = self._pending.pop(0)
+            if verdict.read():
+                names = recorder.culprits()
+                terms = f"; non-finite terms: {', '.join(names)}" if names else ""
+                what = f"The training loss became NaN or infinite{terms}"
+                self._not_a_number(trainer, _distillation(module), what, recorder)
 
     def _not_a_number(
-        self, trainer: Trainer, module: DistillationModule, what: str, *, replayable: bool = True
+        self,
+        trainer: Trainer,
+        module: DistillationModule,
+        what: str,
+        recorder: StepRecorder,
+        *,
+        replayable: bool = True,
     ) -> None:
         """Record the step, and raise, or ask for a restoration once the step is over."""
-        where = f"step {self._recorder.step}, epoch {trainer.current_epoch + 1}"
-        path = self._recorder.save(self._place(trainer) / "collapse", trainer, module, what) if replayable else None
-        event = Collapse(
-            "non_finite", trainer.current_epoch, self._recorder.step, what, record=str(path) if path else None
-        )
+        where = f"step {recorder.step}, epoch {trainer.current_epoch + 1}"
+        path = recorder.save(self._place(trainer) / "collapse", trainer, module, what) if replayable else None
+        event = Collapse("non_finite", trainer.current_epoch, recorder.step, what, record=str(path) if path else None)
         if self.on_collapse == "restore" and self.restored < self.times:
             self._due = event
             return

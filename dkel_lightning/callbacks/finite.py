@@ -26,7 +26,8 @@ FORMAT = 1
 class Verdict:
     """Whether a loss is NaN or infinite, on any process; all of them must ask.
 
-    On a GPU the answer travels to the host beside the computation. Read a step later it is there already.
+    On a GPU the answer travels to the host beside the computation. The host runs ahead of a GPU that replays a graph:
+    read a step later it would wait for the replay to end, read two steps later the answer is there.
     """
 
     def __init__(self, loss: Tensor) -> None:
@@ -51,8 +52,8 @@ class StepRecorder:
     """Keep what a replay of the step under way needs, until the next one begins.
 
     On the CPU the loss is judged before the step is made, so weights and optimizer still are what they were; only
-    what the forward pass changes, the running statistics, is copied at the start. On a GPU the verdict is read one
-    step late, so all of the state is copied on the device at the start of each step; before a validation, whose
+    what the forward pass changes, the running statistics, is copied at the start. On a GPU the verdict is read two
+    steps late, so all of the state is copied on the device at the start of each step; before a validation, whose
     verdict comes after the step too, it is copied everywhere.
 
     Attributes:
@@ -70,7 +71,8 @@ class StepRecorder:
         self._groups: list[tuple[list[Tensor], list[Tensor]]] = []
         self._kept: dict[int, Tensor] = {}
         self._scheduled: tuple[list[Tensor], list[Tensor]] = ([], [])
-        self._tracked: tuple[int, bool] = (-1, False)
+        self._rates: list[dict[str, Any]] = []
+        self._tracked: tuple[int, int, bool] = (-1, -1, False)
         self.copies_all: bool | None = None
         self.whole = False
 
@@ -90,10 +92,14 @@ class StepRecorder:
         late = self.copies_all or (self.copies_all is None and reading_waits(module.device))
         self.whole = late or _validates_after(trainer, batch_idx)
         # Optimizers make their state in the first step; otherwise the tensors stay the same ones.
-        states = sum(map(len, trainer.optimizers[0].state.values())), self.whole
-        if states != self._tracked or batch_idx == 0:
-            self._track(module, trainer.optimizers[0])
+        optimizer = trainer.optimizers[0]
+        states = trainer.current_epoch, sum(map(len, optimizer.state.values())), self.whole
+        if states != self._tracked:
+            self._track(module, optimizer)
             self._tracked = states
+        self._rates = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
         for sources, copies in self._groups:
             torch._foreach_copy_(copies, sources)
 
@@ -101,7 +107,9 @@ class StepRecorder:
         """Remember the terms and the loss of this step, and the weights that schedules have put in force for it."""
         if self._scheduled[0]:
             torch._foreach_copy_(self._scheduled[1], self._scheduled[0])
-        self.terms, self.loss = {name: value.detach() for name, value in terms.items()}, loss.detach()
+        # Stacked and so copied: those of a captured step are overwritten by the next.
+        values = torch.stack([value.detach() for value in terms.values()]).unbind()
+        self.terms, self.loss = dict(zip(terms, values, strict=True)), loss.detach()
 
     def culprits(self) -> list[str]:
         """Name the terms that are NaN or infinite."""
@@ -147,6 +155,8 @@ class StepRecorder:
         return path
 
     def _track(self, module: DistillationModule, optimizer: Optimizer) -> None:
+        # Not two copies at a time.
+        self._groups, self._kept, self._scheduled = [], {}, ([], [])
         tensors = [*_statistics(module)]
         if self.whole:
             state = chain.from_iterable(values.values() for values in optimizer.state.values())
@@ -164,12 +174,18 @@ class StepRecorder:
     def _before(self, value: Any) -> Any:
         return self._kept.get(value.data_ptr(), value) if isinstance(value, Tensor) else value
 
+    def _was_there(self, value: Any) -> bool:
+        return not self.whole or not isinstance(value, Tensor) or value.data_ptr() in self._kept
+
     def _optimizer_before(self, optimizer: Optimizer) -> dict[str, Any]:
         state = optimizer.state_dict()
+        # What a first step has made since is no part of it.
         before = {
-            key: {name: self._before(value) for name, value in values.items()} for key, values in state["state"].items()
+            key: {name: self._before(value) for name, value in values.items() if self._was_there(value)}
+            for key, values in state["state"].items()
         }
-        return {**state, "state": before}
+        groups = [{**group, **rates} for group, rates in zip(state["param_groups"], self._rates, strict=True)]
+        return {**state, "state": {key: values for key, values in before.items() if values}, "param_groups": groups}
 
 
 def non_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:

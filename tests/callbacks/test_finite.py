@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,10 @@ IN_FORCE = ("method.rampup_weight", "ensemble.weight", "teacher.rate")
 
 
 class LateGuard(CollapseGuard):
-    """Behaves on the CPU as on a GPU: takes note of every loss, but reads the verdict at the next step only."""
+    """Behaves on the CPU as on a GPU: takes note of every loss, but reads the verdict two steps later only."""
 
-    def _read_loss(self, terms: Any, loss: Any) -> None:
-        self._recorder.note(terms, loss)
-        self._pending = Verdict(loss)
+    def _reads_late(self, device: torch.device) -> bool:
+        return True
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         """A GPU does not look at the gradients."""
@@ -105,7 +105,8 @@ def test_weights_optimizer_and_teacher_are_those_from_before_the_step(tmp_path: 
     assert module.observers == []
 
 
-def test_a_late_verdict_still_records_the_step_as_it_began(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_a_late_verdict_still_records_the_step_as_it_began(tmp_path: Path, step: int) -> None:
     states: list[dict[str, Any]] = []
 
     class Watch(Callback):
@@ -118,14 +119,20 @@ def test_a_late_verdict_still_records_the_step_as_it_began(tmp_path: Path) -> No
 
     guard = LateGuard()
     # As on a GPU: everything is copied at the start of each step.
-    guard._recorder.copies_all = True
-    with pytest.raises(NonFiniteError, match=r"non-finite terms: ce, .* \(step 1, epoch 1\)"):
-        trainer(guard, Watch(), default_root_dir=tmp_path).fit(build(), poisoned_loader(1))
-    record = torch.load(tmp_path / "collapse" / "step_1.pt", weights_only=True)
-    differing = [name for name, value in record["state_dict"].items() if not torch.equal(value, states[1][name])]
+    guard._recorder.copies_all = guard._other.copies_all = True
+    scheduler = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
+    module = build(teacher={"init_steps": 0}, scheduler=scheduler, interval="step")
+    with pytest.raises(NonFiniteError, match=rf"non-finite terms: ce, .* \(step {step}, epoch 1\)"):
+        trainer(guard, Watch(), default_root_dir=tmp_path).fit(module, poisoned_loader(step))
+    # Read two steps later, or at the end of the epoch.
+    assert len(states) == min(step + 2, 5)
+    record = torch.load(tmp_path / "collapse" / f"step_{step}.pt", weights_only=True)
+    differing = [name for name, value in record["state_dict"].items() if not torch.equal(value, states[step][name])]
     # NaN before the first validation, and sums for the log: no part of a step.
     assert {name.split(".")[0] for name in differing} <= {"validation_accuracy", "term_means", "train_scores"}
     assert all(v["momentum_buffer"].isfinite().all() for v in record["optimizer"]["state"].values())
+    assert bool(record["optimizer"]["state"]) == (step > 0)
+    assert {group["lr"] for group in record["optimizer"]["param_groups"]} == {0.05 * 0.5**step}
 
 
 @pytest.mark.parametrize("when", [{}, {"every_n_train_steps": 1}])
