@@ -12,9 +12,10 @@ import torch
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device has done all that it was given; not amid a capture, which gives it nothing to do."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        if not torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
