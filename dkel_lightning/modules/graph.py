@@ -8,10 +8,12 @@ remains outside. What a device offers for it is a `Recorder`; only CUDA has one.
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -56,49 +58,103 @@ class CudaRecorder:
     """A CUDA graph.
 
     Args:
-        pool: memory of an earlier one; both may share it, because what outlives a replay is referenced.
+        earlier: another one, whose memory this one shares: what is computed on the way is overwritten by each of them,
+            and what a replay gives has been used, or copied, before the next one begins.
     """
 
-    def __init__(self, pool: Any = None) -> None:
+    _sides: ClassVar[dict[int, Any]] = {}
+    """A stream to rehearse on, by device: libraries keep workspaces for each stream that they have seen."""
+
+    def __init__(self, earlier: Any = None) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        self._pool = pool
+        self._pool = earlier.pool if earlier is not None else torch.cuda.graph_pool_handle()
+
+    @property
+    def pool(self) -> Any:
+        """Its memory."""
+        return self._pool
 
     def rehearse(self, step: Callable[[], object]) -> None:
         """Run `step` on a side stream, as capture asks for, the last time with waiting forbidden."""
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side = self._side()
         current = torch.cuda.current_stream()
         side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                step()
-            with waiting_forbidden():
-                step()
-        current.wait_stream(side)
+        try:
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    step()
+                with waiting_forbidden():
+                    step()
+        finally:
+            # Also where it failed: what is put back on the current stream must not be overtaken.
+            current.wait_stream(side)
 
     def capture(self, step: Callable[[], Passed]) -> Passed:
         """Record `step`; nothing is computed."""
-        # Threads of a DataLoader may pin memory meanwhile, which the default mode would take for an error.
-        with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
-            return step()
+        current = torch.cuda.current_stream()
+        said = ""
+        try:
+            # Threads of a DataLoader may pin memory meanwhile, which the default mode would take for an error.
+            graph = torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local")
+            with _no_garbage_collected(), graph:
+                try:
+                    return step()
+                except Exception as error:
+                    said = _first_line(error)
+                    raise
+        except Exception as error:
+            # Where a capture is broken its end fails as well, says less, and leaves stream and memory as in a capture.
+            torch.cuda.set_stream(current)
+            with contextlib.suppress(Exception):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+            if not said or said == _first_line(error):
+                raise
+            raise CaptureError(said) from error
 
     def replay(self) -> None:
         """Launch the graph on the current stream."""
         self._graph.replay()
+
+    @classmethod
+    def _side(cls) -> Any:
+        device = torch.cuda.current_device()
+        if device not in cls._sides:
+            cls._sides[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        return cls._sides[device]
+
+
+@contextlib.contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """Let nothing be destroyed in passing, such as another graph or an event, which a capture may not bear."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager
 def waiting_forbidden() -> Iterator[None]:
     """Raise where the host would wait for the CUDA device, as in `.item()`."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    _set_sync_debug_mode("error")
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        _set_sync_debug_mode(before)
 
 
-RECORDERS: dict[str, Callable[[], Recorder]] = {"cuda": CudaRecorder}
-"""What captures, by type of device."""
+def _set_sync_debug_mode(mode: int | str) -> None:
+    with warnings.catch_warnings():
+        # That it is a prototype; an error to whoever has made warnings errors.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+RECORDERS: dict[str, Callable[[Any], Recorder]] = {"cuda": CudaRecorder}
+"""What captures, by type of device; made with an earlier one of the same step, or None."""
 
 
 @dataclass
@@ -167,13 +223,14 @@ class CapturedStep:
         device = given.labels.device
         if device.type not in RECORDERS:
             raise CaptureError(f"nothing captures on a {device.type} device")
-        recorder = RECORDERS[device.type]()
+        earlier = next((graph.recorder for graph in self._graphs.values()), None)
         inputs = Batch(*(None if each is None else torch.empty_like(each) for each in given))  # type: ignore[arg-type]
         _fill(inputs, given)
         kept = _Kept(self.module, self._parameters, device)
         try:
-            graph = self._captured(recorder, inputs, micro_batches, kept)
-            self._prove(graph, micro_batches, kept)
+            with _current(device):
+                graph = self._captured(RECORDERS[device.type](earlier), inputs, micro_batches, kept)
+                self._prove(graph, micro_batches, kept)
         except (DkelError, CaptureError):
             raise
         except Exception as error:  # whatever a step of the user's own does that a graph cannot
@@ -363,6 +420,11 @@ class _Watched:
             [parameter.requires_grad for parameter in self._parameters],
             [tensor.data_ptr() for tensor in self._tensors],
         )
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Make a CUDA device the current one, whose streams are meant where none is named."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _shape(batch: Batch, micro_batches: int) -> tuple[Any, ...]:

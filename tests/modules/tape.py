@@ -88,7 +88,7 @@ class Tape:
 
     replays = 0
 
-    def __init__(self) -> None:
+    def __init__(self, earlier: Any = None) -> None:
         self._operations: list[Operation] = []
 
     def rehearse(self, step: Callable[[], object]) -> None:

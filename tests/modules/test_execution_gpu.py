@@ -7,6 +7,7 @@ agree to 1e-4 of their size after six steps; compiled networks sum in another or
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from dkel_lightning import DistillationModule, methods
 from dkel_lightning.callbacks import DiversityMonitor
+from dkel_lightning.methods.baseline import Baseline
 from dkel_lightning.modules.graph import CapturedStep
 from tests.modules.test_execution import Reading, dropping
 from tests.modules.toy import build, images_and_labels, train_loader, trainer, val_loader
@@ -114,12 +116,33 @@ def test_a_capture_that_fails_leaves_weights_and_random_numbers_and_training_goe
     assert torch.rand(3, device="cuda").isfinite().all()
 
 
+class Waiting(Baseline):
+    """Does in a capture alone what a capture does not bear."""
+
+    def loss_terms(self, step: Any) -> dict[str, Tensor]:
+        if torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()
+        return super().loss_terms(step)
+
+
+def test_a_capture_that_breaks_leaves_the_stream_and_the_memory_as_they_were() -> None:
+    eager, broken = build(Waiting(2)), build(Waiting(2), execution="cuda_graph")
+    assert_close(fitted(eager), fitted(broken), 1e-4)
+    name, why = mode_of(broken)
+    assert name == "eager"
+    assert "captur" in why
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    torch.cuda.empty_cache()  # asserts that no capture is under way
+
+
 class NoWaiting(Callback):
     """Forbid that the host waits for the device in a step; the first one of an epoch checks the labels."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx > 0 and trainer.current_epoch > 0:
-            torch.cuda.set_sync_debug_mode("error")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it is a prototype
+                torch.cuda.set_sync_debug_mode("error")
 
     def on_train_batch_end(self, *_: Any) -> None:
         torch.cuda.set_sync_debug_mode("default")
