@@ -223,6 +223,7 @@ class Runner:
         self.replayed = False
         self.in_force = planned(module, trainer)
         self._begun = False
+        self._looks_again = False
         self._captured: CapturedStep | None = None
         self._refused: set[tuple[Any, ...]] = set()
 
@@ -233,6 +234,8 @@ class Runner:
             self._begin()
         if self.in_force.compiled:
             self._compile(batch)
+        # Who prunes, finetunes or hooks into parts of the networks does so between epochs.
+        self._looks_again = self._looks_again or batch_idx == 0
         if self.in_force.name != "cuda_graph" or self.module.observers:
             return None
         micro_batches = self.trainer.accumulate_grad_batches
@@ -267,7 +270,11 @@ class Runner:
             _say(str(self.in_force))
 
     def _is_captured(self, batch: Batch, micro_batches: int) -> bool:
-        if self._captured is not None and not self._captured.is_current():
+        thoroughly, self._looks_again = self._looks_again, False
+        if thoroughly and (why := _of_hooks(self.module)) is not None:
+            self.fall_back(why)
+            return False
+        if self._captured is not None and not self._captured.is_current(thoroughly=thoroughly):
             self._captured = None  # the graphs are of other tensors, modes or trainable parts: captured anew
         if self._captured is None:
             self._captured = CapturedStep(self.module)

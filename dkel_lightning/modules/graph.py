@@ -202,9 +202,13 @@ class CapturedStep:
         """Tell whether batches of this shape are captured."""
         return _shape(unpack(batch), micro_batches) in self._graphs
 
-    def is_current(self) -> bool:
-        """Tell whether modes, trainable parameters and the places of all tensors are those of the capture."""
-        return self._watched.unchanged()
+    def is_current(self, *, thoroughly: bool = False) -> bool:
+        """Tell whether modes, trainable parameters and the places of all tensors are those of the capture.
+
+        Args:
+            thoroughly: look for modules, parameters and buffers that others have replaced, too, which takes longer.
+        """
+        return (not thoroughly or self._watched.consists_of(self.module)) and self._watched.unchanged()
 
     def capture(self, batch: Any, micro_batches: int = 1) -> None:
         """Capture the step for batches of the shape of `batch`.
@@ -404,11 +408,16 @@ class _Watched:
     """What a graph takes for granted, and Python may change at any time."""
 
     def __init__(self, module: DistillationModule) -> None:
+        self._parts = _parts(module)
         self._modules = [*module.modules()]
         self._norms = batch_norms(module)
         self._parameters = [*module.parameters()]
         self._tensors = [*self._parameters, *module.buffers()]
         self._seen = self._look()
+
+    def consists_of(self, module: DistillationModule) -> bool:
+        parts = _parts(module)
+        return len(parts) == len(self._parts) and all(a is b for a, b in zip(parts, self._parts, strict=True))
 
     def unchanged(self) -> bool:
         return self._look() == self._seen
@@ -420,6 +429,10 @@ class _Watched:
             [parameter.requires_grad for parameter in self._parameters],
             [tensor.data_ptr() for tensor in self._tensors],
         )
+
+
+def _parts(module: torch.nn.Module) -> list[Any]:
+    return [*module.modules(), *module.parameters(), *module.buffers()]
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils._python_dispatch import _disable_current_modes
 
 from dkel_lightning import DistillationModule, methods
@@ -322,6 +323,43 @@ def test_parts_that_begin_to_learn_are_captured_anew(tape: type[Tape]) -> None:
     results = [fitted("dkel", mode, Thaw(), max_epochs=2) for mode in ("eager", "cuda_graph")]
     assert_same_outcome(*results)
     assert tape.replays == 2 * 3 + 4
+
+
+class AtEpoch(Callback):
+    """Does something to the module at the start of the second epoch."""
+
+    def __init__(self, change: Any) -> None:
+        self.change = change
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            self.change(pl_module)
+
+
+def replaced(module: DistillationModule) -> None:
+    norm = next(part for part in module.student.modules() if isinstance(part, nn.BatchNorm2d))
+    assert norm.running_mean is not None
+    norm.running_mean = norm.running_mean.clone()
+
+
+def pruned(module: DistillationModule) -> None:
+    layer = next(part for part in module.student.modules() if isinstance(part, nn.Conv2d))
+    prune.l1_unstructured(layer, "weight", 0.5)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(("change", "mode"), [(replaced, "cuda_graph"), (pruned, "eager")])
+def test_parts_that_are_replaced_or_hooked_between_epochs_are_seen(change: Any, mode: str, tape: type[Tape]) -> None:
+    states = []
+    for execution in ("eager", "cuda_graph"):
+        module = build(execution=execution)
+        # The average matches the networks by name, which pruning changes.
+        module.teacher.follow = lambda student: None  # type: ignore[union-attr, method-assign]
+        torch.manual_seed(7)
+        trainer(AtEpoch(change), DiversityMonitor("none"), max_epochs=2).fit(module, train_loader(SAMPLES))
+        states.append(module.state_dict())
+    assert_equal(*states)
+    assert module.execution_in_force is not None
+    assert module.execution_in_force.name == mode
 
 
 def test_a_loss_that_is_no_number_is_caught_in_a_captured_step(tmp_path: Path, tape: type[Tape]) -> None:
