@@ -23,7 +23,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException, OverrideParseException
 from hydra.experimental.callback import Callback
@@ -212,6 +212,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
 
 
 def _prepared(arguments: Sequence[str]) -> list[str]:
+    arguments = [_listed(argument, _config_dir(arguments)) for argument in arguments]
     given = list(_overrides(arguments))
     if "--resolve" in arguments and not any(argument.split("=")[0] in ("--cfg", "-c") for argument in arguments):
         raise ConfigError("--resolve belongs to --cfg: write --cfg job --resolve.")
@@ -251,6 +252,25 @@ def _analysis_name(given: Sequence[str]) -> list[str]:
     values = dict(item.lstrip("+").split("=", 1) for item in given if "=" in item)
     task = values.get("task")
     return [f"name={task}"] if task in (*config.ANALYSES, "predict", "benchmark") and "name" not in values else []
+
+
+def _listed(argument: str, config_dir: Path | None) -> str:
+    """Write out the choices that `group=glob(PATTERN)` means: Hydra's own list has files that are no choices.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    item = _parse(argument) if "=glob(" in argument else None
+    pattern = item.value() if item is not None else None
+    if item is None or not isinstance(pattern, Glob):
+        return argument
+    options = _options(item.key_or_group, config_dir)
+    chosen = pattern.filter(options)
+    if not options or item.key_or_group == "hydra":
+        raise ConfigError(f"{argument}: glob lists choices of a group, and {item.key_or_group} is none.")
+    if not chosen:
+        raise ConfigError(f"{argument} matches none of {', '.join(options)}.")
+    return f"{item.key_or_group}={','.join(chosen)}"
 
 
 def _fixed_resume(argument: str) -> str:

@@ -82,6 +82,26 @@ def test_what_is_too_long_for_a_file_or_no_name_is_one_error(
     assert len(str(caught.value)) < 1000
 
 
+def test_a_glob_means_the_choices_of_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepared = cli.prepare(["-m", "backbone=glob(resnet*)", "seed=0,1"])
+    assert prepared == ["-m", "backbone=resnet110,resnet18,resnet32,resnet34,resnet8", "seed=0,1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["method=glob(dk*)"], "method=dkel,dkel_released gives several values: add -m"),
+        (["-m", "method=glob(zz*)"], "method=glob(zz*) matches none of baseline, "),
+        (["-m", "seed=glob(*)"], "glob lists choices of a group, and seed is none"),
+        (["-m", "hydra=glob(*)"], "glob lists choices of a group, and hydra is none"),
+    ],
+)
+def test_a_glob_without_choices_is_one_error(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        cli.prepare(arguments)
+
+
 def test_a_key_of_another_choice_is_told_from_a_misspelt_one() -> None:
     assert "method.temperature means nothing with method=baseline" in refused("method=baseline", "method.temperature=4")
     assert "teacher.decay means nothing with teacher=none" in refused(
