@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -217,9 +217,14 @@ class SaveOnSignal(Callback):
         raise Interrupted(number, self.last.path if self.last.path.is_file() else None, None)
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        _put_back(self._before)
         self._before = {}
+
+
+def _put_back(handlers: Mapping[int, Handler]) -> None:
+    """Install what listened before; None is what Python knows nothing of."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -249,5 +254,4 @@ def ended_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        _put_back(before)
