@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from dkel_lightning.benchmark import loaders
 from dkel_lightning.benchmark.results import PARTS, REST, BenchmarkResult, SideResult, Spread, aims
+from dkel_lightning.tasks.tables import markdown_rows
 
 NAMES = {
     "plain": "loop written by hand",
@@ -136,7 +137,7 @@ def _lines(result: BenchmarkResult) -> Iterator[str]:
     yield ""
     yield f"Made by `{about['command']}`. {said(about)}"
     yield ""
-    yield from _markdown(main_table(result))
+    yield from markdown_rows(*main_table(result))
     yield ""
     yield "Medians over the rounds, with the least and the most. An image counts once, however many views it has."
     yield "Times by hand: images/s against the loop written by hand, round by round. First step: after the imports,"
@@ -150,19 +151,19 @@ def _lines(result: BenchmarkResult) -> Iterator[str]:
     if aimed[1]:
         yield "## Aims"
         yield ""
-        yield from _markdown(aimed)
+        yield from markdown_rows(*aimed)
         yield ""
     yield "## Parts of a step"
     yield ""
     yield "Milliseconds, in a round of its own in which every part was waited for. Rest: Lightning, metrics and"
     yield "callbacks; in the loop written by hand its metrics."
     yield ""
-    yield from _markdown(parts_table(result))
+    yield from markdown_rows(*parts_table(result))
     if result.loaders:
         yield ""
         yield "## Images"
         yield ""
-        yield from _markdown(loaders_table(result))
+        yield from markdown_rows(*loaders_table(result))
     if result.missing:
         yield ""
         yield "Not measured: " + "; ".join(f"{name_of(label)} ({why})" for label, why in result.missing.items()) + "."
@@ -185,14 +186,6 @@ def said(about: Mapping[str, Any]) -> str:
         f"{about['device']['names'][0]}, {about['cpus']} processors, {about['threads']} threads, "
         f"load before: {about['load']}. {about['versions']}."
     )
-
-
-def _markdown(table: Table) -> Iterator[str]:
-    heading, rows = table
-    yield f"| {' | '.join(heading)} |"
-    yield f"| --- |{' ---: |' * (len(heading) - 1)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
 
 
 # ---------------------------------------------------------------------- figure

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from dkel_lightning import build, config
 from dkel_lightning.benchmark.watch import replace_method
@@ -72,21 +71,14 @@ def _side(label: str, values: Values) -> Side:
 
 
 def execution(mode: str, values: Values) -> dict[str, Any]:
-    """Lay what the run sets for every mode over a mode's own settings; `cuda_graph_compiled` is two of them."""
+    """Put a mode in the place of the one that is configured; `cuda_graph_compiled` is two settings."""
     name = mode.removesuffix("_compiled")
-    loaded = OmegaConf.to_container(OmegaConf.load(config.folder() / "execution" / f"{name}.yaml"))
-    assert isinstance(loaded, dict)
-    own = {str(key): value for key, value in loaded.items() if key != "defaults"}
-    kept = {key: value for key, value in values["execution"].items() if key not in ("name", "compile")}
-    compiled = {"compile": mode.endswith("_compiled")} if "compile" in values["execution"] else {}
-    return {**own, **kept, "name": name, **compiled}
+    return {**values["execution"], "name": name, "compile": name != mode}
 
 
 def _absent(label: str, device: torch.device) -> str | None:
     """Say why a side cannot be on this device."""
     mode = label.removeprefix("bare_").removesuffix("_workers").removesuffix("_compiled")
-    if label != "plain" and not (config.folder() / "execution" / f"{mode}.yaml").is_file():
-        return f"there is no execution={mode}"
     if mode == "cuda_graph" and device.type != "cuda":
         return "CUDA graphs need a CUDA device"
     return None

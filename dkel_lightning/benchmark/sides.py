@@ -29,7 +29,6 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.files import Run
 from dkel_lightning.loggers import MetricsFile
 from dkel_lightning.modules.batch import Batch, unpack
-from dkel_lightning.modules.compiled import CompiledNetworks
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.execution import wants_channels_last
 from dkel_lightning.modules.graph import CapturedStep
@@ -290,7 +289,7 @@ class BareStep:
     def __call__(self, batch: Batch) -> None:
         """Make a step; the first one compiles and captures, for batches of its size."""
         if self._compiles and self.module.compiled is None:
-            self.module.compiled = CompiledNetworks(self.module, len(batch.labels))
+            self.module.compile_networks(len(batch.labels))
         with self._context():
             if self.captured is not None:
                 if not len(self.captured):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from dkel_lightning import provenance
 from dkel_lightning.benchmark import loaders, page, results, setting, sides
@@ -23,6 +20,8 @@ from dkel_lightning.benchmark.processes import Plan, Sides
 from dkel_lightning.benchmark.results import BenchmarkResult
 from dkel_lightning.errors import DkelError
 from dkel_lightning.files import Run, write_text
+from dkel_lightning.loggers import write_whole
+from dkel_lightning.tasks.tables import terminal_table
 
 VERSIONS = ("dkel-lightning", "torch", "lightning", "torchvision")
 
@@ -113,48 +112,29 @@ def _load() -> str:
 def write(result: BenchmarkResult) -> None:
     """Write the files."""
     folder = result.folder
-    write_text(folder / "benchmark.csv", _csv(result.rows()))
+    rows = result.rows()
+    write_whole(folder / "benchmark.csv", [[*rows[0]], *([*map(_cell, row.values())] for row in rows)])
     write_text(folder / "benchmark.json", json.dumps(result.as_dict(), indent=2, default=str) + "\n")
     write_text(folder / "benchmark.md", page.markdown(result))
     page.draw(result, folder / "benchmark.png")
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=[*rows[0]], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _cell(value) for name, value in row.items()})
-    return out.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def show(result: BenchmarkResult, console: Console | None = None) -> None:
     """Print the tables."""
     console = console or Console(width=None if Console().is_terminal else 130)
     about = result.about
-    _print(
-        console, f"{about['method']}, {about['backbone']}, on {about['device']['names'][0]}", page.main_table(result)
-    )
-    _print(console, "Parts of a step, ms", page.parts_table(result))
+    title = f"{about['method']}, {about['backbone']}, on {about['device']['names'][0]}"
+    console.print(terminal_table(title, *page.main_table(result)))
+    console.print(terminal_table("Parts of a step, ms", *page.parts_table(result)))
     if result.loaders:
-        _print(console, "Images", page.loaders_table(result))
+        console.print(terminal_table("Images", *page.loaders_table(result)))
     aimed = page.aims_table(result)
     if aimed[1]:
-        _print(console, "Aims", aimed)
+        console.print(terminal_table("Aims", *aimed))
     print(page.said(about))
     print(f"Peak memory: {page.memory_note(about['device']['kind'])}")
     print(f"Written to {result.folder}: benchmark.csv, benchmark.json, benchmark.md, benchmark.png")
-
-
-def _print(console: Console, title: str, content: page.Table) -> None:
-    heading, rows = content
-    table = Table(title=title, title_justify="left")
-    for position, name in enumerate(heading):
-        table.add_column(name, justify="left" if position == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
