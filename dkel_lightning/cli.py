@@ -31,7 +31,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dkel_lightning import __version__, comparison, config, failures, locks
+from dkel_lightning import __version__, comparison, config, failures, locks, ranks
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.locks import CLAIM
 
@@ -156,7 +156,7 @@ def _end_sweep() -> list[str]:
     Returns:
         the numbers of the jobs that failed.
     """
-    if not _sweep_folder or not _is_first():
+    if not _sweep_folder or not ranks.is_first():
         return []
     from dkel_lightning import sweeps
 
@@ -171,18 +171,6 @@ def _end_sweep() -> list[str]:
         again = shlex.join(["python", "-m", "dkel_lightning", *kept, f"hydra.sweep.dir={folder}"])
         print(f"What is missing is run by: {again}", flush=True)
     return [job.number for job in sweep.jobs if job.state == "failed"]
-
-
-def _is_one_of_several() -> bool:
-    """Tell whether Lightning, torchrun or srun has started several processes for this run, of which this is one."""
-    return "LOCAL_RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1")
-
-
-def _is_first() -> bool:
-    """Tell whether this is the only process of the run, or the first."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    found = next((os.environ[name] for name in names if name in os.environ), "0")
-    return not _is_one_of_several() or found == "0"
 
 
 def fail(error: DkelError) -> None:
@@ -747,7 +735,7 @@ def _run_job(cfg: DictConfig) -> float | None:
         print(f"Error in job {number} of the sweep: {failure if known else traceback.format_exc()}", file=sys.stderr)
     folder = _claimed[0] if _claimed else Path(HydraConfig.get().runtime.output_dir)
     with contextlib.suppress(OSError):  # a full disk, as the job has said
-        if not _is_first():
+        if not ranks.is_first():
             return result
         sweeps.note(folder, HydraConfig.get().overrides.task, "failed" if failure else "finished", failure)
     return result
@@ -778,7 +766,7 @@ def _claim(folder: Path) -> Path:
 
     Processes that Lightning starts for a run share the folder of the process that started them.
     """
-    if _is_one_of_several():
+    if ranks.is_one_of_several():
         return Path(os.environ.get("DKEL_RUN_FOLDER", folder))
     for count in itertools.count():
         candidate = folder if count == 0 else folder.with_name(f"{folder.name}_{count}")
@@ -847,7 +835,7 @@ def _run(cfg: DictConfig) -> float | None:
     if resume is None and values["task"]["name"] in ("train", "benchmark", *config.ANALYSES):
         folder = _claim(folder)
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        if _is_first():
+        if ranks.is_first():
             sweeps.note(folder, overrides, "running")
         if _is_parallel() and values["callbacks"]["progress"] == "auto":
             values["callbacks"] = {**values["callbacks"], "progress": "lines"}  # one terminal has no room for two bars

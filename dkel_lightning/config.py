@@ -766,7 +766,8 @@ def _contradictions(values: Values) -> Iterator[str]:
     if noise["kind"] == "none" and noise["rate"] > 0:
         yield f"data.label_noise.rate={noise['rate']:g} without a kind: choose data.label_noise.kind=symmetric or pair."
     yield from _device_contradictions(values, trainer)
-    for node in values["logger"]["extra"].values():
+    # A configuration that was saved before there were loggers to choose lacks the group.
+    for node in values.get("logger", {"extra": {}})["extra"].values():
         module, _, kind = str(node.get("_target_") if isinstance(node, Mapping) else "").rpartition(".")
         if module == "dkel_lightning.trackers" and kind.lower() in EXTRAS:
             fault = missing_extra(f"logger={kind.lower()}", kind.lower())

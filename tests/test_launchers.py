@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dkel_lightning import cli, config, sweeps
+from dkel_lightning import cli, config, ranks, sweeps
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.report import of_sweep
 
@@ -128,7 +128,7 @@ def test_who_writes_is_known_from_what_started_the_processes(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert (cli._is_one_of_several(), cli._is_first()) == (several, first)
+    assert (ranks.is_one_of_several(), ranks.is_first()) == (several, first)
 
 
 # ---------------------------------------------------------------------- for real

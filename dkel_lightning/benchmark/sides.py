@@ -158,7 +158,10 @@ def _trainer(task: Task, values: Values, images: ImageDataModule, pace: Pace) ->
     values = {**values, "trainer": settings, "callbacks": chosen}
     module = build.distillation(values, images)
     # A callback that looks at the backward pass would keep the step from being captured.
-    border = _Watch(pace) if task.side.execution["name"] in ("eager", "compile") else _Border(pace)
+    captures = task.side.execution["name"] == "cuda_graph" or (
+        task.side.execution["name"] == "auto" and parts.device.type == "cuda"
+    )
+    border = _Border(pace) if captures else _Watch(pace)
     trainer = build.trainer(
         values,
         loggers=[MetricsFile(task.folder / "metrics.csv")],

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -47,6 +48,7 @@ from dkel_lightning.modules.outputs import Evaluated, Passed, Step, StudentOutpu
 from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule, TeacherSettings, average_over_processes
+from dkel_lightning.schedules import one_of
 from dkel_lightning.seeding import generator, seeded
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -136,9 +138,16 @@ class DistillationModule(LightningModule):
         self.deployment = deploy or _deployment({}, method, teacher is not None)
         self.seed = seed
         self.recipe: dict[str, Any] | None = None
+        for what, factory in (("optimizer", optimizer), ("scheduler", scheduler)):
+            if factory is not None and not callable(factory):
+                raise ConfigError(
+                    f"{what}= is made when the training begins: pass what makes it, such as "
+                    f"partial(torch.optim.SGD, lr=0.1), and not a {type(factory).__name__}."
+                )
+        one_of("interval", interval, ("epoch", "step"))
         self._factories = (optimizer, scheduler, interval)
         self._tested = 0
-        self._check_deployment()
+        self._check_deployment(self.deployment)
 
         with seeded(seed, "method parts"):
             method.attach(student.network)
@@ -227,6 +236,12 @@ class DistillationModule(LightningModule):
         Raises:
             ConfigError: an unknown name or key, or parts that do not fit together.
         """
+        if isinstance(backbone, str) and split_at is not None:
+            raise ConfigError(f"split_at={split_at!r} belongs to a model of your own; {backbone} has its own split.")
+        if isinstance(peers, str) or not isinstance(peers, int | Sequence | None):
+            raise ConfigError(f"peers is {peers!r}: give a number of peers, or a list of backbones.")
+        if image_size is not None and not isinstance(image_size, Sequence):
+            raise ConfigError(f"image_size is {image_size!r}: give (height, width).")
         with seeded(seed, "method"):
             chosen, preset = _method(method, len(peers) if isinstance(peers, Sequence) else peers, schedules)
         peers = chosen.peers if peers is None else peers
@@ -597,16 +612,17 @@ class DistillationModule(LightningModule):
         Args:
             network: `teacher`, `student` or `ensemble`; as configured by default.
             peer: an index, or `best` of the last validation; as configured by default.
+
+        Raises:
+            ConfigError: there is no such network or peer.
         """
         choice = Deploy(network or self.deployment.network, self.deployment.peer if peer is None else peer)
+        self._check_deployment(choice)
         if choice.network == "ensemble":
-            if not self.has_ensemble:
-                raise ConfigError("This method has no ensemble classifier to deploy: choose teacher or student.")
             whole: nn.Module = EnsembleNetwork(self)
         else:
             part = self.teacher if choice.network == "teacher" else self.student
-            if part is None:
-                raise ConfigError("This method has no teacher to deploy: choose deploy.network=student.")
+            assert part is not None
             index = self.best_peer(choice.network) if choice.peer == "best" else int(choice.peer) % part.num_peers
             whole = part.peer(index)
         deployed = copy.deepcopy(whole).cpu().to(memory_format=torch.contiguous_format)
@@ -638,6 +654,7 @@ class DistillationModule(LightningModule):
     def on_fit_start(self) -> None:
         """Go on with the random numbers of the checkpoint: before the loaders, which may draw from them, are made."""
         self._restore_processes()
+        self._warn_of_an_untrained_teacher()
 
     def on_train_start(self) -> None:
         """Do the same where a strategy restores the checkpoint only now."""
@@ -728,6 +745,15 @@ class DistillationModule(LightningModule):
         self.log_dict(logs, sync_dist=True)
         self.log(f"{stage}/acc", logs[f"{stage}/acc/{deployed}"], prog_bar=True, sync_dist=True)
 
+    def _warn_of_an_untrained_teacher(self) -> None:
+        teacher = self.teacher
+        untrained = teacher is not None and teacher.settings.update == "frozen" and not bool(teacher.initialised)
+        if untrained and self.method.foreign_teacher and self.recipe is not None:
+            rank_zero_warn(
+                f"The teacher of {type(self.method).__name__} has random weights and stays as it is: pass "
+                'teacher={"weights": PATH}, or {"update": "gradient"} for one that learns beside the student.'
+            )
+
     def _peer_names(self, network: str) -> list[str]:
         part = self.teacher if network == "teacher" else self.student
         return [f"{network}_{i}" for i in range(part.num_peers)] if part is not None else []
@@ -754,8 +780,8 @@ class DistillationModule(LightningModule):
             names += self._peer_names("teacher") + (["teacher_ensemble"] if self.teacher.num_peers > 1 else [])
         return tuple(names)
 
-    def _check_deployment(self) -> None:
-        network, peer = self.deployment.network, self.deployment.peer
+    def _check_deployment(self, choice: Deploy) -> None:
+        network, peer = choice.network, choice.peer
         if network == "teacher" and self.teacher is None:
             raise ConfigError("deploy.network=teacher, but this method has no teacher: choose student.")
         if network == "ensemble" and not self.has_ensemble:
@@ -923,6 +949,8 @@ def _method(
 def _teacher_settings(
     method: methods.Method, preset: methods.Preset, given: Mapping[str, Any] | None, schedules: str
 ) -> TeacherSettings | None:
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f'teacher is {given!r}: give its settings, such as {{"draw": "student", "start": "copy"}}.')
     given = dict(given or {})
     name = type(method).__name__
     if method.teacher == "none" or given.get("update") == "none":

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from dkel_lightning import build, checkpoints, config, figures, locks, memory
+from dkel_lightning import build, checkpoints, config, figures, locks, memory, ranks
 from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor, EpochLines, LiveProgressBar, Throughput
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.callbacks.pictures import AugmentedViews
@@ -98,7 +98,7 @@ def train(run: Run) -> TrainResult:
 
 def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
     """Train in the run's folder, which only one run may hold: two would mix their checkpoints and rows."""
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    if not ranks.is_first():
         return _train_here(run, teacher_weights)
     with locks.held(run.folder, locks.CLAIM, locks.PATIENCE):
         run.tidy()

@@ -32,19 +32,19 @@ def fails(folder: Path, kind: str, rank: int, launch: tuple[str, ...], *more: st
 CASES = [
     # kind, rank, launch, what the one message says
     ("kill", 1, DDP, "Process 1 was ended by SIGKILL, as the system does when memory runs out: lower data.batch_size"),
-    (
-        "kill",
-        1,
-        SPAWN,
-        "Process 1 was ended by SIGKILL, as the system does when memory runs out: lower data.batch_size",
-    ),
+    ("raise", 1, SPAWN, "ValueError: this goes wrong"),
     ("no_number", 1, DDP, "became NaN or infinite"),
     ("memory", 1, DDP, "In process 1: Out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): lower data."),
     ("memory", 0, DDP, "Out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): lower data.batch_size"),
     ("raise", 1, DDP, "Process 1 failed (exit code 1); what it says stands above."),
     ("hang", 1, DDP, "Another process has not answered within trainer.process_timeout"),
     ("no_number", 0, SPAWN, "became NaN or infinite"),
-    ("raise", 1, SPAWN, "ValueError: this goes wrong"),
+    (
+        "kill",
+        1,
+        SPAWN,
+        "Process 1 was ended by SIGKILL, as the system does when memory runs out: lower data.batch_size",
+    ),
     ("hang", 1, SPAWN, "Another process has not answered within trainer.process_timeout"),
 ]
 

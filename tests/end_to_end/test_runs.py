@@ -134,7 +134,7 @@ def test_two_processes_write_one_run_and_their_checkpoint_goes_on_in_one_process
     done = dkel("debug=smoke", "trainer=ddp_cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = only_run(tmp_path, "smoke")
-    assert [path.name for path in sorted(folder.glob("*.csv"))] == ["metrics.csv"]
+    assert [path.name for path in sorted(folder.glob("*.csv"))] == ["confusion.csv", "metrics.csv"]
     assert column(folder, "epoch") == [0, 1]
     evaluated = dkel("task=evaluate", f"checkpoint={folder}/checkpoints/best.ckpt", "trainer=cpu", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr

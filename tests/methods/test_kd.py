@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from dkel_lightning import DistillationModule, cli, methods
+from dkel_lightning.callbacks import Throughput
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.files import Run, saved_values
 from dkel_lightning.modules.outputs import Step, StudentOutput, TeacherOutput
@@ -300,9 +301,9 @@ def interrupted(stage: int) -> Any:
 
     real = module.usual_callbacks
 
-    def callbacks(run: Run) -> list[Callback]:
+    def callbacks(run: Run, throughput: Throughput | None = None) -> list[Callback]:
         hit = (run.folder.name == "teacher") == (stage == 1)
-        return [*real(run), *([Interrupt()] if hit else [])]
+        return [*real(run, throughput), *([Interrupt()] if hit else [])]
 
     return callbacks
 

@@ -216,3 +216,35 @@ def test_a_teacher_that_gets_away_from_its_start_is_not_warned_of(
         warnings.simplefilter("always")
         trainer(tmp_path).fit(build(schedules=schedules, teacher=teacher), Data())
     assert [str(warning.message) for warning in seen if "the teacher keeps" in str(warning.message)] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"split_at": "layer4"}, "split_at='layer4' belongs to a model of your own"),
+        ({"peers": "3"}, "peers is '3': give a number of peers"),
+        ({"peers": 2.5}, "peers is 2.5: give a number of peers"),
+        ({"image_size": 8}, r"image_size is 8: give \(height, width\)"),
+        ({"teacher": "copy"}, "teacher is 'copy': give its settings"),
+        ({"interval": "steps"}, "interval"),
+        ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)}, "optimizer= is made when"),
+    ],
+)
+def test_what_build_cannot_take_is_named_at_once(given: dict[str, Any], message: str) -> None:
+    settings = {"in_channels": 1, "image_size": (8, 8), **given}
+    with pytest.raises(ConfigError, match=message):
+        DistillationModule.build("resnet8", 10, "dkel", **settings)
+
+
+@pytest.mark.parametrize("peer", [3, -4])
+def test_a_peer_that_there_is_not_is_not_deployed(peer: int) -> None:
+    module = DistillationModule.build("resnet8", 10, "dkel", in_channels=1, image_size=(8, 8))
+    with pytest.raises(ConfigError, match=f"deploy.peer={peer}, but peers are numbered 0 to 2"):
+        module.deploy(peer=peer)
+
+
+def test_a_frozen_teacher_that_nobody_trained_is_warned_of(tmp_path: Path) -> None:
+    module = DistillationModule.build("resnet8", 10, "kd", image_size=(8, 8))
+    quick = {"accelerator": "cpu", "max_steps": 1, "logger": False, "enable_checkpointing": False}
+    with pytest.warns(UserWarning, match="The teacher of KD has random weights"):
+        Trainer(**quick, enable_progress_bar=False, default_root_dir=tmp_path).fit(module, DataLoader(images(), 8))
