@@ -249,7 +249,7 @@ def _listed(argument: str, config_dir: Path | None) -> str:
         ConfigError: there are none.
     """
     item = _parse(argument) if "=glob(" in argument else None
-    pattern = item.value() if item is not None else None
+    pattern: Any = item.value() if item is not None else None  # Hydra's hint leaves Glob out
     if item is None or not isinstance(pattern, Glob):
         return argument
     options = _options(item.key_or_group, config_dir)

@@ -245,6 +245,6 @@ def test_a_peer_that_there_is_not_is_not_deployed(peer: int) -> None:
 
 def test_a_frozen_teacher_that_nobody_trained_is_warned_of(tmp_path: Path) -> None:
     module = DistillationModule.build("resnet8", 10, "kd", image_size=(8, 8))
-    quick = {"accelerator": "cpu", "max_steps": 1, "logger": False, "enable_checkpointing": False}
+    quick: dict[str, Any] = {"accelerator": "cpu", "max_steps": 1, "logger": False, "enable_checkpointing": False}
     with pytest.warns(UserWarning, match="The teacher of KD has random weights"):
         Trainer(**quick, enable_progress_bar=False, default_root_dir=tmp_path).fit(module, DataLoader(images(), 8))
