@@ -68,7 +68,8 @@ class Collapse:
 class CollapseGuard(Callback):
     """Watch for collapse, which is defined by its outcome.
 
-    * The loss, a gradient (on the CPU) or a weight becomes NaN or infinite.
+    * The loss, a gradient (on the CPU), a weight, a running statistic or an output in validation becomes NaN or
+      infinite.
     * A student peer's validation accuracy is at chance: not above the 99.9 % quantile of what the best constant
       prediction would reach by luck on as many images. It counts once the peer had been clearly better (three times
       that quantile, or half way from it to 1), or once it should have been: after `grace` of the run, and after 5
@@ -130,6 +131,8 @@ class CollapseGuard(Callback):
         self._due: Collapse | None = None
         self._shares: ClassShares | None = None
         self._good: dict[str, Any] = {}
+        # Networks whose outputs were no numbers in the validation of this epoch.
+        self._overflown: list[str] = []
 
     # ------------------------------------------------------------------ every step
 
@@ -183,13 +186,21 @@ class CollapseGuard(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the verdict before the epoch's checkpoint is written, and look at the weights themselves.
 
-        A step may spoil the weights after a loss and gradients that were still finite.
+        A step may spoil the weights after a loss and gradients that were still finite; or make them so large that
+        running statistics, or the outputs in validation, overflow.
         """
         self._read(trainer, pl_module)
         module = _distillation(pl_module)
-        weights = [*module.named_parameters()]
+        statistics = [pair for pair in module.named_buffers() if "running_" in pair[0]]
+        weights = [*module.named_parameters(), *statistics]
+        overflown, self._overflown = self._overflown, []
+        what = ""
         if not all_finite([parameter.detach() for _, parameter in weights]) and (names := non_finite(weights)):
-            what = f"{len(names)} weights became NaN or infinite ({', '.join(names[:3])})"
+            kind = "running statistics" if all("running_" in name for name in names) else "weights"
+            what = f"{len(names)} {kind} became NaN or infinite ({', '.join(names[:3])})"
+        elif overflown:
+            what = f"Outputs became NaN or infinite in the validation ({', '.join(overflown[:3])})"
+        if what:
             self._not_a_number(trainer, module, what, self._recorder, replayable=False)
             self.on_train_batch_end(trainer, module, None, None, 0)
         elif not trainer.enable_validation:
@@ -277,6 +288,8 @@ class CollapseGuard(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or self._shares is None:
             return
         module = _distillation(pl_module)
+        likelihoods = {n: v for n, v in trainer.callback_metrics.items() if n.startswith("val/nll/")}
+        self._overflown = [n.removeprefix("val/nll/") for n, v in likelihoods.items() if not bool(v.isfinite())]
         found = {name: value.reshape(-1).tolist() for name, value in self._shares.compute().items()}
         chance, samples = found["commonest"][0], int(found["samples"][0])
         bound = chance_bound(chance, samples)

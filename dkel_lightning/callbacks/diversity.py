@@ -198,15 +198,15 @@ class DiversityMonitor(Callback):
 
 def gradient_shares(terms: Mapping[str, Tensor], logits: Tensor) -> dict[str, Tensor]:
     """Compute `|d term / d logits|` of each term, divided by the sum of these norms; the graph is kept."""
-    norms = []
+    gradients = []
     for value in terms.values():
         gradient = None
         if value.requires_grad and logits.requires_grad:
             (gradient,) = torch.autograd.grad(value, logits, retain_graph=True, allow_unused=True)
-        norms.append(
-            logits.new_zeros((), dtype=torch.float32) if gradient is None else gradient.detach().float().norm()
-        )
-    stacked = torch.stack(norms)
+        gradients.append(torch.zeros_like(logits) if gradient is None else gradient.detach())
+    flat = torch.stack(gradients).float().flatten(1)
+    # Scaled, since the square of a large gradient overflows where the gradient does not.
+    stacked = (flat / flat.abs().max().clamp(min=torch.finfo(flat.dtype).tiny)).norm(dim=1)
     return dict(zip(terms, (stacked / stacked.sum()).unbind(), strict=True))
 
 

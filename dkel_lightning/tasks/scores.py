@@ -67,6 +67,12 @@ class Scores:
                 found[f"{prefix}/{name}"] = value
         return found
 
+    @property
+    def without_number(self) -> list[str]:
+        """Name the networks whose likelihood or calibration is not finite: their outputs overflow."""
+        values = ({**self.nll}, {**self.calibration})
+        return [name for name in self.accuracy if not all(math.isfinite(each.get(name, 0.0)) for each in values)]
+
     def as_dict(self) -> dict[str, Any]:
         """Return primitives, without the confusion matrix, which has a file of its own."""
         return {

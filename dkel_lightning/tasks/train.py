@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from lightning.pytorch import Callback, Trainer
@@ -332,13 +333,20 @@ def _test_best(trainer: Trainer, module: DistillationModule, images: ImageDataMo
     return scores.test(trainer, module, images, int(checkpoint["epoch"]) + 1)
 
 
+def _overflow(column: str, tested: scores.Scores) -> str:
+    return (
+        f"in the test of the {column} the outputs of {', '.join(tested.without_number)} overflow, and likelihood and "
+        "calibration are no numbers: lower optimizer.lr, or clip gradients (trainer.gradient_clip_val=1)."
+    )
+
+
 @rank_zero_only
 def _report(run: Run, result: TrainResult, logger: MetricsFile, *, keep: bool) -> None:
     values = run.values
     columns = {f"last epoch ({result.last.epoch})": result.last}
     if result.best is not None:
         columns[f"best epoch ({result.best.epoch})"] = result.best
-    summary = {
+    summary: dict[str, Any] = {
         "experiment": values["name"],
         "data": values["data"]["name"],
         "method": values["method"]["name"],
@@ -355,6 +363,10 @@ def _report(run: Run, result: TrainResult, logger: MetricsFile, *, keep: bool) -
         "peak_memory": {"bytes": result.memory.bytes, "of": result.memory.of},
         "deployed_parameters": result.deployed_parameters,
     }
+    warnings = [_overflow(column, tested) for column, tested in columns.items() if tested.without_number]
+    if warnings:
+        summary["warnings"] = warnings
+        print("\n".join(f"Warning: {warning}" for warning in warnings))
     note = _note(values, result)
     if not run.part:
         scores.show(columns, f"Test accuracy, {values['method']['name']} on {values['data']['name']}", note)

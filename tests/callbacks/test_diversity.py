@@ -159,6 +159,14 @@ def test_watching_changes_no_weight() -> None:
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+def test_gradient_shares_of_a_term_whose_squared_gradient_overflows() -> None:
+    logits = torch.zeros(1, 2, requires_grad=True)
+    shares = gradient_shares(
+        {"large": 1e30 * logits.sum(), "small": logits.sum(), "other": logits.detach().sum()}, logits
+    )
+    assert [float(share) for share in shares.values()] == pytest.approx([1.0, 1e-30, 0.0])
+
+
 def test_the_first_batch_of_the_epoch_gives_the_gradients_and_survives_a_checkpoint() -> None:
     monitor = DiversityMonitor()
     seen: list[int] = []

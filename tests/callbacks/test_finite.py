@@ -17,7 +17,7 @@ from dkel_lightning import DistillationModule
 from dkel_lightning.callbacks import CollapseGuard
 from dkel_lightning.callbacks.finite import Verdict, all_finite, non_finite
 from dkel_lightning.errors import NonFiniteError
-from tests.modules.toy import Toy, build, parameters_of, same, train_loader, trainer
+from tests.modules.toy import Toy, build, parameters_of, same, train_loader, trainer, val_loader
 
 
 def poisoned_loader(bad_batch: int, value: float = float("nan")) -> DataLoader[Any]:
@@ -163,6 +163,37 @@ def test_a_spoilt_weight_is_caught_at_the_end_of_the_epoch_before_saving(tmp_pat
         trainer(PoisonWeight(), saving, enable_checkpointing=True, default_root_dir=tmp_path).fit(
             build(), train_loader()
         )
+    assert list(tmp_path.glob("*.ckpt")) == []
+
+
+class Swell(Callback):
+    """Makes weights, or one running variance, so large after the epoch's last step that what follows overflows."""
+
+    def __init__(self, part: str) -> None:
+        self.part = part
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        if self.part == "weights":
+            for parameter in pl_module.student.network.parameters():
+                parameter.data.fill_(1e37)
+        else:
+            variances = (buffer for name, buffer in pl_module.named_buffers() if name.endswith("running_var"))
+            next(variances).fill_(float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        ("variance", r"1 running statistics became NaN or infinite \(student\.network\.\S+running_var\)"),
+        ("weights", r"Outputs became NaN or infinite in the validation \(student_0, "),
+    ],
+)
+def test_what_overflows_after_the_last_step_is_caught_before_saving(part: str, what: str, tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, save_top_k=-1, save_on_train_epoch_end=True)
+    fit = trainer(Swell(part), saving, enable_checkpointing=True, limit_val_batches=1, default_root_dir=tmp_path)
+    with pytest.raises(NonFiniteError, match=what):
+        fit.fit(build(), train_loader(), val_loader())
     assert list(tmp_path.glob("*.ckpt")) == []
 
 

@@ -121,7 +121,11 @@ def judge_outputs(folder: Path) -> str | None:
     summary = folder / "summary.json"
     if not summary.is_file():
         return "it ended without summary.json"
-    faults = [name for name, value in _numbers(json.loads(summary.read_text()), "") if not math.isfinite(value)]
+    written = json.loads(summary.read_text())
+    faults = [name for name, value in _numbers(written, "") if not math.isfinite(value)]
+    # Without a validation only the test finds that outputs overflow; which, the run says in so many words.
+    said = " ".join(written.get("warnings", [])).replace(",", " ").split()
+    faults = [name for name in faults if not (name.startswith("/test/") and name.rsplit("/", 1)[-1] in said)]
     last = folder / "checkpoints" / "last.ckpt"
     if last.is_file():
         checkpoint = torch.load(last, weights_only=True)
