@@ -576,6 +576,8 @@ def _check_groups(groups: Sequence[Override], config_dir: Path | None) -> None:
             raise ConfigError(f"{item.input_line}: a group is chosen without a plus: {item.key_or_group}=CHOICE.")
         value = item.value()
         several = isinstance(value, list) and item.key_or_group in SEVERAL
+        if several and not value:
+            raise ConfigError(f"{item.input_line} names none: choose from {', '.join(options)}.")
         for chosen in map(str, value if several else [value]):  # type: ignore[arg-type]
             if chosen not in options:
                 raise ConfigError(config.unknown_choice(item.key_or_group, chosen, options))

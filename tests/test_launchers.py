@@ -154,7 +154,7 @@ def states(folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_optuna_searches_through_parallel_jobs_and_the_report_shows_it(tmp_path: Path) -> None:
     search = ["hydra/sweeper=optuna", "hydra/launcher=joblib", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2"]
     done = sweep(tmp_path, *search, "optimizer.lr=tag(log,interval(0.01,0.3))")
