@@ -200,18 +200,19 @@ def prepare(arguments: Sequence[str]) -> list[str]:
 
 
 def _prepared(arguments: Sequence[str]) -> list[str]:
-    arguments = [_listed(argument, _config_dir(arguments)) for argument in arguments]
+    config_dir = _config_dir(arguments)
+    arguments = [_listed(argument, config_dir) for argument in arguments]
     given = list(_overrides(arguments))
     if "--resolve" in arguments and not any(argument.split("=")[0] in ("--cfg", "-c") for argument in arguments):
         raise ConfigError("--resolve belongs to --cfg: write --cfg job --resolve.")
     for flag in ("--config-name", "-cn", "--config-path", "-cp"):
         if any(argument.split("=")[0] == flag for argument in arguments):
             raise ConfigError(f"{flag} is not supported: put your files into a folder and pass --config-dir FOLDER.")
-    swept = preset_sweep(given, _config_dir(arguments))
+    swept = preset_sweep(given, config_dir)
     multirun = "-m" in arguments or "--multirun" in arguments or swept is not None
     child = failures.is_child()  # of a process that has checked the same
     if not child:
-        check_arguments([*(swept or ()), *given], _config_dir(arguments), multirun)
+        check_arguments([*(swept or ()), *given], config_dir, multirun)
     arguments = without_superfluous_plus(arguments)
     if child or any(argument.split("=")[0] in SHOWING_FLAGS for argument in arguments):
         return arguments

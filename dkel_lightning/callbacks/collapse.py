@@ -288,8 +288,8 @@ class CollapseGuard(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or self._shares is None:
             return
         module = _distillation(pl_module)
-        likelihoods = {n: v for n, v in trainer.callback_metrics.items() if n.startswith("val/nll/")}
-        self._overflown = [n.removeprefix("val/nll/") for n, v in likelihoods.items() if not bool(v.isfinite())]
+        logged = trainer.callback_metrics.items()
+        self._overflown = non_finite((n.removeprefix("val/nll/"), v) for n, v in logged if n.startswith("val/nll/"))
         found = {name: value.reshape(-1).tolist() for name, value in self._shares.compute().items()}
         chance, samples = found["commonest"][0], int(found["samples"][0])
         bound = chance_bound(chance, samples)

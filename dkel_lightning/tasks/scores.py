@@ -70,7 +70,7 @@ class Scores:
     @property
     def without_number(self) -> list[str]:
         """Name the networks whose likelihood or calibration is not finite: their outputs overflow."""
-        values = ({**self.nll}, {**self.calibration})
+        values = (self.nll, self.calibration)
         return [name for name in self.accuracy if not all(math.isfinite(each.get(name, 0.0)) for each in values)]
 
     def as_dict(self) -> dict[str, Any]:
