@@ -57,13 +57,15 @@ bench: $(VENV)/.run ## time training against a loop written by hand; ARGS="exper
 	$(BIN)/python -m dkel_lightning task=benchmark $(ARGS)
 
 bench-cpu: $(VENV)/.run ## the measurements of docs/performance.md on this machine's processor: eight quiet minutes
-	$(MEASURE) experiment=cifar100 benchmark.rounds=3 benchmark.steps=2 benchmark.warmup=1 benchmark.to=$(SPEED)/cpu_resnet32
+	$(MEASURE) experiment=cifar100 benchmark.rounds=3 benchmark.steps=2 benchmark.warmup=1 $(MEMORY) benchmark.to=$(SPEED)/cpu_resnet32
+	$(MEASURE) experiment=cifar100 precision=bf16 benchmark.rounds=3 benchmark.steps=2 benchmark.warmup=1 benchmark.sides=[plain,eager,compile] benchmark.to=$(SPEED)/cpu_resnet32_bf16
 	$(MEASURE) experiment=quickstart benchmark.steps=20 $(LAYOUTS) benchmark.to=$(SPEED)/layout_resnet8
 	$(MEASURE) experiment=tinyimagenet data.batch_size=32 benchmark.steps=2 $(LAYOUTS) benchmark.to=$(SPEED)/layout_resnet18
 	$(MEASURE) experiment=cifar100 backbone=vgg16 data.batch_size=32 benchmark.steps=1 $(LAYOUTS) benchmark.to=$(SPEED)/layout_vgg16
 
 SPEED := docs/results/performance
 MEASURE := $(BIN)/python -m dkel_lightning task=benchmark trainer=cpu
+MEMORY := "benchmark.variants={memory_given_back:{keep_memory:false}}"
 LAYOUTS := benchmark.rounds=3 benchmark.warmup=1 benchmark.sides=[eager] "benchmark.variants={contiguous:{channels_last:false}}"
 
 docs: $(VENV)/.dev ## build the documentation as a site into site/; a warning is an error

@@ -94,6 +94,16 @@ def _sees_gpu() -> bool:
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
+def device(values: Values) -> torch.device:
+    """Give the device that Lightning would take."""
+    accelerator, devices = values["trainer"]["accelerator"], values["trainer"]["devices"]
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", devices[0] if isinstance(devices, list) else 0)
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
 def optimizer(settings: Values) -> OptimizerFactory:
     """Make a factory of the optimizer, tried once so that a bad argument is named here and not in the fit."""
     build: OptimizerFactory = _partial(settings, "optimizer")

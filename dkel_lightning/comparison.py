@@ -25,7 +25,10 @@ CONTROLS: dict[str, tuple[str, ...]] = {
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 SAME_DATA = ("name", "root", "selection", "split_seed", "validation", "limit", "image_size")
-OF_THE_WHOLE = ("task", "seed", "resume", "checkpoint", "hydra", "compare", "name", "modules", "execution.threads")
+OF_THE_WHOLE = (
+    *("task", "seed", "resume", "checkpoint", "hydra", "compare", "name", "modules"),
+    *("execution.threads", "execution.keep_memory"),
+)
 
 
 @dataclass(frozen=True)

@@ -596,6 +596,9 @@ KEYS: dict[str, Key] = {
     "execution.fused_optimizer": either(
         switch("One kernel for the optimizer's step; auto: on CUDA, where the optimizer has one."), choice("", "auto")
     ),
+    "execution.keep_memory": either(
+        switch("Freed memory stays with the process for the next step; auto: on the CPU."), choice("", "auto")
+    ),
     "logger.extra.*": anything("A logger of your own, by _target_."),
     "callbacks.monitor": text("Metric that makes a checkpoint the best; higher is better."),
     "callbacks.checkpoint_every_n_epochs": whole("Epochs between checkpoints.", 1),

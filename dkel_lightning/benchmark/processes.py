@@ -220,7 +220,6 @@ def serve(connection: Any, task: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     from dkel_lightning import build, memory
-    from dkel_lightning.benchmark.setting import device_of
     from dkel_lightning.benchmark.sides import train
     from dkel_lightning.tasks import quieten
 
@@ -230,7 +229,7 @@ def serve(connection: Any, task: Any) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):
         try:
             build.import_modules(task.values["modules"])
-            device = device_of(task.values)
+            device = build.device(task.values)
             memory.begin(device)
             train(task, Line(connection, started))
             peak = memory.peak(device)

@@ -84,16 +84,6 @@ def _absent(label: str, device: torch.device) -> str | None:
     return None
 
 
-def device_of(values: Values) -> torch.device:
-    """Give the device that Lightning would take."""
-    accelerator, devices = values["trainer"]["accelerator"], values["trainer"]["devices"]
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", devices[0] if isinstance(devices, list) else 0)
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
 # ---------------------------------------------------------------------- images
 
 

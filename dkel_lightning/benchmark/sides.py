@@ -18,10 +18,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
-from dkel_lightning import build, networks
+from dkel_lightning import build, memory, networks
 from dkel_lightning.benchmark import plain
 from dkel_lightning.benchmark.loaders import plain_loader
-from dkel_lightning.benchmark.setting import Side, device_of, images_of
+from dkel_lightning.benchmark.setting import Side, images_of
 from dkel_lightning.benchmark.watch import Pace, Parts, TimedLoader, Turns, replace_method, wrapped
 from dkel_lightning.callbacks import Throughput
 from dkel_lightning.data import ImageDataModule
@@ -69,10 +69,12 @@ def train(task: Task, turns: Turns) -> None:
         values["data"] = {**values["data"], "residency": task.side.residency}
     if values["execution"]["threads"] is not None:
         torch.set_num_threads(values["execution"]["threads"])
+    device = build.device(values)
+    if task.side.kind != "plain":
+        memory.keep_freed_as_asked(values["execution"]["keep_memory"], device)
     torch.set_float32_matmul_precision(values["precision"]["matmul"])
     seed_process(values["seed"], "training", 0)
     images = images_of(values, invented=task.invented)
-    device = device_of(values)
     pace = Pace(turns, Parts(device))
     {"plain": _plain, "trainer": _trainer, "bare": _bare}[task.side.kind](task, values, images, pace)
 

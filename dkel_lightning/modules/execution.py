@@ -47,6 +47,8 @@ class Execution:
         fused_optimizer: one kernel for the optimizer's step; `auto`: on CUDA, where the optimizer has it and the
             precision lets its gradients be clipped.
         threads: of the processor; for the command line, which sets it for the whole process.
+        keep_memory: whether freed memory stays with the process; for the command line too. In Python:
+            `dkel_lightning.memory.keep_freed()`.
     """
 
     name: str = "eager"
@@ -54,10 +56,11 @@ class Execution:
     channels_last: bool | str = False
     fused_optimizer: bool | str = "auto"
     threads: int | None = None
+    keep_memory: bool | str = "auto"
 
     def __post_init__(self) -> None:
         one_of("execution.name", self.name, NAMES)
-        for key in ("channels_last", "fused_optimizer"):
+        for key in ("channels_last", "fused_optimizer", "keep_memory"):
             if getattr(self, key) not in (True, False, "auto"):
                 raise ConfigError(f"execution.{key} is {getattr(self, key)!r}: choose one of auto, true, false.")
 

@@ -51,6 +51,10 @@ def run_here(run: Run, comparison: Comparison | None = None) -> float:
             build.refuse_untrusted(run.values)
         build.import_modules(run.values["modules"])
     name = run.values["task"]["name"]
+    if name in ("train", "evaluate", "compare"):
+        from dkel_lightning import build, memory
+
+        memory.keep_freed_as_asked(run.values["execution"]["keep_memory"], build.device(run.values))
     if name == "train":
         from dkel_lightning.tasks.train import train
 

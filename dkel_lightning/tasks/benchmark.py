@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from dkel_lightning import provenance
+from dkel_lightning import build, provenance
 from dkel_lightning.benchmark import loaders, page, results, setting, sides
 from dkel_lightning.benchmark.processes import Plan, Sides
 from dkel_lightning.benchmark.results import BenchmarkResult
@@ -33,7 +33,7 @@ def benchmark(run: Run) -> BenchmarkResult:
         DkelError: not one side could be measured, or images are missing whose shape is not known.
     """
     values = run.values
-    device = setting.device_of(values)
+    device = build.device(values)
     chosen, missing = setting.sides(values, device)
     load = _load()  # before the benchmark itself makes some
     why_invented = setting.must_invent(values)

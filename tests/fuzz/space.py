@@ -60,6 +60,7 @@ BOUNDED: Mapping[str, tuple[Any, ...]] = {
     "trainer.overfit_batches": (0, 0.0, 1, 0.5, 1e-3),
     "trainer.num_sanity_val_steps": (0, 1, -1, 2),
     "execution.threads": (None, 1, 2),
+    "execution.keep_memory": ("auto", True, False),
     "execution.name": ("auto", "eager", "cuda_graph"),
     "execution.compile": (False,),
     "callbacks.monitor": MONITORS,
