@@ -16,7 +16,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
-from dkel_lightning.errors import CheckpointError
+from dkel_lightning.errors import CheckpointError, full_disk
 
 KEY = "dkel_lightning"
 FORMAT = 2
@@ -203,9 +203,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             temporary.replace(target)
         except (OSError, RuntimeError) as error:
-            # torch reports a full disk as a RuntimeError of its archive writer.
+            # torch reports a full disk as a RuntimeError of its archive writer, about positions in the file.
+            why = full_disk(error) or error
             raise CheckpointError(
-                f"Could not write {target} ({error}): free some space or choose another output folder. "
+                f"Could not write {target} ({why}): free some space or choose another output folder. "
                 "The last checkpoint is untouched."
             ) from error
         finally:

@@ -24,7 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from dkel_lightning import failures
-from dkel_lightning.errors import DkelError, MemoryFullError, ProcessError
+from dkel_lightning.errors import DiskFullError, DkelError, MemoryFullError, ProcessError, full_disk
 
 GRACE = 10.0
 """Seconds that the others have to end by themselves once one has failed."""
@@ -146,6 +146,11 @@ def named_error(error: Exception) -> Exception:
     text = str(error)
     if isinstance(error, DkelError):
         return error
+    if isinstance(error, OSError) and full_disk(error) is error:
+        return DiskFullError(
+            f"Could not write {error.filename or 'a file'} ({error.strerror}): free some space. "
+            "What was written before is whole."
+        )
     if isinstance(error, MemoryError | RuntimeError | OSError) and (
         _FULL.search(text) or isinstance(error, MemoryError)
     ):
@@ -179,7 +184,8 @@ def _first_cause(lost: ProcessError) -> DkelError:
 
 def _advised(error: Exception) -> Exception:
     """Add how to go on to an error that a new start may cure; the process that says it does so, once."""
-    if isinstance(error, ProcessError | MemoryFullError) and not failures.is_child():
+    curable = isinstance(error, ProcessError | MemoryFullError | DiskFullError) or full_disk(error) is not None
+    if curable and not failures.is_child():
         return type(error)(f"{error} {_Task.how_to_go_on()}".strip())
     return error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from pathlib import Path
 
@@ -44,6 +45,19 @@ class ProcessError(DkelError):
 
 class MemoryFullError(DkelError):
     """The memory of the device or of the host is used up."""
+
+
+class DiskFullError(DkelError):
+    """A disk that has no room for a file; what was there before is whole."""
+
+
+def full_disk(error: BaseException | None) -> OSError | None:
+    """Find the full disk among what an error came from, None if there was none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class Interrupted(SystemExit):

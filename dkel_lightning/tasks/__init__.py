@@ -21,7 +21,12 @@ def run(run: Run, comparison: Comparison | None = None) -> float:
     from dkel_lightning.children import together
 
     processes = _processes_to_start(run)
-    with together(lambda: f"Go on with: {stages.go_on(run)}" if run.values["task"]["name"] == "train" else ""):
+
+    def how_to_go_on() -> str:
+        can = run.values["task"]["name"] == "train" and (run.folder / "config.yaml").is_file()
+        return f"Go on with: {stages.go_on(run)}" if can else ""
+
+    with together(how_to_go_on):
         if processes > 1:
             from dkel_lightning.tasks.spawn import spawned
 

@@ -37,12 +37,12 @@ from dkel_lightning.data.npz import read_npz
 from dkel_lightning.data.tinyimagenet import prepare_tinyimagenet
 from dkel_lightning.data.untrusted import unpack_tar
 from dkel_lightning.errors import DataError
+from tests.disks import as_root, small_disk
 
 from .archives import fake_cifar, image_bytes, npz_arrays, tiny_members, write_folder, write_zip
 
 ZIP = "tiny-imagenet-200.zip"
 NOBODY = 65534
-as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -622,18 +622,11 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(name="small_disk")
+def small_disk_(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own with 256 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small_disk(tmp_path / "disk", "256k") as place:
+        yield place
 
 
 def test_a_full_disk_keeps_the_old_cache_whole(tmp_path: Path) -> None:

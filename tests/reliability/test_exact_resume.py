@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ import torch
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
-from dkel_lightning import DistillationModule, checkpoints, locks
+from dkel_lightning import DistillationModule, checkpoints, locks, tasks
 from dkel_lightning.callbacks import LastCheckpoint, SaveOnSignal
 from dkel_lightning.errors import DkelError, Interrupted
 from dkel_lightning.tasks.train import train
+from tests.disks import as_root, fill, small_disk
 from tests.modules.toy import Toy, build, trainer
 from tests.reliability.harness import (
     Noise,
@@ -138,6 +141,65 @@ def test_checkpoints_within_an_epoch_go_on_exactly(through: Path, tmp_path: Path
     assert in_a_child(killed) == -signal.SIGKILL
     resumed(run)
     assert (run.folder / "metrics.csv").read_bytes() == (through / "metrics.csv").read_bytes()
+
+
+@as_root
+@pytest.mark.parametrize("leave", [0, 300_000], ids=["nothing left", "room for part of a checkpoint"])
+def test_a_run_whose_disk_is_full_ends_with_one_error_and_goes_on_when_there_is_room(
+    leave: int, through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "disk", "64m") as disk:
+        run = noisy_run(disk / "run")
+        last = run.folder / "checkpoints" / "last.ckpt"
+        validated = Noise.on_validation_epoch_end
+        before: list[bytes] = []
+
+        def filling(callback: Noise, *args: Any) -> None:
+            validated(callback, *args)
+            if last.exists() and not before:
+                before.append(last.read_bytes())
+                fill(disk, leave)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Noise, "on_validation_epoch_end", filling)
+            with pytest.raises(DkelError) as error:
+                tasks.run(run)
+        assert len(before[0]) > leave
+        at_fault = "checkpoints/last.ckpt" if leave else "metrics.csv"
+        said = rf"Could not write {run.folder}/{at_fault} \(.*No space left on device\).*: free some space"
+        assert re.match(said, str(error.value))
+        assert str(error.value).endswith(f"Go on with: python -m dkel_lightning resume={last}")
+        assert last.read_bytes() == before[0]
+        assert checkpoints.load(last)["epoch"] == 0
+        (disk / "filler").unlink()
+        resumed(run)
+        assert_equal_runs(run.folder, through)
+
+
+@as_root
+def test_a_run_that_finds_no_room_to_begin_advises_nothing_that_cannot_be_done(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64m") as disk:
+        (disk / "run").mkdir()
+        fill(disk)
+        with pytest.raises(DkelError, match=r"run/config\.yaml .*No space left on device.*: free some space") as error:
+            tasks.run(noisy_run(disk / "run"))
+        assert "resume" not in str(error.value)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_run_of_compiled_networks_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(through := noisy_run(tmp_path / "through", "execution=compile"))
+    run = noisy_run(tmp_path / "run", "execution=compile")
+    with monkeypatch.context() as patch:
+        patch.setattr(Noise, "on_train_batch_end", signalling(signal.SIGTERM, 6))
+        with pytest.raises(Interrupted) as stop:
+            train(run)
+    assert stop.value.step == 4
+    resumed(run)
+    assert_equal_runs(run.folder, through.folder)
+    in_force = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))["execution"]
+    assert (in_force["name"], in_force["why"]) == ("compile", "")
 
 
 def signalling(number: int, count: int, times: int = 1) -> Any:
