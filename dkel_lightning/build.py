@@ -23,13 +23,11 @@ from lightning.pytorch.loggers import Logger
 
 from dkel_lightning import data, failures
 from dkel_lightning.children import ProcessGroup
-from dkel_lightning.config import unknown_choice
+from dkel_lightning.config import Values, unknown_choice
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, SchedulerFactory
-
-Values = Mapping[str, Any]
 
 DATA: dict[str, type[data.ImageDataModule]] = {
     "digits": data.DigitsDataModule,

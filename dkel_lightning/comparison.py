@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dkel_lightning import config
+from dkel_lightning.config import Values
 from dkel_lightning.errors import ConfigError
 
-Values = Mapping[str, Any]
 Settle = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Gives the resolved values of one composed configuration with some keys changed."""
 

@@ -19,7 +19,7 @@ PACKAGES = ("dkel-lightning", "torch", "torchvision", "lightning", "torchmetrics
 def collect() -> dict[str, Any]:
     """Gather what a reader needs to repeat a run."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -28,6 +28,13 @@ def collect() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git": _git(),
     }
+
+
+def command() -> str:
+    """Return the command line of this process, as it can be typed again."""
+    program = Path(sys.argv[0])
+    as_module = program.name == "__main__.py" and program.parent.name == "dkel_lightning"
+    return shlex.join([*(["python", "-m", "dkel_lightning"] if as_module else [program.name]), *sys.argv[1:]])
 
 
 def device() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,11 +13,10 @@ from dkel_lightning.benchmark import plain
 from dkel_lightning.benchmark.processes import Plan
 from dkel_lightning.benchmark.setting import images_of
 from dkel_lightning.benchmark.watch import Round, wait_for
+from dkel_lightning.config import Values
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.data.loaders import DeviceLoader, TrainingLoader
 from dkel_lightning.data.workers import WorkerLoader
-
-Values = Mapping[str, Any]
 
 LABELS = {
     "device": "images on the device, augmented there in batches",

@@ -12,11 +12,10 @@ import torch
 
 from dkel_lightning import build, config
 from dkel_lightning.benchmark.watch import replace_method
+from dkel_lightning.config import Values
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.errors import DataError
-
-Values = Mapping[str, Any]
 
 SHAPES = {"cifar10": (3, 32, 32, 10), "cifar100": (3, 32, 32, 100), "tinyimagenet": (3, 64, 64, 200)}
 """Channels, height, width and classes of the sets that may have to be fetched."""

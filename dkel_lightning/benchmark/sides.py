@@ -7,7 +7,7 @@ compiling, capturing, and one step.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from dkel_lightning.benchmark.loaders import plain_loader
 from dkel_lightning.benchmark.setting import Side, images_of
 from dkel_lightning.benchmark.watch import Pace, Parts, TimedLoader, Turns, replace_method, wrapped
 from dkel_lightning.callbacks import Throughput
+from dkel_lightning.config import Values
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.files import Run
@@ -37,8 +38,6 @@ from dkel_lightning.networks import BranchedNetwork
 from dkel_lightning.schedules import Clock, EnsembleTerm, RampUp
 from dkel_lightning.seeding import seed_process, seeded
 from dkel_lightning.tasks.train import usual_callbacks
-
-Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,10 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path)
 
 
+PASSED_ON = 1.0
+"""Seconds in which a second signal is the first one, which a launcher has passed on."""
+
+
 class SaveOnSignal(Callback):
     """End the training cleanly on Ctrl-C, SIGTERM and SIGUSR1 (which SLURM sends before it preempts).
 
@@ -211,7 +215,7 @@ class SaveOnSignal(Callback):
         if self.received is None:
             self.received, self._at = number, time.monotonic()
             return
-        if self._several and time.monotonic() - self._at < 1:
+        if self._several and time.monotonic() - self._at < PASSED_ON:
             return
         self._restore()
         raise Interrupted(number, self.last.path if self.last.path.is_file() else None, None)
@@ -243,7 +247,7 @@ def ended_by_signals() -> Iterator[None]:
         if not at:
             at.append(time.monotonic())
             raise Interrupted(number, None, None)
-        if time.monotonic() - at[0] > 1:  # else a launcher has passed on what the system sends to each as well
+        if time.monotonic() - at[0] > PASSED_ON:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 

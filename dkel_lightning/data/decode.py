@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dkel_lightning.errors import DataError
 
@@ -95,4 +95,6 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _unreadable(name: str, error: BaseException) -> DataError:
-    return DataError(f"{name} is no readable image ({error}): replace or remove it")
+    # Pillow names the stream that it was given, which says nothing.
+    why = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
+    return DataError(f"{name} is no readable image ({why}): replace or remove it")

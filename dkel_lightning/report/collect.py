@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-Values = Mapping[str, Any]
+from dkel_lightning.config import Values
 
 LARGEST = 64 * 2**20
 """Bytes above which a file is not read: none of ours comes near."""

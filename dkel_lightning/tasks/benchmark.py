@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,7 +75,7 @@ def _about(values: Mapping[str, Any], device: torch.device, plan: Plan, invented
     channels, height, width = setting.images_of(values, invented=invented).image_shape
     name = values["data"]["name"]
     return {
-        "command": shlex.join(["python", "-m", "dkel_lightning", *sys.argv[1:]]),
+        "command": provenance.command(),
         "method": values["method"]["name"],
         "backbone": values["backbone"]["name"],
         "peers": values["method"]["peers"],

@@ -17,13 +17,12 @@ from omegaconf import OmegaConf
 
 from dkel_lightning import config, locks, statistics
 from dkel_lightning.comparison import Comparison, Variant
+from dkel_lightning.config import Values
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.files import Run, values_in
 from dkel_lightning.tasks import tables
 from dkel_lightning.tasks.tables import Outcome
 from dkel_lightning.tasks.train import train
-
-Values = Mapping[str, Any]
 
 MAY_DIFFER = ("resume", "trust", "logger", "callbacks.progress", "data.root", "data.download", "data.workers")
 """Keys that change no figure of a member: a finished one stands although they differ."""

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from dkel_lightning import build, checkpoints
+from dkel_lightning.config import Values
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.export import Preprocessing, Shipped, export, formats
 from dkel_lightning.export.ship import Facts
@@ -76,7 +77,7 @@ def export_checkpoint(run: Run) -> ExportResult:
     return ExportResult(shipped, tested)
 
 
-def _test(values: build.Values, module: DistillationModule, images: ImageDataModule, epoch: int) -> scores.Scores:
+def _test(values: Values, module: DistillationModule, images: ImageDataModule, epoch: int) -> scores.Scores:
     # One process: all of them would write the same files.
     alone = {**values["trainer"], "devices": 1, "num_nodes": 1, "strategy": "auto"}
     plain = {**values, "trainer": alone, "callbacks": {**values["callbacks"], "extra": {}}}
@@ -107,7 +108,7 @@ def _preprocessing(images: ImageDataModule) -> Preprocessing:
 
 
 def _facts(
-    path: Path, values: build.Values, module: DistillationModule, images: ImageDataModule, tested: scores.Scores
+    path: Path, values: Values, module: DistillationModule, images: ImageDataModule, tested: scores.Scores
 ) -> Facts:
     folder = run_folder(path)
     saved = values_in(folder) if folder is not None else {}

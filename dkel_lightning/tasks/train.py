@@ -29,6 +29,7 @@ from dkel_lightning.callbacks.saving import (
     SaveOnSignal,
     ended_by_signals,
 )
+from dkel_lightning.config import Values
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import ConfigError, Interrupted
 from dkel_lightning.files import Run, is_whole
@@ -171,7 +172,7 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
         return result
 
 
-def prepared(values: build.Values) -> ImageDataModule:
+def prepared(values: Values) -> ImageDataModule:
     """Build the data module, prepare its files and read it; processes of one machine take turns."""
     images = build.datamodule(values)
     root = Path(values["data"]["root"]).expanduser()
@@ -385,7 +386,7 @@ def _report(run: Run, result: TrainResult, logger: MetricsFile, *, keep: bool) -
     print(f"{result.seconds:.0f} s{speed}. Outputs in {run.folder}: {', '.join(there)}")
 
 
-def _note(values: build.Values, result: TrainResult) -> str:
+def _note(values: Values, result: TrainResult) -> str:
     """Say what is deployed and what chose it."""
     tested = f"{result.last.images} test images."
     if not result.last.validated:
@@ -409,7 +410,7 @@ def _opening(run: Run, module: DistillationModule, images: ImageDataModule) -> s
     return "\n".join(lines)
 
 
-def _peers(values: build.Values) -> str:
+def _peers(values: Values) -> str:
     peers = values["method"]["peers"]
     if not isinstance(peers, int):
         return f"peers {', '.join(peers)}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dkel_lightning.benchmark import page
 from dkel_lightning.benchmark.processes import Begun, Measured, Memory
@@ -131,9 +133,19 @@ def test_the_page_shows_the_tables_and_says_what_was_not_measured() -> None:
     assert "| Trainer, eager, against loop written by hand | peak memory at most 1 | 0.67 |" in on_cuda
 
 
-def test_the_figure_is_a_picture(tmp_path: Path) -> None:
+def test_the_bars_of_the_figure_are_as_long_as_the_rates(tmp_path: Path) -> None:
     page.draw(result(), tmp_path / "benchmark.png")
-    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    with Image.open(tmp_path / "benchmark.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    left = pixels[:, : pixels.shape[1] // 2].astype(int)
+
+    def length(kind: str) -> int:
+        colour = [int(page.COLOURS[kind][at : at + 2], 16) for at in (1, 3, 5)]
+        return int((abs(left - colour).sum(axis=2) < 4).sum(axis=1).max())
+
+    assert length("plain") > 20
+    assert length("trainer") / length("plain") == pytest.approx(100 / 40, rel=0.05)
+    assert length("bare") / length("plain") == pytest.approx(125 / 40, rel=0.05)
 
 
 def test_objective_is_the_fastest_mode_of_the_trainer() -> None:
