@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, where that is asked for and possible."""
+"""Settings of the whole process: freed memory that stays with it, and its threads."""
 
 from __future__ import annotations
 
@@ -102,18 +102,37 @@ def test_auto_is_for_the_processor_and_gives_way_to_an_allocator_of_the_users(
     assert ("has no effect here" in capsys.readouterr().out) is (setting is True)
 
 
-@pytest.mark.parametrize(("setting", "calls"), [("auto", 1), ("false", 0)])
-def test_a_task_that_computes_follows_the_setting(
-    setting: str, calls: int, asked: list[bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    class DoneError(Exception):
-        pass
+class TrainedError(Exception):
+    """Raised in the place of a training."""
 
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(run: Run) -> None:
-        raise DoneError
+        raise TrainedError
 
     monkeypatch.setattr("dkel_lightning.tasks.train.train", train)
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(("setting", "calls"), [("auto", 1), ("false", 0)])
+def test_a_task_that_computes_follows_the_setting(setting: str, calls: int, asked: list[bool], tmp_path: Path) -> None:
     values = compose(f"execution.keep_memory={setting}", "trainer=cpu")
-    with pytest.raises(DoneError):
+    with pytest.raises(TrainedError):
         tasks.run_here(Run(values, tmp_path))
     assert len(asked) == calls
+
+
+@pytest.mark.usefixtures("no_training", "asked")
+@pytest.mark.parametrize("processors", [1, 4])
+def test_more_threads_than_processors_are_pointed_out(
+    processors: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    before = torch.get_num_threads()
+    with pytest.raises(TrainedError):
+        tasks.run_here(Run(compose("execution.threads=2", "trainer=cpu"), tmp_path))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+    said = "execution.threads=2: processors here: 1. More threads wait for each other."
+    assert (said in capsys.readouterr().out) is (processors == 1)

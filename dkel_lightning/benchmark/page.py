@@ -144,6 +144,9 @@ def _lines(result: BenchmarkResult) -> Iterator[str]:
     yield "with images, networks, the teacher's initialisation, compiling into an empty cache and capturing; without"
     yield "Lightning what the Trainer has compiled is found in that cache."
     yield f"Peak memory: {memory_note(about['device']['kind'])}"
+    if about["device"]["kind"] == "cpu":
+        yield "Freed memory stays with the library's sides as it does in task=train (`execution.keep_memory`); the loop"
+        yield "written by hand is left as Python starts it."
     yield ""
     yield "![images a second and parts of a step](benchmark.png)"
     yield ""

@@ -9,6 +9,7 @@ import warnings
 
 import torch
 
+from dkel_lightning import ranks
 from dkel_lightning.comparison import Comparison
 from dkel_lightning.config import TASKS, unknown_choice
 from dkel_lightning.errors import ConfigError
@@ -47,8 +48,11 @@ def _processes_to_start(run: Run) -> int:
 def run_here(run: Run, comparison: Comparison | None = None) -> float:
     """Do the same in this process, which may be one of several."""
     quieten()
-    if run.values["execution"]["threads"] is not None:
-        torch.set_num_threads(run.values["execution"]["threads"])
+    threads, processors = run.values["execution"]["threads"], os.cpu_count()
+    if threads is not None:
+        torch.set_num_threads(threads)
+        if processors is not None and threads > processors and ranks.is_first():
+            print(f"execution.threads={threads}: processors here: {processors}. More threads wait for each other.")
     if run.values.get("modules"):
         from dkel_lightning import build
 
