@@ -205,9 +205,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:
             # torch reports a full disk as a RuntimeError of its archive writer, about positions in the file.
             why = full_disk(error) or error
+            before = " The last checkpoint is untouched." if target.is_file() else ""
             raise CheckpointError(
-                f"Could not write {target} ({why}): free some space or choose another output folder. "
-                "The last checkpoint is untouched."
+                f"Could not write {target} ({why}): free some space or choose another output folder.{before}"
             ) from error
         finally:
             if temporary is not None:

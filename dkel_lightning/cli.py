@@ -9,7 +9,6 @@ import functools
 import itertools
 import math
 import os
-import shlex
 import sys
 import textwrap
 import traceback
@@ -31,7 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dkel_lightning import __version__, comparison, config, failures, locks, ranks
+from dkel_lightning import __version__, commands, comparison, config, failures, locks, ranks
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.locks import CLAIM
 
@@ -40,22 +39,7 @@ FLAGS_WITH_VALUE += ["--config-name", "-cn", "--config-path", "-cp", "--experime
 UNCHECKED_FLAGS = ("--hydra-help", "--shell-completion", "-sc", "--info", "-i")
 SHOWING_FLAGS = ("--help", "-h", "--cfg", "-c")
 
-# Of a resumed run only these may change: they do not alter what is computed (device and execution: but for rounding).
-RESUMABLE = (
-    "task",
-    "resume",
-    "trust",
-    "trainer",
-    "execution",
-    "logger",
-    "callbacks.progress",
-    "data.root",
-    "data.download",
-    "data.workers",
-)
 LATER_KEYS = ("callbacks", "data", "execution", "trainer")
-DEVICE_KEYS = ["accelerator", "devices", "strategy", "num_nodes", "profiler", "log_every_n_steps", "_target_"]
-DEVICE_KEYS += ["process_timeout"]
 # What Lightning's Trainer takes and this library decides.
 DECIDED = ["logger", "callbacks", "plugins", "precision", "use_distributed_sampler", "default_root_dir"]
 DECIDED += ["enable_progress_bar", "enable_model_summary", "enable_checkpointing", "inference_mode", "barebones"]
@@ -168,7 +152,7 @@ def _end_sweep() -> list[str]:
         print(f"The sweep's tables: {', '.join(sweeps.write(sweep))} in {folder}", flush=True)
     if not all(job.state == "finished" for job in sweep.jobs):
         kept = [item for item in sys.argv[1:] if not item.startswith("hydra.sweep.dir=")]
-        again = shlex.join(["python", "-m", "dkel_lightning", *kept, f"hydra.sweep.dir={folder}"])
+        again = commands.typed(*kept, commands.override("hydra.sweep.dir", folder))
         print(f"What is missing is run by: {again}", flush=True)
     return [job.number for job in sweep.jobs if job.state == "failed"]
 
@@ -216,6 +200,8 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     arguments = without_superfluous_plus(arguments)
     if child or any(argument.split("=")[0] in SHOWING_FLAGS for argument in arguments):
         return arguments
+    if not multirun:
+        _refuse_elsewhere(given)
     own_folder = [item.split("=", 1)[1] for item in given if item.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
     added = [] if multirun or own_folder else _folder_override(given)
     named = [*own_folder, *(item.split("=", 1)[1] for item in [*added, *given] if item.startswith(FOLDER_KEYS))]
@@ -223,6 +209,23 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     if multirun and own_folder:
         _hold_sweep(Path(own_folder[-1].strip("'\"")))
     return [*map(_fixed_resume, arguments), *added, *_analysis_name(given)]
+
+
+def _refuse_elsewhere(given: Sequence[str]) -> None:
+    """Let a run go on in its own folder only: elsewhere it would lack its best epoch, its rows and its settings.
+
+    Raises:
+        ConfigError: resume= and hydra.run.dir= name two folders.
+    """
+    values = {key: text.strip("'\"") for key, _, text in (item.lstrip("+").partition("=") for item in given)}
+    resume, chosen = values.get("resume", "null"), values.get("hydra.run.dir")
+    if resume in ("null", "") or chosen is None:
+        return
+    folder = _folder_of(find_resume(resume))
+    if Path(chosen).resolve() != folder.resolve():
+        raise ConfigError(
+            f"A run goes on in its own folder: leave out hydra.run.dir, or copy {folder} and resume the copy."
+        )
 
 
 FOLDER_KEYS = ("hydra.run.dir=", "compare.folder=")
@@ -267,8 +270,7 @@ def _fixed_resume(argument: str) -> str:
     key, _, value = argument.lstrip("+").partition("=")
     if key != "resume" or value.strip("'\"") != "last":
         return argument
-    escaped = str(find_resume("last").resolve()).replace("'", "\\'")
-    return f"resume='{escaped}'"
+    return commands.override("resume", find_resume("last").resolve())
 
 
 def _check_writable(folder: Path) -> None:
@@ -314,8 +316,7 @@ def _folder_override(given: Sequence[str]) -> list[str]:
         folder = path.parent.parent / f"{kind}_{path.stem}"
     else:
         return []
-    escaped = str(folder).replace("'", "\\'")
-    return [f"hydra.run.dir='{escaped}'"]
+    return [commands.override("hydra.run.dir", folder)]
 
 
 def _report_overrides(of: str) -> list[str]:
@@ -323,8 +324,11 @@ def _report_overrides(of: str) -> list[str]:
     from dkel_lightning.report import folders
 
     named = None if of == "null" else of.strip("'\"")
-    escaped = str(folders.find(named).resolve()).replace("'", "\\'")
-    return [*([f"report.of='{escaped}'"] if named is None else []), f"hydra.run.dir='{escaped}'"]
+    found = folders.find(named).resolve()
+    return [
+        *([commands.override("report.of", found)] if named is None else []),
+        commands.override("hydra.run.dir", found),
+    ]
 
 
 def find_resume(text: str) -> Path:
@@ -532,7 +536,7 @@ def planned(values: Mapping[str, Any], given: Sequence[str], config_dir: Path | 
         return partial(settle, _composed(overrides, _search(config_dir), config_dir))
 
     repeated = [item for item in sys.argv[1:] if not item.startswith(("compare.folder=", "hydra.run.dir="))]
-    go_on = shlex.join(["python", "-m", "dkel_lightning", *repeated])
+    go_on = commands.typed(*repeated)
     return comparison.plan(values, given, _options("method", config_dir), composer, go_on)
 
 
@@ -876,12 +880,12 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
     processes = (values["trainer"]["devices"], values["trainer"]["num_nodes"])
     for item in map(_parse, overrides):
         key = item.key_or_group
-        if key.startswith("trainer.") and key.split(".")[1] not in DEVICE_KEYS:
-            _refuse(key)
-        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in RESUMABLE):
+        if not config.may_change(key):
             _refuse(key)
         if key == "trainer" or key.startswith("trainer."):
-            values["trainer"] |= {name: given["trainer"][name] for name in DEVICE_KEYS if name in given["trainer"]}
+            values["trainer"] |= {
+                name: given["trainer"][name] for name in config.DEVICE_KEYS if name in given["trainer"]
+            }
         elif key == "execution":
             values["execution"] |= {name: given["execution"][name] for name in ("name", "compile")}
         elif key in ("logger",) or key.startswith("logger."):
@@ -912,7 +916,7 @@ def _check_complete(values: Mapping[str, Any], given: Mapping[str, Any]) -> None
 def _refuse(key: str) -> None:
     raise ConfigError(
         f"{key} would change a run that is being resumed: leave it out, or start a new run. "
-        f"What may change: {', '.join(RESUMABLE[3:])} (of trainer: {', '.join(DEVICE_KEYS[:4])})."
+        f"What may change: {', '.join(config.RESUMABLE[3:])} (of trainer: {', '.join(config.DEVICE_KEYS[:4])})."
     )
 
 

@@ -646,6 +646,30 @@ def describe(key: str) -> Key | None:
     return None
 
 
+# Of a resumed run only these may change: they do not alter what is computed (device and execution: but for rounding).
+RESUMABLE = (
+    "task",
+    "resume",
+    "trust",
+    "trainer",
+    "execution",
+    "logger",
+    "callbacks.progress",
+    "data.root",
+    "data.download",
+    "data.workers",
+)
+DEVICE_KEYS = ["accelerator", "devices", "strategy", "num_nodes", "profiler", "log_every_n_steps", "_target_"]
+DEVICE_KEYS += ["process_timeout"]
+
+
+def may_change(key: str) -> bool:
+    """Tell whether a resumed run may have another value of `key` than it began with."""
+    if key.startswith("trainer."):
+        return key.split(".")[1] in DEVICE_KEYS
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in RESUMABLE)
+
+
 def leaves(values: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Walk the keys of a resolved configuration down to where a description begins."""
     for key, value in values.items():

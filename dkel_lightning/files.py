@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,9 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
+from dkel_lightning.archives import is_whole, step_of
 from dkel_lightning.errors import CheckpointError
+from dkel_lightning.ranks import is_first
 
 HALF_WRITTEN = ".part"
 """How the hidden name of a file ends that is not whole yet; checkpoints and records of a collapse too."""
@@ -95,6 +95,26 @@ def write_text(path: Path, content: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+TESTED = ("deployed", "deployed_accuracy", "accuracy", "nll", "calibration", "epoch")
+
+
+def read_summary(folder: Path, tested: Sequence[str] = TESTED) -> dict[str, Any] | None:
+    """Read the summary.json of a finished run, which is written last.
+
+    None where there is none, or a damaged one: without what `tested` names of each test.
+    """
+    try:
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("test"), dict):
+        return None
+    last, best = found["test"].get("last"), found["test"].get("best")
+    tests = [last] if best is None else [last, best]
+    whole = all(isinstance(test, dict) and all(name in test for name in tested) for test in tests)
+    return found if whole else None
+
+
 def run_folder(checkpoint: Path) -> Path | None:
     """Return the folder of the run that wrote `<run>/checkpoints/<name>.ckpt`, None if there is no such run."""
     folder = checkpoint.resolve().parent.parent
@@ -134,27 +154,35 @@ def values_in(folder: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(outputs: Path) -> Path:
-    """Find the newest whole last.ckpt or best.ckpt of a run under `outputs`, stepping over torn ones (`resume=last`).
+    """Find where the newest run under `outputs` goes on (`resume=last`): its whole checkpoint of most steps.
+
+    A run whose checkpoints are all torn is stepped over, which is said.
 
     Raises:
         CheckpointError: there is none.
     """
-    found = [
-        path for name in ("best.ckpt", "last.ckpt") for path in outputs.rglob(name) if run_folder(path) is not None
-    ]
-    # Of equally old ones the last in the list: last.ckpt, which is written after best.ckpt.
-    order = sorted(enumerate(found), key=lambda item: (item[1].stat().st_mtime, item[0]), reverse=True)
-    for _, path in order:
-        if is_whole(path):
-            return path
-    torn = f" ({len(found)} torn)" if found else ""
-    raise CheckpointError(f"No whole last.ckpt of a run under {outputs.resolve()}{torn}: give a path, resume=PATH.")
+    runs: dict[Path, list[Path]] = {}
+    for name in ("best.ckpt", "last.ckpt"):
+        for path in outputs.rglob(name):
+            if (folder := run_folder(path)) is not None:
+                runs.setdefault(folder, []).append(path)
+    torn: list[Path] = []
+    for found in sorted(runs.values(), key=lambda paths: max(path.stat().st_mtime for path in paths), reverse=True):
+        whole = [path for path in found if is_whole(path)]
+        torn += [path for path in found if path not in whole]
+        if whole:
+            # Not the newest file, which a copy may have made of any. Of equally many steps last.ckpt, which is later.
+            chosen = max(whole, key=lambda path: (step_of(path), path.name == "last.ckpt"))
+            if torn and is_first():
+                print(f"{_listed(torn)} torn: going on from {chosen}.", flush=True)
+            return chosen
+    if torn:
+        raise CheckpointError(
+            f"No whole checkpoint of a run under {outputs.resolve()}: {_listed(torn)} torn. Start the run again."
+        )
+    raise CheckpointError(f"No last.ckpt of a run under {outputs.resolve()}: give a path, resume=PATH.")
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint, which is a zip archive, has all its bytes as they were written."""
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
-        return False
+def _listed(paths: Sequence[Path]) -> str:
+    shown = ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    return f"{shown} {'is' if len(paths) == 1 else 'are'}"

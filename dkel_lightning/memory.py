@@ -29,12 +29,23 @@ class PeakMemory:
     of: str
 
 
+class _Process:
+    """What is in force for this process."""
+
+    keeps_freed = False
+
+
+def keeps_freed() -> bool:
+    """Tell whether freed memory stays with this process."""
+    return _Process.keeps_freed
+
+
 def keep_freed() -> bool:
     """Let this process keep the memory that tensors on the CPU free, for those of the next step.
 
     The GNU C library gives large blocks back to the system when they are freed. Training asks for the same blocks
-    again at every step, and the system clears every page of them anew: a fifth of an eager step of ResNet-32, at
-    larger batches half of it (docs/performance.md). Kept memory belongs to the process until it ends, and its holes
+    again at every step, and the system clears every page of them anew: a fifth of an eager step of ResNet-32
+    (docs/performance.md). Kept memory belongs to the process until it ends, and its holes
     may raise the peak by a tenth or so. It holds for the whole process and cannot be taken back.
 
     Returns:
@@ -46,7 +57,8 @@ def keep_freed() -> bool:
     if not hasattr(library, "gnu_get_libc_version"):
         return False  # musl has no mallopt, and bionic other numbers
     # All blocks come from the heap, which does not shrink.
-    return bool(library.mallopt(M_MMAP_MAX, 0)) and bool(library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    _Process.keeps_freed = bool(library.mallopt(M_MMAP_MAX, 0)) and bool(library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    return _Process.keeps_freed
 
 
 def keep_freed_as_asked(asked: bool | str, device: torch.device) -> None:

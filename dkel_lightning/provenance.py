@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from dkel_lightning import commands, memory
+
 PACKAGES = ("dkel-lightning", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 
 
@@ -26,6 +28,7 @@ def collect() -> dict[str, Any]:
         "device": device(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "keeps_freed_memory": memory.keeps_freed(),
         "git": _git(),
     }
 
@@ -33,8 +36,9 @@ def collect() -> dict[str, Any]:
 def command() -> str:
     """Return the command line of this process, as it can be typed again."""
     program = Path(sys.argv[0])
-    as_module = program.name == "__main__.py" and program.parent.name == "dkel_lightning"
-    return shlex.join([*(["python", "-m", "dkel_lightning"] if as_module else [program.name]), *sys.argv[1:]])
+    if program.name == "__main__.py" and program.parent.name == "dkel_lightning":
+        return commands.typed(*sys.argv[1:])
+    return shlex.join([program.name, *sys.argv[1:]])
 
 
 def device() -> dict[str, Any]:

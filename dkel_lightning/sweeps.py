@@ -15,7 +15,7 @@ from scipy import stats
 
 from dkel_lightning import figures
 from dkel_lightning.errors import ConfigError, NonFiniteError
-from dkel_lightning.files import values_in, write_text
+from dkel_lightning.files import read_summary, values_in, write_text
 from dkel_lightning.loggers import write_whole
 from dkel_lightning.statistics import Paired, Sample, paired, sample, wilson
 from dkel_lightning.tasks.compare import as_written, differences
@@ -158,7 +158,7 @@ def refuse_other(folder: Path, values: Mapping[str, Any]) -> None:
 
 def objective(folder: Path) -> float | None:
     """Read the objective of a finished job, as tasks.train gives it; None where it has not finished."""
-    summary = _json(folder / "summary.json")
+    summary = read_summary(folder, ("deployed_accuracy",))
     if summary is None:
         return None
     chosen = summary["test"]["best"] or summary["test"]["last"]
@@ -190,7 +190,7 @@ def _job(folder: Path, sweep: Path) -> Job:
     noted = _json(folder / NOTE) or {}
     pairs = [str(item).lstrip("+").partition("=") for item in noted.get("overrides", ())]
     state = noted.get("state")
-    summary = _json(folder / "summary.json")
+    summary = read_summary(folder, ("deployed_accuracy",))
     found = {} if summary is None else _figures(summary)
     if found:
         found |= _diversity_at_the_end(folder / "metrics.csv")

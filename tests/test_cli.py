@@ -204,8 +204,19 @@ def test_resume_takes_the_folder_of_a_run_and_begins_anew_where_it_has_no_checkp
         (checkpoints / "last.ckpt").write_bytes(torn)
         assert cli.find_resume(str(tmp_path)) == checkpoints / "best.ckpt"
     (checkpoints / "best.ckpt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="2 torn"):
+    with pytest.raises(CheckpointError, match=r"best\.ckpt, .*last\.ckpt are torn\. Start the run again"):
         cli.find_resume(str(tmp_path))
+
+
+def test_a_run_goes_on_in_its_own_folder_only(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
+    resume = f"resume={tmp_path / 'run'}"
+    with pytest.raises(
+        ConfigError, match=rf"its own folder: leave out hydra\.run\.dir, or copy {tmp_path}/run and resume"
+    ):
+        cli.prepare([resume, f"hydra.run.dir={tmp_path / 'elsewhere'}"])
+    assert cli.prepare([resume, f"hydra.run.dir={tmp_path / 'run'}"])[0] == resume
 
 
 def test_an_evaluation_refuses_to_be_told_what_the_checkpoint_decides() -> None:
@@ -230,7 +241,7 @@ def test_resume_of_nothing_says_where_it_looked(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=r"No checkpoint at gone\.ckpt"):
         cli.find_resume("gone.ckpt")
-    with pytest.raises(CheckpointError, match=r"No whole last\.ckpt of a run under"):
+    with pytest.raises(CheckpointError, match=r"No last\.ckpt of a run under"):
         cli.find_resume("last")
     (tmp_path / "alone.ckpt").touch()
     with pytest.raises(CheckpointError, match=r"its run's config\.yaml should lie at"):

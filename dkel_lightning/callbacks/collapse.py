@@ -15,6 +15,7 @@ from scipy import stats
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dkel_lightning import commands
 from dkel_lightning.callbacks.finite import StepRecorder, Verdict, all_finite, non_finite
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
 from dkel_lightning.metrics import ClassShares
@@ -478,7 +479,9 @@ def _in_words(kind: str, peers: list[str], accuracy: list[float], shares: list[f
 
 
 def _again(event: Collapse) -> str:
-    return f" Replay the step: python -m dkel_lightning task=replay checkpoint={event.record}" if event.record else ""
+    if not event.record:
+        return ""
+    return f" Replay the step: {commands.typed('task=replay', commands.override('checkpoint', event.record))}"
 
 
 def _homogenised(trainer: Trainer) -> bool | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,14 +15,21 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from dkel_lightning.archives import is_whole
 from dkel_lightning.errors import Interrupted
 from dkel_lightning.loggers import MetricsFile
 from dkel_lightning.modules.processes import any_process
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -44,10 +52,18 @@ class BestCheckpoint(ModelCheckpoint):
         self._validated = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best score also where the folder of the run has been moved: Lightning would forget it."""
+        """Take over the best score also where the folder of the run has been moved: Lightning would forget it.
+
+        Not where best.ckpt is missing or torn: nothing could be tested in the end that no later epoch beats.
+        """
         path = str(Path(str(self.dirpath)) / "best.ckpt")
         score = state_dict["best_model_score"]
-        if score is not None and Path(path).is_file():
+        if score is not None and not is_whole(Path(path)):
+            what = "torn" if Path(path).is_file() else "missing"
+            _say(f"{path} is {what}: the best of the epochs to come replaces it.")
+            gone = {"best_model_path": "", "best_model_score": None, "kth_best_model_path": "", "kth_value": None}
+            state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": {}, **gone}
+        elif score is not None:
             places = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
             state_dict = {**state_dict, **places, "best_k_models": {path: score}}
         super().load_state_dict(state_dict)
@@ -57,6 +73,27 @@ class BestCheckpoint(ModelCheckpoint):
         """Tell whether this epoch replaces the best one."""
         tied = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
         return tied or super().check_monitor_top_k(trainer, current)
+
+
+class SettingsKept(Callback):
+    """Keep the text of config.yaml in every checkpoint: a resume can then tell what was edited in the file since.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.text = ""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the file, which this run has written or begun with; only the first process writes checkpoints."""
+        if trainer.is_global_zero:
+            self.text = self.path.read_text(encoding="utf-8")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the text."""
+        return {"text": self.text}
 
 
 class RowBeforeCheckpoint(Checkpoint):
@@ -145,19 +182,23 @@ PASSED_ON = 1.0
 
 
 class SaveOnSignal(Callback):
-    """End the training cleanly on Ctrl-C, SIGTERM and SIGUSR1 (which SLURM sends before it preempts).
+    """End the training cleanly on Ctrl-C, SIGTERM, SIGUSR1 (which SLURM sends before it preempts) and SIGHUP.
 
     The first signal is honoured between two optimizer steps, with a checkpoint there; in validation, at the end of the
     epoch. A second one ends at once, and the checkpoint before it stands. Several processes agree first, at the first
     border after `every_n_batches`, since the signal may reach only one of them; signals that reach one of them within
-    a second are one, since a launcher passes on what the system sends to each as well.
+    a second are one, since a launcher passes on what the system sends to each as well. A signal that is ignored at the
+    start (SIGHUP under nohup) stays ignored.
 
     Args:
         last: writes the checkpoint.
         every_n_batches: batches between two agreements of several processes.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()))
+    SIGNALS = (
+        *(signal.SIGINT, signal.SIGTERM),
+        *(getattr(signal, name) for name in ("SIGUSR1", "SIGHUP") if hasattr(signal, name)),
+    )
 
     def __init__(self, last: LastCheckpoint, every_n_batches: int = 10) -> None:
         self.last = last
@@ -172,7 +213,7 @@ class SaveOnSignal(Callback):
         """Listen. Lightning's own handlers, which stop amid accumulated gradients, are replaced until the end."""
         self.received, self._batches, self._several = None, 0, trainer.world_size > 1
         if threading.current_thread() is threading.main_thread():  # Python allows it only there
-            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            self._before = heard(self._note)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -212,6 +253,7 @@ class SaveOnSignal(Callback):
         raise Interrupted(self.received or signal.SIGTERM, self.last.path, trainer.global_step)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        leave_terminal(number)
         if self.received is None:
             self.received, self._at = number, time.monotonic()
             return
@@ -221,11 +263,32 @@ class SaveOnSignal(Callback):
         raise Interrupted(number, self.last.path if self.last.path.is_file() else None, None)
 
     def _restore(self) -> None:
-        _put_back(self._before)
+        put_back(self._before)
         self._before = {}
 
 
-def _put_back(handlers: Mapping[int, Handler]) -> None:
+def heard(listener: Callable[[int, FrameType | None], None]) -> dict[int, Handler]:
+    """Let `listener` hear the signals, and return who heard them before; what is ignored, as by nohup, stays so."""
+    found = {number: signal.getsignal(number) for number in SaveOnSignal.SIGNALS}
+    before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, listener)
+    return before
+
+
+def leave_terminal(number: int) -> None:
+    """Write no more to a terminal that is closed (SIGHUP): every line would fail, and with it what has to be saved."""
+    if number != getattr(signal, "SIGHUP", None):
+        return
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
+
+
+def put_back(handlers: Mapping[int, Handler]) -> None:
     """Install what listened before; None is what Python knows nothing of."""
     for number, handler in handlers.items():
         signal.signal(number, handler if handler is not None else signal.SIG_DFL)
@@ -244,6 +307,7 @@ def ended_by_signals() -> Iterator[None]:
     at: list[float] = []
 
     def end(number: int, frame: FrameType | None) -> None:
+        leave_terminal(number)
         if not at:
             at.append(time.monotonic())
             raise Interrupted(number, None, None)
@@ -254,8 +318,8 @@ def ended_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python allows it only there
         yield
         return
-    before = {number: signal.signal(number, end) for number in SaveOnSignal.SIGNALS}
+    before = heard(end)
     try:
         yield
     finally:
-        _put_back(before)
+        put_back(before)

@@ -104,8 +104,8 @@ class _Requests:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the parent ends an orderly training, for which it needs its workers."""
-    for number in (signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGINT)):
+    """Ctrl-C and a closed terminal reach the whole process group; the parent still needs its workers to end well."""
+    for number in (getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIGUSR1", "SIGHUP")):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dkel_lightning import config, reference, statistics
+from dkel_lightning import commands, config, reference, statistics
 from dkel_lightning.report import charts, collect, mistakes, panels
 from dkel_lightning.report.collect import RunRecord, Test, number
 from dkel_lightning.report.markup import Markup, facts, items, join, link, page, section, table, tag
@@ -93,7 +93,8 @@ def _collapses(found: Any) -> Iterator[object]:
         said = f"Collapse in epoch {epoch + 1:.0f}: {event['what']}." + (f" Action: {action}." if action else "")
         alike = " Teacher and student were indistinguishable." if event.get("homogenised") is True else ""
         record = event.get("record")
-        yield said + alike + (f" Replay: python -m dkel_lightning task=replay checkpoint={record}" if record else "")
+        replay = commands.typed("task=replay", commands.override("checkpoint", record))
+        yield said + alike + (f" Replay: {replay}" if record else "")
 
 
 def on_test_set(run: RunRecord) -> bool:

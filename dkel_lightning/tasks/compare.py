@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from dkel_lightning import config, locks, statistics
+from dkel_lightning import commands, config, locks, statistics
 from dkel_lightning.comparison import Comparison, Variant
 from dkel_lightning.config import Values
 from dkel_lightning.errors import ConfigError, DkelError
-from dkel_lightning.files import Run, values_in
+from dkel_lightning.files import Run, read_summary, values_in
 from dkel_lightning.tasks import tables
 from dkel_lightning.tasks.tables import Outcome
 from dkel_lightning.tasks.train import train
@@ -66,7 +66,7 @@ def _compare(run: Run, comparison: Comparison) -> CompareResult:
     run.describe()
     members = [*comparison.members()]
     # What is finished stays in the table while the rest is trained.
-    done = {(v.label, seed): _summary(member_folder(run.folder, v.label, seed)) for v, seed in members}
+    done = {(v.label, seed): read_summary(member_folder(run.folder, v.label, seed)) for v, seed in members}
     outcomes = {key: tables.outcome(summary) for key, summary in done.items() if summary is not None}
     try:
         for position, (variant, seed) in enumerate(members, 1):
@@ -74,7 +74,7 @@ def _compare(run: Run, comparison: Comparison) -> CompareResult:
             outcomes[variant.label, seed] = _member(run.folder, comparison, variant, seed)
             tables.write(run.folder, comparison, outcomes, _notes(run, comparison))
     except (KeyboardInterrupt, SystemExit):
-        folder = shlex.quote(f"compare.folder={run.folder}")
+        folder = shlex.quote(commands.override("compare.folder", run.folder))
         print(f"Interrupted. Go on with: {comparison.go_on} {folder}", flush=True)
         raise
     tables.show(comparison, outcomes)
@@ -83,7 +83,8 @@ def _compare(run: Run, comparison: Comparison) -> CompareResult:
         raise DkelError(f"All {len(failed)} runs have failed, the first one so: {failed[0]}")
     print(f"Written to {run.folder}: compare.md, compare.csv, members.csv, figures/compare.png.")
     if failed:
-        print(f"{len(failed)} of {len(outcomes)} runs failed; the same with compare.folder={run.folder} tries again.")
+        folder = shlex.quote(commands.override("compare.folder", run.folder))
+        print(f"{len(failed)} of {len(outcomes)} runs failed; the same with {folder} tries again.")
     return CompareResult(run.folder, outcomes, comparison.reference)
 
 
@@ -94,10 +95,10 @@ def _member(folder: Path, comparison: Comparison, variant: Variant, seed: int) -
     where = member_folder(folder, variant.label, seed)
     failure = where / "failed.txt"
     try:
-        summary = _summary(where)
+        summary = read_summary(where)
         if summary is None:
             _train(variant.values(seed, _epochs(folder, comparison, variant)), where)
-            summary = _summary(where)
+            summary = read_summary(where)
             failure.unlink(missing_ok=True)
         else:
             print("finished before")
@@ -125,15 +126,6 @@ def _train(values: Values, where: Path) -> None:
     begun = last.is_file() and (where / "config.yaml").is_file()
     # The values were composed by this command and not read from the folder: nothing foreign to distrust.
     train(Run({**values, "trust": True} if begun else values, where, resume=last if begun else None, part=True))
-
-
-def _summary(where: Path) -> dict[str, Any] | None:
-    """Read the summary.json of a finished run, which is written last; None where there is none."""
-    try:
-        found: dict[str, Any] = json.loads((where / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found
 
 
 # ---------------------------------------------------------------------- the same compute
@@ -164,7 +156,7 @@ def _written_epochs(folder: Path, variant: Variant) -> dict[str, Any] | None:
 def _measured(folder: Path, comparison: Comparison, variant: Variant) -> dict[str, Any]:
     for seed in comparison.seeds:
         where = member_folder(folder, comparison.reference, seed)
-        reference, speed = _summary(where), _speed(where)
+        reference, speed = read_summary(where), _speed(where)
         if reference is None or not speed:
             continue
         own = _own_speed(folder, comparison, variant, seed)
@@ -197,7 +189,7 @@ def _own_speed(folder: Path, comparison: Comparison, variant: Variant, seed: int
 
 def _speed(where: Path) -> float:
     """Read the training images a second of a finished run; 0 where it says none."""
-    summary = _summary(where)
+    summary = read_summary(where)
     return float((summary or {}).get("images_per_second") or 0)
 
 

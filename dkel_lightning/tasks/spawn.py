@@ -6,7 +6,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -19,7 +18,7 @@ from typing import Any
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from dkel_lightning import failures
-from dkel_lightning.callbacks.saving import SaveOnSignal
+from dkel_lightning.callbacks.saving import SaveOnSignal, heard, leave_terminal, put_back
 from dkel_lightning.children import GRACE, PAUSE, Child, Children, end_with_parent, named_error
 from dkel_lightning.errors import DkelError, ProcessError
 from dkel_lightning.files import Run
@@ -94,6 +93,7 @@ def _signals_passed_on(workers: list[Any]) -> Iterator[list[int]]:
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        leave_terminal(number)
         received.append(number)
         for worker in workers:
             if worker.is_alive():
@@ -102,12 +102,11 @@ def _signals_passed_on(workers: list[Any]) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # Python allows it only there
         yield received
         return
-    before = {number: signal.signal(number, pass_on) for number in SaveOnSignal.SIGNALS}
+    before = heard(pass_on)
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        put_back(before)
 
 
 def _work(task: Task, run: Run, rank: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dkel_lightning import config
+from dkel_lightning import commands, config
 from dkel_lightning.files import Run, values_in
 from dkel_lightning.seeding import derive_seed
 
@@ -82,7 +82,7 @@ def go_on(run: Run) -> str:
     """Return the command that goes on with a run; one without a checkpoint begins anew, with its seeds."""
     candidates = [run.checkpoints / "last.ckpt", run.folder / FOLDER / "checkpoints" / "last.ckpt"]
     place = next((path for path in candidates if path.is_file()), run.folder)
-    return f"python -m dkel_lightning resume={place}"
+    return commands.typed(commands.override("resume", place))
 
 
 def next_run(run: Run) -> Run | None:

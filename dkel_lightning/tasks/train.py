@@ -7,7 +7,7 @@ import hashlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
 
 from dkel_lightning import build, checkpoints, config, figures, locks, memory, ranks
+from dkel_lightning.archives import is_whole
 from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor, EpochLines, LiveProgressBar, Throughput
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.callbacks.pictures import AugmentedViews
@@ -27,12 +29,13 @@ from dkel_lightning.callbacks.saving import (
     LastCheckpoint,
     RowBeforeCheckpoint,
     SaveOnSignal,
+    SettingsKept,
     ended_by_signals,
 )
 from dkel_lightning.config import Values
 from dkel_lightning.data import ImageDataModule
-from dkel_lightning.errors import ConfigError, Interrupted
-from dkel_lightning.files import Run, is_whole
+from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
+from dkel_lightning.files import Run, read_summary, values_in
 from dkel_lightning.loggers import MetricsFile
 from dkel_lightning.memory import PeakMemory
 from dkel_lightning.modules import execution
@@ -112,7 +115,7 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
     if run.resume is not None:
         if not values["trust"]:
             build.refuse_untrusted(values)
-        checkpoints.load(run.resume)  # refused here, before anything is prepared
+        _refuse_edited(run, checkpoints.load(run.resume))  # here, before anything is prepared
         teacher_weights = None  # they are in the checkpoint
     images = prepared(values)
     # Constants that were computed from the images belong to the run: an evaluation must not compute them anew.
@@ -156,7 +159,7 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
             # Killed after the last epoch's best.ckpt, before its last.ckpt or with a torn one; resumed from the former.
             last_checkpoint.save(trainer)
         seconds, peak = time.perf_counter() - started, memory.peak(device)
-        complete = run.resume is not None and throughput.measured == 0 and (run.folder / "summary.json").exists()
+        complete = run.resume is not None and throughput.measured == 0 and read_summary(run.folder) is not None
         if complete:
             _say(
                 f"The run was complete already; nothing was trained, and the figures in {run.folder} stay as they are."
@@ -170,6 +173,28 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
         result = TrainResult(run.folder, last, best, throughput.images_per_second, seconds, peak, deployed)
         _report(run, result, logger, keep=complete)
         return result
+
+
+def _refuse_edited(run: Run, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to go on where config.yaml says what the run was not begun with: its records would be wrong.
+
+    Raises:
+        CheckpointError: it was edited.
+    """
+    text = checkpoint.get("callbacks", {}).get(SettingsKept.__name__, {}).get("text")
+    path = run.folder / "config.yaml"
+    if not text or not path.is_file():
+        return  # of an earlier version, or of a process that does not see the folder
+    given: Any = OmegaConf.to_container(OmegaConf.create(text))
+    begun, now = dict(config.leaves(given)), dict(config.leaves(values_in(run.folder)))
+    for key in [*begun, *(now.keys() - begun.keys())]:
+        before, after = begun.get(key), now.get(key)
+        # Callbacks of a user's own are code, which moves.
+        if before != after and not config.may_change(key) and not key.startswith(("callbacks.extra", "modules")):
+            raise CheckpointError(
+                f"{path} has been edited since the run began ({key}: {after}, and it was {before}): "
+                "put it back, or begin another run."
+            )
 
 
 def prepared(values: Values) -> ImageDataModule:
@@ -305,7 +330,7 @@ def _checkpoints(run: Run, rows: MetricsFile, last: LastCheckpoint | None) -> li
         enable_version_counter=False,
     )
     # The last one comes last, so that it knows which epoch was the best.
-    return [SaveOnSignal(last), RowBeforeCheckpoint(rows), best, last]
+    return [SaveOnSignal(last), SettingsKept(run.folder / "config.yaml"), RowBeforeCheckpoint(rows), best, last]
 
 
 def _mode(monitor: str) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
 from dkel_lightning import DistillationModule, checkpoints, locks, tasks
-from dkel_lightning.callbacks import LastCheckpoint, SaveOnSignal
-from dkel_lightning.errors import DkelError, Interrupted
+from dkel_lightning.callbacks import LastCheckpoint, SaveOnSignal, saving
+from dkel_lightning.errors import CheckpointError, DkelError, Interrupted
+from dkel_lightning.files import Run, read_summary
 from dkel_lightning.tasks.train import train
 from tests.disks import as_root, fill, small_disk
 from tests.modules.toy import Toy, build, trainer
@@ -38,6 +42,9 @@ def through(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("through") / "run"
     train(noisy_run(folder))
     return folder
+
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
 
 PLACES = {
@@ -75,7 +82,7 @@ def test_a_run_killed_there_and_resumed_ends_as_if_nothing_had_happened(
     assert_equal_runs(run.folder, through)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(("place", "step"), [("on_train_batch_end:6", 4), ("on_validation_batch_end:3", 6)])
 def test_a_signal_saves_between_two_steps_and_the_resumed_run_ends_as_if_nothing_had_happened(
     number: int, place: str, step: int, through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -97,7 +104,7 @@ def test_a_signal_saves_between_two_steps_and_the_resumed_run_ends_as_if_nothing
     assert_equal_runs(run.folder, through)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_in_the_test_ends_it_at_once_and_the_resumed_run_ends_as_if_nothing_had_happened(
     number: int, through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +148,95 @@ def test_checkpoints_within_an_epoch_go_on_exactly(through: Path, tmp_path: Path
     assert in_a_child(killed) == -signal.SIGKILL
     resumed(run)
     assert (run.folder / "metrics.csv").read_bytes() == (through / "metrics.csv").read_bytes()
+
+
+def test_a_run_whose_terminal_is_closed_is_saved_and_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["trainer.max_epochs=100", f"hydra.run.dir={folder}", "callbacks.progress=lines"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "dkel_lightning", *arguments])
+    seen = b""
+    while b"epoch 3/100" not in seen:
+        seen += os.read(terminal, 1000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    # One that is written at the end of an epoch holds nothing of the next one.
+    assert checkpoints.load(folder / "checkpoints" / "last.ckpt")["global_step"] % 72 > 0
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        heard_before = saving.heard(lambda *_: None)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert set(heard_before) == {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+        saving.put_back(heard_before)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def stopped(run: Run, monkeypatch: pytest.MonkeyPatch, count: int = 6) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Noise, "on_train_batch_end", signalling(signal.SIGTERM, count))
+        with pytest.raises(Interrupted):
+            train(run)
+
+
+@pytest.mark.parametrize("what", ["missing", "torn"])
+def test_a_run_whose_best_epoch_is_lost_says_so_and_takes_the_best_of_the_others(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = noisy_run(tmp_path / "run")
+    stopped(run, monkeypatch)
+    best = run.folder / "checkpoints" / "best.ckpt"
+    if what == "torn":
+        best.write_bytes(best.read_bytes()[:1000])
+    else:
+        best.unlink()
+    resumed(run)
+    assert f"{best} is {what}: the best of the epochs to come replaces it." in capsys.readouterr().out
+    assert checkpoints.load(best)["epoch"] > 0
+    assert read_summary(run.folder) is not None
+
+
+def test_a_finished_run_whose_best_epoch_is_lost_still_tells_of_its_last(tmp_path: Path) -> None:
+    run = noisy_run(tmp_path / "run", "trainer.max_epochs=1")
+    train(run)
+    for name in ("summary.json", "checkpoints/best.ckpt"):
+        (run.folder / name).unlink()
+    resumed(run)
+    summary = read_summary(run.folder)
+    assert summary is not None
+    assert (summary["test"]["last"]["epoch"], summary["test"]["best"]) == (1, None)
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"test": {"la', '{"test": {"last": {}}}', '{"best": 1}'])
+def test_a_torn_summary_of_a_finished_run_is_written_anew(damage: str, through: Path, tmp_path: Path) -> None:
+    run = noisy_run(tmp_path / "run")
+    shutil.copytree(through, run.folder)
+    (run.folder / "summary.json").write_text(damage, encoding="utf-8")
+    resumed(run)
+    mine, theirs = read_summary(run.folder), read_summary(through)
+    assert mine is not None
+    assert theirs is not None
+    assert mine["test"] == theirs["test"]
+
+
+def test_an_edited_configuration_is_refused_and_what_may_change_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = noisy_run(tmp_path / "run")
+    stopped(run, monkeypatch)
+    path = run.folder / "config.yaml"
+    before = path.read_text(encoding="utf-8")
+    path.write_text(before.replace("lr: 0.1\n", "lr: 0.5\n", 1), encoding="utf-8")
+    with pytest.raises(
+        CheckpointError, match=r"config\.yaml has been edited .*optimizer\.lr: 0\.5, and it was 0\.1\): put it"
+    ):
+        resumed(run)
+    path.write_text(before.replace("log_every_n_steps: ", "log_every_n_steps: 1"), encoding="utf-8")
+    resumed(run)
 
 
 @as_root

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dkel_lightning import build, checkpoints, tasks
+from dkel_lightning.archives import step_of
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from dkel_lightning.files import Run, newest_checkpoint, saved_values
 from dkel_lightning.modules.distillation import DistillationModule
@@ -167,7 +168,7 @@ def test_a_checkpoint_of_another_class_count_is_refused_by_the_data(tmp_path: Pa
         _check_classes(module, 12, path)
 
 
-def test_resume_last_finds_the_newest_run(tmp_path: Path) -> None:
+def test_resume_last_finds_the_newest_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, age in (("old", 100), ("new", 10), ("torn", 0)):
         folder = tmp_path / name / "checkpoints"
         folder.mkdir(parents=True)
@@ -176,7 +177,36 @@ def test_resume_last_finds_the_newest_run(tmp_path: Path) -> None:
         if name == "torn":
             (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:500])
         os.utime(folder / "last.ckpt", (1_000_000 - age, 1_000_000 - age))
-    assert newest_checkpoint(tmp_path).parent.parent.name == "new"
+    chosen = newest_checkpoint(tmp_path)
+    assert chosen.parent.parent.name == "new"
+    # It is not the newest run, which is said.
+    torn = tmp_path / "torn" / "checkpoints" / "last.ckpt"
+    assert capsys.readouterr().out == f"{torn} is torn: going on from {chosen}.\n"
+
+
+def test_a_run_goes_on_from_most_steps_whatever_a_copy_has_made_of_the_times(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", "trainer.max_epochs=2")
+    train(run)
+    best, last = run.checkpoints / "best.ckpt", run.checkpoints / "last.ckpt"
+    steps = {path: int(checkpoints.load(path)["global_step"]) for path in (best, last)}
+    assert {path: step_of(path) for path in steps} == steps
+    os.utime(best, (last.stat().st_mtime + 100,) * 2)
+    assert newest_checkpoint(tmp_path) == last
+    # Killed after the best.ckpt of an epoch, before its last.ckpt.
+    ahead = checkpoints.load(best)
+    torch.save({**ahead, "global_step": steps[last] + 300}, best)
+    assert step_of(best) == steps[last] + 300
+    assert newest_checkpoint(tmp_path) == best
+
+
+@pytest.mark.parametrize("content", [b"", b"text", {"no": "step"}])
+def test_no_step_is_read_from_what_is_no_checkpoint(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    if isinstance(content, dict):
+        torch.save(content, path)
+    else:
+        path.write_bytes(content)
+    assert step_of(path) == -1
 
 
 def test_the_best_epoch_survives_a_move_of_the_run_and_a_worse_resume(tmp_path: Path) -> None:

@@ -1,0 +1,20 @@
+"""Commands of this program as a person can type them. Imports neither torch nor Lightning."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./:+-]+")
+
+
+def override(key: str, value: object) -> str:
+    """Write `key=value` so that it is read as this text, whatever that holds."""
+    text = str(value)
+    escaped = re.sub(r"(\\*)(?='|$)", r"\1\1", text).replace("'", "\\'")
+    return f"{key}={text}" if _PLAIN.fullmatch(text) else f"{key}='{escaped}'"
+
+
+def typed(*arguments: str) -> str:
+    """Write a command of this program as it can be typed into a shell."""
+    return shlex.join(["python", "-m", "dkel_lightning", *arguments])
