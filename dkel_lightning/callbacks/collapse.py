@@ -19,7 +19,8 @@ from dkel_lightning import commands
 from dkel_lightning.callbacks.finite import StepRecorder, Verdict, all_finite, non_finite
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
 from dkel_lightning.metrics import ClassShares
-from dkel_lightning.modules.batch import reading_waits
+from dkel_lightning.modules.batch import DATA_CURE, reading_waits
+from dkel_lightning.modules.processes import any_process
 
 if TYPE_CHECKING:
     from dkel_lightning.modules.distillation import DistillationModule
@@ -70,7 +71,7 @@ class CollapseGuard(Callback):
     """Watch for collapse, which is defined by its outcome.
 
     * The loss, a gradient (on the CPU), a weight, a running statistic or an output in validation becomes NaN or
-      infinite.
+      infinite. Where the loss does, the images of the step are looked at: if they are not finite, they are at fault.
     * A student peer's validation accuracy is at chance: not above the 99.9 % quantile of what the best constant
       prediction would reach by luck on as many images. It counts once the peer had been clearly better (three times
       that quantile, or half way from it to 1), or once it should have been: after `grace` of the run, and after 5
@@ -236,8 +237,10 @@ class CollapseGuard(Callback):
             if verdict.read():
                 names = recorder.culprits()
                 terms = f"; non-finite terms: {', '.join(names)}" if names else ""
-                what = f"The training loss became NaN or infinite{terms}"
-                self._not_a_number(trainer, _distillation(module), what, recorder)
+                images = _broken_images(recorder, _distillation(module))
+                what = f"The training loss became NaN or infinite{terms}{f'; {images}' if images else ''}"
+                cure = f"The data is at fault, and not the learning rate: {DATA_CURE}" if images else CURE
+                self._not_a_number(trainer, _distillation(module), what, recorder, cure=cure)
 
     def _not_a_number(
         self,
@@ -247,6 +250,7 @@ class CollapseGuard(Callback):
         recorder: StepRecorder,
         *,
         replayable: bool = True,
+        cure: str = CURE,
     ) -> None:
         """Record the step, and raise, or ask for a restoration once the step is over."""
         where = f"step {recorder.step}, epoch {trainer.current_epoch + 1}"
@@ -257,7 +261,7 @@ class CollapseGuard(Callback):
             return
         self._note(trainer, event, "stopped")
         raise NonFiniteError(
-            f"{what} ({where}).{self._tried()} {CURE} The last checkpoint is untouched.{_again(event)}"
+            f"{what} ({where}).{self._tried()} {cure}{_untouched(trainer)}{_again(event)}"
         )
 
     # ------------------------------------------------------------------ every validation
@@ -344,8 +348,8 @@ class CollapseGuard(Callback):
         else:
             self._note(trainer, event, "stopped")
             raise CollapseError(
-                f"Collapse in epoch {event.epoch + 1}: {event.what}.{self._tried()} {CURE} "
-                f"The last checkpoint is untouched.{_again(event)}"
+                f"Collapse in epoch {event.epoch + 1}: {event.what}.{self._tried()} {CURE}"
+                f"{_untouched(trainer)}{_again(event)}"
             )
 
     def _past_grace(self, trainer: Trainer) -> bool:
@@ -482,6 +486,21 @@ def _again(event: Collapse) -> str:
     if not event.record:
         return ""
     return f" Replay the step: {commands.typed('task=replay', commands.override('checkpoint', event.record))}"
+
+
+def _broken_images(recorder: StepRecorder, module: DistillationModule) -> str | None:
+    """Say which images of the step are no numbers, None if none; all processes ask, and all find the same at fault."""
+    said = recorder.broken_images(module)
+    anywhere = any_process(said is not None, module.device)
+    return said or ("images of another process are NaN or infinite" if anywhere else None)
+
+
+def _untouched(trainer: Trainer) -> str:
+    """Say that there is a checkpoint to go back to, where there is one."""
+    paths = [trainer.ckpt_path]
+    for saving in trainer.checkpoint_callbacks:
+        paths += [getattr(saving, name, None) for name in ("path", "last_model_path", "best_model_path")]
+    return " The last checkpoint is untouched." if any(path and Path(path).exists() for path in paths) else ""
 
 
 def _homogenised(trainer: Trainer) -> bool | None:

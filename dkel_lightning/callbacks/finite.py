@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dkel_lightning.checkpoints import AtomicCheckpointIO
-from dkel_lightning.modules.batch import reading_waits, unpack
+from dkel_lightning.modules.batch import broken_images, in_words, reading_waits, unpack
 from dkel_lightning.modules.peers import batch_norms
 
 if TYPE_CHECKING:
@@ -115,6 +115,15 @@ class StepRecorder:
         """Name the terms that are NaN or infinite."""
         return [name for name, value in self.terms.items() if not bool(torch.isfinite(value).all())]
 
+    def broken_images(self, module: DistillationModule) -> str | None:
+        """Say which images of the step are NaN or infinite, or which the augmentation has made so; None if none."""
+        views, clock = unpack(self._batch).views, self._clock
+        said = in_words(broken_images(views), len(views), f"batch {clock['batch_idx']}")
+        if said is None:
+            made = self._views(module, views)
+            said = in_words(broken_images(made), len(made), f"batch {clock['batch_idx']}, once augmented,")
+        return said
+
     @property
     def step(self) -> int:
         """The optimizer steps that were done before this one."""
@@ -130,7 +139,6 @@ class StepRecorder:
         """
         views, labels, indices = unpack(self._batch)
         clock = self._clock
-        made = module.make_views(views, clock["epoch"], clock["batch_idx"], clock["rank"])
         in_force = module.execution_in_force
         record = {
             KEY: FORMAT,
@@ -138,7 +146,7 @@ class StepRecorder:
             "recipe": module.recipe,
             "state_dict": {name: self._before(value) for name, value in module.state_dict().items()},
             "optimizer": self._optimizer_before(trainer.optimizers[0]),
-            "views": made,
+            "views": self._views(module, views),
             "labels": labels,
             "indices": indices,
             "random": self._random,
@@ -153,6 +161,10 @@ class StepRecorder:
         path = folder / f"step_{clock['step']}{suffix}.pt"
         AtomicCheckpointIO().save_checkpoint(_on_host(record), path)
         return path
+
+    def _views(self, module: DistillationModule, images: Tensor) -> Tensor:
+        """Make the views of the step once more: they depend on the clock alone."""
+        return module.make_views(images, self._clock["epoch"], self._clock["batch_idx"], self._clock["rank"])
 
     def _track(self, module: DistillationModule, optimizer: Optimizer) -> None:
         # Not two copies at a time.

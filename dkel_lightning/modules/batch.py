@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError, DataError
 
@@ -50,6 +52,11 @@ def unpack(batch: Any) -> Batch:
     if labels.dim() != 1 or labels.shape[0] != views.shape[0]:
         raise DataError(
             f"Labels must be [B] class indices for {views.shape[0]} images, got shape {tuple(labels.shape)}."
+        )
+    if len(labels) == 0:
+        raise DataError(
+            f"A batch is empty, its images are {list(views.shape)}: see that the sampler and the collate function give "
+            "only batches that hold something."
         )
     if not labels.is_floating_point() and labels.dtype != torch.bool:
         labels = labels.long()  # cross-entropy takes no other integers
@@ -124,6 +131,112 @@ def check_views(views: Tensor, peers: int, teacher_too: bool = False) -> None:
         f"Views must be [B, C, H, W] or [B, V, C, H, W] with V = 1 or V = {peers} (the peers), "
         f"got {tuple(views.shape)}."
     )
+
+
+@contextmanager
+def explaining(views: Tensor, network: nn.Module) -> Iterator[None]:
+    """Say in words of the user's what a network has against `views`, once it has failed: looking before costs time.
+
+    Besides, only the network itself knows what it takes: one of the user's own may well cast its images.
+
+    Raises:
+        DataError: the images are of another type than the weights, or have other channels.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        why = _against(views, network, str(error))
+        if why is None:
+            raise
+        raise DataError(why) from error
+
+
+def _against(views: Tensor, network: nn.Module, error: str) -> str | None:
+    channels = re.search(r"to have (\d+) channels, but got (\d+) channels", error)
+    if channels is not None and views.dim() >= 4 and views.shape[-3] == int(channels[2]):
+        takes, shape = int(channels[1]), list(views.shape)
+        form = ", ".join(["B", *(["V"] if views.dim() == 5 else []), str(takes), "H", "W"])
+        cure = (
+            f"build the module with in_channels={channels[2]} (a model of your own: with a first layer for them), "
+            "or change the images in the data set's transform."
+        )
+        if views.shape[-1] == takes:
+            cure = "the channels come last, so move them in the data set's transform, as torchvision's v2.ToImage does."
+        return f"Images of a batch are {shape}, and the network takes [{form}]: {cure}"
+    kind = next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), views.dtype)
+    if views.dtype != kind and "type" in error:
+        return (
+            f"Images of a batch are {views.dtype}, and the network's weights {kind}: convert the images in the data "
+            f"set's transform, as torchvision's v2.ToDtype({kind}) does, or choose another precision for the Trainer."
+        )
+    return None
+
+
+def broken_images(views: Tensor) -> Tensor:
+    """Return how many images of a batch are NaN or infinite, and the position of the first: [2], not read."""
+    broken = (~views.flatten(1).isfinite().all(1)).long()
+    return torch.stack([broken.sum(), broken.argmax()])
+
+
+def in_words(broken: Tensor, images: int, where: str) -> str | None:
+    """Say what `broken_images` has found among so many images of `where`; None where all are finite. Reads it."""
+    count, first = broken.tolist()
+    if not count:
+        return None
+    return f"{count} of {images} images of {where} are NaN or infinite (the first at position {first})"
+
+
+DATA_CURE = "correct the data, or the transform that makes it so."
+
+
+class FiniteWatch:
+    """Refuse images that are NaN or infinite in an evaluation: scores of them would be NaN, or by accident.
+
+    Only once a batch's scores are no numbers, the images are looked at. Where reading waits, both are noted on the
+    device, and read at the end.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[tuple[int, int, Tensor]] = []
+
+    def begin(self) -> None:
+        """Forget an evaluation that has been broken off."""
+        self._noted = []
+
+    def look(self, nll: Tensor, views: Tensor, batch_idx: int, stage: str) -> None:
+        """Judge a batch by the negative log-likelihood of its networks, [N].
+
+        Raises:
+            DataError: its images are not finite.
+        """
+        bad = ~nll.isfinite().all()
+        if reading_waits(views.device):
+            self._noted.append((batch_idx, len(views), broken_images(views) * bad))
+        elif bool(bad):
+            refuse_broken_images(views, batch_idx, stage)
+
+    def end(self, stage: str) -> None:
+        """Judge the batches that were only noted.
+
+        Raises:
+            DataError: images of one are not finite.
+        """
+        noted, self._noted = self._noted, []
+        if noted:
+            found = torch.stack([broken for *_, broken in noted]).cpu()
+            for (batch_idx, images, _), broken in zip(noted, found, strict=True):
+                _refuse(broken, images, batch_idx, stage)
+
+
+def refuse_broken_images(views: Tensor, batch_idx: int, stage: str) -> None:
+    """Raise a DataError if images of a batch are NaN or infinite. Reads a value back."""
+    _refuse(broken_images(views), len(views), batch_idx, stage)
+
+
+def _refuse(broken: Tensor, images: int, batch_idx: int, stage: str) -> None:
+    said = in_words(broken, images, f"batch {batch_idx} of the {stage}")
+    if said is not None:
+        raise DataError(f"{said}: {DATA_CURE}")
 
 
 def _first(batch: Mapping[Any, Any], keys: Sequence[str], what: str) -> Any:

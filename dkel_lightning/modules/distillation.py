@@ -33,8 +33,10 @@ from dkel_lightning.metrics import (
 from dkel_lightning.modules import processes
 from dkel_lightning.modules.batch import (
     Batch,
+    FiniteWatch,
     check_labels,
     check_views,
+    explaining,
     images_of,
     number_of_views,
     reading_waits,
@@ -147,6 +149,7 @@ class DistillationModule(LightningModule):
         one_of("interval", interval, ("epoch", "step"))
         self._factories = (optimizer, scheduler, interval)
         self._tested = 0
+        self._finite = FiniteWatch()
         self._check_deployment(self.deployment)
 
         with seeded(seed, "method parts"):
@@ -310,8 +313,9 @@ class DistillationModule(LightningModule):
     def look(self, batch: Batch) -> Step:
         """Pass a batch through student, ensemble and teacher."""
         views, teacher_views = self.views_of_each(batch.views)
-        student = self(views)
-        teacher = self.teacher.teach(teacher_views) if self.teacher is not None else None
+        with explaining(batch.views, self.student.network):
+            student = self(views)
+            teacher = self.teacher.teach(teacher_views) if self.teacher is not None else None
         assembled, weight = None, student.logits.new_zeros(())
         if self.ensemble is not None:
             weight = self.ensemble.weight
@@ -325,8 +329,8 @@ class DistillationModule(LightningModule):
         A captured step has made its gradients as well, and its loss has no graph.
         """
         views, labels, indices = unpack(batch)
+        self._check_views(views)
         if batch_idx == 0 or not reading_waits(labels.device):
-            check_views(views, self.student.num_peers, self.method.separate_teacher_views)
             check_labels(labels, self.student.num_classes)
         rank = self.global_rank if self._trainer is not None else 0
         epoch = self.trainer.current_epoch if self._trainer is not None else 0
@@ -492,16 +496,24 @@ class DistillationModule(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Score every member on a batch, and hand what they say of it to the callbacks (`evaluated`, `labels`)."""
-        evaluated, labels = self._score(batch, batch_idx)
+        evaluated, labels = self._score(batch, batch_idx, "validation")
         return {"evaluated": evaluated, "labels": labels}
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin anew, also after a validation that was broken off."""
+        self.scores.reset()
+        self._finite.begin()
+
     def on_test_epoch_start(self) -> None:
-        """Look up once which member is deployed: that reads from the device."""
+        """Begin anew, also after a test that was broken off; look up which member is deployed, which is a read."""
+        for sums in (self.scores, self.calibration, self.confusion, self.disagreement):
+            sums.reset()
+        self._finite.begin()
         self._tested = self.members.index(self.deployed_member())
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Score every member on a batch, its calibration, the peers' disagreement and the deployed one's mistakes."""
-        evaluated, labels = self._score(batch, batch_idx)
+        evaluated, labels = self._score(batch, batch_idx, "test")
         self.calibration.update(evaluated.logits, labels)
         self.confusion.update(evaluated.logits[self._tested], labels)
         if self.student.num_peers > 1:
@@ -509,7 +521,9 @@ class DistillationModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the deployed network's logits [B, C] for a batch of images, a tuple that starts so, or a mapping."""
-        logits = self.member_logits(images_of(batch))
+        views = images_of(batch)
+        self._check_views(views)
+        logits = self.member_logits(views)
         return logits[self.members.index(self.deployed_member())]
 
     def member_logits(self, views: Tensor) -> Tensor:
@@ -518,7 +532,10 @@ class DistillationModule(LightningModule):
 
     def evaluate(self, views: Tensor) -> Evaluated:
         """Ask all `members` about `views`, once."""
-        views, teacher_views = self.views_of_each(views)
+        with explaining(views, self.student.network):
+            return self._evaluated(*self.views_of_each(views))
+
+    def _evaluated(self, views: Tensor, teacher_views: Tensor) -> Evaluated:
         student = self(views)
         rows = [student.logits.float()]
         if self.student.num_peers > 1:
@@ -556,6 +573,7 @@ class DistillationModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the members' scores and remember them for the choice of the deployed peer."""
+        self._finite.end("validation")
         scores = self.scores.per_network()
         self.scores.reset()
         if not self.trainer.sanity_checking:
@@ -564,6 +582,7 @@ class DistillationModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the members' scores; the best peers are those that validation chose."""
+        self._finite.end("test")
         scores = self.scores.per_network() | {"calibration": self.calibration.compute().reshape(-1)}
         self.log("test/images", self.scores.samples.clone(), reduce_fx="sum", sync_dist=True)
         self.tested_confusion = self.confusion.compute().clone()
@@ -721,12 +740,18 @@ class DistillationModule(LightningModule):
         clips = self._trainer is not None and bool(self.trainer.gradient_clip_val)
         return not (clips and isinstance(self.trainer.precision_plugin, MixedPrecision))
 
-    def _score(self, batch: Any, batch_idx: int) -> tuple[Evaluated, Tensor]:
+    def _check_views(self, views: Tensor) -> None:
+        check_views(views, self.student.num_peers, self.method.separate_teacher_views)
+
+    def _score(self, batch: Any, batch_idx: int, stage: str) -> tuple[Evaluated, Tensor]:
         views, labels, _ = unpack(batch)
+        self._check_views(views)
         if batch_idx == 0 or not reading_waits(labels.device):
             check_labels(labels, self.student.num_classes)
         evaluated = self.evaluate(views)
-        self.scores.update(evaluated.logits, labels)
+        correct, nll = scores_of(evaluated.logits, labels)
+        self._finite.look(nll, views, batch_idx, stage)
+        self.scores.add(correct, nll, len(labels))
         return evaluated, labels
 
     def _log_scores(self, stage: str, scores: Mapping[str, Tensor], chooser: Tensor) -> None:
@@ -742,8 +767,19 @@ class DistillationModule(LightningModule):
                     values[f"{network}_best"] = peers[self.best_peer(network, chooser)]
             logs |= {f"{stage}/{short}/{member}": value for member, value in values.items()}
         deployed = self.deployed_member(chooser)
+        if self.trainer.state.fn != "fit":
+            self._warn_of_overflow(stage, scores["nll"])
         self.log_dict(logs, sync_dist=True)
         self.log(f"{stage}/acc", logs[f"{stage}/acc/{deployed}"], prog_bar=True, sync_dist=True)
+
+    def _warn_of_overflow(self, stage: str, nll: Tensor) -> None:
+        """Say that scores mean nothing; in a training the CollapseGuard does."""
+        bad = [name for name, value in zip(self.members, nll.tolist(), strict=True) if not math.isfinite(value)]
+        if bad:
+            rank_zero_warn(
+                f"Outputs of {', '.join(bad[:3])} became NaN or infinite ({stage}), on images that are finite: their "
+                "scores mean nothing. Take a checkpoint whose weights are sound, or precision=bf16 or fp32."
+            )
 
     def _warn_of_an_untrained_teacher(self) -> None:
         teacher = self.teacher

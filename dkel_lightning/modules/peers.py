@@ -11,8 +11,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from dkel_lightning.functional import cross_entropy
-from dkel_lightning.metrics import NetworkScores
-from dkel_lightning.modules.batch import check_labels, check_views, reading_waits, unpack
+from dkel_lightning.metrics import NetworkScores, scores_of
+from dkel_lightning.modules.batch import FiniteWatch, check_labels, check_views, explaining, reading_waits, unpack
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.networks import PeerNetwork
 
@@ -41,6 +41,7 @@ class PeersModule(LightningModule):
         self.network = network
         self._factories = (optimizer, scheduler, interval)
         self.scores = NetworkScores(network.num_peers)
+        self._finite = FiniteWatch()
         # Compiled forms of the network's `forward` and `stages`, while they are in force.
         self.compiled: dict[str, Callable[[Tensor], Any]] = {}
 
@@ -65,34 +66,57 @@ class PeersModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Learn from the labels alone (only when fitted on its own)."""
         views, labels, _ = unpack(batch)
-        if batch_idx == 0 or not reading_waits(labels.device):
-            check_views(views, self.num_peers)
-            check_labels(labels, self.num_classes)
-        loss = self.supervised_loss(self(views).logits, labels)
+        self._check(views, labels, batch_idx)
+        with explaining(views, self.network):
+            logits = self(views).logits
+        loss = self.supervised_loss(logits, labels)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Score the peers (only when fitted on its own)."""
-        views, labels, _ = unpack(batch)
-        check_labels(labels, self.num_classes)
-        self.scores.update(self(views).logits, labels)
+        self._score(batch, batch_idx, "validation")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Score the peers (only when fitted on its own)."""
-        self.validation_step(batch, batch_idx)
+        self._score(batch, batch_idx, "test")
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin anew, also after an evaluation that was broken off."""
+        self.scores.reset()
+        self._finite.begin()
+
+    def on_test_epoch_start(self) -> None:
+        """Begin anew, also after an evaluation that was broken off."""
+        self.on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:
         """Log each peer's accuracy and their mean."""
+        self._finite.end("validation")
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
         """Log each peer's accuracy and their mean."""
+        self._finite.end("test")
         self._log_scores("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimise the network (only when fitted on its own)."""
         return configure({"network": self.network}, *self._factories)
+
+    def _check(self, views: Tensor, labels: Tensor, batch_idx: int) -> None:
+        check_views(views, self.num_peers)
+        if batch_idx == 0 or not reading_waits(labels.device):
+            check_labels(labels, self.num_classes)
+
+    def _score(self, batch: Any, batch_idx: int, stage: str) -> None:
+        views, labels, _ = unpack(batch)
+        self._check(views, labels, batch_idx)
+        with explaining(views, self.network):
+            logits = self(views).logits
+        correct, nll = scores_of(logits, labels)
+        self._finite.look(nll, views, batch_idx, stage)
+        self.scores.add(correct, nll, len(labels))
 
     def _log_scores(self, stage: str) -> None:
         accuracy = self.scores.per_network()["accuracy"]

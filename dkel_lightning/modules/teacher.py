@@ -13,7 +13,7 @@ from torch import Tensor
 from dkel_lightning import ema
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
-from dkel_lightning.modules.batch import unpack
+from dkel_lightning.modules.batch import explaining, refuse_broken_images, unpack
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.outputs import TeacherOutput
 from dkel_lightning.modules.peers import PeersModule, batch_norms
@@ -202,6 +202,9 @@ class TeacherModule(PeersModule):
             batches: as many as there are steps.
             lr: learning rate of these steps.
 
+        Raises:
+            DataError: images of a batch are NaN or infinite.
+
         Source: DKEL, released code (two mini-batches at a hundredth of the learning rate).
         """
         parameters = list(self.network.parameters())
@@ -209,11 +212,16 @@ class TeacherModule(PeersModule):
         self.network.requires_grad_(True).train()
         optimizer = torch.optim.SGD(parameters, lr=lr, weight_decay=self.settings.init_weight_decay)
         with torch.enable_grad():
-            for batch in batches:
+            for index, batch in enumerate(batches):
                 views, labels, _ = unpack(batch)
-                logits, _ = self.network(views)
+                with explaining(views, self.network):
+                    logits, _ = self.network(views)
+                loss = cross_entropy(logits, labels).mean()
+                # Read here, before the training: a teacher that is spoilt now would spoil a first step on sound images.
+                if not bool(loss.detach().isfinite()):
+                    refuse_broken_images(views, index, "teacher's initialisation")
                 optimizer.zero_grad()
-                cross_entropy(logits, labels).mean().backward()  # type: ignore[no-untyped-call]
+                loss.backward()  # type: ignore[no-untyped-call]
                 average_over_processes([p.grad for p in parameters if p.grad is not None])
                 optimizer.step()
         optimizer.zero_grad()

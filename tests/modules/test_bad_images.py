@@ -1,0 +1,259 @@
+"""Images that no network can learn from are named, with their cure, in training, evaluation and prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dkel_lightning import DistillationModule, StudentModule, TeacherModule
+from dkel_lightning.callbacks import CollapseGuard, LastCheckpoint, collapse
+from dkel_lightning.errors import ConfigError, DataError, NonFiniteError
+from dkel_lightning.modules import batch as batches
+from dkel_lightning.modules.teacher import TeacherSettings
+from dkel_lightning.networks import create
+from tests.modules.toy import trainer
+
+CURE = "correct the data, or the transform that makes it so."
+
+
+def module(**settings: Any) -> DistillationModule:
+    """Build for grey images of ten classes; without an initialisation, unless asked for, which meets images first."""
+    settings = {"peers": 2, "in_channels": 1, "teacher": {"init_steps": 0}, **settings}
+    return DistillationModule.build("resnet8", 10, **settings)
+
+
+def grey(samples: int = 24, **spoilt: float) -> Tensor:
+    """Draw images [N, 1, 8, 8]; `at_9=nan` makes image 9 not a number."""
+    images = torch.randn(samples, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for name, value in spoilt.items():
+        images[int(name.removeprefix("at_")), :, 2, 3] = value
+    return images
+
+
+def loader(images: Tensor) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(images, torch.arange(len(images)) % 10), batch_size=8)
+
+
+def no_augmentation_at_all(images: Tensor, drawn: torch.Generator) -> Tensor:
+    """Divide by a standard deviation of 0."""
+    return images / torch.zeros(())
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def device_like(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let evaluations judge at once, as on a CPU, or at the end, as where reading waits."""
+    monkeypatch.setattr(batches, "reading_waits", lambda device: request.param == "gpu")
+    return str(request.param)
+
+
+# ---------------------------------------------------------------------- not finite, in training
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_broken_images_made_is_laid_to_the_data(tmp_path: Path, value: float) -> None:
+    with pytest.raises(NonFiniteError) as caught:
+        trainer(default_root_dir=tmp_path).fit(module(), loader(grey(at_11=value, at_13=value)))
+    said = "2 of 8 images of batch 1 are NaN or infinite (the first at position 3)"
+    text = f"; {said} (step 1, epoch 1). The data is at fault, and not the learning rate: {CURE} Replay the step"
+    (event,) = json.loads((tmp_path / "collapse.json").read_text(encoding="utf-8"))["events"]
+    assert text in str(caught.value)
+    assert event["what"].endswith(said)
+
+
+def test_images_that_the_augmentation_breaks_are_told_from_those_of_the_data(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"8 of 8 images of batch 0, once augmented, are NaN .* the transform"):
+        trainer(default_root_dir=tmp_path).fit(module(augmentation=no_augmentation_at_all), loader(grey()))
+
+
+def test_broken_images_of_another_process_are_at_fault_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collapse, "any_process", lambda flag, device: True)
+    ours = module()
+    # As the other process's loss makes it.
+    nothing = {name: torch.tensor(float("nan"), requires_grad=True) for name in ours.method.terms}
+    ours.method.loss_terms = lambda step: nothing  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteError, match=r"images of another process are NaN .*The data is at fault"):
+        trainer(default_root_dir=tmp_path).fit(ours, loader(grey()))
+
+
+def test_a_restoration_names_the_images_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(CollapseGuard("restore"), default_root_dir=tmp_path).fit(module(), loader(grey(at_9=float("nan"))))
+    said = "; 1 of 8 images of batch 1 are NaN or infinite (the first at position 1). Back to"
+    assert said in capsys.readouterr().out
+
+
+def test_a_teacher_is_not_initialised_with_broken_images(tmp_path: Path) -> None:
+    every = {f"at_{i}": float("nan") for i in range(0, 24, 2)}
+    with pytest.raises(DataError, match=r"\d of 8 images of batch 0 of the teacher's initialisation are NaN"):
+        trainer(default_root_dir=tmp_path).fit(module(teacher={}), loader(grey(**every)))
+
+
+@pytest.mark.parametrize("kind", ["none", "lightning's", "ours", "resumed"])
+def test_a_checkpoint_is_spoken_of_only_where_there_is_one(tmp_path: Path, kind: str) -> None:
+    saving: dict[str, Any] = {
+        "lightning's": ModelCheckpoint(tmp_path, every_n_train_steps=1),
+        "ours": LastCheckpoint(tmp_path / "last.ckpt"),
+    }
+    callbacks = [saving[kind]] if kind in saving else []
+    before = None
+    if kind in ("ours", "resumed"):
+        first = trainer(LastCheckpoint(tmp_path / "last.ckpt"), default_root_dir=tmp_path)
+        first.fit(module(), loader(grey()))
+        before = tmp_path / "last.ckpt" if kind == "resumed" else None
+    fit = trainer(*callbacks, default_root_dir=tmp_path, max_epochs=2, enable_checkpointing=kind == "lightning's")
+    with pytest.raises(NonFiniteError) as caught:
+        fit.fit(module(), loader(grey(at_9=float("nan"))), ckpt_path=before, weights_only=True)
+    assert ("The last checkpoint is untouched." in str(caught.value)) == (kind != "none")
+
+
+def test_a_peer_at_chance_without_a_checkpoint_speaks_of_none(tmp_path: Path) -> None:
+    event = collapse.Collapse("chance", 0, 3, "student_0 is at chance")
+    fit = trainer(default_root_dir=tmp_path)
+    with pytest.raises(collapse.CollapseError, match=r"or use precision=bf16 or fp32\.$"):
+        CollapseGuard("stop")._act(fit, module(), event)
+
+
+# ---------------------------------------------------------------------- not finite, in an evaluation
+
+
+def evaluate(fit: Trainer, ours: LightningModule, kind: str, data: DataLoader[Any]) -> dict[str, float]:
+    results = getattr(fit, "validate" if kind == "validation" else kind)(ours, data, verbose=False)
+    return dict(results[0])
+
+
+@pytest.mark.parametrize("kind", ["validation", "test"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_evaluation_names_the_batch_and_its_broken_images(
+    tmp_path: Path, kind: str, alone: bool, device_like: str
+) -> None:
+    ours = StudentModule(create("resnet8", 10, 2, in_channels=1)) if alone else module()
+    fit = trainer(default_root_dir=tmp_path)
+    expected = evaluate(fit, ours, kind, loader(grey()))
+    said = rf"1 of 8 images of batch 2 of the {kind} are NaN or infinite \(the first at position 7\): {CURE}$"
+    with pytest.raises(DataError, match=said):
+        evaluate(fit, ours, kind, loader(grey(at_23=float("nan"))))
+    # What was summed until then is forgotten.
+    assert evaluate(fit, ours, kind, loader(grey())) == expected
+
+
+def test_the_validation_of_a_training_names_them_before_anything_is_saved(tmp_path: Path) -> None:
+    fit = trainer(ModelCheckpoint(tmp_path), default_root_dir=tmp_path, enable_checkpointing=True)
+    with pytest.raises(DataError, match="images of batch 0 of the validation are NaN or infinite"):
+        fit.fit(module(), loader(grey()), loader(grey(at_5=float("inf"))))
+    assert fit.global_step == 3
+    assert list(tmp_path.glob("*.ckpt")) == []
+
+
+def test_scores_of_overflown_weights_are_warned_of(tmp_path: Path, device_like: str) -> None:
+    ours = module()
+    for parameter in ours.student.network.parameters():
+        parameter.data.fill_(1e37)
+    with pytest.warns(UserWarning, match=r"Outputs of student_0, student_1, .* became NaN or infinite \(test\)"):
+        evaluate(trainer(default_root_dir=tmp_path), ours, "test", loader(grey()))
+
+
+def test_finite_images_are_not_looked_at_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked(views: Tensor) -> Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(batches, "broken_images", looked)
+    assert evaluate(trainer(default_root_dir=tmp_path), module(), "test", loader(grey()))["test/images"] == 24
+
+
+# ---------------------------------------------------------------------- of another kind or form
+
+BYTES = r"Images of a batch are torch\.uint8.*ToDtype\(torch\.float32, scale=True\)"
+KIND = r"Images of a batch are torch\.{}, and the network's weights torch\.float32: .*v2\.ToDtype\(torch\.float32\)"
+WRONG = {
+    "bytes": (lambda images: (images * 50).to(torch.uint8), BYTES),
+    "float64": (lambda images: images.double(), KIND.format("float64")),
+    "half": (lambda images: images.half(), KIND.format("float16")),
+    "colour": (
+        lambda images: images.repeat(1, 3, 1, 1),
+        r"are \[8, 3, 8, 8\], and the network takes \[B, 1, H, W\]: build the module with in_channels=3",
+    ),
+    "channels last": (
+        lambda images: images.permute(0, 2, 3, 1),
+        r"are \[8, 8, 8, 1\], and the network takes \[B, 1, H, W\]: the channels come last.*v2\.ToImage",
+    ),
+    "views": (
+        lambda images: images.repeat(1, 3, 1, 1).unsqueeze(1),
+        r"are \[8, 1, 3, 8, 8\], and the network takes \[B, V, 1, H, W\]: build",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("stage", ["fit", "initialised", "validate", "test", "predict", "student", "student validates"])
+def test_images_that_the_network_does_not_take_are_one_error(tmp_path: Path, case: str, stage: str) -> None:
+    make, message = WRONG[case]
+    data = loader(make(grey()))
+    fit = trainer(default_root_dir=tmp_path)
+    ours = module(teacher={}) if stage == "initialised" else module()
+    alone = StudentModule(create("resnet8", 10, 2, in_channels=1))
+    calls: dict[str, Any] = {
+        "fit": lambda: fit.fit(ours, data),
+        "initialised": lambda: fit.fit(ours, data),
+        "validate": lambda: fit.validate(ours, data),
+        "test": lambda: fit.test(ours, data),
+        "predict": lambda: fit.predict(ours, data),
+        "student": lambda: fit.fit(alone, data),
+        "student validates": lambda: fit.validate(alone, data),
+    }
+    with pytest.raises(DataError, match=message):
+        calls[stage]()
+
+
+@pytest.mark.parametrize("stage", ["validate", "predict"])
+def test_images_without_channels_are_named_in_evaluation_too(tmp_path: Path, stage: str) -> None:
+    with pytest.raises(ConfigError, match=r"Views must be \[B, C, H, W\].*got \(8, 8, 8\)"):
+        getattr(trainer(default_root_dir=tmp_path), stage)(module(), loader(grey().squeeze(1)))
+
+
+class Casts(nn.Module):
+    """Someone's network that takes any floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3)
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(self.stem(images.float())).mean((2, 3)))
+        return logits
+
+
+def test_a_network_that_casts_its_images_is_left_alone(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"peers": 2, "split_at": "body", "in_channels": 1, "teacher": {"init_steps": 0}}
+    fit = trainer(default_root_dir=tmp_path)
+    fit.fit(DistillationModule.build(Casts(), 10, **settings), loader(grey().double()))
+    assert fit.global_step == 3
+
+
+def test_errors_that_are_not_of_the_images_stay_what_they_are() -> None:
+    network = nn.Conv2d(1, 2, 3)
+    for error in ("CUDA out of memory", "to have 4 channels, but got 2 channels instead"):
+        with pytest.raises(RuntimeError, match=error), batches.explaining(grey().double(), network):
+            raise RuntimeError(error)
+
+
+def test_an_empty_batch_is_named() -> None:
+    empty = grey()[:0], torch.zeros(0, dtype=torch.int64)
+    ours = module()
+    for step in (ours.training_step, ours.validation_step, ours.test_step):
+        with pytest.raises(DataError, match=r"A batch is empty, its images are \[0, 1, 8, 8\]"):
+            step(empty, 0)
+
+
+def test_a_teacher_alone_names_them_as_well(tmp_path: Path) -> None:
+    teacher = TeacherModule(create("resnet8", 10, 2, in_channels=1), TeacherSettings())
+    with pytest.raises(DataError, match=KIND.format("float64")):
+        trainer(default_root_dir=tmp_path).fit(teacher, loader(grey().double()))
