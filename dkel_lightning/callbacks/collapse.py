@@ -260,9 +260,7 @@ class CollapseGuard(Callback):
             self._due = event
             return
         self._note(trainer, event, "stopped")
-        raise NonFiniteError(
-            f"{what} ({where}).{self._tried()} {cure}{_untouched(trainer)}{_again(event)}"
-        )
+        raise NonFiniteError(f"{what} ({where}).{self._tried()} {cure}{_untouched(trainer)}{_again(event)}")
 
     # ------------------------------------------------------------------ every validation
 

@@ -161,7 +161,7 @@ def _against(views: Tensor, network: nn.Module, error: str) -> str | None:
             "or change the images in the data set's transform."
         )
         if views.shape[-1] == takes:
-            cure = "the channels come last, so move them in the data set's transform, as torchvision's v2.ToImage does."
+            cure = "the channels come last, so move them in the data set's transform, as image.permute(2, 0, 1) does."
         return f"Images of a batch are {shape}, and the network takes [{form}]: {cure}"
     kind = next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), views.dtype)
     if views.dtype != kind and "type" in error:
