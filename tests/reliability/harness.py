@@ -143,13 +143,14 @@ def assert_equal_runs(mine: Path, theirs: Path) -> None:
 
 
 def without_times(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what measures time and where the run's folder lies."""
+    """Leave out what measures time, where the run's folder lies and what it was asked for."""
     kept = {name: value for name, value in checkpoint.items() if name != "callbacks"}
     places = ("dirpath", "best_model_path", "last_model_path", "kth_best_model_path", "best_k_models")
     kept["callbacks"] = {
         name: {key: value for key, value in state.items() if key not in places}
         for name, state in checkpoint["callbacks"].items()
-        if not name.startswith("Throughput")
+        # config.yaml is compared by itself.
+        if not name.startswith(("Throughput", "SettingsKept"))
     }
     return kept
 

@@ -109,7 +109,7 @@ def test_a_run_that_fails_is_replayed_by_the_command_it_names(
     command = str(caught.value).rsplit("python -m dkel_lightning ", 1)[1].split()
     assert command == ["task=replay", f"checkpoint={path}"]
     (folder,) = [item for item in cli.prepare(command) if item.startswith("hydra.run.dir=")]
-    assert folder.endswith(f"replay_{path.stem}'")
+    assert folder.endswith(f"replay_{path.stem}")
     values = compose(*command)
     config.check(values)
     loss = tasks.run(Run(values, tmp_path / "replay"))
