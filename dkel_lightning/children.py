@@ -147,10 +147,7 @@ def named_error(error: Exception) -> Exception:
     if isinstance(error, DkelError):
         return error
     if isinstance(error, OSError) and full_disk(error) is error:
-        return DiskFullError(
-            f"Could not write {error.filename or 'a file'} ({error.strerror}): free some space. "
-            "What was written before is whole."
-        )
+        return DiskFullError.of(error)
     if isinstance(error, MemoryError | RuntimeError | OSError) and (
         _FULL.search(text) or isinstance(error, MemoryError)
     ):

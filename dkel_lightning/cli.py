@@ -30,8 +30,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dkel_lightning import __version__, commands, comparison, config, failures, locks, ranks
-from dkel_lightning.errors import ConfigError, DkelError
+from dkel_lightning import __version__, commands, comparison, config, failures, locks, output, ranks
+from dkel_lightning.errors import CheckpointError, ConfigError, DiskFullError, DkelError
 from dkel_lightning.locks import CLAIM
 
 FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
@@ -45,12 +45,34 @@ DECIDED = ["logger", "callbacks", "plugins", "precision", "use_distributed_sampl
 DECIDED += ["enable_progress_bar", "enable_model_summary", "enable_checkpointing", "inference_mode", "barebones"]
 # Groups of which several choices can be made at once: logger=[tensorboard,wandb].
 SEVERAL = ("logger",)
+# With it Hydra raises errors, which it would print as a traceback and exit; users set it to see that.
+TRACEBACK = "HYDRA_FULL_ERROR"
 # Failures of the jobs of a sweep: the others go on, and the sweep ends with their number.
 _failed: list[str] = []
 
 
 def main() -> Any:
-    """Run the command line; on a mistake print one message and exit with 2 (configuration) or 1 (anything else)."""
+    """Run the command line; on a mistake print one message and exit with 2 (configuration) or 1 (anything else).
+
+    Where nobody reads what is printed any more it ends without a word, as other programs do.
+    """
+    try:
+        result = _main()
+    except BrokenPipeError as error:
+        if not output.is_unread(error):
+            raise
+        raise SystemExit(output.UNREAD) from None
+    except SystemExit as end:
+        output.is_unread()
+        if isinstance(end.__context__, BrokenPipeError):  # rich ends with 1
+            raise SystemExit(output.UNREAD) from None
+        raise
+    if output.is_unread():
+        raise SystemExit(output.UNREAD)
+    return result
+
+
+def _main() -> Any:
     arguments = sys.argv[1:]
     if "--version" in arguments:
         print(f"dkel_lightning {__version__}")
@@ -61,13 +83,18 @@ def main() -> Any:
         prefer_own_presets()
         if not any(flag in arguments for flag in UNCHECKED_FLAGS):
             sys.argv[1:] = prepare(arguments)
-        with _sweep_errors_raised(arguments):
+        with _hydra_raising(arguments):
             hydra.main(config_path=str(config.folder()), config_name="config", version_base="1.3")(run)()
     except DkelError as error:
         fail(error)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"Error: {_refused(error)}", file=sys.stderr)
+        lost = True
     except Exception as error:
         message = _told_of_jobs(error)
         if message is None:
@@ -75,7 +102,8 @@ def main() -> Any:
         print(f"Error: {message}", file=sys.stderr)
         lost = True
     finally:
-        failed += _end_sweep()
+        numbers, tabled = _end_sweep()
+        failed, lost = failed + numbers, lost or not tabled
     # Jobs that other processes ran have only noted it in their folders.
     failed += [number for number in _failed if number not in failed]
     if failed:
@@ -85,21 +113,26 @@ def main() -> Any:
 
 
 @contextlib.contextmanager
-def _sweep_errors_raised(arguments: Sequence[str]) -> Iterator[None]:
-    """Have Hydra raise what launchers and sweepers fail of, which it would print as a traceback and exit."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    if before is not None or not any(flag in arguments for flag in ("-m", "--multirun")):
-        yield
-        return
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+def _hydra_raising(arguments: Sequence[str]) -> Iterator[None]:
+    """Have Hydra raise what it fails of while it shows something, and take back what SweepFolder sets for sweeps."""
+    before = os.environ.get(TRACEBACK)
+    if _shows(arguments):
+        os.environ.setdefault(TRACEBACK, "1")
     try:
         yield
     finally:
-        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is None:
+            os.environ.pop(TRACEBACK, None)
+
+
+def _shows(arguments: Sequence[str]) -> bool:
+    return any(argument.split("=")[0] in (*SHOWING_FLAGS, *UNCHECKED_FLAGS) for argument in arguments)
 
 
 def _told_of_jobs(error: Exception) -> str | None:
-    """Say what a launcher or sweeper means that has lost a job, or has none; None for any other error."""
+    """Say what a launcher or sweeper means that has lost a job, or has none, or what Hydra itself says."""
+    if _shows(sys.argv[1:]) and isinstance(error, CompactHydraException):
+        return str(error)
     if not _sweep_folder:
         return None
     if type(error).__module__.split(".")[0] in ("submitit", "joblib", "concurrent"):
@@ -124,42 +157,57 @@ def prefer_own_presets() -> None:
 
 
 class SweepFolder(Callback):
-    """Remember the folder of a sweep, whatever launcher runs its jobs."""
+    """Remember the folder of a sweep, whatever launcher runs its jobs; make that of a single run."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Take the folder from Hydra, which fills in the time."""
         _sweep_folder[:] = [Path(config.hydra.sweep.dir)]
+        os.environ.setdefault(TRACEBACK, "1")
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Make the folder before Hydra does, which ends with a traceback where it cannot."""
+        try:
+            Path(config.hydra.run.dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            fail(_refused(error))
 
 
 _sweep_folder: list[Path] = []
 
 
-def _end_sweep() -> list[str]:
+def _end_sweep() -> tuple[list[str], bool]:
     """Write the tables of a sweep that has ended, also of one that was interrupted, and say how to go on with it.
 
     Returns:
-        the numbers of the jobs that failed.
+        the numbers of the jobs that failed, and whether the tables could be written.
     """
     if not _sweep_folder or not ranks.is_first():
-        return []
+        return [], True
     from dkel_lightning import sweeps
 
     folder = _sweep_folder[0]
     sweep = sweeps.read(folder)
+    tabled = True
     if any(job.figures for job in sweep.jobs):
         sweeps.show(sweep)
     if sweep.jobs:
-        print(f"The sweep's tables: {', '.join(sweeps.write(sweep))} in {folder}", flush=True)
-    if not all(job.state == "finished" for job in sweep.jobs):
+        try:
+            print(f"The sweep's tables: {', '.join(sweeps.write(sweep))} in {folder}", flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            print(f"Error: {_refused(error)}", file=sys.stderr)
+            tabled = False
+    if not tabled or not all(job.state == "finished" for job in sweep.jobs):
         kept = [item for item in sys.argv[1:] if not item.startswith("hydra.sweep.dir=")]
         again = commands.typed(*kept, commands.override("hydra.sweep.dir", folder))
         print(f"What is missing is run by: {again}", flush=True)
-    return [job.number for job in sweep.jobs if job.state == "failed"]
+    return [job.number for job in sweep.jobs if job.state == "failed"], tabled
 
 
 def fail(error: DkelError) -> None:
     """Print the message (the traceback too with HYDRA_FULL_ERROR=1) and exit."""
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    if os.environ.get(TRACEBACK) == "1":
         raise error
     if failures.is_child():
         failures.note(error)  # the process that started this one says it
@@ -198,15 +246,17 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     if not child:
         check_arguments([*(swept or ()), *given], config_dir, multirun)
     arguments = without_superfluous_plus(arguments)
-    if child or any(argument.split("=")[0] in SHOWING_FLAGS for argument in arguments):
+    if child or _shows(arguments):
         return arguments
     if not multirun:
         _refuse_elsewhere(given)
-    own_folder = [item.split("=", 1)[1] for item in given if item.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
+    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"  # of the two only this one is in force
+    own_folder = [item.split("=", 1)[1] for item in given if item.startswith(f"{key}=")]
     added = [] if multirun or own_folder else _folder_override(given)
-    named = [*own_folder, *(item.split("=", 1)[1] for item in [*added, *given] if item.startswith(FOLDER_KEYS))]
-    _check_writable(Path(named[-1].strip("'\"")) if named else Path("outputs"))
-    if multirun and own_folder:
+    keys = (f"{key}=", "compare.folder=")
+    named = [item.split("=", 1)[1].strip("'\"") for item in [*added, *given] if item.startswith(keys)]
+    _check_writable(_composed_later(named[-1] if named else "outputs"), key)
+    if multirun and own_folder and "${" not in own_folder[-1]:
         _hold_sweep(Path(own_folder[-1].strip("'\"")))
     return [*map(_fixed_resume, arguments), *added, *_analysis_name(given)]
 
@@ -228,7 +278,10 @@ def _refuse_elsewhere(given: Sequence[str]) -> None:
         )
 
 
-FOLDER_KEYS = ("hydra.run.dir=", "compare.folder=")
+def _composed_later(folder: str) -> Path:
+    """Give the folder that a path lies in whatever Hydra fills into its ${...}."""
+    before, interpolation, _ = folder.partition("${")
+    return Path(f"{before}x").parent if interpolation else Path(folder)
 
 
 def _hold_sweep(folder: Path) -> None:
@@ -273,12 +326,14 @@ def _fixed_resume(argument: str) -> str:
     return commands.override("resume", find_resume("last").resolve())
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(folder: Path, key: str) -> None:
     """Make the folder of all runs, so that Hydra does not fail with a traceback where it cannot."""
-    cure = "run in another folder, or choose one with hydra.run.dir=PATH"
+    cure = f"run in another folder, or choose one with {key}=PATH"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in FULL:
+            raise DiskFullError.of(error) from error
         raise DkelError(f"Cannot write to {folder.absolute()} ({error.strerror}): {cure}.") from error
     if not os.access(folder, os.W_OK):
         raise DkelError(f"Cannot write to {folder.absolute()} (not writable): {cure}.")
@@ -333,7 +388,6 @@ def _report_overrides(of: str) -> list[str]:
 
 def find_resume(text: str) -> Path:
     """Find the checkpoint that `resume=` names; of the folder of a run that has none yet, the folder itself."""
-    from dkel_lightning.errors import CheckpointError
     from dkel_lightning.files import newest_checkpoint, run_folder
 
     text = text.strip("'\"")
@@ -674,8 +728,11 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(values, dict)
     plain = {str(key): value for key, value in values.items() if key != "hydra"}
     # A method of the user's own may leave out what all methods have.
-    plain["method"] = {"peers": 3, "sharing": "trunk", "views": "per_peer", "classifiers": "own", **plain["method"]}
+    plain["method"] = {**OF_EVERY_METHOD, **plain["method"]}
     return plain
+
+
+OF_EVERY_METHOD: dict[str, Any] = {"peers": 3, "sharing": "trunk", "views": "per_peer", "classifiers": "own"}
 
 
 # ---------------------------------------------------------------------- inside Hydra
@@ -691,25 +748,50 @@ def run(cfg: DictConfig) -> float | None:
         _remove_if_empty()
         fail(error)
     except OSError as error:
-        fail(_refused(error))
+        if isinstance(error, BrokenPipeError) and output.is_unread(error):
+            raise SystemExit(output.UNREAD) from None
+        refusal = _refused(error)
+        _remove_if_empty()
+        fail(refusal)
     raise AssertionError("unreachable")
 
 
-UNWRITABLE = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EROFS)
 
 
 def _refused(error: OSError) -> DkelError:
-    """Name the file that the system refused.
+    """Name the file that the system refused, and the cure.
 
     Raises:
         OSError: what is no mistake of the person at the keyboard.
     """
     if error.errno == errno.ENAMETOOLONG:
         return ConfigError(f"{config.shortened(str(error.filename))} is too long for the name of a file: shorten it.")
-    if error.errno in UNWRITABLE:
-        where = error.filename or (HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else "outputs")
-        return DkelError(f"Cannot write {where}: {error.strerror}. What was written before is whole.")
+    folder, key = _written_folder()
+    if error.errno in FULL:
+        return DiskFullError.of(error, folder)
+    if error.errno in FORBIDDEN:
+        path = Path(str(error.filename or folder)).absolute()
+        if os.access(path, os.F_OK) and not os.access(path, os.R_OK):
+            return DkelError(f"Cannot read {path} ({error.strerror}): make it readable.")
+        by = f" with {key}=PATH" if path.is_relative_to(folder.absolute()) else ""
+        return DkelError(
+            f"Cannot write {path} ({error.strerror}): choose another folder{by}. What was written before is whole."
+        )
     raise error
+
+
+def _written_folder() -> tuple[Path, str]:
+    """Give the folder that this command writes into, as far as it is known, and the key that chooses it."""
+    if _sweep_folder:
+        return _sweep_folder[0], "hydra.sweep.dir"
+    if not HydraConfig.initialized():
+        return Path("outputs"), "hydra.run.dir"
+    own = HydraConfig.get()
+    key = "hydra.sweep.dir" if own.mode is RunMode.MULTIRUN else "hydra.run.dir"
+    known = not OmegaConf.is_missing(own.runtime, "output_dir")
+    return Path(own.runtime.output_dir if known else "outputs"), key
 
 
 def _run_job(cfg: DictConfig) -> float | None:
@@ -733,6 +815,8 @@ def _run_job(cfg: DictConfig) -> float | None:
         result = _run(cfg)
         result = None if result is None or math.isnan(result) else result
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and output.is_unread(error):
+            raise SystemExit(output.UNREAD) from None  # unfinished, and not failed
         known = isinstance(error, DkelError | OSError)
         failure = error
         if isinstance(error, OSError):
@@ -838,6 +922,7 @@ def _run(cfg: DictConfig) -> float | None:
     values = resolved(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     resume = find_resume(values["resume"]) if values["resume"] else None
+    source: Path | None = None  # the folder whose config.yaml is laid under what was given
     overrides = list(HydraConfig.get().overrides.task)
     if resume is None and values["task"]["name"] in ("train", "benchmark", *config.ANALYSES):
         folder = _claim(folder)
@@ -853,16 +938,32 @@ def _run(cfg: DictConfig) -> float | None:
         if saved.get("task", {}).get("name", "train") != "train":
             raise ConfigError(f"{resume} is no training run, so there is nothing to resume.")
         values = {**laid_over(saved, values, overrides), "resume": None, "trust": values["trust"]}
+        source = _folder_of(resume)
         # A run that never came to a checkpoint begins anew, which gives what it would have given.
         resume = None if resume.is_dir() else resume
     elif values["task"]["name"] != "train" and values["checkpoint"]:
         path = Path(values["checkpoint"])
         if (path.resolve().parent.parent / "config.yaml").is_file():
+            source = path.resolve().parent.parent
             values = of_checkpoint(saved_values(path), values, overrides)
-    config.check(values)
+    _check_values(values, source)
     plan = planned(values, overrides, _config_dir(sys.argv[1:])) if values["task"]["name"] == "compare" else None
     result = tasks.run(Run(values, folder, resume), plan)
     return None if result is None else float(result)
+
+
+def _check_values(values: Mapping[str, Any], source: Path | None) -> None:
+    """Check the values of a run; what was read from a run's folder may lack anything that a composition has."""
+    try:
+        config.check(values)
+    except DkelError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if source is None:
+            raise
+        raise CheckpointError(
+            f"{source / 'config.yaml'} is of another version, or damaged ({type(error).__name__}: {error})."
+        ) from error
 
 
 def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -871,7 +972,7 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
     Raises:
         ConfigError: a key that changes the trajectory.
     """
-    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(saved), resolve=True)  # type: ignore[assignment]
+    values = copy.deepcopy(saved)
     # Keys that came later; their defaults are what was done before.
     for group in LATER_KEYS:
         if group in values:
@@ -904,9 +1005,16 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
 def _check_complete(values: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse a saved configuration from which keys that every run has are missing."""
     common = [key for key, _ in config.leaves(given) if not key.startswith(("method.", "optimizer.", "scheduler."))]
-    common = [key for key in common if not key.startswith(("teacher.", "data.", "trust", "task."))]
+    _refuse_lacking(values, [key for key in common if not key.startswith(("teacher.", "data.", "trust", "task."))])
+    _refuse_lacking(values, OF_EVERY_RUN)
+
+
+OF_EVERY_RUN = ("method.name", "method.peers", "backbone.name", "teacher.update", "data.name", "data.root")
+
+
+def _refuse_lacking(values: Mapping[str, Any], keys: Sequence[str]) -> None:
     there = {key for key, _ in config.leaves(values)}
-    missing = [key for key in [*common, "method.name", "method.peers", "data.name", "data.root"] if key not in there]
+    missing = [key for key in keys if key not in there]
     if missing:
         raise ConfigError(
             f"The saved config.yaml lacks {', '.join(missing[:5])}: it is of another version, or damaged."
@@ -925,16 +1033,20 @@ def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Se
 
     Keys that are given explicitly win.
     """
-    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(saved), resolve=True)  # type: ignore[assignment]
     explicit = {item.key_or_group for item in map(_parse, overrides)}
     fixed = [key for key in sorted(explicit) if key.split(".")[0] in ("backbone", "method", "teacher", "experiment")]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: the checkpoint decides this; leave it out.")
+    taken = [group for group in OF_CHECKPOINT if group not in explicit]
+    _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
+    # Keys that came later; their defaults are what was done before.
+    later = {"data": given["data"], "method": OF_EVERY_METHOD, "deploy": given["deploy"]}
     values = dict(given)
-    for group in ("data", "backbone", "method", "teacher", "deploy"):
-        if group in explicit:
-            continue
-        node = dict(plain.get(group, {}))
+    for group in taken:
+        node = {**later.get(group, {}), **saved.get(group, {})}
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in explicit}
         values[group] = node
-    return {**values, "name": plain.get("name", given["name"])}
+    return {**values, "name": saved.get("name", given["name"])}
+
+
+OF_CHECKPOINT = ("data", "backbone", "method", "teacher", "deploy")

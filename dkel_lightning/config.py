@@ -30,6 +30,17 @@ def folder() -> Path:
     raise ConfigError(f"The configuration folder conf/ is missing beside {here}: install dkel_lightning again.")
 
 
+def has_aliases(text: str) -> bool:
+    """Tell whether a YAML file uses aliases. No file of ours does, and a few lines of them can stand for gigabytes.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+    """
+    import yaml  # omegaconf brings it
+
+    return "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+
+
 # ---------------------------------------------------------------------- what each key may hold
 
 
@@ -268,18 +279,26 @@ def variants(meaning: str) -> Key:
 def executions(meaning: str) -> Key:
     """Describe sides of a benchmark by the execution settings in which they differ."""
 
-    def settings(node: Any) -> bool:
-        return isinstance(node, Mapping) and all(
-            (key := KEYS.get(f"execution.{name}")) is not None and key.fault(value) is None
-            for name, value in node.items()
-        )
+    def fault(label: Any, node: Any) -> str | None:
+        if not isinstance(label, str) or _LABEL.fullmatch(label) is None:
+            return f" {label!r} is no label: use letters, digits and the signs _.+-."
+        if label in SIDES:
+            return f" {label} is a side by itself: give the variant another label."
+        if not isinstance(node, Mapping):
+            return f" {label} must hold keys of execution, got {node!r}."
+        for name, value in node.items():
+            key = KEYS.get(f"execution.{name}")
+            if key is None:
+                return f" {label}: {unknown_key(f'execution.{name}', KEYS)}"
+            wrong = key.fault(value)
+            if wrong is not None:
+                return f" {label}: execution.{name} {wrong}"
+        return None
 
     def check(value: Any) -> str | None:
-        fits = isinstance(value, Mapping) and all(
-            isinstance(label, str) and _LABEL.fullmatch(label) and label not in SIDES and settings(node)
-            for label, node in value.items()
-        )
-        return None if fits else ""
+        if not isinstance(value, Mapping):
+            return ""
+        return next((found for label, node in value.items() if (found := fault(label, node)) is not None), None)
 
     return Key("labels of their own, each with keys of execution", meaning, check, optional=True)
 

@@ -50,6 +50,14 @@ class MemoryFullError(DkelError):
 class DiskFullError(DkelError):
     """A disk that has no room for a file; what was there before is whole."""
 
+    @classmethod
+    def of(cls, error: OSError, file: object = None) -> DiskFullError:
+        """Say it of what the system refused, of `file` where that does not name it."""
+        return cls(
+            f"Could not write {error.filename or file or 'a file'} ({error.strerror}): free some space. "
+            "What was written before is whole."
+        )
+
 
 def full_disk(error: BaseException | None) -> OSError | None:
     """Find the full disk among what an error came from, None if there was none."""

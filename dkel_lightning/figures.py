@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
+
+from dkel_lightning.writing import write_bytes
 
 Rows = Mapping[int, Mapping[str, float]]
 
@@ -33,6 +36,13 @@ TERM_NAMES = {
 }
 
 
+def save(figure: Figure, path: Path, dpi: int = 120) -> None:
+    """Write a figure as PNG, whole at any moment."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dpi, format="png")
+    write_bytes(path, drawn.getvalue())
+
+
 def draw_curves(rows: Rows, path: Path, title: str) -> None:
     """Draw accuracies, likelihoods, loss terms and weights over the epochs into a PNG."""
     epochs = {step: row["epoch"] + 1 for step, row in rows.items() if "epoch" in row}
@@ -44,8 +54,7 @@ def draw_curves(rows: Rows, path: Path, title: str) -> None:
     _terms(axes[1][0], rows, epochs)
     _weights(axes[1][1], rows, epochs)
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def _series(rows: Rows, epochs: Mapping[int, float], name: str) -> tuple[list[float], list[float]]:
@@ -109,8 +118,7 @@ def draw_comparison(accuracies: Mapping[str, Sequence[float]], reference: str, p
     axes.set_ylim(len(accuracies) - 0.5, -0.5)
     axes.set_xlabel("test accuracy of the deployed network, selected epoch (%); a dot a seed, a bar at the mean")
     axes.grid(axis="x", alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def draw_views(views: NDArray[np.uint8], path: Path) -> None:
@@ -125,8 +133,9 @@ def draw_views(views: NDArray[np.uint8], path: Path) -> None:
         image = large[column, row] if channels == 3 else large[column, row, :1].repeat(3, axis=0)
         place = sheet[row * high : row * high + high - gap, column * wide : column * wide + wide - gap]
         place[:] = image.transpose(1, 2, 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(path)
+    drawn = io.BytesIO()
+    Image.fromarray(sheet).save(drawn, "PNG")
+    write_bytes(path, drawn.getvalue())
 
 
 MOST_NAMED_CLASSES = 25
@@ -157,8 +166,7 @@ def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: 
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=[tick**0.5 for tick in ticks])
     bar.ax.set_yticklabels([f"{100 * tick:g} %" for tick in ticks])
     bar.set_label("share of the true class")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 # ---------------------------------------------------------------------- sweeps
@@ -201,8 +209,7 @@ def draw_sweep(panels: Mapping[str, Mapping[Setting, Sequence[float]]], keys: Se
         named = [", ".join(f"{k}={v}" for k, v in zip(keys[1:], rest, strict=True)) for rest in series]
         assert len(labels) == len(named)
         figure.legend(handles, named, loc="outside lower center", ncols=1 if len(named[0]) > 45 else 2, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 @dataclass(frozen=True)
@@ -305,8 +312,7 @@ def draw_search(points: Sequence[tuple[Sequence[str], float]], keys: Sequence[st
         axes.set_xlabel(keys[number])
         axes.set_ylabel("validation accuracy (%)")
         axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def _numbers(values: Sequence[str]) -> list[float] | None:
@@ -353,8 +359,7 @@ def draw_sweep_curves(
         varied = ", ".join(keys[:-1] if len(keys) > 1 else keys)
         handles, labels = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, title=varied, title_fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def _shade(number: int, of: int) -> Any:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from dkel_lightning.archives import is_whole, step_of
+from dkel_lightning.config import has_aliases
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.ranks import is_first
+from dkel_lightning.writing import HALF_WRITTEN, write_text
 
-HALF_WRITTEN = ".part"
-"""How the hidden name of a file ends that is not whole yet; checkpoints and records of a collapse too."""
+_GROUPS: tuple[str, ...] = ("task", "data", "backbone", "method", "teacher", "deploy", "optimizer", "scheduler")
+_GROUPS += ("trainer", "precision", "execution", "logger", "callbacks")
+"""Of a run's config.yaml, what holds keys of its own."""
 
 
 @dataclass(frozen=True)
@@ -76,25 +77,6 @@ class Run:
         write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write a file through a temporary one, so that it is whole at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=HALF_WRITTEN, dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        error.filename = str(path)  # writing names none, and the temporary file says nothing to anybody
-        raise
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
 TESTED = ("deployed", "deployed_accuracy", "accuracy", "nll", "calibration", "epoch")
 
 
@@ -139,18 +121,51 @@ def saved_values(checkpoint: Path) -> dict[str, Any]:
 
 
 def values_in(folder: Path) -> dict[str, Any]:
-    """Read the configuration in the folder of a run.
+    """Read the configuration in the folder of a run, as it stands there.
+
+    The folder may be a stranger's. What no run writes is refused: interpolations, which would read this process's
+    environment, and aliases, of which a few lines can stand for gigabytes.
 
     Raises:
-        CheckpointError: config.yaml is missing or unreadable.
+        CheckpointError: config.yaml is missing, unreadable, or not what a run writes.
     """
+    path = folder / "config.yaml"
+    cure = "put back the file that the run wrote."
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
+        text = path.read_text(encoding="utf-8")
+        aliased = has_aliases(text)
+        loaded = None if aliased else OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except Exception as error:  # YAML, OmegaConf and the file system fail in many ways; all mean the same here
-        raise CheckpointError(f"{folder / 'config.yaml'} cannot be read: {error}") from error
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{folder / 'config.yaml'} is no configuration.")
-    return {str(key): value for key, value in loaded.items()}
+        raise CheckpointError(f"{path} cannot be read ({_why(error)}): {cure}") from error
+    if aliased:
+        raise CheckpointError(f"{path} was not read: it uses YAML aliases, which no run writes; {cure}")
+    if not isinstance(loaded, dict) or all(value is None for value in loaded.values()):
+        raise CheckpointError(f"{path} holds no settings: {cure}")
+    values = {str(key): value for key, value in loaded.items()}
+    for key, text in _texts(values):
+        if "${" in text:
+            raise CheckpointError(f"{path} was not read: {key} holds {text!r}, and no run writes a ${{...}}; {cure}")
+    for group in _GROUPS:
+        if not isinstance(values.get(group, {}), dict):
+            raise CheckpointError(f"{path} holds {values[group]!r} for {group}, which has keys of its own: {cure}")
+    return values
+
+
+def _why(error: Exception) -> str:
+    """Say in one line what is wrong with a YAML file."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem and mark:
+        return f"line {mark.line + 1}: {problem}"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Walk the texts in a configuration with their keys."""
+    if isinstance(value, str):
+        yield key, value
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in inside:
+        yield from _texts(each, f"{key}.{name}" if key else str(name))
 
 
 def newest_checkpoint(outputs: Path) -> Path:

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from dkel_lightning.errors import DataError
-from dkel_lightning.files import write_text
+from dkel_lightning.writing import write_text
 
 Row = dict[str, float]
 
@@ -108,18 +108,34 @@ def read_rows(path: Path) -> dict[int, Row]:
     """
     try:
         return parse_rows(path.read_text(encoding="utf-8").splitlines())
-    except (KeyError, ValueError, TypeError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise DataError(f"{path} is damaged ({error}): move it away to go on without its rows.") from error
 
 
 def parse_rows(lines: list[str]) -> dict[int, Row]:
-    """Read the lines of a metrics.csv, header first, into rows by step."""
-    return {
-        int(row["step"]): {
-            name: float(value) for name, value in row.items() if value not in ("", None) and name != "step"
-        }
-        for row in csv.DictReader(lines)
-    }
+    """Read the lines of a metrics.csv, header first, into rows by step.
+
+    Raises:
+        ValueError: with the line and the cell that is no number.
+    """
+    found: dict[int, Row] = {}
+    reader = csv.DictReader(lines)
+    for row in reader:
+        cells = {name: cell for name, cell in row.items() if cell not in ("", None)}
+        if None in cells:
+            raise ValueError(f"line {reader.line_num} has more cells than the heading")
+        if "step" not in cells:
+            raise ValueError(f"line {reader.line_num} has no step")
+        numbers = {name: _number(cell, name, reader.line_num) for name, cell in cells.items()}
+        found[int(numbers.pop("step"))] = numbers
+    return found
+
+
+def _number(cell: str, name: str, line: int) -> float:
+    try:
+        return int(cell) if name == "step" else float(cell)
+    except ValueError:
+        raise ValueError(f"line {line}: {name} is {cell!r}") from None
 
 
 def write_whole(path: Path, lines: list[list[str]]) -> None:

@@ -15,11 +15,12 @@ from scipy import stats
 
 from dkel_lightning import figures
 from dkel_lightning.errors import ConfigError, NonFiniteError
-from dkel_lightning.files import read_summary, values_in, write_text
+from dkel_lightning.files import read_summary, values_in
 from dkel_lightning.loggers import write_whole
 from dkel_lightning.statistics import Paired, Sample, paired, sample, wilson
 from dkel_lightning.tasks.compare import as_written, differences
 from dkel_lightning.tasks.tables import DIFFERENCE_HEADING, Column, difference_row, markdown_rows, terminal_table
+from dkel_lightning.writing import write_text
 
 NOTE = "job.json"
 SEARCH = "optimization_results.yaml"

@@ -23,8 +23,8 @@ from PIL import Image
 
 from dkel_lightning import config
 from dkel_lightning.errors import ConfigError, DkelError
-from dkel_lightning.files import write_text
 from dkel_lightning.loggers import Row
+from dkel_lightning.writing import write_text
 
 FOLDER = "loggers"
 """Where a run keeps what each tracker has got so far."""

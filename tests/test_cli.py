@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -12,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from dkel_lightning import cli, config
-from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
+from dkel_lightning.files import Run, saved_values, values_in
 from tests.compose import compose
+from tests.disks import as_root, small_disk
 
 
 def refused(*arguments: str, multirun: bool = False, config_dir: Path | None = None) -> str:
@@ -224,6 +229,67 @@ def test_an_evaluation_refuses_to_be_told_what_the_checkpoint_decides() -> None:
         cli.of_checkpoint(compose(), compose(), ["method=pcl", "teacher.decay=0.5"])
 
 
+# What lies where the config.yaml of a run should, and what is said of it.
+ODD = {
+    "nothing": ("", "holds no settings"),
+    "null": ("null", "holds no settings"),
+    "a word": ("word", "holds no settings"),
+    "a list": ("[1, 2]", "holds no settings"),
+    "torn": ("data: {name: dig", r"line 1: expected ',' or '}'"),
+    "a group that is none": ("data: null\nseed: 1", "holds None for data, which has keys of its own"),
+    "the environment": ("method: ${oc.env:HOME}", r"method holds '\$\{oc\.env:HOME\}', and no run writes"),
+    "the environment, deeper": ("data: {mean: ['${oc.env:HOME}']}", r"data\.mean\.0 holds '\$\{oc\.env:HOME\}'"),
+    "an alias of itself": ("a: &x [*x]", "uses YAML aliases"),
+    "too deep": ("a: " + "[" * 5000, "cannot be read"),
+    "a data set alone": ("data: {name: nope}", "lacks method.name, method.peers, backbone.name, teacher.update"),
+    "no root": (
+        "{data: {name: nope}, method: {name: pcl, peers: 2}, backbone: {name: resnet8}, teacher: {update: ema}}",
+        r"lacks data\.root: it is of another version, or damaged",
+    ),
+    "half a method": (
+        "{data: {name: digits, root: data}, method: {name: pcl, peers: 2, rampup: {scale: 1}}, backbone: {name: "
+        "resnet8}, teacher: {update: none}, deploy: {network: teacher, peer: [1]}}",
+        r"deploy\.peer must be ",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+@pytest.mark.parametrize("task", ["evaluate", "export", "predict", "replay"])
+def test_an_odd_config_beside_a_checkpoint_is_one_error(what: str, task: str, tmp_path: Path) -> None:
+    text, message = ODD[what]
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    (tmp_path / "config.yaml").write_text(text)
+    given = (f"task={task}", f"checkpoint='{checkpoint}'", *(["predict.images=here"] if task == "predict" else []))
+    with pytest.raises(DkelError, match=message) as caught:
+        cli._check_values(cli.of_checkpoint(saved_values(checkpoint), compose(*given), given), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", [what for what in ODD if what != "half a method"])
+def test_an_odd_config_of_a_run_to_resume_is_one_error(what: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(ODD[what][0])
+    with pytest.raises(DkelError) as caught:
+        cli.laid_over(values_in(tmp_path), compose(), ["resume=last"])
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_run_has_written_is_read_as_it_stands(tmp_path: Path) -> None:
+    Run(values := compose("method=pcl", "data.root='a - *b'"), tmp_path).describe()
+    assert values_in(tmp_path) == values
+
+
+def test_of_values_that_the_check_stumbles_over_the_file_is_named(tmp_path: Path) -> None:
+    values = compose()
+    del values["data"]["mean"]
+    with pytest.raises(CheckpointError, match=r"config\.yaml is of another version, or damaged \(KeyError: 'mean'"):
+        cli._check_values(values, tmp_path)
+    with pytest.raises(KeyError):
+        cli._check_values(values, None)
+
+
 def test_evaluation_takes_networks_method_and_data_from_the_run_and_nothing_that_is_run_by_name() -> None:
     saved = compose("experiment=cifar100", "method=pcl")
     saved["optimizer"]["_target_"] = "os.system"
@@ -299,6 +365,92 @@ def test_help_explains_groups_and_shows_examples() -> None:
         "temperature: 3.0",
     ):
         assert expected in done.stdout
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["--cfg", "job"]])
+def test_output_that_nobody_reads_ends_quietly(
+    arguments: list[str], unbuffered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "dkel_lightning", *arguments]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_broken_pipe_of_another_kind_is_no_end_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise BrokenPipeError(errno.EPIPE, "a tracker has gone")
+
+    monkeypatch.setattr(cli, "_main", broken)
+    with pytest.raises(BrokenPipeError, match="a tracker has gone"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("number", "file", "message"),
+    [
+        (errno.ENOSPC, "place/x", r"^Could not write place/x \(No space left on device\): free some space\."),
+        (errno.ENOSPC, None, r"^Could not write outputs \(No space left on device\): free some space\."),
+        (errno.EDQUOT, "x", r"^Could not write x \(Disk quota exceeded\): free some space\."),
+        (errno.EROFS, "outputs/x", r"outputs/x \(Read-only .*\): choose another folder with hydra\.run\.dir=PATH\."),
+        (errno.EACCES, "place/x", r"/place/x \(Permission denied\): choose another folder\. What was written before"),
+    ],
+)
+def test_what_the_system_refuses_is_named_with_its_cure(number: int, file: str | None, message: str) -> None:
+    assert re.search(message, str(cli._refused(OSError(number, os.strerror(number), file))))
+
+
+def test_a_file_that_cannot_be_read_is_no_file_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK)
+    refusal = cli._refused(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "x")))
+    assert str(refusal) == f"Cannot read {tmp_path / 'x'} (Permission denied): make it readable."
+
+
+@as_root
+def test_of_a_folder_that_may_only_be_read_the_key_that_moves_the_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        monkeypatch.chdir(disk)
+        for arguments, key in (
+            (["seed=1"], "hydra.run.dir"),
+            (["-m", "seed=0,1"], "hydra.sweep.dir"),
+            (["-m", "seed=0,1", f"hydra.run.dir={tmp_path}/elsewhere"], "hydra.sweep.dir"),
+            ([f"hydra.sweep.dir={tmp_path}/elsewhere"], "hydra.run.dir"),
+        ):
+            with pytest.raises(DkelError, match=rf"Cannot write to {disk}/outputs .*choose one with {key}=PATH"):
+                cli.prepare(arguments)
+        assert cli.prepare(["seed=1", f"hydra.run.dir={tmp_path}/elsewhere"])
+        assert cli.prepare(["-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}/elsewhere"])
+        monkeypatch.undo()
+
+
+@as_root
+def test_a_disk_without_room_for_the_folder_of_a_run_is_one_error(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m,nr_inodes=20") as disk:
+        (disk / "outputs").mkdir()
+        with contextlib.suppress(OSError):
+            for number in range(20):
+                (disk / str(number)).touch()
+        done = run("seed=1", cwd=disk)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert done.stderr.startswith("Error: Could not write outputs/")
+
+
+def test_a_folder_whose_name_hydra_composes_is_not_made_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.prepare(["hydra.run.dir='a/b_${name}/c'"])
+    cli.prepare(["-m", "seed=0,1", "hydra.sweep.dir='d/${name}'"])
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["a", "d"]
 
 
 START = """

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from dkel_lightning import config
-from dkel_lightning.errors import ConfigError, DkelError
+from dkel_lightning.errors import ConfigError, DataError, DkelError
 from dkel_lightning.files import Run
 from dkel_lightning.loggers import read_rows
 from dkel_lightning.tasks.train import train
@@ -273,6 +273,23 @@ def test_a_tracker_that_fails_in_every_call_leaves_the_training_whole(
     assert len(read_rows(tmp_path / "metrics.csv")) == 2
     assert (tmp_path / "summary.json").is_file()
     assert "wandb lacks some of this run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["0,1,0.5", "1,x71,0.6"], "line 3: step is 'x71'"),
+        (["0,1,0.5", "1,2,0.6", "2,3,0.7x"], "line 4: loss is '0.7x'"),
+        (["0,1,0.5,9"], "line 2 has more cells than the heading"),
+        (["0,,0.5"], "line 2 has no step"),
+    ],
+)
+def test_of_a_damaged_metrics_csv_the_line_and_the_cell_are_named(
+    rows: list[str], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "metrics.csv").write_text("\n".join(["epoch,step,loss", *rows, ""]))
+    with pytest.raises(DataError, match=rf"metrics\.csv is damaged \({message}\): move it away"):
+        read_rows(tmp_path / "metrics.csv")
 
 
 def test_a_tracker_that_cannot_be_opened_is_an_error_before_the_training(

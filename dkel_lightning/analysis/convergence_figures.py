@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from dkel_lightning.analysis.convergence import Curves
 from dkel_lightning.analysis.study import Collapse, OverFit, Panel, Risks, Study, SweepPoint
+from dkel_lightning.figures import save
 
 BANDS = ("none", "dkel")
 """Schemes whose runs are drawn as bands: more would hide each other."""
@@ -20,7 +21,6 @@ BANDS = ("none", "dkel")
 
 def draw(study: Study, folder: Path) -> list[Path]:
     """Draw every figure into PNG files of a folder; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     figures = {
         "risk": _risk(study.risks),
         "homogenisation": _homogenisation(study.panel),
@@ -30,7 +30,7 @@ def draw(study: Study, folder: Path) -> list[Path]:
     }
     for name, figure in figures.items():
         FigureCanvasAgg(figure)
-        figure.savefig(folder / f"{name}.png", dpi=100)
+        save(figure, folder / f"{name}.png", dpi=100)
     return [folder / f"{name}.png" for name in figures]
 
 

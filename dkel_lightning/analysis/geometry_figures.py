@@ -26,6 +26,7 @@ from dkel_lightning.analysis.recursion import (
     relative_distance,
     relative_distance_floor,
 )
+from dkel_lightning.writing import naming
 
 STUDENT, TEACHER, ALONE = "#1f77b4", "#d62728", "#7f7f7f"
 STARTS = ("#1f77b4", "#17becf", "#9467bd", "#d62728", "#ff7f0e", "#bcbd22", "#2ca02c", "#006d2c", "#8c564b")
@@ -59,7 +60,8 @@ def _save(figure: Figure, path: Path) -> None:
     """Write a PNG of 128 colours, a third of the size of one of all."""
     canvas: Any = FigureCanvasAgg(figure)  # its methods are untyped
     canvas.draw()
-    _paletted(canvas, 128).save(path, optimize=True)
+    with naming(path):
+        _paletted(canvas, 128).save(path, optimize=True)
 
 
 def _paletted(canvas: Any, colours: int) -> Image.Image:
@@ -426,7 +428,9 @@ def _animate(found: Geometry, path: Path) -> Path:
     steps = [*range(0, min(20, last)), *range(min(20, last), last + 1, 3)]
     caption = figure.suptitle("student blue, teacher red", fontsize=10)
     frames = list(_frames(figure, caption, list(zip(pairs, moving, strict=True)), steps))
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[100] * (len(frames) - 1) + [1500], loop=0)
+    durations = [100] * (len(frames) - 1) + [1500]
+    with naming(path):
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return path
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from dkel_lightning import figures
 from dkel_lightning.benchmark import loaders
 from dkel_lightning.benchmark.results import PARTS, REST, BenchmarkResult, SideResult, Spread, aims
 from dkel_lightning.tasks.tables import markdown_rows
@@ -221,5 +222,4 @@ def draw(result: BenchmarkResult, path: Path) -> None:
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figures.save(figure, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import pickle
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.export import plain
 from dkel_lightning.export.record import KEY, RECORD, Record
 from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.writing import naming, write_bytes, write_text
 
 FORMATS = ("state_dict", "safetensors", "torch_export", "onnx")
 MODEL = "model.py"
@@ -92,14 +94,16 @@ def write(network: nn.Module, example: Tensor, folder: Path, record: Record, tit
 
     Raises:
         ConfigError: the network cannot be written in this format, or a package is missing.
+        OSError: with the name of the file.
     """
     check(record.format)
     target = folder / _FILES[record.format]
     if record.format in ("state_dict", "safetensors"):
         return _write_weights(network, example, target, record, title)
     if record.format == "torch_export":
-        program = plain.program_of(network, example)
-        torch.export.save(program, target, extra_files={_INSIDE_PT2: record.as_text()})
+        written = io.BytesIO()
+        torch.export.save(plain.program_of(network, example), written, extra_files={_INSIDE_PT2: record.as_text()})
+        write_bytes(target, written.getvalue())
     else:
         _write_onnx(network, example, target, record)
     return [target]
@@ -108,11 +112,13 @@ def write(network: nn.Module, example: Tensor, folder: Path, record: Record, tit
 def _write_weights(network: nn.Module, example: Tensor, target: Path, record: Record, title: str) -> list[Path]:
     text, tensors = plain.source(network, example, record.preprocessing, title, target.name)
     if record.format == "state_dict":
-        torch.save(tensors, target)
+        written = io.BytesIO()
+        torch.save(tensors, written)
+        write_bytes(target, written.getvalue())
     else:
-        save_file = need("safetensors.torch", "safetensors").save_file
-        save_file(tensors, target, metadata={"format": "pt", KEY: record.as_text()})
-    (target.parent / MODEL).write_text(text, encoding="utf-8")
+        save = need("safetensors.torch", "safetensors").save
+        write_bytes(target, save(tensors, metadata={"format": "pt", KEY: record.as_text()}))
+    write_text(target.parent / MODEL, text)
     return [target, target.parent / MODEL]
 
 
@@ -137,7 +143,8 @@ def _write_onnx(network: nn.Module, example: Tensor, target: Path, record: Recor
     # Notes on where each operation came from: paths of the machine that exported, several times the graph's size.
     for part in (*model.graph, *(node for function in model.functions.values() for node in function)):
         part.metadata_props.clear()
-    program.save(str(target))
+    with naming(target):  # not by way of memory: above 2 GiB it writes a second file
+        program.save(str(target))
 
 
 # ---------------------------------------------------------------------- opening as a receiver does

@@ -20,6 +20,7 @@ from dkel_lightning.export import card, costs, formats
 from dkel_lightning.export.costs import Cost
 from dkel_lightning.export.record import RECORD, Preprocessing, Record
 from dkel_lightning.modules.distillation import Deploy, DistillationModule
+from dkel_lightning.writing import write_text
 
 _BATCH = 64
 
@@ -205,9 +206,9 @@ def _describe(
         "measured_on": where,
         "facts": {name: dict(value) for name, value in vars(facts).items() if name != "title"},
     }
-    (folder / RECORD).write_text(json.dumps({**record.as_dict(), **own}, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / RECORD, json.dumps({**record.as_dict(), **own}, indent=2) + "\n")
     text = card.write(record, [path.name for path in files], agreement, measured, facts, where, title)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
 
 
 @contextlib.contextmanager
@@ -216,14 +217,15 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
     Raises:
         ConfigError: `target` holds something that is no export.
+        OSError: with the name that the file would have had in `target`.
     """
     if target.exists() and not (target.is_dir() and _replaceable(target)):
         raise ConfigError(f"{target} holds something else than an export: choose another export.to.")
-    target.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex
     draft, old = (target.with_name(f".{target.name}.{mark}.{kind}") for kind in ("part", "old"))
-    draft.mkdir()
+    missing = [parent for parent in target.parents if not parent.exists()]
     try:
+        draft.mkdir(parents=True)
         yield draft
         if target.exists():
             # A folder cannot be renamed over one that holds files; the old one comes back if the second step fails.
@@ -234,9 +236,16 @@ def whole_folder(target: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(target)
             raise
+    except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(draft):
+            error.filename = str(target / Path(error.filename).relative_to(draft))
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):  # rmdir refuses a folder that holds anything
+            for parent in missing:
+                parent.rmdir()
 
 
 def _replaceable(folder: Path) -> bool:

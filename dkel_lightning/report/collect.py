@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dkel_lightning.config import Values
+from dkel_lightning.config import Values, has_aliases
 
 LARGEST = 64 * 2**20
 """Bytes above which a file is not read: none of ours comes near."""
 LISTED = 200
 CONFUSION = "confusion.csv"
-_ALIAS = re.compile(r"(?:^|[:\-,\[{?])\s+\*[\w-]+\s*(?:$|[,\]}#])", re.MULTILINE)
 IGNORED: tuple[str, ...] = ("resume", "trust", "checkpoint", "logger", "callbacks.progress", "task", "modules")
 IGNORED += ("data.root", "data.download", "data.workers", "data.mean", "data.std", "data.cache_dir")
 """Keys that do not set one job of a sweep apart from another."""
@@ -219,11 +217,10 @@ def _yaml(path: Path, problems: list[str]) -> tuple[Values, str]:
     text = text_of(path, problems, "the settings of the run are not known")
     if text is None:
         return {}, ""
-    if _ALIAS.search(text):
-        # A few lines of aliases can stand for gigabytes, and no file of ours has any.
-        problems.append(f"{path.name} was not read: it uses YAML aliases, which no run writes.")
-        return {}, text
     try:
+        if has_aliases(text):
+            problems.append(f"{path.name} was not read: it uses YAML aliases, which no run writes.")
+            return {}, text
         found = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except Exception as error:  # YAML and OmegaConf fail in many ways; all mean the same here
         problems.append(f"{path.name} is damaged ({_first_line(str(error))}).")

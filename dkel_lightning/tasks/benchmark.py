@@ -17,9 +17,10 @@ from dkel_lightning.benchmark import loaders, page, results, setting, sides
 from dkel_lightning.benchmark.processes import Plan, Sides
 from dkel_lightning.benchmark.results import BenchmarkResult
 from dkel_lightning.errors import DkelError
-from dkel_lightning.files import Run, write_text
+from dkel_lightning.files import Run
 from dkel_lightning.loggers import write_whole
 from dkel_lightning.tasks.tables import terminal_table
+from dkel_lightning.writing import write_text
 
 VERSIONS = ("dkel-lightning", "torch", "lightning", "torchvision")
 

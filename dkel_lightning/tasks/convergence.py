@@ -15,8 +15,9 @@ from rich.table import Table
 from dkel_lightning.analysis import convergence_figures, convergence_reading
 from dkel_lightning.analysis.convergence import settled
 from dkel_lightning.analysis.study import OverFit, Panel, Risks, Study, study
-from dkel_lightning.files import Run, write_text
+from dkel_lightning.files import Run
 from dkel_lightning.loggers import write_whole
+from dkel_lightning.writing import write_text
 
 Lines = list[list[str]]
 

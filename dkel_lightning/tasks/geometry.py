@@ -18,7 +18,8 @@ from dkel_lightning.analysis.geometry import Bowl, Geometry, Pair, Pull, Setting
 from dkel_lightning.analysis.geometry_figures import draw_all
 from dkel_lightning.analysis.geometry_reading import reading
 from dkel_lightning.analysis.recursion import Array
-from dkel_lightning.files import Run, write_text
+from dkel_lightning.files import Run
+from dkel_lightning.writing import write_text
 
 
 @dataclass(frozen=True)

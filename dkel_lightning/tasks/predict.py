@@ -24,8 +24,9 @@ from dkel_lightning.data.folders import image_bytes, images_in
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.export import Exported, Preprocessing, formats, open_exported
 from dkel_lightning.export.record import Record
-from dkel_lightning.files import Run, run_folder, write_text
+from dkel_lightning.files import Run, run_folder
 from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.writing import write_text
 
 CLASSES = "classes.json"
 """Names of the classes, in the folder of a run."""

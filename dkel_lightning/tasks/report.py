@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dkel_lightning.files import Run, write_text
+from dkel_lightning.files import Run
 from dkel_lightning.report import folders, of_comparison, of_run, of_sweep
 from dkel_lightning.report.collect import read_run
+from dkel_lightning.writing import write_text
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
-from dkel_lightning import failures
+from dkel_lightning import failures, output
 from dkel_lightning.callbacks.saving import SaveOnSignal, heard, leave_terminal, put_back
 from dkel_lightning.children import GRACE, PAUSE, Child, Children, end_with_parent, named_error
 from dkel_lightning.errors import DkelError, ProcessError
@@ -33,7 +33,7 @@ def spawned(task: Task, run: Run, processes: int) -> float:
 
     Raises:
         DkelError: what the first process to fail has said.
-        SystemExit: a signal ended them in good order.
+        SystemExit: a signal ended them in good order, or nobody reads what they print.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="dkel_lightning_") as name:
@@ -55,6 +55,8 @@ def spawned(task: Task, run: Run, processes: int) -> float:
         interrupted = [128 + number for number in received or SaveOnSignal.SIGNALS]
         if received or set(codes) <= set(interrupted):
             raise SystemExit(128 + received[0] if received else codes[0])
+        if output.UNREAD in codes:
+            raise SystemExit(output.UNREAD)
         raise children.first_cause() or ProcessError(f"The processes ended with {codes}.")
 
 
@@ -120,6 +122,8 @@ def _work(task: Task, run: Run, rank: int) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and output.is_unread(error):
+            sys.exit(output.UNREAD)
         named = named_error(error)
         failures.note(named if isinstance(named, DkelError) else DkelError(f"\n{traceback.format_exc()}"))
         sys.exit(1)

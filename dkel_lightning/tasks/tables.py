@@ -13,9 +13,9 @@ from rich.table import Table
 
 from dkel_lightning import figures
 from dkel_lightning.comparison import Comparison
-from dkel_lightning.files import write_text
 from dkel_lightning.loggers import write_whole
 from dkel_lightning.statistics import Paired, Sample, paired, sample
+from dkel_lightning.writing import write_text
 
 
 @dataclass(frozen=True)

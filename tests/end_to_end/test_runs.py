@@ -18,6 +18,7 @@ from PIL import Image
 
 from dkel_lightning import checkpoints
 from dkel_lightning.modules.distillation import DistillationModule
+from tests.disks import as_root, fill, small_disk
 
 
 def dkel(*arguments: str, cwd: Path, timeout: int = 560) -> subprocess.CompletedProcess[str]:
@@ -236,3 +237,69 @@ def test_a_failing_job_does_not_end_the_sweep(tmp_path: Path) -> None:
     assert "Error: 1 jobs of the sweep failed: 0." in done.stderr
     (sweep,) = (tmp_path / "outputs" / "smoke").iterdir()
     assert summary(sweep / "1")["test"]["last"]["epoch"] == 1
+
+
+SMALL: tuple[str, ...] = ("debug=smoke", "trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
+SMALL += ("callbacks.progress=none",)
+
+
+@as_root
+def test_a_sweep_on_a_full_disk_is_one_error_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "16m") as disk:
+        arguments = ["-m", *SMALL, "seed=0", f"hydra.sweep.dir={disk}/sweep"]
+        filler = fill(disk)
+        done = dkel(*arguments, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"Error: Could not write {disk}/sweep (No space left on device): free some space. "
+            "What was written before is whole.\n",
+        )
+        filler.unlink()
+        assert dkel(*arguments, cwd=tmp_path).returncode == 0
+        before = {path: path.read_bytes() for path in (disk / "sweep").rglob("*.csv")}
+        filler = fill(disk)
+        again = dkel(*arguments, cwd=tmp_path)
+        assert again.returncode == 1
+        lost = [f"Error in job 0 of the sweep: Could not write {disk}/sweep/0/job.json"]
+        lost += [f"Error: Could not write {disk}/sweep/sweep.csv", "Error: 1 jobs of the sweep failed: 0."]
+        assert [line.partition(" (")[0] for line in again.stderr.splitlines()] == lost
+        assert again.stdout.rstrip().endswith(f"hydra.sweep.dir={disk}/sweep")
+        assert {path: path.read_bytes() for path in before} == before
+        filler.unlink()
+        whole = dkel(*arguments, cwd=tmp_path)
+        assert (whole.returncode, whole.stderr) == (0, "")
+
+
+def test_a_run_whose_output_nobody_reads_any_more_ends_quietly(tmp_path: Path) -> None:
+    lines = ["debug=smoke", "trainer=cpu", "trainer.max_epochs=200", "callbacks.progress=lines"]
+    sweep = ["-m", *lines, "seed=0,1", "hydra.sweep.dir=sweep"]
+    for arguments, unbuffered in ((lines, "1"), (sweep, "")):  # without a buffer nothing is left to flush
+        command = [sys.executable, "-m", "dkel_lightning", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": unbuffered}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.readline()
+            process.stdout.close()
+            assert (process.wait(timeout=200), process.stderr.read()) == (141, "")
+    # The job is gone on with, and the other one has not begun.
+    assert json.loads((tmp_path / "sweep" / "0" / "job.json").read_text())["state"] == "running"
+    assert not (tmp_path / "sweep" / "1").exists()
+
+
+@pytest.mark.parametrize("task", ["evaluate", "export"])
+def test_a_config_that_asks_for_the_environment_is_refused_where_its_checkpoint_is_read(
+    task: str, tmp_path: Path
+) -> None:
+    assert dkel(*SMALL, "hydra.run.dir=run", cwd=tmp_path).returncode == 0
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("  root: data\n", "  root: ${oc.env:HOME}\n"))
+    done = dkel(f"task={task}", "checkpoint=run/checkpoints/last.ckpt", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"Error: {config} was not read: data.root holds '${{oc.env:HOME}}', and no run writes a ${{...}}; "
+        "put back the file that the run wrote.\n",
+    )
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(("evaluation", "export"))]

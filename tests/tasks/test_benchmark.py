@@ -159,9 +159,21 @@ def test_images_of_ones_own_must_be_there(tmp_path: Path) -> None:
         (["benchmark.sides=[plain]", "method.ensemble.space=probabilities"], "plain cannot be measured"),
         (["benchmark.sides=[plain]", "teacher=copy"], "knows teacher=independent only"),
         (["benchmark.rounds=0"], "benchmark.rounds must be a whole number of at least 1, got 0"),
-        (["benchmark.variants={eager:{threads:1}}"], "benchmark.variants must be labels of their own"),
-        (["benchmark.variants={mine:{thread:1}}"], "benchmark.variants must be labels of their own"),
-        (["benchmark.variants={mine:{threads:0}}"], "benchmark.variants must be labels of their own"),
+        (["benchmark.variants={eager:{threads:1}}"], "eager is a side by itself: give the variant another label."),
+        (["benchmark.variants={'a b':{threads:1}}"], "'a b' is no label: use letters, digits and the signs _.+-."),
+        (["benchmark.variants={mine:fast}"], "mine must hold keys of execution, got 'fast'."),
+        (
+            ["benchmark.variants={mine:{thread:1}}"],
+            "mine: Unknown key execution.thread. Did you mean execution.threads? Keys of execution: channels_last, ",
+        ),
+        (
+            ["benchmark.variants={ours:{threads:1},mine:{name:fast}}"],
+            "mine: execution.name must be one of auto, eager, compile, cuda_graph, got 'fast'.",
+        ),
+        (
+            ["benchmark.variants={mine:{threads:0}}"],
+            "mine: execution.threads must be a whole number between 1 and 1024, got 0.",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_its_cure(overrides: list[str], message: str) -> None:

@@ -14,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dkel_lightning import DistillationModule, cli, config
-from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning import DistillationModule, cli, config, tasks
+from dkel_lightning.errors import CheckpointError, ConfigError, DiskFullError
 from dkel_lightning.export import FORMATS, Preprocessing, export, formats, open_exported, plain
 from dkel_lightning.export.costs import BATCHES
+from dkel_lightning.files import Run
 from tests.compose import compose
-from tests.tasks.exporting import digits, exported, logits_of, trained
+from tests.disks import as_root, fill, small_disk
+from tests.tasks.exporting import QUICK, digits, exported, logits_of, trained, values_of
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +205,43 @@ def test_a_file_with_other_logits_is_refused_and_the_earlier_export_stays(
         exported(checkpoint, tmp_path, f"export.to='{earlier}'")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (earlier / "export.json").read_text() == "{}"
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("kind", "leave", "file"),
+    [
+        ("state_dict", 0, r"weights\.pt"),
+        ("state_dict", 100_000, r"weights\.pt"),
+        ("safetensors", 100_000, r"weights\.safetensors"),
+        ("torch_export", 100_000, r"model\.pt2"),
+        ("onnx", 100_000, r"model\.onnx"),
+    ],
+)
+def test_an_export_that_finds_no_room_names_its_file_and_leaves_nothing(
+    kind: str, leave: int, file: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        fill(disk, leave)
+        target = disk / "shipped" / "here"
+        given = ("task=export", f"checkpoint='{checkpoint}'", f"export.format={kind}", f"export.to='{target}'", *QUICK)
+        with pytest.raises(DiskFullError, match=rf"^Could not write {target}/{file} \(No space left on device\): free"):
+            tasks.run(Run(values_of(checkpoint, *given), tmp_path))
+        assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+@as_root
+def test_the_command_line_leaves_no_empty_folder_of_an_export_that_found_no_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "16m") as disk:
+        checkpoint = trained(disk / "run")
+        before = sorted(disk.rglob("*"))
+        filler = fill(disk, 100_000)
+        command = [sys.executable, "-m", "dkel_lightning", "task=export", f"checkpoint='{checkpoint}'"]
+        done = subprocess.run([*command, *QUICK], capture_output=True, text=True, timeout=200, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert done.stderr.startswith(f"Error: Could not write {disk}/run/export_last/teacher_")
+        filler.unlink()
+        assert sorted(disk.rglob("*")) == before
 
 
 def test_an_earlier_export_is_replaced_whole_and_anything_else_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:
