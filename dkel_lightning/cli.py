@@ -63,8 +63,8 @@ def main() -> Any:
             raise
         raise SystemExit(output.UNREAD) from None
     except SystemExit as end:
-        output.is_unread()
-        if isinstance(end.__context__, BrokenPipeError):  # rich ends with 1
+        unread = output.is_unread()
+        if (unread and not end.code) or isinstance(end.__context__, BrokenPipeError):  # rich ends with 1
             raise SystemExit(output.UNREAD) from None
         raise
     if output.is_unread():
