@@ -187,8 +187,8 @@ class SaveOnSignal(Callback):
     The first signal is honoured between two optimizer steps, with a checkpoint there; in validation, at the end of the
     epoch. A second one ends at once, and the checkpoint before it stands. Several processes agree first, at the first
     border after `every_n_batches`, since the signal may reach only one of them; signals that reach one of them within
-    a second are one, since a launcher passes on what the system sends to each as well. A signal that is ignored at the
-    start (SIGHUP under nohup) stays ignored.
+    a second are one, since a launcher passes on what the system sends to each as well. A SIGHUP that is ignored at
+    the start (by nohup) stays ignored.
 
     Args:
         last: writes the checkpoint.
@@ -268,9 +268,14 @@ class SaveOnSignal(Callback):
 
 
 def heard(listener: Callable[[int, FrameType | None], None]) -> dict[int, Handler]:
-    """Let `listener` hear the signals, and return who heard them before; what is ignored, as by nohup, stays so."""
+    """Let `listener` hear the signals, and return who heard them before.
+
+    A SIGHUP that is ignored stays so: that is what nohup is for. Shells let what they run in the background ignore
+    Ctrl-C, which whoever sends it on purpose does not mean.
+    """
     found = {number: signal.getsignal(number) for number in SaveOnSignal.SIGNALS}
-    before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
+    ignored = getattr(signal, "SIGHUP", None)
+    before = {n: handler for n, handler in found.items() if n != ignored or handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, listener)
     return before

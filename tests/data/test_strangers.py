@@ -387,7 +387,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a web page": (b"<!DOCTYPE html><html></html>", "x.jpg is no readable image"),
     "half a JPEG": (encoded(Image.effect_noise(SIZE, 90), "JPEG")[:900], "x.jpg is no readable image .*truncated"),
     "half a PNG": (encoded(Image.effect_noise(SIZE, 90), "PNG")[:900], "x.jpg is no readable image"),
-    "a program for Ghostscript": (EPS, "x.jpg is no readable image .*cannot identify"),
+    "a program for Ghostscript": (EPS, "x.jpg is no readable image .*its format is not known"),
     "16 bits": (encoded(Image.new("I;16", SIZE, 999), "PNG"), r"x.jpg has more than 8 bits a channel \(mode I;16\)"),
     "floating point": (encoded(Image.new("F", SIZE, 0.5), "TIFF"), r"x.jpg has more than 8 bits a channel \(mode F\)"),
 }

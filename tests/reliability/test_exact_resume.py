@@ -165,7 +165,7 @@ def test_a_run_whose_terminal_is_closed_is_saved_and_goes_on(tmp_path: Path) -> 
     assert checkpoints.load(folder / "checkpoints" / "last.ckpt")["global_step"] % 72 > 0
 
 
-def test_a_signal_that_is_ignored_stays_ignored() -> None:
+def test_what_nohup_lets_a_run_ignore_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         heard_before = saving.heard(lambda *_: None)

@@ -160,7 +160,6 @@ def test_images_of_ones_own_must_be_there(tmp_path: Path) -> None:
         (["benchmark.sides=[plain]", "teacher=copy"], "knows teacher=independent only"),
         (["benchmark.rounds=0"], "benchmark.rounds must be a whole number of at least 1, got 0"),
         (["benchmark.variants={eager:{threads:1}}"], "eager is a side by itself: give the variant another label."),
-        (["benchmark.variants={'a b':{threads:1}}"], "'a b' is no label: use letters, digits and the signs _.+-."),
         (["benchmark.variants={mine:fast}"], "mine must hold keys of execution, got 'fast'."),
         (
             ["benchmark.variants={mine:{thread:1}}"],
@@ -213,3 +212,8 @@ def test_on_a_gpu_the_ratios_of_the_captured_step_are_there(tmp_path: Path) -> N
     against = found.ratio("cuda_graph", "plain")
     assert against is not None
     assert against.median > 1
+
+
+def test_a_label_that_is_none_says_which_signs_it_may_have() -> None:
+    fault = config.KEYS["benchmark.variants"].fault({"a b": {"threads": 1}})
+    assert fault == " 'a b' is no label: use letters, digits and the signs _.+-."

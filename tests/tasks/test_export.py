@@ -327,4 +327,4 @@ def test_the_command_line_asks_for_the_checkpoint_and_writes_beside_it(checkpoin
     with pytest.raises(ConfigError, match=r"export.format must be one of state_dict, safetensors, torch_export, onnx"):
         config.check(compose("task=export", f"checkpoint='{checkpoint}'", "export.format=onxx"))
     (folder,) = [item for item in cli.prepare(["task=export", f"checkpoint='{checkpoint}'"]) if "run.dir" in item]
-    assert folder == f"hydra.run.dir='{checkpoint.parent.parent.resolve() / 'export_last'}'"
+    assert folder == f"hydra.run.dir={checkpoint.parent.parent.resolve() / 'export_last'}"

@@ -193,7 +193,7 @@ def test_the_command_line_asks_for_what_is_missing_and_writes_beside_the_checkpo
         config.check(compose("task=predict"))
     given = ["task=predict", f"checkpoint='{checkpoint}'", f"predict.images='{images}'"]
     prepared = cli.prepare(given)
-    assert f"hydra.run.dir='{checkpoint.parent.parent.resolve() / 'predict_last'}'" in prepared
+    assert f"hydra.run.dir={checkpoint.parent.parent.resolve() / 'predict_last'}" in prepared
     assert "name=predict" in prepared
     tasks.run(Run(values_of(checkpoint, *given, "trainer=cpu"), tmp_path))
     assert (tmp_path / "predictions.json").is_file()

@@ -99,7 +99,7 @@ def test_the_command_line_writes_into_the_folder_that_it_reports_on(
     with pytest.raises(ConfigError, match="It holds some"):
         cli.prepare(given)
     assert (
-        cli.prepare(["task=report", "report.of=outputs/its/TIME"])[-1] == f"hydra.run.dir='{tmp_path}/outputs/its/TIME'"
+        cli.prepare(["task=report", "report.of=outputs/its/TIME"])[-1] == f"hydra.run.dir={tmp_path}/outputs/its/TIME"
     )
 
 
