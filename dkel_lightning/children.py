@@ -24,7 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from dkel_lightning import failures
-from dkel_lightning.errors import DiskFullError, DkelError, MemoryFullError, ProcessError, full_disk
+from dkel_lightning.errors import FULL, DiskFullError, DkelError, MemoryFullError, ProcessError, full_disk
 
 GRACE = 10.0
 """Seconds that the others have to end by themselves once one has failed."""
@@ -146,7 +146,7 @@ def named_error(error: Exception) -> Exception:
     text = str(error)
     if isinstance(error, DkelError):
         return error
-    if isinstance(error, OSError) and full_disk(error) is error:
+    if isinstance(error, OSError) and error.errno in FULL:
         return DiskFullError.of(error)
     if isinstance(error, MemoryError | RuntimeError | OSError) and (
         _FULL.search(text) or isinstance(error, MemoryError)

@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dkel_lightning import __version__, commands, comparison, config, failures, locks, output, ranks
-from dkel_lightning.errors import CheckpointError, ConfigError, DiskFullError, DkelError
+from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError
 from dkel_lightning.locks import CLAIM
 
 FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
@@ -59,9 +59,8 @@ def main() -> Any:
     try:
         result = _main()
     except BrokenPipeError as error:
-        if not output.is_unread(error):
-            raise
-        raise SystemExit(output.UNREAD) from None
+        output.end_if_unread(error)
+        raise
     except SystemExit as end:
         unread = output.is_unread()
         if (unread and not end.code) or isinstance(end.__context__, BrokenPipeError):  # rich ends with 1
@@ -248,31 +247,34 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     arguments = without_superfluous_plus(arguments)
     if child or _shows(arguments):
         return arguments
-    if not multirun:
-        _refuse_elsewhere(given)
+    values = {name: commands.unquoted(text) for name, _, text in (item.lstrip("+").partition("=") for item in given)}
+    resumed = _resumed(values, multirun)
+    if resumed is not None and not multirun:
+        _refuse_elsewhere(values, _folder_of(resumed))
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"  # of the two only this one is in force
     own_folder = [item.split("=", 1)[1] for item in given if item.startswith(f"{key}=")]
-    added = [] if multirun or own_folder else _folder_override(given)
+    added = [] if multirun or own_folder else _folder_override(values, resumed)
     keys = (f"{key}=", "compare.folder=")
-    named = [item.split("=", 1)[1].strip("'\"") for item in [*added, *given] if item.startswith(keys)]
+    named = [commands.unquoted(item.split("=", 1)[1]) for item in [*added, *given] if item.startswith(keys)]
     _check_writable(_composed_later(named[-1] if named else "outputs"), key)
     if multirun and own_folder and "${" not in own_folder[-1]:
-        _hold_sweep(Path(own_folder[-1].strip("'\"")))
-    return [*map(_fixed_resume, arguments), *added, *_analysis_name(given)]
+        _hold_sweep(Path(commands.unquoted(own_folder[-1])))
+    return [*(_fixed_resume(argument, resumed) for argument in arguments), *added, *_analysis_name(given)]
 
 
-def _refuse_elsewhere(given: Sequence[str]) -> None:
+def _resumed(values: Mapping[str, str], multirun: bool) -> Path | None:
+    """Find what `resume=` means now, once: it reads whole checkpoints, and another run may write a newer one."""
+    text = values.get("resume", "null")
+    return None if text in ("null", "") or (multirun and text != "last") else find_resume(text)
+
+
+def _refuse_elsewhere(values: Mapping[str, str], folder: Path) -> None:
     """Let a run go on in its own folder only: elsewhere it would lack its best epoch, its rows and its settings.
 
     Raises:
         ConfigError: resume= and hydra.run.dir= name two folders.
     """
-    values = {key: text.strip("'\"") for key, _, text in (item.lstrip("+").partition("=") for item in given)}
-    resume, chosen = values.get("resume", "null"), values.get("hydra.run.dir")
-    if resume in ("null", "") or chosen is None:
-        return
-    folder = _folder_of(find_resume(resume))
-    if Path(chosen).resolve() != folder.resolve():
+    if Path(values.get("hydra.run.dir", folder)).resolve() != folder.resolve():
         raise ConfigError(
             f"A run goes on in its own folder: leave out hydra.run.dir, or copy {folder} and resume the copy."
         )
@@ -318,12 +320,12 @@ def _listed(argument: str, config_dir: Path | None) -> str:
     return f"{item.key_or_group}={','.join(chosen)}"
 
 
-def _fixed_resume(argument: str) -> str:
-    """Name the checkpoint that resume=last means now: another run may write a newer one before this one reads it."""
+def _fixed_resume(argument: str, resumed: Path | None) -> str:
+    """Name the checkpoint that was found, in the place of `last` or of a run's folder."""
     key, _, value = argument.lstrip("+").partition("=")
-    if key != "resume" or value.strip("'\"") != "last":
+    if key != "resume" or resumed is None or Path(commands.unquoted(value)) == resumed:
         return argument
-    return commands.override("resume", find_resume("last").resolve())
+    return commands.override("resume", resumed.resolve())
 
 
 def _check_writable(folder: Path, key: str) -> None:
@@ -357,14 +359,13 @@ def _config_dir(arguments: Sequence[str]) -> Path | None:
     return None
 
 
-def _folder_override(given: Sequence[str]) -> list[str]:
-    values = dict(item.lstrip("+").split("=", 1) for item in given if "=" in item)
+def _folder_override(values: Mapping[str, str], resumed: Path | None) -> list[str]:
     if values.get("task") == "report":
         return _report_overrides(values.get("report.of", "null"))
-    if "resume" in values and values["resume"] not in ("null", ""):
-        folder = _folder_of(find_resume(values["resume"]))
+    if resumed is not None:
+        folder = _folder_of(resumed)
     elif "checkpoint" in values and values["checkpoint"] not in ("null", ""):
-        path = Path(values["checkpoint"].strip("'\"")).resolve()
+        path = Path(values["checkpoint"]).resolve()
         if not (path.parent.parent / "config.yaml").is_file():
             return []
         kind = {"replay": "replay", "export": "export", "predict": "predict"}.get(values.get("task", ""), "evaluation")
@@ -378,7 +379,7 @@ def _report_overrides(of: str) -> list[str]:
     """Write a report into the folder that it is about, and settle now which one is the newest."""
     from dkel_lightning.report import folders
 
-    named = None if of == "null" else of.strip("'\"")
+    named = None if of == "null" else of
     found = folders.find(named).resolve()
     return [
         *([commands.override("report.of", found)] if named is None else []),
@@ -390,7 +391,6 @@ def find_resume(text: str) -> Path:
     """Find the checkpoint that `resume=` names; of the folder of a run that has none yet, the folder itself."""
     from dkel_lightning.files import newest_checkpoint, run_folder
 
-    text = text.strip("'\"")
     path = newest_checkpoint(Path("outputs")) if text == "last" else Path(text)
     if (path / "config.yaml").is_file():
         return newest_checkpoint(path) if any(path.rglob("last.ckpt")) or any(path.rglob("best.ckpt")) else path
@@ -748,15 +748,13 @@ def run(cfg: DictConfig) -> float | None:
         _remove_if_empty()
         fail(error)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and output.is_unread(error):
-            raise SystemExit(output.UNREAD) from None
+        output.end_if_unread(error)
         refusal = _refused(error)
         _remove_if_empty()
         fail(refusal)
     raise AssertionError("unreachable")
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EROFS)
 
 
@@ -815,8 +813,7 @@ def _run_job(cfg: DictConfig) -> float | None:
         result = _run(cfg)
         result = None if result is None or math.isnan(result) else result
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and output.is_unread(error):
-            raise SystemExit(output.UNREAD) from None  # unfinished, and not failed
+        output.end_if_unread(error)  # unfinished, and not failed
         known = isinstance(error, DkelError | OSError)
         failure = error
         if isinstance(error, OSError):

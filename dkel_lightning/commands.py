@@ -15,6 +15,15 @@ def override(key: str, value: object) -> str:
     return f"{key}={text}" if _PLAIN.fullmatch(text) else f"{key}='{escaped}'"
 
 
+def unquoted(value: str) -> str:
+    """Read a value as `override` writes it, or as a person quotes it."""
+    quote = value[:1]
+    if quote not in ("'", '"') or len(value) < 2 or value[-1] != quote:
+        return value
+    # Backslashes escape only a quote, and themselves before one or at the end.
+    return re.sub(rf"(\\+)({quote}|$)", lambda found: found[1][: len(found[1]) // 2] + found[2], value[1:-1])
+
+
 def typed(*arguments: str) -> str:
     """Write a command of this program as it can be typed into a shell."""
     return shlex.join(["python", "-m", "dkel_lightning", *arguments])

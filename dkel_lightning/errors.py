@@ -59,10 +59,14 @@ class DiskFullError(DkelError):
         )
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a full disk, and of a share of it that is used up."""
+
+
 def full_disk(error: BaseException | None) -> OSError | None:
     """Find the full disk among what an error came from, None if there was none."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL:
             return error
         error = error.__cause__ or error.__context__
     return None

@@ -22,11 +22,26 @@ def is_unread(error: BaseException | None = None) -> bool:
     gone = False
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and (_cannot_flush(stream) or (error is not None and _has_no_reader(stream))):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            leave(stream.fileno())
             gone = True
     return gone
+
+
+def end_if_unread(error: BaseException) -> None:
+    """End the program without a word where `error` is that the reader of what is printed has gone.
+
+    Raises:
+        SystemExit: it has.
+    """
+    if isinstance(error, BrokenPipeError) and is_unread(error):
+        raise SystemExit(UNREAD) from None
+
+
+def leave(stream: int) -> None:
+    """Let a file descriptor lead nowhere from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def _cannot_flush(stream: TextIO) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dkel_lightning import cli, config
+from dkel_lightning import cli, commands, config
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.files import Run, saved_values, values_in
 from tests.compose import compose
@@ -213,6 +213,28 @@ def test_resume_takes_the_folder_of_a_run_and_begins_anew_where_it_has_no_checkp
         cli.find_resume(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["it's", "my run (é)", "a\\", 'a "b"'])
+def test_the_command_that_is_advised_finds_the_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoints = tmp_path / "outputs" / name / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints.parent / "config.yaml").write_text("seed: 0\n")
+    for file in ("last.ckpt", "best.ckpt"):
+        with zipfile.ZipFile(checkpoints / file, "w") as archive:
+            archive.writestr("data", b"x" * 1000)
+    (checkpoints / "best.ckpt").write_bytes(b"")
+    last = commands.override("resume", checkpoints / "last.ckpt")
+    folder = commands.override("hydra.run.dir", checkpoints.parent)
+    assert cli.prepare([last]) == [last, folder]
+    # What is looked for is looked for once, and named.
+    for other in ("resume=last", commands.override("resume", checkpoints.parent)):
+        capsys.readouterr()
+        assert cli.prepare([other]) == [last, folder]
+        assert capsys.readouterr().out.count("is torn: going on from") == 1
+
+
 def test_a_run_goes_on_in_its_own_folder_only(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
@@ -319,7 +341,7 @@ def test_a_resumed_run_writes_into_its_own_folder(tmp_path: Path) -> None:
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
     (checkpoint.parent.parent / "config.yaml").write_text("seed: 0\n")
-    (override,) = cli._folder_override([f"resume={checkpoint}"])
+    (override,) = cli._folder_override({"resume": str(checkpoint)}, checkpoint)
     parsed = cli._parse(override)
     assert parsed.value() == str(checkpoint.parent.parent)
 

@@ -38,6 +38,7 @@ def read_back(text: str) -> tuple[str, object]:
 def test_an_odd_path_is_read_back(text: str) -> None:
     key, value = read_back(text)
     assert (key, str(value) if value is not None else "null") == ("resume", text)
+    assert commands.unquoted(commands.override("resume", text).partition("=")[2]) == text
 
 
 @given(
@@ -46,6 +47,7 @@ def test_an_odd_path_is_read_back(text: str) -> None:
 def test_any_path_is_read_back(text: str) -> None:
     key, value = read_back(f"./{text}")
     assert (key, value) == ("resume", f"./{text}")
+    assert commands.unquoted(commands.override("resume", f"./{text}").partition("=")[2]) == f"./{text}"
 
 
 def test_a_plain_path_is_not_quoted() -> None:

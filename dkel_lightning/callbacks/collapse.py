@@ -20,7 +20,7 @@ from dkel_lightning.callbacks.finite import StepRecorder, Verdict, all_finite, n
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
 from dkel_lightning.metrics import ClassShares
 from dkel_lightning.modules.batch import DATA_CURE, reading_waits
-from dkel_lightning.modules.processes import any_process
+from dkel_lightning.modules.processes import any_process, say
 
 if TYPE_CHECKING:
     from dkel_lightning.modules.distillation import DistillationModule
@@ -339,7 +339,7 @@ class CollapseGuard(Callback):
     def _act(self, trainer: Trainer, module: DistillationModule, event: Collapse) -> None:
         if self.on_collapse == "warn":
             self._note(trainer, event, "warned")
-            _say(f"Collapse in epoch {event.epoch + 1}: {event.what}.{_again(event)}")
+            say(f"Collapse in epoch {event.epoch + 1}: {event.what}.{_again(event)}")
         elif self.on_collapse == "restore" and self.restored < self.times:
             self._ill = set()
             self._restore(trainer, module, event)
@@ -399,7 +399,7 @@ class CollapseGuard(Callback):
         self._restored_at = trainer.current_epoch + 1
         self._note(trainer, event, "restored")
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        _say(
+        say(
             f"Collapse in epoch {event.epoch + 1}: {event.what}. Back to the state after step {self._good['step']}, "
             f"going on with learning rate {rate:g} (restoration {self.restored} of {self.times}).{_again(event)}"
         )
@@ -520,11 +520,6 @@ def _write(path: Path, events: list[dict[str, Any]]) -> None:
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(json.dumps({"events": events}, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _distillation(module: LightningModule) -> DistillationModule:

@@ -15,21 +15,16 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from dkel_lightning import output
 from dkel_lightning.archives import is_whole
 from dkel_lightning.errors import Interrupted
 from dkel_lightning.loggers import MetricsFile
-from dkel_lightning.modules.processes import any_process
+from dkel_lightning.modules.processes import any_process, say
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -60,7 +55,7 @@ class BestCheckpoint(ModelCheckpoint):
         score = state_dict["best_model_score"]
         if score is not None and not is_whole(Path(path)):
             what = "torn" if Path(path).is_file() else "missing"
-            _say(f"{path} is {what}: the best of the epochs to come replaces it.")
+            say(f"{path} is {what}: the best of the epochs to come replaces it.")
             gone = {"best_model_path": "", "best_model_score": None, "kth_best_model_path": "", "kth_value": None}
             state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": {}, **gone}
         elif score is not None:
@@ -288,9 +283,7 @@ def leave_terminal(number: int) -> None:
     for stream in (1, 2):
         with contextlib.suppress(OSError):
             if stat.S_ISCHR(os.fstat(stream).st_mode):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream)
-                os.close(nowhere)
+                output.leave(stream)
 
 
 def put_back(handlers: Mapping[int, Handler]) -> None:

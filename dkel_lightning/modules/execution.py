@@ -15,7 +15,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torch.nn.modules import module as nn_module
 from torch.optim import Optimizer
@@ -25,6 +24,7 @@ from dkel_lightning.modules import graph
 from dkel_lightning.modules.batch import Batch
 from dkel_lightning.modules.graph import CapturedStep, CaptureError
 from dkel_lightning.modules.outputs import Passed
+from dkel_lightning.modules.processes import say
 from dkel_lightning.schedules import one_of
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class Runner:
         name = "compile" if before.name == "cuda_graph" and before.compiled else "eager"
         self.in_force = replace(before, name=name, compiled=name == "compile", why=why)
         self._captured = None
-        _say(str(self.in_force))
+        say(str(self.in_force))
 
     def release(self) -> None:
         """Let go of graphs and their memory."""
@@ -270,7 +270,7 @@ class Runner:
         fused = any(_is_fused(optimizer) for optimizer in self.trainer.optimizers)
         self.in_force = replace(planned(self.module, self.trainer), fused_optimizer=fused)
         if self.in_force.why:
-            _say(str(self.in_force))
+            say(str(self.in_force))
 
     def _is_captured(self, batch: Batch, micro_batches: int) -> bool:
         thoroughly, self._looks_again = self._looks_again, False
@@ -308,13 +308,8 @@ class Runner:
                 self.fall_back(str(error))
             else:
                 self.in_force = replace(self.in_force, why=f"the networks cannot be compiled ({error})")
-                _say(str(self.in_force))
+                say(str(self.in_force))
 
 
 def _is_fused(optimizer: Optimizer) -> bool:
     return any(bool(group.get("fused")) for group in optimizer.param_groups)
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
@@ -109,3 +110,9 @@ def world_size() -> int:
 def is_own_state(value: Any) -> bool:
     """Tell whether a value read from a checkpoint has the form that `gather` gives."""
     return isinstance(value, list) and all(isinstance(own, Mapping) and "random" in own for own in value)
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """Print a line once, however many processes come by."""
+    print(line, flush=True)

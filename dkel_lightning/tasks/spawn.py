@@ -122,8 +122,7 @@ def _work(task: Task, run: Run, rank: int) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and output.is_unread(error):
-            sys.exit(output.UNREAD)
+        output.end_if_unread(error)
         named = named_error(error)
         failures.note(named if isinstance(named, DkelError) else DkelError(f"\n{traceback.format_exc()}"))
         sys.exit(1)

@@ -40,7 +40,7 @@ from dkel_lightning.loggers import MetricsFile
 from dkel_lightning.memory import PeakMemory
 from dkel_lightning.modules import execution
 from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.modules.processes import of_first
+from dkel_lightning.modules.processes import of_first, say
 from dkel_lightning.seeding import seed_process
 from dkel_lightning.tasks import confusion, scores, stages
 from dkel_lightning.trackers import Tracked, Tracker
@@ -87,9 +87,9 @@ def train(run: Run) -> TrainResult:
     teacher = stages.teacher_run(run)
     if teacher is not None:
         run.describe()  # a resumed first stage goes on with this run
-        _say(f"Stage 1 of 2: the teacher, {teacher.values['backbone']['name']}")
+        say(f"Stage 1 of 2: the teacher, {teacher.values['backbone']['name']}")
         _train(teacher, None)
-        _say(f"Stage 2 of 2: the student, {run.values['backbone']['name']}")
+        say(f"Stage 2 of 2: the student, {run.values['backbone']['name']}")
         return _train(run, of_first(stages.trained_weights(run)))
     given = run.values["teacher"].get("weights")
     result = _train(run, Path(given) if given else None)
@@ -112,10 +112,14 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
 
 def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
     values = run.values
+    step: int | None = None
     if run.resume is not None:
         if not values["trust"]:
             build.refuse_untrusted(values)
-        _refuse_edited(run, checkpoints.load(run.resume))  # here, before anything is prepared
+        checkpoint = checkpoints.load(run.resume)
+        _refuse_edited(run, checkpoint)  # here, before anything is prepared
+        step = int(checkpoint["global_step"])
+        del checkpoint  # Lightning loads it again, on the device
         teacher_weights = None  # they are in the checkpoint
     images = prepared(values)
     # Constants that were computed from the images belong to the run: an evaluation must not compute them anew.
@@ -125,7 +129,7 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
     module = build.distillation(stages.with_weights(values, teacher_weights), images)
     _check_monitor(values["callbacks"]["monitor"], module)
     throughput, last_checkpoint = Throughput(), _last_checkpoint(run)
-    logger = MetricsFile(run.folder / "metrics.csv", _resumed_step(run))
+    logger = MetricsFile(run.folder / "metrics.csv", step)
     others: list[Logger] = build.extras(values["logger"]["extra"], "logger.extra", Logger)
     trackers = [other for other in others if isinstance(other, Tracker)]
     trainer = build.trainer(
@@ -143,8 +147,8 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
     run.describe(asdict(planned))
     run.write_json("classes.json", {"classes": list(images.class_names)})
     # Why it is not as asked for is said where it turns out, which may be at the first step.
-    _say(_opening(run, module, images) + ("" if planned.why else f"\n{planned}"))
-    with _interruptible(run), _tracked(run, trackers, logger):
+    say(_opening(run, module, images) + ("" if planned.why else f"\n{planned}"))
+    with _interruptible(run), _tracked(run, trackers, logger, step):
         device = trainer.strategy.root_device
         memory.begin(device)
         started = time.perf_counter()
@@ -161,9 +165,7 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
         seconds, peak = time.perf_counter() - started, memory.peak(device)
         complete = run.resume is not None and throughput.measured == 0 and read_summary(run.folder) is not None
         if complete:
-            _say(
-                f"The run was complete already; nothing was trained, and the figures in {run.folder} stay as they are."
-            )
+            say(f"The run was complete already; nothing was trained, and the figures in {run.folder} stay as they are.")
 
         last = scores.test(trainer, module, images, trainer.current_epoch)
         best = _test_best(trainer, module, images)
@@ -224,14 +226,14 @@ def _interruptible(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _tracked(run: Run, trackers: list[Tracker], rows: MetricsFile) -> Iterator[None]:
+def _tracked(run: Run, trackers: list[Tracker], rows: MetricsFile, step: int | None) -> Iterator[None]:
     """Open the trackers for the training and its tests, and close them however these end."""
     if run.values["trainer"]["fast_dev_run"]:
         trackers = []  # nothing is logged
     failed = True
     try:
         for tracker in trackers:
-            tracker.begin(Tracked(run.folder, run.values, rows.rows(), _resumed_step(run) or 0))
+            tracker.begin(Tracked(run.folder, run.values, rows.rows(), step or 0))
         yield
         failed = False
     finally:
@@ -344,10 +346,6 @@ def _is_behind(path: Path, trainer: Trainer) -> bool:
     return not is_whole(path) or int(checkpoints.load(path)["global_step"]) < trainer.global_step
 
 
-def _resumed_step(run: Run) -> int | None:
-    return None if run.resume is None else int(checkpoints.load(run.resume)["global_step"])
-
-
 def _test_best(trainer: Trainer, module: DistillationModule, images: ImageDataModule) -> scores.Scores | None:
     kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
     # Processes that torchrun starts may have named folders of their own; only the first one writes.
@@ -440,11 +438,6 @@ def _peers(values: Values) -> str:
     if not isinstance(peers, int):
         return f"peers {', '.join(peers)}"
     return f"{peers} peer{'' if peers == 1 else 's'} of {values['backbone']['name']}"
-
-
-@rank_zero_only
-def _say(message: str) -> None:
-    print(message, flush=True)
 
 
 @rank_zero_only
