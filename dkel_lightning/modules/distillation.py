@@ -451,6 +451,7 @@ class DistillationModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Choose the memory layout before the optimizer is made, and begin with nothing captured."""
+        processes.outlast_threads()
         self._runner, self.compiled = None, None
         if wants_channels_last(self.execution, self.trainer.strategy.root_device, self.trainer):
             self.to(memory_format=torch.channels_last)

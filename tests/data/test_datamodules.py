@@ -24,6 +24,7 @@ from dkel_lightning.data.loaders import DeviceLoader, TrainingLoader
 from dkel_lightning.data.residency import choose_residency
 from dkel_lightning.data.workers import WorkerLoader
 from dkel_lightning.errors import ConfigError, DataError
+from tests.distributed.processes import fork
 
 from .archives import fake_cifar, image_bytes, npz_arrays, tiny_members, write_folder, write_zip
 
@@ -358,5 +359,8 @@ class Shared(Recorder):
 @pytest.mark.slow
 def test_two_processes_share_the_images(tmp_path: Path) -> None:
     # Shards of 73 and 72 validation images in batches of 72: unequal numbers of batches would never end.
-    module = digits(batch_size=8, eval_batch_size=72, validation=0.1009)
-    trainer(tmp_path, max_epochs=2, strategy="ddp_spawn", devices=2).fit(Shared(), module)
+    def work(rank: int) -> None:
+        module = digits(batch_size=8, eval_batch_size=72, validation=0.1009)
+        trainer(tmp_path, max_epochs=2, strategy="ddp", devices=2).fit(Shared(), module)
+
+    assert fork(2, work) == [0, 0]
