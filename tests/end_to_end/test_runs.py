@@ -244,6 +244,7 @@ SMALL += ("callbacks.progress=none",)
 
 
 @as_root
+@pytest.mark.long
 def test_a_sweep_on_a_full_disk_is_one_error_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "16m") as disk:
         arguments = ["-m", *SMALL, "seed=0", f"hydra.sweep.dir={disk}/sweep"]
