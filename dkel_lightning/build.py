@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import importlib
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -129,7 +130,8 @@ def _milestones(milestones: list[float], epochs: int) -> list[int]:
         return [int(milestone) for milestone in milestones]
     if epochs < 1:
         raise ConfigError("scheduler.milestones are shares of a run without a length: set trainer.max_epochs.")
-    return [round(milestone * epochs) for milestone in milestones]
+    # Rounded up, so that each stage of the rate has an epoch where there are enough; 0 would skip the first one.
+    return [math.ceil(round(milestone * epochs, 6)) for milestone in milestones]
 
 
 def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback], plugins: list[Any]) -> Trainer:

@@ -957,6 +957,15 @@ def _scheduler_contradictions(scheduler: Values, trainer: Values) -> Iterator[st
             yield "scheduler.interval=step counts milestones in steps: give scheduler.milestones in steps."
     if milestones and 0 < milestones[0] < 1 and trainer["max_steps"] != -1:
         yield "scheduler.milestones are shares of max_epochs, and trainer.max_steps is set: give milestones in epochs."
+    if (
+        not by_step
+        and scheduler.get("T_max") == trainer["max_epochs"]
+        and -1 not in (trainer["max_epochs"], trainer["max_steps"])
+    ):
+        yield (
+            "scheduler.T_max is the length of trainer.max_epochs, and trainer.max_steps is set: set scheduler.T_max to "
+            "the epochs that the run lasts, or scheduler.interval=step and scheduler.T_max to its steps."
+        )
     if scheduler.get("T_max") is not None and scheduler["T_max"] < 1:
         yield f"scheduler.T_max is {scheduler['T_max']}: set it to the length of the run in {scheduler['interval']}s."
     if by_step and scheduler.get("T_max") is not None and scheduler["T_max"] == trainer["max_epochs"]:

@@ -83,8 +83,8 @@ def test_a_torchvision_model_in_a_project_of_ones_own(capfd: pytest.CaptureFixtu
 
 
 def test_a_vision_transformer_with_dicts_as_batches(capfd: pytest.CaptureFixture[str]) -> None:
-    accuracy = example("timm_model").main(epochs=1, **{**SHORT, "limit_train_batches": 1.0})
-    assert accuracy > 0.12  # ten classes, 200 images
+    accuracy = example("timm_model").main(epochs=3, **{**SHORT, "limit_train_batches": 1.0})
+    assert accuracy > 0.15  # ten classes, 200 images: 0.26 with torch 2.11, 0.27 with 2.14
     assert re.search(r"predicted \[(\d, ){9}\d\] of \[(\d, ){9}\d\]", capfd.readouterr().out)
 
 

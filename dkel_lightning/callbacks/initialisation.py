@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, SubsetRandomSampler
+from torch.utils.data.distributed import DistributedSampler
 
 from dkel_lightning.errors import DataError
 from dkel_lightning.modules.batch import Batch, check_labels, check_views, unpack
@@ -73,7 +75,9 @@ def initialisation_batches(loader: Any, seed: int, steps: int, rank: int) -> Ite
     """Draw `steps` training batches without touching the loader's own order.
 
     A loader with a method `initialisation_batches(seed, steps)` answers for itself. For a torch DataLoader over a
-    map-style dataset a second one is made, shuffled by (seed, "init", rank). Anything else is iterated anew.
+    map-style dataset a second one is made, shuffled by (seed, "init", rank), of the samples that its sampler or batch
+    sampler gives, as often as it gives them; one without a length is iterated in its own order. Anything else is
+    iterated anew.
 
     Raises:
         DataError: the loader is empty.
@@ -81,16 +85,7 @@ def initialisation_batches(loader: Any, seed: int, steps: int, rank: int) -> Ite
     if hasattr(loader, "initialisation_batches"):
         yield from loader.initialisation_batches(seed, steps)
         return
-    source: Iterable[Any] = loader
-    batch_size = _batch_size(loader)
-    if batch_size:
-        source = DataLoader(
-            loader.dataset,
-            batch_size=batch_size,
-            sampler=RandomSampler(loader.dataset, generator=generator(seed, "init", rank)),
-            collate_fn=loader.collate_fn,
-            drop_last=len(loader.dataset) >= batch_size,
-        )
+    source = _in_own_order(loader, generator(seed, "init", rank))
     done = 0
     while done < steps:
         before = done
@@ -103,14 +98,42 @@ def initialisation_batches(loader: Any, seed: int, steps: int, rank: int) -> Ite
             raise DataError("The training loader gives no batches, so the teacher cannot be initialised.")
 
 
-def _batch_size(loader: Any) -> int | None:
-    """Return the batch size of a torch DataLoader over a map-style dataset, None for anything else."""
+def _in_own_order(loader: Any, draws: torch.Generator) -> Iterable[Any]:
+    """Return what gives the loader's batches in an order drawn from `draws`, the loader itself where that cannot be."""
+    same: Iterable[Any] = loader
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return None
-    if not isinstance(loader.dataset, Sized):
-        return None
-    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-    return size if isinstance(size, int) else None
+        return same
+    if loader.batch_size is not None:
+        chosen = _chosen(loader.sampler, loader)
+        return DataLoader(
+            loader.dataset,
+            batch_size=loader.batch_size,
+            sampler=SubsetRandomSampler(chosen, draws) if isinstance(chosen, Sequence) else chosen,
+            collate_fn=loader.collate_fn,
+            drop_last=not isinstance(chosen, Sequence) or len(chosen) >= loader.batch_size,
+        )
+    if loader.batch_sampler is None:  # samples that are batches already
+        return same
+    chosen = _chosen(loader.batch_sampler, loader)
+    own: Any = SubsetRandomSampler(chosen, draws) if isinstance(chosen, Sequence) else chosen
+    return DataLoader(loader.dataset, batch_sampler=own, collate_fn=loader.collate_fn)
+
+
+def _chosen(sampler: Iterable[Any], loader: DataLoader[Any]) -> Sequence[Any] | Iterable[Any]:
+    """List what a sampler gives in a pass, without moving the generator that training draws from."""
+    if type(sampler) in (RandomSampler, SequentialSampler, DistributedSampler) and isinstance(loader.dataset, Sized):
+        of = sampler.dataset if isinstance(sampler, DistributedSampler) else getattr(sampler, "data_source", None)
+        if of is loader.dataset:
+            return range(len(loader.dataset))
+    if not isinstance(sampler, Sized):
+        return sampler
+    inside = getattr(sampler, "sampler", getattr(getattr(sampler, "dataset", None), "_sampler", None))
+    with contextlib.ExitStack() as kept:
+        for part in (sampler, inside):  # of a batch sampler, or of Lightning's wrapper in several processes
+            own = getattr(part, "generator", None)
+            if isinstance(own, torch.Generator):
+                kept.callback(own.set_state, own.get_state())
+        return list(itertools.islice(sampler, len(sampler)))
 
 
 def make_equal(tensors: list[Tensor]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dkel_lightning.schedules import Clock
@@ -29,6 +30,12 @@ def clock(trainer: Trainer) -> Clock:
     batches = trainer.num_training_batches
     accumulated = trainer.accumulate_grad_batches
     planned = int(steps) if math.isfinite(steps) and steps > 0 else None
+    varied = [each for each in trainer.callbacks if isinstance(each, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    if varied and planned is not None and math.isfinite(batches) and trainer.max_epochs not in (None, -1):
+        # Lightning counts all epochs as long as the present one.
+        of_epochs = (varied[-1].get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs))
+        steps = sum(math.ceil(batches / each) for each in of_epochs)
+        planned = min(steps, trainer.max_steps) if trainer.max_steps != -1 else steps
     # A stream has no epochs: its whole run counts as one.
     per_epoch = math.ceil(batches / accumulated) if math.isfinite(batches) else planned or 1
     return Clock(

@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from dkel_lightning.callbacks.initialisation import initialisation_batches
 from dkel_lightning.errors import DataError
@@ -175,6 +187,69 @@ def test_every_sample_comes_once_before_any_comes_twice() -> None:
     batches = list(initialisation_batches(DataLoader(Toy(24), batch_size=8), 0, 3, 0))
     seen = torch.cat([batch[0] for batch in batches]).flatten(1)
     assert len(torch.unique(seen, dim=0)) == 24
+
+
+class Numbers(Dataset[tuple[Tensor, int]]):
+    """Images that show their number."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((3, 8, 8), float(index)), index
+
+
+class Evens(Sampler[int]):
+    """Even samples without an end, and so without a length."""
+
+    def __iter__(self) -> Iterator[int]:
+        return cycle(range(0, 24, 2))
+
+
+def drawn(loader: DataLoader[Any], steps: int) -> list[list[int]]:
+    return [labels.tolist() for _, labels in initialisation_batches(loader, 0, steps, 0)]
+
+
+def test_only_samples_that_the_users_sampler_gives_are_drawn_and_its_order_is_left_alone() -> None:
+    def made() -> tuple[torch.Generator, dict[str, DataLoader[Any]]]:
+        own = torch.Generator().manual_seed(7)
+        weights = [1.0] * 8 + [0.0] * 8 + [3.0] * 8
+        subset = SubsetRandomSampler(range(10), own)
+        return own, {
+            "subset": DataLoader(Numbers(), 5, sampler=subset),
+            "weighted": DataLoader(Numbers(), 6, sampler=WeightedRandomSampler(weights, 240, generator=own)),
+            "part": DataLoader(Numbers(), 4, sampler=RandomSampler(range(8), generator=own)),
+            "batches": DataLoader(Numbers(), batch_sampler=BatchSampler(subset, 5, drop_last=False)),
+        }
+
+    own, loaders = made()
+    before = own.get_state()
+    assert sorted(chain(*drawn(loaders["subset"], 2))) == [*range(10)]
+    assert sorted(chain(*drawn(loaders["part"], 2))) == [*range(8)]
+    batches = drawn(loaders["batches"], 4)
+    assert sorted(chain(*batches[:2])) == sorted(chain(*batches[2:])) == [*range(10)]
+    weighted = [*chain(*drawn(loaders["weighted"], 40))]
+    assert not {*range(8, 16)} & {*weighted}
+    assert 2 < sum(index >= 16 for index in weighted) / sum(index < 8 for index in weighted) < 4.5
+    assert torch.equal(own.get_state(), before)
+    assert drawn(loaders["subset"], 2) == drawn(made()[1]["subset"], 2) != [b.tolist() for _, b in loaders["subset"]]
+
+
+def test_a_sampler_without_an_end_is_read_as_far_as_needed() -> None:
+    assert drawn(DataLoader(Numbers(), 4, sampler=Evens()), 4)[:3] == [[0, 2, 4, 6], [8, 10, 12, 14], [16, 18, 20, 22]]
+
+
+def test_a_teacher_never_sees_images_that_the_users_sampler_holds_out() -> None:
+    seen: set[int] = set()
+
+    class Watched(Toy):
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            seen.add(index)
+            return super().__getitem__(index)
+
+    loader = DataLoader(Watched(24), 4, sampler=SubsetRandomSampler(range(12)))
+    trainer(max_epochs=1).fit(build(teacher={"init_steps": 9}), loader)
+    assert seen == {*range(12)}
 
 
 def test_a_loader_without_batches_is_named() -> None:
