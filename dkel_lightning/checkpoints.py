@@ -28,14 +28,19 @@ def sign(
     recipe: Mapping[str, Any] | None,
     members: Sequence[str],
     processes: Sequence[Mapping[str, Any]] = (),
+    trained_with: Mapping[str, str] | None = None,
 ) -> None:
-    """Add the format version, what rebuilds the networks, its hash, and what each process holds of its own."""
+    """Add the format version, what rebuilds the networks, its hash, and what each process holds of its own.
+
+    `trained_with` names what a recipe cannot hold: the classes of optimizer, scheduler and augmentation.
+    """
     checkpoint[KEY] = {
         "format": FORMAT,
         "recipe": dict(recipe) if recipe is not None else None,
         "hash": networks_hash(recipe, checkpoint["state_dict"]),
         "members": [*members],
         "processes": [dict(own) for own in processes],
+        "trained_with": dict(trained_with or {}),
     }
 
 
@@ -50,6 +55,12 @@ def own_states(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what each process held of its own; nothing in a checkpoint of format 1."""
     found = checkpoint[KEY].get("processes", [])
     return list(found)
+
+
+def trained_with(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of what trained it; nothing in a checkpoint that does not say so."""
+    found = checkpoint[KEY].get("trained_with", {})
+    return {str(what): str(name) for what, name in found.items()} if isinstance(found, Mapping) else {}
 
 
 def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

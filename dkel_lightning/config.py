@@ -489,7 +489,12 @@ KEYS: dict[str, Key] = {
     "data.validation": number("Share of the training images held out for validation.", 0, 0.9, above=True),
     "data.split_seed": whole("Seed of that choice.", 0),
     "data.selection": choice("What chooses epoch and peer.", "validation", "paper"),
-    "data.residency": choice("Where training images live.", "auto", "device", "workers"),
+    "data.residency": choice(
+        "Where training images live; auto: by free memory, kept by a resume (the two augment with other draws).",
+        "auto",
+        "device",
+        "workers",
+    ),
     "data.workers": whole("Processes that read images, for workers.", 0),
     "data.drop_last": switch("Leave out a last, smaller training batch."),
     "data.limit": whole("Use only this many training images, stratified.", 2, optional=True),

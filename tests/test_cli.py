@@ -62,6 +62,15 @@ def test_a_mistake_is_named_with_its_cure(argument: str, message: str) -> None:
     assert message in refused(argument)
 
 
+def test_a_cosine_over_epochs_that_max_steps_cuts_off_is_refused() -> None:
+    said = refused("scheduler=cosine", "trainer.max_steps=6")
+    assert said.startswith("scheduler.T_max is the length of trainer.max_epochs, and trainer.max_steps is set")
+    cli.check_arguments(["scheduler=cosine", "trainer.max_steps=6", "scheduler.T_max=2"], None, False)
+    cli.check_arguments(
+        ["scheduler=cosine", "trainer.max_steps=6", "scheduler.T_max=6", "scheduler.interval=step"], None, False
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

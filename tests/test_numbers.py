@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dkel_lightning import DistillationModule, cli, config, figures, functional
+from dkel_lightning import build as building
 from dkel_lightning.data import DigitsDataModule, NpzDataModule
 from dkel_lightning.errors import ConfigError, DataError, NonFiniteError
 from dkel_lightning.tasks.train import train
@@ -181,6 +182,29 @@ def test_milestones_beyond_the_run_never_come(tmp_path: Path) -> None:
     train(run)
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["optimizer_states"][0]["param_groups"][0]["lr"] == run.values["optimizer"]["lr"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "shares", "at"),
+    [
+        (1, [0.5, 0.75], [1, 1]),  # not 0, which would begin with the last rate
+        (2, [0.2, 0.9], [1, 2]),
+        (3, [0.5, 0.75], [2, 3]),
+        (100, [0.29, 0.57], [29, 57]),
+        (300, [0.5, 0.75], [150, 225]),
+        (7, [150, 225], [150, 225]),
+    ],
+)
+def test_milestones_as_shares_are_whole_epochs_and_never_before_the_first(
+    epochs: int, shares: list[float], at: list[int], tmp_path: Path
+) -> None:
+    values = tiny_run(tmp_path, f"trainer.max_epochs={epochs}", f"protocol.milestones={shares}").values
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+    factory = building.scheduler(values)
+    assert factory is not None
+    schedule = factory(optimizer)
+    assert sorted(schedule.state_dict()["milestones"].elements()) == at
+    assert optimizer.param_groups[0]["lr"] == 1.0
 
 
 def test_a_learning_rate_of_zero_and_an_unbounded_clip_train_without_moving(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class ImageDataModule(LightningDataModule, ABC):
         selection: `validation` chooses on held-out training images; `paper` trains on all of them, and the validation
             loader gives the test set.
         residency: `device` keeps uint8 images on the device, `workers` reads them in worker processes, `auto` decides
-            by free memory.
+            by free memory; a run that goes on keeps what was decided. The two draw their augmentation differently.
         workers: Worker processes for `workers`.
         drop_last: Leave out a last training batch smaller than `batch_size`.
         limit: Use at most this many training images, chosen stratified.
@@ -126,6 +126,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self._splits: dict[str, StoredImages] = {}
         self._resident: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
         self._residencies: dict[torch.device, Residency] = {}
+        self._kept: Residency | None = None
         self._augment: CropFlip | None = None
 
     # What a data set defines.
@@ -164,7 +165,10 @@ class ImageDataModule(LightningDataModule, ABC):
         self.train_size, self.val_size, self.test_size = (len(self._splits[s]) for s in ("train", "val", "test"))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what tells this data from other data; kept in every checkpoint."""
+        """Return what tells this data from other data, and where its images lie; kept in every checkpoint."""
+        return {**self._fingerprint(), "residency": self.chosen_residency}
+
+    def _fingerprint(self) -> dict[str, Any]:
         labels = self._splits_or_error()["train"].labels
         return {
             "classes": self.num_classes,
@@ -174,15 +178,20 @@ class ImageDataModule(LightningDataModule, ABC):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on with other data than the run began with.
+        """Refuse to go on with other data than the run began with; `residency="auto"` stays as it was decided then.
 
         Raises:
             DataError: sizes, shape, classes or training labels differ.
         """
-        ours = self.state_dict()
+        ours = self._fingerprint()
         wrong = [f"{key} {state_dict[key]} then, {ours[key]} now" for key in ours if state_dict.get(key) != ours[key]]
         if wrong:
             raise DataError(f"{self.root} is not the data that this run began with ({'; '.join(wrong)}).")
+        kept = state_dict.get("residency")
+        training = self.trainer is not None and self.trainer.state.fn == "fit"
+        if training and self.residency == "auto" and kept in ("device", "workers"):
+            # The two draw their augmentation differently, and the free memory of another hour must not choose.
+            self._kept = kept
 
     def teardown(self, stage: str | None = None) -> None:
         """Let go of the images on the device."""
@@ -283,6 +292,8 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._residency(self._place())
 
     def _residency(self, place: _Place) -> Residency:
+        if self._kept is not None:
+            return self._kept
         if place.device not in self._residencies:
             # A dictionary by identity: validation and test may be one split.
             splits = {id(split): split for split in self._splits_or_error().values()}

@@ -173,6 +173,7 @@ class DistillationModule(LightningModule):
         self._runner: Runner | None = None
         # What the checkpoint has of each process, until the fit that goes on from it has taken it over.
         self._restored: list[dict[str, Any]] = []
+        self._began_with: dict[str, str] = {}
         # What the last validation said of each member; chooses the deployed peer, so it belongs to the checkpoint.
         self.register_buffer("validation_accuracy", torch.full((len(self.members),), float("nan")))
 
@@ -293,6 +294,8 @@ class DistillationModule(LightningModule):
             "deploy": {"network": module.deployment.network, "peer": module.deployment.peer},
             "peer_lr_scale": list(peer_lr_scale) if peer_lr_scale is not None else None,
             "frozen_peers": list(frozen_peers) if frozen_peers else None,
+            "views": views or preset.views,
+            "interval": interval,
             "seed": seed,
         }
         # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
@@ -329,6 +332,8 @@ class DistillationModule(LightningModule):
         A captured step has made its gradients as well, and its loss has no graph.
         """
         views, labels, indices = unpack(batch)
+        if batch_idx == 0:
+            self._check_is_trained_itself()
         self._check_views(views)
         if batch_idx == 0 or not reading_waits(labels.device):
             check_labels(labels, self.student.num_classes)
@@ -663,13 +668,14 @@ class DistillationModule(LightningModule):
         BatchNorm's statistics are written as their mean over the processes; those of the module stay as they are.
         """
         processes.average_statistics(self, checkpoint["state_dict"])
-        checkpoints.sign(checkpoint, self.recipe, self.members, processes.gather(self))
+        checkpoints.sign(checkpoint, self.recipe, self.members, processes.gather(self), self._trains_with())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of something else before any weight is touched."""
         checkpoints.check(checkpoint, self.recipe)
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._restored = checkpoints.own_states(checkpoint)
+            self._began_with = checkpoints.trained_with(checkpoint)
 
     def on_fit_start(self) -> None:
         """Go on with the random numbers of the checkpoint: before the loaders, which may draw from them, are made."""
@@ -677,8 +683,31 @@ class DistillationModule(LightningModule):
         self._warn_of_an_untrained_teacher()
 
     def on_train_start(self) -> None:
-        """Do the same where a strategy restores the checkpoint only now."""
+        """Do the same where a strategy restores the checkpoint only now; see that training goes on with its parts.
+
+        Raises:
+            ConfigError: the checkpoint belongs to another optimizer, whose state does not fit.
+        """
         self._restore_processes()
+        began, self._began_with = self._began_with, {}
+        ours = self._trains_with()
+        other = [what for what, name in began.items() if ours.get(what) != name]
+        said = "; ".join(
+            f"{what}: {began[what]} in the checkpoint, {ours[what]} here" for what in other if what in ours
+        )
+        cure = f"pass {', '.join(f'{what}=' for what in other)} to build or load_from_checkpoint as the training had it"
+        if "optimizer" in other:
+            raise ConfigError(f"This training cannot go on from its checkpoint ({said}): {cure}.")
+        if said:
+            rank_zero_warn(f"This training goes on otherwise than it began ({said}): to keep it as it was, {cure}.")
+
+    def _trains_with(self) -> dict[str, str]:
+        """Name the classes of what no recipe can hold."""
+        made: dict[str, list[Any]] = {"optimizer": self.trainer.optimizers, "augmentation": [self.augmentation]}
+        made["scheduler"] = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        return {
+            what: ", ".join(_name(part) for part in parts if part is not None) or "none" for what, parts in made.items()
+        }
 
     def _restore_processes(self) -> None:
         states, self._restored = self._restored, []
@@ -703,7 +732,8 @@ class DistillationModule(LightningModule):
             map_location: the device on which the tensors are put.
             backbone: the model it was built from, if that was not a registered name.
             method: the method, if that was not a registered name.
-            others: passed to `build` (`optimizer`, `scheduler`, `augmentation`, `deploy`).
+            others: passed to `build`: `optimizer`, `scheduler` and `augmentation`, which no checkpoint holds and a
+                training that goes on needs as it had them; and what is to differ, such as `deploy`.
 
         Raises:
             CheckpointError: missing, torn, unsafe, or not written by this library.
@@ -740,6 +770,14 @@ class DistillationModule(LightningModule):
         # Lightning takes a fused optimizer for one that undoes loss scaling itself, and then refuses to clip.
         clips = self._trainer is not None and bool(self.trainer.gradient_clip_val)
         return not (clips and isinstance(self.trainer.precision_plugin, MixedPrecision))
+
+    def _check_is_trained_itself(self) -> None:
+        if self._trainer is not None and self.trainer.lightning_module is not self:
+            raise ConfigError(
+                f"{type(self).__name__} is a part of {type(self.trainer.lightning_module).__name__} here, so nothing "
+                "calls its hooks: the teacher would never follow, and weights would stay at their start. Pass it to "
+                "Trainer.fit itself, and derive from it what it should do differently."
+            )
 
     def _check_views(self, views: Tensor) -> None:
         check_views(views, self.student.num_peers, self.method.separate_teacher_views)
@@ -1045,6 +1083,12 @@ def _check_parts(
             f"Student and teacher must have as many peers and classes: {student.num_peers} and {student.num_classes} "
             f"against {teacher.num_peers} and {teacher.num_classes}."
         )
+
+
+def _name(part: Any) -> str:
+    """Name a function, or the class of anything else."""
+    part = getattr(part, "func", part)
+    return str(getattr(part, "__qualname__", type(part).__qualname__))
 
 
 def _check_foreign_teacher(name: str, student: StudentModule, teacher: TeacherModule | None) -> None:

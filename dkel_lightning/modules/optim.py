@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from dkel_lightning.errors import ConfigError
 
@@ -27,6 +27,9 @@ OwnParts = Mapping[str, tuple[nn.Module, float]]
 """Parts of the networks with a learning rate of their own, by the name of their group, and its factor."""
 
 SCALE = "peer_lr_scale"
+
+PLATEAU = {"min": "val/nll/student_mean", "max": "val/acc"}
+"""What ReduceLROnPlateau watches, by its mode."""
 
 
 def parameter_groups(networks: Mapping[str, nn.Module], own: OwnParts | None = None) -> ParameterGroups:
@@ -103,8 +106,11 @@ def configure(
 ) -> OptimizerLRScheduler:
     """Give Lightning one optimizer over all networks and, if any, its scheduler stepped every `interval`.
 
+    ReduceLROnPlateau follows the validation: `PLATEAU` of its mode.
+
     Raises:
-        ConfigError: the scheduler sets rates of its own and would undo the factors of `own`.
+        ConfigError: the scheduler sets rates of its own and would undo the factors of `own`, or ReduceLROnPlateau is
+            to be stepped every step.
     """
     built = (optimizer or DEFAULT_OPTIMIZER)(parameter_groups(networks, own))
     _keep_kernels(built)
@@ -118,7 +124,14 @@ def configure(
             f"{type(schedule).__name__} sets learning rates of its own, so method.peer_lr_scale would have no effect: "
             "choose another scheduler."
         )
-    return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+    if not isinstance(schedule, ReduceLROnPlateau):
+        return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+    if interval != "epoch":
+        raise ConfigError(
+            "ReduceLROnPlateau looks at the validation of an epoch: set interval (scheduler.interval) to epoch."
+        )
+    monitor = PLATEAU[schedule.mode]
+    return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": monitor}}
 
 
 def _scaled(group: dict[str, Any], scales: Mapping[str, float]) -> float:

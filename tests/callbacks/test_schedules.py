@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader, IterableDataset
 
 from dkel_lightning import DistillationModule
@@ -66,6 +67,23 @@ def test_the_clock_counts_optimizer_steps_under_accumulation() -> None:
     assert [c.step for c in watch.clocks] == [0, 0, 1, 2, 2, 3]
     assert {(c.steps_per_epoch, c.steps) for c in watch.clocks} == {(2, 4)}
     assert [c.epoch for c in watch.clocks] == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("limits", "steps"), [({}, 1 + 1 + 3 + 3), ({"max_steps": 6}, 6)])
+def test_the_clock_knows_the_end_under_an_accumulation_that_changes(limits: dict[str, int], steps: int) -> None:
+    watch = Watch()
+    settings = {
+        "name": "dkel",
+        "rampup": {"epochs": None, "share": 0.5},
+        "ensemble": {"decay": None, "decay_share": 0.25},
+    }
+    changes = GradientAccumulationScheduler({0: 3, 2: 1})
+    trainer(watch, changes, max_epochs=4, **limits).fit(build(settings), train_loader())
+    assert {c.steps for c in watch.clocks} == {steps}
+    ramps, decays = zip(*watch.weights, strict=True)
+    assert list(ramps) == sorted(ramps)
+    assert list(decays) == sorted(decays, reverse=True)
+    assert ramps[-1] == 1
 
 
 def test_the_clock_ends_at_max_steps() -> None:

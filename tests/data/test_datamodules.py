@@ -319,6 +319,31 @@ def test_a_resume_from_any_batch_sees_what_an_uninterrupted_run_sees(
     assert [*first.seen, *resumed.seen] == expected(3, residency=residency)
 
 
+@pytest.mark.parametrize("then", ["device", "workers"])
+def test_a_resume_keeps_where_the_images_lay_whatever_memory_is_free(
+    then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def free(where: str) -> None:
+        monkeypatch.setattr(residency_module, "_free_memory", lambda device: 1 << 40 if where == "device" else 0)
+
+    free(then)
+    trainer(tmp_path, max_epochs=1).fit(Recorder(), first := digits(residency="auto"))
+    assert first.chosen_residency == then
+    saving = trainer(tmp_path, max_epochs=1)
+    saving.fit(Recorder(), digits(residency="auto"))
+    saving.save_checkpoint(tmp_path / "x.ckpt")
+    free("workers" if then == "device" else "device")
+    resumed, module = Recorder(), digits(residency="auto")
+    going_on = trainer(tmp_path, max_epochs=2)
+    going_on.fit(resumed, module, ckpt_path=str(tmp_path / "x.ckpt"))
+    assert module.chosen_residency == then
+    assert resumed.seen == [entry for entry in expected(2, residency=then) if entry[0] == 1]
+    # What was asked for stays, and an evaluation goes by the memory that there is.
+    explicit = digits(residency="device")
+    trainer(tmp_path, max_epochs=2).fit(Recorder(), explicit, ckpt_path=str(tmp_path / "x.ckpt"))
+    assert explicit.chosen_residency == "device"
+
+
 @pytest.mark.parametrize("when", ["on_train_epoch_end", "on_validation_end"])
 def test_a_resume_from_the_end_of_an_epoch_starts_the_next(tmp_path: Path, when: str) -> None:
     saved = ModelCheckpoint(

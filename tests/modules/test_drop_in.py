@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
+from tests.modules.toy import parameters_of, same
 
 
 class Net(nn.Module):
@@ -248,3 +250,73 @@ def test_a_frozen_teacher_that_nobody_trained_is_warned_of(tmp_path: Path) -> No
     quick: dict[str, Any] = {"accelerator": "cpu", "max_steps": 1, "logger": False, "enable_checkpointing": False}
     with pytest.warns(UserWarning, match="The teacher of KD has random weights"):
         Trainer(**quick, enable_progress_bar=False, default_root_dir=tmp_path).fit(module, DataLoader(images(), 8))
+
+
+# ---------------------------------------------------------------------- what a checkpoint cannot hold
+
+
+def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
+    return images + 0.1 * torch.randn(images.shape, generator=generator)
+
+
+def parts(**others: Any) -> dict[str, Any]:
+    rates = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    return {"optimizer": partial(torch.optim.AdamW, lr=0.01), "scheduler": rates, "augmentation": jitter} | others
+
+
+def test_a_training_that_goes_on_from_a_file_is_told_what_it_lacks_and_with_it_goes_on_as_it_was(
+    tmp_path: Path,
+) -> None:
+    each = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    path = tmp_path / "epoch=0.ckpt"
+
+    def loaded(**given: Any) -> DistillationModule:
+        return DistillationModule.load_from_checkpoint(path, backbone=Net(), **given)
+
+    def went_on(module: DistillationModule) -> DistillationModule:
+        trainer(tmp_path).fit(module, Data(), ckpt_path=path, weights_only=True)
+        return module
+
+    through = build(views="shared", interval="step", **parts())
+    trainer(tmp_path, each).fit(through, Data())
+    assert (loaded().num_views, loaded()._factories[2]) == (1, "step")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*goes on otherwise.*")
+        resumed = went_on(loaded(**parts()))
+    assert same(parameters_of(through), parameters_of(resumed))
+    lacking = r"otherwise than it began \(augmentation: jitter in the checkpoint, none here; scheduler: StepLR in"
+    with pytest.warns(UserWarning, match=lacking):
+        went_on(loaded(optimizer=parts()["optimizer"]))
+    with pytest.raises(ConfigError, match=r"optimizer: AdamW in the checkpoint, SGD here.*pass optimizer=, augm"):
+        went_on(loaded())
+
+
+@pytest.mark.parametrize(("mode", "watched"), [("min", "val/nll/student_mean"), ("max", "val/acc")])
+def test_a_rate_that_waits_for_a_plateau_follows_validation(mode: Any, watched: str, tmp_path: Path) -> None:
+    never_better = partial(
+        torch.optim.lr_scheduler.ReduceLROnPlateau, mode=mode, patience=0, threshold=1e9, threshold_mode="abs"
+    )
+    fit = trainer(tmp_path, max_epochs=3)
+    fit.fit(build(optimizer=partial(torch.optim.SGD, lr=1.0), scheduler=never_better), Data())
+    (config,) = fit.lr_scheduler_configs
+    assert config.monitor == watched
+    # The first epoch is better than nothing; the others are not.
+    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01)
+    with pytest.raises(ConfigError, match="ReduceLROnPlateau looks at the validation of an epoch"):
+        trainer(tmp_path).fit(build(scheduler=never_better, interval="step"), Data())
+
+
+def test_a_module_that_is_trained_as_a_part_of_another_is_refused(tmp_path: Path) -> None:
+    class Outer(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = build()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.inner.training_step(batch, batch_idx)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises(ConfigError, match=r"DistillationModule is a part of .*Outer here, so nothing calls its hooks"):
+        trainer(tmp_path).fit(Outer(), Data())
