@@ -7,6 +7,7 @@ import copy
 import errno
 import functools
 import itertools
+import json
 import math
 import os
 import sys
@@ -365,14 +366,20 @@ def _folder_override(values: Mapping[str, str], resumed: Path | None) -> list[st
     if resumed is not None:
         folder = _folder_of(resumed)
     elif "checkpoint" in values and values["checkpoint"] not in ("null", ""):
-        path = Path(values["checkpoint"]).resolve()
-        if not (path.parent.parent / "config.yaml").is_file():
+        path = Path(values["checkpoint"])
+        if not (path.resolve().parent.parent / "config.yaml").is_file():
             return []
-        kind = {"replay": "replay", "export": "export", "predict": "predict"}.get(values.get("task", ""), "evaluation")
-        folder = path.parent.parent / f"{kind}_{path.stem}"
+        folder = _folder_beside(path, values.get("task", ""))
     else:
         return []
     return [commands.override("hydra.run.dir", folder)]
+
+
+def _folder_beside(checkpoint: Path, task: str) -> Path:
+    """Give the folder in a checkpoint's run into which a task writes what it makes of it."""
+    path = checkpoint.resolve()
+    kind = {"replay": "replay", "export": "export", "predict": "predict"}.get(task, "evaluation")
+    return path.parent.parent / f"{kind}_{path.stem}"
 
 
 def _report_overrides(of: str) -> list[str]:
@@ -856,8 +863,7 @@ def _claim(folder: Path) -> Path:
     """
     if ranks.is_one_of_several():
         return Path(os.environ.get("DKEL_RUN_FOLDER", folder))
-    for count in itertools.count():
-        candidate = folder if count == 0 else folder.with_name(f"{folder.name}_{count}")
+    for candidate in _numbered(folder):
         candidate.mkdir(parents=True, exist_ok=True)
         try:
             (candidate / CLAIM).open("x").close()
@@ -868,6 +874,46 @@ def _claim(folder: Path) -> Path:
         _claimed[:] = [candidate]
         return candidate
     raise AssertionError("unreachable")
+
+
+def _is_own_choice(folder: Path, values: Mapping[str, Any]) -> bool:
+    """Tell whether this program has chosen the folder of an evaluation, and nobody named it."""
+    own = HydraConfig.get()
+    named = any(item.startswith("hydra.run.dir=") for item in own.overrides.hydra)
+    beside = _folder_beside(Path(values["checkpoint"]), "evaluate")
+    return own.mode is RunMode.RUN and (not named or folder == beside)
+
+
+def _claim_evaluation(folder: Path, values: Mapping[str, Any]) -> Path:
+    """Take a folder for this evaluation: one of the same settings is replaced, any other one stays beside it.
+
+    Of several processes only the first one writes.
+    """
+    from dkel_lightning.tasks.evaluate import settings
+
+    if not ranks.is_first():
+        return folder
+    mine = json.dumps(settings(values)).encode()  # as a text, in which 1 batch is not 1.0, all of them
+    for candidate in _numbered(folder):
+        candidate.mkdir(parents=True, exist_ok=True)
+        claim = candidate / CLAIM
+        if not claim.exists() and any(candidate.iterdir()):
+            continue  # of a version that claimed no folder
+        try:
+            with claim.open("xb") as file:
+                file.write(mine)
+        except FileExistsError:
+            if claim.read_bytes() != mine:
+                continue  # of other settings, or not yet written
+        _claimed[:] = [candidate]
+        return candidate
+    raise AssertionError("unreachable")
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    """Give a folder, and then those beside it: folder_1, folder_2 and so on."""
+    yield folder
+    yield from (folder.with_name(f"{folder.name}_{count}") for count in itertools.count(1))
 
 
 def _continues_sweep() -> bool:
@@ -938,15 +984,24 @@ def _run(cfg: DictConfig) -> float | None:
         source = _folder_of(resume)
         # A run that never came to a checkpoint begins anew, which gives what it would have given.
         resume = None if resume.is_dir() else resume
-    elif values["task"]["name"] != "train" and values["checkpoint"]:
+    elif values["task"]["name"] != "train" and values["checkpoint"] and not _predicts_with_export(values):
         path = Path(values["checkpoint"])
         if (path.resolve().parent.parent / "config.yaml").is_file():
             source = path.resolve().parent.parent
             values = of_checkpoint(saved_values(path), values, overrides)
     _check_values(values, source)
+    if values["task"]["name"] == "evaluate" and _is_own_choice(folder, values):
+        folder = _claim_evaluation(folder, values)
     plan = planned(values, overrides, _config_dir(sys.argv[1:])) if values["task"]["name"] == "compare" else None
     result = tasks.run(Run(values, folder, resume), plan)
     return None if result is None else float(result)
+
+
+def _predicts_with_export(values: Mapping[str, Any]) -> bool:
+    """Tell whether what predicts says itself all that is known of it; a run around it has nothing to add."""
+    from dkel_lightning.export import formats
+
+    return values["task"]["name"] == "predict" and formats.is_exported(Path(values["checkpoint"]))
 
 
 def _check_values(values: Mapping[str, Any], source: Path | None) -> None:

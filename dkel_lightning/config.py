@@ -805,7 +805,8 @@ def _contradictions(values: Values) -> Iterator[str]:
     if "ensemble" in method:
         yield from _one_of_two("method.ensemble", method["ensemble"], "decay", "decay_share")
     peer = values["deploy"]["peer"]
-    if isinstance(peer, int) and peer >= peers:
+    # Of a checkpoint its own peers count, which whoever loads it knows.
+    if values["checkpoint"] is None and isinstance(peer, int) and peer >= peers:
         yield f"deploy.peer={peer}, but {peers} peers are numbered 0 to {peers - 1}."
     if values["deploy"]["network"] == "ensemble" and peer not in ("auto", "best"):
         yield f"deploy.peer={peer} means nothing with deploy.network=ensemble: leave it out."

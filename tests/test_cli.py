@@ -260,6 +260,42 @@ def test_an_evaluation_refuses_to_be_told_what_the_checkpoint_decides() -> None:
         cli.of_checkpoint(compose(), compose(), ["method=pcl", "teacher.decay=0.5"])
 
 
+def test_an_evaluation_replaces_its_own_and_another_one_stays_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def claimed(*overrides: str, checkpoint: str = "run/checkpoints/best.ckpt", **environment: str) -> str:
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            values = compose("task=evaluate", f"checkpoint={tmp_path / checkpoint}", *overrides)
+            return cli._claim_evaluation(tmp_path / "evaluation_best", values).name
+
+    assert claimed() == "evaluation_best"
+    changes = ["deploy.peer=1", "precision=bf16", "data.root=other", "trainer.limit_test_batches=1"]
+    beside = [f"evaluation_best_{number}" for number in (1, 2, 3, 4)]
+    assert [claimed(change) for change in changes] == beside
+    assert claimed(checkpoint="run/copies/best.ckpt") == "evaluation_best_5"
+    # What changes no figure, and a run that was moved, are the same evaluation.
+    assert claimed("callbacks.progress=none", checkpoint="moved/checkpoints/best.ckpt") == "evaluation_best"
+    assert [claimed(change) for change in reversed(changes)] == beside[::-1]
+    # One of several processes, which writes nothing, and claims nothing either.
+    assert claimed("seed=1", LOCAL_RANK="1") == "evaluation_best"
+    assert len([*tmp_path.iterdir()]) == 6
+
+
+def test_what_may_be_the_result_of_another_evaluation_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "evaluation_best").mkdir()
+    (tmp_path / "evaluation_best" / "evaluation.json").touch()  # of a version that claimed nothing
+    (tmp_path / "evaluation_best_1").mkdir()
+    (tmp_path / "evaluation_best_1" / ".claimed").touch()  # of a process that has just begun, or was killed
+    values = compose("task=evaluate", "checkpoint=run/checkpoints/best.ckpt")
+    assert cli._claim_evaluation(tmp_path / "evaluation_best", values) == tmp_path / "evaluation_best_2"
+
+
+def test_a_peer_of_a_checkpoint_is_not_counted_among_those_of_the_defaults() -> None:
+    config.check(compose("task=evaluate", "checkpoint=of_four_peers.ckpt", "deploy.peer=3"))
+
+
 # What lies where the config.yaml of a run should, and what is said of it.
 ODD = {
     "nothing": ("", "holds no settings"),

@@ -97,7 +97,8 @@ def export(
     What was written is opened as its receiver would, and compared with the logits of the training network.
 
     Args:
-        module: trained; it is put on the CPU and into eval mode.
+        module: trained; it is put on the CPU and into eval mode. One in another precision than float32 is compared, and
+            timed, with its weights in float32, and keeps its own.
         images: real images [N, C, H, W], normalised, of the test set where there is one.
         folder: is made, or replaced if it holds an earlier export.
         preprocessing: how images become such as `images`.
@@ -121,7 +122,7 @@ def export(
     record = Record(format, member, module.student.num_classes, preprocessing, _recipe(module))
     facts = facts or Facts()
     title = facts.title or f"{member} of {type(module.method).__name__}"
-    with whole_folder(Path(folder)) as draft:
+    with whole_folder(Path(folder)) as draft, _in_float32(module):
         files = formats.write(deployed, images[:4], draft, record, title)
         classify = formats.received(files[0])
         with torch.no_grad():
@@ -147,6 +148,28 @@ def export(
         _describe(draft, record, files, agreement, measured, facts, where, title)
     place = Path(folder)
     return Shipped(place, place / files[0].name, member, agreement, measured)
+
+
+@contextlib.contextmanager
+def _in_float32(module: DistillationModule) -> Iterator[None]:
+    """Lend float32 to a module in another precision, as what it deploys has it; then it is what it was."""
+    kind = module.dtype
+    if kind == torch.float32:
+        yield
+        return
+    kept = {name: tensor.data for name, tensor in _tensors(module)}
+    module.float()
+    try:
+        yield
+    finally:
+        module.to(kind)
+        for name, tensor in _tensors(module):
+            tensor.data = kept[name]
+
+
+def _tensors(module: DistillationModule) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def _member(module: DistillationModule, network: str | None, peer: int | str | None) -> str:

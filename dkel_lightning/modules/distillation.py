@@ -632,7 +632,8 @@ class DistillationModule(LightningModule):
     def deploy(self, network: str | None = None, peer: int | str | None = None) -> nn.Module:
         """Return the deployed network: a plain module [B, C, H, W] -> logits [B, classes], in eval mode.
 
-        A deep copy: later training does not touch it.
+        A deep copy on the CPU: later training does not touch it. It takes float32 images: what a Trainer has put into
+        another precision as a whole (`bf16-true`, `64-true`) is float32 here, buffers included.
 
         Args:
             network: `teacher`, `student` or `ensemble`; as configured by default.
@@ -651,6 +652,8 @@ class DistillationModule(LightningModule):
             index = self.best_peer(choice.network) if choice.peer == "best" else int(choice.peer) % part.num_peers
             whole = part.peer(index)
         deployed = copy.deepcopy(whole).cpu().to(memory_format=torch.contiguous_format)
+        if self.dtype != torch.float32:  # else a network of the user's own may hold other types on purpose
+            deployed = deployed.float()
         return deployed.requires_grad_(True).eval()
 
     # ------------------------------------------------------------------ several processes, checkpoints

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.tasks import confusion, scores
 from dkel_lightning.tasks.train import prepared
 
+OF_RESULT = ("seed", "data", "deploy", "precision", "trainer", "execution")
+"""Keys and groups on which the scores of a checkpoint depend; its own networks and method are not to choose."""
+
 
 @dataclass(frozen=True)
 class EvaluateResult:
@@ -28,6 +32,12 @@ class EvaluateResult:
     def objective(self) -> float:
         """The deployed network's test accuracy."""
         return self.scores.deployed_accuracy
+
+
+def settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what decides how an evaluation ends: the checkpoint's name in its run, and settings."""
+    path = Path(values["checkpoint"]).resolve()
+    return {"checkpoint": f"{path.parent.name}/{path.name}", **{key: values[key] for key in OF_RESULT}}
 
 
 def evaluate(run: Run) -> EvaluateResult:
@@ -78,5 +88,6 @@ def _check_classes(module: DistillationModule, classes: int, path: Path) -> None
 def _report(run: Run, result: EvaluateResult, path: Path) -> None:
     title = f"Test accuracy of {path}"
     scores.show({f"epoch {result.scores.epoch}": result.scores}, title, "* deployed.")
-    run.write_json("evaluation.json", {"checkpoint": str(path), "test": result.scores.as_dict()})
+    content = {"checkpoint": str(path), "settings": settings(run.values), "test": result.scores.as_dict()}
+    run.write_json("evaluation.json", content)
     print(f"Written to {result.file}")

@@ -110,11 +110,25 @@ def _classify(opened: Exported, images: Tensor, top: int) -> list[tuple[Guess, .
 
 
 def _opened(path: Path, values: Mapping[str, Any]) -> Exported:
-    opened = open_exported(path, trust=values["trust"]) if formats.is_exported(path) else _checkpoint(path, values)
+    opened = _exported(path, values) if formats.is_exported(path) else _checkpoint(path, values)
     if opened.record.preprocessing.channels not in (1, 3):
         raise ConfigError(
             f"{path} takes images of {opened.record.preprocessing.channels} channels, which image files do not have: "
             "use the exported file from your own code."
+        )
+    return opened
+
+
+def _exported(path: Path, values: Mapping[str, Any]) -> Exported:
+    opened = open_exported(path, trust=values["trust"])
+    network, _, peer = opened.record.member.partition("_")
+    held = {"network": network, "peer": peer or "best"}  # of an ensemble no peer can be chosen
+    asked = {key: value for key, value in values["deploy"].items() if value != "auto"}
+    others = [f"deploy.{key}={value}" for key, value in asked.items() if str(value) != held[key]]
+    if others:
+        raise ConfigError(
+            f"{', '.join(others)}: {path} holds one network, {opened.record.member}; leave it out, or predict with the "
+            "checkpoint that it was exported from."
         )
     return opened
 

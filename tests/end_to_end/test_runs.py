@@ -290,6 +290,37 @@ def test_a_run_whose_output_nobody_reads_any_more_ends_quietly(tmp_path: Path) -
     assert not (tmp_path / "sweep" / "1").exists()
 
 
+def test_evaluations_with_other_settings_lie_beside_each_other_and_an_export_is_asked_within_its_run(
+    tmp_path: Path,
+) -> None:
+    assert dkel(*SMALL, "method.peers=4", "hydra.run.dir=run", cwd=tmp_path).returncode == 0
+    of = ("checkpoint=run/checkpoints/last.ckpt", "trainer=cpu")
+    expected = {"evaluation_last": "deploy.peer=0", "evaluation_last_1": "deploy.peer=3", "mine": "deploy.peer=1"}
+    for folder, peer in [*expected.items(), ("evaluation_last", "deploy.peer=0"), ("mine", "deploy.peer=2")]:
+        named = ["hydra.run.dir=run/mine"] if folder == "mine" else []
+        done = dkel("task=evaluate", *of, peer, *named, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == f"Written to {tmp_path}/run/{folder}/evaluation.json"
+        written = json.loads((tmp_path / "run" / folder / "evaluation.json").read_text())
+        assert f"deploy.peer={written['settings']['deploy']['peer']}" == peer
+        assert written["test"]["deployed"] == f"teacher_{peer[-1]}"
+    done = dkel("task=evaluate", *of, "deploy.peer=4", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "Error: deploy.peer=4, but peers are numbered 0 to 3.\n")
+    assert {path.name for path in (tmp_path / "run").glob("evaluation*")} == {"evaluation_last", "evaluation_last_1"}
+
+    done = dkel("task=export", *of, "deploy.peer=3", "export.repeats=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "image.png")
+    ask = ("task=predict", "checkpoint=run/export_last/teacher_3_safetensors", "predict.images=image.png")
+    done = dkel(*ask, "deploy.peer=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "run" / "predict_teacher_3_safetensors" / "predictions.json").read_text())
+    assert (said["member"], len(said["predictions"])) == ("teacher_3", 1)
+    done = dkel(*ask, "deploy.network=student", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "holds one network, teacher_3; leave it out" in done.stderr
+
+
 @pytest.mark.parametrize("task", ["evaluate", "export"])
 def test_a_config_that_asks_for_the_environment_is_refused_where_its_checkpoint_is_read(
     task: str, tmp_path: Path

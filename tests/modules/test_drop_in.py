@@ -112,6 +112,36 @@ def test_every_precision_of_the_cpu_trains_and_clips_accumulated_gradients(tmp_p
     assert not torch.equal(before, after)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "64-true"])
+def test_what_is_deployed_after_any_precision_takes_float32_images_and_is_the_checkpoints(
+    tmp_path: Path, precision: Any
+) -> None:
+    saved = ModelCheckpoint(tmp_path, "last")
+    module, shown = build(), images().tensors[0]
+    trainer(tmp_path, saved, precision=precision).fit(module, Data())
+    own = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
+    for network in ("student", "teacher"):
+        part = getattr(module, network).peer(1)
+        deployed = module.deploy(network, 1)
+        logits = deployed(shown)
+        assert logits.dtype == torch.float32
+        for name, value in part.state_dict().items():
+            # Not a bit is lost of what is narrower than float32 or float32 itself.
+            assert value.dtype == (own if value.is_floating_point() else torch.int64)
+            expected = value.float() if value.is_floating_point() else value
+            assert torch.equal(deployed.state_dict()[name], expected), name
+        again = DistillationModule.load_from_checkpoint(saved.best_model_path, backbone=Net()).eval()
+        assert torch.equal(again.deploy(network, 1)(shown), logits)
+        assert torch.equal(again.member_logits(shown)[again.members.index(f"{network}_1")], logits)
+
+
+def test_types_that_a_network_of_ones_own_holds_on_purpose_are_deployed_as_they_are() -> None:
+    network = Net()
+    network.body.register_buffer("exact", torch.tensor(0.1, dtype=torch.float64))
+    (exact,) = [value for name, value in build(network).deploy().named_buffers() if name.endswith("exact")]
+    assert (exact.dtype, exact.item()) == (torch.float64, 0.1)
+
+
 def test_a_lightning_module_that_makes_its_layers_late_is_split_like_any_other(tmp_path: Path) -> None:
     module = build(Wrapped(), split_at="net.body", num_classes=10)
     trainer(tmp_path).fit(module, Data())

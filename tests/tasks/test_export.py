@@ -312,6 +312,24 @@ def test_a_network_of_ones_own_is_exported_from_python(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_a_module_in_another_precision_is_exported_in_float32_and_keeps_its_own(
+    kind: torch.dtype, tmp_path: Path
+) -> None:
+    module = DistillationModule.build("resnet8", 10, "dkel", 2, in_channels=1, image_size=(8, 8)).to(kind)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    images, known = digits(6)[1], Preprocessing(1, 8, 8, (0.5,), (0.25,))
+    shipped = export(module, images, tmp_path / "own", known, format="state_dict", peer=1, repeats=0)
+    assert (shipped.agreement.same_class, shipped.agreement.holds) == (6, True)
+    with torch.no_grad():
+        expected = module.deploy(peer=1)(images)
+    torch.testing.assert_close(open_exported(shipped.file).classify(images), expected)
+    after = module.state_dict()
+    assert module.dtype == kind
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
 def test_what_neither_way_can_write_is_refused_with_the_reason() -> None:
     class Reading(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

@@ -85,6 +85,29 @@ def test_exported_files_say_what_the_checkpoint_says(checkpoint: Path, images: P
         assert (tmp_path / kind / "predictions.csv").is_file()
 
 
+def test_an_export_speaks_only_for_the_network_that_it_holds(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    peer = exported(checkpoint, tmp_path, "export.format=onnx", "deploy.peer=1").shipped
+    whole = exported(checkpoint, tmp_path, "deploy.network=ensemble").shipped
+    for given, asked in (
+        (["deploy.network=student"], "deploy.network=student"),
+        (["deploy.network=student", "deploy.peer=0"], "deploy.network=student, deploy.peer=0"),
+        (["deploy.network=teacher", "deploy.peer=best"], "deploy.peer=best"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            of_file(peer.folder, images, tmp_path / "other", *given)
+        assert str(caught.value) == (
+            f"{asked}: {peer.folder} holds one network, teacher_1; leave it out, or predict with the checkpoint "
+            "that it was exported from."
+        )
+    with pytest.raises(ConfigError, match=r"deploy\.peer=0: .* holds one network, ensemble;"):
+        of_file(whole.file, images, tmp_path / "other", "deploy.peer=0")
+    assert not (tmp_path / "other").exists()
+    held = probabilities(of_file(peer.file, images, tmp_path, "predict.top=10"))
+    again = of_file(peer.file, images, tmp_path, "predict.top=10", "deploy.network=teacher", "deploy.peer=1")
+    assert torch.equal(probabilities(again), held)
+    of_file(whole.folder, images, tmp_path, "deploy.network=ensemble", "deploy.peer=best")
+
+
 def test_what_a_format_lets_run_is_not_opened_unless_it_is_trusted(
     checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
