@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -156,11 +156,17 @@ def prefer_own_presets() -> None:
 
 
 class SweepFolder(Callback):
-    """Remember the folder of a sweep, whatever launcher runs its jobs; make that of a single run."""
+    """Take the folder of a sweep, whatever launcher runs its jobs; make that of a single run."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Take the folder from Hydra, which fills in the time."""
+        """Take the folder that Hydra has composed, which fills in the time, or one beside it."""
         _sweep_folder[:] = [Path(config.hydra.sweep.dir)]
+        try:
+            _sweep_folder[:] = [_claim_sweep(config.hydra)]
+        except (DkelError, OSError) as error:
+            refusal = error if isinstance(error, DkelError) else _refused(error)
+            _sweep_folder.clear()  # what lies there is another's
+            _end(refusal)
         os.environ.setdefault(TRACEBACK, "1")
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -168,10 +174,45 @@ class SweepFolder(Callback):
         try:
             Path(config.hydra.run.dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            fail(_refused(error))
+            _end(_refused(error))
 
 
 _sweep_folder: list[Path] = []
+
+
+def _end(error: DkelError) -> NoReturn:
+    """Fail in a callback, of whose exceptions Hydra makes warnings."""
+    if os.environ.get(TRACEBACK) != "1":
+        fail(error)
+    traceback.print_exception(error)
+    raise SystemExit(error.exit_code)
+
+
+def _claim_sweep(own: DictConfig) -> Path:
+    """Take a folder for this sweep alone: two that start in the same second must not mix their jobs.
+
+    A folder that was named is gone on with. The jobs compose anew, in whatever process, and learn of any other by an
+    override.
+
+    Raises:
+        DkelError: another process works on it.
+    """
+    folder = Path(own.sweep.dir)
+    if ranks.is_one_of_several():
+        return folder
+    if _names_sweep(own):
+        _hold_sweep(folder)
+        return folder
+    folder = _unclaimed(folder)
+    _hold_sweep(folder)
+    own.sweep.dir = str(folder)
+    own.overrides.hydra.append(commands.override("++hydra.sweep.dir", folder))  # with ++ it is not the user's
+    return folder
+
+
+def _names_sweep(own: Any) -> bool:
+    """Tell whether the folder of the sweep was given on the command line."""
+    return any(item.startswith("hydra.sweep.dir=") for item in own.overrides.hydra)
 
 
 def _end_sweep() -> tuple[list[str], bool]:
@@ -257,8 +298,6 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     keys = (f"{key}=", "compare.folder=")
     named = [commands.unquoted(item.split("=", 1)[1]) for item in [*added, *given] if item.startswith(keys)]
     _check_writable(_composed_later(named[-1] if named else "outputs"), key)
-    if multirun and own_folder and "${" not in own_folder[-1]:
-        _hold_sweep(Path(commands.unquoted(own_folder[-1])))
     return [*(_fixed_resume(argument, resumed) for argument in arguments), *added, *_analysis_name(given)]
 
 
@@ -856,18 +895,27 @@ def _claim(folder: Path) -> Path:
     """
     if ranks.is_one_of_several():
         return Path(os.environ.get("DKEL_RUN_FOLDER", folder))
-    for count in itertools.count():
-        candidate = folder if count == 0 else folder.with_name(f"{folder.name}_{count}")
+    folder = folder if _continues_sweep() and (folder / CLAIM).exists() else _unclaimed(folder)
+    os.environ["DKEL_RUN_FOLDER"] = str(folder)
+    _claimed[:] = [folder]
+    return folder
+
+
+def _unclaimed(folder: Path) -> Path:
+    """Make and claim the folder, or the first of those beside it that nobody has claimed."""
+    for candidate in _numbered(folder):
         candidate.mkdir(parents=True, exist_ok=True)
-        try:
+        with contextlib.suppress(FileExistsError):
             (candidate / CLAIM).open("x").close()
-        except FileExistsError:
-            if not _continues_sweep():
-                continue
-        os.environ["DKEL_RUN_FOLDER"] = str(candidate)
-        _claimed[:] = [candidate]
-        return candidate
+            return candidate
     raise AssertionError("unreachable")
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    """Give the folder, and those beside it with a number behind its name."""
+    folder = folder if folder.name.strip(".") else folder.resolve()
+    yield folder
+    yield from (folder.with_name(f"{folder.name}_{count}") for count in itertools.count(1))
 
 
 def _continues_sweep() -> bool:
@@ -878,8 +926,7 @@ def _continues_sweep() -> bool:
     own = HydraConfig.get()
     if own.mode is not RunMode.MULTIRUN:
         return False
-    named = any(item.startswith("hydra.sweep.dir=") for item in own.overrides.hydra)
-    return named or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return _names_sweep(own) or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def _is_search() -> bool:

@@ -312,6 +312,13 @@ def test_what_an_ablation_cannot_be_is_said(arguments: list[str], message: str) 
     assert message in str(caught.value)
 
 
+def test_a_folder_that_is_claimed_is_stepped_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = [cli._unclaimed(Path("outputs/sweep")) for _ in range(3)]
+    assert found == [Path("outputs/sweep"), Path("outputs/sweep_1"), Path("outputs/sweep_2")]
+    assert [cli._unclaimed(Path()) for _ in range(2)] == [tmp_path, tmp_path.with_name(f"{tmp_path.name}_1")]
+
+
 def test_two_processes_do_not_work_on_one_sweep(tmp_path: Path) -> None:
     folder = tmp_path / "a sweep"
     cli._hold_sweep(folder)

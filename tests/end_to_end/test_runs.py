@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dkel_lightning import checkpoints
+from dkel_lightning import checkpoints, locks
 from dkel_lightning.modules.distillation import DistillationModule
 from tests.disks import as_root, fill, small_disk
 
@@ -220,6 +220,54 @@ def test_runs_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Path
     folders = sorted((tmp_path / "outputs" / "smoke").iterdir())
     assert [folder.name for folder in folders] == ["now", "now_1"]
     assert {summary(folder)["seed"] for folder in folders} == {1, 2}
+
+
+def test_sweeps_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    # In the place of the time; not named on the command line, which would go on with what lies there.
+    (tmp_path / "conf" / "experiment" / "now.yaml").write_text(
+        "# @package _global_\nhydra: {sweep: {dir: 'outputs/${name}/now'}}\n"
+    )
+    command = [sys.executable, "-m", "dkel_lightning", "-m", "--config-dir=conf", "experiment=now", *SMALL]
+    both = [
+        subprocess.Popen(
+            [*command, *arguments],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for arguments in (["method=dkel", "seed=0"], ["hydra/launcher=joblib", "method=pcl", "seed=1"])
+    ]
+    said = [process.communicate(timeout=280)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    folders = sorted((tmp_path / "outputs" / "smoke").iterdir())
+    assert [folder.name for folder in folders] == ["now", "now_1"]
+    for folder in folders:
+        assert [path.name for path in folder.glob("[0-9]*")] == ["0"]
+        assert "1 jobs: 1 finished." in (folder / "sweep.md").read_text()
+    assert {(found["method"], found["seed"]) for found in (summary(folder / "0") for folder in folders)} == {
+        ("dkel", 0),
+        ("pcl", 1),
+    }
+    named = [text.rsplit(" in ", 1)[1].strip() for text in said]
+    assert sorted(named) == ["outputs/smoke/now", "outputs/smoke/now_1"]
+
+
+def test_a_folder_of_a_sweep_that_hydra_fills_in_is_held_too(tmp_path: Path) -> None:
+    with locks.held(tmp_path / "outputs" / "smoke", ".lock"):
+        done = dkel("-m", *SMALL, "seed=0", "hydra.sweep.dir='outputs/${name}'", cwd=tmp_path)
+    message = "Error: Another process is working on outputs/smoke: wait for it, or choose another folder.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+    assert [path.name for path in (tmp_path / "outputs" / "smoke").iterdir()] == [".lock"]
+
+
+def test_the_jobs_of_a_sweep_lie_in_one_folder_whatever_varies(tmp_path: Path) -> None:
+    done = dkel("-m", *SMALL, "name=one,other", "seed=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "outputs").glob("*/sweep_*")
+    assert [summary(sweep / job)["test"]["last"]["epoch"] for job in ("0", "1")] == [1, 1]
+    assert "2 jobs: 2 finished." in (sweep / "sweep.md").read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Path) -> None:
