@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dkel_lightning import __version__, commands, comparison, config, failures, locks, output, ranks
-from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError
+from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError, OtherJobError
 from dkel_lightning.locks import CLAIM
 
 FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
@@ -202,6 +202,7 @@ def _claim_sweep(own: DictConfig) -> Path:
         return folder
     if _names_sweep(own):
         _hold_sweep(folder)
+        _take_refusals(folder)
         return folder
     folder = _unclaimed(folder)
     _hold_sweep(folder)
@@ -215,6 +216,19 @@ def _names_sweep(own: Any) -> bool:
     return any(item.startswith("hydra.sweep.dir=") for item in own.overrides.hydra)
 
 
+REFUSED = ".refused_"
+"""Begins the name of the file by which a job, in whatever process, tells that its folder is another's."""
+
+
+def _take_refusals(folder: Path) -> list[str]:
+    """Give the numbers of the jobs that were refused, and remove their files."""
+    found = sorted(folder.glob(f"{REFUSED}*"), key=lambda path: (len(path.name), path.name))
+    with contextlib.suppress(OSError):
+        for path in found:
+            path.unlink()
+    return [path.name.removeprefix(REFUSED) for path in found]
+
+
 def _end_sweep() -> tuple[list[str], bool]:
     """Write the tables of a sweep that has ended, also of one that was interrupted, and say how to go on with it.
 
@@ -226,6 +240,7 @@ def _end_sweep() -> tuple[list[str], bool]:
     from dkel_lightning import sweeps
 
     folder = _sweep_folder[0]
+    refused = _take_refusals(folder)
     sweep = sweeps.read(folder)
     tabled = True
     if any(job.figures for job in sweep.jobs):
@@ -238,11 +253,20 @@ def _end_sweep() -> tuple[list[str], bool]:
         except OSError as error:
             print(f"Error: {_refused(error)}", file=sys.stderr)
             tabled = False
-    if not tabled or not all(job.state == "finished" for job in sweep.jobs):
-        kept = [item for item in sys.argv[1:] if not item.startswith("hydra.sweep.dir=")]
-        again = commands.typed(*kept, commands.override("hydra.sweep.dir", folder))
-        print(f"What is missing is run by: {again}", flush=True)
-    return [job.number for job in sweep.jobs if job.state == "failed"], tabled
+    if refused:
+        free = next(path for path in _numbered(folder) if not path.exists())
+        held = f"{folder} holds other jobs under {', '.join(refused)}"
+        print(f"{held}: in a folder of its own this sweep is run by: {_again(free)}", flush=True)
+    elif not tabled or not all(job.state == "finished" for job in sweep.jobs):
+        print(f"What is missing is run by: {_again(folder)}", flush=True)
+    failed = [job.number for job in sweep.jobs if job.state == "failed"]
+    return failed + [number for number in refused if number not in failed], tabled
+
+
+def _again(folder: Path) -> str:
+    """Write this command for a sweep in a folder."""
+    kept = [item for item in sys.argv[1:] if not item.startswith("hydra.sweep.dir=")]
+    return commands.typed(*kept, commands.override("hydra.sweep.dir", folder))
 
 
 def fail(error: DkelError) -> None:
@@ -832,7 +856,7 @@ def _written_folder() -> tuple[Path, str]:
 
 
 def _run_job(cfg: DictConfig) -> float | None:
-    """Run one job of a sweep, and note in its folder what it was and how it ended.
+    """Run one job of a sweep, and note in its folder what it was and how it ended; another job's is left as it is.
 
     Whatever it fails of, the others are still wanted. It then has no objective, by which Optuna knows it as failed.
     """
@@ -864,7 +888,12 @@ def _run_job(cfg: DictConfig) -> float | None:
     with contextlib.suppress(OSError):  # a full disk, as the job has said
         if not ranks.is_first():
             return result
-        sweeps.note(folder, HydraConfig.get().overrides.task, "failed" if failure else "finished", failure)
+        own = HydraConfig.get()
+        overrides = own.overrides.task
+        if isinstance(failure, OtherJobError) or (failure and sweeps.is_of_other(folder, overrides)):
+            Path(own.runtime.cwd, own.sweep.dir, f"{REFUSED}{number}").touch()
+            return result
+        sweeps.note(folder, overrides, "failed" if failure else "finished", failure)
     return result
 
 
@@ -940,15 +969,10 @@ def _is_parallel() -> bool:
 
 
 def _go_on_with_job(folder: Path, values: dict[str, Any]) -> float:
-    """Return the objective of a job that has finished before; resume one that was begun.
-
-    Raises:
-        ConfigError: it was begun with other settings.
-    """
+    """Return the objective of a job that has finished before; resume one that was begun."""
     from dkel_lightning import sweeps, tasks
     from dkel_lightning.files import Run
 
-    sweeps.refuse_other(folder, values)
     objective = sweeps.objective(folder)
     if objective is not None:
         print(f"Job {HydraConfig.get().job.num} has finished before, in {folder}.", flush=True)
@@ -970,12 +994,17 @@ def _run(cfg: DictConfig) -> float | None:
     overrides = list(HydraConfig.get().overrides.task)
     if resume is None and values["task"]["name"] in ("train", "benchmark", *config.ANALYSES):
         folder = _claim(folder)
+    begun = resume is None and _continues_sweep() and (folder / "config.yaml").is_file()
+    if begun:
+        sweeps.refuse_other(folder, values)
     if HydraConfig.get().mode is RunMode.MULTIRUN:
+        if resume is not None and sweeps.is_of_other(folder, overrides):
+            raise OtherJobError(f"{folder} holds another job: give another hydra.sweep.dir.")
         if ranks.is_first():
             sweeps.note(folder, overrides, "running")
         if _is_parallel() and values["callbacks"]["progress"] == "auto":
             values["callbacks"] = {**values["callbacks"], "progress": "lines"}  # one terminal has no room for two bars
-    if resume is None and _continues_sweep() and (folder / "config.yaml").is_file():
+    if begun:
         return _go_on_with_job(folder, values)
     if resume is not None:
         saved = values_in(_folder_of(resume))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dkel_lightning import checkpoints, locks
+from dkel_lightning import checkpoints, commands, locks
 from dkel_lightning.modules.distillation import DistillationModule
 from tests.disks import as_root, fill, small_disk
 
@@ -268,6 +268,37 @@ def test_the_jobs_of_a_sweep_lie_in_one_folder_whatever_varies(tmp_path: Path) -
     (sweep,) = (tmp_path / "outputs").glob("*/sweep_*")
     assert [summary(sweep / job)["test"]["last"]["epoch"] for job in ("0", "1")] == [1, 1]
     assert "2 jobs: 2 finished." in (sweep / "sweep.md").read_text()
+
+
+def test_a_job_whose_folder_is_anothers_leaves_it_as_it_is_and_is_credited_nothing(tmp_path: Path) -> None:
+    first = dkel("-m", *SMALL, "method=dkel", "seed=0,1", "hydra.sweep.dir=sw", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "sw"
+    before = {path: path.read_bytes() for job in ("0", "1") for path in (folder / job).rglob("*") if path.is_file()}
+    table = (folder / "sweep.md").read_text()
+    for changed in (["method=pcl", "seed=0,1"], ["method=dkel", "seed=2,0"]):
+        arguments = ["-m", *SMALL, *changed]
+        done = dkel(*arguments, "hydra.sweep.dir=sw", cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.count("was trained with other settings") == 2
+        assert done.stderr.endswith("Error: 2 jobs of the sweep failed: 0, 1.\n")
+        # Not the command that would be refused again.
+        again = commands.typed(*arguments, "hydra.sweep.dir=sw_1")
+        own = f"sw holds other jobs under 0, 1: in a folder of its own this sweep is run by: {again}\n"
+        assert done.stdout.endswith(own)
+        assert "What is missing" not in done.stdout
+        assert before == {
+            path: path.read_bytes() for job in ("0", "1") for path in (folder / job).rglob("*") if path.is_file()
+        }
+        assert (folder / "sweep.md").read_text() == table
+        assert not [*folder.glob(".refused*")]
+    # One fails before its folder is known to be its own, one would go on with a run elsewhere.
+    done = dkel("-m", "resume=nowhere.ckpt,sw/0", "hydra.sweep.dir=sw", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Error in job 0 of the sweep: No checkpoint at nowhere.ckpt" in done.stderr
+    assert f"Error in job 1 of the sweep: {folder / '1'} holds another job: give another" in done.stderr
+    assert before == {path: path.read_bytes() for path in before}
+    assert (folder / "sweep.md").read_text() == table
 
 
 def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Path) -> None:
