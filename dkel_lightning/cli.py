@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -32,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dkel_lightning import __version__, commands, comparison, config, failures, locks, output, ranks
-from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError
+from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError, OtherJobError
 from dkel_lightning.locks import CLAIM
 
 FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
@@ -157,11 +157,17 @@ def prefer_own_presets() -> None:
 
 
 class SweepFolder(Callback):
-    """Remember the folder of a sweep, whatever launcher runs its jobs; make that of a single run."""
+    """Take the folder of a sweep, whatever launcher runs its jobs; make that of a single run."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Take the folder from Hydra, which fills in the time."""
+        """Take the folder that Hydra has composed, which fills in the time, or one beside it."""
         _sweep_folder[:] = [Path(config.hydra.sweep.dir)]
+        try:
+            _sweep_folder[:] = [_claim_sweep(config.hydra)]
+        except (DkelError, OSError) as error:
+            refusal = error if isinstance(error, DkelError) else _refused(error)
+            _sweep_folder.clear()  # what lies there is another's
+            _end(refusal)
         os.environ.setdefault(TRACEBACK, "1")
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -169,10 +175,59 @@ class SweepFolder(Callback):
         try:
             Path(config.hydra.run.dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            fail(_refused(error))
+            _end(_refused(error))
 
 
 _sweep_folder: list[Path] = []
+
+
+def _end(error: DkelError) -> NoReturn:
+    """Fail in a callback, of whose exceptions Hydra makes warnings."""
+    if os.environ.get(TRACEBACK) != "1":
+        fail(error)
+    traceback.print_exception(error)
+    raise SystemExit(error.exit_code)
+
+
+def _claim_sweep(own: DictConfig) -> Path:
+    """Take a folder for this sweep alone: two that start in the same second must not mix their jobs.
+
+    A folder that was named is gone on with. The jobs compose anew, in whatever process, and learn of any other by an
+    override.
+
+    Raises:
+        DkelError: another process works on it.
+    """
+    folder = Path(own.sweep.dir)
+    if ranks.is_one_of_several():
+        return folder
+    if _names_sweep(own):
+        _hold_sweep(folder)
+        _take_refusals(folder)
+        return folder
+    folder = _unclaimed(folder)
+    _hold_sweep(folder)
+    own.sweep.dir = str(folder)
+    own.overrides.hydra.append(commands.override("++hydra.sweep.dir", folder))  # with ++ it is not the user's
+    return folder
+
+
+def _names_sweep(own: Any) -> bool:
+    """Tell whether the folder of the sweep was given on the command line."""
+    return any(item.startswith("hydra.sweep.dir=") for item in own.overrides.hydra)
+
+
+REFUSED = ".refused_"
+"""Begins the name of the file by which a job, in whatever process, tells that its folder is another's."""
+
+
+def _take_refusals(folder: Path) -> list[str]:
+    """Give the numbers of the jobs that were refused, and remove their files."""
+    found = sorted(folder.glob(f"{REFUSED}*"), key=lambda path: (len(path.name), path.name))
+    with contextlib.suppress(OSError):
+        for path in found:
+            path.unlink()
+    return [path.name.removeprefix(REFUSED) for path in found]
 
 
 def _end_sweep() -> tuple[list[str], bool]:
@@ -186,6 +241,7 @@ def _end_sweep() -> tuple[list[str], bool]:
     from dkel_lightning import sweeps
 
     folder = _sweep_folder[0]
+    refused = _take_refusals(folder)
     sweep = sweeps.read(folder)
     tabled = True
     if any(job.figures for job in sweep.jobs):
@@ -198,11 +254,20 @@ def _end_sweep() -> tuple[list[str], bool]:
         except OSError as error:
             print(f"Error: {_refused(error)}", file=sys.stderr)
             tabled = False
-    if not tabled or not all(job.state == "finished" for job in sweep.jobs):
-        kept = [item for item in sys.argv[1:] if not item.startswith("hydra.sweep.dir=")]
-        again = commands.typed(*kept, commands.override("hydra.sweep.dir", folder))
-        print(f"What is missing is run by: {again}", flush=True)
-    return [job.number for job in sweep.jobs if job.state == "failed"], tabled
+    if refused:
+        free = next(path for path in _numbered(folder) if not path.exists())
+        held = f"{folder} holds other jobs under {', '.join(refused)}"
+        print(f"{held}: in a folder of its own this sweep is run by: {_again(free)}", flush=True)
+    elif not tabled or not all(job.state == "finished" for job in sweep.jobs):
+        print(f"What is missing is run by: {_again(folder)}", flush=True)
+    failed = [job.number for job in sweep.jobs if job.state == "failed"]
+    return failed + [number for number in refused if number not in failed], tabled
+
+
+def _again(folder: Path) -> str:
+    """Write this command for a sweep in a folder."""
+    kept = [item for item in sys.argv[1:] if not item.startswith("hydra.sweep.dir=")]
+    return commands.typed(*kept, commands.override("hydra.sweep.dir", folder))
 
 
 def fail(error: DkelError) -> None:
@@ -258,8 +323,6 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     keys = (f"{key}=", "compare.folder=")
     named = [commands.unquoted(item.split("=", 1)[1]) for item in [*added, *given] if item.startswith(keys)]
     _check_writable(_composed_later(named[-1] if named else "outputs"), key)
-    if multirun and own_folder and "${" not in own_folder[-1]:
-        _hold_sweep(Path(commands.unquoted(own_folder[-1])))
     return [*(_fixed_resume(argument, resumed) for argument in arguments), *added, *_analysis_name(given)]
 
 
@@ -800,7 +863,7 @@ def _written_folder() -> tuple[Path, str]:
 
 
 def _run_job(cfg: DictConfig) -> float | None:
-    """Run one job of a sweep, and note in its folder what it was and how it ended.
+    """Run one job of a sweep, and note in its folder what it was and how it ended; another job's is left as it is.
 
     Whatever it fails of, the others are still wanted. It then has no objective, by which Optuna knows it as failed.
     """
@@ -832,7 +895,12 @@ def _run_job(cfg: DictConfig) -> float | None:
     with contextlib.suppress(OSError):  # a full disk, as the job has said
         if not ranks.is_first():
             return result
-        sweeps.note(folder, HydraConfig.get().overrides.task, "failed" if failure else "finished", failure)
+        own = HydraConfig.get()
+        overrides = own.overrides.task
+        if isinstance(failure, OtherJobError) or (failure and sweeps.is_of_other(folder, overrides)):
+            Path(own.runtime.cwd, own.sweep.dir, f"{REFUSED}{number}").touch()
+            return result
+        sweeps.note(folder, overrides, "failed" if failure else "finished", failure)
     return result
 
 
@@ -863,16 +931,19 @@ def _claim(folder: Path) -> Path:
     """
     if ranks.is_one_of_several():
         return Path(os.environ.get("DKEL_RUN_FOLDER", folder))
+    folder = folder if _continues_sweep() and (folder / CLAIM).exists() else _unclaimed(folder)
+    os.environ["DKEL_RUN_FOLDER"] = str(folder)
+    _claimed[:] = [folder]
+    return folder
+
+
+def _unclaimed(folder: Path) -> Path:
+    """Make and claim the folder, or the first of those beside it that nobody has claimed."""
     for candidate in _numbered(folder):
         candidate.mkdir(parents=True, exist_ok=True)
-        try:
+        with contextlib.suppress(FileExistsError):
             (candidate / CLAIM).open("x").close()
-        except FileExistsError:
-            if not _continues_sweep():
-                continue
-        os.environ["DKEL_RUN_FOLDER"] = str(candidate)
-        _claimed[:] = [candidate]
-        return candidate
+            return candidate
     raise AssertionError("unreachable")
 
 
@@ -911,7 +982,8 @@ def _claim_evaluation(folder: Path, values: Mapping[str, Any]) -> Path:
 
 
 def _numbered(folder: Path) -> Iterator[Path]:
-    """Give a folder, and then those beside it: folder_1, folder_2 and so on."""
+    """Give the folder, and those beside it with a number behind its name."""
+    folder = folder if folder.name.strip(".") else folder.resolve()
     yield folder
     yield from (folder.with_name(f"{folder.name}_{count}") for count in itertools.count(1))
 
@@ -924,8 +996,7 @@ def _continues_sweep() -> bool:
     own = HydraConfig.get()
     if own.mode is not RunMode.MULTIRUN:
         return False
-    named = any(item.startswith("hydra.sweep.dir=") for item in own.overrides.hydra)
-    return named or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return _names_sweep(own) or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def _is_search() -> bool:
@@ -939,15 +1010,10 @@ def _is_parallel() -> bool:
 
 
 def _go_on_with_job(folder: Path, values: dict[str, Any]) -> float:
-    """Return the objective of a job that has finished before; resume one that was begun.
-
-    Raises:
-        ConfigError: it was begun with other settings.
-    """
+    """Return the objective of a job that has finished before; resume one that was begun."""
     from dkel_lightning import sweeps, tasks
     from dkel_lightning.files import Run
 
-    sweeps.refuse_other(folder, values)
     objective = sweeps.objective(folder)
     if objective is not None:
         print(f"Job {HydraConfig.get().job.num} has finished before, in {folder}.", flush=True)
@@ -969,12 +1035,17 @@ def _run(cfg: DictConfig) -> float | None:
     overrides = list(HydraConfig.get().overrides.task)
     if resume is None and values["task"]["name"] in ("train", "benchmark", *config.ANALYSES):
         folder = _claim(folder)
+    begun = resume is None and _continues_sweep() and (folder / "config.yaml").is_file()
+    if begun:
+        sweeps.refuse_other(folder, values)
     if HydraConfig.get().mode is RunMode.MULTIRUN:
+        if resume is not None and sweeps.is_of_other(folder, overrides):
+            raise OtherJobError(f"{folder} holds another job: give another hydra.sweep.dir.")
         if ranks.is_first():
             sweeps.note(folder, overrides, "running")
         if _is_parallel() and values["callbacks"]["progress"] == "auto":
             values["callbacks"] = {**values["callbacks"], "progress": "lines"}  # one terminal has no room for two bars
-    if resume is None and _continues_sweep() and (folder / "config.yaml").is_file():
+    if begun:
         return _go_on_with_job(folder, values)
     if resume is not None:
         saved = values_in(_folder_of(resume))

@@ -23,6 +23,10 @@ class ConfigError(DkelError, ValueError):
     exit_code = 2
 
 
+class OtherJobError(ConfigError):
+    """A job of a sweep whose folder belongs to a job of other settings."""
+
+
 class DataError(DkelError):
     """Data that is missing, damaged, or not what was promised."""
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from scipy import stats
 
 from dkel_lightning import figures
-from dkel_lightning.errors import ConfigError, NonFiniteError
+from dkel_lightning.errors import NonFiniteError, OtherJobError
 from dkel_lightning.files import read_summary, values_in
 from dkel_lightning.loggers import write_whole
 from dkel_lightning.statistics import Paired, Sample, paired, sample, wilson
@@ -89,7 +89,7 @@ class Job:
         overrides: every key that was set, with its value as it was written.
         state: `finished`, `failed`, or `unfinished` (running, or ended from outside).
         message: why it failed.
-        figures: what it reached, by name; None for what it does not have.
+        figures: what it reached, by name; none unless it has finished, None for what it does not have.
         collapsed: whether its training collapsed, see `has_collapsed`; None where that is not known.
     """
 
@@ -147,14 +147,20 @@ def refuse_other(folder: Path, values: Mapping[str, Any]) -> None:
     """Refuse to go on with a job that was begun with other settings.
 
     Raises:
-        ConfigError: with the differences.
+        OtherJobError: with the differences.
     """
     found = differences(values_in(folder), as_written(values))
     if found:
-        raise ConfigError(
+        raise OtherJobError(
             f"{folder} was trained with other settings ({'; '.join(found)}): "
             "give the same settings, or another hydra.sweep.dir."
         )
+
+
+def is_of_other(folder: Path, overrides: Sequence[str]) -> bool:
+    """Tell whether a job's folder holds the note of a job that was set otherwise."""
+    noted = _json(folder / NOTE)
+    return noted is not None and noted.get("overrides") != list(overrides)
 
 
 def objective(folder: Path) -> float | None:
@@ -191,7 +197,8 @@ def _job(folder: Path, sweep: Path) -> Job:
     noted = _json(folder / NOTE) or {}
     pairs = [str(item).lstrip("+").partition("=") for item in noted.get("overrides", ())]
     state = noted.get("state")
-    summary = read_summary(folder, ("deployed_accuracy",))
+    # Of a job that has not finished, what lies there may be what another one reached.
+    summary = read_summary(folder, ("deployed_accuracy",)) if state == "finished" else None
     found = {} if summary is None else _figures(summary)
     if found:
         found |= _diversity_at_the_end(folder / "metrics.csv")

@@ -214,6 +214,27 @@ def test_submitits_local_executor_runs_each_job_in_a_process_of_its_own(tmp_path
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_jobs_that_are_refused_in_other_processes_are_named_and_leave_what_lies_there(
+    tmp_path: Path, launcher: str
+) -> None:
+    assert sweep(tmp_path, "seed=0,1").returncode == 0
+    notes = [tmp_path / "sweep" / number / sweeps.NOTE for number in "01"]
+    before = [note.read_text() for note in notes]
+    done = sweep(tmp_path, f"hydra/launcher={launcher}", "seed=2,0,3")
+    assert done.returncode == 1
+    assert done.stderr.endswith("Error: 2 jobs of the sweep failed: 0, 1.\n")
+    assert "sweep holds other jobs under 0, 1: in a folder of its own this sweep is run by: " in done.stdout
+    assert done.stdout.rstrip().endswith("hydra.sweep.dir=sweep_1")
+    assert [note.read_text() for note in notes] == before
+    assert [job.seed for job in sweeps.read(tmp_path / "sweep").jobs] == ["0", "1", "3"]
+    assert states(tmp_path / "sweep") == ["finished"] * 3
+    # Of another sweep, which names nobody's folder.
+    again = sweep(tmp_path, f"hydra/launcher={launcher}", "seed=0,1")
+    assert (again.returncode, "holds other jobs" in again.stdout) == (0, False)
+
+
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
 def test_the_processes_of_joblib_end_with_the_one_of_the_sweep(tmp_path: Path) -> None:
     arguments = ["-m", "hydra.sweep.dir=sweep", *TINY, "trainer.max_epochs=5000", "hydra/launcher=joblib", "seed=0,1"]

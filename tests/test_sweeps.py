@@ -172,6 +172,27 @@ def test_torn_files_of_a_job_leave_its_row_empty(tmp_path: Path) -> None:
     assert sweeps.mean_curves(sweep, "val/acc/student_mean") == {}
 
 
+@pytest.mark.parametrize("state", ["failed", "running"])
+def test_figures_are_those_of_a_job_that_has_finished_and_of_no_other(tmp_path: Path, state: str) -> None:
+    job(tmp_path, 0, ["seed=0", "method=dkel"], 0.9, last=0.1)
+    job(tmp_path, 1, ["seed=0", "method=baseline"], 0.8)
+    sweeps.note(tmp_path / "0", ["seed=0", "method=pcl"], state)
+    sweep = sweeps.read(tmp_path)
+    assert (sweep.jobs[0].figures, sweep.jobs[0].collapsed) == ({}, None)
+    sweeps.write(sweep)
+    text = (tmp_path / "sweep.md").read_text()
+    assert "| pcl | 0 | n/a |" in text
+    assert "| baseline | 1 | 80.00 |" in text
+    assert "over the same seeds" not in text
+
+
+def test_a_note_of_other_overrides_is_that_of_another_job(tmp_path: Path) -> None:
+    assert not sweeps.is_of_other(tmp_path, ["seed=0"])
+    sweeps.note(tmp_path, ["seed=0"], "finished")
+    assert not sweeps.is_of_other(tmp_path, ["seed=0"])
+    assert sweeps.is_of_other(tmp_path, ["seed=1"])
+
+
 def test_collapse_is_counted_by_its_outcome(tmp_path: Path) -> None:
     rate = "optimizer.lr=1"
     job(tmp_path, 0, ["seed=0", rate], 0.5, last=0.1)  # back at chance after the last epoch
@@ -310,6 +331,13 @@ def test_what_an_ablation_cannot_be_is_said(arguments: list[str], message: str) 
     with pytest.raises(ConfigError) as caught:
         cli.prepare(arguments)
     assert message in str(caught.value)
+
+
+def test_a_folder_that_is_claimed_is_stepped_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = [cli._unclaimed(Path("outputs/sweep")) for _ in range(3)]
+    assert found == [Path("outputs/sweep"), Path("outputs/sweep_1"), Path("outputs/sweep_2")]
+    assert [cli._unclaimed(Path()) for _ in range(2)] == [tmp_path, tmp_path.with_name(f"{tmp_path.name}_1")]
 
 
 def test_two_processes_do_not_work_on_one_sweep(tmp_path: Path) -> None:

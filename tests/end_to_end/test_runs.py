@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dkel_lightning import checkpoints
+from dkel_lightning import checkpoints, commands, locks
 from dkel_lightning.modules.distillation import DistillationModule
 from tests.disks import as_root, fill, small_disk
 
@@ -220,6 +220,85 @@ def test_runs_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Path
     folders = sorted((tmp_path / "outputs" / "smoke").iterdir())
     assert [folder.name for folder in folders] == ["now", "now_1"]
     assert {summary(folder)["seed"] for folder in folders} == {1, 2}
+
+
+def test_sweeps_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    # In the place of the time; not named on the command line, which would go on with what lies there.
+    (tmp_path / "conf" / "experiment" / "now.yaml").write_text(
+        "# @package _global_\nhydra: {sweep: {dir: 'outputs/${name}/now'}}\n"
+    )
+    command = [sys.executable, "-m", "dkel_lightning", "-m", "--config-dir=conf", "experiment=now", *SMALL]
+    both = [
+        subprocess.Popen(
+            [*command, *arguments],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for arguments in (["method=dkel", "seed=0"], ["hydra/launcher=joblib", "method=pcl", "seed=1"])
+    ]
+    said = [process.communicate(timeout=280)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    folders = sorted((tmp_path / "outputs" / "smoke").iterdir())
+    assert [folder.name for folder in folders] == ["now", "now_1"]
+    for folder in folders:
+        assert [path.name for path in folder.glob("[0-9]*")] == ["0"]
+        assert "1 jobs: 1 finished." in (folder / "sweep.md").read_text()
+    assert {(found["method"], found["seed"]) for found in (summary(folder / "0") for folder in folders)} == {
+        ("dkel", 0),
+        ("pcl", 1),
+    }
+    named = [text.rsplit(" in ", 1)[1].strip() for text in said]
+    assert sorted(named) == ["outputs/smoke/now", "outputs/smoke/now_1"]
+
+
+def test_a_folder_of_a_sweep_that_hydra_fills_in_is_held_too(tmp_path: Path) -> None:
+    with locks.held(tmp_path / "outputs" / "smoke", ".lock"):
+        done = dkel("-m", *SMALL, "seed=0", "hydra.sweep.dir='outputs/${name}'", cwd=tmp_path)
+    message = "Error: Another process is working on outputs/smoke: wait for it, or choose another folder.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+    assert [path.name for path in (tmp_path / "outputs" / "smoke").iterdir()] == [".lock"]
+
+
+def test_the_jobs_of_a_sweep_lie_in_one_folder_whatever_varies(tmp_path: Path) -> None:
+    done = dkel("-m", *SMALL, "name=one,other", "seed=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "outputs").glob("*/sweep_*")
+    assert [summary(sweep / job)["test"]["last"]["epoch"] for job in ("0", "1")] == [1, 1]
+    assert "2 jobs: 2 finished." in (sweep / "sweep.md").read_text()
+
+
+def test_a_job_whose_folder_is_anothers_leaves_it_as_it_is_and_is_credited_nothing(tmp_path: Path) -> None:
+    first = dkel("-m", *SMALL, "method=dkel", "seed=0,1", "hydra.sweep.dir=sw", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "sw"
+    before = {path: path.read_bytes() for job in ("0", "1") for path in (folder / job).rglob("*") if path.is_file()}
+    table = (folder / "sweep.md").read_text()
+    for changed in (["method=pcl", "seed=0,1"], ["method=dkel", "seed=2,0"]):
+        arguments = ["-m", *SMALL, *changed]
+        done = dkel(*arguments, "hydra.sweep.dir=sw", cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.count("was trained with other settings") == 2
+        assert done.stderr.endswith("Error: 2 jobs of the sweep failed: 0, 1.\n")
+        # Not the command that would be refused again.
+        again = commands.typed(*arguments, "hydra.sweep.dir=sw_1")
+        own = f"sw holds other jobs under 0, 1: in a folder of its own this sweep is run by: {again}\n"
+        assert done.stdout.endswith(own)
+        assert "What is missing" not in done.stdout
+        assert before == {
+            path: path.read_bytes() for job in ("0", "1") for path in (folder / job).rglob("*") if path.is_file()
+        }
+        assert (folder / "sweep.md").read_text() == table
+        assert not [*folder.glob(".refused*")]
+    # One fails before its folder is known to be its own, one would go on with a run elsewhere.
+    done = dkel("-m", "resume=nowhere.ckpt,sw/0", "hydra.sweep.dir=sw", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Error in job 0 of the sweep: No checkpoint at nowhere.ckpt" in done.stderr
+    assert f"Error in job 1 of the sweep: {folder / '1'} holds another job: give another" in done.stderr
+    assert before == {path: path.read_bytes() for path in before}
+    assert (folder / "sweep.md").read_text() == table
 
 
 def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Path) -> None:
