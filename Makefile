@@ -34,10 +34,10 @@ run: $(VENV)/.run ## set up and run the main job; ARGS="..." are passed on
 	$(BIN)/python -m dkel_lightning $(ARGS)
 
 test: $(VENV)/.dev ## set up and run the tests; TESTS=path for some of them
-	$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 test-long: $(VENV)/.dev ## kills at random, fuzzing, thousands of epochs: an hour or two; figures go to docs/results/reliability
-	DKEL_RECORD=docs/results/reliability $(BIN)/python -m pytest -m long -n $(WORKERS) $(TESTS)
+	DKEL_RECORD=docs/results/reliability $(BIN)/python -m pytest -m long -n $(WORKERS) --dist worksteal $(TESTS)
 
 test-min: ## the tests with the oldest versions of all dependencies, in an environment of their own
 	$(MAKE) test VENV=.venv-min CONSTRAINTS=constraints-min.txt

@@ -222,6 +222,7 @@ def test_runs_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Path
     assert {summary(folder)["seed"] for folder in folders} == {1, 2}
 
 
+@pytest.mark.long
 def test_sweeps_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Path) -> None:
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     # In the place of the time; not named on the command line, which would go on with what lies there.
@@ -262,6 +263,7 @@ def test_a_folder_of_a_sweep_that_hydra_fills_in_is_held_too(tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "outputs" / "smoke").iterdir()] == [".lock"]
 
 
+@pytest.mark.long
 def test_the_jobs_of_a_sweep_lie_in_one_folder_whatever_varies(tmp_path: Path) -> None:
     done = dkel("-m", *SMALL, "name=one,other", "seed=0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -369,6 +371,7 @@ def test_a_run_whose_output_nobody_reads_any_more_ends_quietly(tmp_path: Path) -
     assert not (tmp_path / "sweep" / "1").exists()
 
 
+@pytest.mark.long
 def test_evaluations_with_other_settings_lie_beside_each_other_and_an_export_is_asked_within_its_run(
     tmp_path: Path,
 ) -> None:
