@@ -1055,7 +1055,9 @@ def _run(cfg: DictConfig) -> float | None:
         source = _folder_of(resume)
         # A run that never came to a checkpoint begins anew, which gives what it would have given.
         resume = None if resume.is_dir() else resume
-    elif values["task"]["name"] != "train" and values["checkpoint"] and not _predicts_with_export(values):
+    elif _predicts_with_export(values):
+        _refuse_decided(overrides, "export")
+    elif values["task"]["name"] != "train" and values["checkpoint"]:
         path = Path(values["checkpoint"])
         if (path.resolve().parent.parent / "config.yaml").is_file():
             source = path.resolve().parent.parent
@@ -1072,7 +1074,8 @@ def _predicts_with_export(values: Mapping[str, Any]) -> bool:
     """Tell whether what predicts says itself all that is known of it; a run around it has nothing to add."""
     from dkel_lightning.export import formats
 
-    return values["task"]["name"] == "predict" and formats.is_exported(Path(values["checkpoint"]))
+    given = values["checkpoint"]
+    return values["task"]["name"] == "predict" and given is not None and formats.is_exported(Path(given))
 
 
 def _check_values(values: Mapping[str, Any], source: Path | None) -> None:
@@ -1157,9 +1160,7 @@ def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Se
     Keys that are given explicitly win.
     """
     explicit = {item.key_or_group for item in map(_parse, overrides)}
-    fixed = [key for key in sorted(explicit) if key.split(".")[0] in ("backbone", "method", "teacher", "experiment")]
-    if fixed:
-        raise ConfigError(f"{', '.join(fixed)}: the checkpoint decides this; leave it out.")
+    _refuse_decided(overrides, "checkpoint")
     taken = [group for group in OF_CHECKPOINT if group not in explicit]
     _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
     # Keys that came later; their defaults are what was done before.
@@ -1170,6 +1171,14 @@ def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Se
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in explicit}
         values[group] = node
     return {**values, "name": saved.get("name", given["name"])}
+
+
+def _refuse_decided(overrides: Sequence[str], by: str) -> None:
+    """Refuse to choose what the trained network is already."""
+    given = sorted({item.key_or_group for item in map(_parse, overrides)})
+    fixed = [key for key in given if key.split(".")[0] in ("backbone", "method", "teacher", "experiment")]
+    if fixed:
+        raise ConfigError(f"{', '.join(fixed)}: the {by} decides this; leave it out.")
 
 
 OF_CHECKPOINT = ("data", "backbone", "method", "teacher", "deploy")

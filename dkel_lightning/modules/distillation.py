@@ -705,7 +705,9 @@ class DistillationModule(LightningModule):
             rank_zero_warn(f"This training goes on otherwise than it began ({said}): to keep it as it was, {cure}.")
 
     def _trains_with(self) -> dict[str, str]:
-        """Name the classes of what no recipe can hold."""
+        """Name the classes of what no recipe can hold; nothing outside of a Trainer, where there is no optimizer."""
+        if self._trainer is None:
+            return {}
         made: dict[str, list[Any]] = {"optimizer": self.trainer.optimizers, "augmentation": [self.augmentation]}
         made["scheduler"] = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         return {

@@ -401,6 +401,8 @@ def test_evaluations_with_other_settings_lie_beside_each_other_and_an_export_is_
     done = dkel(*ask, "deploy.network=student", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "holds one network, teacher_3; leave it out" in done.stderr
+    done = dkel(*ask, "method=pcl", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "Error: method: the export decides this; leave it out.\n")
 
 
 @pytest.mark.parametrize("task", ["evaluate", "export"])
