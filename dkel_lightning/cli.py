@@ -201,7 +201,7 @@ def _claim_sweep(own: DictConfig) -> Path:
     folder = Path(own.sweep.dir)
     if ranks.is_one_of_several():
         return folder
-    if _names_sweep(own):
+    if _names(own, "hydra.sweep.dir"):
         _hold_sweep(folder)
         _take_refusals(folder)
         return folder
@@ -212,9 +212,9 @@ def _claim_sweep(own: DictConfig) -> Path:
     return folder
 
 
-def _names_sweep(own: Any) -> bool:
-    """Tell whether the folder of the sweep was given on the command line."""
-    return any(item.startswith("hydra.sweep.dir=") for item in own.overrides.hydra)
+def _names(own: Any, key: str) -> bool:
+    """Tell whether a key of Hydra's own, such as the folder, was given on the command line."""
+    return any(item.startswith(f"{key}=") for item in own.overrides.hydra)
 
 
 REFUSED = ".refused_"
@@ -950,9 +950,8 @@ def _unclaimed(folder: Path) -> Path:
 def _is_own_choice(folder: Path, values: Mapping[str, Any]) -> bool:
     """Tell whether this program has chosen the folder of an evaluation, and nobody named it."""
     own = HydraConfig.get()
-    named = any(item.startswith("hydra.run.dir=") for item in own.overrides.hydra)
     beside = _folder_beside(Path(values["checkpoint"]), "evaluate")
-    return own.mode is RunMode.RUN and (not named or folder == beside)
+    return own.mode is RunMode.RUN and (not _names(own, "hydra.run.dir") or folder == beside)
 
 
 def _claim_evaluation(folder: Path, values: Mapping[str, Any]) -> Path:
@@ -996,7 +995,7 @@ def _continues_sweep() -> bool:
     own = HydraConfig.get()
     if own.mode is not RunMode.MULTIRUN:
         return False
-    return _names_sweep(own) or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return _names(own, "hydra.sweep.dir") or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def _is_search() -> bool:
@@ -1056,7 +1055,7 @@ def _run(cfg: DictConfig) -> float | None:
         # A run that never came to a checkpoint begins anew, which gives what it would have given.
         resume = None if resume.is_dir() else resume
     elif _predicts_with_export(values):
-        _refuse_decided(overrides, "export")
+        _refuse_decided(_explicit(overrides), "export")
     elif values["task"]["name"] != "train" and values["checkpoint"]:
         path = Path(values["checkpoint"])
         if (path.resolve().parent.parent / "config.yaml").is_file():
@@ -1159,8 +1158,8 @@ def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Se
 
     Keys that are given explicitly win.
     """
-    explicit = {item.key_or_group for item in map(_parse, overrides)}
-    _refuse_decided(overrides, "checkpoint")
+    explicit = _explicit(overrides)
+    _refuse_decided(explicit, "checkpoint")
     taken = [group for group in OF_CHECKPOINT if group not in explicit]
     _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
     # Keys that came later; their defaults are what was done before.
@@ -1173,10 +1172,13 @@ def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Se
     return {**values, "name": saved.get("name", given["name"])}
 
 
-def _refuse_decided(overrides: Sequence[str], by: str) -> None:
+def _explicit(overrides: Sequence[str]) -> set[str]:
+    return {item.key_or_group for item in map(_parse, overrides)}
+
+
+def _refuse_decided(explicit: set[str], by: str) -> None:
     """Refuse to choose what the trained network is already."""
-    given = sorted({item.key_or_group for item in map(_parse, overrides)})
-    fixed = [key for key in given if key.split(".")[0] in ("backbone", "method", "teacher", "experiment")]
+    fixed = [key for key in sorted(explicit) if key.split(".")[0] in ("backbone", "method", "teacher", "experiment")]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: the {by} decides this; leave it out.")
 

@@ -21,6 +21,7 @@ from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
 from dkel_lightning.metrics import ClassShares
 from dkel_lightning.modules.batch import DATA_CURE, reading_waits
 from dkel_lightning.modules.processes import any_process, say
+from dkel_lightning.writing import write_text
 
 if TYPE_CHECKING:
     from dkel_lightning.modules.distillation import DistillationModule
@@ -516,10 +517,7 @@ def _tupled(value: Any) -> Any:
 
 @rank_zero_only
 def _write(path: Path, events: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps({"events": events}, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps({"events": events}, indent=2) + "\n")
 
 
 def _distillation(module: LightningModule) -> DistillationModule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,33 +98,34 @@ def initialisation_batches(loader: Any, seed: int, steps: int, rank: int) -> Ite
             raise DataError("The training loader gives no batches, so the teacher cannot be initialised.")
 
 
-def _in_own_order(loader: Any, draws: torch.Generator) -> Iterable[Any]:
+def _in_own_order(loader: Iterable[Any], draws: torch.Generator) -> Iterable[Any]:
     """Return what gives the loader's batches in an order drawn from `draws`, the loader itself where that cannot be."""
-    same: Iterable[Any] = loader
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return same
+        return loader
     if loader.batch_size is not None:
-        chosen = _chosen(loader.sampler, loader)
+        sampler = _shuffled(loader.sampler, loader, draws)
         return DataLoader(
             loader.dataset,
             batch_size=loader.batch_size,
-            sampler=SubsetRandomSampler(chosen, draws) if isinstance(chosen, Sequence) else chosen,
+            sampler=sampler,
             collate_fn=loader.collate_fn,
-            drop_last=not isinstance(chosen, Sequence) or len(chosen) >= loader.batch_size,
+            drop_last=not isinstance(sampler, Sized) or len(sampler) >= loader.batch_size,
         )
     if loader.batch_sampler is None:  # samples that are batches already
-        return same
-    chosen = _chosen(loader.batch_sampler, loader)
-    own: Any = SubsetRandomSampler(chosen, draws) if isinstance(chosen, Sequence) else chosen
-    return DataLoader(loader.dataset, batch_sampler=own, collate_fn=loader.collate_fn)
+        return loader
+    batch_sampler: Any = _shuffled(loader.batch_sampler, loader, draws)
+    return DataLoader(loader.dataset, batch_sampler=batch_sampler, collate_fn=loader.collate_fn)
 
 
-def _chosen(sampler: Iterable[Any], loader: DataLoader[Any]) -> Sequence[Any] | Iterable[Any]:
-    """List what a sampler gives in a pass, without moving the generator that training draws from."""
+def _shuffled(sampler: Iterable[Any], loader: DataLoader[Any], draws: torch.Generator) -> Iterable[Any]:
+    """Return what gives the same as a sampler in an order drawn from `draws`; one without a length, as it is.
+
+    The generator that training draws from is not moved.
+    """
     if type(sampler) in (RandomSampler, SequentialSampler, DistributedSampler) and isinstance(loader.dataset, Sized):
         of = sampler.dataset if isinstance(sampler, DistributedSampler) else getattr(sampler, "data_source", None)
         if of is loader.dataset:
-            return range(len(loader.dataset))
+            return SubsetRandomSampler(range(len(loader.dataset)), draws)
     if not isinstance(sampler, Sized):
         return sampler
     inside = getattr(sampler, "sampler", getattr(getattr(sampler, "dataset", None), "_sampler", None))
@@ -133,7 +134,7 @@ def _chosen(sampler: Iterable[Any], loader: DataLoader[Any]) -> Sequence[Any] | 
             own = getattr(part, "generator", None)
             if isinstance(own, torch.Generator):
                 kept.callback(own.set_state, own.get_state())
-        return list(itertools.islice(sampler, len(sampler)))
+        return SubsetRandomSampler(list(itertools.islice(sampler, len(sampler))), draws)
 
 
 def make_equal(tensors: list[Tensor]) -> None:

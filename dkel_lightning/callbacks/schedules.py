@@ -26,21 +26,27 @@ _MUCH = 0.05
 
 def clock(trainer: Trainer) -> Clock:
     """Read the clock of a running fit."""
-    steps = trainer.estimated_stepping_batches
     batches = trainer.num_training_batches
-    accumulated = trainer.accumulate_grad_batches
-    planned = int(steps) if math.isfinite(steps) and steps > 0 else None
-    varied = [each for each in trainer.callbacks if isinstance(each, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
-    if varied and planned is not None and math.isfinite(batches) and trainer.max_epochs not in (None, -1):
-        # Lightning counts all epochs as long as the present one.
-        of_epochs = (varied[-1].get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs))
-        steps = sum(math.ceil(batches / each) for each in of_epochs)
-        planned = min(steps, trainer.max_steps) if trainer.max_steps != -1 else steps
+    planned = _planned(trainer)
     # A stream has no epochs: its whole run counts as one.
-    per_epoch = math.ceil(batches / accumulated) if math.isfinite(batches) else planned or 1
+    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else planned or 1
     return Clock(
         epoch=trainer.current_epoch, step=trainer.global_step, steps_per_epoch=max(1, per_epoch), steps=planned
     )
+
+
+def _planned(trainer: Trainer) -> int | None:
+    """Count the optimizer steps of the whole run; None where it has no planned end."""
+    steps, batches, epochs = trainer.estimated_stepping_batches, trainer.num_training_batches, trainer.max_epochs
+    if not math.isfinite(steps) or steps <= 0:
+        return None
+    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+    changes = [each for each in callbacks if isinstance(each, GradientAccumulationScheduler)]
+    if changes and math.isfinite(batches) and epochs is not None and epochs != -1:
+        # Lightning counts all epochs as long as the present one.
+        steps = sum(math.ceil(batches / changes[-1].get_accumulate_grad_batches(epoch)) for epoch in range(epochs))
+        steps = min(steps, trainer.max_steps) if trainer.max_steps != -1 else steps
+    return int(steps)
 
 
 class RampUpSchedule(Callback):

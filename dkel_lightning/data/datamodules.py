@@ -126,7 +126,6 @@ class ImageDataModule(LightningDataModule, ABC):
         self._splits: dict[str, StoredImages] = {}
         self._resident: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
         self._residencies: dict[torch.device, Residency] = {}
-        self._kept: Residency | None = None
         self._augment: CropFlip | None = None
 
     # What a data set defines.
@@ -191,7 +190,7 @@ class ImageDataModule(LightningDataModule, ABC):
         training = self.trainer is not None and self.trainer.state.fn == "fit"
         if training and self.residency == "auto" and kept in ("device", "workers"):
             # The two draw their augmentation differently, and the free memory of another hour must not choose.
-            self._kept = kept
+            self._residencies[self._place().device] = kept
 
     def teardown(self, stage: str | None = None) -> None:
         """Let go of the images on the device."""
@@ -292,8 +291,6 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._residency(self._place())
 
     def _residency(self, place: _Place) -> Residency:
-        if self._kept is not None:
-            return self._kept
         if place.device not in self._residencies:
             # A dictionary by identity: validation and test may be one split.
             splits = {id(split): split for split in self._splits_or_error().values()}

@@ -692,17 +692,20 @@ class DistillationModule(LightningModule):
             ConfigError: the checkpoint belongs to another optimizer, whose state does not fit.
         """
         self._restore_processes()
+        self._check_parts_of_training()
+
+    def _check_parts_of_training(self) -> None:
+        """Hold what trains now against what the checkpoint names, once; there is nothing to hold without one."""
         began, self._began_with = self._began_with, {}
         ours = self._trains_with()
-        other = [what for what, name in began.items() if ours.get(what) != name]
-        said = "; ".join(
-            f"{what}: {began[what]} in the checkpoint, {ours[what]} here" for what in other if what in ours
-        )
+        other = [what for what in ours if began.get(what, ours[what]) != ours[what]]
+        if not other:
+            return
+        said = "; ".join(f"{what}: {began[what]} in the checkpoint, {ours[what]} here" for what in other)
         cure = f"pass {', '.join(f'{what}=' for what in other)} to build or load_from_checkpoint as the training had it"
         if "optimizer" in other:
             raise ConfigError(f"This training cannot go on from its checkpoint ({said}): {cure}.")
-        if said:
-            rank_zero_warn(f"This training goes on otherwise than it began ({said}): to keep it as it was, {cure}.")
+        rank_zero_warn(f"This training goes on otherwise than it began ({said}): to keep it as it was, {cure}.")
 
     def _trains_with(self) -> dict[str, str]:
         """Name the classes of what no recipe can hold; nothing outside of a Trainer, where there is no optimizer."""

@@ -63,6 +63,7 @@ def test_a_run_writes_what_it_promises(method: str, tmp_path: Path) -> None:
     assert saved_values(tmp_path / "checkpoints" / "last.ckpt")["method"]["name"] == method
     provenance = json.loads((tmp_path / "provenance.json").read_text())
     assert provenance["packages"]["torch"] == importlib.metadata.version("torch")
+    assert provenance["execution"]["images"] == "device"
 
 
 def test_the_weights_in_force_are_logged_every_epoch(tmp_path: Path) -> None:
