@@ -18,7 +18,7 @@ _HOMES = {
     "TeacherModule": "dkel_lightning.modules.teacher",
     "TeacherSettings": "dkel_lightning.modules.teacher",
     "Method": "dkel_lightning.methods.base",
-    "Step": "dkel_lightning.modules.outputs",
+    "MethodInputs": "dkel_lightning.modules.outputs",
     "StudentOutput": "dkel_lightning.modules.outputs",
     "TeacherOutput": "dkel_lightning.modules.outputs",
 }
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dkel_lightning.methods.base import Method
     from dkel_lightning.modules.distillation import Deploy, DistillationModule
     from dkel_lightning.modules.ensemble import EnsembleModule
-    from dkel_lightning.modules.outputs import Step, StudentOutput, TeacherOutput
+    from dkel_lightning.modules.outputs import MethodInputs, StudentOutput, TeacherOutput
     from dkel_lightning.modules.student import StudentModule
     from dkel_lightning.modules.teacher import TeacherModule, TeacherSettings
 
@@ -36,7 +36,7 @@ __all__ = [
     "DistillationModule",
     "EnsembleModule",
     "Method",
-    "Step",
+    "MethodInputs",
     "StudentModule",
     "StudentOutput",
     "TeacherModule",

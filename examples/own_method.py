@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from dkel_lightning import DistillationModule, Method, Step
+from dkel_lightning import DistillationModule, Method, MethodInputs
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.functional import cross_entropy, distillation
 from dkel_lightning.methods import register
@@ -51,14 +51,14 @@ class Confident(Method):
         """Name the loss terms; each is logged as train/<term>."""
         return ("ce", "confident")
 
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute both terms as sums over the peers."""
-        student, teachers = step.student.logits, step.teacher.logits.detach()  # [P, B, C]
+        student, teachers = inputs.student.logits, inputs.teacher.logits.detach()  # [P, B, C]
         entropy = -(teachers.softmax(-1) * teachers.log_softmax(-1)).sum(-1)  # [P, B]
         weights = torch.softmax(-self.settings.sharpness * entropy, dim=0).unsqueeze(-1)
         target = (weights * teachers).sum(0).expand_as(student)
         return {
-            "ce": cross_entropy(student, step.labels).sum(),
+            "ce": cross_entropy(student, inputs.labels).sum(),
             "confident": self.rampup_weight * distillation(student, target, self.settings.temperature).sum(),
         }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dkel_lightning import cli
-from dkel_lightning.files import Run
+from dkel_lightning.app.cli import main
+from dkel_lightning.app.runs.folder import Run
 
 TINY = (
     "trainer=cpu",
@@ -20,7 +20,7 @@ TINY = (
 
 def compose(*overrides: str) -> dict[str, Any]:
     """Compose and resolve a configuration."""
-    return cli.resolved(cli.compose(list(overrides)))
+    return main.resolved(main.compose(list(overrides)))
 
 
 def tiny_run(folder: Path, *overrides: str) -> Run:

@@ -25,7 +25,9 @@ from packaging.utils import canonicalize_name
 from torch.distributed import run
 from torch.utils.data import DataLoader, TensorDataset
 
-from dkel_lightning import cli, config, methods, reference
+from dkel_lightning import methods
+from dkel_lightning.app.cli import main
+from dkel_lightning.app.config import reference, schema
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -128,7 +130,7 @@ def test_each_shown_command_is_one_that_the_program_accepts(
         for name in ("last.ckpt", "best.ckpt"):
             torch.save({}, checkpoints / name)
         (checkpoints.parent / "config.yaml").write_text("seed: 0\n")
-    prepared = cli.prepare(arguments)
+    prepared = main.prepare(arguments)
     # What is resumed is replaced by what it means at this moment.
     assert [item for item in prepared[: len(arguments)] if not item.startswith("resume=")] == [
         item for item in arguments if not item.startswith("resume=")
@@ -226,7 +228,7 @@ def test_scripts_run_through_with_their_programs_replaced(page: Path, script: st
     assert any(ours), f"{page.name}: nothing of this library is started by\n{script}"
     for arguments in ours:
         if arguments is not None:
-            cli.prepare(arguments)
+            main.prepare(arguments)
 
 
 def test_python_files_and_modules_that_are_shown_exist() -> None:
@@ -328,7 +330,7 @@ def settings_in_text(page: Path) -> Iterator[tuple[str, str]]:
                 yield found[1], found[2]
 
 
-GROUPS = {path.parent.relative_to(config.folder()).as_posix() for path in config.folder().rglob("*.yaml")}
+GROUPS = {path.parent.relative_to(schema.folder()).as_posix() for path in schema.folder().rglob("*.yaml")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -336,11 +338,11 @@ def test_settings_that_are_named_in_the_text_exist(page: Path) -> None:
     unknown = []
     for key, value in settings_in_text(page):
         if key in GROUPS and "." not in key:
-            choices = {path.relative_to(config.folder() / key).with_suffix("").as_posix() for path in
-                       (config.folder() / key).rglob("*.yaml")}  # fmt: skip
+            choices = {path.relative_to(schema.folder() / key).with_suffix("").as_posix() for path in
+                       (schema.folder() / key).rglob("*.yaml")}  # fmt: skip
             named = [part for part in re.split(r"[,|]", value) if re.fullmatch(r"[\w/]+", part)]
             unknown += [f"{key}={name}" for name in named if name not in choices and not name.isupper()]
-        elif "." in key and key.split(".")[0] != "hydra" and config.describe(key) is None:
+        elif "." in key and key.split(".")[0] != "hydra" and schema.describe(key) is None:
             unknown.append(key)
     assert not unknown
 
@@ -351,7 +353,7 @@ def test_the_page_on_running_names_every_choice_and_every_task() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", groups, re.MULTILINE))
 
     def choices(group: str) -> set[str]:
-        return {path.stem for path in (config.folder() / group).glob("*.yaml") if not path.stem.startswith("_")}
+        return {path.stem for path in (schema.folder() / group).glob("*.yaml") if not path.stem.startswith("_")}
 
     for group, named in rows.items():
         assert choices(group) <= set(re.findall(r"`([^`]+)`", named)), group
@@ -368,7 +370,7 @@ def test_the_page_on_running_names_every_choice_and_every_task() -> None:
 
 def test_the_configuration_reference_is_up_to_date() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert written == "\n".join(reference.lines()) + "\n", "run: python -m dkel_lightning.reference"
+    assert written == "\n".join(reference.lines()) + "\n", "run: python -m dkel_lightning.app.config.reference"
 
 
 def assert_costs_are_those_of_the_table(page: Path, operations: Any, alone: float) -> None:

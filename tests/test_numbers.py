@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dkel_lightning import DistillationModule, cli, config, figures, functional
-from dkel_lightning import build as building
+from dkel_lightning import DistillationModule, functional
+from dkel_lightning.app import build as building
+from dkel_lightning.app import figures
+from dkel_lightning.app.cli import main
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import DigitsDataModule, NpzDataModule
 from dkel_lightning.errors import ConfigError, DataError, NonFiniteError
-from dkel_lightning.tasks.train import train
 from tests.compose import compose, tiny_run
 from tests.modules.toy import Toy, build, parameters_of, same, train_loader, trainer
 
@@ -38,10 +41,10 @@ def test_a_gradient_that_explodes_under_a_finite_loss_is_named_before_the_step(t
     module = build()
     original = module.method.loss_terms
 
-    def with_a_root_at_zero(step: Any) -> dict[str, Tensor]:
-        terms = original(step)
+    def with_a_root_at_zero(inputs: Any) -> dict[str, Tensor]:
+        terms = original(inputs)
         # Adds 0 to the loss, and infinity to its gradient.
-        root = (step.student.logits - step.student.logits.detach()).sum().sqrt()
+        root = (inputs.student.logits - inputs.student.logits.detach()).sum().sqrt()
         return terms | {"ce": terms["ce"] + root}
 
     module.method.loss_terms = with_a_root_at_zero  # type: ignore[method-assign]
@@ -134,7 +137,7 @@ def test_what_is_out_of_range_is_refused_on_the_command_line_in_one_message() ->
         "data.std=[1e-30]": "data.std must be a list, each a number of at least 1e-06",
     }
     with pytest.raises(ConfigError) as caught:
-        cli.check_arguments([*faults], None, False)
+        main.check_arguments([*faults], None, False)
     said = str(caught.value).splitlines()
     assert len(said) == len(faults)
     assert all(any(message in line for line in said) for message in faults.values()), said
@@ -155,13 +158,13 @@ def test_what_is_out_of_range_is_refused_on_the_command_line_in_one_message() ->
 def test_numbers_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
     values = compose()
     with pytest.raises(ConfigError) as caught:
-        config.check({**values, **{group: {**values[group], **keys} for group, keys in changes.items()}})
+        schema.check({**values, **{group: {**values[group], **keys} for group, keys in changes.items()}})
     assert message in str(caught.value)
 
 
 def test_an_argument_that_the_optimizer_does_not_have_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Unknown key optimizer\.momentum"):
-        cli.check_arguments(["optimizer=adamw", "optimizer.momentum=0.9"], None, False)
+        main.check_arguments(["optimizer=adamw", "optimizer.momentum=0.9"], None, False)
     run = tiny_run(tmp_path, "optimizer=adamw", "+optimizer.momentum=0.9")
     with pytest.raises(ConfigError, match=r"optimizer: .*unexpected keyword argument 'momentum'"):
         train(run)
@@ -223,7 +226,7 @@ def test_a_learning_rate_of_zero_and_an_unbounded_clip_train_without_moving(tmp_
 
 
 def build_like(values: Any) -> dict[str, Tensor]:
-    from dkel_lightning import build as builders
+    from dkel_lightning.app import build as builders
 
     images = builders.datamodule(values)
     images.setup()

@@ -15,13 +15,13 @@ from scipy import stats
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dkel_lightning import commands
-from dkel_lightning.callbacks.finite import StepRecorder, Verdict, all_finite, non_finite
+from dkel_lightning.callbacks.step_recorder import StepRecorder, Verdict, all_finite, non_finite
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
 from dkel_lightning.metrics import ClassShares
-from dkel_lightning.modules.batch import DATA_CURE, reading_waits
-from dkel_lightning.modules.processes import any_process, say
-from dkel_lightning.writing import write_text
+from dkel_lightning.modules.batch import DATA_CURE, sync_blocks
+from dkel_lightning.runtime import command_lines
+from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.runtime.processes import any_process, print_once
 
 if TYPE_CHECKING:
     from dkel_lightning.modules.distillation import DistillationModule
@@ -162,11 +162,11 @@ class CollapseGuard(Callback):
             self._read(*self._at)
 
     def _reads_late(self, device: torch.device) -> bool:
-        return reading_waits(device) and self.on_collapse != "restore"
+        return sync_blocks(device) and self.on_collapse != "restore"
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look at the gradients where that is free, before they reach the weights."""
-        if reading_waits(pl_module.device) or self._due is not None:
+        if sync_blocks(pl_module.device) or self._due is not None:
             return
         learning = (p.grad for group in optimizer.param_groups for p in group["params"])
         gradients = [gradient for gradient in learning if gradient is not None]
@@ -340,7 +340,7 @@ class CollapseGuard(Callback):
     def _act(self, trainer: Trainer, module: DistillationModule, event: Collapse) -> None:
         if self.on_collapse == "warn":
             self._note(trainer, event, "warned")
-            say(f"Collapse in epoch {event.epoch + 1}: {event.what}.{_again(event)}")
+            print_once(f"Collapse in epoch {event.epoch + 1}: {event.what}.{_again(event)}")
         elif self.on_collapse == "restore" and self.restored < self.times:
             self._ill = set()
             self._restore(trainer, module, event)
@@ -400,7 +400,7 @@ class CollapseGuard(Callback):
         self._restored_at = trainer.current_epoch + 1
         self._note(trainer, event, "restored")
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        say(
+        print_once(
             f"Collapse in epoch {event.epoch + 1}: {event.what}. Back to the state after step {self._good['step']}, "
             f"going on with learning rate {rate:g} (restoration {self.restored} of {self.times}).{_again(event)}"
         )
@@ -484,7 +484,7 @@ def _in_words(kind: str, peers: list[str], accuracy: list[float], shares: list[f
 def _again(event: Collapse) -> str:
     if not event.record:
         return ""
-    return f" Replay the step: {commands.typed('task=replay', commands.override('checkpoint', event.record))}"
+    return f" Replay the step: {command_lines.typed('task=replay', command_lines.override('checkpoint', event.record))}"
 
 
 def _broken_images(recorder: StepRecorder, module: DistillationModule) -> str | None:

@@ -16,7 +16,7 @@ from dkel_lightning.modules.teacher import average_over_processes
 
 if TYPE_CHECKING:
     from dkel_lightning.modules.distillation import DistillationModule
-    from dkel_lightning.modules.outputs import Step
+    from dkel_lightning.modules.outputs import MethodInputs
 
 DETAILS = ("none", "means", "pairs")
 KINDS = ("student-teacher", "student-student", "teacher-teacher")
@@ -174,7 +174,7 @@ class DiversityMonitor(Callback):
         logs |= {f"share/gradient/{term}": value.to(total.device) for term, value in self._gradients.items()}
         module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
 
-    def _observe(self, step: Step, terms: Mapping[str, Tensor], loss: Tensor) -> None:
+    def _observe(self, step: MethodInputs, terms: Mapping[str, Tensor], loss: Tensor) -> None:
         self._gradients = gradient_shares(terms, step.student.logits)
 
     def _stop_observing(self, module: DistillationModule) -> bool:

@@ -19,7 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 from dkel_lightning.errors import DataError
 from dkel_lightning.modules.batch import Batch, check_labels, check_views, unpack
 from dkel_lightning.modules.optim import unscaled_rate
-from dkel_lightning.seeding import derive_seed, generator
+from dkel_lightning.runtime.seeding import derive_seed, generator
 
 if TYPE_CHECKING:
     from dkel_lightning.modules.distillation import DistillationModule

@@ -10,7 +10,7 @@ from dkel_lightning.data.datamodules import (
     NpzDataModule,
     TinyImageNetDataModule,
 )
-from dkel_lightning.data.loaders import DeviceLoader
+from dkel_lightning.data.device_loaders import DeviceLoader
 
 __all__ = [
     "CIFAR10DataModule",

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dkel_lightning.data.augment import CropFlip
-from dkel_lightning.data.cifar import prepare_cifar, read_cifar
-from dkel_lightning.data.digits import read_digits
-from dkel_lightning.data.folders import prepare_image_folder, read_image_folder
+from dkel_lightning.data.device_loaders import Batch, DeviceEvaluationLoader, DeviceLoader, TrainingLoader
 from dkel_lightning.data.imageset import Images, ImageSet, channel_statistics, check_image_set
-from dkel_lightning.data.loaders import Batch, DeviceEvaluationLoader, DeviceLoader, TrainingLoader
-from dkel_lightning.data.noise import LabelNoise
-from dkel_lightning.data.npz import read_npz
+from dkel_lightning.data.label_noise import LabelNoise
+from dkel_lightning.data.readers.cifar import prepare_cifar, read_cifar
+from dkel_lightning.data.readers.digits import read_digits
+from dkel_lightning.data.readers.image_folder import prepare_image_folder, read_image_folder
+from dkel_lightning.data.readers.npz import read_npz
+from dkel_lightning.data.readers.tinyimagenet import prepare_tinyimagenet, read_tinyimagenet
 from dkel_lightning.data.residency import Residency, choose_residency
 from dkel_lightning.data.splits import limited, validation_split
-from dkel_lightning.data.tinyimagenet import prepare_tinyimagenet, read_tinyimagenet
-from dkel_lightning.data.workers import StoredImages, WorkerEvaluationLoader, WorkerLoader
+from dkel_lightning.data.worker_loaders import StoredImages, WorkerEvaluationLoader, WorkerLoader
 from dkel_lightning.errors import ConfigError, DataError
 
 EvaluationLoader = DeviceEvaluationLoader | WorkerEvaluationLoader

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.seeding import Label, generator
+from dkel_lightning.runtime.seeding import Label, generator
 
 
 @dataclass(frozen=True)

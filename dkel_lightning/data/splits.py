@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.seeding import derive_seed
+from dkel_lightning.runtime.seeding import derive_seed
 
 Indices = NDArray[np.int64]
 

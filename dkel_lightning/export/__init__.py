@@ -1,7 +1,7 @@
 """Shipping a trained network: files that load without this library, checked against what was trained."""
 
+from dkel_lightning.export.exporter import Shipped, export
 from dkel_lightning.export.formats import FORMATS, Exported, open_exported
-from dkel_lightning.export.record import Preprocessing
-from dkel_lightning.export.ship import Shipped, export
+from dkel_lightning.export.metadata import Preprocessing
 
 __all__ = ["FORMATS", "Exported", "Preprocessing", "Shipped", "export", "open_exported"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.export.record import Preprocessing
+from dkel_lightning.export.metadata import Preprocessing
 from dkel_lightning.networks import Branch, SinglePeer
 
 _WIDTH = 110

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.modules.outputs import Step, StudentOutput
+from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.schedules import EnsembleTerm, RampUp
 
@@ -34,7 +34,7 @@ class Method(nn.Module, ABC):
         teacher: whether teacher peers are `required`, `optional` or must be `none`.
         uses_ensemble: needs the ensemble classifier over the peers' features.
         minimum_peers: with fewer it is refused.
-        needs_stages: wants `step.student.trunk` and `step.student.maps`.
+        needs_stages: wants `inputs.student.trunk` and `inputs.student.maps`.
         makes_ensemble: `combine` makes logits of the peers by a way of its own (a gate, a fusion).
         foreign_teacher: its teacher is one network of its own, of any architecture, rather than peers of the
             student's form; it teaches all peers.
@@ -94,7 +94,7 @@ class Method(nn.Module, ABC):
         """Name the loss terms, in the order in which they are logged."""
 
     @abstractmethod
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the weighted loss terms of a step, one scalar for each of `terms`; the loss is their sum."""
 
     def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.methods.base import Method, register
-from dkel_lightning.modules.outputs import Step
+from dkel_lightning.modules.outputs import MethodInputs
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Baseline(Method):
         """Name the terms: labels, and the ensemble's labels."""
         return ("ce", "ce_ensemble") if self.wants_ensemble_classifier else ("ce",)
 
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the cross-entropies, summed over the peers."""
         smoothing = self.settings.label_smoothing
-        terms = {"ce": cross_entropy(step.student.logits, step.labels, smoothing).sum()}
-        if step.student.ensemble_logits is not None:
-            terms["ce_ensemble"] = cross_entropy(step.student.ensemble_logits, step.labels, smoothing)
+        terms = {"ce": cross_entropy(inputs.student.logits, inputs.labels, smoothing).sum()}
+        if inputs.student.ensemble_logits is not None:
+            terms["ce_ensemble"] = cross_entropy(inputs.student.ensemble_logits, inputs.labels, smoothing)
         return terms

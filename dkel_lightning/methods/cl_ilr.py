@@ -11,7 +11,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy, distillation, peer_mean
 from dkel_lightning.methods.base import Method, register
 from dkel_lightning.methods.pcl import check_temperature
-from dkel_lightning.modules.outputs import Step
+from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import BranchedNetwork, PeerNetwork
 from dkel_lightning.schedules import RampUp
 
@@ -70,13 +70,13 @@ class CLILR(Method):
         """Name the terms: labels, and the other heads."""
         return ("ce", "kd_peers")
 
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""
-        logits, beta = step.student.logits, self.settings.beta
+        logits, beta = inputs.student.logits, self.settings.beta
         labels_weight, peers_weight = (1.0, 1.0) if beta is None else (beta, 1.0 - beta)
         target = peer_mean(logits.detach() if self.settings.detach else logits)
         divergence = distillation(logits, target, self.settings.temperature)
         return {
-            "ce": labels_weight * cross_entropy(logits, step.labels).sum(),
+            "ce": labels_weight * cross_entropy(logits, inputs.labels).sum(),
             "kd_peers": peers_weight * self.rampup_weight * divergence.sum(),
         }

@@ -14,7 +14,7 @@ from torch import Tensor
 from dkel_lightning.functional import distillation
 from dkel_lightning.methods.base import register
 from dkel_lightning.methods.pcl import PCL, PCLSettings
-from dkel_lightning.modules.outputs import Step
+from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.schedules import TEACHER_WEIGHTS, EnsembleTerm
 
 
@@ -50,13 +50,13 @@ class DKEL(PCL):
         """Name the terms: PCL's, and the assembled teachers to peers."""
         return (*super().terms, "kd_assembled")
 
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""
-        assert step.assembled is not None
-        assembled_weight, individual_weight = self.teacher_weights(step.ensemble_weight)
-        assembled = distillation(step.student.logits, step.assembled.detach(), self.settings.temperature)
-        individual = self.from_individual_teachers(step, include_self=self.settings.ensemble.include_self)
-        terms = self.supervised_terms(step)
+        assert inputs.assembled is not None
+        assembled_weight, individual_weight = self.teacher_weights(inputs.ensemble_weight)
+        assembled = distillation(inputs.student.logits, inputs.assembled.detach(), self.settings.temperature)
+        individual = self.from_individual_teachers(inputs, include_self=self.settings.ensemble.include_self)
+        terms = self.supervised_terms(inputs)
         terms["kd_individual"] = individual_weight * individual
         terms["kd_assembled"] = assembled_weight * assembled.sum()
         return terms

@@ -10,7 +10,7 @@ from torch import Tensor
 from dkel_lightning.functional import cross_entropy, distillation, distillation_from_each, peer_mean
 from dkel_lightning.methods.base import Method, register
 from dkel_lightning.methods.pcl import check_temperature
-from dkel_lightning.modules.outputs import Step
+from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.schedules import non_negative, one_of
 
 
@@ -54,12 +54,12 @@ class DML(Method):
         """Name the terms: labels, and the other peers."""
         return ("ce", "kd_peers")
 
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""
-        logits, temperature = step.student.logits, self.settings.temperature
+        logits, temperature = inputs.student.logits, self.settings.temperature
         others = logits.detach() if self.settings.detach else logits
         if self.settings.targets == "pairwise":
             divergence = distillation_from_each(logits, others, temperature)
         else:
             divergence = distillation(logits, peer_mean(others), temperature)
-        return {"ce": cross_entropy(logits, step.labels).sum(), "kd_peers": self.settings.weight * divergence.sum()}
+        return {"ce": cross_entropy(logits, inputs.labels).sum(), "kd_peers": self.settings.weight * divergence.sum()}

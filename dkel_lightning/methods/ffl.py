@@ -12,7 +12,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy, distillation
 from dkel_lightning.methods.base import Method, register
 from dkel_lightning.methods.pcl import check_temperature
-from dkel_lightning.modules.outputs import Step, StudentOutput
+from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.schedules import RampUp
 
@@ -84,14 +84,14 @@ class FFL(Method):
         fused: Tensor = self.fusion(torch.cat(student.maps, dim=1))
         return fused
 
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, weighted; those of the peers are sums."""
-        logits, fused = step.student.logits, step.student.ensemble_logits
+        logits, fused = inputs.student.logits, inputs.student.ensemble_logits
         assert fused is not None
         temperature = self.settings.temperature
         return {
-            "ce": cross_entropy(logits, step.labels).sum(),
-            "ce_ensemble": cross_entropy(fused, step.labels),
+            "ce": cross_entropy(logits, inputs.labels).sum(),
+            "ce_ensemble": cross_entropy(fused, inputs.labels),
             "kd_ensemble": self.rampup_weight * distillation(logits, fused.detach(), temperature).sum(),
             "kd_fusion": self.rampup_weight * distillation(fused, logits.detach().mean(0), temperature),
         }

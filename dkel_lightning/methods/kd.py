@@ -10,7 +10,7 @@ from torch import Tensor
 from dkel_lightning.functional import cross_entropy, distillation
 from dkel_lightning.methods.base import Method, register
 from dkel_lightning.methods.pcl import check_temperature
-from dkel_lightning.modules.outputs import Step
+from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.schedules import non_negative
 
 
@@ -55,12 +55,12 @@ class KD(Method):
         """Name the terms: labels, and the teacher to each peer."""
         return ("ce", "kd")
 
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""
-        assert step.teacher is not None
+        assert inputs.teacher is not None
         # [1, B, C], or [P, B, C] where the teacher has seen each peer's own view.
-        taught = distillation(step.student.logits, step.teacher.logits.detach(), self.settings.temperature)
+        taught = distillation(inputs.student.logits, inputs.teacher.logits.detach(), self.settings.temperature)
         return {
-            "ce": self.settings.ce_weight * cross_entropy(step.student.logits, step.labels).sum(),
+            "ce": self.settings.ce_weight * cross_entropy(inputs.student.logits, inputs.labels).sum(),
             "kd": self.settings.weight * taught.sum(),
         }

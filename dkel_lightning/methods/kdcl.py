@@ -12,7 +12,7 @@ from torch import Tensor
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
 from dkel_lightning.methods.base import Method, register
 from dkel_lightning.methods.pcl import check_temperature
-from dkel_lightning.modules.outputs import Step
+from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.schedules import non_negative, one_of
 
 LINEAR_STEPS = 50
@@ -124,9 +124,9 @@ class KDCL(Method):
         """Name the terms: labels, and the common target."""
         return ("ce", "kd_target")
 
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""
-        logits = step.student.logits
-        target = TARGETS[self.settings.target](logits.detach(), step.labels)
+        logits = inputs.student.logits
+        target = TARGETS[self.settings.target](logits.detach(), inputs.labels)
         divergence = distillation(logits, target.expand_as(logits), self.settings.temperature)
-        return {"ce": cross_entropy(logits, step.labels).sum(), "kd_target": self.settings.weight * divergence.sum()}
+        return {"ce": cross_entropy(logits, inputs.labels).sum(), "kd_target": self.settings.weight * divergence.sum()}

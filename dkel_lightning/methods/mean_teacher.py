@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
 from dkel_lightning.methods.base import Method, register
-from dkel_lightning.modules.outputs import Step
+from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.schedules import RampUp, one_of
 
 
@@ -52,16 +52,16 @@ class MeanTeacher(Method):
         """Name the terms: labels, and consistency with the teacher."""
         return ("ce", "consistency")
 
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""
-        assert step.teacher is not None
-        student, teacher = step.student.logits, step.teacher.logits.detach()
+        assert inputs.teacher is not None
+        student, teacher = inputs.student.logits, inputs.teacher.logits.detach()
         if self.settings.consistency == "mse":
             distance = squared_difference(student, teacher)
         else:
             distance = distillation(student, teacher, 1.0)
         return {
-            "ce": cross_entropy(student, step.labels).sum(),
+            "ce": cross_entropy(student, inputs.labels).sum(),
             "consistency": self.rampup_weight * distance.sum(),
         }
 

@@ -12,7 +12,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
 from dkel_lightning.methods.base import Method, register
 from dkel_lightning.methods.pcl import check_temperature
-from dkel_lightning.modules.outputs import Step
+from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.schedules import RampUp
 
@@ -82,15 +82,15 @@ class OKDDip(Method):
         scores = (at_least_float32(queries).unsqueeze(1) * at_least_float32(keys).unsqueeze(0)).sum(-1)
         return scores.permute(2, 0, 1).softmax(-1)
 
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, weighted; those of the peers are sums."""
-        logits = at_least_float32(step.student.logits)
+        logits = at_least_float32(inputs.student.logits)
         auxiliary, leader = logits[:-1], logits[-1]
-        weights = self.attention(torch.stack(tuple(step.student.features)[:-1])).permute(1, 2, 0).unsqueeze(-1)
+        weights = self.attention(torch.stack(tuple(inputs.student.features)[:-1])).permute(1, 2, 0).unsqueeze(-1)
         attended = (weights * auxiliary.unsqueeze(0)).sum(1)
         temperature = self.settings.temperature
         return {
-            "ce": cross_entropy(logits, step.labels).sum(),
+            "ce": cross_entropy(logits, inputs.labels).sum(),
             "kd_peers": self.rampup_weight * distillation(auxiliary, attended, temperature).sum(),
             "kd_leader": self.rampup_weight * distillation(leader, auxiliary.mean(0), temperature),
         }

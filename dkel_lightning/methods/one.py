@@ -12,7 +12,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
 from dkel_lightning.methods.base import Method, register
 from dkel_lightning.methods.pcl import check_temperature
-from dkel_lightning.modules.outputs import Step, StudentOutput
+from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import BranchedNetwork, PeerNetwork
 from dkel_lightning.schedules import RampUp
 
@@ -81,14 +81,14 @@ class ONE(Method):
         weights: Tensor = self.gate(at_least_float32(seen))
         return (weights.t().unsqueeze(-1) * student.logits).sum(0)
 
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""
-        student = step.student
+        student = inputs.student
         assert student.ensemble_logits is not None
         target = student.ensemble_logits.detach() if self.settings.detach else student.ensemble_logits
         return {
-            "ce": cross_entropy(student.logits, step.labels).sum(),
-            "ce_ensemble": cross_entropy(student.ensemble_logits, step.labels),
+            "ce": cross_entropy(student.logits, inputs.labels).sum(),
+            "ce_ensemble": cross_entropy(student.ensemble_logits, inputs.labels),
             "kd_ensemble": self.rampup_weight * distillation(student.logits, target, self.settings.temperature).sum(),
         }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy, distillation, distillation_from_each
 from dkel_lightning.methods.base import Method, register
-from dkel_lightning.modules.outputs import Step
+from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.schedules import RampUp
 
 
@@ -46,27 +46,27 @@ class PCL(Method):
         """Name the terms: labels, ensemble's labels, ensemble to peers, individual teachers to peers."""
         return ("ce", "ce_ensemble", "kd_ensemble", "kd_individual")
 
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""
-        terms = self.supervised_terms(step)
-        terms["kd_individual"] = self.rampup_weight * self.from_individual_teachers(step)
+        terms = self.supervised_terms(inputs)
+        terms["kd_individual"] = self.rampup_weight * self.from_individual_teachers(inputs)
         return terms
 
-    def supervised_terms(self, step: Step) -> dict[str, Tensor]:
+    def supervised_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute what labels and the ensemble of the peers teach."""
-        student = step.student
+        student = inputs.student
         assert student.ensemble_logits is not None
         from_ensemble = distillation(student.logits, student.ensemble_logits.detach(), self.settings.temperature)
         return {
-            "ce": cross_entropy(student.logits, step.labels).sum(),
-            "ce_ensemble": cross_entropy(student.ensemble_logits, step.labels),
+            "ce": cross_entropy(student.logits, inputs.labels).sum(),
+            "ce_ensemble": cross_entropy(student.ensemble_logits, inputs.labels),
             "kd_ensemble": self.rampup_weight * from_ensemble.sum(),
         }
 
-    def from_individual_teachers(self, step: Step, *, include_self: bool = False) -> Tensor:
+    def from_individual_teachers(self, inputs: MethodInputs, *, include_self: bool = False) -> Tensor:
         """Sum over the peers what each learns from the other peers' teachers, unweighted."""
-        assert step.teacher is not None
-        teachers = step.teacher.logits.detach()
+        assert inputs.teacher is not None
+        teachers = inputs.teacher.logits.detach()
         return distillation_from_each(
-            step.student.logits, teachers, self.settings.temperature, include_self=include_self
+            inputs.student.logits, teachers, self.settings.temperature, include_self=include_self
         ).sum()

@@ -90,7 +90,7 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
-def reading_waits(device: torch.device) -> bool:
+def sync_blocks(device: torch.device) -> bool:
     """Tell whether a value read from a tensor on `device` makes the host wait for what it computes.
 
     The one switch between a training step that looks at its values and one that must not; tests set it.
@@ -134,7 +134,7 @@ def check_views(views: Tensor, peers: int, teacher_too: bool = False) -> None:
 
 
 @contextmanager
-def explaining(views: Tensor, network: nn.Module) -> Iterator[None]:
+def with_shape_errors_explained(views: Tensor, network: nn.Module) -> Iterator[None]:
     """Say in words of the user's what a network has against `views`, once it has failed: looking before costs time.
 
     Besides, only the network itself knows what it takes: one of the user's own may well cast its images.
@@ -178,7 +178,7 @@ def broken_images(views: Tensor) -> Tensor:
     return torch.stack([broken.sum(), broken.argmax()])
 
 
-def in_words(broken: Tensor, images: int, where: str) -> str | None:
+def describe_broken_images(broken: Tensor, images: int, where: str) -> str | None:
     """Say what `broken_images` has found among so many images of `where`; None where all are finite. Reads it."""
     count, first = broken.tolist()
     if not count:
@@ -210,7 +210,7 @@ class FiniteWatch:
             DataError: its images are not finite.
         """
         bad = ~nll.isfinite().all()
-        if reading_waits(views.device):
+        if sync_blocks(views.device):
             self._noted.append((batch_idx, len(views), broken_images(views) * bad))
         elif bool(bad):
             refuse_broken_images(views, batch_idx, stage)
@@ -234,7 +234,7 @@ def refuse_broken_images(views: Tensor, batch_idx: int, stage: str) -> None:
 
 
 def _refuse(broken: Tensor, images: int, batch_idx: int, stage: str) -> None:
-    said = in_words(broken, images, f"batch {batch_idx} of the {stage}")
+    said = describe_broken_images(broken, images, f"batch {batch_idx} of the {stage}")
     if said is not None:
         raise DataError(f"{said}: {DATA_CURE}")
 

@@ -19,8 +19,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dkel_lightning import callbacks, checkpoints, methods, networks
+from dkel_lightning import callbacks, methods, networks
+from dkel_lightning.checkpoints import format
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
+from dkel_lightning.execution.compiled import CompiledNetworks
+from dkel_lightning.execution.runner import Execution, InForce, Runner, wants_channels_last
 from dkel_lightning.metrics import (
     CalibrationErrors,
     Confusion,
@@ -30,31 +33,29 @@ from dkel_lightning.metrics import (
     relative_distance,
     scores_of,
 )
-from dkel_lightning.modules import processes
 from dkel_lightning.modules.batch import (
     Batch,
     FiniteWatch,
     check_labels,
     check_views,
-    explaining,
     images_of,
     number_of_views,
-    reading_waits,
+    sync_blocks,
     unpack,
+    with_shape_errors_explained,
 )
-from dkel_lightning.modules.compiled import CompiledNetworks
 from dkel_lightning.modules.ensemble import EnsembleModule
-from dkel_lightning.modules.execution import Execution, InForce, Runner, wants_channels_last
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure, fused
-from dkel_lightning.modules.outputs import Evaluated, Passed, Step, StudentOutput
+from dkel_lightning.modules.outputs import Evaluated, MethodInputs, StepResult, StudentOutput
 from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule, TeacherSettings, average_over_processes
+from dkel_lightning.runtime import processes
+from dkel_lightning.runtime.seeding import generator, seeded
 from dkel_lightning.schedules import one_of
-from dkel_lightning.seeding import generator, seeded
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-Observer = Callable[[Step, Mapping[str, Tensor], Tensor], None]
+Observer = Callable[[MethodInputs, Mapping[str, Tensor], Tensor], None]
 Reader = Callable[[Mapping[str, Tensor], Tensor], None]
 
 
@@ -313,10 +314,10 @@ class DistillationModule(LightningModule):
             return output.with_ensemble(self.ensemble(output.features))
         return output
 
-    def look(self, batch: Batch) -> Step:
+    def forward_all(self, batch: Batch) -> MethodInputs:
         """Pass a batch through student, ensemble and teacher."""
         views, teacher_views = self.views_of_each(batch.views)
-        with explaining(batch.views, self.student.network):
+        with with_shape_errors_explained(batch.views, self.student.network):
             student = self(views)
             teacher = self.teacher.teach(teacher_views) if self.teacher is not None else None
         assembled, weight = None, student.logits.new_zeros(())
@@ -324,7 +325,7 @@ class DistillationModule(LightningModule):
             weight = self.ensemble.weight
             if teacher is not None:
                 assembled = self.ensemble.assemble(teacher.logits, getattr(self.method.settings, "temperature", 1.0))
-        return Step(batch.labels, student, teacher, assembled, weight, batch.indices)
+        return MethodInputs(batch.labels, student, teacher, assembled, weight, batch.indices)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute the loss of a batch: the sum of the method's terms, and the teacher's own where it learns.
@@ -335,28 +336,28 @@ class DistillationModule(LightningModule):
         if batch_idx == 0:
             self._check_is_trained_itself()
         self._check_views(views)
-        if batch_idx == 0 or not reading_waits(labels.device):
+        if batch_idx == 0 or not sync_blocks(labels.device):
             check_labels(labels, self.student.num_classes)
         rank = self.global_rank if self._trainer is not None else 0
         epoch = self.trainer.current_epoch if self._trainer is not None else 0
         made = Batch(self.make_views(views, epoch, batch_idx, rank), labels, indices)
         passed = self.runner(made, batch_idx) if self.runner is not None else None
         if passed is None:
-            passed = self._passed_eagerly(made, batch_idx)
+            passed = self._compute_eagerly(made, batch_idx)
         for read in self.readers:
             read(passed.terms, passed.loss.detach())
         self.term_means.add(passed.values)
         self.train_scores.add(passed.correct, passed.nll, len(labels))
         return passed.loss
 
-    def passed(self, batch: Batch) -> Passed:
+    def compute_step(self, batch: Batch) -> StepResult:
         """Compute all of a training step that lies before its gradients; a function of tensors alone."""
         compiled = self.compiled if self.compiled is not None and self.compiled.rows == len(batch.labels) else None
         with compiled.in_force() if compiled is not None else contextlib.nullcontext():
-            step = self.look(batch)
+            step = self.forward_all(batch)
         terms, loss = self.losses(step)
         values = torch.stack([terms[name].detach() for name in self.method.terms])
-        return Passed(step, terms, values, loss, *scores_of(step.student.logits, batch.labels))
+        return StepResult(step, terms, values, loss, *scores_of(step.student.logits, batch.labels))
 
     def compile_networks(self, rows: int) -> None:
         """Compile the networks for training batches of so many samples; others pass them as they are.
@@ -365,9 +366,9 @@ class DistillationModule(LightningModule):
         """
         self.compiled = CompiledNetworks(self, rows)
 
-    def _passed_eagerly(self, batch: Batch, batch_idx: int) -> Passed:
+    def _compute_eagerly(self, batch: Batch, batch_idx: int) -> StepResult:
         try:
-            passed = self.passed(batch)
+            passed = self.compute_step(batch)
         except ValueError as error:
             if len(batch.labels) == 1 and "more than 1 value per channel" in str(error):
                 raise DataError(
@@ -380,7 +381,7 @@ class DistillationModule(LightningModule):
             observe(passed.step, passed.terms, passed.loss)
         return passed
 
-    def losses(self, step: Step) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(self, step: MethodInputs) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the method's terms, and the loss: their sum, and the teacher's own where it learns.
 
         Raises:
@@ -538,7 +539,7 @@ class DistillationModule(LightningModule):
 
     def evaluate(self, views: Tensor) -> Evaluated:
         """Ask all `members` about `views`, once."""
-        with explaining(views, self.student.network):
+        with with_shape_errors_explained(views, self.student.network):
             return self._evaluated(*self.views_of_each(views))
 
     def _evaluated(self, views: Tensor, teacher_views: Tensor) -> Evaluated:
@@ -671,14 +672,14 @@ class DistillationModule(LightningModule):
         BatchNorm's statistics are written as their mean over the processes; those of the module stay as they are.
         """
         processes.average_statistics(self, checkpoint["state_dict"])
-        checkpoints.sign(checkpoint, self.recipe, self.members, processes.gather(self), self._trains_with())
+        format.sign(checkpoint, self.recipe, self.members, processes.gather(self), self._trains_with())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of something else before any weight is touched."""
-        checkpoints.check(checkpoint, self.recipe)
+        format.check(checkpoint, self.recipe)
         if self._trainer is not None and self.trainer.state.fn == "fit":
-            self._restored = checkpoints.own_states(checkpoint)
-            self._began_with = checkpoints.trained_with(checkpoint)
+            self._restored = format.own_states(checkpoint)
+            self._began_with = format.trained_with(checkpoint)
 
     def on_fit_start(self) -> None:
         """Go on with the random numbers of the checkpoint: before the loaders, which may draw from them, are made."""
@@ -746,8 +747,8 @@ class DistillationModule(LightningModule):
         Raises:
             CheckpointError: missing, torn, unsafe, or not written by this library.
         """
-        checkpoint = checkpoints.load(checkpoint_path, map_location)
-        recipe = dict(checkpoints.recipe(checkpoint, checkpoint_path))
+        checkpoint = format.load(checkpoint_path, map_location)
+        recipe = dict(format.recipe(checkpoint, checkpoint_path))
         unknown = recipe.keys() - inspect.signature(cls.build).parameters.keys()
         if unknown:
             raise CheckpointError(
@@ -760,7 +761,7 @@ class DistillationModule(LightningModule):
             elif recipe.get(key) is None:
                 raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
         module = cls.build(**(recipe | others))
-        checkpoints.load_weights(module, checkpoint, checkpoint_path)
+        format.load_weights(module, checkpoint, checkpoint_path)
         return module
 
     # ------------------------------------------------------------------ inside
@@ -793,7 +794,7 @@ class DistillationModule(LightningModule):
     def _score(self, batch: Any, batch_idx: int, stage: str) -> tuple[Evaluated, Tensor]:
         views, labels, _ = unpack(batch)
         self._check_views(views)
-        if batch_idx == 0 or not reading_waits(labels.device):
+        if batch_idx == 0 or not sync_blocks(labels.device):
             check_labels(labels, self.student.num_classes)
         evaluated = self.evaluate(views)
         correct, nll = scores_of(evaluated.logits, labels)

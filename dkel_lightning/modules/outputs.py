@@ -52,7 +52,7 @@ class TeacherOutput:
 
 
 @dataclass(frozen=True)
-class Step:
+class MethodInputs:
     """All that a method may look at in one training step.
 
     Attributes:
@@ -73,7 +73,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Passed:
+class StepResult:
     """What one training step has computed, before its gradients.
 
     Attributes:
@@ -85,14 +85,14 @@ class Passed:
         nll: its negative log-likelihood, summed over the batch, [P].
     """
 
-    step: Step | None
+    step: MethodInputs | None
     terms: Mapping[str, Tensor]
     values: Tensor
     loss: Tensor
     correct: Tensor
     nll: Tensor
 
-    def detached(self) -> Passed:
+    def detached(self) -> StepResult:
         """Return what remains of interest once the gradients are there, and keep no graph alive."""
         terms = {name: value.detach() for name, value in self.terms.items()}
         return replace(self, step=None, terms=terms, loss=self.loss.detach())

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.metrics import NetworkScores, scores_of
-from dkel_lightning.modules.batch import FiniteWatch, check_labels, check_views, explaining, reading_waits, unpack
+from dkel_lightning.modules.batch import (
+    FiniteWatch,
+    check_labels,
+    check_views,
+    sync_blocks,
+    unpack,
+    with_shape_errors_explained,
+)
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.networks import PeerNetwork
 
@@ -67,7 +74,7 @@ class PeersModule(LightningModule):
         """Learn from the labels alone (only when fitted on its own)."""
         views, labels, _ = unpack(batch)
         self._check(views, labels, batch_idx)
-        with explaining(views, self.network):
+        with with_shape_errors_explained(views, self.network):
             logits = self(views).logits
         loss = self.supervised_loss(logits, labels)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(labels))
@@ -106,13 +113,13 @@ class PeersModule(LightningModule):
 
     def _check(self, views: Tensor, labels: Tensor, batch_idx: int) -> None:
         check_views(views, self.num_peers)
-        if batch_idx == 0 or not reading_waits(labels.device):
+        if batch_idx == 0 or not sync_blocks(labels.device):
             check_labels(labels, self.num_classes)
 
     def _score(self, batch: Any, batch_idx: int, stage: str) -> None:
         views, labels, _ = unpack(batch)
         self._check(views, labels, batch_idx)
-        with explaining(views, self.network):
+        with with_shape_errors_explained(views, self.network):
             logits = self(views).logits
         correct, nll = scores_of(logits, labels)
         self._finite.look(nll, views, batch_idx, stage)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from dkel_lightning import ema
+from dkel_lightning.assembly.teacher_weights import load_teacher
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
-from dkel_lightning.modules.batch import explaining, refuse_broken_images, unpack
+from dkel_lightning.modules.batch import refuse_broken_images, unpack, with_shape_errors_explained
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.outputs import TeacherOutput
 from dkel_lightning.modules.peers import PeersModule, batch_norms
-from dkel_lightning.modules.weights import load_teacher
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.schedules import (
     Clock,
@@ -214,7 +214,7 @@ class TeacherModule(PeersModule):
         with torch.enable_grad():
             for index, batch in enumerate(batches):
                 views, labels, _ = unpack(batch)
-                with explaining(views, self.network):
+                with with_shape_errors_explained(views, self.network):
                     logits, _ = self.network(views)
                 loss = cross_entropy(logits, labels).mean()
                 # Read here, before the training: a teacher that is spoilt now would spoil a first step on sound images.

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dkel_lightning.data import ImageDataModule
-from dkel_lightning.data.cache import ImageCache, Listing, Recipe
+from dkel_lightning.data.files.cache import ImageCache, Listing, Recipe
 from dkel_lightning.data.imageset import ImageSet
 
 SPARE = 60 << 20

@@ -20,9 +20,9 @@ from dkel_lightning.data import (
     TinyImageNetDataModule,
 )
 from dkel_lightning.data import residency as residency_module
-from dkel_lightning.data.loaders import DeviceLoader, TrainingLoader
+from dkel_lightning.data.device_loaders import DeviceLoader, TrainingLoader
 from dkel_lightning.data.residency import choose_residency
-from dkel_lightning.data.workers import WorkerLoader
+from dkel_lightning.data.worker_loaders import WorkerLoader
 from dkel_lightning.errors import ConfigError, DataError
 from tests.distributed.processes import fork
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dkel_lightning.data import download, tinyimagenet
-from dkel_lightning.data.download import fetch
-from dkel_lightning.data.tinyimagenet import prepare_tinyimagenet, read_tinyimagenet
+from dkel_lightning.data.files import download
+from dkel_lightning.data.files.download import fetch
+from dkel_lightning.data.readers import tinyimagenet
+from dkel_lightning.data.readers.tinyimagenet import prepare_tinyimagenet, read_tinyimagenet
 from dkel_lightning.errors import DataError
 
 from .archives import tiny_members, write_zip

@@ -8,11 +8,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from dkel_lightning import build
+from dkel_lightning.app import build
+from dkel_lightning.app.config.schema import check, warnings
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
-from dkel_lightning.config import check, warnings
 from dkel_lightning.data import DigitsDataModule
-from dkel_lightning.data.noise import LabelNoise
+from dkel_lightning.data.label_noise import LabelNoise
 from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.modules.distillation import DistillationModule
 from tests.compose import compose

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dkel_lightning.data.augment import CropFlip, Normalize
-from dkel_lightning.data.loaders import Batch, DeviceEvaluationLoader, DeviceLoader, TrainingLoader
-from dkel_lightning.data.workers import StoredImages, WorkerEvaluationLoader, WorkerLoader
+from dkel_lightning.data.device_loaders import Batch, DeviceEvaluationLoader, DeviceLoader, TrainingLoader
+from dkel_lightning.data.worker_loaders import StoredImages, WorkerEvaluationLoader, WorkerLoader
 from dkel_lightning.errors import ConfigError
 
 COUNT = 22

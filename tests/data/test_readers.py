@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dkel_lightning.data import decode
-from dkel_lightning.data.cifar import prepare_cifar, read_cifar
-from dkel_lightning.data.folders import prepare_image_folder, read_image_folder
+from dkel_lightning.data.files import decode
 from dkel_lightning.data.imageset import ImageSet
-from dkel_lightning.data.npz import read_npz
+from dkel_lightning.data.readers.cifar import prepare_cifar, read_cifar
+from dkel_lightning.data.readers.image_folder import prepare_image_folder, read_image_folder
+from dkel_lightning.data.readers.npz import read_npz
 from dkel_lightning.errors import DataError
 
 from .archives import fake_cifar, image_bytes, npz_arrays, write_folder

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dkel_lightning.data.digits import read_digits
 from dkel_lightning.data.imageset import channel_statistics
+from dkel_lightning.data.readers.digits import read_digits
 from dkel_lightning.data.splits import limited, validation_split
 from dkel_lightning.errors import ConfigError
 

@@ -28,14 +28,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from dkel_lightning.data import cache as cache_module
-from dkel_lightning.data import cifar, folders, npz
-from dkel_lightning.data.cifar import prepare_cifar, read_cifar
-from dkel_lightning.data.decode import MOST_PIXELS, decode_exact, decode_fitted
-from dkel_lightning.data.folders import prepare_image_folder, read_image_folder
-from dkel_lightning.data.npz import read_npz
-from dkel_lightning.data.tinyimagenet import prepare_tinyimagenet
-from dkel_lightning.data.untrusted import unpack_tar
+from dkel_lightning.data.files import cache as cache_module
+from dkel_lightning.data.files.checks import unpack_tar
+from dkel_lightning.data.files.decode import MOST_PIXELS, decode_exact, decode_fitted
+from dkel_lightning.data.readers import cifar, image_folder, npz
+from dkel_lightning.data.readers.cifar import prepare_cifar, read_cifar
+from dkel_lightning.data.readers.image_folder import prepare_image_folder, read_image_folder
+from dkel_lightning.data.readers.npz import read_npz
+from dkel_lightning.data.readers.tinyimagenet import prepare_tinyimagenet
 from dkel_lightning.errors import DataError
 from tests.disks import as_root, small_disk
 
@@ -700,7 +700,7 @@ def test_a_preparation_that_is_killed_is_done_again(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(cache_module, "_CHUNK_BYTES", 2 * 64 * 64 * 3)
     with monkeypatch.context() as patched:
         if when in ("first", "middle"):
-            patched.setattr(folders, "decode_fitted", die_at({"first": 0, "middle": 5}[when], decode_fitted))
+            patched.setattr(image_folder, "decode_fitted", die_at({"first": 0, "middle": 5}[when], decode_fitted))
         elif when == "labels":
             patched.setattr(np, "save", die_at(1, np.save))
         else:

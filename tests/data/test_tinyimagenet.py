@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dkel_lightning.data import tinyimagenet
-from dkel_lightning.data.cache import ImageCache
 from dkel_lightning.data.datamodules import TinyImageNetDataModule
+from dkel_lightning.data.files.cache import ImageCache
 from dkel_lightning.data.imageset import ImageSet
-from dkel_lightning.data.tinyimagenet import prepare_tinyimagenet, read_tinyimagenet
+from dkel_lightning.data.readers import tinyimagenet
+from dkel_lightning.data.readers.tinyimagenet import prepare_tinyimagenet, read_tinyimagenet
 from dkel_lightning.errors import DataError
 
 from .archives import image_bytes, tiny_members, write_folder, write_zip

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from dkel_lightning.failures import FOLDER
+from dkel_lightning.runtime.failures import FOLDER
 
 FAULTS = Path(__file__).with_name("faults.py")
 TINY = (

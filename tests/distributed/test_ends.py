@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.strategies import DDPStrategy
 
-from dkel_lightning import checkpoints
+from dkel_lightning.app.tasks.train import train
+from dkel_lightning.checkpoints import format
 from dkel_lightning.errors import NonFiniteError
-from dkel_lightning.modules import processes
-from dkel_lightning.tasks.train import train
+from dkel_lightning.runtime import processes
 from tests.compose import tiny_run
 from tests.distributed.processes import TINY, Command, Ended, fork, run_folder
 from tests.modules.toy import build, train_loader, trainer
@@ -73,7 +73,7 @@ def test_a_process_that_fails_ends_the_others_with_one_message(
     # The process says how to go on that ends last, and only it.
     assert ended.text.count("Go on with") == (kind != "no_number" and (kind, launch) != ("raise", SPAWN))
     last = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
-    assert checkpoints.load(last)["global_step"] == 12
+    assert format.load(last)["global_step"] == 12
     assert ("Go on with" not in ended.text) or f"Go on with: python -m dkel_lightning resume={last}" in ended.text
     assert ended.seconds is not None
     record(f"processes_{launch[0].split('=')[1]}_{kind}_{rank}", seconds=round(ended.seconds, 1), bound=BOUND + waits)
@@ -95,14 +95,14 @@ def test_a_loss_that_is_no_number_in_one_process_stops_both_at_the_same_step(tmp
     assert fork(2, work) == [0, 0]
     said = [(tmp_path / f"said{rank}").read_text() for rank in (0, 1)]
     assert ["became NaN or infinite" in each and "(step 4, epoch 2)" in each for each in said] == [True, True], said
-    assert checkpoints.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
+    assert format.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
 
 
 @pytest.mark.long
 def test_a_main_process_that_is_killed_takes_the_others_along(tmp_path: Path) -> None:
     ended = fails(tmp_path, "kill", 0, DDP)  # `wait` sees to it that none is left
     assert ended.code == -signal.SIGKILL
-    assert checkpoints.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"] == 12
+    assert format.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"] == 12
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_signal_saves_once_and_ends_all_processes(
     assert ended.text.count("and saved. Go on with: python -m dkel_lightning resume=") == 1, ended.text
     assert "Error" not in ended.text
     assert "Traceback" not in ended.text
-    step = checkpoints.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"]
+    step = format.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"]
     assert 60 < step <= 120
     assert f"after step {step}, and saved" in ended.text
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from dkel_lightning import DistillationModule, checkpoints
-from dkel_lightning.build import processes
-from dkel_lightning.build import trainer as build_trainer
-from dkel_lightning.children import ProcessGroup
-from dkel_lightning.config import check
+from dkel_lightning import DistillationModule
+from dkel_lightning.app.build import processes
+from dkel_lightning.app.build import trainer as build_trainer
+from dkel_lightning.app.config.schema import check
+from dkel_lightning.app.tasks.train import train
+from dkel_lightning.checkpoints import format
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.tasks.train import train
+from dkel_lightning.runtime.process_group import ProcessGroup
 from tests.compose import compose, tiny_run
 from tests.distributed.processes import TINY, Command, fork
 from tests.modules.toy import SGD, parameters_of, train_loader, trainer, val_loader
@@ -47,12 +48,10 @@ def test_a_sweep_spawns_its_processes_and_gives_what_ddp_gives(tmp_path: Path) -
         train(tiny_run(tmp_path / "ddp", *TINY, *short, "trainer=ddp_cpu"))
 
     assert fork(2, work) == [0, 0]
-    ours, theirs = (
-        checkpoints.load(folder / "checkpoints" / "last.ckpt") for folder in (sweep / "0", tmp_path / "ddp")
-    )
+    ours, theirs = (format.load(folder / "checkpoints" / "last.ckpt") for folder in (sweep / "0", tmp_path / "ddp"))
     assert all(torch.equal(ours["state_dict"][name], value) for name, value in theirs["state_dict"].items())
     assert summary(sweep / "0")["test"] == summary(tmp_path / "ddp")["test"]
-    seeds = [checkpoints.load(sweep / job / "checkpoints" / "last.ckpt")["state_dict"] for job in "01"]
+    seeds = [format.load(sweep / job / "checkpoints" / "last.ckpt")["state_dict"] for job in "01"]
     assert not torch.equal(*(state["student.network.trunk.stem.0.weight"] for state in seeds))
 
 
@@ -69,8 +68,8 @@ def test_both_stages_of_kd_train_on_two_processes(launcher: str, tmp_path: Path)
     (first,) = tmp_path.glob("outputs/smoke/*/teacher/checkpoints/best.ckpt")
     run = first.parents[2]
     assert (run / "summary.json").is_file()
-    trained = checkpoints.load(first)["state_dict"]
-    held = checkpoints.load(run / "checkpoints" / "last.ckpt")["state_dict"]
+    trained = format.load(first)["state_dict"]
+    held = format.load(run / "checkpoints" / "last.ckpt")["state_dict"]
     weights = [name for name in held if name.startswith("teacher.network.") and name.endswith("weight")]
     assert weights
     for name in weights:
@@ -90,11 +89,11 @@ def test_kd_in_two_processes_has_the_same_frozen_teacher_on_both(tmp_path: Path)
         train(tiny_run(tmp_path / "run", "backbone=resnet8", *short, "trainer=ddp_cpu"))
 
     assert fork(2, work) == [0, 0]
-    teacher = checkpoints.load(tmp_path / "run" / "teacher" / "checkpoints" / "best.ckpt")["state_dict"]
-    held = checkpoints.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    teacher = format.load(tmp_path / "run" / "teacher" / "checkpoints" / "best.ckpt")["state_dict"]
+    held = format.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
     name = "network.trunk.stem.0.weight"
     assert torch.equal(held["state_dict"][f"teacher.{name}"], teacher[f"student.{name}"])
-    ours, theirs = checkpoints.own_states(held)
+    ours, theirs = format.own_states(held)
     statistics = [key for key in ours["tensors"] if key.startswith("teacher.") and key.endswith("running_mean")]
     assert statistics
     assert all(torch.equal(ours["tensors"][key], theirs["tensors"][key]) for key in statistics)

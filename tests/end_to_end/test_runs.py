@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dkel_lightning import checkpoints, commands, locks
+from dkel_lightning.checkpoints import format
 from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.runtime import command_lines, locks
 from tests.disks import as_root, fill, small_disk
 
 
@@ -170,7 +171,7 @@ def test_a_saved_configuration_that_names_something_foreign_to_run_is_refused(tm
     done = dkel("resume=last", cwd=tmp_path)
     assert done.returncode == 1
     assert "would import os.system (optimizer._target_)" in done.stderr
-    assert checkpoints.load(folder / "checkpoints" / "last.ckpt")["epoch"] == 0
+    assert format.load(folder / "checkpoints" / "last.ckpt")["epoch"] == 0
 
 
 def test_a_method_of_ones_own_runs_from_a_folder_of_ones_own(tmp_path: Path) -> None:
@@ -285,7 +286,7 @@ def test_a_job_whose_folder_is_anothers_leaves_it_as_it_is_and_is_credited_nothi
         assert done.stderr.count("was trained with other settings") == 2
         assert done.stderr.endswith("Error: 2 jobs of the sweep failed: 0, 1.\n")
         # Not the command that would be refused again.
-        again = commands.typed(*arguments, "hydra.sweep.dir=sw_1")
+        again = command_lines.typed(*arguments, "hydra.sweep.dir=sw_1")
         own = f"sw holds other jobs under 0, 1: in a folder of its own this sweep is run by: {again}\n"
         assert done.stdout.endswith(own)
         assert "What is missing" not in done.stdout

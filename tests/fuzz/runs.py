@@ -23,9 +23,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dkel_lightning import cli, config, figures, tasks
+from dkel_lightning.app import figures, tasks
+from dkel_lightning.app.cli import main
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.errors import ConfigError, DkelError
-from dkel_lightning.files import Run
 from tests.fuzz.space import INTERNALS, Combination
 
 
@@ -101,14 +103,14 @@ def run_like_the_command_line(combination: Combination, folder: Path) -> None:
         AssertionError: what passed the check of the arguments is refused when it is composed.
     """
     given = list(combination.arguments)
-    cli.check_arguments(given, None, False)
-    typed = cli.without_superfluous_plus(given)
+    main.check_arguments(given, None, False)
+    typed = main.without_superfluous_plus(given)
     try:
-        values = cli.resolved(cli.compose(typed))
-        config.check(values)
+        values = main.resolved(main.compose(typed))
+        schema.check(values)
     except ConfigError as error:
         raise AssertionError(f"passed check_arguments, then: {error}") from error
-    resume = cli.find_resume(values["resume"]) if values["resume"] else None
+    resume = main.find_resume(values["resume"]) if values["resume"] else None
     with pytest.MonkeyPatch.context() as patch:
         if not combination.figures:
             patch.setattr(figures, "draw_curves", lambda *_: None)
@@ -160,7 +162,7 @@ def judge_message(error: DkelError, combination: Combination) -> str | None:
     if INTERNALS.search(message):
         return f"unclear: {said}{_where(error)}"
     given = [item.lstrip("+~").partition("=") for item in combination.arguments]
-    words = {key for key, _, _ in given} | {key.rpartition(".")[2] for key, _, _ in given} | set(config.KEYS)
+    words = {key for key, _, _ in given} | {key.rpartition(".")[2] for key, _, _ in given} | set(schema.KEYS)
     words |= {value for _, _, value in given if len(value) > 3}
     if not any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", message) for word in words if word):
         return f"names nothing that was given: {said}"
@@ -201,7 +203,7 @@ def temporary_folder() -> Iterator[Path]:
 @contextlib.contextmanager
 def each_composed_once() -> Iterator[None]:
     """Let `cli.compose` compose the same arguments once: the check and the run ask for the same."""
-    compose: Callable[..., Any] = cli.compose
+    compose: Callable[..., Any] = main.compose
     known: dict[Any, Any] = {}
 
     def remembered(overrides: list[str], *, with_hydra: bool = False) -> Any:
@@ -213,5 +215,5 @@ def each_composed_once() -> Iterator[None]:
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "compose", remembered)
+        patch.setattr(main, "compose", remembered)
         yield

@@ -18,7 +18,7 @@ from typing import Any
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from dkel_lightning import config
+from dkel_lightning.app.config import schema
 
 NAN, INF = float("nan"), float("inf")
 POOL: tuple[Any, ...] = (
@@ -129,7 +129,7 @@ class Combination:
     def groups(self) -> dict[str, str]:
         """What was chosen in each group."""
         pairs = (item.partition("=") for item in self.arguments)
-        return {key: choice for key, _, choice in pairs if "." not in key and (config.folder() / key).is_dir()}
+        return {key: choice for key, _, choice in pairs if "." not in key and (schema.folder() / key).is_dir()}
 
     def __str__(self) -> str:
         return "dkel " + " ".join(self.arguments)
@@ -156,20 +156,20 @@ def _bare(key: Any) -> str:
 
 def options(group: str) -> list[str]:
     """List the choices of a group."""
-    return sorted(path.stem for path in (config.folder() / group).glob("*.yaml") if not path.stem.startswith("_"))
+    return sorted(path.stem for path in (schema.folder() / group).glob("*.yaml") if not path.stem.startswith("_"))
 
 
 @cache
 def keys_in(group: str, choice: str) -> tuple[str, ...]:
     """List the keys that a choice brings, with those that it takes over from another."""
-    loaded = OmegaConf.load(config.folder() / group / f"{choice}.yaml")
+    loaded = OmegaConf.load(schema.folder() / group / f"{choice}.yaml")
     content: Any = OmegaConf.to_container(loaded, resolve=False)
     keys: dict[str, None] = {}
     for item in content.pop("defaults", []):
         if isinstance(item, str):
             keys |= dict.fromkeys(keys_in(group, item))
     node = content.get("method", {}) if group == "method" else content
-    keys |= dict.fromkeys(key for key, _ in config.leaves(node, f"{group}.") if not key.endswith("_target_"))
+    keys |= dict.fromkeys(key for key, _ in schema.leaves(node, f"{group}.") if not key.endswith("_target_"))
     return tuple(keys)
 
 
@@ -191,13 +191,13 @@ WITHOUT_TEACHER = ("cl_ilr", "dml", "ffl", "kdcl", "okddip", "one")
 
 
 def _starting_with(*starts: str) -> tuple[str, ...]:
-    return tuple(key for key in config.KEYS if key.startswith(starts))
+    return tuple(key for key in schema.KEYS if key.startswith(starts))
 
 
 @cache
 def values_of(key: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Return the values to try for a key: those that its description allows, and the others."""
-    description = config.describe(key)
+    description = schema.describe(key)
     assert description is not None, key
     candidates = [*POOL, *_edges(description.kind), *_words(description.kind)]
     fitting = [value for value in candidates if description.fault(value) is None]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from dkel_lightning import config
+from dkel_lightning.app.config import schema
 from dkel_lightning.errors import ConfigError
 from tests.compose import compose
 from tests.fuzz.space import INTERNALS, POOL, values_of
@@ -48,7 +48,7 @@ def changed(number: int, changes: dict[str, Any]) -> dict[str, Any]:
 def fault(number: int, changes: dict[str, Any]) -> str:
     """Return what the check says, which names a key that was changed and does not speak of Python; "" if nothing."""
     try:
-        config.check(changed(number, changes))
+        schema.check(changed(number, changes))
     except ConfigError as error:
         message = str(error)
         assert not INTERNALS.search(message), message
@@ -65,13 +65,13 @@ def named(key: str) -> tuple[str, ...]:
 
 def keys(number: int) -> list[str]:
     # A task comes with keys of its own; task.name= is refused before the check, with task= as the cure.
-    return [key for key, _ in config.leaves(base(number)) if not key.endswith("_target_") and key != "task.name"]
+    return [key for key, _ in schema.leaves(base(number)) if not key.endswith("_target_") and key != "task.name"]
 
 
 def test_every_value_of_every_key_is_allowed_or_named() -> None:
     counts = {"allowed": 0, "named": 0}
     for key in keys(0):
-        description = config.describe(key)
+        description = schema.describe(key)
         assert description is not None
         fitting, others = values_of(key)
         for value in [*fitting, *others]:

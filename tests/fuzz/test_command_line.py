@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from dkel_lightning import cli, config
+from dkel_lightning.app.cli import main
+from dkel_lightning.app.config import schema
 from dkel_lightning.errors import DkelError
 from tests.fuzz.runs import each_composed_once
 from tests.fuzz.space import INTERNALS, options
@@ -173,7 +174,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 
 def _argument(draw: st.DrawFn, draws: random.Random) -> str:
-    kind, keys = draws.random(), [key for key in config.KEYS if not key.endswith("*")]
+    kind, keys = draws.random(), [key for key in schema.KEYS if not key.endswith("*")]
     if kind < 0.3:
         return f"{misspelt(draws.choice(keys), draws)}={draws.choice(VALUES)}"
     if kind < 0.5:
@@ -201,14 +202,14 @@ def answer(arguments: list[str]) -> str:
     What is taken must compose.
     """
     try:
-        prepared = cli.prepare(arguments)
+        prepared = main.prepare(arguments)
     except DkelError as error:
         message = str(error)
         assert message.strip(), arguments
         assert not INTERNALS.search(message), (arguments, message)
         return message
-    if not any(item.startswith("-") for item in arguments) and cli.preset_sweep(arguments, None) is None:
-        cli.resolved(cli.compose(prepared))
+    if not any(item.startswith("-") for item in arguments) and main.preset_sweep(arguments, None) is None:
+        main.resolved(main.compose(prepared))
     return ""
 
 
@@ -256,9 +257,9 @@ def test_a_node_that_becomes_a_value_is_named(tmp_path: Path) -> None:
 
 def test_a_plus_that_is_not_needed_is_taken_off_before_hydra_sees_it(tmp_path: Path) -> None:
     with working_in(tmp_path):
-        assert "seed=3" in cli.prepare(["+seed=3"])
-        assert cli.resolved(cli.compose(cli.prepare(["+seed=3"])))["seed"] == 3
-        assert "seed=3" in cli.prepare(["+seed=3", "--cfg", "job"])
+        assert "seed=3" in main.prepare(["+seed=3"])
+        assert main.resolved(main.compose(main.prepare(["+seed=3"])))["seed"] == 3
+        assert "seed=3" in main.prepare(["+seed=3", "--cfg", "job"])
 
 
 def test_brackets_without_end_are_one_error(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkel_lightning import DistillationModule, Step, StudentOutput, methods
+from dkel_lightning import DistillationModule, MethodInputs, StudentOutput, methods
+from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import BranchedNetwork, SinglePeer
 from dkel_lightning.schedules import Clock
-from dkel_lightning.tasks.train import train
 from tests.compose import tiny_run
 from tests.modules.toy import build, images_and_labels, parameters_of
 
@@ -32,7 +32,7 @@ def loss(logits: Tensor, labels: Tensor, epoch: int = 0, **settings: Any) -> Ten
     method = methods.create("cl_ilr", len(logits), settings).double()
     assert method.rampup is not None
     method.rampup_weight.fill_(method.rampup.weight(Clock(epoch)))
-    terms = method.loss_terms(Step(labels, StudentOutput(logits, logits), None, None, torch.zeros(())))
+    terms = method.loss_terms(MethodInputs(labels, StudentOutput(logits, logits), None, None, torch.zeros(())))
     assert tuple(terms) == method.terms
     return torch.stack(list(terms.values())).sum()
 

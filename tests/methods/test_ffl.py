@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models import resnet18
 
-from dkel_lightning import DistillationModule, Step, StudentOutput
+from dkel_lightning import DistillationModule, MethodInputs, StudentOutput
+from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.ffl import FFL
 from dkel_lightning.networks import create
-from dkel_lightning.tasks.train import train
 from tests.compose import tiny_run
 
 LABELS = torch.tensor([0, 2, 1])
@@ -32,7 +32,7 @@ def test_loss_and_gradients_are_those_of_the_formula_and_both_targets_are_detach
     fused = torch.randn(3, 4, generator=draws, dtype=torch.float64).requires_grad_()
     ffl = FFL(peers).double()
     ffl.rampup_weight.fill_(0.7)
-    terms = ffl.loss_terms(Step(LABELS, StudentOutput(logits, logits, fused), None, None, torch.zeros(())))
+    terms = ffl.loss_terms(MethodInputs(LABELS, StudentOutput(logits, logits, fused), None, None, torch.zeros(())))
     assert tuple(terms) == ffl.terms
     expected = F.cross_entropy(fused, LABELS) + 0.7 * kd(fused, sum(logits[i] for i in range(peers)) / peers)  # type: ignore[arg-type]
     for peer in logits:
@@ -86,7 +86,7 @@ def test_the_labels_reach_the_peers_through_the_fusion_and_detached_targets_do_n
     ffl.rampup_weight.fill_(1.0)
     seen = network.stages(torch.randn(3, 1, 8, 8))
     output = StudentOutput(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
-    terms = ffl.loss_terms(Step(LABELS, output.with_ensemble(ffl.combine(output)), None, None, torch.zeros(())))
+    terms = ffl.loss_terms(MethodInputs(LABELS, output.with_ensemble(ffl.combine(output)), None, None, torch.zeros(())))
 
     def learners(term: str) -> dict[str, bool]:
         parts = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dkel_lightning import Method, Step, StudentOutput, TeacherOutput, methods
+from dkel_lightning import Method, MethodInputs, StudentOutput, TeacherOutput, methods
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import assemble, cross_entropy, distillation, distillation_from_each
 from dkel_lightning.schedules import Clock
@@ -36,7 +36,7 @@ class Case:
             else None
         )
         features = torch.zeros(len(self.student), len(self.labels), 1)
-        self.step = Step(
+        self.step = MethodInputs(
             self.labels,
             StudentOutput(self.student, features, self.ensemble),
             TeacherOutput(self.teacher, features),
@@ -123,7 +123,7 @@ def test_baseline_is_cross_entropy_of_peers_and_ensemble(golden: dict[str, Any])
         logits = torch.tensor(part["student_logits"], dtype=torch.float64)
         ensemble = torch.tensor(part["ensemble_logits"], dtype=torch.float64)
         labels = torch.tensor(part["labels"])
-        step = Step(labels, StudentOutput(logits, logits, ensemble), None, None, torch.zeros(()))
+        step = MethodInputs(labels, StudentOutput(logits, logits, ensemble), None, None, torch.zeros(()))
         terms = methods.create("baseline", len(logits)).loss_terms(step)
         assert terms["ce"].item() == pytest.approx(sum(part["cross_entropy"]), rel=1e-9)
         assert terms["ce_ensemble"].item() == pytest.approx(part["ensemble_cross_entropy"], rel=1e-9)
@@ -158,7 +158,7 @@ def test_with_two_peers_the_decay_matters_only_through_the_total_weight(golden: 
         student = torch.tensor(case["student_logits"], dtype=torch.float64)
         teacher = torch.tensor(case["teacher_logits"], dtype=torch.float64)
         ensemble = torch.tensor(case["ensemble_logits"], dtype=torch.float64)
-        step = Step(
+        step = MethodInputs(
             torch.tensor(case["labels"]),
             StudentOutput(student, student, ensemble),
             TeacherOutput(teacher, teacher),

@@ -14,23 +14,24 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchvision import models
 
-from dkel_lightning import DistillationModule, cli, methods
-from dkel_lightning.callbacks import Throughput
+from dkel_lightning import DistillationModule, methods
+from dkel_lightning.app.callbacks import Throughput
+from dkel_lightning.app.cli import main
+from dkel_lightning.app.runs.folder import Run, saved_values
+from dkel_lightning.app.tasks import stages
+from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import CheckpointError, ConfigError
-from dkel_lightning.files import Run, saved_values
-from dkel_lightning.modules.outputs import Step, StudentOutput, TeacherOutput
-from dkel_lightning.tasks import stages
-from dkel_lightning.tasks.train import train
+from dkel_lightning.modules.outputs import MethodInputs, StudentOutput, TeacherOutput
 from tests.compose import tiny_run
 from tests.modules.toy import CLASSES, SGD, parameters_of, same, train_loader, trainer, val_loader
 
 TWO_STAGES = ("method=kd", "backbone=resnet8", "teacher.backbone=densenet40_12")
 
 
-def step(student: Tensor, teacher: Tensor, labels: list[int]) -> Step:
+def step(student: Tensor, teacher: Tensor, labels: list[int]) -> MethodInputs:
     features = torch.zeros(*student.shape[:2], 1)
     outputs = StudentOutput(student, features), TeacherOutput(teacher, features)
-    return Step(torch.tensor(labels), *outputs, None, torch.zeros(()))
+    return MethodInputs(torch.tensor(labels), *outputs, None, torch.zeros(()))
 
 
 def test_loss_and_gradient_of_two_peers_by_hand_and_no_gradient_into_the_teacher() -> None:
@@ -280,11 +281,11 @@ def test_an_interrupted_stage_goes_on_and_ends_where_it_would_have(
     whole = train(tiny_run(tmp_path / "whole", *TWO_STAGES))
     broken = tiny_run(tmp_path / "outputs" / "broken", *TWO_STAGES)
     with monkeypatch.context() as patch:
-        patch.setattr("dkel_lightning.tasks.train.usual_callbacks", interrupted(stage))
+        patch.setattr("dkel_lightning.app.tasks.train.usual_callbacks", interrupted(stage))
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             train(broken)
     monkeypatch.chdir(tmp_path)
-    checkpoint = cli.find_resume("last").resolve()
+    checkpoint = main.find_resume("last").resolve()
     assert checkpoint.parent.parent.name == ("teacher" if stage == 1 else "broken")
     result = train(Run(saved_values(checkpoint), checkpoint.parent.parent, checkpoint))
     assert result.folder.name == "broken"
@@ -297,7 +298,7 @@ def test_an_interrupted_stage_goes_on_and_ends_where_it_would_have(
 
 
 def interrupted(stage: int) -> Any:
-    from dkel_lightning.tasks import train as module
+    from dkel_lightning.app.tasks import train as module
 
     real = module.usual_callbacks
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkel_lightning import DistillationModule, Step, StudentOutput, methods
+from dkel_lightning import DistillationModule, MethodInputs, StudentOutput, methods
+from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods import kdcl
 from dkel_lightning.networks import SinglePeer
-from dkel_lightning.tasks.train import train
 from tests.compose import tiny_run
 from tests.modules.toy import build, images_and_labels
 
@@ -36,7 +36,7 @@ BY_HAND = {
 
 def loss(logits: Tensor, labels: Tensor, **settings: Any) -> Tensor:
     method = methods.create("kdcl", len(logits), settings)
-    terms = method.loss_terms(Step(labels, StudentOutput(logits, logits), None, None, torch.zeros(())))
+    terms = method.loss_terms(MethodInputs(labels, StudentOutput(logits, logits), None, None, torch.zeros(())))
     assert tuple(terms) == method.terms
     return torch.stack(list(terms.values())).sum()
 

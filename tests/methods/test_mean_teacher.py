@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkel_lightning import DistillationModule, Step, StudentOutput, TeacherOutput, methods
+from dkel_lightning import DistillationModule, MethodInputs, StudentOutput, TeacherOutput, methods
+from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import SinglePeer
-from dkel_lightning.tasks.train import train
 from tests.compose import tiny_run
 from tests.modules.toy import Recorder, build, images_and_labels, train_loader, trainer
 
@@ -23,7 +23,7 @@ from tests.modules.toy import Recorder, build, images_and_labels, train_loader, 
 def loss(student: Tensor, teacher: Tensor, labels: Tensor, rampup: float, **settings: Any) -> Tensor:
     method = methods.create("mean_teacher", len(student), settings).double()
     method.rampup_weight.fill_(rampup)
-    step = Step(labels, StudentOutput(student, student), TeacherOutput(teacher, teacher), None, torch.zeros(()))
+    step = MethodInputs(labels, StudentOutput(student, student), TeacherOutput(teacher, teacher), None, torch.zeros(()))
     terms = method.loss_terms(step)
     assert tuple(terms) == method.terms
     return torch.stack(list(terms.values())).sum()

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkel_lightning import DistillationModule, Step, StudentOutput
+from dkel_lightning import DistillationModule, MethodInputs, StudentOutput
+from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.okddip import OKDDip
 from dkel_lightning.networks import create
-from dkel_lightning.tasks.train import train
 from tests.compose import tiny_run
 
 LABELS = torch.tensor([0, 2])
@@ -59,7 +59,7 @@ def by_hand(okddip: OKDDip, logits: Tensor, features: Tensor) -> Tensor:
 @pytest.mark.parametrize("peers", [3, 4, 5])
 def test_loss_and_gradients_are_those_of_the_formula_with_nothing_detached(peers: int) -> None:
     okddip, (logits, features) = method(peers), inputs(peers)
-    terms = okddip.loss_terms(Step(LABELS, StudentOutput(logits, features), None, None, torch.zeros(())))
+    terms = okddip.loss_terms(MethodInputs(LABELS, StudentOutput(logits, features), None, None, torch.zeros(())))
     assert tuple(terms) == okddip.terms
     value, expected = torch.stack(list(terms.values())).sum(), by_hand(okddip, logits, features)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
@@ -71,7 +71,7 @@ def test_loss_and_gradients_are_those_of_the_formula_with_nothing_detached(peers
 
 def test_the_leaders_features_take_no_part_in_the_attention() -> None:
     okddip, (logits, features) = method(4), inputs(4)
-    terms = okddip.loss_terms(Step(LABELS, StudentOutput(logits, features), None, None, torch.zeros(())))
+    terms = okddip.loss_terms(MethodInputs(LABELS, StudentOutput(logits, features), None, None, torch.zeros(())))
     gradient = torch.autograd.grad(terms["kd_peers"], features)[0]
     assert torch.equal(gradient[-1], torch.zeros_like(gradient[-1]))
     weights = okddip.attention(features[:-1])

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkel_lightning import DistillationModule, Step, StudentOutput
-from dkel_lightning.checkpoints import load
+from dkel_lightning import DistillationModule, MethodInputs, StudentOutput
+from dkel_lightning.app.tasks.train import train
+from dkel_lightning.checkpoints.format import load
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.one import ONE, ONESettings, pooled
 from dkel_lightning.networks import create
-from dkel_lightning.tasks.train import train
 from tests.compose import tiny_run
 from tests.modules.toy import parameters_of
 
@@ -56,7 +56,7 @@ def by_hand(one: ONE, logits: Tensor, trunk: Tensor, *, detach: bool) -> Tensor:
 def loss(one: ONE, logits: Tensor, trunk: Tensor) -> dict[str, Tensor]:
     output = StudentOutput(logits, logits, trunk=(trunk,) * len(logits))
     output = output.with_ensemble(one.combine(output))
-    return one.loss_terms(Step(LABELS, output, None, None, torch.zeros(())))
+    return one.loss_terms(MethodInputs(LABELS, output, None, None, torch.zeros(())))
 
 
 @pytest.mark.parametrize("peers", [2, 3, 4])

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import DistillationModule, StudentModule, TeacherModule
-from dkel_lightning.callbacks import CollapseGuard, LastCheckpoint, collapse
+from dkel_lightning.app.callbacks import LastCheckpoint
+from dkel_lightning.callbacks import CollapseGuard, collapse
 from dkel_lightning.callbacks.collapse import Collapse
 from dkel_lightning.errors import CollapseError, ConfigError, DataError, NonFiniteError
 from dkel_lightning.modules import batch as batches
@@ -52,7 +53,7 @@ def no_augmentation_at_all(images: Tensor, drawn: torch.Generator) -> Tensor:
 @pytest.fixture(params=["cpu", "gpu"])
 def device_like(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Let evaluations judge at once, as on a CPU, or at the end, as where reading waits."""
-    monkeypatch.setattr(batches, "reading_waits", lambda device: request.param == "gpu")
+    monkeypatch.setattr(batches, "sync_blocks", lambda device: request.param == "gpu")
     return str(request.param)
 
 
@@ -80,7 +81,7 @@ def test_broken_images_of_another_process_are_at_fault_on_all(tmp_path: Path, mo
     ours = module()
     # As the other process's loss makes it.
     nothing = {name: torch.tensor(float("nan"), requires_grad=True) for name in ours.method.terms}
-    ours.method.loss_terms = lambda step: nothing  # type: ignore[method-assign]
+    ours.method.loss_terms = lambda inputs: nothing  # type: ignore[method-assign]
     with pytest.raises(NonFiniteError, match=r"images of another process are NaN .*The data is at fault"):
         trainer(default_root_dir=tmp_path).fit(ours, loader(grey()))
 
@@ -244,7 +245,7 @@ def test_a_network_that_casts_its_images_is_left_alone(tmp_path: Path) -> None:
 def test_errors_that_are_not_of_the_images_stay_what_they_are() -> None:
     network = nn.Conv2d(1, 2, 3)
     for error in ("CUDA out of memory", "to have 4 channels, but got 2 channels instead"):
-        with pytest.raises(RuntimeError, match=error), batches.explaining(grey().double(), network):
+        with pytest.raises(RuntimeError, match=error), batches.with_shape_errors_explained(grey().double(), network):
             raise RuntimeError(error)
 
 

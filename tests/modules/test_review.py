@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from dkel_lightning import DistillationModule, Step
+from dkel_lightning import DistillationModule, MethodInputs
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.base import METHODS, register
 from dkel_lightning.methods.baseline import Baseline
@@ -64,8 +64,8 @@ def test_a_methods_own_weights_are_drawn_from_the_seed() -> None:
             super().__init__(peers, settings)
             self.gate = nn.Linear(3, 3)
 
-        def loss_terms(self, step: Step) -> dict[str, Tensor]:
-            return super().loss_terms(step)
+        def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
+            return super().loss_terms(inputs)
 
     try:
         methods = [small(method="gated", seed=seed).method for seed in (0, 0, 1)]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.networks import PeerNetwork, create
-from dkel_lightning.seeding import seeded
+from dkel_lightning.runtime.seeding import seeded
 
 CLASSES = 3
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import Branch, BranchedNetwork, branch_model, redraw_
-from dkel_lightning.seeding import seeded
+from dkel_lightning.runtime.seeding import seeded
 
 tv = import_module("torchvision.models")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import Branch, BranchedNetwork, IndependentPeers, PeerNetwork, SinglePeer, create
-from dkel_lightning.seeding import seeded
+from dkel_lightning.runtime.seeding import seeded
 
 
 def network_of(peers: int | list[str], views_per_pass: str = "all") -> PeerNetwork:

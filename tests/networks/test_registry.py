@@ -20,7 +20,7 @@ from dkel_lightning.networks import (
     create,
     register_backbone,
 )
-from dkel_lightning.seeding import seeded
+from dkel_lightning.runtime.seeding import seeded
 
 GOLDEN: dict[str, dict[str, int]] = json.loads(
     (Path(__file__).parents[1] / "golden" / "dkel.json").read_text(encoding="utf-8")

@@ -32,7 +32,7 @@ def test_the_wheel_holds_package_configuration_and_types_and_nothing_of_tests_or
     assert "dkel_lightning/conf/config.yaml" in names
     assert "dkel_lightning/conf/method/dkel.yaml" in names
     assert "dkel_lightning/py.typed" in names
-    assert {"dkel_lightning/report/page.css", "dkel_lightning/report/page.js"} <= set(names)
+    assert {"dkel_lightning/app/report/page.css", "dkel_lightning/app/report/page.js"} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dkel_lightning"}
     assert sum(name.endswith((".png", ".jpg", ".npz", ".JPEG")) for name in names) == 0
 
@@ -102,7 +102,7 @@ def test_version_changes_and_citation_agree(tmp_path: Path) -> None:
 CONSUMER = """\
 from torch import Tensor, nn
 
-from dkel_lightning import DistillationModule, Method, Step
+from dkel_lightning import DistillationModule, Method, MethodInputs
 from dkel_lightning.functional import distillation
 
 
@@ -117,9 +117,9 @@ class Own(Method):
     def terms(self) -> tuple[str, ...]:
         return ("kd",)
 
-    def loss_terms(self, step: Step) -> dict[str, Tensor]:
-        assert step.teacher is not None
-        return {"kd": distillation(step.student.logits, step.teacher.logits, 3.0).sum()}
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        assert inputs.teacher is not None
+        return {"kd": distillation(inputs.student.logits, inputs.teacher.logits, 3.0).sum()}
 
 
 wrong: int = DistillationModule.build("resnet8", schedules=1)

@@ -17,12 +17,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from dkel_lightning import checkpoints
-from dkel_lightning.callbacks.saving import BestCheckpoint, LastCheckpoint, RowBeforeCheckpoint
-from dkel_lightning.cli import find_resume
-from dkel_lightning.files import Run
+from dkel_lightning.app.callbacks.saving import BestCheckpoint, LastCheckpoint, RowBeforeCheckpoint
+from dkel_lightning.app.cli.main import find_resume
+from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.tasks.train import TrainResult, train
+from dkel_lightning.checkpoints import format
 from dkel_lightning.modules import teacher
-from dkel_lightning.tasks.train import TrainResult, train
 from tests.compose import tiny_run
 
 # Three epochs of five batches, two accumulated: every epoch ends in a window of one.
@@ -135,7 +135,7 @@ def assert_equal_runs(mine: Path, theirs: Path) -> None:
     assert (mine / "metrics.csv").read_bytes() == (theirs / "metrics.csv").read_bytes()
     assert (mine / "config.yaml").read_bytes() == (theirs / "config.yaml").read_bytes()
     for name in ("last.ckpt", "best.ckpt"):
-        ours, others = (checkpoints.load(folder / "checkpoints" / name) for folder in (mine, theirs))
+        ours, others = (format.load(folder / "checkpoints" / name) for folder in (mine, theirs))
         assert differences(without_times(ours), without_times(others)) == []
     # Nor is there anything that the killed process has left half-written.
     assert sorted(path.name for path in (mine / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -17,11 +17,14 @@ import torch
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
-from dkel_lightning import DistillationModule, checkpoints, locks, tasks
-from dkel_lightning.callbacks import LastCheckpoint, SaveOnSignal, saving
+from dkel_lightning import DistillationModule
+from dkel_lightning.app import tasks
+from dkel_lightning.app.callbacks import LastCheckpoint, SaveOnSignal, saving
+from dkel_lightning.app.runs.folder import Run, read_summary
+from dkel_lightning.app.tasks.train import train
+from dkel_lightning.checkpoints import format
 from dkel_lightning.errors import CheckpointError, DkelError, Interrupted
-from dkel_lightning.files import Run, read_summary
-from dkel_lightning.tasks.train import train
+from dkel_lightning.runtime import locks
 from tests.disks import as_root, fill, small_disk
 from tests.modules.toy import Toy, build, trainer
 from tests.reliability.harness import (
@@ -33,7 +36,7 @@ from tests.reliability.harness import (
     patched,
     resumed,
 )
-from tests.test_locks import held_elsewhere
+from tests.runtime.test_locks import held_elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +165,7 @@ def test_a_run_whose_terminal_is_closed_is_saved_and_goes_on(tmp_path: Path) -> 
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
     # One that is written at the end of an epoch holds nothing of the next one.
-    assert checkpoints.load(folder / "checkpoints" / "last.ckpt")["global_step"] % 72 > 0
+    assert format.load(folder / "checkpoints" / "last.ckpt")["global_step"] % 72 > 0
 
 
 def test_what_nohup_lets_a_run_ignore_stays_ignored() -> None:
@@ -196,7 +199,7 @@ def test_a_run_whose_best_epoch_is_lost_says_so_and_takes_the_best_of_the_others
         best.unlink()
     resumed(run)
     assert f"{best} is {what}: the best of the epochs to come replaces it." in capsys.readouterr().out
-    assert checkpoints.load(best)["epoch"] > 0
+    assert format.load(best)["epoch"] > 0
     assert read_summary(run.folder) is not None
 
 
@@ -266,7 +269,7 @@ def test_a_run_whose_disk_is_full_ends_with_one_error_and_goes_on_when_there_is_
         assert re.match(said, str(error.value))
         assert str(error.value).endswith(f"Go on with: python -m dkel_lightning resume={last}")
         assert last.read_bytes() == before[0]
-        assert checkpoints.load(last)["epoch"] == 0
+        assert format.load(last)["epoch"] == 0
         (disk / "filler").unlink()
         resumed(run)
         assert_equal_runs(run.folder, through)
@@ -345,10 +348,10 @@ def test_a_torn_last_checkpoint_of_a_finished_run_is_stepped_over_and_made_again
     run = noisy_run(tmp_path / "run", "trainer.max_epochs=1")
     train(run)
     last = run.folder / "checkpoints" / "last.ckpt"
-    before = checkpoints.load(last)
+    before = format.load(last)
     last.write_bytes(last.read_bytes()[:1000])
     resumed(run)
-    after = checkpoints.load(last)
+    after = format.load(last)
     assert after["global_step"] == before["global_step"]
     assert differences(after["state_dict"], before["state_dict"]) == []
 

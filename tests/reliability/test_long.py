@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback
 
-from dkel_lightning import tasks
+from dkel_lightning.app import tasks
+from dkel_lightning.app.runs.folder import newest_checkpoint
+from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import CheckpointError
-from dkel_lightning.files import newest_checkpoint
-from dkel_lightning.tasks.train import train
 from tests.compose import tiny_run
 from tests.reliability.harness import assert_equal_runs, noisy_run, resumed
 from tests.reliability.record import record

@@ -1,0 +1,193 @@
+"""DKEL as a careful student writes it from its description: the loop that the library is measured against.
+
+It computes what `method=dkel` computes with `backbone.views_per_pass=one` (a test holds losses and weights equal), in
+the way in which the code of this family is written: one forward a view, float32, every loss for itself, images
+augmented one by one with torchvision, metrics read with `.item()`, the average of the weights in a Python loop. Of the
+library it takes networks and stored images only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from dkel_lightning.app.benchmark.watch import Parts
+from dkel_lightning.data.worker_loaders import StoredImages
+from dkel_lightning.networks import BranchedNetwork
+
+
+class PerImage(Dataset[tuple[tuple[Tensor, ...], int]]):
+    """Images augmented one by one, once for each peer.
+
+    Args:
+        stored: the training images.
+        views: of each.
+        padding: of the crop.
+        flip: whether half of the views are mirrored.
+        mean: of each channel.
+        std: of each channel.
+    """
+
+    def __init__(
+        self,
+        stored: StoredImages,
+        views: int,
+        *,
+        padding: int,
+        flip: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.stored = stored
+        self.views = views
+        steps: list[Callable[[Any], Any]] = [transforms.RandomCrop(stored.images.shape[-2:], padding=padding)]
+        if flip:
+            steps.append(transforms.RandomHorizontalFlip())
+        self.transform = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, index: int) -> tuple[tuple[Tensor, ...], int]:
+        pixels = self.stored.images[self.stored.chosen[index]].transpose(1, 2, 0)
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        return tuple(self.transform(image) for _ in range(self.views)), int(self.stored.labels[index])
+
+
+def loader(dataset: PerImage, batch_size: int, workers: int, drop_last: bool, pin_memory: bool) -> DataLoader[Any]:
+    """Make the usual loader, shuffled, with workers that stay alive."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=drop_last or len(dataset) % batch_size == 1,  # BatchNorm cannot normalise a single image
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+    )
+
+
+@dataclass
+class Weights:
+    """What the schedules have put in force: lambda, r(e), v(e), the EMA rate; and T."""
+
+    scale: float = 1.0
+    rampup: float = 0.0
+    ensemble: float = 0.0
+    rate: float = 0.999
+    ramped: bool = False
+    temperature: float = 3.0
+
+
+class PlainLoop:
+    """The training loop.
+
+    Args:
+        student: peers with a common trunk.
+        teacher: the same, never given a gradient.
+        classifier: of the ensemble, on the concatenated features.
+        optimizer: of student and classifier.
+        weights: in force.
+        parts: measures the parts of a step, where asked to.
+
+    Attributes:
+        metrics: of the last step, read from the device one by one.
+    """
+
+    def __init__(
+        self,
+        student: BranchedNetwork,
+        teacher: BranchedNetwork,
+        classifier: nn.Linear,
+        optimizer: Optimizer,
+        weights: Weights,
+        parts: Parts | None = None,
+    ) -> None:
+        self.student = student.train()
+        self.teacher = teacher.train().requires_grad_(False)
+        self.classifier = classifier
+        self.optimizer = optimizer
+        self.weights = weights
+        self.parts = parts or Parts(torch.device("cpu"))
+        self.metrics: dict[str, float] = {}
+
+    def initialise(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]], lr: float, weight_decay: float) -> None:
+        """Run the teacher's initialisation scheme: plain SGD on its own mini-batches."""
+        self.teacher.requires_grad_(True)
+        optimizer = torch.optim.SGD(self.teacher.parameters(), lr, weight_decay=weight_decay)
+        for views, labels in batches:
+            logits, _ = self._forward(self.teacher, views)
+            optimizer.zero_grad()
+            (sum(F.cross_entropy(each, labels) for each in logits) / len(logits)).backward()  # type: ignore[union-attr]
+            optimizer.step()
+        self.teacher.requires_grad_(False)
+
+    def step(self, views: Sequence[Tensor], labels: Tensor) -> float:
+        """Make a step on `views`, P of [B, C, H, W], and return its loss."""
+        with self.parts("student"):
+            logits, features = self._forward(self.student, views)
+            ensemble = self.classifier(torch.cat(features, dim=1))
+        with self.parts("teacher"), torch.no_grad():
+            taught, _ = self._forward(self.teacher, views)
+        with self.parts("loss"):
+            terms = self._terms(logits, ensemble, taught, labels)
+            loss = terms["ce"] + terms["ce_ensemble"] + terms["kd_ensemble"]
+            loss = loss + terms["kd_individual"] + terms["kd_assembled"]
+        with self.parts("backward"):
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        with self.parts("optimizer"):
+            self.optimizer.step()
+        with self.parts("ema"), torch.no_grad():
+            for average, weight in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                average.mul_(self.weights.rate).add_(weight, alpha=1 - self.weights.rate)
+        with self.parts("metrics"):
+            self.metrics = {name: term.item() for name, term in terms.items()} | {"loss": loss.item()}
+            for i, each in enumerate([*logits, ensemble]):
+                self.metrics[f"accuracy_{i}"] = (each.argmax(1) == labels).float().mean().item()
+        return self.metrics["loss"]
+
+    def _forward(self, network: BranchedNetwork, views: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        outputs = [
+            branch(network.trunk(view))
+            for branch, view in zip(cast("Iterable[nn.Module]", network.branches), views, strict=True)
+        ]
+        return [logits for logits, _ in outputs], [features for _, features in outputs]
+
+    def _terms(self, logits: list[Tensor], ensemble: Tensor, taught: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+        now = self.weights
+        peers = len(logits)
+        terms = {name: ensemble.new_zeros(()) for name in ("ce", "kd_ensemble", "kd_individual", "kd_assembled")}
+        terms["ce_ensemble"] = F.cross_entropy(ensemble, labels)
+        together = (now.rampup if now.ramped else now.scale) * now.ensemble
+        each = now.rampup * (1 - now.ensemble)
+        for i in range(peers):
+            others = [taught[j] for j in range(peers) if j != i]
+            terms["ce"] = terms["ce"] + F.cross_entropy(logits[i], labels)
+            terms["kd_ensemble"] = terms["kd_ensemble"] + now.rampup * self._kd(logits[i], ensemble.detach())
+            for other in others:
+                individual = each * self._kd(logits[i], other) / len(others)
+                terms["kd_individual"] = terms["kd_individual"] + individual
+            assembled = torch.stack(others).mean(0)
+            terms["kd_assembled"] = terms["kd_assembled"] + together * self._kd(logits[i], assembled)
+        return terms
+
+    def _kd(self, student: Tensor, teacher: Tensor) -> Tensor:
+        t = self.weights.temperature
+        divergence = F.kl_div(F.log_softmax(student / t, 1), F.softmax(teacher / t, 1), reduction="batchmean")
+        return divergence * t * t
+
+
+def batches_on(device: torch.device, source: Iterable[Any]) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Copy the batches of the loader to the device, view by view."""
+    for views, labels in source:
+        yield [view.to(device, non_blocking=True) for view in views], labels.to(device, non_blocking=True)

@@ -1,0 +1,320 @@
+"""From a configuration to objects: what has a `_target_` through Hydra, networks, methods and data by name."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import torch
+from hydra.errors import InstantiationException
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+
+from dkel_lightning import data
+from dkel_lightning.app.config.schema import Values, unknown_choice
+from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
+from dkel_lightning.modules.batch import number_of_views
+from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, SchedulerFactory
+from dkel_lightning.runtime import failures
+from dkel_lightning.runtime.process_group import ProcessGroup
+
+DATA: dict[str, type[data.ImageDataModule]] = {
+    "digits": data.DigitsDataModule,
+    "cifar10": data.CIFAR10DataModule,
+    "cifar100": data.CIFAR100DataModule,
+    "tinyimagenet": data.TinyImageNetDataModule,
+    "image_folder": data.ImageFolderDataModule,
+    "npz": data.NpzDataModule,
+}
+
+TRUSTED = re.compile(
+    r"lightning\.pytorch\.Trainer|torch\.optim\.(lr_scheduler\.)?[A-Z]\w*|lightning\.pytorch\.(callbacks|loggers)\.[A-Z]\w*"
+    r"|dkel_lightning\.trackers\.[A-Z]\w*"
+)
+"""What a configuration read from a file may name as `_target_`; one typed or composed here may name anything.
+
+Whole names of classes only: a prefix would let a name walk through a module's own imports to anything.
+"""
+
+
+def datamodule(values: Values) -> data.ImageDataModule:
+    """Build the data module that `data.name` names, with the views that the method asks for."""
+    settings = dict(values["data"])
+    name = settings.pop("name")
+    if name not in DATA:
+        raise ConfigError(unknown_choice("data", name, list(DATA)))
+    method = values["method"]
+    peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
+    return DATA[name](**settings, seed=values["seed"], views=number_of_views(method["views"], peers))
+
+
+def distillation(values: Values, images: data.ImageDataModule) -> DistillationModule:
+    """Build the module for these images (prepared and set up)."""
+    outside = ("peers", "views", "classifiers", "sharing", "peer_lr_scale", "frozen_peers")
+    method = {key: value for key, value in values["method"].items() if key not in outside}
+    channels, height, width = images.image_shape
+    interval = values["scheduler"].get("interval", "epoch")
+    return DistillationModule.build(
+        values["backbone"]["name"],
+        images.num_classes,
+        method,
+        values["method"]["peers"],
+        teacher=values["teacher"],
+        in_channels=channels,
+        image_size=(height, width),
+        views_per_pass=values["backbone"]["views_per_pass"],
+        classifiers=values["method"]["classifiers"],
+        sharing=values["method"].get("sharing"),
+        peer_lr_scale=values["method"].get("peer_lr_scale"),
+        frozen_peers=values["method"].get("frozen_peers"),
+        views=values["method"]["views"],
+        optimizer=optimizer(values["optimizer"]),
+        scheduler=scheduler(values),
+        interval=interval,
+        deploy={key: value for key, value in values["deploy"].items() if value != "auto"},
+        seed=values["seed"],
+        execution=values["execution"],
+    )
+
+
+def _sees_gpu() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def device(values: Values) -> torch.device:
+    """Give the device that Lightning would take."""
+    accelerator, devices = values["trainer"]["accelerator"], values["trainer"]["devices"]
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", devices[0] if isinstance(devices, list) else 0)
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def optimizer(settings: Values) -> OptimizerFactory:
+    """Make a factory of the optimizer, tried once so that a bad argument is named here and not in the fit."""
+    build: OptimizerFactory = _partial(settings, "optimizer")
+    _try("optimizer", lambda: build(_one_parameter()))
+    return build
+
+
+def scheduler(values: Values) -> SchedulerFactory | None:
+    """Make a factory of the scheduler, tried once; None without one.
+
+    Milestones that all lie below 1 are shares of the run.
+    """
+    settings = {key: value for key, value in values["scheduler"].items() if key != "interval"}
+    if "_target_" not in settings:
+        return None
+    if "milestones" in settings:
+        settings["milestones"] = _milestones(settings["milestones"], values["trainer"]["max_epochs"])
+    build: SchedulerFactory = _partial(settings, "scheduler")
+    _try("scheduler", lambda: build(optimizer(values["optimizer"])(_one_parameter())))
+    return build
+
+
+def _milestones(milestones: list[float], epochs: int) -> list[int]:
+    if not milestones or not all(0 < milestone < 1 for milestone in milestones):
+        return [int(milestone) for milestone in milestones]
+    if epochs < 1:
+        raise ConfigError("scheduler.milestones are shares of a run without a length: set trainer.max_epochs.")
+    # Rounded up, so that each stage of the rate has an epoch where there are enough; 0 would skip the first one.
+    return [math.ceil(round(milestone * epochs, 6)) for milestone in milestones]
+
+
+def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback], plugins: list[Any]) -> Trainer:
+    """Build Lightning's Trainer."""
+    settings = _with_strategy(values["trainer"])
+    if settings["accelerator"] in ("gpu", "cuda") and not _sees_gpu():
+        raise ConfigError(_NO_GPU)
+    if values["precision"]["name"] == "fp16" and not _sees_gpu():
+        raise ConfigError("precision=fp16 needs a GPU, and PyTorch sees none here: choose precision=bf16 or fp32.")
+    torch.set_float32_matmul_precision(values["precision"]["matmul"])
+    bar = any(type(callback).__name__.endswith("ProgressBar") for callback in callbacks)
+    settings.update(
+        precision=values["precision"]["trainer"],
+        logger=loggers,
+        callbacks=[*callbacks, *extras(values["callbacks"]["extra"], "callbacks.extra", Callback)],
+        plugins=plugins,
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    built: Trainer = _try("trainer", _partial(settings, "trainer"))
+    return built
+
+
+def processes(values: Values) -> int:
+    """Return how many processes trainer=ddp_spawn starts.
+
+    Raises:
+        ConfigError: the devices are not there.
+    """
+    names = ("_target_", "accelerator", "devices", "num_nodes")
+    settings = {name: values["trainer"][name] for name in names}
+    if settings["num_nodes"] != 1:
+        raise ConfigError("trainer=ddp_spawn starts processes on one machine: use trainer=ddp with torchrun or srun.")
+    if settings["accelerator"] in ("gpu", "cuda") and not _sees_gpu():
+        raise ConfigError(_NO_GPU)
+    plain = _try("trainer", _partial({**settings, "logger": False, "enable_checkpointing": False}, "trainer"))
+    return int(plain.num_devices)
+
+
+@contextlib.contextmanager
+def trainer_settings_named() -> Iterator[None]:
+    """Name what Lightning refuses of its settings only once it knows how long the loaders are.
+
+    Raises:
+        ConfigError: with what Lightning says.
+    """
+    try:
+        yield
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, DkelError) or not _raised_by_lightning(error):
+            raise
+        raise ConfigError(f"trainer: {_first_line(error)}") from error
+
+
+def _raised_by_lightning(error: Exception) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.")
+
+
+def _with_strategy(given: Values) -> dict[str, Any]:
+    """Return the settings with a strategy whose processes end together in place of Lightning's plain DDP.
+
+    Raises:
+        ConfigError: a strategy that starts processes in a way of its own.
+    """
+    settings = dict(given)
+    minutes = settings.pop("process_timeout")
+    name = str(settings["strategy"])
+    found = re.fullmatch(r"ddp(_spawn)?(_find_unused_parameters_(?P<find>true|false))?", name)
+    if found is not None or (name == "auto" and _several(settings)):
+        settings["strategy"] = ProcessGroup(
+            minutes,
+            LightningEnvironment() if failures.is_child() else None,
+            find_unused_parameters=found is not None and found["find"] == "true",
+        )
+    elif "ddp" in name:
+        raise ConfigError(f"trainer.strategy={name} is not supported: choose ddp or ddp_spawn.")
+    return settings
+
+
+def _several(settings: Values) -> bool:
+    """Tell whether Lightning would take plain DDP by itself."""
+    devices = settings["devices"]
+    if str(devices) in ("auto", "-1"):
+        return settings["accelerator"] != "cpu" and torch.cuda.device_count() > 1
+    count = devices if isinstance(devices, int) else len(devices if isinstance(devices, list) else devices.split(","))
+    return bool(count > 1 or settings["num_nodes"] > 1)
+
+
+_NO_GPU = "trainer: PyTorch sees no GPU here; choose trainer=cpu (or ddp_cpu), or check the driver."
+
+
+def extras(nodes: Values | None, where: str, kind: type[Any]) -> list[Any]:
+    """Build the user's own loggers or callbacks, given as name: {_target_: ...}.
+
+    Raises:
+        ConfigError: one is no such mapping, or makes something else.
+    """
+    built = []
+    for name, node in (nodes or {}).items():
+        if not isinstance(node, Mapping):
+            raise ConfigError(f"{where}.{name} must be a mapping with a _target_, got {node!r}.")
+        built.append(_try(f"{where}.{name}", _partial(node, f"{where}.{name}")))
+        if not isinstance(built[-1], kind):
+            raise ConfigError(f"{where}.{name} makes a {type(built[-1]).__name__}, not a {kind.__name__}.")
+    return built
+
+
+def import_modules(names: list[str]) -> None:
+    """Import the user's modules, found beside the working folder or installed.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    for name in names:
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever the user's module raises is what is wrong with it
+            raise ConfigError(f"modules: {name} cannot be imported ({type(error).__name__}: {error}).") from error
+
+
+def refuse_untrusted(values: Any, path: str = "") -> None:
+    """Refuse a configuration from a file that names something to run beyond what this library ships.
+
+    Raises:
+        CheckpointError: with the key and the target.
+    """
+    if isinstance(values, Mapping):
+        if not path and values.get("modules"):
+            raise CheckpointError(
+                f"The saved configuration would import {', '.join(values['modules'])}. "
+                "If the run is your own, add trust=true; from a stranger, do not."
+            )
+        target = values.get("_target_")
+        if target is not None and TRUSTED.fullmatch(str(target)) is None:
+            raise CheckpointError(
+                f"The saved configuration would import {target} ({path}_target_), which is not part of this library. "
+                "If the run is your own, add trust=true; from a stranger, do not."
+            )
+        for key, value in values.items():
+            refuse_untrusted(value, f"{path}{key}.")
+
+
+def _partial(settings: Values, where: str) -> Callable[..., Any]:
+    if "_target_" not in settings:
+        raise ConfigError(f"{where} has no _target_: name the class to build.")
+    arguments = {key: value for key, value in settings.items() if key != "_target_"}
+    try:
+        target = hydra.utils.get_object(settings["_target_"])
+    except (InstantiationException, ImportError, ValueError) as error:
+        raise ConfigError(f"{where}._target_: {settings['_target_']} cannot be imported ({error}).") from error
+    return partial(target, **arguments)
+
+
+def _try(where: str, build: Callable[[], Any]) -> Any:
+    try:
+        return build()
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a class raises that was given these settings is what is wrong with them
+        raise ConfigError(f"{where}: {_first_line(error)}{_nearest_argument(str(error), build)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    # The text of a KeyError is the representation of what it says.
+    said = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+
+
+def _nearest_argument(message: str, build: Any) -> str:
+    """Find the argument that a misspelt one was meant to be."""
+    found = re.search(r"unexpected keyword argument '(\w+)'", message)
+    if found is None or not isinstance(build, partial):
+        return ""
+    near = difflib.get_close_matches(found[1], inspect.signature(build.func).parameters, n=1)
+    return f". Did you mean {near[0]}?" if near else ""
+
+
+def _one_parameter() -> ParameterGroups:
+    return [{"params": [torch.nn.Parameter(torch.zeros(1))], "name": "student"}]

@@ -1,0 +1,55 @@
+"""A picture of a few training images as the networks see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dkel_lightning.app import figures
+from dkel_lightning.modules.batch import unpack
+
+Told = Callable[[Path, int], None]
+
+
+class AugmentedViews(Callback):
+    """Draw the views of the first images of the first batch that is trained on, once a run.
+
+    It reads that batch back from the device, before the first step and never again.
+
+    Args:
+        path: the PNG; a run that has one already is left alone.
+        mean: channel means that the data subtracts.
+        std: channel deviations by which it divides.
+        tell: called with the PNG and the step.
+        images: how many.
+    """
+
+    def __init__(self, path: Path, mean: Sequence[float], std: Sequence[float], tell: Told, images: int = 8) -> None:
+        self.path = path
+        self.mean, self.std = mean, std
+        self.tell = tell
+        self.images = images
+        self._done = path.is_file()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Draw, if this is the first batch."""
+        if self._done or not trainer.is_global_zero:
+            return
+        self._done = True
+        views = unpack(batch).views[: self.images]
+        figures.draw_views(pixels(views if views.dim() == 5 else views.unsqueeze(1), self.mean, self.std), self.path)
+        self.tell(self.path, trainer.global_step)
+
+
+def pixels(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
+    """Undo the normalisation of `views` [..., C, H, W], as bytes."""
+    shift, scale = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+    shown = (views.detach().float().cpu() * scale + shift).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return np.ascontiguousarray(shown.numpy())

@@ -1,0 +1,145 @@
+"""The metrics of a run as one CSV file, always whole on disk."""
+
+from __future__ import annotations
+
+import csv
+import io
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from dkel_lightning.errors import DataError
+from dkel_lightning.runtime.atomic_files import write_text
+
+Row = dict[str, float]
+
+
+class MetricsFile(Logger):
+    """Write `metrics.csv`: one row a step at which something was logged, epochs and steps first.
+
+    Unlike Lightning's CSVLogger it goes on with an existing file: rows before `keep_before_step` stay, later ones
+    (of epochs that a resumed run repeats) go. Every change is written to a temporary file that replaces the old one.
+    Rows of earlier steps are kept as text alone, so that a run of many thousand epochs slows down by little.
+
+    Args:
+        path: the CSV file.
+        keep_before_step: the step of the checkpoint that is resumed; None starts anew.
+    """
+
+    def __init__(self, path: Path, keep_before_step: int | None = None) -> None:
+        super().__init__()
+        self.path = path
+        self._columns: list[str] = []
+        self._lines: dict[int, str] = {}
+        self._step, self._row = -1, Row()
+        if keep_before_step is not None and path.is_file():
+            for step, row in read_rows(path).items():
+                if step < keep_before_step:
+                    self._update(step, row)
+
+    @property
+    def name(self) -> str:
+        """Name this logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Return the folder of the run; a run has one version."""
+        return self.path.parent.name
+
+    @property
+    def root_dir(self) -> str:
+        """Return the folder of the file."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml beside the file has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add metrics to the row of this step; tests are left to summary.json, which names their checkpoint."""
+        kept = {name: float(value) for name, value in metrics.items() if not name.startswith("test/")}
+        if kept.keys() - {"epoch"}:
+            self._update(int(step or 0), kept)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write all rows, columns in order of first appearance."""
+        if self._lines:
+            rows = [self._lines[step] for step in sorted(self._lines)]
+            write_text(self.path, "\n".join([_line(["epoch", "step", *self._columns]), *rows, ""]))
+
+    def rows(self) -> dict[int, Row]:
+        """Return all rows by step."""
+        return parse_rows([_line(["epoch", "step", *self._columns]), *self._lines.values()])
+
+    def _update(self, step: int, metrics: Row) -> None:
+        if step != self._step:
+            there = self.rows()[step] if step in self._lines else {}
+            self._step, self._row = step, there
+        self._row.update(metrics)
+        new = [name for name in metrics if name != "epoch" and name not in self._columns]
+        self._columns += new
+        if new:
+            # A cell of each new column, empty in all rows so far.
+            self._lines = {earlier: line + "," * len(new) for earlier, line in self._lines.items()}
+        self._lines[step] = self._format(step, self._row)
+
+    def _format(self, step: int, row: Row) -> str:
+        epoch = str(int(row["epoch"])) if "epoch" in row else ""
+        return _line([epoch, str(step), *(repr(row[name]) if name in row else "" for name in self._columns)])
+
+
+def _line(cells: list[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
+
+
+def read_rows(path: Path) -> dict[int, Row]:
+    """Read a metrics.csv into rows by step.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        return parse_rows(path.read_text(encoding="utf-8").splitlines())
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path} is damaged ({error}): move it away to go on without its rows.") from error
+
+
+def parse_rows(lines: list[str]) -> dict[int, Row]:
+    """Read the lines of a metrics.csv, header first, into rows by step.
+
+    Raises:
+        ValueError: with the line and the cell that is no number.
+    """
+    found: dict[int, Row] = {}
+    reader = csv.DictReader(lines)
+    for row in reader:
+        cells = {name: cell for name, cell in row.items() if cell not in ("", None)}
+        if None in cells:
+            raise ValueError(f"line {reader.line_num} has more cells than the heading")
+        if "step" not in cells:
+            raise ValueError(f"line {reader.line_num} has no step")
+        numbers = {name: _number(cell, name, reader.line_num) for name, cell in cells.items()}
+        found[int(numbers.pop("step"))] = numbers
+    return found
+
+
+def _number(cell: str, name: str, line: int) -> float:
+    try:
+        return int(cell) if name == "step" else float(cell)
+    except ValueError:
+        raise ValueError(f"line {line}: {name} is {cell!r}") from None
+
+
+def write_whole(path: Path, lines: list[list[str]]) -> None:
+    """Write CSV lines so that the file is whole at any moment."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_text(path, text.getvalue())

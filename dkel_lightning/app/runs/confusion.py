@@ -1,0 +1,24 @@
+"""The mistakes of the deployed network in the test: confusion.csv and its figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dkel_lightning.app import figures
+from dkel_lightning.app.loggers.metrics_file import write_whole
+from dkel_lightning.app.runs.scores import Scores
+
+FILE = "confusion.csv"
+FIGURE = Path("figures") / "confusion.png"
+
+
+def write(scores: Scores, names: Sequence[str], folder: Path) -> Path | None:
+    """Write both into a folder and return the figure; None where nothing was counted."""
+    if scores.confusion is None:
+        return None
+    lines = [["true class", *names]]
+    lines += [[name, *map(str, row)] for name, row in zip(names, scores.confusion, strict=True)]
+    write_whole(folder / FILE, lines)
+    figures.draw_confusion(scores.confusion, names, folder / FIGURE)
+    return folder / FIGURE

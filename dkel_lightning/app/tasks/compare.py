@@ -1,0 +1,254 @@
+"""task=compare: several labels, each with several seeds, into one table; goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import shlex
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from dkel_lightning.app.compare import tables
+from dkel_lightning.app.compare.plan import Comparison, Variant
+from dkel_lightning.app.compare.tables import Outcome
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.config.schema import Values
+from dkel_lightning.app.runs.folder import Run, read_summary, values_in
+from dkel_lightning.app.tasks.train import train
+from dkel_lightning.errors import ConfigError, DkelError
+from dkel_lightning.runtime import command_lines, locks
+from dkel_lightning.studies import seed_statistics
+
+MAY_DIFFER = ("resume", "trust", "logger", "callbacks.progress", "data.root", "data.download", "data.workers")
+"""Keys that change no figure of a member: a finished one stands although they differ."""
+COMPUTED = ("data.mean", "data.std")
+"""Keys that a run fills in where they are null."""
+MEASURED_EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """What a comparison gave: its folder, and the outcome of each member by (label, seed)."""
+
+    folder: Path
+    outcomes: Mapping[tuple[str, int], Outcome]
+    reference: str
+
+    @property
+    def objective(self) -> float:
+        """The reference's mean test accuracy, selected by validation."""
+        found = [
+            outcome.figures.get(tables.COMPARED)
+            for (label, _), outcome in self.outcomes.items()
+            if label == self.reference
+        ]
+        values = [value for value in found if value is not None]
+        return seed_statistics.sample(values).mean if values else math.nan
+
+
+def compare(run: Run, comparison: Comparison) -> CompareResult:
+    """Train every member that is not finished, and write the table after each.
+
+    Raises:
+        DkelError: the folder is in use, or holds members of another configuration; or every member has failed.
+    """
+    with locks.held(run.folder, ".lock"):
+        return _compare(run, comparison)
+
+
+def _compare(run: Run, comparison: Comparison) -> CompareResult:
+    _refuse_others(run.folder, comparison)
+    run.describe()
+    members = [*comparison.members()]
+    # What is finished stays in the table while the rest is trained.
+    done = {(v.label, seed): read_summary(member_folder(run.folder, v.label, seed)) for v, seed in members}
+    outcomes = {key: tables.outcome(summary) for key, summary in done.items() if summary is not None}
+    try:
+        for position, (variant, seed) in enumerate(members, 1):
+            print(f"\n[{position}/{len(members)}] {variant.label}, seed {seed}", flush=True)
+            outcomes[variant.label, seed] = _member(run.folder, comparison, variant, seed)
+            tables.write(run.folder, comparison, outcomes, _notes(run, comparison))
+    except (KeyboardInterrupt, SystemExit):
+        folder = shlex.quote(command_lines.override("compare.folder", run.folder))
+        print(f"Interrupted. Go on with: {comparison.go_on} {folder}", flush=True)
+        raise
+    tables.show(comparison, outcomes)
+    failed = [outcome.message for outcome in outcomes.values() if outcome.message is not None]
+    if len(failed) == len(outcomes):
+        raise DkelError(f"All {len(failed)} runs have failed, the first one so: {failed[0]}")
+    print(f"Written to {run.folder}: compare.md, compare.csv, members.csv, figures/compare.png.")
+    if failed:
+        folder = shlex.quote(command_lines.override("compare.folder", run.folder))
+        print(f"{len(failed)} of {len(outcomes)} runs failed; the same with {folder} tries again.")
+    return CompareResult(run.folder, outcomes, comparison.reference)
+
+
+# ---------------------------------------------------------------------- one member
+
+
+def _member(folder: Path, comparison: Comparison, variant: Variant, seed: int) -> Outcome:
+    where = member_folder(folder, variant.label, seed)
+    failure = where / "failed.txt"
+    try:
+        summary = read_summary(where)
+        if summary is None:
+            _train(variant.values(seed, _epochs(folder, comparison, variant)), where)
+            summary = read_summary(where)
+            failure.unlink(missing_ok=True)
+        else:
+            print("finished before")
+        assert summary is not None
+        return tables.outcome(summary)
+    except Exception as error:  # whatever one member fails of, the others are still wanted
+        message = str(error).strip() or type(error).__name__
+        where.mkdir(parents=True, exist_ok=True)
+        failure.write_text(traceback.format_exc(), encoding="utf-8")
+        print(f"Failed: {message}", flush=True)
+        return Outcome({}, message.splitlines()[0])
+
+
+def member_folder(folder: Path, label: str, seed: int) -> Path:
+    """Return where a member is written."""
+    return folder / label / f"seed_{seed}"
+
+
+def _train(values: Values, where: Path) -> None:
+    # What the member before left in reference cycles would count as this one's memory.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    last = where / "checkpoints" / "last.ckpt"
+    begun = last.is_file() and (where / "config.yaml").is_file()
+    # The values were composed by this command and not read from the folder: nothing foreign to distrust.
+    train(Run({**values, "trust": True} if begun else values, where, resume=last if begun else None, part=True))
+
+
+# ---------------------------------------------------------------------- the same compute
+
+
+def _epochs(folder: Path, comparison: Comparison, variant: Variant) -> int | None:
+    """Say how many epochs take as long as the reference's training; None for a label with a length of its own.
+
+    Measured once for all seeds, and written down so that an interrupted comparison goes on with the same.
+    """
+    if not variant.same_compute:
+        return None
+    found = _written_epochs(folder, variant)
+    if found is None:
+        found = _measured(folder, comparison, variant)
+        Run({}, folder / variant.label).write_json("compute.json", found)
+    return int(found["epochs"])
+
+
+def _written_epochs(folder: Path, variant: Variant) -> dict[str, Any] | None:
+    path = folder / variant.label / "compute.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _measured(folder: Path, comparison: Comparison, variant: Variant) -> dict[str, Any]:
+    for seed in comparison.seeds:
+        where = member_folder(folder, comparison.reference, seed)
+        reference, speed = read_summary(where), _speed(where)
+        if reference is None or not speed:
+            continue
+        own = _own_speed(folder, comparison, variant, seed)
+        epochs = reference["test"]["last"]["epoch"]
+        return {
+            "reference": comparison.reference,
+            "seed": seed,
+            "reference_epochs": epochs,
+            "reference_images_per_second": speed,
+            "images_per_second": own,
+            "ratio": own / speed,
+            "epochs": max(1, math.ceil(epochs * own / speed)),
+        }
+    raise DkelError(f"Its length follows from {comparison.reference}, of which no run has finished so far.")
+
+
+def _own_speed(folder: Path, comparison: Comparison, variant: Variant, seed: int) -> float:
+    """Take the speed of a member that differs in nothing but its length, or train a few epochs to measure it."""
+    wanted = variant.values(seed)
+    for other in comparison.variants:
+        where = member_folder(folder, other.label, seed)
+        if not other.same_compute and _speed(where) and other.values(seed) == wanted:
+            break
+    else:
+        where = folder / variant.label / "measured"
+        if not _speed(where):
+            _train(variant.values(seed, min(MEASURED_EPOCHS, wanted["trainer"]["max_epochs"])), where)
+    return _speed(where)
+
+
+def _speed(where: Path) -> float:
+    """Read the training images a second of a finished run; 0 where it says none."""
+    summary = read_summary(where)
+    return float((summary or {}).get("images_per_second") or 0)
+
+
+# ---------------------------------------------------------------------- going on, and saying what was done
+
+
+def _refuse_others(folder: Path, comparison: Comparison) -> None:
+    """Refuse a folder with members of another configuration, before anything is trained."""
+    mistakes = []
+    for variant, seed in comparison.members():
+        where = member_folder(folder, variant.label, seed)
+        if not (where / "config.yaml").is_file():
+            continue
+        written = _written_epochs(folder, variant) if variant.same_compute else None
+        if written and written["reference"] != comparison.reference:
+            mistakes.append(f"{where} was trained as long as {written['reference']}, not {comparison.reference}.")
+            continue
+        wanted = variant.values(seed, written["epochs"] if written else None)
+        found = differences(values_in(where), as_written(wanted))
+        if found:
+            mistakes.append(f"{where} was trained with other settings ({'; '.join(found)}).")
+    if mistakes:
+        raise ConfigError("\n".join([*mistakes, "Give the same settings, or another compare.folder."]))
+
+
+def as_written(values: Values) -> dict[str, Any]:
+    """Turn values into what reading them back from a config.yaml gives."""
+    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(dict(values))))  # type: ignore[assignment]
+    return plain
+
+
+def differences(saved: Values, wanted: Values) -> list[str]:
+    """List the keys in which a saved configuration would give other figures than the wanted one."""
+    there, here = dict(schema.leaves(saved)), dict(schema.leaves(wanted))
+    return [
+        f"{key}: {there.get(key)} there, {here.get(key)} here"
+        for key in dict.fromkeys([*there, *here])
+        if there.get(key) != here.get(key)
+        and not any(key == k or key.startswith(f"{k}.") for k in MAY_DIFFER)
+        and not (key in COMPUTED and here.get(key) is None)
+    ]
+
+
+def _notes(run: Run, comparison: Comparison) -> list[str]:
+    values = run.values
+    selection = "the test set itself" if values["data"]["selection"] == "paper" else "held-out training images"
+    notes = [
+        f"{values['data']['name']}, {values['backbone']['name']}, {values['trainer']['max_epochs']} epochs unless a "
+        f"label says otherwise, seeds {', '.join(map(str, comparison.seeds))}; epoch and peer selected on {selection}."
+    ]
+    for variant in comparison.variants:
+        found = _written_epochs(run.folder, variant) if variant.same_compute else None
+        if found is not None:
+            notes.append(
+                f"{variant.label}: {found['epochs']} epochs take as long as the {found['reference_epochs']} of "
+                f"{found['reference']}, by {found['images_per_second']:,.0f} against "
+                f"{found['reference_images_per_second']:,.0f} training images a second, measured with seed "
+                f"{found['seed']}."
+            )
+    return notes

@@ -1,0 +1,94 @@
+"""task=evaluate: test a checkpoint on the data of the run that wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from dkel_lightning.app import build
+from dkel_lightning.app.runs import confusion, scores
+from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.tasks.train import prepared
+from dkel_lightning.checkpoints import format
+from dkel_lightning.data import ImageDataModule
+from dkel_lightning.errors import CheckpointError
+from dkel_lightning.modules.distillation import DistillationModule
+
+OF_RESULT = ("seed", "data", "deploy", "precision", "trainer", "execution")
+"""Keys and groups on which the scores of a checkpoint depend; its own networks and method are not to choose."""
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What an evaluation gave: the test of the checkpoint, and the file in which it is written."""
+
+    scores: scores.Scores
+    file: Path
+
+    @property
+    def objective(self) -> float:
+        """The deployed network's test accuracy."""
+        return self.scores.deployed_accuracy
+
+
+def settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what decides how an evaluation ends: the checkpoint's name in its run, and settings."""
+    path = Path(values["checkpoint"]).resolve()
+    return {"checkpoint": f"{path.parent.name}/{path.name}", **{key: values[key] for key in OF_RESULT}}
+
+
+def evaluate(run: Run) -> EvaluateResult:
+    """Test the checkpoint `values["checkpoint"]` and write evaluation.json into the run's folder.
+
+    Raises:
+        DkelError: with the thing at fault and its cure.
+    """
+    values = run.values
+    path = Path(values["checkpoint"])
+    deploy = {key: value for key, value in values["deploy"].items() if value != "auto"}
+    # The memory layout of the training, or the figures would differ in their last digits.
+    others: dict[str, Any] = {"execution": values["execution"], **({"deploy": deploy} if deploy else {})}
+    module = DistillationModule.load_from_checkpoint(path, **others)
+    epoch = int(format.load(path)["epoch"]) + 1
+    images = prepared(values)
+    check_fits(module, images, path)
+    trainer = build.trainer(
+        {**values, "callbacks": {**values["callbacks"], "extra": {}}}, loggers=[], callbacks=[], plugins=[]
+    )
+    result = EvaluateResult(scores.test(trainer, module, images, epoch), run.folder / "evaluation.json")
+    _report(run, result, path)
+    rank_zero_only(confusion.write)(result.scores, images.class_names, run.folder)
+    return result
+
+
+def check_fits(module: DistillationModule, images: ImageDataModule, path: Path) -> None:
+    """Raise a CheckpointError unless the data has the classes and channels that the checkpoint knows."""
+    _check_classes(module, images.num_classes, path)
+    _check_channels(module, images.image_shape[0], path)
+
+
+def _check_channels(module: DistillationModule, channels: int, path: Path) -> None:
+    expected = (module.recipe or {}).get("in_channels", channels)
+    if expected != channels:
+        raise CheckpointError(f"{path} takes images of {expected} channels, the data has {channels}: set data.root.")
+
+
+def _check_classes(module: DistillationModule, classes: int, path: Path) -> None:
+    if module.student.num_classes != classes:
+        raise CheckpointError(
+            f"{path} knows {module.student.num_classes} classes, the data has {classes}: "
+            "set data and data.root to the data it was trained on."
+        )
+
+
+@rank_zero_only
+def _report(run: Run, result: EvaluateResult, path: Path) -> None:
+    title = f"Test accuracy of {path}"
+    scores.show({f"epoch {result.scores.epoch}": result.scores}, title, "* deployed.")
+    content = {"checkpoint": str(path), "settings": settings(run.values), "test": result.scores.as_dict()}
+    run.write_json("evaluation.json", content)
+    print(f"Written to {result.file}")

@@ -1,0 +1,219 @@
+"""task=predict: name the classes of images with a checkpoint or an exported file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Column, Table
+from rich.text import Text
+from torch import Tensor
+
+from dkel_lightning.app.runs.folder import Run, run_folder
+from dkel_lightning.data.files.decode import decode_to
+from dkel_lightning.data.readers.image_folder import image_bytes, images_in
+from dkel_lightning.errors import CheckpointError, ConfigError, DataError
+from dkel_lightning.export import Exported, Preprocessing, formats, open_exported
+from dkel_lightning.export.metadata import Record
+from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.runtime.atomic_files import write_text
+
+CLASSES = "classes.json"
+"""Names of the classes, in the folder of a run."""
+_SHOWN = 20
+_COLUMNS = 5
+"""Rows and columns of the table; the files hold all."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and its probability."""
+
+    index: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What a prediction gave.
+
+    Attributes:
+        guesses: the most probable classes of each image that could be read, by file, most probable first.
+        unreadable: why each of the others could not be read.
+        folder: where predictions.csv and predictions.json lie.
+    """
+
+    guesses: Mapping[Path, tuple[Guess, ...]]
+    unreadable: Mapping[Path, str]
+    folder: Path
+
+
+def predict(run: Run) -> PredictResult:
+    """Classify `predict.images` with `values["checkpoint"]`, print a table and write predictions.csv and .json.
+
+    Raises:
+        DataError: not one image could be read.
+        DkelError: with the thing at fault and its cure.
+    """
+    settings = run.values["predict"]
+    files = images_in(Path(settings["images"]).expanduser())
+    opened = _opened(Path(run.values["checkpoint"]), run.values)
+    guesses: dict[Path, tuple[Guess, ...]] = {}
+    unreadable: dict[Path, str] = {}
+    batches = [files[start : start + settings["batch_size"]] for start in range(0, len(files), settings["batch_size"])]
+    # On the error stream, so that what is printed can be piped.
+    progress = track(batches, "Predicting", console=Console(stderr=True), disable=not sys.stderr.isatty())
+    for batch in progress:
+        images = dict(_read(batch, opened.record.preprocessing, unreadable))
+        if images:
+            found = _classify(opened, torch.stack([*images.values()]), settings["top"])
+            guesses |= dict(zip(images, found, strict=True))
+    if not guesses:
+        why = next(iter(unreadable.values()))
+        raise DataError(f"None of the {len(files)} images in {settings['images']} could be read. The first: {why}")
+    result = PredictResult(guesses, unreadable, Path(settings["to"]) if settings["to"] else run.folder)
+    _write(result, opened)
+    _show(result, opened)
+    return result
+
+
+def _read(files: Sequence[Path], known: Preprocessing, unreadable: dict[Path, str]) -> Iterator[tuple[Path, Tensor]]:
+    for path in files:
+        try:
+            pixels = decode_to(image_bytes(path), str(path), known.shape)
+        except DataError as error:
+            unreadable[path] = str(error)
+        else:
+            yield path, torch.from_numpy(np.array(pixels))
+
+
+def _classify(opened: Exported, images: Tensor, top: int) -> list[tuple[Guess, ...]]:
+    known = opened.record.preprocessing
+    probabilities = opened.classify(known.normalised(images)).float().softmax(-1).cpu()
+    best = probabilities.topk(min(top, probabilities.shape[1]))
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [tuple(Guess(i, known.name(i), p) for i, p in zip(indices, values, strict=True)) for indices, values in rows]
+
+
+# ---------------------------------------------------------------------- which network
+
+
+def _opened(path: Path, values: Mapping[str, Any]) -> Exported:
+    opened = _exported(path, values) if formats.is_exported(path) else _checkpoint(path, values)
+    if opened.record.preprocessing.channels not in (1, 3):
+        raise ConfigError(
+            f"{path} takes images of {opened.record.preprocessing.channels} channels, which image files do not have: "
+            "use the exported file from your own code."
+        )
+    return opened
+
+
+def _exported(path: Path, values: Mapping[str, Any]) -> Exported:
+    opened = open_exported(path, trust=values["trust"])
+    network, _, peer = opened.record.member.partition("_")
+    held = {"network": network, "peer": peer or "best"}  # of an ensemble no peer can be chosen
+    asked = {key: value for key, value in values["deploy"].items() if value != "auto"}
+    others = [f"deploy.{key}={value}" for key, value in asked.items() if str(value) != held[key]]
+    if others:
+        raise ConfigError(
+            f"{', '.join(others)}: {path} holds one network, {opened.record.member}; leave it out, or predict with the "
+            "checkpoint that it was exported from."
+        )
+    return opened
+
+
+def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
+    chosen = {key: value for key, value in values["deploy"].items() if value != "auto"}
+    others: dict[str, Any] = {"deploy": chosen} if chosen else {}
+    module = DistillationModule.load_from_checkpoint(path, **others).eval()
+    recipe = module.recipe or {}
+    mean, std, size = values["data"]["mean"], values["data"]["std"], recipe.get("image_size")
+    folder = run_folder(path)
+    if mean is None or std is None or size is None or folder is None:
+        raise CheckpointError(
+            f"How images are prepared for {path} is written in its run, two folders above it, which is not there: "
+            "put config.yaml back, or predict with what task=export writes."
+        )
+    channels, (height, width) = int(recipe["in_channels"]), size
+    prepared = Preprocessing(channels, height, width, tuple(mean), tuple(std), _class_names(folder))
+    member = module.deployed_member()
+    record = Record("checkpoint", member, module.student.num_classes, prepared)
+    device = _device(str(values["trainer"]["accelerator"]))
+    network = module.deploy().to(device)
+
+    def classify(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = network(images.to(device))
+        return logits
+
+    return Exported(path, record, classify)
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    try:
+        return tuple(map(str, json.loads((folder / CLASSES).read_text(encoding="utf-8"))["classes"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return ()  # a run of an earlier version: classes go by their numbers
+
+
+def _device(accelerator: str) -> torch.device:
+    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
+
+
+# ---------------------------------------------------------------------- what is written and shown
+
+
+def _write(result: PredictResult, opened: Exported) -> None:
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(["file", "rank", "class", "name", "probability"])
+    for path, guesses in result.guesses.items():
+        for rank, guess in enumerate(guesses, start=1):
+            writer.writerow([path, rank, guess.index, guess.name, f"{guess.probability:.6f}"])
+    write_text(result.folder / "predictions.csv", rows.getvalue())
+    content = {
+        "network": str(opened.path),
+        "member": opened.record.member,
+        "preprocessing": opened.record.preprocessing.as_dict(),
+        "predictions": [
+            {"file": str(path), "top": [vars(guess) for guess in guesses]} for path, guesses in result.guesses.items()
+        ],
+        "unreadable": [{"file": str(path), "reason": why} for path, why in result.unreadable.items()],
+    }
+    write_text(result.folder / "predictions.json", json.dumps(content, indent=2) + "\n")
+
+
+def _show(result: PredictResult, opened: Exported) -> None:
+    known = opened.record.preprocessing
+    most = min(_COLUMNS, len(next(iter(result.guesses.values()))))
+    title = f"{opened.record.member} of {opened.path}"
+    table = Table(
+        Column("image", overflow="fold", min_width=8),
+        *(f"{rank}." for rank in range(1, most + 1)),
+        title=Text(title),
+        title_justify="left",
+    )
+    for path, guesses in list(result.guesses.items())[:_SHOWN]:
+        # Text, since names of files and classes may hold what rich takes for markup.
+        table.add_row(Text(path.name), *(Text(f"{guess.name} {guess.probability:.1%}") for guess in guesses[:most]))
+    Console().print(table)
+    if len(result.guesses) > _SHOWN:
+        print(f"... and {len(result.guesses) - _SHOWN} more in predictions.csv")
+    if result.unreadable:
+        print(f"{len(result.unreadable)} of {len(result.guesses) + len(result.unreadable)} could not be read:")
+        for why in list(result.unreadable.values())[:10]:
+            print(f"  {why}")
+    print(f"How images are prepared: {known.as_dict()['steps']}.")
+    print(f"{len(result.guesses)} images. Written to {result.folder}: predictions.csv, predictions.json")

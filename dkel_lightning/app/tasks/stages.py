@@ -1,0 +1,99 @@
+"""Training in two stages: which run comes before another, and which goes on after one.
+
+Pure functions from runs to runs; `tasks.train` trains them. A method whose frozen teacher is a network of its own
+(kd) and that is given no weights has its teacher trained first, in the folder `teacher` of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.runs.folder import Run, values_in
+from dkel_lightning.runtime import command_lines
+from dkel_lightning.runtime.seeding import derive_seed
+
+FOLDER = "teacher"
+# What a resumed run may lay over its saved configuration holds for the stage after it as well.
+LAID_OVER = ("trainer", "logger", "callbacks", "data", "trust")
+
+
+def teacher_run(run: Run) -> Run | None:
+    """Return the run that trains the teacher, None where there is nothing to train."""
+    if run.resume is not None or not trains_its_teacher(run.values):
+        return None
+    return Run(teacher_values(run.values), run.folder / FOLDER, part=run.part)
+
+
+def trains_its_teacher(values: Mapping[str, Any]) -> bool:
+    """Whether these settings ask for a first stage."""
+    teacher = values["teacher"]
+    foreign = values["method"]["name"] in schema.FOREIGN_TEACHER
+    return foreign and teacher["update"] == "frozen" and teacher.get("weights") is None
+
+
+def teacher_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the settings of the first stage: a baseline of one peer on the same data and protocol.
+
+    Its seed is derived from the run's, or a teacher of the student's architecture would start as its student does.
+    """
+    from dkel_lightning import methods
+
+    preset = methods.preset("baseline")
+    method = {
+        "name": "baseline",
+        "peers": 1,
+        "sharing": preset.sharing,
+        "views": preset.views,
+        "classifiers": preset.classifiers,
+        "peer_lr_scale": None,
+        "frozen_peers": [],
+        **methods.create("baseline", 1).settings_as_dict(),
+    }
+    backbone = values["teacher"]["backbone"] or values["backbone"]["name"]
+    return {
+        **values,
+        "seed": derive_seed(values["seed"], "teacher stage") % 2**31,
+        "method": method,
+        "backbone": {**values["backbone"], "name": backbone},
+        "teacher": {"update": "none"},
+        "deploy": {"network": "student", "peer": "auto"},
+    }
+
+
+def with_weights(values: Mapping[str, Any], weights: Path | None) -> dict[str, Any]:
+    """Return the settings with the teacher's weights in place."""
+    if weights is None and "weights" not in values["teacher"]:
+        return dict(values)  # there is no teacher
+    return {**values, "teacher": {**values["teacher"], "weights": None if weights is None else str(weights)}}
+
+
+def trained_weights(run: Run) -> Path | None:
+    """Return the checkpoint of the trained teacher that validation chose; None where none was written."""
+    for name in ("best.ckpt", "last.ckpt"):
+        path = run.folder / FOLDER / "checkpoints" / name
+        if path.is_file():
+            return path
+    return None
+
+
+def go_on(run: Run) -> str:
+    """Return the command that goes on with a run; one without a checkpoint begins anew, with its seeds."""
+    candidates = [run.checkpoints / "last.ckpt", run.folder / FOLDER / "checkpoints" / "last.ckpt"]
+    place = next((path for path in candidates if path.is_file()), run.folder)
+    return command_lines.typed(command_lines.override("resume", place))
+
+
+def next_run(run: Run) -> Run | None:
+    """Return the run whose first stage the resumed `run` was, None if it was no first stage."""
+    if run.resume is None or run.folder.name != FOLDER or not (run.folder.parent / "config.yaml").is_file():
+        return None
+    outer = run.folder.parent
+    last = outer / "checkpoints" / "last.ckpt"
+    saved = values_in(outer)
+    if not trains_its_teacher(saved):
+        return None
+    values = {**saved, **{key: run.values[key] for key in LAID_OVER if key in run.values}}
+    return Run(values, outer, last if last.is_file() else None)

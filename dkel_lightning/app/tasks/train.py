@@ -1,0 +1,458 @@
+"""task=train: fit, then test the last and the best checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+
+from dkel_lightning.app import build, figures
+from dkel_lightning.app.callbacks import EpochLines, LiveProgressBar, Throughput
+from dkel_lightning.app.callbacks.pictures import AugmentedViews
+from dkel_lightning.app.callbacks.saving import (
+    BestCheckpoint,
+    LastCheckpoint,
+    RowBeforeCheckpoint,
+    SaveOnSignal,
+    SettingsKept,
+    ended_by_signals,
+)
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.config.schema import Values
+from dkel_lightning.app.loggers.metrics_file import MetricsFile
+from dkel_lightning.app.loggers.trackers import Tracked, Tracker
+from dkel_lightning.app.runs import confusion, scores
+from dkel_lightning.app.runs.folder import Run, read_summary, values_in
+from dkel_lightning.app.tasks import stages
+from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor
+from dkel_lightning.callbacks.label_noise import LabelNoiseFit
+from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints.archive import is_whole
+from dkel_lightning.data import ImageDataModule
+from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
+from dkel_lightning.execution import runner
+from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.runtime import locks, memory, ranks
+from dkel_lightning.runtime.memory import PeakMemory
+from dkel_lightning.runtime.processes import broadcast_from_rank_zero, print_once
+from dkel_lightning.runtime.seeding import seed_process
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training gave.
+
+    Attributes:
+        folder: where everything lies.
+        last: test of the last epoch.
+        best: test of the epoch that validation chose; None where no checkpoint was written.
+        images_per_second: training throughput, all processes together.
+        seconds: wall time of the fit.
+        memory: its peak memory.
+        deployed_parameters: parameters of the network that is deployed.
+    """
+
+    folder: Path
+    last: scores.Scores
+    best: scores.Scores | None
+    images_per_second: float | None
+    seconds: float
+    memory: PeakMemory
+    deployed_parameters: int
+
+    @property
+    def objective(self) -> float:
+        """The deployed network's accuracy in the validation that chose it: what a search may maximise.
+
+        Where nothing was validated, its test accuracy.
+        """
+        chosen = self.best or self.last
+        return chosen.deployed_accuracy if chosen.validation_accuracy is None else chosen.validation_accuracy
+
+
+def train(run: Run) -> TrainResult:
+    """Train as configured and write the outputs into the run's folder.
+
+    Raises:
+        DkelError: with the thing at fault and its cure; the last good checkpoint stays whole.
+    """
+    teacher = stages.teacher_run(run)
+    if teacher is not None:
+        run.describe()  # a resumed first stage goes on with this run
+        print_once(f"Stage 1 of 2: the teacher, {teacher.values['backbone']['name']}")
+        _train(teacher, None)
+        print_once(f"Stage 2 of 2: the student, {run.values['backbone']['name']}")
+        return _train(run, broadcast_from_rank_zero(stages.trained_weights(run)))
+    given = run.values["teacher"].get("weights")
+    result = _train(run, Path(given) if given else None)
+    following = stages.next_run(run)
+    if following is None:
+        return result
+    if not run.values["trust"]:
+        build.refuse_untrusted(following.values)
+    return _train(following, broadcast_from_rank_zero(stages.trained_weights(following)))
+
+
+def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
+    """Train in the run's folder, which only one run may hold: two would mix their checkpoints and rows."""
+    if not ranks.is_first():
+        return _train_here(run, teacher_weights)
+    with locks.held(run.folder, locks.CLAIM, locks.PATIENCE):
+        run.tidy()
+        return _train_here(run, teacher_weights)
+
+
+def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
+    values = run.values
+    step: int | None = None
+    if run.resume is not None:
+        if not values["trust"]:
+            build.refuse_untrusted(values)
+        checkpoint = format.load(run.resume)
+        _refuse_edited(run, checkpoint)  # here, before anything is prepared
+        step = int(checkpoint["global_step"])
+        del checkpoint  # Lightning loads it again, on the device
+        teacher_weights = None  # they are in the checkpoint
+    images = prepared(values)
+    # Constants that were computed from the images belong to the run: an evaluation must not compute them anew.
+    normalize = images.augment.normalize
+    constants = {"mean": list(normalize.mean), "std": list(normalize.std)}
+    run = replace(run, values={**values, "data": {**values["data"], **constants}})
+    module = build.distillation(stages.with_weights(values, teacher_weights), images)
+    _check_monitor(values["callbacks"]["monitor"], module)
+    throughput, last_checkpoint = Throughput(), _last_checkpoint(run)
+    logger = MetricsFile(run.folder / "metrics.csv", step)
+    others: list[Logger] = build.extras(values["logger"]["extra"], "logger.extra", Logger)
+    trackers = [other for other in others if isinstance(other, Tracker)]
+    trainer = build.trainer(
+        values,
+        loggers=[logger, *others],
+        callbacks=[
+            throughput,
+            *usual_callbacks(run, throughput),
+            *_pictures(run, trackers),
+            *_checkpoints(run, logger, last_checkpoint),
+        ],
+        plugins=[format.AtomicCheckpointIO()],
+    )
+    planned = runner.planned(module, trainer)
+    run.describe(asdict(planned))
+    run.write_json("classes.json", {"classes": list(images.class_names)})
+    # Why it is not as asked for is said where it turns out, which may be at the first step.
+    print_once(_opening(run, module, images) + ("" if planned.why else f"\n{planned}"))
+    with _interruptible(run), _tracked(run, trackers, logger, step):
+        device = trainer.strategy.root_device
+        memory.begin(device)
+        started = time.perf_counter()
+        # Dropout and a user's transforms draw from the global generators; a resume puts them where they were.
+        seed_process(values["seed"], "training", trainer.global_rank)
+        with build.trainer_settings_named():
+            trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
+        if module.execution_in_force is not None:
+            run.note_execution({**asdict(module.execution_in_force), "images": images.chosen_residency})
+        # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
+        if last_checkpoint is not None and broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
+            # Killed after the last epoch's best.ckpt, before its last.ckpt or with a torn one; resumed from the former.
+            last_checkpoint.save(trainer)
+        seconds, peak = time.perf_counter() - started, memory.peak(device)
+        complete = run.resume is not None and throughput.measured == 0 and read_summary(run.folder) is not None
+        if complete:
+            print_once(
+                f"The run was complete already; nothing was trained, and the figures in {run.folder} stay as they are."
+            )
+
+        last = scores.test(trainer, module, images, trainer.current_epoch)
+        best = _test_best(trainer, module, images)
+        if not complete:
+            _tell_tests(run, trackers, images, last, best, trainer.global_step)
+        deployed = sum(parameter.numel() for parameter in module.deploy().parameters())
+        result = TrainResult(run.folder, last, best, throughput.images_per_second, seconds, peak, deployed)
+        _report(run, result, logger, keep=complete)
+        return result
+
+
+def _refuse_edited(run: Run, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to go on where config.yaml says what the run was not begun with: its records would be wrong.
+
+    Raises:
+        CheckpointError: it was edited.
+    """
+    text = checkpoint.get("callbacks", {}).get(SettingsKept.__name__, {}).get("text")
+    path = run.folder / "config.yaml"
+    if not text or not path.is_file():
+        return  # of an earlier version, or of a process that does not see the folder
+    given: Any = OmegaConf.to_container(OmegaConf.create(text))
+    begun, now = dict(schema.leaves(given)), dict(schema.leaves(values_in(run.folder)))
+    for key in [*begun, *(now.keys() - begun.keys())]:
+        before, after = begun.get(key), now.get(key)
+        # Callbacks of a user's own are code, which moves.
+        if before != after and not schema.may_change(key) and not key.startswith(("callbacks.extra", "modules")):
+            raise CheckpointError(
+                f"{path} has been edited since the run began ({key}: {after}, and it was {before}): "
+                "put it back, or begin another run."
+            )
+
+
+def prepared(values: Values) -> ImageDataModule:
+    """Build the data module, prepare its files and read it; processes of one machine take turns."""
+    images = build.datamodule(values)
+    root = Path(values["data"]["root"]).expanduser()
+    if values["data"]["name"] == "digits":
+        images.setup()
+        return images
+    # Not beside the data, which may lie where nothing can be written.
+    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"dkel_lightning_{key}.lock", mode=0o666):
+        images.prepare_data()
+    images.setup()
+    return images
+
+
+@contextlib.contextmanager
+def _interruptible(run: Run) -> Iterator[None]:
+    """End on signals before, in and after the training, and say how to go on."""
+    try:
+        with ended_by_signals():
+            yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        _say_how_to_go_on(run, stop)
+        raise
+
+
+@contextlib.contextmanager
+def _tracked(run: Run, trackers: list[Tracker], rows: MetricsFile, step: int | None) -> Iterator[None]:
+    """Open the trackers for the training and its tests, and close them however these end."""
+    if run.values["trainer"]["fast_dev_run"]:
+        trackers = []  # nothing is logged
+    failed = True
+    try:
+        for tracker in trackers:
+            tracker.begin(Tracked(run.folder, run.values, rows.rows(), step or 0))
+        yield
+        failed = False
+    finally:
+        for tracker in trackers:
+            tracker.finish(failed=failed)
+
+
+def _pictures(run: Run, trackers: list[Tracker]) -> list[Callback]:
+    if run.values["trainer"]["fast_dev_run"]:
+        return []
+
+    def tell(path: Path, step: int) -> None:
+        for tracker in trackers:
+            tracker.log_picture("views", path, step)
+
+    data = run.values["data"]
+    return [AugmentedViews(run.folder / "figures" / "views.png", data["mean"], data["std"], tell)]
+
+
+@rank_zero_only
+def _tell_tests(
+    run: Run,
+    trackers: list[Tracker],
+    images: ImageDataModule,
+    last: scores.Scores,
+    best: scores.Scores | None,
+    step: int,
+) -> None:
+    """Write the confusion matrix, and send it and the final scores to the trackers."""
+    figure = confusion.write(best or last, images.class_names, run.folder)
+    for tracker in trackers:
+        for which, tested in (("last", last), ("best", best)):
+            if tested is not None:
+                tracker.log_tests(tested.by_name(f"test/{which}"), step)
+        if figure is not None:
+            tracker.log_picture("confusion", figure, step)
+
+
+def _check_monitor(monitor: str, module: DistillationModule) -> None:
+    known = ["val/acc", *(f"val/{kind}/{name}" for kind in ("acc", "nll") for name in module.scored_names())]
+    if monitor not in known:
+        raise ConfigError(f"callbacks.monitor is {monitor!r}: choose one of {', '.join(known)}.")
+
+
+def usual_callbacks(run: Run, throughput: Throughput | None = None) -> list[Callback]:
+    """Make what watches and shows every training; checkpoints are apart."""
+    settings = run.values["callbacks"]
+    found: list[Callback] = [
+        CollapseGuard(
+            settings["on_collapse"],
+            folder=run.folder,
+            **settings["restore"],
+            one_class_share=settings["one_class_share"],
+            grace=settings["collapse_grace"],
+        ),
+        DiversityMonitor(settings["diversity"]),
+    ]
+    if run.values["data"].get("label_noise", {}).get("kind", "none") != "none":
+        found.append(LabelNoiseFit())
+    if settings["early_stopping"] is not None:
+        found.append(
+            EarlyStopping(settings["monitor"], mode=_mode(settings["monitor"]), patience=settings["early_stopping"])
+        )
+    progress = settings["progress"]
+    if progress == "auto":
+        progress = "bar" if sys.stdout.isatty() else "lines"
+    if progress == "bar":
+        found.append(LiveProgressBar())
+    elif progress == "lines":
+        found.append(EpochLines(throughput))
+    return found
+
+
+def _last_checkpoint(run: Run) -> LastCheckpoint | None:
+    if run.values["trainer"]["fast_dev_run"]:
+        return None
+    settings = run.values["callbacks"]
+    return LastCheckpoint(
+        run.checkpoints / "last.ckpt", settings["checkpoint_every_n_epochs"], settings["checkpoint_every_n_steps"]
+    )
+
+
+def _checkpoints(run: Run, rows: MetricsFile, last: LastCheckpoint | None) -> list[Callback]:
+    """Make what writes checkpoints, in the order in which it must run at the end of an epoch."""
+    if last is None:
+        return []
+    monitor = run.values["callbacks"]["monitor"]
+    best = BestCheckpoint(
+        run.checkpoints,
+        filename="best",
+        monitor=monitor,
+        mode=_mode(monitor),
+        save_top_k=1,
+        # At the end of the epoch rather than of validation: what the epoch logged is then in the checkpoint.
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    # The last one comes last, so that it knows which epoch was the best.
+    return [SaveOnSignal(last), SettingsKept(run.folder / "config.yaml"), RowBeforeCheckpoint(rows), best, last]
+
+
+def _mode(monitor: str) -> str:
+    return "min" if "/nll/" in monitor else "max"
+
+
+def _is_behind(path: Path, trainer: Trainer) -> bool:
+    if not path.is_file():
+        return False
+    # A torn one, which the resumed run has stepped over, is not worth more than none.
+    return not is_whole(path) or int(format.load(path)["global_step"]) < trainer.global_step
+
+
+def _test_best(trainer: Trainer, module: DistillationModule, images: ImageDataModule) -> scores.Scores | None:
+    kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    # Processes that torchrun starts may have named folders of their own; only the first one writes.
+    path = broadcast_from_rank_zero(kept[0].best_model_path if kept else "")
+    if not path:
+        return None
+    checkpoint = format.load(path, module.device)
+    format.load_weights(module, checkpoint, path)
+    return scores.test(trainer, module, images, int(checkpoint["epoch"]) + 1)
+
+
+def _overflow(column: str, tested: scores.Scores) -> str:
+    return (
+        f"in the test of the {column} the outputs of {', '.join(tested.without_number)} overflow, and likelihood and "
+        "calibration are no numbers: lower optimizer.lr, or clip gradients (trainer.gradient_clip_val=1)."
+    )
+
+
+@rank_zero_only
+def _report(run: Run, result: TrainResult, logger: MetricsFile, *, keep: bool) -> None:
+    values = run.values
+    columns = {f"last epoch ({result.last.epoch})": result.last}
+    if result.best is not None:
+        columns[f"best epoch ({result.best.epoch})"] = result.best
+    summary: dict[str, Any] = {
+        "experiment": values["name"],
+        "data": values["data"]["name"],
+        "method": values["method"]["name"],
+        "backbone": values["backbone"]["name"],
+        "peers": values["method"]["peers"],
+        "seed": values["seed"],
+        "selection": values["data"]["selection"],
+        "test": {
+            "last": result.last.as_dict(),
+            "best": result.best.as_dict() if result.best is not None else None,
+        },
+        "images_per_second": result.images_per_second,
+        "seconds": result.seconds,
+        "peak_memory": {"bytes": result.memory.bytes, "of": result.memory.of},
+        "deployed_parameters": result.deployed_parameters,
+    }
+    warnings = [_overflow(column, tested) for column, tested in columns.items() if tested.without_number]
+    if warnings:
+        summary["warnings"] = warnings
+        print("\n".join(f"Warning: {warning}" for warning in warnings))
+    note = _note(values, result)
+    if not run.part:
+        scores.show(columns, f"Test accuracy, {values['method']['name']} on {values['data']['name']}", note)
+    if not keep:
+        run.write_json("summary.json", summary)
+    rows = logger.rows()
+    if rows:
+        title = f"{values['method']['name']} on {values['data']['name']}, {values['backbone']['name']}"
+        figures.draw_curves(rows, run.folder / "figures" / "curves.png", f"{title}, seed {values['seed']}")
+    speed = f", {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
+    there = [
+        item
+        for item in ("summary.json", "metrics.csv", "confusion.csv", "figures", "checkpoints")
+        if (run.folder / item).exists()
+    ]
+    print(f"{result.seconds:.0f} s{speed}. Outputs in {run.folder}: {', '.join(there)}")
+
+
+def _note(values: Values, result: TrainResult) -> str:
+    """Say what is deployed and what chose it."""
+    tested = f"{result.last.images} test images."
+    if not result.last.validated:
+        return f"* deployed. Nothing was validated, so nothing chose an epoch or a peer. {tested}"
+    where = "the test set itself" if values["data"]["selection"] == "paper" else "a held-out part of the training set"
+    what = "Epoch and peer were" if result.last.peer_was_chosen else "The peer was set beforehand, the epoch"
+    return f"* deployed. {what} chosen on {where}. {tested}"
+
+
+def _opening(run: Run, module: DistillationModule, images: ImageDataModule) -> str:
+    values = run.values
+    lines = [f"Warning: {warning}" for warning in schema.warnings(values)]
+    channels, height, width = images.image_shape
+    size = sum(parameter.numel() for parameter in module.student.peer(0).parameters())
+    lines.append(
+        f"{values['method']['name']}: {_peers(values)} "
+        f"({size:,} parameters each) on {values['data']['name']} "
+        f"({images.train_size:,} training, {images.val_size:,} validation, {images.test_size:,} test images of "
+        f"{channels}x{height}x{width}, {images.num_classes} classes)"
+    )
+    return "\n".join(lines)
+
+
+def _peers(values: Values) -> str:
+    peers = values["method"]["peers"]
+    if not isinstance(peers, int):
+        return f"peers {', '.join(peers)}"
+    return f"{peers} peer{'' if peers == 1 else 's'} of {values['backbone']['name']}"
+
+
+@rank_zero_only
+def _say_how_to_go_on(run: Run, stop: BaseException) -> None:
+    if run.part:
+        return
+    why = "Interrupted"
+    if isinstance(stop, Interrupted):
+        where = "" if stop.step is None else f" after step {stop.step}, and saved"
+        why = f"Stopped by {stop.signal}{where}"
+    print(f"{why}. Go on with: {stages.go_on(run)}", flush=True)

@@ -1,0 +1,133 @@
+"""Weights for a teacher, from files of tensors that run nothing when they are read."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dkel_lightning.checkpoints import format
+from dkel_lightning.errors import CheckpointError
+from dkel_lightning.networks import PeerNetwork
+
+if TYPE_CHECKING:
+    from dkel_lightning.modules.distillation import DistillationModule
+
+SHOWN = 8
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+def load_teacher(network: PeerNetwork, path: str | Path) -> None:
+    """Load weights into a teacher's network.
+
+    A teacher of one peer takes the deployed network of a checkpoint of this library, or a state_dict of its own
+    model: of torchvision or timm for those, else of a deployed network. A teacher of several peers takes all peers
+    of the network that such a checkpoint deploys, or the state_dict of its whole network.
+
+    Raises:
+        CheckpointError: missing, unsafe, or for another network; missing and unexpected keys are listed.
+    """
+    path = Path(path)
+    content = read(path)
+    if format.KEY in content:
+        from dkel_lightning.modules.distillation import DistillationModule
+
+        _load_checkpoint(network, DistillationModule.load_from_checkpoint(path), path)
+    else:
+        single = network.num_peers == 1
+        _load(_whole(network) if single else network, state_dict(content, path), path, network.num_classes)
+
+
+def _load_checkpoint(network: PeerNetwork, module: DistillationModule, path: Path) -> None:
+    choice = module.deployment.network
+    if choice == "ensemble":
+        raise CheckpointError(f"{path} deploys an ensemble, and a teacher is a network of peers: choose another run.")
+    if network.num_peers == 1:
+        _load(network.peer(0), module.deploy().state_dict(), path, network.num_classes)
+        return
+    part = module.teacher if choice == "teacher" else module.student
+    assert part is not None
+    _load(network, part.network.state_dict(), path, network.num_classes)
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """Read a file of tensors and primitives.
+
+    Raises:
+        CheckpointError: missing, damaged, or with objects that could run code.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"No weights at {path}: give teacher.weights the path of a .pt, .pth or .ckpt file.")
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path} is in another format: save its state_dict with torch.save and give that file.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is torn, or holds objects that could run code on loading; it was not loaded. "
+            "Save the state_dict alone: torch.save(model.state_dict(), path)."
+        ) from error
+    except Exception as error:  # on bytes that are no checkpoint torch fails in any way it likes
+        raise CheckpointError(f"{path} cannot be read as weights ({error}).") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict of named tensors.")
+    return content
+
+
+def state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Find the named tensors, inside the mapping that training scripts wrap them in, without DDP's prefix."""
+    for wrapper in WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others or not content:
+        raise CheckpointError(f"{path} is no state_dict: {_listed(others) or 'it'} holds no tensor.")
+    prefix = "module." if all(str(key).startswith("module.") for key in content) else ""
+    return {str(key).removeprefix(prefix): value for key, value in content.items()}
+
+
+def _whole(network: PeerNetwork) -> nn.Module:
+    """Return the module whose names the file uses: a model taken whole by its own, else the peer."""
+    peer = network.peer(0)
+    own = isinstance(peer.trunk, nn.Identity) and isinstance(peer.branch.classifier, nn.Identity)
+    return peer.branch.body if own else peer
+
+
+def _load(module: nn.Module, weights: Mapping[str, Tensor], path: Path, num_classes: int) -> None:
+    ours = module.state_dict()
+    faults = []
+    if missing := [key for key in ours if key not in weights]:
+        faults.append(f"missing: {_listed(missing)}")
+    if unexpected := [key for key in weights if key not in ours]:
+        faults.append(f"unexpected: {_listed(unexpected)}")
+    shapes = [key for key in ours if key in weights and ours[key].shape != weights[key].shape]
+    counts = {weights[key].shape[0] for key in shapes if _differs_in_classes(ours[key], weights[key], num_classes)}
+    if not faults and len(counts) == 1 and all(_differs_in_classes(ours[k], weights[k], num_classes) for k in shapes):
+        raise CheckpointError(
+            f"{path} knows {counts.pop()} classes, the data has {num_classes}: "
+            "take a teacher that was trained on these classes."
+        )
+    if shapes:
+        pairs = [f"{key} {list(weights[key].shape)} instead of {list(ours[key].shape)}" for key in shapes]
+        faults.append(f"of another shape: {_listed(pairs)}")
+    if faults:
+        raise CheckpointError(
+            f"The weights in {path} do not fit the teacher ({'; '.join(faults)}): "
+            "set teacher.backbone to the network that they belong to."
+        )
+    module.load_state_dict(dict(weights), strict=True)
+
+
+def _differs_in_classes(ours: Tensor, theirs: Tensor, num_classes: int) -> bool:
+    same_rest = ours.dim() > 0 and ours.dim() == theirs.dim() and ours.shape[1:] == theirs.shape[1:]
+    return same_rest and ours.shape[0] == num_classes
+
+
+def _listed(items: list[str]) -> str:
+    rest = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + rest

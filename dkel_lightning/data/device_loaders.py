@@ -1,0 +1,199 @@
+"""Loaders: their order, their place in the epoch, and batches made on the device that holds the images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dkel_lightning.data.augment import CropFlip, Normalize
+from dkel_lightning.data.order import TrainingOrder, evaluation_batches
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.runtime.seeding import Label, generator
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Float32 images (training: views `[B, V, C, H, W]`; evaluation: `[B, C, H, W]`), int64 labels and indices `[B]`."""
+
+
+class TrainingLoader(ABC):
+    """An iterable of training batches whose order and augmentation are functions of (seed, epoch, rank).
+
+    It is not a torch `DataLoader`, so Lightning neither wraps nor rebuilds it. Lightning calls `set_epoch` on what it
+    finds under `sampler`, after it has called `iter`: so `iter` fixes nothing, the first `next` does. Its state is the
+    number of batches handed out in the epoch, which Lightning keeps in every checkpoint.
+
+    Indices count within the training images given, 0..N-1, for methods that keep a memory per sample.
+
+    Args:
+        order: Which samples form which batch.
+        seed: Seed of order and augmentation.
+        epoch: The epoch to start in.
+
+    Attributes:
+        fixed_order: Whether every epoch has the order of epoch 0; the augmentation differs all the same.
+    """
+
+    def __init__(self, order: TrainingOrder, seed: int, epoch: int) -> None:
+        self.order = order
+        self.seed = seed
+        self.epoch = epoch
+        self._handed_out = 0
+        self._skip = 0
+        self._saved_layout: dict[str, int | str] | None = None
+        self.fixed_order = False
+
+    @property
+    def sampler(self) -> TrainingLoader:
+        """The object that Lightning tells the epoch: the loader itself."""
+        return self
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw what comes next from `epoch`; a position loaded for another epoch is forgotten."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self._handed_out = self._skip = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        start, self._skip = self._skip, 0
+        self._check_layout(start)
+        self._handed_out = start
+        batches = self.order.batches(self.seed, "order", 0 if self.fixed_order else self.epoch)
+        for batch in self._make(batches[start:], start, self.seed, "augment", self.epoch):
+            # Counted before the batch leaves: a checkpoint written while it is being trained on includes it.
+            self._handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the epoch, as plain numbers and strings."""
+        return {"epoch": self.epoch, "handed_out": self._handed_out, "layout": self._layout()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to a place in an epoch; the next iteration of that epoch gives exactly the batches that were left."""
+        self.epoch = state_dict["epoch"]
+        self._handed_out = self._skip = state_dict["handed_out"]
+        self._saved_layout = state_dict["layout"]
+
+    def initialisation_batches(self, seed: int, steps: int) -> Iterator[Batch]:
+        """Yield `steps` training batches keyed by (seed, "init", rank), in as many passes as they need.
+
+        The loader's own order and place in the epoch are left alone.
+        """
+        return islice(self._initialisation_passes(seed), steps)
+
+    def _initialisation_passes(self, seed: int) -> Iterator[Batch]:
+        for number in count():
+            batches = self.order.batches(seed, "init", "order", number)
+            yield from self._make(batches, 0, seed, "init", "augment", number)
+
+    def _layout(self) -> dict[str, int | str]:
+        order = self.order
+        return {
+            "loader": type(self).__name__,
+            "samples": order.samples,
+            "batch_size": order.batch_size,
+            "world": order.world,
+            "drop_last": int(order.drop_last),
+        }
+
+    def _check_layout(self, start: int) -> None:
+        saved, self._saved_layout = self._saved_layout, None
+        if start == 0 or saved is None or saved == self._layout():
+            return
+        now = self._layout()
+        changes = ", ".join(f"{key} {saved.get(key)} -> {now[key]}" for key in now if saved.get(key) != now[key])
+        raise ConfigError(
+            f"the checkpoint was written after batch {start} of epoch {self.epoch}, and the batches have changed since "
+            f"({changes}): resume with the same settings, or from a checkpoint written at the end of an epoch"
+        )
+
+    @abstractmethod
+    def _make(self, batches: Sequence[Tensor], first: int, seed: int, *labels: Label) -> Iterator[Batch]:
+        """Yield the batches of these indices; `first` is the number of the first, `labels` name the augmentation."""
+
+
+class DeviceLoader(TrainingLoader):
+    """Training batches cut from uint8 images that lie on the device, augmented there in batched operations.
+
+    The augmentation of a batch is keyed by (seed, "augment", epoch, rank, batch number), its generator lies on the
+    device of the images: equal seeds repeat on one kind of device, not across kinds.
+
+    Args:
+        images: uint8 `[N, C, H, W]`.
+        labels: int64 `[N]`, on the same device.
+        augment: Makes the views.
+        batch_size: Samples a batch and process.
+        views: Views of each sample, 1 or the number of peers.
+        seed: As in `TrainingLoader`.
+        epoch: As in `TrainingLoader`.
+        rank: This process, in 0..world-1.
+        world: Number of processes.
+        drop_last: Leave out a last batch that is smaller than `batch_size`.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        augment: CropFlip,
+        *,
+        batch_size: int,
+        views: int = 1,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__(TrainingOrder(len(images), batch_size, rank, world, drop_last), seed, epoch)
+        self.images = images
+        self.labels = labels
+        self.augment = augment
+        self.views = views
+
+    def _make(self, batches: Sequence[Tensor], first: int, seed: int, *labels: Label) -> Iterator[Batch]:
+        device = self.images.device
+        # One copy an epoch, not one a batch.
+        lengths = [len(batch) for batch in batches]
+        indices = torch.split(torch.cat(list(batches)).to(device), lengths) if batches else ()
+        for number, chosen in enumerate(indices, start=first):
+            draws = generator(seed, *labels, self.order.rank, number, device=device)
+            views = self.augment(self.images.index_select(0, chosen), draws, self.views)
+            yield views, self.labels.index_select(0, chosen), chosen
+
+
+class DeviceEvaluationLoader:
+    """Evaluation batches, in order, of uint8 images that lie on the device.
+
+    How the images are shared out between processes: see `evaluation_batches`.
+
+    Args:
+        images: uint8 `[N, C, H, W]`.
+        labels: int64 `[N]`, on the same device.
+        normalize: Makes float32 images.
+        batch_size: Samples a batch and process.
+        rank: This process, in 0..world-1.
+        world: Number of processes.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, normalize: Normalize, *, batch_size: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.normalize = normalize
+        self.batches = [batch.to(images.device) for batch in evaluation_batches(len(images), batch_size, rank, world)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for chosen in self.batches:
+            images = self.normalize(self.images.index_select(0, chosen))
+            yield images, self.labels.index_select(0, chosen), chosen

@@ -1,0 +1,119 @@
+"""CIFAR-10 and CIFAR-100: torchvision knows and reads their files, which are fetched and unpacked here."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dkel_lightning.data.files.checks import reading, unpack_tar
+from dkel_lightning.data.files.download import fetch, file_md5, taking_turns
+from dkel_lightning.data.imageset import Images, ImageSet
+from dkel_lightning.errors import DataError
+
+Name = Literal["CIFAR10", "CIFAR100"]
+# Either archive unpacks to 186 MB.
+_MOST_BYTES = 512 << 20
+
+
+def _dataset_class(name: Name) -> Any:
+    # Imported on use: torchvision takes seconds.
+    return getattr(import_module("torchvision.datasets"), name)
+
+
+def prepare_cifar(name: Name, root: Path, download: bool) -> None:
+    """Make sure that the unpacked files of a CIFAR set lie under `root`, intact.
+
+    An intact archive found there is unpacked even with `download=False`: that needs no network.
+
+    Raises:
+        DataError: Files are missing or damaged and cannot be had.
+    """
+    official = _dataset_class(name)
+    archive = root / official.filename
+    with reading(root):
+        faults = list(_faults(official, root))
+        if not faults:
+            return
+        if not download and not _intact(archive, official.tgz_md5):
+            fault = f"{archive} is damaged (its md5 is not {official.tgz_md5})" if archive.exists() else faults[0]
+            raise DataError(f"{name}: {fault}. {_cure(official, root)}")
+    with taking_turns(root, name.lower()), reading(root):
+        if not list(_faults(official, root)):
+            return  # another process was faster
+        if not _intact(archive, official.tgz_md5):
+            fetch(official.url, archive, official.tgz_md5)
+        _unpack(official, root)
+
+
+def read_cifar(name: Name, root: Path) -> ImageSet:
+    """Return the official 50,000 training and 10,000 test images `[3, 32, 32]`.
+
+    Raises:
+        DataError: Files are missing or damaged.
+    """
+    official = _dataset_class(name)
+    with reading(root):
+        for fault in _faults(official, root):
+            raise DataError(f"{name}: {fault}. {_cure(official, root)}")
+    try:
+        train, test = official(root, train=True), official(root, train=False)
+    except (RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise DataError(
+            f"{name}: {root / official.base_folder} cannot be read ({error}). {_cure(official, root)}"
+        ) from error
+    return ImageSet(train=_split(train), test=_split(test), class_names=tuple(train.classes))
+
+
+def _split(dataset: Any) -> Images:
+    images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2), dtype=np.uint8)
+    return Images(images, np.asarray(dataset.targets, dtype=np.int64))
+
+
+def _unpack(official: Any, root: Path) -> None:
+    """Unpack the archive beside its place, and move the files there only when all are as they should be."""
+    temporary = root / f".{official.base_folder}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    try:
+        unpack_tar(root / official.filename, temporary, _MOST_BYTES)
+        for fault in _faults(official, temporary):
+            raise DataError(f"{official.filename} does not hold what it should: {fault}. {_cure(official, root)}")
+        (root / official.base_folder).mkdir(exist_ok=True)
+        for filename, _ in _listed(official):
+            (temporary / official.base_folder / filename).replace(root / official.base_folder / filename)
+    except OSError as error:
+        raise DataError(
+            f"{root / official.filename} cannot be unpacked ({error}): it needs 186 MB of free disk; make room, or set "
+            "data.root to a folder with room"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _listed(official: Any) -> list[tuple[str, str]]:
+    return [*official.train_list, *official.test_list, (official.meta["filename"], official.meta["md5"])]
+
+
+def _faults(official: Any, root: Path) -> Iterator[str]:
+    for filename, md5 in _listed(official):
+        path = root / official.base_folder / filename
+        if not path.is_file():
+            yield f"{path} is missing"
+        elif not _intact(path, md5):
+            yield f"{path} is damaged (its md5 is not {md5})"
+
+
+def _intact(path: Path, md5: str) -> bool:
+    return path.is_file() and file_md5(path) == md5
+
+
+def _cure(official: Any, root: Path) -> str:
+    return (
+        f"Put {official.filename} ({official.url}, md5 {official.tgz_md5}) into {root}, or set data.download=true on a "
+        "machine with a network"
+    )

@@ -1,0 +1,163 @@
+"""A folder of images: `train/<class>/...` beside `test/<class>/...` or `val/<class>/...`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkel_lightning.data.files.cache import FOLDER as CACHE_FOLDER
+from dkel_lightning.data.files.cache import ImageCache, Listing, Recipe
+from dkel_lightning.data.files.checks import reading, refuse_lookalikes, regular_files
+from dkel_lightning.data.files.decode import decode_fitted
+from dkel_lightning.data.files.download import taking_turns
+from dkel_lightning.data.imageset import ImageSet, check_image_set
+from dkel_lightning.errors import DataError
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_MOST_FILE_BYTES = 256 << 20
+
+
+def prepare_image_folder(root: Path, image_size: int, cache_dir: Path | None) -> None:
+    """Decode all images into the cache unless that is up to date.
+
+    Raises:
+        DataError: The layout is not as it should be, or an image cannot be used; the message names the file.
+    """
+    with reading(root):
+        _require_train(root)
+        cache = _cache(root, image_size, cache_dir)
+    if cache.load() is not None:  # without the lock: a folder that cannot be written to may hold a good cache
+        return
+    with taking_turns(cache.folder, "image_folder"), reading(root):
+        if cache.load() is None:
+            cache.write(_recipe(root, image_size))
+
+
+def read_image_folder(root: Path, image_size: int, cache_dir: Path | None) -> ImageSet:
+    """Return the cached images `[3, image_size, image_size]`.
+
+    Without `test/`, the images of `val/` are the test split; with both, `val/` is the validation split.
+
+    Raises:
+        DataError: There is no up-to-date cache.
+    """
+    with reading(root):
+        _require_train(root)
+        cache = _cache(root, image_size, cache_dir)
+    data = cache.load()
+    if data is None:
+        raise DataError(f"{root} has no up-to-date image cache {cache.path}: call prepare_data() first")
+    check_image_set(data, str(root))
+    return data
+
+
+def folder_fingerprint(*folders: Path) -> dict[str, str | int]:
+    """Return number, total size, newest change and a hash of the names of all files below some folders."""
+    files = sorted(
+        (path.relative_to(folder.parent).as_posix(), status.st_size, status.st_mtime_ns)
+        for folder in folders
+        for path, status in regular_files(folder, skip=CACHE_FOLDER)
+    )
+    return {
+        "kind": "folder",
+        "files": len(files),
+        "size": sum(size for _, size, _ in files),
+        "mtime_ns": max((mtime for _, _, mtime in files), default=0),
+        "names": hashlib.sha256("\n".join(name for name, _, _ in files).encode("utf-8", "replace")).hexdigest(),
+    }
+
+
+def _require_train(root: Path) -> None:
+    if not (root / "train").is_dir():
+        raise DataError(f"{root} has no folder train: expected train/<class>/ and test/<class>/ or val/<class>/")
+    if not (root / "test").is_dir() and not (root / "val").is_dir():
+        raise DataError(f"{root} has neither a folder test nor val: put the test images into test/<class>/")
+
+
+def _cache(root: Path, image_size: int, cache_dir: Path | None) -> ImageCache:
+    fingerprint = folder_fingerprint(*(root / name for name in _folders(root).values()))
+    return ImageCache(cache_dir or root / CACHE_FOLDER, f"image_folder-{image_size}", fingerprint, root)
+
+
+def _folders(root: Path) -> dict[str, str]:
+    """Return which folder holds which split."""
+    if not (root / "test").is_dir():
+        return {"train": "train", "test": "val"}
+    return {"train": "train", "test": "test", **({"val": "val"} if (root / "val").is_dir() else {})}
+
+
+def _recipe(root: Path, image_size: int) -> Recipe:
+    folders = {split: root / name for split, name in _folders(root).items()}
+    classes = _classes(folders["train"])
+    for folder in folders.values():
+        _require_same_classes(folder, classes)
+    splits = {split: _listing(folder, classes) for split, folder in folders.items()}
+
+    def decode(name: str) -> NDArray[np.uint8]:
+        return decode_fitted(image_bytes(Path(name)), name, image_size)
+
+    return Recipe(splits, classes, (3, image_size, image_size), decode)
+
+
+def _classes(folder: Path) -> list[str]:
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise DataError(f"{folder} holds no class: make one folder a class in it, with its images inside")
+    refuse_lookalikes(classes, str(folder))
+    return classes
+
+
+def _require_same_classes(folder: Path, classes: list[str]) -> None:
+    different = sorted(set(_classes(folder)) ^ set(classes))
+    if different:
+        shown = ", ".join(different[:5]) + (", ..." if len(different) > 5 else "")
+        raise DataError(f"{folder} and {folder.parent / 'train'} must hold the same classes; only one has {shown}")
+
+
+def _listing(folder: Path, classes: list[str]) -> Listing:
+    names: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        images = sorted(_images(folder / name))
+        if not images:
+            raise DataError(f"{folder / name} holds no image ({' '.join(sorted(SUFFIXES))}): add some or remove it")
+        names += images
+        labels += [label] * len(images)
+    return Listing(names, labels)
+
+
+def _images(folder: Path) -> Iterator[str]:
+    return (str(path) for path, _ in regular_files(folder) if path.suffix.lower() in SUFFIXES)
+
+
+def images_in(place: Path) -> list[Path]:
+    """List a file, or the image files below a folder by their names' endings, in order.
+
+    Raises:
+        DataError: There is no such file or folder, or none in it; or as for `regular_files`.
+    """
+    with reading(place):
+        if not place.is_dir():
+            place.stat()
+            return [place]
+        found = sorted(map(Path, _images(place)))
+    if not found:
+        raise DataError(f"{place} holds no image ({' '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def image_bytes(path: Path) -> bytes:
+    """Read an image file.
+
+    Raises:
+        DataError: It cannot be read, or is absurdly large.
+    """
+    with reading(path), path.open("rb") as file:
+        content = file.read(_MOST_FILE_BYTES + 1)
+    if len(content) > _MOST_FILE_BYTES:
+        raise DataError(f"{path} holds more than {_MOST_FILE_BYTES} bytes: remove or shrink it")
+    return content

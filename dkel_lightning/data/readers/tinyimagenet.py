@@ -1,0 +1,265 @@
+"""TinyImageNet from its official zip, or from the folder that the zip unpacks to."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkel_lightning.data.files.cache import FOLDER as CACHE_FOLDER
+from dkel_lightning.data.files.cache import ImageCache, Listing, Recipe
+from dkel_lightning.data.files.checks import BROKEN_ZIP, check_members, read_member, reading, regular_files
+from dkel_lightning.data.files.decode import decode_exact
+from dkel_lightning.data.files.download import fetch, file_md5, taking_turns
+from dkel_lightning.data.imageset import ImageSet, check_image_set
+from dkel_lightning.data.readers.image_folder import folder_fingerprint
+from dkel_lightning.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+FOLDER = "tiny-imagenet-200"
+SIZE = 64
+# The largest official image has 15 kB, words.txt has 2.7 MB.
+_MOST_IMAGE_BYTES = 1 << 20
+_MOST_TEXT_BYTES = 16 << 20
+_BROKEN = (*BROKEN_ZIP, OSError)
+
+
+class Files(Protocol):
+    """The files of the data set, by their names relative to `tiny-imagenet-200`, wherever they lie."""
+
+    where: Path
+
+    def names(self) -> set[str]:
+        """Return the names of all regular files, with forward slashes."""
+
+    def read(self, name: str, most: int) -> bytes:
+        """Return a file's content; raise DataError if it is damaged or holds more than `most` bytes."""
+
+
+class ZipFiles:
+    """Files in a zip, read by exact name without unpacking it.
+
+    Raises:
+        DataError: It holds what no official zip does: a link, a name twice, or one that leads elsewhere.
+    """
+
+    def __init__(self, where: Path, archive: zipfile.ZipFile) -> None:
+        self.where = where
+        self._archive = archive
+        check_members(archive, where)
+        regular = [info for info in archive.infolist() if not info.is_dir()]
+        prefix = next((i.filename[: -len("wnids.txt")] for i in regular if _is_wnids(i.filename)), f"{FOLDER}/")
+        self._members = {i.filename.removeprefix(prefix): i for i in regular if i.filename.startswith(prefix)}
+
+    def names(self) -> set[str]:
+        """Return the names of all regular members."""
+        return set(self._members)
+
+    def read(self, name: str, most: int) -> bytes:
+        """Return a member's content."""
+        info = self._members[name]
+        try:
+            return read_member(self._archive, info, self.where, most)
+        except _BROKEN as error:
+            raise DataError(f"{self.where}: {info.filename} is damaged ({error}). {_zip_cure(self.where)}") from error
+
+
+class FolderFiles:
+    """Files in a folder."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    def names(self) -> set[str]:
+        """Return the names of all files."""
+        found = regular_files(self.where, skip=CACHE_FOLDER)
+        return {path.relative_to(self.where).as_posix() for path, _ in found}
+
+    def read(self, name: str, most: int) -> bytes:
+        """Return a file's content."""
+        with reading(self.where / name), (self.where / name).open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise DataError(f"{self.where / name} holds more than {most} bytes")
+        return content
+
+
+def find_tinyimagenet(root: Path) -> Path | None:
+    """Return the zip or folder that `root` is or holds; the zip first, since a half-unpacked folder looks complete."""
+    for path in (root, root / f"{FOLDER}.zip"):
+        if path.is_file():
+            return path
+    for path in (root, root / FOLDER):
+        if (path / "wnids.txt").is_file():
+            return path
+    return None
+
+
+def prepare_tinyimagenet(root: Path, download: bool, cache_dir: Path | None) -> None:
+    """Download the zip if there is nothing and that is allowed, and decode it into the cache unless that is up to date.
+
+    Raises:
+        DataError: The data are missing, torn, or not what they should be; the message names the file.
+    """
+    cache_folder = _cache_folder(root, cache_dir)
+    with reading(root):
+        source = find_tinyimagenet(root)
+        if source is None and (not download or root.suffix == ".zip"):
+            raise _missing(root)
+        if source is not None and _cache(source, cache_folder).load() is not None:
+            return  # without the lock: a folder that cannot be written to may hold a good cache
+    with taking_turns(cache_folder, "tinyimagenet"), reading(root):
+        source = find_tinyimagenet(root)
+        if source is None:
+            fetch(URL, root / f"{FOLDER}.zip", MD5)
+            source = root / f"{FOLDER}.zip"
+        cache = _cache(source, cache_folder)
+        if cache.load() is None:
+            with _files(source) as files:
+                cache.write(_recipe(files))
+
+
+def read_tinyimagenet(root: Path, cache_dir: Path | None) -> ImageSet:
+    """Return the cached training images and, as the test split, the official validation images `[3, 64, 64]`.
+
+    Raises:
+        DataError: There is no up-to-date cache, or it does not hold what it should.
+    """
+    with reading(root):
+        source = find_tinyimagenet(root)
+        if source is None:
+            raise _missing(root)
+        cache = _cache(source, _cache_folder(root, cache_dir))
+    data = cache.load()
+    if data is None:
+        raise DataError(f"{source} has no up-to-date image cache {cache.path}: call prepare_data() first")
+    check_image_set(data, str(source))
+    return data
+
+
+def _missing(root: Path) -> DataError:
+    return DataError(
+        f"no TinyImageNet at {root}: put {FOLDER}.zip ({URL}, 237 MB, md5 {MD5}) or the folder {FOLDER} there, "
+        "or set data.download=true on a machine with a network"
+    )
+
+
+def _zip_cure(path: Path) -> str:
+    return f"Delete {path} and get it again ({URL}, md5 {MD5}), or set data.download=true"
+
+
+def _cache_folder(root: Path, cache_dir: Path | None) -> Path:
+    return cache_dir or (root.parent if root.suffix == ".zip" else root) / CACHE_FOLDER
+
+
+def _cache(source: Path, folder: Path) -> ImageCache:
+    fingerprint = folder_fingerprint(source) if source.is_dir() else _zip_fingerprint(source)
+    return ImageCache(folder, "tinyimagenet", fingerprint, source)
+
+
+def _zip_fingerprint(path: Path) -> dict[str, str | int]:
+    status = path.stat()
+    return {"kind": "zip", "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+@contextmanager
+def _files(source: Path) -> Iterator[Files]:
+    if source.is_dir():
+        yield FolderFiles(source)
+        return
+    try:
+        with reading(source):
+            archive = zipfile.ZipFile(source)
+    except BROKEN_ZIP as error:
+        raise DataError(f"{source} is torn or no zip ({error}). {_zip_cure(source)}") from error
+    with archive:
+        yield ZipFiles(source, archive)
+
+
+def _recipe(files: Files) -> Recipe:
+    names = files.names()
+    wnids = _text(files, "wnids.txt", names).split()
+    if not wnids or len(set(wnids)) != len(wnids):
+        raise DataError(f"{files.where}: wnids.txt must name every class once, but is empty or names one twice")
+    number = {wnid: index for index, wnid in enumerate(wnids)}
+    words = _text(files, "words.txt", names) if "words.txt" in names else ""
+
+    def decode(name: str) -> NDArray[np.uint8]:
+        return decode_exact(files.read(name, _MOST_IMAGE_BYTES), f"{files.where}: {name}", SIZE)
+
+    splits = {"train": _training(files, names, number), "test": _validation(files, names, number)}
+    return Recipe(splits, _class_names(wnids, words), (3, SIZE, SIZE), decode, _notes(files, splits))
+
+
+def _training(files: Files, names: set[str], number: dict[str, int]) -> Listing:
+    by_class: dict[str, list[str]] = {wnid: [] for wnid in number}
+    for name in names:
+        match PurePosixPath(name).parts:
+            case ("train", wnid, "images", image) if wnid in by_class and image.lower().endswith(".jpeg"):
+                by_class[wnid].append(name)
+    for wnid, members in by_class.items():
+        if not members:
+            raise DataError(f"{files.where}: no image in train/{wnid}/images, though wnids.txt names this class")
+    ordered = [(name, number[wnid]) for wnid, members in by_class.items() for name in sorted(members)]
+    return Listing([name for name, _ in ordered], [label for _, label in ordered])
+
+
+def _validation(files: Files, names: set[str], number: dict[str, int]) -> Listing:
+    annotations = "val/val_annotations.txt"
+    listed, labels = [], []
+    seen: set[str] = set()
+    for count, line in enumerate(_text(files, annotations, names).splitlines(), start=1):
+        image, wnid = (*line.split("\t"), "", "")[:2]
+        where = f"{files.where}: line {count} of {annotations}"
+        if wnid not in number:
+            raise DataError(f"{where} names the class {wnid!r}, which wnids.txt does not")
+        # Only names that were found there are read, so an annotation cannot point elsewhere.
+        if f"val/images/{image}" not in names:
+            raise DataError(f"{where} names the image {image!r}, which is not in val/images")
+        if image in seen:
+            raise DataError(f"{where} names the image {image!r} a second time")
+        seen.add(image)
+        listed.append(f"val/images/{image}")
+        labels.append(number[wnid])
+    if not listed:
+        raise DataError(f"{files.where}: {annotations} names no image")
+    return Listing(listed, labels)
+
+
+def _text(files: Files, name: str, names: set[str]) -> str:
+    if name not in names:
+        raise DataError(
+            f"{files.where} lacks {name}, so it is not the official layout of TinyImageNet; get {URL} (md5 {MD5}), or "
+            "read your own layout with the image_folder data set"
+        )
+    return files.read(name, _MOST_TEXT_BYTES).decode("utf-8", "replace")
+
+
+def _class_names(wnids: list[str], words: str) -> list[str]:
+    meaning = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
+    short = [meaning.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]
+    return short if len(set(short)) == len(short) else [meaning.get(wnid, wnid).strip() for wnid in wnids]
+
+
+def _notes(files: Files, splits: dict[str, Listing]) -> dict[str, str | bool]:
+    count = f"{len(splits['train'].names)} training and {len(splits['test'].names)} test images"
+    if files.where.is_dir():
+        logger.info("%s is a folder, so its images cannot be checked against the official zip: %s", files.where, count)
+        return {"official": False}
+    md5 = file_md5(files.where)
+    if md5 != MD5:
+        logger.warning("%s is not the official zip (md5 %s, not %s): %s", files.where, md5, MD5, count)
+    return {"md5": md5, "official": md5 == MD5}
+
+
+def _is_wnids(name: str) -> bool:
+    return name in ("wnids.txt", f"{FOLDER}/wnids.txt")

@@ -1,0 +1,276 @@
+"""Exporting: write, open as a receiver would, compare with what was trained, describe; whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.export import card, costs, formats
+from dkel_lightning.export.costs import Cost
+from dkel_lightning.export.metadata import RECORD, Preprocessing, Record
+from dkel_lightning.modules.distillation import Deploy, DistillationModule
+from dkel_lightning.runtime import provenance
+from dkel_lightning.runtime.atomic_files import write_text
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an exported file is from the training network.
+
+    Attributes:
+        images: real images on which both were asked.
+        largest_difference: of any two logits.
+        largest_logit: of the training network, by absolute value.
+        same_class: images of which both name the same class.
+        tolerance: what was allowed, times the largest logit where that exceeds 1.
+    """
+
+    images: int
+    largest_difference: float
+    largest_logit: float
+    same_class: int
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is allowed; NaN is not."""
+        return self.largest_difference <= self.tolerance * max(1.0, self.largest_logit)
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What an export gave.
+
+    Attributes:
+        folder: where all files lie.
+        file: the one that holds the weights.
+        member: which member of the training was exported.
+        agreement: with the training network.
+        costs: of the exported file, the deployed network and the training network.
+    """
+
+    folder: Path
+    file: Path
+    member: str
+    agreement: Agreement
+    costs: tuple[Cost, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the model card says beyond what the networks tell; each a heading's lines, `name: text`."""
+
+    title: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)
+    protocol: Mapping[str, str] = field(default_factory=dict)
+    accuracy: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+def export(
+    module: DistillationModule,
+    images: Tensor,
+    folder: str | Path,
+    preprocessing: Preprocessing,
+    *,
+    format: str = "safetensors",
+    network: str | None = None,
+    peer: int | str | None = None,
+    tolerance: float = 1e-4,
+    repeats: int = 20,
+    facts: Facts | None = None,
+) -> Shipped:
+    """Write one network of a trained module as files that load without this library.
+
+    What was written is opened as its receiver would, and compared with the logits of the training network.
+
+    Args:
+        module: trained; it is put on the CPU and into eval mode. One in another precision than float32 is compared, and
+            timed, with its weights in float32, and keeps its own.
+        images: real images [N, C, H, W], normalised, of the test set where there is one.
+        folder: is made, or replaced if it holds an earlier export.
+        preprocessing: how images become such as `images`.
+        format: one of FORMATS.
+        network: `teacher`, `student` or `ensemble`; as the module deploys by default.
+        peer: an index, or `best` of the last validation; as the module deploys by default.
+        tolerance: largest difference of two logits, relative to the largest logit where that exceeds 1.
+        repeats: of each measurement of time; 0 measures none.
+        facts: what the model card says of the training.
+
+    Raises:
+        ConfigError: the network cannot be written in this format, or the folder holds something else.
+        CheckpointError: the file does not give the training network's logits. Nothing is left of it.
+    """
+    formats.check(format)
+    module = module.cpu().eval()
+    member = _member(module, network, peer)
+    deployed = module.deploy(network, peer)
+    index = module.members.index(member)
+    _check_images(images, preprocessing)
+    record = Record(format, member, module.student.num_classes, preprocessing, _recipe(module))
+    facts = facts or Facts()
+    title = facts.title or f"{member} of {type(module.method).__name__}"
+    with whole_folder(Path(folder)) as draft, _in_float32(module):
+        files = formats.write(deployed, images[:4], draft, record, title)
+        classify = formats.received(files[0])
+        with torch.no_grad():
+            agreement = _agreement(module, index, classify, images, tolerance)
+        if not agreement.holds:
+            raise CheckpointError(
+                f"The exported {files[0].name} does not give the logits of {member}: they differ by up to "
+                f"{agreement.largest_difference:.2g} on {agreement.images} images, and "
+                f"{tolerance:g} x {max(1.0, agreement.largest_logit):.3g} is allowed. Nothing was written; try another "
+                "export.format, or raise export.tolerance if the difference does not matter to you."
+            )
+        measured: tuple[Cost, ...] = ()
+        if repeats:
+            size = sum(path.stat().st_size for path in files)
+            measured = costs.measure(
+                costs.Candidate(f"exported file ({format})", classify, size),
+                costs.Candidate(f"deployed network ({member})", deployed, networks=deployed),
+                costs.Candidate("training network (all members)", module.evaluate, networks=module),
+                images=images,
+                repeats=repeats,
+            )
+        where = {"device": provenance.device(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        _describe(draft, record, files, agreement, measured, facts, where, title)
+    place = Path(folder)
+    return Shipped(place, place / files[0].name, member, agreement, measured)
+
+
+@contextlib.contextmanager
+def _in_float32(module: DistillationModule) -> Iterator[None]:
+    """Lend float32 to a module in another precision, as what it deploys has it; then it is what it was."""
+    kind = module.dtype
+    if kind == torch.float32:
+        yield
+        return
+    kept = {name: tensor.data for name, tensor in _tensors(module)}
+    module.float()
+    try:
+        yield
+    finally:
+        module.to(kind)
+        for name, tensor in _tensors(module):
+            tensor.data = kept[name]
+
+
+def _tensors(module: DistillationModule) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _member(module: DistillationModule, network: str | None, peer: int | str | None) -> str:
+    choice = Deploy(network or module.deployment.network, module.deployment.peer if peer is None else peer)
+    if choice.network == "ensemble":
+        return "ensemble"
+    part = module.teacher if choice.network == "teacher" else module.student
+    if part is None:
+        raise ConfigError("This method has no teacher to export: choose deploy.network=student.")
+    if isinstance(choice.peer, int) and not -part.num_peers <= choice.peer < part.num_peers:
+        raise ConfigError(f"deploy.peer={choice.peer}, but peers are numbered 0 to {part.num_peers - 1}.")
+    index = module.best_peer(choice.network) if choice.peer == "best" else int(choice.peer) % part.num_peers
+    return f"{choice.network}_{index}"
+
+
+def _recipe(module: DistillationModule) -> Mapping[str, Any] | None:
+    """What rebuilds the networks by name; None where something of the user's own is needed for that."""
+    recipe = module.recipe or {}
+    return recipe if recipe.get("backbone") is not None and recipe.get("method") is not None else None
+
+
+def _check_images(images: Tensor, preprocessing: Preprocessing) -> None:
+    if images.dim() != 4 or len(images) == 0 or tuple(images.shape[1:]) != preprocessing.shape:
+        raise ConfigError(
+            f"The images to compare on are {list(images.shape)}, the preprocessing gives "
+            f"[batch, {', '.join(map(str, preprocessing.shape))}]: pass normalised images of that form."
+        )
+
+
+def _agreement(
+    module: DistillationModule, index: int, classify: formats.Classifier, images: Tensor, tolerance: float
+) -> Agreement:
+    # A batch of one first: the size that a fixed batch dimension would betray.
+    batches = [images[:1], *torch.split(images[1:], _BATCH)]
+    expected = torch.cat([module.member_logits(batch)[index] for batch in batches if len(batch)])
+    found = torch.cat([classify(batch.contiguous()) for batch in batches if len(batch)])
+    difference = (found.double() - expected.double()).abs().max()
+    same = int((found.argmax(-1) == expected.argmax(-1)).sum())
+    return Agreement(len(images), float(difference), float(expected.abs().max()), same, tolerance)
+
+
+def _describe(
+    folder: Path,
+    record: Record,
+    files: list[Path],
+    agreement: Agreement,
+    measured: tuple[Cost, ...],
+    facts: Facts,
+    where: Mapping[str, Any],
+    title: str,
+) -> None:
+    own = {
+        "title": title,
+        "files": [path.name for path in files],
+        "agreement": vars(agreement),
+        "costs": [cost.as_dict() for cost in measured],
+        "measured_on": where,
+        "facts": {name: dict(value) for name, value in vars(facts).items() if name != "title"},
+    }
+    write_text(folder / RECORD, json.dumps({**record.as_dict(), **own}, indent=2) + "\n")
+    text = card.write(record, [path.name for path in files], agreement, measured, facts, where, title)
+    write_text(folder / "README.md", text)
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to write into that takes the place of `target` at the end; on any error nothing is left of it.
+
+    Raises:
+        ConfigError: `target` holds something that is no export.
+        OSError: with the name that the file would have had in `target`.
+    """
+    if target.exists() and not (target.is_dir() and _replaceable(target)):
+        raise ConfigError(f"{target} holds something else than an export: choose another export.to.")
+    mark = uuid.uuid4().hex
+    draft, old = (target.with_name(f".{target.name}.{mark}.{kind}") for kind in ("part", "old"))
+    missing = [parent for parent in target.parents if not parent.exists()]
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        if target.exists():
+            # A folder cannot be renamed over one that holds files; the old one comes back if the second step fails.
+            target.rename(old)
+        try:
+            draft.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+    except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(draft):
+            error.filename = str(target / Path(error.filename).relative_to(draft))
+        raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):  # rmdir refuses a folder that holds anything
+            for parent in missing:
+                parent.rmdir()
+
+
+def _replaceable(folder: Path) -> bool:
+    inside = {path.name for path in folder.iterdir()}
+    return not inside or RECORD in inside

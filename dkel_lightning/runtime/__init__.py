@@ -1,0 +1,1 @@
+"""Process and machine: ranks, locks, seeds, provenance, whole files."""

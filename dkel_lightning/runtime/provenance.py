@@ -1,0 +1,84 @@
+"""Where a run comes from: versions, device, code."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dkel_lightning.runtime import command_lines, memory
+
+PACKAGES = ("dkel-lightning", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
+
+
+def collect() -> dict[str, Any]:
+    """Gather what a reader needs to repeat a run."""
+    return {
+        "command": command(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "device": device(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "keeps_freed_memory": memory.keeps_freed(),
+        "git": _git(),
+    }
+
+
+def command() -> str:
+    """Return the command line of this process, as it can be typed again."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py" and program.parent.name == "dkel_lightning":
+        return command_lines.typed(*sys.argv[1:])
+    return shlex.join([program.name, *sys.argv[1:]])
+
+
+def device() -> dict[str, Any]:
+    """Name the accelerator, or the processor."""
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return {"kind": "cuda", "names": names, "cuda": torch.version.cuda}
+    return {"kind": "cpu", "names": [_processor()]}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Tell the commit of this package's own checkout; None for an installed package."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        commit = _run(here, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_run(here, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _run(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()

@@ -1,0 +1,173 @@
+"""Runs that never leave a plateau: collapse by its outcome, in a landscape with a saddle and two mirror optima.
+
+    L(u, v) = 1/2 (u v - 1)^2;  student and teacher start around the saddle at 0, the gradient is noisy
+    s     <- s - eta (grad L(s) + W (s - theta) + noise)
+    theta <- a_t theta + (1 - a_t) s
+
+A run is stuck when its student's loss has not once fallen to the threshold by the end. Homogenisation (teacher and
+student close while both are poor) is counted beside it and decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.runtime.seeding import derive_seed
+from dkel_lightning.schedules import Clock, EnsembleTerm, RampUp
+from dkel_lightning.studies.recursion import Array, ema_rates, growth, mode_matrix, total_weight
+from dkel_lightning.studies.seed_statistics import wilson
+
+Points = NDArray[np.float32]
+SADDLE = -1.0
+"""Curvature of the direction that leads away from the saddle."""
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """What all cases have in common.
+
+    Attributes:
+        lr: eta.
+        spread: deviation of each starting coordinate around the saddle.
+        noise: deviation of the gradient noise.
+        steps: length of a run.
+        steps_per_epoch: steps in the epoch in which a decaying weight counts.
+        solved: the loss at which a run has left the plateau.
+        near: the distance below which student and teacher count as homogenised.
+    """
+
+    lr: float = 0.05
+    spread: float = 0.1
+    noise: float = 0.3
+    steps: int = 600
+    steps_per_epoch: int = 20
+    solved: float = 0.05
+    near: float = 0.1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One choice of weight and start.
+
+    Attributes:
+        weight: teacher weight W at the start.
+        k: its decay an epoch, read at every step; 0 for a constant weight.
+        decay: EMA rate a.
+        start: rule of the first updates.
+        draw: `independent`, or `student`: the teacher starts as its copy.
+        init_steps: noise-free gradient steps on the teacher before the run.
+    """
+
+    weight: float = 3.0
+    k: float = 0.0
+    decay: float = 0.98
+    start: str = "keep"
+    draw: str = "independent"
+    init_steps: int = 0
+
+    def weights(self, landscape: Landscape) -> Array:
+        """Give W at every step, from the schedules that a training uses: [steps]."""
+        per_epoch, steps = landscape.steps_per_epoch, landscape.steps
+        ramp = RampUp(scale=self.weight, epochs=0)
+        if self.k == 0:
+            ensemble = EnsembleTerm(weights="constant")
+        else:
+            ensemble = EnsembleTerm(decay=None, decay_share=per_epoch / self.k / steps, cutoff=0.0, weights="decay")
+        clocks = (Clock(step // per_epoch, step, per_epoch, steps) for step in range(steps))
+        return np.array([total_weight(ramp, ensemble, clock) for clock in clocks])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the runs of a case ended in.
+
+    Attributes:
+        runs: their number.
+        stuck: how many never left the plateau.
+        low: lower end of the 95 % Wilson interval of the share of stuck runs.
+        high: upper end.
+        median_exit: median step at which the others left; nan if none did.
+        homogenised: share of the time on the plateau during which student and teacher were close and both poor.
+    """
+
+    runs: int
+    stuck: int
+    low: float
+    high: float
+    median_exit: float
+    homogenised: float
+
+    @property
+    def share(self) -> float:
+        """Share of stuck runs."""
+        return self.stuck / self.runs
+
+
+def escape_factor(weight: float, lr: float, decay: float) -> float:
+    """Give the factor a step by which student and teacher leave the saddle together: the mode matrix at h = -1."""
+    return growth(mode_matrix(SADDLE, weight, lr, decay, weight))
+
+
+def independent_amplitude(weight: float, lr: float, decay: float) -> float:
+    """Give the escaping amplitude of two independent starts over that of two equal ones, root mean square.
+
+    Two independent starts add incoherently along the left eigenvector (l_s, l_theta) of the escaping mode:
+    `sqrt(l_s^2 + l_theta^2) / |l_s + l_theta|`.
+    """
+    values, vectors = np.linalg.eig(mode_matrix(SADDLE, weight, lr, decay, weight).T)
+    left = np.real(vectors[:, np.argmax(np.abs(values))])
+    return float(np.hypot(*left) / abs(left.sum()))
+
+
+def simulate(landscape: Landscape, case: Case, runs: int, seed: int) -> Outcome:
+    """Run a case; equal seeds give every case the same starts and noise.
+
+    Raises:
+        ConfigError: the loss overflows, because the learning rate is too large.
+    """
+    draws = np.random.default_rng(derive_seed(seed, "collapse"))
+    student, other = np.float32(landscape.spread) * draws.standard_normal((2, 2, runs), np.float32)
+    teacher = student.copy() if case.draw == "student" else other
+    lr, noise = np.float32(landscape.lr), np.float32(landscape.noise)
+    for _ in range(case.init_steps):
+        teacher = teacher - lr * _gradient(teacher)
+    weights = case.weights(landscape).astype(np.float32)
+    rates = ema_rates(case.start, case.decay, landscape.steps).astype(np.float32)
+    left = np.full(runs, np.inf)
+    plateau = homogenised = 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for step in range(landscape.steps):
+            pull = weights[step] * (student - teacher)
+            student = student - lr * (
+                _gradient(student) + pull + noise * draws.standard_normal(student.shape, np.float32)
+            )
+            teacher = rates[step] * teacher + (1 - rates[step]) * student
+            left[np.isinf(left) & (_loss(student) <= landscape.solved)] = step + 1
+            waiting = np.isinf(left)
+            close = ((student - teacher) ** 2).sum(0) < landscape.near**2
+            plateau += int(waiting.sum())
+            homogenised += int((waiting & close & (_loss(teacher) > landscape.solved)).sum())
+    if not np.isfinite(student).all():
+        raise ConfigError(
+            f"convergence.collapse.lr is {landscape.lr:g}, and runs with a teacher weight of {case.weight:g} and noise "
+            f"of {landscape.noise:g} overflow: lower it."
+        )
+    stuck = int(np.isinf(left).sum())
+    low, high = wilson(stuck, runs)
+    exits = left[np.isfinite(left)]
+    median = float(np.median(exits)) if exits.size else float("nan")
+    return Outcome(runs, stuck, low, high, median, homogenised / plateau if plateau else 0.0)
+
+
+def _loss(points: Points) -> Points:
+    loss: Points = np.float32(0.5) * (points[0] * points[1] - 1) ** 2
+    return loss
+
+
+def _gradient(points: Points) -> Points:
+    gradient: Points = (points[0] * points[1] - 1) * points[::-1]
+    return gradient

@@ -1,0 +1,275 @@
+"""The experiments of task=convergence: which schemes, starts and weights are set beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dkel_lightning.ema import START_OFFSETS
+from dkel_lightning.studies.collapse import Case, Landscape, Outcome, simulate
+from dkel_lightning.studies.convergence import Curves, Problem, Scheme, Simulation, exact, monte_carlo
+from dkel_lightning.studies.recursion import relative_distance_floor
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Risks:
+    """The schemes of the noisy quadratic model by role, their exact curves, and the runs over them."""
+
+    problem: Problem
+    schemes: Mapping[str, Scheme]
+    curves: Mapping[str, Curves]
+    simulated: Mapping[str, Simulation]
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs that a table shows."""
+        return sorted(e for e in {1, 5, 20, 80, self.problem.first_phase} if 0 < e <= self.problem.first_phase)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Homogenisation without noise, in one direction.
+
+    Attributes:
+        steps: the steps at which the curves are recorded.
+        shown: those that a table shows, as positions in `steps`.
+        floor: h / (h + W), the relative distance that a constant weight ends in.
+        schemes: by weight (`constant`, `decay`) and start (`copy`, `own`).
+        curves: of each.
+    """
+
+    steps: list[int]
+    shown: list[int]
+    floor: float
+    schemes: Mapping[tuple[str, str], Scheme]
+    curves: Mapping[tuple[str, str], Curves]
+
+
+@dataclass(frozen=True)
+class OverFit:
+    """True risk where the training optimum is not the true one, with averaged and with gradient-trained teachers."""
+
+    labels: Mapping[str, str]
+    averaged: Mapping[str, Curves]
+    trained: Mapping[str, Curves]
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One value of one sweep, in both models."""
+
+    sweep: str
+    value: str
+    curves: Curves
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """The collapse experiment: outcomes by weight and start."""
+
+    landscape: Landscape
+    outcomes: Mapping[tuple[str, str], Outcome]
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that the task computes."""
+
+    risks: Risks
+    panel: Panel
+    over_fit: OverFit
+    collapse: Collapse
+    sweeps: tuple[SweepPoint, ...]
+
+
+def study(settings: Settings, seed: int, workers: int = 1) -> Study:
+    """Compute everything from the node `convergence` of a configuration.
+
+    Raises:
+        ConfigError: a combination that diverges.
+    """
+    problem = problem_of(settings)
+    landscape = landscape_of(settings)
+    return Study(
+        risks=risks(problem, settings, seed, workers),
+        panel=panel(problem, settings),
+        over_fit=over_fit(problem, settings),
+        collapse=collapse(landscape, settings, seed),
+        sweeps=tuple(sweeps(problem, landscape, settings, seed)),
+    )
+
+
+def problem_of(settings: Settings) -> Problem:
+    """Read the quadratic problem, without a shift of the training optimum."""
+    return Problem(
+        curvatures=tuple(settings["curvatures"]),
+        noise=settings["noise"],
+        correlation=settings["correlation"],
+        peers=settings["peers"],
+        lr=settings["lr"],
+        milestones=tuple(settings["milestones"]),
+        gamma=settings["gamma"],
+        epochs=settings["epochs"],
+        steps_per_epoch=settings["steps_per_epoch"],
+    )
+
+
+def landscape_of(settings: Settings) -> Landscape:
+    """Read the landscape of the collapse experiment."""
+    own = settings["collapse"]
+    return Landscape(
+        lr=own["lr"],
+        spread=own["spread"],
+        noise=own["noise"],
+        steps=own["steps"],
+        steps_per_epoch=settings["steps_per_epoch"],
+        solved=own["solved"],
+        near=own["near"],
+    )
+
+
+def base_scheme(settings: Settings) -> Scheme:
+    """Read the scheme that the others vary: dkel with a kept draw of its own."""
+    return Scheme(
+        "dkel",
+        scale=settings["lambda"],
+        k=settings["k"],
+        rampup=settings["rampup"],
+        decay=settings["decay"],
+    )
+
+
+def schemes_of(settings: Settings) -> dict[str, Scheme]:
+    """Name the schemes of the table of risks by their roles."""
+    dkel = base_scheme(settings)
+    slow, init = settings["slow_k"], settings["init_steps"]
+    return {
+        "none": replace(dkel, label="no distillation", scale=0.0),
+        "pcl": replace(dkel, label="pcl: ramp-up only, copy", weights="ramp", start="copy", draw="student"),
+        "dkel": replace(dkel, label=f"dkel: k {dkel.k:g}, own draw, keep"),
+        "copy": replace(dkel, label="dkel, copied teacher", start="copy", draw="student"),
+        "mean_teacher": replace(dkel, label="dkel, mean_teacher rule", start="mean_teacher"),
+        "ahead": replace(dkel, label=f"dkel, {init} init steps", init_steps=init),
+        "slow": replace(dkel, label=f"dkel, k {slow:g}", k=slow),
+        "slow_ahead": replace(dkel, label=f"dkel, k {slow:g}, {init} init steps", k=slow, init_steps=init),
+        "weak": replace(
+            dkel, label=f"dkel, k {slow:g}, lambda {settings['weak_lambda']:g}", k=slow, scale=settings["weak_lambda"]
+        ),
+    }
+
+
+def risks(problem: Problem, settings: Settings, seed: int, workers: int) -> Risks:
+    """Compute the table of risks, exactly and by simulation."""
+    schemes = schemes_of(settings)
+    listed = list(schemes.values())
+    curves = dict(zip(schemes, exact(problem, listed), strict=True))
+    simulated = monte_carlo(problem, listed, settings["runs"], seed, workers)
+    return Risks(problem, schemes, curves, dict(zip(schemes, simulated, strict=True)))
+
+
+def panel(problem: Problem, settings: Settings) -> Panel:
+    """Compute the panel of homogenisation: constant and decaying weight, copied and own teacher."""
+    own = settings["homogenisation"]
+    last, per_epoch = max(own["at"]), own["steps_per_epoch"]
+    alone = replace(
+        problem,
+        curvatures=(own["curvature"],),
+        noise=0.0,
+        milestones=(),
+        epochs=-(-last // per_epoch),
+        steps_per_epoch=per_epoch,
+    )
+    base = replace(base_scheme(settings), decay=own["decay"])
+    schemes = {
+        (weights, start): replace(base, label=f"{weights}, {start}", weights=weights, **how)
+        for weights in ("constant", "decay")
+        for start, how in STARTS.items()
+    }
+    steps = sorted({*own["at"], *np.unique(np.geomspace(1, last, 400).astype(int)).tolist()})
+    found = exact(alone, list(schemes.values()), at=steps)
+    return Panel(
+        steps=steps,
+        shown=[steps.index(step) for step in sorted(set(own["at"]))],
+        floor=relative_distance_floor(own["curvature"], settings["lambda"]),
+        schemes=schemes,
+        curves=dict(zip(schemes, found, strict=True)),
+    )
+
+
+STARTS: dict[str, dict[str, Any]] = {
+    "copy": {"draw": "student", "start": "copy"},
+    "own": {"draw": "independent", "start": "keep"},
+}
+
+
+def over_fit(problem: Problem, settings: Settings) -> OverFit:
+    """Compute true risks with a training optimum that is not the true one."""
+    base, slow = base_scheme(settings), settings["slow_k"]
+    schemes = {
+        "none": replace(base, label="no teacher", scale=0.0),
+        "decay": replace(base, label=f"decaying only (k {slow:g})", k=slow, weights="decay"),
+        "ramp": replace(base, label="ramped up, as pcl", weights="ramp", **STARTS["copy"]),
+        "complement": replace(base, label=f"decaying (k {slow:g}) + ramped up", k=slow),
+        "constant": replace(base, label="constant", weights="constant"),
+    }
+    shifted = replace(problem, shift=settings["shift"])
+    averaged = exact(shifted, list(schemes.values()))
+    # A gradient teacher starts from a draw of its own: as a copy under the same gradient it would be the student.
+    alone = [replace(scheme, update="gradient", draw="independent") for scheme in schemes.values()]
+    return OverFit(
+        labels={name: scheme.label for name, scheme in schemes.items()},
+        averaged=dict(zip(schemes, averaged, strict=True)),
+        trained=dict(zip(schemes, exact(shifted, alone), strict=True)),
+    )
+
+
+def collapse(landscape: Landscape, settings: Settings, seed: int) -> Collapse:
+    """Run every weight, constant and the largest one decaying too, from every start."""
+    own = settings["collapse"]
+    base = Case(decay=settings["decay"])
+    starts = {name: replace(base, **how) for name, how in STARTS.items()}
+    starts |= {f"own + {count} steps": replace(base, init_steps=count) for count in own["init_steps"]}
+    weights = [(f"{weight:g}", weight, 0.0) for weight in own["weights"]]
+    heaviest = max(own["weights"])
+    weights.append((f"{heaviest:g} exp(-{settings['k']:g} e)", heaviest, settings["k"]))
+    outcomes = {
+        (label, start): simulate(landscape, replace(case, weight=weight, k=k), own["runs"], seed)
+        for label, weight, k in weights
+        for start, case in starts.items()
+    }
+    return Collapse(landscape, outcomes)
+
+
+# ---------------------------------------------------------------------- sweeps
+
+
+def sweeps(problem: Problem, landscape: Landscape, settings: Settings, seed: int) -> Iterator[SweepPoint]:
+    """Vary one thing at a time: exact curves of the quadratic model, shares of stuck runs of the other."""
+    own, lists = settings["collapse"], settings["sweeps"]
+    scheme, case = base_scheme(settings), Case(weight=own["weight"], decay=settings["decay"])
+    varied: list[tuple[str, str, Scheme, Case]] = []
+    varied += [("k", f"{k:g}", replace(scheme, k=k), replace(case, k=k)) for k in lists["k"]]
+    varied += [("lambda", f"{x:g}", replace(scheme, scale=x), replace(case, weight=x)) for x in lists["lambda"]]
+    varied += [("EMA rate", f"{a:g}", replace(scheme, decay=a), replace(case, decay=a)) for a in lists["decay"]]
+    for draw in ("student", "independent"):
+        for start in START_OFFSETS:
+            label = f"{'copy' if draw == 'student' else 'own'}, {start}"
+            how = replace(scheme, draw=draw, start=start), replace(case, draw=draw, start=start)
+            varied.append(("draw, start rule", label, *how))
+    varied += [
+        ("initialisation steps", str(count), replace(scheme, init_steps=count), replace(case, init_steps=count))
+        for count in lists["init_steps"]
+    ]
+    found = exact(problem, [each[2] for each in varied])
+    for (sweep, value, _, each), curves in zip(varied, found, strict=True):
+        yield SweepPoint(sweep, value, curves, simulate(landscape, each, own["sweep_runs"], seed))
+    for factor in lists["noise"]:
+        louder = replace(problem, noise=factor * problem.noise), replace(landscape, noise=factor * landscape.noise)
+        outcome = simulate(louder[1], case, own["sweep_runs"], seed)
+        yield SweepPoint("noise, times", f"{factor:g}", exact(louder[0], [scheme])[0], outcome)

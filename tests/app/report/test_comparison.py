@@ -1,0 +1,75 @@
+"""The page of a comparison: the tables that it wrote, its figure and its members."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dkel_lightning.app.report import of_comparison
+from dkel_lightning.app.report.of_comparison import read_comparison
+from tests.app.report.pages import Reader, read, write_run
+
+RESULTS = Path(__file__).resolve().parents[3] / "docs" / "results" / "digits"
+TABLE = """# Comparison
+
+All 2 runs, 1 failed. Mean ± sample deviation over n seeds.
+
+- digits, resnet8 <b>
+
+| label | n | last accuracy (%) |
+| --- | ---: | ---: |
+| dkel | 1 | 94.86 |
+
+## Selected accuracy less that of dkel, over the same seeds
+
+| label | n | difference (points) |
+| --- | ---: | ---: |
+| pcl | 0 | n/a |
+"""
+
+
+def page(folder: Path) -> Reader:
+    return read(of_comparison.write_page(read_comparison(folder), folder))
+
+
+def test_the_tables_are_those_of_compare_md(tmp_path: Path) -> None:
+    write_run(tmp_path / "dkel" / "seed_0", "method=dkel", accuracy=0.9486)
+    write_run(tmp_path / "pcl" / "seed_0", "method=pcl", summary=False)
+    (tmp_path / "compare.md").write_text(TABLE)
+    (tmp_path / "members.csv").write_text(
+        "label,seed,state,selected accuracy\ndkel,0,finished,0.9486\npcl,0,failed: <disk> full,\n"
+    )
+    reader = page(tmp_path)
+    assert "All 2 runs, 1 failed. Mean ± sample deviation over n seeds. digits, resnet8 <b>" in reader.text
+    assert "label n last accuracy (%) dkel 1 94.86" in reader.text
+    assert "pcl 0 n/a" in reader.text
+    assert "Failed: pcl, seed 0 (failed: <disk> full)." in reader.text
+    assert "dkel, seed 0 0 finished 94.86 % 2" in reader.text
+    assert {"./dkel/seed_0", "./pcl/seed_0"} <= {one["href"] for one in reader.all("a")}
+
+
+def test_a_comparison_without_its_runs_still_gives_table_and_figure(tmp_path: Path) -> None:
+    for name in ("compare.csv", "members.csv"):
+        (tmp_path / name).write_text((RESULTS / name).read_text())
+    record = read_comparison(tmp_path)
+    assert record.reference == "dkel"
+    assert len(record.members) == 42
+    reader = page(tmp_path)
+    assert len(reader.all("circle")) == 42
+    # The mean in the first row of the committed table.
+    assert "0.98704" in reader.text
+    assert re.search("dkel 0 finished 98.06 %", reader.text)
+
+
+def test_what_the_labels_set_differently_is_listed(tmp_path: Path) -> None:
+    write_run(tmp_path / "dkel" / "seed_0", "method=dkel")
+    write_run(tmp_path / "slow" / "seed_0", "method=dkel", "optimizer.lr=0.01")
+    (tmp_path / "compare.md").write_text("# Comparison\n")
+    assert "1 settings differ between the labels key dkel slow optimizer.lr 0.1 0.01" in page(tmp_path).text
+
+
+def test_a_comparison_of_which_nothing_has_ended_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "dkel" / "seed_0", "method=dkel", summary=False)
+    said = page(tmp_path).text
+    assert "No compare.md and no compare.csv: no run of this comparison has ended." in said
+    assert "Begun and not finished: dkel, seed 0." in said

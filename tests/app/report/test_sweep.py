@@ -1,0 +1,174 @@
+"""The page of a sweep: what was varied, groups over seeds, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dkel_lightning.app.report import collect, of_sweep
+from dkel_lightning.app.report.of_sweep import SweepRecord, read_sweep
+from tests.app.report.pages import Reader, read, write_run
+
+
+def sweep(folder: Path, *jobs: tuple[float, list[str]]) -> Path:
+    for number, (accuracy, overrides) in enumerate(jobs):
+        write_run(folder / str(number), *overrides, accuracy=accuracy)
+    return folder
+
+
+def page(folder: Path) -> Reader:
+    return read(of_sweep.write_page(read_sweep(folder), folder))
+
+
+def grouped(record: SweepRecord) -> dict[str, list[int]]:
+    return {setting.name: list(setting.jobs) for setting in record.settings}
+
+
+TWO_BY_TWO = [
+    (0.95, ["optimizer.lr=0.1", "seed=0"]),
+    (0.97, ["optimizer.lr=0.1", "seed=1"]),
+    (0.90, ["optimizer.lr=0.2", "seed=0"]),
+    (0.94, ["optimizer.lr=0.2", "seed=1"]),
+]
+
+
+def test_jobs_are_grouped_over_seeds_with_mean_deviation_and_n(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", *TWO_BY_TWO)
+    record = read_sweep(folder)
+    assert grouped(record) == {"lr=0.1": [0, 1], "lr=0.2": [2, 3]}
+    said = page(folder).text
+    # Means 96 and 92, deviations sqrt(2) and sqrt(8); differences -5 and -3: -4 ± 12.706 * sqrt(2) / sqrt(2)
+    assert "0.1 2 96.00 ± 1.41 best" in said
+    assert "0.2 2 92.00 ± 2.83 -4.00 -16.71 to +8.71" in said
+    assert "4 of 4 jobs finished. Varied: optimizer.lr." in said
+    assert "settings whose interval holds 0 are not told apart" in said
+
+
+def test_one_seed_a_setting_is_not_taken_for_a_finding(tmp_path: Path) -> None:
+    said = page(sweep(tmp_path / "sweep", TWO_BY_TWO[0], TWO_BY_TWO[2])).text
+    assert "With one seed a setting nothing tells a difference from the luck of the seed." in said
+
+
+def test_what_follows_from_a_chosen_method_is_not_a_variation_of_its_own(tmp_path: Path) -> None:
+    jobs = [(0.9, [f"method={method}", f"seed={seed}"]) for method in ("dkel", "pcl", "baseline") for seed in (0, 1)]
+    record = read_sweep(sweep(tmp_path / "sweep", *jobs))
+    assert record.varied.keys == ["method.name"]
+    assert "teacher.draw" in record.varied.following
+    assert grouped(record) == {"method=dkel": [0, 1], "method=pcl": [2, 3], "method=baseline": [4, 5]}
+
+
+def test_two_varied_keys_make_four_settings(tmp_path: Path) -> None:
+    jobs = [(0.9, [f"method={m}", f"trainer.max_epochs={e}"]) for m in ("dkel", "pcl") for e in (2, 3)]
+    assert [*grouped(read_sweep(sweep(tmp_path / "sweep", *jobs)))] == [
+        "method=dkel, max_epochs=2", "method=dkel, max_epochs=3",
+        "method=pcl, max_epochs=2", "method=pcl, max_epochs=3",
+    ]  # fmt: skip
+
+
+def test_of_keys_that_change_together_the_one_that_was_swept_is_named() -> None:
+    configs = [{"protocol": {"x": i}, "method": {"y": 2 * i}, "seed": 0} for i in range(3)]
+    assert collect.varied(configs).keys == ["protocol.x"]
+    found = collect.varied(configs, ["method.y"])
+    assert (found.keys, found.following) == (["method.y"], ["protocol.x"])
+
+
+def test_multirun_yaml_says_what_was_swept(tmp_path: Path) -> None:
+    (tmp_path / "multirun.yaml").write_text(
+        "hydra: {sweeper: {params: {a.b: '1,2'}}, overrides: {task: "
+        "['method=dkel,pcl', seed=0, 'x=[1,2]', '+y=choice(1,2)', \"z='a,b'\"]}}"
+    )
+    assert collect.swept_keys(tmp_path) == ["a.b", "method", "y"]
+
+
+def test_overrides_that_hydra_wrote_down_win(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", *TWO_BY_TWO)
+    for number, (_, overrides) in enumerate(TWO_BY_TWO):
+        (folder / str(number) / ".hydra").mkdir()
+        lines = "".join(f"- {item}\n" for item in ["data=digits", *overrides])
+        (folder / str(number) / ".hydra" / "overrides.yaml").write_text(lines)
+    record = read_sweep(folder)
+    assert record.varied.keys == ["optimizer.lr"]
+    assert grouped(record) == {"lr=0.1": [0, 1], "lr=0.2": [2, 3]}
+
+
+def test_jobs_that_noted_what_they_were_need_no_settings(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", *TWO_BY_TWO)
+    (folder / "4").mkdir()
+    for number, overrides in enumerate([*(job[1] for job in TWO_BY_TWO), ["optimizer.lr=9", "seed=0"]]):
+        noted = {"overrides": ["callbacks.progress=none", *overrides], "state": "finished"}
+        if number == 4:
+            noted |= {"state": "failed", "message": "Loss is <NaN>. Do this.\nmore"}
+        (folder / str(number) / "job.json").write_text(json.dumps(noted))
+    record = read_sweep(folder)
+    assert grouped(record) == {"lr=0.1": [0, 1], "lr=0.2": [2, 3], "lr=9": [4]}
+    said = page(folder).text
+    assert "4 of 5 jobs finished" in said
+    assert "Failed jobs: 4 (Loss is <NaN>)." in said
+    assert "9 0 n/a" in said
+
+
+def test_a_varied_number_gets_a_chart_with_a_dot_a_seed(tmp_path: Path) -> None:
+    reader = page(sweep(tmp_path / "sweep", *TWO_BY_TWO))
+    # Four over the number, four in the rows.
+    assert len(reader.all("circle")) == 8
+    assert "seed 1: 97" in reader.text
+
+
+def test_many_settings_are_named_once_and_not_under_every_chart(tmp_path: Path) -> None:
+    def legends(folder: Path) -> list[str]:
+        return [one["class"] for one in page(folder).all("div") if "legend" in one.get("class", "")]
+
+    names = ("dkel", "pcl", "baseline", "dml", "one")
+    jobs = [(0.9, [f"method={name}"]) for name in names]
+    # Two charts of curves with a legend each; one legend for both.
+    assert legends(sweep(tmp_path / "few", *jobs[:2])) == ["legend"] * 2
+    folder = sweep(tmp_path / "many", *jobs)
+    assert legends(folder) == ["legend shared"]
+    assert [one["data-g"] for one in page(folder).all("span") if "data-g" in one] == [f"method={n}" for n in names]
+
+
+def test_jobs_that_failed_or_never_began_are_named(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", *TWO_BY_TWO)
+    (folder / "1" / "summary.json").unlink()
+    (folder / "2" / "config.yaml").write_text("a: [")
+    (folder / "0" / "collapse.json").write_text('{"x": 1}')
+    (folder / "2").rename(folder / "5")
+    said = page(folder).text
+    assert "Jobs 2, 4 left no folder" in said
+    assert "Jobs that have not finished: 1." in said
+    assert "reported a collapse in jobs 0" in said
+    assert "3 of 6 jobs finished" in said
+
+
+def test_each_job_has_a_row_with_a_link(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", *TWO_BY_TWO)
+    (folder / "2" / "report.html").write_text("")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "sweep.png").write_bytes(b"")
+    reader = page(folder)
+    hrefs = [one["href"] for one in reader.all("a")]
+    assert {"./0", "./1", "./3", "./2/report.html"} <= set(hrefs)
+    # Files of the jobs are not the sweep's own; its figures are.
+    assert "./figures/sweep.png" in hrefs
+    assert not any("config.yaml" in href for href in hrefs)
+    assert "3 0.2 1 finished 94.00 % 4 93.00 % 57" in reader.text
+
+
+@pytest.mark.parametrize("config", ["", "seed: <b>\nname: </script>\n"])
+def test_jobs_of_a_stranger_do_not_break_the_page(tmp_path: Path, config: str) -> None:
+    folder = sweep(tmp_path / "sweep", *TWO_BY_TWO)
+    (folder / "3" / "config.yaml").write_text(config)
+    page(folder)
+
+
+def test_a_sweep_of_seeds_alone_is_one_group(tmp_path: Path) -> None:
+    record = read_sweep(sweep(tmp_path / "sweep", (0.9, ["seed=0"]), (0.92, ["seed=1"])))
+    assert grouped(record) == {"all jobs": [0, 1]}
+    assert "all jobs 2 91.00 ± 1.41" in page(record.folder).text
+
+
+def test_an_empty_sweep_says_so(tmp_path: Path) -> None:
+    (tmp_path / "multirun.yaml").write_text("hydra: {}")
+    assert "No job has written anything so far." in page(tmp_path).text

@@ -1,0 +1,221 @@
+"""task=benchmark: a tiny one from end to end, what is refused, and images that are not there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dkel_lightning.app.benchmark import loaders, setting
+from dkel_lightning.app.benchmark.processes import Plan, Sides
+from dkel_lightning.app.benchmark.setting import Side
+from dkel_lightning.app.benchmark.sides import Task
+from dkel_lightning.app.cli import main
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.tasks.benchmark import benchmark
+from dkel_lightning.errors import ConfigError, DataError
+from tests.compose import compose
+
+CPU = torch.device("cpu")
+TINY = [
+    "task=benchmark",
+    "trainer=cpu",
+    "benchmark.rounds=1",
+    "benchmark.steps=2",
+    "benchmark.warmup=0",
+    "data.workers=0",
+    "data.batch_size=8",
+]
+
+
+@pytest.mark.slow
+def test_a_tiny_benchmark_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = compose(*TINY, "benchmark.sides=[plain,eager,bare_eager]", f"benchmark.to={tmp_path / 'to'}")
+    schema.check(values)
+    found = benchmark(Run(values, tmp_path / "run"))
+    printed = capsys.readouterr().out
+    assert {path.name for path in found.folder.iterdir()} == {
+        f"benchmark.{kind}" for kind in ("csv", "json", "md", "png")
+    }
+    with (tmp_path / "to" / "benchmark.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row["side"]: row for row in csv.DictReader(file)}
+    assert [*rows] == ["plain", "eager", "bare_eager"]
+    for label, row in rows.items():
+        # One round: 2 steps of 8 images.
+        assert float(row["images_per_second"]) == pytest.approx(8000 / float(row["milliseconds"]), rel=1e-3)
+        plain = float(rows["plain"]["images_per_second"])
+        assert float(row["times_plain"]) == pytest.approx(float(row["images_per_second"]) / plain, rel=1e-3), label
+        assert 0 < float(row["first_step_seconds"]) < float(row["launch_seconds"])
+        assert float(row["memory_bytes"]) > 50 * 2**20
+        for part in ("data", "student", "teacher", "loss", "backward", "optimizer", "ema", "rest"):
+            assert float(row[f"{part}_ms"]) > 0, (label, part)
+    share = float(rows["eager"]["images_per_second"]) / float(rows["bare_eager"]["images_per_second"])
+    assert float(rows["eager"]["share_of_bare"]) == pytest.approx(share, rel=1e-3)
+    content = json.loads((tmp_path / "to" / "benchmark.json").read_text(encoding="utf-8"))
+    assert content["images"] == {"what": "digits", "invented": False, "shape": "1x8x8"}
+    assert [*content["loaders"]] == ["device", "workers", "plain"]
+    assert "without Lightning, eager" in printed
+    assert f"Written to {tmp_path / 'to'}" in printed
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_a_side_that_fails_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    values = compose(*TINY)
+    said: list[str] = []
+    side = Side("eager", "trainer", values["execution"])
+    sides = Sides([Task(side, {**values, "modules": ["no_such_module"]}, False, tmp_path, 3, tmp_path)], said.append)
+    sides.measure(Plan(1, 0, 1))
+    assert sides.found == {}
+    assert "modules: no_such_module cannot be imported" in sides.failed["eager"]
+    assert said[0].startswith("eager is left out: modules: no_such_module")
+
+
+# ---------------------------------------------------------------------- sides and images
+
+
+def test_all_sides_of_a_device_are_taken_unless_some_are_chosen() -> None:
+    found, missing = setting.sides(compose("task=benchmark"), CPU)
+    labels = [side.label for side in found]
+    assert labels[:2] == ["plain", "eager"]
+    assert "bare_eager" in labels
+    assert not any("cuda_graph" in label for label in labels)
+    assert missing == {}
+    found, missing = setting.sides(compose("task=benchmark", "benchmark.sides=[eager,cuda_graph]"), CPU)
+    assert [side.label for side in found] == ["eager"]
+    assert "cuda_graph" in missing
+
+
+def test_another_method_is_measured_without_the_loop_written_by_hand() -> None:
+    found, missing = setting.sides(compose("task=benchmark", "method=pcl"), CPU)
+    assert "plain" not in [side.label for side in found]
+    assert "computes method=dkel or dkel_released, not pcl" in missing["plain"]
+
+
+def test_a_variant_differs_in_what_it_names() -> None:
+    values = compose("task=benchmark", "benchmark.variants={slow:{threads:1}}", "execution.threads=2")
+    schema.check(values)
+    found, _ = setting.sides(values, CPU)
+    assert found[-1] == Side("slow", "trainer", {**values["execution"], "threads": 1})
+
+
+def test_images_in_workers_differ_in_where_they_lie_only() -> None:
+    found, _ = setting.sides(compose("task=benchmark", "benchmark.sides=[eager,eager_workers]"), CPU)
+    assert [side.residency for side in found] == [None, "workers"]
+    assert found[0].execution == found[1].execution
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"), [("cifar100", (3, 32, 32), 100), ("tinyimagenet", (3, 64, 64), 200)]
+)
+def test_images_that_are_not_there_are_invented_in_their_shape(
+    name: str, shape: tuple[int, ...], classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setting, "RANDOM_IMAGES", 2000)
+    # A download would be tried in vain here: none may be.
+    values = compose("task=benchmark", f"experiment={name}", f"data.root={tmp_path}", "data.batch_size=4")
+    why = setting.must_invent(values)
+    assert why is not None
+    assert str(tmp_path) in why
+    images = setting.images_of(values, invented=True)
+    assert (images.image_shape, images.num_classes) == (shape, classes)
+    assert images.augment.normalize.mean == type(images).default_mean
+    views, labels, _ = next(iter(images.training_loader_on(CPU)))
+    assert views.shape == (4, 3, *shape)
+    assert int(labels.max()) < classes
+    alone = loaders.measure({**values, "data": {**values["data"], "workers": 0}}, CPU, Plan(2, 0, 1), invented=True)
+    assert {label: [turn.images for turn in turns] for label, turns in alone.items()} == {
+        "device": [4, 4],
+        "workers": [4, 4],
+        "plain": [4, 4],
+    }
+
+
+def test_images_of_ones_own_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no folder train"):
+        setting.must_invent(compose("task=benchmark", "experiment=own_data", f"data.root={tmp_path}"))
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer=ddp_cpu"], "task=benchmark measures one device: leave trainer.devices at 1"),
+        (["trainer.num_nodes=2"], "task=benchmark measures one process"),
+        (["trainer.fast_dev_run=true"], "task=benchmark measures ordinary training"),
+        (["trainer.accumulate_grad_batches=2"], "task=benchmark takes a batch for a step"),
+        (["resume=somewhere"], "task=benchmark begins anew: leave resume="),
+        (["benchmark.sides=[plane]"], "benchmark.sides must be a list, each one of plain, eager, "),
+        (
+            ["benchmark.sides=[plain]", "method=pcl"],
+            "benchmark.sides: plain cannot be measured: the loop written by hand",
+        ),
+        (["benchmark.sides=[plain]", "method.ensemble.space=probabilities"], "plain cannot be measured"),
+        (["benchmark.sides=[plain]", "teacher=copy"], "knows teacher=independent only"),
+        (["benchmark.rounds=0"], "benchmark.rounds must be a whole number of at least 1, got 0"),
+        (["benchmark.variants={eager:{threads:1}}"], "eager is a side by itself: give the variant another label."),
+        (["benchmark.variants={mine:fast}"], "mine must hold keys of execution, got 'fast'."),
+        (
+            ["benchmark.variants={mine:{thread:1}}"],
+            "mine: Unknown key execution.thread. Did you mean execution.threads? Keys of execution: channels_last, ",
+        ),
+        (
+            ["benchmark.variants={ours:{threads:1},mine:{name:fast}}"],
+            "mine: execution.name must be one of auto, eager, compile, cuda_graph, got 'fast'.",
+        ),
+        (
+            ["benchmark.variants={mine:{threads:0}}"],
+            "mine: execution.threads must be a whole number between 1 and 1024, got 0.",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_its_cure(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        main.check_arguments(["task=benchmark", *overrides], None, multirun=False)
+    assert message in str(caught.value)
+
+
+def test_a_benchmark_in_a_sweep_is_refused() -> None:
+    with pytest.raises(ConfigError, match="task=benchmark lets its sides take turns by itself: leave -m out"):
+        main.check_arguments(["task=benchmark", "seed=0,1"], None, multirun=True)
+
+
+def test_its_keys_without_it_say_what_to_add() -> None:
+    with pytest.raises(ConfigError, match=r"benchmark\.rounds belongs to task=benchmark"):
+        main.check_arguments(["benchmark.rounds=3"], None, multirun=False)
+
+
+# ---------------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_ratios_of_the_captured_step_are_there(tmp_path: Path) -> None:
+    steps = ("task=benchmark", "trainer=gpu", "benchmark.rounds=2", "benchmark.steps=20", "benchmark.warmup=2")
+    chosen = "benchmark.sides=[plain,eager,cuda_graph,bare_cuda_graph]"
+    found = benchmark(Run(compose(*steps, chosen, "data.batch_size=32"), tmp_path))
+    assert found.missing == {}
+    ratios: dict[tuple[str, str, str], Any] = {
+        (each["first"], each["second"], each["what"]): each for each in found.as_dict()["ratios"]
+    }
+    share = ratios["cuda_graph", "bare_cuda_graph", "speed"]
+    assert 0 < share["low"] <= share["median"] <= share["high"]
+    assert ratios["cuda_graph", "plain", "memory"]["median"] > 0
+    assert all(each.memory.of == "gpu" and each.memory.bytes > 0 for each in found.sides)
+    # What a graph is for: fewer launches than the loop that makes each by itself.
+    against = found.ratio("cuda_graph", "plain")
+    assert against is not None
+    assert against.median > 1
+
+
+def test_a_label_that_is_none_says_which_signs_it_may_have() -> None:
+    fault = schema.KEYS["benchmark.variants"].fault({"a b": {"threads": 1}})
+    assert fault is not None
+    assert fault.endswith("'a b' is no label: use letters, digits and the signs _.+-.")

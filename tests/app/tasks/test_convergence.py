@@ -1,0 +1,236 @@
+"""task=convergence: the files of a small study, its reading under other numbers, and its settings."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dkel_lightning.app import tasks
+from dkel_lightning.app.cli import main
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.runs.folder import Run, values_in
+from dkel_lightning.app.tasks import convergence as module
+from dkel_lightning.app.tasks import convergence_reading
+from dkel_lightning.app.tasks.convergence import ConvergenceResult, convergence
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.studies import convergence_study as studies
+from dkel_lightning.studies.collapse import Landscape, Outcome
+from dkel_lightning.studies.convergence import Problem, Scheme
+from tests.compose import compose
+
+SMALL = (
+    "task=convergence",
+    "convergence.runs=40",
+    "convergence.epochs=12",
+    "convergence.steps_per_epoch=4",
+    "convergence.milestones=[8,10]",
+    "convergence.rampup=4",
+    "convergence.homogenisation.at=[10,400]",
+    "convergence.collapse.runs=60",
+    "convergence.collapse.sweep_runs=20",
+    "convergence.collapse.steps=80",
+    "convergence.sweeps.k=[0,0.5]",
+    "convergence.sweeps.lambda=[0,1]",
+    "convergence.sweeps.decay=[0.9]",
+    "convergence.sweeps.init_steps=[0,5]",
+    "convergence.sweeps.noise=[1]",
+)
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, Any]:
+    node: dict[str, Any] = compose(*SMALL)["convergence"]
+    return node
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> ConvergenceResult:
+    # Data that is not there: the task must not ask for any.
+    values = compose(*SMALL, "data=cifar100", "data.root=nowhere", "data.download=false")
+    schema.check(values)
+    folder = tmp_path_factory.mktemp("parent")
+    with (folder / "printed.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        return convergence(Run(values, folder / "run"))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_writes_its_settings_tables_figures_and_reading(found: ConvergenceResult) -> None:
+    names = {path.relative_to(found.folder).as_posix() for path in found.folder.rglob("*") if path.is_file()}
+    assert names == {
+        "config.yaml",
+        "provenance.json",
+        "reading.md",
+        *(f"{name}.csv" for name in ("risks", "curves", "homogenisation", "over_fitting", "collapse", "sweeps")),
+        *(f"figures/{name}.png" for name in ("risk", "homogenisation", "over_fitting", "collapse", "sweeps")),
+    }
+    assert values_in(found.folder)["convergence"]["runs"] == 40
+    for path in (found.folder / "figures").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.stat().st_size > 10_000
+
+
+def test_the_tables_hold_what_the_result_holds(found: ConvergenceResult) -> None:
+    risks = found.study.risks
+    lines = rows(found.folder / "risks.csv")
+    assert [line["scheme"] for line in lines] == [scheme.label for scheme in risks.schemes.values()]
+    dkel = risks.curves["dkel"]
+    assert float(lines[2]["student_risk 12"]) == pytest.approx(found.objective, rel=1e-5)
+    assert float(lines[2]["teacher_risk 5"]) == pytest.approx(dkel.teacher_risk[5], rel=1e-5)
+    curves = [line for line in rows(found.folder / "curves.csv") if line["scheme"] == risks.schemes["dkel"].label]
+    assert [int(line["epochs done"]) for line in curves] == [*range(13)]
+    assert float(curves[1]["W of the last epoch"]) == 1.0
+    assert float(curves[4]["simulated student_risk"]) == pytest.approx(risks.simulated["dkel"].risk[4].mean(), rel=1e-5)
+    collapse = rows(found.folder / "collapse.csv")
+    assert len(collapse) == 4 * 4
+    assert {line["runs"] for line in collapse} == {"60"}
+    assert len(rows(found.folder / "sweeps.csv")) == 2 + 2 + 1 + 6 + 2 + 1
+
+
+def test_the_seed_draws_the_runs_and_leaves_exact_moments_alone(
+    settings: dict[str, Any], found: ConvergenceResult
+) -> None:
+    other = studies.risks(studies.problem_of(settings), settings, seed=1, workers=1)
+    risks = found.study.risks
+    assert (other.curves["pcl"].student_risk == risks.curves["pcl"].student_risk).all()
+    assert not (other.simulated["pcl"].risk == risks.simulated["pcl"].risk).any()
+
+
+def test_the_defaults_of_the_configuration_are_those_of_python() -> None:
+    node = compose("task=convergence")["convergence"]
+    assert studies.problem_of(node) == Problem()
+    assert studies.landscape_of(node) == Landscape()
+    assert studies.base_scheme(node) == Scheme("dkel")
+
+
+def test_the_named_schemes_differ_in_what_their_names_say(settings: dict[str, Any]) -> None:
+    schemes = studies.schemes_of(settings)
+    assert [schemes["none"].weight(epoch) for epoch in (0, 200)] == [0.0, 0.0]
+    assert schemes["pcl"].weight(0) == pytest.approx(np.exp(-5))
+    assert schemes["dkel"].weight(0) == 1.0
+    assert (schemes["copy"].draw, schemes["copy"].start) == ("student", "copy")
+    assert schemes["weak"].weight(200) == pytest.approx(0.1)
+
+
+# ---------------------------------------------------------------------- the reading follows the numbers
+
+
+def outcome(stuck: int, runs: int = 1000) -> Outcome:
+    return Outcome(runs, stuck, max(stuck / runs - 0.01, 0.0), stuck / runs + 0.01, 100.0, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("copy", "own", "ahead", "decayed", "sentences"),
+    [
+        (0, 0, 0, 0, ["No weight gets a run stuck", "own draw and copy cannot be told apart"]),
+        (100, 200, 0, 0, ["is stuck more often than a copy (20.00% against 10.00%", "it removes the failures"]),
+        (200, 100, 90, 150, ["is stuck less often than a copy", "still leaves 15.00%", "is not surely below both"]),
+        (200, 200, 20, 0, ["cannot be told apart (20.00%, 20.00%)", "A teacher that is ahead helps: own + 20 steps"]),
+    ],
+)
+def test_what_is_said_of_collapse_depends_on_the_shares(
+    found: ConvergenceResult, settings: dict[str, Any], copy: int, own: int, ahead: int, decayed: int,
+    sentences: list[str],
+) -> None:  # fmt: skip
+    counts = {"copy": copy, "own": own, "own + 20 steps": ahead, "own + 100 steps": ahead}
+    outcomes = {
+        (weight, start): outcome({"0": 0, "1": 0, "3": count}.get(weight, decayed))
+        for weight, start in found.study.collapse.outcomes
+        for count in (counts[start],)
+    }
+    collapse = replace(found.study.collapse, outcomes=outcomes)
+    text = convergence_reading.write(replace(found.study, collapse=collapse), settings)
+    for sentence in sentences:
+        assert sentence in text
+
+
+@pytest.mark.parametrize(
+    ("none", "decay", "constant", "sentence"),
+    [
+        (30.0, 29.0, 20.0, "gives 90% of that back: the abstract's claim"),
+        (30.0, 20.0, 25.0, "The decay is the best of the three, as the abstract says."),
+        (30.0, 31.0, 32.0, "The abstract's claim about the decay does not appear."),
+    ],
+)
+def test_what_is_said_of_over_fitting_depends_on_the_risks(
+    found: ConvergenceResult, settings: dict[str, Any], none: float, decay: float, constant: float, sentence: str
+) -> None:
+    over_fit = found.study.over_fit
+    risks = {"none": none, "decay": decay, "constant": constant}
+    averaged = {
+        name: replace(curves, student_risk=curves.student_risk * 0 + risks.get(name, 30.0) / 1000)
+        for name, curves in over_fit.averaged.items()
+    }
+    changed = replace(found.study, over_fit=replace(over_fit, averaged=averaged))
+    assert sentence in convergence_reading.write(changed, settings)
+
+
+def test_what_is_said_of_the_early_teacher_depends_on_its_risk(
+    found: ConvergenceResult, settings: dict[str, Any]
+) -> None:
+    risks = found.study.risks
+    text = convergence_reading.write(found.study, settings)
+    assert "gives the worst early teacher of the four, against the abstract" in text
+    better = replace(risks.curves["dkel"], teacher_risk=risks.curves["dkel"].teacher_risk * 1e-3)
+    changed = replace(risks, curves={**risks.curves, "dkel": better})
+    text = convergence_reading.write(replace(found.study, risks=changed), settings)
+    assert "The worst early teacher of the four is dkel, copied teacher" in text
+    assert "not the one that is initialised longest" in text
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def test_the_task_is_run_by_its_name(found: ConvergenceResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "convergence", lambda run: found)
+    assert tasks.run(Run(compose(*SMALL), tmp_path)) == found.objective
+
+
+def test_it_prints_its_tables_and_where_the_files_lie(
+    found: ConvergenceResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module.show(found.study, 3.2)
+    printed = capsys.readouterr().out
+    assert "dkel: k 0.5, own draw, keep" in printed
+    assert "3 seconds." in printed
+    assert f"Written to {found.folder}: reading.md, risks.csv" in (found.folder.parent / "printed.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("convergence.lr=5", r"no distillation diverges where the curvature is 1: .* Lower convergence\.lr"),
+        ("convergence.collapse.lr=4", r"convergence\.collapse\.lr is 4, .* overflow: lower it"),
+    ],
+)
+def test_a_setting_that_diverges_is_named_before_anything_is_written(
+    override: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        convergence(Run(compose(*SMALL, override), tmp_path))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_values_that_cannot_be_are_named_all_at_once() -> None:
+    values = compose(*SMALL, "convergence.peers=1", "convergence.sweeps.k=[]", "convergence.curvatures=[1,-1]")
+    with pytest.raises(ConfigError) as caught:
+        schema.check(values)
+    assert str(caught.value).splitlines() == [
+        "convergence.peers must be a whole number between 2 and 64, got 1.",
+        "convergence.curvatures must be a list, each a number above 0, got [1, -1].",
+        "convergence.sweeps.k must be a list, each a number of at least 0, got [].",
+    ]
+
+
+def test_a_key_of_the_task_without_the_task_says_what_to_add() -> None:
+    with pytest.raises(ConfigError, match=r"convergence\.runs belongs to task=convergence"):
+        main.check_arguments(["convergence.runs=3"], None, multirun=False)

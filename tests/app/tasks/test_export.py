@@ -1,0 +1,351 @@
+"""task=export: what is written loads without this library and says what the training network says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dkel_lightning import DistillationModule
+from dkel_lightning.app import tasks
+from dkel_lightning.app.cli import main
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.errors import CheckpointError, ConfigError, DiskFullError
+from dkel_lightning.export import FORMATS, Preprocessing, export, formats, open_exported, plain
+from dkel_lightning.export.costs import BATCHES
+from tests.app.tasks.exporting import QUICK, digits, exported, logits_of, trained, values_of
+from tests.compose import compose
+from tests.disks import as_root, fill, small_disk
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def folders(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Hold one peer of the teacher in every format."""
+    root = tmp_path_factory.mktemp("exports")
+    found = {}
+    for kind in FORMATS:
+        result = exported(checkpoint, root, f"export.format={kind}", "deploy.peer=1")
+        assert result.shipped.folder == root / f"teacher_1_{kind}"
+        found[kind] = result.shipped.folder
+    return found
+
+
+# Run by an interpreter that sees the installed packages, but no checkout and nothing of this library's.
+RECEIVER = """
+import importlib.util, json, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("dkel_lightning", "lightning", "pytorch_lightning"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+sys.path.append(sys.argv[1])
+import numpy, torch
+torch.set_num_threads(1)
+folders, images = json.loads(sys.argv[2]), torch.from_numpy(numpy.load(sys.argv[3]))
+import onnxruntime
+session = onnxruntime.InferenceSession(folders["onnx"] + "/model.onnx")
+program = torch.export.load(folders["torch_export"] + "/model.pt2").module()
+networks = {"onnx": lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), "torch_export": program}
+for kind in ("state_dict", "safetensors"):
+    spec = importlib.util.spec_from_file_location(kind, folders[kind] + "/model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    networks[kind] = module.load()
+with torch.no_grad():
+    for kind, network in networks.items():
+        numpy.save(f"{folders[kind]}/received.npy", torch.cat([network(x) for x in images.split([1, 3, 7])]).numpy())
+print(sorted(name for name in sys.modules if name.startswith(("dkel", "lightning"))))
+"""
+
+
+def test_every_format_gives_the_training_networks_logits_where_this_library_cannot_be_imported(
+    folders: dict[str, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    images = digits(11)[1]
+    np.save(tmp_path / "images.npy", images.numpy())
+    places = json.dumps({kind: str(folder) for kind, folder in folders.items()})
+    command = [sys.executable, "-I", "-S", "-B", "-c", RECEIVER, sysconfig.get_path("purelib"), places]
+    done = subprocess.run(
+        [*command, str(tmp_path / "images.npy")], capture_output=True, text=True, cwd=tmp_path, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+    expected = logits_of(checkpoint, "teacher_1", images)
+    for kind, folder in folders.items():
+        received = torch.from_numpy(np.load(folder / "received.npy"))
+        (folder / "received.npy").unlink()
+        torch.testing.assert_close(received, expected, rtol=1e-4, atol=1e-5, msg=f"{kind} differs")
+
+
+def test_files_card_and_agreement_are_written(folders: dict[str, Path]) -> None:
+    inside = {kind: {path.name for path in folder.iterdir()} for kind, folder in folders.items()}
+    both = {"README.md", "export.json"}
+    assert inside == {
+        "state_dict": both | {"weights.pt", "model.py"},
+        "safetensors": both | {"weights.safetensors", "model.py"},
+        "torch_export": both | {"model.pt2"},
+        "onnx": both | {"model.onnx"},
+    }
+    for kind, folder in folders.items():
+        record = json.loads((folder / "export.json").read_text())
+        agreement = record["agreement"]
+        assert (record["format"], record["member"], agreement["images"]) == (kind, "teacher_1", 40)
+        assert 0 <= agreement["largest_difference"] <= 1e-4 * max(1, agreement["largest_logit"])
+        assert agreement["same_class"] == 40
+        card = (folder / "README.md").read_text()
+        assert "**exported**: teacher_1: set beforehand, by the method or by deploy.*" in card
+        assert "expected calibration error" in card
+        assert "1,150 training, 287 validation, 360 test" in card
+        assert "SHA-256" in card
+        assert "\n## Licence\n" in card
+
+
+def test_the_preprocessing_travels_inside_the_files(folders: dict[str, Path]) -> None:
+    import onnx
+    from safetensors import safe_open
+
+    model = onnx.load(folders["onnx"] / "model.onnx")
+    inside = {item.key: item.value for item in model.metadata_props}
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert not any(node.metadata_props for node in model.graph.node)  # paths of the machine that exported
+    with safe_open(folders["safetensors"] / "weights.safetensors", framework="pt") as file:
+        told = [inside["dkel_lightning"], file.metadata()["dkel_lightning"]]
+    told += [json.dumps(json.loads((folder / "export.json").read_text())) for folder in folders.values()]
+    for text in told:
+        preprocessing = json.loads(text)["preprocessing"]
+        assert (preprocessing["mean"], preprocessing["std"]) == ([0.3051], [0.3758])
+        assert [preprocessing[name] for name in ("channels", "height", "width")] == [1, 8, 8]
+        assert preprocessing["classes"] == [str(digit) for digit in range(10)]
+    assert json.loads(inside["preprocessing"])["mean"] == [0.3051]
+
+
+def test_the_model_file_is_a_network_of_plain_layers_that_prepares_images_too(folders: dict[str, Path]) -> None:
+    text = (folders["state_dict"] / "model.py").read_text()
+    assert "dkel_lightning" not in text.replace("Made by dkel_lightning, which it does not need.", "")
+    assert "nn.Conv2d(1, 16, (3, 3), padding=1, bias=False)" in text
+    names: dict[str, Any] = {"__file__": str(folders["state_dict"] / "model.py"), "__name__": "model"}
+    exec(compile(text, "model.py", "exec"), names)
+    stored, normalised = digits(3)
+    torch.testing.assert_close(names["preprocess"](stored), normalised)
+    network = names["load"]()
+    assert sum(parameter.numel() for parameter in network.parameters()) == 77_754
+    # A teacher's BatchNorm runs with momentum 0; whoever trains the network further must not inherit that.
+    assert {layer.momentum for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.1}
+
+
+def test_another_peer_and_the_ensemble_are_exported_on_request(checkpoint: Path, tmp_path: Path) -> None:
+    images = digits(5)[1]
+    chosen = {"student_0": ("deploy.network=student", "deploy.peer=0"), "ensemble": ("deploy.network=ensemble",)}
+    for member, overrides in chosen.items():
+        result = exported(checkpoint, tmp_path, "export.format=state_dict", *overrides)
+        assert result.shipped.member == result.scores.deployed == member
+        opened = open_exported(result.shipped.file)
+        expected = logits_of(checkpoint, member, images)
+        torch.testing.assert_close(opened.classify(images), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(formats.received(result.shipped.file)(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_costs_are_those_counted_by_hand_and_stand_beside_the_training_networks(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    result = exported(checkpoint, tmp_path, "export.repeats=2", f"export.to='{tmp_path / 'here'}'")
+    assert result.shipped.folder == tmp_path / "here"
+    file, deployed, training = result.shipped.costs
+    # Weights of stem, three stages (the last two with shortcuts) and classifier, with BatchNorm's scale and shift.
+    stages = (2 * 2304 + 64, 4608 + 9216 + 512 + 3 * 64, 18432 + 36864 + 2048 + 3 * 128)
+    assert deployed.parameters == (144 + 32) + sum(stages) + 650 == 77_754
+    # Multiplications at 8x8, 4x4 and 2x2 positions, twice.
+    positions = 64 * (144 + 2 * 2304) + 16 * (4608 + 9216 + 512) + 4 * (18432 + 36864 + 2048) + 640
+    assert deployed.flops == 2 * positions
+    assert file.bytes == sum((result.shipped.folder / n).stat().st_size for n in ("weights.safetensors", "model.py"))
+    # Students and teachers share a trunk each; the ensemble classifier reads the features of both peers.
+    own = stages[2] + 650
+    assert training.parameters == 2 * (77_754 + own) + (2 * 64 * 10 + 10)
+    for cost in result.shipped.costs:
+        assert [(time.batch, time.repeats) for time in cost.latencies] == [(size, 2) for size in BATCHES]
+        assert all(time.seconds > 0 for time in cost.latencies)
+    assert "| 77,754 | " in (result.shipped.folder / "README.md").read_text()
+
+
+def shifted(monkeypatch: pytest.MonkeyPatch, by: float) -> None:
+    honest = formats.received
+
+    def wrong(path: Path) -> formats.Classifier:
+        classify = honest(path)
+        return lambda images: classify(images) + by
+
+    monkeypatch.setattr(formats, "received", wrong)
+
+
+@pytest.mark.parametrize("by", [0.01, float("nan")])
+def test_a_file_with_other_logits_is_refused_and_the_earlier_export_stays(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: float
+) -> None:
+    shifted(monkeypatch, by)
+    with pytest.raises(
+        CheckpointError, match=r"does not give the logits of teacher_\d: they differ by up to (0\.01|nan)"
+    ):
+        exported(checkpoint, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    earlier = tmp_path / "kept"
+    earlier.mkdir()
+    (earlier / "export.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="Nothing was written"):
+        exported(checkpoint, tmp_path, f"export.to='{earlier}'")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (earlier / "export.json").read_text() == "{}"
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("kind", "leave", "file"),
+    [
+        ("state_dict", 0, r"weights\.pt"),
+        ("state_dict", 100_000, r"weights\.pt"),
+        ("safetensors", 100_000, r"weights\.safetensors"),
+        ("torch_export", 100_000, r"model\.pt2"),
+        ("onnx", 100_000, r"model\.onnx"),
+    ],
+)
+def test_an_export_that_finds_no_room_names_its_file_and_leaves_nothing(
+    kind: str, leave: int, file: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        fill(disk, leave)
+        target = disk / "shipped" / "here"
+        given = ("task=export", f"checkpoint='{checkpoint}'", f"export.format={kind}", f"export.to='{target}'", *QUICK)
+        with pytest.raises(DiskFullError, match=rf"^Could not write {target}/{file} \(No space left on device\): free"):
+            tasks.run(Run(values_of(checkpoint, *given), tmp_path))
+        assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+@as_root
+def test_the_command_line_leaves_no_empty_folder_of_an_export_that_found_no_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "16m") as disk:
+        checkpoint = trained(disk / "run")
+        before = sorted(disk.rglob("*"))
+        filler = fill(disk, 100_000)
+        command = [sys.executable, "-m", "dkel_lightning", "task=export", f"checkpoint='{checkpoint}'"]
+        done = subprocess.run([*command, *QUICK], capture_output=True, text=True, timeout=200, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert done.stderr.startswith(f"Error: Could not write {disk}/run/export_last/teacher_")
+        filler.unlink()
+        assert sorted(disk.rglob("*")) == before
+
+
+def test_an_earlier_export_is_replaced_whole_and_anything_else_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    for name in ("export.json", "model.onnx"):
+        (place / name).write_text("{}")
+    exported(checkpoint, tmp_path, f"export.to='{place}'")
+    assert {path.name for path in place.iterdir()} == {"README.md", "export.json", "model.py", "weights.safetensors"}
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("...")
+    with pytest.raises(ConfigError, match="holds something else than an export"):
+        exported(checkpoint, tmp_path, f"export.to='{tmp_path / 'thesis'}'")
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+@pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxscript"), ("safetensors", "safetensors")])
+def test_a_missing_package_is_named_with_its_extra_before_anything_is_read(
+    kind: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf'{kind} needs {package} .*pip install "dkel-lightning\[export\]"'):
+        formats.check(kind)
+
+
+class Own(nn.Module):
+    """A network of one's own, with what a tree of layers cannot say: a branch on its input's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.layer4 = Pooled()
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.layer4(self.stem(images)))
+        return logits
+
+
+class Pooled(nn.Module):
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(3.0), persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return (maps.relu() * self.scale).mean((2, 3)) if maps.shape[2] > 2 else maps.flatten(1)
+
+
+def test_a_network_of_ones_own_is_exported_from_python(tmp_path: Path) -> None:
+    module = DistillationModule.build(Own(), 5, "dkel", 2, split_at="layer4", classifier="fc", image_size=(9, 9))
+    images = torch.randn(6, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    known = Preprocessing(3, 9, 9, (0.5,) * 3, (0.25,) * 3)
+    shipped = export(module, images, tmp_path / "own", known, network="student", peer=1, repeats=0)
+    assert shipped.member == "student_1"
+    assert "The network's operations one by one" in (tmp_path / "own" / "model.py").read_text()
+    with torch.no_grad():
+        expected = module.member_logits(images)[1]
+    torch.testing.assert_close(formats.received(shipped.file)(images), expected)
+    with pytest.raises(CheckpointError, match="a network of the user's own, which cannot be rebuilt by name"):
+        open_exported(shipped.file)
+    with pytest.raises(ConfigError, match=r"The images to compare on are \[6, 3, 9, 9\], the preprocessing gives"):
+        export(module, images, tmp_path / "other", Preprocessing(1, 9, 9, (0.5,), (0.25,)))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_a_module_in_another_precision_is_exported_in_float32_and_keeps_its_own(
+    kind: torch.dtype, tmp_path: Path
+) -> None:
+    module = DistillationModule.build("resnet8", 10, "dkel", 2, in_channels=1, image_size=(8, 8)).to(kind)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    images, known = digits(6)[1], Preprocessing(1, 8, 8, (0.5,), (0.25,))
+    shipped = export(module, images, tmp_path / "own", known, format="state_dict", peer=1, repeats=0)
+    assert (shipped.agreement.same_class, shipped.agreement.holds) == (6, True)
+    with torch.no_grad():
+        expected = module.deploy(peer=1)(images)
+    torch.testing.assert_close(open_exported(shipped.file).classify(images), expected)
+    after = module.state_dict()
+    assert module.dtype == kind
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def test_what_neither_way_can_write_is_refused_with_the_reason() -> None:
+    class Reading(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1) * float(images.sum().item() > int(images.max().item()))
+
+    with pytest.raises(ConfigError, match=r"cannot be written as plain torch code .*save module.deploy"):
+        plain.source(Reading(), torch.zeros(2, 1, 2, 2), Preprocessing(1, 2, 2, (0.0,), (1.0,)), "it", "weights.pt")
+
+
+def test_the_command_line_asks_for_the_checkpoint_and_writes_beside_it(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="task=export needs checkpoint=PATH"):
+        schema.check(compose("task=export"))
+    with pytest.raises(ConfigError, match=r"export.format must be one of state_dict, safetensors, torch_export, onnx"):
+        schema.check(compose("task=export", f"checkpoint='{checkpoint}'", "export.format=onxx"))
+    (folder,) = [item for item in main.prepare(["task=export", f"checkpoint='{checkpoint}'"]) if "run.dir" in item]
+    assert folder == f"hydra.run.dir={checkpoint.parent.parent.resolve() / 'export_last'}"

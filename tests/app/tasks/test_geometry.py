@@ -1,0 +1,147 @@
+"""task=geometry: its files, and that its reading follows from the numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dkel_lightning.app import tasks
+from dkel_lightning.app.cli import main
+from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.tasks.geometry import GeometryResult, geometry
+from dkel_lightning.app.tasks.geometry_reading import reading
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.studies import geometry as analysis
+from dkel_lightning.studies.geometry import BowlSettings, MirrorSettings, Settings
+from tests.compose import compose
+
+SMALL = (
+    "task=geometry",
+    "geometry.bowl.curvatures=[1]",
+    "geometry.bowl.weights=[1]",
+    "geometry.bowl.init_steps=[20]",
+    "geometry.bowl.max_steps=250",
+    "geometry.bowl.directions=2",
+    "geometry.mirror.weights=[1]",
+    "geometry.mirror.steps=200",
+)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> GeometryResult:
+    # Neither data nor networks are built: there is no such folder, and nothing is fetched.
+    values = compose(*SMALL, "data=image_folder", "data.root=nowhere")
+    return geometry(Run(values, tmp_path_factory.mktemp("geometry")))
+
+
+def table(result: GeometryResult, name: str) -> list[dict[str, str]]:
+    with (result.folder / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_tables_hold_what_was_simulated(result: GeometryResult) -> None:
+    steps = {(row["start"], row["weight_time"]): row["steps_to_distance"] for row in table(result, "bowl.csv")}
+    assert steps["no teacher", ""] == "59"
+    assert steps["copy", ""] == "227"
+    assert steps["own draw, 20 steps at lr", ""] == "154"
+    # Later than the 250 steps that are waited for: no number.
+    assert steps["own draw, keep", ""] == ""
+    mirror = {(row["start"], row["weight"]): row for row in table(result, "mirror.csv")}
+    assert mirror["trained, mirror branch", "1"]["student_steps"] == "60"
+    assert mirror["trained, mirror branch", "1"]["ends_in_other_branch"] == "True"
+    assert len(table(result, "directions.csv")) == 5 * 2
+    assert result.objective == pytest.approx(154 / 59)
+
+
+def test_the_series_hold_every_drawn_step(result: GeometryResult) -> None:
+    rows = table(result, "series.csv")
+    assert len(rows) == 13 * 151 + 8 * 201
+    path = [row for row in rows if row["landscape"] == "bowl" and row["start"] == "copy" and not row["weight_time"]]
+    assert float(path[0]["student_x"]) == pytest.approx(2 * math.cos(math.radians(200)), abs=1e-5)
+    # The first step of a copy: pulled by the loss only, as both still coincide.
+    assert float(path[1]["student_x"]) == pytest.approx(0.95 * float(path[0]["student_x"]), abs=1e-5)
+    assert [row["cosine"] for row in path[:3]] == ["", "", "-1"]
+
+
+def test_figures_animation_configuration_and_provenance_are_there(result: GeometryResult) -> None:
+    names = {path.name for path in result.figures}
+    assert names == {
+        *(f"bowl_{name}.png" for name in ("paths", "angle", "distance", "losses", "steps")),
+        *(f"mirror_{name}.png" for name in ("paths", "losses", "steps")),
+        "paths.gif",
+    }
+    for path in result.figures:
+        with Image.open(path) as image:
+            assert min(image.size) > 200
+            if path.suffix == ".gif":
+                assert getattr(image, "n_frames", 1) > 30
+                assert path.stat().st_size < 1_500_000
+    assert "geometry:" in (result.folder / "config.yaml").read_text(encoding="utf-8")
+    assert (result.folder / "provenance.json").is_file()
+    assert (result.folder / "reading.md").read_text(encoding="utf-8") == reading(result.found)
+
+
+def test_the_reading_says_what_the_defaults_show(result: GeometryResult) -> None:
+    text = reading(result.found)
+    assert "At no step does it point less than 90 degrees off the optimum: it only drags." in text
+    assert "The released initialisation (2 steps at 0.01 lr) changes nothing that can be seen" in text
+    assert "Without a teacher the student arrives after 59 steps (here). With a constant weight no start" in text
+    assert "than a copy: more than 250 steps against 227." in text
+    assert "sooner than a copied one: yes, 154 steps against 227." in text
+    assert "In no bowl is that sooner than without a teacher." in text
+    assert "one that is only apart, untrained and in the other branch, does not." in text
+
+
+def test_other_numbers_give_another_reading() -> None:
+    bowl = BowlSettings((1.0,), (1.0,), init_steps=(100,), directions=2, max_steps=400, teacher_angle=20.0)
+    # The teacher's own draw lies beyond the optimum, and a long initialisation puts it there.
+    settings = Settings(decay=0.999, bowl=bowl, mirror=MirrorSettings(untrained=(0.9, 0.9), steps=200))
+    text = reading(analysis.simulate(settings))
+    assert "sooner than a copied one: yes" in text
+    assert "It is then also sooner than without a teacher with h = 1." in text
+    assert "With a constant weight no start arrives sooner" not in text
+    assert "is only apart" not in text
+    assert "Teacher untrained, mirror branch: sooner than without weight" in text
+    copied = Settings(bowl=BowlSettings((1.0,), (1.0,), directions=2, max_steps=400, teacher_angle=200.0))
+    text = reading(analysis.simulate(copied))
+    # Drawn where the student is, a teacher is no help before it is trained.
+    assert "It never helps." in text
+    assert "An initialisation of 20 steps at lr: cosine 1.00 at step 1" in text
+
+
+def test_a_run_is_named_after_the_task_unless_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main.prepare(["task=geometry"]) == ["task=geometry", "name=geometry"]
+    assert main.prepare(["task=geometry", "name=mine"]) == ["task=geometry", "name=mine"]
+
+
+def test_its_keys_belong_to_it() -> None:
+    with pytest.raises(ConfigError, match=r"geometry\.lr belongs to task=geometry: choose that"):
+        main.check_arguments(["geometry.lr=0.1"], None, multirun=False)
+    with pytest.raises(ConfigError, match=r"geometry\.decay must be a number between 1e-09 and 0\.999999, got 1"):
+        main.check_arguments(["task=geometry", "geometry.decay=1"], None, multirun=False)
+
+
+def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"geometry\.lr=3 diverges in a direction of curvature 1"):
+        tasks.run(Run(compose(*SMALL, "geometry.lr=3"), tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_defaults_of_the_file_are_those_of_the_code() -> None:
+    def plain(settings: Settings) -> str:
+        return json.dumps(asdict(settings), default=list)
+
+    def floats(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: floats(item) for name, item in value.items()}
+        return [float(item) for item in value] if isinstance(value, list) else float(str(value))
+
+    of_the_file = floats(json.loads(plain(Settings.of(compose("task=geometry")["geometry"]))))
+    assert of_the_file == floats(json.loads(plain(Settings())))

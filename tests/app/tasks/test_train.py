@@ -1,0 +1,308 @@
+"""task=train and task=evaluate as plain functions: their outputs, and a resume that ends where it would have."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from dkel_lightning.app import build, tasks
+from dkel_lightning.app.runs.folder import Run, newest_checkpoint, saved_values
+from dkel_lightning.app.tasks.evaluate import _check_classes, evaluate
+from dkel_lightning.app.tasks.train import train
+from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints.archive import step_of
+from dkel_lightning.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from dkel_lightning.modules.distillation import DistillationModule
+from tests.compose import compose, tiny_run
+
+
+class Interrupt(Callback):
+    """Stands for Ctrl-C at the start of the third epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+
+class Spoil(Callback):
+    """Makes every epoch worse than any before it."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for parameter in pl_module.parameters():
+            parameter.data.zero_()
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("method", ["dkel", "dkel_released", "pcl", "baseline"])
+def test_a_run_writes_what_it_promises(method: str, tmp_path: Path) -> None:
+    result = train(tiny_run(tmp_path, f"method={method}"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    expected = {f"{network}_{peer}" for network in ("student", "teacher") for peer in (0, 1, 2, "mean", "best")}
+    assert set(summary["test"]["last"]["accuracy"]) == expected | {"ensemble", "student_ensemble", "teacher_ensemble"}
+    assert summary["method"] == method
+    # What a search maximises must not look at the test set.
+    assert summary["test"]["best"]["validation_accuracy"] == result.objective
+    assert result.objective == pytest.approx(max(float(row["val/acc"]) for row in rows(tmp_path)), abs=1e-6)
+    assert summary["images_per_second"] > 0
+    assert [row["epoch"] for row in rows(tmp_path)] == ["0", "1"]
+    assert all(row["train/loss"] and row["val/acc"] and row["train/ce"] for row in rows(tmp_path))
+    assert not any(column.startswith("test/") for column in rows(tmp_path)[0])
+    assert (tmp_path / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert saved_values(tmp_path / "checkpoints" / "last.ckpt")["method"]["name"] == method
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert provenance["packages"]["torch"] == importlib.metadata.version("torch")
+    assert provenance["execution"]["images"] == "device"
+
+
+def test_the_weights_in_force_are_logged_every_epoch(tmp_path: Path) -> None:
+    overrides = ["trainer.max_epochs=3", "protocol.rampup={epochs:2,share:null}"]
+    overrides += ["protocol.ensemble={decay:0.5,decay_share:null}", "protocol.ema={decay:0.9,decay_share:null}"]
+    train(tiny_run(tmp_path, *overrides))
+    logged = [
+        [float(row[f"weights/{name}"]) for name in ("rampup", "ensemble_decay", "ema_rate")] for row in rows(tmp_path)
+    ]
+    expected = [
+        [0.006737946999085467, 1.0, 0.9],
+        [0.2865047968601901, 0.6065306597126334, 0.9],
+        [1.0, 0.36787944117144233, 0.9],
+    ]
+    assert torch.allclose(torch.tensor(logged), torch.tensor(expected), atol=1e-6)
+
+
+def test_the_teachers_deployed_accuracy_is_that_of_the_reloaded_checkpoint(tmp_path: Path) -> None:
+    trained = train(tiny_run(tmp_path))
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    values = compose("task=evaluate", f"checkpoint={path}", "trainer=cpu", "trainer.limit_test_batches=1")
+    evaluated = evaluate(Run(values, tmp_path / "evaluation"))
+    assert trained.best is not None
+    assert evaluated.scores == trained.best
+    written = json.loads(evaluated.file.read_text())
+    assert written["test"] == trained.best.as_dict()
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return format.load(folder / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.slow
+def test_an_interrupted_and_resumed_run_equals_one_that_went_through(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    through, broken = tmp_path / "through", tmp_path / "broken"
+    settings = ["trainer.max_epochs=4", "teacher.init_steps=3"]
+    train(tiny_run(through, *settings))
+
+    first = tiny_run(broken, *settings)
+    interrupting = {**first.values, "callbacks": {**first.values["callbacks"]}}
+    interrupting["callbacks"]["extra"] = {"interrupt": {"_target_": f"{__name__}.Interrupt"}}
+    with pytest.raises(SystemExit):
+        train(Run(interrupting, broken))
+    last = broken / "checkpoints" / "last.ckpt"
+    assert f"resume={last}" in capsys.readouterr().out
+    assert state(broken)["epoch"] == 1
+
+    train(Run(first.values, broken, resume=last))
+    assert (broken / "metrics.csv").read_bytes() == (through / "metrics.csv").read_bytes()
+    expected, found = state(through), state(broken)
+    assert all(torch.equal(value, found["state_dict"][name]) for name, value in expected["state_dict"].items())
+    assert expected["global_step"] == found["global_step"] == 12
+    assert expected["lr_schedulers"] == found["lr_schedulers"]
+    for mine, theirs in zip(
+        expected["optimizer_states"][0]["state"].values(), found["optimizer_states"][0]["state"].values(), strict=True
+    ):
+        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(tiny_run(tmp_path / name, f"seed={seed}"))
+    first, again, other = ((tmp_path / name / "metrics.csv").read_bytes() for name in "abc")
+    assert first == again
+    assert first != other
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="became NaN or infinite"):
+        train(tiny_run(tmp_path, "optimizer.lr=1e12"))
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_fast_dev_run_runs_everything_once_and_keeps_no_checkpoint(tmp_path: Path) -> None:
+    result = train(tiny_run(tmp_path, "trainer.fast_dev_run=true"))
+    assert result.best is None
+    assert not (tmp_path / "checkpoints").exists()
+    assert 0 <= result.objective <= 1
+
+
+def test_early_stopping_stops(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, "trainer.max_epochs=30", "optimizer.lr=0", "callbacks.early_stopping=2")
+    result = train(run)
+    assert result.last.epoch <= 10
+
+
+def test_of_equally_good_epochs_the_latest_is_kept(tmp_path: Path) -> None:
+    overrides = ["teacher.update=frozen", "teacher.init_steps=0", "optimizer.lr=0", "trainer.max_epochs=3"]
+    # At a learning rate of 0 with no initialisation nothing is learnt: all epochs of a frozen teacher are alike.
+    result = train(tiny_run(tmp_path, *overrides))
+    assert result.best is not None
+    assert len({row["val/acc"] for row in rows(tmp_path)}) == 1
+    assert result.best.epoch == 3
+
+
+def test_a_checkpoint_of_another_class_count_is_refused_by_the_data(tmp_path: Path) -> None:
+    train(tiny_run(tmp_path))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    module = DistillationModule.load_from_checkpoint(path)
+    with pytest.raises(CheckpointError, match="knows 10 classes, the data has 12"):
+        _check_classes(module, 12, path)
+
+
+def test_resume_last_finds_the_newest_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, age in (("old", 100), ("new", 10), ("torn", 0)):
+        folder = tmp_path / name / "checkpoints"
+        folder.mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("{}")
+        torch.save({"x": torch.zeros(100)}, folder / "last.ckpt")
+        if name == "torn":
+            (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:500])
+        os.utime(folder / "last.ckpt", (1_000_000 - age, 1_000_000 - age))
+    chosen = newest_checkpoint(tmp_path)
+    assert chosen.parent.parent.name == "new"
+    # It is not the newest run, which is said.
+    torn = tmp_path / "torn" / "checkpoints" / "last.ckpt"
+    assert capsys.readouterr().out == f"{torn} is torn: going on from {chosen}.\n"
+
+
+def test_a_run_goes_on_from_most_steps_whatever_a_copy_has_made_of_the_times(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", "trainer.max_epochs=2")
+    train(run)
+    best, last = run.checkpoints / "best.ckpt", run.checkpoints / "last.ckpt"
+    steps = {path: int(format.load(path)["global_step"]) for path in (best, last)}
+    assert {path: step_of(path) for path in steps} == steps
+    os.utime(best, (last.stat().st_mtime + 100,) * 2)
+    assert newest_checkpoint(tmp_path) == last
+    # Killed after the best.ckpt of an epoch, before its last.ckpt.
+    ahead = format.load(best)
+    torch.save({**ahead, "global_step": steps[last] + 300}, best)
+    assert step_of(best) == steps[last] + 300
+    assert newest_checkpoint(tmp_path) == best
+
+
+@pytest.mark.parametrize("content", [b"", b"text", {"no": "step"}])
+def test_no_step_is_read_from_what_is_no_checkpoint(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    if isinstance(content, dict):
+        torch.save(content, path)
+    else:
+        path.write_bytes(content)
+    assert step_of(path) == -1
+
+
+def test_the_best_epoch_survives_a_move_of_the_run_and_a_worse_resume(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    settings = ["trainer.max_epochs=4", "trainer.limit_train_batches=20", "trainer.limit_val_batches=1.0"]
+    full = tiny_run(first, *settings)
+    interrupting = {**full.values, "callbacks": {**full.values["callbacks"]}}
+    interrupting["callbacks"]["extra"] = {"interrupt": {"_target_": f"{__name__}.Interrupt"}}
+    with pytest.raises(SystemExit):
+        train(Run(interrupting, first))
+    best = state_of(first / "checkpoints" / "best.ckpt")["validation_accuracy"]
+    moved = tmp_path / "moved"
+    first.rename(moved)
+    spoiling = {**full.values, "callbacks": {**full.values["callbacks"]}, "trust": True}
+    spoiling["callbacks"]["extra"] = {"spoil": {"_target_": f"{__name__}.Spoil"}}
+    train(Run(spoiling, moved, resume=moved / "checkpoints" / "last.ckpt"))
+    assert torch.equal(state_of(moved / "checkpoints" / "best.ckpt")["validation_accuracy"], best)
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = format.load(path)["state_dict"]
+    return found
+
+
+def test_an_epoch_without_validation_is_never_the_best_and_the_last_one_is_always_kept(tmp_path: Path) -> None:
+    overrides = ["trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2", "callbacks.checkpoint_every_n_epochs=3"]
+    result = train(tiny_run(tmp_path, *overrides))
+    assert result.best is not None
+    assert result.best.epoch in (2, 4)
+    assert state(tmp_path)["epoch"] == 4
+
+
+def test_constants_computed_from_the_training_images_are_kept_for_evaluation(tmp_path: Path) -> None:
+    train(tiny_run(tmp_path))
+    saved = saved_values(tmp_path / "checkpoints" / "last.ckpt")
+    assert saved["data"]["mean"] == [0.3051]
+    assert saved["data"]["std"] == [0.3758]
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    train(tiny_run(tmp_path, "trainer.max_epochs=2"))
+    other = tiny_run(tmp_path, "trainer.max_epochs=3", "data.limit=500")
+    with pytest.raises(DataError, match=r"not the data that this run began with \(sizes"):
+        train(Run(other.values, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt"))
+
+
+def test_resuming_a_finished_run_leaves_its_figures_alone(tmp_path: Path) -> None:
+    train(tiny_run(tmp_path))
+    before = (tmp_path / "summary.json").read_bytes()
+    train(Run(tiny_run(tmp_path).values, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt"))
+    assert (tmp_path / "summary.json").read_bytes() == before
+
+
+def test_the_speed_of_a_run_that_only_lacked_its_summary_is_still_known(tmp_path: Path) -> None:
+    before = train(tiny_run(tmp_path)).images_per_second
+    (tmp_path / "summary.json").unlink()
+    train(Run(tiny_run(tmp_path).values, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt"))
+    assert json.loads((tmp_path / "summary.json").read_text())["images_per_second"] == pytest.approx(before)
+
+
+def test_without_validation_nothing_is_said_to_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny_run(tmp_path, "trainer.limit_val_batches=0"))
+    shown = capsys.readouterr().out
+    assert "Nothing was validated" in " ".join(shown.split())
+    assert "best in validation" not in shown
+
+
+def test_a_monitor_that_is_never_logged_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"callbacks\.monitor is 'val/banana': choose one of val/acc, "):
+        train(tiny_run(tmp_path, "callbacks.monitor=val/banana"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "dkel_lightning.runtime.provenance.subprocess.run",
+        "lightning.pytorch.trainer.os.system",
+        "torch.optim.sgd.SGD.__init__",
+        "torch.optimizers.Evil",
+    ],
+)
+def test_a_saved_configuration_reaches_nothing_through_other_modules(target: str) -> None:
+    with pytest.raises(CheckpointError, match="would import"):
+        build.refuse_untrusted({"callbacks": {"extra": {"x": {"_target_": target}}}})
+
+
+def test_what_a_saved_configuration_names_ordinarily_is_trusted() -> None:
+    build.refuse_untrusted(compose("scheduler=cosine", "optimizer=adamw"))
+    with pytest.raises(CheckpointError, match="would import mine"):
+        build.refuse_untrusted({"modules": ["mine"]})
+
+
+def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    with pytest.raises(ConfigError, match=r"Unknown choice task=trian\. Did you mean train"):
+        tasks.run(Run({**run.values, "task": {"name": "trian"}}, tmp_path))

@@ -1,0 +1,352 @@
+"""The tables of a sweep, from folders of jobs written by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dkel_lightning.app import figures, sweeps
+from dkel_lightning.app.cli import main
+from dkel_lightning.app.config import schema
+from dkel_lightning.errors import ConfigError, DataError, DkelError, NonFiniteError
+
+PRESETS = sorted(path.stem for path in (schema.folder() / "experiment" / "ablation").glob("[a-z]*.yaml"))
+
+
+def scores(accuracy: float, *, student: float | None = None) -> dict[str, Any]:
+    members = ("student_0", "student_mean", "student_ensemble", "ensemble", "teacher_0", "teacher_mean")
+    found = dict.fromkeys((*members, "teacher_ensemble"), accuracy) | {"student_mean": student or accuracy}
+    return {
+        "epoch": 2,
+        "images": 360,
+        "classes": 10,
+        "deployed": "teacher_0",
+        "deployed_accuracy": accuracy,
+        "validation_accuracy": accuracy + 0.01,
+        "accuracy": found,
+        "nll": dict.fromkeys(found, 1 - accuracy),
+        "calibration": dict.fromkeys(found, 0.01),
+        "disagreement": 0.2,
+        "distance": 0.5,
+    }
+
+
+def job(
+    sweep: Path,
+    number: int,
+    overrides: list[str],
+    accuracy: float | None = None,
+    *,
+    last: float | None = None,
+    error: Exception | None = None,
+) -> None:
+    folder = sweep / str(number)
+    if accuracy is None:
+        sweeps.note(folder, overrides, "failed" if error else "running", error)
+        return
+    sweeps.note(folder, overrides, "finished")
+    best, at_end = scores(accuracy), scores(accuracy if last is None else last)
+    (folder / "summary.json").write_text(json.dumps({"test": {"last": at_end, "best": best}, "seconds": 3.0}))
+    rows = [(0, 0, accuracy / 2, 0.8), (10, 1, accuracy, 0.4)]
+    lines = [f"{step},{epoch},{acc},{apart}" for step, epoch, acc, apart in rows]
+    heading = "step,epoch,val/acc/student_mean,diversity/distance/student-teacher"
+    (folder / "metrics.csv").write_text("\n".join([heading, *lines]) + "\n")
+
+
+def three_rates(sweep: Path) -> sweeps.Sweep:
+    """Make two settings with three seeds each, of which one run has failed and one has not ended."""
+    for seed, (none, one) in enumerate([(0.90, 0.94), (0.92, 0.93), (0.91, 0.95)]):
+        common = [f"seed={seed}", "trainer.max_epochs=2"]
+        job(sweep, 2 * seed, [*common, "method.rampup.scale=0"], none)
+        job(sweep, 2 * seed + 1, [*common, "+method.rampup.scale='1'"], one)
+    job(sweep, 10, ["seed=3", "trainer.max_epochs=2", "method.rampup.scale=0"], 0.99)
+    job(sweep, 9, ["seed=3", "trainer.max_epochs=2", "method.rampup.scale=1"], error=DataError("no images\nat all"))
+    job(sweep, 11, ["seed=4", "trainer.max_epochs=2", "method.rampup.scale=1"])
+    return sweeps.read(sweep)
+
+
+def test_jobs_are_grouped_by_what_varies_and_not_by_seed_or_by_what_all_share(tmp_path: Path) -> None:
+    sweep = three_rates(tmp_path)
+    assert sweep.keys == ("method.rampup.scale",)
+    assert [job.number for job in sweep.jobs] == ["0", "1", "2", "3", "4", "5", "9", "10", "11"]
+    assert {setting: len(jobs) for setting, jobs in sweep.settings().items()} == {("0",): 4, ("1",): 5}
+    assert [job.state for job in sweep.jobs[-3:]] == ["failed", "finished", "unfinished"]
+
+
+def test_means_and_paired_differences_are_those_of_a_hand_computation(tmp_path: Path) -> None:
+    sweep = three_rates(tmp_path)
+    found = sweeps.summary_of(sweep, ("1",), sweeps.COMPARED)
+    assert found is not None
+    assert found.n == 3
+    assert [found.mean, found.deviation] == pytest.approx([0.94, 0.01])
+    difference = sweeps.difference(sweep, ("1",), ("0",))
+    # 4, 1 and 4 points: mean 3, deviation sqrt(3), t(0.975, 2) = 4.30265; seed 3 has no partner.
+    assert difference is not None
+    assert difference.low is not None
+    assert difference.n == 3
+    assert difference.mean == pytest.approx(0.03)
+    assert difference.mean - difference.low == pytest.approx(4.30265 * math.sqrt(3e-4 / 3), rel=1e-5)
+
+
+def test_the_files_of_a_sweep_hold_every_job_with_its_failure(tmp_path: Path) -> None:
+    written = sweeps.write(three_rates(tmp_path))
+    assert written == ["sweep.csv", "sweep.md", "figures/sweep.png", "curves.csv", "figures/curves.png"]
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == ["finished"] * 6 + ["failed", "finished", "unfinished"]
+    assert float(rows[1]["selected deployed accuracy"]) == 0.94
+    assert (rows[1]["method.rampup.scale"], rows[1]["seed"]) == ("1", "0")
+    assert float(rows[1]["last diversity/distance/student-teacher"]) == 0.4
+    assert (rows[6]["selected deployed accuracy"], rows[6]["message"]) == ("", "no images at all")
+    text = (tmp_path / "sweep.md").read_text()
+    assert "9 jobs: 7 finished, 1 failed, 1 unfinished." in text
+    assert "- Job 9 (method.rampup.scale=1, seed=3) failed: no images\n" in text
+    assert "In all jobs: `trainer.max_epochs=2`." in text
+    assert "| 1 | 3 | 94.00 ± 1.00 |" in text
+    assert "| method.rampup.scale=1 | 3 | +3.00 | -1.30 to +7.30 | 5.65 |" in text
+    assert "Collapsed" not in text
+    with (tmp_path / "curves.csv").open(newline="") as file:
+        courses = list(csv.DictReader(file))
+    assert len(courses) == 2 * 7
+    assert [(row["job"], row["epoch"], row["val/acc/student_mean"]) for row in courses[2:4]] == [
+        ("1", "1", "0.47"),
+        ("1", "2", "0.94"),
+    ]
+    for name in ("figures/sweep.png", "figures/curves.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 300
+
+
+def test_wrong_labels_that_were_learnt_are_tabled_and_drawn_only_where_there_were_any(tmp_path: Path) -> None:
+    three_rates(tmp_path)
+    sweeps.write(sweeps.read(tmp_path))
+    assert "learnt" not in (tmp_path / "sweep.md").read_text() + (tmp_path / "curves.csv").read_text()
+    for number, learnt in ((0, (0.1, 0.25)), (2, (0.1, 0.35)), (4, (0.1, 0.45)), (10, (0.1, 0.35))):
+        rows = [f"{step},{step // 10},{share},0.5" for step, share in zip((0, 10), learnt, strict=True)]
+        heading = "step,epoch,train/noise/fit_wrong/student_mean,val/acc/student_mean"
+        (tmp_path / str(number) / "metrics.csv").write_text("\n".join([heading, *rows]) + "\n")
+    sweep = sweeps.read(tmp_path)
+    sweeps.write(sweep)
+    (heading,) = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if "wrong labels learnt" in line]
+    assert heading.endswith("| last students' wrong labels learnt (%) |")
+    # What the last epoch shows: 25, 35, 45 and 35 %; deviation sqrt(200 / 3).
+    assert "| 35.00 ± 8.16 |" in (tmp_path / "sweep.md").read_text()
+    expected: Any = {("0",): ([1, 2], pytest.approx([0.1, 0.35]))}
+    assert sweeps.mean_curves(sweep, "train/noise/fit_wrong/student_mean") == expected
+    with (tmp_path / "curves.csv").open(newline="") as file:
+        names = next(csv.reader(file))
+    assert "train/noise/fit_wrong/student_mean" in names
+    assert "train/noise/fit_wrong/teacher_mean" not in names
+
+
+def test_a_sweep_of_seeds_alone_is_one_setting(tmp_path: Path) -> None:
+    for seed in range(2):
+        job(tmp_path, seed, [f"seed={seed}"], 0.9 + 0.01 * seed)
+    sweep = sweeps.read(tmp_path)
+    assert sweep.keys == ()
+    sweeps.write(sweep)
+    assert "| all | 2 | 90.50 ± 0.71 |" in (tmp_path / "sweep.md").read_text()
+
+
+def test_a_sweep_without_any_finished_job_still_has_its_table(tmp_path: Path) -> None:
+    job(tmp_path, 0, ["seed=0", "optimizer.lr=1e30"], error=NonFiniteError("The loss is NaN."))
+    assert sweeps.write(sweeps.read(tmp_path)) == ["sweep.csv", "sweep.md"]
+    console = Console(width=120, record=True)
+    sweeps.show(sweeps.read(tmp_path), console)
+    assert "n/a" in console.export_text()
+
+
+def test_torn_files_of_a_job_leave_its_row_empty(tmp_path: Path) -> None:
+    job(tmp_path, 0, ["seed=0", "optimizer.lr=1"], 0.9)
+    job(tmp_path, 1, ["seed=0", "optimizer.lr=2"], 0.8)
+    (tmp_path / "1" / "summary.json").write_text('{"test": ')
+    (tmp_path / "0" / "metrics.csv").write_text("epoch,val/acc/student_mean\n0,\x00?\n")
+    sweep = sweeps.read(tmp_path)
+    sweeps.write(sweep)
+    assert sweep.jobs[1].figures == {}
+    assert sweeps.mean_curves(sweep, "val/acc/student_mean") == {}
+
+
+@pytest.mark.parametrize("state", ["failed", "running"])
+def test_figures_are_those_of_a_job_that_has_finished_and_of_no_other(tmp_path: Path, state: str) -> None:
+    job(tmp_path, 0, ["seed=0", "method=dkel"], 0.9, last=0.1)
+    job(tmp_path, 1, ["seed=0", "method=baseline"], 0.8)
+    sweeps.note(tmp_path / "0", ["seed=0", "method=pcl"], state)
+    sweep = sweeps.read(tmp_path)
+    assert (sweep.jobs[0].figures, sweep.jobs[0].collapsed) == ({}, None)
+    sweeps.write(sweep)
+    text = (tmp_path / "sweep.md").read_text()
+    assert "| pcl | 0 | n/a |" in text
+    assert "| baseline | 1 | 80.00 |" in text
+    assert "over the same seeds" not in text
+
+
+def test_a_note_of_other_overrides_is_that_of_another_job(tmp_path: Path) -> None:
+    assert not sweeps.is_of_other(tmp_path, ["seed=0"])
+    sweeps.note(tmp_path, ["seed=0"], "finished")
+    assert not sweeps.is_of_other(tmp_path, ["seed=0"])
+    assert sweeps.is_of_other(tmp_path, ["seed=1"])
+
+
+def test_collapse_is_counted_by_its_outcome(tmp_path: Path) -> None:
+    rate = "optimizer.lr=1"
+    job(tmp_path, 0, ["seed=0", rate], 0.5, last=0.1)  # back at chance after the last epoch
+    job(tmp_path, 1, ["seed=1", rate], 0.5, last=0.3)
+    job(tmp_path, 2, ["seed=2", rate], error=NonFiniteError("The loss is NaN."))
+    job(tmp_path, 3, ["seed=3", rate], error=DataError("no images"))  # says nothing about training
+    job(tmp_path, 4, ["seed=4", rate], 0.11)
+    job(tmp_path, 5, ["seed=0", "optimizer.lr=2"], 0.9)
+    sweep = sweeps.read(tmp_path)
+    assert [job.collapsed for job in sweep.jobs] == [True, False, True, None, True, False]
+    sweeps.write(sweep)
+    text = (tmp_path / "sweep.md").read_text()
+    # 3 of 4: centre (3/4 + z^2/8) / (1 + z^2/4) = 0.6276, half 0.3272, with z = 1.96.
+    assert "| optimizer.lr=1 | 3 | 4 | 75 % | 30 to 95 % |" in text
+    assert "| optimizer.lr=2 | 0 | 1 | 0 % | 0 to 79 % |" in text
+
+
+def test_chance_is_what_guessing_may_reach(tmp_path: Path) -> None:
+    # Of 360 images guessed among 10 classes, 54 (15 %) are reached in more than one case of a thousand; 57 are not.
+    for hits, collapsed in ((36, True), (54, True), (57, False)):
+        summary = {"test": {"last": scores(0.9, student=hits / 360)}}
+        assert sweeps.has_collapsed({}, summary) is collapsed
+
+
+@pytest.mark.parametrize(
+    ("values", "places", "numeric", "note"),
+    [
+        (["2", "1", "5", "3"], {"1": 1.0, "2": 2.0, "3": 3.0, "5": 5.0}, True, ""),
+        (["0", "0.05", "2"], {"0": 0.0, "0.05": 1.0, "2": 2.0}, True, " (even steps)"),
+        (["keep", "copy"], {"keep": 0.0, "copy": 1.0}, False, ""),
+        (["0.99", "{0:0.99,5:0.9}"], {"0.99": 0.0, "{0:0.99,5:0.9}": 1.0}, False, ""),
+    ],
+)
+def test_an_axis_is_numeric_where_its_values_are_and_stay_apart(
+    values: list[str], places: dict[str, float], numeric: bool, note: str
+) -> None:
+    axis = figures._axis(values)
+    assert (axis.places, axis.numeric, axis.note) == (places, numeric, note)
+    assert [*axis.places] == [*places]
+
+
+def test_other_settings_in_a_jobs_folder_are_refused_with_the_differences(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0\noptimizer: {lr: 0.1}\ndata: {mean: [0.5], workers: 2}\n")
+    same = {"seed": 0, "optimizer": {"lr": 0.1}, "data": {"mean": None, "workers": 0}}
+    sweeps.refuse_other(tmp_path, same)
+    with pytest.raises(ConfigError, match=r"other settings \(optimizer.lr: 0.1 there, 0.2 here\)"):
+        sweeps.refuse_other(tmp_path, {**same, "optimizer": {"lr": 0.2}})
+
+
+# ---------------------------------------------------------------------- searches
+
+
+def test_a_search_is_listed_by_validation_accuracy_and_names_the_test_accuracy_apart(tmp_path: Path) -> None:
+    for number, (rate, accuracy) in enumerate([("0.0123456789", 0.91), ("0.1", 0.95), ("0.25", 0.93)]):
+        job(tmp_path, number, [f"optimizer.lr={rate}", "teacher.draw=independent"], accuracy)
+    job(tmp_path, 3, ["optimizer.lr=0.9", "teacher.draw=student"], error=NonFiniteError("The loss is NaN."))
+    (tmp_path / sweeps.SEARCH).write_text("name: optuna\n")
+    sweep = sweeps.read(tmp_path)
+    assert sweeps.write(sweep) == ["sweep.csv", "sweep.md", "figures/search.png"]
+    rows = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if line.startswith("| ")][2:]
+    assert rows == [
+        "| 1 | 0.1 | independent | 96.00 | 95.00 |",
+        "| 2 | 0.25 | independent | 94.00 | 93.00 |",
+        "| 0 | 0.01235 | independent | 92.00 | 91.00 |",
+    ]
+    assert "Job 3 (optimizer.lr=0.9, teacher.draw=student) failed" in (tmp_path / "sweep.md").read_text()
+    console = Console(width=120, record=True)
+    sweeps.show(sweep, console)
+    shown = console.export_text()
+    assert shown.index("96.00") < shown.index("94.00") < shown.index("92.00")
+
+
+def test_the_objective_of_a_finished_job_is_that_of_its_validation(tmp_path: Path) -> None:
+    job(tmp_path, 0, ["seed=0"], 0.9)
+    assert sweeps.objective(tmp_path / "0") == pytest.approx(0.91)
+    (tmp_path / "0" / "summary.json").write_text('{"test": {"best": null, "last": {"deployed_accuracy": 0.7}}}')
+    assert sweeps.objective(tmp_path / "0") == 0.7  # of a run before validation accuracies were kept
+    assert sweeps.objective(tmp_path / "1") is None
+
+
+# ---------------------------------------------------------------------- presets that sweep
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_ablation_is_a_sweep_over_keys_and_values_that_exist(name: str) -> None:
+    swept = main.preset_sweep([f"experiment=ablation/{name}"], None)
+    assert swept is not None
+    assert swept[0].startswith("seed=")
+    assert len(swept) > 1
+    main.prepare([f"experiment=ablation/{name}"])
+
+
+@pytest.mark.parametrize("scale", ["cifar10", "cifar100", "tinyimagenet"])
+def test_an_ablation_runs_at_the_size_that_scale_chooses(scale: str) -> None:
+    main.prepare(["experiment=ablation/ema_rate", f"scale={scale}"])
+    plain = main.resolved(main.compose([f"experiment={scale}"]))
+    at_scale = main.resolved(main.compose(["experiment=ablation/ema_rate", f"scale={scale}"]))
+    assert at_scale.pop("name") == "ablation_ema_rate"
+    assert plain.pop("name") == scale
+    assert at_scale == plain
+
+
+def test_what_the_command_line_gives_wins_over_the_preset() -> None:
+    given = ["seed=0,1,2", "teacher.draw=independent,student", "seed=7"]
+    first, others = main._combinations([main._parse(item) for item in given])
+    assert first == ["seed=7", "teacher.draw=independent"]
+    assert others == [(1, "teacher.draw=student")]
+
+
+def test_a_wrong_key_or_value_in_a_preset_is_named_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    for name, param in (("key", "teacher.drow: a,b"), ("value", "teacher.draw: independent,nowhere")):
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(
+            f"# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      {param}\n"
+        )
+    with pytest.raises(ConfigError, match=r"Unknown key teacher.drow. Did you mean teacher.draw\?"):
+        main.prepare(["--config-dir", str(tmp_path), "experiment=key"])
+    with pytest.raises(ConfigError, match=r"teacher.draw must be one of .*, got 'nowhere'"):
+        main.prepare(["--config-dir", str(tmp_path), "experiment=value"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["-m", "experiment=quickstart,ablation/draw"],
+            "experiment=ablation/draw is a sweep by itself: give it alone.",
+        ),
+        (["task=compare", "experiment=ablation/draw"], "leave out -m, or the preset that sweeps"),
+        (["scale=cifar100"], "scale= belongs to an ablation: choose one with experiment=ablation/NAME."),
+        (["experiment=ablation/ensemble_decay", "method=pcl"], "method.ensemble.decay means nothing with method=pcl"),
+        (["experiment=ablation/drow"], "Unknown choice experiment=ablation/drow. Did you mean ablation/draw?"),
+    ],
+)
+def test_what_an_ablation_cannot_be_is_said(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        main.prepare(arguments)
+    assert message in str(caught.value)
+
+
+def test_a_folder_that_is_claimed_is_stepped_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = [main._unclaimed(Path("outputs/sweep")) for _ in range(3)]
+    assert found == [Path("outputs/sweep"), Path("outputs/sweep_1"), Path("outputs/sweep_2")]
+    assert [main._unclaimed(Path()) for _ in range(2)] == [tmp_path, tmp_path.with_name(f"{tmp_path.name}_1")]
+
+
+def test_two_processes_do_not_work_on_one_sweep(tmp_path: Path) -> None:
+    folder = tmp_path / "a sweep"
+    main._hold_sweep(folder)
+    try:
+        with pytest.raises(DkelError, match=r"Another process is working on .*: wait for it, or choose another folder"):
+            main._hold_sweep(folder)
+    finally:
+        main._held.close()

@@ -1,0 +1,328 @@
+"""Trackers hold what metrics.csv holds, once, also over a resume; and what they fail at ends no training."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.loggers.metrics_file import read_rows
+from dkel_lightning.app.loggers.trackers import Tracked, Tracker
+from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.tasks.train import train
+from dkel_lightning.errors import ConfigError, DataError, DkelError
+from tests.compose import compose, tiny_run
+
+ALL = ("logger=[tensorboard,wandb,mlflow]", "logger.extra.wandb.mode=offline")
+
+
+class Interrupt(Callback):
+    """Stands for Ctrl-C at the start of the fourth epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 3:
+            raise KeyboardInterrupt
+
+
+Points = dict[str, list[tuple[int, float]]]
+
+
+def in_tensorboard(folder: Path) -> Points:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"), purge_orphaned_data=True).Reload()
+    assert {"views", "confusion"} <= set(events.Tags()["images"])
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def in_mlflow(folder: Path) -> Points:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "quickstart")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optimizer.lr"] == "0.1"
+    found = {f"{part}/{f.path}" for part in ("", "figures") for f in client.list_artifacts(run.info.run_id, part)}
+    assert {"figures/figures/views.png", "figures/figures/confusion.png", "/config.yaml"} <= found
+    histories = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    return {name: [(m.step, m.value) for m in history] for name, history in histories.items()}
+
+
+def records(file: Path) -> Iterator[Any]:
+    """Read the records of an offline run of W&B: LevelDB's log format after a header of 7 bytes."""
+    wandb_internal_pb2: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+
+    data, position, pending = file.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        pending += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(pending)
+            pending = b""
+            yield record
+
+
+def in_wandb(folder: Path) -> Points:
+    files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len({file.name for file in files}) == 1, "the resumed run has another id"
+    found: Points = {}
+    settings: dict[str, Any] = {}
+    for record in (record for file in files for record in records(file)):
+        kind = record.WhichOneof("record_type")
+        if kind in ("run", "config"):
+            update = record.run.config if kind == "run" else record.config
+            settings |= {item.key or item.nested_key[0]: item.value_json for item in update.update}
+        if kind == "history":
+            row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+            for name, value in row.items():
+                if isinstance(value, int | float) and not name.startswith("_"):
+                    found.setdefault(name, []).append((row["trainer/global_step"], value))
+                elif name in ("views", "confusion"):
+                    found.setdefault(name, []).append((row["trainer/global_step"], 0.0))
+    assert json.loads(settings["optimizer"])["lr"] == 0.1
+    return found
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train with all trackers, interrupted after an epoch that no checkpoint holds, and go on."""
+    folder = tmp_path_factory.mktemp("run")
+    run = tiny_run(folder, *ALL, "trainer.max_epochs=4", "callbacks.checkpoint_every_n_epochs=2")
+    callbacks = {**run.values["callbacks"], "extra": {"interrupt": {"_target_": f"{__name__}.Interrupt"}}}
+    with pytest.raises(SystemExit):
+        train(Run({**run.values, "callbacks": callbacks}, folder))
+    assert max(row["epoch"] for row in read_rows(folder / "metrics.csv").values()) == 2
+    last = folder / "checkpoints" / "last.ckpt"
+    train(Run(run.values, folder, resume=last))
+    return folder
+
+
+@pytest.mark.parametrize("reader", [in_tensorboard, in_mlflow, in_wandb])
+def test_each_tracker_has_each_value_of_metrics_csv_once_also_of_a_repeated_epoch(reader: Any, resumed: Path) -> None:
+    tracked = reader(resumed)
+    rows = read_rows(resumed / "metrics.csv")
+    assert len(rows) == 4
+    names = {name for row in rows.values() for name in row}
+    for name in names - {"epoch"}:
+        expected = [(step, row[name]) for step, row in sorted(rows.items()) if name in row]
+        steps, values = zip(*tracked[name], strict=True)
+        assert list(steps) == [step for step, _ in expected], name
+        # The repeated epoch gives the same values: the run goes on bit for bit.
+        assert values == pytest.approx([value for _, value in expected], rel=1e-6, nan_ok=True), name
+
+
+@pytest.mark.parametrize("reader", [in_tensorboard, in_mlflow, in_wandb])
+def test_final_scores_say_which_checkpoint_was_tested(reader: Any, resumed: Path) -> None:
+    tests = json.loads((resumed / "summary.json").read_text())["test"]
+    tracked = reader(resumed)
+    for which in ("last", "best"):
+        ((_, accuracy),) = tracked[f"test/{which}/acc"]
+        assert accuracy == pytest.approx(tests[which]["deployed_accuracy"], rel=1e-6)
+        ((_, accuracy),) = tracked[f"test/{which}/acc/teacher_1"]
+        assert accuracy == pytest.approx(tests[which]["accuracy"]["teacher_1"], rel=1e-6)
+    assert not [name for name in tracked if name.startswith("test/acc")]
+
+
+def test_pictures_are_sent_once(resumed: Path) -> None:
+    assert [len(in_wandb(resumed)[name]) for name in ("views", "confusion")] == [1, 1]
+
+
+def test_everything_of_a_run_lies_in_its_folder(resumed: Path) -> None:
+    for name in ("tensorboard", "wandb", "mlflow.db", "mlartifacts", "loggers/wandb.json", "confusion.csv"):
+        assert (resumed / name).exists(), name
+    assert json.loads((resumed / "loggers" / "mlflow.json").read_text())["missing"] is None
+
+
+def test_the_picture_of_the_views_shows_the_images_that_are_trained_on(tmp_path: Path) -> None:
+    from dkel_lightning.app import build
+
+    run = tiny_run(tmp_path, "trainer.max_epochs=1", "method.peers=2")
+    train(run)
+    sheet = np.asarray(Image.open(tmp_path / "figures" / "views.png"))
+    assert sheet.shape == (2 * 66 - 2, 8 * 66 - 2, 3)
+    images = build.datamodule(run.values)
+    images.setup()
+    stored = images._splits["train"]
+    views, _, indices = next(iter(images.train_dataloader()))
+    # Padded by one pixel and cut at a random place: undone by hand, the pixels are those of the data set.
+    shown = sheet[:64:8, :64:8, 0].astype(int)
+    original = np.pad(stored.read(indices[:1])[0, 0].numpy(), 1)
+    assert any(np.array_equal(shown, original[t : t + 8, left : left + 8]) for t in range(3) for left in range(3))
+    assert views.shape[1] == 2
+
+
+# ---------------------------------------------------------------------- failures
+
+
+class Failing(Tracker):
+    """Fails at the calls that it is told to."""
+
+    NAME = "wandb"
+    fails: ClassVar[set[int]] = set()
+    opens: ClassVar[bool] = True
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.calls = 0
+        self.got: list[tuple[int, dict[str, float]]] = []
+        self.closed = False
+
+    def _open(self, run: Tracked, known: str | None) -> str:
+        if not self.opens:
+            raise ConnectionError("no route to host\nlong story")
+        return known or "id"
+
+    def _configure(self, run: Tracked) -> None:
+        pass
+
+    def _write(self, row: Mapping[str, float], step: int) -> None:
+        self.calls += 1
+        if self.calls in self.fails:
+            raise OSError(28, "No space left on device")
+        self.got.append((step, dict(row)))
+
+    def _picture(self, name: str, path: Path, step: int) -> None:
+        pass
+
+    def _close(self, failed: bool) -> None:
+        self.closed = True
+
+
+def opened(folder: Path, monkeypatch: pytest.MonkeyPatch, *fails: int, **run: Any) -> Failing:
+    monkeypatch.setattr(Failing, "fails", {*fails})
+    tracker = Failing()
+    tracker.begin(Tracked(folder, {"name": "x"}, **run))
+    return tracker
+
+
+def test_what_failed_once_is_said_and_sent_with_the_next_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = opened(tmp_path, monkeypatch, 1)
+    tracker.log_metrics({"a": 1.0}, 0)
+    assert (
+        "Warning: wandb: OSError: [Errno 28] No space left on device. The training goes on" in capsys.readouterr().err
+    )
+    tracker.log_metrics({"a": 2.0}, 1)
+    tracker.finish()
+    assert tracker.got == [(0, {"a": 1.0}), (1, {"a": 2.0})]
+    assert capsys.readouterr().err == ""
+
+
+def test_after_three_failures_in_a_row_it_is_left_alone_said_twice_and_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = opened(tmp_path, monkeypatch, 2, 3, 4, 5, 6)
+    for step in range(8):
+        tracker.log_metrics({"a": float(step)}, step)
+    assert tracker.calls == 4
+    tracker.finish()
+    said = capsys.readouterr().err
+    assert "wandb is left alone from here on: OSError" in said
+    assert "wandb lacks some of this run (OSError" in said
+    assert tracker.closed
+    noted = json.loads((tmp_path / "loggers" / "wandb.json").read_text())
+    assert (noted["step"], "No space left" in noted["missing"]) == (0, True)
+
+
+def test_a_resumed_run_sends_what_an_earlier_failure_kept_from_the_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = opened(tmp_path, monkeypatch, 2, 3, 4)
+    for step in range(4):
+        tracker.log_metrics({"a": float(step)}, step)
+    tracker.finish()
+    rows = {step: {"a": float(step)} for step in range(4)}
+    again = opened(tmp_path, monkeypatch, rows=rows, begins_at=4)
+    assert [step for step, _ in again.got] == [1, 2, 3]
+    assert again.version == "id"
+
+
+def test_of_a_step_that_was_sent_in_part_the_rest_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = opened(tmp_path, monkeypatch)
+    tracker.log_metrics({"val": 1.0, "epoch": 0.0}, 5)  # killed before the rest of the row
+    again = opened(tmp_path, monkeypatch, begins_at=3)
+    again.log_metrics({"val": 1.0, "epoch": 0.0}, 5)
+    again.log_metrics({"loss": 2.0, "epoch": 0.0}, 5)
+    assert again.got == [(5, {"loss": 2.0})]
+
+
+def test_a_tracker_that_fails_in_every_call_leaves_the_training_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Failing, "fails", set(range(1000)))
+    run = tiny_run(tmp_path)
+    train(Run({**run.values, "logger": {"extra": {"mine": {"_target_": f"{__name__}.Failing"}}}}, tmp_path))
+    assert len(read_rows(tmp_path / "metrics.csv")) == 2
+    assert (tmp_path / "summary.json").is_file()
+    assert "wandb lacks some of this run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["0,1,0.5", "1,x71,0.6"], "line 3: step is 'x71'"),
+        (["0,1,0.5", "1,2,0.6", "2,3,0.7x"], "line 4: loss is '0.7x'"),
+        (["0,1,0.5,9"], "line 2 has more cells than the heading"),
+        (["0,,0.5"], "line 2 has no step"),
+    ],
+)
+def test_of_a_damaged_metrics_csv_the_line_and_the_cell_are_named(
+    rows: list[str], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "metrics.csv").write_text("\n".join(["epoch,step,loss", *rows, ""]))
+    with pytest.raises(DataError, match=rf"metrics\.csv is damaged \({message}\): move it away"):
+        read_rows(tmp_path / "metrics.csv")
+
+
+def test_a_tracker_that_cannot_be_opened_is_an_error_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Failing, "opens", False)
+    run = tiny_run(tmp_path)
+    values = {**run.values, "logger": {"extra": {"mine": {"_target_": f"{__name__}.Failing"}}}}
+    with pytest.raises(DkelError, match=r"wandb cannot be opened \(ConnectionError: no route to host\)\. To train"):
+        train(Run(values, tmp_path))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_other_processes_than_the_first_log_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    tracker = opened(tmp_path, monkeypatch)
+    tracker.log_metrics({"a": 1.0}, 0)
+    tracker.finish()
+    assert tracker.got == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("extra", ["tensorboard", "wandb", "mlflow"])
+def test_an_extra_that_is_missing_is_named_before_anything_is_imported(
+    extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=rf'logger={extra} needs \w+, .* pip install "dkel-lightning\[{extra}\]"\.$'):
+        schema.check(compose(f"logger={extra}"))
+
+
+def test_wandb_refuses_a_mode_that_does_not_exist() -> None:
+    from dkel_lightning.app.loggers.trackers import WandB
+
+    with pytest.raises(ConfigError, match=r"mode is 'ofline': choose one of online, offline"):
+        WandB(mode="ofline")

@@ -1,0 +1,113 @@
+"""What the CUDA recorder asks of torch, and in which order; the device itself is not there."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from dkel_lightning.execution.captured import WARM_UP, CaptureError, CudaRecorder, waiting_forbidden
+
+
+class Device:
+    """Stands in for torch.cuda and writes down what it is told; ending a capture fails with `breaks`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.told: list[str] = []
+        self.breaks: Exception | None = None
+        monkeypatch.setattr(CudaRecorder, "_sides", {})
+        for name, value in {
+            "CUDAGraph": lambda: "graph",
+            "graph_pool_handle": lambda: (0, 1),
+            "Stream": lambda: Stream(self, "side"),
+            "current_device": lambda: 0,
+            "current_stream": lambda: Stream(self, "default"),
+            "set_stream": lambda stream: self.told.append(f"on {stream.name}"),
+            "stream": self.stream,
+            "graph": self.graph,
+            "get_sync_debug_mode": lambda: 0,
+            "set_sync_debug_mode": self.set_mode,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    @contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        self.told.append(f"on {stream.name}")
+        yield
+
+    @contextmanager
+    def graph(self, graph: Any, pool: Any, capture_error_mode: str) -> Iterator[None]:
+        self.told.append(f"capture {pool} {capture_error_mode}")
+        assert not gc.isenabled()
+        try:
+            yield
+        finally:
+            if self.breaks is not None:
+                raise self.breaks
+
+    def set_mode(self, mode: Any) -> None:
+        warnings.warn("a prototype feature", stacklevel=2)
+        self.told.append(f"mode {mode}")
+
+
+class Stream:
+    def __init__(self, device: Device, name: str) -> None:
+        self.device, self.name = device, name
+
+    def wait_stream(self, other: Stream) -> None:
+        self.device.told.append(f"{self.name} waits for {other.name}")
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    return Device(monkeypatch)
+
+
+def fail() -> Any:
+    raise RuntimeError("called a synchronizing CUDA operation")
+
+
+def test_a_rehearsal_that_fails_is_over_before_anything_is_put_back(device: Device) -> None:
+    made: list[int] = []
+    CudaRecorder().rehearse(lambda: made.append(1))
+    assert len(made) == WARM_UP + 1
+    expected = ["side waits for default", "on side", "default waits for side"]
+    assert [said for said in device.told if "mode" not in said] == expected
+    device.told.clear()
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        CudaRecorder().rehearse(fail)
+    assert device.told == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_waiting_is_forbidden_without_a_word_and_allowed_again(device: Device) -> None:
+    with pytest.raises(RuntimeError, match="synchronizing"), waiting_forbidden():
+        fail()
+    assert device.told == ["mode error", "mode 0"]
+
+
+def test_a_capture_that_fails_says_what_broke_it_and_gives_the_stream_back(device: Device) -> None:
+    passed: Any = object()
+    assert CudaRecorder().capture(lambda: passed) is passed
+    assert device.told == ["capture (0, 1) thread_local"]
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        CudaRecorder().capture(fail)
+    device.breaks = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    with pytest.raises(CaptureError, match="RuntimeError: called a synchronizing"):
+        CudaRecorder().capture(fail)
+    with pytest.raises(RuntimeError, match="previous error"):
+        CudaRecorder().capture(lambda: passed)
+    assert device.told.count("on default") == 3
+    assert gc.isenabled()
+
+
+def test_graphs_of_one_step_share_their_memory(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = CudaRecorder()
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 2))
+    assert CudaRecorder(first).pool == first.pool == (0, 1)
+    assert CudaRecorder().pool == (0, 2)

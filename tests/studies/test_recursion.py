@@ -1,0 +1,278 @@
+"""The closed forms beside both analyses, each against the recursion, an eigenvalue or the library's own functions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dkel_lightning import functional, methods
+from dkel_lightning.methods.dkel import DKEL
+from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock, EnsembleTerm, RampUp
+from dkel_lightning.studies import recursion
+
+# ---------------------------------------------------------------------- what a training uses
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("keep", [0.98, 0.98, 0.98]), ("mean_teacher", [1 / 2, 2 / 3, 3 / 4]), ("copy", [0.0, 1 / 2, 2 / 3])],
+)
+def test_the_rates_of_the_first_updates(rule: str, expected: list[float]) -> None:
+    assert [recursion.ema_rate(rule, 0.98, t) for t in range(3)] == pytest.approx(expected, abs=1e-15)
+    rates = recursion.ema_rates(rule, 0.98, 200)
+    assert rates[:3] == pytest.approx(expected, abs=1e-15)
+    assert rates[-1] == 0.98
+    assert rates.dtype == np.float64
+
+
+@pytest.mark.parametrize("weights", list(TEACHER_WEIGHTS))
+@pytest.mark.parametrize("ramped", [False, True])
+@pytest.mark.parametrize("epoch", [0, 3, 40, 90])
+def test_the_weights_are_those_that_a_training_with_dkel_puts_in_force(weights: str, ramped: bool, epoch: int) -> None:
+    rampup, ensemble = RampUp(scale=0.7), EnsembleTerm(decay=0.1, ramped=ramped, weights=weights)
+    clock = Clock(epoch)
+    method = methods.create(
+        "dkel", 3, {"rampup": {"scale": 0.7}, "ensemble": {"decay": 0.1, "ramped": ramped, "weights": weights}}
+    )
+    assert isinstance(method, DKEL)
+    method.rampup_weight.fill_(rampup.weight(clock))
+    trained = method.teacher_weights(torch.tensor(ensemble.weight(clock)))
+    assert recursion.teacher_weights(rampup, ensemble, clock) == pytest.approx([float(w) for w in trained], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("k", "at", "minimum", "share"),
+    [
+        (0.5, {0: 1.00, 10: 0.022, 20: 0.06, 40: 0.29, 60: 0.73}, 0.022, 1.0),
+        (0.2, {}, 0.076, 2.1),
+        (0.1, {}, 0.17, 4.0),
+        (0.05, {}, 0.33, 7.6),
+        (0.02, {}, 0.60, 17.8),
+    ],
+)
+def test_the_total_teacher_weight_over_300_epochs(k: float, at: dict[int, float], minimum: float, share: float) -> None:
+    rampup, ensemble = RampUp(scale=1.0, epochs=80), EnsembleTerm(decay=k)
+    total = [recursion.total_weight(rampup, ensemble, Clock(epoch)) for epoch in range(300)]
+    assembled = [recursion.teacher_weights(rampup, ensemble, Clock(epoch))[0] for epoch in range(300)]
+    assert {epoch: total[epoch] for epoch in at} == pytest.approx(at, abs=0.005)
+    assert min(total) == pytest.approx(minimum, abs=0.005)
+    assert 100 * sum(assembled) / sum(total) == pytest.approx(share, abs=0.06)
+    if k == 0.5:
+        assert sum(weight < 0.1 for weight in total) == 21
+
+
+def test_the_default_weight_decays_almost_as_fast_as_the_teacher_forgets_its_start() -> None:
+    assert EnsembleTerm(decay=0.5).weight(Clock(1)) == pytest.approx(0.607, abs=0.0005)
+    assert np.prod(recursion.ema_rates("keep", 0.999, 391)) == pytest.approx(0.676, abs=0.0005)
+    assert np.prod(recursion.ema_rates("keep", 0.98, 20)) == pytest.approx(0.67, abs=0.005)
+
+
+# ---------------------------------------------------------------------- 1a: distance
+
+
+def test_the_last_step_of_the_student_is_averaged_into_the_distance_too() -> None:
+    draws = np.random.default_rng(0).normal(size=(400, 4000))
+    student = draws.cumsum(0)
+    teacher = distance = np.zeros(4000)
+    for before, after in zip(np.vstack([np.zeros((1, 4000)), student[:-1]]), student, strict=True):
+        teacher = 0.95 * teacher + 0.05 * after
+        distance = 0.95 * (distance - (after - before))
+    assert teacher - student[-1] == pytest.approx(distance, abs=1e-10)
+    # 4,000 runs: the relative standard error of a variance is sqrt(2 / 4000).
+    expected = recursion.distance_variance(0.95, 1.0)
+    assert expected == pytest.approx(0.9025 / 0.0975)
+    assert distance.var() == pytest.approx(expected, rel=4 * math.sqrt(2 / 4000))
+
+
+# ---------------------------------------------------------------------- 1b: the matrix of a mode
+
+
+@pytest.mark.parametrize(("curvature", "weight", "lr", "decay"), [(1, 1, 0.05, 0.98), (0.1, 3, 0.1, 0.999)])
+def test_three_peers_follow_the_matrices_of_their_mean_and_of_their_differences(
+    curvature: float, weight: float, lr: float, decay: float
+) -> None:
+    rng = np.random.default_rng(1)
+    student, teacher = rng.normal(size=(2, 3))
+    first = np.array([student, teacher])
+    for _ in range(30):
+        others = (teacher.sum() - teacher) / 2
+        student = student - lr * (curvature * student + weight * (student - others))
+        teacher = decay * teacher + (1 - decay) * student
+    mean = recursion.mode_matrix(curvature, weight, lr, decay, weight)
+    apart = recursion.mode_matrix(curvature, weight, lr, decay, recursion.difference_coupling(weight, 3))
+    after = np.array([student, teacher])
+    assert after.mean(1) == pytest.approx(np.linalg.matrix_power(mean, 30) @ first.mean(1), abs=1e-13)
+    differences = first - first.mean(1, keepdims=True)
+    expected = np.linalg.matrix_power(apart, 30) @ differences
+    assert after - after.mean(1, keepdims=True) == pytest.approx(expected, abs=1e-13)
+
+
+def test_the_determinant_does_not_depend_on_the_coupling() -> None:
+    for coupling in (1.0, -0.5, 0.0):
+        matrix = recursion.mode_matrix(0.3, 1.0, 0.05, 0.98, coupling)
+        assert np.linalg.det(matrix) == pytest.approx(recursion.determinant(0.3, 1.0, 0.05, 0.98), abs=1e-15)
+
+
+def test_the_bound_on_the_learning_rate_is_where_the_largest_eigenvalue_reaches_one() -> None:
+    seen = set()
+    for curvature in (-0.1, 0.01, 0.1, 1.0):
+        for weight in (0.0, 1.0, 3.0):
+            for decay in (0.0, 0.5, 0.98, 0.999):
+                # On both sides of the bound, and close to it.
+                bound = 2 * (1 + decay) / ((1 + decay) * abs(curvature) + 2 * decay * weight)
+                for lr in (0.05, 0.99 * bound, 1.01 * bound):
+                    matrix = recursion.mode_matrix(curvature, weight, lr, decay, weight)
+                    stable = recursion.is_stable(curvature, weight, lr, decay)
+                    assert stable == (recursion.growth(matrix) < 1), (curvature, weight, decay, lr)
+                    seen.add(stable)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "error_formula", "diversity", "diversity_formula"),
+    [(1, 11_080, 11_000, 684, 687), (3, 31_066, 31_000, 673, 674)],
+)
+def test_the_slow_time_constants_of_a_flat_direction(
+    weight: float, error: float, error_formula: float, diversity: float, diversity_formula: float
+) -> None:
+    coupling = recursion.difference_coupling(weight, 3)
+    mean = recursion.mode_matrix(0.1, weight, 0.1, 0.999, weight)
+    apart = recursion.mode_matrix(0.1, weight, 0.1, 0.999, coupling)
+    assert recursion.time_constant(mean) == pytest.approx(error, abs=1)
+    assert recursion.time_constant(apart) == pytest.approx(diversity, abs=1)
+    assert recursion.common_error_time(0.1, weight, 0.999) == pytest.approx(error_formula, abs=0.5)
+    assert recursion.teacher_diversity_time(0.1, weight, 0.999, 3) == pytest.approx(diversity_formula, abs=0.6)
+
+
+@pytest.mark.parametrize(("weight", "factor", "doubling"), [(0, 1.050, 14), (1, 1.0235, 30), (3, 1.0080, 87)])
+def test_teacher_weight_slows_the_escape_from_a_saddle(weight: float, factor: float, doubling: float) -> None:
+    matrix = recursion.mode_matrix(-1.0, weight, 0.05, 0.98, weight)
+    assert recursion.growth(matrix) == pytest.approx(factor, abs=5e-5)
+    assert recursion.doubling_steps(matrix) == pytest.approx(doubling, abs=0.5)
+    assert recursion.time_constant(matrix) == math.inf
+    assert recursion.doubling_steps(recursion.mode_matrix(1.0, weight, 0.05, 0.98, weight)) == math.inf
+
+
+# ---------------------------------------------------------------------- 1c: relative distance
+
+
+@pytest.mark.parametrize("rule", ["keep", "mean_teacher", "copy"])
+@pytest.mark.parametrize("start", [1.0, -0.4])
+def test_every_start_rule_ends_at_the_same_relative_distance(rule: str, start: float) -> None:
+    student, teacher = 1.0, start
+    for rate in recursion.ema_rates(rule, 0.999, 3000):
+        student -= 0.1 * (0.1 * student + 1.0 * (student - teacher))
+        teacher = rate * teacher + (1 - rate) * student
+    floor = recursion.relative_distance_floor(0.1, 1.0)
+    assert floor == pytest.approx(0.1 / 1.1)
+    # Equal up to the order of (1 - a) / (eta h).
+    assert abs(teacher - student) / abs(teacher) == pytest.approx(floor, abs=0.002)
+    exact = recursion.relative_distance(recursion.mode_matrix(0.1, 1.0, 0.1, 0.999, 1.0))
+    assert abs(teacher - student) / abs(teacher) == pytest.approx(exact, rel=1e-9)
+
+
+# ---------------------------------------------------------------------- 1d: noise
+
+
+@pytest.mark.parametrize(("curvature", "student", "teachers"), [(1.0, 0.530, 0.20), (0.1, 0.104, 0.006)])
+def test_a_teacher_takes_variance_from_its_student_and_diversity_from_the_teachers(
+    curvature: float, student: float, teachers: float
+) -> None:
+    alone = recursion.stationary_covariance(recursion.mode_matrix(curvature, 0, 0.1, 0.999, 0), 0.999)
+    mean = recursion.stationary_covariance(recursion.mode_matrix(curvature, 1, 0.1, 0.999, 1), 0.999)
+    apart = recursion.stationary_covariance(recursion.mode_matrix(curvature, 1, 0.1, 0.999, -0.5), 0.999)
+    assert mean[0, 0] / alone[0, 0] == pytest.approx(student, abs=0.0005)
+    assert mean[0, 0] / alone[0, 0] == pytest.approx(curvature / (curvature + 1), abs=0.05)
+    assert apart[0, 0] / alone[0, 0] == pytest.approx(student, abs=0.01)
+    assert apart[1, 1] / alone[1, 1] == pytest.approx(teachers, abs=0.0015)
+
+
+def test_the_stationary_moments_are_what_the_steps_end_in_and_what_is_sampled() -> None:
+    matrix = recursion.mode_matrix(1.0, 1.0, 0.1, 0.9, 1.0)
+    moments = np.zeros((2, 2))
+    for _ in range(3000):
+        moments = recursion.moment_step(moments, matrix, 0.9, 0.01)
+    stationary = recursion.stationary_covariance(matrix, 0.9, 0.01)
+    assert moments == pytest.approx(stationary, abs=1e-12)
+    rng = np.random.default_rng(2)
+    student = teacher = np.zeros(8000)
+    for _ in range(400):
+        student = student - 0.1 * (student + student - teacher) + 0.1 * rng.normal(size=8000)
+        teacher = 0.9 * teacher + 0.1 * student
+    assert student.var() == pytest.approx(stationary[0, 0], rel=4 * math.sqrt(2 / 8000))
+    assert teacher.var() == pytest.approx(stationary[1, 1], rel=4 * math.sqrt(2 / 8000))
+
+
+# ---------------------------------------------------------------------- 1e: between two optima
+
+
+def test_a_teacher_is_half_way_between_two_optima_after_693_steps() -> None:
+    assert recursion.half_way_steps(0.999) == pytest.approx(692.8, abs=0.1)
+    assert recursion.half_way_steps(0.999) / 391 == pytest.approx(1.77, abs=0.005)
+    teacher, steps = 1.0, 0
+    while teacher > 0:  # from 1 towards a student that stays at -1
+        teacher, steps = 0.999 * teacher - 0.001, steps + 1
+    assert steps == 693
+
+
+# ---------------------------------------------------------------------- 1f: assembled against individual teachers
+
+
+def gradients(student: Tensor, teachers: Tensor, space: str, temperature: float = 3.0) -> tuple[Tensor, Tensor]:
+    """Give the gradients in the logits of the peers, assembled and individual: [P, B, C] each."""
+    student = student.clone().requires_grad_()
+    target = functional.assemble(teachers, temperature, space=space)
+    assembled = functional.distillation(student, target, temperature).sum()
+    individual = functional.distillation_from_each(student, teachers, temperature).sum()
+    return torch.autograd.grad(assembled, student)[0], torch.autograd.grad(individual, student)[0]
+
+
+def logits(*shape: int, seed: int = 0) -> Tensor:
+    return 4 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_mean_probabilities_teach_exactly_what_the_individual_teachers_teach() -> None:
+    student, teachers = logits(3, 5, 10), logits(3, 5, 10, seed=1)
+    assembled, individual = gradients(student, teachers, "probabilities")
+    assert torch.allclose(assembled, individual, atol=1e-14)
+    others = functional.peer_mean(torch.softmax(teachers / 3, -1))
+    assert torch.allclose(individual, 3 * (torch.softmax(student / 3, -1) - others) / 5, atol=1e-14)
+    # The losses differ by what does not depend on the student.
+    target = functional.assemble(teachers, 3.0, space="probabilities")
+    gaps = [
+        functional.distillation_from_each(z, teachers, 3.0) - functional.distillation(z, target, 3.0)
+        for z in (student, logits(3, 5, 10, seed=2))
+    ]
+    assert torch.allclose(gaps[0], gaps[1], atol=1e-12)
+    assert bool((gaps[0] > 0).all())
+    assert not torch.allclose(*gradients(student, teachers, "logits"), atol=1e-3)
+
+
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+def test_with_two_peers_the_assembled_teacher_is_the_individual_one(space: str) -> None:
+    assembled, individual = gradients(logits(2, 5, 10), logits(2, 5, 10, seed=1), space)
+    assert torch.allclose(assembled, individual, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("scale", "correlation", "cosine", "geometric", "arithmetic"),
+    [(2, 0.9, 0.998, 4.400, 4.400), (4, 0.9, 0.993, 3.811, 3.814), (4, 0.5, 0.968, 3.974, 3.955)],
+)
+def test_mean_logits_teach_nearly_the_same_and_not_always_more_sharply(
+    scale: float, correlation: float, cosine: float, geometric: float, arithmetic: float
+) -> None:
+    shared, *own = (logits(2000, 100, seed=seed) * scale / 4 for seed in range(4))
+    mixed = [math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * each for each in own]
+    # Peer 0, as close to its two teachers as they are to each other.
+    student, teachers = torch.stack(mixed), torch.stack([mixed[0] * 0, mixed[1], mixed[2]])
+    assembled, individual = gradients(student, teachers, "logits")
+    assert float(torch.cosine_similarity(assembled[0], individual[0], dim=-1).mean()) == pytest.approx(
+        cosine, abs=0.001
+    )
+    for space, expected in (("logits", geometric), ("probabilities", arithmetic)):
+        p = torch.softmax(functional.assemble(teachers, 3.0, space=space)[0] / 3, -1)
+        assert float(-(p * p.log()).sum(-1).mean()) == pytest.approx(expected, abs=0.012)

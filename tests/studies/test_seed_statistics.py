@@ -1,0 +1,68 @@
+"""Means, paired differences and detectable differences, against textbook tables and a simulation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dkel_lightning.studies.seed_statistics import noncentrality, paired, sample, wilson
+
+
+def test_mean_and_sample_deviation_by_hand() -> None:
+    found = sample([1.0, 2.0, 6.0])
+    assert (found.n, found.mean) == (3, 3.0)
+    assert found.deviation == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
+
+
+def test_one_seed_has_a_mean_and_nothing_that_needs_a_deviation() -> None:
+    assert sample([0.5]).deviation is None
+    found = paired([0.75], [0.5])
+    assert (found.n, found.mean, found.low, found.high, found.detectable) == (1, 0.25, None, None, None)
+
+
+@pytest.mark.parametrize(("n", "quantile"), [(2, 12.706), (3, 4.303), (5, 2.776), (11, 2.228)])
+def test_the_interval_has_the_quantile_of_the_printed_table(n: int, quantile: float) -> None:
+    differences = [float(i % 2) + 0.1 * i for i in range(n)]
+    found = paired([d + 7.0 for d in differences], [7.0] * n)
+    mean = sum(differences) / n
+    deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1))
+    half = quantile * deviation / math.sqrt(n)
+    assert found.low == pytest.approx(mean - half, abs=2e-4 * quantile)
+    assert found.high == pytest.approx(mean + half, abs=2e-4 * quantile)
+
+
+def test_only_the_differences_of_pairs_count_and_not_how_seeds_differ() -> None:
+    near = paired([0.11, 0.12, 0.13], [0.1, 0.1, 0.1])
+    far = paired([0.11, 0.92, 0.53], [0.1, 0.9, 0.5])
+    assert near.mean == pytest.approx(0.02)
+    assert (far.low, far.high, far.detectable) == pytest.approx((near.low, near.high, near.detectable))
+
+
+def test_equal_differences_give_no_interval_because_they_say_nothing_of_another_seed() -> None:
+    found = paired([0.1 + 0.01, 0.9 + 0.01, 0.5 + 0.01], [0.1, 0.9, 0.5])
+    assert found.mean == pytest.approx(0.01)
+    assert (found.low, found.high, found.detectable) == (None, None, None)
+
+
+@pytest.mark.parametrize(("n", "table"), [(3, 4.303), (5, 2.776), (10, 2.262)])
+def test_a_t_test_finds_the_detectable_difference_four_times_in_five(n: int, table: float) -> None:
+    draws = torch.Generator().manual_seed(0)
+    differences = torch.randn(400_000, n, generator=draws, dtype=torch.float64) + noncentrality(n) / math.sqrt(n)
+    t = differences.mean(1) / (differences.std(1) / math.sqrt(n))
+    assert (t.abs() > table).double().mean().item() == pytest.approx(0.8, abs=0.004)
+
+
+def test_with_many_pairs_the_detectable_difference_is_that_of_the_normal_distribution() -> None:
+    assert noncentrality(2000) == pytest.approx(1.95996 + 0.84162, abs=3e-3)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (3, 10), (113, 1000)])
+def test_the_wilson_interval_is_where_the_score_test_of_the_share_turns(successes: int, n: int) -> None:
+    # Its ends are the shares p whose score statistic (p_hat - p) / sqrt(p (1 - p) / n) is 1.96, from below and above.
+    for end in wilson(successes, n):
+        gap = successes / n - end
+        assert abs(gap) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / n), rel=1e-5, abs=1e-12)
+    low, high = wilson(successes, n)
+    assert low <= successes / n < high
