@@ -3,51 +3,56 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints import format as checkpoint_format
 from dkel_lightning.errors import CheckpointError
+from dkel_lightning.modules.deployment import deploy
+from dkel_lightning.modules.interface import Coordinator
+from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork
-
-if TYPE_CHECKING:
-    from dkel_lightning.modules.distillation import DistillationModule
 
 SHOWN = 8
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
-def load_teacher(network: PeerNetwork, path: str | Path) -> None:
-    """Load weights into a teacher's network.
+def load_teacher(teacher: TeacherModule, rebuild: Callable[[Path], Coordinator]) -> None:
+    """Load into a teacher's network the weights that its settings name, if they name any.
 
     A teacher of one peer takes the deployed network of a checkpoint of this library, or a state_dict of its own
     model: of torchvision or timm for those, else of a deployed network. A teacher of several peers takes all peers
     of the network that such a checkpoint deploys, or the state_dict of its whole network.
 
+    Args:
+        teacher: its `initialised` is then set.
+        rebuild: makes the module of a checkpoint of this library.
+
     Raises:
         CheckpointError: missing, unsafe, or for another network; missing and unexpected keys are listed.
     """
-    path = Path(path)
+    if teacher.settings.weights is None:
+        return
+    network, path = teacher.network, Path(teacher.settings.weights)
     content = read(path)
-    if format.KEY in content:
-        from dkel_lightning.modules.distillation import DistillationModule
-
-        _load_checkpoint(network, DistillationModule.load_from_checkpoint(path), path)
+    if checkpoint_format.KEY in content:
+        _load_checkpoint(network, rebuild(path), path)
     else:
         single = network.num_peers == 1
         _load(_whole(network) if single else network, state_dict(content, path), path, network.num_classes)
+    teacher.take_weights()
 
 
-def _load_checkpoint(network: PeerNetwork, module: DistillationModule, path: Path) -> None:
+def _load_checkpoint(network: PeerNetwork, module: Coordinator, path: Path) -> None:
     choice = module.deployment.network
     if choice == "ensemble":
         raise CheckpointError(f"{path} deploys an ensemble, and a teacher is a network of peers: choose another run.")
     if network.num_peers == 1:
-        _load(network.peer(0), module.deploy().state_dict(), path, network.num_classes)
+        _load(network.peer(0), deploy(module, module.deployment).state_dict(), path, network.num_classes)
         return
     part = module.teacher if choice == "teacher" else module.student
     assert part is not None

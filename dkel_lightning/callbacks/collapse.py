@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,12 +19,10 @@ from dkel_lightning.callbacks.step_recorder import StepRecorder, Verdict, all_fi
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
 from dkel_lightning.metrics import ClassShares
 from dkel_lightning.modules.batch import DATA_CURE, sync_blocks
+from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.runtime import command_lines
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.processes import any_process, print_once
-
-if TYPE_CHECKING:
-    from dkel_lightning.modules.distillation import DistillationModule
 
 ACTIONS = ("warn", "stop", "restore")
 CURE = "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32."
@@ -105,6 +103,11 @@ class CollapseGuard(Callback):
         grace: share of the run in which a peer may be at chance that has never been better.
     """
 
+    @staticmethod
+    def needed_by(module: Coordinator) -> bool:
+        """Every training is watched."""
+        return True
+
     def __init__(
         self,
         on_collapse: str = "warn",
@@ -141,7 +144,7 @@ class CollapseGuard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the losses; what training starts from is good."""
-        module = _distillation(pl_module)
+        module = coordinator(pl_module)
         self._pending, self._due = [], None
         if self._read_loss not in module.readers:
             module.readers.append(self._read_loss)
@@ -152,8 +155,8 @@ class CollapseGuard(Callback):
         self._read(trainer, pl_module, all_but=1 if self._reads_late(pl_module.device) else 0)
         if self._pending:
             self._recorder, self._other = self._other, self._recorder
-        self._recorder.begin(trainer, _distillation(pl_module), batch, batch_idx)
-        self._at = (trainer, _distillation(pl_module))
+        self._recorder.begin(trainer, coordinator(pl_module), batch, batch_idx)
+        self._at = (trainer, coordinator(pl_module))
 
     def _read_loss(self, terms: Mapping[str, Tensor], loss: Tensor) -> None:
         self._recorder.note(terms, loss)
@@ -176,7 +179,7 @@ class CollapseGuard(Callback):
         names = non_finite((name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None)
         if names:
             what = f"{len(names)} gradients became NaN or infinite ({', '.join(names[:3])})"
-            self._not_a_number(trainer, _distillation(pl_module), what, self._recorder)
+            self._not_a_number(trainer, coordinator(pl_module), what, self._recorder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -184,7 +187,7 @@ class CollapseGuard(Callback):
         """Go back, if this step was no good."""
         if self._due is not None:
             event, self._due = self._due, None
-            self._restore(trainer, _distillation(pl_module), event)
+            self._restore(trainer, coordinator(pl_module), event)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the verdict before the epoch's checkpoint is written, and look at the weights themselves.
@@ -193,7 +196,7 @@ class CollapseGuard(Callback):
         running statistics, or the outputs in validation, overflow.
         """
         self._read(trainer, pl_module)
-        module = _distillation(pl_module)
+        module = coordinator(pl_module)
         statistics = [pair for pair in module.named_buffers() if "running_" in pair[0]]
         weights = [*module.named_parameters(), *statistics]
         overflown, self._overflown = self._overflown, []
@@ -219,7 +222,7 @@ class CollapseGuard(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop watching."""
-        readers = _distillation(pl_module).readers
+        readers = coordinator(pl_module).readers
         if self._read_loss in readers:
             readers.remove(self._read_loss)
         self._good, self._pending = {}, []
@@ -230,7 +233,7 @@ class CollapseGuard(Callback):
         """Stop watching."""
         self.on_train_end(trainer, pl_module)
 
-    _at: tuple[Trainer, DistillationModule]
+    _at: tuple[Trainer, Coordinator]
 
     def _read(self, trainer: Trainer, module: LightningModule, *, all_but: int = 0) -> None:
         while len(self._pending) > all_but:
@@ -238,15 +241,15 @@ class CollapseGuard(Callback):
             if verdict.read():
                 names = recorder.culprits()
                 terms = f"; non-finite terms: {', '.join(names)}" if names else ""
-                images = _broken_images(recorder, _distillation(module))
+                images = _broken_images(recorder, coordinator(module))
                 what = f"The training loss became NaN or infinite{terms}{f'; {images}' if images else ''}"
                 cure = f"The data is at fault, and not the learning rate: {DATA_CURE}" if images else CURE
-                self._not_a_number(trainer, _distillation(module), what, recorder, cure=cure)
+                self._not_a_number(trainer, coordinator(module), what, recorder, cure=cure)
 
     def _not_a_number(
         self,
         trainer: Trainer,
-        module: DistillationModule,
+        module: Coordinator,
         what: str,
         recorder: StepRecorder,
         *,
@@ -267,7 +270,7 @@ class CollapseGuard(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count."""
-        module = _distillation(pl_module)
+        module = coordinator(pl_module)
         if self._shares is None:
             self._shares = ClassShares(module.student.num_peers, module.student.num_classes)
         self._shares.to(module.device)
@@ -284,14 +287,14 @@ class CollapseGuard(Callback):
     ) -> None:
         """Count which classes the student peers predict."""
         if self._shares is not None and isinstance(outputs, Mapping):
-            peers = _distillation(pl_module).student.num_peers
+            peers = coordinator(pl_module).student.num_peers
             self._shares.update(outputs["evaluated"].logits[:peers], outputs["labels"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge each student peer."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or self._shares is None:
             return
-        module = _distillation(pl_module)
+        module = coordinator(pl_module)
         logged = trainer.callback_metrics.items()
         self._overflown = non_finite((n.removeprefix("val/nll/"), v) for n, v in logged if n.startswith("val/nll/"))
         found = {name: value.reshape(-1).tolist() for name, value in self._shares.compute().items()}
@@ -330,14 +333,14 @@ class CollapseGuard(Callback):
         )
         self._act(trainer, module, event)
 
-    def _last_step(self, trainer: Trainer, module: DistillationModule, what: str) -> str | None:
+    def _last_step(self, trainer: Trainer, module: Coordinator, what: str) -> str | None:
         """Write the step before this validation; with `warn` the first one alone, as a peer may come and go."""
         known = self.on_collapse == "warn" and any(event.record for event in self.events)
         if known or not self._recorder.whole:
             return None
         return str(self._recorder.save(self._place(trainer) / "collapse", trainer, module, what))
 
-    def _act(self, trainer: Trainer, module: DistillationModule, event: Collapse) -> None:
+    def _act(self, trainer: Trainer, module: Coordinator, event: Collapse) -> None:
         if self.on_collapse == "warn":
             self._note(trainer, event, "warned")
             print_once(f"Collapse in epoch {event.epoch + 1}: {event.what}.{_again(event)}")
@@ -360,7 +363,7 @@ class CollapseGuard(Callback):
 
     # ------------------------------------------------------------------ what follows
 
-    def _remember(self, trainer: Trainer, module: DistillationModule) -> None:
+    def _remember(self, trainer: Trainer, module: Coordinator) -> None:
         """Keep what a restoration goes back to, on the host."""
         if self.on_collapse == "restore":
             with torch.inference_mode(False):
@@ -380,7 +383,7 @@ class CollapseGuard(Callback):
                     "step": trainer.global_step,
                 }
 
-    def _restore(self, trainer: Trainer, module: DistillationModule, event: Collapse) -> None:
+    def _restore(self, trainer: Trainer, module: Coordinator, event: Collapse) -> None:
         # Validation runs in inference mode, whose tensors no later step could change.
         with torch.inference_mode(False), torch.no_grad():
             kept = {name: value for name, value in module.state_dict().items() if name.startswith(KEPT)}
@@ -487,7 +490,7 @@ def _again(event: Collapse) -> str:
     return f" Replay the step: {command_lines.typed('task=replay', command_lines.override('checkpoint', event.record))}"
 
 
-def _broken_images(recorder: StepRecorder, module: DistillationModule) -> str | None:
+def _broken_images(recorder: StepRecorder, module: Coordinator) -> str | None:
     """Say which images of the step are no numbers, None if none; all processes ask, and all find the same at fault."""
     said = recorder.broken_images(module)
     anywhere = any_process(said is not None, module.device)
@@ -518,10 +521,3 @@ def _tupled(value: Any) -> Any:
 @rank_zero_only
 def _write(path: Path, events: list[dict[str, Any]]) -> None:
     write_text(path, json.dumps({"events": events}, indent=2) + "\n")
-
-
-def _distillation(module: LightningModule) -> DistillationModule:
-    from dkel_lightning.modules.distillation import DistillationModule
-
-    assert isinstance(module, DistillationModule)
-    return module

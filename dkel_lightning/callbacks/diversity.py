@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,11 +12,10 @@ from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.metrics import PairDiversity, Predictions, mutual_distance, relative_distance
-from dkel_lightning.modules.teacher import average_over_processes
-
-if TYPE_CHECKING:
-    from dkel_lightning.modules.distillation import DistillationModule
-    from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.modules.evaluation import teacher_distance
+from dkel_lightning.modules.interface import Coordinator, coordinator
+from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.runtime.processes import average_over_processes
 
 DETAILS = ("none", "means", "pairs")
 KINDS = ("student-teacher", "student-student", "teacher-teacher")
@@ -53,6 +52,11 @@ class DiversityMonitor(Callback):
         poor: accuracy below which a network counts as poor.
     """
 
+    @staticmethod
+    def needed_by(module: Coordinator) -> bool:
+        """Every training is watched."""
+        return True
+
     def __init__(self, detail: str = "means", *, alike: float = 0.95, poor: float = 0.5) -> None:
         if detail not in DETAILS:
             raise ConfigError(f"callbacks.diversity is {detail!r}: choose one of {', '.join(DETAILS)}.")
@@ -69,7 +73,7 @@ class DiversityMonitor(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with empty sums on the module's device."""
-        module = _distillation(pl_module)
+        module = coordinator(pl_module)
         if self.detail == "none" or trainer.sanity_checking:
             return
         if self._between is None or self._each is None:
@@ -100,14 +104,14 @@ class DiversityMonitor(Callback):
         """Log all measures."""
         if self._between is None or self._each is None or trainer.sanity_checking:
             return
-        module = _distillation(pl_module)
+        module = coordinator(pl_module)
         logs: dict[str, Tensor] = {}
         if self._pairs:
             measured = {name: value.reshape(-1) for name, value in self._between.compute().items()}
             for measure, values in measured.items():
                 logs |= self._of_pairs(module, measure, dict(zip(self._pairs, values, strict=True)))
             logs |= self._of_pairs(module, "distance", parameter_distances(module, self._pairs))
-            whole = module.teacher_distance()
+            whole = teacher_distance(module)
             if whole is not None:
                 logs["diversity/distance/whole"] = whole
         of_members = self._each.compute()
@@ -116,7 +120,7 @@ class DiversityMonitor(Callback):
         logs |= self._homogenised(module, logs.get("diversity/agreement/student-teacher"))
         module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
 
-    def _of_pairs(self, module: DistillationModule, measure: str, values: Mapping[Pair, Tensor]) -> dict[str, Tensor]:
+    def _of_pairs(self, module: Coordinator, measure: str, values: Mapping[Pair, Tensor]) -> dict[str, Tensor]:
         names = _peer_names(module)
         found = {}
         for kind in KINDS:
@@ -127,7 +131,7 @@ class DiversityMonitor(Callback):
             found |= {f"diversity/{measure}/{names[a]}-{names[b]}": value for (a, b), value in values.items()}
         return found
 
-    def _of_members(self, module: DistillationModule, measure: str, values: Tensor) -> dict[str, Tensor]:
+    def _of_members(self, module: Coordinator, measure: str, values: Tensor) -> dict[str, Tensor]:
         found = {}
         for network in ("student", "teacher"):
             peers = [values[i] for i in self._peers if module.members[i].startswith(network)]
@@ -138,7 +142,7 @@ class DiversityMonitor(Callback):
                 found[f"diversity/{measure}/{member}"] = value
         return found
 
-    def _homogenised(self, module: DistillationModule, agreement: Tensor | None) -> dict[str, Tensor]:
+    def _homogenised(self, module: Coordinator, agreement: Tensor | None) -> dict[str, Tensor]:
         if agreement is None:
             return {}
         accuracy = module.scores.per_network()["accuracy"]
@@ -153,19 +157,19 @@ class DiversityMonitor(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Look at the gradients of the epoch's first batch."""
         if self.detail != "none" and batch_idx == 0:
-            _distillation(pl_module).observers.append(self._observe)
+            coordinator(pl_module).observers.append(self._observe)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at no other; what all processes saw of theirs is averaged."""
-        if self._stop_observing(_distillation(pl_module)):
+        if self._stop_observing(coordinator(pl_module)):
             # Not left to the log: a checkpoint within the epoch keeps the figures of one process.
             average_over_processes([*self._gradients.values()])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the terms' shares; the module has not yet forgotten the epoch's terms."""
-        module = _distillation(pl_module)
+        module = coordinator(pl_module)
         if self.detail == "none":
             return
         means = module.term_means.compute()
@@ -177,7 +181,7 @@ class DiversityMonitor(Callback):
     def _observe(self, step: MethodInputs, terms: Mapping[str, Tensor], loss: Tensor) -> None:
         self._gradients = gradient_shares(terms, step.student.logits)
 
-    def _stop_observing(self, module: DistillationModule) -> bool:
+    def _stop_observing(self, module: Coordinator) -> bool:
         present = self._observe in module.observers
         if present:
             module.observers.remove(self._observe)
@@ -185,7 +189,7 @@ class DiversityMonitor(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing behind in a module whose fit broke off."""
-        self._stop_observing(_distillation(pl_module))
+        self._stop_observing(coordinator(pl_module))
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what the first batch of the epoch has shown, for a run that is resumed within it."""
@@ -210,7 +214,7 @@ def gradient_shares(terms: Mapping[str, Tensor], logits: Tensor) -> dict[str, Te
     return dict(zip(terms, (stacked / stacked.sum()).unbind(), strict=True))
 
 
-def parameter_distances(module: DistillationModule, pairs: Mapping[Pair, str]) -> dict[Pair, Tensor]:
+def parameter_distances(module: Coordinator, pairs: Mapping[Pair, str]) -> dict[Pair, Tensor]:
     """Compute the distance of each pair of peers in their parameters, leaving out pairs that differ in form.
 
     A student peer and its teacher are compared over trunk and branch, relative to the student; two peers over what
@@ -229,7 +233,7 @@ def parameter_distances(module: DistillationModule, pairs: Mapping[Pair, str]) -
     return found
 
 
-def _paths(module: DistillationModule, *, whole: bool) -> list[Sequence[Tensor]]:
+def _paths(module: Coordinator, *, whole: bool) -> list[Sequence[Tensor]]:
     found: list[Sequence[Tensor]] = []
     for part in (module.student, module.teacher):
         if part is not None:
@@ -239,7 +243,7 @@ def _paths(module: DistillationModule, *, whole: bool) -> list[Sequence[Tensor]]
     return found
 
 
-def _peers_and_pairs(module: DistillationModule) -> tuple[tuple[int, ...], dict[Pair, str]]:
+def _peers_and_pairs(module: Coordinator) -> tuple[tuple[int, ...], dict[Pair, str]]:
     """Find the peers' positions among the members, and the pairs of peers with their kind.
 
     Peers are counted student first, teacher after.
@@ -254,18 +258,11 @@ def _peers_and_pairs(module: DistillationModule) -> tuple[tuple[int, ...], dict[
     return tuple(module.members.index(name) for name in _peer_names(module)), pairs
 
 
-def _peer_names(module: DistillationModule) -> list[str]:
+def _peer_names(module: Coordinator) -> list[str]:
     parts = {"student": module.student, "teacher": module.teacher}
     return [f"{name}_{i}" for name, part in parts.items() if part is not None for i in range(part.num_peers)]
 
 
-def _feature_widths(module: DistillationModule) -> list[int]:
+def _feature_widths(module: Coordinator) -> list[int]:
     teacher = module.teacher.network.feature_dims if module.teacher is not None else ()
     return [*module.student.network.feature_dims, *teacher]
-
-
-def _distillation(module: LightningModule) -> DistillationModule:
-    from dkel_lightning.modules.distillation import DistillationModule
-
-    assert isinstance(module, DistillationModule)
-    return module

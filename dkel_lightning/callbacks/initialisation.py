@@ -6,23 +6,21 @@ import contextlib
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sized
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from dkel_lightning.errors import DataError
 from dkel_lightning.modules.batch import Batch, check_labels, check_views, unpack
+from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.modules.optim import unscaled_rate
+from dkel_lightning.runtime.processes import make_equal
 from dkel_lightning.runtime.seeding import derive_seed, generator
-
-if TYPE_CHECKING:
-    from dkel_lightning.modules.distillation import DistillationModule
 
 
 class TeacherInitialisation(Callback):
@@ -35,25 +33,28 @@ class TeacherInitialisation(Callback):
     Source: DKEL, released code.
     """
 
+    @staticmethod
+    def needed_by(module: Coordinator) -> bool:
+        """Needed where there is a teacher."""
+        return module.teacher is not None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw and initialise the teacher unless the checkpoint says that it is done."""
-        from dkel_lightning.modules.distillation import DistillationModule
-
-        assert isinstance(pl_module, DistillationModule)
-        teacher = pl_module.teacher
+        module = coordinator(pl_module)
+        teacher = module.teacher
         assert teacher is not None
         if bool(teacher.initialised):
             return
         # Weights may have been loaded into the student since the teacher was built.
-        teacher.start_from(pl_module.student.network)
+        teacher.start_from(module.student.network)
         group = trainer.optimizers[0].param_groups[0]
         rate = unscaled_rate(group) * teacher.settings.init_lr_scale
-        with _own_random_numbers(pl_module, trainer.global_rank), _forward_context(trainer):
+        with _own_random_numbers(module, trainer.global_rank), _forward_context(trainer):
             steps = teacher.settings.batches_of_initialisation(trainer.num_training_batches)
-            teacher.initialise(self._batches(trainer, pl_module, steps), rate)
+            teacher.initialise(self._batches(trainer, module, steps), rate)
         make_equal([*teacher.network.parameters(), *teacher.network.buffers()])
 
-    def _batches(self, trainer: Trainer, module: DistillationModule, steps: int) -> Iterator[Batch]:
+    def _batches(self, trainer: Trainer, module: Coordinator, steps: int) -> Iterator[Batch]:
         if steps == 0:
             return
         batches = initialisation_batches(trainer.train_dataloader, module.seed, steps, trainer.global_rank)
@@ -135,13 +136,6 @@ def _shuffled(sampler: Iterable[Any], loader: DataLoader[Any], draws: torch.Gene
             if isinstance(own, torch.Generator):
                 kept.callback(own.set_state, own.get_state())
         return SubsetRandomSampler(list(itertools.islice(sampler, len(sampler))), draws)
-
-
-def make_equal(tensors: list[Tensor]) -> None:
-    """Give all processes the tensors of process 0; nothing to do in a single one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for tensor in tensors:
-            torch.distributed.broadcast(tensor.data, src=0)
 
 
 @contextlib.contextmanager

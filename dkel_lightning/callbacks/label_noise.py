@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dkel_lightning.data.datamodules import ImageDataModule
-from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.modules.interface import coordinator
 
 
 class LabelNoiseFit(Callback):
@@ -31,16 +31,16 @@ class LabelNoiseFit(Callback):
         data = getattr(trainer, "datamodule", None)
         if trainer.sanity_checking or not isinstance(data, ImageDataModule):
             return
-        assert isinstance(pl_module, DistillationModule)
-        hits, samples = torch.zeros(2, len(pl_module.members), device=pl_module.device), 0
+        module = coordinator(pl_module)
+        hits, samples = torch.zeros(2, len(module.members), device=module.device), 0
         with trainer.precision_plugin.val_step_context():
             for images, wrong, true in data.wrongly_labelled(self.most):
-                predicted = pl_module.member_logits(images.to(pl_module.device)).argmax(-1)
+                predicted = module.member_logits(images.to(module.device)).argmax(-1)
                 targets = torch.stack([wrong, true]).to(predicted.device)
                 hits += (predicted == targets[:, None]).sum(-1)
                 samples += len(wrong)
         if samples:
-            pl_module.log_dict(_by_network(pl_module.members, hits / samples))
+            module.log_dict(_by_network(module.members, hits / samples))
 
 
 def _by_network(members: Sequence[str], shares: Tensor) -> dict[str, Tensor]:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 
+from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.schedules import Clock
-
-if TYPE_CHECKING:
-    from dkel_lightning.modules.distillation import DistillationModule
-
 
 _MUCH = 0.05
 """Share of a teacher's first weights that is worth a warning at the end of a run."""
@@ -52,9 +49,14 @@ def _planned(trainer: Trainer) -> int | None:
 class RampUpSchedule(Callback):
     """Set the method's ramp-up weight r before every training batch, and warn of one that the run does not reach."""
 
+    @staticmethod
+    def needed_by(module: Coordinator) -> bool:
+        """Needed by a method with a ramp-up."""
+        return module.method.rampup is not None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the ramp-up with the length of the run."""
-        rampup = _distillation(pl_module).method.rampup
+        rampup = coordinator(pl_module).method.rampup
         assert rampup is not None
         now = clock(trainer)
         if _tries(trainer) or now.steps is None or rampup.epochs is None:
@@ -69,7 +71,7 @@ class RampUpSchedule(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put r in force."""
-        module = _distillation(pl_module)
+        module = coordinator(pl_module)
         assert module.method.rampup is not None
         module.method.rampup_weight.fill_(module.method.rampup.weight(clock(trainer)))
 
@@ -77,9 +79,14 @@ class RampUpSchedule(Callback):
 class EnsembleDecaySchedule(Callback):
     """Set the ensemble's decaying weight v before every training batch."""
 
+    @staticmethod
+    def needed_by(module: Coordinator) -> bool:
+        """Needed by a method with a decaying ensemble."""
+        return module.method.ensemble is not None
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put v in force."""
-        module = _distillation(pl_module)
+        module = coordinator(pl_module)
         assert module.method.ensemble is not None
         assert module.ensemble is not None
         module.ensemble.weight.fill_(module.method.ensemble.weight(clock(trainer)))
@@ -88,9 +95,14 @@ class EnsembleDecaySchedule(Callback):
 class EMARateSchedule(Callback):
     """Set the teacher's EMA rate before every training batch, and warn of a teacher too slow for the run."""
 
+    @staticmethod
+    def needed_by(module: Coordinator) -> bool:
+        """Needed where a teacher follows its student."""
+        return module.teacher is not None and module.teacher.settings.update == "ema"
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell how much of the teacher's first weights is left at the end of the run."""
-        teacher = _distillation(pl_module).teacher
+        teacher = coordinator(pl_module).teacher
         assert teacher is not None
         now = clock(trainer)
         # Where the first updates copy the student, nothing is left of them.
@@ -111,7 +123,7 @@ class EMARateSchedule(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put the rate in force."""
-        teacher = _distillation(pl_module).teacher
+        teacher = coordinator(pl_module).teacher
         assert teacher is not None
         teacher.set_rate(teacher.settings.rate(clock(trainer)))
 
@@ -119,10 +131,3 @@ class EMARateSchedule(Callback):
 def _tries(trainer: Trainer) -> bool:
     """Whether the run is but a trial of the code, whose length says nothing."""
     return bool(getattr(trainer, "fast_dev_run", False))
-
-
-def _distillation(module: LightningModule) -> DistillationModule:
-    from dkel_lightning.modules.distillation import DistillationModule
-
-    assert isinstance(module, DistillationModule)
-    return module

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,10 +14,8 @@ from torch.optim import Optimizer
 
 from dkel_lightning.checkpoints.format import AtomicCheckpointIO
 from dkel_lightning.modules.batch import broken_images, describe_broken_images, sync_blocks, unpack
+from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.peers import batch_norms
-
-if TYPE_CHECKING:
-    from dkel_lightning.modules.distillation import DistillationModule
 
 KEY = "failing_step"
 FORMAT = 1
@@ -77,7 +75,7 @@ class StepRecorder:
         self.whole = False
 
     @torch.no_grad()
-    def begin(self, trainer: Trainer, module: DistillationModule, batch: Any, batch_idx: int) -> None:
+    def begin(self, trainer: Trainer, module: Coordinator, batch: Any, batch_idx: int) -> None:
         """Remember batch, clock and generators, and copy the state that may be spoilt before the verdict is read."""
         self._batch = batch
         self._clock = {
@@ -115,7 +113,7 @@ class StepRecorder:
         """Name the terms that are NaN or infinite."""
         return [name for name, value in self.terms.items() if not bool(torch.isfinite(value).all())]
 
-    def broken_images(self, module: DistillationModule) -> str | None:
+    def broken_images(self, module: Coordinator) -> str | None:
         """Say which images of the step are NaN or infinite, or which the augmentation has made so; None if none."""
         views, clock = unpack(self._batch).views, self._clock
         said = describe_broken_images(broken_images(views), len(views), f"batch {clock['batch_idx']}")
@@ -131,7 +129,7 @@ class StepRecorder:
         """The optimizer steps that were done before this one."""
         return self._clock["step"]
 
-    def save(self, folder: Path, trainer: Trainer, module: DistillationModule, what: str) -> Path:
+    def save(self, folder: Path, trainer: Trainer, module: Coordinator, what: str) -> Path:
         """Write the step to `<folder>/step_<n>.pt`, tensors and primitives only; `_rank<r>` with several processes.
 
         It says `what` it is kept for.
@@ -164,11 +162,11 @@ class StepRecorder:
         AtomicCheckpointIO().save_checkpoint(_on_host(record), path)
         return path
 
-    def _views(self, module: DistillationModule, images: Tensor) -> Tensor:
+    def _views(self, module: Coordinator, images: Tensor) -> Tensor:
         """Make the views of the step once more: they depend on the clock alone."""
         return module.make_views(images, self._clock["epoch"], self._clock["batch_idx"], self._clock["rank"])
 
-    def _track(self, module: DistillationModule, optimizer: Optimizer) -> None:
+    def _track(self, module: Coordinator, optimizer: Optimizer) -> None:
         # Not two copies at a time.
         self._groups, self._kept, self._scheduled = [], {}, ([], [])
         tensors = [*_statistics(module)]
@@ -227,7 +225,7 @@ def _statistics(module: nn.Module) -> Iterator[Tensor]:
         yield from (each for each in (layer.running_mean, layer.running_var) if each is not None)
 
 
-def _in_force(module: DistillationModule) -> list[Tensor]:
+def _in_force(module: Coordinator) -> list[Tensor]:
     weights = [module.method.rampup_weight]
     weights += [module.ensemble.weight] if module.ensemble is not None else []
     return weights + ([module.teacher.rate] if module.teacher is not None else [])

@@ -13,7 +13,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -22,12 +22,10 @@ from torch.optim import Optimizer
 
 from dkel_lightning.errors import DkelError
 from dkel_lightning.modules.batch import Batch, unpack
+from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import StepResult
 from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.runtime.seeding import random_state, restore_random_state
-
-if TYPE_CHECKING:
-    from dkel_lightning.modules.distillation import DistillationModule
 
 WARM_UP = 3
 TOLERANCE = 0.02
@@ -186,7 +184,7 @@ class CapturedStep:
         optimizer: steps in `step`; not captured, and `replay` does without.
     """
 
-    def __init__(self, module: DistillationModule, optimizer: Optimizer | None = None) -> None:
+    def __init__(self, module: Coordinator, optimizer: Optimizer | None = None) -> None:
         self.module = module
         self.optimizer = optimizer
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
@@ -386,7 +384,7 @@ class CapturedStep:
 class _Kept:
     """What a rehearsal changes, to be put back: weights, buffers, random numbers; gradients are set aside."""
 
-    def __init__(self, module: DistillationModule, parameters: list[torch.nn.Parameter], device: torch.device) -> None:
+    def __init__(self, module: Coordinator, parameters: list[torch.nn.Parameter], device: torch.device) -> None:
         self._device = device
         self._tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers())]
         self._copies = [tensor.clone() for tensor in self._tensors]
@@ -407,7 +405,7 @@ class _Kept:
 class _Watched:
     """What a graph takes for granted, and Python may change at any time."""
 
-    def __init__(self, module: DistillationModule) -> None:
+    def __init__(self, module: Coordinator) -> None:
         self._parts = _parts(module)
         self._modules = [*module.modules()]
         self._norms = batch_norms(module)
@@ -415,7 +413,7 @@ class _Watched:
         self._tensors = [*self._parameters, *module.buffers()]
         self._seen = self._look()
 
-    def consists_of(self, module: DistillationModule) -> bool:
+    def consists_of(self, module: Coordinator) -> bool:
         parts = _parts(module)
         return len(parts) == len(self._parts) and all(a is b for a, b in zip(parts, self._parts, strict=True))
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.peers import PeersModule
-
-if TYPE_CHECKING:
-    from dkel_lightning.modules.distillation import DistillationModule
 
 
 class CompiledNetworks:
@@ -22,7 +20,7 @@ class CompiledNetworks:
     Held outside of the networks, whose names, copies and files stay what they are.
     """
 
-    def __init__(self, module: DistillationModule, rows: int) -> None:
+    def __init__(self, module: Coordinator, rows: int) -> None:
         self.rows = rows
         student = module.student.network
         kind = "stages" if module.method.needs_stages else "forward"

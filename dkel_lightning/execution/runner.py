@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,13 +22,12 @@ from torch.optim import Optimizer
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.execution import captured
 from dkel_lightning.execution.captured import CapturedStep, CaptureError
+from dkel_lightning.execution.eager import compute_eagerly
 from dkel_lightning.modules.batch import Batch
-from dkel_lightning.modules.outputs import StepResult
+from dkel_lightning.modules.interface import Coordinator
+from dkel_lightning.modules.outputs import InForce, StepResult
 from dkel_lightning.runtime.processes import print_once
 from dkel_lightning.schedules import one_of
-
-if TYPE_CHECKING:
-    from dkel_lightning.modules.distillation import DistillationModule
 
 NAMES = ("auto", "eager", "compile", "cuda_graph")
 MOST_GRAPHS = 2
@@ -81,32 +80,7 @@ class Execution:
         return cls(**settings)
 
 
-@dataclass(frozen=True)
-class InForce:
-    """How the steps of a fit are executed in fact.
-
-    Attributes:
-        asked: the name in the settings.
-        name: `eager`, `compile` or `cuda_graph`.
-        compiled: whether the networks are compiled.
-        why: why it is not what was asked for; empty where it is.
-        channels_last: the memory layout.
-        fused_optimizer: whether the optimizer's step is one kernel; None before there is an optimizer.
-    """
-
-    asked: str
-    name: str
-    compiled: bool
-    why: str = ""
-    channels_last: bool = False
-    fused_optimizer: bool | None = None
-
-    def __str__(self) -> str:
-        name = "cuda_graph over compiled networks" if self.name == "cuda_graph" and self.compiled else self.name
-        return f"execution: {name}" + (f" ({self.asked} is not possible: {self.why})" if self.why else "")
-
-
-def planned(module: DistillationModule, trainer: Trainer) -> InForce:
+def planned(module: Coordinator, trainer: Trainer) -> InForce:
     """Say how the steps of a fit are going to be executed, as far as can be known before it has begun."""
     asked, device = module.execution, trainer.strategy.root_device
     layout = wants_channels_last(asked, device, trainer)
@@ -133,7 +107,7 @@ def wants_channels_last(asked: Execution, device: torch.device, trainer: Trainer
     return device.type == "cpu" or (device.type == "cuda" and half)
 
 
-def why_not_captured(module: DistillationModule, trainer: Trainer) -> str | None:
+def why_not_captured(module: Coordinator, trainer: Trainer) -> str | None:
     """Say what forbids to capture the training steps of this fit, None if nothing is known to."""
     device = trainer.strategy.root_device
     checks = (_of_device(device), _of_trainer(trainer), _of_module(module), _of_callbacks(trainer))
@@ -168,17 +142,17 @@ EARLY = ("on_before_backward", "on_before_zero_grad")
 """Hooks of callbacks that would see this step's gradients where they expect none, or those of the step before."""
 
 
-def _of_module(module: DistillationModule) -> str | None:
-    from dkel_lightning.modules.distillation import DistillationModule
-
+def _of_module(module: Coordinator) -> str | None:
     if not module.automatic_optimization:
         return "the optimisation is manual"
-    own = [name for name in OWN if _differs(module, name, DistillationModule)]
+    own = [name for name in OWN if _is_users(module, name)]
     return f"{type(module).__name__} has a {own[0]} of its own" if own else None
 
 
-def _differs(module: LightningModule, name: str, base: type[LightningModule]) -> bool:
-    return name in module.__dict__ or getattr(type(module), name) is not getattr(base, name)
+def _is_users(module: LightningModule, name: str) -> bool:
+    """Tell whether a hook is neither Lightning's nor this library's."""
+    defined_in = str(getattr(type(module), name).__module__).split(".")[0]
+    return name in module.__dict__ or defined_in not in ("dkel_lightning", "lightning", "pytorch_lightning")
 
 
 def _of_callbacks(trainer: Trainer) -> str | None:
@@ -217,22 +191,24 @@ class Runner:
 
     Attributes:
         in_force: how they are executed.
-        replayed: whether the step under way has made its gradients already.
     """
 
-    def __init__(self, module: DistillationModule, trainer: Trainer) -> None:
+    def __init__(self, module: Coordinator, trainer: Trainer) -> None:
         self.module = module
         self.trainer = trainer
-        self.replayed = False
         self.in_force = planned(module, trainer)
         self._begun = False
         self._looks_again = False
         self._captured: CapturedStep | None = None
         self._refused: set[tuple[Any, ...]] = set()
 
-    def __call__(self, batch: Batch, batch_idx: int) -> StepResult | None:
-        """Compute loss and gradients of a batch by a replay; None where the step has to be made eagerly."""
-        self.replayed = False
+    def __call__(self, batch: Batch, batch_idx: int) -> StepResult:
+        """Compute the loss of a batch, by a replay together with its gradients, or eagerly."""
+        replayed = self._replayed(batch, batch_idx)
+        return replayed if replayed is not None else compute_eagerly(self.module, batch, batch_idx)
+
+    def _replayed(self, batch: Batch, batch_idx: int) -> StepResult | None:
+        """Compute loss and gradients by a replay; None where the step has to be made eagerly."""
         if not self._begun:
             self._begin()
         if self.in_force.compiled:
@@ -246,10 +222,9 @@ class Runner:
             return None
         assert self._captured is not None
         # As Lightning decides whether gradients begin anew.
-        passed = self._captured.replay(batch, first=batch_idx % micro_batches == 0, micro_batches=micro_batches)
-        self.replayed = True
+        result = self._captured.replay(batch, first=batch_idx % micro_batches == 0, micro_batches=micro_batches)
         # Whoever keeps the loss of a step keeps this one, and not what the next replay writes.
-        return replace(passed, loss=passed.loss.clone())
+        return replace(result, loss=result.loss.clone(), gradients_ready=True)
 
     def fall_back(self, why: str) -> None:
         """Go on without a graph, or without compiled networks, and say why in one line."""

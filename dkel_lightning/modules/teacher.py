@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dkel_lightning import ema
-from dkel_lightning.assembly.teacher_weights import load_teacher
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.modules.batch import refuse_broken_images, unpack, with_shape_errors_explained
@@ -19,6 +18,7 @@ from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.outputs import TeacherOutput
 from dkel_lightning.modules.peers import PeersModule, batch_norms
 from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.schedules import (
     Clock,
     at_time,
@@ -49,7 +49,7 @@ class TeacherSettings:
         update: `ema`; `gradient` (it learns from the labels itself, and never from the student); `frozen`.
         backbone: network of a teacher of its own with one peer, for methods with a `foreign_teacher`: a registered
             name, `torchvision:NAME` or `timm:NAME`; None for the student's.
-        weights: file of its first weights, see `weights.load_teacher`; they replace draw and initialisation.
+        weights: file of its first weights, see `assembly.teacher_weights`; they replace draw and initialisation.
     """
 
     draw: str = "independent"
@@ -174,15 +174,13 @@ class TeacherModule(PeersModule):
             self._host_rate = rate
             self.rate.fill_(rate)
 
-    def load(self) -> None:
-        """Load the weights that the settings name, and keep the initialisation from disturbing them.
+    def take_weights(self) -> None:
+        """Count what was loaded into the network as its start, so that no draw or initialisation disturbs it.
 
-        The settings then name them no longer: a checkpoint holds the weights, and needs no file.
+        The settings then name no file any longer: a checkpoint holds the weights, and needs none.
         """
-        if self.settings.weights is not None:
-            load_teacher(self.network, self.settings.weights)
-            self.settings = replace(self.settings, weights=None)
-            self.initialised.fill_(True)
+        self.settings = replace(self.settings, weights=None)
+        self.initialised.fill_(True)
 
     def start_from(self, student: PeerNetwork) -> None:
         """Take over the student's weights if the draw asks for it; an independent draw stays as it is."""
@@ -301,16 +299,6 @@ class TeacherModule(PeersModule):
     def settings_as_dict(self) -> dict[str, Any]:
         """Return the settings as a dict of primitives."""
         return asdict(self.settings)
-
-
-def average_over_processes(tensors: list[Tensor]) -> None:
-    """Average each tensor over the processes in place; nothing to do in a single one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    world = torch.distributed.get_world_size()
-    for tensor in tensors:
-        torch.distributed.all_reduce(tensor)
-        tensor /= world
 
 
 def _values(setting: float | Mapping[float, float] | None) -> list[float]:

@@ -1,0 +1,192 @@
+"""Build the coordinator from names and primitives, and rebuild it from a checkpoint that holds these."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from dkel_lightning.assembly.draw import NetworkDraw, classes_of
+from dkel_lightning.assembly.parts import choose_method, deployment, method_recipe, teacher_settings
+from dkel_lightning.assembly.teacher_weights import load_teacher
+from dkel_lightning.checkpoints import format as checkpoint_format
+from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.methods import Method
+from dkel_lightning.modules.ensemble import EnsembleModule
+from dkel_lightning.modules.interface import Augmentation, Coordinator
+from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
+from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.teacher import TeacherModule
+from dkel_lightning.runtime.seeding import seeded
+from dkel_lightning.settings.execution import Execution
+
+C = TypeVar("C", bound=Coordinator)
+
+
+def build(
+    cls: type[C],
+    backbone: str | nn.Module = "resnet32",
+    num_classes: int | None = None,
+    method: str | Mapping[str, Any] | Method = "dkel",
+    peers: int | Sequence[str] | None = None,
+    *,
+    split_at: str | None = None,
+    classifier: str | None = None,
+    teacher: Mapping[str, Any] | None = None,
+    in_channels: int = 3,
+    image_size: tuple[int, int] | None = None,
+    views_per_pass: str = "all",
+    classifiers: str | None = None,
+    sharing: str | None = None,
+    optimizer: OptimizerFactory | None = None,
+    scheduler: SchedulerFactory | None = None,
+    interval: str = "epoch",
+    augmentation: Augmentation | None = None,
+    views: str | None = None,
+    schedules: str = "epochs",
+    deploy: Mapping[str, Any] | None = None,
+    peer_lr_scale: Sequence[float] | None = None,
+    frozen_peers: Sequence[int] | None = None,
+    seed: int = 0,
+    execution: str | Mapping[str, Any] | Execution = "eager",
+) -> C:
+    """Build student, teacher, ensemble and method from names and primitives.
+
+    Args:
+        cls: the class of the module.
+        backbone: a registered name, or any torch classifier (then give `split_at`).
+        num_classes: C; by default those of a model of your own, or 100.
+        method: a registered name, a mapping `{"name": ..., <settings>}`, or a Method.
+        peers: P, the method's by default; or a backbone's name for each peer, which then share nothing.
+        split_at: for a model of your own, the module at which the branches begin, such as "layer4".
+        classifier: for a model of your own, its classifier's name; the last linear layer by default.
+        teacher: settings laid over the method's, see TeacherSettings; `{"update": "none"}` for no teacher.
+        in_channels: channels of the images.
+        image_size: (height, width), checked against what the backbone can take; 224 for a model of your own.
+        views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over
+            views, or `one` after the other.
+        classifiers: how the branches' classifiers start: `own`, `equal`, `released`; the method's by default.
+        sharing: peers given as a number share a `trunk`, or `nothing`; the method's by default. Peers of a model
+            of your own that share nothing all keep its weights up to `split_at`.
+        optimizer: see the class.
+        scheduler: see the class.
+        interval: see the class.
+        augmentation: see the class.
+        views: see the class; the method's by default.
+        schedules: ramp-up, ensemble decay and EMA that you do not set last as many `epochs` as in the CIFAR
+            protocol of 300, or the same `shares` of any run.
+        deploy: settings of Deploy.
+        peer_lr_scale: see StudentModule.
+        frozen_peers: see StudentModule.
+        seed: student, teacher and ensemble are drawn from it, each for itself.
+        execution: see the class.
+
+    Raises:
+        ConfigError: an unknown name or key, or parts that do not fit together.
+    """
+    if isinstance(backbone, str) and split_at is not None:
+        raise ConfigError(f"split_at={split_at!r} belongs to a model of your own; {backbone} has its own split.")
+    if isinstance(peers, str) or not isinstance(peers, int | Sequence | None):
+        raise ConfigError(f"peers is {peers!r}: give a number of peers, or a list of backbones.")
+    if image_size is not None and not isinstance(image_size, Sequence):
+        raise ConfigError(f"image_size is {image_size!r}: give (height, width).")
+    with seeded(seed, "method"):
+        chosen, preset = choose_method(method, len(peers) if isinstance(peers, Sequence) else peers, schedules)
+    peers = chosen.peers if peers is None else peers
+    share = sharing or preset.sharing
+    if share not in ("trunk", "nothing"):
+        raise ConfigError(f"method.sharing is {share!r}: choose one of trunk, nothing.")
+    if isinstance(peers, int) and share == "nothing" and isinstance(backbone, str):
+        peers = [backbone] * peers
+    settings = teacher_settings(chosen, preset, teacher, schedules)
+    if num_classes is None:
+        num_classes = 100 if isinstance(backbone, str) else classes_of(backbone, split_at, classifier)
+    draw = NetworkDraw(
+        backbone, num_classes, peers, split_at, classifier, in_channels, image_size, views_per_pass,
+        classifiers or preset.classifiers, share,
+    )  # fmt: skip
+    student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
+    teacher_module = None
+    if settings is not None:
+        drawn = draw.alone(settings.backbone) if chosen.foreign_teacher else draw
+        # A model of the user's own comes with weights, which an independent draw must not keep.
+        teacher_module = TeacherModule(drawn(seed, "teacher", redraw=settings.draw == "independent"), settings)
+        teacher_module.start_from(student.network)
+        load_teacher(teacher_module, cls.load_from_checkpoint)
+    ensemble = None
+    if chosen.wants_ensemble_classifier or chosen.ensemble is not None:
+        with seeded(seed, "ensemble"):
+            ensemble = EnsembleModule(student.network.feature_dims, num_classes, chosen.ensemble)
+    made: Callable[..., C] = cls
+    module = made(
+        student,
+        chosen,
+        teacher=teacher_module,
+        ensemble=ensemble,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        interval=interval,
+        augmentation=augmentation,
+        views=views or preset.views,
+        deploy=deployment(deploy or {}, chosen, teacher_module is not None),
+        seed=seed,
+        execution=execution,
+    )
+    module.recipe = {
+        **draw.recipe(),
+        "method": method_recipe(method, chosen),
+        "teacher": teacher_module.settings_as_dict() if teacher_module is not None else {"update": "none"},
+        "deploy": {"network": module.deployment.network, "peer": module.deployment.peer},
+        "peer_lr_scale": list(peer_lr_scale) if peer_lr_scale is not None else None,
+        "frozen_peers": list(frozen_peers) if frozen_peers else None,
+        "views": views or preset.views,
+        "interval": interval,
+        "seed": seed,
+    }
+    # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
+    module.save_hyperparameters({"distillation": module.recipe})
+    return module
+
+
+def load_from_checkpoint(
+    cls: type[C],
+    checkpoint_path: str | Path,
+    map_location: Any = "cpu",
+    *,
+    backbone: nn.Module | None = None,
+    method: Method | None = None,
+    **others: Any,
+) -> C:
+    """Rebuild a module from its checkpoint. Nothing in the file is executed.
+
+    Args:
+        cls: the class of the module.
+        checkpoint_path: a file written by a Trainer.
+        map_location: the device on which the tensors are put.
+        backbone: the model it was built from, if that was not a registered name.
+        method: the method, if that was not a registered name.
+        others: passed to `build`: `optimizer`, `scheduler` and `augmentation`, which no checkpoint holds and a
+            training that goes on needs as it had them; and what is to differ, such as `deploy`.
+
+    Raises:
+        CheckpointError: missing, torn, unsafe, or not written by this library.
+    """
+    checkpoint = checkpoint_format.load(checkpoint_path, map_location)
+    recipe = dict(checkpoint_format.recipe(checkpoint, checkpoint_path))
+    unknown = recipe.keys() - inspect.signature(cls.build).parameters.keys()
+    if unknown:
+        raise CheckpointError(
+            f"{checkpoint_path} cannot be rebuilt from its recipe, which has unknown keys: {', '.join(unknown)}."
+        )
+    given = {"backbone": backbone, "method": method}
+    for key, value in given.items():
+        if value is not None:
+            recipe[key] = value
+        elif recipe.get(key) is None:
+            raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
+    module = cls.build(**(recipe | others))
+    checkpoint_format.load_weights(module, checkpoint, checkpoint_path)
+    return module

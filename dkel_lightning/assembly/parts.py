@@ -1,0 +1,129 @@
+"""Method, teacher and deployment from names and primitives, and whether parts fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.methods import Method, Preset, create
+from dkel_lightning.methods import preset as preset_of
+from dkel_lightning.methods.base import from_mapping, merge
+from dkel_lightning.modules.ensemble import EnsembleModule
+from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.teacher import TeacherModule
+from dkel_lightning.settings.deploy import Deploy
+from dkel_lightning.settings.teacher import TeacherSettings
+
+# Lengths of the CIFAR protocol of 300 epochs as shares of it; experiment=own_data has the same.
+_SHARES: dict[str, dict[str, float | None]] = {
+    "rampup": {"epochs": None, "share": 0.27},
+    "ensemble": {"decay": None, "decay_share": 0.02},
+    "teacher": {"decay": None, "decay_share": 0.01},
+}
+
+
+def _lengths(name: str, given: Any, schedules: str) -> Mapping[str, Any]:
+    """Give what `schedules` says of the length of `name`, unless the user has set it."""
+    if schedules not in ("epochs", "shares"):
+        raise ConfigError(f"schedules is {schedules!r}: choose one of epochs, shares.")
+    set_by_user = isinstance(given, Mapping) and any(given.get(key) is not None for key in _SHARES[name])
+    return {} if schedules == "epochs" or set_by_user else _SHARES[name]
+
+
+def choose_method(method: str | Mapping[str, Any] | Method, peers: int | None, schedules: str) -> tuple[Method, Preset]:
+    """Make a method from its name or settings, with its preset."""
+    if isinstance(method, Method):
+        return method, Preset(type(method))
+    settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError('A method given as a mapping needs its "name".')
+    preset = preset_of(name)
+    for term in ("rampup", "ensemble"):
+        lengths = _lengths(term, settings.get(term), schedules)
+        if lengths and any(item.name == term for item in fields(preset.method.Settings)):
+            settings[term] = {**(settings.get(term) or {}), **lengths}
+    return create(name, preset.peers if peers is None else peers, settings), preset
+
+
+def teacher_settings(
+    method: Method, preset: Preset, given: Mapping[str, Any] | None, schedules: str
+) -> TeacherSettings | None:
+    """Lay what is given over the method's teacher; None where there is none."""
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f'teacher is {given!r}: give its settings, such as {{"draw": "student", "start": "copy"}}.')
+    given = dict(given or {})
+    name = type(method).__name__
+    if method.teacher == "none" or given.get("update") == "none":
+        others = [key for key in given if key != "update"]
+        if method.teacher == "required":
+            raise ConfigError(f"{name} needs a teacher, but teacher.update is none: choose ema, gradient or frozen.")
+        if others:
+            raise ConfigError(f"{name} has no teacher, so teacher.{others[0]} means nothing: choose teacher=none.")
+        return None
+    given |= _lengths("teacher", given, schedules)
+    settings = from_mapping(TeacherSettings, merge(preset.teacher, given), "teacher")
+    if not method.foreign_teacher and settings.backbone is not None:
+        raise ConfigError(f"teacher.backbone is set, but the teacher of {name} has the student's form: leave it out.")
+    if method.foreign_teacher and settings.draw == "student":
+        raise ConfigError(f"teacher.draw is student, but the teacher of {name} is a network of its own: independent.")
+    return settings
+
+
+def deployment(given: Mapping[str, Any], method: Method, has_teacher: bool) -> Deploy:
+    """Lay what is given over what the method deploys."""
+    network = method.deployed_network if has_teacher or method.deployed_network != "teacher" else "student"
+    own = {"network": network, "peer": method.deployed_peer if given.get("network", network) == network else "best"}
+    return from_mapping(Deploy, {**own, **given}, "deploy")
+
+
+def method_recipe(method: str | Mapping[str, Any] | Method, chosen: Method) -> dict[str, Any] | None:
+    """Return name and settings as primitives; None for a method that was made by hand."""
+    if isinstance(method, Method):
+        return None
+    name = method if isinstance(method, str) else method["name"]
+    return {"name": name, **chosen.settings_as_dict()}
+
+
+def check_parts(
+    student: StudentModule, method: Method, teacher: TeacherModule | None, ensemble: EnsembleModule | None
+) -> None:
+    """Refuse parts that do not belong together.
+
+    Raises:
+        ConfigError: with the parts and what is wrong between them.
+    """
+    name = type(method).__name__
+    if student.num_peers != method.peers:
+        raise ConfigError(f"{name} was built for {method.peers} peers, the student has {student.num_peers}.")
+    if method.teacher == "required" and teacher is None:
+        raise ConfigError(f"{name} needs a teacher: pass teacher=TeacherModule(...).")
+    if method.teacher == "none" and teacher is not None:
+        raise ConfigError(f"{name} has no teacher: leave teacher= out, and remove teacher.* settings.")
+    if method.wants_ensemble_classifier and ensemble is None:
+        raise ConfigError(f"{name} needs an ensemble classifier: pass ensemble=EnsembleModule(...).")
+    if method.ensemble is not None and (ensemble is None or ensemble.term != method.ensemble):
+        raise ConfigError(f"{name} assembles teachers: pass ensemble=EnsembleModule(..., term=method.ensemble).")
+    if method.foreign_teacher:
+        _check_foreign_teacher(name, student, teacher)
+    elif teacher is not None and (teacher.num_peers, teacher.num_classes) != (student.num_peers, student.num_classes):
+        raise ConfigError(
+            f"Student and teacher must have as many peers and classes: {student.num_peers} and {student.num_classes} "
+            f"against {teacher.num_peers} and {teacher.num_classes}."
+        )
+
+
+def _check_foreign_teacher(name: str, student: StudentModule, teacher: TeacherModule | None) -> None:
+    if teacher is None:
+        return
+    if teacher.num_peers != 1 or teacher.num_classes != student.num_classes:
+        raise ConfigError(
+            f"{name} learns from one teacher of the same classes: it has {teacher.num_peers} peers and "
+            f"{teacher.num_classes} classes, the student {student.num_classes} classes."
+        )
+    if teacher.settings.update == "ema":
+        raise ConfigError(f"The teacher of {name} is a network of its own: teacher.update must be frozen or gradient.")
+    if teacher.settings.update == "frozen" and teacher.settings.batches_of_initialisation(1):
+        raise ConfigError(f"The teacher of {name} is trained beforehand: set teacher.init_steps to 0.")

@@ -1,0 +1,157 @@
+"""What a training goes on with: what a checkpoint holds beside the weights, and how each process gets its own back.
+
+Weights are equal on all processes. Not equal are the states of the random generators, BatchNorm's running statistics
+between two validations, and the sums of the epoch's metrics. A checkpoint is written by the first process, so the
+others' own state travels to it; a resume with as many processes gives each its own back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torchmetrics import Metric
+
+from dkel_lightning.checkpoints import format as checkpoint_format
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.modules.interface import Coordinator
+from dkel_lightning.modules.peers import batch_norms
+from dkel_lightning.runtime.processes import average_over_processes, world_size
+from dkel_lightning.runtime.seeding import random_state, restore_random_state
+
+Own = dict[str, Any]
+"""`random`: the generators; `tensors`: by name in the state dict, only where there are several processes."""
+
+
+@dataclass
+class Restored:
+    """What a checkpoint says beside the weights, until the fit that goes on from it has taken it over.
+
+    Attributes:
+        processes: the own state of each process.
+        trained_with: the classes of optimizer, scheduler and augmentation.
+    """
+
+    processes: Sequence[Own] = ()
+    trained_with: Mapping[str, str] = field(default_factory=dict)
+
+
+def save(module: Coordinator, checkpoint: dict[str, Any]) -> None:
+    """Add what rebuilds the networks, and each process's own state: primitives and tensors only.
+
+    BatchNorm's statistics are written as their mean over the processes; those of the module stay as they are.
+    """
+    average_statistics(module, checkpoint["state_dict"])
+    checkpoint_format.sign(checkpoint, module.recipe, module.members, gather(module), _trains_with(module))
+
+
+def read(module: Coordinator, checkpoint: Mapping[str, Any]) -> Restored:
+    """Read what a fit takes over from its checkpoint.
+
+    Raises:
+        CheckpointError: it is of something else.
+    """
+    checkpoint_format.check(checkpoint, module.recipe)
+    if not module.is_attached or module.trainer.state.fn != "fit":
+        return Restored()
+    return Restored(checkpoint_format.own_states(checkpoint), checkpoint_format.trained_with(checkpoint))
+
+
+def restore_processes(module: LightningModule, restored: Restored) -> None:
+    """Give this process its own tensors and generators back, once; of another number of processes nothing."""
+    processes, restored.processes = restored.processes, ()
+    if len(processes) != world_size():
+        return
+    own = processes[torch.distributed.get_rank() if world_size() > 1 else 0]
+    targets = own_tensors(module)
+    with torch.no_grad():
+        for name, value in own["tensors"].items():
+            if name in targets:
+                targets[name].copy_(value)
+    restore_random_state(own["random"], module.device)
+
+
+def check_parts_of_training(module: Coordinator, restored: Restored) -> None:
+    """Hold what trains now against what the checkpoint names, once; there is nothing to hold without one.
+
+    Raises:
+        ConfigError: the checkpoint belongs to another optimizer, whose state does not fit.
+    """
+    began, restored.trained_with = restored.trained_with, {}
+    ours = _trains_with(module)
+    other = [what for what in ours if began.get(what, ours[what]) != ours[what]]
+    if not other:
+        return
+    said = "; ".join(f"{what}: {began[what]} in the checkpoint, {ours[what]} here" for what in other)
+    cure = f"pass {', '.join(f'{what}=' for what in other)} to build or load_from_checkpoint as the training had it"
+    if "optimizer" in other:
+        raise ConfigError(f"This training cannot go on from its checkpoint ({said}): {cure}.")
+    rank_zero_warn(f"This training goes on otherwise than it began ({said}): to keep it as it was, {cure}.")
+
+
+def _trains_with(module: Coordinator) -> dict[str, str]:
+    """Name the classes of what no recipe can hold; nothing outside of a Trainer, where there is no optimizer."""
+    if not module.is_attached:
+        return {}
+    trainer = module.trainer
+    made: dict[str, list[Any]] = {"optimizer": trainer.optimizers, "augmentation": [module.augmentation]}
+    made["scheduler"] = [config.scheduler for config in trainer.lr_scheduler_configs]
+    names = {what: [_name(part) for part in parts if part is not None] for what, parts in made.items()}
+    return {what: ", ".join(each) or "none" for what, each in names.items()}
+
+
+def _name(part: Any) -> str:
+    """Name a function, or the class of anything else."""
+    part = getattr(part, "func", part)
+    return str(getattr(part, "__qualname__", type(part).__qualname__))
+
+
+def gather(module: LightningModule) -> list[Own]:
+    """Collect the own state of every process; all of them must call this."""
+    mine: Own = {"random": random_state(module.device), "tensors": {}}
+    if world_size() == 1:
+        return [mine]  # the state dict has the rest
+    mine["tensors"] = {name: value.detach().cpu() for name, value in own_tensors(module).items()}
+    gathered: list[Own] = [{} for _ in range(world_size())]
+    torch.distributed.all_gather_object(gathered, mine)
+    return gathered
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return BatchNorm's running statistics and the persistent sums of metrics, by their names in the state dict."""
+    found: dict[str, Tensor] = {}
+    for prefix, part in module.named_modules():
+        if isinstance(part, _NormBase):
+            found |= {f"{prefix}.{name}": value for name, value in part.named_buffers(recurse=False)}
+        elif isinstance(part, Metric):
+            kept = {name: getattr(part, name) for name, persistent in part._persistent.items() if persistent}
+            found |= {f"{prefix}.{name}": value for name, value in kept.items() if isinstance(value, Tensor)}
+    return found
+
+
+def average_statistics(module: nn.Module, state_dict: dict[str, Any]) -> None:
+    """Put the mean over the processes of BatchNorm's statistics into `state_dict`; the module keeps its own.
+
+    Saving must not change what is trained: a run that was asked to save in between would end elsewhere.
+    """
+    if world_size() == 1:
+        return
+    for prefix, part in module.named_modules():
+        for name in ("running_mean", "running_var") if isinstance(part, _NormBase) else ():
+            key = f"{prefix}.{name}"
+            if isinstance(state_dict.get(key), Tensor):
+                state_dict[key] = state_dict[key].detach().clone()
+                average_over_processes([state_dict[key]])
+
+
+def synchronise_statistics(module: nn.Module) -> None:
+    """Average BatchNorm's running statistics over the processes; parameters are equal anyway."""
+    layers = batch_norms(module)
+    statistics = [each for layer in layers for each in (layer.running_mean, layer.running_var)]
+    average_over_processes([each for each in statistics if each is not None])

@@ -1,0 +1,112 @@
+"""Which networks are scored, which of them is deployed, and the plain network that leaves the training."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.modules.interface import Coordinator
+from dkel_lightning.modules.outputs import StudentOutput
+from dkel_lightning.settings.deploy import Deploy
+
+
+def peer_names(module: Coordinator, network: str) -> list[str]:
+    """Name the peers of `teacher` or `student`; none where there is no such network."""
+    part = module.teacher if network == "teacher" else module.student
+    return [f"{network}_{i}" for i in range(part.num_peers)] if part is not None else []
+
+
+def has_ensemble(module: Coordinator) -> bool:
+    """Tell whether there are ensemble logits, of the ensemble classifier or made by the method."""
+    classifier = module.ensemble is not None and module.method.wants_ensemble_classifier
+    return bool(module.method.makes_ensemble or classifier)
+
+
+def members(module: Coordinator) -> tuple[str, ...]:
+    """Name all that is scored, in the order of `Evaluated.logits`."""
+    names = peer_names(module, "student")
+    if module.student.num_peers > 1:
+        names.append("student_ensemble")
+    if has_ensemble(module):
+        names.append("ensemble")
+    teachers = peer_names(module, "teacher")
+    return (*names, *teachers, *(["teacher_ensemble"] if len(teachers) > 1 else []))
+
+
+def check_deployment(module: Coordinator, choice: Deploy) -> None:
+    """Refuse a choice that the module does not have.
+
+    Raises:
+        ConfigError: there is no such network or peer.
+    """
+    network, peer = choice.network, choice.peer
+    if network == "teacher" and module.teacher is None:
+        raise ConfigError("deploy.network=teacher, but this method has no teacher: choose student.")
+    if network == "ensemble" and not has_ensemble(module):
+        raise ConfigError("deploy.network=ensemble, but there is no ensemble classifier: choose teacher or student.")
+    peers = len(peer_names(module, network))
+    if isinstance(peer, int) and network != "ensemble" and not -peers <= peer < peers:
+        raise ConfigError(f"deploy.peer={peer}, but peers are numbered 0 to {peers - 1}.")
+
+
+def best_peer(module: Coordinator, network: str, scores: Tensor | None = None) -> int:
+    """Return the peer of `teacher` or `student` with the highest score; 0 when there was no validation."""
+    scores = module.validation_accuracy if scores is None else scores
+    names = peer_names(module, network)
+    of_network = [scores[i] for i, name in enumerate(module.members) if name in names]
+    return int(torch.nan_to_num(torch.stack(of_network), nan=0.0).argmax())
+
+
+def deployed_member(module: Coordinator, scores: Tensor | None = None) -> str:
+    """Name the member that is deployed, such as `teacher_1`."""
+    network, peer = module.deployment.network, module.deployment.peer
+    if network == "ensemble":
+        return "ensemble"
+    peers = len(peer_names(module, network))
+    return f"{network}_{best_peer(module, network, scores) if peer == 'best' else int(peer) % peers}"
+
+
+def deploy(module: Coordinator, choice: Deploy) -> nn.Module:
+    """Copy the chosen network out of the training: float32, contiguous, on the CPU, in eval mode.
+
+    Raises:
+        ConfigError: there is no such network or peer.
+    """
+    check_deployment(module, choice)
+    if choice.network == "ensemble":
+        whole: nn.Module = EnsembleNetwork(module)
+    else:
+        part = module.teacher if choice.network == "teacher" else module.student
+        assert part is not None
+        index = best_peer(module, choice.network) if choice.peer == "best" else int(choice.peer) % part.num_peers
+        whole = part.peer(index)
+    deployed = copy.deepcopy(whole).cpu().to(memory_format=torch.contiguous_format)
+    if module.dtype != torch.float32:  # else a network of the user's own may hold other types on purpose
+        deployed = deployed.float()
+    return deployed.requires_grad_(True).eval()
+
+
+class EnsembleNetwork(nn.Module):
+    """All peers and the ensemble classifier as one plain network: images [B, C, H, W] -> logits [B, classes]."""
+
+    def __init__(self, module: Coordinator) -> None:
+        super().__init__()
+        self.network = module.student.network
+        self.method = module.method if module.method.makes_ensemble else None
+        self.classifier = module.ensemble.classifier if self.method is None and module.ensemble is not None else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify `images`."""
+        if self.method is not None:
+            seen = self.network.stages(images)
+            made: Tensor = self.method.combine(
+                StudentOutput(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
+            )
+            return made
+        assert self.classifier is not None
+        _, features = self.network(images)
+        logits: Tensor = self.classifier(torch.cat(tuple(features), dim=-1))
+        return logits

@@ -1,0 +1,146 @@
+"""What others may ask of the coordinator, so that callbacks, execution and assembly need not import it.
+
+An abstract LightningModule rather than a typing.Protocol: a Protocol cannot derive from a LightningModule, whose
+`trainer`, `log` and `device` everybody here asks for, and `isinstance` would compare names only.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from dkel_lightning.metrics import CalibrationErrors, Confusion, Disagreement, NetworkScores, TermMeans
+from dkel_lightning.modules.batch import Batch, FiniteWatch
+from dkel_lightning.modules.ensemble import EnsembleModule
+from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
+from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.teacher import TeacherModule
+from dkel_lightning.schedules import EnsembleTerm, RampUp
+from dkel_lightning.settings.deploy import Deploy
+from dkel_lightning.settings.execution import Execution
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+"""Called once a view: uint8 or float images [B, C, H, W] and the generator to draw from -> one view of them."""
+Observer = Callable[[MethodInputs, Mapping[str, Tensor], Tensor], None]
+"""Called in a training step with its inputs, terms and loss, before the backward pass."""
+Reader = Callable[[Mapping[str, Tensor], Tensor], None]
+"""Called with the terms and the loss of every step, without gradient."""
+
+
+class LossMethod(Protocol):
+    """What is asked of a method; `methods.Method` is the class to derive from."""
+
+    rampup: RampUp | None
+    ensemble: EnsembleTerm | None
+    rampup_weight: Tensor
+    settings: Any
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the loss terms."""
+
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        """Compute them."""
+
+    def combine(self, student: StudentOutput) -> Tensor:
+        """Make ensemble logits of the peers."""
+
+    def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
+        """Name the weights that schedules have set."""
+
+
+class Compiled(Protocol):
+    """The networks as compiled for batches of `rows` samples."""
+
+    rows: int
+
+    def in_force(self) -> AbstractContextManager[None]:
+        """Let student and teacher use them."""
+
+
+class Coordinator(LightningModule):
+    """Student, teacher, ensemble and method, trained together. `DistillationModule` is the one that ships.
+
+    Attributes:
+        members: names of all that is scored: student peers, their mean, the ensemble, and the same of the teacher.
+        recipe: primitives from which the networks are rebuilt; None for parts put together by hand.
+        validation_accuracy: [N] of the members in the last validation; chooses the deployed peer. A buffer.
+        tested_confusion: of the deployed member in the last test: rows are true classes, columns predicted ones.
+        observers: callables for the next eager training steps; while there are any, no step is captured.
+        readers: callables for every training step; what a captured one hands them is overwritten by the next.
+        compiled: the networks as compiled for this fit.
+    """
+
+    student: StudentModule
+    teacher: TeacherModule | None
+    ensemble: EnsembleModule | None
+    method: Any
+    execution: Execution
+    deployment: Deploy
+    augmentation: Augmentation | None
+    seed: int
+    recipe: dict[str, Any] | None
+    members: tuple[str, ...]
+    validation_accuracy: Tensor
+    tested_confusion: Tensor | None
+    term_means: TermMeans
+    train_scores: NetworkScores
+    scores: NetworkScores
+    calibration: CalibrationErrors
+    disagreement: Disagreement
+    confusion: Confusion
+    finite_watch: FiniteWatch
+    tested_member: int
+    observers: list[Observer]
+    readers: list[Reader]
+    compiled: Compiled | None
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether a Trainer drives the module."""
+        return self._trainer is not None
+
+    @abstractmethod
+    def forward(self, views: Tensor) -> StudentOutput:
+        """Classify `views` [B, V, C, H, W] or [B, C, H, W] with the student peers and their ensemble."""
+
+    @abstractmethod
+    def views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the views of the student and those of the teacher."""
+
+    @abstractmethod
+    def make_views(self, images: Tensor, *key: int | str) -> Tensor:
+        """Augment images [B, C, H, W] once for each view, [B, V, C, H, W], drawn from (seed, key)."""
+
+    @abstractmethod
+    def compute_step(self, batch: Batch) -> StepResult:
+        """Compute all of a training step that lies before its gradients; a function of tensors alone."""
+
+    @abstractmethod
+    def compile_networks(self, rows: int) -> None:
+        """Compile the networks for training batches of so many samples."""
+
+    @abstractmethod
+    def follow(self) -> None:
+        """Let the teacher follow, after an optimizer step."""
+
+    @abstractmethod
+    def member_logits(self, views: Tensor) -> Tensor:
+        """Stack the logits of all `members`, [N, B, C]."""
+
+    @property
+    @abstractmethod
+    def execution_in_force(self) -> InForce | None:
+        """How training steps are executed, and why not as asked for; None before there is a Trainer."""
+
+
+def coordinator(module: LightningModule) -> Coordinator:
+    """Take the module of a Trainer for what these callbacks work on."""
+    assert isinstance(module, Coordinator), f"{type(module).__name__} is no DistillationModule"
+    return module
