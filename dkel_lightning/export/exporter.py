@@ -18,9 +18,10 @@ from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.export import card, costs, formats
 from dkel_lightning.export.costs import Cost
 from dkel_lightning.export.metadata import RECORD, Preprocessing, Record
-from dkel_lightning.modules.distillation import Deploy, DistillationModule
+from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.runtime import provenance
 from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.settings.deploy import Deploy
 
 _BATCH = 64
 

@@ -23,7 +23,7 @@ from dkel_lightning import callbacks, methods, networks
 from dkel_lightning.checkpoints import format
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.execution.compiled import CompiledNetworks
-from dkel_lightning.execution.runner import Execution, InForce, Runner, wants_channels_last
+from dkel_lightning.execution.runner import InForce, Runner, wants_channels_last
 from dkel_lightning.metrics import (
     CalibrationErrors,
     Confusion,
@@ -49,32 +49,17 @@ from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, con
 from dkel_lightning.modules.outputs import Evaluated, MethodInputs, StepResult, StudentOutput
 from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.modules.student import StudentModule
-from dkel_lightning.modules.teacher import TeacherModule, TeacherSettings, average_over_processes
+from dkel_lightning.modules.teacher import TeacherModule, average_over_processes
 from dkel_lightning.runtime import processes
 from dkel_lightning.runtime.seeding import generator, seeded
 from dkel_lightning.schedules import one_of
+from dkel_lightning.settings.deploy import Deploy
+from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.teacher import TeacherSettings
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 Observer = Callable[[MethodInputs, Mapping[str, Tensor], Tensor], None]
 Reader = Callable[[Mapping[str, Tensor], Tensor], None]
-
-
-@dataclass(frozen=True)
-class Deploy:
-    """Which network leaves the training: a peer of `teacher` or `student`, or the `ensemble`.
-
-    `peer` is an index (negative counts from the last), or `best`: the one with the highest accuracy in the last
-    validation.
-    """
-
-    network: str = "teacher"
-    peer: int | str = "best"
-
-    def __post_init__(self) -> None:
-        if self.network not in ("teacher", "student", "ensemble"):
-            raise ConfigError(f"deploy.network is {self.network!r}: choose one of teacher, student, ensemble.")
-        if self.peer != "best" and not (isinstance(self.peer, int) and not isinstance(self.peer, bool)):
-            raise ConfigError(f"deploy.peer is {self.peer!r}: give the index of a peer, or best.")
 
 
 class DistillationModule(LightningModule):

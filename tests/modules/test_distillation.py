@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from dkel_lightning import DistillationModule, EnsembleModule, StudentModule, TeacherModule, methods
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.methods.baseline import Baseline
-from dkel_lightning.schedules import EnsembleTerm
+from dkel_lightning.settings.weights import EnsembleTerm
 from tests.modules.toy import (
     CLASSES,
     SGD,
