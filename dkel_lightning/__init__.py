@@ -12,11 +12,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DistillationModule": "dkel_lightning.modules.distillation",
-    "Deploy": "dkel_lightning.modules.distillation",
+    "Deploy": "dkel_lightning.settings.deploy",
     "EnsembleModule": "dkel_lightning.modules.ensemble",
     "StudentModule": "dkel_lightning.modules.student",
     "TeacherModule": "dkel_lightning.modules.teacher",
-    "TeacherSettings": "dkel_lightning.modules.teacher",
+    "TeacherSettings": "dkel_lightning.settings.teacher",
     "Method": "dkel_lightning.methods.base",
     "MethodInputs": "dkel_lightning.modules.outputs",
     "StudentOutput": "dkel_lightning.modules.outputs",
@@ -25,11 +25,13 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from dkel_lightning.methods.base import Method
-    from dkel_lightning.modules.distillation import Deploy, DistillationModule
+    from dkel_lightning.modules.distillation import DistillationModule
     from dkel_lightning.modules.ensemble import EnsembleModule
     from dkel_lightning.modules.outputs import MethodInputs, StudentOutput, TeacherOutput
     from dkel_lightning.modules.student import StudentModule
-    from dkel_lightning.modules.teacher import TeacherModule, TeacherSettings
+    from dkel_lightning.modules.teacher import TeacherModule
+    from dkel_lightning.settings.deploy import Deploy
+    from dkel_lightning.settings.teacher import TeacherSettings
 
 __all__ = [
     "Deploy",

@@ -21,7 +21,7 @@ from dkel_lightning import DistillationModule, Method, MethodInputs
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.functional import cross_entropy, distillation
 from dkel_lightning.methods import register
-from dkel_lightning.schedules import RampUp
+from dkel_lightning.settings.weights import RampUp
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import (
     TEACHER_WEIGHTS,
     Clock,
-    EnsembleTerm,
-    RampUp,
     at_time,
     ema_rate,
     ensemble_weight,
@@ -25,6 +23,7 @@ from dkel_lightning.schedules import (
     rampup_released,
     time_of,
 )
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 
 def test_golden_schedules(golden: dict[str, Any]) -> None:

@@ -1,1 +1,19 @@
 """From settings to a DistillationModule."""
+
+from dkel_lightning.assembly.build import ConstructedBy, build, load_from_checkpoint
+from dkel_lightning.assembly.parts import (
+    check_is_trained_itself,
+    check_parts,
+    deployment,
+    warn_of_an_untrained_teacher,
+)
+
+__all__ = [
+    "ConstructedBy",
+    "build",
+    "check_is_trained_itself",
+    "check_parts",
+    "deployment",
+    "load_from_checkpoint",
+    "warn_of_an_untrained_teacher",
+]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MethodType
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from torch import nn
 
@@ -24,10 +25,24 @@ from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.execution import Execution
 
 C = TypeVar("C", bound=Coordinator)
+P = ParamSpec("P")
+
+
+class ConstructedBy(Generic[P]):
+    """A classmethod whose body lies elsewhere, and whose result is of the class it is called on, also for mypy."""
+
+    def __init__(self, function: Callable[Concatenate[Any, P], Coordinator]) -> None:
+        self.function = function
+
+    def __get__(self, instance: object, owner: type[C]) -> Callable[P, C]:
+        """Bind the function to the class."""
+        bound: Callable[P, C] = MethodType(self.function, owner)
+        return bound
 
 
 def build(
-    cls: type[C],
+    cls: Any,
+    /,
     backbone: str | nn.Module = "resnet32",
     num_classes: int | None = None,
     method: str | Mapping[str, Any] | Method = "dkel",
@@ -52,7 +67,7 @@ def build(
     frozen_peers: Sequence[int] | None = None,
     seed: int = 0,
     execution: str | Mapping[str, Any] | Execution = "eager",
-) -> C:
+) -> Coordinator:
     """Build student, teacher, ensemble and method from names and primitives.
 
     Args:
@@ -120,8 +135,7 @@ def build(
     if chosen.wants_ensemble_classifier or chosen.ensemble is not None:
         with seeded(seed, "ensemble"):
             ensemble = EnsembleModule(student.network.feature_dims, num_classes, chosen.ensemble)
-    made: Callable[..., C] = cls
-    module = made(
+    module: Coordinator = cls(
         student,
         chosen,
         teacher=teacher_module,
@@ -152,14 +166,15 @@ def build(
 
 
 def load_from_checkpoint(
-    cls: type[C],
+    cls: Any,
+    /,
     checkpoint_path: str | Path,
     map_location: Any = "cpu",
     *,
     backbone: nn.Module | None = None,
     method: Method | None = None,
     **others: Any,
-) -> C:
+) -> Coordinator:
     """Rebuild a module from its checkpoint. Nothing in the file is executed.
 
     Args:
@@ -187,6 +202,6 @@ def load_from_checkpoint(
             recipe[key] = value
         elif recipe.get(key) is None:
             raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
-    module = cls.build(**(recipe | others))
+    module: Coordinator = cls.build(**(recipe | others))
     checkpoint_format.load_weights(module, checkpoint, checkpoint_path)
     return module

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods import Method, Preset, create
 from dkel_lightning.methods import preset as preset_of
 from dkel_lightning.methods.base import from_mapping, merge
 from dkel_lightning.modules.ensemble import EnsembleModule
+from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.settings.deploy import Deploy
@@ -127,3 +130,28 @@ def _check_foreign_teacher(name: str, student: StudentModule, teacher: TeacherMo
         raise ConfigError(f"The teacher of {name} is a network of its own: teacher.update must be frozen or gradient.")
     if teacher.settings.update == "frozen" and teacher.settings.batches_of_initialisation(1):
         raise ConfigError(f"The teacher of {name} is trained beforehand: set teacher.init_steps to 0.")
+
+
+def check_is_trained_itself(module: Coordinator) -> None:
+    """Refuse a module inside another one, whose Trainer calls none of its hooks.
+
+    Raises:
+        ConfigError: the Trainer fits another module.
+    """
+    if module.is_attached and module.trainer.lightning_module is not module:
+        raise ConfigError(
+            f"{type(module).__name__} is a part of {type(module.trainer.lightning_module).__name__} here, so nothing "
+            "calls its hooks: the teacher would never follow, and weights would stay at their start. Pass it to "
+            "Trainer.fit itself, and derive from it what it should do differently."
+        )
+
+
+def warn_of_an_untrained_teacher(module: Coordinator) -> None:
+    """Say so where a teacher of its own has random weights and stays as it is."""
+    teacher = module.teacher
+    untrained = teacher is not None and teacher.settings.update == "frozen" and not bool(teacher.initialised)
+    if untrained and module.method.foreign_teacher and module.recipe is not None:
+        rank_zero_warn(
+            f"The teacher of {type(module.method).__name__} has random weights and stays as it is: pass "
+            'teacher={"weights": PATH}, or {"update": "gradient"} for one that learns beside the student.'
+        )

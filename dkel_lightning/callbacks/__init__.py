@@ -5,7 +5,18 @@ from dkel_lightning.callbacks.diversity import DiversityMonitor
 from dkel_lightning.callbacks.initialisation import TeacherInitialisation
 from dkel_lightning.callbacks.schedules import EMARateSchedule, EnsembleDecaySchedule, RampUpSchedule
 
+OF_MODULES = (
+    CollapseGuard,
+    DiversityMonitor,
+    RampUpSchedule,
+    EnsembleDecaySchedule,
+    TeacherInitialisation,
+    EMARateSchedule,
+)
+"""What a DistillationModule attaches; each says itself which modules need it."""
+
 __all__ = [
+    "OF_MODULES",
     "CollapseGuard",
     "DiversityMonitor",
     "EMARateSchedule",

@@ -6,8 +6,7 @@ returns, so that `backward` and `optimizer_zero_grad` have nothing left to do; a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from torch import nn
 from torch.nn.modules import module as nn_module
 from torch.optim import Optimizer
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.execution import captured
 from dkel_lightning.execution.captured import CapturedStep, CaptureError
 from dkel_lightning.execution.eager import compute_eagerly
@@ -27,57 +25,10 @@ from dkel_lightning.modules.batch import Batch
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import InForce, StepResult
 from dkel_lightning.runtime.processes import print_once
-from dkel_lightning.schedules import one_of
+from dkel_lightning.settings.execution import Execution
 
-NAMES = ("auto", "eager", "compile", "cuda_graph")
 MOST_GRAPHS = 2
 """Shapes of batches that are captured, the usual one and the last, smaller one; others run eagerly."""
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How training steps are executed.
-
-    Attributes:
-        name: `eager`; `compile`, the networks by torch.compile; `cuda_graph`, the step up to its gradients as a graph
-            that is replayed; `auto`, a graph where device and settings allow it, else eager.
-        compile: capture compiled networks (of `cuda_graph` and `auto`; where nothing can be captured they run alone).
-        channels_last: memory layout of images and convolutions; `auto`: see `wants_channels_last`.
-        fused_optimizer: one kernel for the optimizer's step; `auto`: on CUDA, where the optimizer has it and the
-            precision lets its gradients be clipped.
-        threads: of the processor; for the command line, which sets it for the whole process.
-        keep_memory: whether freed memory stays with the process; for the command line too. In Python:
-            `dkel_lightning.runtime.memory.keep_freed()`.
-    """
-
-    name: str = "eager"
-    compile: bool = False
-    channels_last: bool | str = False
-    fused_optimizer: bool | str = "auto"
-    threads: int | None = None
-    keep_memory: bool | str = "auto"
-
-    def __post_init__(self) -> None:
-        one_of("execution.name", self.name, NAMES)
-        for key in ("channels_last", "fused_optimizer", "keep_memory"):
-            if getattr(self, key) not in (True, False, "auto"):
-                raise ConfigError(f"execution.{key} is {getattr(self, key)!r}: choose one of auto, true, false.")
-
-    @classmethod
-    def of(cls, given: str | Mapping[str, Any] | Execution) -> Execution:
-        """Read a name, or a mapping of settings.
-
-        Raises:
-            ConfigError: an unknown name or key.
-        """
-        if isinstance(given, Execution):
-            return given
-        settings = {"name": given} if isinstance(given, str) else dict(given)
-        known = [field.name for field in fields(cls)]
-        unknown = [key for key in settings if key not in known]
-        if unknown:
-            raise ConfigError(f"Unknown key execution.{unknown[0]}. Choices: {', '.join(known)}.")
-        return cls(**settings)
 
 
 def planned(module: Coordinator, trainer: Trainer) -> InForce:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dkel_lightning.export.costs import Cost
-from dkel_lightning.export.metadata import Record
-
-if TYPE_CHECKING:
-    from dkel_lightning.export.exporter import Agreement, Facts
+from dkel_lightning.export.metadata import Agreement, Facts, Record
 
 LICENCE = (
     "dkel_lightning is under the MIT licence, and claims nothing on what is exported with it. The weights were "

@@ -7,7 +7,8 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +18,14 @@ from torch import Tensor
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.export import card, costs, formats
 from dkel_lightning.export.costs import Cost
-from dkel_lightning.export.metadata import RECORD, Preprocessing, Record
-from dkel_lightning.modules.distillation import Deploy, DistillationModule
+from dkel_lightning.export.metadata import RECORD, Agreement, Facts, Preprocessing, Record
+from dkel_lightning.modules.deployment import choose, deploy, deployed_member
+from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.modules.evaluation import evaluate
 from dkel_lightning.runtime import provenance
 from dkel_lightning.runtime.atomic_files import write_text
 
 _BATCH = 64
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far an exported file is from the training network.
-
-    Attributes:
-        images: real images on which both were asked.
-        largest_difference: of any two logits.
-        largest_logit: of the training network, by absolute value.
-        same_class: images of which both name the same class.
-        tolerance: what was allowed, times the largest logit where that exceeds 1.
-    """
-
-    images: int
-    largest_difference: float
-    largest_logit: float
-    same_class: int
-    tolerance: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether the difference is allowed; NaN is not."""
-        return self.largest_difference <= self.tolerance * max(1.0, self.largest_logit)
 
 
 @dataclass(frozen=True)
@@ -66,17 +45,6 @@ class Shipped:
     member: str
     agreement: Agreement
     costs: tuple[Cost, ...]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the model card says beyond what the networks tell; each a heading's lines, `name: text`."""
-
-    title: str = ""
-    data: Mapping[str, str] = field(default_factory=dict)
-    protocol: Mapping[str, str] = field(default_factory=dict)
-    accuracy: Mapping[str, str] = field(default_factory=dict)
-    provenance: Mapping[str, str] = field(default_factory=dict)
 
 
 def export(
@@ -115,8 +83,9 @@ def export(
     """
     formats.check(format)
     module = module.cpu().eval()
-    member = _member(module, network, peer)
-    deployed = module.deploy(network, peer)
+    choice = choose(module, network, peer)
+    member = deployed_member(module, choice=choice)
+    deployed = deploy(module, choice)
     index = module.members.index(member)
     _check_images(images, preprocessing)
     record = Record(format, member, module.student.num_classes, preprocessing, _recipe(module))
@@ -140,7 +109,7 @@ def export(
             measured = costs.measure(
                 costs.Candidate(f"exported file ({format})", classify, size),
                 costs.Candidate(f"deployed network ({member})", deployed, networks=deployed),
-                costs.Candidate("training network (all members)", module.evaluate, networks=module),
+                costs.Candidate("training network (all members)", partial(evaluate, module), networks=module),
                 images=images,
                 repeats=repeats,
             )
@@ -170,19 +139,6 @@ def _in_float32(module: DistillationModule) -> Iterator[None]:
 def _tensors(module: DistillationModule) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
-
-
-def _member(module: DistillationModule, network: str | None, peer: int | str | None) -> str:
-    choice = Deploy(network or module.deployment.network, module.deployment.peer if peer is None else peer)
-    if choice.network == "ensemble":
-        return "ensemble"
-    part = module.teacher if choice.network == "teacher" else module.student
-    if part is None:
-        raise ConfigError("This method has no teacher to export: choose deploy.network=student.")
-    if isinstance(choice.peer, int) and not -part.num_peers <= choice.peer < part.num_peers:
-        raise ConfigError(f"deploy.peer={choice.peer}, but peers are numbered 0 to {part.num_peers - 1}.")
-    index = module.best_peer(choice.network) if choice.peer == "best" else int(choice.peer) % part.num_peers
-    return f"{choice.network}_{index}"
 
 
 def _recipe(module: DistillationModule) -> Mapping[str, Any] | None:

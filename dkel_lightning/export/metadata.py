@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +136,38 @@ class Record:
         if version > FORMAT:
             raise CheckpointError(f"{path} is of version {version}, this reads 1 to {FORMAT}: update dkel_lightning.")
         return cls(kind, member, classes, Preprocessing.from_dict(preprocessing), recipe)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an exported file is from the training network.
+
+    Attributes:
+        images: real images on which both were asked.
+        largest_difference: of any two logits.
+        largest_logit: of the training network, by absolute value.
+        same_class: images of which both name the same class.
+        tolerance: what was allowed, times the largest logit where that exceeds 1.
+    """
+
+    images: int
+    largest_difference: float
+    largest_logit: float
+    same_class: int
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is allowed; NaN is not."""
+        return self.largest_difference <= self.tolerance * max(1.0, self.largest_logit)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the model card says beyond what the networks tell; each a heading's lines, `name: text`."""
+
+    title: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)
+    protocol: Mapping[str, str] = field(default_factory=dict)
+    accuracy: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)

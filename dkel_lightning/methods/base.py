@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.schedules import EnsembleTerm, RampUp
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dkel_lightning.methods.base import Method, register
 from dkel_lightning.methods.pcl import check_temperature
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import BranchedNetwork, PeerNetwork
-from dkel_lightning.schedules import RampUp
+from dkel_lightning.settings.weights import RampUp
 
 
 @dataclass(frozen=True)

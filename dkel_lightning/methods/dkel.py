@@ -15,7 +15,8 @@ from dkel_lightning.functional import distillation
 from dkel_lightning.methods.base import register
 from dkel_lightning.methods.pcl import PCL, PCLSettings
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.schedules import TEACHER_WEIGHTS, EnsembleTerm
+from dkel_lightning.schedules import TEACHER_WEIGHTS
+from dkel_lightning.settings.weights import EnsembleTerm
 
 
 @dataclass(frozen=True)

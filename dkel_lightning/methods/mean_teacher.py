@@ -10,7 +10,8 @@ from torch import Tensor
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
 from dkel_lightning.methods.base import Method, register
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.schedules import RampUp, one_of
+from dkel_lightning.schedules import one_of
+from dkel_lightning.settings.weights import RampUp
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy, distillation, distillation_from_each
 from dkel_lightning.methods.base import Method, register
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.schedules import RampUp
+from dkel_lightning.settings.weights import RampUp
 
 
 @dataclass(frozen=True)

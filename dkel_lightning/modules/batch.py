@@ -63,6 +63,20 @@ def unpack(batch: Any) -> Batch:
     return Batch(views, labels, indices)
 
 
+def checked(batch: Any, batch_idx: int, peers: int, num_classes: int, teacher_too: bool = False) -> Batch:
+    """Read a batch and check its views, and its labels where that costs no wait: see `check_views`, `check_labels`.
+
+    Raises:
+        ConfigError: a form of views that the module does not take.
+        DataError: no batch, or one with values that cannot be learnt from.
+    """
+    read = unpack(batch)
+    check_views(read.views, peers, teacher_too)
+    if batch_idx == 0 or not sync_blocks(read.labels.device):
+        check_labels(read.labels, num_classes)
+    return read
+
+
 def images_of(batch: Any) -> Tensor:
     """Read the images of a batch without labels: a tensor, a tuple or list that starts with one, or a mapping."""
     if isinstance(batch, Mapping):

@@ -60,29 +60,36 @@ def best_peer(module: Coordinator, network: str, scores: Tensor | None = None) -
     return int(torch.nan_to_num(torch.stack(of_network), nan=0.0).argmax())
 
 
-def deployed_member(module: Coordinator, scores: Tensor | None = None) -> str:
-    """Name the member that is deployed, such as `teacher_1`."""
-    network, peer = module.deployment.network, module.deployment.peer
+def deployed_member(module: Coordinator, scores: Tensor | None = None, choice: Deploy | None = None) -> str:
+    """Name the member that is deployed, such as `teacher_1`; by the module's own choice where no other is given."""
+    choice = choice or module.deployment
+    network, peer = choice.network, choice.peer
     if network == "ensemble":
         return "ensemble"
     peers = len(peer_names(module, network))
     return f"{network}_{best_peer(module, network, scores) if peer == 'best' else int(peer) % peers}"
 
 
-def deploy(module: Coordinator, choice: Deploy) -> nn.Module:
-    """Copy the chosen network out of the training: float32, contiguous, on the CPU, in eval mode.
+def choose(module: Coordinator, network: str | None, peer: int | str | None) -> Deploy:
+    """Lay a choice over the module's own.
 
     Raises:
         ConfigError: there is no such network or peer.
     """
+    own = module.deployment
+    choice = Deploy(network or own.network, own.peer if peer is None else peer)
     check_deployment(module, choice)
+    return choice
+
+
+def deploy(module: Coordinator, choice: Deploy) -> nn.Module:
+    """Copy the chosen network out of the training: float32, contiguous, on the CPU, in eval mode."""
     if choice.network == "ensemble":
         whole: nn.Module = EnsembleNetwork(module)
     else:
         part = module.teacher if choice.network == "teacher" else module.student
         assert part is not None
-        index = best_peer(module, choice.network) if choice.peer == "best" else int(choice.peer) % part.num_peers
-        whole = part.peer(index)
+        whole = part.peer(int(deployed_member(module, choice=choice).rpartition("_")[2]))
     deployed = copy.deepcopy(whole).cpu().to(memory_format=torch.contiguous_format)
     if module.dtype != torch.float32:  # else a network of the user's own may hold other types on purpose
         deployed = deployed.float()

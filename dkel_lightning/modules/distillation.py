@@ -24,16 +24,7 @@ from dkel_lightning.execution.runner import Runner, wants_channels_last
 from dkel_lightning.methods import Method
 from dkel_lightning.metrics import scores_of
 from dkel_lightning.modules import continuation, deployment, evaluation
-from dkel_lightning.modules.batch import (
-    Batch,
-    check_labels,
-    check_views,
-    images_of,
-    number_of_views,
-    sync_blocks,
-    unpack,
-    with_shape_errors_explained,
-)
+from dkel_lightning.modules.batch import Batch, checked, number_of_views, with_shape_errors_explained
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Compiled, Coordinator
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, check_factories, configure, fused_if_wanted
@@ -44,16 +35,6 @@ from dkel_lightning.runtime.processes import outlast_threads
 from dkel_lightning.runtime.seeding import generator, seeded
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
-
-CALLBACKS = (
-    callbacks.CollapseGuard,
-    callbacks.DiversityMonitor,
-    callbacks.RampUpSchedule,
-    callbacks.EnsembleDecaySchedule,
-    callbacks.TeacherInitialisation,
-    callbacks.EMARateSchedule,
-)
-"""Each says itself which modules need it."""
 
 
 class DistillationModule(Coordinator):
@@ -81,12 +62,7 @@ class DistillationModule(Coordinator):
         execution: how training steps are executed, a name or a mapping of `Execution`'s settings; `execution_in_force`
             says how they are in fact.
 
-    Logged each epoch: `train/loss`, `train/loss_per_peer`, `train/<term>`, `train/acc/...`, `weights/...`;
-    `val/acc`, `val/acc/...`, `val/nll/...` with student_0.., student_mean, student_best, student_ensemble (mean of
-    probabilities), ensemble (the ensemble classifier, or what the method makes), and the same of the teacher. In tests
-    `best` and `acc` are the peers that the last validation chose, and `test/ece/...` (expected calibration error),
-    `test/disagreement` (of the student peers) and `test/distance` (of teacher and student) are logged too. What
-    `diversity/...` and `share/...` hold: see callbacks.DiversityMonitor.
+    What is logged each epoch: see modules.evaluation and callbacks.DiversityMonitor.
     """
 
     def __init__(
@@ -125,12 +101,12 @@ class DistillationModule(Coordinator):
         evaluation.attach_metrics(self)
         self.observers, self.readers = [], []
         self.compiled: Compiled | None = None
-        self._runner: Runner | None = None
+        self.runner: Runner | None = None
         self._gradients_ready = False
         self._restored = continuation.Restored()
 
-    build = classmethod(assembly.build)
-    load_from_checkpoint = classmethod(assembly.load_from_checkpoint)  # type: ignore[assignment]
+    build = assembly.ConstructedBy(assembly.build)
+    load_from_checkpoint = assembly.ConstructedBy(assembly.load_from_checkpoint)  # type: ignore[assignment]
 
     # ---------------------------------------------------------------------- a training step
 
@@ -144,19 +120,14 @@ class DistillationModule(Coordinator):
         return output
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Compute the loss of a batch: the sum of the method's terms, and the teacher's own where it learns.
-
-        A captured step has made its gradients as well, and its loss has no graph.
-        """
-        views, labels, indices = unpack(batch)
+        """Compute the loss of a batch: the sum of the method's terms, and the teacher's own where it learns."""
         if batch_idx == 0:
-            self._check_is_trained_itself()
-        check_views(views, self.student.num_peers, self.method.separate_teacher_views)
-        if batch_idx == 0 or not sync_blocks(labels.device):
-            check_labels(labels, self.student.num_classes)
+            assembly.check_is_trained_itself(self)
+        student, teacher_too = self.student, self.method.separate_teacher_views
+        views, labels, indices = checked(batch, batch_idx, student.num_peers, student.num_classes, teacher_too)
         rank, epoch = (self.global_rank, self.trainer.current_epoch) if self.is_attached else (0, 0)
         made = Batch(self.make_views(views, epoch, batch_idx, rank), labels, indices)
-        runner = self.runner
+        runner = self.runner if self.is_attached else None
         result = runner(made, batch_idx) if runner is not None else compute_eagerly(self, made, batch_idx)
         self._gradients_ready = result.gradients_ready
         for read in self.readers:
@@ -196,13 +167,6 @@ class DistillationModule(Coordinator):
             if teacher is not None:
                 assembled = self.ensemble.assemble(teacher.logits, getattr(self.method.settings, "temperature", 1.0))
         return MethodInputs(batch.labels, student, teacher, assembled, weight, batch.indices)
-
-    def views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the views of the student and those of the teacher: the same ones, or each its half of 2 P."""
-        peers = self.student.num_peers
-        if self.method.separate_teacher_views and views.dim() == 5 and views.shape[1] == 2 * peers:
-            return views[:, :peers], views[:, peers:]
-        return views, views
 
     def losses(self, inputs: MethodInputs) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the method's terms, and the loss: their sum, and the teacher's own where it learns.
@@ -259,13 +223,14 @@ class DistillationModule(Coordinator):
     def configure_callbacks(self) -> Sequence[Callback]:
         """Attach the callbacks that the method needs, except those the user has passed."""
         present: list[Callback] = list(getattr(self.trainer, "callbacks", []))
-        needed = [each for each in CALLBACKS if each.needed_by(self)]
-        return [each() for each in needed if not any(isinstance(old, each) for old in present)]
+        missing = [each for each in callbacks.OF_MODULES if not any(isinstance(old, each) for old in present)]
+        return [each() for each in missing if each.needed_by(self)]
 
     def setup(self, stage: str) -> None:
         """Choose the memory layout before the optimizer is made, and begin with nothing captured."""
         outlast_threads()
-        self._runner, self.compiled, self._gradients_ready = None, None, False
+        self.compiled, self._gradients_ready = None, False
+        self.runner = Runner(self, self.trainer)
         if wants_channels_last(self.execution, self.trainer.strategy.root_device, self.trainer):
             self.to(memory_format=torch.channels_last)
 
@@ -291,23 +256,14 @@ class DistillationModule(Coordinator):
 
     def teardown(self, stage: str) -> None:
         """Let go of what was captured: the tensors are going to move."""
-        if self._runner is not None:
-            self._runner.release()
+        if self.runner is not None:
+            self.runner.release()
         self.compiled = None
-
-    @property
-    def runner(self) -> Runner | None:
-        """What executes the training steps of the present fit; None outside of a Trainer."""
-        if not self.is_attached:
-            return None
-        if self._runner is None or self._runner.trainer is not self.trainer:
-            self._runner = Runner(self, self.trainer)
-        return self._runner
 
     @property
     def execution_in_force(self) -> InForce | None:
         """How training steps are executed, and why not as asked for; None before there is a Trainer."""
-        return self.runner.in_force if self.runner is not None else None
+        return self.runner.in_force if self.runner is not None and self.is_attached else None
 
     def compile_networks(self, rows: int) -> None:
         """Compile the networks for training batches of so many samples; others pass them as they are.
@@ -323,11 +279,8 @@ class DistillationModule(Coordinator):
         evaluation.log_training_epoch(self)
 
     def on_validation_start(self) -> None:
-        """Give all processes the same BatchNorm statistics."""
+        """Give all processes the same BatchNorm statistics, and begin anew."""
         continuation.synchronise_statistics(self)
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin anew, also after a validation that was broken off."""
         evaluation.begin_validation(self)
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -368,7 +321,7 @@ class DistillationModule(Coordinator):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what belongs to the fit under way: observers of callbacks, and what was compiled."""
         state: dict[str, Any] = super().__getstate__()
-        return {**state, "observers": [], "readers": [], "compiled": None, "_runner": None}
+        return {**state, "observers": [], "readers": [], "compiled": None, "runner": None}
 
     # ---------------------------------------------------------------------- what is deployed
 
@@ -389,19 +342,8 @@ class DistillationModule(Coordinator):
         Raises:
             ConfigError: there is no such network or peer.
         """
-        of = self.deployment
-        return deployment.deploy(self, Deploy(network or of.network, of.peer if peer is None else peer))
+        return deployment.deploy(self, deployment.choose(self, network, peer))
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the deployed network's logits [B, C] for a batch of images, a tuple that starts so, or a mapping."""
-        views = images_of(batch)
-        check_views(views, self.student.num_peers, self.method.separate_teacher_views)
-        return self.member_logits(views)[self.members.index(self.deployed_member())]
-
-    def _check_is_trained_itself(self) -> None:
-        if self.is_attached and self.trainer.lightning_module is not self:
-            raise ConfigError(
-                f"{type(self).__name__} is a part of {type(self.trainer.lightning_module).__name__} here, so nothing "
-                "calls its hooks: the teacher would never follow, and weights would stay at their start. Pass it to "
-                "Trainer.fit itself, and derive from it what it should do differently."
-            )
+        return evaluation.predict(self, batch)

@@ -15,7 +15,7 @@ from dkel_lightning.metrics import NetworkScores
 from dkel_lightning.modules.batch import check_labels, unpack
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.networks import PeerFeatures
-from dkel_lightning.schedules import EnsembleTerm
+from dkel_lightning.settings.weights import EnsembleTerm
 
 
 class EnsembleModule(LightningModule):

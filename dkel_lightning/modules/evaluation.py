@@ -1,4 +1,12 @@
-"""What is measured: the members' scores in validation and test, and the means of a training epoch."""
+"""What is measured: the members' scores in validation and test, and the means of a training epoch.
+
+Logged each epoch: `train/loss`, `train/loss_per_peer`, `train/<term>`, `train/acc/...`, `weights/...`; `val/acc`,
+`val/acc/...`, `val/nll/...` with student_0.., student_mean, student_best, student_ensemble (mean of probabilities),
+ensemble (the ensemble classifier, or what the method makes), and the same of the teacher. In tests `best` and `acc` are
+the peers that the last validation chose, and `test/ece/...` (expected calibration error), `test/disagreement` (of the
+student peers) and `test/distance` (of teacher and student) are logged too. What `diversity/...` and `share/...` hold:
+see callbacks.DiversityMonitor.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +27,7 @@ from dkel_lightning.metrics import (
     relative_distance,
     scores_of,
 )
-from dkel_lightning.modules.batch import (
-    FiniteWatch,
-    check_labels,
-    check_views,
-    sync_blocks,
-    unpack,
-    with_shape_errors_explained,
-)
+from dkel_lightning.modules.batch import FiniteWatch, check_views, checked, images_of, with_shape_errors_explained
 from dkel_lightning.modules.deployment import best_peer, deployed_member, peer_names
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import Evaluated
@@ -77,6 +78,13 @@ def evaluate(module: Coordinator, views: Tensor) -> Evaluated:
         return _evaluated(module, *module.views_of_each(views))
 
 
+def predict(module: Coordinator, batch: Any) -> Tensor:
+    """Return the deployed network's logits [B, C] for the images of a batch, with or without labels."""
+    views = images_of(batch)
+    check_views(views, module.student.num_peers, module.method.separate_teacher_views)
+    return evaluate(module, views).logits[module.members.index(deployed_member(module))]
+
+
 def _evaluated(module: Coordinator, views: Tensor, teacher_views: Tensor) -> Evaluated:
     student = module(views)
     rows = [student.logits.float()]
@@ -114,10 +122,8 @@ def begin_test(module: Coordinator) -> None:
 
 def score(module: Coordinator, batch: Any, batch_idx: int, stage: str) -> tuple[Evaluated, Tensor]:
     """Score every member on a batch; return what they say of it, and its labels [B]."""
-    views, labels, _ = unpack(batch)
-    check_views(views, module.student.num_peers, module.method.separate_teacher_views)
-    if batch_idx == 0 or not sync_blocks(labels.device):
-        check_labels(labels, module.student.num_classes)
+    student, teacher_too = module.student, module.method.separate_teacher_views
+    views, labels, _ = checked(batch, batch_idx, student.num_peers, student.num_classes, teacher_too)
     evaluated = evaluate(module, views)
     correct, nll = scores_of(evaluated.logits, labels)
     module.finite_watch.look(nll, views, batch_idx, stage)

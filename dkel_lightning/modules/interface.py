@@ -21,9 +21,9 @@ from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
-from dkel_lightning.schedules import EnsembleTerm, RampUp
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """Called once a view: uint8 or float images [B, C, H, W] and the generator to draw from -> one view of them."""
@@ -110,9 +110,12 @@ class Coordinator(LightningModule):
     def forward(self, views: Tensor) -> StudentOutput:
         """Classify `views` [B, V, C, H, W] or [B, C, H, W] with the student peers and their ensemble."""
 
-    @abstractmethod
     def views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the views of the student and those of the teacher."""
+        """Return the views of the student and those of the teacher: the same ones, or each its half of 2 P."""
+        peers = self.student.num_peers
+        if self.method.separate_teacher_views and views.dim() == 5 and views.shape[1] == 2 * peers:
+            return views[:, :peers], views[:, peers:]
+        return views, views
 
     @abstractmethod
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:

@@ -8,12 +8,15 @@ from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.schedules import one_of
 
 ParameterGroups = list[dict[str, Any]]
 OptimizerFactory = Callable[[ParameterGroups], Optimizer]
@@ -47,6 +50,46 @@ def parameter_groups(networks: Mapping[str, nn.Module], own: OwnParts | None = N
         if kept:
             groups.append({"params": kept, "name": name})
     return groups
+
+
+def check_factories(optimizer: Any, scheduler: Any, interval: str) -> None:
+    """Refuse what is no factory.
+
+    Raises:
+        ConfigError: an optimizer or scheduler that is made already, or an unknown interval.
+    """
+    for what, factory in (("optimizer", optimizer), ("scheduler", scheduler)):
+        if factory is not None and not callable(factory):
+            raise ConfigError(
+                f"{what}= is made when the training begins: pass what makes it, such as "
+                f"partial(torch.optim.SGD, lr=0.1), and not a {type(factory).__name__}."
+            )
+    one_of("interval", interval, ("epoch", "step"))
+
+
+def fused_if_wanted(
+    optimizer: OptimizerFactory | None, wanted: bool | str, module: LightningModule
+) -> OptimizerFactory | None:
+    """Make the optimizer's step one kernel, as `execution.fused_optimizer` wants.
+
+    Raises:
+        ConfigError: it is asked for, and the optimizer has no such form.
+    """
+    if wanted == "auto":
+        trainer = module._trainer
+        # Lightning takes a fused optimizer for one that undoes loss scaling itself, and then refuses to clip.
+        clips = trainer is not None and bool(trainer.gradient_clip_val)
+        refused = trainer is not None and clips and isinstance(trainer.precision_plugin, MixedPrecision)
+        wanted = "auto" if module.device.type == "cuda" and not refused else False
+    if wanted is False:
+        return optimizer
+    one_kernel = fused(optimizer)
+    if one_kernel is None and wanted is True:
+        raise ConfigError(
+            "execution.fused_optimizer=true, but the optimizer has no fused form, or was told which to take: "
+            "set it to auto."
+        )
+    return one_kernel or optimizer
 
 
 def fused(optimizer: OptimizerFactory | None) -> OptimizerFactory | None:

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.metrics import NetworkScores, scores_of
-from dkel_lightning.modules.batch import (
-    FiniteWatch,
-    check_labels,
-    check_views,
-    sync_blocks,
-    unpack,
-    with_shape_errors_explained,
-)
+from dkel_lightning.modules.batch import FiniteWatch, checked, with_shape_errors_explained
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.networks import PeerNetwork
 
@@ -72,8 +65,7 @@ class PeersModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Learn from the labels alone (only when fitted on its own)."""
-        views, labels, _ = unpack(batch)
-        self._check(views, labels, batch_idx)
+        views, labels, _ = checked(batch, batch_idx, self.num_peers, self.num_classes)
         with with_shape_errors_explained(views, self.network):
             logits = self(views).logits
         loss = self.supervised_loss(logits, labels)
@@ -111,14 +103,8 @@ class PeersModule(LightningModule):
         """Optimise the network (only when fitted on its own)."""
         return configure({"network": self.network}, *self._factories)
 
-    def _check(self, views: Tensor, labels: Tensor, batch_idx: int) -> None:
-        check_views(views, self.num_peers)
-        if batch_idx == 0 or not sync_blocks(labels.device):
-            check_labels(labels, self.num_classes)
-
     def _score(self, batch: Any, batch_idx: int, stage: str) -> None:
-        views, labels, _ = unpack(batch)
-        self._check(views, labels, batch_idx)
+        views, labels, _ = checked(batch, batch_idx, self.num_peers, self.num_classes)
         with with_shape_errors_explained(views, self.network):
             logits = self(views).logits
         correct, nll = scores_of(logits, labels)

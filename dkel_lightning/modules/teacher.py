@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dkel_lightning import ema
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.modules.batch import refuse_broken_images, unpack, with_shape_errors_explained
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
@@ -19,85 +18,7 @@ from dkel_lightning.modules.outputs import TeacherOutput
 from dkel_lightning.modules.peers import PeersModule, batch_norms
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.runtime.processes import average_over_processes
-from dkel_lightning.schedules import (
-    Clock,
-    at_time,
-    ema_rate,
-    exactly_one,
-    length_in_batches,
-    non_negative,
-    one_of,
-    time_of,
-)
-
-
-@dataclass(frozen=True)
-class TeacherSettings:
-    """How a teacher is drawn, initialised and updated.
-
-    Attributes:
-        draw: `independent`, a second random initialisation, or `student`, a copy.
-        start: rule of the first updates: `keep` (constant rate: its own start fades slowly), `mean_teacher`, or
-            `copy` (the first update makes it its student: the released behaviour).
-        init_steps: mini-batches of plain SGD before training starts, or epochs of them as in `3epochs`.
-        init_lr_scale: their learning rate as a share of the run's.
-        init_weight_decay: their weight decay.
-        decay: EMA rate a, or a schedule `{from epoch: rate}`, `{from share of the run: rate}` if all lie below 1;
-            None when `decay_share` is given.
-        decay_share: the time constant 1 / (1 - a) as a share of the run, or `{from share: time constant}`.
-        batchnorm: running statistics are its `own`, a `copy` of the student's, or their `ema`.
-        update: `ema`; `gradient` (it learns from the labels itself, and never from the student); `frozen`.
-        backbone: network of a teacher of its own with one peer, for methods with a `foreign_teacher`: a registered
-            name, `torchvision:NAME` or `timm:NAME`; None for the student's.
-        weights: file of its first weights, see `assembly.teacher_weights`; they replace draw and initialisation.
-    """
-
-    draw: str = "independent"
-    start: str = "keep"
-    init_steps: int | str = 2
-    init_lr_scale: float = 0.01
-    init_weight_decay: float = 5e-4
-    decay: float | Mapping[float, float] | None = 0.999
-    decay_share: float | Mapping[float, float] | None = None
-    batchnorm: str = "own"
-    update: str = "ema"
-    backbone: str | None = None
-    weights: str | None = None
-
-    def __post_init__(self) -> None:
-        one_of("teacher.draw", self.draw, ("independent", "student"))
-        one_of("teacher.start", self.start, ema.START_OFFSETS)
-        one_of("teacher.batchnorm", self.batchnorm, ("own", "copy", "ema"))
-        one_of("teacher.update", self.update, ("ema", "gradient", "frozen"))
-        exactly_one("teacher", decay=self.decay, decay_share=self.decay_share)
-        self.batches_of_initialisation(1)
-        non_negative("teacher.init_lr_scale", self.init_lr_scale)
-        non_negative("teacher.init_weight_decay", self.init_weight_decay)
-        for key, values in (("decay", self.decay), ("decay_share", self.decay_share)):
-            if isinstance(values, Mapping) and not values:
-                raise ConfigError(f"teacher.{key} is a schedule without entries: give {{0: value}} at least.")
-            if isinstance(values, Mapping) and 0 not in values:
-                raise ConfigError(
-                    f"teacher.{key} is a schedule that starts at {min(values)}: say what holds from 0 on."
-                )
-        for rate in _values(self.decay):
-            if not 0 <= rate <= 1:
-                raise ConfigError(f"teacher.decay is a rate between 0 and 1, got {rate}.")
-        for share in _values(self.decay_share):
-            if not share > 0:
-                raise ConfigError(f"teacher.decay_share must be a positive share of the run, got {share}.")
-
-    def rate(self, clock: Clock) -> float:
-        """Give the EMA rate a at this moment, before the start rule."""
-        if self.decay_share is not None:
-            share = at_time(self.decay_share, clock.step / clock.steps if clock.steps else 0.0)
-            return ema_rate(clock.share_in_steps(share, "teacher.decay_share"))
-        assert self.decay is not None
-        return at_time(self.decay, time_of(self.decay, clock, "teacher.decay"))
-
-    def batches_of_initialisation(self, batches_per_epoch: float) -> int:
-        """Give the length of the initialisation in mini-batches."""
-        return length_in_batches(self.init_steps, batches_per_epoch, "teacher.init_steps")
+from dkel_lightning.settings.teacher import TeacherSettings, values_of
 
 
 class TeacherModule(PeersModule):
@@ -129,7 +50,7 @@ class TeacherModule(PeersModule):
         self.register_buffer("updates", torch.tensor(0, dtype=torch.int64))
         self.register_buffer("rate", torch.tensor(0.0))
         # The rate is also kept on the host, where a constant one lets the update be a single multi-tensor lerp.
-        self._host_rate = float(next(iter(_values(self.settings.decay)), 0.999))
+        self._host_rate = float(next(iter(values_of(self.settings.decay)), 0.999))
         self.rate.fill_(self._host_rate)
         self.stand_alone(False)
 
@@ -299,9 +220,3 @@ class TeacherModule(PeersModule):
     def settings_as_dict(self) -> dict[str, Any]:
         """Return the settings as a dict of primitives."""
         return asdict(self.settings)
-
-
-def _values(setting: float | Mapping[float, float] | None) -> list[float]:
-    if setting is None:
-        return []
-    return list(setting.values()) if isinstance(setting, Mapping) else [setting]

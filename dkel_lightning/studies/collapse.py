@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import derive_seed
-from dkel_lightning.schedules import Clock, EnsembleTerm, RampUp
+from dkel_lightning.schedules import Clock
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 from dkel_lightning.studies.recursion import Array, ema_rates, growth, mode_matrix, total_weight
 from dkel_lightning.studies.seed_statistics import wilson
 

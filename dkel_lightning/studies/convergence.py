@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import derive_seed
-from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock, EnsembleTerm, RampUp, one_of
+from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock, one_of
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 from dkel_lightning.studies.recursion import ema_rates, is_stable, total_weight
 
 Array = NDArray[np.float64]

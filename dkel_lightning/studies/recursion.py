@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_discrete_lyapunov
 
 from dkel_lightning.ema import update_rate
-from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock, EnsembleTerm, RampUp
+from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 Array = NDArray[np.float64]
 

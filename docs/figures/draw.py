@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock, EnsembleTerm, RampUp
+from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 FOLDER = Path(__file__).parent
 STYLE = """

@@ -11,7 +11,7 @@ import pytest
 from dkel_lightning import methods
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.modules.teacher import TeacherSettings
+from dkel_lightning.settings.teacher import TeacherSettings
 from tests.compose import compose
 
 GROUPS = ["backbone", "data", "experiment", "method", "optimizer", "precision", "scheduler", "teacher", "trainer"]

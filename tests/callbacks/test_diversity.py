@@ -14,6 +14,7 @@ from dkel_lightning import DistillationModule
 from dkel_lightning.callbacks import DiversityMonitor
 from dkel_lightning.callbacks.diversity import gradient_shares, parameter_distances
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.modules.evaluation import evaluate
 from tests.modules.toy import Toy, build, train_loader, trainer, val_loader
 
 METHODS = [
@@ -91,7 +92,7 @@ def test_the_figures_are_those_of_the_networks_on_all_validation_images() -> Non
     metrics = logged(module, DiversityMonitor("pairs"))
     images = Toy(15, seed=1).images
     with torch.no_grad():
-        said = module.eval().evaluate(images)
+        said = evaluate(module.eval(), images)
     first, second = said.logits[module.members.index("student_0")], said.logits[module.members.index("teacher_0")]
     agreement = (first.argmax(-1) == second.argmax(-1)).float().mean().item()
     assert metrics["diversity/agreement/student_0-teacher_0"] == pytest.approx(agreement)

@@ -28,11 +28,11 @@ from dkel_lightning.data.augment import CropFlip
 from dkel_lightning.data.device_loaders import DeviceLoader
 from dkel_lightning.errors import ConfigError, NonFiniteError
 from dkel_lightning.execution.captured import CapturedStep, CaptureError
-from dkel_lightning.execution.runner import Execution
 from dkel_lightning.methods.baseline import Baseline
 from dkel_lightning.modules import batch as batches
 from dkel_lightning.modules import distillation
 from dkel_lightning.modules.optim import configure, fused
+from dkel_lightning.settings.execution import Execution
 from tests.execution.tape import Tape, no_host_reads, tape
 from tests.modules.toy import CLASSES, SGD, build, images_and_labels, train_loader, trainer, val_loader
 

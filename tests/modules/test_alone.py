@@ -93,7 +93,7 @@ def test_the_ensemble_classifies_the_features_side_by_side() -> None:
 
 
 def test_assembled_knowledge_carries_no_graph_and_is_none_without_a_term() -> None:
-    from dkel_lightning.schedules import EnsembleTerm
+    from dkel_lightning.settings.weights import EnsembleTerm
 
     teachers = torch.randn(2, 3, CLASSES, requires_grad=True)
     target = EnsembleModule([2, 2], CLASSES, EnsembleTerm()).assemble(teachers, 3.0)

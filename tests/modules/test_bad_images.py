@@ -20,8 +20,8 @@ from dkel_lightning.callbacks import CollapseGuard, collapse
 from dkel_lightning.callbacks.collapse import Collapse
 from dkel_lightning.errors import CollapseError, ConfigError, DataError, NonFiniteError
 from dkel_lightning.modules import batch as batches
-from dkel_lightning.modules.teacher import TeacherSettings
 from dkel_lightning.networks import create
+from dkel_lightning.settings.teacher import TeacherSettings
 from tests.modules.toy import trainer
 
 CURE = "correct the data, or the transform that makes it so."

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from dkel_lightning import DistillationModule, EnsembleModule, StudentModule, TeacherModule, methods
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.methods.baseline import Baseline
-from dkel_lightning.schedules import EnsembleTerm
+from dkel_lightning.modules.deployment import best_peer
+from dkel_lightning.settings.weights import EnsembleTerm
 from tests.modules.toy import (
     CLASSES,
     SGD,
@@ -391,7 +392,7 @@ def test_the_best_peer_is_that_of_the_last_validation_also_in_tests_and_deployme
     assert module.deployed_member() == "teacher_0"  # no validation yet
     accuracy = {"student_0": 0.2, "student_1": 0.9, "teacher_0": 0.3, "teacher_1": 0.4, "teacher_2": 0.8}
     module.validation_accuracy.copy_(torch.tensor([accuracy.get(name, 0.1) for name in module.members]))
-    assert (module.best_peer("student"), module.best_peer("teacher")) == (1, 2)
+    assert (best_peer(module, "student"), best_peer(module, "teacher")) == (1, 2)
     assert module.deployed_member() == "teacher_2"
     logged = trainer().test(module, val_loader(), verbose=False)[0]
     assert logged["test/acc"] == logged["test/acc/teacher_2"] == logged["test/acc/teacher_best"]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.schedules import Clock, EnsembleTerm, RampUp
+from dkel_lightning.schedules import Clock
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 from dkel_lightning.studies import recursion
 from dkel_lightning.studies.convergence import (
     CHUNK,

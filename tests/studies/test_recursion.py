@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dkel_lightning import functional, methods
 from dkel_lightning.methods.dkel import DKEL
-from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock, EnsembleTerm, RampUp
+from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 from dkel_lightning.studies import recursion
 
 # ---------------------------------------------------------------------- what a training uses

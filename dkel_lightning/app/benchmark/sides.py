@@ -35,11 +35,12 @@ from dkel_lightning.execution.captured import CapturedStep
 from dkel_lightning.execution.runner import wants_channels_last
 from dkel_lightning.modules.batch import Batch, unpack
 from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.modules.teacher import TeacherSettings
 from dkel_lightning.networks import BranchedNetwork
 from dkel_lightning.runtime import memory
 from dkel_lightning.runtime.seeding import seed_process, seeded
-from dkel_lightning.schedules import Clock, EnsembleTerm, RampUp
+from dkel_lightning.schedules import Clock
+from dkel_lightning.settings.teacher import TeacherSettings
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.checkpoints import format
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.export import Preprocessing, Shipped, export, formats
-from dkel_lightning.export.exporter import Facts
+from dkel_lightning.export.metadata import Facts
 from dkel_lightning.modules.distillation import DistillationModule
 
 

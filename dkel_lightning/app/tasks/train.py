@@ -45,6 +45,7 @@ from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
 from dkel_lightning.execution import runner
 from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.modules.evaluation import scored_names
 from dkel_lightning.runtime import locks, memory, ranks
 from dkel_lightning.runtime.memory import PeakMemory
 from dkel_lightning.runtime.processes import broadcast_from_rank_zero, print_once
@@ -280,7 +281,7 @@ def _tell_tests(
 
 
 def _check_monitor(monitor: str, module: DistillationModule) -> None:
-    known = ["val/acc", *(f"val/{kind}/{name}" for kind in ("acc", "nll") for name in module.scored_names())]
+    known = ["val/acc", *(f"val/{kind}/{name}" for kind in ("acc", "nll") for name in scored_names(module))]
     if monitor not in known:
         raise ConfigError(f"callbacks.monitor is {monitor!r}: choose one of {', '.join(known)}.")
 
