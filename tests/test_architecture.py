@@ -1,8 +1,9 @@
-"""Imports point one way, and the command line starts without torch."""
+"""Imports point one way and make no circle, and the command line starts without torch."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,37 +12,51 @@ from pathlib import Path
 import pytest
 
 import dkel_lightning
+from tests.figures import rooms
 
 PACKAGE = Path(dkel_lightning.__file__).parent
 
 
-def imports(path: Path, *, inside_functions: bool = True) -> Iterator[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = ast.walk(tree) if inside_functions else iter(tree.body)
-    for node in nodes:
+def outside(path: Path) -> Iterator[str]:
+    """Name the packages that a file imports, in functions and for typing too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
+            yield from (name.name.split(".")[0] for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+            yield node.module.split(".")[0]
 
 
-def files(*parts: str) -> list[Path]:
-    found = [path for part in parts for path in PACKAGE.glob(part)]
-    assert found
-    return found
+def test_every_room_imports_from_the_floors_below_it_alone() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in rooms.graph().items()
+        for other in others
+        if rooms.room(module) != rooms.room(other) and rooms.floor(module) <= rooms.floor(other)
+    ]
+    assert wrong == []
 
 
-def test_only_cli_and_build_import_hydra() -> None:
-    users = {
-        path.relative_to(PACKAGE).as_posix()
-        for path in PACKAGE.rglob("*.py")
-        if any(name.split(".")[0] == "hydra" for name in imports(path))
-    }
-    assert users == {"cli.py", "build.py"}
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert [*graphlib.TopologicalSorter(rooms.graph()).static_order()]
 
 
-@pytest.mark.parametrize("module", ["cli", "config", "errors", "schedules", "report.of_run", "__init__"])
+def test_at_most_six_modules_lie_flat_at_the_top() -> None:
+    flat = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert flat == {"ema", "errors", "functional", "metrics", "schedules"}
+
+
+def test_the_coordinator_can_be_read_in_one_sitting() -> None:
+    assert len((PACKAGE / "modules" / "distillation.py").read_text(encoding="utf-8").splitlines()) < 350
+
+
+def test_only_the_command_line_and_build_import_hydra() -> None:
+    users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "hydra" in outside(path)}
+    assert {name for name in users if not name.startswith("app/cli/")} == {"app/build.py"}
+
+
+@pytest.mark.parametrize(
+    "module", ["app.cli.main", "app.config.schema", "errors", "schedules", "app.report.of_run", "__init__"]
+)
 def test_the_command_line_starts_without_torch_and_lightning(module: str) -> None:
     name = "dkel_lightning" if module == "__init__" else f"dkel_lightning.{module}"
     code = f"import sys, {name}; print([m for m in ('torch', 'lightning', 'torchvision') if m in sys.modules])"
@@ -49,47 +64,24 @@ def test_the_command_line_starts_without_torch_and_lightning(module: str) -> Non
     assert done.stdout.strip() == "[]"
 
 
-LAYERS = {
-    "the pure core": (
-        ["functional.py", "schedules.py", "ema.py", "seeding.py", "errors.py", "networks/*.py"],
-        ("modules", "methods", "callbacks", "data", "build", "tasks", "cli", "config", "files"),
-    ),
-    "the analyses": (
-        ["analysis/*.py"],
-        ("modules", "methods", "callbacks", "data", "build", "tasks", "cli", "config", "files"),
-    ),
-    "modules, methods, callbacks and data": (
-        ["modules/*.py", "methods/*.py", "callbacks/*.py", "data/*.py", "metrics.py", "checkpoints.py"],
-        ("build", "tasks", "cli", "config", "files"),
-    ),
-    "exports": (["export/*.py"], ("callbacks", "build", "tasks", "cli", "config", "files")),
-    "build": (["build.py"], ("tasks", "cli", "files")),
-    "reports": (["report/*.py"], ("modules", "methods", "callbacks", "data", "build", "tasks", "cli", "files")),
-    "benchmarks": (["benchmark/*.py"], ("cli", "tasks.benchmark")),
-    "the loop written by hand": (
-        ["benchmark/plain.py"],
-        ("functional", "modules", "methods", "callbacks", "ema", "metrics", "build", "tasks", "cli", "config", "files"),
-    ),
-    "tasks": (["tasks/*.py", "files.py"], ("cli",)),
-}
-
-
-@pytest.mark.parametrize("layer", list(LAYERS))
-def test_imports_point_one_way(layer: str) -> None:
-    patterns, above = LAYERS[layer]
-    forbidden = tuple(f"dkel_lightning.{name}" for name in above)
-    wrong = [
-        f"{path.relative_to(PACKAGE)} imports {name}"
-        for path in files(*patterns)
-        for name in imports(path)
-        if any(name == module or name.startswith(f"{module}.") for module in forbidden)
-    ]
-    assert wrong == []
+def test_settings_need_no_torch() -> None:
+    for module in (name for name in rooms.modules() if rooms.room(name) == "settings"):
+        code = f"import sys, {module}; print([m for m in ('torch', 'lightning') if m in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]", module
 
 
 def test_pure_functions_import_no_lightning() -> None:
-    for path in files("functional.py", "schedules.py", "ema.py", "networks/*.py", "analysis/*.py"):
-        assert not any(name.split(".")[0] in ("lightning", "pytorch_lightning") for name in imports(path)), path
+    pure = [PACKAGE / name for name in ("functional.py", "schedules.py", "ema.py")]
+    for path in (*pure, *(PACKAGE / "networks").glob("*.py"), *(PACKAGE / "studies").glob("*.py")):
+        assert not {"lightning", "pytorch_lightning"} & {*outside(path)}, path
+
+
+def test_the_loop_written_by_hand_is_an_oracle_of_its_own() -> None:
+    """It shares networks and images with what it is compared to, and no line of the method."""
+    forbidden = ("functional", "modules", "methods", "callbacks", "ema", "metrics", "assembly")
+    used = {rooms.room(name) for name in rooms.imports(PACKAGE / "app" / "benchmark" / "plain.py")}
+    assert not used & {*forbidden}
 
 
 def test_the_public_names_are_there_and_no_others() -> None:

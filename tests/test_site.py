@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+
+from tests.figures import draw
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -141,18 +142,16 @@ def test_every_link_of_the_site_leads_to_a_file_and_an_anchor_of_it(site: Path, 
 
 
 def test_the_figures_are_what_their_script_draws() -> None:
-    script = runpy.run_path(str(DOCS / "figures" / "draw.py"))
-    for name, draw in script["DRAWN"].items():
-        assert (DOCS / "figures" / name).read_text(encoding="utf-8") == draw(), "run: python docs/figures/draw.py"
+    for name, drawn in draw.DRAWN.items():
+        assert (DOCS / "figures" / name).read_text(encoding="utf-8") == drawn(), "run: python docs/figures/draw.py"
 
 
 def test_the_figures_show_the_weights_of_the_released_code_and_of_the_abstract() -> None:
-    script = runpy.run_path(str(DOCS / "figures" / "draw.py"))
     # By hand: exp(-5) = 0.0067, exp(-0.5 * 4) = 0.135, and 0 after exp(-0.5 * 10) = 0.0067 < 0.01.
-    v, r, assembled, individual = script["at"](4)
+    v, r, assembled, individual = draw.at(4)
     assert (round(v, 4), round(assembled, 4)) == (0.1353, 0.1353)
     assert round(individual / r, 4) == round(1 - 0.1353, 4)
-    assert script["at"](80)[1:] == (1.0, 0.0, 1.0)
-    assert [round(x, 6) for x in script["at_released"](0)] == [0.000674, 0.0]
-    assert script["at_released"](80) == (0.0, 0.0)
-    assert script["at_released"](81) == (0.0, 0.1)
+    assert draw.at(80)[1:] == (1.0, 0.0, 1.0)
+    assert [round(x, 6) for x in draw.at_released(0)] == [0.000674, 0.0]
+    assert draw.at_released(80) == (0.0, 0.0)
+    assert draw.at_released(81) == (0.0, 0.1)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import rooms
+
 from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
@@ -223,7 +225,35 @@ def schedules() -> str:
     )
 
 
-DRAWN: dict[str, Callable[[], str]] = {"peers.svg": peers, "schedules.svg": schedules}
+def architecture() -> str:
+    """Draw the rooms of the package on their floors, and a line for each pair of which the upper imports the lower."""
+    width, step, high = 760, 74, 42
+    height = step * len(rooms.FLOORS) + 96
+    centres: dict[str, tuple[float, float]] = {}
+    boxes: list[str] = []
+    for number, on_floor in enumerate(rooms.FLOORS):
+        y = height - 40 - (number + 1) * step
+        wide = min(420, (width - 40) / len(on_floor) - 16)
+        for place, name in enumerate(on_floor):
+            x = width / 2 + (place - (len(on_floor) - 1) / 2) * (wide + 16)
+            centres[name] = (x, y + high / 2)
+            boxes.append(box(x - wide / 2, y, wide, high, "abcd"[number % 4]))
+            boxes.append(text(x, y + 27, name, "label word " + "abcd"[number % 4], "middle"))
+    lines = []
+    for upper, lower in sorted(rooms.arrows()):
+        (x1, y1), (x2, y2) = centres[upper], centres[lower]
+        middle = (y1 + y2) / 2
+        curve = f"M{x1:g} {y1 + high / 2:g}C{x1:g} {middle:g} {x2:g} {middle:g} {x2:g} {y2 - high / 2:g}"
+        lines.append(f'<path class="axis" stroke-width="0.9" opacity="0.55" d="{curve}"/>')
+    title = "The rooms of the package: a line leads from a room down to each room that it imports"
+    return page(width, height, title, text(24, 36, "The rooms, and who imports whom", "head"), *lines, *boxes)
+
+
+DRAWN: dict[str, Callable[[], str]] = {
+    "peers.svg": peers,
+    "schedules.svg": schedules,
+    "architecture.svg": architecture,
+}
 
 if __name__ == "__main__":
     for name, drawing in DRAWN.items():
