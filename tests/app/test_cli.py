@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from dkel_lightning.app.cli import main
+from dkel_lightning.app.cli import main, saved_settings
+from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run, saved_values, values_in
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
@@ -172,13 +173,13 @@ def test_resume_refuses_what_would_change_the_trajectory() -> None:
     saved = compose("seed=1")
     for override in ("seed=2", "trainer.max_epochs=3", "optimizer.lr=1", "method=pcl", "data.batch_size=8"):
         with pytest.raises(ConfigError, match="would change a run that is being resumed"):
-            main.laid_over(saved, compose(), ["resume=last", override])
+            saved_settings.laid_over(saved, compose(), ["resume=last", override])
 
 
 def test_resume_lays_device_and_place_over_the_saved_configuration() -> None:
     saved = compose("seed=1", "trainer.max_epochs=7")
     given = compose("trainer=cpu", "data.root=/elsewhere")
-    values = main.laid_over(saved, given, ["resume=last", "trainer=cpu", "data.root=/elsewhere"])
+    values = saved_settings.laid_over(saved, given, ["resume=last", "trainer=cpu", "data.root=/elsewhere"])
     assert values["seed"] == 1
     assert values["trainer"]["max_epochs"] == 7
     assert values["trainer"]["accelerator"] == "cpu"
@@ -187,20 +188,20 @@ def test_resume_lays_device_and_place_over_the_saved_configuration() -> None:
 
 def test_resume_refuses_another_number_of_processes_which_would_change_the_batches() -> None:
     with pytest.raises(ConfigError, match="another number of processes changes the batches"):
-        main.laid_over(compose("trainer=cpu"), compose("trainer=ddp_cpu"), ["resume=last", "trainer=ddp_cpu"])
+        saved_settings.laid_over(compose("trainer=cpu"), compose("trainer=ddp_cpu"), ["resume=last", "trainer=ddp_cpu"])
 
 
 def test_resume_of_a_configuration_that_lacks_keys_names_them() -> None:
     saved = compose()
     del saved["seed"]
     with pytest.raises(ConfigError, match=r"The saved config\.yaml lacks seed: "):
-        main.laid_over(saved, compose(), ["resume=last"])
+        saved_settings.laid_over(saved, compose(), ["resume=last"])
 
 
 def test_resume_fills_in_keys_that_came_after_the_run_and_leaves_its_own() -> None:
     saved = compose("callbacks.monitor=val/acc/ensemble")
     del saved["callbacks"]["checkpoint_every_n_steps"]
-    values = main.laid_over(saved, compose(), ["resume=last"])
+    values = saved_settings.laid_over(saved, compose(), ["resume=last"])
     assert values["callbacks"]["checkpoint_every_n_steps"] is None
     assert values["callbacks"]["monitor"] == "val/acc/ensemble"
 
@@ -259,7 +260,7 @@ def test_a_run_goes_on_in_its_own_folder_only(tmp_path: Path) -> None:
 
 def test_an_evaluation_refuses_to_be_told_what_the_checkpoint_decides() -> None:
     with pytest.raises(ConfigError, match=r"method, teacher\.decay: the checkpoint decides this"):
-        main.of_checkpoint(compose(), compose(), ["method=pcl", "teacher.decay=0.5"])
+        saved_settings.of_checkpoint(compose(), compose(), ["method=pcl", "teacher.decay=0.5"])
 
 
 def test_an_evaluation_replaces_its_own_and_another_one_stays_beside_it(
@@ -333,7 +334,7 @@ def test_an_odd_config_beside_a_checkpoint_is_one_error(what: str, task: str, tm
     (tmp_path / "config.yaml").write_text(text)
     given = (f"task={task}", f"checkpoint='{checkpoint}'", *(["predict.images=here"] if task == "predict" else []))
     with pytest.raises(DkelError, match=message) as caught:
-        main._check_values(main.of_checkpoint(saved_values(checkpoint), compose(*given), given), tmp_path)
+        main._check_values(saved_settings.of_checkpoint(saved_values(checkpoint), compose(*given), given), tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -341,7 +342,7 @@ def test_an_odd_config_beside_a_checkpoint_is_one_error(what: str, task: str, tm
 def test_an_odd_config_of_a_run_to_resume_is_one_error(what: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(ODD[what][0])
     with pytest.raises(DkelError) as caught:
-        main.laid_over(values_in(tmp_path), compose(), ["resume=last"])
+        saved_settings.laid_over(values_in(tmp_path), compose(), ["resume=last"])
     assert "\n" not in str(caught.value)
 
 
@@ -364,7 +365,7 @@ def test_evaluation_takes_networks_method_and_data_from_the_run_and_nothing_that
     saved["optimizer"]["_target_"] = "os.system"
     saved["trainer"]["_target_"] = "os.system"
     given = compose("data.eval_batch_size=7")
-    values = main.of_checkpoint(saved, given, ["data.eval_batch_size=7"])
+    values = saved_settings.of_checkpoint(saved, given, ["data.eval_batch_size=7"])
     assert values["data"]["name"] == "cifar100"
     assert values["data"]["eval_batch_size"] == 7
     assert values["method"]["name"] == "pcl"
@@ -389,7 +390,7 @@ def test_a_resumed_run_writes_into_its_own_folder(tmp_path: Path) -> None:
     checkpoint.touch()
     (checkpoint.parent.parent / "config.yaml").write_text("seed: 0\n")
     (override,) = main._folder_override({"resume": str(checkpoint)}, checkpoint)
-    parsed = main._parse(override)
+    parsed = parse(override)
     assert parsed.value() == str(checkpoint.parent.parent)
 
 
@@ -524,7 +525,7 @@ def test_a_folder_whose_name_hydra_composes_is_not_made_before(tmp_path: Path, m
 
 START = """
 import resource, sys
-from dkel_lightning import cli
+from dkel_lightning.app.cli import main as cli
 sys.argv = ["dkel", *sys.argv[1:]]
 try:
     cli.main()

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from dkel_lightning.app import figures, sweeps
 from dkel_lightning.app.cli import main
+from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import ConfigError, DataError, DkelError, NonFiniteError
 
@@ -299,7 +300,7 @@ def test_an_ablation_runs_at_the_size_that_scale_chooses(scale: str) -> None:
 
 def test_what_the_command_line_gives_wins_over_the_preset() -> None:
     given = ["seed=0,1,2", "teacher.draw=independent,student", "seed=7"]
-    first, others = main._combinations([main._parse(item) for item in given])
+    first, others = main._combinations([parse(item) for item in given])
     assert first == ["seed=7", "teacher.draw=independent"]
     assert others == [(1, "teacher.draw=student")]
 

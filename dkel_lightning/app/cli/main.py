@@ -22,16 +22,17 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.core.plugins import Plugins
-from hydra.errors import CompactHydraException, OverrideParseException
+from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dkel_lightning import __version__
+from dkel_lightning.app.cli import saved_settings
+from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.compare import plan
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError, OtherJobError
@@ -43,7 +44,6 @@ FLAGS_WITH_VALUE += ["--config-name", "-cn", "--config-path", "-cp", "--experime
 UNCHECKED_FLAGS = ("--hydra-help", "--shell-completion", "-sc", "--info", "-i")
 SHOWING_FLAGS = ("--help", "-h", "--cfg", "-c")
 
-LATER_KEYS = ("callbacks", "data", "execution", "trainer")
 # What Lightning's Trainer takes and this library decides.
 DECIDED = ["logger", "callbacks", "plugins", "precision", "use_distributed_sampler", "default_root_dir"]
 DECIDED += ["enable_progress_bar", "enable_model_summary", "enable_checkpointing", "inference_mode", "barebones"]
@@ -376,7 +376,7 @@ def _listed(argument: str, config_dir: Path | None) -> str:
     Raises:
         ConfigError: there are none.
     """
-    item = _parse(argument) if "=glob(" in argument else None
+    item = parse(argument) if "=glob(" in argument else None
     pattern: Any = item.value() if item is not None else None  # Hydra's hint leaves Glob out
     if item is None or not isinstance(pattern, Glob):
         return argument
@@ -487,7 +487,7 @@ def _folder_of(resumed: Path) -> Path:
 def preset_sweep(given: Sequence[str], config_dir: Path | None) -> list[str] | None:
     """Read what a chosen preset sweeps over, as overrides; None where none makes a sweep by itself."""
     with contextlib.suppress(ConfigError):  # mistakes are named by the check that follows
-        parsed = [item for item in map(_parse, given) if not item.is_sweep_override()]
+        parsed = [item for item in map(parse, given) if not item.is_sweep_override()]
         chosen = [i for i in parsed if i.is_hydra_override() or _options(i.key_or_group, config_dir)]
         if not chosen:
             return None
@@ -509,7 +509,7 @@ def check_arguments(given: Sequence[str], config_dir: Path | None, multirun: boo
     Raises:
         ConfigError: naming the key and the choices.
     """
-    parsed = [_parse(item) for item in given]
+    parsed = [parse(item) for item in given]
     own = [item for item in parsed if not item.is_hydra_override()]
     if not multirun:
         for item in own:
@@ -530,7 +530,7 @@ def check_arguments(given: Sequence[str], config_dir: Path | None, multirun: boo
     _check_composed(composed, first, config_dir, launcher)
     for position, option in others:
         items = [*first[:position], option, *first[position + 1 :]]
-        item = _parse(option)
+        item = parse(option)
         if _options(item.key_or_group, config_dir):
             changed = _composed(items, _search(config_dir), config_dir)
         else:  # composing anew would give the same, in a hundred times the time
@@ -567,16 +567,6 @@ def _check_presets(overrides: Sequence[Override], config_dir: Path | None) -> No
             for choice in item.sweep_string_iterator():
                 if preset_sweep([f"experiment={choice}"], config_dir) is not None:
                     raise ConfigError(f"experiment={choice} is a sweep by itself: give it alone.")
-
-
-def _parse(item: str) -> Override:
-    try:
-        return OverridesParser.create().parse_overrides([item])[0]
-    except (OverrideParseException, CompactHydraException, RecursionError) as error:
-        raise ConfigError(
-            f"Cannot read {schema.shortened(item)!r}: write key=value or group=option, with quotes around a value that "
-            "holds anything but letters of English, digits and the signs ._-/ (\"key='a value'\")."
-        ) from error
 
 
 def _combinations(overrides: Sequence[Override]) -> tuple[list[str], list[tuple[int, str]]]:
@@ -640,7 +630,7 @@ def _check_tasks(trainer: Mapping[str, Any], launcher: DictConfig) -> None:
 
 
 def _composed(items: list[str], search: list[str], config_dir: Path | None) -> DictConfig:
-    parsed = [_parse(item) for item in items]
+    parsed = [parse(item) for item in items]
     groups = [item for item in parsed if _options(item.key_or_group, config_dir)]
     _check_groups(groups, config_dir)
     base = compose([item.input_line or "" for item in groups] + search)
@@ -765,7 +755,7 @@ def _without_plus(item: Override) -> str:
 def without_superfluous_plus(arguments: Sequence[str]) -> list[str]:
     """Take the plus off keys that exist, as the check of the arguments does."""
     own = {item for item in _overrides(arguments) if item.startswith("+")}
-    return [_without_plus(_parse(argument)) if argument in own else argument for argument in arguments]
+    return [_without_plus(parse(argument)) if argument in own else argument for argument in arguments]
 
 
 def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
@@ -803,11 +793,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(values, dict)
     plain = {str(key): value for key, value in values.items() if key != "hydra"}
     # A method of the user's own may leave out what all methods have.
-    plain["method"] = {**OF_EVERY_METHOD, **plain["method"]}
+    plain["method"] = {**saved_settings.OF_EVERY_METHOD, **plain["method"]}
     return plain
-
-
-OF_EVERY_METHOD: dict[str, Any] = {"peers": 3, "sharing": "trunk", "views": "per_peer", "classifiers": "own"}
 
 
 # ---------------------------------------------------------------------- inside Hydra
@@ -1055,17 +1042,17 @@ def _run(cfg: DictConfig) -> float | None:
         saved = values_in(_folder_of(resume))
         if saved.get("task", {}).get("name", "train") != "train":
             raise ConfigError(f"{resume} is no training run, so there is nothing to resume.")
-        values = {**laid_over(saved, values, overrides), "resume": None, "trust": values["trust"]}
+        values = {**saved_settings.laid_over(saved, values, overrides), "resume": None, "trust": values["trust"]}
         source = _folder_of(resume)
         # A run that never came to a checkpoint begins anew, which gives what it would have given.
         resume = None if resume.is_dir() else resume
     elif _predicts_with_export(values):
-        _refuse_decided(_explicit(overrides), "export")
+        saved_settings.refuse_decided(saved_settings.explicit(overrides), "export")
     elif values["task"]["name"] != "train" and values["checkpoint"]:
         path = Path(values["checkpoint"])
         if (path.resolve().parent.parent / "config.yaml").is_file():
             source = path.resolve().parent.parent
-            values = of_checkpoint(saved_values(path), values, overrides)
+            values = saved_settings.of_checkpoint(saved_values(path), values, overrides)
     _check_values(values, source)
     if values["task"]["name"] == "evaluate" and _is_own_choice(folder, values):
         folder = _claim_evaluation(folder, values)
@@ -1094,98 +1081,3 @@ def _check_values(values: Mapping[str, Any], source: Path | None) -> None:
         raise CheckpointError(
             f"{source / 'config.yaml'} is of another version, or damaged ({type(error).__name__}: {error})."
         ) from error
-
-
-def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Lay what may change over the configuration of a resumed run.
-
-    Raises:
-        ConfigError: a key that changes the trajectory.
-    """
-    values = copy.deepcopy(saved)
-    # Keys that came later; their defaults are what was done before.
-    for group in LATER_KEYS:
-        if group in values:
-            values[group] = {**given[group], **values[group]}
-    _check_complete(values, given)
-    processes = (values["trainer"]["devices"], values["trainer"]["num_nodes"])
-    for item in map(_parse, overrides):
-        key = item.key_or_group
-        if not schema.may_change(key):
-            _refuse(key)
-        if key == "trainer" or key.startswith("trainer."):
-            values["trainer"] |= {
-                name: given["trainer"][name] for name in schema.DEVICE_KEYS if name in given["trainer"]
-            }
-        elif key == "execution":
-            values["execution"] |= {name: given["execution"][name] for name in ("name", "compile")}
-        elif key in ("logger",) or key.startswith("logger."):
-            values["logger"] = given["logger"]
-        elif "." in key:
-            group, name = key.split(".", 1)
-            values[group][name] = given[group][name]
-    if processes != (values["trainer"]["devices"], values["trainer"]["num_nodes"]):
-        raise ConfigError(
-            f"The run used trainer.devices={processes[0]}, trainer.num_nodes={processes[1]}: another number of "
-            "processes changes the batches, so resume with the same."
-        )
-    return values
-
-
-def _check_complete(values: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse a saved configuration from which keys that every run has are missing."""
-    common = [key for key, _ in schema.leaves(given) if not key.startswith(("method.", "optimizer.", "scheduler."))]
-    _refuse_lacking(values, [key for key in common if not key.startswith(("teacher.", "data.", "trust", "task."))])
-    _refuse_lacking(values, OF_EVERY_RUN)
-
-
-OF_EVERY_RUN = ("method.name", "method.peers", "backbone.name", "teacher.update", "data.name", "data.root")
-
-
-def _refuse_lacking(values: Mapping[str, Any], keys: Sequence[str]) -> None:
-    there = {key for key, _ in schema.leaves(values)}
-    missing = [key for key in keys if key not in there]
-    if missing:
-        raise ConfigError(
-            f"The saved config.yaml lacks {', '.join(missing[:5])}: it is of another version, or damaged."
-        )
-
-
-def _refuse(key: str) -> None:
-    raise ConfigError(
-        f"{key} would change a run that is being resumed: leave it out, or start a new run. "
-        f"What may change: {', '.join(schema.RESUMABLE[3:])} (of trainer: {', '.join(schema.DEVICE_KEYS[:4])})."
-    )
-
-
-def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Take from a checkpoint's run what names networks, method and data; nothing of it is run by name.
-
-    Keys that are given explicitly win.
-    """
-    explicit = _explicit(overrides)
-    _refuse_decided(explicit, "checkpoint")
-    taken = [group for group in OF_CHECKPOINT if group not in explicit]
-    _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
-    # Keys that came later; their defaults are what was done before.
-    later = {"data": given["data"], "method": OF_EVERY_METHOD, "deploy": given["deploy"]}
-    values = dict(given)
-    for group in taken:
-        node = {**later.get(group, {}), **saved.get(group, {})}
-        node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in explicit}
-        values[group] = node
-    return {**values, "name": saved.get("name", given["name"])}
-
-
-def _explicit(overrides: Sequence[str]) -> set[str]:
-    return {item.key_or_group for item in map(_parse, overrides)}
-
-
-def _refuse_decided(explicit: set[str], by: str) -> None:
-    """Refuse to choose what the trained network is already."""
-    fixed = [key for key in sorted(explicit) if key.split(".")[0] in ("backbone", "method", "teacher", "experiment")]
-    if fixed:
-        raise ConfigError(f"{', '.join(fixed)}: the {by} decides this; leave it out.")
-
-
-OF_CHECKPOINT = ("data", "backbone", "method", "teacher", "deploy")
