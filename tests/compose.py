@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dkel_lightning.app.cli import main
+from dkel_lightning.app.cli import checks, composition, main
+from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.runs.folder import Run
 
 TINY = (
@@ -20,7 +22,18 @@ TINY = (
 
 def compose(*overrides: str) -> dict[str, Any]:
     """Compose and resolve a configuration."""
-    return main.resolved(main.compose(list(overrides)))
+    return composition.resolved(composition.compose(list(overrides)))
+
+
+def prepare(arguments: Sequence[str]) -> list[str]:
+    """Do what is done before Hydra runs, and return what is handed to it."""
+    return [*main.prepared(arguments).arguments]
+
+
+def check_arguments(given: Sequence[str], config_dir: Path | None = None, multirun: bool = False) -> None:
+    """Check the arguments without looking for folders."""
+    flags = [*(["-m"] if multirun else []), *([] if config_dir is None else [f"--config-dir={config_dir}"])]
+    checks.check(*checks.with_preset_sweep(Invocation.of([*flags, *given])))
 
 
 def tiny_run(folder: Path, *overrides: str) -> Run:

@@ -26,8 +26,8 @@ from torch.distributed import run
 from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import methods
-from dkel_lightning.app.cli import main
 from dkel_lightning.app.config import reference, schema
+from tests.compose import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -130,7 +130,7 @@ def test_each_shown_command_is_one_that_the_program_accepts(
         for name in ("last.ckpt", "best.ckpt"):
             torch.save({}, checkpoints / name)
         (checkpoints.parent / "config.yaml").write_text("seed: 0\n")
-    prepared = main.prepare(arguments)
+    prepared = prepare(arguments)
     # What is resumed is replaced by what it means at this moment.
     assert [item for item in prepared[: len(arguments)] if not item.startswith("resume=")] == [
         item for item in arguments if not item.startswith("resume=")
@@ -228,7 +228,7 @@ def test_scripts_run_through_with_their_programs_replaced(page: Path, script: st
     assert any(ours), f"{page.name}: nothing of this library is started by\n{script}"
     for arguments in ours:
         if arguments is not None:
-            main.prepare(arguments)
+            prepare(arguments)
 
 
 def test_python_files_and_modules_that_are_shown_exist() -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from dkel_lightning import methods
-from dkel_lightning.app.cli import main
 from dkel_lightning.data.readers.npz import read_npz
+from tests.compose import check_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -116,7 +116,7 @@ def test_a_method_of_ones_own_on_the_command_line(monkeypatch: pytest.MonkeyPatc
     assert "confident on digits" in printed
     assert not (EXAMPLES / "outputs").exists()
     monkeypatch.chdir(EXAMPLES)
-    main.check_arguments(command[2:], EXAMPLES / "conf", False)
+    check_arguments(command[2:], EXAMPLES / "conf", False)
 
 
 def test_use_without_hydra(tmp_path: Path) -> None:

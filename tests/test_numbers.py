@@ -17,12 +17,11 @@ from torch.utils.data import DataLoader
 from dkel_lightning import DistillationModule, functional
 from dkel_lightning.app import build as building
 from dkel_lightning.app import figures
-from dkel_lightning.app.cli import main
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import DigitsDataModule, NpzDataModule
 from dkel_lightning.errors import ConfigError, DataError, NonFiniteError
-from tests.compose import compose, tiny_run
+from tests.compose import check_arguments, compose, tiny_run
 from tests.modules.toy import Toy, build, parameters_of, same, train_loader, trainer
 
 NAN, INF = float("nan"), float("inf")
@@ -137,7 +136,7 @@ def test_what_is_out_of_range_is_refused_on_the_command_line_in_one_message() ->
         "data.std=[1e-30]": "data.std must be a list, each a number of at least 1e-06",
     }
     with pytest.raises(ConfigError) as caught:
-        main.check_arguments([*faults], None, False)
+        check_arguments([*faults], None, False)
     said = str(caught.value).splitlines()
     assert len(said) == len(faults)
     assert all(any(message in line for line in said) for message in faults.values()), said
@@ -164,7 +163,7 @@ def test_numbers_that_contradict_each_other_are_refused(changes: dict[str, Any],
 
 def test_an_argument_that_the_optimizer_does_not_have_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Unknown key optimizer\.momentum"):
-        main.check_arguments(["optimizer=adamw", "optimizer.momentum=0.9"], None, False)
+        check_arguments(["optimizer=adamw", "optimizer.momentum=0.9"], None, False)
     run = tiny_run(tmp_path, "optimizer=adamw", "+optimizer.momentum=0.9")
     with pytest.raises(ConfigError, match=r"optimizer: .*unexpected keyword argument 'momentum'"):
         train(run)

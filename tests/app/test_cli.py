@@ -13,19 +13,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hydra.conf import HydraConf
 
-from dkel_lightning.app.cli import main
+from dkel_lightning.app.cli import composition, jobs, main, saved_settings
+from dkel_lightning.app.cli.folders import find_resume, folder_of
+from dkel_lightning.app.cli.invocation import Invocation
+from dkel_lightning.app.cli.jobs import Job, check_values
+from dkel_lightning.app.cli.overrides import split
+from dkel_lightning.app.cli.refusals import refusal
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run, saved_values, values_in
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.runtime import command_lines
-from tests.compose import compose
+from tests.compose import check_arguments, compose, prepare
 from tests.disks import as_root, small_disk
 
 
 def refused(*arguments: str, multirun: bool = False, config_dir: Path | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
-        main.check_arguments(list(arguments), config_dir, multirun)
+        check_arguments(list(arguments), config_dir, multirun)
     return str(caught.value)
 
 
@@ -67,8 +73,8 @@ def test_a_mistake_is_named_with_its_cure(argument: str, message: str) -> None:
 def test_a_cosine_over_epochs_that_max_steps_cuts_off_is_refused() -> None:
     said = refused("scheduler=cosine", "trainer.max_steps=6")
     assert said.startswith("scheduler.T_max is the length of trainer.max_epochs, and trainer.max_steps is set")
-    main.check_arguments(["scheduler=cosine", "trainer.max_steps=6", "scheduler.T_max=2"], None, False)
-    main.check_arguments(
+    check_arguments(["scheduler=cosine", "trainer.max_steps=6", "scheduler.T_max=2"], None, False)
+    check_arguments(
         ["scheduler=cosine", "trainer.max_steps=6", "scheduler.T_max=6", "scheduler.interval=step"], None, False
     )
 
@@ -94,13 +100,13 @@ def test_what_is_too_long_for_a_file_or_no_name_is_one_error(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        main.prepare(arguments)
+        prepare(arguments)
     assert len(str(caught.value)) < 1000
 
 
 def test_a_glob_means_the_choices_of_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    prepared = main.prepare(["-m", "backbone=glob(resnet*)", "seed=0,1"])
+    prepared = prepare(["-m", "backbone=glob(resnet*)", "seed=0,1"])
     assert prepared == ["-m", "backbone=resnet110,resnet18,resnet32,resnet34,resnet8", "seed=0,1"]
 
 
@@ -115,7 +121,7 @@ def test_a_glob_means_the_choices_of_a_group(tmp_path: Path, monkeypatch: pytest
 )
 def test_a_glob_without_choices_is_one_error(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        main.prepare(arguments)
+        prepare(arguments)
 
 
 def test_a_key_of_another_choice_is_told_from_a_misspelt_one() -> None:
@@ -143,28 +149,28 @@ def test_several_misspelt_keys_come_in_one_message() -> None:
     ],
 )
 def test_right_arguments_pass(arguments: list[str]) -> None:
-    main.check_arguments(arguments, None, False)
+    check_arguments(arguments, None, False)
 
 
 def test_every_value_of_a_sweep_is_checked_before_the_first_job_starts() -> None:
     assert "Unknown choice method=pcll" in refused("method=dkel,pcll", "seed=0,1", multirun=True)
     assert "seed must be a whole number" in refused("seed=0,-1", multirun=True)
-    main.check_arguments(["method=dkel,pcl", "seed=range(0,3)", "teacher.init_steps=0,2"], None, True)
+    check_arguments(["method=dkel,pcl", "seed=range(0,3)", "teacher.init_steps=0,2"], None, True)
 
 
 def test_a_sweep_of_process_groups_is_refused_because_each_process_would_repeat_it() -> None:
     assert "trainer=ddp_spawn" in refused("trainer=ddp_cpu", "seed=0,1", multirun=True)
     # Lightning takes plain DDP by itself for several devices.
     assert "trainer=ddp_spawn" in refused("trainer=cpu", "trainer.devices=2", "seed=0,1", multirun=True)
-    main.check_arguments(["trainer=ddp_cpu"], None, False)
-    main.check_arguments(["trainer=cpu", "trainer.devices=auto", "seed=0,1"], None, True)
-    main.check_arguments(["trainer=ddp_spawn", "seed=0,1"], None, True)
+    check_arguments(["trainer=ddp_cpu"], None, False)
+    check_arguments(["trainer=cpu", "trainer.devices=auto", "seed=0,1"], None, True)
+    check_arguments(["trainer=ddp_spawn", "seed=0,1"], None, True)
 
 
 def test_a_folder_of_the_users_own_adds_choices(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\nseed: 7\n")
-    main.check_arguments(["experiment=mine"], tmp_path, False)
+    check_arguments(["experiment=mine"], tmp_path, False)
     assert "Did you mean mine?" in refused("experiment=mini", config_dir=tmp_path)
 
 
@@ -172,13 +178,13 @@ def test_resume_refuses_what_would_change_the_trajectory() -> None:
     saved = compose("seed=1")
     for override in ("seed=2", "trainer.max_epochs=3", "optimizer.lr=1", "method=pcl", "data.batch_size=8"):
         with pytest.raises(ConfigError, match="would change a run that is being resumed"):
-            main.laid_over(saved, compose(), ["resume=last", override])
+            saved_settings.laid_over(saved, compose(), ["resume=last", override])
 
 
 def test_resume_lays_device_and_place_over_the_saved_configuration() -> None:
     saved = compose("seed=1", "trainer.max_epochs=7")
     given = compose("trainer=cpu", "data.root=/elsewhere")
-    values = main.laid_over(saved, given, ["resume=last", "trainer=cpu", "data.root=/elsewhere"])
+    values = saved_settings.laid_over(saved, given, ["resume=last", "trainer=cpu", "data.root=/elsewhere"])
     assert values["seed"] == 1
     assert values["trainer"]["max_epochs"] == 7
     assert values["trainer"]["accelerator"] == "cpu"
@@ -187,41 +193,41 @@ def test_resume_lays_device_and_place_over_the_saved_configuration() -> None:
 
 def test_resume_refuses_another_number_of_processes_which_would_change_the_batches() -> None:
     with pytest.raises(ConfigError, match="another number of processes changes the batches"):
-        main.laid_over(compose("trainer=cpu"), compose("trainer=ddp_cpu"), ["resume=last", "trainer=ddp_cpu"])
+        saved_settings.laid_over(compose("trainer=cpu"), compose("trainer=ddp_cpu"), ["resume=last", "trainer=ddp_cpu"])
 
 
 def test_resume_of_a_configuration_that_lacks_keys_names_them() -> None:
     saved = compose()
     del saved["seed"]
     with pytest.raises(ConfigError, match=r"The saved config\.yaml lacks seed: "):
-        main.laid_over(saved, compose(), ["resume=last"])
+        saved_settings.laid_over(saved, compose(), ["resume=last"])
 
 
 def test_resume_fills_in_keys_that_came_after_the_run_and_leaves_its_own() -> None:
     saved = compose("callbacks.monitor=val/acc/ensemble")
     del saved["callbacks"]["checkpoint_every_n_steps"]
-    values = main.laid_over(saved, compose(), ["resume=last"])
+    values = saved_settings.laid_over(saved, compose(), ["resume=last"])
     assert values["callbacks"]["checkpoint_every_n_steps"] is None
     assert values["callbacks"]["monitor"] == "val/acc/ensemble"
 
 
 def test_resume_takes_the_folder_of_a_run_and_begins_anew_where_it_has_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 0\n")
-    assert main.find_resume(str(tmp_path)) == tmp_path
-    assert main._folder_of(tmp_path) == tmp_path
+    assert find_resume(str(tmp_path)) == tmp_path
+    assert folder_of(tmp_path) == tmp_path
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
     for name in ("best.ckpt", "last.ckpt"):
         with zipfile.ZipFile(checkpoints / name, "w") as archive:
             archive.writestr("data", b"x" * 1000)
-    assert main.find_resume(str(tmp_path)) == checkpoints / "last.ckpt"
+    assert find_resume(str(tmp_path)) == checkpoints / "last.ckpt"
     whole = (checkpoints / "last.ckpt").read_bytes()
     for torn in (whole[:500], whole[:200] + b"y" + whole[201:]):
         (checkpoints / "last.ckpt").write_bytes(torn)
-        assert main.find_resume(str(tmp_path)) == checkpoints / "best.ckpt"
+        assert find_resume(str(tmp_path)) == checkpoints / "best.ckpt"
     (checkpoints / "best.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"best\.ckpt, .*last\.ckpt are torn\. Start the run again"):
-        main.find_resume(str(tmp_path))
+        find_resume(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["it's", "my run (é)", "a\\", 'a "b"'])
@@ -238,11 +244,11 @@ def test_the_command_that_is_advised_finds_the_run(
     (checkpoints / "best.ckpt").write_bytes(b"")
     last = command_lines.override("resume", checkpoints / "last.ckpt")
     folder = command_lines.override("hydra.run.dir", checkpoints.parent)
-    assert main.prepare([last]) == [last, folder]
+    assert prepare([last]) == [last, folder]
     # What is looked for is looked for once, and named.
     for other in ("resume=last", command_lines.override("resume", checkpoints.parent)):
         capsys.readouterr()
-        assert main.prepare([other]) == [last, folder]
+        assert prepare([other]) == [last, folder]
         assert capsys.readouterr().out.count("is torn: going on from") == 1
 
 
@@ -253,13 +259,20 @@ def test_a_run_goes_on_in_its_own_folder_only(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=rf"its own folder: leave out hydra\.run\.dir, or copy {tmp_path}/run and resume"
     ):
-        main.prepare([resume, f"hydra.run.dir={tmp_path / 'elsewhere'}"])
-    assert main.prepare([resume, f"hydra.run.dir={tmp_path / 'run'}"])[0] == resume
+        prepare([resume, f"hydra.run.dir={tmp_path / 'elsewhere'}"])
+    assert prepare([resume, f"hydra.run.dir={tmp_path / 'run'}"])[0] == resume
 
 
 def test_an_evaluation_refuses_to_be_told_what_the_checkpoint_decides() -> None:
     with pytest.raises(ConfigError, match=r"method, teacher\.decay: the checkpoint decides this"):
-        main.of_checkpoint(compose(), compose(), ["method=pcl", "teacher.decay=0.5"])
+        saved_settings.of_checkpoint(compose(), compose(), ["method=pcl", "teacher.decay=0.5"])
+
+
+def evaluated(folder: Path, *overrides: str, checkpoint: str = "run/checkpoints/best.ckpt") -> Path:
+    """Take the folder of an evaluation that nobody has named."""
+    cfg = composition.compose(["task=evaluate", f"checkpoint={folder / checkpoint}", *overrides])
+    job = Job(cfg, folder / "evaluation_best", [*overrides], Invocation(()), None, HydraConf())
+    return jobs._claim_by_settings(job, job.values)
 
 
 def test_an_evaluation_replaces_its_own_and_another_one_stays_beside_it(
@@ -269,8 +282,7 @@ def test_an_evaluation_replaces_its_own_and_another_one_stays_beside_it(
         with monkeypatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
-            values = compose("task=evaluate", f"checkpoint={tmp_path / checkpoint}", *overrides)
-            return main._claim_evaluation(tmp_path / "evaluation_best", values).name
+            return evaluated(tmp_path, *overrides, checkpoint=checkpoint).name
 
     assert claimed() == "evaluation_best"
     changes = ["deploy.peer=1", "precision=bf16", "data.root=other", "trainer.limit_test_batches=1"]
@@ -290,8 +302,7 @@ def test_what_may_be_the_result_of_another_evaluation_is_not_written_over(tmp_pa
     (tmp_path / "evaluation_best" / "evaluation.json").touch()  # of a version that claimed nothing
     (tmp_path / "evaluation_best_1").mkdir()
     (tmp_path / "evaluation_best_1" / ".claimed").touch()  # of a process that has just begun, or was killed
-    values = compose("task=evaluate", "checkpoint=run/checkpoints/best.ckpt")
-    assert main._claim_evaluation(tmp_path / "evaluation_best", values) == tmp_path / "evaluation_best_2"
+    assert evaluated(tmp_path) == tmp_path / "evaluation_best_2"
 
 
 def test_a_peer_of_a_checkpoint_is_not_counted_among_those_of_the_defaults() -> None:
@@ -333,7 +344,7 @@ def test_an_odd_config_beside_a_checkpoint_is_one_error(what: str, task: str, tm
     (tmp_path / "config.yaml").write_text(text)
     given = (f"task={task}", f"checkpoint='{checkpoint}'", *(["predict.images=here"] if task == "predict" else []))
     with pytest.raises(DkelError, match=message) as caught:
-        main._check_values(main.of_checkpoint(saved_values(checkpoint), compose(*given), given), tmp_path)
+        check_values(saved_settings.of_checkpoint(saved_values(checkpoint), compose(*given), given), tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -341,7 +352,7 @@ def test_an_odd_config_beside_a_checkpoint_is_one_error(what: str, task: str, tm
 def test_an_odd_config_of_a_run_to_resume_is_one_error(what: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(ODD[what][0])
     with pytest.raises(DkelError) as caught:
-        main.laid_over(values_in(tmp_path), compose(), ["resume=last"])
+        saved_settings.laid_over(values_in(tmp_path), compose(), ["resume=last"])
     assert "\n" not in str(caught.value)
 
 
@@ -354,9 +365,9 @@ def test_of_values_that_the_check_stumbles_over_the_file_is_named(tmp_path: Path
     values = compose()
     del values["data"]["mean"]
     with pytest.raises(CheckpointError, match=r"config\.yaml is of another version, or damaged \(KeyError: 'mean'"):
-        main._check_values(values, tmp_path)
+        check_values(values, tmp_path)
     with pytest.raises(KeyError):
-        main._check_values(values, None)
+        check_values(values, None)
 
 
 def test_evaluation_takes_networks_method_and_data_from_the_run_and_nothing_that_is_run_by_name() -> None:
@@ -364,7 +375,7 @@ def test_evaluation_takes_networks_method_and_data_from_the_run_and_nothing_that
     saved["optimizer"]["_target_"] = "os.system"
     saved["trainer"]["_target_"] = "os.system"
     given = compose("data.eval_batch_size=7")
-    values = main.of_checkpoint(saved, given, ["data.eval_batch_size=7"])
+    values = saved_settings.of_checkpoint(saved, given, ["data.eval_batch_size=7"])
     assert values["data"]["name"] == "cifar100"
     assert values["data"]["eval_batch_size"] == 7
     assert values["method"]["name"] == "pcl"
@@ -375,12 +386,12 @@ def test_evaluation_takes_networks_method_and_data_from_the_run_and_nothing_that
 def test_resume_of_nothing_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=r"No checkpoint at gone\.ckpt"):
-        main.find_resume("gone.ckpt")
+        find_resume("gone.ckpt")
     with pytest.raises(CheckpointError, match=r"No last\.ckpt of a run under"):
-        main.find_resume("last")
+        find_resume("last")
     (tmp_path / "alone.ckpt").touch()
     with pytest.raises(CheckpointError, match=r"its run's config\.yaml should lie at"):
-        main.find_resume("alone.ckpt")
+        find_resume("alone.ckpt")
 
 
 def test_a_resumed_run_writes_into_its_own_folder(tmp_path: Path) -> None:
@@ -388,9 +399,8 @@ def test_a_resumed_run_writes_into_its_own_folder(tmp_path: Path) -> None:
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
     (checkpoint.parent.parent / "config.yaml").write_text("seed: 0\n")
-    (override,) = main._folder_override({"resume": str(checkpoint)}, checkpoint)
-    parsed = main._parse(override)
-    assert parsed.value() == str(checkpoint.parent.parent)
+    prepared = prepare([command_lines.override("resume", checkpoint)])
+    assert split(prepared[-1]) == ("hydra.run.dir", str(checkpoint.parent.parent))
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -470,7 +480,7 @@ def test_a_broken_pipe_of_another_kind_is_no_end_of_the_output(monkeypatch: pyte
     ],
 )
 def test_what_the_system_refuses_is_named_with_its_cure(number: int, file: str | None, message: str) -> None:
-    assert re.search(message, str(main._refused(OSError(number, os.strerror(number), file))))
+    assert re.search(message, str(refusal(OSError(number, os.strerror(number), file))))
 
 
 def test_a_file_that_cannot_be_read_is_no_file_that_cannot_be_written(
@@ -478,8 +488,8 @@ def test_a_file_that_cannot_be_read_is_no_file_that_cannot_be_written(
 ) -> None:
     (tmp_path / "x").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK)
-    refusal = main._refused(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "x")))
-    assert str(refusal) == f"Cannot read {tmp_path / 'x'} (Permission denied): make it readable."
+    refused = refusal(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "x")))
+    assert str(refused) == f"Cannot read {tmp_path / 'x'} (Permission denied): make it readable."
 
 
 @as_root
@@ -497,9 +507,9 @@ def test_of_a_folder_that_may_only_be_read_the_key_that_moves_the_run_is_named(
             ([f"hydra.sweep.dir={tmp_path}/elsewhere"], "hydra.run.dir"),
         ):
             with pytest.raises(DkelError, match=rf"Cannot write to {disk}/outputs .*choose one with {key}=PATH"):
-                main.prepare(arguments)
-        assert main.prepare(["seed=1", f"hydra.run.dir={tmp_path}/elsewhere"])
-        assert main.prepare(["-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}/elsewhere"])
+                prepare(arguments)
+        assert prepare(["seed=1", f"hydra.run.dir={tmp_path}/elsewhere"])
+        assert prepare(["-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}/elsewhere"])
         monkeypatch.undo()
 
 
@@ -517,14 +527,14 @@ def test_a_disk_without_room_for_the_folder_of_a_run_is_one_error(tmp_path: Path
 
 def test_a_folder_whose_name_hydra_composes_is_not_made_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    main.prepare(["hydra.run.dir='a/b_${name}/c'"])
-    main.prepare(["-m", "seed=0,1", "hydra.sweep.dir='d/${name}'"])
+    prepare(["hydra.run.dir='a/b_${name}/c'"])
+    prepare(["-m", "seed=0,1", "hydra.sweep.dir='d/${name}'"])
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["a", "d"]
 
 
 START = """
 import resource, sys
-from dkel_lightning import cli
+from dkel_lightning.app.cli import main as cli
 sys.argv = ["dkel", *sys.argv[1:]]
 try:
     cli.main()
@@ -562,7 +572,7 @@ def test_help_explains_every_group_that_there_is() -> None:
 
 
 def test_several_loggers_are_chosen_at_once_and_no_other_group_is() -> None:
-    main.check_arguments(["logger=[tensorboard,csv]"], None, False)
+    check_arguments(["logger=[tensorboard,csv]"], None, False)
     assert "Unknown choice logger=tensorbord. Did you mean tensorboard?" in refused("logger=[csv,tensorbord]")
     assert "Unknown choice method=" in refused("method=[dkel,pcl]")
 

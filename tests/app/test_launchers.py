@@ -16,11 +16,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from dkel_lightning.app import sweeps
-from dkel_lightning.app.cli import main
+from dkel_lightning.app.cli import composition
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.report import of_sweep
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import ranks
+from tests.compose import check_arguments
 
 PRESETS = sorted(
     path.relative_to(schema.folder()).with_suffix("").as_posix() for path in (schema.folder() / "hydra").rglob("*.yaml")
@@ -30,7 +31,7 @@ SLURM = ["hydra/launcher=submitit_slurm", "seed=0,1"]
 
 def refused(*arguments: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        main.check_arguments(list(arguments), None, True)
+        check_arguments(list(arguments), None, True)
     return str(caught.value)
 
 
@@ -40,7 +41,7 @@ def test_a_preset_takes_the_place_of_what_the_plugin_brings_and_holds_only_what_
 ) -> None:
     group, name = preset.rsplit("/", 1)
     others = ["hydra/sweeper=optuna"] if group.endswith("sampler") else []
-    found = main.compose([*others, f"{group}={name}"], with_hydra=True)
+    found = composition.compose([*others, f"{group}={name}"], with_hydra=True)
     node = OmegaConf.to_container(OmegaConf.select(found, group.replace("/", ".")), resolve=False)
     assert isinstance(node, dict)
     written = OmegaConf.to_container(OmegaConf.load(schema.folder() / f"{preset}.yaml"), resolve=False)
@@ -57,7 +58,7 @@ def test_a_preset_takes_the_place_of_what_the_plugin_brings_and_holds_only_what_
 
 
 def test_optuna_maximises_and_is_seeded() -> None:
-    found = main.compose(["hydra/sweeper=optuna"], with_hydra=True).hydra.sweeper
+    found = composition.compose(["hydra/sweeper=optuna"], with_hydra=True).hydra.sweeper
     assert found.direction == "maximize"
     assert found.sampler == {
         "_target_": "optuna.samplers.TPESampler", "seed": 0, "n_startup_trials": 10, "multivariate": False,
@@ -69,7 +70,7 @@ def test_a_range_needs_a_sweeper_that_searches() -> None:
     assert message == (
         "optimizer.lr=interval(0.01,0.3) is a range to search in: add hydra/sweeper=optuna, or list values."
     )
-    main.check_arguments(["hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(0.01,0.3))"], None, True)
+    check_arguments(["hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(0.01,0.3))"], None, True)
 
 
 def test_both_ends_of_a_range_are_checked_before_the_first_trial() -> None:
@@ -102,9 +103,9 @@ def test_an_extra_that_is_missing_is_named_before_the_first_job(
 
 def test_ddp_in_a_sweep_is_left_to_slurm_which_needs_a_task_a_device() -> None:
     gpus = ["trainer=ddp", "trainer.devices=4", "hydra.launcher.tasks_per_node=4", "hydra.launcher.gpus_per_node=4"]
-    main.check_arguments([*SLURM, *gpus], None, True)
-    main.check_arguments([*SLURM, "trainer=ddp"], None, True)  # all that the job sees
-    main.check_arguments([*SLURM, *gpus, "trainer.num_nodes=2", "hydra.launcher.nodes=2"], None, True)
+    check_arguments([*SLURM, *gpus], None, True)
+    check_arguments([*SLURM, "trainer=ddp"], None, True)  # all that the job sees
+    check_arguments([*SLURM, *gpus, "trainer.num_nodes=2", "hydra.launcher.nodes=2"], None, True)
     message = refused(*SLURM, "trainer=ddp", "trainer.devices=4")
     assert (
         "trainer.devices=4, trainer.num_nodes=1 need as many tasks of SLURM: hydra.launcher.tasks_per_node" in message

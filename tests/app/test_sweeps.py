@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,14 @@ from PIL import Image
 from rich.console import Console
 
 from dkel_lightning.app import figures, sweeps
-from dkel_lightning.app.cli import main
+from dkel_lightning.app.cli import checks, composition, main
+from dkel_lightning.app.cli.invocation import Invocation
+from dkel_lightning.app.cli.overrides import parse
+from dkel_lightning.app.cli.sweep_session import SweepSession, begun
 from dkel_lightning.app.config import schema
+from dkel_lightning.app.runs.claim import claim
 from dkel_lightning.errors import ConfigError, DataError, DkelError, NonFiniteError
+from tests.compose import prepare
 
 PRESETS = sorted(path.stem for path in (schema.folder() / "experiment" / "ablation").glob("[a-z]*.yaml"))
 
@@ -280,18 +287,17 @@ def test_the_objective_of_a_finished_job_is_that_of_its_validation(tmp_path: Pat
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_ablation_is_a_sweep_over_keys_and_values_that_exist(name: str) -> None:
-    swept = main.preset_sweep([f"experiment=ablation/{name}"], None)
+    swept = main.prepared([f"experiment=ablation/{name}"]).swept
     assert swept is not None
     assert swept[0].startswith("seed=")
     assert len(swept) > 1
-    main.prepare([f"experiment=ablation/{name}"])
 
 
 @pytest.mark.parametrize("scale", ["cifar10", "cifar100", "tinyimagenet"])
 def test_an_ablation_runs_at_the_size_that_scale_chooses(scale: str) -> None:
-    main.prepare(["experiment=ablation/ema_rate", f"scale={scale}"])
-    plain = main.resolved(main.compose([f"experiment={scale}"]))
-    at_scale = main.resolved(main.compose(["experiment=ablation/ema_rate", f"scale={scale}"]))
+    prepare(["experiment=ablation/ema_rate", f"scale={scale}"])
+    plain = composition.resolved(composition.compose([f"experiment={scale}"]))
+    at_scale = composition.resolved(composition.compose(["experiment=ablation/ema_rate", f"scale={scale}"]))
     assert at_scale.pop("name") == "ablation_ema_rate"
     assert plain.pop("name") == scale
     assert at_scale == plain
@@ -299,7 +305,7 @@ def test_an_ablation_runs_at_the_size_that_scale_chooses(scale: str) -> None:
 
 def test_what_the_command_line_gives_wins_over_the_preset() -> None:
     given = ["seed=0,1,2", "teacher.draw=independent,student", "seed=7"]
-    first, others = main._combinations([main._parse(item) for item in given])
+    first, others = checks._jobs([parse(item) for item in given])
     assert first == ["seed=7", "teacher.draw=independent"]
     assert others == [(1, "teacher.draw=student")]
 
@@ -311,9 +317,9 @@ def test_a_wrong_key_or_value_in_a_preset_is_named_before_anything_runs(tmp_path
             f"# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      {param}\n"
         )
     with pytest.raises(ConfigError, match=r"Unknown key teacher.drow. Did you mean teacher.draw\?"):
-        main.prepare(["--config-dir", str(tmp_path), "experiment=key"])
+        prepare(["--config-dir", str(tmp_path), "experiment=key"])
     with pytest.raises(ConfigError, match=r"teacher.draw must be one of .*, got 'nowhere'"):
-        main.prepare(["--config-dir", str(tmp_path), "experiment=value"])
+        prepare(["--config-dir", str(tmp_path), "experiment=value"])
 
 
 @pytest.mark.parametrize(
@@ -331,22 +337,46 @@ def test_a_wrong_key_or_value_in_a_preset_is_named_before_anything_runs(tmp_path
 )
 def test_what_an_ablation_cannot_be_is_said(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        main.prepare(arguments)
+        prepare(arguments)
     assert message in str(caught.value)
 
 
 def test_a_folder_that_is_claimed_is_stepped_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = [main._unclaimed(Path("outputs/sweep")) for _ in range(3)]
+    found = [claim(Path("outputs/sweep")) for _ in range(3)]
     assert found == [Path("outputs/sweep"), Path("outputs/sweep_1"), Path("outputs/sweep_2")]
-    assert [main._unclaimed(Path()) for _ in range(2)] == [tmp_path, tmp_path.with_name(f"{tmp_path.name}_1")]
+    assert [claim(Path()) for _ in range(2)] == [tmp_path, tmp_path.with_name(f"{tmp_path.name}_1")]
 
 
-def test_two_processes_do_not_work_on_one_sweep(tmp_path: Path) -> None:
-    folder = tmp_path / "a sweep"
-    main._hold_sweep(folder)
-    try:
-        with pytest.raises(DkelError, match=r"Another process is working on .*: wait for it, or choose another folder"):
-            main._hold_sweep(folder)
-    finally:
-        main._held.close()
+def test_two_processes_do_not_work_on_one_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    invocation = Invocation.of(["-m", "seed=0,1", "hydra.sweep.dir='a sweep'"])
+    with begun(invocation) as first:
+        assert (first.folder, first.named, first.goes_on) == (Path("a sweep"), True, True)
+        with (
+            pytest.raises(DkelError, match=r"Another process is working on .*: wait for it, or choose another folder"),
+            begun(invocation),
+        ):
+            pass
+    with begun(invocation) as second:
+        assert second.folder == first.folder
+
+
+def test_the_time_of_a_sweep_is_filled_in_once_and_its_jobs_know_that_nobody_named_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    with begun(Invocation.of(["-m", "seed=0,1", "name=mine"])) as session:
+        assert re.fullmatch(r"outputs/mine/sweep_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", str(session.folder))
+        assert session.invocation.arguments[-1] == f"hydra.sweep.dir={session.folder}"
+        elsewhere: SweepSession = pickle.loads(pickle.dumps(session))  # as joblib and submitit hand it to a job
+        assert not elsewhere.goes_on
+        monkeypatch.chdir(tmp_path.parent)
+        elsewhere.refuse("1")
+        elsewhere.refuse("0")
+        monkeypatch.chdir(tmp_path)
+        assert session.refused() == ["0", "1"]
+        assert session.refused() == []
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        assert elsewhere.goes_on

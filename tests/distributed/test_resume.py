@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dkel_lightning.app.callbacks.saving import SaveOnSignal
-from dkel_lightning.app.cli.main import find_resume
+from dkel_lightning.app.cli.folders import find_resume
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints import format

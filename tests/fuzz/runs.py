@@ -24,10 +24,13 @@ import torch
 from PIL import Image
 
 from dkel_lightning.app import figures, tasks
-from dkel_lightning.app.cli import main
+from dkel_lightning.app.cli import composition
+from dkel_lightning.app.cli.folders import find_resume
+from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.errors import ConfigError, DkelError
+from tests.compose import check_arguments
 from tests.fuzz.space import INTERNALS, Combination
 
 
@@ -96,21 +99,21 @@ def _where(error: BaseException) -> str:
 
 
 def run_like_the_command_line(combination: Combination, folder: Path) -> None:
-    """Do what `cli.main` does with the arguments: check, compose, resolve, check again, run.
+    """Do what the command line does with the arguments: check, compose, resolve, check again, run.
 
     Raises:
         DkelError: what the command line would print in one line.
         AssertionError: what passed the check of the arguments is refused when it is composed.
     """
     given = list(combination.arguments)
-    main.check_arguments(given, None, False)
-    typed = main.without_superfluous_plus(given)
+    check_arguments(given, None, False)
+    typed = [*Invocation.of(given).arguments]
     try:
-        values = main.resolved(main.compose(typed))
+        values = composition.resolved(composition.compose(typed))
         schema.check(values)
     except ConfigError as error:
         raise AssertionError(f"passed check_arguments, then: {error}") from error
-    resume = main.find_resume(values["resume"]) if values["resume"] else None
+    resume = find_resume(values["resume"]) if values["resume"] else None
     with pytest.MonkeyPatch.context() as patch:
         if not combination.figures:
             patch.setattr(figures, "draw_curves", lambda *_: None)
@@ -202,8 +205,8 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def each_composed_once() -> Iterator[None]:
-    """Let `cli.compose` compose the same arguments once: the check and the run ask for the same."""
-    compose: Callable[..., Any] = main.compose
+    """Let `composition.compose` compose the same arguments once: the check and the run ask for the same."""
+    compose: Callable[..., Any] = composition.compose
     known: dict[Any, Any] = {}
 
     def remembered(overrides: list[str], *, with_hydra: bool = False) -> Any:
@@ -215,5 +218,5 @@ def each_composed_once() -> Iterator[None]:
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "compose", remembered)
+        patch.setattr(composition, "compose", remembered)
         yield

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from dkel_lightning.app.cli import main
+from dkel_lightning.app.cli import composition, main
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import DkelError
+from tests.compose import prepare
 from tests.fuzz.runs import each_composed_once
 from tests.fuzz.space import INTERNALS, options
 from tests.reliability.record import record
@@ -202,14 +203,14 @@ def answer(arguments: list[str]) -> str:
     What is taken must compose.
     """
     try:
-        prepared = main.prepare(arguments)
+        prepared = main.prepared(arguments)
     except DkelError as error:
         message = str(error)
         assert message.strip(), arguments
         assert not INTERNALS.search(message), (arguments, message)
         return message
-    if not any(item.startswith("-") for item in arguments) and main.preset_sweep(arguments, None) is None:
-        main.resolved(main.compose(prepared))
+    if not any(item.startswith("-") for item in arguments) and not prepared.multirun:
+        composition.resolved(composition.compose([*prepared.arguments]))
     return ""
 
 
@@ -257,9 +258,9 @@ def test_a_node_that_becomes_a_value_is_named(tmp_path: Path) -> None:
 
 def test_a_plus_that_is_not_needed_is_taken_off_before_hydra_sees_it(tmp_path: Path) -> None:
     with working_in(tmp_path):
-        assert "seed=3" in main.prepare(["+seed=3"])
-        assert main.resolved(main.compose(main.prepare(["+seed=3"])))["seed"] == 3
-        assert "seed=3" in main.prepare(["+seed=3", "--cfg", "job"])
+        assert "seed=3" in prepare(["+seed=3"])
+        assert composition.resolved(composition.compose(prepare(["+seed=3"])))["seed"] == 3
+        assert "seed=3" in prepare(["+seed=3", "--cfg", "job"])
 
 
 def test_brackets_without_end_are_one_error(tmp_path: Path) -> None:

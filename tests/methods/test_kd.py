@@ -16,7 +16,7 @@ from torchvision import models
 
 from dkel_lightning import DistillationModule, methods
 from dkel_lightning.app.callbacks import Throughput
-from dkel_lightning.app.cli import main
+from dkel_lightning.app.cli.folders import find_resume
 from dkel_lightning.app.runs.folder import Run, saved_values
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
@@ -285,7 +285,7 @@ def test_an_interrupted_stage_goes_on_and_ends_where_it_would_have(
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             train(broken)
     monkeypatch.chdir(tmp_path)
-    checkpoint = main.find_resume("last").resolve()
+    checkpoint = find_resume("last").resolve()
     assert checkpoint.parent.parent.name == ("teacher" if stage == 1 else "broken")
     result = train(Run(saved_values(checkpoint), checkpoint.parent.parent, checkpoint))
     assert result.folder.name == "broken"

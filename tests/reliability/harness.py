@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Callback
 
 from dkel_lightning.app.callbacks.saving import BestCheckpoint, LastCheckpoint, RowBeforeCheckpoint
-from dkel_lightning.app.cli.main import find_resume
+from dkel_lightning.app.cli.folders import find_resume
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import TrainResult, train
 from dkel_lightning.checkpoints import format

@@ -14,6 +14,7 @@ from dkel_lightning.app import build
 from dkel_lightning.app.benchmark.watch import replace_method
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.config.schema import Values
+from dkel_lightning.app.tasks import requirements
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.errors import DataError
@@ -52,7 +53,7 @@ def sides(values: Values, device: torch.device) -> tuple[list[Side], dict[str, s
     found: list[Side] = []
     missing: dict[str, str] = {}
     for label in chosen or schema.SIDES:
-        fault = schema.side_fault(label, values) or _absent(label, device)
+        fault = requirements.side_fault(label, values) or _absent(label, device)
         if fault is None:
             found.append(_side(label, values))
         elif chosen or label == "plain":

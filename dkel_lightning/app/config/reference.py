@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from dkel_lightning.app.config import schema
+from dkel_lightning.app.tasks import registry
 
 ORDER = [
     "experiment",
@@ -65,7 +66,7 @@ def defaults() -> dict[str, Any]:
     sources += [(root / group / f"{name}.yaml", f"{group}.") for group, name in _FIRST.items()]
     sources += [(root / "method" / "dkel.yaml", ""), (root / "data" / "image_folder.yaml", "data.")]
     sources += [(path, "") for path in sorted((root / "method").glob("*.yaml"))]
-    sources += [(root / "task" / f"{name}.yaml", "") for name in _TASKS]
+    sources += [(root / "task" / f"{name}.yaml", "") for name in registry.TASKS]
     for path, prefix in sources:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         assert isinstance(loaded, dict)
@@ -75,7 +76,6 @@ def defaults() -> dict[str, Any]:
     return found
 
 
-_TASKS = ("export", "predict", "compare", "report", "benchmark", "geometry", "convergence")
 _FIRST = {
     "task": "train",
     "optimizer": "sgd",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import EPOCHS
 
@@ -305,10 +306,6 @@ def executions(meaning: str) -> Key:
 
 _LABEL = re.compile(r"\w[\w.+-]*")
 
-TASKS: tuple[str, ...] = ("train", "evaluate", "export", "predict", "compare", "replay", "report", "benchmark")
-TASKS += ("geometry", "convergence")
-# Tasks that compute without data or networks, in a folder of their own name.
-ANALYSES = ("geometry", "convergence")
 # What task=benchmark may measure: a loop written by hand, the Trainer in each execution mode, with images in workers,
 # and the library's step without Lightning.
 SIDES: tuple[str, ...] = ("plain", "eager", "compile", "cuda_graph", "cuda_graph_compiled", "eager_workers")
@@ -383,7 +380,7 @@ KEYS: dict[str, Key] = {
     "protocol.ema.decay": schedule("EMA rate of the teacher.", 0, 1),
     "protocol.ema.decay_share": schedule("EMA time constant as a share of the run.", 1e-9, 1e9),
     "protocol.milestones": numbers("Milestones of the learning rate, in epochs or (all below 1) shares of the run."),
-    "task.name": choice("What to do.", *TASKS),
+    "task.name": choice("What to do.", *registry.TASKS),
     "compare.methods": variants("What is compared: methods, controls, or labels with overrides of their own."),
     "compare.seeds": seeds("Seeds with which each is trained."),
     "compare.reference": text("Label that the others are compared to; null: the first.", optional=True),
@@ -824,25 +821,7 @@ def _contradictions(values: Values) -> Iterator[str]:
         if module == "dkel_lightning.app.loggers.trackers" and kind.lower() in EXTRAS:
             fault = missing_extra(f"logger={kind.lower()}", kind.lower())
             yield from [] if fault is None else [fault]
-    if values["task"]["name"] == "evaluate" and values["checkpoint"] is None:
-        yield "task=evaluate needs checkpoint=PATH of a .ckpt file."
-    if values["task"]["name"] == "export" and values["checkpoint"] is None:
-        yield "task=export needs checkpoint=PATH of a .ckpt file."
-    if values["task"]["name"] == "predict":
-        if values["checkpoint"] is None:
-            yield "task=predict needs checkpoint=PATH of a .ckpt file, or of what task=export wrote."
-        if values["predict"]["images"] is None:
-            yield "task=predict needs predict.images=PATH of an image file or a folder of images."
-    if values["task"]["name"] == "replay" and values["checkpoint"] is None:
-        yield "task=replay needs checkpoint=PATH of a collapse/step_<n>.pt."
-    if values["task"]["name"] == "compare":
-        yield from _comparison_contradictions(values, trainer)
-    if values["task"]["name"] == "benchmark":
-        yield from _benchmark_contradictions(values, trainer)
-    if values["task"]["name"] == "report" and (values["resume"] is not None or values["checkpoint"] is not None):
-        yield "task=report reads the folder of a run: give it as report.of=PATH, without resume= and checkpoint=."
-    if values["task"]["name"] == "train" and values["checkpoint"] is not None:
-        yield "checkpoint= belongs to task=evaluate, export or predict; to go on with a run use resume=PATH."
+    yield from registry.of(values).contradictions(values)
 
 
 def _teacher_contradictions(name: str, teacher: Values) -> Iterator[str]:
@@ -867,56 +846,6 @@ def _peer_contradictions(method: Values, peers: int) -> Iterator[str]:
         yield f"method.frozen_peers is {frozen}: name each once, of 0 to {peers - 1}."
     elif len(frozen) == peers:
         yield "method.frozen_peers names all peers: at least one must learn."
-
-
-def _comparison_contradictions(values: Values, trainer: Values) -> Iterator[str]:
-    if values["resume"] is not None or values["checkpoint"] is not None:
-        yield "resume= and checkpoint= belong to single runs: go on with a comparison by compare.folder=PATH."
-    if trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1:
-        yield "task=compare trains on one device: leave trainer.devices at 1."
-    if trainer["fast_dev_run"]:
-        yield "trainer.fast_dev_run leaves nothing to compare: set trainer.max_epochs=1 instead."
-
-
-def _benchmark_contradictions(values: Values, trainer: Values) -> Iterator[str]:
-    if values["resume"] is not None or values["checkpoint"] is not None:
-        yield "task=benchmark begins anew: leave resume= and checkpoint= out."
-    if trainer["devices"] not in (1, "1") and not (
-        isinstance(trainer["devices"], list) and len(trainer["devices"]) == 1
-    ):
-        yield "task=benchmark measures one device: leave trainer.devices at 1 (trainer=auto, cpu or gpu)."
-    elif trainer["num_nodes"] != 1 or trainer["strategy"] != "auto":
-        yield "task=benchmark measures one process: leave trainer.num_nodes at 1 and trainer.strategy at auto."
-    if trainer["fast_dev_run"] or trainer["overfit_batches"]:
-        yield "task=benchmark measures ordinary training: leave trainer.fast_dev_run and trainer.overfit_batches out."
-    if trainer["accumulate_grad_batches"] != 1:
-        yield "task=benchmark takes a batch for a step: leave trainer.accumulate_grad_batches at 1."
-    for label in values["benchmark"]["sides"] or ():
-        fault = side_fault(label, values)
-        if fault is not None:
-            yield f"benchmark.sides: {label} cannot be measured: {fault}."
-
-
-def side_fault(label: str, values: Values) -> str | None:
-    """Say why a side of a benchmark does not fit the settings; None if it does."""
-    method, teacher = values["method"], values["teacher"]
-    if label.startswith("bare_") and values["precision"]["name"] == "fp16":
-        return "the step without Lightning scales no loss, which precision=fp16 needs"
-    if label != "plain":
-        return None
-    if method["name"] not in ("dkel", "dkel_released"):
-        return f"the loop written by hand computes method=dkel or dkel_released, not {method['name']}"
-    ensemble = method["ensemble"]
-    usual = ensemble["space"] == "logits" and not ensemble["include_self"] and ensemble["weights"] == "complement"
-    peers = isinstance(method["peers"], int) and method.get("sharing") == "trunk"
-    learning = method.get("peer_lr_scale") is None and not method.get("frozen_peers")
-    if not (usual and peers and learning and method["views"] == "per_peer"):
-        return "the loop written by hand knows peers on one trunk, each with a view, and the method's usual targets"
-    if teacher["update"] != "ema" or teacher["start"] != "keep" or teacher["batchnorm"] != "own":
-        if method["name"] == "dkel_released" and teacher["update"] == "ema" and teacher["batchnorm"] == "own":
-            return None  # the rate of its first updates costs nothing
-        return "the loop written by hand knows teacher=independent only"
-    return None
 
 
 def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:

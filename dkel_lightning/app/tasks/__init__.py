@@ -1,4 +1,7 @@
-"""The tasks of the command line, one file each: a plain function from a run to a typed result."""
+"""The tasks of the command line, one file each: a plain function from a run to a typed result.
+
+`registry` has a row for each. Importing this imports neither torch nor Lightning.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,26 @@ import logging
 import math
 import os
 import warnings
+from typing import TYPE_CHECKING
 
-import torch
-
-from dkel_lightning.app.compare.plan import Comparison
-from dkel_lightning.app.config.schema import TASKS, unknown_choice
-from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.tasks import stages
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import ranks
+
+if TYPE_CHECKING:
+    from dkel_lightning.app.compare.plan import Comparison
+    from dkel_lightning.app.runs.folder import Run
+    from dkel_lightning.app.tasks.registry import Task
 
 
 def run(run: Run, comparison: Comparison | None = None) -> float:
     """Run the task that the configuration names and return its objective; task=compare needs its plan."""
+    from dkel_lightning.app.tasks import stages
     from dkel_lightning.runtime.process_group import together
 
     processes = _processes_to_start(run)
 
     def how_to_go_on() -> str:
-        can = run.values["task"]["name"] == "train" and (run.folder / "config.yaml").is_file()
+        can = _task(run).resumable and (run.folder / "config.yaml").is_file()
         return f"Go on with: {stages.go_on(run)}" if can else ""
 
     with together(how_to_go_on):
@@ -36,8 +40,8 @@ def run(run: Run, comparison: Comparison | None = None) -> float:
 
 
 def _processes_to_start(run: Run) -> int:
-    trains = run.values["task"]["name"] in ("train", "evaluate")
-    if not trains or run.values["trainer"]["strategy"] != "ddp_spawn" or "LOCAL_RANK" in os.environ:
+    alone = not _task(run).in_processes
+    if alone or run.values["trainer"]["strategy"] != "ddp_spawn" or "LOCAL_RANK" in os.environ:
         return 1
     from dkel_lightning.app import build
 
@@ -47,7 +51,12 @@ def _processes_to_start(run: Run) -> int:
 
 def run_here(run: Run, comparison: Comparison | None = None) -> float:
     """Do the same in this process, which may be one of several."""
+    import torch
+
+    from dkel_lightning.app.tasks import registry
+
     quieten()
+    task = _task(run)
     threads, processors = run.values["execution"]["threads"], os.cpu_count()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -59,55 +68,24 @@ def run_here(run: Run, comparison: Comparison | None = None) -> float:
         if run.resume is not None and not run.values["trust"]:
             build.refuse_untrusted(run.values)
         build.import_modules(run.values["modules"])
-    name = run.values["task"]["name"]
-    if name in ("train", "evaluate", "compare"):
+    if task.keeps_memory:
         from dkel_lightning.app import build
         from dkel_lightning.runtime import memory
 
         memory.keep_freed_as_asked(run.values["execution"]["keep_memory"], build.device(run.values))
-    if name == "train":
-        from dkel_lightning.app.tasks.train import train
+    function = registry.load(task.function)
+    result = function(run, comparison) if task.plans else function(run)
+    return float(getattr(result, "objective", math.nan))
 
-        return train(run).objective
-    if name == "evaluate":
-        from dkel_lightning.app.tasks.evaluate import evaluate
 
-        return evaluate(run).objective
-    if name == "export":
-        from dkel_lightning.app.tasks.export import export_checkpoint
+def _task(run: Run) -> Task:
+    from dkel_lightning.app.config import schema
+    from dkel_lightning.app.tasks import registry
 
-        return export_checkpoint(run).objective
-    if name == "predict":
-        from dkel_lightning.app.tasks.predict import predict
-
-        predict(run)
-        return math.nan
-    if name == "compare" and comparison is not None:
-        from dkel_lightning.app.tasks.compare import compare
-
-        return compare(run, comparison).objective
-    if name == "replay":
-        from dkel_lightning.app.tasks.replay import replay
-
-        return replay(run).objective
-    if name == "report":
-        from dkel_lightning.app.tasks.report import report
-
-        report(run)
-        return math.nan
-    if name == "benchmark":
-        from dkel_lightning.app.tasks.benchmark import benchmark
-
-        return benchmark(run).objective
-    if name == "geometry":
-        from dkel_lightning.app.tasks.geometry import geometry
-
-        return geometry(run).objective
-    if name == "convergence":
-        from dkel_lightning.app.tasks.convergence import convergence
-
-        return convergence(run).objective
-    raise ConfigError(unknown_choice("task", name, list(TASKS)))
+    name = run.values["task"]["name"]
+    if name not in registry.TASKS:
+        raise ConfigError(schema.unknown_choice("task", name, list(registry.TASKS)))
+    return registry.TASKS[name]
 
 
 def quieten() -> None:

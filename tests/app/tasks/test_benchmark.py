@@ -14,12 +14,11 @@ from dkel_lightning.app.benchmark import loaders, setting
 from dkel_lightning.app.benchmark.processes import Plan, Sides
 from dkel_lightning.app.benchmark.setting import Side
 from dkel_lightning.app.benchmark.sides import Task
-from dkel_lightning.app.cli import main
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.benchmark import benchmark
 from dkel_lightning.errors import ConfigError, DataError
-from tests.compose import compose
+from tests.compose import check_arguments, compose
 
 CPU = torch.device("cpu")
 TINY = [
@@ -178,18 +177,18 @@ def test_images_of_ones_own_must_be_there(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_measured_is_refused_with_its_cure(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        main.check_arguments(["task=benchmark", *overrides], None, multirun=False)
+        check_arguments(["task=benchmark", *overrides], None, multirun=False)
     assert message in str(caught.value)
 
 
 def test_a_benchmark_in_a_sweep_is_refused() -> None:
     with pytest.raises(ConfigError, match="task=benchmark lets its sides take turns by itself: leave -m out"):
-        main.check_arguments(["task=benchmark", "seed=0,1"], None, multirun=True)
+        check_arguments(["task=benchmark", "seed=0,1"], None, multirun=True)
 
 
 def test_its_keys_without_it_say_what_to_add() -> None:
     with pytest.raises(ConfigError, match=r"benchmark\.rounds belongs to task=benchmark"):
-        main.check_arguments(["benchmark.rounds=3"], None, multirun=False)
+        check_arguments(["benchmark.rounds=3"], None, multirun=False)
 
 
 # ---------------------------------------------------------------------- on a GPU

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dkel_lightning.app.cli import main
+from dkel_lightning.app.cli.checks import planned as planned_of
+from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.compare.plan import Comparison
 from dkel_lightning.app.compare.tables import Outcome, _markdown, outcome
 from dkel_lightning.app.config.schema import check
@@ -19,7 +20,7 @@ from dkel_lightning.app.tasks import compare as module
 from dkel_lightning.app.tasks.compare import compare
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError, DkelError
-from tests.compose import TINY, compose, tiny_run
+from tests.compose import TINY, check_arguments, compose, tiny_run
 
 TWO = "compare.methods=[dkel,baseline]"
 TIMED = ("images per second mean", "images per second deviation", "peak memory mean", "peak memory deviation")
@@ -29,7 +30,7 @@ def planned(*overrides: str) -> tuple[dict[str, Any], Comparison]:
     given = ["task=compare", *TINY, "compare.seeds=[0,1]", *overrides]
     values = compose(*given)
     check(values)
-    return values, main.planned(values, given, None)
+    return values, planned_of(values, given, Invocation(()))
 
 
 def run_it(folder: Path, *overrides: str) -> module.CompareResult:
@@ -131,9 +132,9 @@ def test_mistakes_of_several_labels_come_in_one_message() -> None:
 
 def test_the_command_line_refuses_a_sweep_of_comparisons_and_keys_of_none() -> None:
     with pytest.raises(ConfigError, match="leave out -m"):
-        main.check_arguments(["task=compare"], None, True)
-    with pytest.raises(ConfigError, match=r"compare\.seeds belongs to a comparison: add task=compare"):
-        main.check_arguments(["compare.seeds=[1]"], None, False)
+        check_arguments(["task=compare"], None, True)
+    with pytest.raises(ConfigError, match=r"compare\.seeds belongs to task=compare: choose that"):
+        check_arguments(["compare.seeds=[1]"], None, False)
 
 
 # ---------------------------------------------------------------------- the runs

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from dkel_lightning.app import tasks
-from dkel_lightning.app.cli import main
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run, values_in
 from dkel_lightning.app.tasks import convergence as module
@@ -22,7 +21,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.studies import convergence_study as studies
 from dkel_lightning.studies.collapse import Landscape, Outcome
 from dkel_lightning.studies.convergence import Problem, Scheme
-from tests.compose import compose
+from tests.compose import check_arguments, compose
 
 SMALL = (
     "task=convergence",
@@ -233,4 +232,4 @@ def test_values_that_cannot_be_are_named_all_at_once() -> None:
 
 def test_a_key_of_the_task_without_the_task_says_what_to_add() -> None:
     with pytest.raises(ConfigError, match=r"convergence\.runs belongs to task=convergence"):
-        main.check_arguments(["convergence.runs=3"], None, multirun=False)
+        check_arguments(["convergence.runs=3"], None, multirun=False)

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app import tasks
-from dkel_lightning.app.cli import main
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.errors import CheckpointError, ConfigError, DiskFullError
 from dkel_lightning.export import FORMATS, Preprocessing, export, formats, open_exported, plain
 from dkel_lightning.export.costs import BATCHES
 from tests.app.tasks.exporting import QUICK, digits, exported, logits_of, trained, values_of
-from tests.compose import compose
+from tests.compose import compose, prepare
 from tests.disks import as_root, fill, small_disk
 
 
@@ -347,5 +346,5 @@ def test_the_command_line_asks_for_the_checkpoint_and_writes_beside_it(checkpoin
         schema.check(compose("task=export"))
     with pytest.raises(ConfigError, match=r"export.format must be one of state_dict, safetensors, torch_export, onnx"):
         schema.check(compose("task=export", f"checkpoint='{checkpoint}'", "export.format=onxx"))
-    (folder,) = [item for item in main.prepare(["task=export", f"checkpoint='{checkpoint}'"]) if "run.dir" in item]
+    (folder,) = [item for item in prepare(["task=export", f"checkpoint='{checkpoint}'"]) if "run.dir" in item]
     assert folder == f"hydra.run.dir={checkpoint.parent.parent.resolve() / 'export_last'}"

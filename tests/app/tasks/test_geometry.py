@@ -12,14 +12,13 @@ import pytest
 from PIL import Image
 
 from dkel_lightning.app import tasks
-from dkel_lightning.app.cli import main
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.geometry import GeometryResult, geometry
 from dkel_lightning.app.tasks.geometry_reading import reading
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.studies import geometry as analysis
 from dkel_lightning.studies.geometry import BowlSettings, MirrorSettings, Settings
-from tests.compose import compose
+from tests.compose import check_arguments, compose, prepare
 
 SMALL = (
     "task=geometry",
@@ -117,15 +116,15 @@ def test_other_numbers_give_another_reading() -> None:
 
 def test_a_run_is_named_after_the_task_unless_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main.prepare(["task=geometry"]) == ["task=geometry", "name=geometry"]
-    assert main.prepare(["task=geometry", "name=mine"]) == ["task=geometry", "name=mine"]
+    assert prepare(["task=geometry"]) == ["task=geometry", "name=geometry"]
+    assert prepare(["task=geometry", "name=mine"]) == ["task=geometry", "name=mine"]
 
 
 def test_its_keys_belong_to_it() -> None:
     with pytest.raises(ConfigError, match=r"geometry\.lr belongs to task=geometry: choose that"):
-        main.check_arguments(["geometry.lr=0.1"], None, multirun=False)
+        check_arguments(["geometry.lr=0.1"], None, multirun=False)
     with pytest.raises(ConfigError, match=r"geometry\.decay must be a number between 1e-09 and 0\.999999, got 1"):
-        main.check_arguments(["task=geometry", "geometry.decay=1"], None, multirun=False)
+        check_arguments(["task=geometry", "geometry.decay=1"], None, multirun=False)
 
 
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -13,14 +13,13 @@ import torch
 from PIL import Image
 
 from dkel_lightning.app import tasks
-from dkel_lightning.app.cli import main
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.predict import PredictResult, predict
 from dkel_lightning.data.files.decode import decode_to
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from tests.app.tasks.exporting import digits, exported, logits_of, trained, values_of
-from tests.compose import compose
+from tests.compose import compose, prepare
 
 COUNT = 5
 
@@ -217,7 +216,7 @@ def test_the_command_line_asks_for_what_is_missing_and_writes_beside_the_checkpo
     with pytest.raises(ConfigError, match=r"needs checkpoint=PATH of a .ckpt file, or .*\n.*needs predict.images=PATH"):
         schema.check(compose("task=predict"))
     given = ["task=predict", f"checkpoint='{checkpoint}'", f"predict.images='{images}'"]
-    prepared = main.prepare(given)
+    prepared = prepare(given)
     assert f"hydra.run.dir={checkpoint.parent.parent.resolve() / 'predict_last'}" in prepared
     assert "name=predict" in prepared
     tasks.run(Run(values_of(checkpoint, *given, "trainer=cpu"), tmp_path))

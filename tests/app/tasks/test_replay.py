@@ -13,7 +13,6 @@ from torch import nn
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app import tasks
-from dkel_lightning.app.cli import main
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.replay import replay_step
@@ -22,7 +21,7 @@ from dkel_lightning.callbacks import CollapseGuard
 from dkel_lightning.errors import CheckpointError, CollapseError, ConfigError, NonFiniteError
 from tests.callbacks.test_collapse import Deaden
 from tests.callbacks.test_step_recorder import PoisonGradient, poisoned_loader
-from tests.compose import compose, tiny_run
+from tests.compose import compose, prepare, tiny_run
 from tests.modules.toy import CLASSES, SGD, Toy, build, train_loader, trainer, val_loader
 
 
@@ -111,7 +110,7 @@ def test_a_run_that_fails_is_replayed_by_the_command_it_names(
     (path,) = (tmp_path / "collapse").glob("step_*.pt")
     command = str(caught.value).rsplit("python -m dkel_lightning ", 1)[1].split()
     assert command == ["task=replay", f"checkpoint={path}"]
-    (folder,) = [item for item in main.prepare(command) if item.startswith("hydra.run.dir=")]
+    (folder,) = [item for item in prepare(command) if item.startswith("hydra.run.dir=")]
     assert folder.endswith(f"replay_{path.stem}")
     values = compose(*command)
     schema.check(values)

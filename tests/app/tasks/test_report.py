@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from dkel_lightning.app.cli import main
 from dkel_lightning.app.report import folder_kind
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.report import report
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
 from tests.app.report.pages import read, write_run
-from tests.compose import tiny_run
+from tests.compose import prepare, tiny_run
 
 
 def task(of: Path | None, where: Path | None = None) -> Run:
@@ -93,14 +92,12 @@ def test_the_command_line_writes_into_the_folder_that_it_reports_on(
     monkeypatch.chdir(tmp_path)
     run = write_run(tmp_path / "outputs" / "it's" / "TIME")
     escaped = str(run).replace("'", "\\'")
-    assert main.prepare(["task=report"]) == ["task=report", f"report.of='{escaped}'", f"hydra.run.dir='{escaped}'"]
+    assert prepare(["task=report"]) == ["task=report", f"report.of='{escaped}'", f"hydra.run.dir='{escaped}'"]
     given = ["task=report", "report.of=outputs/its"]
     run.parent.rename(run.parent.with_name("its"))
     with pytest.raises(ConfigError, match="It holds some"):
-        main.prepare(given)
-    assert (
-        main.prepare(["task=report", "report.of=outputs/its/TIME"])[-1] == f"hydra.run.dir={tmp_path}/outputs/its/TIME"
-    )
+        prepare(given)
+    assert prepare(["task=report", "report.of=outputs/its/TIME"])[-1] == f"hydra.run.dir={tmp_path}/outputs/its/TIME"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +114,7 @@ def test_what_means_nothing_to_a_report_is_refused(
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "outputs" / "quickstart" / "TIME")
     with pytest.raises(ConfigError, match=message):
-        main.prepare(arguments)
+        prepare(arguments)
 
 
 def test_a_page_can_lie_elsewhere(tmp_path: Path) -> None:

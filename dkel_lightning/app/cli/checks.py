@@ -1,0 +1,185 @@
+"""The check of a whole command before anything runs: every override, then each composition that they lead to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from dkel_lightning.app.cli import composition
+from dkel_lightning.app.cli.composition import resolved
+from dkel_lightning.app.cli.invocation import Invocation
+from dkel_lightning.app.cli.keys import check_groups, composed
+from dkel_lightning.app.cli.overrides import parse, values_of
+from dkel_lightning.app.compare import plan
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.tasks import registry
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.runtime import command_lines
+
+
+def with_preset_sweep(invocation: Invocation) -> tuple[Invocation, DictConfig | None]:
+    """Read what a chosen preset sweeps over.
+
+    Returns:
+        the invocation that knows it, and Hydra's own settings; None where nothing chosen could change them.
+
+    Raises:
+        ConfigError: a choice that there is none of.
+    """
+    chosen = [item for item in invocation.own if invocation.chooses(item) and not item.is_sweep_override()]
+    if not (chosen or invocation.for_hydra or invocation.multirun):
+        return invocation, None
+    check_groups(chosen, invocation.config_dir)
+    lines = [item.input_line or "" for item in (*chosen, *invocation.for_hydra)]
+    own = composition.compose([*lines, *invocation.search], with_hydra=True).hydra
+    return replace(invocation, swept=_swept(own)), own
+
+
+def _swept(own: DictConfig) -> tuple[str, ...] | None:
+    if own.mode is not RunMode.MULTIRUN:
+        return None
+    params = OmegaConf.to_container(own.sweeper.params or OmegaConf.create(), resolve=True)
+    assert isinstance(params, dict)
+    return tuple(f"{key!s}={value!s}" for key, value in params.items())
+
+
+def check(invocation: Invocation, own: DictConfig | None) -> None:
+    """Check every override by itself, then each composition they lead to.
+
+    Args:
+        invocation: what was given.
+        own: Hydra's own settings, of a sweep.
+
+    Raises:
+        ConfigError: naming the key and the choices.
+    """
+    if not invocation.multirun:
+        for item in invocation.own:
+            if item.is_sweep_override():
+                raise ConfigError(f"{item.input_line} gives several values: add -m to run one job for each.")
+    given = [*map(parse, invocation.swept or ()), *invocation.own]
+    launcher = None
+    if invocation.multirun:
+        assert own is not None
+        _check_plugins(own, given)
+        _check_presets(invocation)
+        launcher = own.launcher
+    first, others = _jobs(given)
+    base = _composed(invocation, first)
+    _check_composed(base, first, invocation, launcher)
+    for position, option in others:
+        items = [*first[:position], option, *first[position + 1 :]]
+        item = parse(option)
+        if invocation.chooses(item):
+            changed = _composed(invocation, items)
+        else:  # composing anew would give the same, in a hundred times the time
+            changed = copy.deepcopy(base)
+            OmegaConf.update(changed, item.key_or_group, item.value(), merge=False)
+        _check_composed(changed, items, invocation, launcher)
+
+
+def _composed(invocation: Invocation, items: Sequence[str]) -> DictConfig:
+    return composed(items, invocation.config_dir, invocation.search)
+
+
+def _check_plugins(own: DictConfig, overrides: Sequence[Override]) -> None:
+    """Check what launches the jobs of a sweep, and what chooses them.
+
+    Raises:
+        ConfigError: it is not installed, or takes no ranges.
+    """
+    targets = {"launcher": str(own.launcher.get("_target_")), "sweeper": str(own.sweeper.get("_target_"))}
+    for group, target in targets.items():
+        for extra, packages in schema.EXTRAS.items():
+            if target.startswith(f"{packages[0]}."):
+                fault = schema.missing_extra(f"hydra/{group}={extra}", extra)
+                if fault is not None:
+                    raise ConfigError(fault)
+    for item in overrides:
+        if item.is_interval_sweep() and "optuna" not in targets["sweeper"]:
+            raise ConfigError(f"{item.input_line} is a range to search in: add hydra/sweeper=optuna, or list values.")
+
+
+def _check_presets(invocation: Invocation) -> None:
+    """Refuse a preset that sweeps among the values of a sweep."""
+    presets = [item for item in invocation.own if item.key_or_group == "experiment" and item.is_sweep_override()]
+    for choice in (choice for item in presets for choice in values_of(item)):
+        check_groups([parse(choice)], invocation.config_dir)
+        if _swept(composition.compose([choice, *invocation.search], with_hydra=True).hydra) is not None:
+            raise ConfigError(f"{choice} is a sweep by itself: give it alone.")
+
+
+def _jobs(overrides: Sequence[Override]) -> tuple[list[str], list[tuple[int, str]]]:
+    """Give the first value of every sweep, and each further value with its place; the last word on a key counts."""
+    values = [values_of(item) for item in {item.get_key_element(): item for item in overrides}.values()]
+    others = [(position, option) for position, found in enumerate(values) for option in found[1:]]
+    return [found[0] for found in values], others
+
+
+def _check_composed(
+    found: DictConfig, items: Sequence[str], invocation: Invocation, launcher: DictConfig | None
+) -> None:
+    """Check one composition; `launcher` is what starts the jobs of a sweep, None for a single run."""
+    values = resolved(found)
+    schema.check(values)
+    task = registry.of(values)
+    if launcher is not None and task.no_sweep:
+        raise ConfigError(f"task={task.name} {task.no_sweep}.")
+    if task.plans:
+        planned(values, items, invocation)
+    if launcher is not None and _launches_processes(values["trainer"]):
+        _check_processes(values["trainer"], launcher)
+
+
+def _launches_processes(trainer: Mapping[str, Any]) -> bool:
+    """Tell whether Lightning would run this command once more for each further process, or with strategy auto might."""
+    devices = trainer["devices"]
+    one = str(devices) == "1" or (isinstance(devices, list) and len(devices) == 1)
+    one_cpu = trainer["accelerator"] == "cpu" and devices == "auto"
+    return str(trainer["strategy"]) != "ddp_spawn" and not one and not one_cpu
+
+
+def _check_processes(trainer: Mapping[str, Any], launcher: DictConfig) -> None:
+    """Leave the processes of a sweep's jobs to SLURM, which needs a task for each device."""
+    if "SlurmLauncher" not in str(launcher.get("_target_")):
+        raise ConfigError(
+            "A multirun with trainer=ddp would start the whole sweep again in every process: use trainer=ddp_spawn, "
+            "hydra/launcher=submitit_slurm, or start each job with torchrun."
+        )
+    tasks, nodes = launcher.tasks_per_node, launcher.nodes
+    devices = trainer["devices"]
+    count = len(devices) if isinstance(devices, list) else devices
+    # -1 and auto are all that the job will see.
+    if nodes != trainer["num_nodes"] or (isinstance(count, int) and count > 0 and count != tasks):
+        raise ConfigError(
+            f"trainer.devices={devices}, trainer.num_nodes={trainer['num_nodes']} need as many tasks of SLURM: "
+            f"hydra.launcher.tasks_per_node is {tasks}, hydra.launcher.nodes is {nodes}."
+        )
+
+
+def planned(values: Mapping[str, Any], given: Sequence[str], invocation: Invocation) -> plan.Comparison:
+    """Compose and check everything that a comparison trains.
+
+    Raises:
+        ConfigError: all mistakes, each with its label.
+    """
+
+    def settle(base: DictConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
+        changed = copy.deepcopy(base)
+        for key, value in changes.items():
+            OmegaConf.update(changed, key, value)
+        return resolved(changed)
+
+    def composer(overrides: list[str]) -> plan.Settle:
+        return partial(settle, _composed(invocation, overrides))
+
+    repeated = [item for item in invocation.arguments if not item.startswith(("compare.folder=", "hydra.run.dir="))]
+    go_on = command_lines.typed(*repeated)
+    return plan.plan(values, given, invocation.options("method"), composer, go_on)

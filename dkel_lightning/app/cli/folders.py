@@ -1,0 +1,136 @@
+"""Where a command writes: settled before Hydra starts, so that it can be told as any other setting."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from dkel_lightning.app.cli.invocation import Invocation
+from dkel_lightning.app.cli.overrides import split
+from dkel_lightning.app.tasks import registry
+from dkel_lightning.app.tasks.registry import Place, Task
+from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError
+from dkel_lightning.runtime import command_lines
+
+
+def settled(invocation: Invocation) -> Invocation:
+    """Add the folder where a resumed run, a report or a task on a checkpoint writes, and make that of all runs.
+
+    Raises:
+        DkelError: it cannot be written, or what is to be resumed is not there or would go on elsewhere.
+    """
+    values, multirun = invocation.values, invocation.multirun
+    resumed = _resumed(values, multirun)
+    if resumed is not None and not multirun:
+        _refuse_elsewhere(values, folder_of(resumed))
+    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"  # of the two only this one is in force
+    task = registry.TASKS.get(values.get("task", "train"))
+    added = [] if multirun or key in values else _folder(values, task, resumed)
+    given = {**values, **dict(map(split, added))}
+    folder = given.get("compare.folder", given.get(key, "outputs"))
+    _check_writable(_composed_later(folder), key)
+    if task is not None and task.named_after_itself and "name" not in values:
+        # The experiment's name says nothing of it.
+        added = [*added, f"name={task.name}"]
+    kept = (_fixed_resume(argument, resumed) for argument in invocation.arguments)
+    return invocation.with_arguments([*kept, *added])
+
+
+def _resumed(values: Mapping[str, str], multirun: bool) -> Path | None:
+    """Find what `resume=` means now, once: it reads whole checkpoints, and another run may write a newer one."""
+    text = values.get("resume", "null")
+    return None if text in ("null", "") or (multirun and text != "last") else find_resume(text)
+
+
+def _refuse_elsewhere(values: Mapping[str, str], folder: Path) -> None:
+    """Let a run go on in its own folder only: elsewhere it would lack its best epoch, its rows and its settings.
+
+    Raises:
+        ConfigError: resume= and hydra.run.dir= name two folders.
+    """
+    if Path(values.get("hydra.run.dir", folder)).resolve() != folder.resolve():
+        raise ConfigError(
+            f"A run goes on in its own folder: leave out hydra.run.dir, or copy {folder} and resume the copy."
+        )
+
+
+def _composed_later(folder: str) -> Path:
+    """Give the folder that a path lies in whatever Hydra fills into its ${...}."""
+    before, interpolation, _ = folder.partition("${")
+    return Path(f"{before}x").parent if interpolation else Path(folder)
+
+
+def _fixed_resume(argument: str, resumed: Path | None) -> str:
+    """Name the checkpoint that was found, in the place of `last` or of a run's folder."""
+    key, value = split(argument)
+    if key != "resume" or resumed is None or Path(value) == resumed:
+        return argument
+    return command_lines.override("resume", resumed.resolve())
+
+
+def _check_writable(folder: Path, key: str) -> None:
+    """Make the folder of all runs, so that Hydra does not fail with a traceback where it cannot."""
+    cure = f"run in another folder, or choose one with {key}=PATH"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise DiskFullError.of(error) from error
+        raise DkelError(f"Cannot write to {folder.absolute()} ({error.strerror}): {cure}.") from error
+    if not os.access(folder, os.W_OK):
+        raise DkelError(f"Cannot write to {folder.absolute()} (not writable): {cure}.")
+
+
+def _folder(values: Mapping[str, str], task: Task | None, resumed: Path | None) -> list[str]:
+    if task is not None and task.place is Place.REPORTED:
+        return _of_report(values.get("report.of", "null"))
+    checkpoint = values.get("checkpoint", "null")
+    if resumed is not None:
+        return [command_lines.override("hydra.run.dir", folder_of(resumed))]
+    if task is not None and task.reads_checkpoint and checkpoint not in ("null", ""):
+        beside = folder_beside(Path(checkpoint), task)
+        return [] if beside is None else [command_lines.override("hydra.run.dir", beside)]
+    return []
+
+
+def folder_beside(checkpoint: Path, task: Task) -> Path | None:
+    """Give the folder in a checkpoint's run into which a task writes what it makes of it; None without a run."""
+    path = checkpoint.resolve()
+    run = path.parent.parent
+    return run / f"{task.folder}_{path.stem}" if (run / "config.yaml").is_file() else None
+
+
+def _of_report(of: str) -> list[str]:
+    """Write a report into the folder that it is about, and settle now which one is the newest."""
+    from dkel_lightning.app.report import folder_kind
+
+    named = None if of == "null" else of
+    found = folder_kind.find(named).resolve()
+    return [
+        *([command_lines.override("report.of", found)] if named is None else []),
+        command_lines.override("hydra.run.dir", found),
+    ]
+
+
+def find_resume(text: str) -> Path:
+    """Find the checkpoint that `resume=` names; of the folder of a run that has none yet, the folder itself."""
+    from dkel_lightning.app.runs.folder import newest_checkpoint, run_folder
+
+    path = newest_checkpoint(Path("outputs")) if text == "last" else Path(text)
+    if (path / "config.yaml").is_file():
+        return newest_checkpoint(path) if any(path.rglob("last.ckpt")) or any(path.rglob("best.ckpt")) else path
+    if not path.is_file():
+        raise CheckpointError(
+            f"No checkpoint at {path}: give the path of a .ckpt file, the folder of a run, or resume=last."
+        )
+    if run_folder(path) is None:
+        raise CheckpointError(
+            f"{path} cannot be resumed: its run's config.yaml should lie at {path.resolve().parent.parent}."
+        )
+    return path
+
+
+def folder_of(resumed: Path) -> Path:
+    """Give the folder of the run that `find_resume` has found."""
+    return resumed.resolve() if resumed.is_dir() else resumed.resolve().parent.parent

@@ -1,0 +1,151 @@
+"""What the command line was given, read once and passed down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Glob, Override
+
+from dkel_lightning.app.cli.composition import options
+from dkel_lightning.app.cli.overrides import line, parse, split
+from dkel_lightning.errors import ConfigError
+
+FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
+FLAGS_WITH_VALUE += ["--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"]
+UNCHECKED_FLAGS = ("--hydra-help", "--shell-completion", "-sc", "--info", "-i")
+SHOWING_FLAGS = ("--help", "-h", "--cfg", "-c")
+UNSUPPORTED_FLAGS = ("--config-name", "-cn", "--config-path", "-cp")
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """The arguments of a command.
+
+    Attributes:
+        arguments: as they are handed to Hydra.
+        overrides: those of them that are no flags.
+        config_dir: the user's folder of choices.
+        swept: what a chosen preset sweeps over, as overrides; None where it makes no sweep by itself.
+    """
+
+    arguments: tuple[str, ...]
+    overrides: tuple[Override, ...] = ()
+    config_dir: Path | None = None
+    swept: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> Invocation:
+        """Read the arguments.
+
+        `group=glob(PATTERN)` is written out: Hydra's own list has files that are no choices. A plus on a key that
+        exists is taken off.
+
+        Raises:
+            ConfigError: flags that are not supported, or something that is no override.
+        """
+        if any(flag in arguments for flag in UNCHECKED_FLAGS):
+            return cls(tuple(arguments))
+        flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
+        for flag in UNSUPPORTED_FLAGS:
+            if flag in flags:
+                raise ConfigError(
+                    f"{flag} is not supported: put your files into a folder and pass --config-dir FOLDER."
+                )
+        if "--resolve" in flags and not flags & {"--cfg", "-c"}:
+            raise ConfigError("--resolve belongs to --cfg: write --cfg job --resolve.")
+        config_dir = _config_dir(arguments)
+        if config_dir is not None and not config_dir.is_dir():
+            raise ConfigError(f"--config-dir {config_dir} is no folder.")
+        read, overrides = [*arguments], []
+        for position in _positions(arguments):
+            item = _listed(parse(arguments[position]), config_dir)
+            read[position] = line(item)
+            overrides.append(item)
+        return cls(tuple(read), tuple(overrides), config_dir)
+
+    def with_arguments(self, arguments: Sequence[str]) -> Invocation:
+        """Give the same with other arguments."""
+        return replace(self.of(arguments), swept=self.swept)
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether Hydra alone answers, such as for completion in a shell."""
+        return any(flag in self.arguments for flag in UNCHECKED_FLAGS)
+
+    @property
+    def shows(self) -> bool:
+        """Whether something is shown and nothing run."""
+        return any(argument.split("=")[0] in (*SHOWING_FLAGS, *UNCHECKED_FLAGS) for argument in self.arguments)
+
+    @property
+    def multirun(self) -> bool:
+        """Whether it is a sweep."""
+        return self.swept is not None or "-m" in self.arguments or "--multirun" in self.arguments
+
+    @property
+    def own(self) -> list[Override]:
+        """Overrides of this library's keys and groups."""
+        return [item for item in self.overrides if not item.is_hydra_override()]
+
+    @property
+    def for_hydra(self) -> list[Override]:
+        """Overrides of Hydra's own settings."""
+        return [item for item in self.overrides if item.is_hydra_override()]
+
+    @property
+    def search(self) -> list[str]:
+        """What tells Hydra of the user's folder of choices."""
+        return [] if self.config_dir is None else [f"hydra.searchpath=['{self.config_dir.as_uri()}']"]
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """What was given for each key, as text."""
+        return dict(split(item.input_line or "") for item in self.overrides)
+
+    def options(self, group: str) -> list[str]:
+        """List the choices of a group."""
+        return options(group, self.config_dir)
+
+    def chooses(self, item: Override) -> bool:
+        """Tell whether an override chooses in a group."""
+        return bool(self.options(item.key_or_group))
+
+
+def _positions(arguments: Sequence[str]) -> Iterator[int]:
+    """Find what is neither a flag nor a flag's value."""
+    follows_flag = False
+    for position, argument in enumerate(arguments):
+        if not follows_flag and not argument.startswith("-"):
+            yield position
+        follows_flag = argument in FLAGS_WITH_VALUE and "=" not in argument
+
+
+def _config_dir(arguments: Sequence[str]) -> Path | None:
+    for position, argument in enumerate(arguments):
+        for flag in ("--config-dir", "-cd"):
+            if argument == flag and position + 1 < len(arguments):
+                return Path(arguments[position + 1]).resolve()
+            if argument.startswith(f"{flag}="):
+                return Path(argument.split("=", 1)[1]).resolve()
+    return None
+
+
+def _listed(item: Override, config_dir: Path | None) -> Override:
+    """Write out the choices that a glob means.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    pattern: Any = item.value()  # Hydra's hint leaves Glob out
+    if not isinstance(pattern, Glob):
+        return item
+    there = options(item.key_or_group, config_dir)
+    chosen = pattern.filter(there)
+    if not there or item.key_or_group == "hydra":
+        raise ConfigError(f"{item.input_line}: glob lists choices of a group, and {item.key_or_group} is none.")
+    if not chosen:
+        raise ConfigError(f"{item.input_line} matches none of {', '.join(there)}.")
+    return parse(f"{item.key_or_group}={','.join(chosen)}")

@@ -1,0 +1,270 @@
+"""What runs inside Hydra: one composed configuration, alone or as a job of a sweep. Torch is imported from here on."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from dkel_lightning.app.cli import saved_settings
+from dkel_lightning.app.cli.checks import planned
+from dkel_lightning.app.cli.composition import resolved
+from dkel_lightning.app.cli.folders import find_resume, folder_beside, folder_of
+from dkel_lightning.app.cli.invocation import Invocation
+from dkel_lightning.app.cli.refusals import fail, refusal
+from dkel_lightning.app.cli.sweep_session import KEY, SweepSession
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.runs.claim import claim, release
+from dkel_lightning.app.tasks import registry
+from dkel_lightning.app.tasks.registry import Place, Task
+from dkel_lightning.errors import CheckpointError, ConfigError, DkelError, OtherJobError
+from dkel_lightning.runtime import ranks, unread_output
+from dkel_lightning.runtime.locks import CLAIM
+
+
+@dataclass
+class Job:
+    """One composed configuration on its way.
+
+    Attributes:
+        cfg: its settings as they were composed.
+        folder: where it writes; another one beside it once it has claimed that.
+        overrides: what was given for it.
+        invocation: what was given to the command.
+        session: the sweep that it belongs to, if any.
+        own: Hydra's own settings.
+    """
+
+    cfg: DictConfig
+    folder: Path
+    overrides: list[str]
+    invocation: Invocation
+    session: SweepSession | None
+    own: HydraConf
+
+    @functools.cached_property
+    def values(self) -> dict[str, Any]:
+        """Its settings."""
+        return resolved(self.cfg)
+
+    @property
+    def task(self) -> Task:
+        """Its task."""
+        return registry.of(self.values)
+
+    @property
+    def number(self) -> str:
+        """Its number in the sweep."""
+        return str(self.own.job.num)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it goes on with what lies in its folder."""
+        return self.session is not None and self.session.goes_on
+
+    @property
+    def in_search(self) -> bool:
+        """Whether what it is depends on how those before it ended."""
+        return "optuna" in str(self.own.sweeper.get("_target_"))
+
+    def launched_by(self, launcher: str) -> bool:
+        """Tell what runs the jobs of its sweep."""
+        return launcher in str(self.own.launcher.get("_target_"))
+
+
+def run(cfg: DictConfig, invocation: Invocation, session: SweepSession | None) -> float | None:
+    """Run the task of one composed configuration; returns the objective of a sweep."""
+    own = HydraConfig.get()
+    job = Job(cfg, Path(own.runtime.output_dir), [*own.overrides.task], invocation, session, own)
+    if session is not None:
+        return _run_in_sweep(job, session)
+    try:
+        return _run(job)
+    except DkelError as error:
+        release(job.folder)
+        fail(error)
+    except OSError as error:
+        unread_output.end_if_unread(error)
+        refused = refusal(error, job.folder)
+        release(job.folder)
+        fail(refused)
+
+
+def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
+    """Run one job of a sweep, and note in its folder what it was and how it ended; another job's is left as it is.
+
+    Whatever it fails of, the others are still wanted. It then has no objective, by which Optuna knows it as failed.
+    """
+    from dkel_lightning.app import sweeps
+
+    if job.launched_by("Joblib"):
+        _end_with_sweep()
+    if job.in_search and job.goes_on and sweeps.has_failed(job.folder):
+        # Had it not failed, the search would have gone on in another way than its jobs did.
+        print(f"Job {job.number} has failed before; the search has gone on without it.", flush=True)
+        return None
+    failure: Exception | None = None
+    result: float | None = None
+    try:
+        result = _run(job)
+        result = None if result is None or math.isnan(result) else result
+    except Exception as error:
+        unread_output.end_if_unread(error)  # unfinished, and not failed
+        known = isinstance(error, DkelError | OSError)
+        failure = error
+        if isinstance(error, OSError):
+            with contextlib.suppress(OSError):
+                failure = refusal(error, session.folder, KEY)
+        session.failed.append(job.number)
+        said = failure if known else traceback.format_exc()
+        print(f"Error in job {job.number} of the sweep: {said}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a full disk, as the job has said
+        if not ranks.is_first():
+            return result
+        if isinstance(failure, OtherJobError) or (failure and sweeps.is_of_other(job.folder, job.overrides)):
+            session.refuse(job.number)
+            return result
+        sweeps.note(job.folder, job.overrides, "failed" if failure else "finished", failure)
+    return result
+
+
+@functools.cache
+def _end_with_sweep() -> None:
+    """End this process of joblib soon after the one of the sweep: another start would write into the same folder."""
+    from dkel_lightning.runtime.process_group import end_with_parent
+
+    end_with_parent()
+
+
+def _run(job: Job) -> float | None:
+    from dkel_lightning.app import sweeps, tasks
+    from dkel_lightning.app.runs.folder import Run, values_in
+
+    resume = find_resume(job.values["resume"]) if job.values["resume"] else None
+    if resume is None and job.task.place is Place.OWN:
+        _claim_own(job)
+    begun = resume is None and job.goes_on and (job.folder / "config.yaml").is_file()
+    if begun:
+        sweeps.refuse_other(job.folder, job.values)
+    if job.session is not None:
+        if resume is not None and sweeps.is_of_other(job.folder, job.overrides):
+            raise OtherJobError(f"{job.folder} holds another job: give another hydra.sweep.dir.")
+        if ranks.is_first():
+            sweeps.note(job.folder, job.overrides, "running")
+        if not job.launched_by("BasicLauncher") and job.values["callbacks"]["progress"] == "auto":
+            # One terminal has no room for the bars of several jobs.
+            job.values["callbacks"] = {**job.values["callbacks"], "progress": "lines"}
+    if begun:
+        return _go_on(job)
+    if resume is not None:
+        folder = folder_of(resume)
+        values = _resumed(job, values_in(folder), folder)
+        # A run that never came to a checkpoint begins anew, which gives what it would have given.
+        return tasks.run(Run(values, job.folder, None if resume.is_dir() else resume))
+    values = _with_checkpoint(job)
+    plan = planned(values, job.overrides, job.invocation) if job.task.plans else None
+    return tasks.run(Run(values, _claim_by_settings(job, values), None), plan)
+
+
+def _resumed(job: Job, saved: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Lay what was given over the settings of the run that goes on."""
+    kept = registry.TASKS.get(saved.get("task", {}).get("name", "train"))
+    if kept is None or not kept.resumable:
+        raise ConfigError(f"{job.values['resume']} is no training run, so there is nothing to resume.")
+    laid = saved_settings.laid_over(saved, job.values, job.overrides)
+    values = {**laid, "resume": None, "trust": job.values["trust"]}
+    check_values(values, folder)
+    return values
+
+
+def _with_checkpoint(job: Job) -> dict[str, Any]:
+    """Take from the run of the checkpoint what it decides."""
+    from dkel_lightning.app.runs.folder import saved_values
+
+    given, source = job.values["checkpoint"], None  # the folder whose config.yaml is laid under what was given
+    values = job.values
+    if given and job.task.reads_checkpoint:
+        path = Path(given)
+        if job.task.reads_exports and _is_export(path):
+            # An export says itself all that is known of it; a run around it has nothing to add.
+            saved_settings.refuse_decided(saved_settings.explicit(job.overrides), "export")
+        elif (path.resolve().parent.parent / "config.yaml").is_file():
+            source = path.resolve().parent.parent
+            values = saved_settings.of_checkpoint(saved_values(path), values, job.overrides)
+    check_values(values, source)
+    return values
+
+
+def _is_export(path: Path) -> bool:
+    from dkel_lightning.export import formats
+
+    return formats.is_exported(path)
+
+
+def check_values(values: Mapping[str, Any], source: Path | None) -> None:
+    """Check the values of a run; what was read from a run's folder may lack anything that a composition has."""
+    try:
+        schema.check(values)
+    except DkelError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if source is None:
+            raise
+        raise CheckpointError(
+            f"{source / 'config.yaml'} is of another version, or damaged ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _claim_own(job: Job) -> None:
+    """Take a folder for this run alone.
+
+    Processes that Lightning starts for a run share the folder of the process that started them.
+    """
+    if ranks.is_one_of_several():
+        job.folder = Path(os.environ.get("DKEL_RUN_FOLDER", job.folder))
+        return
+    if not (job.goes_on and (job.folder / CLAIM).exists()):
+        job.folder = claim(job.folder)
+    os.environ["DKEL_RUN_FOLDER"] = str(job.folder)
+
+
+def _claim_by_settings(job: Job, values: Mapping[str, Any]) -> Path:
+    """Take a folder for what a task makes of a checkpoint: the same settings replace it, others stay beside it.
+
+    A folder that was named, and that of a sweep's job, are taken as they are. Of several processes only the first
+    one writes.
+    """
+    owner = job.task.owner
+    if owner is None or job.session is not None or not ranks.is_first():
+        return job.folder
+    beside = folder_beside(Path(values["checkpoint"]), job.task)
+    if "hydra.run.dir" not in job.invocation.values or job.folder == beside:
+        job.folder = claim(job.folder, json.dumps(registry.load(owner)(values)))
+    return job.folder
+
+
+def _go_on(job: Job) -> float:
+    """Return the objective of a job that has finished before; resume one that was begun."""
+    from dkel_lightning.app import sweeps, tasks
+    from dkel_lightning.app.runs.folder import Run
+
+    objective = sweeps.objective(job.folder)
+    if objective is not None:
+        print(f"Job {job.number} has finished before, in {job.folder}.", flush=True)
+        return objective
+    checkpoint = find_resume(str(job.folder))
+    # The values were composed by this command and not read from the folder: nothing foreign to distrust.
+    trusted = {**job.values, "trust": True}
+    return tasks.run(Run(trusted, job.folder, None if checkpoint.is_dir() else checkpoint))

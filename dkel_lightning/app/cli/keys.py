@@ -1,0 +1,94 @@
+"""Whether the groups and keys of overrides exist, and what is said of those that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from dkel_lightning.app.cli import composition
+from dkel_lightning.app.cli.composition import options, resolved
+from dkel_lightning.app.cli.overrides import line, parse
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.tasks import registry
+from dkel_lightning.errors import ConfigError
+
+# What Lightning's Trainer takes and this library decides.
+DECIDED = ["logger", "callbacks", "plugins", "precision", "use_distributed_sampler", "default_root_dir"]
+DECIDED += ["enable_progress_bar", "enable_model_summary", "enable_checkpointing", "inference_mode", "barebones"]
+# Groups of which several choices can be made at once: logger=[tensorboard,wandb].
+SEVERAL = ("logger",)
+
+_MISSING: Any = object()
+
+
+def composed(items: Sequence[str], config_dir: Path | None, search: Sequence[str]) -> DictConfig:
+    """Compose overrides whose groups and keys exist.
+
+    Raises:
+        ConfigError: naming the ones that do not, and their nearest.
+    """
+    parsed = [parse(item) for item in items]
+    groups = [item for item in parsed if options(item.key_or_group, config_dir)]
+    check_groups(groups, config_dir)
+    base = composition.compose([*(item.input_line or "" for item in groups), *search])
+    _check_keys([item for item in parsed if item not in groups], base)
+    return composition.compose([*map(line, parsed), *search])
+
+
+def check_groups(groups: Sequence[Override], config_dir: Path | None) -> None:
+    """Check the choices of groups.
+
+    Raises:
+        ConfigError: naming the group and its choices.
+    """
+    for item in groups:
+        there = options(item.key_or_group, config_dir)
+        if item.is_delete():
+            raise ConfigError(f"{item.input_line}: a group cannot be removed; choose one of {', '.join(there)}.")
+        if item.is_add() or item.is_force_add():
+            raise ConfigError(f"{item.input_line}: a group is chosen without a plus: {item.key_or_group}=CHOICE.")
+        value = item.value()
+        several = isinstance(value, list) and item.key_or_group in SEVERAL
+        if several and not value:
+            raise ConfigError(f"{item.input_line} names none: choose from {', '.join(there)}.")
+        for chosen in map(str, value if several else [value]):  # type: ignore[arg-type]
+            if chosen not in there:
+                raise ConfigError(schema.unknown_choice(item.key_or_group, chosen, there))
+
+
+def _check_keys(overrides: Sequence[Override], base: DictConfig) -> None:
+    known = [key for key, _ in schema.leaves(resolved(base))]
+    mistakes = []
+    for item in overrides:
+        key = item.key_or_group
+        exists = OmegaConf.select(base, key, throw_on_missing=False, default=_MISSING) is not _MISSING
+        opened = any(key.startswith(f"{node}.") and OmegaConf.select(base, node) is not None for node in schema.OPEN)
+        group, _, name = key.partition(".")
+        if name == "name" and (schema.folder() / group).is_dir():
+            mistakes.append(f"{item.input_line}: choose it as a group, {group}={item.value()}.")
+        elif group == "trainer" and name in DECIDED:
+            mistakes.append(f"{key} is decided by this library; see logger.extra, callbacks.* and precision=.")
+        elif not key:
+            mistakes.append(f"Cannot read {item.input_line!r}: write key=value.")
+        elif item.is_delete():
+            mistakes.append(f"{item.input_line}: keys cannot be removed; set {key} to another value.")
+        elif not exists and not (opened and item.is_add()):
+            mistakes.append(_absent(key, known, opened, base))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
+def _absent(key: str, known: list[str], opened: bool, base: DictConfig) -> str:
+    if key in schema.KEYS and key.split(".")[0] in registry.TASKS:
+        return f"{key} belongs to task={key.split('.')[0]}: choose that."
+    if opened:
+        return f"{schema.unknown_key(key, known)} Any other argument goes with a plus: +{key}=VALUE."
+    if key in schema.KEYS and "." in key:
+        group = key.split(".", 1)[0]
+        choice = OmegaConf.select(base, f"{group}.name") or ("none" if group == "teacher" else "this choice")
+        return f"{key} means nothing with {group}={choice}: remove it, or choose another {group}."
+    return schema.unknown_key(key, known)

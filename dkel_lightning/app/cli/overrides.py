@@ -1,0 +1,50 @@
+"""Overrides of the command line, read as Hydra reads them."""
+
+from __future__ import annotations
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import CompactHydraException, OverrideParseException
+
+from dkel_lightning.app.config import schema
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.runtime import command_lines
+
+
+def parse(item: str) -> Override:
+    """Read one override.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return OverridesParser.create().parse_overrides([item])[0]
+    except (OverrideParseException, CompactHydraException, RecursionError) as error:
+        raise ConfigError(
+            f"Cannot read {schema.shortened(item)!r}: write key=value or group=option, with quotes around a value that "
+            "holds anything but letters of English, digits and the signs ._-/ (\"key='a value'\")."
+        ) from error
+
+
+def line(item: Override) -> str:
+    """Write an override as it was typed, without a plus where the key exists: Hydra refuses that."""
+    typed = item.input_line or ""
+    return typed.lstrip("+") if item.is_add() and item.key_or_group in schema.KEYS else typed
+
+
+def values_of(item: Override) -> list[str]:
+    """List what a job may be given by an override: every value of a sweep, both ends of a range."""
+    key = item.get_key_element()
+    if not item.is_sweep_override():
+        return [item.input_line or ""]
+    if item.is_discrete_sweep():
+        return [f"{key}={value}" for value in item.sweep_string_iterator()]
+    ends = item.value()
+    assert isinstance(ends, IntervalSweep)
+    return [f"{key}={end}" for end in (ends.start, ends.end)]
+
+
+def split(text: str) -> tuple[str, str]:
+    """Split an override as it was typed into its key and its value, without plus and quotes."""
+    key, _, value = text.lstrip("+").partition("=")
+    return key, command_lines.unquoted(value)

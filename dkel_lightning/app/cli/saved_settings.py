@@ -1,0 +1,106 @@
+"""What a saved configuration decides: of a run that is gone on with, and of a checkpoint that is evaluated."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dkel_lightning.app.cli.overrides import parse
+from dkel_lightning.app.config import schema
+from dkel_lightning.errors import ConfigError
+
+LATER_KEYS = ("callbacks", "data", "execution", "trainer")
+OF_EVERY_RUN = ("method.name", "method.peers", "backbone.name", "teacher.update", "data.name", "data.root")
+OF_CHECKPOINT = ("data", "backbone", "method", "teacher", "deploy")
+OF_EVERY_METHOD: dict[str, Any] = {"peers": 3, "sharing": "trunk", "views": "per_peer", "classifiers": "own"}
+
+
+def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Lay what may change over the configuration of a resumed run.
+
+    Raises:
+        ConfigError: a key that changes the trajectory.
+    """
+    values = copy.deepcopy(saved)
+    # Keys that came later; their defaults are what was done before.
+    for group in LATER_KEYS:
+        if group in values:
+            values[group] = {**given[group], **values[group]}
+    _check_complete(values, given)
+    processes = (values["trainer"]["devices"], values["trainer"]["num_nodes"])
+    for item in map(parse, overrides):
+        key = item.key_or_group
+        if not schema.may_change(key):
+            _refuse(key)
+        if key == "trainer" or key.startswith("trainer."):
+            values["trainer"] |= {
+                name: given["trainer"][name] for name in schema.DEVICE_KEYS if name in given["trainer"]
+            }
+        elif key == "execution":
+            values["execution"] |= {name: given["execution"][name] for name in ("name", "compile")}
+        elif key in ("logger",) or key.startswith("logger."):
+            values["logger"] = given["logger"]
+        elif "." in key:
+            group, name = key.split(".", 1)
+            values[group][name] = given[group][name]
+    if processes != (values["trainer"]["devices"], values["trainer"]["num_nodes"]):
+        raise ConfigError(
+            f"The run used trainer.devices={processes[0]}, trainer.num_nodes={processes[1]}: another number of "
+            "processes changes the batches, so resume with the same."
+        )
+    return values
+
+
+def _check_complete(values: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse a saved configuration from which keys that every run has are missing."""
+    common = [key for key, _ in schema.leaves(given) if not key.startswith(("method.", "optimizer.", "scheduler."))]
+    _refuse_lacking(values, [key for key in common if not key.startswith(("teacher.", "data.", "trust", "task."))])
+    _refuse_lacking(values, OF_EVERY_RUN)
+
+
+def _refuse_lacking(values: Mapping[str, Any], keys: Sequence[str]) -> None:
+    there = {key for key, _ in schema.leaves(values)}
+    missing = [key for key in keys if key not in there]
+    if missing:
+        raise ConfigError(
+            f"The saved config.yaml lacks {', '.join(missing[:5])}: it is of another version, or damaged."
+        )
+
+
+def _refuse(key: str) -> None:
+    raise ConfigError(
+        f"{key} would change a run that is being resumed: leave it out, or start a new run. "
+        f"What may change: {', '.join(schema.RESUMABLE[3:])} (of trainer: {', '.join(schema.DEVICE_KEYS[:4])})."
+    )
+
+
+def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Take from a checkpoint's run what names networks, method and data; nothing of it is run by name.
+
+    Keys that are given explicitly win.
+    """
+    given_keys = explicit(overrides)
+    refuse_decided(given_keys, "checkpoint")
+    taken = [group for group in OF_CHECKPOINT if group not in given_keys]
+    _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
+    # Keys that came later; their defaults are what was done before.
+    later = {"data": given["data"], "method": OF_EVERY_METHOD, "deploy": given["deploy"]}
+    values = dict(given)
+    for group in taken:
+        node = {**later.get(group, {}), **saved.get(group, {})}
+        node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in given_keys}
+        values[group] = node
+    return {**values, "name": saved.get("name", given["name"])}
+
+
+def explicit(overrides: Sequence[str]) -> set[str]:
+    """Name the keys and groups that are given."""
+    return {item.key_or_group for item in map(parse, overrides)}
+
+
+def refuse_decided(given: set[str], by: str) -> None:
+    """Refuse to choose what the trained network is already."""
+    fixed = [key for key in sorted(given) if key.split(".")[0] in ("backbone", "method", "teacher", "experiment")]
+    if fixed:
+        raise ConfigError(f"{', '.join(fixed)}: the {by} decides this; leave it out.")
