@@ -35,7 +35,7 @@ from dkel_lightning import __version__
 from dkel_lightning.app.compare import plan
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError, OtherJobError
-from dkel_lightning.runtime import command_lines, failures, locks, ranks, unread_output
+from dkel_lightning.runtime import command_lines, locks, ranks, unread_output
 from dkel_lightning.runtime.locks import CLAIM
 
 FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
@@ -277,10 +277,8 @@ def fail(error: DkelError) -> None:
     """Print the message (the traceback too with HYDRA_FULL_ERROR=1) and exit."""
     if os.environ.get(TRACEBACK) == "1":
         raise error
-    if failures.is_child():
-        failures.note(error)  # the process that started this one says it
-    else:
-        print(f"Error: {error}", file=sys.stderr)
+    where = "" if ranks.is_first() else f" in process {ranks.rank()}"
+    print(f"Error{where}: {error}", file=sys.stderr)
     raise SystemExit(error.exit_code)
 
 
@@ -310,7 +308,7 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"{flag} is not supported: put your files into a folder and pass --config-dir FOLDER.")
     swept = preset_sweep(given, config_dir)
     multirun = "-m" in arguments or "--multirun" in arguments or swept is not None
-    child = failures.is_child()  # of a process that has checked the same
+    child = ranks.is_launched_by_lightning()  # of a process that has checked the same
     if not child:
         check_arguments([*(swept or ()), *given], config_dir, multirun)
     arguments = without_superfluous_plus(arguments)
@@ -621,8 +619,8 @@ def _check_composed(
         _check_tasks(values["trainer"], launcher)
         return
     raise ConfigError(
-        "A multirun with trainer=ddp would start the whole sweep again in every process: use trainer=ddp_spawn, "
-        "hydra/launcher=submitit_slurm, or start each job with torchrun."
+        "A multirun with trainer=ddp would start the whole sweep again in every process: use "
+        "hydra/launcher=submitit_slurm, or leave out -m and start each job with torchrun."
     )
 
 
@@ -674,7 +672,7 @@ def _launches_processes(trainer: Mapping[str, Any]) -> bool:
     devices = trainer["devices"]
     one = str(devices) == "1" or (isinstance(devices, list) and len(devices) == 1)
     one_cpu = trainer["accelerator"] == "cpu" and devices == "auto"
-    return str(trainer["strategy"]) != "ddp_spawn" and not one and not one_cpu
+    return not one and not one_cpu
 
 
 def groups_explained() -> str:
@@ -912,7 +910,7 @@ def _run_job(cfg: DictConfig) -> float | None:
 @functools.cache
 def _end_with_sweep() -> None:
     """End this process of joblib soon after the one of the sweep: another start would write into the same folder."""
-    from dkel_lightning.runtime.process_group import end_with_parent
+    from dkel_lightning.runtime.parents import end_with_parent
 
     end_with_parent()
 
