@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from typing import Any
 import hydra.utils
 import torch
 from hydra.errors import InstantiationException
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 
 from dkel_lightning import data
 from dkel_lightning.app.config.schema import Values, unknown_choice
@@ -28,8 +29,6 @@ from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, SchedulerFactory
-from dkel_lightning.runtime import failures
-from dkel_lightning.runtime.process_group import ProcessGroup
 
 DATA: dict[str, type[data.ImageDataModule]] = {
     "digits": data.DigitsDataModule,
@@ -157,22 +156,6 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
     return built
 
 
-def processes(values: Values) -> int:
-    """Return how many processes trainer=ddp_spawn starts.
-
-    Raises:
-        ConfigError: the devices are not there.
-    """
-    names = ("_target_", "accelerator", "devices", "num_nodes")
-    settings = {name: values["trainer"][name] for name in names}
-    if settings["num_nodes"] != 1:
-        raise ConfigError("trainer=ddp_spawn starts processes on one machine: use trainer=ddp with torchrun or srun.")
-    if settings["accelerator"] in ("gpu", "cuda") and not _sees_gpu():
-        raise ConfigError(_NO_GPU)
-    plain = _try("trainer", _partial({**settings, "logger": False, "enable_checkpointing": False}, "trainer"))
-    return int(plain.num_devices)
-
-
 @contextlib.contextmanager
 def trainer_settings_named() -> Iterator[None]:
     """Name what Lightning refuses of its settings only once it knows how long the loaders are.
@@ -196,23 +179,20 @@ def _raised_by_lightning(error: Exception) -> bool:
 
 
 def _with_strategy(given: Values) -> dict[str, Any]:
-    """Return the settings with a strategy whose processes end together in place of Lightning's plain DDP.
+    """Return the settings with Lightning's plain DDP, whose processes wait for each other for a bounded time.
 
     Raises:
-        ConfigError: a strategy that starts processes in a way of its own.
+        ConfigError: a strategy that starts processes by forking or spawning them.
     """
     settings = dict(given)
-    minutes = settings.pop("process_timeout")
+    wait = timedelta(minutes=settings.pop("process_timeout"))
     name = str(settings["strategy"])
-    found = re.fullmatch(r"ddp(_spawn)?(_find_unused_parameters_(?P<find>true|false))?", name)
+    found = re.fullmatch(r"ddp(_find_unused_parameters_(?P<find>true|false))?", name)
     if found is not None or (name == "auto" and _several(settings)):
-        settings["strategy"] = ProcessGroup(
-            minutes,
-            LightningEnvironment() if failures.is_child() else None,
-            find_unused_parameters=found is not None and found["find"] == "true",
-        )
+        find = found is not None and found["find"] == "true"
+        settings["strategy"] = DDPStrategy(timeout=wait, find_unused_parameters=find)
     elif "ddp" in name:
-        raise ConfigError(f"trainer.strategy={name} is not supported: choose ddp or ddp_spawn.")
+        raise ConfigError(f"trainer.strategy={name} is not supported: use trainer=ddp, alone or under torchrun.")
     return settings
 
 

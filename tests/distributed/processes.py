@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -11,14 +12,15 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dkel_lightning.runtime.failures import FOLDER
-
+MARK = "DKEL_TEST_COMMAND"
+"""Environment variable that only the processes of one command have."""
 FAULTS = Path(__file__).with_name("faults.py")
 TINY = (
     "debug=smoke",
@@ -41,7 +43,6 @@ def fork(world: int, work: Callable[[int], None], *, seconds: float = 120) -> li
 
     def child(rank: int) -> None:
         torch.set_num_threads(1)
-        os.environ.pop(FOLDER, None)
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0", LOCAL_RANK=str(rank))
         work(rank)
         if torch.distributed.is_initialized():
@@ -79,7 +80,7 @@ class Ended:
 
     @property
     def errors(self) -> list[str]:
-        return [line for line in self.text.splitlines() if line.startswith("Error: ")]
+        return [line for line in self.text.splitlines() if re.match(r"Error(:| in process)", line)]
 
 
 class Command:
@@ -90,9 +91,10 @@ class Command:
         shutil.copy(FAULTS, folder)
         self._log = (folder / "log.txt").open("a")
         # Not what the tests' own processes were given.
-        dropped = (FOLDER, "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "DKEL_RUN_FOLDER")
+        dropped = ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "DKEL_RUN_FOLDER")
         environment = {name: value for name, value in os.environ.items() if name not in dropped}
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        self._mark = f"{MARK}={uuid.uuid4().hex}"
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", MARK: self._mark.split("=")[1]}
         self.process = subprocess.Popen(
             [*(launcher or [sys.executable]), "-m", "dkel_lightning", *arguments],
             cwd=folder, env=environment, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -126,22 +128,28 @@ class Command:
             assert time.monotonic() < deadline, self.text
             time.sleep(0.05)
 
+    def until_there(self, name: str, seconds: float = 200) -> None:
+        """Wait until a file is in its folder."""
+        deadline = time.monotonic() + seconds
+        while not (self.folder / name).is_file():
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.05)
+
     def processes(self) -> list[int]:
-        """Return the living processes of its session, zombies left out."""
+        """Return its living processes, whatever session torchrun has put them into; zombies have no environment."""
         found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            if int(fields[3]) == self.process.pid and fields[0] != "Z":
-                found.append(int(stat.parent.name))
+        for environment in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if self._mark.encode() in environment.read_bytes():
+                    found.append(int(environment.parent.name))
         return found
 
     def kill(self) -> None:
         """End what is left of it."""
         for number in self.processes():
-            os.kill(number, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         self.process.wait()
         self._log.close()
 

@@ -1,58 +1,24 @@
-"""The ways to start several processes: this command, torchrun, and spawned ones in a sweep."""
+"""The ways to start several processes: this command and torchrun."""
 
 from __future__ import annotations
 
-import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.app.build import processes
 from dkel_lightning.app.build import trainer as build_trainer
 from dkel_lightning.app.config.schema import check
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints import format
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.runtime.process_group import ProcessGroup
 from tests.compose import compose, tiny_run
 from tests.distributed.processes import TINY, Command, fork
 from tests.modules.toy import SGD, parameters_of, train_loader, trainer, val_loader
-
-SPAWN = ("trainer=ddp_spawn", "trainer.accelerator=cpu", "trainer.devices=2")
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return found
-
-
-@pytest.mark.long
-@pytest.mark.timeout(400)
-def test_a_sweep_spawns_its_processes_and_gives_what_ddp_gives(tmp_path: Path) -> None:
-    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=3", "callbacks.progress=none")
-    command = Command(tmp_path, "-m", *SPAWN, *TINY, *short, "seed=0,1")
-    ended = command.wait()
-    assert ended.code == 0, ended.text
-    (sweep,) = tmp_path.glob("outputs/smoke/sweep_*")
-    assert sorted(path.name for path in sweep.iterdir() if path.name.isdigit()) == ["0", "1"]
-    assert [summary(sweep / job)["seed"] for job in "01"] == [0, 1]
-
-    def work(rank: int) -> None:
-        # Without a spawning parent it is plain DDP.
-        train(tiny_run(tmp_path / "ddp", *TINY, *short, "trainer=ddp_cpu"))
-
-    assert fork(2, work) == [0, 0]
-    ours, theirs = (format.load(folder / "checkpoints" / "last.ckpt") for folder in (sweep / "0", tmp_path / "ddp"))
-    assert all(torch.equal(ours["state_dict"][name], value) for name, value in theirs["state_dict"].items())
-    assert summary(sweep / "0")["test"] == summary(tmp_path / "ddp")["test"]
-    seeds = [format.load(sweep / job / "checkpoints" / "last.ckpt")["state_dict"] for job in "01"]
-    assert not torch.equal(*(state["student.network.trunk.stem.0.weight"] for state in seeds))
 
 
 @pytest.mark.long
@@ -117,30 +83,34 @@ def test_a_module_trains_under_lightnings_own_spawn_and_comes_back(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("overrides", "seconds"),
+    ("overrides", "seconds", "unused"),
     [
-        (["trainer=ddp_cpu"], 600),
-        (["trainer=cpu", "trainer.devices=2"], 600),
-        ([*SPAWN, "trainer.process_timeout=0.5"], 30),
+        (["trainer=ddp_cpu"], 600, False),
+        (["trainer=cpu", "trainer.devices=2"], 600, False),
+        (["trainer=ddp_cpu", "trainer.process_timeout=0.5"], 30, False),
+        (["trainer=ddp_cpu", "trainer.strategy=ddp_find_unused_parameters_true"], 600, True),
+        (["trainer=ddp_cpu", "trainer.strategy=ddp_find_unused_parameters_false"], 600, False),
     ],
 )
-def test_plain_ddp_waits_for_a_bounded_time(overrides: list[str], seconds: int) -> None:
+def test_plain_ddp_waits_for_a_bounded_time(overrides: list[str], seconds: int, unused: bool) -> None:
     values = compose(*overrides)
     check(values)
     built = build_trainer(values, loggers=[], callbacks=[], plugins=[])
-    assert isinstance(built.strategy, ProcessGroup)
+    assert isinstance(built.strategy, DDPStrategy)
     assert built.strategy._timeout is not None
     assert built.strategy._timeout.total_seconds() == seconds
-    assert built.strategy._ddp_kwargs["find_unused_parameters"] is False
+    assert built.strategy._ddp_kwargs["find_unused_parameters"] is unused
 
 
-def test_one_device_needs_no_group_and_other_ways_to_start_processes_are_refused() -> None:
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_spawn_find_unused_parameters_true"])
+def test_other_ways_to_start_processes_are_refused(strategy: str) -> None:
+    refusal = rf"trainer\.strategy={strategy} is not supported: use trainer=ddp, alone or under torchrun"
+    with pytest.raises(ConfigError, match=refusal):
+        build_trainer(compose("trainer=ddp_cpu", f"trainer.strategy={strategy}"), loggers=[], callbacks=[], plugins=[])
+
+
+def test_one_device_needs_no_group_and_a_wait_of_no_time_is_refused() -> None:
     built = build_trainer(compose("trainer=cpu"), loggers=[], callbacks=[], plugins=[])
     assert not isinstance(built.strategy, DDPStrategy)
-    assert processes(compose(*SPAWN)) == 2
-    with pytest.raises(ConfigError, match=r"trainer\.strategy=ddp_fork is not supported: choose ddp or ddp_spawn"):
-        build_trainer(compose("trainer=ddp_cpu", "trainer.strategy=ddp_fork"), loggers=[], callbacks=[], plugins=[])
     with pytest.raises(ConfigError, match=r"trainer\.process_timeout must be a number above 0"):
         check(compose("trainer=ddp_cpu", "trainer.process_timeout=0"))
-    with pytest.raises(ConfigError, match="starts processes on one machine"):
-        processes(compose(*SPAWN, "trainer.num_nodes=2"))

@@ -23,7 +23,7 @@ GLIBC = pytest.mark.skipif(
 
 ROUNDS = """
 import resource, torch
-from dkel_lightning import memory
+from dkel_lightning.runtime import memory
 
 kept = memory.keep_freed() if {keep} else None
 faults = []
@@ -120,7 +120,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_task_that_computes_follows_the_setting(setting: str, calls: int, asked: list[bool], tmp_path: Path) -> None:
     values = compose(f"execution.keep_memory={setting}", "trainer=cpu")
     with pytest.raises(TrainedError):
-        tasks.run_here(Run(values, tmp_path))
+        tasks.run(Run(values, tmp_path))
     assert len(asked) == calls
 
 
@@ -132,7 +132,7 @@ def test_more_threads_than_processors_are_pointed_out(
     monkeypatch.setattr("os.cpu_count", lambda: processors)
     before = torch.get_num_threads()
     with pytest.raises(TrainedError):
-        tasks.run_here(Run(compose("execution.threads=2", "trainer=cpu"), tmp_path))
+        tasks.run(Run(compose("execution.threads=2", "trainer=cpu"), tmp_path))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
     said = "execution.threads=2: processors here: 1. More threads wait for each other."

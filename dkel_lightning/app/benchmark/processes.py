@@ -21,7 +21,7 @@ import torch
 
 from dkel_lightning.app.benchmark.watch import Order, Round
 from dkel_lightning.errors import DkelError
-from dkel_lightning.runtime.process_group import end_with_parent
+from dkel_lightning.runtime.parents import end_with_parent
 
 Say = Callable[[str], None]
 

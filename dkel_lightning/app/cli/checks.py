@@ -143,15 +143,15 @@ def _launches_processes(trainer: Mapping[str, Any]) -> bool:
     devices = trainer["devices"]
     one = str(devices) == "1" or (isinstance(devices, list) and len(devices) == 1)
     one_cpu = trainer["accelerator"] == "cpu" and devices == "auto"
-    return str(trainer["strategy"]) != "ddp_spawn" and not one and not one_cpu
+    return not one and not one_cpu
 
 
 def _check_processes(trainer: Mapping[str, Any], launcher: DictConfig) -> None:
     """Leave the processes of a sweep's jobs to SLURM, which needs a task for each device."""
     if "SlurmLauncher" not in str(launcher.get("_target_")):
         raise ConfigError(
-            "A multirun with trainer=ddp would start the whole sweep again in every process: use trainer=ddp_spawn, "
-            "hydra/launcher=submitit_slurm, or start each job with torchrun."
+            "A multirun with trainer=ddp would start the whole sweep again in every process: use "
+            "hydra/launcher=submitit_slurm, or leave out -m and start each job with torchrun."
         )
     tasks, nodes = launcher.tasks_per_node, launcher.nodes
     devices = trainer["devices"]

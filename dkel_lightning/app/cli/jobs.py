@@ -143,7 +143,7 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
 @functools.cache
 def _end_with_sweep() -> None:
     """End this process of joblib soon after the one of the sweep: another start would write into the same folder."""
-    from dkel_lightning.runtime.process_group import end_with_parent
+    from dkel_lightning.runtime.parents import end_with_parent
 
     end_with_parent()
 

@@ -22,7 +22,7 @@ from dkel_lightning.app.cli.refusals import TRACEBACK, fail, refusal
 from dkel_lightning.app.cli.sweep_session import SweepSession
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import DkelError
-from dkel_lightning.runtime import failures, ranks, unread_output
+from dkel_lightning.runtime import ranks, unread_output
 
 
 def main() -> Any:
@@ -79,7 +79,7 @@ def prepared(arguments: Sequence[str]) -> Invocation:
         if invocation.unchecked:
             return invocation
         invocation, own = with_preset_sweep(invocation)
-        if failures.is_child():  # of a process that has checked the same
+        if ranks.is_launched_by_lightning():  # of a process that has checked the same
             return invocation
         check(invocation, own)
         return invocation if invocation.shows else settled(invocation)

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import FULL, ConfigError, DiskFullError, DkelError
-from dkel_lightning.runtime import failures
+from dkel_lightning.runtime import ranks
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 """Set to 1, users see tracebacks, and Hydra raises what it would print."""
@@ -21,10 +21,8 @@ def fail(error: DkelError) -> NoReturn:
     """Print the message and exit; raise the error where the user wants to see tracebacks."""
     if os.environ.get(TRACEBACK) == "1":
         raise error
-    if failures.is_child():
-        failures.note(error)  # the process that started this one says it
-    else:
-        print(f"Error: {error}", file=sys.stderr)
+    where = "" if ranks.is_first() else f" in process {ranks.rank()}"
+    print(f"Error{where}: {error}", file=sys.stderr)
     raise SystemExit(error.exit_code)
 
 

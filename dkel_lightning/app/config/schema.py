@@ -583,7 +583,7 @@ KEYS: dict[str, Key] = {
     "trainer.accelerator": text("Kind of device: auto, cpu, gpu, mps, or another that Lightning knows."),
     "trainer.devices": devices("Devices of a machine."),
     "trainer.num_nodes": whole("Machines.", 1),
-    "trainer.strategy": text("How devices work together: auto, ddp or ddp_spawn."),
+    "trainer.strategy": text("How devices work together: auto or ddp."),
     "trainer.sync_batchnorm": switch("BatchNorm over the batches of all processes."),
     "trainer.accumulate_grad_batches": whole("Batches an optimizer step.", 1),
     "trainer.check_val_every_n_epoch": whole("Epochs between validations.", 1),

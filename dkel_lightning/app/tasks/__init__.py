@@ -23,34 +23,18 @@ if TYPE_CHECKING:
 def run(run: Run, comparison: Comparison | None = None) -> float:
     """Run the task that the configuration names and return its objective; task=compare needs its plan."""
     from dkel_lightning.app.tasks import stages
-    from dkel_lightning.runtime.process_group import together
-
-    processes = _processes_to_start(run)
+    from dkel_lightning.runtime.error_translation import errors_named
+    from dkel_lightning.runtime.parents import one_of_several
 
     def how_to_go_on() -> str:
         can = _task(run).resumable and (run.folder / "config.yaml").is_file()
         return f"Go on with: {stages.go_on(run)}" if can else ""
 
-    with together(how_to_go_on):
-        if processes > 1:
-            from dkel_lightning.app.tasks.spawn import spawned
-
-            return spawned(run_here, run, processes)
-        return run_here(run, comparison)
+    with one_of_several(), errors_named(how_to_go_on):
+        return _run(run, comparison)
 
 
-def _processes_to_start(run: Run) -> int:
-    alone = not _task(run).in_processes
-    if alone or run.values["trainer"]["strategy"] != "ddp_spawn" or "LOCAL_RANK" in os.environ:
-        return 1
-    from dkel_lightning.app import build
-
-    quieten()
-    return build.processes(run.values)
-
-
-def run_here(run: Run, comparison: Comparison | None = None) -> float:
-    """Do the same in this process, which may be one of several."""
+def _run(run: Run, comparison: Comparison | None) -> float:
     import torch
 
     from dkel_lightning.app.tasks import registry
@@ -92,6 +76,8 @@ def quieten() -> None:
     """Leave out what Lightning says at every start and a user of a task can do nothing about."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Says which process has failed, before it ends them all.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in (
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",

@@ -56,7 +56,6 @@ class Task:
         plans: whether the command line composes a plan of several trainings for it.
         reads_exports: whether its checkpoint may be an exported file.
         resumable: whether its runs can be gone on with by `resume=`.
-        in_processes: whether it runs in as many processes as the trainer has devices.
         keeps_memory: whether `execution.keep_memory` is for it.
     """
 
@@ -74,7 +73,6 @@ class Task:
     plans: bool = False
     reads_exports: bool = False
     resumable: bool = False
-    in_processes: bool = False
     keeps_memory: bool = False
 
     @property
@@ -113,7 +111,6 @@ _ROWS = (
         refuses=("checkpoint",),
         refusal="checkpoint= belongs to task=evaluate, export or predict; to go on with a run use resume=PATH.",
         resumable=True,
-        in_processes=True,
         keeps_memory=True,
     ),
     Task(
@@ -123,7 +120,6 @@ _ROWS = (
         "evaluation",
         owner=f"{_HERE}.evaluate:settings",
         needs={"checkpoint": "a .ckpt file"},
-        in_processes=True,
         keeps_memory=True,
     ),
     Task(
