@@ -352,6 +352,12 @@ EXTRAS = {
     "submitit": ("hydra_plugins.hydra_submitit_launcher",),
     "optuna": ("hydra_plugins.hydra_optuna_sweeper",),
 }
+# Of Lightning's loggers those whose package is an extra.
+TRACKERS = {
+    "lightning.pytorch.loggers.TensorBoardLogger": "tensorboard",
+    "lightning.pytorch.loggers.WandbLogger": "wandb",
+    "lightning.pytorch.loggers.MLFlowLogger": "mlflow",
+}
 # Lightning's name of each precision.
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -820,10 +826,9 @@ def _contradictions(values: Values) -> Iterator[str]:
     yield from _device_contradictions(values, trainer)
     # A configuration that was saved before there were loggers to choose lacks the group.
     for node in values.get("logger", {"extra": {}})["extra"].values():
-        module, _, kind = str(node.get("_target_") if isinstance(node, Mapping) else "").rpartition(".")
-        if module == "dkel_lightning.app.loggers.trackers" and kind.lower() in EXTRAS:
-            fault = missing_extra(f"logger={kind.lower()}", kind.lower())
-            yield from [] if fault is None else [fault]
+        extra = TRACKERS.get(str(node.get("_target_")) if isinstance(node, Mapping) else "")
+        fault = None if extra is None else missing_extra(f"logger={extra}", extra)
+        yield from [] if fault is None else [fault]
     if values["task"]["name"] == "evaluate" and values["checkpoint"] is None:
         yield "task=evaluate needs checkpoint=PATH of a .ckpt file."
     if values["task"]["name"] == "export" and values["checkpoint"] is None:
