@@ -290,6 +290,8 @@ def executions(meaning: str) -> Key:
             key = KEYS.get(f"execution.{name}")
             if key is None:
                 return f" {label}: {unknown_key(f'execution.{name}', KEYS)}"
+            if name in ("threads", "keep_memory"):
+                return f" {label}: execution.{name} holds for the whole process: give it by itself, one run a value."
             wrong = key.fault(value)
             if wrong is not None:
                 return f" {label}: execution.{name} {wrong}"
@@ -418,7 +420,7 @@ KEYS: dict[str, Key] = {
     "benchmark.rounds": whole("Turns of every side.", 1),
     "benchmark.steps": whole("Steps of a turn that count; null: 3 on a CPU, 100 on a GPU.", 1, optional=True),
     "benchmark.warmup": whole("Steps before them that do not; null: 1 on a CPU, 10 on a GPU.", 0, optional=True),
-    "benchmark.to": text("Folder of benchmark.csv, .json, .md and .png; null: the run's.", optional=True),
+    "benchmark.to": text("Folder of benchmark.csv, .md and .png; null: the run's.", optional=True),
     "geometry.lr": number("Learning rate of the student.", 0, above=True),
     "geometry.decay": number("EMA rate of the teacher.", 1e-9, 0.999999),
     "geometry.bowl.curvatures": numbers("Curvature of a bowl's second direction, one bowl each; the other is 1."),
