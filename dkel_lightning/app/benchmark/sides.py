@@ -11,27 +11,22 @@ import contextlib
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 from torch.optim import Optimizer
 
-from dkel_lightning import networks
 from dkel_lightning.app import build
 from dkel_lightning.app.benchmark import plain
-from dkel_lightning.app.callbacks import Throughput
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.tasks.train import usual_callbacks
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.errors import ConfigError, DataError, DkelError
@@ -39,10 +34,9 @@ from dkel_lightning.execution.captured import CapturedStep
 from dkel_lightning.execution.runner import wants_channels_last
 from dkel_lightning.modules.batch import unpack
 from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.modules.teacher import TeacherSettings
 from dkel_lightning.networks import BranchedNetwork
-from dkel_lightning.runtime.seeding import seed_process, seeded
-from dkel_lightning.schedules import Clock, EnsembleTerm, RampUp
+from dkel_lightning.runtime.seeding import seed_process
+from dkel_lightning.schedules import Clock
 
 
 @dataclass(frozen=True)
@@ -142,6 +136,8 @@ def random_images(name: str) -> ImageSet:
 
 Steps = Callable[[int], int]
 """Makes so many steps and returns how many images were in them, views counted once."""
+Callbacks = Callable[[Run], Sequence[Callback]]
+"""Makes what the Trainer of a run is given."""
 
 
 class Turns:
@@ -196,23 +192,23 @@ class Turns:
         return self._left > 0
 
 
-def begin(side: Side, values: Values, folder: Path, most: int, *, invented: bool) -> Steps:
+def begin(side: Side, run: Run, callbacks: Callbacks, *, most: int, invented: bool) -> Steps:
     """Make a side ready to be asked for its first step.
 
     Args:
         side: which.
-        values: the settings of the run.
-        folder: for what the Trainer writes.
+        run: the settings, and the folder for what the Trainer writes.
+        callbacks: of the Trainer.
         most: steps that it will be asked for at most.
         invented: see `images_of`.
     """
-    values = {**values, "execution": dict(side.execution)}
+    values = {**run.values, "execution": dict(side.execution)}
     if side.residency is not None:
         values["data"] = {**values["data"], "residency": side.residency}
     if side.kind == "trainer":
-        return Turns(lambda border: _fit(values, images_of(values, invented=invented), folder, most, border))
-    make = _plain if side.kind == "plain" else _bare
-    steps = make(values, invented)
+        trained = Run(_as_timed(values, most), run.folder / "sides" / side.label)
+        return Turns(lambda border: _fit(trained, callbacks, border, invented=invented))
+    steps = (_plain if side.kind == "plain" else _bare)(values, invented)
     return lambda count: sum(itertools.islice(steps, count))
 
 
@@ -220,21 +216,30 @@ def _plain(values: Values, invented: bool) -> Iterator[int]:
     device, images = build.device(values), images_of(values, invented=invented)
     seed_process(values["seed"], "training", 0)
     loader = _plain_loader(values, images, device)
+    # The very networks of the library, with the weights that it draws for them.
+    module = build.distillation(values, images).to(device)
+    method, teacher, ensemble = module.method, module.teacher, module.ensemble
+    assert method.rampup is not None
+    assert method.ensemble is not None
+    assert teacher is not None
+    assert ensemble is not None
+    student = cast(BranchedNetwork, module.student.network)
+    learning = [*student.parameters(), *ensemble.classifier.parameters()]
+    optimizer = build.optimizer(values["optimizer"])([{"params": learning, "name": "student"}])
     weights = plain.Weights(
         scale=values["method"]["rampup"]["scale"],
         ramped=values["method"]["ensemble"]["ramped"],
         temperature=values["method"]["temperature"],
     )
-    loop = _plain_loop(values, images, weights, device)
-    teacher = TeacherSettings(**values["teacher"])
-    first = itertools.islice(plain.batches_on(device, loader), teacher.batches_of_initialisation(len(loader)))
-    lr = values["optimizer"]["lr"] * teacher.init_lr_scale
-    loop.initialise(first, lr, teacher.init_weight_decay)
+    follower = cast(BranchedNetwork, teacher.network)
+    loop = plain.PlainLoop(student, follower, ensemble.classifier, optimizer, weights)
+    first = itertools.islice(plain.batches_on(device, loader), teacher.settings.batches_of_initialisation(len(loader)))
+    lr = values["optimizer"]["lr"] * teacher.settings.init_lr_scale
+    loop.initialise(first, lr, teacher.settings.init_weight_decay)
     for epoch in itertools.count():
         clock = Clock(epoch, epoch * len(loader), len(loader), _planned(values, len(loader)))
-        weights.rampup = RampUp(**values["method"]["rampup"]).weight(clock)
-        weights.ensemble = EnsembleTerm(**values["method"]["ensemble"]).weight(clock)
-        weights.rate = teacher.rate(clock)
+        weights.rampup, weights.ensemble = method.rampup.weight(clock), method.ensemble.weight(clock)
+        weights.rate = teacher.settings.rate(clock)
         for views, labels in plain.batches_on(device, loader):
             with _kernels_tried():
                 loop.step(views, labels)
@@ -265,56 +270,35 @@ def _plain_loader(values: Values, images: ImageDataModule, device: torch.device)
     return plain.loader(per_image, data["batch_size"], data["workers"], data["drop_last"], device.type == "cuda")
 
 
-def _plain_loop(
-    values: Values, images: ImageDataModule, weights: plain.Weights, device: torch.device
-) -> plain.PlainLoop:
-    """Draw the networks as `DistillationModule.build` does, and put the loop together."""
-    channels, height, width = images.image_shape
-    drawn: list[BranchedNetwork] = []
-    for purpose in ("student", "teacher"):
-        with seeded(values["seed"], purpose):
-            network = networks.create(
-                values["backbone"]["name"],
-                images.num_classes,
-                values["method"]["peers"],
-                in_channels=channels,
-                image_size=(height, width),
-            )
-        drawn.append(cast(BranchedNetwork, network.to(device)))
-    student, teacher = drawn
-    with seeded(values["seed"], "ensemble"):
-        classifier = nn.Linear(sum(student.feature_dims), images.num_classes).to(device)
-    learning = [*student.parameters(), *classifier.parameters()]
-    optimizer = build.optimizer(values["optimizer"])([{"params": learning, "name": "student"}])
-    return plain.PlainLoop(student, teacher, classifier, optimizer, weights)
-
-
 def _planned(values: Values, batches: int) -> int | None:
     epochs = values["trainer"]["max_epochs"]
     return epochs * batches if epochs is not None and epochs > 0 else None
 
 
-def _fit(values: Values, images: ImageDataModule, folder: Path, most: int, border: Callable[[int], bool]) -> None:
-    """Fit with all that task=train attaches but checkpoints; validation is left out, since it is no training step."""
-    batches = len(images.train_dataloader())
+def _as_timed(values: Values, most: int) -> Values:
+    """Let a training go on for so many steps; validation is left out, since it is no training step."""
     epochs = values["trainer"]["max_epochs"] or -1
-    settings = {
+    trainer = {
         **values["trainer"],
-        "max_epochs": epochs if epochs < 0 else max(epochs, most // batches + 2),
+        "max_epochs": epochs if epochs < 0 else max(epochs, most + 1),
         "max_steps": -1,
         "max_time": None,
         "limit_val_batches": 0,
         "num_sanity_val_steps": 0,
         "enable_checkpointing": False,
     }
-    watched = {**values["callbacks"], "progress": "none", "early_stopping": None}
-    values = {**values, "trainer": settings, "callbacks": watched}
-    seed_process(values["seed"], "training", 0)
-    module = build.distillation(values, images)
+    callbacks = {**values["callbacks"], "progress": "none", "early_stopping": None}
+    return {**values, "trainer": trainer, "callbacks": callbacks}
+
+
+def _fit(run: Run, callbacks: Callbacks, border: Callable[[int], bool], *, invented: bool) -> None:
+    images = images_of(run.values, invented=invented)
+    seed_process(run.values["seed"], "training", 0)
+    module = build.distillation(run.values, images)
     trainer = build.trainer(
-        values,
-        loggers=[MetricsFile(folder / "metrics.csv")],
-        callbacks=[Throughput(), *usual_callbacks(Run(values, folder)), _Border(border)],
+        run.values,
+        loggers=[MetricsFile(run.folder / "metrics.csv")],
+        callbacks=[*callbacks(run), _Border(border)],
         plugins=[],
     )
     trainer.fit(module, images)

@@ -8,16 +8,20 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from rich.console import Console
 
 from dkel_lightning.app import build
 from dkel_lightning.app.benchmark import bench, sides
 from dkel_lightning.app.benchmark.bench import BenchmarkResult, Plan
+from dkel_lightning.app.callbacks import Throughput
 from dkel_lightning.app.compare.tables import terminal_table
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.tasks.train import usual_callbacks
 from dkel_lightning.errors import DkelError
 from dkel_lightning.runtime import memory, provenance
 
@@ -43,8 +47,8 @@ def benchmark(run: Run) -> BenchmarkResult:
     torch.set_float32_matmul_precision(values["precision"]["matmul"])
     plan = _plan(values, device)
     run.describe()
-    begin = partial(sides.begin, values=values, most=plan.most, invented=why_invented is not None)
-    begun = [(side, partial(begin, side, folder=run.folder / "sides" / side.label)) for side in chosen]
+    settings: dict[str, Any] = {"most": plan.most, "invented": why_invented is not None}
+    begun = [(side, partial(sides.begin, side, run, _callbacks, **settings)) for side in chosen]
     with _empty_compile_cache():
         found, failed, peak = bench.measure(begun, plan, device, lambda line: print(line, flush=True))
     missing |= failed
@@ -59,6 +63,11 @@ def benchmark(run: Run) -> BenchmarkResult:
     console.print(terminal_table(title, *bench.table(result)))
     print(f"{result.about}\nWritten to {folder}: benchmark.csv, benchmark.md, benchmark.png")
     return result
+
+
+def _callbacks(run: Run) -> list[Callback]:
+    """Make all that task=train attaches but what writes checkpoints."""
+    return [Throughput(), *usual_callbacks(run)]
 
 
 def _plan(values: Values, device: torch.device) -> Plan:
