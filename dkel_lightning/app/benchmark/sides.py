@@ -173,6 +173,7 @@ class Turns:
     def _serve(self) -> None:
         if not self._wait():
             return
+        torch.set_num_threads(torch.get_num_threads())  # OpenMP has a number of its own for every thread
         try:
             self._train(self._border)
             if self._left > 0:
@@ -351,7 +352,7 @@ def _bare(values: Values, invented: bool) -> Iterator[int]:
                 loss = module.compute_step(batch).loss if captured is None else captured.step(batch)
             if captured is None:
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 module.follow()
             yield len(batch.labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,9 +133,8 @@ def test_sides_take_turns_in_an_order_that_is_turned_round_and_warm_up_does_not_
 
         return lambda: steps
 
-    found, failed, memory = measure(
-        [(side("a"), begin("a", 1)), (side("b"), begin("b", 2))], Plan(2, 3, 4), CPU, [].append
-    )
+    begun = [(side("a"), begin("a", 1)), (side("b"), begin("b", 2))]
+    found, failed, memory = measure(begun, Plan(2, 3, 4), CPU)
     first, second = [("a", 3), ("a", 4), ("b", 3), ("b", 4)], [("b", 3), ("b", 4), ("a", 3), ("a", 4)]
     assert calls == [("a", 1), ("b", 1), *first, *second]
     assert [(each.first_step, each.seconds, each.images_per_second) for each in found] == [
@@ -177,6 +177,29 @@ def test_a_training_makes_so_many_steps_as_it_is_asked_for_and_ends_when_it_is_c
     assert made == [1, 2, 3, 4]
     turns.close()
     assert ended == [True]
+
+
+def test_a_training_computes_with_as_many_threads_as_the_other_sides() -> None:
+    maps = Path("/proc/self/maps")
+    loaded = maps.read_text(encoding="utf-8").split() if maps.is_file() else []
+    openmp = next((ctypes.CDLL(name) for name in loaded if "libgomp" in name), None)
+    if openmp is None:
+        pytest.skip("torch computes without the GNU OpenMP library here")
+    seen: list[int] = []
+
+    def train(border: Callable[[int], bool]) -> None:
+        seen.append(openmp.omp_get_max_threads())  # asked past torch, which corrects it when it is asked itself
+        border(1)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        turns = Turns(train)
+        turns(1)
+        turns.close()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [3]
 
 
 def test_what_a_training_fails_at_is_heard_by_who_asks() -> None:
