@@ -57,18 +57,17 @@ bench: $(VENV)/.run ## time training against a loop written by hand; ARGS="exper
 	$(BIN)/python -m dkel_lightning task=benchmark $(ARGS)
 
 bench-cpu: $(VENV)/.run ## the measurements of docs/performance.md on this machine's processor: a quiet quarter of an hour
-	$(MEASURE) experiment=cifar100 benchmark.rounds=5 benchmark.steps=3 benchmark.warmup=1 $(MEMORY) benchmark.to=$(SPEED)/cpu_resnet32
+	$(MEASURE) experiment=cifar100 benchmark.rounds=5 benchmark.steps=3 benchmark.warmup=1 benchmark.to=$(SPEED)/cpu_resnet32
 	$(MEASURE) experiment=cifar100 precision=bf16 $(FEW) benchmark.steps=2 benchmark.sides=[plain,eager,compile] benchmark.to=$(SPEED)/cpu_resnet32_bf16
-	$(MEASURE) experiment=cifar100 data.batch_size=256 $(FEW) benchmark.steps=2 benchmark.sides=[eager] $(MEMORY) benchmark.to=$(SPEED)/memory_resnet32
+	for keep in true false; do $(MEASURE) experiment=cifar100 $(FEW) benchmark.steps=2 benchmark.sides=[eager] execution.keep_memory=$$keep benchmark.to=$(SPEED)/memory_kept_$$keep || exit 1; done
 	$(MEASURE) experiment=quickstart $(FEW) benchmark.steps=20 $(LAYOUTS) benchmark.to=$(SPEED)/layout_resnet8
 	$(MEASURE) experiment=tinyimagenet data.batch_size=32 $(FEW) benchmark.steps=2 $(LAYOUTS) benchmark.to=$(SPEED)/layout_resnet18
 	$(MEASURE) experiment=cifar100 backbone=vgg16 data.batch_size=32 $(FEW) benchmark.steps=1 $(LAYOUTS) benchmark.to=$(SPEED)/layout_vgg16
 
-SPEED := docs/results/performance
+SPEED := outputs/performance
 MEASURE := $(BIN)/python -m dkel_lightning task=benchmark trainer=cpu
 FEW := benchmark.rounds=3 benchmark.warmup=1
-MEMORY := "benchmark.variants={memory_given_back:{keep_memory:false}}"
-LAYOUTS := benchmark.sides=[eager] "benchmark.variants={contiguous:{channels_last:false},memory_given_back:{keep_memory:false}}"
+LAYOUTS := benchmark.sides=[eager] "benchmark.variants={contiguous:{channels_last:false}}"
 
 docs: $(VENV)/.dev ## build the documentation as a site into site/; a warning is an error
 	$(BIN)/zensical build --strict --clean

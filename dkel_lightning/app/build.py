@@ -41,7 +41,6 @@ DATA: dict[str, type[data.ImageDataModule]] = {
 
 TRUSTED = re.compile(
     r"lightning\.pytorch\.Trainer|torch\.optim\.(lr_scheduler\.)?[A-Z]\w*|lightning\.pytorch\.(callbacks|loggers)\.[A-Z]\w*"
-    r"|dkel_lightning\.trackers\.[A-Z]\w*"
 )
 """What a configuration read from a file may name as `_target_`; one typed or composed here may name anything.
 
@@ -151,6 +150,7 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
         enable_progress_bar=bar,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        enable_autolog_hparams=False,  # the task logs all settings; a part of them by other names would come twice
     )
     built: Trainer = _try("trainer", _partial(settings, "trainer"))
     return built

@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from dkel_lightning.app.benchmark.watch import Parts
 from dkel_lightning.data.worker_loaders import StoredImages
 from dkel_lightning.networks import BranchedNetwork
 
@@ -97,7 +96,6 @@ class PlainLoop:
         classifier: of the ensemble, on the concatenated features.
         optimizer: of student and classifier.
         weights: in force.
-        parts: measures the parts of a step, where asked to.
 
     Attributes:
         metrics: of the last step, read from the device one by one.
@@ -110,14 +108,12 @@ class PlainLoop:
         classifier: nn.Linear,
         optimizer: Optimizer,
         weights: Weights,
-        parts: Parts | None = None,
     ) -> None:
         self.student = student.train()
         self.teacher = teacher.train().requires_grad_(False)
         self.classifier = classifier
         self.optimizer = optimizer
         self.weights = weights
-        self.parts = parts or Parts(torch.device("cpu"))
         self.metrics: dict[str, float] = {}
 
     def initialise(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]], lr: float, weight_decay: float) -> None:
@@ -133,27 +129,22 @@ class PlainLoop:
 
     def step(self, views: Sequence[Tensor], labels: Tensor) -> float:
         """Make a step on `views`, P of [B, C, H, W], and return its loss."""
-        with self.parts("student"):
-            logits, features = self._forward(self.student, views)
-            ensemble = self.classifier(torch.cat(features, dim=1))
-        with self.parts("teacher"), torch.no_grad():
+        logits, features = self._forward(self.student, views)
+        ensemble = self.classifier(torch.cat(features, dim=1))
+        with torch.no_grad():
             taught, _ = self._forward(self.teacher, views)
-        with self.parts("loss"):
-            terms = self._terms(logits, ensemble, taught, labels)
-            loss = terms["ce"] + terms["ce_ensemble"] + terms["kd_ensemble"]
-            loss = loss + terms["kd_individual"] + terms["kd_assembled"]
-        with self.parts("backward"):
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-        with self.parts("optimizer"):
-            self.optimizer.step()
-        with self.parts("ema"), torch.no_grad():
+        terms = self._terms(logits, ensemble, taught, labels)
+        loss = terms["ce"] + terms["ce_ensemble"] + terms["kd_ensemble"]
+        loss = loss + terms["kd_individual"] + terms["kd_assembled"]
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        with torch.no_grad():
             for average, weight in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
                 average.mul_(self.weights.rate).add_(weight, alpha=1 - self.weights.rate)
-        with self.parts("metrics"):
-            self.metrics = {name: term.item() for name, term in terms.items()} | {"loss": loss.item()}
-            for i, each in enumerate([*logits, ensemble]):
-                self.metrics[f"accuracy_{i}"] = (each.argmax(1) == labels).float().mean().item()
+        self.metrics = {name: term.item() for name, term in terms.items()} | {"loss": loss.item()}
+        for i, each in enumerate([*logits, ensemble]):
+            self.metrics[f"accuracy_{i}"] = (each.argmax(1) == labels).float().mean().item()
         return self.metrics["loss"]
 
     def _forward(self, network: BranchedNetwork, views: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

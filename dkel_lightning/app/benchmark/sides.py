@@ -1,139 +1,274 @@
-"""The sides of a benchmark: each trains until its turns are over, and stops at a step border while others have theirs.
+"""What a benchmark times: a loop written by hand, the Trainer in each execution mode, the step without Lightning.
 
-Every side begins with what a user waits for: reading images, building networks, the teacher's initialisation,
-compiling, capturing, and one step.
+A side is asked for so many steps and makes them. With the first it does all that a user waits for: reading images,
+building networks, the teacher's initialisation, compiling, capturing. Between its turns it holds its memory and
+computes nothing; the workers of a DataLoader fill their queue and wait.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 from torch.optim import Optimizer
 
-from dkel_lightning import networks
 from dkel_lightning.app import build
 from dkel_lightning.app.benchmark import plain
-from dkel_lightning.app.benchmark.loaders import plain_loader
-from dkel_lightning.app.benchmark.setting import Side, images_of
-from dkel_lightning.app.benchmark.watch import Pace, Parts, TimedLoader, Turns, replace_method, wrapped
-from dkel_lightning.app.callbacks import Throughput
+from dkel_lightning.app.config import schema
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.tasks.train import usual_callbacks
 from dkel_lightning.data import ImageDataModule
-from dkel_lightning.errors import ConfigError
+from dkel_lightning.data.imageset import Images, ImageSet
+from dkel_lightning.errors import ConfigError, DataError, DkelError
 from dkel_lightning.execution.captured import CapturedStep
 from dkel_lightning.execution.runner import wants_channels_last
-from dkel_lightning.modules.batch import Batch, unpack
+from dkel_lightning.modules.batch import unpack
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.networks import BranchedNetwork
-from dkel_lightning.runtime import memory
-from dkel_lightning.runtime.seeding import seed_process, seeded
+from dkel_lightning.runtime.seeding import seed_process
 from dkel_lightning.schedules import Clock
-from dkel_lightning.settings.teacher import TeacherSettings
-from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a side is told: which it is, all settings, and whether the images are invented.
+class Side:
+    """One way of training that is timed.
 
     Attributes:
-        side: which.
-        values: the settings of the run.
-        invented: see `setting.images_of`.
-        folder: for what the Trainer writes.
-        steps: that it will be asked for at most.
-        cache: folder of what torch.compile makes.
+        label: of its row.
+        kind: `plain` (the loop written by hand), `trainer` or `bare` (without Lightning).
+        execution: the settings of `execution.*` that are in force for it.
+        residency: where its images lie, as in `data.residency`; None: as configured.
     """
 
-    side: Side
-    values: Values
-    invented: bool
-    folder: Path
-    steps: int
-    cache: Path
+    label: str
+    kind: str
+    execution: Mapping[str, Any]
+    residency: str | None = None
 
 
-def train(task: Task, turns: Turns) -> None:
-    """Be a side, from reading the images to the last turn."""
-    values = {**task.values, "execution": {**task.side.execution}}
-    if task.side.residency is not None:
-        values["data"] = {**values["data"], "residency": task.side.residency}
-    if values["execution"]["threads"] is not None:
-        torch.set_num_threads(values["execution"]["threads"])
-    device = build.device(values)
-    if task.side.kind != "plain":
-        memory.keep_freed_as_asked(values["execution"]["keep_memory"], device)
-    torch.set_float32_matmul_precision(values["precision"]["matmul"])
+def chosen(values: Values, device: torch.device) -> tuple[list[Side], dict[str, str]]:
+    """List the sides to time, in the order of the table, and say why others are left out."""
+    asked = values["benchmark"]["sides"]
+    found: list[Side] = []
+    missing: dict[str, str] = {}
+    for label in asked or schema.SIDES:
+        fault = schema.side_fault(label, values)
+        if fault is None and "cuda_graph" in label and device.type != "cuda":
+            fault = "CUDA graphs need a CUDA device"
+        if fault is None:
+            found.append(_side(label, values))
+        elif asked or label == "plain":
+            missing[label] = fault
+    for label, execution in (values["benchmark"]["variants"] or {}).items():
+        found.append(Side(label, "trainer", {**values["execution"], **execution}))
+    return found, missing
+
+
+def _side(label: str, values: Values) -> Side:
+    if label == "plain":
+        return Side(label, "plain", values["execution"])
+    mode = label.removeprefix("bare_").removesuffix("_workers")
+    name = mode.removesuffix("_compiled")
+    execution = {**values["execution"], "name": name, "compile": name != mode}
+    kind = "bare" if label.startswith("bare_") else "trainer"
+    return Side(label, kind, execution, "workers" if label.endswith("_workers") else None)
+
+
+# ---------------------------------------------------------------------- images
+
+SHAPES = {"cifar10": (3, 32, 32, 10), "cifar100": (3, 32, 32, 100), "tinyimagenet": (3, 64, 64, 200)}
+"""Channels, height, width and classes of the sets that may have to be fetched."""
+RANDOM_IMAGES = 50_000
+"""Random images that take the place of a set's training images."""
+
+
+def images_of(values: Values, *, invented: bool) -> ImageDataModule:
+    """Read the images, or invent random ones of the same shape and number of classes; downloads nothing."""
+    data = {**values["data"], "download": False}
+    images: Any = build.datamodule({**values, "data": data})
+    if invented:
+        images.prepare_data = lambda: None
+        images._read = lambda: random_images(data["name"])
+    images.prepare_data()
+    images.setup()
+    return cast(ImageDataModule, images)
+
+
+def must_invent(values: Values) -> str | None:
+    """Say why the images have to be invented; None if they are there.
+
+    Raises:
+        DataError: they are not, and what they look like is not known.
+    """
+    try:
+        images_of(values, invented=False)
+    except DataError as error:
+        if values["data"]["name"] not in SHAPES:
+            raise
+        return str(error).split(". ")[0].split("; ")[0]
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def random_images(name: str) -> ImageSet:
+    """Invent a set of the shape of a known one; all sides share it."""
+    channels, height, width, classes = SHAPES[name]
+    draws = np.random.default_rng(0)
+
+    def split(count: int) -> Images:
+        pixels = draws.integers(0, 256, (count, channels, height, width), dtype=np.uint8)
+        return Images(pixels, np.arange(count, dtype=np.int64) % classes)
+
+    return ImageSet(split(RANDOM_IMAGES), split(10 * classes), tuple(f"class {i}" for i in range(classes)))
+
+
+# ---------------------------------------------------------------------- making steps
+
+Steps = Callable[[int], int]
+"""Makes so many steps and returns how many images were in them, views counted once."""
+Callbacks = Callable[[Run], Sequence[Callback]]
+"""Makes what the Trainer of a run is given."""
+
+
+class Turns:
+    """A training that can be left between two steps and gone on with.
+
+    It runs in a thread of its own, which waits while it is not asked: Lightning's loop cannot be left otherwise.
+
+    Args:
+        train: trains and calls what it is given after each step with its number of images; ends when that says so.
+    """
+
+    def __init__(self, train: Callable[[Callable[[int], bool]], None]) -> None:
+        self._train = train
+        self._orders: SimpleQueue[int] = SimpleQueue()
+        self._answers: SimpleQueue[int | Exception] = SimpleQueue()
+        self._left = self._images = 0
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def __call__(self, steps: int) -> int:
+        """Make so many steps and return how many images were in them; raises what the training raises."""
+        self._orders.put(steps)
+        answer = self._answers.get()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the training."""
+        self._orders.put(0)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        if not self._wait():
+            return
+        torch.set_num_threads(torch.get_num_threads())  # OpenMP has a number of its own for every thread
+        try:
+            self._train(self._border)
+            if self._left > 0:
+                raise DkelError("the training ended before its turn was over")
+        except Exception as error:  # whatever it is, who asks has to hear it
+            self._answers.put(error)
+
+    def _border(self, images: int) -> bool:
+        self._left, self._images = self._left - 1, self._images + images
+        if self._left > 0:
+            return True
+        self._answers.put(self._images)
+        return self._wait()
+
+    def _wait(self) -> bool:
+        self._left, self._images = self._orders.get(), 0
+        return self._left > 0
+
+
+def begin(side: Side, run: Run, callbacks: Callbacks, *, most: int, invented: bool) -> Steps:
+    """Make a side ready to be asked for its first step.
+
+    Args:
+        side: which.
+        run: the settings, and the folder for what the Trainer writes.
+        callbacks: of the Trainer.
+        most: steps that it will be asked for at most.
+        invented: see `images_of`.
+    """
+    values = {**run.values, "execution": dict(side.execution)}
+    if side.residency is not None:
+        values["data"] = {**values["data"], "residency": side.residency}
+    if side.kind == "trainer":
+        trained = Run(_as_timed(values, most), run.folder / "sides" / side.label)
+        return Turns(lambda border: _fit(trained, callbacks, border, invented=invented))
+    steps = (_plain if side.kind == "plain" else _bare)(values, invented)
+    return lambda count: sum(itertools.islice(steps, count))
+
+
+def _plain(values: Values, invented: bool) -> Iterator[int]:
+    device, images = build.device(values), images_of(values, invented=invented)
     seed_process(values["seed"], "training", 0)
-    images = images_of(values, invented=task.invented)
-    pace = Pace(turns, Parts(device))
-    {"plain": _plain, "trainer": _trainer, "bare": _bare}[task.side.kind](task, values, images, pace)
-
-
-# ---------------------------------------------------------------------- written by hand
-
-
-def _plain(task: Task, values: Values, images: ImageDataModule, pace: Pace) -> None:
-    device = pace.parts.device
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    loader = plain_loader(values, images, device)
+    loader = _plain_loader(values, images, device)
+    # The very networks of the library, with the weights that it draws for them.
+    module = build.distillation(values, images).to(device)
+    method, teacher, ensemble = module.method, module.teacher, module.ensemble
+    assert method.rampup is not None
+    assert method.ensemble is not None
+    assert teacher is not None
+    assert ensemble is not None
+    student = cast(BranchedNetwork, module.student.network)
+    learning = [*student.parameters(), *ensemble.classifier.parameters()]
+    optimizer = build.optimizer(values["optimizer"])([{"params": learning, "name": "student"}])
     weights = plain.Weights(
         scale=values["method"]["rampup"]["scale"],
         ramped=values["method"]["ensemble"]["ramped"],
         temperature=values["method"]["temperature"],
     )
-    loop = plain_loop(values, images, weights, pace.parts)
-    teacher = TeacherSettings(**values["teacher"])
-    first = itertools.islice(plain.batches_on(device, loader), teacher.batches_of_initialisation(len(loader)))
-    lr = values["optimizer"]["lr"] * teacher.init_lr_scale
-    loop.initialise(first, lr, teacher.init_weight_decay)
+    follower = cast(BranchedNetwork, teacher.network)
+    loop = plain.PlainLoop(student, follower, ensemble.classifier, optimizer, weights)
+    first = itertools.islice(plain.batches_on(device, loader), teacher.settings.batches_of_initialisation(len(loader)))
+    lr = values["optimizer"]["lr"] * teacher.settings.init_lr_scale
+    loop.initialise(first, lr, teacher.settings.init_weight_decay)
     for epoch in itertools.count():
-        _put_in_force(weights, values, Clock(epoch, epoch * len(loader), len(loader), _planned(values, len(loader))))
-        for views, labels in TimedLoader(plain.batches_on(device, loader), pace.parts):
-            loop.step(views, labels)
-            if not pace.border(len(labels)):
-                return
+        clock = Clock(epoch, epoch * len(loader), len(loader), _planned(values, len(loader)))
+        weights.rampup, weights.ensemble = method.rampup.weight(clock), method.ensemble.weight(clock)
+        weights.rate = teacher.settings.rate(clock)
+        for views, labels in plain.batches_on(device, loader):
+            with _kernels_tried():
+                loop.step(views, labels)
+            yield len(labels)
 
 
-def plain_loop(values: Values, images: ImageDataModule, weights: plain.Weights, parts: Parts) -> plain.PlainLoop:
-    """Draw the networks as `DistillationModule.build` does, and put the loop together."""
-    channels, height, width = images.image_shape
-    drawn: list[BranchedNetwork] = []
-    for purpose in ("student", "teacher"):
-        with seeded(values["seed"], purpose):
-            network = networks.create(
-                values["backbone"]["name"],
-                images.num_classes,
-                values["method"]["peers"],
-                in_channels=channels,
-                image_size=(height, width),
-            )
-        drawn.append(cast(BranchedNetwork, network.to(parts.device)))
-    student, teacher = drawn
-    with seeded(values["seed"], "ensemble"):
-        classifier = nn.Linear(sum(student.feature_dims), images.num_classes)
-    classifier.to(parts.device)
-    learning = [*student.parameters(), *classifier.parameters()]
-    optimizer = build.optimizer(values["optimizer"])([{"params": learning, "name": "student"}])
-    return plain.PlainLoop(student, teacher, classifier, optimizer, weights, parts)
+@contextlib.contextmanager
+def _kernels_tried() -> Iterator[None]:
+    """Let cuDNN choose the fastest kernels, as loops written by hand do; other sides follow their settings."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
-def _put_in_force(weights: plain.Weights, values: Values, clock: Clock) -> None:
-    weights.rampup = RampUp(**values["method"]["rampup"]).weight(clock)
-    weights.ensemble = EnsembleTerm(**values["method"]["ensemble"]).weight(clock)
-    weights.rate = TeacherSettings(**values["teacher"]).rate(clock)
+def _plain_loader(values: Values, images: ImageDataModule, device: torch.device) -> Any:
+    normalize = images.augment.normalize
+    per_image = plain.PerImage(
+        images.training_images,
+        images.views,
+        padding=images.padding,
+        flip=images.flip,
+        mean=normalize.mean,
+        std=normalize.std,
+    )
+    data = values["data"]
+    return plain.loader(per_image, data["batch_size"], data["workers"], data["drop_last"], device.type == "cuda")
 
 
 def _planned(values: Values, batches: int) -> int | None:
@@ -141,99 +276,56 @@ def _planned(values: Values, batches: int) -> int | None:
     return epochs * batches if epochs is not None and epochs > 0 else None
 
 
-# ---------------------------------------------------------------------- through the Trainer
-
-
-def _trainer(task: Task, values: Values, images: ImageDataModule, pace: Pace) -> None:
-    """Fit with all that task=train attaches but checkpoints; validation is left out, since it is no training step."""
-    parts = pace.parts
-    batches = len(images.train_dataloader())
+def _as_timed(values: Values, most: int) -> Values:
+    """Let a training go on for so many steps; validation is left out, since it is no training step."""
     epochs = values["trainer"]["max_epochs"] or -1
-    settings = {
+    trainer = {
         **values["trainer"],
-        "max_epochs": epochs if epochs < 0 else max(epochs, task.steps // batches + 2),
+        "max_epochs": epochs if epochs < 0 else max(epochs, most + 1),
         "max_steps": -1,
         "max_time": None,
         "limit_val_batches": 0,
         "num_sanity_val_steps": 0,
         "enable_checkpointing": False,
     }
-    chosen = {**values["callbacks"], "progress": "none", "early_stopping": None}
-    values = {**values, "trainer": settings, "callbacks": chosen}
-    module = build.distillation(values, images)
-    # A callback that looks at the backward pass would keep the step from being captured.
-    captures = task.side.execution["name"] == "cuda_graph" or (
-        task.side.execution["name"] == "auto" and parts.device.type == "cuda"
-    )
-    border = _Border(pace) if captures else _Watch(pace)
+    callbacks = {**values["callbacks"], "progress": "none", "early_stopping": None}
+    return {**values, "trainer": trainer, "callbacks": callbacks}
+
+
+def _fit(run: Run, callbacks: Callbacks, border: Callable[[int], bool], *, invented: bool) -> None:
+    images = images_of(run.values, invented=invented)
+    seed_process(run.values["seed"], "training", 0)
+    module = build.distillation(run.values, images)
     trainer = build.trainer(
-        values,
-        loggers=[MetricsFile(task.folder / "metrics.csv")],
-        callbacks=[Throughput(), *usual_callbacks(Run(values, task.folder)), border],
+        run.values,
+        loggers=[MetricsFile(run.folder / "metrics.csv")],
+        callbacks=[*callbacks(run), _Border(border)],
         plugins=[],
     )
-    replace_method(images, "train_dataloader", _timed(images.train_dataloader, parts))
-    watch_module(module, parts)
     trainer.fit(module, images)
 
 
-def _timed(make: Callable[[], Any], parts: Parts) -> Callable[[], Any]:
-    return lambda: TimedLoader(make(), parts)
-
-
-def watch_module(module: DistillationModule, parts: Parts) -> None:
-    """Let what a step of the module consists of count for parts; what a graph replays counts as a whole."""
-    wrapped(CapturedStep, "replay", "replay", parts)
-    wrapped(module, "forward", "student", parts)
-    wrapped(module, "losses", "loss", parts)
-    if module.teacher is not None:
-        wrapped(module.teacher, "teach", "teacher", parts)
-        wrapped(module.teacher, "follow", "ema", parts)
-
-
 class _Border(Callback):
-    """Tells the pace of every step that is done."""
+    """Stands between two steps."""
 
-    def __init__(self, pace: Pace) -> None:
-        self.pace = pace
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learn when the optimizer is done."""
-        for optimizer in trainer.optimizers:
-            optimizer.register_step_post_hook(lambda *_: self.pace.parts.end("optimizer"))
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Count for clipping and the optimizer's step."""
-        self.pace.parts.begin("optimizer")
+    def __init__(self, border: Callable[[int], bool]) -> None:
+        self.border = border
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stand at the border, unless the steps are not executed as they should be."""
+        """Tell of a step, unless the steps are not executed as they should be."""
         in_force = cast(DistillationModule, pl_module).execution_in_force
         if in_force is not None and in_force.why and in_force.asked != "auto":
             raise ConfigError(f"execution={in_force.asked} is not possible: {in_force.why}")
-        if not self.pace.border(len(unpack(batch).labels)):
+        if not self.border(len(unpack(batch).labels)):
             trainer.should_stop = True
 
 
-class _Watch(_Border):
-    """Watches the backward pass too."""
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
-        """Count for the backward pass."""
-        self.pace.parts.begin("backward")
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End that."""
-        self.pace.parts.end("backward")
-
-
-# ---------------------------------------------------------------------- without Lightning
-
-
-def _bare(task: Task, values: Values, images: ImageDataModule, pace: Pace) -> None:
-    device = pace.parts.device
+def _bare(values: Values, invented: bool) -> Iterator[int]:
+    """Make steps of the library's parts in a loop of one's own: no hooks, no metrics, no log."""
+    device, images = build.device(values), images_of(values, invented=invented)
+    seed_process(values["seed"], "training", 0)
     module = build.distillation(values, images).train().to(device)
     half = values["precision"]["name"] != "fp32"
     auto = module.execution.channels_last == "auto"
@@ -247,12 +339,23 @@ def _bare(task: Task, values: Values, images: ImageDataModule, pace: Pace) -> No
         lr = values["optimizer"]["lr"] * module.teacher.settings.init_lr_scale
         module.teacher.initialise(loader.initialisation_batches(values["seed"], steps), lr)
     _first_epoch(module, len(loader), values)
-    watch_module(module, pace.parts)
-    step = BareStep(module, optimizer, pace.parts, half=half)
-    for batch in _endless(loader, pace.parts):
-        step(batch)
-        if not pace.border(len(batch.labels)):
-            return
+    captured = CapturedStep(module, optimizer) if module.execution.name == "cuda_graph" else None
+    compiles = module.execution.name == "compile" or module.execution.compile
+    for epoch in itertools.count():
+        loader.set_epoch(epoch)
+        for batch in map(unpack, loader):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                if compiles and module.compiled is None:
+                    module.compile_networks(len(batch.labels))
+                if captured is not None and not len(captured):
+                    captured.capture(batch)
+                loss = module.compute_step(batch).loss if captured is None else captured.step(batch)
+            if captured is None:
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                module.follow()
+            yield len(batch.labels)
 
 
 def _first_epoch(module: DistillationModule, batches: int, values: Values) -> None:
@@ -264,52 +367,3 @@ def _first_epoch(module: DistillationModule, batches: int, values: Values) -> No
         module.ensemble.weight.fill_(module.method.ensemble.weight(clock))
     if module.teacher is not None and module.teacher.settings.update == "ema":
         module.teacher.set_rate(module.teacher.settings.rate(clock))
-
-
-def _endless(loader: Any, parts: Parts) -> Iterator[Batch]:
-    for epoch in itertools.count():
-        loader.set_epoch(epoch)
-        for batch in TimedLoader(loader, parts):
-            yield unpack(batch)
-
-
-class BareStep:
-    """One step of the library's parts in a loop of one's own: no hooks, no metrics, no log.
-
-    Executed as the module's settings say: eagerly, with compiled networks, or as a graph that is replayed.
-
-    Args:
-        module: on the device, in training mode.
-        optimizer: its own.
-        parts: measures the parts, where asked to.
-        half: autocast to bfloat16.
-    """
-
-    def __init__(self, module: DistillationModule, optimizer: Optimizer, parts: Parts, *, half: bool = False) -> None:
-        self.module = module
-        self.optimizer = optimizer
-        self.parts = parts
-        self.half = half
-        self.captured = CapturedStep(module, optimizer) if module.execution.name == "cuda_graph" else None
-        self._compiles = module.execution.name == "compile" or module.execution.compile
-
-    def __call__(self, batch: Batch) -> None:
-        """Make a step; the first one compiles and captures, for batches of its size."""
-        if self._compiles and self.module.compiled is None:
-            self.module.compile_networks(len(batch.labels))
-        with self._context():
-            if self.captured is not None:
-                if not len(self.captured):
-                    self.captured.capture(batch)
-                self.captured.step(batch)
-                return
-            loss = self.module.compute_step(batch).loss
-        with self.parts("backward"):
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-        with self.parts("optimizer"):
-            self.optimizer.step()
-        self.module.follow()
-
-    def _context(self) -> Any:
-        return torch.autocast(self.parts.device.type, torch.bfloat16) if self.half else nullcontext()

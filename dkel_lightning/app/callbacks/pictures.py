@@ -15,7 +15,7 @@ from torch import Tensor
 from dkel_lightning.app import figures
 from dkel_lightning.modules.batch import unpack
 
-Told = Callable[[Path, int], None]
+Send = Callable[[Path, int], None]
 
 
 class AugmentedViews(Callback):
@@ -27,14 +27,14 @@ class AugmentedViews(Callback):
         path: the PNG; a run that has one already is left alone.
         mean: channel means that the data subtracts.
         std: channel deviations by which it divides.
-        tell: called with the PNG and the step.
+        send: called with the PNG and the step.
         images: how many.
     """
 
-    def __init__(self, path: Path, mean: Sequence[float], std: Sequence[float], tell: Told, images: int = 8) -> None:
+    def __init__(self, path: Path, mean: Sequence[float], std: Sequence[float], send: Send, images: int = 8) -> None:
         self.path = path
         self.mean, self.std = mean, std
-        self.tell = tell
+        self.send = send
         self.images = images
         self._done = path.is_file()
 
@@ -45,7 +45,7 @@ class AugmentedViews(Callback):
         self._done = True
         views = unpack(batch).views[: self.images]
         figures.draw_views(pixels(views if views.dim() == 5 else views.unsqueeze(1), self.mean, self.std), self.path)
-        self.tell(self.path, trainer.global_step)
+        self.send(self.path, trainer.global_step)
 
 
 def pixels(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:

@@ -291,6 +291,8 @@ def executions(meaning: str) -> Key:
             key = KEYS.get(f"execution.{name}")
             if key is None:
                 return f" {label}: {unknown_key(f'execution.{name}', KEYS)}"
+            if name in ("threads", "keep_memory"):
+                return f" {label}: execution.{name} holds for the whole process: give it by itself, one run a value."
             wrong = key.fault(value)
             if wrong is not None:
                 return f" {label}: execution.{name} {wrong}"
@@ -348,6 +350,12 @@ EXTRAS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher",),
     "submitit": ("hydra_plugins.hydra_submitit_launcher",),
     "optuna": ("hydra_plugins.hydra_optuna_sweeper",),
+}
+# Of Lightning's loggers those whose package is an extra.
+TRACKERS = {
+    "lightning.pytorch.loggers.TensorBoardLogger": "tensorboard",
+    "lightning.pytorch.loggers.WandbLogger": "wandb",
+    "lightning.pytorch.loggers.MLFlowLogger": "mlflow",
 }
 # Lightning's name of each precision.
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -409,7 +417,7 @@ KEYS: dict[str, Key] = {
     "benchmark.rounds": whole("Turns of every side.", 1),
     "benchmark.steps": whole("Steps of a turn that count; null: 3 on a CPU, 100 on a GPU.", 1, optional=True),
     "benchmark.warmup": whole("Steps before them that do not; null: 1 on a CPU, 10 on a GPU.", 0, optional=True),
-    "benchmark.to": text("Folder of benchmark.csv, .json, .md and .png; null: the run's.", optional=True),
+    "benchmark.to": text("Folder of benchmark.csv, .md and .png; null: the run's.", optional=True),
     "geometry.lr": number("Learning rate of the student.", 0, above=True),
     "geometry.decay": number("EMA rate of the teacher.", 1e-9, 0.999999),
     "geometry.bowl.curvatures": numbers("Curvature of a bowl's second direction, one bowl each; the other is 1."),
@@ -817,10 +825,9 @@ def _contradictions(values: Values) -> Iterator[str]:
     yield from _device_contradictions(values, trainer)
     # A configuration that was saved before there were loggers to choose lacks the group.
     for node in values.get("logger", {"extra": {}})["extra"].values():
-        module, _, kind = str(node.get("_target_") if isinstance(node, Mapping) else "").rpartition(".")
-        if module == "dkel_lightning.app.loggers.trackers" and kind.lower() in EXTRAS:
-            fault = missing_extra(f"logger={kind.lower()}", kind.lower())
-            yield from [] if fault is None else [fault]
+        extra = TRACKERS.get(str(node.get("_target_")) if isinstance(node, Mapping) else "")
+        fault = None if extra is None else missing_extra(f"logger={extra}", extra)
+        yield from [] if fault is None else [fault]
     yield from registry.of(values).contradictions(values)
 
 

@@ -133,10 +133,6 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     job = _json(folder / "job.json", problems, None)
     last, best = (_test(dig(summary, "test", which)) for which in ("last", "best"))
     confusion = _confusion(folder / CONFUSION, problems)
-    for file in sorted((folder / "loggers").glob("*.json")):
-        missing = dig(_parsed(file, problems, None), "missing")
-        if missing is not None:
-            problems.append(f"The logger {file.stem} lacks some of this run: {missing}.")
     if summary and last is None:
         problems.append("summary.json holds no test of the last epoch: it is of another version, or damaged.")
     return RunRecord(

@@ -9,13 +9,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
@@ -32,8 +32,8 @@ from dkel_lightning.app.callbacks.saving import (
 )
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.config.schema import Values
+from dkel_lightning.app.loggers import trackers
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
-from dkel_lightning.app.loggers.trackers import Tracked, Tracker
 from dkel_lightning.app.runs import confusion, scores
 from dkel_lightning.app.runs.folder import Run, read_summary, values_in
 from dkel_lightning.app.tasks import stages
@@ -136,15 +136,14 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
     _check_monitor(values["callbacks"]["monitor"], module)
     throughput, last_checkpoint = Throughput(), _last_checkpoint(run)
     logger = MetricsFile(run.folder / "metrics.csv", step)
-    others: list[Logger] = build.extras(values["logger"]["extra"], "logger.extra", Logger)
-    trackers = [other for other in others if isinstance(other, Tracker)]
+    others = trackers.configured(run, step)
     trainer = build.trainer(
         values,
-        loggers=[logger, *others],
+        loggers=[logger, *others.values()],
         callbacks=[
             throughput,
             *usual_callbacks(run, throughput),
-            *_pictures(run, trackers),
+            *_pictures(run, others),
             *_checkpoints(run, logger, last_checkpoint),
         ],
         plugins=[format.AtomicCheckpointIO()],
@@ -154,7 +153,7 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
     run.write_json("classes.json", {"classes": list(images.class_names)})
     # Why it is not as asked for is said where it turns out, which may be at the first step.
     print_once(_opening(run, module, images) + ("" if planned.why else f"\n{planned}"))
-    with _interruptible(run), _tracked(run, trackers, logger, step):
+    with _interruptible(run), trackers.opened(others, run):
         device = trainer.strategy.root_device
         memory.begin(device)
         started = time.perf_counter()
@@ -175,10 +174,11 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
                 f"The run was complete already; nothing was trained, and the figures in {run.folder} stay as they are."
             )
 
+        trainer.loggers = []  # what Lightning logs of a test does not say which checkpoint was tested
         last = scores.test(trainer, module, images, trainer.current_epoch)
         best = _test_best(trainer, module, images)
         if not complete:
-            _tell_tests(run, trackers, images, last, best, trainer.global_step)
+            _tell_tests(run, others, images, last, best, trainer.global_step)
         deployed = sum(parameter.numel() for parameter in module.deploy().parameters())
         result = TrainResult(run.folder, last, best, throughput.images_per_second, seconds, peak, deployed)
         _report(run, result, logger, keep=complete)
@@ -233,51 +233,29 @@ def _interruptible(run: Run) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def _tracked(run: Run, trackers: list[Tracker], rows: MetricsFile, step: int | None) -> Iterator[None]:
-    """Open the trackers for the training and its tests, and close them however these end."""
-    if run.values["trainer"]["fast_dev_run"]:
-        trackers = []  # nothing is logged
-    failed = True
-    try:
-        for tracker in trackers:
-            tracker.begin(Tracked(run.folder, run.values, rows.rows(), step or 0))
-        yield
-        failed = False
-    finally:
-        for tracker in trackers:
-            tracker.finish(failed=failed)
-
-
-def _pictures(run: Run, trackers: list[Tracker]) -> list[Callback]:
+def _pictures(run: Run, loggers: trackers.Loggers) -> list[Callback]:
     if run.values["trainer"]["fast_dev_run"]:
         return []
-
-    def tell(path: Path, step: int) -> None:
-        for tracker in trackers:
-            tracker.log_picture("views", path, step)
-
     data = run.values["data"]
-    return [AugmentedViews(run.folder / "figures" / "views.png", data["mean"], data["std"], tell)]
+    send = partial(trackers.log_picture, loggers, "views")
+    return [AugmentedViews(run.folder / "figures" / "views.png", data["mean"], data["std"], send)]
 
 
 @rank_zero_only
 def _tell_tests(
     run: Run,
-    trackers: list[Tracker],
+    loggers: trackers.Loggers,
     images: ImageDataModule,
     last: scores.Scores,
     best: scores.Scores | None,
     step: int,
 ) -> None:
-    """Write the confusion matrix, and send it and the final scores to the trackers."""
+    """Write the confusion matrix, and send it and the final scores to the loggers."""
     figure = confusion.write(best or last, images.class_names, run.folder)
-    for tracker in trackers:
-        for which, tested in (("last", last), ("best", best)):
-            if tested is not None:
-                tracker.log_tests(tested.by_name(f"test/{which}"), step)
-        if figure is not None:
-            tracker.log_picture("confusion", figure, step)
+    if figure is not None:
+        trackers.log_picture(loggers, "confusion", figure, step)
+    found = last.by_name("test/last") | ({} if best is None else best.by_name("test/best"))
+    trackers.log_tests(loggers, run.values, found, step)
 
 
 def _check_monitor(monitor: str, module: DistillationModule) -> None:

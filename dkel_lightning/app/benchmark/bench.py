@@ -1,0 +1,291 @@
+"""Sides in turns: rounds, medians and ratios of them, as a CSV file, a Markdown page and a figure."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from dkel_lightning.app import figures
+from dkel_lightning.app.benchmark.sides import Side, Steps, Turns
+from dkel_lightning.app.compare.tables import markdown_rows
+from dkel_lightning.app.loggers.metrics_file import write_whole
+from dkel_lightning.errors import DkelError
+from dkel_lightning.runtime import memory
+from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.runtime.memory import PeakMemory
+
+NAMES = {
+    "plain": "loop written by hand",
+    "eager": "Trainer, eager",
+    "compile": "Trainer, compiled",
+    "cuda_graph": "Trainer, CUDA graph",
+    "cuda_graph_compiled": "Trainer, CUDA graph, compiled",
+    "eager_workers": "Trainer, eager, images in workers",
+    "bare_eager": "without Lightning, eager",
+    "bare_compile": "without Lightning, compiled",
+    "bare_cuda_graph": "without Lightning, CUDA graph",
+    "bare_cuda_graph_compiled": "without Lightning, CUDA graph, compiled",
+}
+COLOURS = {"plain": "#888888", "trainer": "#1f77b4", "bare": "#9ecae1"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often each side has its turn; steps of a turn that do not count, and then those that do."""
+
+    rounds: int
+    warmup: int
+    steps: int
+
+    @property
+    def most(self) -> int:
+        """Steps that a side makes in all: one, and then its turns."""
+        return 1 + self.rounds * (self.warmup + self.steps)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some rounds, with the least and the most."""
+
+    median: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Spread:
+        """Summarise at least one value."""
+        return Spread(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What was measured of a side.
+
+    Attributes:
+        side: what it was.
+        first_step: seconds until its first step was done: images, networks, initialisation, compiling, capturing.
+        seconds: of a step, each round.
+        images_per_second: each round, views counted once.
+    """
+
+    side: Side
+    first_step: float
+    seconds: list[float] = field(default_factory=list)
+    images_per_second: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """All that was measured.
+
+    Attributes:
+        folder: where the files lie.
+        title: what was trained, on what.
+        about: the circumstances, in a sentence.
+        sides: in the order of the table.
+        missing: sides that were not measured, and why.
+        memory: the peak of the process, where a single side was measured; None otherwise.
+    """
+
+    folder: Path
+    title: str
+    about: str
+    sides: Sequence[Timed]
+    missing: Mapping[str, str]
+    memory: PeakMemory | None = None
+
+    @property
+    def objective(self) -> float:
+        """Training images a second of the fastest mode of the Trainer; of the fastest side where there is none."""
+        through = [each for each in self.sides if each.side.kind == "trainer"] or [*self.sides]
+        return max(statistics.median(each.images_per_second) for each in through)
+
+    def ratio(self, first: str, second: str) -> Spread | None:
+        """Compare two sides in images a second, round by round; None unless both were measured."""
+        rates = {each.side.label: each.images_per_second for each in self.sides}
+        if first not in rates or second not in rates:
+            return None
+        return Spread.of([one / other for one, other in zip(rates[first], rates[second], strict=True)])
+
+    def spreads(self, each: Timed) -> dict[str, Spread | None]:
+        """Summarise the rounds of a side, by the names of the CSV file."""
+        label = each.side.label
+        return {
+            "milliseconds": Spread.of([1000 * seconds for seconds in each.seconds]),
+            "images_per_second": Spread.of(each.images_per_second),
+            "times_plain": self.ratio(label, "plain"),
+            "share_of_bare": self.ratio(label, f"bare_{label}"),
+        }
+
+
+# ---------------------------------------------------------------------- taking turns
+
+
+def measure(
+    begun: Sequence[tuple[Side, Callable[[], Steps]]],
+    plan: Plan,
+    device: torch.device,
+    say: Callable[[str], object] = print,
+) -> tuple[list[Timed], dict[str, str], PeakMemory | None]:
+    """Let all sides make their first step, and then take turns.
+
+    In every second round the order is turned round, so that what drifts meets all alike. A side that fails is out.
+
+    Args:
+        begun: the sides, and what makes each ready.
+        plan: how often and how long.
+        device: waited for at both ends of what is timed.
+        say: takes a line on what happens.
+
+    Returns:
+        What was measured, why sides failed, and the peak memory of a side that was alone.
+    """
+    found: dict[str, Timed] = {}
+    failed: dict[str, str] = {}
+    running: dict[str, Steps] = {}
+
+    def turn(label: str, steps: int) -> tuple[float, int] | None:
+        _wait_for(device)
+        started = time.perf_counter()
+        try:
+            images = running[label](steps)
+            _wait_for(device)
+        except Exception as error:  # whatever it is, the other sides go on
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                traceback.print_exception(error)
+            failed[label] = _failure(error)
+            found.pop(label, None)
+            running.pop(label)
+            say(f"{label} is left out: {failed[label]}")
+            return None
+        return time.perf_counter() - started, images
+
+    memory.begin(device)
+    try:
+        for side, begin in begun:
+            running[side.label] = begin()
+            if (first := turn(side.label, 1)) is not None:
+                found[side.label] = Timed(side, first[0])
+                say(f"{side.label}: first step after {first[0]:.1f} s")
+        for number in range(plan.rounds):
+            for label in [*running] if number % 2 == 0 else [*reversed(running)]:
+                if plan.warmup and turn(label, plan.warmup) is None:
+                    continue
+                if (timed := turn(label, plan.steps)) is not None:
+                    found[label].seconds.append(timed[0] / plan.steps)
+                    found[label].images_per_second.append(timed[1] / timed[0])
+            say(f"round {number + 1} of {plan.rounds}")
+        return [*found.values()], failed, memory.peak(device) if len(begun) == 1 else None
+    finally:
+        for steps in running.values():
+            if isinstance(steps, Turns):
+                steps.close()
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _failure(error: Exception) -> str:
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return said if isinstance(error, DkelError) and said else f"{type(error).__name__}: {said}"
+
+
+# ---------------------------------------------------------------------- files
+
+
+def write(result: BenchmarkResult) -> None:
+    """Write benchmark.csv, .md and .png."""
+    rows = [_row(result, each) for each in result.sides]
+    write_whole(result.folder / "benchmark.csv", [[*rows[0]], *([*row.values()] for row in rows)])
+    write_text(result.folder / "benchmark.md", "\n".join(_page(result)) + "\n")
+    draw(result, result.folder / "benchmark.png")
+
+
+def _row(result: BenchmarkResult, each: Timed) -> dict[str, str]:
+    row = {"side": each.side.label, "kind": each.side.kind}
+    for name, spread in result.spreads(each).items():
+        for end, part in (("", "median"), ("_low", "low"), ("_high", "high")):
+            row[f"{name}{end}"] = "" if spread is None else f"{getattr(spread, part):.6g}"
+    row["first_step_seconds"] = f"{each.first_step:.6g}"
+    row["memory_bytes"], row["memory_of"] = (str(result.memory.bytes), result.memory.of) if result.memory else ("", "")
+    return row
+
+
+def table(result: BenchmarkResult) -> tuple[list[str], list[list[str]]]:
+    """Show a row a side."""
+    heading = ["", "ms a step", "images/s", "times by hand", "of without Lightning", "first step, s"]
+    rows = [
+        [_name(each.side.label), *map(_with_spread, result.spreads(each).values()), f"{each.first_step:.1f}"]
+        for each in result.sides
+    ]
+    if result.memory is not None:
+        heading.append("peak memory")
+        rows[0].append(f"{result.memory.bytes / 2**20:,.0f} MiB")
+    return heading, rows
+
+
+def _name(label: str) -> str:
+    """Say in words what a side is; a variant is named by its own label."""
+    return NAMES.get(label, f"Trainer, {label}")
+
+
+def _with_spread(spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    if spread.low == spread.high:
+        return _number(spread.median)
+    return f"{_number(spread.median)} ({_number(spread.low)}-{_number(spread.high)})"
+
+
+def _number(value: float) -> str:
+    """Write a number with three digits."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _page(result: BenchmarkResult) -> Iterator[str]:
+    yield from (f"# Speed: {result.title}", "", result.about, "")
+    yield from markdown_rows(*table(result))
+    yield ""
+    yield "Medians over the rounds, with the least and the most; ratios are of images/s, within a round. An image"
+    yield "counts once, however many views it has. First step: with images, networks, the teacher's initialisation,"
+    yield "compiling into an empty cache and capturing; what the Trainer has compiled is there without Lightning too."
+    if result.memory is not None:
+        of = "tensors allocated on the GPU" if result.memory.of == "gpu" else "resident set, code included"
+        yield f"Peak memory: {of}, images included, workers left out."
+    yield from ("", "![images a second](benchmark.png)")
+    if result.missing:
+        yield ""
+        yield "Not measured: " + "; ".join(f"{_name(label)} ({why})" for label, why in result.missing.items()) + "."
+
+
+def draw(result: BenchmarkResult, path: Path) -> None:
+    """Draw images a second of all sides into a PNG."""
+    sides = result.sides
+    figure = Figure(figsize=(8, 1 + 0.42 * len(sides)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for place, each in enumerate(sides):
+        rate = Spread.of(each.images_per_second)
+        spread = [[rate.median - rate.low], [rate.high - rate.median]]
+        axes.barh(place, rate.median, xerr=spread, color=COLOURS[each.side.kind], error_kw={"elinewidth": 1})
+        axes.text(rate.high, place, f"  {_number(rate.median)}", va="center", ha="left", fontsize=8)
+    axes.set_yticks(range(len(sides)), [_name(each.side.label) for each in sides], fontsize=8)
+    axes.set_ylim(len(sides) - 0.5, -0.5)
+    axes.margins(x=0.15)
+    axes.set_title("training images a second (median, least and most)", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    figures.save(figure, path)
