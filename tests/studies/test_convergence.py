@@ -10,17 +10,8 @@ import pytest
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import Clock, EnsembleTerm, RampUp
 from dkel_lightning.studies import recursion
-from dkel_lightning.studies.convergence import (
-    CHUNK,
-    EXPECTED,
-    Curves,
-    Problem,
-    Scheme,
-    Simulation,
-    exact,
-    monte_carlo,
-    settled,
-)
+from dkel_lightning.studies.convergence import Curves, Problem, Scheme, exact, settled
+from dkel_lightning.studies.monte_carlo import CHUNK, EXPECTED, Simulation, monte_carlo
 
 DKEL = Scheme("dkel")
 SCHEMES = {
@@ -240,6 +231,7 @@ def test_times_are_the_first_epoch_of_a_run_and_the_last_crossing_of_a_curve() -
     curves = Curves(*[np.zeros(3)] * len(EXPECTED))
     found = Simulation(curves, curves, np.zeros(3), np.zeros(3), risk)
     assert found.first_below(1.0).tolist() == [1, np.inf, 0]
+    assert found.times(1.0) == (0, 1, 1)
 
 
 def test_what_cannot_be_computed_is_named_with_its_cure() -> None:
