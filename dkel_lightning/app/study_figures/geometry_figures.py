@@ -19,10 +19,10 @@ from dkel_lightning.app.study_figures.mirror_figures import mirror_radius
 from dkel_lightning.app.study_figures.plane import (
     STUDENT,
     TEACHER,
+    axes_grid,
     contours,
     drawn_starts,
     first_pull,
-    axes_grid,
     paletted,
 )
 from dkel_lightning.runtime.atomic_files import naming

@@ -11,11 +11,11 @@ from matplotlib.patches import Patch
 
 from dkel_lightning.app.study_figures.plane import (
     DASHED,
+    axes_grid,
     contours,
     draw_chords,
     draw_paths,
     finish,
-    axes_grid,
     new_figure,
     path_legend,
 )
