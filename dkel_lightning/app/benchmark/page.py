@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from dkel_lightning.app import figures
 from dkel_lightning.app.benchmark import loaders
 from dkel_lightning.app.benchmark.results import PARTS, REST, BenchmarkResult, SideResult, Spread, aims
-from dkel_lightning.app.compare.tables import markdown_rows
+from dkel_lightning.app.runs.tables import markdown_table
 
 NAMES = {
     "plain": "loop written by hand",
@@ -138,7 +138,7 @@ def _lines(result: BenchmarkResult) -> Iterator[str]:
     yield ""
     yield f"Made by `{about['command']}`. {said(about)}"
     yield ""
-    yield from markdown_rows(*main_table(result))
+    yield from markdown_table(*main_table(result))
     yield ""
     yield "Medians over the rounds, with the least and the most. An image counts once, however many views it has."
     yield "Times by hand: images/s against the loop written by hand, round by round. First step: after the imports,"
@@ -155,19 +155,19 @@ def _lines(result: BenchmarkResult) -> Iterator[str]:
     if aimed[1]:
         yield "## Aims"
         yield ""
-        yield from markdown_rows(*aimed)
+        yield from markdown_table(*aimed)
         yield ""
     yield "## Parts of a step"
     yield ""
     yield "Milliseconds, in a round of its own in which every part was waited for. Rest: Lightning, metrics and"
     yield "callbacks; in the loop written by hand its metrics."
     yield ""
-    yield from markdown_rows(*parts_table(result))
+    yield from markdown_table(*parts_table(result))
     if result.loaders:
         yield ""
         yield "## Images"
         yield ""
-        yield from markdown_rows(*loaders_table(result))
+        yield from markdown_table(*loaders_table(result))
     if result.missing:
         yield ""
         yield "Not measured: " + "; ".join(f"{name_of(label)} ({why})" for label, why in result.missing.items()) + "."

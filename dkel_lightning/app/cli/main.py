@@ -242,10 +242,11 @@ def _end_sweep() -> tuple[list[str], bool]:
     if not _sweep_folder or not ranks.is_first():
         return [], True
     from dkel_lightning.app import sweeps
+    from dkel_lightning.app.runs.groups import read_sweep
 
     folder = _sweep_folder[0]
     refused = _take_refusals(folder)
-    sweep = sweeps.read(folder)
+    sweep = read_sweep(folder)
     tabled = True
     if any(job.figures for job in sweep.jobs):
         sweeps.show(sweep)
@@ -263,7 +264,7 @@ def _end_sweep() -> tuple[list[str], bool]:
         print(f"{held}: in a folder of its own this sweep is run by: {_again(free)}", flush=True)
     elif not tabled or not all(job.state == "finished" for job in sweep.jobs):
         print(f"What is missing is run by: {_again(folder)}", flush=True)
-    failed = [job.number for job in sweep.jobs if job.state == "failed"]
+    failed = [job.name for job in sweep.jobs if job.state == "failed"]
     return failed + [number for number in refused if number not in failed], tabled
 
 
@@ -452,10 +453,10 @@ def _folder_beside(checkpoint: Path, task: str) -> Path:
 
 def _report_overrides(of: str) -> list[str]:
     """Write a report into the folder that it is about, and settle now which one is the newest."""
-    from dkel_lightning.app.report import folder_kind
+    from dkel_lightning.app.runs import kinds
 
     named = None if of == "null" else of
-    found = folder_kind.find(named).resolve()
+    found = kinds.find(named).resolve()
     return [
         *([command_lines.override("report.of", found)] if named is None else []),
         command_lines.override("hydra.run.dir", found),

@@ -162,8 +162,6 @@ def lines(
     *,
     scale: Scale = "linear",
     note: str = "",
-    x_label: str = "epoch",
-    x_scale: Scale = "linear",
     legend: bool = True,
 ) -> Markup:
     """Draw lines over epochs; values that are not finite leave a gap. Without a `legend` there must be a shared one."""
@@ -173,33 +171,28 @@ def lines(
     ys = [y for one in thinned for y in one.y if math.isfinite(y)]
     if not xs or not ys:
         return tag("figure", _caption(title, note), tag("p", "No finite value.", class_="note"))
-    horizontal = _horizontal(xs, x_scale)
+    horizontal = _epochs(xs)
     vertical = _axis(ys, BOTTOM, TOP, scale)
     common = max((one.x for one in thinned), key=len)
     # The bold lines last, so that they lie above the faint ones.
     paths = [_path(one, horizontal, vertical, common) for one in sorted(thinned, key=lambda one: not one.faint)]
     svg = tag(
         "svg",
-        *_frame(horizontal, vertical, x_label),
+        *_frame(horizontal, vertical, "epoch"),
         *paths,
         class_="plot",
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
-        aria_label=f"{title}, over {x_label}",
+        aria_label=f"{title}, over epochs",
         data_x=",".join(map(pretty, common)),
         data_box=f"{LEFT} {RIGHT} {TOP} {BOTTOM} {pretty(horizontal.low)} {pretty(horizontal.high)}",
-        data_xlabel=x_label,
     )
     return tag("figure", _caption(title, note), svg, *([_legend(drawn)] if legend else []), data_lines=len(drawn))
 
 
-def _horizontal(xs: Sequence[float], scale: Scale) -> Axis:
+def _epochs(xs: Sequence[float]) -> Axis:
     low, high = min(xs), max(xs)
-    if scale == "log":
-        return _axis(xs, LEFT + 8, RIGHT - 8, "log")
-    if low == high:
-        return Axis(low, high, LEFT, RIGHT, [low])
-    return Axis(low, high, LEFT, RIGHT, _ticks(low, high, xs))
+    return Axis(low, high, LEFT, RIGHT, [low] if low == high else _ticks(low, high, xs))
 
 
 def _frame(horizontal: Axis, vertical: Axis, x_label: str) -> list[Markup]:

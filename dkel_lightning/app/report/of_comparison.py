@@ -6,11 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dkel_lightning.app.report import charts, collect, folder_kind, of_run, of_sweep
-from dkel_lightning.app.report.collect import RunRecord, number
+from dkel_lightning.app.compare.tables import ACCURACY
+from dkel_lightning.app.report import charts, shared
 from dkel_lightning.app.report.markup import Markup, items, join, page, section, table, tag
-
-COMPARED = "selected accuracy"
+from dkel_lightning.app.report.shared import flat, note, percent, show
+from dkel_lightning.app.runs import kinds
+from dkel_lightning.app.runs.groups import Group, is_seed
+from dkel_lightning.app.runs.parsing import number, read_table, read_text
+from dkel_lightning.app.runs.records import RunRecord
+from dkel_lightning.app.tasks.compare import COMPUTED, MAY_DIFFER
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class Member:
     state: str
     accuracy: float | None
     run: RunRecord | None = None
+
+    def __str__(self) -> str:
+        return f"{self.label}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -45,27 +52,32 @@ class ComparisonRecord:
         """The labels in the order of the table."""
         return [*dict.fromkeys([*(row.get("label", "") for row in self.summary), *(m.label for m in self.members)])]
 
+    @property
+    def groups(self) -> list[Group]:
+        """The runs by label and seed."""
+        return [
+            Group(label, (label,), {str(m.seed): m.run for m in self.members if m.label == label and m.run is not None})
+            for label in self.labels
+        ]
+
 
 def read_comparison(folder: Path) -> ComparisonRecord:
     """Read a comparison, whatever state it is in."""
     found: dict[tuple[str, int], Member] = {}
-    for row in collect.read_table(folder / "members.csv"):
+    for row in read_table(folder / "members.csv"):
         seed = number(row.get("seed"))
         if seed is not None and seed == int(seed):
-            key = (row.get("label", ""), int(seed))
-            found[key] = Member(*key, row.get("state", ""), number(row.get(COMPARED)))
-    for label, seed, path in folder_kind.members(folder):
-        run = collect.read_run(path, f"{label}, seed {seed}")
-        known = found.get((label, seed))
-        state = known.state if known is not None else of_sweep.state(run)
-        figure = known.accuracy if known is not None else of_sweep.accuracy(run)
-        found[label, seed] = Member(label, seed, state, figure, run)
-    summary = collect.read_table(folder / "compare.csv")
+            key = row.get("label", ""), int(seed)
+            found[key] = Member(*key, row.get("state", ""), number(row.get(ACCURACY)))
+    for label, seed, path in kinds.members(folder):
+        run = RunRecord(path, f"{label}, seed {seed}")
+        known = found.get((label, seed)) or Member(label, seed, shared.ending(run), shared.accuracy(run))
+        found[label, seed] = Member(label, seed, known.state, known.accuracy, run)
+    summary = read_table(folder / "compare.csv")
     # The reference is the one label that has no difference to it.
     alone = [row.get("label", "") for row in summary if not row.get("difference n")]
-    text = collect.text_of(folder / "compare.md")
     reference = alone[0] if len(alone) == 1 and len(summary) > 1 else None
-    return ComparisonRecord(folder, [*found.values()], text, summary, reference)
+    return ComparisonRecord(folder, [*found.values()], read_text(folder / "compare.md"), summary, reference)
 
 
 def write_page(comparison: ComparisonRecord, where: Path) -> str:
@@ -80,44 +92,38 @@ def write_page(comparison: ComparisonRecord, where: Path) -> str:
 def _sections(comparison: ComparisonRecord, where: Path) -> Iterator[tuple[str, Markup]]:
     yield section("Result", *_result(comparison))
     yield section("Accuracy", charts.grid([_figure(comparison)]))
-    runs = [member.run for member in comparison.members if member.run is not None]
-    if runs:
-        labels = comparison.labels
-        own = [member for member in comparison.members if member.run is not None]
-        which = {i: labels.index(member.label) for i, member in enumerate(own)}
-        ordered = dict(sorted(which.items(), key=lambda item: item[1]))
-        yield section("Curves", *of_sweep.overlay(runs, ordered, labels))
+    yield section("Curves", *shared.overlay(comparison.groups))
     yield section("Runs", _runs(comparison, where))
-    if runs:
-        yield section("What differs", _differences(comparison))
-    yield section("Files", of_run.files(comparison.folder, where))
+    yield section("What differs", _differences(comparison))
+    yield section("Files", shared.files(comparison.folder, where))
 
 
 def _warnings(comparison: ComparisonRecord) -> Iterator[str]:
     if comparison.text is None and not comparison.summary:
         yield "No compare.md and no compare.csv: no run of this comparison has ended."
-    failed = [f"{m.label}, seed {m.seed} ({m.state})" for m in comparison.members if m.state.startswith("failed")]
+    failed = [f"{m} ({m.state})" for m in comparison.members if m.state.startswith("failed")]
     if failed:
         yield f"Failed: {'; '.join(failed)}."
-    open_ones = [m for m in comparison.members if m.run is not None and not m.run.finished and "failed" not in m.state]
-    if open_ones:
-        yield f"Begun and not finished: {', '.join(f'{m.label}, seed {m.seed}' for m in open_ones)}."
-    if any(m.run is not None and m.run.collapse is not None for m in comparison.members):
-        names = [f"{m.label}, seed {m.seed}" for m in comparison.members if m.run and m.run.collapse is not None]
-        yield f"The collapse guard has reported a collapse (collapse.json): {'; '.join(names)}."
-    if any(m.run is not None and of_run.on_test_set(m.run) for m in comparison.members):
-        yield "Epoch and peer were chosen on the test set (data.selection=paper): the figures are biased upwards."
+    runs = [(member, member.run) for member in comparison.members if member.run is not None]
+    begun = [str(member) for member, run in runs if not run.tested and "failed" not in member.state]
+    if begun:
+        yield f"Begun and not finished: {'; '.join(begun)}."
+    collapsed = [str(member) for member, run in runs if run.collapse is not None]
+    if collapsed:
+        yield f"The collapse guard has reported a collapse (collapse.json): {'; '.join(collapsed)}."
+    if any(shared.on_test_set(run) for _, run in runs):
+        yield f"Epoch and peer were {shared.ON_TEST_SET}: the figures are biased upwards."
 
 
 def _result(comparison: ComparisonRecord) -> list[Markup]:
     if comparison.text is not None:
-        return [*from_markdown(comparison.text)]
+        return [*_from_markdown(comparison.text)]
     if not comparison.summary:
-        return [tag("p", "No table was written.", class_="note")]
+        return [note("No table was written.")]
     heading = [*comparison.summary[0]]
     rows = [[_rounded(row.get(name, "")) for name in heading] for row in comparison.summary]
-    note = "From compare.csv, as compare.md is missing: shares are not in percent, memory is in bytes."
-    return [tag("p", note, class_="note"), table(heading, rows)]
+    said = "From compare.csv, as compare.md is missing: shares are not in percent, memory is in bytes."
+    return [note(said), table(heading, rows)]
 
 
 def _rounded(cell: str) -> str:
@@ -125,7 +131,7 @@ def _rounded(cell: str) -> str:
     return cell if value is None else f"{value:.5g}" if abs(value) < 1e5 else f"{value:.0f}"
 
 
-def from_markdown(text: str) -> Iterator[Markup]:
+def _from_markdown(text: str) -> Iterator[Markup]:
     """Write the headings, lists and tables of compare.md; anything else is a paragraph."""
     notes: list[str] = []
     rows: list[list[str]] = []
@@ -147,32 +153,21 @@ def from_markdown(text: str) -> Iterator[Markup]:
 
 
 def _figure(comparison: ComparisonRecord) -> Markup:
-    entries = [
-        (
-            label,
-            [
-                (f"seed {m.seed}", 100 * m.accuracy)
-                for m in comparison.members
-                if m.label == label and m.accuracy is not None
-            ],
-        )
-        for label in comparison.labels
-    ]
+    found: dict[str, dict[str, float]] = {label: {} for label in comparison.labels}
+    for member in comparison.members:
+        if member.accuracy is not None:
+            found[member.label][str(member.seed)] = member.accuracy
     marked = comparison.labels.index(comparison.reference) if comparison.reference else None
-    note = "a dot a seed, a bar at the mean" + ("; dashed: the reference" if marked is not None else "")
-    return charts.rows(
-        "test accuracy of the deployed network", entries, x_label="test accuracy, selected epoch (%)", note=note,
-        marked=marked,
-    )  # fmt: skip
+    return shared.accuracies(found, marked, "" if marked is None else "; dashed: the reference")
 
 
 def _runs(comparison: ComparisonRecord, where: Path) -> Markup:
     rows = [
         [
-            member.label if member.run is None else of_sweep.job_link(member.run, where),
+            member.label if member.run is None else shared.job_link(member.run, where),
             str(member.seed),
             member.state,
-            of_run.percent(member.accuracy),
+            percent(member.accuracy),
             "n/a" if member.run is None else str(member.run.epochs_done),
         ]
         for member in comparison.members
@@ -182,18 +177,19 @@ def _runs(comparison: ComparisonRecord, where: Path) -> Markup:
 
 def _differences(comparison: ComparisonRecord) -> Markup:
     """Show the settings that are not the same for all labels."""
-    first: dict[str, RunRecord] = {}
+    found: dict[str, dict[str, str]] = {}
     for member in comparison.members:
         if member.run is not None and member.run.config:
-            first.setdefault(member.label, member.run)
-    found = [dict(collect.flat(run.config)) for run in first.values()]
-    apart = collect.varied([run.config for run in first.values()])
-    keys = [key for key in (found[0] if found else {}) if key in (*apart.keys, *apart.following)]
-    keys += [key for key in (*apart.keys, *apart.following) if key not in keys]
-    if not keys:
-        return tag("p", "No settings differ, or none can be read.", class_="note")
-    rows = [
-        [tag("code", key), *(collect.show(one[key]) if key in one else "" for one in found)] for key in sorted(keys)
-    ]
-    shown = table(["key", *first], rows, text_columns=len(first) + 1)
-    return join([tag("details", tag("summary", f"{len(keys)} settings differ between the labels"), shown)])
+            found.setdefault(member.label, {key: show(value) for key, value in flat(member.run.config)})
+    every = dict.fromkeys(key for one in found.values() for key in one)
+    apart = [key for key in every if len({one.get(key) for one in found.values()}) > 1 and not _is_same(key)]
+    if not apart:
+        return note("No settings differ, or none can be read.")
+    rows = [[tag("code", key), *(one.get(key, "") for one in found.values())] for key in sorted(apart)]
+    shown = table(["key", *found], rows, text_columns=len(found) + 1)
+    return join([tag("details", tag("summary", f"{len(apart)} settings differ between the labels"), shown)])
+
+
+def _is_same(key: str) -> bool:
+    """Tell whether a key changes nothing that is compared."""
+    return is_seed(key) or any(key == one or key.startswith(f"{one}.") for one in (*MAY_DIFFER, *COMPUTED))

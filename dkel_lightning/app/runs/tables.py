@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from dkel_lightning.app.runs.groups import COMPARED, Group
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.studies.seed_statistics import Paired, Sample
 
@@ -61,18 +62,61 @@ class Column:
         return f"{mean} ± {summary.deviation * self.scale:,.{self.digits}f}"
 
 
+OBJECTIVE = "selected validation accuracy"
+"""What a search maximises."""
+COLUMNS = (
+    Column("last deployed accuracy", 100, 2, "%"),
+    Column(COMPARED, 100, 2, "%"),
+    Column(OBJECTIVE, 100, 2, "%"),
+    Column("selected students' mean accuracy", 100, 2, "%"),
+    Column("selected students' ensemble accuracy", 100, 2, "%"),
+    Column("selected teachers' mean accuracy", 100, 2, "%"),
+    Column("selected teachers' ensemble accuracy", 100, 2, "%"),
+    Column("selected NLL", 1, 4),
+    Column("selected calibration error", 100, 2, "%"),
+    Column("selected peer disagreement", 100, 2, "%"),
+    Column("selected teacher distance", 1, 3),
+)
+"""The columns of a setting of a sweep."""
+
+
+def group_rows(groups: Iterable[Group], columns: Sequence[Column]) -> list[list[str]]:
+    """Write a row a group: what it is, how many of its runs have finished, and mean and deviation of each column."""
+    return [
+        [
+            *(group.values or (group.name,)),
+            str(len(group.figures(COMPARED))),
+            *(c.cell(group.sample(c.of)) for c in columns),
+        ]
+        for group in groups
+    ]
+
+
 DIFFERENCE_HEADING = ("label", "n", "difference (points)", "95 % interval", "smallest detectable")
 
 
-def difference_row(label: str, found: Paired | None) -> list[str]:
-    """Write a difference of accuracies in points, with what its pairs allow to say."""
+def difference_rows(groups: Iterable[Group], reference: Group) -> list[list[str]]:
+    """Write the differences of accuracies to those of a reference in points, with what their pairs allow to say."""
+    return [[group.name, *_difference(group.less(reference))] for group in groups if group is not reference]
+
+
+def _difference(found: Paired | None) -> list[str]:
     if found is None:
-        return [label, "0", NOT_KNOWN, NOT_KNOWN, NOT_KNOWN]
-    interval, detectable = NOT_KNOWN, NOT_KNOWN
-    if found.low is not None and found.high is not None and found.detectable is not None:
-        interval = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
-        detectable = f"{100 * found.detectable:.2f}"
-    return [label, str(found.n), f"{100 * found.mean:+.2f}", interval, detectable]
+        return ["0", NOT_KNOWN, NOT_KNOWN, NOT_KNOWN]
+    detectable = NOT_KNOWN if found.detectable is None else f"{100 * found.detectable:.2f}"
+    return [str(found.n), f"{100 * found.mean:+.2f}", interval(found), detectable]
+
+
+def interval(found: Paired) -> str:
+    """Write the 95 % interval of a difference in points."""
+    return (
+        NOT_KNOWN if found.low is None or found.high is None else f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
+    )
+
+
+def difference_title(reference: str, name: str) -> str:
+    """Name a table of differences."""
+    return f"{name.capitalize()} less that of {reference}"
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:

@@ -16,9 +16,8 @@ from dkel_lightning.app import build
 from dkel_lightning.app.benchmark import loaders, page, results, setting, sides
 from dkel_lightning.app.benchmark.processes import Plan, Sides
 from dkel_lightning.app.benchmark.results import BenchmarkResult
-from dkel_lightning.app.compare.tables import terminal_table
-from dkel_lightning.app.loggers.metrics_file import write_whole
 from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.runs.tables import terminal_table, write_csv
 from dkel_lightning.errors import DkelError
 from dkel_lightning.runtime import provenance
 from dkel_lightning.runtime.atomic_files import write_text
@@ -113,7 +112,7 @@ def write(result: BenchmarkResult) -> None:
     """Write the files."""
     folder = result.folder
     rows = result.rows()
-    write_whole(folder / "benchmark.csv", [[*rows[0]], *([*map(_cell, row.values())] for row in rows)])
+    write_csv(folder / "benchmark.csv", [[*rows[0]], *([*map(_cell, row.values())] for row in rows)])
     write_text(folder / "benchmark.json", json.dumps(result.as_dict(), indent=2, default=str) + "\n")
     write_text(folder / "benchmark.md", page.markdown(result))
     page.draw(result, folder / "benchmark.png")

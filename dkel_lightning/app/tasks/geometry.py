@@ -54,7 +54,7 @@ def geometry(run: Run) -> GeometryResult:
         "series": _series(found),
     }
     for name, rows in tables.items():
-        write_csv(run.folder / f"{name}.csv", (map(_cell, row) for row in rows))
+        write_csv(run.folder / f"{name}.csv", ([_cell(value) for value in row] for row in rows))
     result = GeometryResult(run.folder, found, draw_all(found, run.folder / "figures"))
     _show(result)
     return result
