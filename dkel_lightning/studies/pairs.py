@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -154,15 +153,6 @@ def alignment(pair: Pair) -> Array:
     apart = length > 1e-12
     scale = np.where(apart, length * length_of(pair.student), 1.0)
     return np.where(apart, -(pull * pair.student).sum(-1) / scale, np.nan)
-
-
-def first_alignment(degrees: float, shrunk: float = 1.0) -> float:
-    """Give the cosine before the first step for a teacher drawn `degrees` away at the same radius.
-
-    `shrunk` is the share of that radius which is left after its initialisation. For 1 it is sin(angle / 2).
-    """
-    cosine = math.cos(math.radians(degrees))
-    return (1 - shrunk * cosine) / math.sqrt(1 + shrunk**2 - 2 * shrunk * cosine)
 
 
 def swept_area(pair: Pair) -> float:

@@ -12,6 +12,7 @@ from dkel_lightning.schedules import Clock, EnsembleTerm, RampUp
 from dkel_lightning.studies import recursion
 from dkel_lightning.studies.convergence import Curves, Problem, Scheme, exact, settled
 from dkel_lightning.studies.monte_carlo import CHUNK, EXPECTED, Simulation, monte_carlo
+from tests.studies import closed_forms
 
 DKEL = Scheme("dkel")
 SCHEMES = {
@@ -83,7 +84,7 @@ def test_a_mode_moves_as_the_recursion_of_both_analyses_says(start: str) -> None
         for step in range(problem.steps):
             a = recursion.ema_rate(start, 0.98, step)
             matrix = recursion.mode_matrix(0.1, 1.0, 0.1, a, coupling)
-            moments = recursion.moment_step(moments, matrix, a, 0.1**2 * 0.1 * variance)
+            moments = closed_forms.moment_step(moments, matrix, a, 0.1**2 * 0.1 * variance)
         risk += 0.05 * moments[1, 1]
     assert curves.teacher_risk[-1] == pytest.approx(risk)
 
@@ -92,7 +93,7 @@ def test_a_long_run_ends_in_the_stationary_variance_of_the_lyapunov_equation() -
     problem = Problem(curvatures=(1.0,), epochs=150, milestones=())
     curves = exact(problem, [replace(DKEL, weights="constant")])[0]
     matrix = recursion.mode_matrix(1.0, 1.0, 0.1, 0.98, -0.5)
-    stationary = recursion.stationary_covariance(matrix, 0.98, 0.01 * 0.7 * 2 / 3)
+    stationary = closed_forms.stationary_covariance(matrix, 0.98, 0.01 * 0.7 * 2 / 3)
     assert curves.diversity[-1] == pytest.approx(stationary[0, 0])
     assert curves.teacher_spread[-1] == pytest.approx(stationary[1, 1])
 

@@ -14,6 +14,7 @@ from dkel_lightning.studies.geometry import Geometry, Settings
 from dkel_lightning.studies.mirror import MirrorSettings
 from dkel_lightning.studies.pairs import Pull, Start
 from dkel_lightning.studies.recursion import mode_matrix, relative_distance, relative_distance_floor
+from tests.studies import closed_forms
 
 CONSTANT = Pull(1.0)
 
@@ -122,16 +123,16 @@ def test_the_relative_distance_ends_at_the_floor_of_the_flattest_direction(found
 
 def test_the_first_cosine_of_an_own_draw(found: Geometry) -> None:
     for degrees in (30.0, 90.0, 170.0):
-        assert pairs.first_alignment(degrees) == pytest.approx(math.sin(math.radians(degrees / 2)))
+        assert closed_forms.first_alignment(degrees) == pytest.approx(math.sin(math.radians(degrees / 2)))
     angles = np.linspace(0.01, 359.99, 3600)
-    assert np.mean([pairs.first_alignment(angle) for angle in angles]) == pytest.approx(2 / math.pi, abs=0.001)
+    assert np.mean([closed_forms.first_alignment(angle) for angle in angles]) == pytest.approx(2 / math.pi, abs=0.001)
     assert 2 / math.pi == pytest.approx(0.637, abs=0.0005)
     # What the released initialisation, two steps at a hundredth of the rate, adds to that mean.
-    released = np.mean([pairs.first_alignment(angle, (1 - 0.0005) ** 2) for angle in angles])
+    released = np.mean([closed_forms.first_alignment(angle, (1 - 0.0005) ** 2) for angle in angles])
     assert released == pytest.approx(0.640, abs=0.001)
     for steps in (2, 20):
         pair = bowl(found, 1.0).pair(f"own draw, {steps} steps at lr", CONSTANT)
-        expected = pairs.first_alignment(90, 0.95**steps)
+        expected = closed_forms.first_alignment(90, 0.95**steps)
         assert pairs.alignment(pair)[0] == pytest.approx(expected, abs=1e-14)
 
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dkel_lightning.app.compare.tables import ACCURACY
+from dkel_lightning.app.config import schema
 from dkel_lightning.app.report import charts, shared
 from dkel_lightning.app.report.markup import Markup, items, join, page, section, table, tag
-from dkel_lightning.app.report.shared import flat, note, percent, show
+from dkel_lightning.app.report.shared import note, percent, show
 from dkel_lightning.app.runs import kinds
 from dkel_lightning.app.runs.groups import Group, is_seed
 from dkel_lightning.app.runs.parsing import number, read_table, read_text
 from dkel_lightning.app.runs.records import RunRecord
-from dkel_lightning.app.tasks.compare import COMPUTED, MAY_DIFFER
+from dkel_lightning.app.tasks.compare import differences
 
 
 @dataclass(frozen=True)
@@ -177,19 +178,16 @@ def _runs(comparison: ComparisonRecord, where: Path) -> Markup:
 
 def _differences(comparison: ComparisonRecord) -> Markup:
     """Show the settings that are not the same for all labels."""
-    found: dict[str, dict[str, str]] = {}
+    first: dict[str, RunRecord] = {}
     for member in comparison.members:
         if member.run is not None and member.run.config:
-            found.setdefault(member.label, {key: show(value) for key, value in flat(member.run.config)})
-    every = dict.fromkeys(key for one in found.values() for key in one)
-    apart = [key for key in every if len({one.get(key) for one in found.values()}) > 1 and not _is_same(key)]
+            first.setdefault(member.label, member.run)
+    configs = [run.config for run in first.values()]
+    said = [line for config in configs[1:] for line in differences(configs[0], config)]
+    apart = [key for key in dict.fromkeys(line.partition(":")[0] for line in said) if not is_seed(key)]
     if not apart:
         return note("No settings differ, or none can be read.")
-    rows = [[tag("code", key), *(one.get(key, "") for one in found.values())] for key in sorted(apart)]
-    shown = table(["key", *found], rows, text_columns=len(found) + 1)
-    return join([tag("details", tag("summary", f"{len(apart)} settings differ between the labels"), shown)])
-
-
-def _is_same(key: str) -> bool:
-    """Tell whether a key changes nothing that is compared."""
-    return is_seed(key) or any(key == one or key.startswith(f"{one}.") for one in (*MAY_DIFFER, *COMPUTED))
+    found = [dict(schema.leaves(config)) for config in configs]
+    rows = [[tag("code", key), *(show(one[key]) if key in one else "" for one in found)] for key in sorted(apart)]
+    listed = table(["key", *first], rows, text_columns=len(first) + 1)
+    return join([tag("details", tag("summary", f"{len(apart)} settings differ between the labels"), listed)])

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
-
-from dkel_lightning.app.config.schema import has_aliases
 
 LARGEST = 64 * 2**20
 """Bytes above which a file is not read: none of ours comes near."""
@@ -71,7 +70,7 @@ def parse_settings(text: str) -> dict[str, Any]:
         ValueError: saying in one line what is wrong with it.
     """
     try:
-        aliased = has_aliases(text)
+        aliased = "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
         found = None if aliased else OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except Exception as error:  # YAML and OmegaConf fail in many ways; all mean the same here
         problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)

@@ -96,7 +96,7 @@ class RunRecord:
         self.folder = folder
         self.name = name or folder.name
         self._failure = failure
-        self._said: list[str] = []
+        self._said: dict[str, list[str]] = {}
 
     # ---------------------------------------------------------------------- how it went
 
@@ -126,22 +126,22 @@ class RunRecord:
     @cached_property
     def problems(self) -> Sequence[str]:
         """What is missing or damaged, one sentence each."""
-        for part in ("config", "summary", "provenance", "collapse", "job", "confusion", "curves"):
+        parts = ("config", "summary", "provenance", "collapse", "job", "confusion", "curves")
+        for part in parts:
             getattr(self, part)
-        for file in sorted((self.folder / "loggers").glob("*.json")):
-            missing = dig(self._parsed(file), "missing")
-            if missing is not None:
-                self._said.append(f"The logger {file.stem} lacks some of this run: {missing}.")
         if self.summary and self.last is None:
-            self._said.append("summary.json holds no test of the last epoch: it is of another version, or damaged.")
-        return tuple(self._said)
+            self._say("summary", "summary.json holds no test of the last epoch: it is of another version, or damaged.")
+        return tuple(said for part in parts for said in self._said.get(part, ()))
+
+    def _say(self, part: str, *said: str) -> None:
+        self._said.setdefault(part, []).extend(said)
 
     # ---------------------------------------------------------------------- files
 
     @cached_property
     def config_text(self) -> str | None:
         """config.yaml as it stands, None where it cannot be read."""
-        return self._text("config.yaml", "the settings of the run are not known")
+        return self._text("config", "config.yaml", "the settings of the run are not known")
 
     @cached_property
     def config(self) -> Values:
@@ -151,48 +151,48 @@ class RunRecord:
         try:
             return parse_settings(self.config_text)
         except ValueError as error:
-            self._said.append(f"config.yaml is damaged ({error}).")
+            self._say("config", f"config.yaml is damaged ({error}).")
             return {}
 
     @cached_property
     def summary(self) -> Values:
         """What the run ended with: summary.json is written last."""
-        return self._mapping("summary.json", "the run has not finished, so nothing was tested")
+        return self._mapping("summary", "summary.json", "the run has not finished, so nothing was tested")
 
     @cached_property
     def provenance(self) -> Values:
         """Versions, device and command."""
-        return self._mapping("provenance.json", "versions and device are not known")
+        return self._mapping("provenance", "provenance.json", "versions and device are not known")
 
     @cached_property
     def job(self) -> Values:
         """The note of a job of a sweep."""
-        return self._mapping(NOTE)
+        return self._mapping("job", NOTE)
 
     @cached_property
     def collapse(self) -> Any:
         """What the collapse guard has written, None where it has reported nothing."""
-        return self._parsed(self.folder / "collapse.json") or None
+        return self._parsed("collapse", "collapse.json") or None
 
     @cached_property
     def curves(self) -> Mapping[str, Curve]:
         """The columns of metrics.csv by name, cells that hold no number left out."""
-        text = self._text("metrics.csv", "there are no curves")
+        text = self._text("curves", "metrics.csv", "there are no curves")
         if text is None:
             return {}
         found, faults = parse_curves(text)
-        self._said += faults
+        self._say("curves", *faults)
         return found
 
     @cached_property
     def confusion(self) -> Confusion | None:
         """The mistakes of the deployed network, None where they were not counted."""
-        text = self._text(CONFUSION)
+        text = self._text("confusion", CONFUSION)
         if text is None:
             return None
         found = parse_confusion(text)
         if found is None:
-            self._said.append(f"{CONFUSION} is damaged: it is no table of counts.")
+            self._say("confusion", f"{CONFUSION} is damaged: it is no table of counts.")
         return found
 
     @cached_property
@@ -298,28 +298,28 @@ class RunRecord:
 
     # ---------------------------------------------------------------------- reading
 
-    def _text(self, name: str, missing: str | None = None) -> str | None:
-        return read_text(self.folder / name, self._said, missing)
+    def _text(self, part: str, name: str, missing: str | None = None) -> str | None:
+        return read_text(self.folder / name, self._said.setdefault(part, []), missing)
 
-    def _mapping(self, name: str, missing: str | None = None) -> Values:
-        found = self._parsed(self.folder / name, missing)
+    def _mapping(self, part: str, name: str, missing: str | None = None) -> Values:
+        found = self._parsed(part, name, missing)
         if found is None or isinstance(found, dict):
             return found or {}
-        self._said.append(f"{name} is damaged (it holds no mapping).")
+        self._say(part, f"{name} is damaged (it holds no mapping).")
         return {}
 
-    def _parsed(self, path: Path, missing: str | None = None) -> Any:
+    def _parsed(self, part: str, name: str, missing: str | None = None) -> Any:
         """Parse a JSON file; None where there is none, or none that can be read."""
-        text = read_text(path, self._said, missing)
+        text = self._text(part, name, missing)
         if text is None:
             return None
         try:
             found = json.loads(text)
         except (ValueError, RecursionError) as error:
-            self._said.append(f"{path.name} is damaged ({error}).")
+            self._say(part, f"{name} is damaged ({error}).")
             return None
         if found is None:
-            self._said.append(f"{path.name} is damaged (it holds nothing).")
+            self._say(part, f"{name} is damaged (it holds nothing).")
         return found
 
 

@@ -224,11 +224,8 @@ def test_a_file_beyond_all_measure_is_not_read(tmp_path: Path, monkeypatch: pyte
 def test_the_page_shows_which_classes_are_taken_for_which(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     (folder / "confusion.csv").write_text('true class,cat,"<b>dog"\ncat,7,3\n"<b>dog",0,10\n')
-    (folder / "loggers").mkdir()
-    (folder / "loggers" / "wandb.json").write_text('{"missing": "OSError: <disk> full"}')
     reader = page(folder)
     assert "cat <b>dog 3 30.0 %" in reader.text
-    assert "The logger wandb lacks some of this run: OSError: <disk> full." in reader.text
 
 
 def test_a_damaged_confusion_matrix_is_named_and_the_page_still_written(tmp_path: Path) -> None:
