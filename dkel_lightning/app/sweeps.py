@@ -177,10 +177,8 @@ def _markdown(sweep: Sweep) -> list[str]:
     states = [job.state for job in sweep.jobs]
     counted = [f"{states.count(state)} {state}" for state in ("finished", "failed", "unfinished") if state in states]
     lines = ["# Sweep", "", f"{len(states)} jobs: {', '.join(counted)}. Mean ± sample deviation over n seeds."]
-    first = (sweep.jobs[0].overrides if sweep.jobs else None) or {}
-    constant = [f"`{key}={value}`" for key, value in first.items() if key not in _varied(sweep)]
-    if constant:
-        lines += ["", f"In all jobs: {', '.join(constant)}."]
+    if sweep.constant:
+        lines += ["", f"In all jobs: {', '.join(f'`{override}`' for override in sweep.constant)}."]
     failures = [f"- Job {job.name} ({_named(sweep, job)}) failed: {job.failure}" for job in sweep.jobs if job.failure]
     lines += ["", *failures, ""]
     if is_search(sweep):

@@ -8,7 +8,6 @@ from pathlib import Path
 from dkel_lightning.app.report import charts, shared
 from dkel_lightning.app.report.charts import Dots
 from dkel_lightning.app.report.markup import Markup, dotted, items, join, page, section, table, tag
-from dkel_lightning.app.report.of_run import changed
 from dkel_lightning.app.report.shared import note, percent, show
 from dkel_lightning.app.runs.groups import COMPARED, Group, Sweep
 from dkel_lightning.app.runs.parsing import number
@@ -31,11 +30,10 @@ def write_page(sweep: Sweep, where: Path) -> str:
 
 
 def _sections(sweep: Sweep, where: Path) -> Iterator[tuple[str, Markup]]:
-    yield section("Settings", _settings_table(sweep), _caution(sweep))
+    yield section("Settings", _settings_table(sweep), _caution(sweep), *_constant(sweep))
     yield section("Accuracy", charts.grid(_accuracy_charts(sweep)))
     yield section("Curves", *shared.overlay(sweep.groups))
     yield section("Jobs", _jobs_table(sweep, where))
-    yield section("Configuration", _common(sweep))
     yield section("Files", shared.files(sweep.folder, where, 1))
 
 
@@ -112,6 +110,10 @@ def _caution(sweep: Sweep) -> Markup:
     )
 
 
+def _constant(sweep: Sweep) -> list[Markup]:
+    return [tag("p", "In all jobs: ", tag("code", " ".join(sweep.constant)), class_="note")] if sweep.constant else []
+
+
 # ---------------------------------------------------------------------- charts
 
 
@@ -152,18 +154,3 @@ def _jobs_table(sweep: Sweep, where: Path) -> Markup:
         row += [percent(run.last.deployed_accuracy if run.last else None)]
         rows.append([*row, "n/a" if seconds is None else f"{seconds:,.0f}"])
     return table(heading, rows, text_columns=3 + len(sweep.keys))
-
-
-def _common(sweep: Sweep) -> Markup:
-    whole = [run for run in sweep.jobs if run.config]
-    if not whole:
-        return note("No job has settings that can be read.")
-    first = whole[0]
-    rows = [
-        [tag("code", key), show(value), show(default)]
-        for key, value, default in changed(first)
-        if all(run.setting(key) == value for run in whole)
-    ]
-    details = tag("details", tag("summary", f"All settings of job {first.name}"), tag("pre", first.config_text or ""))
-    said = "What all jobs share and what differs from the defaults:"
-    return join([note(said), table(["key", "value", "default"], rows, text_columns=3), details])
