@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -47,7 +46,6 @@ def draw_curves(rows: Rows, path: Path, title: str) -> None:
     """Draw accuracies, likelihoods, loss terms and weights over the epochs into a PNG."""
     epochs = {step: row["epoch"] + 1 for step, row in rows.items() if "epoch" in row}
     figure = Figure(figsize=(11, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2)
     _networks(axes[0][0], rows, epochs, "acc", "validation accuracy")
     _networks(axes[0][1], rows, epochs, "nll", "validation negative log-likelihood")
@@ -103,7 +101,6 @@ def _finish(axes: Axes, label: str, *, legend: bool) -> None:
 def draw_comparison(accuracies: Mapping[str, Sequence[float]], reference: str, path: Path) -> None:
     """Draw the test accuracies of each label into a PNG: a dot a seed, a bar at the mean."""
     figure = Figure(figsize=(8, 1.4 + 0.42 * len(accuracies)), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     for row, (label, values) in enumerate(accuracies.items()):
         colour = COLOURS["teacher"] if label == reference else COLOURS["student"]
@@ -148,7 +145,6 @@ def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: 
     few = len(names) <= MOST_NAMED_CLASSES
     size = min(11.0, 3.5 + 0.38 * len(names)) if few else 9.0
     figure = Figure(figsize=(size + 1, size), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     # The root keeps rare mistakes visible beside a full diagonal.
     drawn = axes.imshow(np.sqrt(shares), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
@@ -192,7 +188,6 @@ def draw_sweep(panels: Mapping[str, Mapping[Setting, Sequence[float]]], keys: Se
     axis = _axis([*dict.fromkeys(setting[0] if setting else "" for setting in first)])
     series = [*dict.fromkeys(setting[1:] for setting in first)]
     figure = Figure(figsize=(5.2 * columns, 3.6 * rows + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, (label, values) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
         for number, rest in enumerate(series):
             _dots(axes, values, rest, axis, number, len(series))
@@ -292,7 +287,6 @@ def draw_search(points: Sequence[tuple[Sequence[str], float]], keys: Sequence[st
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
     figure = Figure(figsize=(4.2 * columns + 0.6, 3.2 * rows + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for number, axes in enumerate(grid):
         axes.set_visible(number < len(keys))
@@ -336,7 +330,6 @@ def draw_sweep_curves(
     roles = (slice(0, 1), slice(1, 2) if len(keys) > 2 else slice(0, 0), slice(max(1, len(keys) - 1), None))
     colours, styles, columns = ([*dict.fromkeys(setting[role] for setting in settings)] for role in roles)
     figure = Figure(figsize=(max(6.5, 3.6 * len(columns) + 1), 2.1 * len(panels) + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(len(panels), len(columns), squeeze=False, sharex=True, sharey="row")
     for row, (label, values) in zip(grid, panels.items(), strict=True):
         row[0].set_ylabel(label, fontsize=9)

@@ -19,12 +19,10 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import derive_seed
 from dkel_lightning.schedules import Clock
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
-from dkel_lightning.studies.recursion import Array, ema_rates, growth, mode_matrix, total_weight
+from dkel_lightning.studies.recursion import Array, ema_rates, total_weight
 from dkel_lightning.studies.seed_statistics import wilson
 
 Points = NDArray[np.float32]
-SADDLE = -1.0
-"""Curvature of the direction that leads away from the saddle."""
 
 
 @dataclass(frozen=True)
@@ -106,22 +104,6 @@ class Outcome:
     def share(self) -> float:
         """Share of stuck runs."""
         return self.stuck / self.runs
-
-
-def escape_factor(weight: float, lr: float, decay: float) -> float:
-    """Give the factor a step by which student and teacher leave the saddle together: the mode matrix at h = -1."""
-    return growth(mode_matrix(SADDLE, weight, lr, decay, weight))
-
-
-def independent_amplitude(weight: float, lr: float, decay: float) -> float:
-    """Give the escaping amplitude of two independent starts over that of two equal ones, root mean square.
-
-    Two independent starts add incoherently along the left eigenvector (l_s, l_theta) of the escaping mode:
-    `sqrt(l_s^2 + l_theta^2) / |l_s + l_theta|`.
-    """
-    values, vectors = np.linalg.eig(mode_matrix(SADDLE, weight, lr, decay, weight).T)
-    left = np.real(vectors[:, np.argmax(np.abs(values))])
-    return float(np.hypot(*left) / abs(left.sum()))
 
 
 def simulate(landscape: Landscape, case: Case, runs: int, seed: int) -> Outcome:

@@ -10,7 +10,8 @@ import numpy as np
 
 from dkel_lightning.ema import START_OFFSETS
 from dkel_lightning.studies.collapse import Case, Landscape, Outcome, simulate
-from dkel_lightning.studies.convergence import Curves, Problem, Scheme, Simulation, exact, monte_carlo
+from dkel_lightning.studies.convergence import Curves, Problem, Scheme, exact
+from dkel_lightning.studies.monte_carlo import Simulation, monte_carlo
 from dkel_lightning.studies.recursion import relative_distance_floor
 
 Settings = Mapping[str, Any]
@@ -29,6 +30,11 @@ class Risks:
     def epochs(self) -> list[int]:
         """The epochs that a table shows."""
         return sorted(e for e in {1, 5, 20, 80, self.problem.first_phase} if 0 < e <= self.problem.first_phase)
+
+    def times(self, role: str) -> tuple[float, float, float]:
+        """Give when runs of a scheme come to 1.1 times its risk at the end of the first phase; see Simulation."""
+        threshold = 1.1 * float(self.curves[role].student_risk[self.problem.first_phase])
+        return self.simulated[role].times(threshold)
 
 
 @dataclass(frozen=True)

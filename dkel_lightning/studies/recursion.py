@@ -1,4 +1,4 @@
-"""The linear recursion of a student and its averaged teacher, and its closed forms.
+"""The linear recursion of a student and its averaged teacher.
 
 One direction of a quadratic loss of curvature h, the optimum at 0, learning rate eta, total teacher weight W, EMA
 rate a:
@@ -17,7 +17,6 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import solve_discrete_lyapunov
 
 from dkel_lightning.ema import update_rate
 from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock
@@ -57,11 +56,6 @@ def total_weight(rampup: RampUp, ensemble: EnsembleTerm, clock: Clock) -> float:
 # ---------------------------------------------------------------------- one direction, constant W and a
 
 
-def difference_coupling(weight: float, peers: int) -> float:
-    """Give the coupling `-W / (P - 1)` of the modes in which peers differ."""
-    return -weight / (peers - 1)
-
-
 def mode_matrix(curvature: float, weight: float, lr: float, decay: float, coupling: float) -> Array:
     """Give the matrix that takes (s, theta) one step further, without noise: [2, 2].
 
@@ -71,44 +65,9 @@ def mode_matrix(curvature: float, weight: float, lr: float, decay: float, coupli
     return np.array([[kept, lr * coupling], [(1 - decay) * kept, decay + (1 - decay) * lr * coupling]])
 
 
-def determinant(curvature: float, weight: float, lr: float, decay: float) -> float:
-    """Give the determinant of a mode's matrix, `a (1 - eta (h + W))`, the same for every coupling."""
-    return decay * (1.0 - lr * (curvature + weight))
-
-
 def is_stable(curvature: float, weight: float, lr: float, decay: float) -> bool:
     """Say whether the mean mode converges: `h > 0` and `eta ((1 + a) h + 2 a W) < 2 (1 + a)`."""
     return curvature > 0 and lr * ((1 + decay) * curvature + 2 * decay * weight) < 2 * (1 + decay)
-
-
-def growth(matrix: Array) -> float:
-    """Give the factor a step of the slowest (or fastest growing) mode: the largest modulus of an eigenvalue."""
-    return float(np.abs(np.linalg.eigvals(matrix)).max())
-
-
-def time_constant(matrix: Array) -> float:
-    """Give the exact slow time constant in steps, `-1 / ln(growth)`; infinite where nothing decays."""
-    factor = growth(matrix)
-    return -1.0 / math.log(factor) if factor < 1 else math.inf
-
-
-def doubling_steps(matrix: Array) -> float:
-    """Give the steps in which a growing mode doubles; infinite where nothing grows."""
-    factor = growth(matrix)
-    return math.log(2) / math.log(factor) if factor > 1 else math.inf
-
-
-def common_error_time(curvature: float, weight: float, decay: float) -> float:
-    """Approximate the steps in which the common error decays by e: `(1 + W/h) / (1 - a)`, for 1 - a << eta h."""
-    return (1 + weight / curvature) / (1 - decay)
-
-
-def teacher_diversity_time(curvature: float, weight: float, decay: float, peers: int) -> float:
-    """Approximate the steps in which teachers forget what they differ in, for 1 - a << eta h.
-
-    `1 / ((1 - a) (1 + W / ((P - 1) (h + W))))`: with W > h about 1 + W/h times sooner than their common error.
-    """
-    return 1 / ((1 - decay) * (1 + weight / ((peers - 1) * (curvature + weight))))
 
 
 def relative_distance_floor(curvature: float, weight: float) -> float:
@@ -124,39 +83,6 @@ def relative_distance(matrix: Array) -> float:
     values, vectors = np.linalg.eig(matrix)
     student, teacher = vectors[:, np.argmax(np.abs(values))]
     return float(abs(teacher - student) / abs(teacher))
-
-
-# ---------------------------------------------------------------------- noise
-
-
-def noise_direction(decay: float) -> Array:
-    """Give what unit noise in the student's step moves, (1, 1 - a): the teacher averages the new student."""
-    return np.array([1.0, 1.0 - decay])
-
-
-def moment_step(covariance: Array, matrix: Array, decay: float, step_variance: float) -> Array:
-    """Take the exact second moments of (s, theta) one step further: `M C M^T + q b b^T`, b = (1, 1 - a)."""
-    direction = noise_direction(decay)
-    moved: Array = matrix @ covariance @ matrix.T
-    return moved + step_variance * np.outer(direction, direction)
-
-
-def stationary_covariance(matrix: Array, decay: float, step_variance: float = 1.0) -> Array:
-    """Give the second moments that `moment_step` ends in: [2, 2]; the mode must be stable.
-
-    The student's variance is about h / (h + W) of that without a teacher.
-    """
-    direction = noise_direction(decay)
-    solved: Array = solve_discrete_lyapunov(matrix, step_variance * np.outer(direction, direction))
-    return solved
-
-
-def distance_variance(decay: float, step_variance: float) -> float:
-    """Give the variance of theta - s behind a student that is a random walk: `a^2 q / (1 - a^2)`.
-
-    From `d <- a (d - step)`: the student's last step is averaged too.
-    """
-    return decay**2 * step_variance / (1 - decay**2)
 
 
 # ---------------------------------------------------------------------- between two optima

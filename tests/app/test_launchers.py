@@ -19,6 +19,8 @@ from dkel_lightning.app import sweeps
 from dkel_lightning.app.cli import composition
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.report import of_sweep
+from dkel_lightning.app.runs.groups import read_sweep
+from dkel_lightning.app.runs.kinds import NOTE
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import ranks
 from tests.compose import check_arguments
@@ -168,7 +170,7 @@ def test_optuna_searches_through_parallel_jobs_and_the_report_shows_it(tmp_path:
     found = OmegaConf.load(folder / sweeps.SEARCH)
     objectives = [sweeps.objective(folder / number) for number in "01"]
     assert found.best_value == max(value for value in objectives if value is not None)
-    rates = [job.overrides["optimizer.lr"] for job in sweeps.read(folder).jobs]
+    rates = [(job.overrides or {})["optimizer.lr"] for job in read_sweep(folder).jobs]
     assert len({*rates}) == 2
     assert all(0.01 <= float(rate) <= 0.3 for rate in rates)
     assert "## Search, best first" in (folder / "sweep.md").read_text()
@@ -176,7 +178,7 @@ def test_optuna_searches_through_parallel_jobs_and_the_report_shows_it(tmp_path:
     again = sweep(tmp_path, *search, "optimizer.lr=tag(log,interval(0.01,0.3))")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("has finished before") == 2
-    page = of_sweep.write_page(of_sweep.read_sweep(folder), folder)
+    page = of_sweep.write_page(read_sweep(folder), folder)
     assert "optimizer" in page
     assert all(f"{float(rate):.4g}"[:5] in page for rate in rates)
 
@@ -223,7 +225,7 @@ def test_jobs_that_are_refused_in_other_processes_are_named_and_leave_what_lies_
     tmp_path: Path, launcher: str
 ) -> None:
     assert sweep(tmp_path, "seed=0,1").returncode == 0
-    notes = [tmp_path / "sweep" / number / sweeps.NOTE for number in "01"]
+    notes = [tmp_path / "sweep" / number / NOTE for number in "01"]
     before = [note.read_text() for note in notes]
     done = sweep(tmp_path, f"hydra/launcher={launcher}", "seed=2,0,3")
     assert done.returncode == 1
@@ -231,7 +233,7 @@ def test_jobs_that_are_refused_in_other_processes_are_named_and_leave_what_lies_
     assert "sweep holds other jobs under 0, 1: in a folder of its own this sweep is run by: " in done.stdout
     assert done.stdout.rstrip().endswith("hydra.sweep.dir=sweep_1")
     assert [note.read_text() for note in notes] == before
-    assert [job.seed for job in sweeps.read(tmp_path / "sweep").jobs] == ["0", "1", "3"]
+    assert [job.seed for job in read_sweep(tmp_path / "sweep").jobs] == ["0", "1", "3"]
     assert states(tmp_path / "sweep") == ["finished"] * 3
     # Of another sweep, which names nobody's folder.
     again = sweep(tmp_path, f"hydra/launcher={launcher}", "seed=0,1")

@@ -21,6 +21,8 @@ from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.cli.sweep_session import SweepSession, begun
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.claim import claim
+from dkel_lightning.app.runs.groups import COMPARED, Group, Sweep, has_collapsed, read_sweep
+from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.errors import ConfigError, DataError, DkelError, NonFiniteError
 from tests.compose import prepare
 
@@ -67,7 +69,11 @@ def job(
     (folder / "metrics.csv").write_text("\n".join([heading, *lines]) + "\n")
 
 
-def three_rates(sweep: Path) -> sweeps.Sweep:
+def by_setting(sweep: Sweep) -> dict[tuple[str, ...], Group]:
+    return {group.values: group for group in sweep.groups}
+
+
+def three_rates(sweep: Path) -> Sweep:
     """Make two settings with three seeds each, of which one run has failed and one has not ended."""
     for seed, (none, one) in enumerate([(0.90, 0.94), (0.92, 0.93), (0.91, 0.95)]):
         common = [f"seed={seed}", "trainer.max_epochs=2"]
@@ -76,24 +82,25 @@ def three_rates(sweep: Path) -> sweeps.Sweep:
     job(sweep, 10, ["seed=3", "trainer.max_epochs=2", "method.rampup.scale=0"], 0.99)
     job(sweep, 9, ["seed=3", "trainer.max_epochs=2", "method.rampup.scale=1"], error=DataError("no images\nat all"))
     job(sweep, 11, ["seed=4", "trainer.max_epochs=2", "method.rampup.scale=1"])
-    return sweeps.read(sweep)
+    return read_sweep(sweep)
 
 
 def test_jobs_are_grouped_by_what_varies_and_not_by_seed_or_by_what_all_share(tmp_path: Path) -> None:
     sweep = three_rates(tmp_path)
     assert sweep.keys == ("method.rampup.scale",)
-    assert [job.number for job in sweep.jobs] == ["0", "1", "2", "3", "4", "5", "9", "10", "11"]
-    assert {setting: len(jobs) for setting, jobs in sweep.settings().items()} == {("0",): 4, ("1",): 5}
+    assert [job.name for job in sweep.jobs] == ["0", "1", "2", "3", "4", "5", "9", "10", "11"]
+    assert {setting: len(group.runs) for setting, group in by_setting(sweep).items()} == {("0",): 4, ("1",): 5}
     assert [job.state for job in sweep.jobs[-3:]] == ["failed", "finished", "unfinished"]
 
 
 def test_means_and_paired_differences_are_those_of_a_hand_computation(tmp_path: Path) -> None:
     sweep = three_rates(tmp_path)
-    found = sweeps.summary_of(sweep, ("1",), sweeps.COMPARED)
+    settings = by_setting(sweep)
+    found = settings["1",].sample(COMPARED)
     assert found is not None
     assert found.n == 3
     assert [found.mean, found.deviation] == pytest.approx([0.94, 0.01])
-    difference = sweeps.difference(sweep, ("1",), ("0",))
+    difference = settings["1",].less(settings["0",])
     # 4, 1 and 4 points: mean 3, deviation sqrt(3), t(0.975, 2) = 4.30265; seed 3 has no partner.
     assert difference is not None
     assert difference.low is not None
@@ -133,20 +140,23 @@ def test_the_files_of_a_sweep_hold_every_job_with_its_failure(tmp_path: Path) ->
 
 def test_wrong_labels_that_were_learnt_are_tabled_and_drawn_only_where_there_were_any(tmp_path: Path) -> None:
     three_rates(tmp_path)
-    sweeps.write(sweeps.read(tmp_path))
+    sweeps.write(read_sweep(tmp_path))
     assert "learnt" not in (tmp_path / "sweep.md").read_text() + (tmp_path / "curves.csv").read_text()
     for number, learnt in ((0, (0.1, 0.25)), (2, (0.1, 0.35)), (4, (0.1, 0.45)), (10, (0.1, 0.35))):
         rows = [f"{step},{step // 10},{share},0.5" for step, share in zip((0, 10), learnt, strict=True)]
         heading = "step,epoch,train/noise/fit_wrong/student_mean,val/acc/student_mean"
         (tmp_path / str(number) / "metrics.csv").write_text("\n".join([heading, *rows]) + "\n")
-    sweep = sweeps.read(tmp_path)
+    sweep = read_sweep(tmp_path)
     sweeps.write(sweep)
     (heading,) = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if "wrong labels learnt" in line]
     assert heading.endswith("| last students' wrong labels learnt (%) |")
     # What the last epoch shows: 25, 35, 45 and 35 %; deviation sqrt(200 / 3).
     assert "| 35.00 ± 8.16 |" in (tmp_path / "sweep.md").read_text()
-    expected: Any = {("0",): ([1, 2], pytest.approx([0.1, 0.35]))}
-    assert sweeps.mean_curves(sweep, "train/noise/fit_wrong/student_mean") == expected
+    mean = by_setting(sweep)["0",].curve("train/noise/fit_wrong/student_mean")
+    assert mean is not None
+    assert mean[0] == [1, 2]
+    assert mean[1] == pytest.approx([0.1, 0.35])
+    assert by_setting(sweep)["1",].curve("train/noise/fit_wrong/student_mean") is None
     with (tmp_path / "curves.csv").open(newline="") as file:
         names = next(csv.reader(file))
     assert "train/noise/fit_wrong/student_mean" in names
@@ -156,7 +166,7 @@ def test_wrong_labels_that_were_learnt_are_tabled_and_drawn_only_where_there_wer
 def test_a_sweep_of_seeds_alone_is_one_setting(tmp_path: Path) -> None:
     for seed in range(2):
         job(tmp_path, seed, [f"seed={seed}"], 0.9 + 0.01 * seed)
-    sweep = sweeps.read(tmp_path)
+    sweep = read_sweep(tmp_path)
     assert sweep.keys == ()
     sweeps.write(sweep)
     assert "| all | 2 | 90.50 ± 0.71 |" in (tmp_path / "sweep.md").read_text()
@@ -164,9 +174,9 @@ def test_a_sweep_of_seeds_alone_is_one_setting(tmp_path: Path) -> None:
 
 def test_a_sweep_without_any_finished_job_still_has_its_table(tmp_path: Path) -> None:
     job(tmp_path, 0, ["seed=0", "optimizer.lr=1e30"], error=NonFiniteError("The loss is NaN."))
-    assert sweeps.write(sweeps.read(tmp_path)) == ["sweep.csv", "sweep.md"]
+    assert sweeps.write(read_sweep(tmp_path)) == ["sweep.csv", "sweep.md"]
     console = Console(width=120, record=True)
-    sweeps.show(sweeps.read(tmp_path), console)
+    sweeps.show(read_sweep(tmp_path), console)
     assert "n/a" in console.export_text()
 
 
@@ -175,10 +185,10 @@ def test_torn_files_of_a_job_leave_its_row_empty(tmp_path: Path) -> None:
     job(tmp_path, 1, ["seed=0", "optimizer.lr=2"], 0.8)
     (tmp_path / "1" / "summary.json").write_text('{"test": ')
     (tmp_path / "0" / "metrics.csv").write_text("epoch,val/acc/student_mean\n0,\x00?\n")
-    sweep = sweeps.read(tmp_path)
+    sweep = read_sweep(tmp_path)
     sweeps.write(sweep)
     assert sweep.jobs[1].figures == {}
-    assert sweeps.mean_curves(sweep, "val/acc/student_mean") == {}
+    assert [group.curve("val/acc/student_mean") for group in sweep.groups] == [None, None]
 
 
 @pytest.mark.parametrize("state", ["failed", "running"])
@@ -186,8 +196,8 @@ def test_figures_are_those_of_a_job_that_has_finished_and_of_no_other(tmp_path: 
     job(tmp_path, 0, ["seed=0", "method=dkel"], 0.9, last=0.1)
     job(tmp_path, 1, ["seed=0", "method=baseline"], 0.8)
     sweeps.note(tmp_path / "0", ["seed=0", "method=pcl"], state)
-    sweep = sweeps.read(tmp_path)
-    assert (sweep.jobs[0].figures, sweep.jobs[0].collapsed) == ({}, None)
+    sweep = read_sweep(tmp_path)
+    assert (sweep.jobs[0].figures, has_collapsed(sweep.jobs[0])) == ({}, None)
     sweeps.write(sweep)
     text = (tmp_path / "sweep.md").read_text()
     assert "| pcl | 0 | n/a |" in text
@@ -210,8 +220,8 @@ def test_collapse_is_counted_by_its_outcome(tmp_path: Path) -> None:
     job(tmp_path, 3, ["seed=3", rate], error=DataError("no images"))  # says nothing about training
     job(tmp_path, 4, ["seed=4", rate], 0.11)
     job(tmp_path, 5, ["seed=0", "optimizer.lr=2"], 0.9)
-    sweep = sweeps.read(tmp_path)
-    assert [job.collapsed for job in sweep.jobs] == [True, False, True, None, True, False]
+    sweep = read_sweep(tmp_path)
+    assert [has_collapsed(job) for job in sweep.jobs] == [True, False, True, None, True, False]
     sweeps.write(sweep)
     text = (tmp_path / "sweep.md").read_text()
     # 3 of 4: centre (3/4 + z^2/8) / (1 + z^2/4) = 0.6276, half 0.3272, with z = 1.96.
@@ -223,7 +233,8 @@ def test_chance_is_what_guessing_may_reach(tmp_path: Path) -> None:
     # Of 360 images guessed among 10 classes, 54 (15 %) are reached in more than one case of a thousand; 57 are not.
     for hits, collapsed in ((36, True), (54, True), (57, False)):
         summary = {"test": {"last": scores(0.9, student=hits / 360)}}
-        assert sweeps.has_collapsed({}, summary) is collapsed
+        (tmp_path / "summary.json").write_text(json.dumps(summary))
+        assert has_collapsed(RunRecord(tmp_path)) is collapsed
 
 
 @pytest.mark.parametrize(
@@ -259,7 +270,7 @@ def test_a_search_is_listed_by_validation_accuracy_and_names_the_test_accuracy_a
         job(tmp_path, number, [f"optimizer.lr={rate}", "teacher.draw=independent"], accuracy)
     job(tmp_path, 3, ["optimizer.lr=0.9", "teacher.draw=student"], error=NonFiniteError("The loss is NaN."))
     (tmp_path / sweeps.SEARCH).write_text("name: optuna\n")
-    sweep = sweeps.read(tmp_path)
+    sweep = read_sweep(tmp_path)
     assert sweeps.write(sweep) == ["sweep.csv", "sweep.md", "figures/search.png"]
     rows = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if line.startswith("| ")][2:]
     assert rows == [

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from dkel_lightning import DistillationModule
 from dkel_lightning.app import tasks
 from dkel_lightning.app.callbacks import LastCheckpoint, SaveOnSignal, saving
-from dkel_lightning.app.runs.folder import Run, read_summary
+from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints import format
 from dkel_lightning.errors import CheckpointError, DkelError, Interrupted
@@ -200,7 +201,7 @@ def test_a_run_whose_best_epoch_is_lost_says_so_and_takes_the_best_of_the_others
     resumed(run)
     assert f"{best} is {what}: the best of the epochs to come replaces it." in capsys.readouterr().out
     assert format.load(best)["epoch"] > 0
-    assert read_summary(run.folder) is not None
+    assert RunRecord(run.folder).whole
 
 
 def test_a_finished_run_whose_best_epoch_is_lost_still_tells_of_its_last(tmp_path: Path) -> None:
@@ -209,8 +210,9 @@ def test_a_finished_run_whose_best_epoch_is_lost_still_tells_of_its_last(tmp_pat
     for name in ("summary.json", "checkpoints/best.ckpt"):
         (run.folder / name).unlink()
     resumed(run)
-    summary = read_summary(run.folder)
-    assert summary is not None
+    record = RunRecord(run.folder)
+    assert record.whole
+    summary = record.summary
     assert (summary["test"]["last"]["epoch"], summary["test"]["best"]) == (1, None)
 
 
@@ -220,10 +222,10 @@ def test_a_torn_summary_of_a_finished_run_is_written_anew(damage: str, through: 
     shutil.copytree(through, run.folder)
     (run.folder / "summary.json").write_text(damage, encoding="utf-8")
     resumed(run)
-    mine, theirs = read_summary(run.folder), read_summary(through)
-    assert mine is not None
-    assert theirs is not None
-    assert mine["test"] == theirs["test"]
+    mine, theirs = RunRecord(run.folder), RunRecord(through)
+    assert mine.whole
+    assert theirs.whole
+    assert mine.summary["test"] == theirs.summary["test"]
 
 
 def test_an_edited_configuration_is_refused_and_what_may_change_is_not(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.studies.collapse import Case, Landscape, escape_factor, independent_amplitude, simulate
-from dkel_lightning.studies.recursion import doubling_steps, mode_matrix
+from dkel_lightning.studies.collapse import Case, Landscape, simulate
+from dkel_lightning.studies.recursion import mode_matrix
+from tests.studies.closed_forms import doubling_steps, escape_factor, independent_amplitude
 
 
 @pytest.mark.parametrize(("weight", "factor", "doubling"), [(0, 1.050, 14), (1, 1.0235, 30), (3, 1.0080, 87)])

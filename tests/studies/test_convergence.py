@@ -11,17 +11,9 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import Clock
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 from dkel_lightning.studies import recursion
-from dkel_lightning.studies.convergence import (
-    CHUNK,
-    EXPECTED,
-    Curves,
-    Problem,
-    Scheme,
-    Simulation,
-    exact,
-    monte_carlo,
-    settled,
-)
+from dkel_lightning.studies.convergence import Curves, Problem, Scheme, exact, settled
+from dkel_lightning.studies.monte_carlo import CHUNK, EXPECTED, Simulation, monte_carlo
+from tests.studies import closed_forms
 
 DKEL = Scheme("dkel")
 SCHEMES = {
@@ -93,7 +85,7 @@ def test_a_mode_moves_as_the_recursion_of_both_analyses_says(start: str) -> None
         for step in range(problem.steps):
             a = recursion.ema_rate(start, 0.98, step)
             matrix = recursion.mode_matrix(0.1, 1.0, 0.1, a, coupling)
-            moments = recursion.moment_step(moments, matrix, a, 0.1**2 * 0.1 * variance)
+            moments = closed_forms.moment_step(moments, matrix, a, 0.1**2 * 0.1 * variance)
         risk += 0.05 * moments[1, 1]
     assert curves.teacher_risk[-1] == pytest.approx(risk)
 
@@ -102,7 +94,7 @@ def test_a_long_run_ends_in_the_stationary_variance_of_the_lyapunov_equation() -
     problem = Problem(curvatures=(1.0,), epochs=150, milestones=())
     curves = exact(problem, [replace(DKEL, weights="constant")])[0]
     matrix = recursion.mode_matrix(1.0, 1.0, 0.1, 0.98, -0.5)
-    stationary = recursion.stationary_covariance(matrix, 0.98, 0.01 * 0.7 * 2 / 3)
+    stationary = closed_forms.stationary_covariance(matrix, 0.98, 0.01 * 0.7 * 2 / 3)
     assert curves.diversity[-1] == pytest.approx(stationary[0, 0])
     assert curves.teacher_spread[-1] == pytest.approx(stationary[1, 1])
 
@@ -241,6 +233,7 @@ def test_times_are_the_first_epoch_of_a_run_and_the_last_crossing_of_a_curve() -
     curves = Curves(*[np.zeros(3)] * len(EXPECTED))
     found = Simulation(curves, curves, np.zeros(3), np.zeros(3), risk)
     assert found.first_below(1.0).tolist() == [1, np.inf, 0]
+    assert found.times(1.0) == (0, 1, 1)
 
 
 def test_what_cannot_be_computed_is_named_with_its_cure() -> None:

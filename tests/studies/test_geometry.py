@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from dkel_lightning.errors import ConfigError, NonFiniteError
-from dkel_lightning.studies import geometry
-from dkel_lightning.studies.geometry import Bowl, BowlSettings, Geometry, MirrorSettings, Pull, Settings, Start
+from dkel_lightning.studies import geometry, mirror, pairs
+from dkel_lightning.studies.bowl import Bowl, BowlSettings, all_directions, simulate_bowls
+from dkel_lightning.studies.geometry import Geometry, Settings
+from dkel_lightning.studies.mirror import MirrorSettings
+from dkel_lightning.studies.pairs import Pull, Start
 from dkel_lightning.studies.recursion import mode_matrix, relative_distance, relative_distance_floor
+from tests.studies import closed_forms
 
 CONSTANT = Pull(1.0)
 
@@ -92,9 +96,9 @@ def test_a_copied_teacher_stays_on_its_students_line_and_pulls_straight_back(fou
     for points in (pair.student, pair.teacher):
         aside = points - (points @ direction)[:, None] * direction
         assert np.abs(aside).max() < 1e-14
-    cosines = geometry.alignment(pair)[2:200]
+    cosines = pairs.alignment(pair)[2:200]
     assert cosines == pytest.approx(-1, abs=1e-9)
-    assert geometry.swept_area(pair) == pytest.approx(0, abs=1e-14)
+    assert pairs.swept_area(pair) == pytest.approx(0, abs=1e-14)
 
 
 def test_each_direction_of_the_bowl_follows_its_own_matrix(found: Geometry) -> None:
@@ -119,17 +123,17 @@ def test_the_relative_distance_ends_at_the_floor_of_the_flattest_direction(found
 
 def test_the_first_cosine_of_an_own_draw(found: Geometry) -> None:
     for degrees in (30.0, 90.0, 170.0):
-        assert geometry.first_alignment(degrees) == pytest.approx(math.sin(math.radians(degrees / 2)))
+        assert closed_forms.first_alignment(degrees) == pytest.approx(math.sin(math.radians(degrees / 2)))
     angles = np.linspace(0.01, 359.99, 3600)
-    assert np.mean([geometry.first_alignment(angle) for angle in angles]) == pytest.approx(2 / math.pi, abs=0.001)
+    assert np.mean([closed_forms.first_alignment(angle) for angle in angles]) == pytest.approx(2 / math.pi, abs=0.001)
     assert 2 / math.pi == pytest.approx(0.637, abs=0.0005)
     # What the released initialisation, two steps at a hundredth of the rate, adds to that mean.
-    released = np.mean([geometry.first_alignment(angle, (1 - 0.0005) ** 2) for angle in angles])
+    released = np.mean([closed_forms.first_alignment(angle, (1 - 0.0005) ** 2) for angle in angles])
     assert released == pytest.approx(0.640, abs=0.001)
     for steps in (2, 20):
         pair = bowl(found, 1.0).pair(f"own draw, {steps} steps at lr", CONSTANT)
-        expected = geometry.first_alignment(90, 0.95**steps)
-        assert geometry.alignment(pair)[0] == pytest.approx(expected, abs=1e-14)
+        expected = closed_forms.first_alignment(90, 0.95**steps)
+        assert pairs.alignment(pair)[0] == pytest.approx(expected, abs=1e-14)
 
 
 def test_in_a_high_dimension_every_own_draw_pulls_at_45_degrees() -> None:
@@ -141,19 +145,19 @@ def test_in_a_high_dimension_every_own_draw_pulls_at_45_degrees() -> None:
 
 def test_the_area_between_two_known_paths() -> None:
     student = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
-    pair = geometry.Pair(Start("own", (0, 1), "keep"), CONSTANT, student, student + np.array([0.0, 1.5]))
-    assert geometry.swept_area(pair) == pytest.approx(3.0)
+    pair = pairs.Pair(Start("own", (0, 1), "keep"), CONSTANT, student, student + np.array([0.0, 1.5]))
+    assert pairs.swept_area(pair) == pytest.approx(3.0)
     # A line that passes back over the same area counts twice.
-    there_and_back = geometry.Pair(pair.start, CONSTANT, student[[0, 1, 0]], pair.teacher[[0, 1, 0]])
-    assert geometry.swept_area(there_and_back) == pytest.approx(3.0)
+    there_and_back = pairs.Pair(pair.start, CONSTANT, student[[0, 1, 0]], pair.teacher[[0, 1, 0]])
+    assert pairs.swept_area(there_and_back) == pytest.approx(3.0)
 
 
 def test_an_arrival_is_one_that_lasts() -> None:
-    assert geometry.settled(np.array([3.0, 0.5, 2.0, 0.5, 0.4]), 1.0) == 3
-    assert geometry.settled(np.array([0.5, 0.5]), 1.0) == 0
-    assert geometry.settled(np.array([0.5, 2.0]), 1.0) is None
-    assert geometry.first_below(np.array([3.0, 0.5, 2.0]), 1.0) == 1
-    assert geometry.first_below(np.array([3.0]), 1.0) is None
+    assert pairs.settled(np.array([3.0, 0.5, 2.0, 0.5, 0.4]), 1.0) == 3
+    assert pairs.settled(np.array([0.5, 0.5]), 1.0) == 0
+    assert pairs.settled(np.array([0.5, 2.0]), 1.0) is None
+    assert pairs.first_below(np.array([3.0, 0.5, 2.0]), 1.0) == 1
+    assert pairs.first_below(np.array([3.0]), 1.0) is None
 
 
 # ---------------------------------------------------------------------- all directions
@@ -161,8 +165,8 @@ def test_an_arrival_is_one_that_lasts() -> None:
 
 def test_the_draw_around_the_circle_holds_the_one_that_is_drawn() -> None:
     settings = Settings(bowl=BowlSettings(curvatures=(1.0, 0.3), directions=1, teacher_angle=0.0, max_steps=3000))
-    bowls = geometry.simulate_bowls(settings)
-    rows = geometry.all_directions(settings, bowls)
+    bowls = simulate_bowls(settings.bowl, settings.lr, settings.decay)
+    rows = all_directions(settings.bowl, settings.lr, settings.decay, bowls)
     assert len(rows) == 2 * 6 * 4
     for row in rows:
         each = bowls[row.curvature != 1.0]
@@ -223,9 +227,9 @@ def test_the_gradient_between_the_optima_is_that_of_the_loss() -> None:
     for axis in range(2):
         step = np.zeros(2)
         step[axis] = 1e-6
-        slope = (geometry.mirror_loss(points + step) - geometry.mirror_loss(points - step)) / 2e-6
-        assert geometry.mirror_gradient(points)[:, axis] == pytest.approx(slope, abs=1e-6)
-    assert geometry.mirror_loss(np.array([[2.0, 0.5], [-2.0, -0.5], [0.0, 0.0]])) == pytest.approx([0, 0, 0.5])
+        slope = (mirror.mirror_loss(points + step) - mirror.mirror_loss(points - step)) / 2e-6
+        assert mirror.mirror_gradient(points)[:, axis] == pytest.approx(slope, abs=1e-6)
+    assert mirror.mirror_loss(np.array([[2.0, 0.5], [-2.0, -0.5], [0.0, 0.0]])) == pytest.approx([0, 0, 0.5])
 
 
 # ---------------------------------------------------------------------- settings
@@ -243,7 +247,7 @@ def test_settings_that_cannot_work_are_named_with_their_cure() -> None:
     with pytest.raises(ConfigError, match=r"geometry\.bowl\.max_steps is 10, below geometry\.bowl\.steps=150"):
         BowlSettings(max_steps=10)
     with pytest.raises(NonFiniteError, match=r"The student diverges \(copy, W = 0\): lower geometry\.lr=0\.05"):
-        geometry.simulate_mirror(Settings(mirror=MirrorSettings(student=(30.0, 30.0))))
+        mirror.simulate_mirror(MirrorSettings(student=(30.0, 30.0)), lr=0.05, decay=0.98)
 
 
 def test_a_decaying_weight() -> None:

@@ -14,6 +14,7 @@ from dkel_lightning.methods.dkel import DKEL
 from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 from dkel_lightning.studies import recursion
+from tests.studies import closed_forms
 
 # ---------------------------------------------------------------------- what a training uses
 
@@ -84,7 +85,7 @@ def test_the_last_step_of_the_student_is_averaged_into_the_distance_too() -> Non
         distance = 0.95 * (distance - (after - before))
     assert teacher - student[-1] == pytest.approx(distance, abs=1e-10)
     # 4,000 runs: the relative standard error of a variance is sqrt(2 / 4000).
-    expected = recursion.distance_variance(0.95, 1.0)
+    expected = closed_forms.distance_variance(0.95, 1.0)
     assert expected == pytest.approx(0.9025 / 0.0975)
     assert distance.var() == pytest.approx(expected, rel=4 * math.sqrt(2 / 4000))
 
@@ -104,7 +105,7 @@ def test_three_peers_follow_the_matrices_of_their_mean_and_of_their_differences(
         student = student - lr * (curvature * student + weight * (student - others))
         teacher = decay * teacher + (1 - decay) * student
     mean = recursion.mode_matrix(curvature, weight, lr, decay, weight)
-    apart = recursion.mode_matrix(curvature, weight, lr, decay, recursion.difference_coupling(weight, 3))
+    apart = recursion.mode_matrix(curvature, weight, lr, decay, closed_forms.difference_coupling(weight, 3))
     after = np.array([student, teacher])
     assert after.mean(1) == pytest.approx(np.linalg.matrix_power(mean, 30) @ first.mean(1), abs=1e-13)
     differences = first - first.mean(1, keepdims=True)
@@ -115,7 +116,7 @@ def test_three_peers_follow_the_matrices_of_their_mean_and_of_their_differences(
 def test_the_determinant_does_not_depend_on_the_coupling() -> None:
     for coupling in (1.0, -0.5, 0.0):
         matrix = recursion.mode_matrix(0.3, 1.0, 0.05, 0.98, coupling)
-        assert np.linalg.det(matrix) == pytest.approx(recursion.determinant(0.3, 1.0, 0.05, 0.98), abs=1e-15)
+        assert np.linalg.det(matrix) == pytest.approx(closed_forms.determinant(0.3, 1.0, 0.05, 0.98), abs=1e-15)
 
 
 def test_the_bound_on_the_learning_rate_is_where_the_largest_eigenvalue_reaches_one() -> None:
@@ -128,7 +129,7 @@ def test_the_bound_on_the_learning_rate_is_where_the_largest_eigenvalue_reaches_
                 for lr in (0.05, 0.99 * bound, 1.01 * bound):
                     matrix = recursion.mode_matrix(curvature, weight, lr, decay, weight)
                     stable = recursion.is_stable(curvature, weight, lr, decay)
-                    assert stable == (recursion.growth(matrix) < 1), (curvature, weight, decay, lr)
+                    assert stable == (closed_forms.growth(matrix) < 1), (curvature, weight, decay, lr)
                     seen.add(stable)
     assert seen == {True, False}
 
@@ -140,22 +141,22 @@ def test_the_bound_on_the_learning_rate_is_where_the_largest_eigenvalue_reaches_
 def test_the_slow_time_constants_of_a_flat_direction(
     weight: float, error: float, error_formula: float, diversity: float, diversity_formula: float
 ) -> None:
-    coupling = recursion.difference_coupling(weight, 3)
+    coupling = closed_forms.difference_coupling(weight, 3)
     mean = recursion.mode_matrix(0.1, weight, 0.1, 0.999, weight)
     apart = recursion.mode_matrix(0.1, weight, 0.1, 0.999, coupling)
-    assert recursion.time_constant(mean) == pytest.approx(error, abs=1)
-    assert recursion.time_constant(apart) == pytest.approx(diversity, abs=1)
-    assert recursion.common_error_time(0.1, weight, 0.999) == pytest.approx(error_formula, abs=0.5)
-    assert recursion.teacher_diversity_time(0.1, weight, 0.999, 3) == pytest.approx(diversity_formula, abs=0.6)
+    assert closed_forms.time_constant(mean) == pytest.approx(error, abs=1)
+    assert closed_forms.time_constant(apart) == pytest.approx(diversity, abs=1)
+    assert closed_forms.common_error_time(0.1, weight, 0.999) == pytest.approx(error_formula, abs=0.5)
+    assert closed_forms.teacher_diversity_time(0.1, weight, 0.999, 3) == pytest.approx(diversity_formula, abs=0.6)
 
 
 @pytest.mark.parametrize(("weight", "factor", "doubling"), [(0, 1.050, 14), (1, 1.0235, 30), (3, 1.0080, 87)])
 def test_teacher_weight_slows_the_escape_from_a_saddle(weight: float, factor: float, doubling: float) -> None:
     matrix = recursion.mode_matrix(-1.0, weight, 0.05, 0.98, weight)
-    assert recursion.growth(matrix) == pytest.approx(factor, abs=5e-5)
-    assert recursion.doubling_steps(matrix) == pytest.approx(doubling, abs=0.5)
-    assert recursion.time_constant(matrix) == math.inf
-    assert recursion.doubling_steps(recursion.mode_matrix(1.0, weight, 0.05, 0.98, weight)) == math.inf
+    assert closed_forms.growth(matrix) == pytest.approx(factor, abs=5e-5)
+    assert closed_forms.doubling_steps(matrix) == pytest.approx(doubling, abs=0.5)
+    assert closed_forms.time_constant(matrix) == math.inf
+    assert closed_forms.doubling_steps(recursion.mode_matrix(1.0, weight, 0.05, 0.98, weight)) == math.inf
 
 
 # ---------------------------------------------------------------------- 1c: relative distance
@@ -183,9 +184,9 @@ def test_every_start_rule_ends_at_the_same_relative_distance(rule: str, start: f
 def test_a_teacher_takes_variance_from_its_student_and_diversity_from_the_teachers(
     curvature: float, student: float, teachers: float
 ) -> None:
-    alone = recursion.stationary_covariance(recursion.mode_matrix(curvature, 0, 0.1, 0.999, 0), 0.999)
-    mean = recursion.stationary_covariance(recursion.mode_matrix(curvature, 1, 0.1, 0.999, 1), 0.999)
-    apart = recursion.stationary_covariance(recursion.mode_matrix(curvature, 1, 0.1, 0.999, -0.5), 0.999)
+    alone = closed_forms.stationary_covariance(recursion.mode_matrix(curvature, 0, 0.1, 0.999, 0), 0.999)
+    mean = closed_forms.stationary_covariance(recursion.mode_matrix(curvature, 1, 0.1, 0.999, 1), 0.999)
+    apart = closed_forms.stationary_covariance(recursion.mode_matrix(curvature, 1, 0.1, 0.999, -0.5), 0.999)
     assert mean[0, 0] / alone[0, 0] == pytest.approx(student, abs=0.0005)
     assert mean[0, 0] / alone[0, 0] == pytest.approx(curvature / (curvature + 1), abs=0.05)
     assert apart[0, 0] / alone[0, 0] == pytest.approx(student, abs=0.01)
@@ -196,8 +197,8 @@ def test_the_stationary_moments_are_what_the_steps_end_in_and_what_is_sampled() 
     matrix = recursion.mode_matrix(1.0, 1.0, 0.1, 0.9, 1.0)
     moments = np.zeros((2, 2))
     for _ in range(3000):
-        moments = recursion.moment_step(moments, matrix, 0.9, 0.01)
-    stationary = recursion.stationary_covariance(matrix, 0.9, 0.01)
+        moments = closed_forms.moment_step(moments, matrix, 0.9, 0.01)
+    stationary = closed_forms.stationary_covariance(matrix, 0.9, 0.01)
     assert moments == pytest.approx(stationary, abs=1e-12)
     rng = np.random.default_rng(2)
     student = teacher = np.zeros(8000)

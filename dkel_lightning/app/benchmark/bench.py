@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 
 from dkel_lightning.app import figures
 from dkel_lightning.app.benchmark.sides import Side, Steps, Turns
-from dkel_lightning.app.compare.tables import markdown_rows
-from dkel_lightning.app.loggers.metrics_file import write_whole
+from dkel_lightning.app.runs.tables import markdown_table, write_csv
 from dkel_lightning.errors import DkelError
 from dkel_lightning.runtime import memory
 from dkel_lightning.runtime.atomic_files import write_text
@@ -209,7 +208,7 @@ def _failure(error: Exception) -> str:
 def write(result: BenchmarkResult) -> None:
     """Write benchmark.csv, .md and .png."""
     rows = [_row(result, each) for each in result.sides]
-    write_whole(result.folder / "benchmark.csv", [[*rows[0]], *([*row.values()] for row in rows)])
+    write_csv(result.folder / "benchmark.csv", [[*rows[0]], *([*row.values()] for row in rows)])
     write_text(result.folder / "benchmark.md", "\n".join(_page(result)) + "\n")
     draw(result, result.folder / "benchmark.png")
 
@@ -257,7 +256,7 @@ def _number(value: float) -> str:
 
 def _page(result: BenchmarkResult) -> Iterator[str]:
     yield from (f"# Speed: {result.title}", "", result.about, "")
-    yield from markdown_rows(*table(result))
+    yield from markdown_table(*table(result))
     yield ""
     yield "Medians over the rounds, with the least and the most; ratios are of images/s, within a round. An image"
     yield "counts once, however many views it has. First step: with images, networks, the teacher's initialisation,"

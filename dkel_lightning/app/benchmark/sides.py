@@ -27,6 +27,7 @@ from dkel_lightning.app.config import schema
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
 from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.tasks.requirements import side_fault
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.errors import ConfigError, DataError, DkelError
@@ -62,7 +63,7 @@ def chosen(values: Values, device: torch.device) -> tuple[list[Side], dict[str, 
     found: list[Side] = []
     missing: dict[str, str] = {}
     for label in asked or schema.SIDES:
-        fault = schema.side_fault(label, values)
+        fault = side_fault(label, values)
         if fault is None and "cuda_graph" in label and device.type != "cuda":
             fault = "CUDA graphs need a CUDA device"
         if fault is None:

@@ -103,10 +103,10 @@ def folder_beside(checkpoint: Path, task: Task) -> Path | None:
 
 def _of_report(of: str) -> list[str]:
     """Write a report into the folder that it is about, and settle now which one is the newest."""
-    from dkel_lightning.app.report import folder_kind
+    from dkel_lightning.app.runs import kinds
 
     named = None if of == "null" else of
-    found = folder_kind.find(named).resolve()
+    found = kinds.find(named).resolve()
     return [
         *([command_lines.override("report.of", found)] if named is None else []),
         command_lines.override("hydra.run.dir", found),

@@ -69,9 +69,10 @@ class SweepSession:
             whether the tables could be written; `failed` then names the jobs of all processes.
         """
         from dkel_lightning.app import sweeps
+        from dkel_lightning.app.runs.groups import read_sweep
 
         refused = self.refused()
-        sweep = sweeps.read(self.folder)
+        sweep = read_sweep(self.folder)
         tabled = True
         if any(job.figures for job in sweep.jobs):
             sweeps.show(sweep)
@@ -90,7 +91,7 @@ class SweepSession:
         elif not tabled or not all(job.state == "finished" for job in sweep.jobs):
             print(f"What is missing is run by: {self._again(self.folder)}", flush=True)
         # Jobs that other processes ran have only noted it in their folders.
-        noted = [job.number for job in sweep.jobs if job.state == "failed"]
+        noted = [job.name for job in sweep.jobs if job.state == "failed"]
         self.failed = [*dict.fromkeys([*noted, *refused, *self.failed])]
         return tabled
 

@@ -2,133 +2,54 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from dkel_lightning.app import figures
 from dkel_lightning.app.compare.plan import Comparison
-from dkel_lightning.app.loggers.metrics_file import write_whole
+from dkel_lightning.app.runs.groups import COMPARED, Group
+from dkel_lightning.app.runs.parsing import dig
+from dkel_lightning.app.runs.records import MEMORY_OF, RunRecord
+from dkel_lightning.app.runs.tables import (
+    DIFFERENCE_HEADING,
+    Column,
+    difference_rows,
+    difference_title,
+    group_rows,
+    markdown_table,
+    print_table,
+    write_csv,
+)
 from dkel_lightning.runtime.atomic_files import write_text
-from dkel_lightning.studies.seed_statistics import Paired, Sample, paired, sample
 
+Outcomes = Mapping[tuple[str, int], RunRecord]
+"""What has ended so far, by label and seed."""
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one member gave: its figures by name, None for what it does not have; or why it failed."""
-
-    figures: Mapping[str, float | None]
-    message: str | None = None
-    memory_of: str | None = None
-
-
-Outcomes = Mapping[tuple[str, int], Outcome]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A figure of the table: how it is written; one that is chosen rather than measured has no deviation."""
-
-    name: str
-    scale: float
-    digits: int
-    unit: str = ""
-    measured: bool = True
-
-    def cell(self, summary: Sample | None) -> str:
-        """Write mean and deviation."""
-        if summary is None:
-            return "n/a"
-        mean = f"{summary.mean * self.scale:,.{self.digits}f}"
-        if summary.deviation is None or not self.measured:
-            return mean
-        return f"{mean} ± {summary.deviation * self.scale:,.{self.digits}f}"
-
-    @property
-    def heading(self) -> str:
-        """Name the column with its unit."""
-        return f"{self.name} ({self.unit})" if self.unit else self.name
-
-
+ACCURACY = "selected accuracy"
 COLUMNS = (
-    Column("last accuracy", 100, 2, "%"),
-    Column("selected accuracy", 100, 2, "%"),
-    Column("NLL", 1, 4),
-    Column("calibration error", 100, 2, "%"),
+    Column("last accuracy", 100, 2, "%", figure="last deployed accuracy"),
+    Column(ACCURACY, 100, 2, "%", figure=COMPARED),
+    Column("NLL", 1, 4, figure="selected NLL"),
+    Column("calibration error", 100, 2, "%", figure="selected calibration error"),
     Column("ensemble accuracy", 100, 2, "%"),
-    Column("peer disagreement", 100, 2, "%"),
-    Column("teacher distance", 1, 3),
-    Column("epochs", 1, 0, measured=False),
+    Column("peer disagreement", 100, 2, "%", figure="selected peer disagreement"),
+    Column("teacher distance", 1, 3, figure="selected teacher distance"),
+    Column("epochs", 1, 0, measured=False, figure="last epoch"),
     Column("images per second", 1, 0),
     Column("peak memory", 2**-20, 0, "MiB"),
     Column("parameters deployed", 1, 0, measured=False),
 )
-SHOWN = ("last accuracy", "selected accuracy", "NLL", "calibration error", "ensemble accuracy")
-COMPARED = "selected accuracy"
+SHOWN = ("last accuracy", ACCURACY, "NLL", "calibration error", "ensemble accuracy")
 
 
-def outcome(summary: Mapping[str, Any]) -> Outcome:
-    """Read the figures of a member's summary.json: of the selected epoch where not said otherwise."""
-    last = summary["test"]["last"]
-    selected = summary["test"]["best"] or last
-    deployed = selected["deployed"]
-    kind = deployed.split("_")[0]
-    of_peers = "student_ensemble" if kind == "ensemble" else f"{kind}_ensemble"
-    ensemble = selected["accuracy"].get("ensemble", selected["accuracy"].get(of_peers))
-    figures = {
-        "last accuracy": last["deployed_accuracy"],
-        "selected accuracy": selected["deployed_accuracy"],
-        "NLL": selected["nll"][deployed],
-        "calibration error": selected["calibration"][deployed],
-        "ensemble accuracy": ensemble,
-        "peer disagreement": selected["disagreement"],
-        "teacher distance": selected["distance"],
-        "epochs": last["epoch"],
-        "images per second": summary["images_per_second"],
-        "peak memory": summary["peak_memory"]["bytes"],
-        "parameters deployed": summary["deployed_parameters"],
+def groups(comparison: Comparison, outcomes: Outcomes) -> dict[str, Group]:
+    """Give what has ended by label, in the order of the table."""
+    return {
+        label: Group(label, (label,), {str(s): outcomes[label, s] for s in comparison.seeds if (label, s) in outcomes})
+        for label in (variant.label for variant in comparison.variants)
     }
-    return Outcome(figures, memory_of=summary["peak_memory"]["of"])
-
-
-# ---------------------------------------------------------------------- figures over the seeds
-
-
-def _values(comparison: Comparison, outcomes: Outcomes, label: str, name: str) -> dict[int, float]:
-    found = {}
-    for seed in comparison.seeds:
-        value = outcomes[label, seed].figures.get(name) if (label, seed) in outcomes else None
-        if value is not None:
-            found[seed] = value
-    return found
-
-
-def summaries(comparison: Comparison, outcomes: Outcomes, label: str) -> dict[str, Sample | None]:
-    """Summarise each column of a label over its seeds; None where it has no values."""
-    found = {column.name: _values(comparison, outcomes, label, column.name) for column in COLUMNS}
-    return {name: sample([*values.values()]) if values else None for name, values in found.items()}
-
-
-def differences(comparison: Comparison, outcomes: Outcomes) -> dict[str, Paired | None]:
-    """Compare each label with the reference over the seeds that both have; None where there are none."""
-    reference = _values(comparison, outcomes, comparison.reference, COMPARED)
-    found: dict[str, Paired | None] = {}
-    for variant in comparison.variants:
-        if variant.label != comparison.reference:
-            own = _values(comparison, outcomes, variant.label, COMPARED)
-            seeds = [seed for seed in own if seed in reference]
-            pairs = [own[seed] for seed in seeds], [reference[seed] for seed in seeds]
-            found[variant.label] = paired(*pairs) if seeds else None
-    return found
-
-
-def _done(comparison: Comparison, outcomes: Outcomes, label: str) -> int:
-    return len(_values(comparison, outcomes, label, COMPARED))
 
 
 # ---------------------------------------------------------------------- files
@@ -136,97 +57,55 @@ def _done(comparison: Comparison, outcomes: Outcomes, label: str) -> int:
 
 def write(folder: Path, comparison: Comparison, outcomes: Outcomes, notes: Sequence[str]) -> None:
     """Write compare.md, compare.csv, members.csv and figures/compare.png."""
-    write_text(folder / "compare.md", "\n".join(_markdown(comparison, outcomes, notes)) + "\n")
-    write_whole(folder / "compare.csv", _csv(comparison, outcomes))
-    write_whole(folder / "members.csv", _members_csv(outcomes))
-    accuracies = {
-        variant.label: [*_values(comparison, outcomes, variant.label, COMPARED).values()]
-        for variant in comparison.variants
-    }
+    write_text(folder / "compare.md", "\n".join(markdown(comparison, outcomes, notes)) + "\n")
+    write_csv(folder / "compare.csv", _csv(comparison, outcomes))
+    write_csv(folder / "members.csv", _members_csv(outcomes))
+    accuracies = {label: [*g.figures(COMPARED).values()] for label, g in groups(comparison, outcomes).items()}
     if any(accuracies.values()):
         figures.draw_comparison(accuracies, comparison.reference, folder / "figures" / "compare.png")
 
 
-def _markdown(comparison: Comparison, outcomes: Outcomes, notes: Sequence[str]) -> list[str]:
+def markdown(comparison: Comparison, outcomes: Outcomes, notes: Sequence[str]) -> list[str]:
+    """Write compare.md."""
     total = len(comparison.variants) * len(comparison.seeds)
-    failures = {key: found.message for key, found in outcomes.items() if found.message is not None}
+    failures = {key: run.failure for key, run in outcomes.items() if run.failure is not None}
     state = f"{len(outcomes)} of {total} runs" if len(outcomes) < total else f"All {total} runs"
-    memory = {found.memory_of for found in outcomes.values()} - {None}
-    kinds = {"gpu": "tensors on the GPU", "process": "resident set of the process"}
+    memory = {str(dig(run.summary, "peak_memory", "of")) for run in outcomes.values() if run.figures} & {*MEMORY_OF}
     lines = ["# Comparison", "", f"{state}, {len(failures)} failed. Mean ± sample deviation over n seeds."]
     lines += ["", *(f"- {note}" for note in notes)]
     if memory:
-        lines.append(f"- Peak memory: {', '.join(kinds[str(kind)] for kind in sorted(map(str, memory)))}.")
+        lines.append(f"- Peak memory: {', '.join(MEMORY_OF[kind] for kind in sorted(memory))}.")
     lines += [f"- {label}, seed {seed}, failed: {message}" for (label, seed), message in failures.items()]
-    heading = ["label", "n", *(column.heading for column in COLUMNS)]
-    lines += ["", *markdown_rows(heading, _cells(comparison, outcomes, [column.name for column in COLUMNS]))]
-    if len(comparison.variants) > 1:
-        lines += ["", f"## {COMPARED.capitalize()} less that of {comparison.reference}, over the same seeds", ""]
-        lines += markdown_rows(DIFFERENCE_HEADING, _difference_cells(comparison, outcomes))
+    found = groups(comparison, outcomes)
+    lines += ["", *markdown_table(_heading(COLUMNS), group_rows(found.values(), COLUMNS))]
+    if len(found) > 1:
+        lines += ["", f"## {difference_title(comparison.reference, ACCURACY)}, over the same seeds", ""]
+        lines += markdown_table(DIFFERENCE_HEADING, difference_rows(found.values(), found[comparison.reference]))
     return lines
 
 
-def markdown_rows(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Write a table: text in the first column, numbers in the others."""
-    rule = ["---", *["---:"] * (len(heading) - 1)]
-    return [f"| {' | '.join(row)} |" for row in (heading, rule, *rows)]
+def _heading(columns: Sequence[Column]) -> list[str]:
+    return ["label", "n", *(column.heading for column in columns)]
 
 
-def _cells(comparison: Comparison, outcomes: Outcomes, names: Sequence[str]) -> list[list[str]]:
-    columns = [column for column in COLUMNS if column.name in names]
-    rows = []
-    for variant in comparison.variants:
-        found = summaries(comparison, outcomes, variant.label)
-        number = str(_done(comparison, outcomes, variant.label))
-        rows.append([variant.label, number, *(column.cell(found[column.name]) for column in columns)])
-    return rows
+def _csv(comparison: Comparison, outcomes: Outcomes) -> Iterator[list[object]]:
+    parts = [f"{column.name} {part}" for column in COLUMNS for part in ("mean", "deviation")]
+    yield ["label", "n", *parts, *(f"difference {part}" for part in ("n", "mean", "low", "high", "detectable"))]
+    found = groups(comparison, outcomes)
+    reference = found[comparison.reference]
+    for label, group in found.items():
+        samples = [group.sample(column.of) for column in COLUMNS]
+        cells = [value for s in samples for value in ((None, None) if s is None else (s.mean, s.deviation))]
+        pair = None if group is reference else group.less(reference)
+        less = [None] * 5 if pair is None else [pair.n, pair.mean, pair.low, pair.high, pair.detectable]
+        yield [label, len(group.figures(COMPARED)), *cells, *less]
 
 
-DIFFERENCE_HEADING = ["label", "n", "difference (points)", "95 % interval", "smallest detectable"]
-
-
-def _difference_cells(comparison: Comparison, outcomes: Outcomes) -> list[list[str]]:
-    return [difference_row(label, found) for label, found in differences(comparison, outcomes).items()]
-
-
-def difference_row(label: str, found: Paired | None) -> list[str]:
-    """Write a difference of accuracies in points, with what its pairs allow to say."""
-    if found is None:
-        return [label, "0", "n/a", "n/a", "n/a"]
-    interval, detectable = "n/a", "n/a"
-    if found.low is not None and found.high is not None and found.detectable is not None:
-        interval = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
-        detectable = f"{100 * found.detectable:.2f}"
-    return [label, str(found.n), f"{100 * found.mean:+.2f}", interval, detectable]
-
-
-def _csv(comparison: Comparison, outcomes: Outcomes) -> list[list[str]]:
-    heading = ["label", "n"]
-    heading += [f"{column.name} {part}" for column in COLUMNS for part in ("mean", "deviation")]
-    heading += [f"difference {part}" for part in ("n", "mean", "low", "high", "detectable")]
-    compared = differences(comparison, outcomes)
-    lines = [heading]
-    for variant in comparison.variants:
-        found = summaries(comparison, outcomes, variant.label)
-        parts: list[Callable[[Sample], float | None]] = [lambda s: s.mean, lambda s: s.deviation]
-        figures = [None if (s := found[c.name]) is None else part(s) for c in COLUMNS for part in parts]
-        pair = compared.get(variant.label)
-        difference = [None] * 5 if pair is None else [pair.n, pair.mean, pair.low, pair.high, pair.detectable]
-        number = str(_done(comparison, outcomes, variant.label))
-        lines.append([variant.label, number, *map(_plain, [*figures, *difference])])
-    return lines
-
-
-def _members_csv(outcomes: Outcomes) -> list[list[str]]:
-    lines = [["label", "seed", "state", *(column.name for column in COLUMNS)]]
-    for (label, seed), found in outcomes.items():
-        state = "finished" if found.message is None else f"failed: {found.message}"
-        lines.append([label, str(seed), state, *(_plain(found.figures.get(column.name)) for column in COLUMNS)])
-    return lines
-
-
-def _plain(value: float | None) -> str:
-    return "" if value is None else repr(value)
+def _members_csv(outcomes: Outcomes) -> Iterator[list[object]]:
+    yield ["label", "seed", "state", *(column.name for column in COLUMNS)]
+    for (label, seed), run in outcomes.items():
+        state = "finished" if run.failure is None else f"failed: {run.failure}"
+        yield [label, seed, state, *(run.figure(column.of) for column in COLUMNS)]
 
 
 # ---------------------------------------------------------------------- terminal
@@ -234,21 +113,11 @@ def _plain(value: float | None) -> str:
 
 def show(comparison: Comparison, outcomes: Outcomes, console: Console | None = None) -> None:
     """Print the main columns, and the differences to the reference."""
-    # Without a terminal rich takes 80 columns, too few for the table.
-    console = console or Console(width=None if sys.stdout.isatty() else 120)
+    found = groups(comparison, outcomes)
+    columns = [column for column in COLUMNS if column.name in SHOWN]
     seeds = ", ".join(map(str, comparison.seeds))
-    headings = ["label", "n", *(column.heading for column in COLUMNS if column.name in SHOWN)]
-    console.print(terminal_table(f"Mean ± deviation over seeds {seeds}", headings, _cells(comparison, outcomes, SHOWN)))
-    if len(comparison.variants) > 1:
-        title = f"{COMPARED.capitalize()} less that of {comparison.reference}"
-        console.print(terminal_table(title, DIFFERENCE_HEADING, _difference_cells(comparison, outcomes)))
-
-
-def terminal_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Make a table for the terminal: text in the first column, numbers in the others."""
-    table = Table(title=title, title_justify="left")
-    for position, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if position == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    rows = group_rows(found.values(), columns)
+    print_table(f"Mean ± deviation over seeds {seeds}", _heading(columns), rows, console)
+    if len(found) > 1:
+        rows = difference_rows(found.values(), found[comparison.reference])
+        print_table(difference_title(comparison.reference, ACCURACY), DIFFERENCE_HEADING, rows, console)

@@ -136,10 +136,3 @@ def _number(cell: str, name: str, line: int) -> float:
         return int(cell) if name == "step" else float(cell)
     except ValueError:
         raise ValueError(f"line {line}: {name} is {cell!r}") from None
-
-
-def write_whole(path: Path, lines: list[list[str]]) -> None:
-    """Write CSV lines so that the file is whole at any moment."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    write_text(path, text.getvalue())

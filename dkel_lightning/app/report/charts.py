@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dkel_lightning.app.report.markup import Markup, join, tag
@@ -162,8 +162,6 @@ def lines(
     *,
     scale: Scale = "linear",
     note: str = "",
-    x_label: str = "epoch",
-    x_scale: Scale = "linear",
     legend: bool = True,
 ) -> Markup:
     """Draw lines over epochs; values that are not finite leave a gap. Without a `legend` there must be a shared one."""
@@ -172,34 +170,31 @@ def lines(
     xs = [x for one in thinned for x in one.x]
     ys = [y for one in thinned for y in one.y if math.isfinite(y)]
     if not xs or not ys:
-        return tag("figure", _caption(title, note), tag("p", "No finite value.", class_="note"))
-    horizontal = _horizontal(xs, x_scale)
-    vertical = _axis(ys, BOTTOM, TOP, scale)
+        return _empty(title, note)
+    horizontal, vertical = _epochs(xs), _axis(ys, BOTTOM, TOP, scale)
     common = max((one.x for one in thinned), key=len)
     # The bold lines last, so that they lie above the faint ones.
     paths = [_path(one, horizontal, vertical, common) for one in sorted(thinned, key=lambda one: not one.faint)]
-    svg = tag(
-        "svg",
-        *_frame(horizontal, vertical, x_label),
-        *paths,
-        class_="plot",
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img",
-        aria_label=f"{title}, over {x_label}",
+    svg = _svg(
+        [*_frame(horizontal, vertical, "epoch"), *paths],
+        f"{title}, over epochs",
         data_x=",".join(map(pretty, common)),
         data_box=f"{LEFT} {RIGHT} {TOP} {BOTTOM} {pretty(horizontal.low)} {pretty(horizontal.high)}",
-        data_xlabel=x_label,
     )
     return tag("figure", _caption(title, note), svg, *([_legend(drawn)] if legend else []), data_lines=len(drawn))
 
 
-def _horizontal(xs: Sequence[float], scale: Scale) -> Axis:
+def _svg(parts: Sequence[Markup], label: str, height: int = HEIGHT, **data: str) -> Markup:
+    return tag("svg", *parts, class_="plot", viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=label, **data)
+
+
+def _empty(title: str, note: str) -> Markup:
+    return tag("figure", _caption(title, note), tag("p", "No finite value.", class_="note"))
+
+
+def _epochs(xs: Sequence[float]) -> Axis:
     low, high = min(xs), max(xs)
-    if scale == "log":
-        return _axis(xs, LEFT + 8, RIGHT - 8, "log")
-    if low == high:
-        return Axis(low, high, LEFT, RIGHT, [low])
-    return Axis(low, high, LEFT, RIGHT, _ticks(low, high, xs))
+    return Axis(low, high, LEFT, RIGHT, [low] if low == high else _ticks(low, high, xs))
 
 
 def _frame(horizontal: Axis, vertical: Axis, x_label: str) -> list[Markup]:
@@ -283,37 +278,27 @@ def numeric_dots(title: str, series: Sequence[tuple[str, Sequence[Dots]]], *, x_
     xs = sorted({dots.x for _, all_dots in series for dots in all_dots})
     ys = [value for _, all_dots in series for dots in all_dots for _, value in dots.values]
     if not ys:
-        return tag("figure", _caption(title, note), tag("p", "No value.", class_="note"))
+        return _empty(title, note)
     # Values that span decades lie on top of one another on a linear axis.
-    wide = xs[0] > 0 and xs[-1] / xs[0] >= 30
-    horizontal = _axis(xs, LEFT + 10, RIGHT - 10, "log" if wide else "linear")
-    own = xs if len(xs) <= 6 and not _crowded(xs, horizontal) else horizontal.ticks
-    horizontal = Axis(
-        horizontal.low, horizontal.high, horizontal.start, horizontal.end, own, math.log10 if wide else float
-    )
+    horizontal = _axis(xs, LEFT + 10, RIGHT - 10, "log" if xs[0] > 0 and xs[-1] / xs[0] >= 30 else "linear")
+    places = [horizontal.at(x) for x in xs]
+    if len(xs) <= 6 and all(after - before >= 34 for before, after in itertools.pairwise(places)):
+        horizontal = replace(horizontal, ticks=xs)
     vertical = _axis(ys, BOTTOM, TOP, "linear")
     parts = _frame(horizontal, vertical, x_label)
     for number, (name, all_dots) in enumerate(series):
         ordered = sorted((dots for dots in all_dots if dots.values), key=lambda dots: dots.x)
-        places = [
-            f"{horizontal.at(d.x):.1f} {vertical.at(sum(v for _, v in d.values) / len(d.values)):.1f}" for d in ordered
-        ]
-        if places:
-            parts.append(tag("path", d=_segment(places), class_=f"l {style(number)}"))
+        means = [(d.x, _mean(d.values)) for d in ordered]
+        line = _segment([f"{horizontal.at(x):.1f} {vertical.at(mean):.1f}" for x, mean in means])
+        parts += [tag("path", d=line, class_=f"l {style(number)}")] if line else []
         for dots in ordered:
             parts += [
                 _circle(horizontal.at(dots.x), vertical.at(value), number, f"{name} {run}: {pretty(value)}".strip())
                 for run, value in dots.values
             ]
-    label = f"{title}, over {x_label}"
-    svg = tag("svg", *parts, class_="plot", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
-    legend = tag("div", *(_entry(name, i) for i, (name, _) in enumerate(series)), class_="legend")
-    return tag("figure", _caption(title, note), svg, *([legend] if len(series) > 1 else []))
-
-
-def _crowded(xs: Sequence[float], axis: Axis) -> bool:
-    places = [axis.at(x) for x in xs]
-    return any(b - a < 34 for a, b in itertools.pairwise(places))
+    legend = [_entry(name, i) for i, (name, _) in enumerate(series)] if len(series) > 1 else []
+    svg = _svg(parts, f"{title}, over {x_label}")
+    return tag("figure", _caption(title, note), svg, *([tag("div", *legend, class_="legend")] if legend else []))
 
 
 ROW, ROWS_TOP = 36, 4
@@ -330,7 +315,7 @@ def rows(
     """Draw one row a label: its name above, a dot a run, a bar at the mean; a dashed line at the marked mean."""
     values = [value for _, dots in entries for _, value in dots]
     if not values:
-        return tag("figure", _caption(title, note), tag("p", "No value.", class_="note"))
+        return _empty(title, note)
     left, right = 14, RIGHT - 6
     axis = _axis(values, left, right, "linear")
     bottom = ROWS_TOP + ROW * len(entries)
@@ -353,10 +338,7 @@ def rows(
             x = round(axis.at(_mean(dots)), 1)
             mean = tag("title", f"mean: {pretty(_mean(dots))}")
             parts.append(tag("line", mean, x1=x, x2=x, y1=top + 17, y2=top + 31, class_=f"mean c{colour}"))
-    svg = tag(
-        "svg", *parts, class_="plot", viewBox=f"0 0 {WIDTH} {bottom + 36}", role="img", aria_label=f"{title}, by label"
-    )
-    return tag("figure", _caption(title, note), svg)
+    return tag("figure", _caption(title, note), _svg(parts, f"{title}, by label", bottom + 36))
 
 
 def _mean(dots: Sequence[tuple[str, float]]) -> float:

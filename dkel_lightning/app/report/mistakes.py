@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dkel_lightning.app.report.collect import CONFUSION, Confusion
 from dkel_lightning.app.report.markup import Markup, join, table, tag
+from dkel_lightning.app.runs.parsing import Confusion
+from dkel_lightning.app.runs.records import CONFUSION
 
 SHOWN_WHOLE = 25
 """Classes up to which the matrix is shown; of more, the most frequent mistakes alone."""

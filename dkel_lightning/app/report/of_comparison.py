@@ -6,22 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dkel_lightning.app.report import charts, collect, folder_kind, of_run, of_sweep
-from dkel_lightning.app.report.collect import RunRecord, number
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.report import charts, shared
 from dkel_lightning.app.report.markup import Markup, items, join, page, section, table, tag
-
-COMPARED = "selected accuracy"
-
-
-@dataclass(frozen=True)
-class Member:
-    """One label with one seed; what is only in members.csv has no run."""
-
-    label: str
-    seed: int
-    state: str
-    accuracy: float | None
-    run: RunRecord | None = None
+from dkel_lightning.app.report.shared import note, percent, show
+from dkel_lightning.app.runs import kinds
+from dkel_lightning.app.runs.groups import COMPARED, Group, is_seed
+from dkel_lightning.app.runs.parsing import read_table, read_text
+from dkel_lightning.app.runs.records import RunRecord
+from dkel_lightning.app.tasks.compare import differences
 
 
 @dataclass(frozen=True)
@@ -30,102 +23,70 @@ class ComparisonRecord:
 
     Attributes:
         text: compare.md, None where it is missing.
-        summary: compare.csv, a row a label.
+        groups: the runs by label and seed, in the order of the table.
         reference: the label that the others are compared to, None where it is not known.
     """
 
     folder: Path
-    members: Sequence[Member]
     text: str | None
-    summary: Sequence[dict[str, str]]
+    groups: Sequence[Group]
     reference: str | None
 
     @property
-    def labels(self) -> list[str]:
-        """The labels in the order of the table."""
-        return [*dict.fromkeys([*(row.get("label", "") for row in self.summary), *(m.label for m in self.members)])]
+    def runs(self) -> list[RunRecord]:
+        """All runs."""
+        return [run for group in self.groups for run in group.runs.values()]
 
 
 def read_comparison(folder: Path) -> ComparisonRecord:
     """Read a comparison, whatever state it is in."""
-    found: dict[tuple[str, int], Member] = {}
-    for row in collect.read_table(folder / "members.csv"):
-        seed = number(row.get("seed"))
-        if seed is not None and seed == int(seed):
-            key = (row.get("label", ""), int(seed))
-            found[key] = Member(*key, row.get("state", ""), number(row.get(COMPARED)))
-    for label, seed, path in folder_kind.members(folder):
-        run = collect.read_run(path, f"{label}, seed {seed}")
-        known = found.get((label, seed))
-        state = known.state if known is not None else of_sweep.state(run)
-        figure = known.accuracy if known is not None else of_sweep.accuracy(run)
-        found[label, seed] = Member(label, seed, state, figure, run)
-    summary = collect.read_table(folder / "compare.csv")
+    summary = read_table(folder / "compare.csv")
+    found: dict[str, dict[str, RunRecord]] = {row.get("label", ""): {} for row in summary}
+    for label, seed, path in kinds.members(folder):
+        found.setdefault(label, {})[str(seed)] = RunRecord(path, f"{label}, seed {seed}")
     # The reference is the one label that has no difference to it.
     alone = [row.get("label", "") for row in summary if not row.get("difference n")]
-    text = collect.text_of(folder / "compare.md")
     reference = alone[0] if len(alone) == 1 and len(summary) > 1 else None
-    return ComparisonRecord(folder, [*found.values()], text, summary, reference)
+    groups = [Group(label, (label,), runs) for label, runs in found.items()]
+    return ComparisonRecord(folder, read_text(folder / "compare.md"), groups, reference)
 
 
 def write_page(comparison: ComparisonRecord, where: Path) -> str:
     """Write the page of a comparison that will lie in the folder `where`."""
-    seeds = sorted({member.seed for member in comparison.members})
+    seeds = sorted({int(seed) for group in comparison.groups for seed in group.runs})
     reference = f" Compared to {comparison.reference}." if comparison.reference else ""
-    subtitle = f"{len(comparison.labels)} labels, seeds {', '.join(map(str, seeds)) or 'unknown'}.{reference}"
+    subtitle = f"{len(comparison.groups)} labels, seeds {', '.join(map(str, seeds)) or 'unknown'}.{reference}"
     opening = [items([*_warnings(comparison)], "warnings")]
     return page("Comparison", subtitle, opening, [*_sections(comparison, where)])
 
 
 def _sections(comparison: ComparisonRecord, where: Path) -> Iterator[tuple[str, Markup]]:
-    yield section("Result", *_result(comparison))
+    text = comparison.text
+    yield section("Result", *(_from_markdown(text) if text is not None else [note("No table was written.")]))
     yield section("Accuracy", charts.grid([_figure(comparison)]))
-    runs = [member.run for member in comparison.members if member.run is not None]
-    if runs:
-        labels = comparison.labels
-        own = [member for member in comparison.members if member.run is not None]
-        which = {i: labels.index(member.label) for i, member in enumerate(own)}
-        ordered = dict(sorted(which.items(), key=lambda item: item[1]))
-        yield section("Curves", *of_sweep.overlay(runs, ordered, labels))
+    yield section("Curves", *shared.overlay(comparison.groups))
     yield section("Runs", _runs(comparison, where))
-    if runs:
-        yield section("What differs", _differences(comparison))
-    yield section("Files", of_run.files(comparison.folder, where))
+    yield section("What differs", _differences(comparison.groups))
+    yield section("Files", shared.files(comparison.folder, where))
 
 
 def _warnings(comparison: ComparisonRecord) -> Iterator[str]:
-    if comparison.text is None and not comparison.summary:
-        yield "No compare.md and no compare.csv: no run of this comparison has ended."
-    failed = [f"{m.label}, seed {m.seed} ({m.state})" for m in comparison.members if m.state.startswith("failed")]
+    if comparison.text is None:
+        yield "No compare.md: no run of this comparison has ended."
+    failed = [f"{run.name} ({run.failure})" for run in comparison.runs if run.failure is not None]
     if failed:
         yield f"Failed: {'; '.join(failed)}."
-    open_ones = [m for m in comparison.members if m.run is not None and not m.run.finished and "failed" not in m.state]
-    if open_ones:
-        yield f"Begun and not finished: {', '.join(f'{m.label}, seed {m.seed}' for m in open_ones)}."
-    if any(m.run is not None and m.run.collapse is not None for m in comparison.members):
-        names = [f"{m.label}, seed {m.seed}" for m in comparison.members if m.run and m.run.collapse is not None]
-        yield f"The collapse guard has reported a collapse (collapse.json): {'; '.join(names)}."
-    if any(m.run is not None and of_run.on_test_set(m.run) for m in comparison.members):
-        yield "Epoch and peer were chosen on the test set (data.selection=paper): the figures are biased upwards."
+    begun = [run.name for run in comparison.runs if run.state == "unfinished"]
+    if begun:
+        yield f"Begun and not finished: {'; '.join(begun)}."
+    collapsed = [run.name for run in comparison.runs if run.collapse is not None]
+    if collapsed:
+        yield f"The collapse guard has reported a collapse (collapse.json): {'; '.join(collapsed)}."
+    if any(map(shared.on_test_set, comparison.runs)):
+        yield f"Epoch and peer were {shared.ON_TEST_SET}: the figures are biased upwards."
 
 
-def _result(comparison: ComparisonRecord) -> list[Markup]:
-    if comparison.text is not None:
-        return [*from_markdown(comparison.text)]
-    if not comparison.summary:
-        return [tag("p", "No table was written.", class_="note")]
-    heading = [*comparison.summary[0]]
-    rows = [[_rounded(row.get(name, "")) for name in heading] for row in comparison.summary]
-    note = "From compare.csv, as compare.md is missing: shares are not in percent, memory is in bytes."
-    return [tag("p", note, class_="note"), table(heading, rows)]
-
-
-def _rounded(cell: str) -> str:
-    value = number(cell)
-    return cell if value is None else f"{value:.5g}" if abs(value) < 1e5 else f"{value:.0f}"
-
-
-def from_markdown(text: str) -> Iterator[Markup]:
+def _from_markdown(text: str) -> Iterator[Markup]:
     """Write the headings, lists and tables of compare.md; anything else is a paragraph."""
     notes: list[str] = []
     rows: list[list[str]] = []
@@ -147,53 +108,30 @@ def from_markdown(text: str) -> Iterator[Markup]:
 
 
 def _figure(comparison: ComparisonRecord) -> Markup:
-    entries = [
-        (
-            label,
-            [
-                (f"seed {m.seed}", 100 * m.accuracy)
-                for m in comparison.members
-                if m.label == label and m.accuracy is not None
-            ],
-        )
-        for label in comparison.labels
-    ]
-    marked = comparison.labels.index(comparison.reference) if comparison.reference else None
-    note = "a dot a seed, a bar at the mean" + ("; dashed: the reference" if marked is not None else "")
-    return charts.rows(
-        "test accuracy of the deployed network", entries, x_label="test accuracy, selected epoch (%)", note=note,
-        marked=marked,
-    )  # fmt: skip
+    found = {group.name: group.figures(COMPARED) for group in comparison.groups}
+    marked = [*found].index(comparison.reference) if comparison.reference else None
+    return shared.accuracies(found, marked, "" if marked is None else "; dashed: the reference")
 
 
 def _runs(comparison: ComparisonRecord, where: Path) -> Markup:
     rows = [
-        [
-            member.label if member.run is None else of_sweep.job_link(member.run, where),
-            str(member.seed),
-            member.state,
-            of_run.percent(member.accuracy),
-            "n/a" if member.run is None else str(member.run.epochs_done),
-        ]
-        for member in comparison.members
+        [shared.job_link(run, where), seed, shared.ending(run), percent(shared.accuracy(run)), str(run.epochs_done)]
+        for group in comparison.groups
+        for seed, run in group.runs.items()
     ]
     return table(["run", "seed", "state", "selected accuracy", "epochs"], rows, text_columns=3)
 
 
-def _differences(comparison: ComparisonRecord) -> Markup:
+def _differences(groups: Sequence[Group]) -> Markup:
     """Show the settings that are not the same for all labels."""
-    first: dict[str, RunRecord] = {}
-    for member in comparison.members:
-        if member.run is not None and member.run.config:
-            first.setdefault(member.label, member.run)
-    found = [dict(collect.flat(run.config)) for run in first.values()]
-    apart = collect.varied([run.config for run in first.values()])
-    keys = [key for key in (found[0] if found else {}) if key in (*apart.keys, *apart.following)]
-    keys += [key for key in (*apart.keys, *apart.following) if key not in keys]
-    if not keys:
-        return tag("p", "No settings differ, or none can be read.", class_="note")
-    rows = [
-        [tag("code", key), *(collect.show(one[key]) if key in one else "" for one in found)] for key in sorted(keys)
-    ]
-    shown = table(["key", *first], rows, text_columns=len(first) + 1)
-    return join([tag("details", tag("summary", f"{len(keys)} settings differ between the labels"), shown)])
+    found = ((group.name, next((run.config for run in group.runs.values() if run.config), {})) for group in groups)
+    configs = {name: config for name, config in found if config}
+    first, *others = configs.values() if configs else ({},)
+    said = [line for config in others for line in differences(first, config)]
+    apart = [key for key in dict.fromkeys(line.partition(":")[0] for line in said) if not is_seed(key)]
+    if not apart:
+        return note("No settings differ, or none can be read.")
+    settings = [dict(schema.leaves(config)) for config in configs.values()]
+    rows = [[tag("code", key), *(show(one[key]) if key in one else "" for one in settings)] for key in sorted(apart)]
+    listed = table(["key", *configs], rows, text_columns=len(configs) + 1)
+    return join([tag("details", tag("summary", f"{len(apart)} settings differ between the labels"), listed)])

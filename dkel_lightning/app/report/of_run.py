@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dkel_lightning.app.config import reference, schema
-from dkel_lightning.app.report import charts, collect, mistakes, panels
-from dkel_lightning.app.report.collect import RunRecord, Test, number
-from dkel_lightning.app.report.markup import Markup, facts, items, join, link, page, section, table, tag
+from dkel_lightning.app.report import charts, mistakes, panels, shared
+from dkel_lightning.app.report.markup import Markup, facts, items, join, page, section, table, tag
+from dkel_lightning.app.report.shared import note, on_test_set, percent, show
+from dkel_lightning.app.runs import members
+from dkel_lightning.app.runs.groups import is_seed
+from dkel_lightning.app.runs.parsing import dig, number
+from dkel_lightning.app.runs.records import MEMORY_OF, RunRecord, Test
 from dkel_lightning.runtime import command_lines
 from dkel_lightning.studies import seed_statistics
 
@@ -21,11 +25,6 @@ ABSENT = {
     panels.SCHEDULES: "metrics.csv has no column weights/...: no schedule was logged.",
     panels.CURVES: "metrics.csv holds no curve.",
 }
-NAMES = {
-    "ensemble": "ensemble classifier",
-    "student_ensemble": "students, mean of probabilities",
-    "teacher_ensemble": "teachers, mean of probabilities",
-}
 
 
 def write_page(run: RunRecord, where: Path) -> str:
@@ -33,24 +32,24 @@ def write_page(run: RunRecord, where: Path) -> str:
     method, data = (run.setting(key) or run.summary.get(key.split(".")[0]) for key in ("method.name", "data.name"))
     title = f"{method or 'A run'} on {data or 'unknown data'}"
     backbone = run.setting("backbone.name") or run.summary.get("backbone") or "unknown network"
-    subtitle = f"{peers_of(run)}{backbone}, seed {_or_unknown(run.setting('seed'))}. Run {run.name}"
-    opening = [items([*warnings(run)], "warnings"), headline(run)]
-    return page(title, subtitle, opening, [*sections(run, where)])
+    subtitle = f"{_peers_of(run)}{backbone}, seed {_or_unknown(run.setting('seed'))}. Run {run.name}"
+    opening = [items([*_warnings(run)], "warnings"), _headline(run)]
+    return page(title, subtitle, opening, [*_sections(run, where)])
 
 
-def sections(run: RunRecord, where: Path) -> Iterator[tuple[str, Markup]]:
+def _sections(run: RunRecord, where: Path) -> Iterator[tuple[str, Markup]]:
     """Write the parts of the page."""
     yield section("Networks", _networks(run))
-    if run.finished:
+    if run.tested:
         yield section("Mistakes", mistakes.write(run.confusion))
-    yield from charted(run)
+    yield from _charted(run)
     yield section("Speed and memory", _costs(run))
     yield section("Configuration", _configuration(run))
     yield section("Provenance", _provenance(run))
-    yield section("Files", files(run.folder, where))
+    yield section("Files", shared.files(run.folder, where))
 
 
-def peers_of(run: RunRecord) -> str:
+def _peers_of(run: RunRecord) -> str:
     """Say how many peers of which network there are."""
     peers = run.setting("method.peers") or run.summary.get("peers")
     if isinstance(peers, int) and not isinstance(peers, bool):
@@ -61,11 +60,11 @@ def peers_of(run: RunRecord) -> str:
 # ---------------------------------------------------------------------- warnings and headline
 
 
-def warnings(run: RunRecord) -> Iterator[object]:
+def _warnings(run: RunRecord) -> Iterator[object]:
     """Say what a reader has to know before the figures."""
     if run.failure is not None:
         yield f"This run failed: {run.failure}"
-    if not run.finished:
+    if not run.tested:
         planned = run.setting("trainer.max_epochs")
         length = f" of {planned}" if isinstance(planned, int) and planned > 0 else ""
         yield f"Unfinished: no test results. {run.epochs_done}{length} epochs are in metrics.csv."
@@ -73,7 +72,7 @@ def warnings(run: RunRecord) -> Iterator[object]:
         yield from _collapses(run.collapse)
     if on_test_set(run):
         yield (
-            "Epoch and peer were chosen on the test set (data.selection=paper): the figures are biased upwards. "
+            f"Epoch and peer were {shared.ON_TEST_SET}: the figures are biased upwards. "
             "Compare them only with figures chosen in the same way."
         )
     if run.selected is not None and not run.selected.validated:
@@ -85,23 +84,18 @@ def warnings(run: RunRecord) -> Iterator[object]:
 
 def _collapses(found: Any) -> Iterator[object]:
     """Say what the collapse guard has written, also if it is of a form that is not known here."""
-    events = collect.dig(found, "events")
+    events = dig(found, "events")
     for event in events if isinstance(events, list) else [found]:
-        epoch = number(collect.dig(event, "epoch"))
-        if epoch is None or collect.dig(event, "what") is None:
+        epoch = number(dig(event, "epoch"))
+        if epoch is None or dig(event, "what") is None:
             yield join(["The collapse guard has reported a collapse (collapse.json):", _json_block(event)])
             continue
-        action = collect.dig(event, "action")
+        action = dig(event, "action")
         said = f"Collapse in epoch {epoch + 1:.0f}: {event['what']}." + (f" Action: {action}." if action else "")
         alike = " Teacher and student were indistinguishable." if event.get("homogenised") is True else ""
         record = event.get("record")
         replay = command_lines.typed("task=replay", command_lines.override("checkpoint", record))
         yield said + alike + (f" Replay: {replay}" if record else "")
-
-
-def on_test_set(run: RunRecord) -> bool:
-    """Whether the test set chose epoch and peer."""
-    return "paper" in (run.setting("data.selection"), run.summary.get("selection"))
 
 
 def _configured_warnings(values: Mapping[str, Any]) -> list[str]:
@@ -121,7 +115,7 @@ def _non_finite(run: RunRecord) -> Iterator[str]:
         yield f"{first} is not finite from epoch {bad[first]:.0f} on{others}."
 
 
-def headline(run: RunRecord) -> Markup:
+def _headline(run: RunRecord) -> Markup:
     """Show the deployed network's accuracy and what selected it."""
     chosen, last = run.selected, run.last
     if chosen is None:
@@ -129,12 +123,12 @@ def headline(run: RunRecord) -> Markup:
     cards = [_card(percent(chosen.deployed_accuracy), _what(run, chosen, "selected epoch" if run.best else "epoch"))]
     if run.best is not None and last is not None:
         cards.append(_card(percent(last.deployed_accuracy), _what(run, last, "last epoch")))
-    cards.append(_card(label(chosen.deployed or "unknown"), "is deployed"))
+    cards.append(_card(members.described(chosen.deployed or "unknown"), "is deployed"))
     if chosen.disagreement is not None:
         cards.append(_card(percent(chosen.disagreement), "of test images on which two student peers differ"))
     if chosen.distance is not None:
         cards.append(_card(f"{chosen.distance:.3g}", "relative distance of teacher and student: norm(t - s) / norm(s)"))
-    notes = [tag("p", note, class_="note") for note in (_selection(run), _uncertainty(chosen)) if note]
+    notes = [note(said) for said in (_selection(run), _uncertainty(chosen)) if said]
     return join([tag("div", *cards, class_="cards"), *notes])
 
 
@@ -168,11 +162,6 @@ def _uncertainty(test: Test) -> str:
     )
 
 
-def percent(value: float | None) -> str:
-    """Write a share in percent."""
-    return "n/a" if value is None else f"{100 * value:.2f} %"
-
-
 def _or_unknown(value: object) -> str:
     return "unknown" if value is None else str(value)
 
@@ -180,39 +169,28 @@ def _or_unknown(value: object) -> str:
 # ---------------------------------------------------------------------- networks
 
 
-def label(member: str) -> str:
-    """Write the name of a network."""
-    kind, _, last = member.partition("_")
-    if member in NAMES:
-        return NAMES[member]
-    if last.isdecimal():
-        return f"{kind} peer {last}"
-    named = {"mean": f"{kind} peers, mean", "best": f"{kind} peer, best in validation"}
-    return named.get(last, panels.spoken(member))
-
-
 def _networks(run: RunRecord) -> Markup:
     columns = [(name, test) for name, test in (("selected", run.best), ("last", run.last)) if test is not None]
     if not columns:
-        return tag("p", "Nothing was tested.", class_="note")
+        return note("Nothing was tested.")
     heading = ["network"]
     for name, test in columns:
         heading += [f"accuracy, {name} ({_or_unknown(test.epoch)})", "NLL", "ECE"]
-    members = sorted(dict.fromkeys(m for _, test in columns for m in test.accuracy), key=_order)
+    tested = sorted(dict.fromkeys(m for _, test in columns for m in test.accuracy), key=members.order)
     rows: list[list[str]] = []
     marked: list[int] = []
-    for member in members:
+    for member in tested:
         if member.endswith("_best") and not all(test.validated for _, test in columns):
             continue
         if any(test.deployed == member for _, test in columns[:1]):
             marked.append(len(rows))
         cells = [cell for _, test in columns for cell in _cells(test, member)]
-        rows.append([label(member), *cells])
-    note = (
+        rows.append([members.described(member), *cells])
+    said = (
         "* deployed. In brackets the epoch. NLL: negative log-likelihood in nats; ECE: expected "
         "calibration error, 15 bins."
     )
-    return join([table(heading, rows, marked=marked), tag("p", note, class_="note")])
+    return join([table(heading, rows, marked=marked), note(said)])
 
 
 def _cells(test: Test, member: str) -> list[str]:
@@ -225,29 +203,22 @@ def _cells(test: Test, member: str) -> list[str]:
     ]
 
 
-def _order(member: str) -> tuple[int, int, int, str]:
-    kind, _, last = member.partition("_")
-    kinds = {"student": 0, "ensemble": 1, "teacher": 2}
-    rank = (0, int(last[:9])) if last.isdecimal() else ({"mean": 1, "best": 2}.get(last, 3), 0)
-    return (kinds.get(kind, 3), *rank, member)
-
-
 # ---------------------------------------------------------------------- charts
 
 
-def charted(run: RunRecord) -> Iterator[tuple[str, Markup]]:
+def _charted(run: RunRecord) -> Iterator[tuple[str, Markup]]:
     """Write a section of charts for each kind of metric, or that there is none."""
     found = panels.panels([name for name, curve in run.curves.items() if curve.epochs])
     for name in panels.SECTIONS:
         drawn = [panels.draw(panel, run.curves) for panel in found if panel.section == name]
-        notes = [tag("p", note, class_="note") for note in _notes(run, name)]
+        notes = [note(said) for said in _notes(run, name)]
         if drawn:
             yield section(name, *notes, charts.grid(drawn))
         elif name == panels.NOISE:
-            yield section(name, tag("p", _noise(run), class_="note"))
+            yield section(name, note(_noise(run)))
         elif name in ABSENT:
             absent = ABSENT[name] if run.curves else "Nothing was logged."
-            yield section(name, *notes, tag("p", absent, class_="note"))
+            yield section(name, *notes, note(absent))
 
 
 def _notes(run: RunRecord, name: str) -> Iterator[str]:
@@ -255,17 +226,17 @@ def _notes(run: RunRecord, name: str) -> Iterator[str]:
         logged = any(panel.key == "learning rate" for panel in panels.panels([*run.curves]))
         if not logged and run.config:
             scheduler = run.setting("scheduler")
-            kept = dict(collect.flat(scheduler)) if isinstance(scheduler, Mapping) else {}
+            kept = dict(shared.flat(scheduler)) if isinstance(scheduler, Mapping) else {}
             form = str(kept.pop("_target_", "none")).rsplit(".", 1)[-1]
-            said = ", ".join([form, *(f"{key} {collect.show(value)}" for key, value in kept.items())])
-            rate = collect.show(run.setting("optimizer.lr"))
+            said = ", ".join([form, *(f"{key} {show(value)}" for key, value in kept.items())])
+            rate = show(run.setting("optimizer.lr"))
             yield f"The learning rate was not logged. It starts at {rate}; schedule: {said}."
 
 
 def _noise(run: RunRecord) -> str:
     noise = run.setting("data.label_noise")
     if isinstance(noise, Mapping) and noise.get("kind") not in (None, "none"):
-        said = ", ".join(f"{key} {collect.show(value)}" for key, value in noise.items())
+        said = ", ".join(f"{key} {show(value)}" for key, value in noise.items())
         return f"The training labels carry noise ({said}), and metrics.csv has no column about it."
     return "No noise was added to the training labels, as far as the settings say." if run.config else "Not known."
 
@@ -274,15 +245,13 @@ def _noise(run: RunRecord) -> str:
 
 
 def _costs(run: RunRecord) -> Markup:
-    speed, seconds = (number(run.summary.get(key)) for key in ("images_per_second", "seconds"))
-    memory = number(collect.dig(run.summary, "peak_memory", "bytes"))
-    of = {"gpu": "tensors on the GPU", "process": "resident set of the process, libraries included"}
-    kind = of.get(str(collect.dig(run.summary, "peak_memory", "of")), "")
-    size = number(run.summary.get("deployed_parameters"))
+    speed, memory, size = (run.costs[name] for name in ("images per second", "peak memory", "parameters deployed"))
+    seconds = number(run.summary.get("seconds"))
+    of = MEMORY_OF.get(str(dig(run.summary, "peak_memory", "of")), "")
     pairs = [
         ("training images a second", None if speed is None else f"{speed:,.0f} (without validation)"),
         ("wall time of the fit", None if seconds is None else f"{seconds:,.1f} s"),
-        ("peak memory while fitting", None if memory is None else f"{memory / 2**20:,.0f} MiB, {kind}".rstrip(", ")),
+        ("peak memory while fitting", None if memory is None else f"{memory / 2**20:,.0f} MiB, {of}".rstrip(", ")),
         ("parameters deployed", None if size is None else f"{size:,.0f}"),
         ("epochs in metrics.csv", str(run.epochs_done)),
     ]
@@ -291,12 +260,12 @@ def _costs(run: RunRecord) -> Markup:
 
 def _configuration(run: RunRecord) -> Markup:
     if not run.config:
-        return tag("p", "The settings cannot be read.", class_="note")
-    rows = [[tag("code", key), collect.show(value), collect.show(default)] for key, value, default in changed(run)]
-    note = "What differs from the default of the file that defines the key (docs/configuration.md), seed included."
-    shown = table(["key", "value", "default"], rows, text_columns=3) if rows else tag("p", "Nothing differs.")
-    whole = tag("details", tag("summary", "All settings (config.yaml)"), tag("pre", run.config_text))
-    return join([tag("p", note, class_="note"), shown, whole])
+        return note("The settings cannot be read.")
+    rows = [[tag("code", key), show(value), show(default)] for key, value, default in changed(run)]
+    said = "What differs from the default of the file that defines the key (docs/configuration.md), seed included."
+    table_of = table(["key", "value", "default"], rows, text_columns=3) if rows else tag("p", "Nothing differs.")
+    whole = tag("details", tag("summary", "All settings (config.yaml)"), tag("pre", run.config_text or ""))
+    return join([note(said), table_of, whole])
 
 
 NO_DEFAULT = "(none)"
@@ -320,20 +289,20 @@ def changed(run: RunRecord) -> Iterator[tuple[str, Any, Any]]:
 def _provenance(run: RunRecord) -> Markup:
     found = run.provenance
     if not found:
-        return tag("p", "No provenance.json.", class_="note")
+        return note("No provenance.json.")
     packages = found.get("packages")
     versions = packages.items() if isinstance(packages, Mapping) else []
-    seeds = [(key, value) for key, value in collect.flat(run.config) if collect.is_seed(key)]
+    seeds = [(key, value) for key, value in shared.flat(run.config) if is_seed(key)]
     git = found.get("git")
     commit = "not a checkout"
     if isinstance(git, Mapping):
         commit = f"{git.get('commit')}{', with uncommitted changes' if git.get('dirty') else ''}"
     device = found.get("device")
-    names = collect.dig(device, "names")
+    names = dig(device, "names")
     pairs: list[tuple[object, object]] = [
         ("command", tag("code", _command(found.get("command")))),
-        ("seeds", ", ".join(f"{key}={collect.show(value)}" for key, value in seeds) or "unknown"),
-        ("device", f"{collect.dig(device, 'kind')}: {', '.join(map(str, names if isinstance(names, list) else []))}"),
+        ("seeds", ", ".join(f"{key}={show(value)}" for key, value in seeds) or "unknown"),
+        ("device", f"{dig(device, 'kind')}: {', '.join(map(str, names if isinstance(names, list) else []))}"),
         ("processors, threads", f"{found.get('cpu_count')}, {found.get('threads')}"),
         ("commit of dkel_lightning", commit),
         ("Python, platform", f"{found.get('python')}, {found.get('platform')}"),
@@ -352,19 +321,3 @@ def _command(command: object) -> str:
 
 def _json_block(content: Any) -> Markup:
     return tag("pre", json.dumps(content, indent=1, default=str)[:4000])
-
-
-def files(folder: Path, where: Path, depth: int = 2) -> Markup:
-    """List the files of a folder as links relative to the page."""
-    found = collect.list_files(folder, depth)
-    rows: list[Sequence[object]] = [[link(folder / one.path, where, one.path), _size(one.size)] for one in found]
-    more = [f"Only the first {collect.LISTED} files are listed."] if len(found) >= collect.LISTED else []
-    return join([table(["file", "size"], rows), *(tag("p", note, class_="note") for note in more)])
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

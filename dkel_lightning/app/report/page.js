@@ -45,7 +45,7 @@
         });
       });
       if (nearest === null || at < box[0] - 8) { leave(); return; }
-      tip.textContent = svg.dataset.xlabel + " " + nearest;
+      tip.textContent = "epoch " + nearest;
       lines.filter(function (line) { return !line.path.classList.contains("hidden"); }).forEach(function (line) {
         const position = line.x.indexOf(nearest);
         if (position < 0 || line.y[position] === "" || tip.childNodes.length > 16) { return; }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dkel_lightning.app.figures import TERM_NAMES
 from dkel_lightning.app.report import charts
 from dkel_lightning.app.report.charts import Line
-from dkel_lightning.app.report.collect import Curve
 from dkel_lightning.app.report.markup import Markup
+from dkel_lightning.app.runs.parsing import Curve
 
 STYLES = {"student": 0, "teacher": 1, "ensemble": 2, "teacher_ensemble": 3, "student_ensemble": 9}
 STYLES |= {"student-teacher": 4, "student-student": 0, "teacher-teacher": 1, "deployed": 7}
@@ -63,6 +64,11 @@ class Panel:
         """Factor on the values."""
         return 100.0 if self.key in IN_PERCENT else 1.0
 
+    @property
+    def note(self) -> str:
+        """Say in which unit it is drawn."""
+        return NOTES.get(self.key, "%" if self.scale == 100 else "")
+
 
 def panels(names: Sequence[str]) -> list[Panel]:
     """Sort columns into charts, in the order of the sections."""
@@ -102,16 +108,23 @@ def _place(name: str) -> tuple[str, str, str]:
     return OTHER, head or name, tail
 
 
+def alone(name: str) -> tuple[str, str, float]:
+    """Give title, note and scale of a chart of one column."""
+    panel = panels([name])[0]
+    label = next(iter(panel.columns))
+    title = f"training loss, {label}" if panel.key == "train" else f"{panel.title}, {spoken(label)}"
+    return title, panel.note, panel.scale
+
+
 def draw(panel: Panel, curves: Mapping[str, Curve]) -> Markup:
     """Draw one chart of a run."""
     lines = _lines(panel, curves)
     scale: charts.Scale = "linear"
-    note = NOTES.get(panel.key, "%" if panel.scale == 100 else "")
-    title = panel.title
+    title, note = panel.title, panel.note
     if panel.key == "train":
         title, note = "loss terms", "weighted, summed over peers"
         values = [abs(y) for one in lines for y in one.y if math.isfinite(y)]
-        if values and max(values) > 30 * max(_median(values), 1e-9):
+        if values and max(values) > 30 * max(statistics.median_high(values), 1e-9):
             scale, note = "symlog", f"{note}; logarithmic above 0.01"
     elif panel.key == "weights":
         title, note = "weights in force", "at the end of the epoch"
@@ -160,8 +173,3 @@ def kind_of(label: str) -> str:
 def spoken(label: str) -> str:
     """Write a label with spaces."""
     return label.replace("_", " ")
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2]

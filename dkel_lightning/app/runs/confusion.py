@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dkel_lightning.app import figures
-from dkel_lightning.app.loggers.metrics_file import write_whole
+from dkel_lightning.app.runs.records import CONFUSION
 from dkel_lightning.app.runs.scores import Scores
+from dkel_lightning.app.runs.tables import write_csv
 
-FILE = "confusion.csv"
 FIGURE = Path("figures") / "confusion.png"
 
 
@@ -19,6 +19,6 @@ def write(scores: Scores, names: Sequence[str], folder: Path) -> Path | None:
         return None
     lines = [["true class", *names]]
     lines += [[name, *map(str, row)] for name, row in zip(names, scores.confusion, strict=True)]
-    write_whole(folder / FILE, lines)
+    write_csv(folder / CONFUSION, lines)
     figures.draw_confusion(scores.confusion, names, folder / FIGURE)
     return folder / FIGURE

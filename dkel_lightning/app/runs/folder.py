@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from dkel_lightning.app.config.schema import has_aliases
+from dkel_lightning.app.runs.parsing import parse_settings
 from dkel_lightning.checkpoints.archive import is_whole, step_of
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.runtime.atomic_files import HALF_WRITTEN, write_text
@@ -77,26 +77,6 @@ class Run:
         write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
 
 
-TESTED = ("deployed", "deployed_accuracy", "accuracy", "nll", "calibration", "epoch")
-
-
-def read_summary(folder: Path, tested: Sequence[str] = TESTED) -> dict[str, Any] | None:
-    """Read the summary.json of a finished run, which is written last.
-
-    None where there is none, or a damaged one: without what `tested` names of each test.
-    """
-    try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(found, dict) or not isinstance(found.get("test"), dict):
-        return None
-    last, best = found["test"].get("last"), found["test"].get("best")
-    tests = [last] if best is None else [last, best]
-    whole = all(isinstance(test, dict) and all(name in test for name in tested) for test in tests)
-    return found if whole else None
-
-
 def run_folder(checkpoint: Path) -> Path | None:
     """Return the folder of the run that wrote `<run>/checkpoints/<name>.ckpt`, None if there is no such run."""
     folder = checkpoint.resolve().parent.parent
@@ -132,16 +112,9 @@ def values_in(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     cure = "put back the file that the run wrote."
     try:
-        text = path.read_text(encoding="utf-8")
-        aliased = has_aliases(text)
-        loaded = None if aliased else OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except Exception as error:  # YAML, OmegaConf and the file system fail in many ways; all mean the same here
-        raise CheckpointError(f"{path} cannot be read ({_why(error)}): {cure}") from error
-    if aliased:
-        raise CheckpointError(f"{path} was not read: it uses YAML aliases, which no run writes; {cure}")
-    if not isinstance(loaded, dict) or all(value is None for value in loaded.values()):
-        raise CheckpointError(f"{path} holds no settings: {cure}")
-    values = {str(key): value for key, value in loaded.items()}
+        values = parse_settings(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): {cure}") from error
     for key, text in _texts(values):
         if "${" in text:
             raise CheckpointError(f"{path} was not read: {key} holds {text!r}, and no run writes a ${{...}}; {cure}")
@@ -149,14 +122,6 @@ def values_in(folder: Path) -> dict[str, Any]:
         if not isinstance(values.get(group, {}), dict):
             raise CheckpointError(f"{path} holds {values[group]!r} for {group}, which has keys of its own: {cure}")
     return values
-
-
-def _why(error: Exception) -> str:
-    """Say in one line what is wrong with a YAML file."""
-    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    if problem and mark:
-        return f"line {mark.line + 1}: {problem}"
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

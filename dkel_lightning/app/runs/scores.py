@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dkel_lightning.app import build
+from dkel_lightning.app.runs import members
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.modules.distillation import DistillationModule
 
@@ -129,35 +131,12 @@ def show(columns: Mapping[str, Scores], title: str, note: str, console: Console 
     for heading in columns:
         table.add_column(heading, justify="right")
     first = next(iter(columns.values()))
-    for group in _groups(first.accuracy):
+    for _, group in itertools.groupby(sorted(first.accuracy, key=members.order), lambda member: member.split("_")[0]):
         for member in group:
             if member.endswith("_best") and not first.validated:
                 continue
             cells = [f"{scores.accuracy[member]:.2%}" for scores in columns.values()]
             marks = [" *" if scores.deployed == member else "  " for scores in columns.values()]
-            table.add_row(_label(member), *(cell + mark for cell, mark in zip(cells, marks, strict=True)))
+            table.add_row(members.described(member), *(cell + mark for cell, mark in zip(cells, marks, strict=True)))
         table.add_section()
     console.print(table)
-
-
-def _groups(accuracy: Mapping[str, float]) -> list[list[str]]:
-    order = ("student", "ensemble", "teacher")
-    groups = [[m for m in accuracy if m.split("_")[0] == kind] for kind in order]
-    return [sorted(group, key=_rank) for group in groups if group]
-
-
-def _rank(member: str) -> tuple[int, int]:
-    last = member.rsplit("_", 1)[-1]
-    return (0, int(last)) if last.isdigit() else ({"mean": 1, "best": 2}.get(last, 3), 0)
-
-
-def _label(member: str) -> str:
-    names = {
-        "ensemble": "ensemble classifier",
-        "student_ensemble": "students, mean of probabilities",
-        "teacher_ensemble": "teachers, mean of probabilities",
-    }
-    kind, _, last = member.partition("_")
-    if last.isdigit():
-        return f"{kind} peer {last}"
-    return names.get(member) or {"mean": f"{kind} peers, mean", "best": f"{kind} peer, best in validation"}[last]

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dkel_lightning.app.figures import save
@@ -29,7 +28,6 @@ def draw(study: Study, folder: Path) -> list[Path]:
         "sweeps": _sweeps(study.sweeps, study.risks),
     }
     for name, figure in figures.items():
-        FigureCanvasAgg(figure)
         save(figure, folder / f"{name}.png", dpi=100)
     return [folder / f"{name}.png" for name in figures]
 

@@ -18,9 +18,9 @@ from dkel_lightning.app import build
 from dkel_lightning.app.benchmark import bench, sides
 from dkel_lightning.app.benchmark.bench import BenchmarkResult, Plan
 from dkel_lightning.app.callbacks import Throughput
-from dkel_lightning.app.compare.tables import terminal_table
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.runs.tables import terminal_table
 from dkel_lightning.app.tasks.train import usual_callbacks
 from dkel_lightning.errors import DkelError
 from dkel_lightning.runtime import memory, provenance

@@ -7,7 +7,6 @@ import json
 import math
 import shlex
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from omegaconf import OmegaConf
 
 from dkel_lightning.app.compare import tables
 from dkel_lightning.app.compare.plan import Comparison, Variant
-from dkel_lightning.app.compare.tables import Outcome
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.config.schema import Values
-from dkel_lightning.app.runs.folder import Run, read_summary, values_in
+from dkel_lightning.app.runs.folder import Run, values_in
+from dkel_lightning.app.runs.groups import COMPARED
+from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.runtime import command_lines, locks
@@ -38,17 +38,13 @@ class CompareResult:
     """What a comparison gave: its folder, and the outcome of each member by (label, seed)."""
 
     folder: Path
-    outcomes: Mapping[tuple[str, int], Outcome]
+    outcomes: tables.Outcomes
     reference: str
 
     @property
     def objective(self) -> float:
         """The reference's mean test accuracy, selected by validation."""
-        found = [
-            outcome.figures.get(tables.COMPARED)
-            for (label, _), outcome in self.outcomes.items()
-            if label == self.reference
-        ]
+        found = [run.figure(COMPARED) for (label, _), run in self.outcomes.items() if label == self.reference]
         values = [value for value in found if value is not None]
         return seed_statistics.sample(values).mean if values else math.nan
 
@@ -68,8 +64,8 @@ def _compare(run: Run, comparison: Comparison) -> CompareResult:
     run.describe()
     members = [*comparison.members()]
     # What is finished stays in the table while the rest is trained.
-    done = {(v.label, seed): read_summary(member_folder(run.folder, v.label, seed)) for v, seed in members}
-    outcomes = {key: tables.outcome(summary) for key, summary in done.items() if summary is not None}
+    before = {(v.label, seed): RunRecord(member_folder(run.folder, v.label, seed)) for v, seed in members}
+    outcomes = {key: record for key, record in before.items() if record.whole}
     try:
         for position, (variant, seed) in enumerate(members, 1):
             print(f"\n[{position}/{len(members)}] {variant.label}, seed {seed}", flush=True)
@@ -80,7 +76,7 @@ def _compare(run: Run, comparison: Comparison) -> CompareResult:
         print(f"Interrupted. Go on with: {comparison.go_on} {folder}", flush=True)
         raise
     tables.show(comparison, outcomes)
-    failed = [outcome.message for outcome in outcomes.values() if outcome.message is not None]
+    failed = [record.failure for record in outcomes.values() if record.failure is not None]
     if len(failed) == len(outcomes):
         raise DkelError(f"All {len(failed)} runs have failed, the first one so: {failed[0]}")
     print(f"Written to {run.folder}: compare.md, compare.csv, members.csv, figures/compare.png.")
@@ -93,25 +89,24 @@ def _compare(run: Run, comparison: Comparison) -> CompareResult:
 # ---------------------------------------------------------------------- one member
 
 
-def _member(folder: Path, comparison: Comparison, variant: Variant, seed: int) -> Outcome:
+def _member(folder: Path, comparison: Comparison, variant: Variant, seed: int) -> RunRecord:
     where = member_folder(folder, variant.label, seed)
     failure = where / "failed.txt"
     try:
-        summary = read_summary(where)
-        if summary is None:
-            _train(variant.values(seed, _epochs(folder, comparison, variant)), where)
-            summary = read_summary(where)
-            failure.unlink(missing_ok=True)
-        else:
+        if RunRecord(where).whole:
             print("finished before")
-        assert summary is not None
-        return tables.outcome(summary)
+        else:
+            _train(variant.values(seed, _epochs(folder, comparison, variant)), where)
+        failure.unlink(missing_ok=True)
+        found = RunRecord(where)
+        assert found.whole
+        return found
     except Exception as error:  # whatever one member fails of, the others are still wanted
         message = str(error).strip() or type(error).__name__
         where.mkdir(parents=True, exist_ok=True)
         failure.write_text(traceback.format_exc(), encoding="utf-8")
         print(f"Failed: {message}", flush=True)
-        return Outcome({}, message.splitlines()[0])
+        return RunRecord(where, failure=message)
 
 
 def member_folder(folder: Path, label: str, seed: int) -> Path:
@@ -158,11 +153,10 @@ def _written_epochs(folder: Path, variant: Variant) -> dict[str, Any] | None:
 def _measured(folder: Path, comparison: Comparison, variant: Variant) -> dict[str, Any]:
     for seed in comparison.seeds:
         where = member_folder(folder, comparison.reference, seed)
-        reference, speed = read_summary(where), _speed(where)
-        if reference is None or not speed:
+        last, speed = RunRecord(where).last, _speed(where)
+        if last is None or last.epoch is None or not speed:
             continue
-        own = _own_speed(folder, comparison, variant, seed)
-        epochs = reference["test"]["last"]["epoch"]
+        own, epochs = _own_speed(folder, comparison, variant, seed), last.epoch
         return {
             "reference": comparison.reference,
             "seed": seed,
@@ -191,8 +185,8 @@ def _own_speed(folder: Path, comparison: Comparison, variant: Variant, seed: int
 
 def _speed(where: Path) -> float:
     """Read the training images a second of a finished run; 0 where it says none."""
-    summary = read_summary(where)
-    return float((summary or {}).get("images_per_second") or 0)
+    found = RunRecord(where)
+    return found.figure("images per second") or 0.0 if found.whole else 0.0
 
 
 # ---------------------------------------------------------------------- going on, and saying what was done

@@ -1,4 +1,4 @@
-"""task=convergence: the noisy quadratic model and the collapse experiment, into figures, tables and a reading."""
+"""task=convergence: the noisy quadratic model and the collapse experiment, into figures and tables."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from dkel_lightning.app.loggers.metrics_file import write_whole
 from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.runs.tables import print_table, write_csv
 from dkel_lightning.app.study_figures import convergence_figures
-from dkel_lightning.app.tasks import convergence_reading
-from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.studies.convergence import settled
-from dkel_lightning.studies.convergence_study import OverFit, Panel, Risks, Study, study
+from dkel_lightning.studies.convergence_study import Collapse, OverFit, Panel, Risks, Study, study
 
 Lines = list[list[str]]
 
@@ -37,7 +34,7 @@ class ConvergenceResult:
 
 
 def convergence(run: Run) -> ConvergenceResult:
-    """Compute and write figures, CSV files and reading.md into the run's folder; builds neither data nor networks.
+    """Compute and write figures and CSV files into the run's folder; builds neither data nor networks.
 
     Raises:
         ConfigError: settings under which the model diverges.
@@ -46,12 +43,12 @@ def convergence(run: Run) -> ConvergenceResult:
     begun = time.perf_counter()
     found = study(settings, run.values["seed"], workers(run.values["execution"]["threads"]))
     run.describe()
-    for name, lines in tables(found).items():
-        write_whole(run.folder / f"{name}.csv", lines)
-    write_text(run.folder / "reading.md", convergence_reading.write(found, settings))
+    written = tables(found)
+    for name, lines in written.items():
+        write_csv(run.folder / f"{name}.csv", lines)
     convergence_figures.draw(found, run.folder / "figures")
     show(found, time.perf_counter() - begun)
-    print(f"Written to {run.folder}: reading.md, {', '.join(f'{name}.csv' for name in tables(found))}, figures/*.png.")
+    print(f"Written to {run.folder}: {', '.join(f'{name}.csv' for name in written)}, figures/*.png.")
     return ConvergenceResult(run.folder, found)
 
 
@@ -70,7 +67,7 @@ def tables(found: Study) -> dict[str, Lines]:
         "curves": [*_curves(found.risks)],
         "homogenisation": [*_homogenisation(found.panel)],
         "over_fitting": [*_over_fitting(found.over_fit)],
-        "collapse": [*_collapse(found)],
+        "collapse": [*_collapse(found.collapse)],
         "sweeps": [*_sweeps(found)],
     }
 
@@ -88,13 +85,7 @@ def _risks(risks: Risks) -> Iterator[list[str]]:
         values = [float(getattr(curves, name)[epoch]) for name in quantities for epoch in epochs]
         first = curves.student_risk[: risks.problem.first_phase + 1]
         whole = settled(curves.student_risk)
-        yield [
-            scheme.label,
-            *_plain(values),
-            str(settled(first)),
-            str(whole),
-            *_plain(convergence_reading.times(risks, role)),
-        ]
+        yield [scheme.label, *_plain(values), str(settled(first)), str(whole), *_plain(risks.times(role))]
 
 
 TIMES = (
@@ -145,9 +136,9 @@ def _over_fitting(found: OverFit) -> Iterator[list[str]]:
 OUTCOME = ("runs", "stuck", "share", "low", "high", "median_exit", "homogenised")
 
 
-def _collapse(found: Study) -> Iterator[list[str]]:
+def _collapse(found: Collapse) -> Iterator[list[str]]:
     yield ["W", "teacher", *OUTCOME]
-    for (weight, start), outcome in found.collapse.outcomes.items():
+    for (weight, start), outcome in found.outcomes.items():
         yield [weight, start, *_plain([getattr(outcome, name) for name in OUTCOME])]
 
 
@@ -166,35 +157,48 @@ def _sweeps(found: Study) -> Iterator[list[str]]:
 
 def show(found: Study, seconds: float, console: Console | None = None) -> None:
     """Print the table of risks, the true risks and the outcomes of the collapse experiment."""
-    console = console or Console(width=None if Console().is_terminal else 120)
-    reading = convergence_reading
-    heading, rows = reading.risk_table(found.risks)
-    # The others are in reading.md.
-    chosen = {f"student {epoch}" for epoch in (*found.risks.epochs[:3], found.risks.epochs[-1])}
-    chosen |= {heading[0], f"teacher {found.risks.epochs[0]}", "settled", *(h for h in heading if "diversity" in h)}
-    kept = [position for position, name in enumerate(heading) if name in chosen]
-    shown = [[row[position] for position in kept] for row in rows]
-    _print(console, "Risk times 1000 after epochs", [heading[position] for position in kept], shown)
-    _print(
-        console, "True risk times 1000 at the end, training optimum shifted", *reading.over_fit_table(found.over_fit)
-    )
-    _print(console, "Stuck runs / median exit step / homogenised share", *_short(found))
-    console.print(f"{seconds:.0f} seconds.")
+    print_table("Risk times 1000 after epochs", *_risk_table(found.risks), console)
+    print_table("True risk times 1000 at the end, training optimum shifted", *_over_fit_table(found.over_fit), console)
+    print_table("Stuck runs / median exit step / homogenised share", *_collapse_table(found.collapse), console)
+    print(f"{seconds:.0f} seconds.")
 
 
-def _short(found: Study) -> tuple[list[str], list[list[str]]]:
-    heading, _ = convergence_reading.collapse_table(found.collapse)
+def _thousandths(value: float) -> str:
+    """Show a risk times 1000 with about three figures."""
+    return f"{1000 * value:.{2 if value < 0.001 else 1 if value < 0.1 else 0}f}"
+
+
+def _risk_table(risks: Risks) -> tuple[list[str], Lines]:
+    last = risks.problem.first_phase
+    epochs = [*dict.fromkeys([*risks.epochs[:3], risks.epochs[-1]])]
+    heading = [
+        "scheme",
+        *(f"student {epoch}" for epoch in epochs),
+        f"teacher {epochs[0]}",
+        f"diversity {last}",
+        "settled",
+    ]
+    rows = []
+    for role, scheme in risks.schemes.items():
+        curves = risks.curves[role]
+        values = [*curves.student_risk[epochs], curves.teacher_risk[epochs[0]], curves.diversity[last]]
+        rows.append([scheme.label, *map(_thousandths, values), str(settled(curves.student_risk[: last + 1]))])
+    return heading, rows
+
+
+def _over_fit_table(over_fit: OverFit) -> tuple[list[str], Lines]:
+    """Give true risks at the end, with both kinds of teacher."""
+    rows = []
+    for name, label in over_fit.labels.items():
+        ends = [over_fit.averaged[name], over_fit.trained[name]]
+        rows.append([label, *(_thousandths(r[-1]) for c in ends for r in (c.student_risk, c.teacher_risk))])
+    return ["teacher's weight", "student", "averaged teacher", "student of a trained teacher", "trained teacher"], rows
+
+
+def _collapse_table(collapse: Collapse) -> tuple[list[str], Lines]:
     rows: dict[str, list[str]] = {}
-    for (weight, _), outcome in found.collapse.outcomes.items():
+    for (weight, _), outcome in collapse.outcomes.items():
         cell = f"{outcome.share:.2%} / {outcome.median_exit:.0f} / {outcome.homogenised:.2f}"
         rows.setdefault(weight, [weight]).append(cell)
-    return heading, [*rows.values()]
-
-
-def _print(console: Console, title: str, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    shown = Table(title=title, title_justify="left")
-    for position, name in enumerate(heading):
-        shown.add_column(name, justify="left" if position == 0 else "right", no_wrap=position == 0)
-    for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
+    starts = dict.fromkeys(start for _, start in collapse.outcomes)
+    return ["W", *(f"teacher: {start}" for start in starts)], [*rows.values()]

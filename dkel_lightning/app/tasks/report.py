@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dkel_lightning.app.report import folder_kind, of_comparison, of_run, of_sweep
-from dkel_lightning.app.report.collect import read_run
+from dkel_lightning.app.report import of_comparison, of_run, of_sweep
+from dkel_lightning.app.runs import kinds
 from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.runs.groups import read_sweep
+from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.runtime.atomic_files import write_text
 
 
@@ -15,7 +17,7 @@ from dkel_lightning.runtime.atomic_files import write_text
 class ReportResult:
     """What a report gave: what it is about, and the page."""
 
-    kind: folder_kind.Kind
+    kind: kinds.Kind
     file: Path
 
 
@@ -25,19 +27,19 @@ def report(run: Run) -> ReportResult:
     Raises:
         ConfigError: there is no run, sweep or comparison.
     """
-    folder = folder_kind.find(run.values["report"]["of"])
-    kind = folder_kind.kind(folder)
+    folder = kinds.find(run.values["report"]["of"])
+    kind = kinds.kind(folder)
     assert kind is not None
-    file = run.folder / folder_kind.PAGE
+    file = run.folder / kinds.PAGE
     write_text(file, page(folder, kind, run.folder))
     print(f"Report of the {kind} {folder}: {file}")
     return ReportResult(kind, file)
 
 
-def page(folder: Path, kind: folder_kind.Kind, where: Path) -> str:
+def page(folder: Path, kind: kinds.Kind, where: Path) -> str:
     """Write the page of a folder that will lie in the folder `where`, to which its links are relative."""
     if kind == "run":
-        return of_run.write_page(read_run(folder), where)
+        return of_run.write_page(RunRecord(folder), where)
     if kind == "sweep":
-        return of_sweep.write_page(of_sweep.read_sweep(folder), where)
+        return of_sweep.write_page(read_sweep(folder), where)
     return of_comparison.write_page(of_comparison.read_comparison(folder), where)

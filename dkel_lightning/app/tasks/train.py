@@ -35,7 +35,8 @@ from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.loggers import trackers
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
 from dkel_lightning.app.runs import confusion, scores
-from dkel_lightning.app.runs.folder import Run, read_summary, values_in
+from dkel_lightning.app.runs.folder import Run, values_in
+from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
@@ -168,7 +169,7 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
             # Killed after the last epoch's best.ckpt, before its last.ckpt or with a torn one; resumed from the former.
             last_checkpoint.save(trainer)
         seconds, peak = time.perf_counter() - started, memory.peak(device)
-        complete = run.resume is not None and throughput.measured == 0 and read_summary(run.folder) is not None
+        complete = run.resume is not None and throughput.measured == 0 and RunRecord(run.folder).whole
         if complete:
             print_once(
                 f"The run was complete already; nothing was trained, and the figures in {run.folder} stay as they are."

@@ -34,31 +34,29 @@ def page(folder: Path) -> Reader:
 
 def test_the_tables_are_those_of_compare_md(tmp_path: Path) -> None:
     write_run(tmp_path / "dkel" / "seed_0", "method=dkel", accuracy=0.9486)
-    write_run(tmp_path / "pcl" / "seed_0", "method=pcl", summary=False)
+    pcl = write_run(tmp_path / "pcl" / "seed_0", "method=pcl", summary=False)
+    (pcl / "failed.txt").write_text("Traceback\nOSError: <disk> full\n")
     (tmp_path / "compare.md").write_text(TABLE)
-    (tmp_path / "members.csv").write_text(
-        "label,seed,state,selected accuracy\ndkel,0,finished,0.9486\npcl,0,failed: <disk> full,\n"
-    )
     reader = page(tmp_path)
     assert "All 2 runs, 1 failed. Mean ± sample deviation over n seeds. digits, resnet8 <b>" in reader.text
     assert "label n last accuracy (%) dkel 1 94.86" in reader.text
     assert "pcl 0 n/a" in reader.text
-    assert "Failed: pcl, seed 0 (failed: <disk> full)." in reader.text
+    assert "Failed: pcl, seed 0 (OSError: <disk> full)." in reader.text
     assert "dkel, seed 0 0 finished 94.86 % 2" in reader.text
     assert {"./dkel/seed_0", "./pcl/seed_0"} <= {one["href"] for one in reader.all("a")}
 
 
-def test_a_comparison_without_its_runs_still_gives_table_and_figure(tmp_path: Path) -> None:
-    for name in ("compare.csv", "members.csv"):
-        (tmp_path / name).write_text((RESULTS / name).read_text())
+def test_labels_and_reference_are_those_of_the_table(tmp_path: Path) -> None:
+    (tmp_path / "compare.csv").write_text((RESULTS / "compare.csv").read_text())
+    for seed, accuracy in enumerate((0.9806, 0.975)):
+        write_run(tmp_path / "dkel" / f"seed_{seed}", f"seed={seed}", accuracy=accuracy)
     record = read_comparison(tmp_path)
     assert record.reference == "dkel"
-    assert len(record.members) == 42
+    assert record.groups[0].name == "dkel"
+    assert len(record.groups) == len((RESULTS / "compare.csv").read_text().splitlines()) - 1
     reader = page(tmp_path)
-    assert len(reader.all("circle")) == 42
-    # The mean in the first row of the committed table.
-    assert "0.98704" in reader.text
-    assert re.search("dkel 0 finished 98.06 %", reader.text)
+    assert len(reader.all("circle")) == 2
+    assert re.search("dkel, seed 0 0 finished 98.06 %", reader.text)
 
 
 def test_what_the_labels_set_differently_is_listed(tmp_path: Path) -> None:
@@ -71,5 +69,5 @@ def test_what_the_labels_set_differently_is_listed(tmp_path: Path) -> None:
 def test_a_comparison_of_which_nothing_has_ended_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "dkel" / "seed_0", "method=dkel", summary=False)
     said = page(tmp_path).text
-    assert "No compare.md and no compare.csv: no run of this comparison has ended." in said
+    assert "No compare.md: no run of this comparison has ended." in said
     assert "Begun and not finished: dkel, seed 0." in said

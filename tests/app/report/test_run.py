@@ -13,15 +13,16 @@ from urllib.parse import unquote
 
 import pytest
 
-from dkel_lightning.app.report import collect, of_run
-from dkel_lightning.app.report.collect import read_run
+from dkel_lightning.app.report import of_run
+from dkel_lightning.app.runs import parsing
+from dkel_lightning.app.runs.records import RunRecord
 from tests.app.report.pages import Reader, a_test, read, write_metrics, write_run
 
 HOSTILE = "</title></style></script><script>alert(1)</script><img src=x onerror=alert(1)>\"' & {}"
 
 
 def page(folder: Path) -> Reader:
-    return read(of_run.write_page(read_run(folder), folder))
+    return read(of_run.write_page(RunRecord(folder), folder))
 
 
 def test_the_figures_are_those_of_summary_json(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
 
 
 def test_settings_that_differ_from_their_defaults_come_with_them(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "run", "optimizer.lr=0.25", "teacher.init_steps=5", "seed=7"))
+    run = RunRecord(write_run(tmp_path / "run", "optimizer.lr=0.25", "teacher.init_steps=5", "seed=7"))
     found = {key: (value, default) for key, value, default in of_run.changed(run)}
     assert found["optimizer.lr"] == (0.25, 0.1)
     assert found["teacher.init_steps"] == (5, 2)
@@ -114,7 +115,7 @@ def test_nothing_of_a_strangers_files_becomes_markup(tmp_path: Path) -> None:
 
 
 def test_only_the_pages_own_script_may_run_and_nothing_may_be_fetched(tmp_path: Path) -> None:
-    text = of_run.write_page(read_run(write_run(tmp_path / "run")), tmp_path / "run")
+    text = of_run.write_page(RunRecord(write_run(tmp_path / "run")), tmp_path / "run")
     policy = next(one["content"] for one in read(text).all("meta") if "http-equiv" in one)
     assert policy.startswith("default-src 'none';")
     for name in ("script", "style"):
@@ -128,7 +129,7 @@ def test_names_that_are_no_text_are_written_all_the_same(tmp_path: Path) -> None
     folder = write_run(tmp_path / "run")
     (folder / os.fsdecode(b"odd\xff\x07name")).write_text("")
     (folder / "summary.json").write_text('{"data": "lone \\ud800 half \\u0000", "test": {"last": null}}')
-    text = of_run.write_page(read_run(folder), folder)
+    text = of_run.write_page(RunRecord(folder), folder)
     assert "\x07" not in text
     assert "odd\ufffd\ufffdname" in text
     assert 'href="./odd%FF%07name"' in text
@@ -191,7 +192,7 @@ def test_files_are_linked_relative_to_the_page(tmp_path: Path) -> None:
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "best.ckpt").write_bytes(b"x" * 2048)
     (folder / ".claimed").write_text("")
-    elsewhere = read(of_run.write_page(read_run(folder), tmp_path / "pages"))
+    elsewhere = read(of_run.write_page(RunRecord(folder), tmp_path / "pages"))
     hrefs = {one["href"] for one in elsewhere.all("a")}
     assert "./../run/checkpoints/best.ckpt" in hrefs
     assert not any("claimed" in href for href in hrefs)
@@ -202,7 +203,7 @@ def test_a_long_run_gives_a_small_page_in_seconds(tmp_path: Path) -> None:
     curves = {f"val/acc/student_{i}": [((7 * i + e) % 97) / 97 for e in range(300)] for i in range(60)}
     folder = write_run(tmp_path / "run", curves=curves)
     started = time.process_time()
-    text = of_run.write_page(read_run(folder), folder)
+    text = of_run.write_page(RunRecord(folder), folder)
     assert time.process_time() - started < 5
     assert len(text.encode()) < 2 * 2**20
     read(text)
@@ -216,7 +217,7 @@ def test_a_file_that_never_ends_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_file_beyond_all_measure_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_run(tmp_path / "run")
-    monkeypatch.setattr(collect, "LARGEST", 10)
+    monkeypatch.setattr(parsing, "LARGEST", 10)
     assert "summary.json is larger than 0 MiB and was not read." in page(folder).text
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from dkel_lightning.app.report import collect, of_sweep
-from dkel_lightning.app.report.of_sweep import SweepRecord, read_sweep
+from dkel_lightning.app import sweeps
+from dkel_lightning.app.report import of_sweep
+from dkel_lightning.app.runs.groups import Sweep, read_sweep
 from tests.app.report.pages import Reader, read, write_run
 
 
 def sweep(folder: Path, *jobs: tuple[float, list[str]]) -> Path:
     for number, (accuracy, overrides) in enumerate(jobs):
-        write_run(folder / str(number), *overrides, accuracy=accuracy)
+        sweeps.note(write_run(folder / str(number), *overrides, accuracy=accuracy), overrides, "finished")
     return folder
 
 
@@ -22,8 +23,8 @@ def page(folder: Path) -> Reader:
     return read(of_sweep.write_page(read_sweep(folder), folder))
 
 
-def grouped(record: SweepRecord) -> dict[str, list[int]]:
-    return {setting.name: list(setting.jobs) for setting in record.settings}
+def grouped(record: Sweep) -> dict[str, list[int]]:
+    return {group.name: [int(run.name) for run in group.runs.values()] for group in record.groups}
 
 
 TWO_BY_TWO = [
@@ -54,9 +55,15 @@ def test_one_seed_a_setting_is_not_taken_for_a_finding(tmp_path: Path) -> None:
 def test_what_follows_from_a_chosen_method_is_not_a_variation_of_its_own(tmp_path: Path) -> None:
     jobs = [(0.9, [f"method={method}", f"seed={seed}"]) for method in ("dkel", "pcl", "baseline") for seed in (0, 1)]
     record = read_sweep(sweep(tmp_path / "sweep", *jobs))
-    assert record.varied.keys == ["method.name"]
-    assert "teacher.draw" in record.varied.following
+    assert record.keys == ("method",)
     assert grouped(record) == {"method=dkel": [0, 1], "method=pcl": [2, 3], "method=baseline": [4, 5]}
+
+
+def test_further_seeds_repeat_a_setting_and_are_told_apart(tmp_path: Path) -> None:
+    jobs = [(0.9, [f"optimizer.lr={lr}", "seed=0", f"data.split_seed={s}"]) for lr in (0.1, 0.2) for s in (1, 2)]
+    record = read_sweep(sweep(tmp_path / "sweep", *jobs))
+    assert (record.keys, record.seeds) == (("optimizer.lr",), ("data.split_seed",))
+    assert [[*group.runs] for group in record.groups] == [["0, data.split_seed=1", "0, data.split_seed=2"]] * 2
 
 
 def test_two_varied_keys_make_four_settings(tmp_path: Path) -> None:
@@ -67,30 +74,22 @@ def test_two_varied_keys_make_four_settings(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_of_keys_that_change_together_the_one_that_was_swept_is_named() -> None:
-    configs = [{"protocol": {"x": i}, "method": {"y": 2 * i}, "seed": 0} for i in range(3)]
-    assert collect.varied(configs).keys == ["protocol.x"]
-    found = collect.varied(configs, ["method.y"])
-    assert (found.keys, found.following) == (["method.y"], ["protocol.x"])
-
-
-def test_multirun_yaml_says_what_was_swept(tmp_path: Path) -> None:
-    (tmp_path / "multirun.yaml").write_text(
-        "hydra: {sweeper: {params: {a.b: '1,2'}}, overrides: {task: "
-        "['method=dkel,pcl', seed=0, 'x=[1,2]', '+y=choice(1,2)', \"z='a,b'\"]}}"
-    )
-    assert collect.swept_keys(tmp_path) == ["a.b", "method", "y"]
-
-
-def test_overrides_that_hydra_wrote_down_win(tmp_path: Path) -> None:
+def test_overrides_that_hydra_wrote_down_are_read_where_no_job_has_noted_any(tmp_path: Path) -> None:
     folder = sweep(tmp_path / "sweep", *TWO_BY_TWO)
     for number, (_, overrides) in enumerate(TWO_BY_TWO):
+        (folder / str(number) / "job.json").unlink()
         (folder / str(number) / ".hydra").mkdir()
         lines = "".join(f"- {item}\n" for item in ["data=digits", *overrides])
         (folder / str(number) / ".hydra" / "overrides.yaml").write_text(lines)
     record = read_sweep(folder)
-    assert record.varied.keys == ["optimizer.lr"]
+    assert record.keys == ("optimizer.lr",)
     assert grouped(record) == {"lr=0.1": [0, 1], "lr=0.2": [2, 3]}
+
+
+def test_jobs_of_which_nothing_is_known_are_not_taken_for_repetitions(tmp_path: Path) -> None:
+    for number in range(2):
+        write_run(tmp_path / "sweep" / str(number), f"seed={number}")
+    assert grouped(read_sweep(tmp_path / "sweep")) == {"job=0": [0], "job=1": [1]}
 
 
 def test_jobs_that_noted_what_they_were_need_no_settings(tmp_path: Path) -> None:
@@ -165,8 +164,8 @@ def test_jobs_of_a_stranger_do_not_break_the_page(tmp_path: Path, config: str) -
 
 def test_a_sweep_of_seeds_alone_is_one_group(tmp_path: Path) -> None:
     record = read_sweep(sweep(tmp_path / "sweep", (0.9, ["seed=0"]), (0.92, ["seed=1"])))
-    assert grouped(record) == {"all jobs": [0, 1]}
-    assert "all jobs 2 91.00 ± 1.41" in page(record.folder).text
+    assert grouped(record) == {"all": [0, 1]}
+    assert "all 2 91.00 ± 1.41" in page(record.folder).text
 
 
 def test_an_empty_sweep_says_so(tmp_path: Path) -> None:

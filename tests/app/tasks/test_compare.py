@@ -13,9 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from dkel_lightning.app.cli.checks import planned as planned_of
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.compare.plan import Comparison
-from dkel_lightning.app.compare.tables import Outcome, _markdown, outcome
+from dkel_lightning.app.compare.tables import COLUMNS, markdown
 from dkel_lightning.app.config.schema import check
 from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.tasks import compare as module
 from dkel_lightning.app.tasks.compare import compare
 from dkel_lightning.app.tasks.train import train
@@ -210,8 +211,8 @@ def test_a_member_that_fails_is_recorded_and_the_others_go_on(
 ) -> None:
     overrides = ["compare.methods=[baseline,{wild:['method=pcl','optimizer.lr=1e12']}]", "compare.seeds=[0]"]
     result = run_it(tmp_path, *overrides)
-    assert "became NaN or infinite" in str(result.outcomes["wild", 0].message)
-    assert result.outcomes["baseline", 0].message is None
+    assert "became NaN or infinite" in str(result.outcomes["wild", 0].failure)
+    assert result.outcomes["baseline", 0].failure is None
     assert "NonFiniteError" in (tmp_path / "wild" / "seed_0" / "failed.txt").read_text()
     text = (tmp_path / "compare.md").read_text()
     assert "- wild, seed 0, failed: The training loss became NaN or infinite" in text
@@ -275,22 +276,31 @@ def test_the_control_of_equal_compute_trains_as_long_as_the_reference_took(
 # ---------------------------------------------------------------------- the table
 
 
-def test_the_figures_of_a_member_are_those_of_its_deployed_network() -> None:
-    found = outcome(fake_summary(0.75))
-    assert found.figures == {
+def ended(folder: Path, label: str, seed: int, accuracy: float) -> RunRecord:
+    where = folder / label / f"seed_{seed}"
+    where.mkdir(parents=True)
+    (where / "summary.json").write_text(json.dumps(fake_summary(accuracy)))
+    return RunRecord(where)
+
+
+def test_the_figures_of_a_member_are_those_of_its_deployed_network(tmp_path: Path) -> None:
+    run = ended(tmp_path, "dkel", 0, 0.75)
+    assert {column.name: run.figure(column.of) for column in COLUMNS} == {
         "last accuracy": 0.75, "selected accuracy": 0.75, "NLL": 0.5, "calibration error": 0.03,
         "ensemble accuracy": 0.8, "peer disagreement": None, "teacher distance": 0.25, "epochs": 2,
         "images per second": 100.0, "peak memory": 2**20, "parameters deployed": 10,
     }  # fmt: skip
 
 
-def test_the_table_by_hand() -> None:
+def test_the_table_by_hand(tmp_path: Path) -> None:
     _, comparison = planned("compare.methods=[pcl,dkel]")
     accuracies = {"pcl": (0.90, 0.92), "dkel": (0.93, 0.94)}
-    outcomes: dict[tuple[str, int], Outcome] = {
-        (label, seed): outcome(fake_summary(values[seed])) for label, values in accuracies.items() for seed in (0, 1)
+    outcomes = {
+        (label, seed): ended(tmp_path, label, seed, values[seed])
+        for label, values in accuracies.items()
+        for seed in (0, 1)
     }
-    lines = _markdown(comparison, outcomes, [])
+    lines = markdown(comparison, outcomes, [])
     # Deviations 0.02 / sqrt 2 and 0.01 / sqrt 2.
     assert "| pcl | 2 | 91.00 ± 1.41 | 91.00 ± 1.41 | 0.5000 ± 0.0000 |" in "\n".join(lines)
     assert "| dkel | 2 | 93.50 ± 0.71 | 93.50 ± 0.71 |" in "\n".join(lines)
@@ -298,11 +308,11 @@ def test_the_table_by_hand() -> None:
     assert lines[-1] == "| dkel | 2 | +2.50 | -3.85 to +8.85 | 8.17 |"
 
 
-def test_only_seeds_that_both_have_are_paired() -> None:
+def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
     _, comparison = planned("compare.methods=[pcl,dkel]")
-    outcomes = {("pcl", 0): outcome(fake_summary(0.9)), ("dkel", 0): outcome(fake_summary(0.95))}
-    outcomes |= {("pcl", 1): Outcome({}, "NaN"), ("dkel", 1): outcome(fake_summary(0.1))}
-    assert _markdown(comparison, outcomes, [])[-1] == "| dkel | 1 | +5.00 | n/a | n/a |"
+    outcomes = {("pcl", 0): ended(tmp_path, "pcl", 0, 0.9), ("dkel", 0): ended(tmp_path, "dkel", 0, 0.95)}
+    outcomes |= {("pcl", 1): RunRecord(tmp_path, failure="NaN"), ("dkel", 1): ended(tmp_path, "dkel", 1, 0.1)}
+    assert markdown(comparison, outcomes, [])[-1] == "| dkel | 1 | +5.00 | n/a | n/a |"
 
 
 def test_tests_report_calibration_disagreement_and_distance_of_every_member(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""task=convergence: the files of a small study, its reading under other numbers, and its settings."""
+"""task=convergence: the files of a small study, what it prints, and its settings."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ from dkel_lightning.app import tasks
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run, values_in
 from dkel_lightning.app.tasks import convergence as module
-from dkel_lightning.app.tasks import convergence_reading
 from dkel_lightning.app.tasks.convergence import ConvergenceResult, convergence
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.studies import convergence_study as studies
-from dkel_lightning.studies.collapse import Landscape, Outcome
+from dkel_lightning.studies.collapse import Landscape
 from dkel_lightning.studies.convergence import Problem, Scheme
 from tests.compose import check_arguments, compose
 
@@ -63,12 +61,11 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_run_writes_its_settings_tables_figures_and_reading(found: ConvergenceResult) -> None:
+def test_a_run_writes_its_settings_tables_and_figures(found: ConvergenceResult) -> None:
     names = {path.relative_to(found.folder).as_posix() for path in found.folder.rglob("*") if path.is_file()}
     assert names == {
         "config.yaml",
         "provenance.json",
-        "reading.md",
         *(f"{name}.csv" for name in ("risks", "curves", "homogenisation", "over_fitting", "collapse", "sweeps")),
         *(f"figures/{name}.png" for name in ("risk", "homogenisation", "over_fitting", "collapse", "sweeps")),
     }
@@ -120,72 +117,6 @@ def test_the_named_schemes_differ_in_what_their_names_say(settings: dict[str, An
     assert schemes["weak"].weight(200) == pytest.approx(0.1)
 
 
-# ---------------------------------------------------------------------- the reading follows the numbers
-
-
-def outcome(stuck: int, runs: int = 1000) -> Outcome:
-    return Outcome(runs, stuck, max(stuck / runs - 0.01, 0.0), stuck / runs + 0.01, 100.0, 0.3)
-
-
-@pytest.mark.parametrize(
-    ("copy", "own", "ahead", "decayed", "sentences"),
-    [
-        (0, 0, 0, 0, ["No weight gets a run stuck", "own draw and copy cannot be told apart"]),
-        (100, 200, 0, 0, ["is stuck more often than a copy (20.00% against 10.00%", "it removes the failures"]),
-        (200, 100, 90, 150, ["is stuck less often than a copy", "still leaves 15.00%", "is not surely below both"]),
-        (200, 200, 20, 0, ["cannot be told apart (20.00%, 20.00%)", "A teacher that is ahead helps: own + 20 steps"]),
-    ],
-)
-def test_what_is_said_of_collapse_depends_on_the_shares(
-    found: ConvergenceResult, settings: dict[str, Any], copy: int, own: int, ahead: int, decayed: int,
-    sentences: list[str],
-) -> None:  # fmt: skip
-    counts = {"copy": copy, "own": own, "own + 20 steps": ahead, "own + 100 steps": ahead}
-    outcomes = {
-        (weight, start): outcome({"0": 0, "1": 0, "3": count}.get(weight, decayed))
-        for weight, start in found.study.collapse.outcomes
-        for count in (counts[start],)
-    }
-    collapse = replace(found.study.collapse, outcomes=outcomes)
-    text = convergence_reading.write(replace(found.study, collapse=collapse), settings)
-    for sentence in sentences:
-        assert sentence in text
-
-
-@pytest.mark.parametrize(
-    ("none", "decay", "constant", "sentence"),
-    [
-        (30.0, 29.0, 20.0, "gives 90% of that back: the abstract's claim"),
-        (30.0, 20.0, 25.0, "The decay is the best of the three, as the abstract says."),
-        (30.0, 31.0, 32.0, "The abstract's claim about the decay does not appear."),
-    ],
-)
-def test_what_is_said_of_over_fitting_depends_on_the_risks(
-    found: ConvergenceResult, settings: dict[str, Any], none: float, decay: float, constant: float, sentence: str
-) -> None:
-    over_fit = found.study.over_fit
-    risks = {"none": none, "decay": decay, "constant": constant}
-    averaged = {
-        name: replace(curves, student_risk=curves.student_risk * 0 + risks.get(name, 30.0) / 1000)
-        for name, curves in over_fit.averaged.items()
-    }
-    changed = replace(found.study, over_fit=replace(over_fit, averaged=averaged))
-    assert sentence in convergence_reading.write(changed, settings)
-
-
-def test_what_is_said_of_the_early_teacher_depends_on_its_risk(
-    found: ConvergenceResult, settings: dict[str, Any]
-) -> None:
-    risks = found.study.risks
-    text = convergence_reading.write(found.study, settings)
-    assert "gives the worst early teacher of the four, against the abstract" in text
-    better = replace(risks.curves["dkel"], teacher_risk=risks.curves["dkel"].teacher_risk * 1e-3)
-    changed = replace(risks, curves={**risks.curves, "dkel": better})
-    text = convergence_reading.write(replace(found.study, risks=changed), settings)
-    assert "The worst early teacher of the four is dkel, copied teacher" in text
-    assert "not the one that is initialised longest" in text
-
-
 # ---------------------------------------------------------------------- the command line
 
 
@@ -201,7 +132,7 @@ def test_it_prints_its_tables_and_where_the_files_lie(
     printed = capsys.readouterr().out
     assert "dkel: k 0.5, own draw, keep" in printed
     assert "3 seconds." in printed
-    assert f"Written to {found.folder}: reading.md, risks.csv" in (found.folder.parent / "printed.txt").read_text()
+    assert f"Written to {found.folder}: risks.csv" in (found.folder.parent / "printed.txt").read_text()
 
 
 @pytest.mark.parametrize(

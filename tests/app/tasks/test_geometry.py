@@ -1,4 +1,4 @@
-"""task=geometry: its files, and that its reading follows from the numbers."""
+"""task=geometry: its files and its settings."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from PIL import Image
 from dkel_lightning.app import tasks
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.geometry import GeometryResult, geometry
-from dkel_lightning.app.tasks.geometry_reading import reading
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.studies import geometry as analysis
-from dkel_lightning.studies.geometry import BowlSettings, MirrorSettings, Settings
+from dkel_lightning.studies.geometry import Settings
 from tests.compose import check_arguments, compose, prepare
 
 SMALL = (
@@ -83,35 +81,6 @@ def test_figures_animation_configuration_and_provenance_are_there(result: Geomet
                 assert path.stat().st_size < 1_500_000
     assert "geometry:" in (result.folder / "config.yaml").read_text(encoding="utf-8")
     assert (result.folder / "provenance.json").is_file()
-    assert (result.folder / "reading.md").read_text(encoding="utf-8") == reading(result.found)
-
-
-def test_the_reading_says_what_the_defaults_show(result: GeometryResult) -> None:
-    text = reading(result.found)
-    assert "At no step does it point less than 90 degrees off the optimum: it only drags." in text
-    assert "The released initialisation (2 steps at 0.01 lr) changes nothing that can be seen" in text
-    assert "Without a teacher the student arrives after 59 steps (here). With a constant weight no start" in text
-    assert "than a copy: more than 250 steps against 227." in text
-    assert "sooner than a copied one: yes, 154 steps against 227." in text
-    assert "In no bowl is that sooner than without a teacher." in text
-    assert "one that is only apart, untrained and in the other branch, does not." in text
-
-
-def test_other_numbers_give_another_reading() -> None:
-    bowl = BowlSettings((1.0,), (1.0,), init_steps=(100,), directions=2, max_steps=400, teacher_angle=20.0)
-    # The teacher's own draw lies beyond the optimum, and a long initialisation puts it there.
-    settings = Settings(decay=0.999, bowl=bowl, mirror=MirrorSettings(untrained=(0.9, 0.9), steps=200))
-    text = reading(analysis.simulate(settings))
-    assert "sooner than a copied one: yes" in text
-    assert "It is then also sooner than without a teacher with h = 1." in text
-    assert "With a constant weight no start arrives sooner" not in text
-    assert "is only apart" not in text
-    assert "Teacher untrained, mirror branch: sooner than without weight" in text
-    copied = Settings(bowl=BowlSettings((1.0,), (1.0,), directions=2, max_steps=400, teacher_angle=200.0))
-    text = reading(analysis.simulate(copied))
-    # Drawn where the student is, a teacher is no help before it is trained.
-    assert "It never helps." in text
-    assert "An initialisation of 20 steps at lr: cosine 1.00 at step 1" in text
 
 
 def test_a_run_is_named_after_the_task_unless_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dkel_lightning.app.report import folder_kind
+from dkel_lightning.app.runs import kinds
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.report import report
 from dkel_lightning.app.tasks.train import train
@@ -45,8 +45,8 @@ def test_each_kind_of_folder_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "named_sweep" / "multirun.yaml").write_text("")
     write_run(tmp_path / "comparison" / "dkel" / "seed_0")
     (tmp_path / "comparison" / "config.yaml").write_text("")
-    kinds = {path.name: folder_kind.kind(path) for path in tmp_path.iterdir()}
-    assert kinds == {"run": "run", "sweep": "sweep", "named_sweep": "sweep", "comparison": "comparison"}
+    found = {path.name: kinds.kind(path) for path in tmp_path.iterdir()}
+    assert found == {"run": "run", "sweep": "sweep", "named_sweep": "sweep", "comparison": "comparison"}
     for path in tmp_path.iterdir():
         read(report(task(path)).file.read_text(encoding="utf-8"))
 
@@ -54,7 +54,7 @@ def test_each_kind_of_folder_is_told_apart(tmp_path: Path) -> None:
 def test_jobs_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for name in ("10", "9", "1"):
         write_run(tmp_path / name)
-    assert [path.name for path in folder_kind.jobs(tmp_path)] == ["1", "9", "10"]
+    assert [path.name for path in kinds.jobs(tmp_path)] == ["1", "9", "10"]
 
 
 def test_the_newest_folder_is_the_one_that_was_written_to_last(tmp_path: Path) -> None:
@@ -64,26 +64,26 @@ def test_the_newest_folder_is_the_one_that_was_written_to_last(tmp_path: Path) -
     (outputs / "b" / "empty").mkdir()
     for path in (outputs / "a").rglob("*"):
         os.utime(path, (1, 1))
-    assert folder_kind.newest(outputs) == outputs / "b" / "sweep_x"
+    assert kinds.newest(outputs) == outputs / "b" / "sweep_x"
     # A report does not make a run newer.
     (outputs / "a" / "old" / "report.html").write_text("")
-    assert folder_kind.newest(outputs) == outputs / "b" / "sweep_x"
+    assert kinds.newest(outputs) == outputs / "b" / "sweep_x"
     os.utime(outputs / "a" / "old" / "metrics.csv", (2**32, 2**32))
-    assert folder_kind.newest(outputs) == outputs / "a" / "old"
+    assert kinds.newest(outputs) == outputs / "a" / "old"
 
 
 def test_a_folder_that_is_no_run_is_refused_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such folder"):
-        folder_kind.find(tmp_path / "absent")
+        kinds.find(tmp_path / "absent")
     with pytest.raises(ConfigError, match="is no run, sweep or comparison"):
-        folder_kind.find(tmp_path)
+        kinds.find(tmp_path)
     run = write_run(tmp_path / "quickstart" / "TIME")
     with pytest.raises(ConfigError, match=r"It holds some: give one, such as .*TIME"):
-        folder_kind.find(tmp_path / "quickstart")
+        kinds.find(tmp_path / "quickstart")
     with pytest.raises(ConfigError, match="is a file: give the folder of the run"):
-        folder_kind.find(run / "summary.json")
+        kinds.find(run / "summary.json")
     with pytest.raises(ConfigError, match=r"No run under .*: give the folder of one"):
-        folder_kind.find(None, tmp_path / "nothing")
+        kinds.find(None, tmp_path / "nothing")
 
 
 def test_the_command_line_writes_into_the_folder_that_it_reports_on(

@@ -10,7 +10,9 @@ from dkel_lightning.errors import ConfigError
 
 Kind = Literal["run", "sweep", "comparison"]
 
-RUN_FILES = ("config.yaml", "summary.json", "metrics.csv", "provenance.json", "failed.txt", "job.json")
+NOTE = "job.json"
+"""What a job of a sweep was set to, and how it ended."""
+RUN_FILES = ("config.yaml", "summary.json", "metrics.csv", "provenance.json", "failed.txt", NOTE)
 COMPARISON_FILES = ("compare.md", "compare.csv", "members.csv")
 SWEEP_FILES = ("multirun.yaml", "sweep.csv")
 PAGE = "report.html"
@@ -35,9 +37,14 @@ def is_run(folder: Path) -> bool:
 
 
 def jobs(sweep: Path) -> list[Path]:
-    """List the folders of a sweep's jobs, by number where they are numbered."""
-    found = [path for path in _folders(sweep) if is_run(path)]
-    return sorted(found, key=lambda path: (0, int(path.name), "") if path.name.isdecimal() else (1, 0, path.name))
+    """List the folders of a sweep's jobs, by number where they are numbered: those with a note, else every run."""
+    found = [path.parent for path in sweep.rglob(NOTE)] or [path for path in _folders(sweep) if is_run(path)]
+
+    def place(path: Path) -> tuple[bool, int, str]:
+        number = path.relative_to(sweep).as_posix().partition("_")[0]
+        return not number.isdecimal(), int(number) if number.isdecimal() else 0, str(path)
+
+    return sorted(found, key=place)
 
 
 def members(comparison: Path) -> Iterator[tuple[str, int, Path]]:

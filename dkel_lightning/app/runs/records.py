@@ -1,0 +1,355 @@
+"""What the folder of a run says: one reader for the command line, sweeps, comparisons and pages.
+
+What is missing or damaged becomes a sentence, never an error. Imports neither torch nor Lightning.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from dkel_lightning.app.config.schema import Values
+from dkel_lightning.app.runs.kinds import NOTE
+from dkel_lightning.app.runs.parsing import (
+    Confusion,
+    Curve,
+    dig,
+    first_line,
+    number,
+    parse_confusion,
+    parse_curves,
+    parse_settings,
+    read_text,
+)
+
+CONFUSION = "confusion.csv"
+MEMBERS = {
+    "student_mean": "students' mean",
+    "student_ensemble": "students' ensemble",
+    "ensemble": "ensemble classifier",
+    "teacher_mean": "teachers' mean",
+    "teacher_ensemble": "teachers' ensemble",
+}
+"""The networks whose accuracies are figures of a run, and what the figures call them."""
+MEMORY_OF = {"gpu": "tensors on the GPU", "process": "resident set of the process"}
+"""What the peak of the memory was measured of."""
+WRONG_LABELS = {
+    f"last {kind}s' wrong labels learnt": f"train/noise/fit_wrong/{kind}_mean" for kind in ("student", "teacher")
+}
+"""Figures and columns of metrics.csv that are there only where labels were made wrong."""
+_EVERY_TEST = ("deployed", "deployed_accuracy", "accuracy", "nll", "calibration", "epoch")
+
+State = Literal["finished", "failed", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test of one checkpoint; what summary.json does not say is None or empty.
+
+    Attributes:
+        accuracy: by member, in [0, 1]; likewise nll, in nats, and calibration, the expected calibration error.
+    """
+
+    accuracy: Mapping[str, float]
+    nll: Mapping[str, float]
+    calibration: Mapping[str, float]
+    deployed: str | None
+    deployed_accuracy: float | None
+    validation_accuracy: float | None
+    epoch: int | None
+    images: int | None
+    classes: int | None
+    validated: bool
+    disagreement: float | None
+    distance: float | None
+
+    def figures(self) -> dict[str, float | None]:
+        """Give what is tabled of it, by name."""
+        deployed = self.deployed or ""
+        return {
+            "epoch": self.epoch,
+            "deployed accuracy": self.deployed_accuracy,
+            "validation accuracy": self.validation_accuracy,
+            **{f"{name} accuracy": self.accuracy.get(member) for member, name in MEMBERS.items()},
+            "NLL": self.nll.get(deployed),
+            "calibration error": self.calibration.get(deployed),
+            "peer disagreement": self.disagreement,
+            "teacher distance": self.distance,
+        }
+
+
+class RunRecord:
+    """Everything a run's folder says; each file is read when it is first asked for.
+
+    Args:
+        folder: of the run.
+        name: how tables and pages call it.
+        failure: why it failed, where the folder does not say so (yet).
+    """
+
+    def __init__(self, folder: Path, name: str | None = None, failure: str | None = None) -> None:
+        self.folder = folder
+        self.name = name or folder.name
+        self._failure = failure
+        self._said: dict[str, list[str]] = {}
+
+    # ---------------------------------------------------------------------- how it went
+
+    @property
+    def state(self) -> State:
+        """How it ended. What a sweep has noted of it counts: what lies there may be what another job has left."""
+        if self.failure is not None:
+            return "failed"
+        noted = self.job.get("state", "finished" if self.tested else None)
+        return "finished" if noted == "finished" else "unfinished"
+
+    @property
+    def failure(self) -> str | None:
+        """Why it failed, in one line: by failed.txt of a comparison or the note of a sweep; None where it did not."""
+        return None if self.message is None else first_line(self.message)
+
+    @cached_property
+    def message(self) -> str | None:
+        """Why it failed, in full."""
+        if self._failure is not None:
+            return self._failure
+        lines = [line.strip() for line in (read_text(self.folder / "failed.txt") or "").splitlines() if line.strip()]
+        if lines:
+            return lines[-1]  # of a traceback
+        return str(self.job.get("message") or "no reason was noted") if self.job.get("state") == "failed" else None
+
+    @cached_property
+    def problems(self) -> Sequence[str]:
+        """What is missing or damaged, one sentence each."""
+        parts = ("config", "summary", "provenance", "collapse", "job", "confusion", "curves")
+        for part in parts:
+            getattr(self, part)
+        if self.summary and self.last is None:
+            self._say("summary", "summary.json holds no test of the last epoch: it is of another version, or damaged.")
+        return tuple(said for part in parts for said in self._said.get(part, ()))
+
+    def _say(self, part: str, *said: str) -> None:
+        self._said.setdefault(part, []).extend(said)
+
+    # ---------------------------------------------------------------------- files
+
+    @cached_property
+    def config_text(self) -> str | None:
+        """config.yaml as it stands, None where it cannot be read."""
+        return self._text("config", "config.yaml", "the settings of the run are not known")
+
+    @cached_property
+    def config(self) -> Values:
+        """The settings, empty where they cannot be read."""
+        if self.config_text is None:
+            return {}
+        try:
+            return parse_settings(self.config_text)
+        except ValueError as error:
+            self._say("config", f"config.yaml is damaged ({error}).")
+            return {}
+
+    @cached_property
+    def summary(self) -> Values:
+        """What the run ended with: summary.json is written last."""
+        return self._mapping("summary", "summary.json", "the run has not finished, so nothing was tested")
+
+    @cached_property
+    def provenance(self) -> Values:
+        """Versions, device and command."""
+        return self._mapping("provenance", "provenance.json", "versions and device are not known")
+
+    @cached_property
+    def job(self) -> Values:
+        """The note of a job of a sweep."""
+        return self._mapping("job", NOTE)
+
+    @cached_property
+    def collapse(self) -> Any:
+        """What the collapse guard has written, None where it has reported nothing."""
+        return self._parsed("collapse", "collapse.json") or None
+
+    @cached_property
+    def curves(self) -> Mapping[str, Curve]:
+        """The columns of metrics.csv by name, cells that hold no number left out."""
+        text = self._text("curves", "metrics.csv", "there are no curves")
+        if text is None:
+            return {}
+        found, faults = parse_curves(text)
+        self._say("curves", *faults)
+        return found
+
+    @cached_property
+    def confusion(self) -> Confusion | None:
+        """The mistakes of the deployed network, None where they were not counted."""
+        text = self._text("confusion", CONFUSION)
+        if text is None:
+            return None
+        found = parse_confusion(text)
+        if found is None:
+            self._say("confusion", f"{CONFUSION} is damaged: it is no table of counts.")
+        return found
+
+    @cached_property
+    def overrides(self) -> Mapping[str, str] | None:
+        """Of a job of a sweep, what was set on the command line, as it was written; None where it is not known.
+
+        From job.json, or from where Hydra writes it when told to (hydra.output_subdir).
+        """
+        given = self.job.get("overrides")
+        if not isinstance(given, list):
+            text = read_text(self.folder / ".hydra" / "overrides.yaml")
+            given = None if text is None else [line[2:].strip() for line in text.splitlines() if line.startswith("- ")]
+        if given is None:
+            return None
+        pairs = [str(item).strip("'\"").lstrip("+").partition("=") for item in given]
+        return {key: value.strip("'\"") for key, _, value in pairs}
+
+    def setting(self, key: str) -> Any:
+        """Return a setting by its dotted key, None if it is not there."""
+        return dig(self.config, *key.split("."))
+
+    @property
+    def seed(self) -> str:
+        """The seed as text, empty where nothing says it."""
+        known = ((self.overrides or {}).get("seed"), self.setting("seed"), self.summary.get("seed"))
+        return next((str(seed) for seed in known if seed is not None), "")
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that metrics.csv knows."""
+        return int(max((curve.epochs[-1] for curve in self.curves.values() if curve.epochs), default=0))
+
+    # ---------------------------------------------------------------------- what it reached
+
+    @cached_property
+    def last(self) -> Test | None:
+        """The test of the last epoch."""
+        return _test(dig(self.summary, "test", "last"))
+
+    @cached_property
+    def best(self) -> Test | None:
+        """The test of the epoch that validation chose."""
+        return _test(dig(self.summary, "test", "best"))
+
+    @property
+    def selected(self) -> Test | None:
+        """The test of the epoch that validation chose, else of the last one."""
+        return self.best or self.last
+
+    @property
+    def tested(self) -> bool:
+        """Whether it was tested, which comes last."""
+        return self.last is not None
+
+    @property
+    def whole(self) -> bool:
+        """Whether summary.json holds every test with all that any table needs of it."""
+        last, best = (dig(self.summary, "test", which) for which in ("last", "best"))
+        tests = [last] if best is None else [last, best]
+        return all(isinstance(test, dict) and all(name in test for name in _EVERY_TEST) for test in tests)
+
+    @property
+    def objective(self) -> float | None:
+        """What a search maximises: the deployed network's accuracy in validation, else in the test."""
+        chosen = self.selected
+        if chosen is None:
+            return None
+        return chosen.deployed_accuracy if chosen.validation_accuracy is None else chosen.validation_accuracy
+
+    @cached_property
+    def figures(self) -> Mapping[str, float | None]:
+        """What a finished run reached, by name, None for what it does not have; empty unless it has finished."""
+        if self.state != "finished" or self.last is None or self.selected is None:
+            return {}
+        found: dict[str, float | None] = {}
+        for when, test in (("last", self.last), ("selected", self.selected)):
+            found |= {f"{when} {name}": value for name, value in test.figures().items()}
+        found["seconds"] = number(self.summary.get("seconds"))
+        ends = {f"last {name}": name for name in self.curves if name.startswith("diversity/")} | WRONG_LABELS
+        return found | {name: self.curves[column].values[-1] for name, column in ends.items() if column in self.curves}
+
+    @property
+    def costs(self) -> Mapping[str, float | None]:
+        """What a comparison tables beside the figures."""
+        return {
+            "ensemble accuracy": self._ensemble_accuracy(),
+            "images per second": number(self.summary.get("images_per_second")),
+            "peak memory": number(dig(self.summary, "peak_memory", "bytes")),
+            "parameters deployed": number(self.summary.get("deployed_parameters")),
+        }
+
+    def figure(self, name: str) -> float | None:
+        """Give a figure or a cost of a finished run."""
+        return self.figures.get(name, self.costs.get(name)) if self.figures else None
+
+    def _ensemble_accuracy(self) -> float | None:
+        """Take the ensemble classifier's, or the mean probabilities' of the networks of the deployed kind."""
+        if self.selected is None:
+            return None
+        kind = (self.selected.deployed or "").split("_")[0]
+        of_peers = "student_ensemble" if kind == "ensemble" else f"{kind}_ensemble"
+        return self.selected.accuracy.get("ensemble", self.selected.accuracy.get(of_peers))
+
+    # ---------------------------------------------------------------------- reading
+
+    def _text(self, part: str, name: str, missing: str | None = None) -> str | None:
+        return read_text(self.folder / name, self._said.setdefault(part, []), missing)
+
+    def _mapping(self, part: str, name: str, missing: str | None = None) -> Values:
+        found = self._parsed(part, name, missing)
+        if found is None or isinstance(found, dict):
+            return found or {}
+        self._say(part, f"{name} is damaged (it holds no mapping).")
+        return {}
+
+    def _parsed(self, part: str, name: str, missing: str | None = None) -> Any:
+        """Parse a JSON file; None where there is none, or none that can be read."""
+        text = self._text(part, name, missing)
+        if text is None:
+            return None
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            self._say(part, f"{name} is damaged ({error}).")
+            return None
+        if found is None:
+            self._say(part, f"{name} is damaged (it holds nothing).")
+        return found
+
+
+def _test(found: Any) -> Test | None:
+    if not isinstance(found, dict):
+        return None
+    accuracy, own = _numbers(found.get("accuracy")), number(found.get("deployed_accuracy"))
+    if not accuracy and own is None:
+        return None
+    return Test(
+        accuracy=accuracy,
+        nll=_numbers(found.get("nll")),
+        calibration=_numbers(found.get("calibration")),
+        deployed=found["deployed"] if isinstance(found.get("deployed"), str) else None,
+        deployed_accuracy=own,
+        validation_accuracy=number(found.get("validation_accuracy")),
+        epoch=_count(found.get("epoch")),
+        images=_count(found.get("images")),
+        classes=_count(found.get("classes")),
+        validated=found.get("validated") is not False,
+        disagreement=number(found.get("disagreement")),
+        distance=number(found.get("distance")),
+    )
+
+
+def _count(value: Any) -> int | None:
+    read = number(value)
+    return None if read is None or not math.isfinite(read) else int(read)
+
+
+def _numbers(found: Any) -> dict[str, float]:
+    read = {str(name): number(value) for name, value in found.items()} if isinstance(found, dict) else {}
+    return {name: value for name, value in read.items() if value is not None}

@@ -1,0 +1,150 @@
+"""Tables of figures: what a column is, and how rows become CSV, Markdown or lines on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dkel_lightning.app.runs.groups import COMPARED, Group
+from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.studies.seed_statistics import Paired, Sample
+
+NOT_KNOWN = "n/a"
+WITHOUT_TERMINAL = 120
+"""Columns of text where there is no terminal: rich's own 80 are too few for these tables."""
+Row = Sequence[object]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of a table and how it is written.
+
+    Attributes:
+        name: heading of the column.
+        scale: factor on the figure.
+        digits: behind the point.
+        unit: beside the heading.
+        measured: whether it has a deviation; what is chosen has none.
+        figure: its name among the figures of a run, where that is not `name`.
+    """
+
+    name: str
+    scale: float
+    digits: int
+    unit: str = ""
+    measured: bool = True
+    figure: str = ""
+
+    @property
+    def of(self) -> str:
+        """Name of the figure among those of a run."""
+        return self.figure or self.name
+
+    @property
+    def heading(self) -> str:
+        """Name the column with its unit."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def cell(self, summary: Sample | None) -> str:
+        """Write mean and deviation."""
+        if summary is None:
+            return NOT_KNOWN
+        mean = f"{summary.mean * self.scale:,.{self.digits}f}"
+        if summary.deviation is None or not self.measured:
+            return mean
+        return f"{mean} ± {summary.deviation * self.scale:,.{self.digits}f}"
+
+
+OBJECTIVE = "selected validation accuracy"
+"""What a search maximises."""
+COLUMNS = (
+    Column("last deployed accuracy", 100, 2, "%"),
+    Column(COMPARED, 100, 2, "%"),
+    Column(OBJECTIVE, 100, 2, "%"),
+    Column("selected students' mean accuracy", 100, 2, "%"),
+    Column("selected students' ensemble accuracy", 100, 2, "%"),
+    Column("selected teachers' mean accuracy", 100, 2, "%"),
+    Column("selected teachers' ensemble accuracy", 100, 2, "%"),
+    Column("selected NLL", 1, 4),
+    Column("selected calibration error", 100, 2, "%"),
+    Column("selected peer disagreement", 100, 2, "%"),
+    Column("selected teacher distance", 1, 3),
+)
+"""The columns of a setting of a sweep."""
+
+
+def group_rows(groups: Iterable[Group], columns: Sequence[Column]) -> list[list[str]]:
+    """Write a row a group: what it is, how many of its runs have finished, and mean and deviation of each column."""
+    return [
+        [
+            *(group.values or (group.name,)),
+            str(len(group.figures(COMPARED))),
+            *(c.cell(group.sample(c.of)) for c in columns),
+        ]
+        for group in groups
+    ]
+
+
+DIFFERENCE_HEADING = ("label", "n", "difference (points)", "95 % interval", "smallest detectable")
+
+
+def difference_rows(groups: Iterable[Group], reference: Group) -> list[list[str]]:
+    """Write the differences of accuracies to those of a reference in points, with what their pairs allow to say."""
+    return [[group.name, *_difference(group.less(reference))] for group in groups if group is not reference]
+
+
+def _difference(found: Paired | None) -> list[str]:
+    if found is None:
+        return ["0", NOT_KNOWN, NOT_KNOWN, NOT_KNOWN]
+    detectable = NOT_KNOWN if found.detectable is None else f"{100 * found.detectable:.2f}"
+    return [str(found.n), f"{100 * found.mean:+.2f}", interval(found), detectable]
+
+
+def interval(found: Paired) -> str:
+    """Write the 95 % interval of a difference in points."""
+    return (
+        NOT_KNOWN if found.low is None or found.high is None else f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
+    )
+
+
+def difference_title(reference: str, name: str) -> str:
+    """Name a table of differences."""
+    return f"{name.capitalize()} less that of {reference}"
+
+
+def write_csv(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows, the heading first, so that the file is whole at any moment; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Write lines of Markdown: text in the first column, numbers in the others."""
+    rule = ["---", *["---:"] * (len(heading) - 1)]
+    return [f"| {' | '.join(row)} |" for row in (heading, rule, *rows)]
+
+
+def terminal_table(title: str, heading: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Make a table for the terminal: text in the first column, numbers in the others."""
+    table = Table(title=title, title_justify="left")
+    for position, name in enumerate(heading):
+        table.add_column(name, justify="left" if position == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def print_table(
+    title: str, heading: Sequence[str], rows: Iterable[Sequence[str]], console: Console | None = None
+) -> None:
+    """Print a table."""
+    console = console or Console(width=None if sys.stdout.isatty() else WITHOUT_TERMINAL)
+    console.print(terminal_table(title, heading, rows))

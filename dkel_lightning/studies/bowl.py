@@ -1,0 +1,258 @@
+"""Student and teacher in a bowl `L = (x^2 + h y^2) / 2`, from every start and over all directions of the draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.studies.pairs import (
+    COPY,
+    Pair,
+    Pull,
+    Start,
+    alignment,
+    check_list,
+    follow,
+    length_of,
+    settled,
+    swept_area,
+    walk,
+)
+from dkel_lightning.studies.recursion import Array
+
+NO_TEACHER = "no teacher"
+OWN = "own draw, keep"
+RELEASED_STEPS, RELEASED_LR_SCALE = 2, 0.01
+"""The initialisation of the released code: two steps at a hundredth of the learning rate."""
+COSINES_AT = (1, 5, 20)
+DISTANCES_AT = (1, 10, 50)
+
+
+@dataclass(frozen=True)
+class BowlSettings:
+    """The bowl `L = (x^2 + h y^2) / 2`.
+
+    Attributes:
+        curvatures: h, one bowl each; the other curvature is 1.
+        weights: total teacher weights W; each also as `W exp(-t / weight_time)`.
+        weight_time: that time constant, in steps.
+        radius: distance of the student's and of the drawn teacher's start from the optimum.
+        student_angle: direction of the student's start, in degrees.
+        teacher_angle: direction of the teacher's own draw, in degrees.
+        init_steps: lengths of the initialisation of an own draw, in gradient steps; the last is drawn.
+        init_lr_scale: their learning rate as a share of the student's.
+        directions: directions of the teacher's draw, evenly around the circle, for the study of all of them.
+        tolerance: the student has arrived when its distance stays below this share of its first.
+        loss_tolerance: the same for its loss.
+        steps: steps that are drawn.
+        max_steps: steps after which an arrival is no longer waited for.
+        chords: steps at which a line joins student and teacher.
+    """
+
+    curvatures: Sequence[float] = (1.0, 0.3, 0.05)
+    weights: Sequence[float] = (1.0, 3.0)
+    weight_time: float = 40.0
+    radius: float = 2.0
+    student_angle: float = 200.0
+    teacher_angle: float = 110.0
+    init_steps: Sequence[int] = (2, 20)
+    init_lr_scale: float = 1.0
+    directions: int = 24
+    tolerance: float = 0.05
+    loss_tolerance: float = 0.001
+    steps: int = 150
+    max_steps: int = 12_000
+    chords: Sequence[int] = (1, 5, 15, 40)
+
+    def __post_init__(self) -> None:
+        check_list("geometry.bowl.curvatures", self.curvatures, low=0, above=True)
+        check_list("geometry.bowl.weights", self.weights, low=0, above=True)
+        check_list("geometry.bowl.init_steps", self.init_steps, low=1, whole=True)
+        check_list("geometry.bowl.chords", self.chords, low=0, whole=True)
+        if self.max_steps < self.steps:
+            raise ConfigError(
+                f"geometry.bowl.max_steps is {self.max_steps}, below geometry.bowl.steps={self.steps}: raise it."
+            )
+
+
+@dataclass(frozen=True)
+class BowlRow:
+    """What is measured on one pair in one bowl.
+
+    Attributes:
+        cosines: cos between (theta - s) and (o - s) at the steps `COSINES_AT`; None where the two coincide.
+        last_helpful: the last step after which the teacher lies less than 90 degrees off the way to the
+            optimum; None if there is none.
+        distances: |theta - s| at the steps `DISTANCES_AT`.
+        swept: area over which the line between student and teacher passes.
+        arrival: steps until the student's distance stays below the tolerance; None if not in max_steps.
+        loss_arrival: the same for its loss.
+    """
+
+    curvature: float
+    start: str
+    pull: Pull
+    cosines: tuple[float | None, ...]
+    last_helpful: int | None
+    distances: tuple[float, ...]
+    swept: float
+    arrival: int | None
+    loss_arrival: int | None
+
+
+@dataclass(frozen=True)
+class Bowl:
+    """One bowl: its pairs, and a row for each. The first pair has no teacher's weight."""
+
+    curvature: float
+    pairs: Sequence[Pair]
+    rows: Sequence[BowlRow]
+
+    def pair(self, start: str, pull: Pull) -> Pair:
+        """Find the pair of a start and a weight."""
+        return next(p for p in self.pairs if (p.start.label, p.pull) == (start, pull))
+
+    def row(self, start: str, pull: Pull) -> BowlRow:
+        """Find the row of a start and a weight."""
+        return next(row for row in self.rows if (row.start, row.pull) == (start, pull))
+
+    @property
+    def alone(self) -> BowlRow:
+        """The row without a teacher."""
+        return self.rows[0]
+
+    def loss(self, positions: Array) -> Array:
+        """Give the loss at positions [..., 2]."""
+        return bowl_loss(positions, self.curvature)
+
+
+def bowl_loss(positions: Array, curvature: float) -> Array:
+    """Give `(x^2 + h y^2) / 2` at positions [..., 2]."""
+    losses: Array = 0.5 * (positions[..., 0] ** 2 + curvature * positions[..., 1] ** 2)
+    return losses
+
+
+def on_circle(radius: float, degrees: float) -> tuple[float, float]:
+    """Give the point of the circle around the optimum in this direction."""
+    return radius * math.cos(math.radians(degrees)), radius * math.sin(math.radians(degrees))
+
+
+def initialised_label(steps: int, lr_scale: float) -> str:
+    """Name an own draw that is trained for some steps before."""
+    rate = "lr" if lr_scale == 1 else f"{lr_scale:g} lr"
+    return f"own draw, {steps} step{'s' * (steps != 1)} at {rate}"
+
+
+def bowl_starts(settings: BowlSettings, curvature: float, lr: float) -> list[Start]:
+    """Give the ways in which the teacher begins in this bowl."""
+    student = on_circle(settings.radius, settings.student_angle)
+    own = on_circle(settings.radius, settings.teacher_angle)
+
+    def trained(steps: int, lr_scale: float) -> Start:
+        kept = [(1 - lr_scale * lr * h) ** steps for h in (1.0, curvature)]
+        return Start(initialised_label(steps, lr_scale), (own[0] * kept[0], own[1] * kept[1]), "keep")
+
+    starts = [Start(COPY, student, "copy")]
+    starts += [Start("own draw, copy", own, "copy"), Start("own draw, mean_teacher", own, "mean_teacher")]
+    starts += [Start(OWN, own, "keep"), trained(RELEASED_STEPS, RELEASED_LR_SCALE)]
+    return starts + [trained(steps, settings.init_lr_scale) for steps in settings.init_steps]
+
+
+def pulls(settings: BowlSettings) -> list[Pull]:
+    """Give every weight, constant and decaying."""
+    return [Pull(weight, time) for weight in settings.weights for time in (None, settings.weight_time)]
+
+
+def simulate_bowls(bowl: BowlSettings, lr: float, decay: float) -> list[Bowl]:
+    """Follow every start under every weight, and the student alone, in every bowl; all of them side by side."""
+    student = on_circle(bowl.radius, bowl.student_angle)
+    alone = (Start(NO_TEACHER, student, "copy"), Pull(0.0))
+    wanted = [
+        [alone, *((start, pull) for start in bowl_starts(bowl, curvature, lr) for pull in pulls(bowl))]
+        for curvature in bowl.curvatures
+    ]
+    count = len(wanted[0])
+    scale = _curvatures(bowl, count)
+    flat = [pair for pairs in wanted for pair in pairs]
+    pairs = follow(lambda x: x * scale, student, flat, bowl.max_steps, lr, decay)
+    bowls = []
+    for position, curvature in enumerate(bowl.curvatures):
+        own = pairs[position * count : (position + 1) * count]
+        bowls.append(Bowl(curvature, own, [_measured(pair, bowl, curvature) for pair in own]))
+    return bowls
+
+
+def _curvatures(settings: BowlSettings, count: int) -> Array:
+    """Give the curvatures of both directions for `count` pairs in each bowl: [bowls x count, 2]."""
+    return np.repeat([(1.0, curvature) for curvature in settings.curvatures], count, axis=0)
+
+
+def _measured(pair: Pair, settings: BowlSettings, curvature: float) -> BowlRow:
+    reach = length_of(pair.student)
+    losses = bowl_loss(pair.student, curvature)
+    alone = pair.start.label == NO_TEACHER
+    cosines = alignment(pair)
+    helpful = np.flatnonzero(cosines > 0)
+    seen = [float(cosines[step]) if step < len(cosines) else math.nan for step in COSINES_AT]
+    return BowlRow(
+        curvature=curvature,
+        start=pair.start.label,
+        pull=pair.pull,
+        cosines=tuple(None if alone or math.isnan(value) else value for value in seen),
+        last_helpful=int(helpful[-1]) if helpful.size and not alone else None,
+        distances=tuple(float(pair.distance[min(step, len(reach) - 1)]) for step in DISTANCES_AT),
+        swept=swept_area(pair),
+        arrival=settled(reach, settings.tolerance * reach[0]),
+        loss_arrival=settled(losses, settings.loss_tolerance * losses[0]),
+    )
+
+
+@dataclass(frozen=True)
+class DirectionRow:
+    """How long it takes over all directions in which a teacher can be drawn.
+
+    Attributes:
+        median: median of the steps until the student's distance stays below the tolerance; infinite if it is later
+            than max_steps.
+        sooner: share of the directions in which the student arrives sooner than without a teacher.
+    """
+
+    curvature: float
+    start: str
+    pull: Pull
+    median: float
+    sooner: float
+
+
+def all_directions(bowl: BowlSettings, lr: float, decay: float, bowls: Sequence[Bowl]) -> list[DirectionRow]:
+    """Draw the teacher in every direction: what one direction shows may be its luck."""
+    around = [replace(bowl, teacher_angle=360 * i / bowl.directions) for i in range(bowl.directions)]
+    # Bowl by bowl, start by start, weight by weight, and within these the directions.
+    wanted = [
+        (start, pull)
+        for each in bowls
+        for same in zip(*(bowl_starts(one, each.curvature, lr)[1:] for one in around), strict=True)
+        for pull in pulls(bowl)
+        for start in same
+    ]
+    scale = _curvatures(bowl, len(wanted) // len(bowls))
+    arrivals = np.zeros(len(wanted))
+    student = on_circle(bowl.radius, bowl.student_angle)
+    moments = walk(lambda x: x * scale, student, wanted, bowl.max_steps, lr, decay)
+    for step, (students, _) in enumerate(moments):
+        arrivals[length_of(students) >= bowl.tolerance * bowl.radius] = step + 1
+    arrivals[arrivals > bowl.max_steps] = np.inf
+    rows = []
+    of_bowl = [each for each in bowls for _ in range(len(wanted) // len(bowls) // bowl.directions)]
+    for each, (start, pull), steps in zip(
+        of_bowl, wanted[:: bowl.directions], arrivals.reshape(-1, bowl.directions), strict=True
+    ):
+        alone = math.inf if each.alone.arrival is None else each.alone.arrival
+        rows.append(
+            DirectionRow(each.curvature, start.label, pull, float(np.median(steps)), float((steps < alone).mean()))
+        )
+    return rows

@@ -1,0 +1,128 @@
+"""Student and teacher between two mirror optima, `L = (u v - 1)^2 / 2`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.studies.pairs import COPY, Pair, Pull, Start, check_list, first_below, follow, settled
+from dkel_lightning.studies.recursion import Array
+
+
+@dataclass(frozen=True)
+class MirrorSettings:
+    """The landscape `L = (u v - 1)^2 / 2`: two branches of optima, mirrored at the saddle 0.
+
+    Attributes:
+        student: where the student starts.
+        trained: a teacher's start at an optimum in the student's branch; its mirror image lies in the other.
+        untrained: a teacher's start in the other branch that is no optimum.
+        weights: total teacher weights W; 0 is added where it is missing.
+        threshold: loss below which a network counts as trained.
+        steps: length of the simulation.
+    """
+
+    student: Sequence[float] = (0.3, 0.1)
+    trained: Sequence[float] = (1.0, 1.0)
+    untrained: Sequence[float] = (-0.2, -0.5)
+    weights: Sequence[float] = (0.0, 0.5, 1.0, 3.0)
+    threshold: float = 0.01
+    steps: int = 600
+
+    def __post_init__(self) -> None:
+        for name in ("student", "trained", "untrained"):
+            if len(getattr(self, name)) != 2:
+                raise ConfigError(f"geometry.mirror.{name} is {list(getattr(self, name))}: give two coordinates.")
+        check_list("geometry.mirror.weights", self.weights, low=0)
+
+
+@dataclass(frozen=True)
+class MirrorRow:
+    """What is measured on one pair between the mirror optima.
+
+    Attributes:
+        arrival: steps until the student's loss stays below the threshold; None if not in the simulation.
+        teacher_arrival: the first step at which the teacher's loss is below it.
+        teacher_first: loss of the teacher before the first step.
+        teacher_peak: largest loss of the teacher, and the step at which it has it.
+        crossed: whether the student ends in the branch that it did not start in.
+    """
+
+    start: str
+    weight: float
+    arrival: int | None
+    teacher_arrival: int | None
+    teacher_first: float
+    teacher_peak: float
+    peak_step: int
+    crossed: bool
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The landscape of two mirror optima: its pairs, and a row for each."""
+
+    pairs: Sequence[Pair]
+    rows: Sequence[MirrorRow]
+
+    def row(self, start: str, weight: float) -> MirrorRow:
+        """Find the row of a start and a weight."""
+        return next(row for row in self.rows if (row.start, row.weight) == (start, weight))
+
+    @property
+    def starts(self) -> list[str]:
+        """The starts, in order."""
+        return list(dict.fromkeys(row.start for row in self.rows))
+
+    @property
+    def weights(self) -> list[float]:
+        """The weights, rising; the first is 0."""
+        return sorted({row.weight for row in self.rows})
+
+
+UNTRAINED_MIRROR = "untrained, mirror branch"
+TRAINED_SAME = "trained, same branch"
+TRAINED_MIRROR = "trained, mirror branch"
+
+
+def mirror_loss(positions: Array) -> Array:
+    """Give `(u v - 1)^2 / 2` at positions [..., 2]."""
+    losses: Array = 0.5 * (positions[..., 0] * positions[..., 1] - 1) ** 2
+    return losses
+
+
+def mirror_gradient(positions: Array) -> Array:
+    """Give its gradient, `(u v - 1) (v, u)`."""
+    gradients: Array = (positions[..., :1] * positions[..., 1:] - 1) * positions[..., ::-1]
+    return gradients
+
+
+def simulate_mirror(mirror: MirrorSettings, lr: float, decay: float) -> Mirror:
+    """Follow every start under every weight, 0 among them."""
+    student, trained, untrained = (
+        (float(point[0]), float(point[1])) for point in (mirror.student, mirror.trained, mirror.untrained)
+    )
+    starts = [
+        Start(COPY, student, "copy"),
+        Start(UNTRAINED_MIRROR, untrained, "keep"),
+        Start(TRAINED_SAME, trained, "keep"),
+        Start(TRAINED_MIRROR, (-trained[0], -trained[1]), "keep"),
+    ]
+    wanted = [(start, Pull(weight)) for start in starts for weight in sorted({0.0, *mirror.weights})]
+    pairs = follow(mirror_gradient, student, wanted, mirror.steps, lr, decay)
+    return Mirror(pairs, [_between(pair, mirror.threshold) for pair in pairs])
+
+
+def _between(pair: Pair, threshold: float) -> MirrorRow:
+    losses = mirror_loss(pair.teacher)
+    return MirrorRow(
+        start=pair.start.label,
+        weight=pair.pull.weight,
+        arrival=settled(mirror_loss(pair.student), threshold),
+        teacher_arrival=first_below(losses, threshold),
+        teacher_first=float(losses[0]),
+        teacher_peak=float(losses.max()),
+        peak_step=int(losses.argmax()),
+        crossed=bool(pair.student[0].sum() * pair.student[-1].sum() < 0),
+    )
