@@ -42,7 +42,7 @@ class StoredDataModule(ImageDataModule):
     def decode(name: str) -> NDArray[np.uint8]:
         return np.full((3, SIDE, SIDE), int(name) % 256, np.uint8)
 
-    def _read(self) -> ImageSet:
+    def read(self) -> ImageSet:
         data = self.cache().load()
         assert data is not None
         return data

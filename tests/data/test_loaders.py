@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dkel_lightning.data.augment import CropFlip, Normalize
-from dkel_lightning.data.device_loaders import Batch, DeviceEvaluationLoader, DeviceLoader, TrainingLoader
+from dkel_lightning.data.batch import Batch
+from dkel_lightning.data.device_loaders import DeviceEvaluationLoader, DeviceLoader, TrainingLoader
 from dkel_lightning.data.worker_loaders import StoredImages, WorkerEvaluationLoader, WorkerLoader
 from dkel_lightning.errors import ConfigError
 

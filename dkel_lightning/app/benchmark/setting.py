@@ -16,7 +16,7 @@ from dkel_lightning.app.config import schema
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.data.imageset import Images, ImageSet
-from dkel_lightning.errors import DataError
+from dkel_lightning.errors import ConfigError, DataError
 
 SHAPES = {"cifar10": (3, 32, 32, 10), "cifar100": (3, 32, 32, 100), "tinyimagenet": (3, 64, 64, 200)}
 """Channels, height, width and classes of the sets that may have to be fetched."""
@@ -91,9 +91,11 @@ def images_of(values: Values, *, invented: bool) -> ImageDataModule:
     """Read the images, or invent random ones of the same shape and number of classes; downloads nothing."""
     data = {**values["data"], "download": False}
     images = build.datamodule({**values, "data": data})
+    if not isinstance(images, ImageDataModule):
+        raise ConfigError("task=benchmark measures this library's loaders: choose a data set of its own, data=digits.")
     if invented:
         replace_method(images, "prepare_data", lambda: None)
-        replace_method(images, "_read", lambda: random_images(data["name"]))
+        replace_method(images, "read", lambda: random_images(data["name"]))
     images.prepare_data()
     images.setup()
     return images

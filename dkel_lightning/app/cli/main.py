@@ -32,6 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dkel_lightning import __version__
+from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.compare import plan
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError, OtherJobError
@@ -301,6 +302,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
 
 def _prepared(arguments: Sequence[str]) -> list[str]:
     config_dir = _config_dir(arguments)
+    arguments = user_code.load(arguments, config_dir)
     arguments = [_listed(argument, config_dir) for argument in arguments]
     given = list(_overrides(arguments))
     if "--resolve" in arguments and not any(argument.split("=")[0] in ("--cfg", "-c") for argument in arguments):
@@ -693,7 +695,7 @@ OmegaConf.register_new_resolver("dkel_groups", groups_explained, replace=True)
 
 
 def _options(group: str, config_dir: Path | None) -> list[str]:
-    found: set[str] = set()
+    found = user_code.choices(group)
     for root in (schema.folder(), config_dir):
         if root is not None and (root / group).is_dir():
             files = [path for path in (root / group).rglob("*.yaml") if not path.stem.startswith("_")]
@@ -804,6 +806,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     plain = {str(key): value for key, value in values.items() if key != "hydra"}
     # A method of the user's own may leave out what all methods have.
     plain["method"] = {**OF_EVERY_METHOD, **plain["method"]}
+    plain["data"] = user_code.data_settings(plain["data"])
     return plain
 
 
@@ -1033,6 +1036,7 @@ def _run(cfg: DictConfig) -> float | None:
     from dkel_lightning.app.runs.folder import Run, saved_values, values_in
 
     values = resolved(cfg)
+    user_code.register_data_of(values)
     folder = Path(HydraConfig.get().runtime.output_dir)
     resume = find_resume(values["resume"]) if values["resume"] else None
     source: Path | None = None  # the folder whose config.yaml is laid under what was given
@@ -1106,11 +1110,14 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
     # Keys that came later; their defaults are what was done before.
     for group in LATER_KEYS:
         if group in values:
-            values[group] = {**given[group], **values[group]}
+            later = user_code.later_keys(values, given) if group == "data" else given[group]
+            values[group] = {**later, **values[group]}
     _check_complete(values, given)
     processes = (values["trainer"]["devices"], values["trainer"]["num_nodes"])
     for item in map(_parse, overrides):
         key = item.key_or_group
+        if user_code.is_named_again(key, values, given):
+            continue
         if not schema.may_change(key):
             _refuse(key)
         if key == "trainer" or key.startswith("trainer."):
@@ -1165,15 +1172,18 @@ def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Se
     """
     explicit = _explicit(overrides)
     _refuse_decided(explicit, "checkpoint")
+    if user_code.is_named_again("data", saved, given):
+        explicit -= {"data"}
     taken = [group for group in OF_CHECKPOINT if group not in explicit]
     _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
     # Keys that came later; their defaults are what was done before.
-    later = {"data": given["data"], "method": OF_EVERY_METHOD, "deploy": given["deploy"]}
+    later = {"data": user_code.later_keys(saved, given), "method": OF_EVERY_METHOD, "deploy": given["deploy"]}
     values = dict(given)
     for group in taken:
         node = {**later.get(group, {}), **saved.get(group, {})}
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in explicit}
         values[group] = node
+    user_code.refuse_data_of_strangers(values, given)
     return {**values, "name": saved.get("name", given["name"])}
 
 

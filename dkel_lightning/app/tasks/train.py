@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -41,7 +41,8 @@ from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.checkpoints import format
 from dkel_lightning.checkpoints.archive import is_whole
-from dkel_lightning.data import ImageDataModule
+from dkel_lightning.data import ClassificationData
+from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
 from dkel_lightning.execution import runner
 from dkel_lightning.modules.distillation import DistillationModule
@@ -127,10 +128,8 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
         del checkpoint  # Lightning loads it again, on the device
         teacher_weights = None  # they are in the checkpoint
     images = prepared(values)
-    # Constants that were computed from the images belong to the run: an evaluation must not compute them anew.
-    normalize = images.augment.normalize
-    constants = {"mean": list(normalize.mean), "std": list(normalize.std)}
-    run = replace(run, values={**values, "data": {**values["data"], **constants}})
+    # What was found in the images belongs to the run: an evaluation must not compute it anew.
+    run = replace(run, values={**values, "data": {**values["data"], **_constants(images)}})
     module = build.distillation(stages.with_weights(values, teacher_weights), images)
     _check_monitor(values["callbacks"]["monitor"], module)
     throughput, last_checkpoint = Throughput(), _last_checkpoint(run)
@@ -162,7 +161,7 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
         with build.trainer_settings_named():
             trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
         if module.execution_in_force is not None:
-            run.note_execution({**asdict(module.execution_in_force), "images": images.chosen_residency})
+            run.note_execution({**asdict(module.execution_in_force), "images": getattr(images, "chosen_residency", "own")})
         # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
         if last_checkpoint is not None and broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
             # Killed after the last epoch's best.ckpt, before its last.ckpt or with a torn one; resumed from the former.
@@ -206,19 +205,21 @@ def _refuse_edited(run: Run, checkpoint: Mapping[str, Any]) -> None:
             )
 
 
-def prepared(values: Values) -> ImageDataModule:
+def _constants(images: ClassificationData) -> dict[str, Any]:
+    normalize = images.normalize
+    return {} if normalize is None else {"mean": list(normalize.mean), "std": list(normalize.std)}
+
+
+def prepared(values: Values) -> ClassificationData:
     """Build the data module, prepare its files and read it; processes of one machine take turns."""
     images = build.datamodule(values)
-    root = Path(values["data"]["root"]).expanduser()
-    if values["data"]["name"] == "digits":
-        images.setup()
-        return images
-    # Not beside the data, which may lie where nothing can be written.
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    with FileLock(Path(tempfile.gettempdir()) / f"dkel_lightning_{key}.lock", mode=0o666):
-        images.prepare_data()
-    images.setup()
-    return images
+    if type(images).prepare_data is not LightningDataModule.prepare_data:
+        place = str(Path(values["data"]["root"] or values["data"]["name"]).expanduser().resolve())
+        # Not beside the data, which may lie where nothing can be written.
+        key = hashlib.sha256(place.encode()).hexdigest()[:16]
+        with FileLock(Path(tempfile.gettempdir()) / f"dkel_lightning_{key}.lock", mode=0o666):
+            images.prepare_data()
+    return build.set_up(images, values)
 
 
 @contextlib.contextmanager
@@ -257,6 +258,8 @@ def _pictures(run: Run, trackers: list[Tracker]) -> list[Callback]:
             tracker.log_picture("views", path, step)
 
     data = run.values["data"]
+    if data["mean"] is None:
+        return []  # of a data module that does not say how its images become pictures
     return [AugmentedViews(run.folder / "figures" / "views.png", data["mean"], data["std"], tell)]
 
 
@@ -264,7 +267,7 @@ def _pictures(run: Run, trackers: list[Tracker]) -> list[Callback]:
 def _tell_tests(
     run: Run,
     trackers: list[Tracker],
-    images: ImageDataModule,
+    images: ClassificationData,
     last: scores.Scores,
     best: scores.Scores | None,
     step: int,
@@ -353,7 +356,7 @@ def _is_behind(path: Path, trainer: Trainer) -> bool:
     return not is_whole(path) or int(format.load(path)["global_step"]) < trainer.global_step
 
 
-def _test_best(trainer: Trainer, module: DistillationModule, images: ImageDataModule) -> scores.Scores | None:
+def _test_best(trainer: Trainer, module: DistillationModule, images: ClassificationData) -> scores.Scores | None:
     kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
     # Processes that torchrun starts may have named folders of their own; only the first one writes.
     path = broadcast_from_rank_zero(kept[0].best_model_path if kept else "")
@@ -426,7 +429,7 @@ def _note(values: Values, result: TrainResult) -> str:
     return f"* deployed. {what} chosen on {where}. {tested}"
 
 
-def _opening(run: Run, module: DistillationModule, images: ImageDataModule) -> str:
+def _opening(run: Run, module: DistillationModule, images: ClassificationData) -> str:
     values = run.values
     lines = [f"Warning: {warning}" for warning in schema.warnings(values)]
     channels, height, width = images.image_shape
@@ -434,7 +437,7 @@ def _opening(run: Run, module: DistillationModule, images: ImageDataModule) -> s
     lines.append(
         f"{values['method']['name']}: {_peers(values)} "
         f"({size:,} parameters each) on {values['data']['name']} "
-        f"({images.train_size:,} training, {images.val_size:,} validation, {images.test_size:,} test images of "
+        f"({describe_sizes(images)} images of "
         f"{channels}x{height}x{width}, {images.num_classes} classes)"
     )
     return "\n".join(lines)
