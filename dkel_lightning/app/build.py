@@ -71,7 +71,11 @@ def data_at(path: str) -> type[LightningDataModule]:
         ConfigError: there is none.
     """
     _find_beside_working_folder()
-    found = _imported(path, "data")
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the user's module raises is what is wrong with it
+        raise ConfigError(f"data._target_: {path} cannot be imported ({type(error).__name__}: {error}).") from error
     if not (isinstance(found, type) and issubclass(found, LightningDataModule)):
         raise ConfigError(f"data._target_: {path} is no LightningDataModule.")
     return found
@@ -326,14 +330,11 @@ def _partial(settings: Values, where: str) -> Callable[..., Any]:
     if "_target_" not in settings:
         raise ConfigError(f"{where} has no _target_: name the class to build.")
     arguments = {key: value for key, value in settings.items() if key != "_target_"}
-    return partial(_imported(settings["_target_"], where), **arguments)
-
-
-def _imported(target: str, where: str) -> Any:
     try:
-        return hydra.utils.get_object(target)
+        target = hydra.utils.get_object(settings["_target_"])
     except (InstantiationException, ImportError, ValueError) as error:
-        raise ConfigError(f"{where}._target_: {target} cannot be imported ({error}).") from error
+        raise ConfigError(f"{where}._target_: {settings['_target_']} cannot be imported ({error}).") from error
+    return partial(target, **arguments)
 
 
 def _try(where: str, build: Callable[[], Any]) -> Any:

@@ -89,7 +89,7 @@ def _absent(label: str, device: torch.device) -> str | None:
 
 def images_of(values: Values, *, invented: bool) -> ImageDataModule:
     """Read the images, or invent random ones of the same shape and number of classes; downloads nothing."""
-    data = {**values["data"], "download": False}
+    data = {**values["data"], **({"download": False} if "download" in values["data"] else {})}
     images = build.datamodule({**values, "data": data})
     if not isinstance(images, ImageDataModule):
         raise ConfigError("task=benchmark measures this library's loaders: choose a data set of its own, data=digits.")

@@ -1035,8 +1035,7 @@ def _run(cfg: DictConfig) -> float | None:
     from dkel_lightning.app import sweeps, tasks
     from dkel_lightning.app.runs.folder import Run, saved_values, values_in
 
-    values = resolved(cfg)
-    user_code.register_data_of(values)
+    values = user_code.with_own_data(resolved(cfg))
     folder = Path(HydraConfig.get().runtime.output_dir)
     resume = find_resume(values["resume"]) if values["resume"] else None
     source: Path | None = None  # the folder whose config.yaml is laid under what was given

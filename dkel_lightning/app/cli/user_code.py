@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
 from dkel_lightning.app.config import schema
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import EnsembleTerm, RampUp
 
 GROUPS = ("data", "method", "backbone", "teacher")
@@ -54,6 +55,7 @@ def load(arguments: Sequence[str], config_dir: Path | None) -> list[str]:
     for path in paths:
         data.register_data(path)(build.data_at(path))
     _store_all(config_dir)
+    _refuse_unused(changed)
     return changed
 
 
@@ -74,6 +76,21 @@ def _names(item: Override) -> list[str]:
         return [str(name) for name in item.sweep_string_iterator()] if item.is_discrete_sweep() else []
     value: Any = item.value()
     return [str(name) for name in value] if isinstance(value, list) else [str(value)]
+
+
+def _refuse_unused(arguments: Sequence[str]) -> None:
+    """Refuse keys of data that the chosen data module does not have, though an experiment may have them.
+
+    Raises:
+        ConfigError: with the keys that it has.
+    """
+    stored = ConfigStore.instance().repo.get("data", {})
+    chosen = [name for item in _overrides(arguments, "data=") for name in _names(item)]
+    for node in (stored[f"{name}.yaml"].node for name in chosen if f"{name}.yaml" in stored):
+        for item in _overrides(arguments, "data."):
+            key = item.key_or_group
+            if "defaults" not in node and key.split(".")[1] not in node:
+                raise ConfigError(schema.unknown_key(key, [f"data.{name}" for name in node if name != "_target_"]))
 
 
 def choices(group: str) -> set[str]:
@@ -143,25 +160,37 @@ def _protocol(part: str, *keys: str) -> Node:
 
 
 def data_settings(settings: Values) -> Node:
-    """Complete the settings of a data module of the user's own, which a file of theirs may give in two lines."""
-    if settings.get("_target_") is None:
+    """Complete the settings of a data module of the user's own, which a file of theirs may give in two lines.
+
+    What an experiment says of this library's loaders is left out of them, once the module is known.
+    """
+    path = settings.get("_target_")
+    if path is None:
         return dict(settings)
-    return {**OF_EVERY_DATA, "name": settings["_target_"], **settings}
+    from dkel_lightning import data
+    from dkel_lightning.data import own
+
+    kind = data.registered_at(path)
+    usual = set() if kind is None else set(own.defaults(data.ImageDataModule)) - set(own.parameters(kind))
+    given = {key: value for key, value in settings.items() if key not in usual - set(OF_EVERY_DATA)}
+    return {**OF_EVERY_DATA, "name": path, **given}
 
 
-def register_data_of(values: Values) -> None:
+def with_own_data(values: Values) -> Node:
     """Register the data module that composed settings name: the user has chosen it.
 
     Raises:
         ConfigError: it cannot be imported.
     """
     path = values["data"].get("_target_")
-    if path is not None:
-        from dkel_lightning import data
-        from dkel_lightning.app import build
+    if path is None:
+        return dict(values)
+    from dkel_lightning import data
+    from dkel_lightning.app import build
 
-        if data.registered_at(path) is None:
-            data.register_data(path)(build.data_at(path))
+    if data.registered_at(path) is None:
+        data.register_data(path)(build.data_at(path))
+    return {**values, "data": data_settings(values["data"])}
 
 
 def is_named_again(key: str, saved: Values, given: Values) -> bool:

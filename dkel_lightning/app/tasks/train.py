@@ -425,6 +425,8 @@ def _note(values: Values, result: TrainResult) -> str:
     if not result.last.validated:
         return f"* deployed. Nothing was validated, so nothing chose an epoch or a peer. {tested}"
     where = "the test set itself" if values["data"]["selection"] == "paper" else "a held-out part of the training set"
+    if "_target_" in values["data"]:
+        where = "the validation images of the data module"
     what = "Epoch and peer were" if result.last.peer_was_chosen else "The peer was set beforehand, the epoch"
     return f"* deployed. {what} chosen on {where}. {tested}"
 
