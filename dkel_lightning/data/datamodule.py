@@ -47,10 +47,11 @@ class ImageDataModule(ClassificationData, ABC):
     labels, indices); indices count within the split. It also works without a Trainer: `prepare_data()`, `setup()`, then
     the loaders, on the CPU and for one process.
 
-    A data set of its own says how its images are read (`read`, after `prepare_data`, which downloads and decodes) and is
-    registered by `register_data`. Known after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`,
-    `val_size`, `test_size`, and `true_labels`, an int64 tensor `[N]` of the training labels before label noise, by
-    sample index.
+    A data set says how its images are read (`read`, after `prepare_data`, which downloads and decodes) and is known by
+    its name once `register_data` has it.
+
+    Attributes known after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`, `val_size`, `test_size`,
+    and `true_labels`, an int64 tensor `[N]` of the training labels before label noise, by sample index.
 
     Args:
         root: Folder (or file) of the data set.

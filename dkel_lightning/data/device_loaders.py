@@ -16,6 +16,7 @@ from dkel_lightning.data.order import TrainingOrder, evaluation_batches
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import Label, generator
 
+
 class TrainingLoader(ABC):
     """An iterable of training batches whose order and augmentation are functions of (seed, epoch, rank).
 

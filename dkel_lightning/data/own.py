@@ -39,7 +39,7 @@ def parameters(kind: type[LightningDataModule]) -> dict[str, inspect.Parameter]:
     for each in kind.__mro__[: kind.__mro__.index(LightningDataModule)]:
         if "__init__" not in vars(each):
             continue
-        own = list(inspect.signature(each.__init__).parameters.values())[1:]  # without self
+        own = list(inspect.signature(vars(each)["__init__"]).parameters.values())[1:]  # without self
         kinds = {item.kind for item in own}
         for item in own:
             if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD):
@@ -73,7 +73,9 @@ def _plain(value: Any) -> Any:
     return _NOT_PLAIN
 
 
-def arguments(kind: type[LightningDataModule], settings: Mapping[str, Any], of_run: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(
+    kind: type[LightningDataModule], settings: Mapping[str, Any], of_run: Mapping[str, Any]
+) -> dict[str, Any]:
     """Choose from `settings` what `kind` takes, and from what the run offers what it asks for by name.
 
     Raises:

@@ -78,6 +78,7 @@ def main(folder: str) -> None:
     data.setup()
     seen = 0
     for views, labels, indices in data.train_dataloader():
+        assert indices is not None
         assert views.shape[1:] == (1, 3, SIDE, SIDE)
         assert (labels == indices % 10).all()
         seen += len(labels)

@@ -142,8 +142,8 @@ def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
     folder = run_folder(path)
     if folder is not None and mean is None and "_target_" in values["data"]:
         raise ConfigError(
-            f"The data module that {path} was trained with does not say how images are prepared: give it attributes mean "
-            "and std (of images in [0, 1], one a channel), or data.mean=[...] and data.std=[...]."
+            f"The data module that {path} was trained with does not say how images are prepared: give it attributes "
+            "mean and std (of images in [0, 1], one a channel), or data.mean=[...] and data.std=[...]."
         )
     if mean is None or std is None or size is None or folder is None:
         raise CheckpointError(

@@ -161,7 +161,9 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
         with build.trainer_settings_named():
             trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
         if module.execution_in_force is not None:
-            run.note_execution({**asdict(module.execution_in_force), "images": getattr(images, "chosen_residency", "own")})
+            run.note_execution(
+                {**asdict(module.execution_in_force), "images": getattr(images, "chosen_residency", "own")}
+            )
         # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
         if last_checkpoint is not None and broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
             # Killed after the last epoch's best.ckpt, before its last.ckpt or with a torn one; resumed from the former.

@@ -129,6 +129,7 @@ class _CIFARDataModule(ImageDataModule):
         prepare_cifar(self._official, self.root, self.download)
 
     def read(self) -> ImageSet:
+        """Read the images."""
         return read_cifar(self._official, self.root)
 
 

@@ -43,4 +43,5 @@ class DigitsDataModule(ImageDataModule):
     default_std = (0.3758,)
 
     def read(self) -> ImageSet:
+        """Read the images."""
         return read_digits()

@@ -191,4 +191,5 @@ class ImageFolderDataModule(ImageDataModule):
         prepare_image_folder(self.root, self.image_size, self.cache_dir)
 
     def read(self) -> ImageSet:
+        """Read the images."""
         return read_image_folder(self.root, self.image_size, self.cache_dir)

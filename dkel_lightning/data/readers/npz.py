@@ -176,4 +176,5 @@ class NpzDataModule(ImageDataModule):
     default_flip = False
 
     def read(self) -> ImageSet:
+        """Read the images."""
         return read_npz(self.root)

@@ -292,4 +292,5 @@ class TinyImageNetDataModule(ImageDataModule):
         prepare_tinyimagenet(self.root, self.download, self.cache_dir)
 
     def read(self) -> ImageSet:
+        """Read the images."""
         return read_tinyimagenet(self.root, self.cache_dir)
