@@ -226,10 +226,9 @@ def test_a_learning_rate_of_zero_and_an_unbounded_clip_train_without_moving(tmp_
 
 def build_like(values: Any) -> dict[str, Tensor]:
     from dkel_lightning.app import build as builders
+    from dkel_lightning.app.tasks.train import prepared
 
-    images = builders.datamodule(values)
-    images.setup()
-    return builders.distillation(values, images).state_dict()
+    return builders.distillation(values, prepared(values)).state_dict()
 
 
 # ---------------------------------------------------------------------- lengths

@@ -19,25 +19,17 @@ import hydra.utils
 import torch
 from hydra.errors import InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from dkel_lightning import data
 from dkel_lightning.app.config.schema import Values, unknown_choice
+from dkel_lightning.data import own
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, SchedulerFactory
-
-DATA: dict[str, type[data.ImageDataModule]] = {
-    "digits": data.DigitsDataModule,
-    "cifar10": data.CIFAR10DataModule,
-    "cifar100": data.CIFAR100DataModule,
-    "tinyimagenet": data.TinyImageNetDataModule,
-    "image_folder": data.ImageFolderDataModule,
-    "npz": data.NpzDataModule,
-}
 
 TRUSTED = re.compile(
     r"lightning\.pytorch\.Trainer|torch\.optim\.(lr_scheduler\.)?[A-Z]\w*|lightning\.pytorch\.(callbacks|loggers)\.[A-Z]\w*"
@@ -48,18 +40,60 @@ Whole names of classes only: a prefix would let a name walk through a module's o
 """
 
 
-def datamodule(values: Values) -> data.ImageDataModule:
-    """Build the data module that `data.name` names, with the views that the method asks for."""
-    settings = dict(values["data"])
-    name = settings.pop("name")
-    if name not in DATA:
-        raise ConfigError(unknown_choice("data", name, list(DATA)))
+def datamodule(values: Values) -> LightningDataModule:
+    """Build the data module that `data` names, with the views that the method asks for where it makes views."""
+    settings = {key: value for key, value in values["data"].items() if key not in ("name", "_target_")}
     method = values["method"]
     peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
-    return DATA[name](**settings, seed=values["seed"], views=number_of_views(method["views"], peers))
+    kind = _data_class(values["data"])
+    of_run = {"seed": values["seed"], "views": number_of_views(method["views"], peers)}
+    built: LightningDataModule = _try("data", partial(kind, **own.arguments(kind, settings, of_run)))
+    return built
 
 
-def distillation(values: Values, images: data.ImageDataModule) -> DistillationModule:
+def _data_class(settings: Values) -> type[LightningDataModule]:
+    path = settings.get("_target_")
+    if path is not None:
+        return data.registered_at(path) or data_at(path)
+    name = settings["name"]
+    if name not in data.DATASETS:
+        cure = " One of your own is registered by a module that modules=[...] names."
+        raise ConfigError(unknown_choice("data", name, list(data.DATASETS)) + cure)
+    return data.DATASETS[name]
+
+
+def data_at(path: str) -> type[LightningDataModule]:
+    """Import a data module of the user's own, found beside the working folder or installed.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    _find_beside_working_folder()
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the user's module raises is what is wrong with it
+        raise ConfigError(f"data._target_: {path} cannot be imported ({type(error).__name__}: {error}).") from error
+    if not (isinstance(found, type) and issubclass(found, LightningDataModule)):
+        raise ConfigError(f"data._target_: {path} is no LightningDataModule.")
+    return found
+
+
+def set_up(images: LightningDataModule, values: Values) -> data.ClassificationData:
+    """Let a data module that is prepared read its images, and answer what tasks ask of it.
+
+    Raises:
+        ConfigError: one of the user's own does not say what its images are.
+    """
+    if isinstance(images, data.ImageDataModule):
+        images.setup()
+        return images
+    for stage in ("fit", "test"):
+        images.setup(stage)
+    return own.complete(images, values["data"])
+
+
+def distillation(values: Values, images: data.ClassificationData) -> DistillationModule:
     """Build the module for these images (prepared and set up)."""
     outside = ("peers", "views", "classifiers", "sharing", "peer_lr_scale", "frozen_peers")
     method = {key: value for key, value in values["method"].items() if key not in outside}
@@ -82,6 +116,7 @@ def distillation(values: Values, images: data.ImageDataModule) -> DistillationMo
         optimizer=optimizer(values["optimizer"]),
         scheduler=scheduler(values),
         interval=interval,
+        augmentation=getattr(images, "augmentation", None),
         deploy={key: value for key, value in values["deploy"].items() if value != "auto"},
         seed=values["seed"],
         execution=values["execution"],
@@ -149,7 +184,8 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
         plugins=plugins,
         enable_progress_bar=bar,
         enable_model_summary=False,
-        use_distributed_sampler=False,
+        # Our loaders share the images out by themselves.
+        use_distributed_sampler=not issubclass(_data_class(values["data"]), data.ImageDataModule),
         enable_autolog_hparams=False,  # the task logs all settings; a part of them by other names would come twice
     )
     built: Trainer = _try("trainer", _partial(settings, "trainer"))
@@ -231,31 +267,40 @@ def import_modules(names: list[str]) -> None:
         ConfigError: one cannot be imported.
     """
     for name in names:
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
+        _find_beside_working_folder()
         try:
             importlib.import_module(name)
         except Exception as error:  # whatever the user's module raises is what is wrong with it
             raise ConfigError(f"modules: {name} cannot be imported ({type(error).__name__}: {error}).") from error
 
 
+def _find_beside_working_folder() -> None:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
 def refuse_untrusted(values: Any, path: str = "") -> None:
     """Refuse a configuration from a file that names something to run beyond what this library ships.
+
+    What the user has named again on this command line is imported by now, or registered: nothing more would run.
 
     Raises:
         CheckpointError: with the key and the target.
     """
     if isinstance(values, Mapping):
-        if not path and values.get("modules"):
+        foreign = [] if path else [name for name in values.get("modules") or () if name not in sys.modules]
+        if foreign:
             raise CheckpointError(
-                f"The saved configuration would import {', '.join(values['modules'])}. "
-                "If the run is your own, add trust=true; from a stranger, do not."
+                f"The saved configuration would import {', '.join(foreign)}. If the run is your own, name it again, "
+                f"modules=[{','.join(foreign)}], or add trust=true; from a stranger, do not."
             )
         target = values.get("_target_")
-        if target is not None and TRUSTED.fullmatch(str(target)) is None:
+        named_again = path == "data." and data.registered_at(str(target)) is not None
+        if target is not None and not named_again and TRUSTED.fullmatch(str(target)) is None:
+            again = f"name it again, {path}_target_={target}, or " if path == "data." else ""
             raise CheckpointError(
                 f"The saved configuration would import {target} ({path}_target_), which is not part of this library. "
-                "If the run is your own, add trust=true; from a stranger, do not."
+                f"If the run is your own, {again}add trust=true; from a stranger, do not."
             )
         for key, value in values.items():
             refuse_untrusted(value, f"{path}{key}.")

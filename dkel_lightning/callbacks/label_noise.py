@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from dkel_lightning.data.datamodules import ImageDataModule
+from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.modules.interface import coordinator
 
 

@@ -1,25 +1,33 @@
 """Data: readers, splits, augmentation, loaders and the Lightning data modules that join them."""
 
 from dkel_lightning.data.augment import CropFlip
-from dkel_lightning.data.datamodules import (
-    CIFAR10DataModule,
-    CIFAR100DataModule,
-    DigitsDataModule,
-    ImageDataModule,
-    ImageFolderDataModule,
-    NpzDataModule,
-    TinyImageNetDataModule,
-)
+from dkel_lightning.data.batch import Batch
+from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.device_loaders import DeviceLoader
+from dkel_lightning.data.imageset import Images, ImageSet
+from dkel_lightning.data.own import ClassificationData
+from dkel_lightning.data.readers.cifar import CIFAR10DataModule, CIFAR100DataModule
+from dkel_lightning.data.readers.digits import DigitsDataModule
+from dkel_lightning.data.readers.image_folder import ImageFolderDataModule
+from dkel_lightning.data.readers.npz import NpzDataModule
+from dkel_lightning.data.readers.tinyimagenet import TinyImageNetDataModule
+from dkel_lightning.data.registry import DATASETS, register_data, registered_at
 
 __all__ = [
+    "DATASETS",
+    "Batch",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "ClassificationData",
     "CropFlip",
     "DeviceLoader",
     "DigitsDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
+    "ImageSet",
+    "Images",
     "NpzDataModule",
     "TinyImageNetDataModule",
+    "register_data",
+    "registered_at",
 ]

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from dkel_lightning.data.augment import CropFlip, Normalize
+from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.order import TrainingOrder, evaluation_batches
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import Label, generator
-
-Batch = tuple[Tensor, Tensor, Tensor]
-"""Float32 images (training: views `[B, V, C, H, W]`; evaluation: `[B, C, H, W]`), int64 labels and indices `[B]`."""
 
 
 class TrainingLoader(ABC):
@@ -165,7 +163,7 @@ class DeviceLoader(TrainingLoader):
         for number, chosen in enumerate(indices, start=first):
             draws = generator(seed, *labels, self.order.rank, number, device=device)
             views = self.augment(self.images.index_select(0, chosen), draws, self.views)
-            yield views, self.labels.index_select(0, chosen), chosen
+            yield Batch(views, self.labels.index_select(0, chosen), chosen)
 
 
 class DeviceEvaluationLoader:
@@ -196,4 +194,4 @@ class DeviceEvaluationLoader:
     def __iter__(self) -> Iterator[Batch]:
         for chosen in self.batches:
             images = self.normalize(self.images.index_select(0, chosen))
-            yield images, self.labels.index_select(0, chosen), chosen
+            yield Batch(images, self.labels.index_select(0, chosen), chosen)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dkel_lightning.data.augment import CropFlip, Crops, Normalize
-from dkel_lightning.data.device_loaders import Batch, TrainingLoader
+from dkel_lightning.data.batch import Batch
+from dkel_lightning.data.device_loaders import TrainingLoader
 from dkel_lightning.data.order import TrainingOrder, evaluation_batches
 from dkel_lightning.runtime.seeding import Label, generator
 
@@ -75,7 +76,7 @@ class _TrainingBatches(Dataset[Batch]):
         ]
         crops = Crops(*(torch.cat(parts, dim=1) for parts in zip(*draws, strict=True)))
         views = self.augment.apply(self.stored.read(request.indices), crops)
-        return views, self.stored.labels[request.indices], request.indices
+        return Batch(views, self.stored.labels[request.indices], request.indices)
 
 
 class _EvaluationBatches(Dataset[Batch]):
@@ -87,7 +88,7 @@ class _EvaluationBatches(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         images = self.normalize(self.stored.read(request.indices))
-        return images, self.stored.labels[request.indices], request.indices
+        return Batch(images, self.stored.labels[request.indices], request.indices)
 
 
 class _Requests:
@@ -128,8 +129,7 @@ class _WorkerPool:
 
     def make(self, requests: Sequence[Request]) -> Iterator[Batch]:
         self._requests.pending = requests
-        # torch's conversion and pinning make lists of tuples.
-        yield from ((views, labels, indices) for views, labels, indices in self._loader)
+        yield from self._loader
 
 
 class WorkerLoader(TrainingLoader):

@@ -5,27 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dkel_lightning.data.batch import Batch as Batch
 from dkel_lightning.errors import ConfigError, DataError
 
 IMAGE_KEYS = ("views", "images", "image", "pixel_values", "img", "x", "inputs", "input")
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 INDEX_KEYS = ("indices", "index", "idx")
-
-
-class Batch(NamedTuple):
-    """Images and labels of a batch.
-
-    `views` is [B, V, C, H, W], or [B, C, H, W] when all peers share one view; `labels` [B]; `indices` [B] or None.
-    """
-
-    views: Tensor
-    labels: Tensor
-    indices: Tensor | None
 
 
 def unpack(batch: Any) -> Batch:

@@ -21,6 +21,7 @@ from dkel_lightning.app.loggers import trackers
 from dkel_lightning.app.loggers.metrics_file import read_rows
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import train
+from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import ConfigError, DataError, DkelError
 from tests.compose import compose, tiny_run
 
@@ -164,9 +165,11 @@ def test_the_picture_of_the_views_shows_the_images_that_are_trained_on(tmp_path:
     sheet = np.asarray(Image.open(tmp_path / "figures" / "views.png"))
     assert sheet.shape == (2 * 66 - 2, 8 * 66 - 2, 3)
     images = build.datamodule(run.values)
+    assert isinstance(images, ImageDataModule)
     images.setup()
     stored = images._splits["train"]
     views, _, indices = next(iter(images.train_dataloader()))
+    assert indices is not None
     # Padded by one pixel and cut at a random place: undone by hand, the pixels are those of the data set.
     shown = sheet[:64:8, :64:8, 0].astype(int)
     original = np.pad(stored.read(indices[:1])[0, 0].numpy(), 1)

@@ -42,7 +42,7 @@ class StoredDataModule(ImageDataModule):
     def decode(name: str) -> NDArray[np.uint8]:
         return np.full((3, SIDE, SIDE), int(name) % 256, np.uint8)
 
-    def _read(self) -> ImageSet:
+    def read(self) -> ImageSet:
         data = self.cache().load()
         assert data is not None
         return data
@@ -78,6 +78,7 @@ def main(folder: str) -> None:
     data.setup()
     seen = 0
     for views, labels, indices in data.train_dataloader():
+        assert indices is not None
         assert views.shape[1:] == (1, 3, SIDE, SIDE)
         assert (labels == indices % 10).all()
         seen += len(labels)

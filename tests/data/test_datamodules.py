@@ -27,6 +27,7 @@ from dkel_lightning.errors import ConfigError, DataError
 from tests.distributed.processes import fork
 
 from .archives import fake_cifar, image_bytes, npz_arrays, tiny_members, write_folder, write_zip
+from .batches import each, whole
 
 Seen = list[tuple[int, int, tuple[int, ...], float]]
 """Epoch, batch number, indices, and the sum of the views of each training batch."""
@@ -73,7 +74,7 @@ def expected(epochs: int, **settings: Any) -> Seen:
     for epoch in range(epochs):
         loader = module.train_dataloader()
         loader.set_epoch(epoch)
-        for number, (views, _, indices) in enumerate(loader):
+        for number, (views, _, indices) in enumerate(each(loader)):
             seen.append((epoch, number, tuple(indices.tolist()), float(views.double().sum())))
     return seen
 
@@ -88,7 +89,7 @@ def test_digits_work_without_a_trainer() -> None:
     assert (module.num_classes, module.image_shape) == (10, (1, 8, 8))
     assert module.class_names == tuple("0123456789")
     assert (module.train_size, module.val_size, module.test_size) == (1293, 144, 360)
-    views, labels, indices = next(iter(module.train_dataloader()))
+    views, labels, indices = next(each(module.train_dataloader()))
     assert views.shape == (64, 3, 1, 8, 8)
     assert labels.shape == indices.shape == (64,)
     images, _, _ = next(iter(module.val_dataloader()))
@@ -147,7 +148,7 @@ def test_paper_selection_trains_on_everything_and_chooses_on_the_test_set(reside
     module.setup()
     assert (module.train_size, module.val_size, module.test_size) == (1437, 360, 360)
     for val, test in zip(module.val_dataloader(), module.test_dataloader(), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(val, test, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(whole(val), whole(test), strict=True))
 
 
 def test_limit_takes_a_stratified_choice_of_the_training_images() -> None:

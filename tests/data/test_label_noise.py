@@ -17,6 +17,8 @@ from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.modules.distillation import DistillationModule
 from tests.compose import compose
 
+from .batches import whole
+
 # 10 classes with 100 samples each, in no order.
 LABELS = np.random.RandomState(0).permutation(np.repeat(np.arange(10), 100))
 
@@ -131,7 +133,7 @@ def test_validation_and_test_stay_as_they_are(selection: str) -> None:
         (clean.test_dataloader(), noisy.test_dataloader()),
     ):
         for ours, theirs in zip(*loaders, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(whole(ours), whole(theirs), strict=True))
     assert torch.equal(clean.true_labels, noisy.true_labels)
     # The images are those of the labels that they had, and only their labels differ.
     ours, theirs = next(iter(clean.train_dataloader())), next(iter(noisy.train_dataloader()))
@@ -213,10 +215,16 @@ def test_a_run_does_not_go_on_with_other_noise(other: dict[str, Any] | None) -> 
         digits(label_noise=other).load_state_dict(state)
 
 
+def noise_of(values: dict[str, Any]) -> LabelNoise:
+    images = build.datamodule(values)
+    assert isinstance(images, DigitsDataModule)
+    return images.label_noise
+
+
 def test_the_configuration_reaches_the_data() -> None:
     values = compose("data.label_noise.kind=pair", "data.label_noise.rate=0.2", "data.label_noise.seed=5")
-    assert build.datamodule(values).label_noise == LabelNoise("pair", 0.2, 5)
-    assert build.datamodule(compose()).label_noise == LabelNoise()
+    assert noise_of(values) == LabelNoise("pair", 0.2, 5)
+    assert noise_of(compose()) == LabelNoise()
 
 
 def test_a_run_from_before_label_noise_is_one_without() -> None:
@@ -224,7 +232,7 @@ def test_a_run_from_before_label_noise_is_one_without() -> None:
     del values["data"]["label_noise"]
     check(values)
     assert warnings(values) == []
-    assert build.datamodule(values).label_noise == LabelNoise()
+    assert noise_of(values) == LabelNoise()
 
 
 @pytest.mark.parametrize(

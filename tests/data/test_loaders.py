@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from dkel_lightning.data.augment import CropFlip, Normalize
-from dkel_lightning.data.device_loaders import Batch, DeviceEvaluationLoader, DeviceLoader, TrainingLoader
+from dkel_lightning.data.batch import Batch
+from dkel_lightning.data.device_loaders import DeviceEvaluationLoader, DeviceLoader, TrainingLoader
 from dkel_lightning.data.worker_loaders import StoredImages, WorkerEvaluationLoader, WorkerLoader
 from dkel_lightning.errors import ConfigError
+
+from .batches import each, whole
 
 COUNT = 22
 AUGMENT = CropFlip(2, True, (0.4,), (0.3,))
@@ -45,15 +48,15 @@ def assert_same(one: Iterable[Batch], two: Iterable[Batch]) -> None:
     pairs = list(zip(one, two, strict=True))
     assert pairs
     for first, second in pairs:
-        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(whole(first), whole(second), strict=True))
 
 
 @both_loaders
 def test_batches_keep_the_contract(make: Make) -> None:
     images, labels = arrays()
-    batches = list(make())
+    batches = list(each(make()))
     assert len(batches) == len(make()) == 6
-    seen = []
+    seen: list[int] = []
     for views, targets, indices in batches:
         assert views.dtype == torch.float32
         assert views.shape == (len(indices), 2, 1, 8, 8)
@@ -68,7 +71,7 @@ def test_batches_keep_the_contract(make: Make) -> None:
         plain.augment = exact
     elif isinstance(plain, WorkerLoader):
         plain.dataset_in_workers.augment = exact
-    for views, _, indices in plain:
+    for views, _, indices in each(plain):
         assert torch.equal(views[:, 1], Normalize((0.4,), (0.3,))(images[indices]))
 
 
@@ -96,7 +99,7 @@ def test_views_of_a_sample_differ_and_so_do_epochs_of_the_same_sample(make: Make
 
 @both_loaders
 def test_ranks_share_an_epoch_without_a_sample_twice(make: Make) -> None:
-    ranks = [[index for batch in make(rank=rank, world=4) for index in batch[2].tolist()] for rank in range(4)]
+    ranks = [[index for batch in each(make(rank=rank, world=4)) for index in batch[2].tolist()] for rank in range(4)]
     # 22 samples: five a rank, of which the last is a batch of one and dropped.
     assert [len(rank) for rank in ranks] == [4, 4, 4, 4]
     assert len({index for rank in ranks for index in rank}) == 16
@@ -160,16 +163,17 @@ def test_initialisation_batches_disturb_nothing_and_repeat(make: Make) -> None:
     mine = iter(loader)
     first = [next(mine), next(mine)]
     state = loader.state_dict()
-    init = list(loader.initialisation_batches(9, 14))  # more than two epochs
+    batches = list(loader.initialisation_batches(9, 14))  # more than two epochs
+    init = list(each(batches))
     assert len(init) == 14
     assert loader.state_dict() == state
     assert_same([*first, *mine], undisturbed)
-    assert_same(init, make(seed=2, epoch=3).initialisation_batches(9, 14))
+    assert_same(batches, make(seed=2, epoch=3).initialisation_batches(9, 14))
     assert init[0][0].shape == (4, 2, 1, 8, 8)
     assert sorted(index for batch in init[:6] for index in batch[2].tolist()) == list(range(COUNT))
     assert not torch.equal(init[0][2], init[6][2])
-    other = next(make(rank=1, world=2).initialisation_batches(9, 1))
-    assert not torch.equal(other[2], next(make(rank=0, world=2).initialisation_batches(9, 1))[2])
+    other = next(each(make(rank=1, world=2).initialisation_batches(9, 1)))
+    assert not torch.equal(other[2], next(each(make(rank=0, world=2).initialisation_batches(9, 1)))[2])
 
 
 def test_the_number_of_workers_changes_nothing() -> None:
@@ -192,10 +196,12 @@ def test_an_initialisation_takes_no_batch_from_living_workers() -> None:
 
 
 def test_worker_augmentation_follows_the_sample_whatever_the_ranks() -> None:
-    whole = {int(i): view for views, _, indices in in_workers() for view, i in zip(views, indices, strict=True)}
-    for views, _, indices in in_workers(rank=1, world=2, batch_size=3):
+    by_index = {
+        int(i): view for views, _, indices in each(in_workers()) for view, i in zip(views, indices, strict=True)
+    }
+    for views, _, indices in each(in_workers(rank=1, world=2, batch_size=3)):
         for view, index in zip(views, indices, strict=True):
-            assert torch.equal(view, whole[int(index)])
+            assert torch.equal(view, by_index[int(index)])
 
 
 def test_both_evaluation_loaders_give_the_normalised_images_in_order() -> None:

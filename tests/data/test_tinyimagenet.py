@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dkel_lightning.data.datamodules import TinyImageNetDataModule
+from dkel_lightning.data import TinyImageNetDataModule
 from dkel_lightning.data.files.cache import ImageCache
 from dkel_lightning.data.imageset import ImageSet
 from dkel_lightning.data.readers import tinyimagenet

@@ -14,6 +14,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.cli.refusals import refusal
 from dkel_lightning.app.cli.saved_settings import OF_EVERY_METHOD
 from dkel_lightning.app.config import schema
@@ -36,7 +37,7 @@ def prefer_own_presets() -> None:
 
 def options(group: str, config_dir: Path | None) -> list[str]:
     """List the choices of a group, also those of a folder of the user's; none where there is no such group."""
-    found: set[str] = set()
+    found = user_code.choices(group)
     for root in (schema.folder(), config_dir):
         if root is not None and (root / group).is_dir():
             files = [path for path in (root / group).rglob("*.yaml") if not path.stem.startswith("_")]
@@ -95,4 +96,5 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     plain = {str(key): value for key, value in values.items() if key != "hydra"}
     # A method of the user's own may leave out what all methods have.
     plain["method"] = {**OF_EVERY_METHOD, **plain["method"]}
+    plain["data"] = user_code.data_settings(plain["data"])
     return plain

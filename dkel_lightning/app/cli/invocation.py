@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Glob, Override
 
+from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.cli.composition import options
 from dkel_lightning.app.cli.overrides import line, parse, split
 from dkel_lightning.errors import ConfigError
@@ -59,6 +60,7 @@ class Invocation:
         config_dir = _config_dir(arguments)
         if config_dir is not None and not config_dir.is_dir():
             raise ConfigError(f"--config-dir {config_dir} is no folder.")
+        arguments = user_code.load(arguments, config_dir)
         read, overrides = [*arguments], []
         for position in _positions(arguments):
             item = _listed(parse(arguments[position]), config_dir)

@@ -18,7 +18,7 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from dkel_lightning.app.cli import saved_settings
+from dkel_lightning.app.cli import saved_settings, user_code
 from dkel_lightning.app.cli.checks import planned
 from dkel_lightning.app.cli.composition import resolved
 from dkel_lightning.app.cli.folders import find_resume, folder_beside, folder_of
@@ -57,7 +57,7 @@ class Job:
     @functools.cached_property
     def values(self) -> dict[str, Any]:
         """Its settings."""
-        return resolved(self.cfg)
+        return user_code.with_own_data(resolved(self.cfg))
 
     @property
     def task(self) -> Task:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import ConfigError
@@ -26,11 +27,14 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
     # Keys that came later; their defaults are what was done before.
     for group in LATER_KEYS:
         if group in values:
-            values[group] = {**given[group], **values[group]}
+            later = user_code.later_keys(values, given) if group == "data" else given[group]
+            values[group] = {**later, **values[group]}
     _check_complete(values, given)
     processes = (values["trainer"]["devices"], values["trainer"]["num_nodes"])
     for item in map(parse, overrides):
         key = item.key_or_group
+        if user_code.is_named_again(key, values, given):
+            continue
         if not schema.may_change(key):
             _refuse(key)
         if key == "trainer" or key.startswith("trainer."):
@@ -82,15 +86,18 @@ def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Se
     """
     given_keys = explicit(overrides)
     refuse_decided(given_keys, "checkpoint")
+    if user_code.is_named_again("data", saved, given):
+        given_keys -= {"data"}
     taken = [group for group in OF_CHECKPOINT if group not in given_keys]
     _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
     # Keys that came later; their defaults are what was done before.
-    later = {"data": given["data"], "method": OF_EVERY_METHOD, "deploy": given["deploy"]}
+    later = {"data": user_code.later_keys(saved, given), "method": OF_EVERY_METHOD, "deploy": given["deploy"]}
     values = dict(given)
     for group in taken:
         node = {**later.get(group, {}), **saved.get(group, {})}
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in given_keys}
         values[group] = node
+    user_code.refuse_data_of_strangers(values, given)
     return {**values, "name": saved.get("name", given["name"])}
 
 

@@ -761,15 +761,16 @@ def _value_mistakes(values: Values) -> Iterator[str]:
         node = values.get(group)
         if isinstance(node, Mapping) and not isinstance(node.get("extra"), Mapping):
             yield f"{group}.extra must hold entries name: {{_target_: ...}}."
+    own_data = values["data"].get("_target_") is not None
     for key, value in leaves(values):
-        if key.rsplit(".", 1)[-1] in ("_target_", "_partial_"):
+        if key.rsplit(".", 1)[-1] in ("_target_", "_partial_") or (own_data and key.startswith("data.")):
             continue
         description = describe(key)
         if description is None and (below := _keys_below(key)):
             yield f"{key} must hold its keys ({', '.join(below)}), got {value!r}."
         elif description is None:
-            # A method of the user's own brings its own keys; the override check has seen that its YAML has them.
-            if not key.startswith("method."):
+            # Methods and data sets of the user's own bring their own keys, which whoever builds them checks.
+            if not key.startswith(("method.", "data.")):
                 yield unknown_key(key, KEYS)
         elif (fault := description.fault(value)) is not None:
             yield f"{key} {fault}".rstrip(".") + ("" if fault.endswith("?") else ".")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from dkel_lightning.app import build
 from dkel_lightning.app.runs import members
-from dkel_lightning.data import ImageDataModule
+from dkel_lightning.data import ClassificationData
 from dkel_lightning.modules.distillation import DistillationModule
 
 Confusion = Sequence[Sequence[int]]
@@ -93,7 +93,7 @@ class Scores:
         }
 
 
-def test(trainer: Trainer, module: DistillationModule, images: ImageDataModule, epoch: int) -> Scores:
+def test(trainer: Trainer, module: DistillationModule, images: ClassificationData, epoch: int) -> Scores:
     """Test the module with the weights that it holds."""
     with build.trainer_settings_named():
         metrics = trainer.test(module, images, verbose=False)[0]

@@ -14,7 +14,7 @@ from dkel_lightning.app.runs import confusion, scores
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.checkpoints import format
-from dkel_lightning.data import ImageDataModule
+from dkel_lightning.data import ClassificationData
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.distillation import DistillationModule
 
@@ -65,7 +65,7 @@ def evaluate(run: Run) -> EvaluateResult:
     return result
 
 
-def check_fits(module: DistillationModule, images: ImageDataModule, path: Path) -> None:
+def check_fits(module: DistillationModule, images: ClassificationData, path: Path) -> None:
     """Raise a CheckpointError unless the data has the classes and channels that the checkpoint knows."""
     _check_classes(module, images.num_classes, path)
     _check_channels(module, images.image_shape[0], path)

@@ -22,9 +22,12 @@ from dkel_lightning.app.runs.folder import Run, run_folder, values_in
 from dkel_lightning.app.tasks.evaluate import check_fits
 from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.checkpoints import format
-from dkel_lightning.data import ImageDataModule
+from dkel_lightning.data import ClassificationData
+from dkel_lightning.data.own import describe_sizes
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.export import Preprocessing, Shipped, export, formats
 from dkel_lightning.export.metadata import Facts
+from dkel_lightning.modules.batch import unpack
 from dkel_lightning.modules.distillation import DistillationModule
 
 
@@ -58,14 +61,15 @@ def export_checkpoint(run: Run) -> ExportResult:
     epoch = int(format.load(path)["epoch"]) + 1
     images = prepared(values)
     check_fits(module, images, path)
+    preprocessing = _preprocessing(images)
     tested = _test(values, module, images, epoch)
     member = module.deployed_member()
     target = Path(settings["to"]) if settings["to"] else run.folder / f"{member}_{settings['format']}"
     shipped = export(
         module,
-        spread(images, settings["images"]),
+        spread(images, settings["images"], getattr(images, "test_size", tested.images)),
         target,
-        _preprocessing(images),
+        preprocessing,
         format=settings["format"],
         tolerance=settings["tolerance"],
         repeats=settings["repeats"],
@@ -78,30 +82,34 @@ def export_checkpoint(run: Run) -> ExportResult:
     return ExportResult(shipped, tested)
 
 
-def _test(values: Values, module: DistillationModule, images: ImageDataModule, epoch: int) -> scores.Scores:
+def _test(values: Values, module: DistillationModule, images: ClassificationData, epoch: int) -> scores.Scores:
     # One process: all of them would write the same files.
     alone = {**values["trainer"], "devices": 1, "num_nodes": 1, "strategy": "auto"}
     plain = {**values, "trainer": alone, "callbacks": {**values["callbacks"], "extra": {}}}
     return scores.test(build.trainer(plain, loggers=[], callbacks=[], plugins=[]), module, images, epoch)
 
 
-def spread(images: ImageDataModule, most: int) -> Tensor:
-    """Take at most `most` normalised test images [N, C, H, W], spread over the whole set: it may be sorted by class."""
-    total = images.test_size
+def spread(images: ClassificationData, most: int, total: int) -> Tensor:
+    """Take at most `most` of `total` test images [N, C, H, W], spread over the whole set: it may be sorted by class."""
     wanted = torch.arange(min(most, total)) * total // min(most, total)
     images.trainer = None  # the loader of a Trainer would lie on its device
     found: list[Tensor] = []
     seen = 0
     for batch in images.test_dataloader():
-        pixels = batch[0]
+        pixels = unpack(batch).views
         inside = wanted[(wanted >= seen) & (wanted < seen + len(pixels))] - seen
         found.append(pixels[inside])
         seen += len(pixels)
     return torch.cat(found)
 
 
-def _preprocessing(images: ImageDataModule) -> Preprocessing:
-    normalize = images.augment.normalize
+def _preprocessing(images: ClassificationData) -> Preprocessing:
+    normalize = images.normalize
+    if normalize is None:
+        raise ConfigError(
+            "An export says how images are prepared, and the data module does not: give it attributes mean and std (of "
+            "images in [0, 1], one a channel), or data.mean=[...] and data.std=[...]."
+        )
     return Preprocessing(*images.image_shape, normalize.mean, normalize.std, tuple(images.class_names))
 
 
@@ -109,7 +117,7 @@ def _preprocessing(images: ImageDataModule) -> Preprocessing:
 
 
 def _facts(
-    path: Path, values: Values, module: DistillationModule, images: ImageDataModule, tested: scores.Scores
+    path: Path, values: Values, module: DistillationModule, images: ClassificationData, tested: scores.Scores
 ) -> Facts:
     folder = run_folder(path)
     saved = values_in(folder) if folder is not None else {}
@@ -120,7 +128,7 @@ def _facts(
         title=f"{recipe.get('backbone') or 'network'} trained with {method} on {data}: {tested.deployed}",
         data={
             "set": data,
-            "images": f"{images.train_size:,} training, {images.val_size:,} validation, {images.test_size:,} test",
+            "images": describe_sizes(images),
             "form": f"{'x'.join(map(str, images.image_shape))} (channels, height, width), {images.num_classes} classes",
         },
         protocol=_protocol(recipe, saved, tested, method, str(values["data"]["selection"])),

@@ -140,6 +140,11 @@ def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
     recipe = module.recipe or {}
     mean, std, size = values["data"]["mean"], values["data"]["std"], recipe.get("image_size")
     folder = run_folder(path)
+    if folder is not None and mean is None and "_target_" in values["data"]:
+        raise ConfigError(
+            f"The data module that {path} was trained with does not say how images are prepared: give it attributes "
+            "mean and std (of images in [0, 1], one a channel), or data.mean=[...] and data.std=[...]."
+        )
     if mean is None or std is None or size is None or folder is None:
         raise CheckpointError(
             f"How images are prepared for {path} is written in its run, two folders above it, which is not there: "

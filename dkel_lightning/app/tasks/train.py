@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
@@ -42,7 +42,8 @@ from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.checkpoints import format
 from dkel_lightning.checkpoints.archive import is_whole
-from dkel_lightning.data import ImageDataModule
+from dkel_lightning.data import ClassificationData
+from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
 from dkel_lightning.execution import runner
 from dkel_lightning.modules.distillation import DistillationModule
@@ -129,10 +130,8 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
         del checkpoint  # Lightning loads it again, on the device
         teacher_weights = None  # they are in the checkpoint
     images = prepared(values)
-    # Constants that were computed from the images belong to the run: an evaluation must not compute them anew.
-    normalize = images.augment.normalize
-    constants = {"mean": list(normalize.mean), "std": list(normalize.std)}
-    run = replace(run, values={**values, "data": {**values["data"], **constants}})
+    # What was found in the images belongs to the run: an evaluation must not compute it anew.
+    run = replace(run, values={**values, "data": {**values["data"], **_constants(images)}})
     module = build.distillation(stages.with_weights(values, teacher_weights), images)
     _check_monitor(values["callbacks"]["monitor"], module)
     throughput, last_checkpoint = Throughput(), _last_checkpoint(run)
@@ -163,7 +162,9 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
         with build.trainer_settings_named():
             trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
         if module.execution_in_force is not None:
-            run.note_execution({**asdict(module.execution_in_force), "images": images.chosen_residency})
+            run.note_execution(
+                {**asdict(module.execution_in_force), "images": getattr(images, "chosen_residency", "own")}
+            )
         # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
         if last_checkpoint is not None and broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
             # Killed after the last epoch's best.ckpt, before its last.ckpt or with a torn one; resumed from the former.
@@ -208,19 +209,21 @@ def _refuse_edited(run: Run, checkpoint: Mapping[str, Any]) -> None:
             )
 
 
-def prepared(values: Values) -> ImageDataModule:
+def _constants(images: ClassificationData) -> dict[str, Any]:
+    normalize = images.normalize
+    return {} if normalize is None else {"mean": list(normalize.mean), "std": list(normalize.std)}
+
+
+def prepared(values: Values) -> ClassificationData:
     """Build the data module, prepare its files and read it; processes of one machine take turns."""
     images = build.datamodule(values)
-    root = Path(values["data"]["root"]).expanduser()
-    if values["data"]["name"] == "digits":
-        images.setup()
-        return images
-    # Not beside the data, which may lie where nothing can be written.
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    with FileLock(Path(tempfile.gettempdir()) / f"dkel_lightning_{key}.lock", mode=0o666):
-        images.prepare_data()
-    images.setup()
-    return images
+    if type(images).prepare_data is not LightningDataModule.prepare_data:
+        place = str(Path(values["data"]["root"] or values["data"]["name"]).expanduser().resolve())
+        # Not beside the data, which may lie where nothing can be written.
+        key = hashlib.sha256(place.encode()).hexdigest()[:16]
+        with FileLock(Path(tempfile.gettempdir()) / f"dkel_lightning_{key}.lock", mode=0o666):
+            images.prepare_data()
+    return build.set_up(images, values)
 
 
 @contextlib.contextmanager
@@ -238,6 +241,8 @@ def _pictures(run: Run, loggers: trackers.Loggers) -> list[Callback]:
     if run.values["trainer"]["fast_dev_run"]:
         return []
     data = run.values["data"]
+    if data["mean"] is None:
+        return []  # of a data module that does not say how its images become pictures
     send = partial(trackers.log_picture, loggers, "views")
     return [AugmentedViews(run.folder / "figures" / "views.png", data["mean"], data["std"], send)]
 
@@ -246,7 +251,7 @@ def _pictures(run: Run, loggers: trackers.Loggers) -> list[Callback]:
 def _tell_tests(
     run: Run,
     loggers: trackers.Loggers,
-    images: ImageDataModule,
+    images: ClassificationData,
     last: scores.Scores,
     best: scores.Scores | None,
     step: int,
@@ -333,7 +338,7 @@ def _is_behind(path: Path, trainer: Trainer) -> bool:
     return not is_whole(path) or int(format.load(path)["global_step"]) < trainer.global_step
 
 
-def _test_best(trainer: Trainer, module: DistillationModule, images: ImageDataModule) -> scores.Scores | None:
+def _test_best(trainer: Trainer, module: DistillationModule, images: ClassificationData) -> scores.Scores | None:
     kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
     # Processes that torchrun starts may have named folders of their own; only the first one writes.
     path = broadcast_from_rank_zero(kept[0].best_model_path if kept else "")
@@ -402,11 +407,13 @@ def _note(values: Values, result: TrainResult) -> str:
     if not result.last.validated:
         return f"* deployed. Nothing was validated, so nothing chose an epoch or a peer. {tested}"
     where = "the test set itself" if values["data"]["selection"] == "paper" else "a held-out part of the training set"
+    if "_target_" in values["data"]:
+        where = "the validation images of the data module"
     what = "Epoch and peer were" if result.last.peer_was_chosen else "The peer was set beforehand, the epoch"
     return f"* deployed. {what} chosen on {where}. {tested}"
 
 
-def _opening(run: Run, module: DistillationModule, images: ImageDataModule) -> str:
+def _opening(run: Run, module: DistillationModule, images: ClassificationData) -> str:
     values = run.values
     lines = [f"Warning: {warning}" for warning in schema.warnings(values)]
     channels, height, width = images.image_shape
@@ -414,7 +421,7 @@ def _opening(run: Run, module: DistillationModule, images: ImageDataModule) -> s
     lines.append(
         f"{values['method']['name']}: {_peers(values)} "
         f"({size:,} parameters each) on {values['data']['name']} "
-        f"({images.train_size:,} training, {images.val_size:,} validation, {images.test_size:,} test images of "
+        f"({describe_sizes(images)} images of "
         f"{channels}x{height}x{width}, {images.num_classes} classes)"
     )
     return "\n".join(lines)

@@ -7,13 +7,15 @@ import shutil
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.files.checks import reading, unpack_tar
 from dkel_lightning.data.files.download import fetch, file_md5, taking_turns
 from dkel_lightning.data.imageset import Images, ImageSet
+from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
 
 Name = Literal["CIFAR10", "CIFAR100"]
@@ -117,3 +119,33 @@ def _cure(official: Any, root: Path) -> str:
         f"Put {official.filename} ({official.url}, md5 {official.tgz_md5}) into {root}, or set data.download=true on a "
         "machine with a network"
     )
+
+
+class _CIFARDataModule(ImageDataModule):
+    _official: ClassVar[Name]
+
+    def prepare_data(self) -> None:
+        """Download the official archive into `root` unless its files are there."""
+        prepare_cifar(self._official, self.root, self.download)
+
+    def read(self) -> ImageSet:
+        """Read the images."""
+        return read_cifar(self._official, self.root)
+
+
+@register_data("cifar10")
+class CIFAR10DataModule(_CIFARDataModule):
+    """CIFAR-10: 50,000 training and 10,000 test images `[3, 32, 32]`. Arguments: `ImageDataModule`."""
+
+    _official = "CIFAR10"
+    default_mean = (0.4914, 0.4822, 0.4465)
+    default_std = (0.2470, 0.2435, 0.2616)
+
+
+@register_data("cifar100")
+class CIFAR100DataModule(_CIFARDataModule):
+    """CIFAR-100: 50,000 training and 10,000 test images `[3, 32, 32]`. Arguments: `ImageDataModule`."""
+
+    _official = "CIFAR100"
+    default_mean = (0.5071, 0.4866, 0.4409)
+    default_std = (0.2675, 0.2565, 0.2761)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.files.cache import FOLDER as CACHE_FOLDER
 from dkel_lightning.data.files.cache import ImageCache, Listing, Recipe
 from dkel_lightning.data.files.checks import reading, refuse_lookalikes, regular_files
 from dkel_lightning.data.files.decode import decode_fitted
 from dkel_lightning.data.files.download import taking_turns
 from dkel_lightning.data.imageset import ImageSet, check_image_set
-from dkel_lightning.errors import DataError
+from dkel_lightning.data.registry import register_data
+from dkel_lightning.errors import ConfigError, DataError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _MOST_FILE_BYTES = 256 << 20
@@ -161,3 +164,32 @@ def image_bytes(path: Path) -> bytes:
     if len(content) > _MOST_FILE_BYTES:
         raise DataError(f"{path} holds more than {_MOST_FILE_BYTES} bytes: remove or shrink it")
     return content
+
+
+@register_data("image_folder")
+class ImageFolderDataModule(ImageDataModule):
+    """A folder of images: `root/train/<class>/...` and `root/test/<class>/...` or `root/val/<class>/...`.
+
+    With both, `val` is the validation split. Every image becomes RGB: its central square, scaled.
+
+    Args:
+        *args: As in `ImageDataModule`.
+        image_size: Height and width of the scaled images, in pixels.
+        cache_dir: Folder of the cache; None puts it into `root`.
+        **kwargs: As in `ImageDataModule`.
+    """
+
+    def __init__(self, *args: Any, image_size: int = 64, cache_dir: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if image_size < 1:
+            raise ConfigError(f"image_size={image_size} is too small: the least is 1")
+        self.image_size = image_size
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+
+    def prepare_data(self) -> None:
+        """Decode the images into the cache unless that is up to date."""
+        prepare_image_folder(self.root, self.image_size, self.cache_dir)
+
+    def read(self) -> ImageSet:
+        """Read the images."""
+        return read_image_folder(self.root, self.image_size, self.cache_dir)

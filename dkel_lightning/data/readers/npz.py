@@ -11,8 +11,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.files.checks import BROKEN_ZIP, check_members, open_member, reading, refuse_lookalikes
 from dkel_lightning.data.imageset import Images, ImageSet, check_image_set
+from dkel_lightning.data.registry import register_data
 from dkel_lightning.data.residency import free_host_memory
 from dkel_lightning.errors import DataError
 
@@ -162,3 +164,17 @@ def _labels(array: NDArray[Any], name: str) -> NDArray[np.int64]:
     if len(array) and int(array.min()) < 0:
         raise DataError(f"{name} contains {int(array.min())}; number the classes from 0")
     return array.astype(np.int64)
+
+
+@register_data("npz")
+class NpzDataModule(ImageDataModule):
+    """An `.npz` file in the MedMNIST layout; `root` is its path. Arguments: `ImageDataModule`.
+
+    Not mirrored unless asked for: what is in the file may be writing, or organs that have a side.
+    """
+
+    default_flip = False
+
+    def read(self) -> ImageSet:
+        """Read the images."""
+        return read_npz(self.root)

@@ -7,11 +7,12 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.files.cache import FOLDER as CACHE_FOLDER
 from dkel_lightning.data.files.cache import ImageCache, Listing, Recipe
 from dkel_lightning.data.files.checks import BROKEN_ZIP, check_members, read_member, reading, regular_files
@@ -19,6 +20,7 @@ from dkel_lightning.data.files.decode import decode_exact
 from dkel_lightning.data.files.download import fetch, file_md5, taking_turns
 from dkel_lightning.data.imageset import ImageSet, check_image_set
 from dkel_lightning.data.readers.image_folder import folder_fingerprint
+from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -263,3 +265,32 @@ def _notes(files: Files, splits: dict[str, Listing]) -> dict[str, str | bool]:
 
 def _is_wnids(name: str) -> bool:
     return name in ("wnids.txt", f"{FOLDER}/wnids.txt")
+
+
+@register_data("tinyimagenet")
+class TinyImageNetDataModule(ImageDataModule):
+    """TinyImageNet: 100,000 training and 10,000 test images `[3, 64, 64]` of 200 classes.
+
+    The test set is the official validation set, since the official test set has no labels. `root` is, or holds,
+    `tiny-imagenet-200.zip` or the unpacked folder.
+
+    Args:
+        *args: As in `ImageDataModule`.
+        cache_dir: Folder of the decoded images; None: beside the zip or folder.
+        **kwargs: As in `ImageDataModule`.
+    """
+
+    default_mean = (0.4802, 0.4481, 0.3975)
+    default_std = (0.2302, 0.2265, 0.2262)
+
+    def __init__(self, *args: Any, cache_dir: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+
+    def prepare_data(self) -> None:
+        """Download the zip unless there is one, and decode it into the cache unless that is up to date."""
+        prepare_tinyimagenet(self.root, self.download, self.cache_dir)
+
+    def read(self) -> ImageSet:
+        """Read the images."""
+        return read_tinyimagenet(self.root, self.cache_dir)

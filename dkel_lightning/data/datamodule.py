@@ -1,4 +1,4 @@
-"""Lightning data modules: one a data set, all with the same batches, splits and settings."""
+"""The Lightning data module of every data set here: the same batches, splits and settings whatever reads the images."""
 
 from __future__ import annotations
 
@@ -11,19 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dkel_lightning.data.augment import CropFlip
-from dkel_lightning.data.device_loaders import Batch, DeviceEvaluationLoader, DeviceLoader, TrainingLoader
+from dkel_lightning.data.batch import Batch
+from dkel_lightning.data.device_loaders import DeviceEvaluationLoader, DeviceLoader, TrainingLoader
 from dkel_lightning.data.imageset import Images, ImageSet, channel_statistics, check_image_set
 from dkel_lightning.data.label_noise import LabelNoise
-from dkel_lightning.data.readers.cifar import prepare_cifar, read_cifar
-from dkel_lightning.data.readers.digits import read_digits
-from dkel_lightning.data.readers.image_folder import prepare_image_folder, read_image_folder
-from dkel_lightning.data.readers.npz import read_npz
-from dkel_lightning.data.readers.tinyimagenet import prepare_tinyimagenet, read_tinyimagenet
+from dkel_lightning.data.own import ClassificationData
 from dkel_lightning.data.residency import Residency, choose_residency
 from dkel_lightning.data.splits import limited, validation_split
 from dkel_lightning.data.worker_loaders import StoredImages, WorkerEvaluationLoader, WorkerLoader
@@ -44,12 +40,15 @@ class _Place(NamedTuple):
     world: int
 
 
-class ImageDataModule(LightningDataModule, ABC):
+class ImageDataModule(ClassificationData, ABC):
     """Train, validation and test loaders of an image classification set.
 
     Training batches are (views float32 `[B, V, C, H, W]`, labels, indices), evaluation batches (images `[B, C, H, W]`,
     labels, indices); indices count within the split. It also works without a Trainer: `prepare_data()`, `setup()`, then
     the loaders, on the CPU and for one process.
+
+    A data set says how its images are read (`read`, after `prepare_data`, which downloads and decodes) and is known by
+    its name once `register_data` has it.
 
     Attributes known after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`, `val_size`, `test_size`,
     and `true_labels`, an int64 tensor `[N]` of the training labels before label noise, by sample index.
@@ -136,13 +135,10 @@ class ImageDataModule(LightningDataModule, ABC):
     default_std: tuple[float, ...] | None = None
 
     @abstractmethod
-    def _read(self) -> ImageSet:
-        """Return the images; called on every process after `prepare_data`."""
+    def read(self) -> ImageSet:
+        """Read the images; called on every process after `prepare_data`."""
 
     # Lightning's hooks.
-
-    def prepare_data(self) -> None:
-        """Download and decode what is needed; Lightning calls this on one process a node."""
 
     def setup(self, stage: str | None = None) -> None:
         """Read the images and divide them; does nothing the second time.
@@ -153,13 +149,14 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         if self._splits:
             return
-        data = self._read()
+        data = self.read()
         check_image_set(data, str(self.root))
         self.class_names = data.class_names
         self.num_classes = len(data.class_names)
         channels, height, width = data.train.images.shape[1:]
         self.image_shape = (channels, height, width)
         self._augment = self._make_augment(data)
+        self.normalize = self._augment.normalize
         self._splits = self._divide(data)
         self.train_size, self.val_size, self.test_size = (len(self._splits[s]) for s in ("train", "val", "test"))
 
@@ -211,35 +208,22 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._training_loader(_Place(device, 0, 1))
 
     def _training_loader(self, place: _Place) -> TrainingLoader:
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        settings: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "views": self.views,
+            "seed": self.seed,
+            "epoch": self.trainer.current_epoch if self.trainer is not None else 0,
+            "rank": place.rank,
+            "world": place.world,
+            "drop_last": self.drop_last,
+        }
         stored = self._splits_or_error()["train"]
         if self._residency(place) == "device":
-            images, labels = self._on_device("train", place.device)
-            return DeviceLoader(
-                images,
-                labels,
-                self.augment,
-                batch_size=self.batch_size,
-                views=self.views,
-                seed=self.seed,
-                epoch=epoch,
-                rank=place.rank,
-                world=place.world,
-                drop_last=self.drop_last,
-            )
-        return WorkerLoader(
-            stored,
-            self.augment,
-            batch_size=self.batch_size,
-            views=self.views,
-            seed=self.seed,
-            epoch=epoch,
-            rank=place.rank,
-            world=place.world,
-            drop_last=self.drop_last,
-            workers=self.workers,
-            pin_memory=place.device.type == "cuda",
-        )
+            return DeviceLoader(*self._on_device("train", place.device), self.augment, **settings)
+        return WorkerLoader(stored, self.augment, **settings, **self._of_workers(place))
+
+    def _of_workers(self, place: _Place) -> dict[str, Any]:
+        return {"workers": self.workers, "pin_memory": place.device.type == "cuda"}
 
     def val_dataloader(self) -> EvaluationLoader:
         """Return the loader that chooses epochs: held-out training images, or the test set for `selection="paper"`."""
@@ -311,21 +295,10 @@ class ImageDataModule(LightningDataModule, ABC):
     def _evaluation(self, name: str) -> EvaluationLoader:
         stored = self._splits_or_error()[name]
         place = self._place()
-        normalize = self.augment.normalize
+        settings: dict[str, Any] = {"batch_size": self.eval_batch_size, "rank": place.rank, "world": place.world}
         if self.chosen_residency == "device":
-            images, labels = self._on_device(name, place.device)
-            return DeviceEvaluationLoader(
-                images, labels, normalize, batch_size=self.eval_batch_size, rank=place.rank, world=place.world
-            )
-        return WorkerEvaluationLoader(
-            stored,
-            normalize,
-            batch_size=self.eval_batch_size,
-            rank=place.rank,
-            world=place.world,
-            workers=self.workers,
-            pin_memory=place.device.type == "cuda",
-        )
+            return DeviceEvaluationLoader(*self._on_device(name, place.device), self.augment.normalize, **settings)
+        return WorkerEvaluationLoader(stored, self.augment.normalize, **settings, **self._of_workers(place))
 
     def _on_device(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
         if name == "val" and self.selection == "paper":
@@ -392,121 +365,6 @@ class ImageDataModule(LightningDataModule, ABC):
         # A smaller one makes values whose squares overflow.
         if self.std is not None and not all(1e-6 <= value < math.inf for value in self.std):
             raise ConfigError(f"std={list(self.std)} must hold positive numbers, of at least 1e-6")
-
-
-class DigitsDataModule(ImageDataModule):
-    """scikit-learn's digits: 1,437 training and 360 test images `[1, 8, 8]` of 10 classes.
-
-    They need no download, and `root` is not used; the division is stratified and fixed. Arguments: `ImageDataModule`.
-    """
-
-    default_padding = 1
-    default_flip = False
-    # Measured on the training images, as `channel_statistics` does.
-    default_mean = (0.3051,)
-    default_std = (0.3758,)
-
-    def _read(self) -> ImageSet:
-        return read_digits()
-
-
-class CIFAR10DataModule(ImageDataModule):
-    """CIFAR-10: 50,000 training and 10,000 test images `[3, 32, 32]`. Arguments: `ImageDataModule`."""
-
-    default_mean = (0.4914, 0.4822, 0.4465)
-    default_std = (0.2470, 0.2435, 0.2616)
-
-    def prepare_data(self) -> None:
-        """Download the official archive into `root` unless its files are there."""
-        prepare_cifar("CIFAR10", self.root, self.download)
-
-    def _read(self) -> ImageSet:
-        return read_cifar("CIFAR10", self.root)
-
-
-class CIFAR100DataModule(ImageDataModule):
-    """CIFAR-100: 50,000 training and 10,000 test images `[3, 32, 32]`. Arguments: `ImageDataModule`."""
-
-    default_mean = (0.5071, 0.4866, 0.4409)
-    default_std = (0.2675, 0.2565, 0.2761)
-
-    def prepare_data(self) -> None:
-        """Download the official archive into `root` unless its files are there."""
-        prepare_cifar("CIFAR100", self.root, self.download)
-
-    def _read(self) -> ImageSet:
-        return read_cifar("CIFAR100", self.root)
-
-
-class _CachedDataModule(ImageDataModule):
-    """A set of image files that are decoded once into a cache.
-
-    Args:
-        *args: As in `ImageDataModule`.
-        cache_dir: Folder of the cache; None puts it beside the images.
-        **kwargs: As in `ImageDataModule`.
-    """
-
-    def __init__(self, *args: Any, cache_dir: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
-
-
-class TinyImageNetDataModule(_CachedDataModule):
-    """TinyImageNet: 100,000 training and 10,000 test images `[3, 64, 64]` of 200 classes.
-
-    The test set is the official validation set, since the official test set has no labels. `root` is, or holds,
-    `tiny-imagenet-200.zip` or the unpacked folder. Arguments: `ImageDataModule`, and `cache_dir`, the folder of the
-    decoded images (None: beside the zip or folder).
-    """
-
-    default_mean = (0.4802, 0.4481, 0.3975)
-    default_std = (0.2302, 0.2265, 0.2262)
-
-    def prepare_data(self) -> None:
-        """Download the zip unless there is one, and decode it into the cache unless that is up to date."""
-        prepare_tinyimagenet(self.root, self.download, self.cache_dir)
-
-    def _read(self) -> ImageSet:
-        return read_tinyimagenet(self.root, self.cache_dir)
-
-
-class ImageFolderDataModule(_CachedDataModule):
-    """A folder of images: `root/train/<class>/...` and `root/test/<class>/...` or `root/val/<class>/...`.
-
-    With both, `val` is the validation split. Every image becomes RGB: its central square, scaled.
-
-    Args:
-        *args: As in `ImageDataModule`.
-        image_size: Height and width of the scaled images, in pixels.
-        cache_dir: Folder of the cache; None puts it into `root`.
-        **kwargs: As in `ImageDataModule`.
-    """
-
-    def __init__(self, *args: Any, image_size: int = 64, cache_dir: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, cache_dir=cache_dir, **kwargs)
-        if image_size < 1:
-            raise ConfigError(f"image_size={image_size} is too small: the least is 1")
-        self.image_size = image_size
-
-    def prepare_data(self) -> None:
-        """Decode the images into the cache unless that is up to date."""
-        prepare_image_folder(self.root, self.image_size, self.cache_dir)
-
-    def _read(self) -> ImageSet:
-        return read_image_folder(self.root, self.image_size, self.cache_dir)
-
-
-class NpzDataModule(ImageDataModule):
-    """An `.npz` file in the MedMNIST layout; `root` is its path. Arguments: `ImageDataModule`.
-
-    Not mirrored unless asked for: what is in the file may be writing, or organs that have a side.
-    """
-
-    default_flip = False
-
-    def _read(self) -> ImageSet:
-        return read_npz(self.root)
 
 
 def _whole(split: Images) -> StoredImages:

@@ -1,0 +1,218 @@
+"""Code of the user's own: what `modules=` and `data._target_=` name becomes a choice of its group.
+
+Without either nothing is imported here. What a configuration read from a file names is never looked at: only what was
+typed, or composed from a folder of the user's own, is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+
+from dkel_lightning.app.config import schema
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
+
+GROUPS = ("data", "method", "backbone", "teacher")
+Values = Mapping[str, Any]
+Node = dict[str, Any]
+
+OF_EVERY_DATA: Node = {
+    "root": None,
+    "selection": "validation",
+    "num_classes": None,
+    "image_shape": None,
+    "class_names": None,
+    "mean": None,
+    "std": None,
+}
+"""What tasks ask of data, for a data module of the user's own that does not have it as an argument."""
+
+
+def load(arguments: Sequence[str], config_dir: Path | None) -> list[str]:
+    """Import what the command line names, and make it a choice; return the arguments with `data._target_` chosen so.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    changed = [_as_choice(argument) for argument in arguments]
+    named = [name for item in _overrides(changed, "modules=") for name in _names(item)]
+    paths = [name for item in _overrides(changed, "data=") for name in _names(item) if "." in name]
+    if not named and not paths:
+        return changed
+    from dkel_lightning import data
+    from dkel_lightning.app import build
+
+    build.import_modules(named)
+    for path in paths:
+        data.register_data(path)(build.data_at(path))
+    _store_all(config_dir)
+    _refuse_unused(changed)
+    return changed
+
+
+def _as_choice(argument: str) -> str:
+    prefix, found, path = argument.partition("data._target_=")
+    return f"data={path}" if found and prefix in ("", "+", "++") else argument
+
+
+def _overrides(arguments: Sequence[str], beginning: str) -> Iterator[Override]:
+    for argument in arguments:
+        if argument.lstrip("+").startswith(beginning):
+            with contextlib.suppress(OverrideParseException):  # named by the check of all arguments
+                yield OverridesParser.create().parse_overrides([argument])[0]
+
+
+def _names(item: Override) -> list[str]:
+    if item.is_sweep_override():
+        return [str(name) for name in item.sweep_string_iterator()] if item.is_discrete_sweep() else []
+    value: Any = item.value()
+    return [str(name) for name in value] if isinstance(value, list) else [str(value)]
+
+
+def _refuse_unused(arguments: Sequence[str]) -> None:
+    """Refuse keys of data that the chosen data module does not have, though an experiment may have them.
+
+    Raises:
+        ConfigError: with the keys that it has.
+    """
+    stored = ConfigStore.instance().repo.get("data", {})
+    chosen = [name for item in _overrides(arguments, "data=") for name in _names(item)]
+    for node in (stored[f"{name}.yaml"].node for name in chosen if f"{name}.yaml" in stored):
+        for item in _overrides(arguments, "data."):
+            key = item.key_or_group
+            if "defaults" not in node and key.split(".")[1] not in node:
+                raise ConfigError(schema.unknown_key(key, [f"data.{name}" for name in node if name != "_target_"]))
+
+
+def choices(group: str) -> set[str]:
+    """Name the choices of a group that are code of the user's own."""
+    there = ConfigStore.instance().repo.get(group, {}) if group in GROUPS else {}
+    return {name.removesuffix(".yaml") for name in there}
+
+
+def _store_all(config_dir: Path | None) -> None:
+    from dkel_lightning import data, methods, networks
+
+    for name, kind in data.DATASETS.items():
+        _store("data", name, _data_node(name, kind), config_dir)
+    for name, preset in methods.METHODS.items():
+        _store("method", name, _method_node(name, preset), config_dir, package="_global_")
+        if preset.teacher and preset.teacher.get("update") != "none":
+            _store("teacher", name, {"defaults": ["_base"], **preset.teacher}, config_dir)
+    for name in networks.BACKBONES:
+        _store("backbone", name, {"defaults": ["_base"], "name": name}, config_dir)
+
+
+def _store(group: str, name: str, node: Node, config_dir: Path | None, package: str | None = None) -> None:
+    # Under the name of a file Hydra would lay it under the file.
+    places = [place / group / f"{name}.yaml" for place in (schema.folder(), config_dir) if place is not None]
+    if not any(place.is_file() for place in places):
+        ConfigStore.instance().store(name, node, group=group, package=package)
+
+
+def _data_node(name: str, kind: Any) -> Node:
+    from dkel_lightning.data import ImageDataModule, own
+    from dkel_lightning.data.registry import path_of
+
+    settings = own.defaults(kind)
+    target = {} if "." not in name and issubclass(kind, ImageDataModule) else {"_target_": name}
+    if target and "." not in name:
+        target = {"_target_": path_of(kind)}
+    usual = own.defaults(ImageDataModule)
+    if not set(usual) <= set(settings):
+        return {**OF_EVERY_DATA, "name": name, **target, **settings}
+    theirs = {key: value for key, value in settings.items() if key not in usual or value != usual[key]}
+    return {"defaults": ["_base"], "name": name, **target, **theirs}
+
+
+def _method_node(name: str, preset: Any) -> Node:
+    from dkel_lightning.methods.base import from_mapping
+
+    settings = from_mapping(preset.method.Settings, preset.settings, f"method {name}")
+    node = asdict(settings)
+    for key, value in vars(settings).items():
+        if isinstance(value, RampUp) and (value.epochs, value.share) == (RampUp().epochs, None):
+            node[key] |= _protocol("rampup", "epochs", "share")
+        if isinstance(value, EnsembleTerm) and (value.decay, value.decay_share) == (EnsembleTerm().decay, None):
+            node[key] |= _protocol("ensemble", "decay", "decay_share")
+    common = {key: getattr(preset, key) for key in ("peers", "sharing", "views", "classifiers")}
+    without = preset.method.teacher == "none" or preset.teacher.get("update") == "none"
+    teacher = "none" if without else name if preset.teacher else None
+    defaults = [] if teacher is None else [{"override /teacher": teacher}]
+    return {"defaults": [*defaults, "_self_"], "method": {"name": name, **common, **node}}
+
+
+def _protocol(part: str, *keys: str) -> Node:
+    """Let an experiment fit the length to its own, as it does for the methods that ship."""
+    return {key: f"${{protocol.{part}.{key}}}" for key in keys}
+
+
+# ---------------------------------------------------------------------- data of the user's own in a run
+
+
+def data_settings(settings: Values) -> Node:
+    """Complete the settings of a data module of the user's own, which a file of theirs may give in two lines.
+
+    What an experiment says of this library's loaders is left out of them, once the module is known.
+    """
+    path = settings.get("_target_")
+    if path is None:
+        return dict(settings)
+    from dkel_lightning import data
+    from dkel_lightning.data import own
+
+    kind = data.registered_at(path)
+    usual = set() if kind is None else set(own.defaults(data.ImageDataModule)) - set(own.parameters(kind))
+    given = {key: value for key, value in settings.items() if key not in usual - set(OF_EVERY_DATA)}
+    return {**OF_EVERY_DATA, "name": path, **given}
+
+
+def with_own_data(values: Values) -> Node:
+    """Register the data module that composed settings name: the user has chosen it.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    path = values["data"].get("_target_")
+    if path is None:
+        return dict(values)
+    from dkel_lightning import data
+    from dkel_lightning.app import build
+
+    if data.registered_at(path) is None:
+        data.register_data(path)(build.data_at(path))
+    return {**values, "data": data_settings(values["data"])}
+
+
+def is_named_again(key: str, saved: Values, given: Values) -> bool:
+    """Tell whether an override only repeats which code of the user's own a saved run needs."""
+    if key == "data":
+        path = saved.get("data", {}).get("_target_")
+        return path is not None and path == given["data"].get("_target_")
+    return bool(key == "modules" and saved.get("modules") == given["modules"])
+
+
+def later_keys(saved: Values, given: Values) -> Values:
+    """Give the keys of data that came after a run was saved; those of a user's own are as they were."""
+    return {} if "_target_" in saved.get("data", {}) else given["data"]
+
+
+def refuse_data_of_strangers(values: Values, given: Values) -> None:
+    """Refuse a data module that only the file beside a checkpoint names.
+
+    Raises:
+        CheckpointError: with the cure.
+    """
+    if values["data"].get("_target_") is not None and not given["trust"]:
+        from dkel_lightning.app import build
+
+        build.refuse_untrusted({"data": values["data"]})
