@@ -22,18 +22,6 @@ from dkel_lightning.runtime import memory
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.memory import PeakMemory
 
-NAMES = {
-    "plain": "loop written by hand",
-    "eager": "Trainer, eager",
-    "compile": "Trainer, compiled",
-    "cuda_graph": "Trainer, CUDA graph",
-    "cuda_graph_compiled": "Trainer, CUDA graph, compiled",
-    "eager_workers": "Trainer, eager, images in workers",
-    "bare_eager": "without Lightning, eager",
-    "bare_compile": "without Lightning, compiled",
-    "bare_cuda_graph": "without Lightning, CUDA graph",
-    "bare_cuda_graph_compiled": "without Lightning, CUDA graph, compiled",
-}
 COLOURS = {"plain": "#888888", "trainer": "#1f77b4", "bare": "#9ecae1"}
 
 
@@ -237,8 +225,9 @@ def table(result: BenchmarkResult) -> tuple[list[str], list[list[str]]]:
 
 
 def _name(label: str) -> str:
-    """Say in words what a side is; a variant is named by its own label."""
-    return NAMES.get(label, f"Trainer, {label}")
+    if label == "plain":
+        return "loop written by hand"
+    return f"without Lightning, {label[5:]}" if label.startswith("bare_") else f"Trainer, {label}"
 
 
 def _with_spread(spread: Spread | None) -> str:
