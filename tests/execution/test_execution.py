@@ -30,7 +30,6 @@ from dkel_lightning.errors import ConfigError, NonFiniteError
 from dkel_lightning.execution.captured import CapturedStep, CaptureError
 from dkel_lightning.methods.baseline import Baseline
 from dkel_lightning.modules import batch as batches
-from dkel_lightning.modules import distillation
 from dkel_lightning.modules.optim import configure, fused
 from dkel_lightning.settings.execution import Execution
 from tests.execution.tape import Tape, no_host_reads, tape
@@ -457,9 +456,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     Let pass are the check of the labels, on a GPU once an epoch, and the verdict on a loss, which there is copied to
     the host beside the computation and read a step later.
     """
-    monkeypatch.setattr(distillation, "check_labels", lambda labels, classes: None)
-    monkeypatch.setattr(batches, "sync_blocks", lambda device: True)
-    for module in (distillation, collapse, step_recorder):
+    monkeypatch.setattr(batches, "check_labels", lambda labels, classes: None)
+    for module in (batches, collapse, step_recorder):
         monkeypatch.setattr(module, "sync_blocks", lambda device: True)
 
     def read(self: Verdict) -> bool:

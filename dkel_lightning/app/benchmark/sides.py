@@ -95,14 +95,16 @@ RANDOM_IMAGES = 50_000
 
 def images_of(values: Values, *, invented: bool) -> ImageDataModule:
     """Read the images, or invent random ones of the same shape and number of classes; downloads nothing."""
-    data = {**values["data"], "download": False}
+    data = {**values["data"], **({"download": False} if "download" in values["data"] else {})}
     images: Any = build.datamodule({**values, "data": data})
+    if not isinstance(images, ImageDataModule):
+        raise ConfigError("task=benchmark measures this library's loaders: choose a data set of its own, data=digits.")
     if invented:
         images.prepare_data = lambda: None
-        images._read = lambda: random_images(data["name"])
+        images.read = lambda: random_images(data["name"])
     images.prepare_data()
     images.setup()
-    return cast(ImageDataModule, images)
+    return images
 
 
 def must_invent(values: Values) -> str | None:
