@@ -41,12 +41,12 @@ def test_a_gradient_that_explodes_under_a_finite_loss_is_named_before_the_step(t
     original = module.method.loss_terms
 
     def with_a_root_at_zero(inputs: Any) -> dict[str, Tensor]:
-        terms = original(inputs)
+        terms: dict[str, Tensor] = original(inputs)
         # Adds 0 to the loss, and infinity to its gradient.
         root = (inputs.student.logits - inputs.student.logits.detach()).sum().sqrt()
         return terms | {"ce": terms["ce"] + root}
 
-    module.method.loss_terms = with_a_root_at_zero  # type: ignore[method-assign]
+    module.method.loss_terms = with_a_root_at_zero
     before = parameters_of(module.student)
     with pytest.raises(NonFiniteError, match=r"gradients became NaN or infinite \(student\.network\S+, .* \(step 0, "):
         trainer(default_root_dir=tmp_path, gradient_clip_val=1.0).fit(module, train_loader())

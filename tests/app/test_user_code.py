@@ -18,13 +18,13 @@ from PIL import Image
 
 from dkel_lightning import data, methods, networks
 from dkel_lightning.app import build, tasks
-from dkel_lightning.app.cli import main, user_code
+from dkel_lightning.app.cli import saved_settings, user_code
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.modules.batch import unpack
-from tests.compose import compose
+from tests.compose import compose, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = "modules=[my_code]"
@@ -94,7 +94,7 @@ def test_a_method_without_a_teacher_gets_none_and_another_teacher_can_be_chosen(
 def test_a_misspelt_name_is_answered_with_the_choices_and_those_of_the_user(typed: str, message: str) -> None:
     chosen = ["data=stripes"] if typed.startswith("data.") else []
     with pytest.raises(ConfigError, match=message):
-        main.prepare([MODULES, *chosen, typed])
+        prepare([MODULES, *chosen, typed])
 
 
 def test_a_preset_in_a_folder_of_the_users_own_stands_for_what_is_registered(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_preset_in_a_folder_of_the_users_own_stands_for_what_is_registered(tmp
 
 def test_without_modules_nothing_of_the_users_is_imported_and_torch_neither() -> None:
     code = (
-        "import sys; from dkel_lightning.app.cli import main; main.prepare(['data=digits']); "
+        "import sys; from dkel_lightning.app.cli import main; main.prepared(['data=digits']); "
         "print([m for m in ('torch', 'lightning', 'my_code') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -164,7 +164,7 @@ def test_what_a_data_module_does_not_say_is_given_by_a_key() -> None:
 )
 def test_a_mistake_in_a_data_module_is_named_before_a_run_begins(typed: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        main.prepare(typed)
+        prepare(typed)
 
 
 def test_an_argument_without_a_value_is_asked_for() -> None:
@@ -228,10 +228,10 @@ def test_a_data_module_that_only_a_file_names_is_never_imported(target: str, str
     (strangers / "config.yaml").write_text(yaml.safe_dump(saved))
     given = compose()
     with pytest.raises(CheckpointError, match=r"would import .* \(data._target_\).* name it again, data._target_="):
-        main.of_checkpoint(saved, given, ["task=evaluate"])
+        saved_settings.of_checkpoint(saved, given, ["task=evaluate"])
     with pytest.raises(CheckpointError, match="would import"):
-        build.refuse_untrusted(main.laid_over(saved, given, []))
-    main.prepare([f"resume={strangers}"])
+        build.refuse_untrusted(saved_settings.laid_over(saved, given, []))
+    prepare([f"resume={strangers}"])
     assert not (strangers.parent / "trace").exists()
 
 
@@ -239,6 +239,6 @@ def test_naming_another_data_module_lets_no_other_pass() -> None:
     saved = {**compose(), "data": {**compose()["data"], "_target_": "evil.Evil"}}
     given = composed(NOISE, "data.count=48")
     with pytest.raises(ConfigError, match="data would change a run that is being resumed"):
-        main.laid_over(saved, given, ["data=my_code.Noise"])
-    chosen = main.of_checkpoint(saved, given, ["data=my_code.Noise"])
+        saved_settings.laid_over(saved, given, ["data=my_code.Noise"])
+    chosen = saved_settings.of_checkpoint(saved, given, ["data=my_code.Noise"])
     assert chosen["data"]["_target_"] == "my_code.Noise"

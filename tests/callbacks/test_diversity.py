@@ -188,7 +188,7 @@ def test_the_first_batch_of_the_epoch_gives_the_gradients_and_survives_a_checkpo
 
 def test_a_fit_that_breaks_off_leaves_no_observer() -> None:
     module = build("dkel")
-    module.method.loss_terms = lambda inputs: {}  # type: ignore[method-assign]
+    module.method.loss_terms = lambda inputs: {}
     with pytest.raises(ConfigError):
         trainer().fit(module, train_loader())
     assert module.observers == []

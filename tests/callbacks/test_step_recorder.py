@@ -82,7 +82,7 @@ def test_nan_images_stop_the_run_and_the_terms_are_named(tmp_path: Path) -> None
 def test_only_the_term_at_fault_is_named(tmp_path: Path) -> None:
     module = build(teacher={"init_steps": 0})
     original = module.method.loss_terms
-    module.method.loss_terms = lambda inputs: original(inputs) | {"kd_assembled": torch.tensor(float("inf"))}  # type: ignore[method-assign]
+    module.method.loss_terms = lambda inputs: original(inputs) | {"kd_assembled": torch.tensor(float("inf"))}
     with pytest.raises(NonFiniteError, match=r"; non-finite terms: kd_assembled \(step 0, epoch 1\)\. Lower"):
         trainer(default_root_dir=tmp_path).fit(module, train_loader())
 

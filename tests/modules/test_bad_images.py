@@ -81,7 +81,7 @@ def test_broken_images_of_another_process_are_at_fault_on_all(tmp_path: Path, mo
     ours = module()
     # As the other process's loss makes it.
     nothing = {name: torch.tensor(float("nan"), requires_grad=True) for name in ours.method.terms}
-    ours.method.loss_terms = lambda inputs: nothing  # type: ignore[method-assign]
+    ours.method.loss_terms = lambda inputs: nothing
     with pytest.raises(NonFiniteError, match=r"images of another process are NaN .*The data is at fault"):
         trainer(default_root_dir=tmp_path).fit(ours, loader(grey()))
 

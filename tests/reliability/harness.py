@@ -23,6 +23,7 @@ from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import TrainResult, train
 from dkel_lightning.checkpoints import format
 from dkel_lightning.modules import teacher
+from dkel_lightning.runtime import processes
 from tests.compose import tiny_run
 
 # Three epochs of five batches, two accumulated: every epoch ends in a window of one.
@@ -124,7 +125,7 @@ def patched(place: str) -> None:
         patch.setattr(torch, "save", torn_write(n))
     elif name == "initialising":
         # Once for each of its steps.
-        patch.setattr(teacher, "average_over_processes", nth(n, teacher.average_over_processes))
+        patch.setattr(teacher, "average_over_processes", nth(n, processes.average_over_processes))
     else:
         owner, hook = hooks[name]
         patch.setattr(owner, hook, nth(n, getattr(owner, hook)))

@@ -96,12 +96,13 @@ RANDOM_IMAGES = 50_000
 def images_of(values: Values, *, invented: bool) -> ImageDataModule:
     """Read the images, or invent random ones of the same shape and number of classes; downloads nothing."""
     data = {**values["data"], **({"download": False} if "download" in values["data"] else {})}
-    images: Any = build.datamodule({**values, "data": data})
+    images = build.datamodule({**values, "data": data})
     if not isinstance(images, ImageDataModule):
         raise ConfigError("task=benchmark measures this library's loaders: choose a data set of its own, data=digits.")
     if invented:
-        images.prepare_data = lambda: None
-        images.read = lambda: random_images(data["name"])
+        made: Any = images
+        made.prepare_data = lambda: None
+        made.read = lambda: random_images(data["name"])
     images.prepare_data()
     images.setup()
     return images
