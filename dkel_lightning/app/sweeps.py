@@ -15,6 +15,7 @@ from dkel_lightning.app.runs.folder import values_in
 from dkel_lightning.app.runs.groups import COMPARED, SEED, Group, Sweep, has_collapsed
 from dkel_lightning.app.runs.kinds import NOTE
 from dkel_lightning.app.runs.records import WRONG_LABELS, RunRecord
+from dkel_lightning.app.runs.settings import as_written, differences
 from dkel_lightning.app.runs.tables import (
     COLUMNS,
     DIFFERENCE_HEADING,
@@ -27,7 +28,6 @@ from dkel_lightning.app.runs.tables import (
     print_table,
     write_csv,
 )
-from dkel_lightning.app.tasks.compare import as_written, differences
 from dkel_lightning.errors import OtherJobError
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.studies.seed_statistics import wilson

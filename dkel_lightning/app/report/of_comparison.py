@@ -14,7 +14,7 @@ from dkel_lightning.app.runs import kinds
 from dkel_lightning.app.runs.groups import COMPARED, Group, is_seed
 from dkel_lightning.app.runs.parsing import read_table, read_text
 from dkel_lightning.app.runs.records import RunRecord
-from dkel_lightning.app.tasks.compare import differences
+from dkel_lightning.app.runs.settings import differences
 
 
 @dataclass(frozen=True)
