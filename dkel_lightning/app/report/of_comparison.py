@@ -115,7 +115,7 @@ def _figure(comparison: ComparisonRecord) -> Markup:
 
 def _runs(comparison: ComparisonRecord, where: Path) -> Markup:
     rows = [
-        [shared.job_link(run, where), seed, shared.ending(run), percent(shared.accuracy(run)), str(run.epochs_done)]
+        [shared.job_link(run, where), seed, shared.ending(run), percent(run.figure(COMPARED)), str(run.epochs_done)]
         for group in comparison.groups
         for seed, run in group.runs.items()
     ]
