@@ -12,9 +12,10 @@ from rich.console import Console
 
 from dkel_lightning.app import figures
 from dkel_lightning.app.runs.folder import values_in
-from dkel_lightning.app.runs.groups import COMPARED, SEED, Group, Sweep, has_collapsed
+from dkel_lightning.app.runs.groups import COMPARED, Group, Sweep, has_collapsed
 from dkel_lightning.app.runs.kinds import NOTE
 from dkel_lightning.app.runs.records import WRONG_LABELS, RunRecord
+from dkel_lightning.app.runs.settings import as_written, differences
 from dkel_lightning.app.runs.tables import (
     COLUMNS,
     DIFFERENCE_HEADING,
@@ -27,7 +28,6 @@ from dkel_lightning.app.runs.tables import (
     print_table,
     write_csv,
 )
-from dkel_lightning.app.tasks.compare import as_written, differences
 from dkel_lightning.errors import OtherJobError
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.studies.seed_statistics import wilson
@@ -144,7 +144,7 @@ def _courses(sweep: Sweep) -> Iterator[list[str]]:
     """Write the course of each job: a row an epoch, under a heading; nothing where there is none."""
     names = [name for name in TABLED if any(name in job.curves for job in sweep.jobs)]
     if names:
-        yield ["job", *_varied(sweep), "epoch", *names]
+        yield ["job", *sweep.varied, "epoch", *names]
     for job in sweep.jobs:
         by_epoch: dict[float, dict[str, float]] = {}
         for name in names:
@@ -156,17 +156,13 @@ def _courses(sweep: Sweep) -> Iterator[list[str]]:
             yield [job.name, *_own(sweep, job), str(int(epoch)), *cells]
 
 
-def _varied(sweep: Sweep) -> list[str]:
-    return [*sweep.keys, *sweep.seeds, SEED]
-
-
 def _own(sweep: Sweep, job: RunRecord) -> list[str]:
-    return [(job.overrides or {}).get(key, "") for key in _varied(sweep)]
+    return [(job.overrides or {}).get(key, "") for key in sweep.varied]
 
 
 def _csv(sweep: Sweep) -> Iterator[list[object]]:
     names = [*dict.fromkeys(name for job in sweep.jobs for name in job.figures)]
-    yield ["job", *_varied(sweep), "state", "collapsed", *names, "message"]
+    yield ["job", *sweep.varied, "state", "collapsed", *names, "message"]
     for job in sweep.jobs:
         values = [job.figures.get(name) for name in names]
         message = " ".join((job.message or "").split())
@@ -208,7 +204,7 @@ def _in_full(sweep: Sweep, group: Group) -> Group:
 
 
 def _named(sweep: Sweep, job: RunRecord) -> str:
-    pairs = zip(_varied(sweep), _own(sweep, job), strict=True)
+    pairs = zip(sweep.varied, _own(sweep, job), strict=True)
     return ", ".join(f"{key}={value}" for key, value in pairs if value or key in sweep.keys)
 
 

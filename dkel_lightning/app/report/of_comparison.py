@@ -14,7 +14,7 @@ from dkel_lightning.app.runs import kinds
 from dkel_lightning.app.runs.groups import COMPARED, Group, is_seed
 from dkel_lightning.app.runs.parsing import read_table, read_text
 from dkel_lightning.app.runs.records import RunRecord
-from dkel_lightning.app.tasks.compare import differences
+from dkel_lightning.app.runs.settings import differences
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _figure(comparison: ComparisonRecord) -> Markup:
 
 def _runs(comparison: ComparisonRecord, where: Path) -> Markup:
     rows = [
-        [shared.job_link(run, where), seed, shared.ending(run), percent(shared.accuracy(run)), str(run.epochs_done)]
+        [shared.job_link(run, where), seed, shared.ending(run), percent(run.figure(COMPARED)), str(run.epochs_done)]
         for group in comparison.groups
         for seed, run in group.runs.items()
     ]

@@ -226,7 +226,7 @@ def _notes(run: RunRecord, name: str) -> Iterator[str]:
         logged = any(panel.key == "learning rate" for panel in panels.panels([*run.curves]))
         if not logged and run.config:
             scheduler = run.setting("scheduler")
-            kept = dict(shared.flat(scheduler)) if isinstance(scheduler, Mapping) else {}
+            kept = dict(scheduler) if isinstance(scheduler, Mapping) else {}
             form = str(kept.pop("_target_", "none")).rsplit(".", 1)[-1]
             said = ", ".join([form, *(f"{key} {show(value)}" for key, value in kept.items())])
             rate = show(run.setting("optimizer.lr"))
@@ -292,7 +292,7 @@ def _provenance(run: RunRecord) -> Markup:
         return note("No provenance.json.")
     packages = found.get("packages")
     versions = packages.items() if isinstance(packages, Mapping) else []
-    seeds = [(key, value) for key, value in shared.flat(run.config) if is_seed(key)]
+    seeds = [(key, value) for key, value in schema.leaves(run.config) if is_seed(key)]
     git = found.get("git")
     commit = "not a checkout"
     if isinstance(git, Mapping):

@@ -148,9 +148,17 @@ def _jobs_table(sweep: Sweep, where: Path) -> Markup:
     heading = ["job", *_headings(sweep), "seed", "state", "selected accuracy", "epoch", "last accuracy", "seconds"]
     rows = []
     for run in sweep.jobs:
-        seconds, selected = number(run.summary.get("seconds")), run.selected
-        row: list[object] = [shared.job_link(run, where), *sweep.setting(run), run.seed, shared.ending(run)]
-        row += [percent(shared.accuracy(run)), "n/a" if selected is None or selected.epoch is None else selected.epoch]
-        row += [percent(run.last.deployed_accuracy if run.last else None)]
-        rows.append([*row, "n/a" if seconds is None else f"{seconds:,.0f}"])
+        epoch, seconds = run.figure("selected epoch"), run.figure("seconds")
+        rows.append(
+            [
+                shared.job_link(run, where),
+                *sweep.setting(run),
+                run.seed,
+                shared.ending(run),
+                percent(run.figure(COMPARED)),
+                "n/a" if epoch is None else epoch,
+                percent(run.figure("last deployed accuracy")),
+                "n/a" if seconds is None else f"{seconds:,.0f}",
+            ]
+        )
     return table(heading, rows, text_columns=3 + len(sweep.keys))

@@ -21,12 +21,7 @@ OWN_LEGEND = 4
 """Settings up to which every chart names them itself; of more, the names would take more room than the charts."""
 OVERLAID = (
     *("val/acc", "val/acc/student_mean", "val/acc/teacher_mean", "val/acc/ensemble", "val/nll/student_mean"),
-    *(
-        "train/loss",
-        "train/acc/student_mean",
-        "train/noise/fit_wrong/student_mean",
-        "train/noise/fit_wrong/teacher_mean",
-    ),
+    *("train/loss", "train/acc/student_mean"),
 )
 ON_TEST_SET = "chosen on the test set (data.selection=paper)"
 
@@ -46,21 +41,6 @@ def show(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Walk the leaves of nested mappings by dotted key."""
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{path}.")
-        else:
-            yield path, value
-
-
-def accuracy(run: RunRecord) -> float | None:
-    """Test accuracy of the deployed network at the selected epoch."""
-    return None if run.selected is None else run.selected.deployed_accuracy
 
 
 def on_test_set(run: RunRecord) -> bool:

@@ -85,11 +85,15 @@ class Sweep:
         return tuple(given.get(key, "") for key in self.keys)
 
     @property
+    def varied(self) -> tuple[str, ...]:
+        """All that tells jobs apart: the keys, and the seeds behind them."""
+        return (*self.keys, *self.seeds, SEED)
+
+    @property
     def constant(self) -> list[str]:
         """The overrides that all jobs share."""
         first = _given(self.jobs[0]) if self.jobs else {}
-        varied = (*self.keys, *self.seeds, SEED)
-        return [f"{key}={value}" for key, value in first.items() if key not in varied]
+        return [f"{key}={value}" for key, value in first.items() if key not in self.varied]
 
     def name(self, setting: Sequence[str], without: int | None = None) -> str:
         """Name a setting as on the command line, by the last parts of its keys where these are told apart."""

@@ -12,24 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from dkel_lightning.app.compare import tables
 from dkel_lightning.app.compare.plan import Comparison, Variant
-from dkel_lightning.app.config import schema
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.runs.folder import Run, values_in
 from dkel_lightning.app.runs.groups import COMPARED
 from dkel_lightning.app.runs.records import RunRecord
+from dkel_lightning.app.runs.settings import as_written, differences
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.runtime import command_lines, locks
 from dkel_lightning.studies import seed_statistics
 
-MAY_DIFFER = ("resume", "trust", "logger", "callbacks.progress", "data.root", "data.download", "data.workers")
-"""Keys that change no figure of a member: a finished one stands although they differ."""
-COMPUTED = ("data.mean", "data.std")
-"""Keys that a run fills in where they are null."""
 MEASURED_EPOCHS = 3
 
 
@@ -209,24 +204,6 @@ def _refuse_others(folder: Path, comparison: Comparison) -> None:
             mistakes.append(f"{where} was trained with other settings ({'; '.join(found)}).")
     if mistakes:
         raise ConfigError("\n".join([*mistakes, "Give the same settings, or another compare.folder."]))
-
-
-def as_written(values: Values) -> dict[str, Any]:
-    """Turn values into what reading them back from a config.yaml gives."""
-    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(dict(values))))  # type: ignore[assignment]
-    return plain
-
-
-def differences(saved: Values, wanted: Values) -> list[str]:
-    """List the keys in which a saved configuration would give other figures than the wanted one."""
-    there, here = dict(schema.leaves(saved)), dict(schema.leaves(wanted))
-    return [
-        f"{key}: {there.get(key)} there, {here.get(key)} here"
-        for key in dict.fromkeys([*there, *here])
-        if there.get(key) != here.get(key)
-        and not any(key == k or key.startswith(f"{k}.") for k in MAY_DIFFER)
-        and not (key in COMPUTED and here.get(key) is None)
-    ]
 
 
 def _notes(run: Run, comparison: Comparison) -> list[str]:

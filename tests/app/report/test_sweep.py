@@ -115,6 +115,17 @@ def test_a_varied_number_gets_a_chart_with_a_dot_a_seed(tmp_path: Path) -> None:
     assert "seed 1: 97" in reader.text
 
 
+def test_each_metric_is_laid_over_one_another_once(tmp_path: Path) -> None:
+    curves = {name: [0.1, 0.2] for name in ("val/acc", "train/noise/fit_wrong/student_mean", "diversity/kl/x")}
+    for number in range(2):
+        folder = write_run(tmp_path / str(number), f"seed={number}", curves=curves)
+        sweeps.note(folder, [f"seed={number}"], "finished")
+    titles = [one["aria-label"] for one in page(tmp_path).all("svg") if one.get("aria-label", "").endswith("epochs")]
+    assert titles == [
+        "validation accuracy, deployed, over epochs", "wrong labels learnt by heart, student mean, over epochs",
+    ]  # fmt: skip
+
+
 def test_many_settings_are_named_once_and_not_under_every_chart(tmp_path: Path) -> None:
     def legends(folder: Path) -> list[str]:
         return [one["class"] for one in page(folder).all("div") if "legend" in one.get("class", "")]

@@ -1,0 +1,33 @@
+"""Whether two runs have the same settings, as far as these decide what comes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.config.schema import Values
+
+MAY_DIFFER = ("resume", "trust", "logger", "callbacks.progress", "data.root", "data.download", "data.workers")
+"""Keys that change no figure of a run: a finished one stands although they differ."""
+COMPUTED = ("data.mean", "data.std")
+"""Keys that a run fills in where they are null."""
+
+
+def as_written(values: Values) -> dict[str, Any]:
+    """Turn values into what reading them back from a config.yaml gives."""
+    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(dict(values))))  # type: ignore[assignment]
+    return plain
+
+
+def differences(saved: Values, wanted: Values) -> list[str]:
+    """List the keys in which a saved configuration would give other figures than the wanted one."""
+    there, here = dict(schema.leaves(saved)), dict(schema.leaves(wanted))
+    return [
+        f"{key}: {there.get(key)} there, {here.get(key)} here"
+        for key in dict.fromkeys([*there, *here])
+        if there.get(key) != here.get(key)
+        and not any(key == k or key.startswith(f"{k}.") for k in MAY_DIFFER)
+        and not (key in COMPUTED and here.get(key) is None)
+    ]
