@@ -2,10 +2,10 @@
 
     python examples/own_method.py
 
-trains it on scikit-learn's digits, about a minute on a CPU, and prints the test accuracy of all members. With
-its keys in `conf/method/confident.yaml`, the command line knows it like the methods of the library (from this folder):
+trains it on scikit-learn's digits, about a minute on a CPU, and prints the test accuracy of all members. The command
+line knows it like the methods of the library (from this folder):
 
-    python -m dkel_lightning --config-dir conf "modules=[own_method]" method=confident method.sharpness=2
+    python -m dkel_lightning "modules=[own_method]" method=confident method.sharpness=2
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dkel_lightning import methods
 from dkel_lightning.app.config import reference, schema
 from tests.compose import prepare
+from tests.own_code import forgotten
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -130,7 +131,9 @@ def test_each_shown_command_is_one_that_the_program_accepts(
         for name in ("last.ckpt", "best.ckpt"):
             torch.save({}, checkpoints / name)
         (checkpoints.parent / "config.yaml").write_text("seed: 0\n")
-    prepared = prepare(arguments)
+    with forgotten():
+        prepared = prepare(arguments)
+    arguments = [item.replace("data._target_=", "data=") for item in arguments]
     # What is resumed is replaced by what it means at this moment.
     assert [item for item in prepared[: len(arguments)] if not item.startswith("resume=")] == [
         item for item in arguments if not item.startswith("resume=")
@@ -147,18 +150,23 @@ def write_titled(page: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["own_model.md", "own_method.md"])
+@pytest.mark.parametrize("name", ["own_data.md", "own_model.md", "own_method.md"])
 def test_files_of_ones_own_run_by_the_command_that_the_page_shows(name: str, tmp_path: Path) -> None:
     page = ROOT / "docs" / name
-    assert len(write_titled(page, tmp_path)) == 2
-    command = next(command for command in commands(page) if "--config-dir" in command)
+    assert write_titled(page, tmp_path)
+    command = next(command for command in commands(page) if "modules=" in command)
     done = subprocess.run(
         [sys.executable, *shlex.split(command)[1:], "trainer.fast_dev_run=true"],
         cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert ("dkel on digits" if name == "own_model.md" else "own_teacher on digits") in done.stdout
+    shown = {
+        "own_data.md": "dkel on stripes",
+        "own_model.md": "dkel on digits",
+        "own_method.md": "own_teacher on digits",
+    }
+    assert shown[name] in done.stdout
 
 
 @pytest.mark.parametrize("command", [c for c in SHOWN if c.startswith("make ")])
@@ -303,15 +311,13 @@ def test_python_blocks_run_as_they_stand(page: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Trainer, "__init__", short)
     names: dict[str, Any] = {"my_datamodule": Splits.loader(channels, size), "__name__": page.stem}
-    registered = set(methods.METHODS)
     try:
-        for block in blocks(page, "python"):
-            sys.modules[page.stem] = type(sys)(page.stem)
-            exec(compile(block, str(page), "exec"), names)
+        with forgotten():
+            for block in blocks(page, "python"):
+                sys.modules[page.stem] = type(sys)(page.stem)
+                exec(compile(block, str(page), "exec"), names)
     finally:
         sys.modules.pop(page.stem, None)
-        for name in set(methods.METHODS) - registered:
-            del methods.METHODS[name]
     if page.name in ("README.md", "index.md"):
         assert names["network"](torch.zeros(1, 3, 64, 64)).shape == (1, 10)
     if page.name == "own_method.md":

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dkel_lightning import methods
 from dkel_lightning.data.readers.npz import read_npz
-from tests.compose import check_arguments
+from tests.compose import prepare
+from tests.own_code import forgotten
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -29,10 +29,8 @@ SHORT |= {"num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run in an empty folder, and forget the method that an example registers."""
     monkeypatch.chdir(tmp_path)
-    known = set(methods.METHODS)
-    yield
-    for name in set(methods.METHODS) - known:
-        del methods.METHODS[name]
+    with forgotten():
+        yield
     for path in EXAMPLES.glob("*.py"):
         sys.modules.pop(path.stem, None)
 
@@ -108,7 +106,7 @@ def test_a_method_of_ones_own_in_python() -> None:
 
 
 def test_a_method_of_ones_own_on_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    shown = re.search(r"python -m dkel_lightning (--config-dir.*)", (EXAMPLES / "own_method.py").read_text("utf-8"))
+    shown = re.search(r"python -m dkel_lightning (.*modules=.*)", (EXAMPLES / "own_method.py").read_text("utf-8"))
     assert shown is not None
     command = [item.strip('"') for item in shown[1].split()]
     run = [*command, "trainer.fast_dev_run=true", f"hydra.run.dir={tmp_path / 'run'}"]
@@ -116,7 +114,7 @@ def test_a_method_of_ones_own_on_the_command_line(monkeypatch: pytest.MonkeyPatc
     assert "confident on digits" in printed
     assert not (EXAMPLES / "outputs").exists()
     monkeypatch.chdir(EXAMPLES)
-    check_arguments(command[2:], EXAMPLES / "conf", False)
+    prepare(command)
 
 
 def test_use_without_hydra(tmp_path: Path) -> None:

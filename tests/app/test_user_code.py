@@ -13,10 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra.core.config_store import ConfigStore
 from PIL import Image
 
-from dkel_lightning import data, methods, networks
 from dkel_lightning.app import build, tasks
 from dkel_lightning.app.cli import saved_settings, user_code
 from dkel_lightning.app.config import schema
@@ -25,12 +23,12 @@ from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.modules.batch import unpack
 from tests.compose import compose, prepare
+from tests.own_code import forgotten
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = "modules=[my_code]"
 NOISE = "data._target_=my_code.Noise"
 SHORT = ("debug=smoke", "trainer=cpu", "trainer.max_epochs=1", "callbacks.progress=none", "hydra.run.dir=run")
-REGISTRIES: tuple[dict[str, Any], ...] = (data.DATASETS, methods.METHODS, networks.BACKBONES)
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +37,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     shutil.copy(ROOT / "tests" / "fixtures" / "my_code.py", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    known = [dict(registry) for registry in REGISTRIES]
-    yield
-    for registry, before in zip(REGISTRIES, known, strict=True):
-        for name in set(registry) - set(before):
-            del registry[name]
-    for group in user_code.GROUPS:
-        ConfigStore.instance().repo.pop(group, None)
-    sys.modules.pop("my_code", None)
+    with forgotten():
+        yield
 
 
 def composed(*arguments: str) -> dict[str, Any]:
