@@ -55,7 +55,11 @@ def test_only_the_command_line_and_build_import_hydra() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["app.cli.main", "app.config.schema", "errors", "schedules", "app.report.of_run", "__init__"]
+    "module",
+    [
+        *("app.cli.main", "app.config.schema", "app.tasks.registry", "app.runs.claim", "app.report.of_run"),
+        *("errors", "schedules", "__init__"),
+    ],
 )
 def test_the_command_line_starts_without_torch_and_lightning(module: str) -> None:
     name = "dkel_lightning" if module == "__init__" else f"dkel_lightning.{module}"

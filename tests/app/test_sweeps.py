@@ -20,7 +20,6 @@ from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.cli.sweep_session import SweepSession, begun
 from dkel_lightning.app.config import schema
-from dkel_lightning.app.runs.claim import claim
 from dkel_lightning.app.runs.groups import COMPARED, Group, Sweep, has_collapsed, read_sweep
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.errors import ConfigError, DataError, DkelError, NonFiniteError
@@ -350,13 +349,6 @@ def test_what_an_ablation_cannot_be_is_said(arguments: list[str], message: str) 
     with pytest.raises(ConfigError) as caught:
         prepare(arguments)
     assert message in str(caught.value)
-
-
-def test_a_folder_that_is_claimed_is_stepped_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    found = [claim(Path("outputs/sweep")) for _ in range(3)]
-    assert found == [Path("outputs/sweep"), Path("outputs/sweep_1"), Path("outputs/sweep_2")]
-    assert [claim(Path()) for _ in range(2)] == [tmp_path, tmp_path.with_name(f"{tmp_path.name}_1")]
 
 
 def test_two_processes_do_not_work_on_one_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ def begun(invocation: Invocation) -> Iterator[SweepSession]:
     named = KEY in invocation.values
     folder = _composed(invocation)
     if ranks.is_one_of_several():
-        yield SweepSession(invocation, folder, named)
+        yield SweepSession(_in_folder(invocation, folder), folder, named)
         return
     with contextlib.ExitStack() as until_the_end:
         try:

@@ -1,0 +1,81 @@
+"""The rows of the tasks: each has its file and its choice, and the checks of the settings follow from it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import dkel_lightning
+from dkel_lightning.app.cli.invocation import Invocation
+from dkel_lightning.app.config import schema
+from dkel_lightning.app.tasks import registry
+from dkel_lightning.app.tasks.registry import TASKS, Place, Task
+from tests.compose import compose
+
+
+def test_every_task_is_a_choice_and_every_choice_a_task() -> None:
+    assert sorted(TASKS) == Invocation(()).options("task")
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_the_functions_of_a_row_are_there_and_take_what_they_are_given(task: Task) -> None:
+    taken = [*inspect.signature(registry.load(task.function)).parameters]
+    assert taken == (["run", "comparison"] if task.plans else ["run"])
+    assert task.owner is None or [*inspect.signature(registry.load(task.owner)).parameters] == ["values"]
+    assert bool(task.folder) is (task.place is Place.BESIDE_CHECKPOINT)
+    assert bool(task.refuses) is bool(task.refusal)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["task=evaluate"], ["task=evaluate needs checkpoint=PATH of a .ckpt file."]),
+        (
+            ["task=predict"],
+            [
+                "task=predict needs checkpoint=PATH of a .ckpt file, or of what task=export wrote.",
+                "task=predict needs predict.images=PATH of an image file or a folder of images.",
+            ],
+        ),
+        (["task=predict", "checkpoint=x", "predict.images=y"], []),
+        (["task=replay"], ["task=replay needs checkpoint=PATH of a collapse/step_<n>.pt."]),
+        (
+            ["checkpoint=x"],
+            ["checkpoint= belongs to task=evaluate, export or predict; to go on with a run use resume=PATH."],
+        ),
+        (
+            ["task=compare", "resume=x", "trainer.devices=2", "trainer.fast_dev_run=true"],
+            [
+                "resume= and checkpoint= belong to single runs: go on with a comparison by compare.folder=PATH.",
+                "task=compare trains on one device: leave trainer.devices at 1.",
+                "trainer.fast_dev_run leaves nothing to compare: set trainer.max_epochs=1 instead.",
+            ],
+        ),
+        (["task=benchmark", "checkpoint=x"], ["task=benchmark begins anew: leave resume= and checkpoint= out."]),
+        (["task=geometry"], []),
+    ],
+    ids=str,
+)
+def test_what_a_task_lacks_and_what_does_not_go_with_it_follows_from_its_row(
+    overrides: list[str], said: list[str]
+) -> None:
+    values = compose(*overrides)
+    assert [*registry.of(values).contradictions(values)] == said
+
+
+def test_a_row_is_all_that_a_new_task_needs() -> None:
+    task = Task("mine", "os.path:basename", needs={"data.root": "a folder"}, no_sweep="is run once")
+    assert registry.load(task.function)("a/b") == "b"
+    assert [*task.contradictions({"data": {"root": None}})] == ["task=mine needs data.root=PATH of a folder."]
+    assert not task.reads_checkpoint
+
+
+def test_no_other_file_compares_names_of_tasks() -> None:
+    package = Path(dkel_lightning.__file__).parent
+    compared = re.compile(r"""\["task"\]\["name"\]\)?\s*(==|!=|in\b|not\b)""")
+    found = [path.name for path in package.rglob("*.py") if compared.search(path.read_text(encoding="utf-8"))]
+    assert found == []
+    assert schema.KEYS["task.name"].kind == f"one of {', '.join(TASKS)}"
