@@ -20,7 +20,7 @@ from torch import Tensor
 from dkel_lightning import DistillationModule, Method, MethodInputs
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.functional import cross_entropy, distillation
-from dkel_lightning.methods import register
+from dkel_lightning.methods import Needs, register
 from dkel_lightning.settings.weights import RampUp
 
 
@@ -44,7 +44,7 @@ class Confident(Method):
     """Each peer learns from the labels, and from all teachers weighted by how sure they are of each sample."""
 
     Settings = Settings
-    uses_ensemble = False
+    needs = Needs(ensemble="none")
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -250,7 +250,7 @@ class DistillationModule(LightningModule):
         student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
         teacher_module = None
         if settings is not None:
-            drawn = draw.alone(settings.backbone) if chosen.foreign_teacher else draw
+            drawn = draw.alone(settings.backbone) if chosen.needs.foreign_teacher else draw
             # A model of the user's own comes with weights, which an independent draw must not keep.
             teacher_module = TeacherModule(drawn(seed, "teacher", redraw=settings.draw == "independent"), settings)
             teacher_module.start_from(student.network)
@@ -292,8 +292,8 @@ class DistillationModule(LightningModule):
 
     def forward(self, views: Tensor) -> StudentOutput:
         """Classify `views` [B, V, C, H, W] or [B, C, H, W] with the student peers and their ensemble."""
-        output: StudentOutput = self.student.stages(views) if self.method.needs_stages else self.student(views)
-        if self.method.makes_ensemble:
+        output: StudentOutput = self.student.stages(views) if self.method.needs.stages else self.student(views)
+        if self.method.needs.ensemble == "own":
             return output.with_ensemble(self.method.combine(output))
         if self.ensemble is not None and self.method.wants_ensemble_classifier:
             return output.with_ensemble(self.ensemble(output.features))
@@ -774,7 +774,7 @@ class DistillationModule(LightningModule):
             )
 
     def _check_views(self, views: Tensor) -> None:
-        check_views(views, self.student.num_peers, self.method.separate_teacher_views)
+        check_views(views, self.student.num_peers, self.method.needs.teacher_views)
 
     def _score(self, batch: Any, batch_idx: int, stage: str) -> tuple[Evaluated, Tensor]:
         views, labels, _ = unpack(batch)
@@ -817,7 +817,7 @@ class DistillationModule(LightningModule):
     def _warn_of_an_untrained_teacher(self) -> None:
         teacher = self.teacher
         untrained = teacher is not None and teacher.settings.update == "frozen" and not bool(teacher.initialised)
-        if untrained and self.method.foreign_teacher and self.recipe is not None:
+        if untrained and self.method.needs.foreign_teacher and self.recipe is not None:
             rank_zero_warn(
                 f"The teacher of {type(self.method).__name__} has random weights and stays as it is: pass "
                 'teacher={"weights": PATH}, or {"update": "gradient"} for one that learns beside the student.'
@@ -830,12 +830,14 @@ class DistillationModule(LightningModule):
     @property
     def has_ensemble(self) -> bool:
         """Whether there are ensemble logits, of the ensemble classifier or made by the method."""
-        return self.method.makes_ensemble or (self.ensemble is not None and self.method.wants_ensemble_classifier)
+        return self.method.needs.ensemble == "own" or (
+            self.ensemble is not None and self.method.wants_ensemble_classifier
+        )
 
     def views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Return the views of the student and those of the teacher: the same ones, or each its half of 2 P."""
         peers = self.student.num_peers
-        if self.method.separate_teacher_views and views.dim() == 5 and views.shape[1] == 2 * peers:
+        if self.method.needs.teacher_views and views.dim() == 5 and views.shape[1] == 2 * peers:
             return views[:, :peers], views[:, peers:]
         return views, views
 
@@ -868,7 +870,7 @@ class EnsembleNetwork(nn.Module):
     def __init__(self, module: DistillationModule) -> None:
         super().__init__()
         self.network = module.student.network
-        self.method = module.method if module.method.makes_ensemble else None
+        self.method = module.method if module.method.needs.ensemble == "own" else None
         self.classifier = module.ensemble.classifier if self.method is None and module.ensemble is not None else None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -1022,25 +1024,25 @@ def _teacher_settings(
         raise ConfigError(f'teacher is {given!r}: give its settings, such as {{"draw": "student", "start": "copy"}}.')
     given = dict(given or {})
     name = type(method).__name__
-    if method.teacher == "none" or given.get("update") == "none":
+    if method.needs.teacher == "none" or given.get("update") == "none":
         others = [key for key in given if key != "update"]
-        if method.teacher == "required":
+        if method.needs.teacher == "required":
             raise ConfigError(f"{name} needs a teacher, but teacher.update is none: choose ema, gradient or frozen.")
         if others:
             raise ConfigError(f"{name} has no teacher, so teacher.{others[0]} means nothing: choose teacher=none.")
         return None
     given |= _lengths("teacher", given, schedules)
     settings = methods.base.from_mapping(TeacherSettings, methods.base.merge(preset.teacher, given), "teacher")
-    if not method.foreign_teacher and settings.backbone is not None:
+    if not method.needs.foreign_teacher and settings.backbone is not None:
         raise ConfigError(f"teacher.backbone is set, but the teacher of {name} has the student's form: leave it out.")
-    if method.foreign_teacher and settings.draw == "student":
+    if method.needs.foreign_teacher and settings.draw == "student":
         raise ConfigError(f"teacher.draw is student, but the teacher of {name} is a network of its own: independent.")
     return settings
 
 
 def _deployment(given: Mapping[str, Any], method: methods.Method, has_teacher: bool) -> Deploy:
-    network = method.deployed_network if has_teacher or method.deployed_network != "teacher" else "student"
-    own = {"network": network, "peer": method.deployed_peer if given.get("network", network) == network else "best"}
+    network = method.needs.deploy.network if has_teacher or method.needs.deploy.network != "teacher" else "student"
+    own = {"network": network, "peer": method.needs.deploy.peer if given.get("network", network) == network else "best"}
     return methods.base.from_mapping(Deploy, {**own, **given}, "deploy")
 
 
@@ -1062,15 +1064,15 @@ def _check_parts(
     name = type(method).__name__
     if student.num_peers != method.peers:
         raise ConfigError(f"{name} was built for {method.peers} peers, the student has {student.num_peers}.")
-    if method.teacher == "required" and teacher is None:
+    if method.needs.teacher == "required" and teacher is None:
         raise ConfigError(f"{name} needs a teacher: pass teacher=TeacherModule(...).")
-    if method.teacher == "none" and teacher is not None:
+    if method.needs.teacher == "none" and teacher is not None:
         raise ConfigError(f"{name} has no teacher: leave teacher= out, and remove teacher.* settings.")
     if method.wants_ensemble_classifier and ensemble is None:
         raise ConfigError(f"{name} needs an ensemble classifier: pass ensemble=EnsembleModule(...).")
     if method.ensemble is not None and (ensemble is None or ensemble.term != method.ensemble):
         raise ConfigError(f"{name} assembles teachers: pass ensemble=EnsembleModule(..., term=method.ensemble).")
-    if method.foreign_teacher:
+    if method.needs.foreign_teacher:
         _check_foreign_teacher(name, student, teacher)
     elif teacher is not None and (teacher.num_peers, teacher.num_classes) != (student.num_peers, student.num_classes):
         raise ConfigError(

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from dkel_lightning.app import figures, sweeps
 from dkel_lightning.app.cli import main
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import choices
 from dkel_lightning.errors import ConfigError, DataError, DkelError, NonFiniteError
 
-PRESETS = sorted(path.stem for path in (schema.folder() / "experiment" / "ablation").glob("[a-z]*.yaml"))
+PRESETS = sorted(path.stem for path in (choices.folder() / "experiment" / "ablation").glob("[a-z]*.yaml"))
 
 
 def scores(accuracy: float, *, student: float | None = None) -> dict[str, Any]:

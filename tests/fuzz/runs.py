@@ -25,7 +25,7 @@ from PIL import Image
 
 from dkel_lightning.app import figures, tasks
 from dkel_lightning.app.cli import main
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks, schema
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.errors import ConfigError, DkelError
 from tests.fuzz.space import INTERNALS, Combination
@@ -107,7 +107,7 @@ def run_like_the_command_line(combination: Combination, folder: Path) -> None:
     typed = main.without_superfluous_plus(given)
     try:
         values = main.resolved(main.compose(typed))
-        schema.check(values)
+        checks.check(values)
     except ConfigError as error:
         raise AssertionError(f"passed check_arguments, then: {error}") from error
     resume = main.find_resume(values["resume"]) if values["resume"] else None

@@ -12,7 +12,8 @@ import torch
 
 from dkel_lightning.app import build
 from dkel_lightning.app.benchmark.watch import replace_method
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import task_checks
+from dkel_lightning.app.config.nodes.tasks import SIDES
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.data.imageset import Images, ImageSet
@@ -51,8 +52,8 @@ def sides(values: Values, device: torch.device) -> tuple[list[Side], dict[str, s
     chosen = values["benchmark"]["sides"]
     found: list[Side] = []
     missing: dict[str, str] = {}
-    for label in chosen or schema.SIDES:
-        fault = schema.side_fault(label, values) or _absent(label, device)
+    for label in chosen or SIDES:
+        fault = task_checks.side_fault(label, values) or _absent(label, device)
         if fault is None:
             found.append(_side(label, values))
         elif chosen or label == "plain":

@@ -33,10 +33,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dkel_lightning import __version__
 from dkel_lightning.app.compare import plan
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks, choices, extras, messages, schema, store
+from dkel_lightning.app.config.nodes.tasks import ANALYSES, TASKS
 from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError, OtherJobError
 from dkel_lightning.runtime import command_lines, failures, locks, ranks, unread_output
 from dkel_lightning.runtime.locks import CLAIM
+from dkel_lightning.settings.keys import shortened
+from dkel_lightning.settings.methods import usual_arrangement
 
 FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
 FLAGS_WITH_VALUE += ["--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"]
@@ -87,7 +90,7 @@ def _main() -> Any:
         if not any(flag in arguments for flag in UNCHECKED_FLAGS):
             sys.argv[1:] = prepare(arguments)
         with _hydra_raising(arguments):
-            hydra.main(config_path=str(schema.folder()), config_name="config", version_base="1.3")(run)()
+            hydra.main(config_path=str(choices.folder()), config_name="config", version_base="1.3")(run)()
     except DkelError as error:
         fail(error)
     except KeyboardInterrupt:
@@ -146,16 +149,17 @@ def _told_of_jobs(error: Exception) -> str | None:
 
 
 def prefer_own_presets() -> None:
-    """Let conf/hydra stand for what Hydra's plugins bring under the same names, which would be laid under it.
+    """Declare our own nodes, and let conf/hydra stand for what Hydra's plugins bring under the same names.
 
     Their defaults are not ours: Optuna's sweeper would minimise the accuracy, unseeded.
     """
     Plugins.instance()  # registers theirs
+    store.register()
     for group in ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler"):
         there: Any = ConfigStore.instance().repo
         for part in group.split("/"):
             there = there.get(part, {})
-        for path in (schema.folder() / group).glob("*.yaml"):
+        for path in (choices.folder() / group).glob("*.yaml"):
             there.pop(path.name, None)
 
 
@@ -367,7 +371,7 @@ def _analysis_name(given: Sequence[str]) -> list[str]:
     """Name the run of an analysis after its task, unless it is named: the experiment's name says nothing of it."""
     values = dict(item.lstrip("+").split("=", 1) for item in given if "=" in item)
     task = values.get("task")
-    return [f"name={task}"] if task in (*schema.ANALYSES, "predict", "benchmark") and "name" not in values else []
+    return [f"name={task}"] if task in (*ANALYSES, "predict", "benchmark") and "name" not in values else []
 
 
 def _listed(argument: str, config_dir: Path | None) -> str:
@@ -380,7 +384,7 @@ def _listed(argument: str, config_dir: Path | None) -> str:
     pattern: Any = item.value() if item is not None else None  # Hydra's hint leaves Glob out
     if item is None or not isinstance(pattern, Glob):
         return argument
-    options = _options(item.key_or_group, config_dir)
+    options = choices.options(item.key_or_group, config_dir)
     chosen = pattern.filter(options)
     if not options or item.key_or_group == "hydra":
         raise ConfigError(f"{argument}: glob lists choices of a group, and {item.key_or_group} is none.")
@@ -488,7 +492,7 @@ def preset_sweep(given: Sequence[str], config_dir: Path | None) -> list[str] | N
     """Read what a chosen preset sweeps over, as overrides; None where none makes a sweep by itself."""
     with contextlib.suppress(ConfigError):  # mistakes are named by the check that follows
         parsed = [item for item in map(_parse, given) if not item.is_sweep_override()]
-        chosen = [i for i in parsed if i.is_hydra_override() or _options(i.key_or_group, config_dir)]
+        chosen = [i for i in parsed if i.is_hydra_override() or choices.options(i.key_or_group, config_dir)]
         if not chosen:
             return None
         found = compose([item.input_line or "" for item in chosen] + _search(config_dir), with_hydra=True).hydra
@@ -531,7 +535,7 @@ def check_arguments(given: Sequence[str], config_dir: Path | None, multirun: boo
     for position, option in others:
         items = [*first[:position], option, *first[position + 1 :]]
         item = _parse(option)
-        if _options(item.key_or_group, config_dir):
+        if choices.options(item.key_or_group, config_dir):
             changed = _composed(items, _search(config_dir), config_dir)
         else:  # composing anew would give the same, in a hundred times the time
             changed = copy.deepcopy(composed)
@@ -540,7 +544,7 @@ def check_arguments(given: Sequence[str], config_dir: Path | None, multirun: boo
 
 
 def _chooses_preset(item: Override, config_dir: Path | None) -> bool:
-    return not item.is_sweep_override() and bool(_options(item.key_or_group, config_dir))
+    return not item.is_sweep_override() and bool(choices.options(item.key_or_group, config_dir))
 
 
 def _check_sweep(found: DictConfig, overrides: Sequence[Override]) -> None:
@@ -551,9 +555,9 @@ def _check_sweep(found: DictConfig, overrides: Sequence[Override]) -> None:
     """
     targets = {"launcher": str(found.launcher.get("_target_")), "sweeper": str(found.sweeper.get("_target_"))}
     for group, target in targets.items():
-        for extra, packages in schema.EXTRAS.items():
+        for extra, packages in extras.EXTRAS.items():
             if target.startswith(f"{packages[0]}."):
-                fault = schema.missing_extra(f"hydra/{group}={extra}", extra)
+                fault = extras.missing_extra(f"hydra/{group}={extra}", extra)
                 if fault is not None:
                     raise ConfigError(fault)
     for item in overrides:
@@ -574,7 +578,7 @@ def _parse(item: str) -> Override:
         return OverridesParser.create().parse_overrides([item])[0]
     except (OverrideParseException, CompactHydraException, RecursionError) as error:
         raise ConfigError(
-            f"Cannot read {schema.shortened(item)!r}: write key=value or group=option, with quotes around a value that "
+            f"Cannot read {shortened(item)!r}: write key=value or group=option, with quotes around a value that "
             "holds anything but letters of English, digits and the signs ._-/ (\"key='a value'\")."
         ) from error
 
@@ -602,7 +606,7 @@ def _check_composed(
     """Check one composition; `launcher` is what starts the jobs of a sweep, None for a single run."""
     multirun = launcher is not None
     values = resolved(composed)
-    schema.check(values)
+    checks.check(values)
     if values["task"]["name"] == "compare":
         if multirun:
             raise ConfigError(
@@ -641,7 +645,7 @@ def _check_tasks(trainer: Mapping[str, Any], launcher: DictConfig) -> None:
 
 def _composed(items: list[str], search: list[str], config_dir: Path | None) -> DictConfig:
     parsed = [_parse(item) for item in items]
-    groups = [item for item in parsed if _options(item.key_or_group, config_dir)]
+    groups = [item for item in parsed if choices.options(item.key_or_group, config_dir)]
     _check_groups(groups, config_dir)
     base = compose([item.input_line or "" for item in groups] + search)
     _check_keys([item for item in parsed if item not in groups], base)
@@ -666,7 +670,7 @@ def planned(values: Mapping[str, Any], given: Sequence[str], config_dir: Path | 
 
     repeated = [item for item in sys.argv[1:] if not item.startswith(("compare.folder=", "hydra.run.dir="))]
     go_on = command_lines.typed(*repeated)
-    return plan.plan(values, given, _options("method", config_dir), composer, go_on)
+    return plan.plan(values, given, choices.options("method", config_dir), composer, go_on)
 
 
 def _launches_processes(trainer: Mapping[str, Any]) -> bool:
@@ -680,8 +684,8 @@ def _launches_processes(trainer: Mapping[str, Any]) -> bool:
 def groups_explained() -> str:
     """List what can be chosen, for --help."""
     lines = []
-    for group, meaning in schema.GROUPS.items():
-        options = [option for option in _options(group, None) if "/" not in option]
+    for group, meaning in choices.GROUPS.items():
+        options = [option for option in choices.options(group) if "/" not in option]
         if group.startswith("hydra/"):
             options = ["basic", *options]
         lines.append(f"{group:<20}{meaning}")
@@ -692,18 +696,9 @@ def groups_explained() -> str:
 OmegaConf.register_new_resolver("dkel_groups", groups_explained, replace=True)
 
 
-def _options(group: str, config_dir: Path | None) -> list[str]:
-    found: set[str] = set()
-    for root in (schema.folder(), config_dir):
-        if root is not None and (root / group).is_dir():
-            files = [path for path in (root / group).rglob("*.yaml") if not path.stem.startswith("_")]
-            found |= {path.relative_to(root / group).with_suffix("").as_posix() for path in files}
-    return sorted(found)
-
-
 def _check_groups(groups: Sequence[Override], config_dir: Path | None) -> None:
     for item in groups:
-        options = _options(item.key_or_group, config_dir)
+        options = choices.options(item.key_or_group, config_dir)
         if item.is_delete():
             raise ConfigError(f"{item.input_line}: a group cannot be removed; choose one of {', '.join(options)}.")
         if item.is_add() or item.is_force_add():
@@ -714,7 +709,7 @@ def _check_groups(groups: Sequence[Override], config_dir: Path | None) -> None:
             raise ConfigError(f"{item.input_line} names none: choose from {', '.join(options)}.")
         for chosen in map(str, value if several else [value]):  # type: ignore[arg-type]
             if chosen not in options:
-                raise ConfigError(schema.unknown_choice(item.key_or_group, chosen, options))
+                raise ConfigError(messages.unknown_choice(item.key_or_group, chosen, options))
 
 
 def _check_keys(overrides: Sequence[Override], base: DictConfig) -> None:
@@ -725,7 +720,7 @@ def _check_keys(overrides: Sequence[Override], base: DictConfig) -> None:
         exists = OmegaConf.select(base, key, throw_on_missing=False, default=_MISSING) is not _MISSING
         opened = any(key.startswith(f"{node}.") and OmegaConf.select(base, node) is not None for node in schema.OPEN)
         group, _, name = key.partition(".")
-        if name == "name" and (schema.folder() / group).is_dir():
+        if name == "name" and choices.options(group):
             mistakes.append(f"{item.input_line}: choose it as a group, {group}={item.value()}.")
         elif group == "trainer" and name in DECIDED:
             mistakes.append(f"{key} is decided by this library; see logger.extra, callbacks.* and precision=.")
@@ -745,15 +740,15 @@ _MISSING: Any = object()
 def _absent(key: str, known: list[str], opened: bool, base: DictConfig) -> str:
     if key in schema.KEYS and key.startswith("compare."):
         return f"{key} belongs to a comparison: add task=compare."
-    if key in schema.KEYS and key.split(".")[0] in schema.TASKS:
+    if key in schema.KEYS and key.split(".")[0] in TASKS:
         return f"{key} belongs to task={key.split('.')[0]}: choose that."
     if opened:
-        return f"{schema.unknown_key(key, known)} Any other argument goes with a plus: +{key}=VALUE."
+        return f"{messages.unknown_key(key, known)} Any other argument goes with a plus: +{key}=VALUE."
     if key in schema.KEYS and "." in key:
         group = key.split(".", 1)[0]
         choice = OmegaConf.select(base, f"{group}.name") or ("none" if group == "teacher" else "this choice")
         return f"{key} means nothing with {group}={choice}: remove it, or choose another {group}."
-    return schema.unknown_key(key, known)
+    return messages.unknown_key(key, known)
 
 
 def _without_plus(item: Override) -> str:
@@ -777,7 +772,7 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     prefer_own_presets()
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(schema.folder()), version_base="1.3", job_name="dkel_lightning"):
+        with hydra.initialize_config_dir(str(choices.folder()), version_base="1.3", job_name="dkel_lightning"):
             return hydra.compose("config", overrides=overrides, return_hydra_config=with_hydra)
     except (CompactHydraException, OmegaConfBaseException, ValueError) as error:
         if "Could not override 'scale'" in str(error):
@@ -786,7 +781,7 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     except OSError as error:
         raise _refused(error) from error
     except TypeError as error:  # Hydra joins a list of lists to a path
-        given = schema.shortened(" ".join(overrides))
+        given = shortened(" ".join(overrides))
         raise ConfigError(f"Cannot compose {given}: a group takes the name of one choice, group=CHOICE.") from error
 
 
@@ -801,13 +796,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     assert isinstance(values, dict)
-    plain = {str(key): value for key, value in values.items() if key != "hydra"}
-    # A method of the user's own may leave out what all methods have.
-    plain["method"] = {**OF_EVERY_METHOD, **plain["method"]}
-    return plain
-
-
-OF_EVERY_METHOD: dict[str, Any] = {"peers": 3, "sharing": "trunk", "views": "per_peer", "classifiers": "own"}
+    return {str(key): value for key, value in values.items() if key != "hydra"}
 
 
 # ---------------------------------------------------------------------- inside Hydra
@@ -840,7 +829,7 @@ def _refused(error: OSError) -> DkelError:
         OSError: what is no mistake of the person at the keyboard.
     """
     if error.errno == errno.ENAMETOOLONG:
-        return ConfigError(f"{schema.shortened(str(error.filename))} is too long for the name of a file: shorten it.")
+        return ConfigError(f"{shortened(str(error.filename))} is too long for the name of a file: shorten it.")
     folder, key = _written_folder()
     if error.errno in FULL:
         return DiskFullError.of(error, folder)
@@ -1037,7 +1026,7 @@ def _run(cfg: DictConfig) -> float | None:
     resume = find_resume(values["resume"]) if values["resume"] else None
     source: Path | None = None  # the folder whose config.yaml is laid under what was given
     overrides = list(HydraConfig.get().overrides.task)
-    if resume is None and values["task"]["name"] in ("train", "benchmark", *schema.ANALYSES):
+    if resume is None and values["task"]["name"] in ("train", "benchmark", *ANALYSES):
         folder = _claim(folder)
     begun = resume is None and _continues_sweep() and (folder / "config.yaml").is_file()
     if begun:
@@ -1085,7 +1074,7 @@ def _predicts_with_export(values: Mapping[str, Any]) -> bool:
 def _check_values(values: Mapping[str, Any], source: Path | None) -> None:
     """Check the values of a run; what was read from a run's folder may lack anything that a composition has."""
     try:
-        schema.check(values)
+        checks.check(values)
     except DkelError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -1113,13 +1102,13 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
         key = item.key_or_group
         if not schema.may_change(key):
             _refuse(key)
-        if key == "trainer" or key.startswith("trainer."):
-            values["trainer"] |= {
-                name: given["trainer"][name] for name in schema.DEVICE_KEYS if name in given["trainer"]
-            }
-        elif key == "execution":
+        group = key.split(".")[0]
+        if group == "trainer":
+            changed = given["trainer"].items()
+            values["trainer"] |= {name: value for name, value in changed if schema.may_change(f"trainer.{name}")}
+        elif key == "execution":  # the rest of it belongs to the experiment
             values["execution"] |= {name: given["execution"][name] for name in ("name", "compile")}
-        elif key in ("logger",) or key.startswith("logger."):
+        elif group == "logger":
             values["logger"] = given["logger"]
         elif "." in key:
             group, name = key.split(".", 1)
@@ -1152,9 +1141,13 @@ def _refuse_lacking(values: Mapping[str, Any], keys: Sequence[str]) -> None:
 
 
 def _refuse(key: str) -> None:
+    groups = [group for group in schema.resumable_groups() if group != "task"]
+    may = [each for each in schema.KEYS if "." in each and schema.may_change(each)]
+    others = [each for each in may if each.split(".")[0] not in (*groups, "task")]
     raise ConfigError(
         f"{key} would change a run that is being resumed: leave it out, or start a new run. "
-        f"What may change: {', '.join(schema.RESUMABLE[3:])} (of trainer: {', '.join(schema.DEVICE_KEYS[:4])})."
+        f"What may change: {', '.join([*groups, *others])} "
+        f"(of trainer: {', '.join(each.split('.')[1] for each in may if each.startswith('trainer.'))})."
     )
 
 
@@ -1168,7 +1161,7 @@ def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Se
     taken = [group for group in OF_CHECKPOINT if group not in explicit]
     _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
     # Keys that came later; their defaults are what was done before.
-    later = {"data": given["data"], "method": OF_EVERY_METHOD, "deploy": given["deploy"]}
+    later = {"data": given["data"], "method": usual_arrangement(), "deploy": given["deploy"]}
     values = dict(given)
     for group in taken:
         node = {**later.get(group, {}), **saved.get(group, {})}

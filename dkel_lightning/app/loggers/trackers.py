@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from PIL import Image
 
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import extras
 from dkel_lightning.app.loggers.metrics_file import Row
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.runtime.atomic_files import write_text
@@ -91,7 +91,7 @@ class Tracker(Logger):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
-        fault = schema.missing_extra(f"logger={self.NAME}", self.NAME)
+        fault = extras.missing_extra(f"logger={self.NAME}", self.NAME)
         if fault is not None:
             raise ConfigError(fault)
         self._settings = settings

@@ -12,7 +12,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dkel_lightning.app.config.schema import Values, has_aliases
+from dkel_lightning.app.config.aliases import has_aliases
+from dkel_lightning.app.config.schema import Values
 
 LARGEST = 64 * 2**20
 """Bytes above which a file is not read: none of ours comes near."""

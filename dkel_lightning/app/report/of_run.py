@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dkel_lightning.app.config import reference, schema
+from dkel_lightning.app.config import checks, reference, schema
 from dkel_lightning.app.report import charts, collect, mistakes, panels
 from dkel_lightning.app.report.collect import RunRecord, Test, number
 from dkel_lightning.app.report.markup import Markup, facts, items, join, link, page, section, table, tag
@@ -106,7 +106,7 @@ def on_test_set(run: RunRecord) -> bool:
 
 def _configured_warnings(values: Mapping[str, Any]) -> list[str]:
     try:
-        return schema.warnings(values)
+        return checks.warnings(values)
     except (KeyError, TypeError, AttributeError, ValueError):
         return []  # a configuration that is not whole is reported as such
 

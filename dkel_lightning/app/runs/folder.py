@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from dkel_lightning.app.config.schema import has_aliases
+from dkel_lightning.app.config.aliases import has_aliases
 from dkel_lightning.checkpoints.archive import is_whole, step_of
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.runtime.atomic_files import HALF_WRITTEN, write_text

@@ -10,7 +10,8 @@ import warnings
 import torch
 
 from dkel_lightning.app.compare.plan import Comparison
-from dkel_lightning.app.config.schema import TASKS, unknown_choice
+from dkel_lightning.app.config.messages import unknown_choice
+from dkel_lightning.app.config.nodes.tasks import TASKS
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.errors import ConfigError

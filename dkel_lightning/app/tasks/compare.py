@@ -26,10 +26,6 @@ from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.runtime import command_lines, locks
 from dkel_lightning.studies import seed_statistics
 
-MAY_DIFFER = ("resume", "trust", "logger", "callbacks.progress", "data.root", "data.download", "data.workers")
-"""Keys that change no figure of a member: a finished one stands although they differ."""
-COMPUTED = ("data.mean", "data.std")
-"""Keys that a run fills in where they are null."""
 MEASURED_EPOCHS = 3
 
 
@@ -230,8 +226,8 @@ def differences(saved: Values, wanted: Values) -> list[str]:
         f"{key}: {there.get(key)} there, {here.get(key)} here"
         for key in dict.fromkeys([*there, *here])
         if there.get(key) != here.get(key)
-        and not any(key == k or key.startswith(f"{k}.") for k in MAY_DIFFER)
-        and not (key in COMPUTED and here.get(key) is None)
+        and schema.changes_figures(key)
+        and not (schema.is_computed(key) and here.get(key) is None)
     ]
 
 

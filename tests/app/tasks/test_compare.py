@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from dkel_lightning.app.cli import main
 from dkel_lightning.app.compare.plan import Comparison
 from dkel_lightning.app.compare.tables import Outcome, _markdown, outcome
-from dkel_lightning.app.config.schema import check
+from dkel_lightning.app.config.checks import check
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks import compare as module
 from dkel_lightning.app.tasks.compare import compare

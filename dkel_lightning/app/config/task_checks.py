@@ -1,0 +1,59 @@
+"""What two tasks ask of the settings of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dkel_lightning.app.config.schema import Values
+
+
+def comparison_contradictions(values: Values, trainer: Values) -> Iterator[str]:
+    """Say what a comparison cannot do."""
+    if values["resume"] is not None or values["checkpoint"] is not None:
+        yield "resume= and checkpoint= belong to single runs: go on with a comparison by compare.folder=PATH."
+    if trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1:
+        yield "task=compare trains on one device: leave trainer.devices at 1."
+    if trainer["fast_dev_run"]:
+        yield "trainer.fast_dev_run leaves nothing to compare: set trainer.max_epochs=1 instead."
+
+
+def benchmark_contradictions(values: Values, trainer: Values) -> Iterator[str]:
+    """Say what a benchmark cannot measure."""
+    if values["resume"] is not None or values["checkpoint"] is not None:
+        yield "task=benchmark begins anew: leave resume= and checkpoint= out."
+    if trainer["devices"] not in (1, "1") and not (
+        isinstance(trainer["devices"], list) and len(trainer["devices"]) == 1
+    ):
+        yield "task=benchmark measures one device: leave trainer.devices at 1 (trainer=auto, cpu or gpu)."
+    elif trainer["num_nodes"] != 1 or trainer["strategy"] != "auto":
+        yield "task=benchmark measures one process: leave trainer.num_nodes at 1 and trainer.strategy at auto."
+    if trainer["fast_dev_run"] or trainer["overfit_batches"]:
+        yield "task=benchmark measures ordinary training: leave trainer.fast_dev_run and trainer.overfit_batches out."
+    if trainer["accumulate_grad_batches"] != 1:
+        yield "task=benchmark takes a batch for a step: leave trainer.accumulate_grad_batches at 1."
+    for label in values["benchmark"]["sides"] or ():
+        fault = side_fault(label, values)
+        if fault is not None:
+            yield f"benchmark.sides: {label} cannot be measured: {fault}."
+
+
+def side_fault(label: str, values: Values) -> str | None:
+    """Say why a side of a benchmark does not fit the settings; None if it does."""
+    method, teacher = values["method"], values["teacher"]
+    if label.startswith("bare_") and values["precision"]["name"] == "fp16":
+        return "the step without Lightning scales no loss, which precision=fp16 needs"
+    if label != "plain":
+        return None
+    if method["name"] not in ("dkel", "dkel_released"):
+        return f"the loop written by hand computes method=dkel or dkel_released, not {method['name']}"
+    ensemble = method["ensemble"]
+    usual = ensemble["space"] == "logits" and not ensemble["include_self"] and ensemble["weights"] == "complement"
+    peers = isinstance(method["peers"], int) and method.get("sharing") == "trunk"
+    learning = method.get("peer_lr_scale") is None and not method.get("frozen_peers")
+    if not (usual and peers and learning and method["views"] == "per_peer"):
+        return "the loop written by hand knows peers on one trunk, each with a view, and the method's usual targets"
+    if teacher["update"] != "ema" or teacher["start"] != "keep" or teacher["batchnorm"] != "own":
+        if method["name"] == "dkel_released" and teacher["update"] == "ema" and teacher["batchnorm"] == "own":
+            return None  # the rate of its first updates costs nothing
+        return "the loop written by hand knows teacher=independent only"
+    return None
