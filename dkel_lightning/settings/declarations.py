@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import types
 import typing
@@ -51,6 +52,11 @@ def _in_doc(key: Key) -> str:
 # ---------------------------------------------------------------------- reading declarations
 
 
+@functools.cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
+
+
 def _declared(hint: Any) -> Any:
     """Find the `Annotated` in a type, which old versions of Python wrap into an Optional."""
     if typing.get_origin(hint) is typing.Union:
@@ -77,7 +83,7 @@ def _key(hint: Any) -> Key | None:
 
 
 def _keys(cls: type[Any]) -> Iterator[tuple[str, Key]]:
-    for name, hint in get_type_hints(cls, include_extras=True).items():
+    for name, hint in _hints(cls).items():
         key = _key(hint)
         if key is not None:
             yield name, key
@@ -105,7 +111,7 @@ def keys_of(cls: type[Any], node: str | None = None) -> dict[str, Key]:
 
 
 def _walk(cls: type[Any], node: str, instance: Any) -> Iterator[tuple[str, Key]]:
-    hints = get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     prefix = f"{node}." if node else ""
     follows = instance is None or instance == cls()  # of a nested one, which a class may begin in its own way
     for item in fields(cls):
@@ -168,7 +174,7 @@ def check(settings: Any, node: str) -> None:
 
 def mistakes_in(settings: Any, node: str) -> Iterator[str]:
     """Say what is wrong with the values of a dataclass under the place `node`."""
-    hints = get_type_hints(type(settings), include_extras=True)
+    hints = _hints(type(settings))
     faults = 0
     for item in fields(settings):
         name, value, hint = f"{node}.{_written(item.name)}", getattr(settings, item.name), hints[item.name]

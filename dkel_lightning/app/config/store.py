@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
 
 from dkel_lightning.app.config.nodes.run import RunSettings
 from dkel_lightning.app.config.nodes.training import CallbackSettings, LoggerSettings, TrainerSettings
@@ -20,22 +20,38 @@ from dkel_lightning.settings.methods import PRESETS, MethodPreset, usual_arrange
 from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 
 
+class _Shared(ConfigNode):
+    """A node that is not copied with the store, which Hydra copies for each group that it lists."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self  # what is loaded from it is a copy
+
+
 def register() -> None:
     """Make Hydra know all that is declared; again after methods of the user's own have been registered."""
-    store = ConfigStore.instance().store
-    store("_base", {**node_of(RunSettings), "method": usual_arrangement()})
+    repo = ConfigStore.instance().repo
+    if all(f"{name}.yaml" in repo.get("method", {}) for name in PRESETS):
+        return
+    _store("_base", {**node_of(RunSettings), "method": usual_arrangement()})
     for settings in (DataSettings, BackboneSettings, TeacherSettings, Execution, LoggerSettings, CallbackSettings):
-        store("_base", node_of(settings), group=settings.node)
-    store("_base", {"_target_": "lightning.pytorch.Trainer", **node_of(TrainerSettings)}, group="trainer")
-    store("_resized", node_of(ResizedImages), group="data")
-    store("_cached", node_of(CachedImages), group="data")
+        _store("_base", node_of(settings), settings.node)
+    _store("_base", {"_target_": "lightning.pytorch.Trainer", **node_of(TrainerSettings)}, "trainer")
+    _store("_resized", node_of(ResizedImages), "data")
+    _store("_cached", node_of(CachedImages), "data")
     for settings in TASK_SETTINGS:
-        store(f"_{settings.node}", {settings.node: node_of(settings)}, group="task", package="_global_")
+        _store(f"_{settings.node}", {settings.node: node_of(settings)}, "task", "_global_")
     for name, teacher in TEACHERS.items():
         node = {"update": "none"} if teacher.settings is None else node_of(TeacherSettings, teacher.settings)
-        store(name, node, group="teacher")
+        _store(name, node, "teacher")
     for name, preset in PRESETS.items():
-        store(name, method_node(name, preset), group="method", package="_global_")
+        _store(name, method_node(name, preset), "method", "_global_")
+
+
+def _store(name: str, node: dict[str, Any], group: str | None = None, package: str | None = None) -> None:
+    store = ConfigStore.instance()
+    store.store(name, node, group=group, package=package, provider="dkel_lightning")
+    place = store.repo if group is None else store.repo[group]
+    place[f"{name}.yaml"] = _Shared(**vars(place[f"{name}.yaml"]))
 
 
 def method_node(name: str, preset: MethodPreset) -> dict[str, Any]:
