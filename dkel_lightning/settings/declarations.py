@@ -37,7 +37,7 @@ class Settings:
         cls.node = cls.node if node is None else node
         cls.further = cls.further if further is None else further
         cls.resumable = cls.resumable or resumable
-        meanings = [f"    {name}: {_in_doc(key)}" for name, key in _keys(cls) if key.meaning]
+        meanings = [f"    {name}: {_in_doc(key)}" for name, key in _keys(cls).items() if key.meaning]
         if meanings:
             cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *meanings])
 
@@ -82,11 +82,11 @@ def _key(hint: Any) -> Key | None:
     )
 
 
-def _keys(cls: type[Any]) -> Iterator[tuple[str, Key]]:
-    for name, hint in _hints(cls).items():
-        key = _key(hint)
-        if key is not None:
-            yield name, key
+@functools.cache
+def _keys(cls: type[Any]) -> dict[str, Key]:
+    """Read what each field declares, but for its default."""
+    read = ((name, _key(hint)) for name, hint in _hints(cls).items())
+    return {name: key for name, key in read if key is not None}
 
 
 def _written(name: str) -> str:
@@ -116,7 +116,7 @@ def _walk(cls: type[Any], node: str, instance: Any) -> Iterator[tuple[str, Key]]
     follows = instance is None or instance == cls()  # of a nested one, which a class may begin in its own way
     for item in fields(cls):
         name, default = f"{prefix}{_written(item.name)}", _default(item)
-        key = _key(hints[item.name])
+        key = _keys(cls).get(item.name)
         if is_dataclass(hints[item.name]):
             yield from _walk(hints[item.name], name, None if default is REQUIRED else default)  # type: ignore[arg-type]
         elif key is not None:
@@ -178,7 +178,7 @@ def mistakes_in(settings: Any, node: str) -> Iterator[str]:
     faults = 0
     for item in fields(settings):
         name, value, hint = f"{node}.{_written(item.name)}", getattr(settings, item.name), hints[item.name]
-        key = _key(hint)
+        key = _keys(type(settings)).get(item.name)
         if key is not None:
             found = key.mistake(name, value)
         elif is_dataclass(hint) and not isinstance(value, hint):  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -154,7 +154,7 @@ def prefer_own_presets() -> None:
     Their defaults are not ours: Optuna's sweeper would minimise the accuracy, unseeded.
     """
     Plugins.instance()  # registers theirs
-    store.register()
+    store.register(_config_dir(sys.argv[1:]))
     for group in ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler"):
         there: Any = ConfigStore.instance().repo
         for part in group.split("/"):
@@ -312,6 +312,7 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     for flag in ("--config-name", "-cn", "--config-path", "-cp"):
         if any(argument.split("=")[0] == flag for argument in arguments):
             raise ConfigError(f"{flag} is not supported: put your files into a folder and pass --config-dir FOLDER.")
+    _import_own(given)
     swept = preset_sweep(given, config_dir)
     multirun = "-m" in arguments or "--multirun" in arguments or swept is not None
     child = failures.is_child()  # of a process that has checked the same
@@ -333,6 +334,18 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     named = [command_lines.unquoted(item.split("=", 1)[1]) for item in [*added, *given] if item.startswith(keys)]
     _check_writable(_composed_later(named[-1] if named else "outputs"), key)
     return [*(_fixed_resume(argument, resumed) for argument in arguments), *added, *_analysis_name(given)]
+
+
+def _import_own(given: Sequence[str]) -> None:
+    """Import the user's own modules before anything is composed: methods that they register can be chosen."""
+    for text in given:
+        item = _parse(text) if text.startswith("modules=") else None
+        names = item.value() if item is not None and not item.is_sweep_override() else None
+        if names and schema.KEYS["modules"].fault(names) is None:
+            from dkel_lightning.app.build import import_modules
+
+            import_modules(cast(list[str], names))
+            store.register(_config_dir(sys.argv[1:]))
 
 
 def _resumed(values: Mapping[str, str], multirun: bool) -> Path | None:

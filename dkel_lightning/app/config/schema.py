@@ -92,6 +92,9 @@ def describe(key: str, method: str | None = None) -> Key | None:
             return own[key]
     if key in KEYS:
         return KEYS[key]
+    if method is None and key.startswith("method."):
+        own_methods = (name for name in PRESETS if name not in SHIPPED)
+        return next((found for name in own_methods if (found := describe(key, name)) is not None), None)
     if key in _OPEN_LEAVES:
         return KEYS[f"{key}.*"]
     parts = key.split(".")

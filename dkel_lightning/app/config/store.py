@@ -5,53 +5,86 @@ A node whose name begins with an underscore holds the defaults of a group, which
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigNode, ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
 from dkel_lightning.app.config.nodes.run import RunSettings
 from dkel_lightning.app.config.nodes.training import CallbackSettings, LoggerSettings, TrainerSettings
 from dkel_lightning.app.config.schema import TASK_SETTINGS
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.data import CachedImages, DataSettings, ResizedImages
-from dkel_lightning.settings.declarations import node_of
+from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.methods import PRESETS, MethodPreset, usual_arrangement
-from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
+from dkel_lightning.settings.teacher import TEACHERS, TeacherPreset, TeacherSettings
 
 
-class _Shared(ConfigNode):
-    """A node that is not copied with the store, which Hydra copies for each group that it lists."""
+class _Made:
+    """A configuration that is made when Hydra copies it out of its store."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
-        return self  # what is loaded from it is a copy
+    def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
+        self.make = make
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DictConfig:
+        return OmegaConf.create(self.make())
 
 
-def register() -> None:
-    """Make Hydra know all that is declared; again after methods of the user's own have been registered."""
+class _Node(ConfigNode):
+    """An entry that is not copied with the store, as Hydra does for each group that it lists."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Node:
+        return self
+
+
+def register(own: Path | None = None) -> None:
+    """Make Hydra know all that is declared; again after methods of the user's own have been registered.
+
+    Args:
+        own: folder of the user's own files, which stand for what is declared under their names.
+    """
     repo = ConfigStore.instance().repo
-    if all(f"{name}.yaml" in repo.get("method", {}) for name in PRESETS):
-        return
-    _store("_base", {**node_of(RunSettings), "method": usual_arrangement()})
+    for group, name, package, make in _declared():
+        place = repo.setdefault(group, {}) if group else repo
+        place.pop(f"{name}.yaml", None)
+        if own is None or not (own / group / f"{name}.yaml").is_file():
+            made = cast(DictConfig, _Made(make))
+            place[f"{name}.yaml"] = _Node(f"{name}.yaml", made, group or None, package, "dkel_lightning")
+
+
+def _declared() -> Iterator[tuple[str, str, str | None, Callable[[], dict[str, Any]]]]:
+    yield "", "_base", None, _root_node
     for settings in (DataSettings, BackboneSettings, TeacherSettings, Execution, LoggerSettings, CallbackSettings):
-        _store("_base", node_of(settings), settings.node)
-    _store("_base", {"_target_": "lightning.pytorch.Trainer", **node_of(TrainerSettings)}, "trainer")
-    _store("_resized", node_of(ResizedImages), "data")
-    _store("_cached", node_of(CachedImages), "data")
+        yield settings.node, "_base", None, partial(node_of, settings)
+    yield "trainer", "_base", None, _trainer_node
+    yield "data", "_resized", None, partial(node_of, ResizedImages)
+    yield "data", "_cached", None, partial(node_of, CachedImages)
     for settings in TASK_SETTINGS:
-        _store(f"_{settings.node}", {settings.node: node_of(settings)}, "task", "_global_")
+        yield "task", f"_{settings.node}", "_global_", partial(_task_node, settings)
     for name, teacher in TEACHERS.items():
-        node = {"update": "none"} if teacher.settings is None else node_of(TeacherSettings, teacher.settings)
-        _store(name, node, "teacher")
+        yield "teacher", name, None, partial(_teacher_node, teacher)
     for name, preset in PRESETS.items():
-        _store(name, method_node(name, preset), "method", "_global_")
+        yield "method", name, "_global_", partial(method_node, name, preset)
 
 
-def _store(name: str, node: dict[str, Any], group: str | None = None, package: str | None = None) -> None:
-    store = ConfigStore.instance()
-    store.store(name, node, group=group, package=package, provider="dkel_lightning")
-    place = store.repo if group is None else store.repo[group]
-    place[f"{name}.yaml"] = _Shared(**vars(place[f"{name}.yaml"]))
+def _root_node() -> dict[str, Any]:
+    return {**node_of(RunSettings), "method": usual_arrangement()}
+
+
+def _trainer_node() -> dict[str, Any]:
+    return {"_target_": "lightning.pytorch.Trainer", **node_of(TrainerSettings)}
+
+
+def _task_node(settings: type[Settings]) -> dict[str, Any]:
+    return {settings.node: node_of(settings)}
+
+
+def _teacher_node(teacher: TeacherPreset) -> dict[str, Any]:
+    return {"update": "none"} if teacher.settings is None else node_of(TeacherSettings, teacher.settings)
 
 
 def method_node(name: str, preset: MethodPreset) -> dict[str, Any]:
