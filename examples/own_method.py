@@ -2,16 +2,16 @@
 
     python examples/own_method.py
 
-trains it on scikit-learn's digits, about a minute on a CPU, and prints the test accuracy of all members. With
-its keys in `conf/method/confident.yaml`, the command line knows it like the methods of the library (from this folder):
+trains it on scikit-learn's digits, about a minute on a CPU, and prints the test accuracy of all members. The command
+line knows it like the methods of the library (from this folder):
 
-    python -m dkel_lightning --config-dir conf "modules=[own_method]" method=confident method.sharpness=2
+    python -m dkel_lightning "modules=[own_method]" method=confident method.sharpness=2
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -21,21 +21,20 @@ from dkel_lightning import DistillationModule, Method, MethodInputs
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.functional import cross_entropy, distillation
 from dkel_lightning.methods import Needs, register
+from dkel_lightning.settings.declarations import Settings
+from dkel_lightning.settings.keys import number
 from dkel_lightning.settings.weights import RampUp
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a user may set; a field named `rampup` also attaches the callback that keeps its weight in force.
+class ConfidentSettings(Settings, node="method"):
+    """What a user may set, each with what it may be and what it means; checked wherever it comes from.
 
-    Attributes:
-        temperature: T.
-        sharpness: how strongly a sample follows the teachers that are sure of it; 0 takes their plain mean.
-        rampup: of the distillation term.
+    A field named `rampup` also attaches the callback that keeps its weight in force.
     """
 
-    temperature: float = 3.0
-    sharpness: float = 1.0
+    temperature: Annotated[float, number("Temperature T.", 0, above=True)] = 3.0
+    sharpness: Annotated[float, number("How strongly a sample follows the teachers that are sure of it.", 0)] = 1.0
     rampup: RampUp = field(default_factory=RampUp)
 
 
@@ -43,7 +42,7 @@ class Settings:
 class Confident(Method):
     """Each peer learns from the labels, and from all teachers weighted by how sure they are of each sample."""
 
-    Settings = Settings
+    Settings = ConfidentSettings
     needs = Needs(ensemble="none")
 
     @property

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dkel_lightning import methods
 from dkel_lightning.app.cli import main
 from dkel_lightning.app.config import choices, reference, schema
+from dkel_lightning.settings.methods import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -151,7 +152,7 @@ def write_titled(page: Path, folder: Path) -> list[str]:
 def test_files_of_ones_own_run_by_the_command_that_the_page_shows(name: str, tmp_path: Path) -> None:
     page = ROOT / "docs" / name
     assert len(write_titled(page, tmp_path)) == 2
-    command = next(command for command in commands(page) if "--config-dir" in command)
+    command = next(command for command in commands(page) if "--config-dir" in command or "modules=" in command)
     done = subprocess.run(
         [sys.executable, *shlex.split(command)[1:], "trainer.fast_dev_run=true"],
         cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
@@ -311,7 +312,7 @@ def test_python_blocks_run_as_they_stand(page: Path, monkeypatch: pytest.MonkeyP
     finally:
         sys.modules.pop(page.stem, None)
         for name in set(methods.METHODS) - registered:
-            del methods.METHODS[name]
+            del methods.METHODS[name], PRESETS[name]
     if page.name in ("README.md", "index.md"):
         assert names["network"](torch.zeros(1, 3, 64, 64)).shape == (1, 10)
     if page.name == "own_method.md":

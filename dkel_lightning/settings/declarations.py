@@ -7,12 +7,14 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
-from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, cast, get_type_hints
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.keys import AUTO, REQUIRED, Flag, Follows, Key, anything
+
+T = TypeVar("T")
 
 
 class Settings:
@@ -52,7 +54,12 @@ def _in_doc(key: Key) -> str:
 # ---------------------------------------------------------------------- reading declarations
 
 
-@functools.cache
+def _once(read: Callable[[type[Any]], dict[str, T]]) -> Callable[[type[Any]], dict[str, T]]:
+    """Read a class once; functools.cache, whose types know no classes as arguments."""
+    return cast(Callable[[type[Any]], dict[str, T]], functools.cache(read))
+
+
+@_once
 def _hints(cls: type[Any]) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)
 
@@ -82,7 +89,7 @@ def _key(hint: Any) -> Key | None:
     )
 
 
-@functools.cache
+@_once
 def _keys(cls: type[Any]) -> dict[str, Key]:
     """Read what each field declares, but for its default."""
     read = ((name, _key(hint)) for name, hint in _hints(cls).items())
@@ -118,7 +125,7 @@ def _walk(cls: type[Any], node: str, instance: Any) -> Iterator[tuple[str, Key]]
         name, default = f"{prefix}{_written(item.name)}", _default(item)
         key = _keys(cls).get(item.name)
         if is_dataclass(hints[item.name]):
-            yield from _walk(hints[item.name], name, None if default is REQUIRED else default)  # type: ignore[arg-type]
+            yield from _walk(hints[item.name], name, None if default is REQUIRED else default)
         elif key is not None:
             value = default if instance is None else getattr(instance, item.name)
             value = "auto" if AUTO in key.flags else value
@@ -218,9 +225,6 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merge(result[key], value) if both else value
     return result
-
-
-T = TypeVar("T")
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:

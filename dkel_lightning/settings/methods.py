@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from dkel_lightning.settings.declarations import REQUIRED, Settings, node_of
+from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.deploy import Deploy
-from dkel_lightning.settings.keys import choice, either, names, number, numbers, several, switch, text, whole
+from dkel_lightning.settings.keys import REQUIRED, choice, either, names, number, numbers, several, switch, text, whole
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 

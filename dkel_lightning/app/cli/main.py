@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 import textwrap
 import traceback
@@ -17,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -86,7 +89,7 @@ def _main() -> Any:
     failed: list[str] = []
     lost = False
     try:
-        prefer_own_presets()
+        prefer_own_presets(_config_dir(arguments))
         if not any(flag in arguments for flag in UNCHECKED_FLAGS):
             sys.argv[1:] = prepare(arguments)
         with _hydra_raising(arguments):
@@ -148,13 +151,13 @@ def _told_of_jobs(error: Exception) -> str | None:
     return str(error) if isinstance(error, CompactHydraException) else None
 
 
-def prefer_own_presets() -> None:
+def prefer_own_presets(config_dir: Path | None = None) -> None:
     """Declare our own nodes, and let conf/hydra stand for what Hydra's plugins bring under the same names.
 
     Their defaults are not ours: Optuna's sweeper would minimise the accuracy, unseeded.
     """
     Plugins.instance()  # registers theirs
-    store.register(_config_dir(sys.argv[1:]))
+    store.register(config_dir)
     for group in ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler"):
         there: Any = ConfigStore.instance().repo
         for part in group.split("/"):
@@ -345,7 +348,6 @@ def _import_own(given: Sequence[str]) -> None:
             from dkel_lightning.app.build import import_modules
 
             import_modules(cast(list[str], names))
-            store.register(_config_dir(sys.argv[1:]))
 
 
 def _resumed(values: Mapping[str, str], multirun: bool) -> Path | None:
@@ -518,6 +520,12 @@ def preset_sweep(given: Sequence[str], config_dir: Path | None) -> list[str] | N
 
 def _search(config_dir: Path | None) -> list[str]:
     return [] if config_dir is None else [f"hydra.searchpath=['{config_dir.as_uri()}']"]
+
+
+def _searched(override: str) -> Path | None:
+    """Give the folder that `_search` has written into an override, None of any other override."""
+    found = re.fullmatch(r"hydra\.searchpath=\['(file:.*)'\]", override)
+    return None if found is None else Path(url2pathname(urlsplit(found[1]).path))
 
 
 def check_arguments(given: Sequence[str], config_dir: Path | None, multirun: bool) -> None:
@@ -782,7 +790,7 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     Raises:
         ConfigError: what Hydra finds wrong, without its hints.
     """
-    prefer_own_presets()
+    prefer_own_presets(next((own for item in overrides if (own := _searched(item)) is not None), None))
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(choices.folder()), version_base="1.3", job_name="dkel_lightning"):

@@ -23,6 +23,15 @@ from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.methods import PRESETS, MethodPreset, usual_arrangement
 from dkel_lightning.settings.teacher import TEACHERS, TeacherPreset, TeacherSettings
 
+GROUP_SETTINGS: tuple[type[Settings], ...] = (
+    DataSettings,
+    BackboneSettings,
+    TeacherSettings,
+    Execution,
+    LoggerSettings,
+    CallbackSettings,
+)
+
 
 class _Made:
     """A configuration that is made when Hydra copies it out of its store."""
@@ -58,7 +67,7 @@ def register(own: Path | None = None) -> None:
 
 def _declared() -> Iterator[tuple[str, str, str | None, Callable[[], dict[str, Any]]]]:
     yield "", "_base", None, _root_node
-    for settings in (DataSettings, BackboneSettings, TeacherSettings, Execution, LoggerSettings, CallbackSettings):
+    for settings in GROUP_SETTINGS:
         yield settings.node, "_base", None, partial(node_of, settings)
     yield "trainer", "_base", None, _trainer_node
     yield "data", "_resized", None, partial(node_of, ResizedImages)
