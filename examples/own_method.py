@@ -11,7 +11,7 @@ line knows it like the methods of the library (from this folder):
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -20,22 +20,21 @@ from torch import Tensor
 from dkel_lightning import DistillationModule, Method, MethodInputs
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.functional import cross_entropy, distillation
-from dkel_lightning.methods import register
+from dkel_lightning.methods import Needs, register
+from dkel_lightning.settings.declarations import Settings
+from dkel_lightning.settings.keys import number
 from dkel_lightning.settings.weights import RampUp
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a user may set; a field named `rampup` also attaches the callback that keeps its weight in force.
+class ConfidentSettings(Settings, node="method"):
+    """What a user may set, each with what it may be and what it means; checked wherever it comes from.
 
-    Attributes:
-        temperature: T.
-        sharpness: how strongly a sample follows the teachers that are sure of it; 0 takes their plain mean.
-        rampup: of the distillation term.
+    A field named `rampup` also attaches the callback that keeps its weight in force.
     """
 
-    temperature: float = 3.0
-    sharpness: float = 1.0
+    temperature: Annotated[float, number("Temperature T.", 0, above=True)] = 3.0
+    sharpness: Annotated[float, number("How strongly a sample follows the teachers that are sure of it.", 0)] = 1.0
     rampup: RampUp = field(default_factory=RampUp)
 
 
@@ -43,8 +42,8 @@ class Settings:
 class Confident(Method):
     """Each peer learns from the labels, and from all teachers weighted by how sure they are of each sample."""
 
-    Settings = Settings
-    uses_ensemble = False
+    Settings = ConfidentSettings
+    needs = Needs(ensemble="none")
 
     @property
     def terms(self) -> tuple[str, ...]:

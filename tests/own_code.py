@@ -12,8 +12,10 @@ from hydra.core.config_store import ConfigStore
 
 from dkel_lightning import data, methods, networks
 from dkel_lightning.app.cli import user_code
+from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.settings.teacher import TEACHERS
 
-REGISTRIES: tuple[dict[str, Any], ...] = (data.DATASETS, methods.METHODS, networks.BACKBONES)
+REGISTRIES: tuple[dict[str, Any], ...] = (data.DATASETS, methods.METHODS, networks.BACKBONES, PRESETS, TEACHERS)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from torch.distributed import run
 from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import methods
-from dkel_lightning.app.config import reference, schema
+from dkel_lightning.app.config import choices, reference, schema
 from tests.compose import prepare
 from tests.own_code import forgotten
 
@@ -336,7 +336,8 @@ def settings_in_text(page: Path) -> Iterator[tuple[str, str]]:
                 yield found[1], found[2]
 
 
-GROUPS = {path.parent.relative_to(schema.folder()).as_posix() for path in schema.folder().rglob("*.yaml")}
+GROUPS = {path.parent.relative_to(choices.folder()).as_posix() for path in choices.folder().rglob("*.yaml")}
+GROUPS |= choices.GROUPS.keys()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -344,10 +345,8 @@ def test_settings_that_are_named_in_the_text_exist(page: Path) -> None:
     unknown = []
     for key, value in settings_in_text(page):
         if key in GROUPS and "." not in key:
-            choices = {path.relative_to(schema.folder() / key).with_suffix("").as_posix() for path in
-                       (schema.folder() / key).rglob("*.yaml")}  # fmt: skip
             named = [part for part in re.split(r"[,|]", value) if re.fullmatch(r"[\w/]+", part)]
-            unknown += [f"{key}={name}" for name in named if name not in choices and not name.isupper()]
+            unknown += [f"{key}={name}" for name in named if name not in choices.options(key) and not name.isupper()]
         elif "." in key and key.split(".")[0] != "hydra" and schema.describe(key) is None:
             unknown.append(key)
     assert not unknown
@@ -358,11 +357,11 @@ def test_the_page_on_running_names_every_choice_and_every_task() -> None:
     groups, tasks = text.split("## Groups")[1].split("## Tasks")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", groups, re.MULTILINE))
 
-    def choices(group: str) -> set[str]:
-        return {path.stem for path in (schema.folder() / group).glob("*.yaml") if not path.stem.startswith("_")}
+    def options(group: str) -> set[str]:
+        return {name for name in choices.options(group) if "/" not in name}
 
     for group, named in rows.items():
-        assert choices(group) <= set(re.findall(r"`([^`]+)`", named)), group
+        assert options(group) <= set(re.findall(r"`([^`]+)`", named)), group
     # What the page leaves out: what every run has, the lengths of ablations, and Hydra's own.
     assert {name for name in GROUPS if "/" not in name} - rows.keys() - {
         "task",
@@ -371,7 +370,7 @@ def test_the_page_on_running_names_every_choice_and_every_task() -> None:
         "hydra",
         ".",
     } == set()
-    assert choices("task") <= set(re.findall(r"`(\w+)`", tasks))
+    assert options("task") <= set(re.findall(r"`(\w+)`", tasks))
 
 
 def test_the_configuration_reference_is_up_to_date() -> None:

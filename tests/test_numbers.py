@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from dkel_lightning import DistillationModule, functional
 from dkel_lightning.app import build as building
 from dkel_lightning.app import figures
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import DigitsDataModule, NpzDataModule
 from dkel_lightning.errors import ConfigError, DataError, NonFiniteError
@@ -157,7 +157,7 @@ def test_what_is_out_of_range_is_refused_on_the_command_line_in_one_message() ->
 def test_numbers_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
     values = compose()
     with pytest.raises(ConfigError) as caught:
-        schema.check({**values, **{group: {**values[group], **keys} for group, keys in changes.items()}})
+        checks.check({**values, **{group: {**values[group], **keys} for group, keys in changes.items()}})
     assert message in str(caught.value)
 
 

@@ -148,12 +148,12 @@ def test_every_pair_of_teacher_weights_is_covered_above() -> None:
     [
         ({"epochs": 80, "share": 0.1}, "method.rampup.epochs and method.rampup.share exclude each other, and both"),
         ({"epochs": None}, "One of method.rampup.epochs and method.rampup.share must be given, and both are null."),
-        ({"epochs": -1}, "method.rampup.epochs must not be negative, got -1."),
-        ({"epochs": math.nan}, "method.rampup.epochs must not be negative, got nan."),
-        ({"epochs": None, "share": -0.1}, "method.rampup.share must not be negative, got -0.1."),
-        ({"scale": -1.0}, "method.rampup.scale must be a finite number of at least 0, got -1.0."),
-        ({"scale": math.nan}, "method.rampup.scale must be a finite number of at least 0, got nan."),
-        ({"form": "linear"}, "method.rampup.form is 'linear': choose one of correct, released."),
+        ({"epochs": -1}, "method.rampup.epochs must be a number of at least 0, got -1."),
+        ({"epochs": math.nan}, "method.rampup.epochs must be a number of at least 0, got nan."),
+        ({"epochs": None, "share": -0.1}, "method.rampup.share must be a number between 0 and 1, got -0.1."),
+        ({"scale": -1.0}, "method.rampup.scale must be a number of at least 0, got -1.0."),
+        ({"scale": math.nan}, "method.rampup.scale must be a number of at least 0, got nan."),
+        ({"form": "linear"}, "method.rampup.form must be one of correct, released, got 'linear'."),
     ],
 )
 def test_impossible_rampups_are_refused(settings: dict[str, Any], text: str) -> None:
@@ -166,12 +166,12 @@ def test_impossible_rampups_are_refused(settings: dict[str, Any], text: str) -> 
     [
         ({"decay_share": 0.1}, "method.ensemble.decay and method.ensemble.decay_share exclude each other, and both"),
         ({"decay": None}, "One of method.ensemble.decay and method.ensemble.decay_share must be given, and both are"),
-        ({"decay": -0.5}, "method.ensemble.decay must not be negative, got -0.5."),
-        ({"decay": None, "decay_share": -0.5}, "method.ensemble.decay_share must not be negative, got -0.5."),
-        ({"cutoff": 1.0}, "method.ensemble.cutoff must lie in [0, 1), got 1.0."),
-        ({"cutoff": -0.1}, "method.ensemble.cutoff must lie in [0, 1), got -0.1."),
-        ({"space": "votes"}, "method.ensemble.space is 'votes': choose one of logits, probabilities."),
-        ({"weights": "all"}, "method.ensemble.weights is 'all': choose one of complement, decay, ramp, constant."),
+        ({"decay": -0.5}, "method.ensemble.decay must be a number of at least 0, got -0.5."),
+        ({"decay": None, "decay_share": -0.5}, "method.ensemble.decay_share must be a number above 0, got -0.5."),
+        ({"cutoff": 1.0}, "method.ensemble.cutoff must be a number between 0 and 0.999999, got 1.0."),
+        ({"cutoff": -0.1}, "method.ensemble.cutoff must be a number between 0 and 0.999999, got -0.1."),
+        ({"space": "votes"}, "method.ensemble.space must be one of logits, probabilities, got 'votes'."),
+        ({"weights": "all"}, "method.ensemble.weights must be one of complement, decay, ramp, constant, got 'all'."),
     ],
 )
 def test_impossible_ensembles_are_refused(settings: dict[str, Any], text: str) -> None:

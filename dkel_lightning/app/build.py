@@ -24,7 +24,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from dkel_lightning import data
-from dkel_lightning.app.config.schema import Values, unknown_choice
+from dkel_lightning.app.config.messages import unknown_choice
+from dkel_lightning.app.config.schema import Values
 from dkel_lightning.data import own
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.modules.batch import number_of_views

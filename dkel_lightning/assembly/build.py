@@ -126,7 +126,7 @@ def build(
     student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
     teacher_module = None
     if settings is not None:
-        drawn = draw.alone(settings.backbone) if chosen.foreign_teacher else draw
+        drawn = draw.alone(settings.backbone) if chosen.needs.foreign_teacher else draw
         # A model of the user's own comes with weights, which an independent draw must not keep.
         teacher_module = TeacherModule(drawn(seed, "teacher", redraw=settings.draw == "independent"), settings)
         teacher_module.start_from(student.network)

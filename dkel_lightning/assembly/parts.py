@@ -11,11 +11,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods import Method, Preset, create
 from dkel_lightning.methods import preset as preset_of
-from dkel_lightning.methods.base import from_mapping, merge
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
+from dkel_lightning.settings.declarations import from_mapping, merge
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.teacher import TeacherSettings
 
@@ -59,26 +59,26 @@ def teacher_settings(
         raise ConfigError(f'teacher is {given!r}: give its settings, such as {{"draw": "student", "start": "copy"}}.')
     given = dict(given or {})
     name = type(method).__name__
-    if method.teacher == "none" or given.get("update") == "none":
+    if method.needs.teacher == "none" or given.get("update") == "none":
         others = [key for key in given if key != "update"]
-        if method.teacher == "required":
+        if method.needs.teacher == "required":
             raise ConfigError(f"{name} needs a teacher, but teacher.update is none: choose ema, gradient or frozen.")
         if others:
             raise ConfigError(f"{name} has no teacher, so teacher.{others[0]} means nothing: choose teacher=none.")
         return None
     given |= _lengths("teacher", given, schedules)
     settings = from_mapping(TeacherSettings, merge(preset.teacher, given), "teacher")
-    if not method.foreign_teacher and settings.backbone is not None:
+    if not method.needs.foreign_teacher and settings.backbone is not None:
         raise ConfigError(f"teacher.backbone is set, but the teacher of {name} has the student's form: leave it out.")
-    if method.foreign_teacher and settings.draw == "student":
+    if method.needs.foreign_teacher and settings.draw == "student":
         raise ConfigError(f"teacher.draw is student, but the teacher of {name} is a network of its own: independent.")
     return settings
 
 
 def deployment(given: Mapping[str, Any], method: Method, has_teacher: bool) -> Deploy:
     """Lay what is given over what the method deploys."""
-    network = method.deployed_network if has_teacher or method.deployed_network != "teacher" else "student"
-    own = {"network": network, "peer": method.deployed_peer if given.get("network", network) == network else "best"}
+    network = method.needs.deploy.network if has_teacher or method.needs.deploy.network != "teacher" else "student"
+    own = {"network": network, "peer": method.needs.deploy.peer if given.get("network", network) == network else "best"}
     return from_mapping(Deploy, {**own, **given}, "deploy")
 
 
@@ -101,15 +101,15 @@ def check_parts(
     name = type(method).__name__
     if student.num_peers != method.peers:
         raise ConfigError(f"{name} was built for {method.peers} peers, the student has {student.num_peers}.")
-    if method.teacher == "required" and teacher is None:
+    if method.needs.teacher == "required" and teacher is None:
         raise ConfigError(f"{name} needs a teacher: pass teacher=TeacherModule(...).")
-    if method.teacher == "none" and teacher is not None:
+    if method.needs.teacher == "none" and teacher is not None:
         raise ConfigError(f"{name} has no teacher: leave teacher= out, and remove teacher.* settings.")
     if method.wants_ensemble_classifier and ensemble is None:
         raise ConfigError(f"{name} needs an ensemble classifier: pass ensemble=EnsembleModule(...).")
     if method.ensemble is not None and (ensemble is None or ensemble.term != method.ensemble):
         raise ConfigError(f"{name} assembles teachers: pass ensemble=EnsembleModule(..., term=method.ensemble).")
-    if method.foreign_teacher:
+    if method.needs.foreign_teacher:
         _check_foreign_teacher(name, student, teacher)
     elif teacher is not None and (teacher.num_peers, teacher.num_classes) != (student.num_peers, student.num_classes):
         raise ConfigError(
@@ -150,7 +150,7 @@ def warn_of_an_untrained_teacher(module: Coordinator) -> None:
     """Say so where a teacher of its own has random weights and stays as it is."""
     teacher = module.teacher
     untrained = teacher is not None and teacher.settings.update == "frozen" and not bool(teacher.initialised)
-    if untrained and module.method.foreign_teacher and module.recipe is not None:
+    if untrained and module.method.needs.foreign_teacher and module.recipe is not None:
         rank_zero_warn(
             f"The teacher of {type(module.method).__name__} has random weights and stays as it is: pass "
             'teacher={"weights": PATH}, or {"update": "gradient"} for one that learns beside the student.'

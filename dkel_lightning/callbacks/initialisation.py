@@ -65,7 +65,7 @@ class TeacherInitialisation(Callback):
             views, labels, indices = unpack(trainer.strategy.batch_to_device(batch, module.device))
             if index == 0:
                 # Before training_step could name what is wrong with the first batch.
-                check_views(views, module.student.num_peers, module.method.separate_teacher_views)
+                check_views(views, module.student.num_peers, module.method.needs.teacher_views)
                 check_labels(labels, module.student.num_classes)
             # What the teacher is going to see.
             _, views = module.views_of_each(module.make_views(views, "init", index))

@@ -23,7 +23,7 @@ class CompiledNetworks:
     def __init__(self, module: Coordinator, rows: int) -> None:
         self.rows = rows
         student = module.student.network
-        kind = "stages" if module.method.needs_stages else "forward"
+        kind = "stages" if module.method.needs.stages else "forward"
         self._parts: list[tuple[PeersModule, str, Callable[[Tensor], Any]]] = [
             (module.student, kind, _compiled(student, kind))
         ]

@@ -6,8 +6,9 @@ import importlib
 import pkgutil
 
 from dkel_lightning.methods.base import METHODS, Method, Preset, create, preset, register
+from dkel_lightning.settings.needs import Needs
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["METHODS", "Method", "Preset", "create", "preset", "register"]
+__all__ = ["METHODS", "Method", "Needs", "Preset", "create", "preset", "register"]

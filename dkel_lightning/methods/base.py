@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,11 @@ from torch import Tensor, nn
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.settings.declarations import from_mapping, merge, unknown
+from dkel_lightning.settings.methods import PRESETS, Arrangement, MethodPreset, NoSettings
+from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.teacher import TEACHERS
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
-
-
-@dataclass(frozen=True)
-class NoSettings:
-    """The settings of a method that has none."""
 
 
 class Method(nn.Module, ABC):
@@ -31,39 +29,22 @@ class Method(nn.Module, ABC):
 
     Attributes:
         Settings: frozen dataclass of primitives (nested dataclasses allowed) from which the method is rebuilt.
-        teacher: whether teacher peers are `required`, `optional` or must be `none`.
-        uses_ensemble: needs the ensemble classifier over the peers' features.
-        minimum_peers: with fewer it is refused.
-        needs_stages: wants `inputs.student.trunk` and `inputs.student.maps`.
-        makes_ensemble: `combine` makes logits of the peers by a way of its own (a gate, a fusion).
-        foreign_teacher: its teacher is one network of its own, of any architecture, rather than peers of the
-            student's form; it teaches all peers.
-        separate_teacher_views: may be given 2 P views, of which the teacher sees the second half.
-        deployed_network: `teacher`, `student` or `ensemble`, what is deployed unless the user says otherwise.
-        deployed_peer: an index (negative counts from the last), or `best` in validation.
+        needs: what it needs of what stands around it: teacher, ensemble, views, peers.
         rampup: the ramp-up of its distillation weight, None without one.
         ensemble: its decaying ensemble of teachers, None without one.
     """
 
     Settings: ClassVar[type[Any]] = NoSettings
-    teacher: ClassVar[str] = "required"
-    uses_ensemble: ClassVar[bool] = True
-    minimum_peers: ClassVar[int] = 2
-    needs_stages: ClassVar[bool] = False
-    makes_ensemble: ClassVar[bool] = False
-    foreign_teacher: ClassVar[bool] = False
-    separate_teacher_views: ClassVar[bool] = False
-    deployed_network: ClassVar[str] = "teacher"
-    deployed_peer: ClassVar[int | str] = "best"
+    needs: ClassVar[Needs] = Needs()
 
     rampup_weight: Tensor
 
     def __init__(self, peers: int, settings: Any = None) -> None:
         super().__init__()
         self.settings = settings if settings is not None else self.Settings()
-        if peers < self.minimum_peers:
+        if peers < self.needs.minimum_peers:
             raise ConfigError(
-                f"{type(self).__name__} needs at least {self.minimum_peers} peers, got {peers}: "
+                f"{type(self).__name__} needs at least {self.needs.minimum_peers} peers, got {peers}: "
                 "raise method.peers, or choose method=baseline for a single network."
             )
         self.peers = peers
@@ -80,13 +61,13 @@ class Method(nn.Module, ABC):
         """
 
     def combine(self, student: StudentOutput) -> Tensor:
-        """Make the method's own ensemble logits [B, C] of its peers, where it `makes_ensemble`."""
-        raise NotImplementedError(f"{type(self).__name__} says makes_ensemble, but has no combine().")
+        """Make the method's own ensemble logits [B, C] of its peers, where it needs an ensemble of its `own`."""
+        raise NotImplementedError(f"{type(self).__name__} needs an ensemble of its own, but has no combine().")
 
     @property
     def wants_ensemble_classifier(self) -> bool:
         """Whether an ensemble classifier is trained beside the peers."""
-        return self.uses_ensemble
+        return self.needs.ensemble == "classifier"
 
     @property
     @abstractmethod
@@ -123,10 +104,10 @@ class Preset:
     method: type[Method]
     settings: Mapping[str, Any] = field(default_factory=dict)
     teacher: Mapping[str, Any] = field(default_factory=dict)
-    classifiers: str = "own"
-    sharing: str = "trunk"
-    views: str = "per_peer"
-    peers: int = 3
+    classifiers: str = Arrangement.classifiers
+    sharing: str = Arrangement.sharing
+    views: str = Arrangement.views
+    peers: Any = Arrangement.peers
 
 
 METHODS: dict[str, Preset] = {}
@@ -138,13 +119,16 @@ def register(
     name: str,
     *,
     settings: Mapping[str, Any] | None = None,
-    teacher: Mapping[str, Any] | None = None,
-    classifiers: str = "own",
-    sharing: str = "trunk",
-    views: str = "per_peer",
-    peers: int = 3,
+    teacher: str | Mapping[str, Any] | None = None,
+    **arrangement: Any,
 ) -> Callable[[M], M]:
     """Make a method known under `name`; may be stacked to give one class several presets.
+
+    Args:
+        name: as it is chosen by.
+        settings: differences from the defaults of `method.Settings`.
+        teacher: name of a preset in `settings.teacher.TEACHERS`, or differences from the defaults of TeacherSettings.
+        arrangement: `peers`, `sharing`, `views` and `classifiers`, see Preset.
 
     Raises:
         ConfigError: the name is taken by another class.
@@ -154,10 +138,23 @@ def register(
         taken = METHODS.get(name)
         if taken is not None and taken.method.__qualname__ != method.__qualname__:
             raise ConfigError(f"The method name {name!r} is taken by {taken.method.__qualname__}: choose another.")
-        METHODS[name] = Preset(method, settings or {}, teacher or {}, classifiers, sharing, views, peers)
+        followed = TEACHERS[teacher].settings if isinstance(teacher, str) else teacher
+        METHODS[name] = Preset(method, settings or {}, followed or {}, **arrangement)
+        # What the command line composes, and the page of all keys shows, without asking the class.
+        meaning = (method.__doc__ or name).strip().splitlines()[0]
+        said = teacher or ("none" if method.needs.teacher == "none" else "independent")
+        PRESETS.setdefault(
+            name, MethodPreset(meaning, method.Settings, method.needs, settings or {}, said, arrangement)
+        )
         return method
 
     return add
+
+
+def shipped(name: str) -> Callable[[M], M]:
+    """Make a method known under a name of `settings.methods.PRESETS`, which says the rest; may be stacked."""
+    chosen = PRESETS[name]
+    return register(name, settings=chosen.settings, teacher=chosen.teacher, **chosen.arrangement)
 
 
 def preset(name: str) -> Preset:
@@ -173,45 +170,3 @@ def create(name: str, peers: int, settings: Mapping[str, Any] | None = None) -> 
     found = preset(name)
     merged = merge(found.settings, settings or {})
     return found.method(peers, from_mapping(found.method.Settings, merged, "method"))
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay nested mapping `over` over `base`."""
-    result = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merge(result[key], value) if both else value
-    return result
-
-
-T = TypeVar("T")
-
-
-def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build the (nested) dataclass `cls` from a mapping of primitives.
-
-    Raises:
-        ConfigError: an unknown key, with the nearest known ones; or a value of the wrong kind.
-    """
-    known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
-    hints = get_type_hints(cls)
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(unknown(f"key {where}.", str(key), known))
-        nested = hints[key]
-        if is_dataclass(nested) and isinstance(value, Mapping):
-            value = from_mapping(nested, value, f"{where}.{key}")  # type: ignore[arg-type]
-        arguments[key] = value
-    try:
-        return cls(**arguments)
-    except (TypeError, AttributeError) as error:
-        raise ConfigError(f"{where} has a value of the wrong kind: {error}.") from error
-
-
-def unknown(kind: str, name: str, choices: Mapping[str, Any] | set[str]) -> str:
-    """Say that `name` is no known `kind`, with the nearest choices first."""
-    near = difflib.get_close_matches(name, list(choices), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    label = f"Unknown {kind}{name}" if kind.endswith(".") else f"Unknown {kind} {name!r}"
-    return f"{label}.{hint} Choices: {', '.join(sorted(choices))}."

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
-from dkel_lightning.methods.base import Method, register
+from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.settings.methods import PRESETS, BaselineSettings
+from dkel_lightning.settings.needs import Needs
 
 
-@dataclass(frozen=True)
-class BaselineSettings:
-    """Settings of the baseline: the share of the label that is spread evenly over all classes."""
-
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"method.label_smoothing must be at least 0 and below 1, got {self.label_smoothing}.")
-
-
-@register("baseline")
+@shipped("baseline")
 class Baseline(Method):
     """`L = CE(z_E) + sum_i CE(z_i)`: cross-entropy only, no distillation.
 
@@ -32,9 +21,8 @@ class Baseline(Method):
     gives is not credited to distillation. A single peer has no ensemble classifier: it would be the peer again.
     """
 
-    Settings: ClassVar[type[Any]] = BaselineSettings
-    teacher: ClassVar[str] = "optional"
-    minimum_peers: ClassVar[int] = 1
+    Settings: ClassVar[type[BaselineSettings]] = BaselineSettings
+    needs: ClassVar[Needs] = PRESETS["baseline"].needs
 
     @property
     def wants_ensemble_classifier(self) -> bool:

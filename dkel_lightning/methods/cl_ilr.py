@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy, distillation, peer_mean
-from dkel_lightning.methods.base import Method, register
-from dkel_lightning.methods.pcl import check_temperature
+from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import BranchedNetwork, PeerNetwork
-from dkel_lightning.settings.weights import RampUp
+from dkel_lightning.settings.methods import PRESETS, CLILRSettings
+from dkel_lightning.settings.needs import Needs
 
 
-@dataclass(frozen=True)
-class CLILRSettings:
-    """Settings of CL-ILR.
-
-    Attributes:
-        temperature: T.
-        beta: weight of the labels, against 1 - beta of the other heads; None weighs both with 1.
-        detach: keep the gradient out of the teaching heads.
-        rampup: multiplies what the other heads teach; of length 0, that is absent, by default.
-    """
-
-    temperature: float = 2.0
-    beta: float | None = 0.5
-    detach: bool = True
-    rampup: RampUp = field(default_factory=lambda: RampUp(epochs=0))
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
-        if self.beta is not None and not 0 <= self.beta <= 1:
-            raise ConfigError(f"method.beta must lie between 0 and 1, or be null, got {self.beta}.")
-
-
-@register("cl_ilr", views="shared")
+@shipped("cl_ilr")
 class CLILR(Method):
     """`L = sum_i [ beta CE(z_i) + (1 - beta) r KD(z_i, sg mean_{j != i} z_j) ]` on heads over one trunk and one view.
 
@@ -47,10 +24,8 @@ class CLILR(Method):
     """
 
     Settings: ClassVar[type[CLILRSettings]] = CLILRSettings
+    needs: ClassVar[Needs] = PRESETS["cl_ilr"].needs
     settings: CLILRSettings
-    teacher: ClassVar[str] = "none"
-    uses_ensemble: ClassVar[bool] = False
-    deployed_network: ClassVar[str] = "student"
 
     def attach(self, network: PeerNetwork) -> None:
         """Scale the gradient at the split by 1 / P.

@@ -6,33 +6,21 @@ the arithmetic of the code; they differ in settings only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
 from dkel_lightning.functional import distillation
-from dkel_lightning.methods.base import register
-from dkel_lightning.methods.pcl import PCL, PCLSettings
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.pcl import PCL
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.schedules import TEACHER_WEIGHTS
-from dkel_lightning.settings.weights import EnsembleTerm
+from dkel_lightning.settings.methods import PRESETS, DKELSettings
+from dkel_lightning.settings.needs import Needs
 
 
-@dataclass(frozen=True)
-class DKELSettings(PCLSettings):
-    """Settings of DKEL: those of PCL and the decaying ensemble of teachers."""
-
-    ensemble: EnsembleTerm = field(default_factory=EnsembleTerm)
-
-
-@register("dkel")
-@register(
-    "dkel_released",
-    settings={"rampup": {"scale": 0.1, "form": "released"}, "ensemble": {"ramped": True}},
-    teacher={"draw": "student", "start": "copy"},
-    classifiers="released",
-)
+@shipped("dkel")
+@shipped("dkel_released")
 class DKEL(PCL):
     """PCL whose teachers also teach as a decaying ensemble.
 
@@ -44,6 +32,7 @@ class DKEL(PCL):
     """
 
     Settings: ClassVar[type[DKELSettings]] = DKELSettings
+    needs: ClassVar[Needs] = PRESETS["dkel"].needs
     settings: DKELSettings
 
     @property

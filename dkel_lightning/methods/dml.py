@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from dkel_lightning.functional import cross_entropy, distillation, distillation_from_each, peer_mean
-from dkel_lightning.methods.base import Method, register
-from dkel_lightning.methods.pcl import check_temperature
+from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.schedules import non_negative, one_of
+from dkel_lightning.settings.methods import PRESETS, DMLSettings
+from dkel_lightning.settings.needs import Needs
 
 
-@dataclass(frozen=True)
-class DMLSettings:
-    """Settings of DML.
-
-    Attributes:
-        temperature: T.
-        weight: of what the other peers teach, from the first step on: DML has no ramp-up.
-        targets: `pairwise`, the mean divergence to each other peer, or `mean_logits`, one to their mean logits.
-        detach: keep the gradient out of the teaching peers.
-    """
-
-    temperature: float = 1.0
-    weight: float = 1.0
-    targets: str = "pairwise"
-    detach: bool = True
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
-        non_negative("method.weight", self.weight)
-        one_of("method.targets", self.targets, ("pairwise", "mean_logits"))
-
-
-@register("dml", sharing="nothing", views="shared")
+@shipped("dml")
 class DML(Method):
     """`L = sum_i [ CE(z_i) + w mean_{j != i} KD(z_i, sg z_j) ]`, T = 1: separate networks on one view.
 
@@ -44,10 +21,8 @@ class DML(Method):
     """
 
     Settings: ClassVar[type[DMLSettings]] = DMLSettings
+    needs: ClassVar[Needs] = PRESETS["dml"].needs
     settings: DMLSettings
-    teacher: ClassVar[str] = "none"
-    uses_ensemble: ClassVar[bool] = False
-    deployed_network: ClassVar[str] = "student"
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -10,25 +9,14 @@ from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy, distillation
-from dkel_lightning.methods.base import Method, register
-from dkel_lightning.methods.pcl import check_temperature
+from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.settings.weights import RampUp
+from dkel_lightning.settings.methods import PRESETS, FFLSettings
+from dkel_lightning.settings.needs import Needs
 
 
-@dataclass(frozen=True)
-class FFLSettings:
-    """Settings of FFL: the temperature T and the ramp-up of all that is distilled."""
-
-    temperature: float = 3.0
-    rampup: RampUp = field(default_factory=RampUp)
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
-
-
-@register("ffl", views="shared", peers=2)
+@shipped("ffl")
 class FFL(Method):
     """`L = sum_i CE(z_i) + CE(z_F) + r [ sum_i KD(z_i, sg z_F) + KD(z_F, sg mean_i z_i) ]`.
 
@@ -38,12 +26,8 @@ class FFL(Method):
     """
 
     Settings: ClassVar[type[FFLSettings]] = FFLSettings
+    needs: ClassVar[Needs] = PRESETS["ffl"].needs
     settings: FFLSettings
-    teacher: ClassVar[str] = "none"
-    uses_ensemble: ClassVar[bool] = False
-    needs_stages: ClassVar[bool] = True
-    makes_ensemble: ClassVar[bool] = True
-    deployed_network: ClassVar[str] = "student"
 
     fusion: nn.Module
 

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from dkel_lightning.functional import cross_entropy, distillation
-from dkel_lightning.methods.base import Method, register
-from dkel_lightning.methods.pcl import check_temperature
+from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.schedules import non_negative
+from dkel_lightning.settings.methods import PRESETS, KDSettings
+from dkel_lightning.settings.needs import Needs
 
 
-@dataclass(frozen=True)
-class KDSettings:
-    """Settings of KD.
-
-    Attributes:
-        ce_weight: weight of the labels.
-        weight: weight of the teacher.
-        temperature: T.
-    """
-
-    ce_weight: float = 0.1
-    weight: float = 0.9
-    temperature: float = 4.0
-
-    def __post_init__(self) -> None:
-        non_negative("method.ce_weight", self.ce_weight)
-        non_negative("method.weight", self.weight)
-        check_temperature(self.temperature)
-
-
-@register("kd", teacher={"update": "frozen", "init_steps": 0}, peers=1)
+@shipped("kd")
 class KD(Method):
     """`L = sum_i [ g CE(z_i) + a KD(z_i, sg t; T) ]`: every peer learns from the one teacher t.
 
@@ -44,11 +23,8 @@ class KD(Method):
     """
 
     Settings: ClassVar[type[KDSettings]] = KDSettings
+    needs: ClassVar[Needs] = PRESETS["kd"].needs
     settings: KDSettings
-    uses_ensemble: ClassVar[bool] = False
-    minimum_peers: ClassVar[int] = 1
-    foreign_teacher: ClassVar[bool] = True
-    deployed_network: ClassVar[str] = "student"
 
     @property
     def terms(self) -> tuple[str, ...]:

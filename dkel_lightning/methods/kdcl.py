@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
-from dkel_lightning.methods.base import Method, register
-from dkel_lightning.methods.pcl import check_temperature
+from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.schedules import non_negative, one_of
+from dkel_lightning.settings.methods import PRESETS, KDCLSettings
+from dkel_lightning.settings.needs import Needs
 
 LINEAR_STEPS = 50
 
@@ -86,27 +85,7 @@ TARGETS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
-class KDCLSettings:
-    """Settings of KDCL.
-
-    Attributes:
-        temperature: T.
-        weight: of what the common target teaches, from the first step on.
-        target: how the peers' logits become the target: `naive`, `linear`, `min_logit` or `mean`.
-    """
-
-    temperature: float = 3.0
-    weight: float = 1.0
-    target: str = "min_logit"
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
-        non_negative("method.weight", self.weight)
-        one_of("method.target", self.target, TARGETS)
-
-
-@register("kdcl", sharing="nothing")
+@shipped("kdcl")
 class KDCL(Method):
     """`L = sum_i [ CE(z_i) + w KD(z_i, sg t) ]`: separate networks, a view each, one target t of all peers' logits.
 
@@ -114,10 +93,8 @@ class KDCL(Method):
     """
 
     Settings: ClassVar[type[KDCLSettings]] = KDCLSettings
+    needs: ClassVar[Needs] = PRESETS["kdcl"].needs
     settings: KDCLSettings
-    teacher: ClassVar[str] = "none"
-    uses_ensemble: ClassVar[bool] = False
-    deployed_network: ClassVar[str] = "student"
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
-from dkel_lightning.methods.base import Method, register
+from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.schedules import one_of
-from dkel_lightning.settings.weights import RampUp
+from dkel_lightning.settings.methods import PRESETS, MeanTeacherSettings
+from dkel_lightning.settings.needs import Needs
 
 
-@dataclass(frozen=True)
-class MeanTeacherSettings:
-    """Settings of Mean Teacher.
-
-    Attributes:
-        consistency: `mse`, the squared difference of the softmaxes averaged over classes, or `kl`, KL(t || z).
-        rampup: of the consistency weight; its scale is c_max.
-    """
-
-    consistency: str = "mse"
-    rampup: RampUp = field(default_factory=lambda: RampUp(scale=10.0, epochs=5))
-
-    def __post_init__(self) -> None:
-        one_of("method.consistency", self.consistency, ("mse", "kl"))
-
-
-@register(
-    "mean_teacher",
-    teacher={"draw": "student", "start": "mean_teacher", "init_steps": 0},
-    views="per_peer_and_teacher",
-    peers=1,
-)
+@shipped("mean_teacher")
 class MeanTeacher(Method):
     """`L = sum_i [ CE(z_i) + r D(softmax z_i, sg softmax t_i) ]`: student i is pulled to its own teacher i.
 
@@ -43,10 +21,8 @@ class MeanTeacher(Method):
     """
 
     Settings: ClassVar[type[MeanTeacherSettings]] = MeanTeacherSettings
+    needs: ClassVar[Needs] = PRESETS["mean_teacher"].needs
     settings: MeanTeacherSettings
-    uses_ensemble: ClassVar[bool] = False
-    minimum_peers: ClassVar[int] = 1
-    separate_teacher_views: ClassVar[bool] = True
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -10,34 +9,14 @@ from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
-from dkel_lightning.methods.base import Method, register
-from dkel_lightning.methods.pcl import check_temperature
+from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.settings.weights import RampUp
+from dkel_lightning.settings.methods import PRESETS, OKDDipSettings
+from dkel_lightning.settings.needs import Needs
 
 
-@dataclass(frozen=True)
-class OKDDipSettings:
-    """Settings of OKDDip.
-
-    Attributes:
-        temperature: T.
-        rampup: of both distillations.
-        attention_divisor: queries and keys are this many times narrower than the features.
-    """
-
-    temperature: float = 3.0
-    rampup: RampUp = field(default_factory=RampUp)
-    attention_divisor: int = 8
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
-        if self.attention_divisor < 1:
-            raise ConfigError(f"method.attention_divisor must be at least 1, got {self.attention_divisor}.")
-
-
-@register("okddip", views="shared", peers=4)
+@shipped("okddip")
 class OKDDip(Method):
     """`L = sum_a CE(z_a) + CE(z_L) + r [ sum_a KD(z_a, sum_b A_ab z_b) + KD(z_L, mean_b z_b) ]`.
 
@@ -47,12 +26,8 @@ class OKDDip(Method):
     """
 
     Settings: ClassVar[type[OKDDipSettings]] = OKDDipSettings
+    needs: ClassVar[Needs] = PRESETS["okddip"].needs
     settings: OKDDipSettings
-    teacher: ClassVar[str] = "none"
-    uses_ensemble: ClassVar[bool] = False
-    minimum_peers: ClassVar[int] = 3
-    deployed_network: ClassVar[str] = "student"
-    deployed_peer: ClassVar[int | str] = -1
 
     query: nn.Linear
     key: nn.Linear

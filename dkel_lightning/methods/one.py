@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -10,32 +9,14 @@ from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
-from dkel_lightning.methods.base import Method, register
-from dkel_lightning.methods.pcl import check_temperature
+from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import BranchedNetwork, PeerNetwork
-from dkel_lightning.settings.weights import RampUp
+from dkel_lightning.settings.methods import PRESETS, ONESettings
+from dkel_lightning.settings.needs import Needs
 
 
-@dataclass(frozen=True)
-class ONESettings:
-    """Settings of ONE.
-
-    Attributes:
-        temperature: T.
-        rampup: of what the gated ensemble teaches.
-        detach: keep the gradient of what is taught out of the gate and the teaching peers.
-    """
-
-    temperature: float = 3.0
-    rampup: RampUp = field(default_factory=RampUp)
-    detach: bool = True
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
-
-
-@register("one", views="shared")
+@shipped("one")
 class ONE(Method):
     """`L = sum_i CE(z_i) + CE(z_E) + r sum_i KD(z_i, sg z_E)`, with `z_E = sum_i g_i z_i` gated by the trunk's output.
 
@@ -44,13 +25,8 @@ class ONE(Method):
     """
 
     Settings: ClassVar[type[ONESettings]] = ONESettings
+    needs: ClassVar[Needs] = PRESETS["one"].needs
     settings: ONESettings
-    teacher: ClassVar[str] = "none"
-    uses_ensemble: ClassVar[bool] = False
-    needs_stages: ClassVar[bool] = True
-    makes_ensemble: ClassVar[bool] = True
-    deployed_network: ClassVar[str] = "student"
-    deployed_peer: ClassVar[int | str] = 0
 
     gate: nn.Module
 

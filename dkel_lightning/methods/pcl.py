@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy, distillation, distillation_from_each
-from dkel_lightning.methods.base import Method, register
+from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.weights import RampUp
+from dkel_lightning.settings.methods import PRESETS, PCLSettings
+from dkel_lightning.settings.needs import Needs
 
 
-@dataclass(frozen=True)
-class PCLSettings:
-    """Settings of PCL: the temperature T and the ramp-up r(e)."""
-
-    temperature: float = 3.0
-    rampup: RampUp = field(default_factory=RampUp)
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise a ConfigError unless the temperature is a positive, finite number."""
-    if not 0 < temperature < float("inf"):
-        raise ConfigError(f"method.temperature must be a positive number, got {temperature}.")
-
-
-@register("pcl", settings={}, teacher={"draw": "student", "start": "copy", "init_steps": 0})
+@shipped("pcl")
 class PCL(Method):
     """`L = CE(z_E) + sum_i [ CE(z_i) + r KD(z_i, sg z_E) + r mean_{j != i} KD(z_i, sg t_j) ]`.
 
@@ -39,6 +21,7 @@ class PCL(Method):
     """
 
     Settings: ClassVar[type[PCLSettings]] = PCLSettings
+    needs: ClassVar[Needs] = PRESETS["pcl"].needs
     settings: PCLSettings
 
     @property

@@ -22,7 +22,7 @@ def peer_names(module: Coordinator, network: str) -> list[str]:
 def has_ensemble(module: Coordinator) -> bool:
     """Tell whether there are ensemble logits, of the ensemble classifier or made by the method."""
     classifier = module.ensemble is not None and module.method.wants_ensemble_classifier
-    return bool(module.method.makes_ensemble or classifier)
+    return bool(module.method.needs.ensemble == "own" or classifier)
 
 
 def members(module: Coordinator) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ class EnsembleNetwork(nn.Module):
     def __init__(self, module: Coordinator) -> None:
         super().__init__()
         self.network = module.student.network
-        self.method = module.method if module.method.makes_ensemble else None
+        self.method = module.method if module.method.needs.ensemble == "own" else None
         self.classifier = module.ensemble.classifier if self.method is None and module.ensemble is not None else None
 
     def forward(self, images: Tensor) -> Tensor:

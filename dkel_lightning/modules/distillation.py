@@ -112,8 +112,8 @@ class DistillationModule(Coordinator):
 
     def forward(self, views: Tensor) -> StudentOutput:
         """Classify `views` [B, V, C, H, W] or [B, C, H, W] with the student peers and their ensemble."""
-        output: StudentOutput = self.student.stages(views) if self.method.needs_stages else self.student(views)
-        if self.method.makes_ensemble:
+        output: StudentOutput = self.student.stages(views) if self.method.needs.stages else self.student(views)
+        if self.method.needs.ensemble == "own":
             return output.with_ensemble(self.method.combine(output))
         if self.ensemble is not None and self.method.wants_ensemble_classifier:
             return output.with_ensemble(self.ensemble(output.features))
@@ -123,7 +123,7 @@ class DistillationModule(Coordinator):
         """Compute the loss of a batch: the sum of the method's terms, and the teacher's own where it learns."""
         if batch_idx == 0:
             assembly.check_is_trained_itself(self)
-        student, teacher_too = self.student, self.method.separate_teacher_views
+        student, teacher_too = self.student, self.method.needs.teacher_views
         views, labels, indices = checked(batch, batch_idx, student.num_peers, student.num_classes, teacher_too)
         rank, epoch = (self.global_rank, self.trainer.current_epoch) if self.is_attached else (0, 0)
         made = Batch(self.make_views(views, epoch, batch_idx, rank), labels, indices)

@@ -81,7 +81,7 @@ def evaluate(module: Coordinator, views: Tensor) -> Evaluated:
 def predict(module: Coordinator, batch: Any) -> Tensor:
     """Return the deployed network's logits [B, C] for the images of a batch, with or without labels."""
     views = images_of(batch)
-    check_views(views, module.student.num_peers, module.method.separate_teacher_views)
+    check_views(views, module.student.num_peers, module.method.needs.teacher_views)
     return evaluate(module, views).logits[module.members.index(deployed_member(module))]
 
 
@@ -122,7 +122,7 @@ def begin_test(module: Coordinator) -> None:
 
 def score(module: Coordinator, batch: Any, batch_idx: int, stage: str) -> tuple[Evaluated, Tensor]:
     """Score every member on a batch; return what they say of it, and its labels [B]."""
-    student, teacher_too = module.student, module.method.separate_teacher_views
+    student, teacher_too = module.student, module.method.needs.teacher_views
     views, labels, _ = checked(batch, batch_idx, student.num_peers, student.num_classes, teacher_too)
     evaluated = evaluate(module, views)
     correct, nll = scores_of(evaluated.logits, labels)

@@ -113,7 +113,7 @@ class Coordinator(LightningModule):
     def views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Return the views of the student and those of the teacher: the same ones, or each its half of 2 P."""
         peers = self.student.num_peers
-        if self.method.separate_teacher_views and views.dim() == 5 and views.shape[1] == 2 * peers:
+        if self.method.needs.teacher_views and views.dim() == 5 and views.shape[1] == 2 * peers:
             return views[:, :peers], views[:, peers:]
         return views, views
 

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.declarations import Settings
+from dkel_lightning.settings.keys import AUTO, choice, either, whole
 
 
 @dataclass(frozen=True)
-class Deploy:
-    """Which network leaves the training: a peer of `teacher` or `student`, or the `ensemble`.
+class Deploy(Settings, node="deploy"):
+    """Which network leaves the training. A negative peer counts from the last."""
 
-    `peer` is an index (negative counts from the last), or `best`: the one with the highest accuracy in the last
-    validation.
-    """
-
-    network: str = "teacher"
-    peer: int | str = "best"
+    network: Annotated[
+        str,
+        choice(
+            "Network that is deployed; auto: as the method says, mostly the teacher.",
+            *("auto", "teacher", "student", "ensemble"),
+        ),
+        AUTO,
+    ] = "teacher"
+    peer: Annotated[
+        int | str,
+        either(
+            whole("Peer that is deployed; best: in validation; auto: as the method says."), choice("", "auto", "best")
+        ),
+        AUTO,
+    ] = "best"
 
     def __post_init__(self) -> None:
-        if self.network not in ("teacher", "student", "ensemble"):
-            raise ConfigError(f"deploy.network is {self.network!r}: choose one of teacher, student, ensemble.")
-        if self.peer != "best" and not (isinstance(self.peer, int) and not isinstance(self.peer, bool)):
-            raise ConfigError(f"deploy.peer is {self.peer!r}: give the index of a peer, or best.")
+        super().__post_init__()
+        for name in ("network", "peer"):
+            if getattr(self, name) == "auto":
+                raise ConfigError(f"deploy.{name} is auto, and there is no method to ask: choose one.")

@@ -3,43 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from dkel_lightning.errors import ConfigError
-from dkel_lightning.schedules import one_of
-
-NAMES = ("auto", "eager", "compile", "cuda_graph")
+from dkel_lightning.settings.declarations import Settings, from_mapping
+from dkel_lightning.settings.keys import AUTO, RESUMABLE, choice, either, switch, whole
 
 
 @dataclass(frozen=True)
-class Execution:
+class Execution(Settings, node="execution", resumable=True):
     """How training steps are executed.
 
-    Attributes:
-        name: `eager`; `compile`, the networks by torch.compile; `cuda_graph`, the step up to its gradients as a graph
-            that is replayed; `auto`, a graph where device and settings allow it, else eager.
-        compile: capture compiled networks (of `cuda_graph` and `auto`; where nothing can be captured they run alone).
-        channels_last: memory layout of images and convolutions; `auto`: see `wants_channels_last`.
-        fused_optimizer: one kernel for the optimizer's step; `auto`: on CUDA, where the optimizer has it and the
-            precision lets its gradients be clipped.
-        threads: of the processor; for the command line, which sets it for the whole process.
-        keep_memory: whether freed memory stays with the process; for the command line too. In Python:
-            `dkel_lightning.runtime.memory.keep_freed()`.
+    `eager`; `compile`, the networks by torch.compile; `cuda_graph`, the step up to its gradients as a graph that is
+    replayed; `auto`, a graph where device and settings allow it, else eager. What `auto` means of the memory layout and
+    the optimizer: see `execution.runner`. `threads` and `keep_memory` are for the command line, which sets them for the
+    whole process; in Python: `dkel_lightning.runtime.memory.keep_freed()`.
     """
 
-    name: str = "eager"
-    compile: bool = False
-    channels_last: bool | str = False
-    fused_optimizer: bool | str = "auto"
-    threads: int | None = None
-    keep_memory: bool | str = "auto"
-
-    def __post_init__(self) -> None:
-        one_of("execution.name", self.name, NAMES)
-        for key in ("channels_last", "fused_optimizer", "keep_memory"):
-            if getattr(self, key) not in (True, False, "auto"):
-                raise ConfigError(f"execution.{key} is {getattr(self, key)!r}: choose one of auto, true, false.")
+    name: Annotated[
+        str, choice("How a step is executed.", "auto", "eager", "compile", "cuda_graph"), RESUMABLE, AUTO
+    ] = "eager"
+    compile: Annotated[bool, switch("Capture compiled networks (cuda_graph and auto)."), RESUMABLE] = False
+    channels_last: Annotated[
+        bool | str,
+        either(
+            switch("Channels-last memory layout; auto: on the CPU, and on CUDA in bf16 or fp16."), choice("", "auto")
+        ),
+        RESUMABLE,
+        AUTO,
+    ] = False
+    fused_optimizer: Annotated[
+        bool | str,
+        either(
+            switch("One kernel for the optimizer's step; auto: on CUDA, where the optimizer has one."),
+            choice("", "auto"),
+        ),
+        RESUMABLE,
+    ] = "auto"
+    threads: Annotated[int | None, whole("CPU threads; null: as torch chooses.", 1, 1024), RESUMABLE] = None
+    keep_memory: Annotated[
+        bool | str,
+        either(switch("Freed memory stays with the process for the next step; auto: on the CPU."), choice("", "auto")),
+        RESUMABLE,
+    ] = "auto"
 
     @classmethod
     def of(cls, given: str | Mapping[str, Any] | Execution) -> Execution:
@@ -51,8 +57,4 @@ class Execution:
         if isinstance(given, Execution):
             return given
         settings = {"name": given} if isinstance(given, str) else dict(given)
-        known = [field.name for field in fields(cls)]
-        unknown = [key for key in settings if key not in known]
-        if unknown:
-            raise ConfigError(f"Unknown key execution.{unknown[0]}. Choices: {', '.join(known)}.")
-        return cls(**settings)
+        return from_mapping(cls, settings, "execution")

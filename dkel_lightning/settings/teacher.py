@@ -1,81 +1,64 @@
-"""How a teacher is drawn, initialised and updated."""
+"""How a teacher is drawn, initialised and updated, and the presets of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.schedules import (
-    Clock,
-    at_time,
-    ema_rate,
-    exactly_one,
-    length_in_batches,
-    non_negative,
-    one_of,
-    time_of,
-)
-
-START_RULES = ("keep", "mean_teacher", "copy")
+from dkel_lightning.schedules import Clock, at_time, ema_rate, length_in_batches, time_of
+from dkel_lightning.settings.declarations import Settings
+from dkel_lightning.settings.keys import Follows, choice, either, epochs, number, schedule, text, whole
 
 
 @dataclass(frozen=True)
-class TeacherSettings:
+class TeacherSettings(Settings, node="teacher"):
     """How a teacher is drawn, initialised and updated.
 
-    Attributes:
-        draw: `independent`, a second random initialisation, or `student`, a copy.
-        start: rule of the first updates: `keep` (constant rate: its own start fades slowly), `mean_teacher`, or
-            `copy` (the first update makes it its student: the released behaviour).
-        init_steps: mini-batches of plain SGD before training starts, or epochs of them as in `3epochs`.
-        init_lr_scale: their learning rate as a share of the run's.
-        init_weight_decay: their weight decay.
-        decay: EMA rate a, or a schedule `{from epoch: rate}`, `{from share of the run: rate}` if all lie below 1;
-            None when `decay_share` is given.
-        decay_share: the time constant 1 / (1 - a) as a share of the run, or `{from share: time constant}`.
-        batchnorm: running statistics are its `own`, a `copy` of the student's, or their `ema`.
-        update: `ema`; `gradient` (it learns from the labels itself, and never from the student); `frozen`.
-        backbone: network of a teacher of its own with one peer, for methods with a `foreign_teacher`: a registered
-            name, `torchvision:NAME` or `timm:NAME`; None for the student's.
-        weights: file of its first weights, see `assembly.teacher_weights.load_teacher`; they replace draw and
-            initialisation.
+    The rules of the first updates: `keep`, a constant rate, so that its own start fades slowly; `mean_teacher`, an even
+    average of the student's history; `copy`, the first update makes it its student (the released behaviour). It learns
+    by `ema`; by `gradient`, from the labels itself and never from the student; or is `frozen`. Its weights replace draw
+    and initialisation.
     """
 
-    draw: str = "independent"
-    start: str = "keep"
-    init_steps: int | str = 2
-    init_lr_scale: float = 0.01
-    init_weight_decay: float = 5e-4
-    decay: float | Mapping[float, float] | None = 0.999
-    decay_share: float | Mapping[float, float] | None = None
-    batchnorm: str = "own"
-    update: str = "ema"
-    backbone: str | None = None
-    weights: str | None = None
+    exclusive = ("decay", "decay_share")
+
+    draw: Annotated[
+        str, choice("First weights of the teacher: a draw of its own, or the student's.", "independent", "student")
+    ] = "independent"
+    start: Annotated[str, choice("Rule of the first EMA updates.", "keep", "mean_teacher", "copy")] = "keep"
+    init_steps: Annotated[
+        int | str,
+        either(whole("Mini-batches of plain SGD on the teacher before training, or epochs of them.", 0), epochs("")),
+    ] = 2
+    init_lr_scale: Annotated[float, number("Their learning rate as a share of optimizer.lr.", 0)] = 0.01
+    init_weight_decay: Annotated[float, number("Their weight decay.", 0)] = 5e-4
+    decay: Annotated[
+        float | Mapping[float, float] | None,
+        schedule("EMA rate, or a schedule {from epoch, or share of the run: rate}.", 0, 1),
+        Follows("protocol.ema.decay"),
+    ] = 0.999
+    decay_share: Annotated[
+        float | Mapping[float, float] | None,
+        schedule("EMA time constant as a share of the run, or {from share: constant}.", 1e-9, 1e9),
+        Follows("protocol.ema.decay_share"),
+    ] = None
+    batchnorm: Annotated[str, choice("Running statistics of the teacher.", "own", "copy", "ema")] = "own"
+    update: Annotated[str, choice("How the teacher learns.", "ema", "gradient", "frozen", "none")] = "ema"
+    backbone: Annotated[
+        str | None,
+        text("Network of a teacher of its own (kd): a backbone, torchvision:NAME or timm:NAME; null: the student's."),
+    ] = None
+    weights: Annotated[
+        str | None,
+        text("File of its first weights: a checkpoint or a state_dict; null: drawn, or (kd) trained first."),
+    ] = None
 
     def __post_init__(self) -> None:
-        one_of("teacher.draw", self.draw, ("independent", "student"))
-        one_of("teacher.start", self.start, START_RULES)
-        one_of("teacher.batchnorm", self.batchnorm, ("own", "copy", "ema"))
-        one_of("teacher.update", self.update, ("ema", "gradient", "frozen"))
-        exactly_one("teacher", decay=self.decay, decay_share=self.decay_share)
-        self.batches_of_initialisation(1)
-        non_negative("teacher.init_lr_scale", self.init_lr_scale)
-        non_negative("teacher.init_weight_decay", self.init_weight_decay)
-        for key, values in (("decay", self.decay), ("decay_share", self.decay_share)):
-            if isinstance(values, Mapping) and not values:
-                raise ConfigError(f"teacher.{key} is a schedule without entries: give {{0: value}} at least.")
-            if isinstance(values, Mapping) and 0 not in values:
-                raise ConfigError(
-                    f"teacher.{key} is a schedule that starts at {min(values)}: say what holds from 0 on."
-                )
-        for rate in values_of(self.decay):
-            if not 0 <= rate <= 1:
-                raise ConfigError(f"teacher.decay is a rate between 0 and 1, got {rate}.")
-        for share in values_of(self.decay_share):
-            if not share > 0:
-                raise ConfigError(f"teacher.decay_share must be a positive share of the run, got {share}.")
+        super().__post_init__()
+        if self.update == "none":
+            raise ConfigError("teacher.update is none, and a teacher learns by ema, by gradient, or is frozen.")
 
     def rate(self, clock: Clock) -> float:
         """Give the EMA rate a at this moment, before the start rule."""
@@ -95,3 +78,40 @@ def values_of(setting: float | Mapping[float, float] | None) -> list[float]:
     if setting is None:
         return []
     return list(setting.values()) if isinstance(setting, Mapping) else [setting]
+
+
+@dataclass(frozen=True)
+class TeacherPreset:
+    """What is chosen under a name.
+
+    Attributes:
+        meaning: a sentence.
+        settings: differences from the defaults of TeacherSettings; None where there is no teacher.
+    """
+
+    meaning: str
+    settings: Mapping[str, Any] | None = field(default_factory=dict)
+
+
+TEACHERS: Mapping[str, TeacherPreset] = {
+    "copy": TeacherPreset(
+        "A copy of the student, initialised, then erased by the first update (DKEL as released).",
+        {"draw": "student", "start": "copy"},
+    ),
+    "follow": TeacherPreset(
+        "A copy of the student that follows it (PCL).", {"draw": "student", "start": "copy", "init_steps": 0}
+    ),
+    "frozen": TeacherPreset(
+        "Never changes: trained beforehand or loaded (kd), or a fixed draw (other methods).",
+        {"update": "frozen", "init_steps": 0},
+    ),
+    "gradient": TeacherPreset("Learns from the labels by itself, never from the student.", {"update": "gradient"}),
+    "independent": TeacherPreset(
+        "Drawn on its own, briefly initialised, its start fades slowly (DKEL as its abstract describes it)."
+    ),
+    "mean_teacher": TeacherPreset(
+        "A copy of the student whose first updates average its history evenly (Mean Teacher).",
+        {"draw": "student", "start": "mean_teacher", "init_steps": 0},
+    ),
+    "none": TeacherPreset("No teacher; for methods that can do without.", None),
+}

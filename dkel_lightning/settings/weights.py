@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from dkel_lightning.errors import ConfigError
-from dkel_lightning.schedules import (
-    RAMPUP_FORMS,
-    TEACHER_WEIGHTS,
-    Clock,
-    ensemble_weight,
-    exactly_one,
-    non_negative,
-    one_of,
-)
+from dkel_lightning.schedules import RAMPUP_FORMS, TEACHER_WEIGHTS, Clock, ensemble_weight
+from dkel_lightning.settings.declarations import Settings
+from dkel_lightning.settings.keys import Follows, choice, number, switch
 
 
 @dataclass(frozen=True)
-class RampUp:
-    """The ramp-up r(e) of a distillation weight.
+class RampUp(Settings, node="method.rampup"):
+    """The ramp-up r(e) of a distillation weight; its form is `correct`, or `released` as the authors' code computes."""
 
-    Attributes:
-        scale: lambda, the weight at the end of the ramp-up.
-        epochs: a, its length in epochs; None when `share` is given.
-        share: its length as a share of the run; None when `epochs` is given.
-        form: `correct`, or `released` for the arithmetic of the authors' code.
-    """
+    exclusive = ("epochs", "share")
 
-    scale: float = 1.0
-    epochs: float | None = 80
-    share: float | None = None
-    form: str = "correct"
-
-    def __post_init__(self) -> None:
-        non_negative("method.rampup.scale", self.scale)
-        exactly_one("method.rampup", epochs=self.epochs, share=self.share)
-        one_of("method.rampup.form", self.form, RAMPUP_FORMS)
+    scale: Annotated[float, number("lambda: distillation weight at the end of the ramp-up.", 0)] = 1.0
+    epochs: Annotated[
+        float | None, number("a: length of the ramp-up, in whole epochs.", 0), Follows("protocol.rampup.epochs")
+    ] = 80
+    share: Annotated[
+        float | None,
+        number("Its length as a share of the run, read at every step.", 0, 1),
+        Follows("protocol.rampup.share"),
+    ] = None
+    form: Annotated[str, choice("Form of the ramp-up.", *RAMPUP_FORMS)] = "correct"
 
     def weight(self, clock: Clock) -> float:
         """Give r at this moment."""
@@ -47,33 +37,28 @@ class RampUp:
 
 
 @dataclass(frozen=True)
-class EnsembleTerm:
-    """The decaying ensemble: how the assembled teachers are formed and weighted.
+class EnsembleTerm(Settings, node="method.ensemble"):
+    """The decaying ensemble: how the assembled teachers are formed and weighted; the pairs: `TEACHER_WEIGHTS`."""
 
-    Attributes:
-        decay: k in `v(e) = exp(-k e)`, per epoch; None when `decay_share` is given.
-        decay_share: 1 / k as a share of the run; None when `decay` is given.
-        cutoff: v at or below this is 0.
-        ramped: multiply the assembled term by the ramp-up (g = r) instead of by lambda (g = lambda).
-        space: average `logits` or `probabilities`.
-        include_self: let a peer's own teacher take part in its mean.
-        weights: the pair (G, H) by name, see `TEACHER_WEIGHTS`.
-    """
+    exclusive = ("decay", "decay_share")
 
-    decay: float | None = 0.5
-    decay_share: float | None = None
-    cutoff: float = 0.01
-    ramped: bool = False
-    space: str = "logits"
-    include_self: bool = False
-    weights: str = "complement"
-
-    def __post_init__(self) -> None:
-        exactly_one("method.ensemble", decay=self.decay, decay_share=self.decay_share)
-        if not 0 <= self.cutoff < 1:
-            raise ConfigError(f"method.ensemble.cutoff must lie in [0, 1), got {self.cutoff}.")
-        one_of("method.ensemble.space", self.space, ("logits", "probabilities"))
-        one_of("method.ensemble.weights", self.weights, TEACHER_WEIGHTS)
+    decay: Annotated[
+        float | None,
+        number("k in v(e) = exp(-k e), the decaying weight of the ensemble.", 0),
+        Follows("protocol.ensemble.decay"),
+    ] = 0.5
+    decay_share: Annotated[
+        float | None,
+        number("1/k as a share of the run, read at every step.", 0, above=True),
+        Follows("protocol.ensemble.decay_share"),
+    ] = None
+    cutoff: Annotated[float, number("v at or below this is 0.", 0, 0.999999)] = 0.01
+    ramped: Annotated[bool, switch("Multiply the assembled term by the ramp-up.")] = False
+    space: Annotated[str, choice("Space in which teachers are averaged.", "logits", "probabilities")] = "logits"
+    include_self: Annotated[bool, switch("Let a peer's own teacher take part in its mean.")] = False
+    weights: Annotated[str, choice("Pair of weights of assembled and individual teachers.", *TEACHER_WEIGHTS)] = (
+        "complement"
+    )
 
     def weight(self, clock: Clock) -> float:
         """Give v at this moment."""

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from dkel_lightning import methods
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks, choices, schema
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.declarations import from_mapping
+from dkel_lightning.settings.methods import PRESETS, usual_arrangement
 from dkel_lightning.settings.teacher import TeacherSettings
 from tests.compose import compose
 
@@ -18,14 +20,13 @@ GROUPS = ["backbone", "data", "experiment", "method", "optimizer", "precision", 
 GROUPS += ["callbacks", "debug", "execution", "logger"]
 
 
-def choices(group: str) -> list[str]:
-    files = (schema.folder() / group).glob("*.yaml")
-    return sorted(path.stem for path in files if not path.stem.startswith("_"))
+def options(group: str) -> list[str]:
+    return [name for name in choices.options(group) if "/" not in name]
 
 
 def every_choice() -> Iterator[str]:
     for group in GROUPS:
-        yield from (f"{group}={name}" for name in choices(group))
+        yield from (f"{group}={name}" for name in options(group))
 
 
 @pytest.mark.parametrize("choice", list(every_choice()))
@@ -35,41 +36,31 @@ def test_every_choice_composes_and_each_of_its_keys_is_described_and_valid(choic
     values = compose(choice, *extra)
     undescribed = [key for key, _ in schema.leaves(values) if schema.describe(key) is None and "_target_" not in key]
     assert undescribed == []
-    schema.check(values)
+    checks.check(values)
 
 
 def test_no_choice_is_named_by_digits_alone_or_null() -> None:
-    names = [path.stem for path in schema.folder().rglob("*.yaml")]
+    names = [path.stem for path in choices.folder().rglob("*.yaml")]
     assert [name for name in names if name.isdigit() or name in ("null", "true", "false")] == []
 
 
-@pytest.mark.parametrize("name", choices("method"))
-def test_the_yaml_of_a_method_says_what_its_python_preset_says(name: str) -> None:
+@pytest.mark.parametrize("name", options("method"))
+def test_a_method_begins_the_same_in_python_and_on_the_command_line(name: str) -> None:
     values = compose("experiment=cifar100", f"method={name}")
     method = dict(values["method"])
     preset = methods.preset(name)
-    peers = method.pop("peers")
-    assert peers == preset.peers
-    built = methods.create(name, peers)
+    assert preset.method.Settings is PRESETS[name].Settings
+    assert preset.method.needs is PRESETS[preset.method.__module__.rpartition(".")[2]].needs
+    arrangement = {key: method.pop(key) for key in usual_arrangement()}
+    found = {key: getattr(preset, key) for key in ("peers", "sharing", "views", "classifiers")}
+    assert arrangement == {**found, "peer_lr_scale": None, "frozen_peers": []}
     assert method.pop("name") == name
-    assert method.pop("views") == preset.views
-    assert method.pop("sharing") == preset.sharing
-    assert (method.pop("peer_lr_scale"), method.pop("frozen_peers")) == (None, [])
-    assert method.pop("classifiers") == preset.classifiers
-    assert method == built.settings_as_dict()
-    if preset.method.teacher == "none":
+    assert method == methods.create(name, preset.peers).settings_as_dict()
+    if preset.method.needs.teacher == "none":
         assert values["teacher"] == {"update": "none"}
         return
-    expected = methods.base.from_mapping(TeacherSettings, preset.teacher, "teacher")
-    assert methods.base.from_mapping(TeacherSettings, values["teacher"], "teacher") == expected
-
-
-def test_constants_that_spare_the_command_line_torch_agree_with_the_methods() -> None:
-    required = {name for name, preset in methods.METHODS.items() if preset.method.teacher == "required"}
-    least = {name: methods.METHODS[name].method.minimum_peers for name in choices("method")}
-    shipped = set(choices("method"))
-    assert set(schema.NEED_A_TEACHER) == required & shipped
-    assert {name: schema.MINIMUM_PEERS.get(name, 1) for name in shipped} == least
+    expected = from_mapping(TeacherSettings, preset.teacher, "teacher")
+    assert from_mapping(TeacherSettings, values["teacher"], "teacher") == expected
 
 
 @pytest.mark.parametrize(
@@ -107,7 +98,7 @@ def mistakes(*overrides: str, **changes: Any) -> str:
             node = node[part]
         node[last] = value
     with pytest.raises(ConfigError) as caught:
-        schema.check(values)
+        checks.check(values)
     return str(caught.value)
 
 
@@ -155,20 +146,20 @@ def test_what_is_no_finite_number_is_refused_where_a_number_belongs(value: Any) 
 def test_schedules_of_the_ema_rate_are_checked_value_by_value() -> None:
     values = compose("experiment=cifar100")
     values["teacher"]["decay"] = {0: 0.99, 80: 0.999}
-    schema.check(values)
+    checks.check(values)
     values["teacher"]["decay"] = {0: 0.99, 80: 1.5}
     with pytest.raises(ConfigError, match=r"teacher\.decay must be a number between 0 and 1, or a schedule"):
-        schema.check(values)
+        checks.check(values)
 
 
 def test_a_ramp_up_longer_than_the_run_and_selection_on_the_test_set_are_warned_of() -> None:
     values = compose("experiment=cifar100", "trainer.max_epochs=30", "data.selection=paper")
-    first, second = schema.warnings(values)
+    first, second = checks.warnings(values)
     assert first.startswith("The ramp-up takes 80 epochs and the run only 30")
     assert "chosen on the test set" in second
-    assert schema.warnings(compose()) == []
+    assert checks.warnings(compose()) == []
 
 
 def test_the_folder_of_the_configuration_is_found_from_the_package(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    assert (schema.folder() / "config.yaml").is_file()
+    assert (choices.folder() / "config.yaml").is_file()

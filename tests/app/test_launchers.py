@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from dkel_lightning.app import sweeps
 from dkel_lightning.app.cli import composition
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import choices, extras, schema
 from dkel_lightning.app.report import of_sweep
 from dkel_lightning.app.runs.groups import read_sweep
 from dkel_lightning.app.runs.kinds import NOTE
@@ -26,7 +26,8 @@ from dkel_lightning.runtime import ranks
 from tests.compose import check_arguments
 
 PRESETS = sorted(
-    path.relative_to(schema.folder()).with_suffix("").as_posix() for path in (schema.folder() / "hydra").rglob("*.yaml")
+    path.relative_to(choices.folder()).with_suffix("").as_posix()
+    for path in (choices.folder() / "hydra").rglob("*.yaml")
 )
 SLURM = ["hydra/launcher=submitit_slurm", "seed=0,1"]
 
@@ -46,7 +47,7 @@ def test_a_preset_takes_the_place_of_what_the_plugin_brings_and_holds_only_what_
     found = composition.compose([*others, f"{group}={name}"], with_hydra=True)
     node = OmegaConf.to_container(OmegaConf.select(found, group.replace("/", ".")), resolve=False)
     assert isinstance(node, dict)
-    written = OmegaConf.to_container(OmegaConf.load(schema.folder() / f"{preset}.yaml"), resolve=False)
+    written = OmegaConf.to_container(OmegaConf.load(choices.folder() / f"{preset}.yaml"), resolve=False)
     assert isinstance(written, dict)
     written.pop("defaults", None)
     assert {key: node[key] for key in written} == written
@@ -97,7 +98,7 @@ def test_both_ends_of_a_range_are_checked_before_the_first_trial() -> None:
 def test_an_extra_that_is_missing_is_named_before_the_first_job(
     choice: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "EXTRAS", {extra: (f"{schema.EXTRAS[extra][0]}",)})
+    monkeypatch.setattr(schema, "EXTRAS", {extra: (f"{extras.EXTRAS[extra][0]}",)})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     # Without Optuna its samplers are not there either; the files of this library stand for them.
     assert f'pip install "dkel-lightning[{extra}]"' in refused(choice, "seed=0,1")

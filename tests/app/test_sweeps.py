@@ -19,13 +19,13 @@ from dkel_lightning.app.cli import checks, composition, main
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.cli.sweep_session import SweepSession, begun
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import choices
 from dkel_lightning.app.runs.groups import COMPARED, Group, Sweep, has_collapsed, read_sweep
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.errors import ConfigError, DataError, DkelError, NonFiniteError
 from tests.compose import prepare
 
-PRESETS = sorted(path.stem for path in (schema.folder() / "experiment" / "ablation").glob("[a-z]*.yaml"))
+PRESETS = sorted(path.stem for path in (choices.folder() / "experiment" / "ablation").glob("[a-z]*.yaml"))
 
 
 def scores(accuracy: float, *, student: float | None = None) -> dict[str, Any]:

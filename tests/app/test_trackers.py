@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks
 from dkel_lightning.app.loggers import trackers
 from dkel_lightning.app.loggers.metrics_file import read_rows
 from dkel_lightning.app.runs.folder import Run
@@ -243,7 +243,7 @@ def test_an_extra_that_is_missing_is_named_before_anything_is_imported(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf'logger={extra} needs \w+, .* pip install "dkel-lightning\[{extra}\]"\.$'):
-        schema.check(compose(f"logger={extra}"))
+        checks.check(compose(f"logger={extra}"))
 
 
 def test_wandb_refuses_a_mode_that_does_not_exist(tmp_path: Path) -> None:

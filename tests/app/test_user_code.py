@@ -17,7 +17,7 @@ from PIL import Image
 
 from dkel_lightning.app import build, tasks
 from dkel_lightning.app.cli import saved_settings, user_code
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.errors import CheckpointError, ConfigError
@@ -66,7 +66,7 @@ def test_what_a_module_registers_is_a_choice_with_its_own_keys() -> None:
     # Of the length that the experiment has, as for the methods that ship.
     assert (values["method"]["rampup"]["epochs"], values["method"]["rampup"]["share"]) == (None, 0.27)
     assert (values["teacher"]["draw"], values["teacher"]["start"]) == ("student", "copy")
-    schema.check(values)
+    checks.check(values)
 
 
 def test_a_method_without_a_teacher_gets_none_and_another_teacher_can_be_chosen() -> None:
@@ -93,7 +93,7 @@ def test_a_preset_in_a_folder_of_the_users_own_stands_for_what_is_registered(tmp
     (tmp_path / "conf" / "backbone").mkdir(parents=True)
     (tmp_path / "conf" / "backbone" / "tiny.yaml").write_text("defaults: [_base]\nname: tiny\nviews_per_pass: one\n")
     user_code.load([MODULES], tmp_path / "conf")
-    assert "tiny" not in user_code.choices("backbone")
+    assert "tiny" not in user_code.chosen_from("backbone")
     search = f"hydra.searchpath=['{(tmp_path / 'conf').as_uri()}']"
     assert compose("backbone=tiny", search)["backbone"]["views_per_pass"] == "one"
 
@@ -112,7 +112,7 @@ def test_without_modules_nothing_of_the_users_is_imported_and_torch_neither() ->
 
 def test_a_data_module_is_built_with_its_own_arguments_and_says_what_its_images_are() -> None:
     values = composed(NOISE, "data.count=48", "data.batch_size=4", "seed=3")
-    schema.check(values)
+    checks.check(values)
     assert values["data"]["_target_"] == values["data"]["name"] == "my_code.Noise"
     assert "validation" not in values["data"]  # which experiment=quickstart sets for this library's loaders
     images = prepared(values)

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from dkel_lightning.app import build
-from dkel_lightning.app.config.schema import check, warnings
+from dkel_lightning.app.config.checks import check, warnings
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.data.label_noise import LabelNoise

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app.build import trainer as build_trainer
-from dkel_lightning.app.config.schema import check
+from dkel_lightning.app.config.checks import check
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints import format
 from dkel_lightning.errors import ConfigError

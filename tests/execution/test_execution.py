@@ -585,7 +585,7 @@ def test_settings_are_a_name_or_a_mapping_and_mistakes_are_named() -> None:
         build(execution="fast")
     with pytest.raises(ConfigError, match=r"Unknown key execution\.mode\. Choices: name, compile"):
         build(execution={"mode": "eager"})
-    with pytest.raises(ConfigError, match=r"execution\.channels_last is 'x': choose one of auto, true, false"):
+    with pytest.raises(ConfigError, match=r"execution\.channels_last must be true or false, or one of auto, got 'x'"):
         build(execution={"name": "eager", "channels_last": "x"})
 
 

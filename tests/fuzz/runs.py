@@ -27,7 +27,7 @@ from dkel_lightning.app import figures, tasks
 from dkel_lightning.app.cli import composition
 from dkel_lightning.app.cli.folders import find_resume
 from dkel_lightning.app.cli.invocation import Invocation
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks, schema
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.errors import ConfigError, DkelError
 from tests.compose import check_arguments
@@ -110,7 +110,7 @@ def run_like_the_command_line(combination: Combination, folder: Path) -> None:
     typed = [*Invocation.of(given).arguments]
     try:
         values = composition.resolved(composition.compose(typed))
-        schema.check(values)
+        checks.check(values)
     except ConfigError as error:
         raise AssertionError(f"passed check_arguments, then: {error}") from error
     resume = find_resume(values["resume"]) if values["resume"] else None

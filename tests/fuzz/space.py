@@ -1,6 +1,6 @@
 """The configurations that are tried: a choice in each group, then keys whose values fit, lie on the edge, or do not.
 
-Values are derived from what `config.KEYS` says of a key, so a new key is tried without a line here. `BOUNDED` holds
+Values are derived from what `schema.KEYS` says of a key, so a new key is tried without a line here. `BOUNDED` holds
 the keys of which some fitting value would take hours, all memory, or further processes.
 """
 
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import choices, schema
+from dkel_lightning.settings.methods import PRESETS
+from tests.compose import compose
 
 NAN, INF = float("nan"), float("inf")
 POOL: tuple[Any, ...] = (
@@ -129,7 +130,7 @@ class Combination:
     def groups(self) -> dict[str, str]:
         """What was chosen in each group."""
         pairs = (item.partition("=") for item in self.arguments)
-        return {key: choice for key, _, choice in pairs if "." not in key and (schema.folder() / key).is_dir()}
+        return {key: choice for key, _, choice in pairs if "." not in key and choices.options(key)}
 
     def __str__(self) -> str:
         return "dkel " + " ".join(self.arguments)
@@ -156,21 +157,14 @@ def _bare(key: Any) -> str:
 
 def options(group: str) -> list[str]:
     """List the choices of a group."""
-    return sorted(path.stem for path in (schema.folder() / group).glob("*.yaml") if not path.stem.startswith("_"))
+    return [name for name in choices.options(group) if "/" not in name]
 
 
 @cache
 def keys_in(group: str, choice: str) -> tuple[str, ...]:
     """List the keys that a choice brings, with those that it takes over from another."""
-    loaded = OmegaConf.load(schema.folder() / group / f"{choice}.yaml")
-    content: Any = OmegaConf.to_container(loaded, resolve=False)
-    keys: dict[str, None] = {}
-    for item in content.pop("defaults", []):
-        if isinstance(item, str):
-            keys |= dict.fromkeys(keys_in(group, item))
-    node = content.get("method", {}) if group == "method" else content
-    keys |= dict.fromkeys(key for key, _ in schema.leaves(node, f"{group}.") if not key.endswith("_target_"))
-    return tuple(keys)
+    node = compose(f"{group}={choice}")[group]
+    return tuple(key for key, _ in schema.leaves(node, f"{group}.") if not key.endswith("_target_"))
 
 
 def keys_for(groups: Mapping[str, str]) -> list[tuple[str, ...]]:
@@ -178,7 +172,7 @@ def keys_for(groups: Mapping[str, str]) -> list[tuple[str, ...]]:
     teacher = groups["teacher"] or ("none" if groups["method"] in WITHOUT_TEACHER else "independent")
     chosen = {**groups, "teacher": teacher, "trainer": "cpu", "callbacks": "default"}
     found = [_starting_with("seed", "trust", "deploy."), _starting_with("protocol."), ("backbone.views_per_pass",)]
-    found += [(*keys_in("method", chosen["method"]), "method.peer_lr_scale", "method.frozen_peers")]
+    found += [keys_in("method", chosen["method"])]
     found += [
         keys_in(group, chosen[group])
         for group in ("teacher", "optimizer", "scheduler", "precision", "data", "trainer", "callbacks", "execution")
@@ -187,7 +181,7 @@ def keys_for(groups: Mapping[str, str]) -> list[tuple[str, ...]]:
     return [keys for keys in meant if keys]
 
 
-WITHOUT_TEACHER = ("cl_ilr", "dml", "ffl", "kdcl", "okddip", "one")
+WITHOUT_TEACHER = [name for name, preset in PRESETS.items() if preset.needs.teacher == "none"]
 
 
 def _starting_with(*starts: str) -> tuple[str, ...]:

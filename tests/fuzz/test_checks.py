@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks, schema
 from dkel_lightning.errors import ConfigError
 from tests.compose import compose
 from tests.fuzz.space import INTERNALS, POOL, values_of
@@ -48,7 +48,7 @@ def changed(number: int, changes: dict[str, Any]) -> dict[str, Any]:
 def fault(number: int, changes: dict[str, Any]) -> str:
     """Return what the check says, which names a key that was changed and does not speak of Python; "" if nothing."""
     try:
-        schema.check(changed(number, changes))
+        checks.check(changed(number, changes))
     except ConfigError as error:
         message = str(error)
         assert not INTERNALS.search(message), message

@@ -109,7 +109,7 @@ def test_peers_without_a_common_trunk_are_refused(peers: Any) -> None:
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1])
 def test_a_beta_outside_its_range_is_refused(beta: float) -> None:
-    with pytest.raises(ConfigError, match=r"method\.beta must lie between 0 and 1, or be null"):
+    with pytest.raises(ConfigError, match=r"method\.beta must be a number between 0 and 1"):
         methods.create("cl_ilr", 2, {"beta": beta})
 
 

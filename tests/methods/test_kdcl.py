@@ -145,7 +145,7 @@ def test_each_network_learns_on_a_view_of_its_own() -> None:
 
 
 def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"method\.target is 'general': choose one of naive, linear, min_logit, mean"):
+    with pytest.raises(ConfigError, match=r"method\.target must be one of naive, linear, min_logit, mean, got 'gen"):
         methods.create("kdcl", 2, {"target": "general"})
 
 

@@ -430,7 +430,10 @@ def test_a_deployed_network_is_a_copy_without_this_library_around_it() -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"deploy": {"network": "oracle"}}, "deploy.network is 'oracle': choose one of teacher, student, ensemble"),
+        (
+            {"deploy": {"network": "oracle"}},
+            "deploy.network must be one of auto, teacher, student, ensemble, got 'orac",
+        ),
         ({"deploy": {"peer": 2}}, "deploy.peer=2, but peers are numbered 0 to 1"),
         ({"deploy": {"peer": -3}}, "deploy.peer=-3, but peers are numbered 0 to 1"),
         ({"deploy": {"peers": 1}}, "Unknown key deploy.peers. Did you mean 'peer'?"),

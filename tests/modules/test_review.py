@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +12,8 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.base import METHODS, register
 from dkel_lightning.methods.baseline import Baseline
 from dkel_lightning.networks import Branch
+from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.settings.needs import Needs
 
 
 def small(**settings: object) -> DistillationModule:
@@ -58,7 +58,7 @@ def test_equal_classifiers_are_equal_in_a_model_of_ones_own_too() -> None:
 def test_a_methods_own_weights_are_drawn_from_the_seed() -> None:
     @register("gated")
     class Gated(Baseline):
-        teacher: ClassVar[str] = "none"
+        needs = Needs(teacher="none", minimum_peers=1)
 
         def __init__(self, peers: int, settings: object = None) -> None:
             super().__init__(peers, settings)
@@ -71,6 +71,6 @@ def test_a_methods_own_weights_are_drawn_from_the_seed() -> None:
         methods = [small(method="gated", seed=seed).method for seed in (0, 0, 1)]
         first, again, other = (dict(method.named_parameters())["gate.weight"] for method in methods)
     finally:
-        del METHODS["gated"]
+        del METHODS["gated"], PRESETS["gated"]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -254,33 +254,45 @@ def test_what_a_teacher_learnt_alone_is_not_initialised_over() -> None:
     assert same(recorder.teachers[0], learnt)
 
 
+RATES = "teacher.decay must be a number between 0 and 1, or a schedule {from: value} of them"
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"draw": "twice"}, "teacher.draw is 'twice': choose one of independent, student."),
-        ({"start": "now"}, "teacher.start is 'now': choose one of keep, mean_teacher, copy."),
-        ({"batchnorm": "none"}, "teacher.batchnorm is 'none': choose one of own, copy, ema."),
-        ({"update": "none"}, "teacher.update is 'none': choose one of ema, gradient, frozen."),
+        ({"draw": "twice"}, "teacher.draw must be one of independent, student, got 'twice'."),
+        ({"start": "now"}, "teacher.start must be one of keep, mean_teacher, copy, got 'now'."),
+        ({"batchnorm": "none"}, "teacher.batchnorm must be one of own, copy, ema, got 'none'."),
+        ({"update": "none"}, "teacher.update is none, and a teacher learns by ema, by gradient, or is frozen."),
         (
             {"init_steps": -1},
-            "teacher.init_steps must be a whole number of at least 0, or epochs as in '3epochs', got -1.",
+            "teacher.init_steps must be a whole number of at least 0, or epochs as in 3epochs, got -1.",
         ),
         (
             {"init_steps": 1.5},
-            "teacher.init_steps must be a whole number of at least 0, or epochs as in '3epochs', got 1.5.",
+            "teacher.init_steps must be a whole number of at least 0, or epochs as in 3epochs, got 1.5.",
         ),
         (
             {"init_steps": "soon"},
-            "teacher.init_steps must be a whole number of at least 0, or epochs as in '3epochs', got 'soon'.",
+            "teacher.init_steps must be a whole number of at least 0, or epochs as in 3epochs, got 'soon'.",
         ),
-        ({"init_lr_scale": -1.0}, "teacher.init_lr_scale must be a finite number of at least 0, got -1.0."),
-        ({"init_weight_decay": -1.0}, "teacher.init_weight_decay must be a finite number of at least 0, got -1.0."),
-        ({"decay": 1.5}, "teacher.decay is a rate between 0 and 1, got 1.5."),
-        ({"decay": {0: 0.9, 3: 2.0}}, "teacher.decay is a rate between 0 and 1, got 2.0."),
-        ({"decay": {}}, "teacher.decay is a schedule without entries: give {0: value} at least."),
+        ({"init_lr_scale": -1.0}, "teacher.init_lr_scale must be a number of at least 0, got -1.0."),
+        ({"init_weight_decay": -1.0}, "teacher.init_weight_decay must be a number of at least 0, got -1.0."),
+        (
+            {"decay": 1.5},
+            f"{RATES}, got 1.5.",
+        ),
+        (
+            {"decay": {0: 0.9, 3: 2.0}},
+            f"{RATES}, got {{0: 0.9, 3: 2.0}}.",
+        ),
+        ({"decay": {}}, f"{RATES}, got {{}}."),
         ({"decay": None}, "One of teacher.decay and teacher.decay_share must be given, and both are null."),
         ({"decay_share": 0.1}, "teacher.decay and teacher.decay_share exclude each other, and both are given"),
-        ({"decay": None, "decay_share": 0.0}, "teacher.decay_share must be a positive share of the run, got 0.0."),
+        (
+            {"decay": None, "decay_share": 0.0},
+            "teacher.decay_share must be a number between 1e-09 and 1e+09, or a schedule",
+        ),
     ],
 )
 def test_impossible_teachers_are_refused(settings: dict[str, Any], text: str) -> None:

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from dkel_lightning.app import build
 from dkel_lightning.app.benchmark import plain
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config.nodes.tasks import SIDES
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
 from dkel_lightning.app.runs.folder import Run
@@ -62,7 +62,7 @@ def chosen(values: Values, device: torch.device) -> tuple[list[Side], dict[str, 
     asked = values["benchmark"]["sides"]
     found: list[Side] = []
     missing: dict[str, str] = {}
-    for label in asked or schema.SIDES:
+    for label in asked or SIDES:
         fault = side_fault(label, values)
         if fault is None and "cuda_graph" in label and device.type != "cuda":
             fault = "CUDA graphs need a CUDA device"

@@ -18,7 +18,7 @@ from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.keys import check_groups, composed
 from dkel_lightning.app.cli.overrides import parse, values_of
 from dkel_lightning.app.compare import plan
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks, extras
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import command_lines
@@ -97,9 +97,9 @@ def _check_plugins(own: DictConfig, overrides: Sequence[Override]) -> None:
     """
     targets = {"launcher": str(own.launcher.get("_target_")), "sweeper": str(own.sweeper.get("_target_"))}
     for group, target in targets.items():
-        for extra, packages in schema.EXTRAS.items():
+        for extra, packages in extras.EXTRAS.items():
             if target.startswith(f"{packages[0]}."):
-                fault = schema.missing_extra(f"hydra/{group}={extra}", extra)
+                fault = extras.missing_extra(f"hydra/{group}={extra}", extra)
                 if fault is not None:
                     raise ConfigError(fault)
     for item in overrides:
@@ -128,7 +128,7 @@ def _check_composed(
 ) -> None:
     """Check one composition; `launcher` is what starts the jobs of a sweep, None for a single run."""
     values = resolved(found)
-    schema.check(values)
+    checks.check(values)
     task = registry.of(values)
     if launcher is not None and task.no_sweep:
         raise ConfigError(f"task={task.name} {task.no_sweep}.")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -16,44 +19,40 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.cli.refusals import refusal
-from dkel_lightning.app.cli.saved_settings import OF_EVERY_METHOD
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import choices, store
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.keys import shortened
 
 
-def prefer_own_presets() -> None:
-    """Let conf/hydra stand for what Hydra's plugins bring under the same names, which would be laid under it.
+def prefer_own_presets(config_dir: Path | None = None) -> None:
+    """Declare our own nodes, and let conf/hydra stand for what Hydra's plugins bring under the same names.
 
     Their defaults are not ours: Optuna's sweeper would minimise the accuracy, unseeded.
     """
     Plugins.instance()  # registers theirs
+    store.register(config_dir)
     for group in ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler"):
         there: Any = ConfigStore.instance().repo
         for part in group.split("/"):
             there = there.get(part, {})
-        for path in (schema.folder() / group).glob("*.yaml"):
+        for path in (choices.folder() / group).glob("*.yaml"):
             there.pop(path.name, None)
 
 
 def options(group: str, config_dir: Path | None) -> list[str]:
-    """List the choices of a group, also those of a folder of the user's; none where there is no such group."""
-    found = user_code.choices(group)
-    for root in (schema.folder(), config_dir):
-        if root is not None and (root / group).is_dir():
-            files = [path for path in (root / group).rglob("*.yaml") if not path.stem.startswith("_")]
-            found |= {path.relative_to(root / group).with_suffix("").as_posix() for path in files}
-    return sorted(found)
+    """List the choices of a group, also those of the user's own; none where there is no such group."""
+    return sorted({*choices.options(group, config_dir), *user_code.chosen_from(group)})
 
 
 def groups_explained() -> str:
     """List what can be chosen, for --help."""
     lines = []
-    for group, meaning in schema.GROUPS.items():
-        choices = [option for option in options(group, None) if "/" not in option]
+    for group, meaning in choices.GROUPS.items():
+        found = [option for option in options(group, None) if "/" not in option]
         if group.startswith("hydra/"):
-            choices = ["basic", *choices]
+            found = ["basic", *found]
         lines.append(f"{group:<20}{meaning}")
-        lines += textwrap.wrap(" ".join(choices), 78, initial_indent="    ", subsequent_indent="    ")
+        lines += textwrap.wrap(" ".join(found), 78, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
@@ -66,10 +65,10 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     Raises:
         ConfigError: what Hydra finds wrong, without its hints.
     """
-    prefer_own_presets()
+    prefer_own_presets(next((own for item in overrides if (own := _searched(item)) is not None), None))
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(schema.folder()), version_base="1.3", job_name="dkel_lightning"):
+        with hydra.initialize_config_dir(str(choices.folder()), version_base="1.3", job_name="dkel_lightning"):
             return hydra.compose("config", overrides=overrides, return_hydra_config=with_hydra)
     except (CompactHydraException, OmegaConfBaseException, ValueError) as error:
         if "Could not override 'scale'" in str(error):
@@ -78,8 +77,14 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     except OSError as error:
         raise refusal(error) from error
     except TypeError as error:  # Hydra joins a list of lists to a path
-        given = schema.shortened(" ".join(overrides))
+        given = shortened(" ".join(overrides))
         raise ConfigError(f"Cannot compose {given}: a group takes the name of one choice, group=CHOICE.") from error
+
+
+def _searched(override: str) -> Path | None:
+    """Give the user's folder of choices that an override names to Hydra, None of any other override."""
+    found = re.fullmatch(r"hydra\.searchpath=\['(file:.*)'\]", override)
+    return None if found is None else Path(url2pathname(urlsplit(found[1]).path))
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -94,7 +99,5 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(str(error).splitlines()[0]) from error
     assert isinstance(values, dict)
     plain = {str(key): value for key, value in values.items() if key != "hydra"}
-    # A method of the user's own may leave out what all methods have.
-    plain["method"] = {**OF_EVERY_METHOD, **plain["method"]}
     plain["data"] = user_code.data_settings(plain["data"])
     return plain

@@ -25,7 +25,7 @@ from dkel_lightning.app.cli.folders import find_resume, folder_beside, folder_of
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.refusals import fail, refusal
 from dkel_lightning.app.cli.sweep_session import KEY, SweepSession
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.claim import claim, release
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.app.tasks.registry import Place, Task
@@ -216,7 +216,7 @@ def _is_export(path: Path) -> bool:
 def check_values(values: Mapping[str, Any], source: Path | None) -> None:
     """Check the values of a run; what was read from a run's folder may lack anything that a composition has."""
     try:
-        schema.check(values)
+        checks.check(values)
     except DkelError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from dkel_lightning.app.cli import composition
 from dkel_lightning.app.cli.composition import options, resolved
 from dkel_lightning.app.cli.overrides import line, parse
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import choices, messages, schema
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
 
@@ -57,7 +57,7 @@ def check_groups(groups: Sequence[Override], config_dir: Path | None) -> None:
             raise ConfigError(f"{item.input_line} names none: choose from {', '.join(there)}.")
         for chosen in map(str, value if several else [value]):  # type: ignore[arg-type]
             if chosen not in there:
-                raise ConfigError(schema.unknown_choice(item.key_or_group, chosen, there))
+                raise ConfigError(messages.unknown_choice(item.key_or_group, chosen, there))
 
 
 def _check_keys(overrides: Sequence[Override], base: DictConfig) -> None:
@@ -68,7 +68,7 @@ def _check_keys(overrides: Sequence[Override], base: DictConfig) -> None:
         exists = OmegaConf.select(base, key, throw_on_missing=False, default=_MISSING) is not _MISSING
         opened = any(key.startswith(f"{node}.") and OmegaConf.select(base, node) is not None for node in schema.OPEN)
         group, _, name = key.partition(".")
-        if name == "name" and (schema.folder() / group).is_dir():
+        if name == "name" and choices.options(group):
             mistakes.append(f"{item.input_line}: choose it as a group, {group}={item.value()}.")
         elif group == "trainer" and name in DECIDED:
             mistakes.append(f"{key} is decided by this library; see logger.extra, callbacks.* and precision=.")
@@ -86,9 +86,9 @@ def _absent(key: str, known: list[str], opened: bool, base: DictConfig) -> str:
     if key in schema.KEYS and key.split(".")[0] in registry.TASKS:
         return f"{key} belongs to task={key.split('.')[0]}: choose that."
     if opened:
-        return f"{schema.unknown_key(key, known)} Any other argument goes with a plus: +{key}=VALUE."
+        return f"{messages.unknown_key(key, known)} Any other argument goes with a plus: +{key}=VALUE."
     if key in schema.KEYS and "." in key:
         group = key.split(".", 1)[0]
         choice = OmegaConf.select(base, f"{group}.name") or ("none" if group == "teacher" else "this choice")
         return f"{key} means nothing with {group}={choice}: remove it, or choose another {group}."
-    return schema.unknown_key(key, known)
+    return messages.unknown_key(key, known)

@@ -20,7 +20,7 @@ from dkel_lightning.app.cli.folders import settled
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.refusals import TRACEBACK, fail, refusal
 from dkel_lightning.app.cli.sweep_session import SweepSession
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import choices
 from dkel_lightning.errors import DkelError
 from dkel_lightning.runtime import ranks, unread_output
 
@@ -135,7 +135,7 @@ def _hand_to_hydra(invocation: Invocation, session: SweepSession | None) -> None
     sys.argv[1:] = invocation.arguments
     # Hydra then raises what it fails of, which it would print as a traceback and exit.
     with _environment(TRACEBACK, "1"):
-        hydra.main(config_path=str(schema.folder()), config_name="config", version_base="1.3")(job)()
+        hydra.main(config_path=str(choices.folder()), config_name="config", version_base="1.3")(job)()
 
 
 @contextlib.contextmanager

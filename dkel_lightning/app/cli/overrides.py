@@ -9,6 +9,7 @@ from hydra.errors import CompactHydraException, OverrideParseException
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import command_lines
+from dkel_lightning.settings.keys import shortened
 
 
 def parse(item: str) -> Override:
@@ -21,7 +22,7 @@ def parse(item: str) -> Override:
         return OverridesParser.create().parse_overrides([item])[0]
     except (OverrideParseException, CompactHydraException, RecursionError) as error:
         raise ConfigError(
-            f"Cannot read {schema.shortened(item)!r}: write key=value or group=option, with quotes around a value that "
+            f"Cannot read {shortened(item)!r}: write key=value or group=option, with quotes around a value that "
             "holds anything but letters of English, digits and the signs ._-/ (\"key='a value'\")."
         ) from error
 

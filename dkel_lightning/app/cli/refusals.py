@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from dkel_lightning.app.config import schema
 from dkel_lightning.errors import FULL, ConfigError, DiskFullError, DkelError
 from dkel_lightning.runtime import ranks
+from dkel_lightning.settings.keys import shortened
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 """Set to 1, users see tracebacks, and Hydra raises what it would print."""
@@ -38,7 +38,7 @@ def refusal(error: OSError, folder: Path = Path("outputs"), key: str = "hydra.ru
         OSError: what is no mistake of the person at the keyboard.
     """
     if error.errno == errno.ENAMETOOLONG:
-        return ConfigError(f"{schema.shortened(str(error.filename))} is too long for the name of a file: shorten it.")
+        return ConfigError(f"{shortened(str(error.filename))} is too long for the name of a file: shorten it.")
     if error.errno in FULL:
         return DiskFullError.of(error, folder)
     if error.errno in FORBIDDEN:

@@ -10,11 +10,11 @@ from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.methods import usual_arrangement
 
 LATER_KEYS = ("callbacks", "data", "execution", "trainer")
 OF_EVERY_RUN = ("method.name", "method.peers", "backbone.name", "teacher.update", "data.name", "data.root")
 OF_CHECKPOINT = ("data", "backbone", "method", "teacher", "deploy")
-OF_EVERY_METHOD: dict[str, Any] = {"peers": 3, "sharing": "trunk", "views": "per_peer", "classifiers": "own"}
 
 
 def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -37,13 +37,13 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
             continue
         if not schema.may_change(key):
             _refuse(key)
-        if key == "trainer" or key.startswith("trainer."):
-            values["trainer"] |= {
-                name: given["trainer"][name] for name in schema.DEVICE_KEYS if name in given["trainer"]
-            }
-        elif key == "execution":
+        group = key.split(".")[0]
+        if group == "trainer":
+            changed = given["trainer"].items()
+            values["trainer"] |= {name: value for name, value in changed if schema.may_change(f"trainer.{name}")}
+        elif key == "execution":  # the rest of it belongs to the experiment
             values["execution"] |= {name: given["execution"][name] for name in ("name", "compile")}
-        elif key in ("logger",) or key.startswith("logger."):
+        elif group == "logger":
             values["logger"] = given["logger"]
         elif "." in key:
             group, name = key.split(".", 1)
@@ -73,9 +73,13 @@ def _refuse_lacking(values: Mapping[str, Any], keys: Sequence[str]) -> None:
 
 
 def _refuse(key: str) -> None:
+    groups = [group for group in schema.resumable_groups() if group != "task"]
+    may = [each for each in schema.KEYS if "." in each and schema.may_change(each)]
+    others = [each for each in may if each.split(".")[0] not in (*groups, "task")]
     raise ConfigError(
         f"{key} would change a run that is being resumed: leave it out, or start a new run. "
-        f"What may change: {', '.join(schema.RESUMABLE[3:])} (of trainer: {', '.join(schema.DEVICE_KEYS[:4])})."
+        f"What may change: {', '.join([*groups, *others])} "
+        f"(of trainer: {', '.join(each.split('.')[1] for each in may if each.startswith('trainer.'))})."
     )
 
 
@@ -91,7 +95,7 @@ def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Se
     taken = [group for group in OF_CHECKPOINT if group not in given_keys]
     _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
     # Keys that came later; their defaults are what was done before.
-    later = {"data": user_code.later_keys(saved, given), "method": OF_EVERY_METHOD, "deploy": given["deploy"]}
+    later = {"data": user_code.later_keys(saved, given), "method": usual_arrangement(), "deploy": given["deploy"]}
     values = dict(given)
     for group in taken:
         node = {**later.get(group, {}), **saved.get(group, {})}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import choices, messages
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
-GROUPS = ("data", "method", "backbone", "teacher")
+GROUPS = ("data", "backbone")
 Values = Mapping[str, Any]
 Node = dict[str, Any]
 
@@ -90,31 +88,29 @@ def _refuse_unused(arguments: Sequence[str]) -> None:
         for item in _overrides(arguments, "data."):
             key = item.key_or_group
             if "defaults" not in node and key.split(".")[1] not in node:
-                raise ConfigError(schema.unknown_key(key, [f"data.{name}" for name in node if name != "_target_"]))
+                raise ConfigError(messages.unknown_key(key, [f"data.{name}" for name in node if name != "_target_"]))
 
 
-def choices(group: str) -> set[str]:
+def chosen_from(group: str) -> set[str]:
     """Name the choices of a group that are code of the user's own."""
     there = ConfigStore.instance().repo.get(group, {}) if group in GROUPS else {}
-    return {name.removesuffix(".yaml") for name in there}
+    return {name.removesuffix(".yaml") for name in there if not name.startswith("_")}
 
 
 def _store_all(config_dir: Path | None) -> None:
-    from dkel_lightning import data, methods, networks
+    from dkel_lightning import data, networks
+    from dkel_lightning.app.config import store
 
+    store.register(config_dir)  # methods say themselves what they are made of
     for name, kind in data.DATASETS.items():
         _store("data", name, _data_node(name, kind), config_dir)
-    for name, preset in methods.METHODS.items():
-        _store("method", name, _method_node(name, preset), config_dir, package="_global_")
-        if preset.teacher and preset.teacher.get("update") != "none":
-            _store("teacher", name, {"defaults": ["_base"], **preset.teacher}, config_dir)
     for name in networks.BACKBONES:
         _store("backbone", name, {"defaults": ["_base"], "name": name}, config_dir)
 
 
 def _store(group: str, name: str, node: Node, config_dir: Path | None, package: str | None = None) -> None:
     # Under the name of a file Hydra would lay it under the file.
-    places = [place / group / f"{name}.yaml" for place in (schema.folder(), config_dir) if place is not None]
+    places = [place / group / f"{name}.yaml" for place in (choices.folder(), config_dir) if place is not None]
     if not any(place.is_file() for place in places):
         ConfigStore.instance().store(name, node, group=group, package=package)
 
@@ -132,28 +128,6 @@ def _data_node(name: str, kind: Any) -> Node:
         return {**OF_EVERY_DATA, "name": name, **target, **settings}
     theirs = {key: value for key, value in settings.items() if key not in usual or value != usual[key]}
     return {"defaults": ["_base"], "name": name, **target, **theirs}
-
-
-def _method_node(name: str, preset: Any) -> Node:
-    from dkel_lightning.methods.base import from_mapping
-
-    settings = from_mapping(preset.method.Settings, preset.settings, f"method {name}")
-    node = asdict(settings)
-    for key, value in vars(settings).items():
-        if isinstance(value, RampUp) and (value.epochs, value.share) == (RampUp().epochs, None):
-            node[key] |= _protocol("rampup", "epochs", "share")
-        if isinstance(value, EnsembleTerm) and (value.decay, value.decay_share) == (EnsembleTerm().decay, None):
-            node[key] |= _protocol("ensemble", "decay", "decay_share")
-    common = {key: getattr(preset, key) for key in ("peers", "sharing", "views", "classifiers")}
-    without = preset.method.teacher == "none" or preset.teacher.get("update") == "none"
-    teacher = "none" if without else name if preset.teacher else None
-    defaults = [] if teacher is None else [{"override /teacher": teacher}]
-    return {"defaults": [*defaults, "_self_"], "method": {"name": name, **common, **node}}
-
-
-def _protocol(part: str, *keys: str) -> Node:
-    """Let an experiment fit the length to its own, as it does for the methods that ship."""
-    return {key: f"${{protocol.{part}.{key}}}" for key in keys}
 
 
 # ---------------------------------------------------------------------- data of the user's own in a run

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks, messages
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.errors import ConfigError
 
@@ -155,13 +155,13 @@ def _entries(entries: Sequence[Any], methods: Sequence[str]) -> Iterator[tuple[s
         elif label in methods:
             yield label, (f"method={label}",)
         else:
-            raise ConfigError(schema.unknown_choice("compare.methods", label, [*methods, *CONTROLS]))
+            raise ConfigError(messages.unknown_choice("compare.methods", label, [*methods, *CONTROLS]))
 
 
 def _own_mistakes(values: Values, given: Sequence[str], labels: Mapping[str, Any]) -> Iterator[str]:
     reference = values["compare"]["reference"]
     if reference is not None and reference not in labels:
-        yield schema.unknown_choice("compare.reference", reference, list(labels))
+        yield messages.unknown_choice("compare.reference", reference, list(labels))
     if any(_key(item) == "seed" for item in given):
         yield "seed= belongs to a single run: a comparison takes compare.seeds=[...]."
 
@@ -189,7 +189,7 @@ def _variant(label: str, overrides: list[str], compose: Callable[[list[str]], Se
     composed = settle({})
     variant = Variant(label, settle, composed["compare"]["compute"] == "reference")
     values = variant.values(composed["seed"])
-    schema.check(values)
+    checks.check(values)
     trainer = values["trainer"]
     if variant.same_compute and (trainer["max_epochs"] < 1 or trainer["max_steps"] != -1 or trainer.get("max_time")):
         raise ConfigError("compare.compute=reference needs a length in epochs alone: trainer.max_epochs.")

@@ -1,4 +1,4 @@
-"""The reference of all configuration keys as Markdown, made from the configuration itself.
+"""The reference of all configuration keys as Markdown, made from their declarations.
 
 python -m dkel_lightning.app.config.reference > docs/configuration.md
 """
@@ -10,22 +10,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dkel_lightning.app.config import schema
-from dkel_lightning.app.tasks import registry
+from dkel_lightning.app.config import choices, schema
+from dkel_lightning.settings.keys import REQUIRED, Key
 
-ORDER = [
-    "experiment",
-    "scale",
-    "data",
-    "backbone",
-    "method",
-    "teacher",
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "precision",
-]
+ORDER = ["experiment", "scale", "data", "backbone", "method", "teacher", "optimizer", "scheduler", "trainer"]
 ORDER += ["precision", "execution", "logger", "callbacks", "debug", "task"]
+
+FIRST = {"optimizer": "sgd", "scheduler": "multistep", "precision": "fp32"}
+"""What config.yaml chooses in the groups whose keys have no default of their own."""
 
 
 def lines() -> Iterator[str]:
@@ -33,18 +25,16 @@ def lines() -> Iterator[str]:
     yield "# Configuration"
     yield ""
     yield "Made by `python -m dkel_lightning.app.config.reference`; do not edit. Choose a group with"
-    yield "`group=choice`, set a key with `key=value`. Defaults are those of the file that defines the key; an"
-    yield "experiment may override them."
+    yield "`group=choice`, set a key with `key=value`. Defaults are those of the declaration, or of the file that"
+    yield "defines the key; an experiment may override them. On a resumed run the keys with a star may change."
     yield ""
     yield "## Groups"
     yield ""
     yield "| group | choice | what it is |"
     yield "| --- | --- | --- |"
     for group in ORDER:
-        for path in sorted((schema.folder() / group).rglob("*.yaml")):
-            if not path.stem.startswith("_"):
-                choice = path.relative_to(schema.folder() / group).with_suffix("").as_posix()
-                yield f"| `{group}` | `{choice}` | {_comment(path.read_text(encoding='utf-8'))} |"
+        for choice in schema.SHIPPED if group == "method" else choices.options(group):
+            yield f"| `{group}` | `{choice}` | {choices.meaning(group, choice)} |"
     yield ""
     yield "## Keys"
     yield ""
@@ -52,45 +42,29 @@ def lines() -> Iterator[str]:
     yield "| --- | --- | --- | --- |"
     by_key = defaults()
     for name, key in schema.KEYS.items():
-        value = f"`{_show(by_key[name])}`" if name in by_key else ""
-        kind = key.kind + (", or null" if key.optional else "")
-        yield f"| `{name}` | {value} | {kind.replace('|', '/')} | {key.meaning} |"
+        yield row(name, key, by_key.get(name, REQUIRED))
+
+
+def row(name: str, key: Key, default: Any) -> str:
+    """Write the row of a key."""
+    value = "" if default == REQUIRED or key.is_open else f"`{_show(default)}`"
+    kind = key.kind + (", or null" if key.optional else "")
+    star = " *" if key.resumable else ""
+    return f"| `{name}`{star} | {value} | {kind.replace('|', '/')} | {key.meaning} |"
 
 
 def defaults() -> dict[str, Any]:
-    """Gather each key's default from the file that defines it, unresolved."""
-    found: dict[str, Any] = {}
-    root = schema.folder()
-    sources = [(root / "config.yaml", "")]
-    sources += [(path, f"{path.parent.name}.") for path in sorted(root.glob("*/_base.yaml"))]
-    sources += [(root / group / f"{name}.yaml", f"{group}.") for group, name in _FIRST.items()]
-    sources += [(root / "method" / "dkel.yaml", ""), (root / "data" / "image_folder.yaml", "data.")]
-    sources += [(path, "") for path in sorted((root / "method").glob("*.yaml"))]
-    sources += [(root / "task" / f"{name}.yaml", "") for name in registry.TASKS]
-    for path, prefix in sources:
-        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    """Gather each key's default, unresolved; of groups that declare none, that of their first choice."""
+    found: dict[str, Any] = {"method.name": "dkel"}  # which config.yaml chooses too
+    for name, key in schema.KEYS.items():
+        default = f"${{{key.follows}}}" if key.follows else key.default
+        if default != REQUIRED:
+            found[name] = default
+    for group, choice in FIRST.items():
+        loaded = OmegaConf.to_container(OmegaConf.load(choices.folder() / group / f"{choice}.yaml"), resolve=False)
         assert isinstance(loaded, dict)
-        plain = {str(name): value for name, value in loaded.items() if name not in ("defaults", "hydra")}
-        for name, value in schema.leaves(plain, prefix):
-            found.setdefault(name, value)
+        found |= dict(schema.leaves({str(name): value for name, value in loaded.items()}, f"{group}."))
     return found
-
-
-_FIRST = {
-    "task": "train",
-    "optimizer": "sgd",
-    "scheduler": "multistep",
-    "precision": "fp32",
-    "execution": "auto",
-    "logger": "csv",
-    "callbacks": "default",
-}
-
-
-def _comment(text: str) -> str:
-    comments = [line[1:].strip() for line in text.splitlines() if line.startswith("# ")]
-    said = [line for line in comments if not line.startswith(("@package", "python -m"))]
-    return said[0] if said else ""
 
 
 def _show(value: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dkel_lightning.app.config import reference, schema
+from dkel_lightning.app.config import checks, reference, schema
 from dkel_lightning.app.report import charts, mistakes, panels, shared
 from dkel_lightning.app.report.markup import Markup, facts, items, join, page, section, table, tag
 from dkel_lightning.app.report.shared import note, on_test_set, percent, show
@@ -100,7 +100,7 @@ def _collapses(found: Any) -> Iterator[object]:
 
 def _configured_warnings(values: Mapping[str, Any]) -> list[str]:
     try:
-        return schema.warnings(values)
+        return checks.warnings(values)
     except (KeyError, TypeError, AttributeError, ValueError):
         return []  # a configuration that is not whole is reported as such
 

@@ -9,11 +9,6 @@ from omegaconf import OmegaConf
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.config.schema import Values
 
-MAY_DIFFER = ("resume", "trust", "logger", "callbacks.progress", "data.root", "data.download", "data.workers")
-"""Keys that change no figure of a run: a finished one stands although they differ."""
-COMPUTED = ("data.mean", "data.std")
-"""Keys that a run fills in where they are null."""
-
 
 def as_written(values: Values) -> dict[str, Any]:
     """Turn values into what reading them back from a config.yaml gives."""
@@ -28,6 +23,6 @@ def differences(saved: Values, wanted: Values) -> list[str]:
         f"{key}: {there.get(key)} there, {here.get(key)} here"
         for key in dict.fromkeys([*there, *here])
         if there.get(key) != here.get(key)
-        and not any(key == k or key.startswith(f"{k}.") for k in MAY_DIFFER)
-        and not (key in COMPUTED and here.get(key) is None)
+        and schema.changes_figures(key)
+        and not (schema.is_computed(key) and here.get(key) is None)
     ]

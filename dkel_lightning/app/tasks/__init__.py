@@ -11,6 +11,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
+from dkel_lightning.app.config import messages
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import ranks
 
@@ -63,12 +64,12 @@ def _run(run: Run, comparison: Comparison | None) -> float:
 
 
 def _task(run: Run) -> Task:
-    from dkel_lightning.app.config import schema
+
     from dkel_lightning.app.tasks import registry
 
     name = run.values["task"]["name"]
     if name not in registry.TASKS:
-        raise ConfigError(schema.unknown_choice("task", name, list(registry.TASKS)))
+        raise ConfigError(messages.unknown_choice("task", name, list(registry.TASKS)))
     return registry.TASKS[name]
 
 

@@ -1,7 +1,7 @@
 """Training in two stages: which run comes before another, and which goes on after one.
 
 Pure functions from runs to runs; `tasks.train` trains them. A method whose frozen teacher is a network of its own
-(kd) and that is given no weights has its teacher trained first, in the folder `teacher` of the run.
+(`Needs.foreign_teacher`), and that is given no weights, has it trained first, in the folder `teacher` of the run.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run, values_in
 from dkel_lightning.runtime import command_lines
 from dkel_lightning.runtime.seeding import derive_seed
+from dkel_lightning.settings.declarations import node_of
+from dkel_lightning.settings.methods import PRESETS, usual_arrangement
 
 FOLDER = "teacher"
-# What a resumed run may lay over its saved configuration holds for the stage after it as well.
-LAID_OVER = ("trainer", "logger", "callbacks", "data", "trust")
 
 
 def teacher_run(run: Run) -> Run | None:
@@ -30,7 +30,8 @@ def teacher_run(run: Run) -> Run | None:
 def trains_its_teacher(values: Mapping[str, Any]) -> bool:
     """Whether these settings ask for a first stage."""
     teacher = values["teacher"]
-    foreign = values["method"]["name"] in schema.FOREIGN_TEACHER
+    preset = PRESETS.get(values["method"]["name"])
+    foreign = preset is not None and preset.needs.foreign_teacher
     return foreign and teacher["update"] == "frozen" and teacher.get("weights") is None
 
 
@@ -39,19 +40,8 @@ def teacher_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Its seed is derived from the run's, or a teacher of the student's architecture would start as its student does.
     """
-    from dkel_lightning import methods
-
-    preset = methods.preset("baseline")
-    method = {
-        "name": "baseline",
-        "peers": 1,
-        "sharing": preset.sharing,
-        "views": preset.views,
-        "classifiers": preset.classifiers,
-        "peer_lr_scale": None,
-        "frozen_peers": [],
-        **methods.create("baseline", 1).settings_as_dict(),
-    }
+    arrangement = {**usual_arrangement(), "peers": 1}
+    method = {"name": "baseline", **arrangement, **node_of(PRESETS["baseline"].Settings)}
     backbone = values["teacher"]["backbone"] or values["backbone"]["name"]
     return {
         **values,
@@ -95,5 +85,5 @@ def next_run(run: Run) -> Run | None:
     saved = values_in(outer)
     if not trains_its_teacher(saved):
         return None
-    values = {**saved, **{key: run.values[key] for key in LAID_OVER if key in run.values}}
-    return Run(values, outer, last if last.is_file() else None)
+    # What this one was resumed with holds for the stage after it as well.
+    return Run(schema.with_changes(saved, run.values), outer, last if last.is_file() else None)

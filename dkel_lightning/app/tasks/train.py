@@ -30,7 +30,7 @@ from dkel_lightning.app.callbacks.saving import (
     SettingsKept,
     ended_by_signals,
 )
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks, schema
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.loggers import trackers
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
@@ -415,7 +415,7 @@ def _note(values: Values, result: TrainResult) -> str:
 
 def _opening(run: Run, module: DistillationModule, images: ClassificationData) -> str:
     values = run.values
-    lines = [f"Warning: {warning}" for warning in schema.warnings(values)]
+    lines = [f"Warning: {warning}" for warning in checks.warnings(values)]
     channels, height, width = images.image_shape
     size = sum(parameter.numel() for parameter in module.student.peer(0).parameters())
     lines.append(

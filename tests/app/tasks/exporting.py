@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app.cli import saved_settings
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run, saved_values
 from dkel_lightning.app.tasks.export import ExportResult, export_checkpoint
 from dkel_lightning.app.tasks.train import train
@@ -29,7 +29,7 @@ def trained(folder: Path) -> Path:
 def values_of(checkpoint: Path, *overrides: str) -> dict[str, Any]:
     """Compose as the command line does for a checkpoint of a run, and check."""
     values = saved_settings.of_checkpoint(saved_values(checkpoint), compose(*overrides), overrides)
-    schema.check(values)
+    checks.check(values)
     return values
 
 

@@ -10,7 +10,7 @@ import torch
 
 from dkel_lightning.app.benchmark import sides
 from dkel_lightning.app.benchmark.sides import Side
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks, schema
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.benchmark import benchmark
 from dkel_lightning.errors import ConfigError, DataError, DkelError
@@ -31,7 +31,7 @@ TINY = [
 @pytest.mark.slow
 def test_a_tiny_benchmark_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = compose(*TINY, "benchmark.sides=[plain,eager,bare_eager]", f"benchmark.to={tmp_path / 'to'}")
-    schema.check(values)
+    checks.check(values)
     found = benchmark(Run(values, tmp_path / "run"))
     printed = capsys.readouterr().out
     assert {path.name for path in found.folder.iterdir()} == {f"benchmark.{kind}" for kind in ("csv", "md", "png")}
@@ -93,7 +93,7 @@ def test_another_method_is_measured_without_the_loop_written_by_hand() -> None:
 
 def test_a_variant_differs_in_what_it_names() -> None:
     values = compose("task=benchmark", "benchmark.variants={contiguous:{channels_last:false}}")
-    schema.check(values)
+    checks.check(values)
     found, _ = sides.chosen(values, CPU)
     assert found[-1] == Side("contiguous", "trainer", {**values["execution"], "channels_last": False})
 

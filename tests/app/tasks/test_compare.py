@@ -14,7 +14,7 @@ from dkel_lightning.app.cli.checks import planned as planned_of
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.compare.plan import Comparison
 from dkel_lightning.app.compare.tables import COLUMNS, markdown
-from dkel_lightning.app.config.schema import check
+from dkel_lightning.app.config.checks import check
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.tasks import compare as module

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dkel_lightning.app import tasks
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run, values_in
 from dkel_lightning.app.tasks import convergence as module
 from dkel_lightning.app.tasks.convergence import ConvergenceResult, convergence
@@ -50,7 +50,7 @@ def settings() -> dict[str, Any]:
 def found(tmp_path_factory: pytest.TempPathFactory) -> ConvergenceResult:
     # Data that is not there: the task must not ask for any.
     values = compose(*SMALL, "data=cifar100", "data.root=nowhere", "data.download=false")
-    schema.check(values)
+    checks.check(values)
     folder = tmp_path_factory.mktemp("parent")
     with (folder / "printed.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         return convergence(Run(values, folder / "run"))
@@ -153,7 +153,7 @@ def test_a_setting_that_diverges_is_named_before_anything_is_written(
 def test_values_that_cannot_be_are_named_all_at_once() -> None:
     values = compose(*SMALL, "convergence.peers=1", "convergence.sweeps.k=[]", "convergence.curvatures=[1,-1]")
     with pytest.raises(ConfigError) as caught:
-        schema.check(values)
+        checks.check(values)
     assert str(caught.value).splitlines() == [
         "convergence.peers must be a whole number between 2 and 64, got 1.",
         "convergence.curvatures must be a list, each a number above 0, got [1, -1].",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app import tasks
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.errors import CheckpointError, ConfigError, DiskFullError
 from dkel_lightning.export import FORMATS, Preprocessing, export, formats, open_exported, plain
@@ -343,8 +343,8 @@ def test_what_neither_way_can_write_is_refused_with_the_reason() -> None:
 
 def test_the_command_line_asks_for_the_checkpoint_and_writes_beside_it(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="task=export needs checkpoint=PATH"):
-        schema.check(compose("task=export"))
+        checks.check(compose("task=export"))
     with pytest.raises(ConfigError, match=r"export.format must be one of state_dict, safetensors, torch_export, onnx"):
-        schema.check(compose("task=export", f"checkpoint='{checkpoint}'", "export.format=onxx"))
+        checks.check(compose("task=export", f"checkpoint='{checkpoint}'", "export.format=onxx"))
     (folder,) = [item for item in prepare(["task=export", f"checkpoint='{checkpoint}'"]) if "run.dir" in item]
     assert folder == f"hydra.run.dir={checkpoint.parent.parent.resolve() / 'export_last'}"

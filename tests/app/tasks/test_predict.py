@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dkel_lightning.app import tasks
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.predict import PredictResult, predict
 from dkel_lightning.data.files.decode import decode_to
@@ -214,7 +214,7 @@ def test_the_command_line_asks_for_what_is_missing_and_writes_beside_the_checkpo
     checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"needs checkpoint=PATH of a .ckpt file, or .*\n.*needs predict.images=PATH"):
-        schema.check(compose("task=predict"))
+        checks.check(compose("task=predict"))
     given = ["task=predict", f"checkpoint='{checkpoint}'", f"predict.images='{images}'"]
     prepared = prepare(given)
     assert f"hydra.run.dir={checkpoint.parent.parent.resolve() / 'predict_last'}" in prepared

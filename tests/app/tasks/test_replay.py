@@ -13,7 +13,7 @@ from torch import nn
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app import tasks
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.replay import replay_step
 from dkel_lightning.app.tasks.train import train
@@ -113,7 +113,7 @@ def test_a_run_that_fails_is_replayed_by_the_command_it_names(
     (folder,) = [item for item in prepare(command) if item.startswith("hydra.run.dir=")]
     assert folder.endswith(f"replay_{path.stem}")
     values = compose(*command)
-    schema.check(values)
+    checks.check(values)
     loss = tasks.run(Run(values, tmp_path / "replay"))
     written = json.loads((tmp_path / "replay" / "replay.json").read_text())
     assert written["reproduced"] is True
@@ -156,4 +156,4 @@ def test_what_is_no_recorded_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No checkpoint at"):
         replay_step(tmp_path / "step_7.pt")
     with pytest.raises(ConfigError, match="task=replay needs checkpoint=PATH"):
-        schema.check(compose("task=replay"))
+        checks.check(compose("task=replay"))

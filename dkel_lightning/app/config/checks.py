@@ -1,0 +1,218 @@
+"""Which combinations of settings contradict each other, and which are hardly meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from dkel_lightning.app.config.extras import TRACKERS, missing_extra
+from dkel_lightning.app.config.messages import unknown_key
+from dkel_lightning.app.config.schema import KEYS, Values, describe, leaves
+from dkel_lightning.app.tasks import registry
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.declarations import one_of_two
+from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.teacher import TeacherSettings
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
+
+# Lightning's name of each precision.
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def check(values: Values) -> None:
+    """Raise one ConfigError that names every mistake in a resolved configuration."""
+    mistakes = [*_value_mistakes(values)]
+    if not mistakes:
+        mistakes = [*_contradictions(values)]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
+def warnings(values: Values) -> list[str]:
+    """Say what is allowed but hardly meant."""
+    epochs = values["trainer"]["max_epochs"]
+    found = []
+    length = values["method"].get("rampup", {}).get("epochs")
+    if length is not None and 0 < epochs <= length:
+        found.append(
+            f"The ramp-up takes {length:g} epochs and the run only {epochs}: distillation stays weak. "
+            "Set method.rampup.epochs, or method.rampup.epochs=null method.rampup.share=0.27."
+        )
+    noise = values["data"].get("label_noise", {})
+    if noise.get("kind") == "pair" and noise["rate"] >= 0.5:
+        found.append(f"data.label_noise.rate={noise['rate']:g}: the wrong class of a pair is as frequent as the right.")
+    if values["data"]["selection"] == "paper":
+        found.append(
+            "data.selection=paper: epoch and peer are chosen on the test set; use its figures to compare only."
+        )
+    return found
+
+
+def _value_mistakes(values: Values) -> Iterator[str]:
+    for group in ("logger", "callbacks"):
+        node = values.get(group)
+        if isinstance(node, Mapping) and not isinstance(node.get("extra"), Mapping):
+            yield f"{group}.extra must hold entries name: {{_target_: ...}}."
+    own_data = values["data"].get("_target_") is not None
+    for key, value in leaves(values):
+        if key.rsplit(".", 1)[-1] in ("_target_", "_partial_") or (own_data and key.startswith("data.")):
+            continue
+        description = describe(key, values["method"].get("name"))
+        if description is None and (below := _keys_below(key)):
+            yield f"{key} must hold its keys ({', '.join(below)}), got {value!r}."
+        elif description is None:
+            # Methods and data sets of the user's own bring their own keys, which whoever builds them checks.
+            if not key.startswith(("method.", "data.")):
+                yield unknown_key(key, KEYS)
+        elif (mistake := description.mistake(key, value)) is not None:
+            yield mistake
+
+
+def _keys_below(node: str) -> list[str]:
+    return [key[len(node) + 1 :] for key in KEYS if key.startswith(f"{node}.")]
+
+
+def _contradictions(values: Values) -> Iterator[str]:
+    method, teacher, trainer, data = (values[group] for group in ("method", "teacher", "trainer", "data"))
+    name = method["name"]
+    peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
+    preset = PRESETS.get(name)
+    # What an unregistered method of the user's own needs is known when it is built.
+    needs = preset.needs if preset is not None else None
+    if needs is not None:
+        yield from _unmet_needs(name, needs, method, peers)
+    if teacher["update"] == "none" and "decay" in teacher:
+        yield "teacher.update=none: choose teacher=none, which leaves out the other keys too."
+    elif teacher["update"] == "none":
+        if needs is not None and needs.teacher == "required":
+            cure = "frozen" if needs.foreign_teacher else "independent, copy or follow"
+            yield f"teacher=none, but method={name} needs a teacher: choose teacher={cure}."
+        if values["deploy"]["network"] == "teacher":
+            yield "deploy.network=teacher, but teacher=none: choose deploy.network=student."
+    elif "decay" not in teacher:
+        yield f"teacher.update={teacher['update']}, but teacher=none has no other key: choose another teacher=."
+    else:
+        yield from one_of_two(TeacherSettings, teacher, "teacher")
+        if needs is not None:
+            yield from _teacher_contradictions(name, needs, teacher)
+    yield from _peer_contradictions(method, peers)
+    for settings in (RampUp, EnsembleTerm):
+        term = settings.node.removeprefix("method.")
+        if term in method:
+            yield from one_of_two(settings, method[term], settings.node)
+    peer = values["deploy"]["peer"]
+    # Of a checkpoint its own peers count, which whoever loads it knows.
+    if values["checkpoint"] is None and isinstance(peer, int) and peer not in range(-peers, peers):
+        yield f"deploy.peer={peer}, but {peers} peers are numbered 0 to {peers - 1}."
+    if values["deploy"]["network"] == "ensemble" and peer not in ("auto", "best"):
+        yield f"deploy.peer={peer} means nothing with deploy.network=ensemble: leave it out."
+    if values["deploy"]["network"] == "ensemble" and peers < 2:
+        yield "deploy.network=ensemble needs at least 2 peers: raise method.peers."
+    if (data["mean"] is None) != (data["std"] is None):
+        yield "data.mean and data.std belong together: give both or neither."
+    noise = data.get("label_noise", {"kind": "none", "rate": 0})
+    if noise["kind"] == "none" and noise["rate"] > 0:
+        yield f"data.label_noise.rate={noise['rate']:g} without a kind: choose data.label_noise.kind=symmetric or pair."
+    yield from _device_contradictions(values, trainer)
+    # A configuration that was saved before there were loggers to choose lacks the group.
+    for node in values.get("logger", {"extra": {}})["extra"].values():
+        extra = TRACKERS.get(str(node.get("_target_")) if isinstance(node, Mapping) else "")
+        fault = None if extra is None else missing_extra(f"logger={extra}", extra)
+        yield from [] if fault is None else [fault]
+    yield from registry.of(values).contradictions(values)
+
+
+def _unmet_needs(name: str, needs: Needs, method: Values, peers: int) -> Iterator[str]:
+    least = needs.minimum_peers
+    if peers < least:
+        yield f"method.peers is {peers}, and {name} needs at least {least}: raise it, or choose method=baseline."
+    separate = method.get("sharing") == "nothing" or not isinstance(method["peers"], int)
+    if needs.trunk and separate:
+        yield f"{name} works on a trunk that its peers share: give method.peers as a number, and method.sharing=trunk."
+    if method.get("views") == "per_peer_and_teacher" and not needs.teacher_views:
+        whose = next(other for other, preset in PRESETS.items() if preset.needs.teacher_views)
+        yield f"method.views=per_peer_and_teacher belongs to {whose}: choose per_peer or shared."
+
+
+def _teacher_contradictions(name: str, needs: Needs, teacher: Values) -> Iterator[str]:
+    if not needs.foreign_teacher:
+        if teacher.get("backbone") is not None:
+            yield f"teacher.backbone is set, but the teacher of method={name} has the student's form: leave it out."
+        return
+    if teacher["update"] == "ema":
+        yield f"teacher.update=ema, but the teacher of method={name} is a network of its own: choose teacher=frozen."
+    if teacher["update"] == "frozen" and teacher.get("init_steps"):
+        yield f"teacher.init_steps={teacher['init_steps']}, but method={name} trains its teacher first: set it to 0."
+    if teacher.get("draw") == "student":
+        yield f"teacher.draw=student, but the teacher of method={name} is a network of its own: choose independent."
+
+
+def _peer_contradictions(method: Values, peers: int) -> Iterator[str]:
+    scale, frozen = method.get("peer_lr_scale"), method.get("frozen_peers") or []
+    if scale is not None and len(scale) != peers:
+        yield f"method.peer_lr_scale has {len(scale)} entries for {peers} peers: give one for each."
+    if scale is not None and min(scale, default=1) <= 0:
+        yield "method.peer_lr_scale must be above 0; a peer that shall not learn belongs into method.frozen_peers."
+    if any(peer not in range(peers) for peer in frozen) or len(set(frozen)) < len(frozen):
+        yield f"method.frozen_peers is {frozen}: name each once, of 0 to {peers - 1}."
+    elif len(frozen) == peers:
+        yield "method.frozen_peers names all peers: at least one must learn."
+
+
+def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:
+    precision = values["precision"]
+    if precision["trainer"] != PRECISIONS[precision["name"]]:
+        yield f"precision.trainer={precision['trainer']} belongs to another precision=: choose that, and leave it out."
+    if values["precision"]["name"] == "fp16" and trainer["accelerator"] == "cpu":
+        yield "precision=fp16 needs a GPU: choose precision=bf16 or fp32 on the CPU."
+    endless = trainer["max_epochs"] in (-1, None) and trainer["max_steps"] == -1 and not trainer.get("max_time")
+    if endless:
+        yield "The run has no end: set trainer.max_epochs, trainer.max_steps or trainer.max_time."
+    for key in ("max_epochs", "max_steps", "limit_train_batches"):
+        if trainer[key] == 0:
+            yield f"trainer.{key} is 0: nothing would be trained."
+    if values["callbacks"]["early_stopping"] is not None and trainer["limit_val_batches"] == 0:
+        yield "callbacks.early_stopping needs validation, and trainer.limit_val_batches is 0."
+    if trainer["limit_test_batches"] == 0:
+        yield "trainer.limit_test_batches is 0: nothing would be tested."
+    yield from _execution_contradictions(values)
+    yield from _scheduler_contradictions(values["scheduler"], trainer)
+
+
+def _execution_contradictions(values: Values) -> Iterator[str]:
+    execution, trainer = values["execution"], values["trainer"]
+    if execution["name"] == "eager" and execution["compile"]:
+        yield "execution.compile=true means nothing in eager execution: choose execution=compile, cuda_graph or auto."
+    mixed = values["precision"]["name"] != "fp32"
+    if execution["fused_optimizer"] is True and mixed and trainer["gradient_clip_val"]:
+        yield (
+            "execution.fused_optimizer=true cannot be clipped in a mixed precision (Lightning refuses it): "
+            "set it to auto, or trainer.gradient_clip_val to null."
+        )
+
+
+def _scheduler_contradictions(scheduler: Values, trainer: Values) -> Iterator[str]:
+    milestones = scheduler.get("milestones")
+    by_step = scheduler.get("interval") == "step"
+    if milestones is not None:
+        shares = [0 < milestone < 1 for milestone in milestones]
+        whole_numbers = [milestone >= 1 and milestone == int(milestone) for milestone in milestones]
+        if not (all(shares) or all(whole_numbers)) or sorted(set(milestones)) != list(milestones):
+            yield f"scheduler.milestones is {milestones}: give rising epochs (150, 225) or rising shares (0.5, 0.75)."
+        elif by_step and milestones and all(shares):
+            yield "scheduler.interval=step counts milestones in steps: give scheduler.milestones in steps."
+    if milestones and 0 < milestones[0] < 1 and trainer["max_steps"] != -1:
+        yield "scheduler.milestones are shares of max_epochs, and trainer.max_steps is set: give milestones in epochs."
+    if (
+        not by_step
+        and scheduler.get("T_max") == trainer["max_epochs"]
+        and -1 not in (trainer["max_epochs"], trainer["max_steps"])
+    ):
+        yield (
+            "scheduler.T_max is the length of trainer.max_epochs, and trainer.max_steps is set: set scheduler.T_max to "
+            "the epochs that the run lasts, or scheduler.interval=step and scheduler.T_max to its steps."
+        )
+    if scheduler.get("T_max") is not None and scheduler["T_max"] < 1:
+        yield f"scheduler.T_max is {scheduler['T_max']}: set it to the length of the run in {scheduler['interval']}s."
+    if by_step and scheduler.get("T_max") is not None and scheduler["T_max"] == trainer["max_epochs"]:
+        yield "scheduler.interval=step counts T_max in steps: set scheduler.T_max to the steps of the run."

@@ -1,0 +1,137 @@
+"""Kinds of values that only the command line knows."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from dkel_lightning.app.config.messages import unknown_key
+from dkel_lightning.settings.declarations import keys_of
+from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.keys import Key, is_count, is_number, whole
+
+
+def folder_name(meaning: str) -> Key:
+    """Describe the name of a folder."""
+
+    def check(value: Any) -> str | None:
+        fits = isinstance(value, str) and value.strip(". ") and not set(value) & set("/\\\0")
+        return None if fits and len(os.fsencode(value)) <= 200 else ""  # file systems allow 255, less what is added
+
+    return Key("the name of a folder, without slashes and of at most 200 bytes", meaning, check)
+
+
+def modules(meaning: str) -> Key:
+    """Describe a list of importable modules."""
+
+    def check(value: Any) -> str | None:
+        fits = isinstance(value, list | tuple) and all(
+            isinstance(item, str) and all(part.isidentifier() for part in item.split(".")) for item in value
+        )
+        return None if fits else ""
+
+    return Key("a list of Python modules", meaning, check)
+
+
+def amount(meaning: str) -> Key:
+    """Describe a number of batches, or a share of them."""
+
+    def check(value: Any) -> str | None:
+        fits = is_number(value) and (0 <= value <= 1 if isinstance(value, float) else value >= 0)
+        return None if fits else ""
+
+    return Key("a whole number of batches, or a share of them between 0.0 and 1.0", meaning, check)
+
+
+def devices(meaning: str) -> Key:
+    """Describe what Lightning takes for devices."""
+
+    def check(value: Any) -> str | None:
+        if isinstance(value, list | tuple):
+            return None if value and all(is_count(item) and item >= 0 for item in value) else ""
+        fits = is_count(value) and (value > 0 or value == -1)
+        return None if fits or (isinstance(value, str) and _DEVICES.fullmatch(value)) else ""
+
+    return Key("a number of devices, a list of their indices, -1 or auto", meaning, check)
+
+
+_DEVICES = re.compile(r"auto|-1|[1-9]\d*|\d+(,\d*)+")
+
+
+def duration(meaning: str) -> Key:
+    """Describe a span of time."""
+
+    def check(value: Any) -> str | None:
+        if isinstance(value, Mapping):
+            named = set(value) <= {"days", "hours", "minutes", "seconds"}
+            fits = named and all(is_number(each) and each >= 0 for each in value.values())
+            return None if fits and any(value.values()) else ""
+        written = isinstance(value, str) and _DURATION.fullmatch(value) is not None
+        return None if written and set(value) != {"0", ":"} else ""
+
+    return Key("days:hours:minutes:seconds as in 00:11:55:00", meaning, check)
+
+
+_DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
+
+
+def seeds(meaning: str) -> Key:
+    """Describe a list of seeds, each once."""
+
+    def check(value: Any) -> str | None:
+        each = whole("", 0)
+        fits = isinstance(value, list | tuple) and bool(value) and all(each.fault(item) is None for item in value)
+        return None if fits and len(set(value)) == len(value) else ""
+
+    return Key("a list of whole numbers of at least 0, each once", meaning, check)
+
+
+def variants(meaning: str) -> Key:
+    """Describe a list of names, each alone or with a list of overrides."""
+
+    def labelled(item: Any) -> bool:
+        if not isinstance(item, Mapping) or len(item) != 1:
+            return False
+        ((label, overrides),) = item.items()
+        return isinstance(label, str) and isinstance(overrides, list) and all(isinstance(o, str) for o in overrides)
+
+    def check(value: Any) -> str | None:
+        fits = isinstance(value, list | tuple) and value and all(isinstance(v, str) or labelled(v) for v in value)
+        return None if fits else ""
+
+    return Key("a list of names, or of {label: [override, ...]}", meaning, check)
+
+
+def executions(meaning: str, taken: Collection[str]) -> Key:
+    """Describe sides of a benchmark by their execution settings; `taken` holds the labels of other sides."""
+    known = keys_of(Execution)
+
+    def fault(label: Any, node: Any) -> str | None:
+        if not isinstance(label, str) or _LABEL.fullmatch(label) is None:
+            return f" {label!r} is no label: use letters, digits and the signs _.+-."
+        if label in taken:
+            return f" {label} is a side by itself: give the variant another label."
+        if not isinstance(node, Mapping):
+            return f" {label} must hold keys of execution, got {node!r}."
+        for name, value in node.items():
+            key = known.get(f"execution.{name}")
+            if key is None:
+                return f" {label}: {unknown_key(f'execution.{name}', known)}"
+            if name in ("threads", "keep_memory"):
+                return f" {label}: execution.{name} holds for the whole process: give it by itself, one run a value."
+            wrong = key.fault(value)
+            if wrong is not None:
+                return f" {label}: execution.{name} {wrong}"
+        return None
+
+    def check(value: Any) -> str | None:
+        if not isinstance(value, Mapping):
+            return ""
+        return next((found for label, node in value.items() if (found := fault(label, node)) is not None), None)
+
+    return Key("labels of their own, each with keys of execution", meaning, check)
+
+
+_LABEL = re.compile(r"\w[\w.+-]*")

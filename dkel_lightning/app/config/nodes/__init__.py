@@ -1,0 +1,1 @@
+"""The settings that only the command line knows, by what they belong to."""

@@ -1,0 +1,107 @@
+"""Hydra's nodes of what is declared in code, as plain dicts: its defaults, and the presets of methods and teachers.
+
+A node whose name begins with an underscore holds the defaults of a group, which the files of the group name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.config_store import ConfigNode, ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from dkel_lightning.app.config.nodes.run import RunSettings
+from dkel_lightning.app.config.nodes.training import CallbackSettings, LoggerSettings, TrainerSettings
+from dkel_lightning.app.config.schema import TASK_SETTINGS
+from dkel_lightning.settings.backbone import BackboneSettings
+from dkel_lightning.settings.data import CachedImages, DataSettings, ResizedImages
+from dkel_lightning.settings.declarations import Settings, node_of
+from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.methods import PRESETS, MethodPreset, usual_arrangement
+from dkel_lightning.settings.teacher import TEACHERS, TeacherPreset, TeacherSettings
+
+GROUP_SETTINGS: tuple[type[Settings], ...] = (
+    DataSettings,
+    BackboneSettings,
+    TeacherSettings,
+    Execution,
+    LoggerSettings,
+    CallbackSettings,
+)
+
+
+class _Made:
+    """A configuration that is made when Hydra copies it out of its store."""
+
+    def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
+        self.make = make
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DictConfig:
+        return OmegaConf.create(self.make())
+
+
+class _Node(ConfigNode):
+    """An entry that is not copied with the store, as Hydra does for each group that it lists."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Node:
+        return self
+
+
+def register(own: Path | None = None) -> None:
+    """Make Hydra know all that is declared; again after methods of the user's own have been registered.
+
+    Args:
+        own: folder of the user's own files, which stand for what is declared under their names.
+    """
+    repo = ConfigStore.instance().repo
+    for group, name, package, make in _declared():
+        place = repo.setdefault(group, {}) if group else repo
+        place.pop(f"{name}.yaml", None)
+        if own is None or not (own / group / f"{name}.yaml").is_file():
+            made = cast(DictConfig, _Made(make))
+            place[f"{name}.yaml"] = _Node(f"{name}.yaml", made, group or None, package, "dkel_lightning")
+
+
+def _declared() -> Iterator[tuple[str, str, str | None, Callable[[], dict[str, Any]]]]:
+    yield "", "_base", None, _root_node
+    for settings in GROUP_SETTINGS:
+        yield settings.node, "_base", None, partial(node_of, settings)
+    yield "trainer", "_base", None, _trainer_node
+    yield "data", "_resized", None, partial(node_of, ResizedImages)
+    yield "data", "_cached", None, partial(node_of, CachedImages)
+    for settings in TASK_SETTINGS:
+        yield "task", f"_{settings.node}", "_global_", partial(_task_node, settings)
+    for name, teacher in TEACHERS.items():
+        yield "teacher", name, None, partial(_teacher_node, teacher)
+    for name, preset in PRESETS.items():
+        yield "method", name, "_global_", partial(method_node, name, preset)
+
+
+def _root_node() -> dict[str, Any]:
+    return {**node_of(RunSettings), "method": usual_arrangement()}
+
+
+def _trainer_node() -> dict[str, Any]:
+    return {"_target_": "lightning.pytorch.Trainer", **node_of(TrainerSettings)}
+
+
+def _task_node(settings: type[Settings]) -> dict[str, Any]:
+    return {settings.node: node_of(settings)}
+
+
+def _teacher_node(teacher: TeacherPreset) -> dict[str, Any]:
+    return {"update": "none"} if teacher.settings is None else node_of(TeacherSettings, teacher.settings)
+
+
+def method_node(name: str, preset: MethodPreset) -> dict[str, Any]:
+    """Make the node of a method: its settings, how its peers are arranged, and the teacher that it chooses."""
+    made: dict[str, Any] = {"method": {"name": name, **preset.arrangement, **node_of(preset.Settings, preset.settings)}}
+    teacher = preset.teacher
+    if not isinstance(teacher, str):
+        made["teacher"] = dict(teacher)
+    elif teacher != "independent":  # which config.yaml chooses
+        made["defaults"] = [{"override /teacher": teacher}]
+    return made

@@ -1,0 +1,85 @@
+"""The images: which, where, and how they are split and read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from dkel_lightning.settings.declarations import Settings
+from dkel_lightning.settings.keys import (
+    COMPUTED,
+    MACHINE,
+    choice,
+    number,
+    several,
+    switch,
+    text,
+    whole,
+)
+
+
+@dataclass(frozen=True)
+class LabelNoise(Settings, node="data.label_noise"):
+    """Wrong labels among those trained on."""
+
+    kind: Annotated[
+        str,
+        choice("Wrong labels among those trained on: any other class, or the next one.", "none", "symmetric", "pair"),
+    ] = "none"
+    rate: Annotated[float, number("Share of wrong labels; exact.", 0, 1)] = 0.0
+    seed: Annotated[int, whole("Seed of that choice.", 0)] = 0
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings, node="data"):
+    """What every data set takes."""
+
+    name: Annotated[str, text("Data set.")]
+    root: Annotated[str, text("Folder or file of the data set."), MACHINE] = "data"
+    download: Annotated[bool, switch("Fetch what is missing, where the set can be fetched."), MACHINE] = True
+    batch_size: Annotated[int, whole("Training samples a batch and process.", 2)] = 128
+    eval_batch_size: Annotated[int, whole("Evaluation samples a batch and process.", 1)] = 512
+    padding: Annotated[
+        int | None, whole("Zeros around a training image before its crop; null: as the set defines.", 0, 256)
+    ] = None
+    flip: Annotated[bool | None, switch("Mirror half of the training views; null: as the set defines.")] = None
+    mean: Annotated[
+        tuple[float, ...] | None,
+        several("Channel means of images in [0, 1]; null: as the set defines, or computed.", number("", 0, 1)),
+        COMPUTED,
+    ] = None
+    std: Annotated[tuple[float, ...] | None, several("Channel deviations, likewise.", number("", 1e-6)), COMPUTED] = (
+        None
+    )
+    validation: Annotated[
+        float, number("Share of the training images held out for validation.", 0, 0.9, above=True)
+    ] = 0.1
+    split_seed: Annotated[int, whole("Seed of that choice.", 0)] = 0
+    selection: Annotated[str, choice("What chooses epoch and peer.", "validation", "paper")] = "validation"
+    residency: Annotated[
+        str,
+        choice(
+            "Where training images live; auto: by free memory, kept by a resume (the two augment with other draws).",
+            "auto",
+            "device",
+            "workers",
+        ),
+    ] = "auto"
+    workers: Annotated[int, whole("Processes that read images, for workers.", 0), MACHINE] = 2
+    drop_last: Annotated[bool, switch("Leave out a last, smaller training batch.")] = False
+    limit: Annotated[int | None, whole("Use only this many training images, stratified.", 2)] = None
+    label_noise: LabelNoise = field(default_factory=LabelNoise)
+
+
+@dataclass(frozen=True)
+class ResizedImages(Settings, node="data"):
+    """Images of any size, made equal."""
+
+    image_size: Annotated[int, whole("Side to which images are resized and cropped (image_folder).", 1, 2048)] = 64
+
+
+@dataclass(frozen=True)
+class CachedImages(Settings, node="data"):
+    """Images that are decoded once."""
+
+    cache_dir: Annotated[str | None, text("Folder of the decoded images; null: beside them.")] = None

@@ -1,0 +1,222 @@
+"""The words in which a setting is declared: what it may hold, what it means, and who may change it.
+
+A setting is a field of a frozen dataclass, `draw: Annotated[str, choice("First weights.", "independent", "student")]`.
+`declarations` reads from it all that depends on it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dkel_lightning.schedules import EPOCHS
+
+REQUIRED = "???"
+"""Stands for the default of what must be given, as in Hydra's files."""
+
+
+class Flag(enum.Enum):
+    """What is true of a setting beyond the value that it holds."""
+
+    RESUMABLE = "a resumed run may have another value: what is computed stays the same but for rounding"
+    MACHINE = "says where and how a run is executed, and changes no figure; a resumed run may have another value too"
+    COMPUTED = "null until a run fills it in"
+    AUTO = "`auto` on the command line, unless it is given: the method or the device decides"
+
+
+RESUMABLE, MACHINE, COMPUTED, AUTO = Flag.RESUMABLE, Flag.MACHINE, Flag.COMPUTED, Flag.AUTO
+
+
+@dataclass(frozen=True)
+class Follows:
+    """On the command line a setting that is not given takes the value of another `key`."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Key:
+    """What one key may hold, and what it means.
+
+    Attributes:
+        kind: the type in words.
+        meaning: a sentence; empty where the key is part of another's description.
+        check: returns what else is to be said of a value that does not fit, None of one that does.
+        optional: whether it may be null, as its annotation says.
+        is_open: whether it is a mapping whose keys are not known here.
+        default: REQUIRED where there is none.
+        flags: what else is true of it.
+        follows: the key whose value it takes on the command line.
+    """
+
+    kind: str
+    meaning: str
+    check: Callable[[Any], str | None]
+    optional: bool = False
+    is_open: bool = False
+    default: Any = REQUIRED
+    flags: frozenset[Flag] = frozenset()
+    follows: str | None = None
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a resumed run may have another value than it began with."""
+        return bool(self.flags & {RESUMABLE, MACHINE})
+
+    def mistake(self, name: str, value: Any) -> str | None:
+        """Say in a sentence what is wrong with `value` under the key `name`, None if nothing is."""
+        fault = self.fault(value)
+        if fault is None:
+            return None
+        return f"{name} {fault}".rstrip(".") + ("" if fault.endswith("?") else ".")
+
+    def fault(self, value: Any) -> str | None:
+        """Say what is wrong with `value`, None if nothing is."""
+        if value is None:
+            return None if self.optional else f"must be {self.kind}, and is null"
+        fault = self.check(value)
+        return None if fault is None else f"must be {self.kind}, got {shortened(repr(value))}.{fault}"
+
+
+def is_number(value: Any) -> bool:
+    """Tell a finite number from anything else, true and false included."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_count(value: Any) -> bool:
+    """Tell a whole number from anything else, true and false included."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _range(low: float | None, high: float | None, open_low: bool) -> str:
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f" {'above' if open_low else 'of at least'} {low:g}"
+    return f" between {low:g} and {high:g}"
+
+
+def number(meaning: str, low: float | None = None, high: float | None = None, *, above: bool = False) -> Key:
+    """Describe a finite number; `above` excludes the lower bound."""
+
+    def check(value: Any) -> str | None:
+        inside = is_number(value) and (low is None or value > low or (value == low and not above))
+        return None if inside and (high is None or value <= high) else ""
+
+    return Key(f"a number{_range(low, high, above)}", meaning, check)
+
+
+def whole(meaning: str, low: int | None = None, high: int | None = None) -> Key:
+    """Describe a whole number."""
+
+    def check(value: Any) -> str | None:
+        inside = isinstance(value, int) and not isinstance(value, bool)
+        return None if inside and (low is None or value >= low) and (high is None or value <= high) else ""
+
+    return Key(f"a whole number{_range(low, high, False)}", meaning, check)
+
+
+def switch(meaning: str) -> Key:
+    """Describe true or false."""
+    return Key("true or false", meaning, lambda value: None if isinstance(value, bool) else "")
+
+
+def text(meaning: str) -> Key:
+    """Describe a piece of text."""
+    return Key("text", meaning, lambda value: None if isinstance(value, str) and value else "")
+
+
+def choice(meaning: str, *options: str) -> Key:
+    """Describe one of some words."""
+
+    def check(value: Any) -> str | None:
+        return None if value in options else did_you_mean(str(value), options)
+
+    return Key(f"one of {', '.join(options)}", meaning, check)
+
+
+def either(first: Key, second: Key) -> Key:
+    """Describe a value that fits one of two descriptions."""
+
+    def check(value: Any) -> str | None:
+        return None if first.fault(value) is None or second.fault(value) is None else ""
+
+    return Key(f"{first.kind}, or {second.kind}", first.meaning, check)
+
+
+def epochs(meaning: str) -> Key:
+    """Describe a number of epochs as a word."""
+
+    def check(value: Any) -> str | None:
+        return None if isinstance(value, str) and EPOCHS.fullmatch(value) else ""
+
+    return Key("epochs as in 3epochs", meaning, check)
+
+
+def numbers(meaning: str) -> Key:
+    """Describe a list of finite numbers."""
+
+    def check(value: Any) -> str | None:
+        return None if isinstance(value, list | tuple) and all(map(is_number, value)) else ""
+
+    return Key("a list of numbers", meaning, check)
+
+
+def several(meaning: str, each: Key, *, least: int = 1) -> Key:
+    """Describe a list of at least `least` values that each fit a description."""
+
+    def check(value: Any) -> str | None:
+        long_enough = isinstance(value, list | tuple) and len(value) >= least
+        return None if long_enough and all(each.fault(item) is None for item in value) else ""
+
+    return Key(f"a list, each {each.kind}", meaning, check)
+
+
+def names(meaning: str) -> Key:
+    """Describe a list of words."""
+
+    def check(value: Any) -> str | None:
+        given = isinstance(value, list | tuple) and bool(value)
+        return None if given and all(isinstance(item, str) for item in value) else ""
+
+    return Key("a list of names", meaning, check)
+
+
+def schedule(meaning: str, low: float, high: float) -> Key:
+    """Describe a number, or a mapping {from time: number}."""
+    each = number("", low, high)
+
+    def check(value: Any) -> str | None:
+        if not isinstance(value, Mapping):
+            return each.check(value)
+        fits = bool(value) and all(is_number(key) and key >= 0 and each.check(v) is None for key, v in value.items())
+        if fits and 0 not in value:
+            return f" It starts at {min(value)}: say what holds from 0 on."
+        return None if fits else ""
+
+    return Key(f"{each.kind}, or a schedule {{from: value}} of them", meaning, check)
+
+
+def anything(meaning: str) -> Key:
+    """Describe a value that another library checks."""
+    return Key("any value but NaN", meaning, lambda value: "" if value != value else None)
+
+
+def entries(meaning: str) -> Key:
+    """Describe a mapping whose keys are names of the user's own, and whose values another library checks."""
+    return replace(anything(meaning), optional=True, is_open=True)
+
+
+def shortened(text: str) -> str:
+    """Keep a message readable that repeats what was typed."""
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """Ask for the option that is nearest to a name; empty where none is near."""
+    near = difflib.get_close_matches(name, list(options), n=1)
+    return f" Did you mean {near[0]}?" if near else ""

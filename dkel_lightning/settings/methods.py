@@ -1,0 +1,260 @@
+"""The shipped methods as far as they can be told without torch: settings, needs, and how their peers are arranged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from dkel_lightning.settings.declarations import Settings, node_of
+from dkel_lightning.settings.deploy import Deploy
+from dkel_lightning.settings.keys import REQUIRED, choice, either, names, number, numbers, several, switch, text, whole
+from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
+
+Temperature = Annotated[float, number("Temperature T of the softened predictions.", 0, above=True)]
+Weight = Annotated[float, number("Weight of what is distilled, from the first step on.", 0)]
+Detach = Annotated[bool, switch("Keep the gradient out of the peers that teach.")]
+
+
+@dataclass(frozen=True)
+class Arrangement(Settings, node="method"):
+    """How the peers stand to each other; every method has these settings."""
+
+    name: Annotated[str, text("Method.")]
+    peers: Annotated[int | tuple[str, ...], either(whole("Peers, or the backbone of each.", 1, 64), names(""))] = 3
+    sharing: Annotated[str, choice("What peers given as a number share.", "trunk", "nothing")] = "trunk"
+    views: Annotated[
+        str,
+        choice(
+            "Augmented views of an image: one for each peer, one for all, or also one for each teacher.",
+            *("per_peer", "shared", "per_peer_and_teacher"),
+        ),
+    ] = "per_peer"
+    classifiers: Annotated[str, choice("How the branches' classifiers start.", "own", "equal", "released")] = "own"
+    peer_lr_scale: Annotated[
+        tuple[float, ...] | None, numbers("Factor on the learning rate of each peer's own part; null: 1.")
+    ] = None
+    frozen_peers: Annotated[
+        tuple[int, ...], several("Peers whose own part does not learn.", whole("", 0), least=0)
+    ] = ()
+
+
+def usual_arrangement() -> dict[str, Any]:
+    """Give the defaults of what every method has; a method of the user's own may leave it out."""
+    return {key: value for key, value in node_of(Arrangement).items() if value != REQUIRED}
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """The settings of a method that has none."""
+
+
+@dataclass(frozen=True)
+class BaselineSettings(Settings, node="method"):
+    """Settings of the baseline."""
+
+    label_smoothing: Annotated[float, number("Share of the label that is spread evenly over all classes.", 0, 0.99)] = (
+        0.0
+    )
+
+
+@dataclass(frozen=True)
+class PCLSettings(Settings, node="method"):
+    """Settings of PCL."""
+
+    temperature: Temperature = 3.0
+    rampup: RampUp = field(default_factory=RampUp)
+
+
+@dataclass(frozen=True)
+class DKELSettings(PCLSettings):
+    """Settings of DKEL: those of PCL and the decaying ensemble of teachers."""
+
+    ensemble: EnsembleTerm = field(default_factory=EnsembleTerm)
+
+
+@dataclass(frozen=True)
+class KDSettings(Settings, node="method"):
+    """Settings of KD."""
+
+    ce_weight: Annotated[float, number("Weight of the labels.", 0)] = 0.1
+    weight: Weight = 0.9
+    temperature: Temperature = 4.0
+
+
+@dataclass(frozen=True)
+class DMLSettings(Settings, node="method"):
+    """Settings of DML, which has no ramp-up. `pairwise` is the mean divergence to each other peer."""
+
+    temperature: Temperature = 1.0
+    weight: Weight = 1.0
+    targets: Annotated[
+        str, choice("The other peers as targets (DML): each, or their mean logits.", "pairwise", "mean_logits")
+    ] = "pairwise"
+    detach: Detach = True
+
+
+@dataclass(frozen=True)
+class KDCLSettings(Settings, node="method"):
+    """Settings of KDCL, which has no ramp-up."""
+
+    temperature: Temperature = 3.0
+    weight: Weight = 1.0
+    target: Annotated[str, choice("The one target of all peers (KDCL).", "naive", "linear", "min_logit", "mean")] = (
+        "min_logit"
+    )
+
+
+@dataclass(frozen=True)
+class CLILRSettings(Settings, node="method"):
+    """Settings of CL-ILR, whose ramp-up is of length 0, that is absent, by default."""
+
+    temperature: Temperature = 2.0
+    beta: Annotated[
+        float | None,
+        number("Weight of the labels, against 1 - beta of the other heads; null: both 1 (CL-ILR).", 0, 1),
+    ] = 0.5
+    detach: Detach = True
+    rampup: RampUp = field(default_factory=lambda: RampUp(epochs=0))
+
+
+@dataclass(frozen=True)
+class ONESettings(Settings, node="method"):
+    """Settings of ONE; not detached, what is taught also trains the gate."""
+
+    temperature: Temperature = 3.0
+    rampup: RampUp = field(default_factory=RampUp)
+    detach: Detach = True
+
+
+@dataclass(frozen=True)
+class OKDDipSettings(Settings, node="method"):
+    """Settings of OKDDip; the ramp-up is of both distillations."""
+
+    temperature: Temperature = 3.0
+    rampup: RampUp = field(default_factory=RampUp)
+    attention_divisor: Annotated[int, whole("Queries and keys are this many times narrower than the features.", 1)] = 8
+
+
+@dataclass(frozen=True)
+class FFLSettings(Settings, node="method"):
+    """Settings of FFL; the ramp-up is of all that is distilled."""
+
+    temperature: Temperature = 3.0
+    rampup: RampUp = field(default_factory=RampUp)
+
+
+@dataclass(frozen=True)
+class MeanTeacherSettings(Settings, node="method"):
+    """Settings of Mean Teacher.
+
+    `mse` is the squared difference of the softmaxes averaged over classes, `kl` is KL(t || z). The scale of the ramp-up
+    is c_max.
+    """
+
+    consistency: Annotated[str, choice("Distance of student and teacher (Mean Teacher).", "mse", "kl")] = "mse"
+    rampup: RampUp = field(default_factory=lambda: RampUp(scale=10.0, epochs=5))
+
+
+@dataclass(frozen=True)
+class MethodPreset:
+    """A method under a name: its settings and needs, and what differs from the defaults.
+
+    Attributes:
+        meaning: a sentence.
+        Settings: frozen dataclass of primitives.
+        needs: what it needs.
+        settings: differences from the defaults of `Settings`; a ramp-up or ensemble that is named here keeps its length
+            whatever the experiment.
+        teacher: name of the teacher's preset, or differences from the defaults of `TeacherSettings`.
+        arrangement: differences from the defaults of `Arrangement`.
+    """
+
+    meaning: str
+    Settings: type[Any]
+    needs: Needs = field(default_factory=Needs)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    teacher: str | Mapping[str, Any] = "independent"
+    arrangement: Mapping[str, Any] = field(default_factory=dict)
+
+
+STUDENT = Deploy("student")
+
+PRESETS: dict[str, MethodPreset] = {
+    "baseline": MethodPreset(
+        "Cross-entropy only; the same networks, the same teacher following passively.",
+        BaselineSettings,
+        Needs(teacher="optional", minimum_peers=1),
+    ),
+    "cl_ilr": MethodPreset(
+        "Collaborative learning with intermediate-level sharing: heads on one trunk, gradient scaled where they meet.",
+        CLILRSettings,
+        Needs(teacher="none", ensemble="none", trunk=True, deploy=STUDENT),
+        teacher="none",
+        arrangement={"views": "shared"},
+    ),
+    "dkel": MethodPreset(
+        "DKEL as its abstract describes it (our reading): decaying ensemble of teachers, correct ramp-up.", DKELSettings
+    ),
+    "dkel_released": MethodPreset(
+        "DKEL with the arithmetic of the authors' released code, quirks included.",
+        DKELSettings,
+        settings={"rampup": {"scale": 0.1, "form": "released"}, "ensemble": {"ramped": True}},
+        teacher="copy",
+        arrangement={"classifiers": "released"},
+    ),
+    "dml": MethodPreset(
+        "Deep mutual learning: separate networks on one view learn from each other's predictions.",
+        DMLSettings,
+        Needs(teacher="none", ensemble="none", deploy=STUDENT),
+        teacher="none",
+        arrangement={"sharing": "nothing", "views": "shared"},
+    ),
+    "ffl": MethodPreset(
+        "Feature fusion: peers and a classifier of their fused feature maps teach each other.",
+        FFLSettings,
+        Needs(teacher="none", ensemble="own", stages=True, deploy=STUDENT),
+        teacher="none",
+        arrangement={"peers": 2, "views": "shared"},
+    ),
+    "kd": MethodPreset(
+        "Offline distillation in two stages: a teacher is trained (or loaded), then frozen and taught from.",
+        KDSettings,
+        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="frozen",
+        arrangement={"peers": 1},
+    ),
+    "kdcl": MethodPreset(
+        "Collaborative learning: separate networks with a view each learn from one target made of all of them.",
+        KDCLSettings,
+        Needs(teacher="none", ensemble="none", deploy=STUDENT),
+        teacher="none",
+        arrangement={"sharing": "nothing"},
+    ),
+    "mean_teacher": MethodPreset(
+        "Mean Teacher: the student stays consistent with its moving average, each on views of its own.",
+        MeanTeacherSettings,
+        Needs(ensemble="none", minimum_peers=1, teacher_views=True),
+        teacher="mean_teacher",
+        arrangement={"peers": 1, "views": "per_peer_and_teacher"},
+    ),
+    "okddip": MethodPreset(
+        "Diverse peers: auxiliary peers attend to each other and teach a group leader, the last peer.",
+        OKDDipSettings,
+        Needs(teacher="none", ensemble="none", minimum_peers=3, deploy=Deploy("student", -1)),
+        teacher="none",
+        arrangement={"peers": 4, "views": "shared"},
+    ),
+    "one": MethodPreset(
+        "On-the-fly native ensemble: branches learn from their gated ensemble.",
+        ONESettings,
+        Needs(teacher="none", ensemble="own", stages=True, trunk=True, deploy=Deploy("student", 0)),
+        teacher="none",
+        arrangement={"views": "shared"},
+    ),
+    "pcl": MethodPreset(
+        "Peer collaborative learning: individual teachers only, no assembled knowledge.", PCLSettings, teacher="follow"
+    ),
+}
+"""By name: the shipped ones, and those of the user's own that have been registered."""

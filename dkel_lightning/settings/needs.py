@@ -1,0 +1,39 @@
+"""What a method needs of what stands around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dkel_lightning.schedules import one_of
+from dkel_lightning.settings.deploy import Deploy
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method needs, said once in its class; whoever builds or checks a training reads it here.
+
+    Attributes:
+        teacher: whether teacher peers are `required`, `optional` or must be `none`.
+        foreign_teacher: its teacher is one network of its own, of any architecture, rather than peers of the student's
+            form; it teaches all peers. One that is frozen and given no weights is trained first, in a stage of its own.
+        teacher_views: it may be given 2 P views, of which the teacher sees the second half.
+        ensemble: `classifier`, one that is trained over the peers' features; `own`, which the method's `combine` makes
+            of its peers (a gate, a fusion); `none`.
+        stages: wants `inputs.student.trunk` and `inputs.student.maps`.
+        trunk: works on a trunk that the peers share.
+        minimum_peers: with fewer it is refused.
+        deploy: what is deployed unless the user says otherwise.
+    """
+
+    teacher: str = "required"
+    foreign_teacher: bool = False
+    teacher_views: bool = False
+    ensemble: str = "classifier"
+    stages: bool = False
+    trunk: bool = False
+    minimum_peers: int = 2
+    deploy: Deploy = field(default_factory=Deploy)
+
+    def __post_init__(self) -> None:
+        one_of("Needs.teacher", self.teacher, ("required", "optional", "none"))
+        one_of("Needs.ensemble", self.ensemble, ("classifier", "own", "none"))
