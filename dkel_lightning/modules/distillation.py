@@ -53,6 +53,7 @@ from dkel_lightning.modules.teacher import TeacherModule, average_over_processes
 from dkel_lightning.runtime import processes
 from dkel_lightning.runtime.seeding import generator, seeded
 from dkel_lightning.schedules import one_of
+from dkel_lightning.settings.declarations import from_mapping, merge
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.teacher import TeacherSettings
@@ -1032,7 +1033,7 @@ def _teacher_settings(
             raise ConfigError(f"{name} has no teacher, so teacher.{others[0]} means nothing: choose teacher=none.")
         return None
     given |= _lengths("teacher", given, schedules)
-    settings = methods.base.from_mapping(TeacherSettings, methods.base.merge(preset.teacher, given), "teacher")
+    settings = from_mapping(TeacherSettings, merge(preset.teacher, given), "teacher")
     if not method.needs.foreign_teacher and settings.backbone is not None:
         raise ConfigError(f"teacher.backbone is set, but the teacher of {name} has the student's form: leave it out.")
     if method.needs.foreign_teacher and settings.draw == "student":
@@ -1043,7 +1044,7 @@ def _teacher_settings(
 def _deployment(given: Mapping[str, Any], method: methods.Method, has_teacher: bool) -> Deploy:
     network = method.needs.deploy.network if has_teacher or method.needs.deploy.network != "teacher" else "student"
     own = {"network": network, "peer": method.needs.deploy.peer if given.get("network", network) == network else "best"}
-    return methods.base.from_mapping(Deploy, {**own, **given}, "deploy")
+    return from_mapping(Deploy, {**own, **given}, "deploy")
 
 
 def _mean_probability(logits: Tensor) -> Tensor:
