@@ -158,29 +158,7 @@ def ema_rate(time_constant: float) -> float:
     return max(0.0, 1.0 - 1.0 / time_constant) if time_constant > 0 else 0.0
 
 
-def exactly_one(where: str, **values: object) -> None:
-    """Raise a ConfigError unless exactly one of the named settings is given (is not None)."""
-    given = [name for name, value in values.items() if value is not None]
-    if len(given) == 1:
-        if not isinstance(values[given[0]], int | float | Mapping) or isinstance(values[given[0]], bool):
-            raise ConfigError(f"{where}.{given[0]} must be a number, got {values[given[0]]!r}.")
-        negative = [name for name, value in values.items() if isinstance(value, int | float) and not value >= 0]
-        if negative:
-            raise ConfigError(f"{where}.{negative[0]} must not be negative, got {values[negative[0]]}.")
-        return
-    names = " and ".join(f"{where}.{name}" for name in values)
-    if given:
-        raise ConfigError(f"{names} exclude each other, and both are given: set one of them to null.")
-    raise ConfigError(f"One of {names} must be given, and both are null.")
-
-
 def one_of(where: str, value: str, choices: Mapping[str, object] | tuple[str, ...]) -> None:
     """Raise a ConfigError that lists the choices unless `value` is one of them."""
     if value not in choices:
         raise ConfigError(f"{where} is {value!r}: choose one of {', '.join(choices)}.")
-
-
-def non_negative(where: str, value: float) -> None:
-    """Raise a ConfigError unless `value` is a finite number of at least 0."""
-    if not math.isfinite(value) or value < 0:
-        raise ConfigError(f"{where} must be a finite number of at least 0, got {value}.")

@@ -104,6 +104,10 @@ def test_every_page_is_built_and_the_reference_has_its_classes(site: Path, pages
     assert names <= modules.anchors
     # A docstring's text, not its name alone.
     assert "One training step: all views pass the student and the teacher" in " ".join(modules.text.split())
+    # A setting's meaning and type are those of its declaration.
+    assert "dkel_lightning.settings.teacher.TeacherSettings.start" in modules.anchors
+    assert "Rule of the first EMA updates." in modules.text
+    assert "Annotated" not in modules.text
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints.format import load
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.one import ONE, pooled
-from dkel_lightning.settings.methods import ONESettings
 from dkel_lightning.networks import create
+from dkel_lightning.settings.methods import ONESettings
 from tests.compose import tiny_run
 from tests.modules.toy import parameters_of
 

@@ -30,7 +30,7 @@ def test_the_wheel_holds_package_configuration_and_types_and_nothing_of_tests_or
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert "dkel_lightning/conf/config.yaml" in names
-    assert "dkel_lightning/conf/method/dkel.yaml" in names
+    assert "dkel_lightning/conf/optimizer/sgd.yaml" in names
     assert "dkel_lightning/py.typed" in names
     assert {"dkel_lightning/app/report/page.css", "dkel_lightning/app/report/page.js"} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dkel_lightning"}
