@@ -15,7 +15,7 @@ from dkel_lightning.app.cli import user_code
 from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.teacher import TEACHERS
 
-REGISTRIES: tuple[dict[str, Any], ...] = (data.DATASETS, methods.METHODS, networks.BACKBONES, PRESETS, TEACHERS)
+REGISTRIES: tuple[Any, ...] = (data.DATASETS, methods.METHODS, networks.BACKBONES, PRESETS, TEACHERS)
 
 
 @contextlib.contextmanager
