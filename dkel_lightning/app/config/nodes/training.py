@@ -62,7 +62,7 @@ class TrainerSettings(Settings, node="trainer", resumable=True, further="Argumen
     ] = "auto"
     devices: Annotated[int | str | list[int], kinds.devices("Devices of a machine."), RESUMABLE] = 1
     num_nodes: Annotated[int, whole("Machines.", 1), RESUMABLE] = 1
-    strategy: Annotated[str, text("How devices work together: auto, ddp or ddp_spawn."), RESUMABLE] = "auto"
+    strategy: Annotated[str, text("How devices work together: auto or ddp."), RESUMABLE] = "auto"
     sync_batchnorm: Annotated[bool, switch("BatchNorm over the batches of all processes.")] = False
     accumulate_grad_batches: Annotated[int, whole("Batches an optimizer step.", 1)] = 1
     check_val_every_n_epoch: Annotated[int, whole("Epochs between validations.", 1)] = 1
