@@ -58,6 +58,6 @@ def one_of_several() -> Iterator[None]:
             deadline = time.monotonic() + PATIENCE
             while os.getppid() == parent and time.monotonic() < deadline:
                 time.sleep(PAUSE)
-        if os.getppid() != parent:
-            raise SystemExit(1) from None
+            if os.getppid() != parent:
+                raise SystemExit(1) from None
         raise

@@ -79,16 +79,18 @@ def test_a_process_that_waits_for_what_never_comes_ends_with_its_parent(
     assert in_child(tmp_path, hang, parent_lives=0.3) == ""
 
 
-def test_a_process_that_neither_lightning_nor_torchrun_started_outlives_its_parent(
+def test_a_process_that_neither_lightning_nor_torchrun_started_outlives_its_parent_and_reports_its_errors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    started_by(monkeypatch, "hand", 1, grace=0.1)
+    # As one that goes on in the background when its terminal is closed.
+    started_by(monkeypatch, "hand", 0, grace=0.1)
 
     def work() -> None:
         with parents.one_of_several():
             time.sleep(1)
+            raise ValueError
 
-    assert in_child(tmp_path, work, parent_lives=0.1) == "nothing"
+    assert in_child(tmp_path, work, parent_lives=0.1) == "ValueError later"
 
 
 @pytest.mark.parametrize(
