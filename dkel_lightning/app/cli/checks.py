@@ -33,44 +33,44 @@ def with_preset_sweep(invocation: Invocation) -> tuple[Invocation, DictConfig | 
     Raises:
         ConfigError: a choice that there is none of.
     """
-    chosen = [item for item in invocation.own if invocation.chooses(item) and not item.is_sweep_override()]
+    chosen = [item for item in invocation.for_run if invocation.chooses(item) and not item.is_sweep_override()]
     if not (chosen or invocation.for_hydra or invocation.multirun):
         return invocation, None
     check_groups(chosen, invocation.config_dir)
     lines = [item.input_line or "" for item in (*chosen, *invocation.for_hydra)]
-    own = composition.compose([*lines, *invocation.search], with_hydra=True).hydra
-    return replace(invocation, swept=_swept(own)), own
+    hydra_settings = composition.compose([*lines, *invocation.search], with_hydra=True).hydra
+    return replace(invocation, swept=_swept(hydra_settings)), hydra_settings
 
 
-def _swept(own: DictConfig) -> tuple[str, ...] | None:
-    if own.mode is not RunMode.MULTIRUN:
+def _swept(hydra_settings: DictConfig) -> tuple[str, ...] | None:
+    if hydra_settings.mode is not RunMode.MULTIRUN:
         return None
-    params = OmegaConf.to_container(own.sweeper.params or OmegaConf.create(), resolve=True)
+    params = OmegaConf.to_container(hydra_settings.sweeper.params or OmegaConf.create(), resolve=True)
     assert isinstance(params, dict)
     return tuple(f"{key!s}={value!s}" for key, value in params.items())
 
 
-def check(invocation: Invocation, own: DictConfig | None) -> None:
+def check(invocation: Invocation, hydra_settings: DictConfig | None) -> None:
     """Check every override by itself, then each composition they lead to.
 
     Args:
         invocation: what was given.
-        own: Hydra's own settings, of a sweep.
+        hydra_settings: Hydra's own settings, of a sweep.
 
     Raises:
         ConfigError: naming the key and the choices.
     """
     if not invocation.multirun:
-        for item in invocation.own:
+        for item in invocation.for_run:
             if item.is_sweep_override():
                 raise ConfigError(f"{item.input_line} gives several values: add -m to run one job for each.")
-    given = [*map(parse, invocation.swept or ()), *invocation.own]
+    given = [*map(parse, invocation.swept or ()), *invocation.for_run]
     launcher = None
     if invocation.multirun:
-        assert own is not None
-        _check_plugins(own, given)
+        assert hydra_settings is not None
+        _check_plugins(hydra_settings, given)
         _check_presets(invocation)
-        launcher = own.launcher
+        launcher = hydra_settings.launcher
     first, others = _jobs(given)
     base = _composed(invocation, first)
     _check_composed(base, first, invocation, launcher)
@@ -89,13 +89,14 @@ def _composed(invocation: Invocation, items: Sequence[str]) -> DictConfig:
     return composed(items, invocation.config_dir, invocation.search)
 
 
-def _check_plugins(own: DictConfig, overrides: Sequence[Override]) -> None:
+def _check_plugins(hydra_settings: DictConfig, overrides: Sequence[Override]) -> None:
     """Check what launches the jobs of a sweep, and what chooses them.
 
     Raises:
         ConfigError: it is not installed, or takes no ranges.
     """
-    targets = {"launcher": str(own.launcher.get("_target_")), "sweeper": str(own.sweeper.get("_target_"))}
+    plugins = {"launcher": hydra_settings.launcher, "sweeper": hydra_settings.sweeper}
+    targets = {group: str(plugin.get("_target_")) for group, plugin in plugins.items()}
     for group, target in targets.items():
         for extra, packages in extras.EXTRAS.items():
             if target.startswith(f"{packages[0]}."):
@@ -109,7 +110,7 @@ def _check_plugins(own: DictConfig, overrides: Sequence[Override]) -> None:
 
 def _check_presets(invocation: Invocation) -> None:
     """Refuse a preset that sweeps among the values of a sweep."""
-    presets = [item for item in invocation.own if item.key_or_group == "experiment" and item.is_sweep_override()]
+    presets = [item for item in invocation.for_run if item.key_or_group == "experiment" and item.is_sweep_override()]
     for choice in (choice for item in presets for choice in values_of(item)):
         check_groups([parse(choice)], invocation.config_dir)
         if _swept(composition.compose([choice, *invocation.search], with_hydra=True).hydra) is not None:

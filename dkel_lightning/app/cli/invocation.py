@@ -88,7 +88,7 @@ class Invocation:
         return self.swept is not None or "-m" in self.arguments or "--multirun" in self.arguments
 
     @property
-    def own(self) -> list[Override]:
+    def for_run(self) -> list[Override]:
         """Overrides of this library's keys and groups."""
         return [item for item in self.overrides if not item.is_hydra_override()]
 

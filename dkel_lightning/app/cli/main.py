@@ -78,10 +78,10 @@ def prepared(arguments: Sequence[str]) -> Invocation:
         invocation = Invocation.of(arguments)
         if invocation.unchecked:
             return invocation
-        invocation, own = with_preset_sweep(invocation)
+        invocation, hydra_settings = with_preset_sweep(invocation)
         if ranks.is_launched_by_lightning():  # of a process that has checked the same
             return invocation
-        check(invocation, own)
+        check(invocation, hydra_settings)
         return invocation if invocation.shows else settled(invocation)
     except OSError as error:
         raise refusal(error) from error
