@@ -109,8 +109,8 @@ def study(settings: Settings, seed: int, workers: int = 1) -> Study:
 
 def problem_of(settings: Settings) -> Problem:
     """Read the quadratic problem, without a shift of the training optimum."""
-    names = {field.name for field in fields(Problem)} - {"shift"}
-    return Problem(**{name: tuple(v) if isinstance(v := settings[name], list) else v for name in names})
+    own: dict[str, Any] = {field.name: settings[field.name] for field in fields(Problem) if field.name != "shift"}
+    return Problem(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
 
 
 def landscape_of(settings: Settings) -> Landscape:
