@@ -110,7 +110,8 @@ def study(settings: Settings, seed: int, workers: int = 1) -> Study:
 def problem_of(settings: Settings) -> Problem:
     """Read the quadratic problem, without a shift of the training optimum."""
     own: dict[str, Any] = {field.name: settings[field.name] for field in fields(Problem) if field.name != "shift"}
-    return Problem(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
+    own |= {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
+    return Problem(**own)
 
 
 def landscape_of(settings: Settings) -> Landscape:
