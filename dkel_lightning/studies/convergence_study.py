@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -43,16 +43,12 @@ class Panel:
 
     Attributes:
         steps: the steps at which the curves are recorded.
-        shown: those that a table shows, as positions in `steps`.
         floor: h / (h + W), the relative distance that a constant weight ends in.
-        schemes: by weight (`constant`, `decay`) and start (`copy`, `own`).
-        curves: of each.
+        curves: by weight (`constant`, `decay`) and start (`copy`, `own`).
     """
 
     steps: list[int]
-    shown: list[int]
     floor: float
-    schemes: Mapping[tuple[str, str], Scheme]
     curves: Mapping[tuple[str, str], Curves]
 
 
@@ -113,31 +109,15 @@ def study(settings: Settings, seed: int, workers: int = 1) -> Study:
 
 def problem_of(settings: Settings) -> Problem:
     """Read the quadratic problem, without a shift of the training optimum."""
-    return Problem(
-        curvatures=tuple(settings["curvatures"]),
-        noise=settings["noise"],
-        correlation=settings["correlation"],
-        peers=settings["peers"],
-        lr=settings["lr"],
-        milestones=tuple(settings["milestones"]),
-        gamma=settings["gamma"],
-        epochs=settings["epochs"],
-        steps_per_epoch=settings["steps_per_epoch"],
-    )
+    own: dict[str, Any] = {field.name: settings[field.name] for field in fields(Problem) if field.name != "shift"}
+    own |= {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
+    return Problem(**own)
 
 
 def landscape_of(settings: Settings) -> Landscape:
     """Read the landscape of the collapse experiment."""
-    own = settings["collapse"]
-    return Landscape(
-        lr=own["lr"],
-        spread=own["spread"],
-        noise=own["noise"],
-        steps=own["steps"],
-        steps_per_epoch=settings["steps_per_epoch"],
-        solved=own["solved"],
-        near=own["near"],
-    )
+    own = {field.name: settings["collapse"].get(field.name) for field in fields(Landscape)}
+    return Landscape(**own | {"steps_per_epoch": settings["steps_per_epoch"]})
 
 
 def base_scheme(settings: Settings) -> Scheme:
@@ -201,9 +181,7 @@ def panel(problem: Problem, settings: Settings) -> Panel:
     found = exact(alone, list(schemes.values()), at=steps)
     return Panel(
         steps=steps,
-        shown=[steps.index(step) for step in sorted(set(own["at"]))],
         floor=relative_distance_floor(own["curvature"], settings["lambda"]),
-        schemes=schemes,
         curves=dict(zip(schemes, found, strict=True)),
     )
 

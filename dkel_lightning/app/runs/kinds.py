@@ -28,7 +28,7 @@ def kind(folder: Path) -> Kind | None:
         return "sweep"
     if _has(folder, RUN_FILES):
         return "run"
-    return "sweep" if any(path.name.isdigit() for path in jobs(folder)) else None
+    return "sweep" if any(path.name.isdigit() and is_run(path) for path in _folders(folder)) else None
 
 
 def is_run(folder: Path) -> bool:

@@ -114,10 +114,9 @@ def _train(values: Values, where: Path) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    last = where / "checkpoints" / "last.ckpt"
-    begun = last.is_file() and (where / "config.yaml").is_file()
+    resume = RunRecord(where).last_checkpoint if (where / "config.yaml").is_file() else None
     # The values were composed by this command and not read from the folder: nothing foreign to distrust.
-    train(Run({**values, "trust": True} if begun else values, where, resume=last if begun else None, part=True))
+    train(Run({**values, "trust": True} if resume else values, where, resume=resume, part=True))
 
 
 # ---------------------------------------------------------------------- the same compute

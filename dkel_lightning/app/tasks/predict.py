@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +18,7 @@ from rich.text import Text
 from torch import Tensor
 
 from dkel_lightning.app.runs.folder import Run, run_folder
+from dkel_lightning.app.runs.tables import write_csv
 from dkel_lightning.data.files.decode import decode_to
 from dkel_lightning.data.readers.image_folder import image_bytes, images_in
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
@@ -181,13 +180,11 @@ def _device(accelerator: str) -> torch.device:
 
 
 def _write(result: PredictResult, opened: Exported) -> None:
-    rows = io.StringIO()
-    writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow(["file", "rank", "class", "name", "probability"])
+    rows: list[list[object]] = [["file", "rank", "class", "name", "probability"]]
     for path, guesses in result.guesses.items():
         for rank, guess in enumerate(guesses, start=1):
-            writer.writerow([path, rank, guess.index, guess.name, f"{guess.probability:.6f}"])
-    write_text(result.folder / "predictions.csv", rows.getvalue())
+            rows.append([path, rank, guess.index, guess.name, f"{guess.probability:.6f}"])
+    write_csv(result.folder / "predictions.csv", rows)
     content = {
         "network": str(opened.path),
         "member": opened.record.member,
