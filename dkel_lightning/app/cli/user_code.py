@@ -120,9 +120,10 @@ def _data_node(name: str, kind: Any) -> Node:
     from dkel_lightning.data.registry import path_of
 
     settings = own.defaults(kind)
-    target = {} if "." not in name and issubclass(kind, ImageDataModule) else {"_target_": name}
-    if target and "." not in name:
-        target = {"_target_": path_of(kind)}
+    # A dot: it was named by its path, which another project may give it in several places.
+    by_path = "." in name
+    foreign = by_path or not issubclass(kind, ImageDataModule)
+    target = {"_target_": name if by_path else path_of(kind)} if foreign else {}
     usual = own.defaults(ImageDataModule)
     if not set(usual) <= set(settings):
         return {**OF_EVERY_DATA, "name": name, **target, **settings}

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from dkel_lightning.data.imageset import Images, ImageSet
+from dkel_lightning.data.imageset import Images, ImageSet, check_image_set
 from dkel_lightning.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,18 @@ class ImageCache:
             return ImageSet(class_names=tuple(about["class_names"]), **splits)
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def read(self, source: Path) -> ImageSet:
+        """Return the memory-mapped images of `source`.
+
+        Raises:
+            DataError: There is no up-to-date cache, or it does not hold what it should.
+        """
+        data = self.load()
+        if data is None:
+            raise DataError(f"{source} has no up-to-date image cache {self.path}: call prepare_data() first")
+        check_image_set(data, str(source))
+        return data
 
     def _split(self, name: str) -> Images:
         images = np.load(self.path / f"{name}_images.npy", mmap_mode="r", allow_pickle=False)

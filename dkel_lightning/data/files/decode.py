@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +27,11 @@ def decode_exact(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
     Raises:
         DataError: It cannot be decoded, has another size, or more than 8 bits a channel.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.size != (size, size):
-                raise DataError(f"{name} measures {image.size[0]}x{image.size[1]} pixels, not {size}x{size}")
-            _refuse_deep(image, name)
-            return _rgb(image)
-    except _UNREADABLE as error:
-        raise _unreadable(name, error) from error
+    with _opened(data, name) as image:
+        if image.size != (size, size):
+            raise DataError(f"{name} measures {image.size[0]}x{image.size[1]} pixels, not {size}x{size}")
+        _refuse_deep(image, name)
+        return _rgb(image)
 
 
 def decode_fitted(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
@@ -55,21 +54,18 @@ def decode_to(data: bytes, name: str, shape: tuple[int, int, int]) -> NDArray[np
         DataError: As for `decode_fitted`.
     """
     channels, height, width = shape
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            own_width, own_height = image.size
-            if own_width * own_height > MOST_PIXELS:
-                claimed = f"{own_width}x{own_height} pixels, more than {MOST_PIXELS}"
-                raise DataError(f"{name} claims {claimed}: remove or shrink it")
-            _refuse_deep(image, name)
-            cut_width = min(own_width, max(1, own_height * width // height))
-            cut_height = min(own_height, max(1, own_width * height // width))
-            left, top = (own_width - cut_width) // 2, (own_height - cut_height) // 2
-            box = (left, top, left + cut_width, top + cut_height)
-            rgb = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, box=box)
-            return _rgb(rgb) if channels == 3 else np.asarray(rgb.convert("L"), dtype=np.uint8)[None]
-    except _UNREADABLE as error:
-        raise _unreadable(name, error) from error
+    with _opened(data, name) as image:
+        own_width, own_height = image.size
+        if own_width * own_height > MOST_PIXELS:
+            claimed = f"{own_width}x{own_height} pixels, more than {MOST_PIXELS}"
+            raise DataError(f"{name} claims {claimed}: remove or shrink it")
+        _refuse_deep(image, name)
+        cut_width = min(own_width, max(1, own_height * width // height))
+        cut_height = min(own_height, max(1, own_width * height // width))
+        left, top = (own_width - cut_width) // 2, (own_height - cut_height) // 2
+        box = (left, top, left + cut_width, top + cut_height)
+        rgb = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, box=box)
+        return _rgb(rgb) if channels == 3 else np.asarray(rgb.convert("L"), dtype=np.uint8)[None]
 
 
 _UNREADABLE = (
@@ -83,6 +79,17 @@ _UNREADABLE = (
 )
 
 
+@contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            yield image
+    except _UNREADABLE as error:
+        # Pillow names the stream that it was given, which says nothing.
+        why = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{name} is no readable image ({why}): replace or remove it") from error
+
+
 def _refuse_deep(image: Image.Image, name: str) -> None:
     if image.mode.startswith(_REFUSED_MODES):
         raise DataError(f"{name} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
@@ -92,9 +99,3 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     pixels: NDArray[np.uint8] = np.asarray(image.convert("RGB"), dtype=np.uint8)
     planes: NDArray[np.uint8] = pixels.transpose(2, 0, 1)
     return planes
-
-
-def _unreadable(name: str, error: BaseException) -> DataError:
-    # Pillow names the stream that it was given, which says nothing.
-    why = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
-    return DataError(f"{name} is no readable image ({why}): replace or remove it")

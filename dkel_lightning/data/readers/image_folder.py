@@ -16,7 +16,7 @@ from dkel_lightning.data.files.cache import ImageCache, Listing, Recipe
 from dkel_lightning.data.files.checks import reading, refuse_lookalikes, regular_files
 from dkel_lightning.data.files.decode import decode_fitted
 from dkel_lightning.data.files.download import taking_turns
-from dkel_lightning.data.imageset import ImageSet, check_image_set
+from dkel_lightning.data.imageset import ImageSet
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import ConfigError, DataError
 
@@ -51,11 +51,7 @@ def read_image_folder(root: Path, image_size: int, cache_dir: Path | None) -> Im
     with reading(root):
         _require_train(root)
         cache = _cache(root, image_size, cache_dir)
-    data = cache.load()
-    if data is None:
-        raise DataError(f"{root} has no up-to-date image cache {cache.path}: call prepare_data() first")
-    check_image_set(data, str(root))
-    return data
+    return cache.read(root)
 
 
 def folder_fingerprint(*folders: Path) -> dict[str, str | int]:

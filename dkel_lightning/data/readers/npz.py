@@ -140,8 +140,7 @@ class _Arrays:
 
 def _images(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
-        nan = " and contains NaN" if array.dtype.kind == "f" and bool(np.isnan(array).any()) else ""
-        raise DataError(f"{name} is {array.dtype}{nan}; store grey or colour values 0..255 as uint8")
+        raise DataError(f"{name} is {_kind(array)}; store grey or colour values 0..255 as uint8")
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4 or array.shape[-1] not in range(1, _MOST_CHANNELS + 1):
@@ -159,11 +158,15 @@ def _labels(array: NDArray[Any], name: str) -> NDArray[np.int64]:
     if array.ndim != 1:
         raise DataError(f"{name} has the shape {array.shape}; store one class number an image, [N] or [N,1]")
     if array.dtype.kind not in "iu":
-        nan = " and contains NaN" if array.dtype.kind == "f" and bool(np.isnan(array).any()) else ""
-        raise DataError(f"{name} is {array.dtype}{nan}; store class numbers 0, 1, ... as integers")
+        raise DataError(f"{name} is {_kind(array)}; store class numbers 0, 1, ... as integers")
     if len(array) and int(array.min()) < 0:
         raise DataError(f"{name} contains {int(array.min())}; number the classes from 0")
     return array.astype(np.int64)
+
+
+def _kind(array: NDArray[Any]) -> str:
+    nan = array.dtype.kind == "f" and bool(np.isnan(array).any())
+    return f"{array.dtype} and contains NaN" if nan else str(array.dtype)
 
 
 @register_data("npz")

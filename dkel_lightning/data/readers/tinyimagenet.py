@@ -18,7 +18,7 @@ from dkel_lightning.data.files.cache import ImageCache, Listing, Recipe
 from dkel_lightning.data.files.checks import BROKEN_ZIP, check_members, read_member, reading, regular_files
 from dkel_lightning.data.files.decode import decode_exact
 from dkel_lightning.data.files.download import fetch, file_md5, taking_turns
-from dkel_lightning.data.imageset import ImageSet, check_image_set
+from dkel_lightning.data.imageset import ImageSet
 from dkel_lightning.data.readers.image_folder import folder_fingerprint
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
@@ -141,11 +141,7 @@ def read_tinyimagenet(root: Path, cache_dir: Path | None) -> ImageSet:
         if source is None:
             raise _missing(root)
         cache = _cache(source, _cache_folder(root, cache_dir))
-    data = cache.load()
-    if data is None:
-        raise DataError(f"{source} has no up-to-date image cache {cache.path}: call prepare_data() first")
-    check_image_set(data, str(source))
-    return data
+    return cache.read(source)
 
 
 def _missing(root: Path) -> DataError:
