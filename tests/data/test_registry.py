@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import LightningDataModule
 
-from dkel_lightning.app.config import schema
+from dkel_lightning.app.config import choices
 from dkel_lightning.data import DATASETS, DigitsDataModule, ImageDataModule, own, register_data, registered_at
 from dkel_lightning.errors import ConfigError
 from tests.compose import compose
@@ -16,7 +16,7 @@ from tests.own_code import forgotten
 
 
 def test_every_data_set_is_chosen_by_its_file_with_the_arguments_of_its_class() -> None:
-    files = {path.stem for path in (schema.folder() / "data").glob("*.yaml") if path.stem != "_base"}
+    files = {path.stem for path in (choices.folder() / "data").glob("*.yaml") if path.stem != "_base"}
     assert files == set(DATASETS)
     for name, kind in DATASETS.items():
         composed = compose(f"data={name}", "experiment=cifar10", f"data={name}")["data"]
