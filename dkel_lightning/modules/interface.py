@@ -23,7 +23,6 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """Called once a view: uint8 or float images [B, C, H, W] and the generator to draw from -> one view of them."""
@@ -31,28 +30,6 @@ Observer = Callable[[MethodInputs, Mapping[str, Tensor], Tensor], None]
 """Called in a training step with its inputs, terms and loss, before the backward pass."""
 Reader = Callable[[Mapping[str, Tensor], Tensor], None]
 """Called with the terms and the loss of every step, without gradient."""
-
-
-class LossMethod(Protocol):
-    """What is asked of a method; `methods.Method` is the class to derive from."""
-
-    rampup: RampUp | None
-    ensemble: EnsembleTerm | None
-    rampup_weight: Tensor
-    settings: Any
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the loss terms."""
-
-    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute them."""
-
-    def combine(self, student: StudentOutput) -> Tensor:
-        """Make ensemble logits of the peers."""
-
-    def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
-        """Name the weights that schedules have set."""
 
 
 class Compiled(Protocol):
@@ -80,7 +57,7 @@ class Coordinator(LightningModule):
     student: StudentModule
     teacher: TeacherModule | None
     ensemble: EnsembleModule | None
-    method: Any
+    method: Any  # a methods.Method, which stands on the floor above
     execution: Execution
     deployment: Deploy
     augmentation: Augmentation | None
