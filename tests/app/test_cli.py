@@ -524,7 +524,7 @@ def test_a_folder_whose_name_hydra_composes_is_not_made_before(tmp_path: Path, m
 
 START = """
 import resource, sys
-from dkel_lightning import cli
+from dkel_lightning.app.cli import main as cli
 sys.argv = ["dkel", *sys.argv[1:]]
 try:
     cli.main()
