@@ -42,14 +42,12 @@ from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullEr
 from dkel_lightning.runtime import command_lines, failures, locks, ranks, unread_output
 from dkel_lightning.runtime.locks import CLAIM
 from dkel_lightning.settings.keys import shortened
-from dkel_lightning.settings.methods import usual_arrangement
 
 FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
 FLAGS_WITH_VALUE += ["--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"]
 UNCHECKED_FLAGS = ("--hydra-help", "--shell-completion", "-sc", "--info", "-i")
 SHOWING_FLAGS = ("--help", "-h", "--cfg", "-c")
 
-LATER_KEYS = ("callbacks", "data", "execution", "trainer")
 # What Lightning's Trainer takes and this library decides.
 DECIDED = ["logger", "callbacks", "plugins", "precision", "use_distributed_sampler", "default_root_dir"]
 DECIDED += ["enable_progress_bar", "enable_model_summary", "enable_checkpointing", "inference_mode", "barebones"]
@@ -1112,12 +1110,9 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
     Raises:
         ConfigError: a key that changes the trajectory.
     """
-    values = copy.deepcopy(saved)
-    # Keys that came later; their defaults are what was done before.
-    for group in LATER_KEYS:
-        if group in values:
-            values[group] = {**given[group], **values[group]}
-    _check_complete(values, given)
+    _refuse_lacking(saved, OF_EVERY_RUN)
+    values = schema.completed(saved)
+    _refuse_lacking(values, _of_every_composition(given))
     processes = (values["trainer"]["devices"], values["trainer"]["num_nodes"])
     for item in map(_parse, overrides):
         key = item.key_or_group
@@ -1142,11 +1137,10 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
     return values
 
 
-def _check_complete(values: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse a saved configuration from which keys that every run has are missing."""
-    common = [key for key, _ in schema.leaves(given) if not key.startswith(("method.", "optimizer.", "scheduler."))]
-    _refuse_lacking(values, [key for key in common if not key.startswith(("teacher.", "data.", "trust", "task."))])
-    _refuse_lacking(values, OF_EVERY_RUN)
+def _of_every_composition(given: Mapping[str, Any]) -> list[str]:
+    """List the keys of a composition that do not depend on what is chosen."""
+    chosen = ("method.", "optimizer.", "scheduler.", "teacher.", "data.", "trust", "task.")
+    return [key for key, _ in schema.leaves(given) if not key.startswith(chosen)]
 
 
 OF_EVERY_RUN = ("method.name", "method.peers", "backbone.name", "teacher.update", "data.name", "data.root")
@@ -1181,11 +1175,9 @@ def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Se
     _refuse_decided(explicit, "checkpoint")
     taken = [group for group in OF_CHECKPOINT if group not in explicit]
     _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
-    # Keys that came later; their defaults are what was done before.
-    later = {"data": given["data"], "method": usual_arrangement(), "deploy": given["deploy"]}
-    values = dict(given)
+    values, completed = dict(given), schema.completed(saved)
     for group in taken:
-        node = {**later.get(group, {}), **saved.get(group, {})}
+        node = dict(completed.get(group, given[group] if group == "deploy" else {}))
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in explicit}
         values[group] = node
     return {**values, "name": saved.get("name", given["name"])}
