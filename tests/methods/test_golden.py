@@ -217,7 +217,7 @@ def test_presets_differ_as_the_method_page_says() -> None:
         ("pcl", 3, {"temperature": 0.0}, r"method\.temperature must be a number above 0, got 0\.0\."),
         ("pcl", 3, {"temperature": math.inf}, r"method\.temperature must be a number above 0, got inf\."),
         ("pcl", 3, {"temperature": math.nan}, r"method\.temperature must be a number above 0, got nan\."),
-        ("pcl", 3, {"temperature": "hot"}, r"method has a value of the wrong kind: "),
+        ("pcl", 3, {"temperature": "hot"}, r"method\.temperature must be a number above 0, got 'hot'\."),
         ("dkel", 3, {"rampup": {"scales": 1}}, r"Unknown key method\.rampup\.scales\. Did you mean 'scale'\?"),
         ("baseline", 3, {"temperature": 3.0}, r"Unknown key method\.temperature\."),
     ],

@@ -203,3 +203,15 @@ def test_every_preset_of_the_teacher_is_a_teacher(name: str) -> None:
     settings = TEACHERS[name].settings
     assert settings is not None
     assert from_mapping(TeacherSettings, settings, "teacher") == replace(TeacherSettings(), **settings)
+
+
+def test_keys_that_came_after_a_run_have_the_declared_defaults_and_not_those_of_another_experiment() -> None:
+    saved = compose("experiment=cifar100", "method=pcl")
+    del saved["execution"]["threads"], saved["data"]["label_noise"]["seed"], saved["method"]["frozen_peers"]
+    assert compose("method=pcl")["execution"]["threads"] == 1
+    assert schema.completed(saved) == compose("experiment=cifar100", "method=pcl")
+    assert "threads" not in saved["execution"]
+    assert schema.completed({"method": 3, "teacher": {"update": "none"}}) == {
+        "method": 3,
+        "teacher": {"update": "none"},
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,7 @@ from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.settings.methods import usual_arrangement
 
-LATER_KEYS = ("callbacks", "data", "execution", "trainer")
 OF_EVERY_RUN = ("method.name", "method.peers", "backbone.name", "teacher.update", "data.name", "data.root")
 OF_CHECKPOINT = ("data", "backbone", "method", "teacher", "deploy")
 
@@ -23,13 +20,9 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
     Raises:
         ConfigError: a key that changes the trajectory.
     """
-    values = copy.deepcopy(saved)
-    # Keys that came later; their defaults are what was done before.
-    for group in LATER_KEYS:
-        if group in values:
-            later = user_code.later_keys(values, given) if group == "data" else given[group]
-            values[group] = {**later, **values[group]}
-    _check_complete(values, given)
+    _refuse_lacking(saved, OF_EVERY_RUN)
+    values = user_code.completed(saved)
+    _refuse_lacking(values, _of_every_composition(given))
     processes = (values["trainer"]["devices"], values["trainer"]["num_nodes"])
     for item in map(parse, overrides):
         key = item.key_or_group
@@ -56,11 +49,10 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
     return values
 
 
-def _check_complete(values: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse a saved configuration from which keys that every run has are missing."""
-    common = [key for key, _ in schema.leaves(given) if not key.startswith(("method.", "optimizer.", "scheduler."))]
-    _refuse_lacking(values, [key for key in common if not key.startswith(("teacher.", "data.", "trust", "task."))])
-    _refuse_lacking(values, OF_EVERY_RUN)
+def _of_every_composition(given: Mapping[str, Any]) -> list[str]:
+    """List the keys of a composition that do not depend on what is chosen."""
+    chosen = ("method.", "optimizer.", "scheduler.", "teacher.", "data.", "trust", "task.")
+    return [key for key, _ in schema.leaves(given) if not key.startswith(chosen)]
 
 
 def _refuse_lacking(values: Mapping[str, Any], keys: Sequence[str]) -> None:
@@ -94,11 +86,9 @@ def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Se
         given_keys -= {"data"}
     taken = [group for group in OF_CHECKPOINT if group not in given_keys]
     _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
-    # Keys that came later; their defaults are what was done before.
-    later = {"data": user_code.later_keys(saved, given), "method": usual_arrangement(), "deploy": given["deploy"]}
-    values = dict(given)
+    values, completed = dict(given), user_code.completed(saved)
     for group in taken:
-        node = {**later.get(group, {}), **saved.get(group, {})}
+        node = dict(completed.get(group, given[group] if group == "deploy" else {}))
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in given_keys}
         values[group] = node
     user_code.refuse_data_of_strangers(values, given)

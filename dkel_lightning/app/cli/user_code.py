@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
-from dkel_lightning.app.config import choices, messages
+from dkel_lightning.app.config import choices, messages, schema
 from dkel_lightning.errors import ConfigError
 
 GROUPS = ("data", "backbone")
@@ -176,9 +176,10 @@ def is_named_again(key: str, saved: Values, given: Values) -> bool:
     return bool(key == "modules" and saved.get("modules") == given["modules"])
 
 
-def later_keys(saved: Values, given: Values) -> Values:
-    """Give the keys of data that came after a run was saved; those of a user's own are as they were."""
-    return {} if "_target_" in saved.get("data", {}) else given["data"]
+def completed(saved: Values) -> Node:
+    """Add keys that came after a run was saved, with their defaults; data of a user's own is as it was."""
+    found = schema.completed(saved)
+    return {**found, "data": dict(saved["data"])} if "_target_" in saved.get("data", {}) else found
 
 
 def refuse_data_of_strangers(values: Values, given: Values) -> None:

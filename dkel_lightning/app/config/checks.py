@@ -54,10 +54,12 @@ def _value_mistakes(values: Values) -> Iterator[str]:
         if isinstance(node, Mapping) and not isinstance(node.get("extra"), Mapping):
             yield f"{group}.extra must hold entries name: {{_target_: ...}}."
     own_data = values["data"].get("_target_") is not None
+    method = values.get("method")
+    name = method.get("name") if isinstance(method, Mapping) else None
     for key, value in leaves(values):
         if key.rsplit(".", 1)[-1] in ("_target_", "_partial_") or (own_data and key.startswith("data.")):
             continue
-        description = describe(key, values["method"].get("name"))
+        description = describe(key, name if isinstance(name, str) else None)
         if description is None and (below := _keys_below(key)):
             yield f"{key} must hold its keys ({', '.join(below)}), got {value!r}."
         elif description is None:

@@ -5,6 +5,7 @@ Imports neither torch nor Lightning nor Hydra, so that a mistake is answered at 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -30,9 +31,10 @@ from dkel_lightning.app.config.nodes.training import (
 )
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.data import CachedImages, DataSettings, ResizedImages
-from dkel_lightning.settings.declarations import Settings, keys_of, merge
+from dkel_lightning.settings.declarations import Settings, keys_of, merge, node_of
+from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.keys import COMPUTED, MACHINE, Key
+from dkel_lightning.settings.keys import COMPUTED, MACHINE, REQUIRED, Key
 from dkel_lightning.settings.methods import PRESETS, Arrangement
 from dkel_lightning.settings.teacher import TeacherSettings
 
@@ -131,6 +133,18 @@ def may_change(key: str) -> bool:
         return group in resumable_groups() or (group in KEYS and KEYS[group].resumable)
     described = describe(key)
     return described is not None and described.resumable
+
+
+def completed(saved: Values) -> dict[str, Any]:
+    """Fill in the keys that came after a configuration was saved: their defaults are what was done before."""
+    came_later = (DataSettings, BackboneSettings, TrainerSettings, Execution, LoggerSettings, CallbackSettings, Deploy)
+    values = copy.deepcopy(dict(saved))
+    for settings in (*came_later, Arrangement):
+        group = settings.node
+        if isinstance(values.get(group), Mapping):
+            defaults = {key: value for key, value in node_of(settings).items() if value != REQUIRED}
+            values[group] = merge(defaults, values[group])
+    return values
 
 
 def with_changes(saved: Values, given: Values) -> dict[str, Any]:
