@@ -13,7 +13,7 @@ from torch import nn
 from dkel_lightning.assembly.draw import NetworkDraw, classes_of
 from dkel_lightning.assembly.parts import choose_method, deployment, method_recipe, teacher_settings
 from dkel_lightning.assembly.teacher_weights import load_teacher
-from dkel_lightning.checkpoints import format as checkpoint_format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
 from dkel_lightning.modules.ensemble import EnsembleModule
@@ -189,8 +189,8 @@ def load_from_checkpoint(
     Raises:
         CheckpointError: missing, torn, unsafe, or not written by this library.
     """
-    checkpoint = checkpoint_format.load(checkpoint_path, map_location)
-    recipe = dict(checkpoint_format.recipe(checkpoint, checkpoint_path))
+    checkpoint = file_format.load(checkpoint_path, map_location)
+    recipe = dict(file_format.recipe(checkpoint, checkpoint_path))
     unknown = recipe.keys() - inspect.signature(cls.build).parameters.keys()
     if unknown:
         raise CheckpointError(
@@ -203,5 +203,5 @@ def load_from_checkpoint(
         elif recipe.get(key) is None:
             raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
     module: Coordinator = cls.build(**(recipe | others))
-    checkpoint_format.load_weights(module, checkpoint, checkpoint_path)
+    file_format.load_weights(module, checkpoint, checkpoint_path)
     return module

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dkel_lightning.checkpoints import format as checkpoint_format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.deployment import deploy
 from dkel_lightning.modules.interface import Coordinator
@@ -39,7 +39,7 @@ def load_teacher(teacher: TeacherModule, rebuild: Callable[[Path], Coordinator])
         return
     network, path = teacher.network, Path(teacher.settings.weights)
     content = read(path)
-    if checkpoint_format.KEY in content:
+    if file_format.KEY in content:
         _load_checkpoint(network, rebuild(path), path)
     else:
         single = network.num_peers == 1

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dkel_lightning.checkpoints.format import AtomicCheckpointIO
+from dkel_lightning.checkpoints.file_format import AtomicCheckpointIO
 from dkel_lightning.modules.batch import broken_images, describe_broken_images, sync_blocks, unpack
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.peers import batch_norms

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.export import plain
 from dkel_lightning.export.metadata import KEY, RECORD, Record
@@ -241,7 +241,7 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(f"{path} is torn, or holds objects that could run code; it was not loaded.") from error
     except Exception as error:  # on bytes that are no archive torch fails in any way it likes
         raise CheckpointError(f"{path} is damaged or cut short ({error}): export again.") from error
-    if format.KEY in found and "state_dict" in found:
+    if file_format.KEY in found and "state_dict" in found:
         raise CheckpointError(f"{path} is a checkpoint of a training: call it {path.stem}.ckpt.")
     if not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path} is no file of weights.")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
 
-from dkel_lightning.checkpoints import format as checkpoint_format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.peers import batch_norms
@@ -48,7 +48,7 @@ def save(module: Coordinator, checkpoint: dict[str, Any]) -> None:
     BatchNorm's statistics are written as their mean over the processes; those of the module stay as they are.
     """
     average_statistics(module, checkpoint["state_dict"])
-    checkpoint_format.sign(checkpoint, module.recipe, module.members, gather(module), _trains_with(module))
+    file_format.sign(checkpoint, module.recipe, module.members, gather(module), _trains_with(module))
 
 
 def read(module: Coordinator, checkpoint: Mapping[str, Any]) -> Restored:
@@ -57,10 +57,10 @@ def read(module: Coordinator, checkpoint: Mapping[str, Any]) -> Restored:
     Raises:
         CheckpointError: it is of something else.
     """
-    checkpoint_format.check(checkpoint, module.recipe)
+    file_format.check(checkpoint, module.recipe)
     if not module.is_attached or module.trainer.state.fn != "fit":
         return Restored()
-    return Restored(checkpoint_format.own_states(checkpoint), checkpoint_format.trained_with(checkpoint))
+    return Restored(file_format.own_states(checkpoint), file_format.trained_with(checkpoint))
 
 
 def restore_processes(module: LightningModule, restored: Restored) -> None:

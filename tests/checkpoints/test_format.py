@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.checkpoints import format
-from dkel_lightning.checkpoints.format import AtomicCheckpointIO
+from dkel_lightning.checkpoints import file_format
+from dkel_lightning.checkpoints.file_format import AtomicCheckpointIO
 from dkel_lightning.errors import CheckpointError
 from tests.modules.toy import SGD, build, train_loader, trainer
 
@@ -51,7 +51,7 @@ def test_a_malicious_checkpoint_is_refused_and_not_executed(tmp_path: Path, form
     fit = trainer(plugins=[AtomicCheckpointIO()])
     with pytest.raises(CheckpointError, match=r"objects that could run code on loading.*; it was not loaded"):
         {  # type: ignore[no-untyped-call]
-            "load": lambda: format.load(path),
+            "load": lambda: file_format.load(path),
             "io": lambda: AtomicCheckpointIO().load_checkpoint(path, weights_only=False),
             "module": lambda: DistillationModule.load_from_checkpoint(path),
             "trainer": lambda: fit.fit(build(), train_loader(), ckpt_path=path),
@@ -64,7 +64,7 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path, written: Path) -> 
     for length in [0, 1, 2, 7, 100, *(len(whole) * i // 12 for i in range(1, 12)), len(whole) - 1]:
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"torn\.ckpt is (torn|damaged)"):
-            format.load(path)
+            file_format.load(path)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> 
     path = tmp_path / "other.ckpt"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"other\.ckpt is "):
-        format.load(path)
+        file_format.load(path)
 
 
 def test_random_bytes_are_refused(tmp_path: Path) -> None:
@@ -82,19 +82,19 @@ def test_random_bytes_are_refused(tmp_path: Path) -> None:
     for _ in range(50):
         path.write_bytes(bytes(torch.randint(256, (200,), generator=draws).tolist()))
         with pytest.raises(CheckpointError, match=r"noise\.ckpt is "):
-            format.load(path)
+            file_format.load(path)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.ckpt", tmp_path):
         with pytest.raises(CheckpointError, match=r"No checkpoint at .*: give the path of a \.ckpt file"):
-            format.load(path)
+            file_format.load(path)
 
 
 def test_tensors_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "list.ckpt")
     with pytest.raises(CheckpointError, match="is not a Lightning checkpoint: it has no state_dict"):
-        format.load(tmp_path / "list.ckpt")
+        file_format.load(tmp_path / "list.ckpt")
 
 
 def edited(written: Path, folder: Path, edit: Any) -> Path:
@@ -108,7 +108,7 @@ def resigned(checkpoint: dict[str, Any], without: str = "", **changes: Any) -> N
     """Change the recipe (or leave out a weight) as someone would who also knows how to make the hash."""
     checkpoint["state_dict"].pop(without, None)
     recipe = None if changes.get("recipe", "") is None else checkpoint["dkel_lightning"]["recipe"] | changes
-    format.sign(checkpoint, recipe, [])
+    file_format.sign(checkpoint, recipe, [])
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path: Path, monkeypa
     monkeypatch.setattr(torch, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         io.save_checkpoint({"state_dict": {}}, path)
-    assert torch.equal(format.load(path)["state_dict"]["a"], torch.ones(2))
+    assert torch.equal(file_format.load(path)["state_dict"]["a"], torch.ones(2))
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
 

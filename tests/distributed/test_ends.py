@@ -15,7 +15,7 @@ import pytest
 from lightning.pytorch.strategies import DDPStrategy
 
 from dkel_lightning.app.tasks.train import train
-from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import NonFiniteError
 from dkel_lightning.runtime import processes
 from tests.compose import tiny_run
@@ -79,7 +79,7 @@ def test_a_process_that_fails_ends_the_others_and_its_cause_is_printed_once(
     others = [line for line in ended.errors if re.search(cause, line) is None]
     assert [re.match(f"Error: {LOST}", line) is not None for line in others] in ([], [True]), ended.text
     last = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
-    assert format.load(last)["global_step"] == 12
+    assert file_format.load(last)["global_step"] == 12
     assert kind not in ("memory", "hang") or f"Go on with: python -m dkel_lightning resume={last}" in ended.text
     assert ended.seconds is not None
     record(f"processes_{launcher}_{kind}_{rank}", seconds=round(ended.seconds, 1), bound=bound)
@@ -101,7 +101,7 @@ def test_a_loss_that_is_no_number_in_one_process_stops_both_at_the_same_step(tmp
     assert fork(2, work) == [0, 0]
     said = [(tmp_path / f"said{rank}").read_text() for rank in (0, 1)]
     assert ["became NaN or infinite" in each and "(step 4, epoch 2)" in each for each in said] == [True, True], said
-    assert format.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
+    assert file_format.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
 
 
 @pytest.mark.long
@@ -113,7 +113,7 @@ def test_whoever_started_the_processes_is_killed_and_takes_also_a_hanging_one_al
     command.until_there("fault")
     command.process.kill()
     assert command.wait().code == -signal.SIGKILL  # it sees to it that none is left
-    assert format.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"] == 12
+    assert file_format.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"] == 12
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_signal_saves_once_and_ends_all_processes(
     assert ended.text.count("and saved. Go on with: python -m dkel_lightning resume=") == 1, ended.text
     assert ended.errors == [], ended.text
     assert launcher == TORCHRUN or "Traceback" not in ended.text
-    step = format.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"]
+    step = file_format.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"]
     assert 60 < step <= 120
     assert f"after step {step}, and saved" in ended.text
 

@@ -14,7 +14,7 @@ from dkel_lightning import DistillationModule
 from dkel_lightning.app.build import trainer as build_trainer
 from dkel_lightning.app.config.checks import check
 from dkel_lightning.app.tasks.train import train
-from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import ConfigError
 from tests.compose import compose, tiny_run
 from tests.distributed.processes import TINY, Command, fork
@@ -34,8 +34,8 @@ def test_both_stages_of_kd_train_on_two_processes(launcher: str, tmp_path: Path)
     (first,) = tmp_path.glob("outputs/smoke/*/teacher/checkpoints/best.ckpt")
     run = first.parents[2]
     assert (run / "summary.json").is_file()
-    trained = format.load(first)["state_dict"]
-    held = format.load(run / "checkpoints" / "last.ckpt")["state_dict"]
+    trained = file_format.load(first)["state_dict"]
+    held = file_format.load(run / "checkpoints" / "last.ckpt")["state_dict"]
     weights = [name for name in held if name.startswith("teacher.network.") and name.endswith("weight")]
     assert weights
     for name in weights:
@@ -55,11 +55,11 @@ def test_kd_in_two_processes_has_the_same_frozen_teacher_on_both(tmp_path: Path)
         train(tiny_run(tmp_path / "run", "backbone=resnet8", *short, "trainer=ddp_cpu"))
 
     assert fork(2, work) == [0, 0]
-    teacher = format.load(tmp_path / "run" / "teacher" / "checkpoints" / "best.ckpt")["state_dict"]
-    held = format.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    teacher = file_format.load(tmp_path / "run" / "teacher" / "checkpoints" / "best.ckpt")["state_dict"]
+    held = file_format.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
     name = "network.trunk.stem.0.weight"
     assert torch.equal(held["state_dict"][f"teacher.{name}"], teacher[f"student.{name}"])
-    ours, theirs = format.own_states(held)
+    ours, theirs = file_format.own_states(held)
     statistics = [key for key in ours["tensors"] if key.startswith("teacher.") and key.endswith("running_mean")]
     assert statistics
     assert all(torch.equal(ours["tensors"][key], theirs["tensors"][key]) for key in statistics)

@@ -20,7 +20,7 @@ from dkel_lightning.app.callbacks.saving import SaveOnSignal
 from dkel_lightning.app.cli.folders import find_resume
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import train
-from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import Interrupted
 from tests.compose import tiny_run
 from tests.distributed.processes import fork
@@ -64,7 +64,7 @@ def through(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def holds_what_each_process_has(checkpoint: dict[str, Any]) -> None:
     """Assert random numbers and, within an epoch, running statistics that differ between the processes."""
-    ours, theirs = format.own_states(checkpoint)
+    ours, theirs = file_format.own_states(checkpoint)
     assert not torch.equal(ours["random"]["torch"], theirs["random"]["torch"])
     unequal = [name for name, value in ours["tensors"].items() if not torch.equal(value, theirs["tensors"][name])]
     assert any(name.startswith("student.") and name.endswith("running_mean") for name in unequal)
@@ -84,7 +84,7 @@ def test_a_run_killed_within_an_epoch_goes_on_bit_for_bit(place: str, through: P
     codes = two(run, die)
     assert codes[0] == -signal.SIGKILL
     assert codes[1] != 0
-    before = format.load(run.folder / "checkpoints" / "last.ckpt")
+    before = file_format.load(run.folder / "checkpoints" / "last.ckpt")
     if place == "batch:8":
         # Within the second epoch of three steps.
         assert before["global_step"] == 4
@@ -92,7 +92,7 @@ def test_a_run_killed_within_an_epoch_goes_on_bit_for_bit(place: str, through: P
     assert two(run) == [0, 0]
     assert (run.folder / "metrics.csv").read_bytes() == (through / "metrics.csv").read_bytes()
     for name in ("last.ckpt", "best.ckpt"):
-        ours, others = (format.load(folder / "checkpoints" / name) for folder in (run.folder, through))
+        ours, others = (file_format.load(folder / "checkpoints" / name) for folder in (run.folder, through))
         assert differences(without_times(ours), without_times(others)) == []
 
 
@@ -122,7 +122,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step_and_they_go_on_bit_
     assert fork(2, work) == [0, 0]
     # Its sixth batch is the second epoch's first. Asked at every border of two accumulated batches, both answer there.
     assert [(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)] == [f"4 {128 + signal.SIGTERM}"] * 2
-    assert format.load(run.folder / "checkpoints" / "last.ckpt")["global_step"] == 4
+    assert file_format.load(run.folder / "checkpoints" / "last.ckpt")["global_step"] == 4
     assert two(run) == [0, 0]
     assert_equal_runs(run.folder, through)
 

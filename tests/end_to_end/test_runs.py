@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.runtime import command_lines, locks
 from tests.disks import as_root, fill, small_disk
@@ -171,7 +171,7 @@ def test_a_saved_configuration_that_names_something_foreign_to_run_is_refused(tm
     done = dkel("resume=last", cwd=tmp_path)
     assert done.returncode == 1
     assert "would import os.system (optimizer._target_)" in done.stderr
-    assert format.load(folder / "checkpoints" / "last.ckpt")["epoch"] == 0
+    assert file_format.load(folder / "checkpoints" / "last.ckpt")["epoch"] == 0
 
 
 def test_a_method_of_ones_own_runs_from_a_folder_of_ones_own(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dkel_lightning import DistillationModule, MethodInputs, StudentOutput
 from dkel_lightning.app.tasks.train import train
-from dkel_lightning.checkpoints.format import load
+from dkel_lightning.checkpoints.file_format import load
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.one import ONE, pooled
 from dkel_lightning.networks import create

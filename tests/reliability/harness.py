@@ -21,7 +21,7 @@ from dkel_lightning.app.callbacks.saving import BestCheckpoint, LastCheckpoint, 
 from dkel_lightning.app.cli.folders import find_resume
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import TrainResult, train
-from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.modules import teacher
 from dkel_lightning.runtime import processes
 from tests.compose import tiny_run
@@ -136,7 +136,7 @@ def assert_equal_runs(mine: Path, theirs: Path) -> None:
     assert (mine / "metrics.csv").read_bytes() == (theirs / "metrics.csv").read_bytes()
     assert (mine / "config.yaml").read_bytes() == (theirs / "config.yaml").read_bytes()
     for name in ("last.ckpt", "best.ckpt"):
-        ours, others = (format.load(folder / "checkpoints" / name) for folder in (mine, theirs))
+        ours, others = (file_format.load(folder / "checkpoints" / name) for folder in (mine, theirs))
         assert differences(without_times(ours), without_times(others)) == []
     # Nor is there anything that the killed process has left half-written.
     assert sorted(path.name for path in (mine / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]

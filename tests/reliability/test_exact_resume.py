@@ -23,7 +23,7 @@ from dkel_lightning.app.callbacks import LastCheckpoint, SaveOnSignal, saving
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.tasks.train import train
-from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, DkelError, Interrupted
 from dkel_lightning.runtime import locks
 from tests.disks import as_root, fill, small_disk
@@ -166,7 +166,7 @@ def test_a_run_whose_terminal_is_closed_is_saved_and_goes_on(tmp_path: Path) -> 
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
     # One that is written at the end of an epoch holds nothing of the next one.
-    assert format.load(folder / "checkpoints" / "last.ckpt")["global_step"] % 72 > 0
+    assert file_format.load(folder / "checkpoints" / "last.ckpt")["global_step"] % 72 > 0
 
 
 def test_what_nohup_lets_a_run_ignore_stays_ignored() -> None:
@@ -200,7 +200,7 @@ def test_a_run_whose_best_epoch_is_lost_says_so_and_takes_the_best_of_the_others
         best.unlink()
     resumed(run)
     assert f"{best} is {what}: the best of the epochs to come replaces it." in capsys.readouterr().out
-    assert format.load(best)["epoch"] > 0
+    assert file_format.load(best)["epoch"] > 0
     assert RunRecord(run.folder).whole
 
 
@@ -271,7 +271,7 @@ def test_a_run_whose_disk_is_full_ends_with_one_error_and_goes_on_when_there_is_
         assert re.match(said, str(error.value))
         assert str(error.value).endswith(f"Go on with: python -m dkel_lightning resume={last}")
         assert last.read_bytes() == before[0]
-        assert format.load(last)["epoch"] == 0
+        assert file_format.load(last)["epoch"] == 0
         (disk / "filler").unlink()
         resumed(run)
         assert_equal_runs(run.folder, through)
@@ -350,10 +350,10 @@ def test_a_torn_last_checkpoint_of_a_finished_run_is_stepped_over_and_made_again
     run = noisy_run(tmp_path / "run", "trainer.max_epochs=1")
     train(run)
     last = run.folder / "checkpoints" / "last.ckpt"
-    before = format.load(last)
+    before = file_format.load(last)
     last.write_bytes(last.read_bytes()[:1000])
     resumed(run)
-    after = format.load(last)
+    after = file_format.load(last)
     assert after["global_step"] == before["global_step"]
     assert differences(after["state_dict"], before["state_dict"]) == []
 

@@ -13,7 +13,7 @@ from dkel_lightning.app import build
 from dkel_lightning.app.runs import confusion, scores
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import prepared
-from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.distillation import DistillationModule
@@ -53,7 +53,7 @@ def evaluate(run: Run) -> EvaluateResult:
     # The memory layout of the training, or the figures would differ in their last digits.
     others: dict[str, Any] = {"execution": values["execution"], **({"deploy": deploy} if deploy else {})}
     module = DistillationModule.load_from_checkpoint(path, **others)
-    epoch = int(format.load(path)["epoch"]) + 1
+    epoch = int(file_format.load(path)["epoch"]) + 1
     images = prepared(values)
     check_fits(module, images, path)
     trainer = build.trainer(

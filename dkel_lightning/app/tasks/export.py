@@ -21,7 +21,7 @@ from dkel_lightning.app.runs import scores
 from dkel_lightning.app.runs.folder import Run, run_folder, values_in
 from dkel_lightning.app.tasks.evaluate import check_fits
 from dkel_lightning.app.tasks.train import prepared
-from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.errors import ConfigError
@@ -58,7 +58,7 @@ def export_checkpoint(run: Run) -> ExportResult:
     chosen = {key: value for key, value in values["deploy"].items() if value != "auto"}
     others: dict[str, Any] = {"deploy": chosen} if chosen else {}
     module = DistillationModule.load_from_checkpoint(path, **others)
-    epoch = int(format.load(path)["epoch"]) + 1
+    epoch = int(file_format.load(path)["epoch"]) + 1
     images = prepared(values)
     check_fits(module, images, path)
     preprocessing = _preprocessing(images)

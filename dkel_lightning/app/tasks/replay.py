@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.callbacks.step_recorder import FORMAT, KEY, non_finite
-from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.methods import Method
 from dkel_lightning.modules.batch import Batch
@@ -113,7 +113,7 @@ def replay_step(path: Path, *, backbone: nn.Module | None = None, method: Method
     Raises:
         CheckpointError: as in `replay`.
     """
-    record = format.load(path)
+    record = file_format.load(path)
     if record.get(KEY) != FORMAT:
         raise CheckpointError(f"{path} is no recorded step: give the path of a collapse/step_<n>.pt.")
     module = _rebuilt(record, path, backbone, method)
@@ -138,7 +138,7 @@ def _rebuilt(
             f"dkel_lightning.app.tasks.replay.replay_step(path, {', '.join(f'{key}=...' for key in missing)})."
         )
     module = DistillationModule.build(**recipe)
-    format.load_weights(module, record, path)
+    file_format.load_weights(module, record, path)
     # Convolutions in another memory layout sum in another order. Records of earlier versions do not tell: they had one.
     layout = torch.channels_last if record.get("channels_last") else torch.contiguous_format
     return module.to(memory_format=layout).train()

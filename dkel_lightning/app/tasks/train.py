@@ -40,7 +40,7 @@ from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
-from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.checkpoints.archive import is_whole
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
@@ -124,7 +124,7 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
     if run.resume is not None:
         if not values["trust"]:
             build.refuse_untrusted(values)
-        checkpoint = format.load(run.resume)
+        checkpoint = file_format.load(run.resume)
         _refuse_edited(run, checkpoint)  # here, before anything is prepared
         step = int(checkpoint["global_step"])
         del checkpoint  # Lightning loads it again, on the device
@@ -146,7 +146,7 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
             *_pictures(run, others),
             *_checkpoints(run, logger, last_checkpoint),
         ],
-        plugins=[format.AtomicCheckpointIO()],
+        plugins=[file_format.AtomicCheckpointIO()],
     )
     planned = runner.planned(module, trainer)
     run.describe(asdict(planned))
@@ -335,7 +335,7 @@ def _is_behind(path: Path, trainer: Trainer) -> bool:
     if not path.is_file():
         return False
     # A torn one, which the resumed run has stepped over, is not worth more than none.
-    return not is_whole(path) or int(format.load(path)["global_step"]) < trainer.global_step
+    return not is_whole(path) or int(file_format.load(path)["global_step"]) < trainer.global_step
 
 
 def _test_best(trainer: Trainer, module: DistillationModule, images: ClassificationData) -> scores.Scores | None:
@@ -344,8 +344,8 @@ def _test_best(trainer: Trainer, module: DistillationModule, images: Classificat
     path = broadcast_from_rank_zero(kept[0].best_model_path if kept else "")
     if not path:
         return None
-    checkpoint = format.load(path, module.device)
-    format.load_weights(module, checkpoint, path)
+    checkpoint = file_format.load(path, module.device)
+    file_format.load_weights(module, checkpoint, path)
     return scores.test(trainer, module, images, int(checkpoint["epoch"]) + 1)
 
 

@@ -17,7 +17,7 @@ from dkel_lightning.app import build, tasks
 from dkel_lightning.app.runs.folder import Run, newest_checkpoint, saved_values
 from dkel_lightning.app.tasks.evaluate import _check_classes, evaluate
 from dkel_lightning.app.tasks.train import train
-from dkel_lightning.checkpoints import format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.checkpoints.archive import step_of
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from dkel_lightning.modules.distillation import DistillationModule
@@ -94,7 +94,7 @@ def test_the_teachers_deployed_accuracy_is_that_of_the_reloaded_checkpoint(tmp_p
 
 
 def state(folder: Path) -> dict[str, Any]:
-    return format.load(folder / "checkpoints" / "last.ckpt")
+    return file_format.load(folder / "checkpoints" / "last.ckpt")
 
 
 @pytest.mark.slow
@@ -190,12 +190,12 @@ def test_a_run_goes_on_from_most_steps_whatever_a_copy_has_made_of_the_times(tmp
     run = tiny_run(tmp_path / "run", "trainer.max_epochs=2")
     train(run)
     best, last = run.checkpoints / "best.ckpt", run.checkpoints / "last.ckpt"
-    steps = {path: int(format.load(path)["global_step"]) for path in (best, last)}
+    steps = {path: int(file_format.load(path)["global_step"]) for path in (best, last)}
     assert {path: step_of(path) for path in steps} == steps
     os.utime(best, (last.stat().st_mtime + 100,) * 2)
     assert newest_checkpoint(tmp_path) == last
     # Killed after the best.ckpt of an epoch, before its last.ckpt.
-    ahead = format.load(best)
+    ahead = file_format.load(best)
     torch.save({**ahead, "global_step": steps[last] + 300}, best)
     assert step_of(best) == steps[last] + 300
     assert newest_checkpoint(tmp_path) == best
@@ -229,7 +229,7 @@ def test_the_best_epoch_survives_a_move_of_the_run_and_a_worse_resume(tmp_path: 
 
 
 def state_of(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = format.load(path)["state_dict"]
+    found: dict[str, Any] = file_format.load(path)["state_dict"]
     return found
 
 
