@@ -226,13 +226,13 @@ def schedules() -> str:
 
 
 def architecture() -> str:
-    """Draw the rooms of the package on their floors, and a line for each pair of which the upper imports the lower."""
+    """Draw the rooms on their floors, and a line from each to those it imports that no other line leads to."""
     width, step, high = 760, 74, 42
-    height = step * len(rooms.FLOORS) + 96
+    height = step * len(rooms.FLOORS) + 66
     centres: dict[str, tuple[float, float]] = {}
     boxes: list[str] = []
     for number, on_floor in enumerate(rooms.FLOORS):
-        y = height - 40 - (number + 1) * step
+        y = height - 10 - (number + 1) * step
         wide = min(420, (width - 40) / len(on_floor) - 16)
         for place, name in enumerate(on_floor):
             x = width / 2 + (place - (len(on_floor) - 1) / 2) * (wide + 16)
@@ -244,8 +244,8 @@ def architecture() -> str:
         (x1, y1), (x2, y2) = centres[upper], centres[lower]
         middle = (y1 + y2) / 2
         curve = f"M{x1:g} {y1 + high / 2:g}C{x1:g} {middle:g} {x2:g} {middle:g} {x2:g} {y2 - high / 2:g}"
-        lines.append(f'<path class="axis" stroke-width="0.9" opacity="0.55" d="{curve}"/>')
-    title = "The rooms of the package: a line leads from a room down to each room that it imports"
+        lines.append(f'<path class="axis" stroke-width="1.4" d="{curve}"/>')
+    title = "The rooms of the package: a line leads down from a room to what it imports"
     return page(width, height, title, text(24, 36, "The rooms, and who imports whom", "head"), *lines, *boxes)
 
 

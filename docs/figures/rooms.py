@@ -67,6 +67,18 @@ def graph() -> dict[str, set[str]]:
 
 
 def arrows() -> set[tuple[str, str]]:
-    """Give the pairs of rooms of which the first imports the second."""
-    pairs = {(room(module), room(other)) for module, others in graph().items() for other in others}
-    return {pair for pair in pairs if pair[0] != pair[1]}
+    """Give the pairs of rooms of which the first imports the second, less those that others lead to anyway."""
+    below: dict[str, set[str]] = {}
+    for module, others in graph().items():
+        below.setdefault(room(module), set()).update(room(other) for other in others)
+    direct = {name: found - {name} for name, found in below.items()}
+
+    def reached(name: str) -> set[str]:
+        return direct.get(name, set()).union(*(reached(each) for each in direct.get(name, ())))
+
+    return {
+        (name, other)
+        for name, others in direct.items()
+        for other in others
+        if not any(other in reached(between) for between in others - {other})
+    }
