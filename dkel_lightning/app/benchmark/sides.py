@@ -23,10 +23,10 @@ from torch.optim import Optimizer
 
 from dkel_lightning.app import build
 from dkel_lightning.app.benchmark import plain
-from dkel_lightning.app.config.nodes.tasks import SIDES
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
 from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.tasks.registry import SIDES
 from dkel_lightning.app.tasks.requirements import side_fault
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.data.imageset import Images, ImageSet

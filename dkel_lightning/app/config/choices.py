@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dkel_lightning.app.tasks.registry import TASKS
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.teacher import TEACHERS
@@ -42,7 +43,7 @@ def folder() -> Path:
 
 def options(group: str, own: Path | None = None) -> list[str]:
     """List what can be chosen in a group, with what `own`, a folder of the user's, adds; of no group nothing."""
-    found = set({"method": PRESETS, "teacher": TEACHERS}.get(group, ()))
+    found = set({"method": PRESETS, "teacher": TEACHERS, "task": TASKS}.get(group, ()))
     for root in (folder(), own):
         if root is not None and (root / group).is_dir():
             files = [path for path in (root / group).rglob("*.yaml") if not path.stem.startswith("_")]
@@ -56,6 +57,8 @@ def meaning(group: str, option: str) -> str:
         return PRESETS[option].meaning
     if group == "teacher" and option in TEACHERS:
         return TEACHERS[option].meaning
+    if group == "task" and option in TASKS:
+        return TASKS[option].meaning
     lines = (folder() / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
     comments = [line[1:].strip() for line in lines if line.startswith("# ")]
     return next((line for line in comments if not line.startswith(("@package", "python -m"))), "")

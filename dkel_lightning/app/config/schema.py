@@ -10,17 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from dkel_lightning.app.config.nodes.convergence import ConvergenceSettings
-from dkel_lightning.app.config.nodes.geometry import GeometrySettings
 from dkel_lightning.app.config.nodes.run import RunSettings
-from dkel_lightning.app.config.nodes.tasks import (
-    BenchmarkSettings,
-    CompareSettings,
-    ExportSettings,
-    PredictSettings,
-    ReportSettings,
-    TaskSettings,
-)
 from dkel_lightning.app.config.nodes.training import (
     CallbackSettings,
     LoggerSettings,
@@ -29,6 +19,7 @@ from dkel_lightning.app.config.nodes.training import (
     SchedulerSettings,
     TrainerSettings,
 )
+from dkel_lightning.app.tasks.registry import TASKS, TaskSettings
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.data import CachedImages, DataSettings, ResizedImages
 from dkel_lightning.settings.declarations import Settings, keys_of, merge, node_of
@@ -43,15 +34,7 @@ Values = Mapping[str, Any]
 SHIPPED = tuple(PRESETS)
 """The methods of this library; those of the user's own are registered later."""
 
-TASK_SETTINGS: tuple[type[Settings], ...] = (
-    CompareSettings,
-    ExportSettings,
-    PredictSettings,
-    ReportSettings,
-    BenchmarkSettings,
-    GeometrySettings,
-    ConvergenceSettings,
-)
+TASK_SETTINGS = tuple(task.settings for task in TASKS.values() if task.settings is not None)
 """What the task of the same name adds."""
 
 DECLARED: tuple[type[Settings], ...] = (

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dkel_lightning.app.config.nodes.run import RunSettings
 from dkel_lightning.app.config.nodes.training import CallbackSettings, LoggerSettings, TrainerSettings
-from dkel_lightning.app.config.schema import TASK_SETTINGS
+from dkel_lightning.app.tasks.registry import TASKS, Place, Task
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.data import CachedImages, DataSettings, ResizedImages
 from dkel_lightning.settings.declarations import Settings, node_of
@@ -72,8 +72,8 @@ def _declared() -> Iterator[tuple[str, str, str | None, Callable[[], dict[str, A
     yield "trainer", "_base", None, _trainer_node
     yield "data", "_resized", None, partial(node_of, ResizedImages)
     yield "data", "_cached", None, partial(node_of, CachedImages)
-    for settings in TASK_SETTINGS:
-        yield "task", f"_{settings.node}", "_global_", partial(_task_node, settings)
+    for task in TASKS.values():
+        yield "task", task.name, "_global_", partial(_task_node, task)
     for name, teacher in TEACHERS.items():
         yield "teacher", name, None, partial(_teacher_node, teacher)
     for name, preset in PRESETS.items():
@@ -88,8 +88,13 @@ def _trainer_node() -> dict[str, Any]:
     return {"_target_": "lightning.pytorch.Trainer", **node_of(TrainerSettings)}
 
 
-def _task_node(settings: type[Settings]) -> dict[str, Any]:
-    return {settings.node: node_of(settings)}
+def _task_node(task: Task) -> dict[str, Any]:
+    made: dict[str, Any] = {"task": {"name": task.name}}
+    if task.settings is not None:
+        made[task.settings.node] = node_of(task.settings)
+    if task.place is Place.SHARED:
+        made["hydra"] = {"run": {"dir": f"${{{task.name}.folder}}"}}
+    return made
 
 
 def _teacher_node(teacher: TeacherPreset) -> dict[str, Any]:

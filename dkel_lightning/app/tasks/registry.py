@@ -1,7 +1,7 @@
 """Every task in one row: what does it, what it needs and refuses, where it writes, and whether it may sweep.
 
-A new task is a row here, a file beside this one and `conf/task/<name>.yaml`. Imports neither torch nor Lightning: the
-rows are read before anything heavy is.
+A new task is a row here, with its settings if it has any, and a file beside this one. Imports neither torch nor
+Lightning: the rows are read before anything heavy is.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
+from dkel_lightning.app.config import kinds
+from dkel_lightning.app.config.nodes.convergence import ConvergenceSettings
+from dkel_lightning.app.config.nodes.geometry import GeometrySettings
 from dkel_lightning.app.tasks import requirements
 from dkel_lightning.app.tasks.requirements import Values
+from dkel_lightning.settings.declarations import Settings
+from dkel_lightning.settings.keys import RESUMABLE, choice, number, several, text, whole
 
 _HERE = "dkel_lightning.app.tasks"
 
@@ -42,7 +47,9 @@ class Task:
 
     Attributes:
         name: as in `task=NAME`.
+        meaning: what it is for, in a sentence.
         function: what does it, as `module:function`: takes a Run (and a plan, if it `plans`) and gives its result.
+        settings: what it can be told, under the node of its name; None: nothing.
         place: where it writes.
         folder: begins the name of its folder in a checkpoint's run; the checkpoint's name follows.
         owner: gives what of the settings decides how it ends, as `module:function`: the same again takes the same
@@ -60,7 +67,9 @@ class Task:
     """
 
     name: str
+    meaning: str
     function: str
+    settings: type[Settings] | None = None
     place: Place = Place.OWN
     folder: str = ""
     owner: str | None = None
@@ -104,9 +113,90 @@ def _select(values: Values, key: str) -> Any:
     return found
 
 
+# ---------------------------------------------------------------------- what tasks can be told
+
+# What task=benchmark may measure: a loop written by hand, the Trainer in each execution mode, with images in workers,
+# and the library's step without Lightning.
+SIDES: tuple[str, ...] = ("plain", "eager", "compile", "cuda_graph", "cuda_graph_compiled", "eager_workers")
+SIDES += ("bare_eager", "bare_compile", "bare_cuda_graph", "bare_cuda_graph_compiled")
+
+
+@dataclass(frozen=True)
+class CompareSettings(Settings, node="compare"):
+    """task=compare."""
+
+    methods: Annotated[
+        tuple[Any, ...], kinds.variants("What is compared: methods, controls, or labels with overrides of their own.")
+    ] = ("dkel", "pcl", "baseline", "baseline_smoothing", "baseline_long")
+    seeds: Annotated[tuple[int, ...], kinds.seeds("Seeds with which each is trained.")] = (0, 1, 2)
+    reference: Annotated[str | None, text("Label that the others are compared to; null: the first.")] = None
+    compute: Annotated[
+        str, choice("Length of a label: its own epochs, or as long as the reference took.", "own", "reference")
+    ] = "own"
+    folder: Annotated[str, text("Folder of the comparison; an earlier one is gone on with.")] = (
+        "outputs/${name}/compare_${now:%Y-%m-%d_%H-%M-%S}"
+    )
+
+
+@dataclass(frozen=True)
+class ExportSettings(Settings, node="export"):
+    """task=export."""
+
+    format: Annotated[
+        str, choice("Format of the exported network.", "state_dict", "safetensors", "torch_export", "onnx")
+    ] = "safetensors"
+    to: Annotated[
+        str | None, text("Folder of the export; null: <member>_<format> in export_<checkpoint>/ of the run.")
+    ] = None
+    images: Annotated[int, whole("Test images on which file and training network are compared.", 1)] = 256
+    tolerance: Annotated[
+        float,
+        number("Largest difference of two logits, relative to the largest logit where that exceeds 1.", 0, above=True),
+    ] = 0.0001
+    repeats: Annotated[int, whole("Repeats of each measurement of time; 0: none is made.", 0)] = 20
+
+
+@dataclass(frozen=True)
+class PredictSettings(Settings, node="predict"):
+    """task=predict."""
+
+    images: Annotated[str | None, text("Image file, or folder of images, to classify.")] = None
+    top: Annotated[int, whole("Most probable classes that are named of each image.", 1)] = 5
+    to: Annotated[str | None, text("Folder of predictions.csv and predictions.json; null: the run's.")] = None
+    batch_size: Annotated[int, whole("Images classified at once.", 1)] = 64
+
+
+@dataclass(frozen=True)
+class ReportSettings(Settings, node="report"):
+    """task=report."""
+
+    of: Annotated[str | None, text("Folder of the run, sweep or comparison to report on; null: the newest.")] = None
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings(Settings, node="benchmark"):
+    """task=benchmark."""
+
+    sides: Annotated[
+        tuple[str, ...] | None,
+        several("What is measured; null: all that the device and the method allow.", choice("", *SIDES)),
+    ] = None
+    variants: Annotated[
+        Mapping[str, Any] | None,
+        kinds.executions("Further sides through the Trainer, {label: {key of execution: value}}.", SIDES),
+    ] = None
+    rounds: Annotated[int, whole("Turns of every side.", 1)] = 7
+    steps: Annotated[int | None, whole("Steps of a turn that count; null: 3 on a CPU, 100 on a GPU.", 1)] = None
+    warmup: Annotated[int | None, whole("Steps before them that do not; null: 1 on a CPU, 10 on a GPU.", 0)] = None
+    to: Annotated[str | None, text("Folder of benchmark.csv, .md and .png; null: the run's.")] = None
+
+
+# ---------------------------------------------------------------------- the tasks
+
 _ROWS = (
     Task(
         "train",
+        "Train, then test the last and the best checkpoint.",
         f"{_HERE}.train:train",
         refuses=("checkpoint",),
         refusal="checkpoint= belongs to task=evaluate, export or predict; to go on with a run use resume=PATH.",
@@ -115,23 +205,28 @@ _ROWS = (
     ),
     Task(
         "evaluate",
+        "Test the checkpoint given by checkpoint=, on the data of the run that wrote it.",
         f"{_HERE}.evaluate:evaluate",
-        Place.BESIDE_CHECKPOINT,
-        "evaluation",
+        place=Place.BESIDE_CHECKPOINT,
+        folder="evaluation",
         owner=f"{_HERE}.evaluate:settings",
         needs={"checkpoint": "a .ckpt file"},
         keeps_memory=True,
     ),
     Task(
         "export",
+        "Write the deployed network of checkpoint= as files that load without this library, checked against it.",
         f"{_HERE}.export:export_checkpoint",
+        ExportSettings,
         Place.BESIDE_CHECKPOINT,
         "export",
         needs={"checkpoint": "a .ckpt file"},
     ),
     Task(
         "predict",
+        "Name the classes of images with checkpoint=, a checkpoint or an exported file.",
         f"{_HERE}.predict:predict",
+        PredictSettings,
         Place.BESIDE_CHECKPOINT,
         "predict",
         needs={
@@ -143,7 +238,9 @@ _ROWS = (
     ),
     Task(
         "compare",
+        "Train several methods with several seeds on one protocol, and end in one table.",
         f"{_HERE}.compare:compare",
+        CompareSettings,
         Place.SHARED,
         refuses=("resume", "checkpoint"),
         refusal="resume= and checkpoint= belong to single runs: go on with a comparison by compare.folder=PATH.",
@@ -154,14 +251,17 @@ _ROWS = (
     ),
     Task(
         "replay",
+        "Run a failing step again, which the run has written to collapse/step_<n>.pt: which term, which layer?",
         f"{_HERE}.replay:replay",
-        Place.BESIDE_CHECKPOINT,
-        "replay",
+        place=Place.BESIDE_CHECKPOINT,
+        folder="replay",
         needs={"checkpoint": "a collapse/step_<n>.pt"},
     ),
     Task(
         "report",
+        "Write one self-contained HTML page of a run, a sweep or a comparison.",
         f"{_HERE}.report:report",
+        ReportSettings,
         Place.REPORTED,
         refuses=("resume", "checkpoint"),
         refusal="task=report reads the folder of a run: give it as report.of=PATH, without resume= and checkpoint=.",
@@ -169,19 +269,40 @@ _ROWS = (
     ),
     Task(
         "benchmark",
+        "Time a training step: a loop written by hand, the Trainer in every mode, the step without Lightning.",
         f"{_HERE}.benchmark:benchmark",
+        BenchmarkSettings,
         refuses=("resume", "checkpoint"),
         refusal="task=benchmark begins anew: leave resume= and checkpoint= out.",
         mistakes=requirements.of_benchmark,
         no_sweep="lets its sides take turns by itself: leave -m out, and run it once a setting",
         named_after_itself=True,
     ),
-    Task("geometry", f"{_HERE}.geometry:geometry", named_after_itself=True),
-    Task("convergence", f"{_HERE}.convergence:convergence", named_after_itself=True),
+    Task(
+        "geometry",
+        "Student and teacher as two points, in a bowl and between two mirror optima: figures and tables.",
+        f"{_HERE}.geometry:geometry",
+        GeometrySettings,
+        named_after_itself=True,
+    ),
+    Task(
+        "convergence",
+        "Simulate when and why teachers help, in a noisy quadratic model, and when training collapses.",
+        f"{_HERE}.convergence:convergence",
+        ConvergenceSettings,
+        named_after_itself=True,
+    ),
 )
 
 TASKS: Mapping[str, Task] = {task.name: task for task in _ROWS}
 """The tasks by name, in the order in which the documentation lists them."""
+
+
+@dataclass(frozen=True)
+class TaskSettings(Settings, node="task", resumable=True):
+    """What to do."""
+
+    name: Annotated[str, choice("What to do.", *TASKS), RESUMABLE] = "train"
 
 
 def of(values: Values) -> Task:

@@ -67,7 +67,7 @@ def test_what_a_task_lacks_and_what_does_not_go_with_it_follows_from_its_row(
 
 
 def test_a_row_is_all_that_a_new_task_needs() -> None:
-    task = Task("mine", "os.path:basename", needs={"data.root": "a folder"}, no_sweep="is run once")
+    task = Task("mine", "Mine.", "os.path:basename", needs={"data.root": "a folder"}, no_sweep="is run once")
     assert registry.load(task.function)("a/b") == "b"
     assert [*task.contradictions({"data": {"root": None}})] == ["task=mine needs data.root=PATH of a folder."]
     assert not task.reads_checkpoint
