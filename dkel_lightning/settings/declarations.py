@@ -162,7 +162,19 @@ def node_of(cls: type[Any], over: Mapping[str, Any] | None = None) -> dict[str, 
         for part in path:
             place = place.setdefault(part, {})
         place[last] = default
-    return merge(made, over)
+    return merge(merge(_undeclared(cls), made), over)
+
+
+def _undeclared(cls: type[Any]) -> dict[str, Any]:
+    """Give the defaults of plain fields, which a method of the user's own may have: nothing is said of them."""
+    found: dict[str, Any] = {}
+    for item in fields(cls):
+        nested, default = _hints(cls)[item.name], _default(item)
+        if is_dataclass(nested):
+            found |= {item.name: inside} if (inside := _undeclared(cast(type[Any], nested))) else {}
+        elif item.name not in _keys(cls) and default is not REQUIRED:
+            found[item.name] = _plain(default)
+    return found
 
 
 # ---------------------------------------------------------------------- checking values

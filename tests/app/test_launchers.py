@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from dkel_lightning.app import sweeps
 from dkel_lightning.app.cli import composition
-from dkel_lightning.app.config import choices, extras, schema
+from dkel_lightning.app.config import choices, extras
 from dkel_lightning.app.report import of_sweep
 from dkel_lightning.app.runs.groups import read_sweep
 from dkel_lightning.app.runs.kinds import NOTE
@@ -98,7 +98,7 @@ def test_both_ends_of_a_range_are_checked_before_the_first_trial() -> None:
 def test_an_extra_that_is_missing_is_named_before_the_first_job(
     choice: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "EXTRAS", {extra: (f"{extras.EXTRAS[extra][0]}",)})
+    monkeypatch.setattr(extras, "EXTRAS", {extra: (f"{extras.EXTRAS[extra][0]}",)})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     # Without Optuna its samplers are not there either; the files of this library stand for them.
     assert f'pip install "dkel-lightning[{extra}]"' in refused(choice, "seed=0,1")

@@ -48,8 +48,8 @@ LOST = r"Another process of this training has ended\. If it does not say why, it
 CASES = [
     # kind, rank, launcher, what is printed of the cause
     ("kill", 1, DDP, rf"^Error: {LOST}|\[rank: 1\] Child process .* terminated with code -9"),
-    ("raise", 1, TORCHRUN, r"^ValueError: this goes wrong"),
-    ("raise", 1, DDP, r"^ValueError: this goes wrong"),
+    ("raise", 1, TORCHRUN, r"^\[rank1\]: ValueError: this goes wrong"),
+    ("raise", 1, DDP, r"^\[rank1\]: ValueError: this goes wrong"),
     ("memory", 1, DDP, rf"^Error in process 1: {OOM}"),
     ("memory", 0, DDP, rf"^Error: {OOM}"),
     ("no_number", 1, DDP, r"^Error: .*became NaN or infinite"),
@@ -74,7 +74,8 @@ def test_a_process_that_fails_ends_the_others_and_its_cause_is_printed_once(
     bound = BOUND[launcher] + (60 * minutes if kind == "hang" else 0)
     ended = started(tmp_path, launcher, fault(kind, rank), f"trainer.process_timeout={minutes}").wait()
     assert ended.code in ((1, -signal.SIGKILL) if launcher == DDP else (1,)), ended.text
-    assert len(re.findall(cause, ended.text, re.MULTILINE)) == 1, ended.text
+    said = re.findall(cause, ended.text, re.MULTILINE)  # of a kill both the observer and the first process may tell
+    assert len(said) == len({*said}) > 0, ended.text
     # Besides the cause only the first process says that it has lost another one.
     others = [line for line in ended.errors if re.search(cause, line) is None]
     assert [re.match(f"Error: {LOST}", line) is not None for line in others] in ([], [True]), ended.text

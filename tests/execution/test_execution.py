@@ -581,9 +581,11 @@ def test_compiled_training_follows_eager_training(method: str) -> None:
 def test_settings_are_a_name_or_a_mapping_and_mistakes_are_named() -> None:
     assert Execution.of("compile") == Execution("compile")
     assert Execution.of({"name": "auto", "compile": True, "threads": 1}).compile
-    with pytest.raises(ConfigError, match=r"execution\.name .*fast.*auto, eager, compile, cuda_graph"):
+    with pytest.raises(
+        ConfigError, match=r"execution\.name must be one of auto, eager, compile, cuda_graph, got 'fast'"
+    ):
         build(execution="fast")
-    with pytest.raises(ConfigError, match=r"Unknown key execution\.mode\. Choices: name, compile"):
+    with pytest.raises(ConfigError, match=r"Unknown key execution\.mode\. Choices: channels_last, compile"):
         build(execution={"mode": "eager"})
     with pytest.raises(ConfigError, match=r"execution\.channels_last must be true or false, or one of auto, got 'x'"):
         build(execution={"name": "eager", "channels_last": "x"})
