@@ -1,7 +1,8 @@
 """The coordinator: student, teacher and ensemble trained together by one method, one optimizer, one loss.
 
 Read from top to bottom it is the order of events: the parts, a training step, the optimizer's step after which the
-teacher follows, what happens around a fit, what is measured, what a checkpoint holds, what is deployed.
+teacher follows, what happens around a fit, what is measured, what a checkpoint holds, what is deployed. Weights that
+schedules set, and the teacher's initialisation, come from callbacks (`callbacks.OF_MODULES`).
 """
 
 from __future__ import annotations
@@ -59,10 +60,9 @@ class DistillationModule(Coordinator):
         views: the views that it makes: one `per_peer`, one `shared` by all, or `per_peer_and_teacher`.
         deploy: which network `deploy()` returns and `val/acc` reports.
         seed: from which the views, the initialisation batches and `build`'s weights are drawn.
-        execution: how training steps are executed, a name or a mapping of `Execution`'s settings; `execution_in_force`
-            says how they are in fact.
+        execution: how steps are executed, a name or `Execution`'s settings; `execution_in_force` says how in fact.
 
-    What is logged each epoch: see modules.evaluation and callbacks.DiversityMonitor.
+    What is logged: see modules.evaluation and callbacks.DiversityMonitor.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class DistillationModule(Coordinator):
         self.observers, self.readers = [], []
         self.compiled: Compiled | None = None
         self.runner: Runner | None = None
-        self._gradients_ready = False
+        self._gradients_ready = False  # set by each step: a captured one has made them
         self._restored = continuation.Restored()
 
     build = assembly.ConstructedBy(assembly.build)
@@ -183,7 +183,7 @@ class DistillationModule(Coordinator):
         loss = torch.stack([terms[name] for name in self.method.terms]).sum()
         if self.teacher is not None and self.teacher.learns:
             assert inputs.teacher is not None
-            # Not one of the method's terms: it trains another network, and would blur the student's loss.
+            # No term of the method: it trains another network.
             loss = loss + self.teacher.supervised_loss(inputs.teacher.logits, inputs.labels) * self.teacher.num_peers
         return terms, loss
 

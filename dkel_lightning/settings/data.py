@@ -83,3 +83,7 @@ class CachedImages(Settings, node="data"):
     """Images that are decoded once."""
 
     cache_dir: Annotated[str | None, text("Folder of the decoded images; null: beside them.")] = None
+
+
+NODES: dict[str, type[Settings]] = {"_base": DataSettings, "_resized": ResizedImages, "_cached": CachedImages}
+"""By the name under which the file of a data set takes them up: those of all sets, and those that some add."""

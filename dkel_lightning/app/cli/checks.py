@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dkel_lightning.app.cli import composition
+from dkel_lightning.app.cli import composition, saved_settings
 from dkel_lightning.app.cli.composition import resolved
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.keys import check_groups, composed
@@ -64,6 +64,10 @@ def check(invocation: Invocation, hydra_settings: DictConfig | None) -> None:
         for item in invocation.for_run:
             if item.is_sweep_override():
                 raise ConfigError(f"{item.input_line} gives several values: add -m to run one job for each.")
+    if invocation.values.get("resume", "null") not in ("null", ""):
+        # What is composed here is not the run: of the keys that its choices have, the message would be of others.
+        for item in invocation.for_run:
+            saved_settings.refuse_fixed(item.key_or_group)
     given = [*map(parse, invocation.swept or ()), *invocation.for_run]
     launcher = None
     if invocation.multirun:

@@ -11,6 +11,8 @@ from dkel_lightning.app.config import schema
 from dkel_lightning.errors import ConfigError
 
 OF_EVERY_RUN = ("method.name", "method.peers", "backbone.name", "teacher.update", "data.name", "data.root")
+OF_CHOICES = ("method.", "data.", "teacher.", "backbone.", "optimizer.", "scheduler.")
+"""Begins the keys that exist only with some choices."""
 OF_CHECKPOINT = ("data", "backbone", "method", "teacher", "deploy")
 
 
@@ -39,8 +41,11 @@ def laid_over(saved: dict[str, Any], given: Mapping[str, Any], overrides: Sequen
         elif group == "logger":
             values["logger"] = given["logger"]
         elif "." in key:
-            group, name = key.split(".", 1)
-            values[group][name] = given[group][name]
+            *path, name = key.split(".")
+            place, source = values, given
+            for part in path:
+                place, source = place[part], source[part]
+            place[name] = source[name]
     if processes != (values["trainer"]["devices"], values["trainer"]["num_nodes"]):
         raise ConfigError(
             f"The run used trainer.devices={processes[0]}, trainer.num_nodes={processes[1]}: another number of "
@@ -62,6 +67,16 @@ def _refuse_lacking(values: Mapping[str, Any], keys: Sequence[str]) -> None:
         raise ConfigError(
             f"The saved config.yaml lacks {', '.join(missing[:5])}: it is of another version, or damaged."
         )
+
+
+def refuse_fixed(key: str) -> None:
+    """Refuse a setting of what a run was made of, where it may not change.
+
+    Raises:
+        ConfigError: with what may.
+    """
+    if key.startswith(OF_CHOICES) and not schema.may_change(key):
+        _refuse(key)
 
 
 def _refuse(key: str) -> None:

@@ -21,7 +21,7 @@ from dkel_lightning.app.config.nodes.training import (
 )
 from dkel_lightning.app.tasks.registry import TASKS, TaskSettings
 from dkel_lightning.settings.backbone import BackboneSettings
-from dkel_lightning.settings.data import CachedImages, DataSettings, ResizedImages
+from dkel_lightning.settings.data import NODES, DataSettings
 from dkel_lightning.settings.declarations import Settings, keys_of, merge, node_of
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
@@ -41,9 +41,7 @@ DECLARED: tuple[type[Settings], ...] = (
     RunSettings,
     TaskSettings,
     *TASK_SETTINGS,
-    DataSettings,
-    ResizedImages,
-    CachedImages,
+    *NODES.values(),
     BackboneSettings,
     TeacherSettings,
     Arrangement,

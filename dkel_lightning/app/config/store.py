@@ -17,14 +17,13 @@ from dkel_lightning.app.config.nodes.run import RunSettings
 from dkel_lightning.app.config.nodes.training import CallbackSettings, LoggerSettings, TrainerSettings
 from dkel_lightning.app.tasks.registry import TASKS, Place, Task
 from dkel_lightning.settings.backbone import BackboneSettings
-from dkel_lightning.settings.data import CachedImages, DataSettings, ResizedImages
+from dkel_lightning.settings.data import NODES
 from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.methods import PRESETS, MethodPreset, usual_arrangement
 from dkel_lightning.settings.teacher import TEACHERS, TeacherPreset, TeacherSettings
 
 GROUP_SETTINGS: tuple[type[Settings], ...] = (
-    DataSettings,
     BackboneSettings,
     TeacherSettings,
     Execution,
@@ -70,8 +69,8 @@ def _declared() -> Iterator[tuple[str, str, str | None, Callable[[], dict[str, A
     for settings in GROUP_SETTINGS:
         yield settings.node, "_base", None, partial(node_of, settings)
     yield "trainer", "_base", None, _trainer_node
-    yield "data", "_resized", None, partial(node_of, ResizedImages)
-    yield "data", "_cached", None, partial(node_of, CachedImages)
+    for name, settings in NODES.items():
+        yield "data", name, None, partial(node_of, settings)
     for task in TASKS.values():
         yield "task", task.name, "_global_", partial(_task_node, task)
     for name, teacher in TEACHERS.items():

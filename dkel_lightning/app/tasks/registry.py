@@ -283,6 +283,8 @@ _ROWS = (
         "Student and teacher as two points, in a bowl and between two mirror optima: figures and tables.",
         f"{_HERE}.geometry:geometry",
         GeometrySettings,
+        refuses=("resume", "checkpoint"),
+        refusal="task=geometry computes without a network: leave resume= and checkpoint= out.",
         named_after_itself=True,
     ),
     Task(
@@ -290,6 +292,8 @@ _ROWS = (
         "Simulate when and why teachers help, in a noisy quadratic model, and when training collapses.",
         f"{_HERE}.convergence:convergence",
         ConvergenceSettings,
+        refuses=("resume", "checkpoint"),
+        refusal="task=convergence computes without a network: leave resume= and checkpoint= out.",
         named_after_itself=True,
     ),
 )
