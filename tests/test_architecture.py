@@ -49,6 +49,12 @@ def test_the_coordinator_can_be_read_in_one_sitting() -> None:
     assert len((PACKAGE / "modules" / "distillation.py").read_text(encoding="utf-8").splitlines()) < 350
 
 
+def test_no_file_holds_more_than_a_reader_takes_in() -> None:
+    assert [
+        path.name for path in PACKAGE.rglob("*.py") if len(path.read_text(encoding="utf-8").splitlines()) > 500
+    ] == []
+
+
 def test_only_what_composes_and_builds_imports_hydra() -> None:
     users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "hydra" in outside(path)}
     assert {name for name in users if not name.startswith("app/cli/")} == {"app/build.py", "app/config/store.py"}

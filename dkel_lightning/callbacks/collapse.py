@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from scipy import stats
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dkel_lightning.callbacks.collapse_criteria import Collapse, chance_bound, clearly_better, describe, fault_of
 from dkel_lightning.callbacks.step_recorder import StepRecorder, Verdict, all_finite, non_finite
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
 from dkel_lightning.metrics import ClassShares
@@ -26,44 +26,10 @@ from dkel_lightning.runtime.processes import any_process, print_once
 
 ACTIONS = ("warn", "stop", "restore")
 CURE = "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32."
-QUANTILE = 0.999
 LEAST_EPOCHS = 5
 KEPT = ("term_means.", "train_scores.", "method.rampup_weight", "ensemble.weight", "teacher.rate")
 """What a restoration leaves: sums of the epoch, and what schedules have put in force, as no clock is turned back."""
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")
-
-
-@dataclass(frozen=True)
-class Collapse:
-    """What was seen, as collapse.json holds it.
-
-    Attributes:
-        kind: `non_finite`, `chance` or `one_class`.
-        epoch: from 0.
-        step: optimizer steps done before.
-        what: in words.
-        members: the peers concerned.
-        accuracy: of each, in the validation; empty for `non_finite`, as the next three.
-        top_share: of the predictions of each, the share of the class it predicts most.
-        chance: accuracy of the best constant prediction, the share of the commonest class.
-        bound: the accuracy up to which a peer counts as at chance.
-        homogenised: whether teacher and student were indistinguishable while poor; beside it, and no part of it.
-        action: `warned`, `stopped` or `restored`.
-        record: the file from which the step is replayed.
-    """
-
-    kind: str
-    epoch: int
-    step: int
-    what: str
-    members: tuple[str, ...] = ()
-    accuracy: tuple[float, ...] = ()
-    top_share: tuple[float, ...] = ()
-    chance: float | None = None
-    bound: float | None = None
-    homogenised: bool | None = None
-    action: str = ""
-    record: str | None = None
 
 
 class CollapseGuard(Callback):
@@ -317,7 +283,7 @@ class CollapseGuard(Callback):
             return
         kind = "chance" if "chance" in [faults[peer] for peer in ill] else "one_class"
         chosen = [peers.index(peer) for peer in ill]
-        what = _in_words(kind, ill, [accuracy[i] for i in chosen], [found["top_share"][i] for i in chosen], chance)
+        what = describe(kind, ill, [accuracy[i] for i in chosen], [found["top_share"][i] for i in chosen], chance)
         event = Collapse(
             kind,
             trainer.current_epoch,
@@ -435,29 +401,6 @@ class CollapseGuard(Callback):
         self._well, self._ill = set(state_dict["well"]), set(state_dict["ill"])
 
 
-def chance_bound(chance: float, samples: int) -> float:
-    """Return the accuracy that guessing right with probability `chance` exceeds once in a thousand times."""
-    return float(stats.binom.ppf(QUANTILE, samples, chance)) / samples
-
-
-def clearly_better(bound: float) -> float:
-    """Return the accuracy from which a peer has left chance for good.
-
-    Early validations go up and down: of healthy runs on a hundred images, one in six was above the bound and below it
-    again before the third epoch.
-    """
-    return min(3 * bound, (1 + bound) / 2)
-
-
-def fault_of(accuracy: float, top_share: float, chance: float, bound: float, limit: float) -> str | None:
-    """Name what is wrong with a peer: `chance`, `one_class`, or None; a set of one class tells nothing."""
-    if bound >= 1:
-        return None
-    if accuracy <= bound:
-        return "chance"
-    return "one_class" if top_share >= limit > chance else None
-
-
 def scale_rates(trainer: Trainer, factor: float) -> None:
     """Multiply the learning rates in force, and all from which schedulers compute later ones."""
     for optimizer in trainer.optimizers:
@@ -473,15 +416,6 @@ def _scale_scheduler(scheduler: Any, factor: float) -> None:
     for name in ("base_lrs", "_last_lr", "min_lrs"):
         if hasattr(scheduler, name):
             setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
-
-
-def _in_words(kind: str, peers: list[str], accuracy: list[float], shares: list[float], chance: float) -> str:
-    names = f"{', '.join(peers)} {'is' if len(peers) == 1 else 'are'}"
-    if kind == "chance":
-        reached = ", ".join(f"{100 * value:.1f} %" for value in accuracy)
-        return f"{names} at chance in validation ({reached}; the best constant prediction {100 * chance:.1f} %)"
-    reached = ", ".join(f"{100 * value:.1f} %" for value in shares)
-    return f"{names} predicting one class for nearly all validation images ({reached})"
 
 
 def _again(event: Collapse) -> str:

@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.callbacks import CollapseGuard
-from dkel_lightning.callbacks.collapse import Collapse, chance_bound, clearly_better, fault_of, scale_rates
+from dkel_lightning.callbacks.collapse import scale_rates
+from dkel_lightning.callbacks.collapse_criteria import Collapse, chance_bound, clearly_better, fault_of
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
 from tests.callbacks.test_step_recorder import Before, poisoned_loader
 from tests.modules.toy import SGD, build, parameters_of, same, train_loader, trainer, val_loader

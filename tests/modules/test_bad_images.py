@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dkel_lightning import DistillationModule, StudentModule, TeacherModule
 from dkel_lightning.app.callbacks import LastCheckpoint
 from dkel_lightning.callbacks import CollapseGuard, collapse
-from dkel_lightning.callbacks.collapse import Collapse
+from dkel_lightning.callbacks.collapse_criteria import Collapse
 from dkel_lightning.errors import CollapseError, ConfigError, DataError, NonFiniteError
 from dkel_lightning.modules import batch as batches
 from dkel_lightning.networks import create
