@@ -17,6 +17,7 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.settings.declarations import from_mapping, merge
 from dkel_lightning.settings.deploy import Deploy
+from dkel_lightning.settings.methods import Arrangement
 from dkel_lightning.settings.teacher import TeacherSettings
 
 # Lengths of the CIFAR protocol of 300 epochs as shares of it; experiment=own_data has the same.
@@ -44,9 +45,13 @@ def choose_method(method: str | Mapping[str, Any] | Method, peers: int | None, s
     if not isinstance(name, str):
         raise ConfigError('A method given as a mapping needs its "name".')
     preset = preset_of(name)
+    own = {item.name for item in fields(preset.method.Settings)}
+    beside = [item.name for item in fields(Arrangement) if item.name in settings and item.name not in own]
+    if beside:
+        raise ConfigError(f"method.{beside[0]} is a key of the command line: pass {beside[0]}= beside method=.")
     for term in ("rampup", "ensemble"):
         lengths = _lengths(term, settings.get(term), schedules)
-        if lengths and any(item.name == term for item in fields(preset.method.Settings)):
+        if lengths and term in own:
             settings[term] = {**(settings.get(term) or {}), **lengths}
     return create(name, preset.peers if peers is None else peers, settings), preset
 

@@ -598,3 +598,8 @@ def test_resuming_with_other_classes_is_refused(tmp_path: Path) -> None:
     other = DistillationModule.build("resnet8", 5, "dkel", 2)
     with pytest.raises(CheckpointError, match="num_classes: 3 in the checkpoint, 5 here"):
         trainer(max_epochs=2).fit(other, train_loader(), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_what_stands_beside_the_method_is_not_taken_for_a_setting_of_it() -> None:
+    with pytest.raises(ConfigError, match=r"method\.peers is a key of the command line: pass peers= beside method="):
+        build({"name": "dkel", "peers": 4})
