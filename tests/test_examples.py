@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from dkel_lightning.data.readers.npz import read_npz
-from tests.compose import prepare
+from tests.compose import check_arguments
 from tests.own_code import forgotten
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +114,7 @@ def test_a_method_of_ones_own_on_the_command_line(monkeypatch: pytest.MonkeyPatc
     assert "confident on digits" in printed
     assert not (EXAMPLES / "outputs").exists()
     monkeypatch.chdir(EXAMPLES)
-    prepare(command)
+    check_arguments(command)  # which makes no folder beside the examples
 
 
 def test_use_without_hydra(tmp_path: Path) -> None:
