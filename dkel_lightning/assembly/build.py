@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -22,7 +23,9 @@ from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
+from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.teacher import TeacherSettings
 
 C = TypeVar("C", bound=Coordinator)
 P = ParamSpec("P")
@@ -50,7 +53,7 @@ def build(
     *,
     split_at: str | None = None,
     classifier: str | None = None,
-    teacher: Mapping[str, Any] | None = None,
+    teacher: Mapping[str, Any] | TeacherSettings | None = None,
     in_channels: int = 3,
     image_size: tuple[int, int] | None = None,
     views_per_pass: str = "all",
@@ -62,7 +65,7 @@ def build(
     augmentation: Augmentation | None = None,
     views: str | None = None,
     schedules: str = "epochs",
-    deploy: Mapping[str, Any] | None = None,
+    deploy: Mapping[str, Any] | Deploy | None = None,
     peer_lr_scale: Sequence[float] | None = None,
     frozen_peers: Sequence[int] | None = None,
     seed: int = 0,
@@ -106,6 +109,11 @@ def build(
         raise ConfigError(f"split_at={split_at!r} belongs to a model of your own; {backbone} has its own split.")
     if isinstance(peers, str) or not isinstance(peers, int | Sequence | None):
         raise ConfigError(f"peers is {peers!r}: give a number of peers, or a list of backbones.")
+    if isinstance(teacher, TeacherSettings):
+        teacher = asdict(teacher)
+    deploy = asdict(deploy) if isinstance(deploy, Deploy) else deploy
+    if deploy is not None and not isinstance(deploy, Mapping):
+        raise ConfigError(f'deploy is {deploy!r}: give its settings, such as {{"network": "student"}}.')
     if image_size is not None and not isinstance(image_size, Sequence):
         raise ConfigError(f"image_size is {image_size!r}: give (height, width).")
     with seeded(seed, "method"):

@@ -40,6 +40,8 @@ def choose_method(method: str | Mapping[str, Any] | Method, peers: int | None, s
     """Make a method from its name or settings, with its preset."""
     if isinstance(method, Method):
         return method, Preset(type(method))
+    if not isinstance(method, str | Mapping):
+        raise ConfigError(f"method is {method!r}: give a name, a mapping with a name, or a Method that is built.")
     settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
     name = settings.pop("name", None)
     if not isinstance(name, str):

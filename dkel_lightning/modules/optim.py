@@ -58,11 +58,12 @@ def check_factories(optimizer: Any, scheduler: Any, interval: str) -> None:
     Raises:
         ConfigError: an optimizer or scheduler that is made already, or an unknown interval.
     """
+    examples = {"optimizer": "torch.optim.SGD, lr=0.1", "scheduler": "torch.optim.lr_scheduler.StepLR, step_size=30"}
     for what, factory in (("optimizer", optimizer), ("scheduler", scheduler)):
         if factory is not None and not callable(factory):
             raise ConfigError(
                 f"{what}= is made when the training begins: pass what makes it, such as "
-                f"partial(torch.optim.SGD, lr=0.1), and not a {type(factory).__name__}."
+                f"partial({examples[what]}), and not a {type(factory).__name__}."
             )
     one_of("interval", interval, ("epoch", "step"))
 

@@ -591,3 +591,28 @@ def test_the_shell_completes_groups_and_keys(line: str, offered: str, monkeypatc
     monkeypatch.setenv("COMP_LINE", line)
     done = run("-sc", "query=bash")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, offered, "")
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "text", "chosen", "message"),
+    [
+        ("method", "dkel", "name: dkel", (), r"method/dkel.yaml would hide what is shipped under its name"),
+        ("teacher", "independent", "decay: 0.7", (), r"teacher/independent.yaml would hide"),
+        (
+            "teacher",
+            "mine",
+            "decay: 0.7",
+            ("teacher=mine",),
+            r"no `update`: begin its file",
+        ),
+        ("method", "mine", "temperature: 6", ("method=mine",), r"no `name`: begin its file with `defaults: .dkel"),
+        ("method", "hot", "name: dkel\ntemperature: 6", ("method=hot",), r"no method.rampup.scale: begin .*dkel"),
+    ],
+)
+def test_a_choice_of_the_users_own_builds_on_a_shipped_one_and_hides_none(
+    group: str, name: str, text: str, chosen: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / group).mkdir()
+    (tmp_path / group / f"{name}.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        check_arguments(chosen, tmp_path)

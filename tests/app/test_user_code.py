@@ -234,3 +234,10 @@ def test_naming_another_data_module_lets_no_other_pass() -> None:
         saved_settings.laid_over(saved, given, ["data=my_code.Noise"])
     chosen = saved_settings.of_checkpoint(saved, given, ["data=my_code.Noise"])
     assert chosen["data"]["_target_"] == "my_code.Noise"
+
+
+def test_an_evaluation_of_a_method_of_the_users_own_asks_for_its_module() -> None:
+    saved = {**compose(), "modules": ["my_methods"]}
+    saved["method"] = {**saved["method"], "name": "theirs"}
+    with pytest.raises(ConfigError, match=r"name them again, modules=\[my_methods\]"):
+        saved_settings.of_checkpoint(saved, compose(), ["task=evaluate"])

@@ -15,7 +15,15 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dkel_lightning import DistillationModule, EnsembleModule, StudentModule, TeacherModule, methods
+from dkel_lightning import (
+    Deploy,
+    DistillationModule,
+    EnsembleModule,
+    StudentModule,
+    TeacherModule,
+    TeacherSettings,
+    methods,
+)
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.methods.baseline import Baseline
 from dkel_lightning.modules.deployment import best_peer
@@ -603,3 +611,15 @@ def test_resuming_with_other_classes_is_refused(tmp_path: Path) -> None:
 def test_what_stands_beside_the_method_is_not_taken_for_a_setting_of_it() -> None:
     with pytest.raises(ConfigError, match=r"method\.peers is a key of the command line: pass peers= beside method="):
         build({"name": "dkel", "peers": 4})
+
+
+def test_settings_are_taken_as_what_they_are_and_anything_else_is_named() -> None:
+    module = build(teacher=TeacherSettings(decay=0.5), deploy=Deploy("student", 1))
+    assert module.teacher is not None
+    assert (module.teacher.settings.decay, module.deployment) == (0.5, Deploy("student", 1))
+    with pytest.raises(ConfigError, match="deploy is 'x'"):
+        build(deploy="x")
+    with pytest.raises(ConfigError, match=r"partial\(torch.optim.lr_scheduler.StepLR"):
+        build(scheduler="cosine")
+    with pytest.raises(ConfigError, match="method is 3: give a name"):
+        build(3)

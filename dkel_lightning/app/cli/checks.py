@@ -18,10 +18,12 @@ from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.keys import check_groups, composed
 from dkel_lightning.app.cli.overrides import parse, values_of
 from dkel_lightning.app.compare import plan
-from dkel_lightning.app.config import checks, extras
+from dkel_lightning.app.config import checks, extras, schema
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import command_lines
+from dkel_lightning.settings.declarations import keys_of
+from dkel_lightning.settings.methods import PRESETS
 
 
 def with_preset_sweep(invocation: Invocation) -> tuple[Invocation, DictConfig | None]:
@@ -133,6 +135,7 @@ def _check_composed(
 ) -> None:
     """Check one composition; `launcher` is what starts the jobs of a sweep, None for a single run."""
     values = resolved(found)
+    _check_whole(values)
     checks.check(values)
     task = registry.of(values)
     if launcher is not None and task.no_sweep:
@@ -141,6 +144,25 @@ def _check_composed(
         planned(values, items, invocation)
     if launcher is not None and _launches_processes(values["trainer"]):
         _check_processes(values["trainer"], launcher)
+
+
+def _check_whole(values: Mapping[str, Any]) -> None:
+    """Refuse a choice of the user's own that leaves out what it should build on.
+
+    Raises:
+        ConfigError: with the key that is missing, and how to begin.
+    """
+    method, teacher = values["method"], values["teacher"]
+    if "update" not in teacher:
+        raise ConfigError("The chosen teacher has no `update`: begin its file with `defaults: [independent]`.")
+    if "name" not in method:
+        raise ConfigError("The chosen method has no `name`: begin its file with `defaults: [dkel]`, see own_method.md.")
+    name = method["name"]
+    declared = keys_of(PRESETS[name].Settings) if name in schema.SHIPPED else {}
+    there = {key for key, _ in schema.leaves(values)}
+    lacking = [key for key in declared if key not in there and not key.endswith(".*")]
+    if lacking:
+        raise ConfigError(f"The chosen method has no {lacking[0]}: begin its file with `defaults: [{name}]`.")
 
 
 def _launches_processes(trainer: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Glob, Override
 from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.cli.composition import options
 from dkel_lightning.app.cli.overrides import line, parse, split
+from dkel_lightning.app.config import choices
 from dkel_lightning.errors import ConfigError
 
 FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
@@ -60,6 +61,8 @@ class Invocation:
         config_dir = _config_dir(arguments)
         if config_dir is not None and not config_dir.is_dir():
             raise ConfigError(f"--config-dir {config_dir} is no folder.")
+        for taken in [] if config_dir is None else choices.hidden_by(config_dir):
+            raise ConfigError(f"{taken} would hide what is shipped under its name: give it another.")
         arguments = user_code.load(arguments, config_dir)
         read, overrides = [*arguments], []
         for position in _positions(arguments):

@@ -9,6 +9,7 @@ from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.methods import PRESETS
 
 OF_EVERY_RUN = ("method.name", "method.peers", "backbone.name", "teacher.update", "data.name", "data.root")
 OF_CHOICES = ("method.", "data.", "teacher.", "backbone.", "optimizer.", "scheduler.")
@@ -107,6 +108,9 @@ def of_checkpoint(saved: dict[str, Any], given: Mapping[str, Any], overrides: Se
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in given_keys}
         values[group] = node
     user_code.refuse_data_of_strangers(values, given)
+    if saved.get("modules") and values["method"]["name"] not in PRESETS:
+        modules = ",".join(map(str, saved["modules"]))
+        raise ConfigError(f"The run was made with modules of the user's own: name them again, modules=[{modules}].")
     return {**values, "name": saved.get("name", given["name"])}
 
 

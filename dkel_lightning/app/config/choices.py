@@ -51,6 +51,16 @@ def options(group: str, own: Path | None = None) -> list[str]:
     return sorted(found)
 
 
+DECLARED: dict[str, tuple[str, ...]] = {"method": tuple(PRESETS), "teacher": tuple(TEACHERS), "task": tuple(TASKS)}
+"""What ships without a file; methods of the user's own are registered later."""
+
+
+def hidden_by(own: Path) -> list[Path]:
+    """List files of the user's own under the names of what is declared in code, which they would replace."""
+    paths = [own / group / f"{name}.yaml" for group, names in DECLARED.items() for name in names]
+    return [path for path in paths if path.is_file()]
+
+
 def meaning(group: str, option: str) -> str:
     """Say what an option is: the sentence that its declaration or the first line of its file has."""
     if group == "method" and option in PRESETS:
