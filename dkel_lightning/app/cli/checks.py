@@ -153,14 +153,15 @@ def _check_whole(values: Mapping[str, Any]) -> None:
         ConfigError: with the key that is missing, and how to begin.
     """
     method, teacher = values["method"], values["teacher"]
+    if not isinstance(method, Mapping) or not isinstance(teacher, Mapping):
+        return  # of another kind altogether, which the check of values names
     if "update" not in teacher:
         raise ConfigError("The chosen teacher has no `update`: begin its file with `defaults: [independent]`.")
     if "name" not in method:
         raise ConfigError("The chosen method has no `name`: begin its file with `defaults: [dkel]`, see own_method.md.")
     name = method["name"]
     declared = keys_of(PRESETS[name].Settings) if name in schema.SHIPPED else {}
-    there = {key for key, _ in schema.leaves(values)}
-    lacking = [key for key in declared if key not in there and not key.endswith(".*")]
+    lacking = [key for key in declared if key.split(".")[1] not in (*method, "*")]
     if lacking:
         raise ConfigError(f"The chosen method has no {lacking[0]}: begin its file with `defaults: [{name}]`.")
 
