@@ -241,3 +241,9 @@ def test_an_evaluation_of_a_method_of_the_users_own_asks_for_its_module() -> Non
     saved["method"] = {**saved["method"], "name": "theirs"}
     with pytest.raises(ConfigError, match=r"name them again, modules=\[my_methods\]"):
         saved_settings.of_checkpoint(saved, compose(), ["task=evaluate"])
+
+
+@pytest.mark.parametrize("typed", ["data=glob(nothing*)", "++data=glob(nothing*)"])
+def test_a_pattern_of_choices_asks_for_no_import(typed: str) -> None:
+    with pytest.raises(ConfigError, match="matches none of cifar10"):
+        prepare(["-m", typed])

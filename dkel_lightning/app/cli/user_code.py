@@ -13,7 +13,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import OverrideParseException
 
 from dkel_lightning.app.config import choices, messages, schema
@@ -70,10 +70,12 @@ def _overrides(arguments: Sequence[str], beginning: str) -> Iterator[Override]:
 
 
 def _names(item: Override) -> list[str]:
+    given: Any = item.value()
+    if isinstance(given, Glob):
+        return []  # of choices that are there, which need no import
     if item.is_sweep_override():
         return [str(name) for name in item.sweep_string_iterator()] if item.is_discrete_sweep() else []
-    value: Any = item.value()
-    return [str(name) for name in value] if isinstance(value, list) else [str(value)]
+    return [str(name) for name in given] if isinstance(given, list) else [str(given)]
 
 
 def _refuse_unused(arguments: Sequence[str]) -> None:
