@@ -11,24 +11,21 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
-from dkel_lightning.app.config import messages
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import ranks
 
 if TYPE_CHECKING:
     from dkel_lightning.app.compare.plan import Comparison
     from dkel_lightning.app.runs.folder import Run
-    from dkel_lightning.app.tasks.registry import Task
 
 
 def run(run: Run, comparison: Comparison | None = None) -> float:
     """Run the task that the configuration names and return its objective; task=compare needs its plan."""
-    from dkel_lightning.app.tasks import stages
+    from dkel_lightning.app.tasks import registry, stages
     from dkel_lightning.runtime.error_translation import errors_named
     from dkel_lightning.runtime.parents import one_of_several
 
     def how_to_go_on() -> str:
-        can = _task(run).resumable and (run.folder / "config.yaml").is_file()
+        can = registry.of(run.values).resumable and (run.folder / "config.yaml").is_file()
         return f"Go on with: {stages.go_on(run)}" if can else ""
 
     with one_of_several(), errors_named(how_to_go_on):
@@ -41,7 +38,7 @@ def _run(run: Run, comparison: Comparison | None) -> float:
     from dkel_lightning.app.tasks import registry
 
     quieten()
-    task = _task(run)
+    task = registry.of(run.values)
     threads, processors = run.values["execution"]["threads"], os.cpu_count()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -61,16 +58,6 @@ def _run(run: Run, comparison: Comparison | None) -> float:
     function = registry.load(task.function)
     result = function(run, comparison) if task.plans else function(run)
     return float(getattr(result, "objective", math.nan))
-
-
-def _task(run: Run) -> Task:
-
-    from dkel_lightning.app.tasks import registry
-
-    name = run.values["task"]["name"]
-    if name not in registry.TASKS:
-        raise ConfigError(messages.unknown_choice("task", name, list(registry.TASKS)))
-    return registry.TASKS[name]
 
 
 def quieten() -> None:

@@ -13,10 +13,12 @@ from enum import Enum
 from typing import Annotated, Any
 
 from dkel_lightning.app.config import kinds
+from dkel_lightning.app.config.messages import unknown_choice
 from dkel_lightning.app.config.nodes.convergence import ConvergenceSettings
 from dkel_lightning.app.config.nodes.geometry import GeometrySettings
 from dkel_lightning.app.tasks import requirements
 from dkel_lightning.app.tasks.requirements import Values
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import Settings
 from dkel_lightning.settings.keys import RESUMABLE, choice, number, several, text, whole
 
@@ -310,5 +312,12 @@ class TaskSettings(Settings, node="task", resumable=True):
 
 
 def of(values: Values) -> Task:
-    """Give the task that checked settings name."""
-    return TASKS[values["task"]["name"]]
+    """Give the task that the settings name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    name = values["task"]["name"]
+    if name not in TASKS:
+        raise ConfigError(unknown_choice("task", name, TASKS))
+    return TASKS[name]
