@@ -319,9 +319,8 @@ class Move(Callback):
             self.folder.rename(self.folder.with_name("renamed"))
 
 
-@pytest.mark.parametrize("extra", ["callbacks.checkpoint_every_n_steps=1", "logger=tensorboard"])
-def test_a_run_whose_folder_is_renamed_ends_with_one_error_and_makes_no_other(extra: str, tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "run", extra)
+def test_a_run_whose_folder_is_renamed_ends_with_one_error_and_makes_no_other(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", "callbacks.checkpoint_every_n_steps=1", "logger=tensorboard")
     run.values["callbacks"]["extra"]["move"] = {"_target_": f"{__name__}.Move", "folder": str(run.folder)}
     with pytest.raises(DkelError, match=f"{run.folder} has gone: it was moved or removed during the run"):
         train(run)
