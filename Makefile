@@ -12,7 +12,7 @@ CONSTRAINTS ?= constraints.txt
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-min lint format type bench bench-cpu docs docs-serve build clean
+.PHONY: help run test test-long test-min lint format type audit bench bench-cpu docs docs-serve build clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,13 @@ format: $(VENV)/.dev ## put style and layout right
 type: $(VENV)/.dev ## check types
 	$(BIN)/mypy
 
+audit: ## ask for known weaknesses of the pinned versions; CONSTRAINTS=constraints-min.txt for the oldest
+	test -x $(VENV)-audit/bin/python || $(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --disable-pip-version-check --quiet $(AUDITOR)
+	$(VENV)-audit/bin/python scripts/audit.py $(CONSTRAINTS)
+
+AUDITOR := pip-audit==2.10.1
+
 bench: $(VENV)/.run ## time training against a loop written by hand; ARGS="experiment=cifar100" for more than the quickstart
 	$(BIN)/python -m dkel_lightning task=benchmark $(ARGS)
 
@@ -79,5 +86,5 @@ build: $(VENV)/.dev ## build wheel and sdist into dist/
 	$(BIN)/python -m build
 
 clean: ## remove what setup, tests and builds have made; outputs/ and data/ stay
-	rm -rf $(VENV) build dist site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
+	rm -rf $(VENV) $(VENV)-audit build dist site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,6 +29,7 @@ from dkel_lightning.app.runs.tables import (
     write_csv,
 )
 from dkel_lightning.errors import OtherJobError
+from dkel_lightning.runtime import texts
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.studies.seed_statistics import wilson
 
@@ -175,7 +176,8 @@ def _markdown(sweep: Sweep) -> list[str]:
     lines = ["# Sweep", "", f"{len(states)} jobs: {', '.join(counted)}. Mean ± sample deviation over n seeds."]
     if sweep.constant:
         lines += ["", f"In all jobs: {', '.join(f'`{override}`' for override in sweep.constant)}."]
-    failures = [f"- Job {job.name} ({_named(sweep, job)}) failed: {job.failure}" for job in sweep.jobs if job.failure]
+    failed = (f"Job {job.name} ({_named(sweep, job)}) failed: {job.failure}" for job in sweep.jobs if job.failure)
+    failures = [f"- {texts.markdown(line)}" for line in failed]
     lines += ["", *failures, ""]
     if is_search(sweep):
         return lines + _search_lines(sweep)

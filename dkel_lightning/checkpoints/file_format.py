@@ -17,6 +17,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
 from dkel_lightning.errors import CheckpointError, full_disk
+from dkel_lightning.runtime.atomic_files import make_folder
 
 KEY = "dkel_lightning"
 FORMAT = 2
@@ -205,7 +206,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         temporary: Path | None = None
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             # Not mkstemp, whose files only their owner may read, whatever the umask says.
             temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
             with temporary.open("xb") as file:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dkel_lightning.export.costs import Cost
 from dkel_lightning.export.metadata import Agreement, Facts, Record
+from dkel_lightning.runtime.texts import markdown
 
 LICENCE = (
     "dkel_lightning is under the MIT licence, and claims nothing on what is exported with it. The weights were "
@@ -24,7 +25,7 @@ def write(
     title: str,
 ) -> str:
     """Write the card as Markdown."""
-    lines = [f"# {_line(title)}", "", *_use(record, files[0]), *_preprocessing(record)]
+    lines = [f"# {markdown(title)}", "", *_use(record, files[0]), *_preprocessing(record)]
     for heading, section in (("Data", facts.data), ("Protocol", facts.protocol), ("Accuracy", facts.accuracy)):
         lines += _section(heading, section)
     lines += _checked(agreement, files[0])
@@ -69,9 +70,7 @@ def _use(record: Record, file: str) -> list[str]:
 
 def _preprocessing(record: Record) -> list[str]:
     known = record.preprocessing
-    shown = ", ".join(
-        _line(name) if name == str(i) else f"{i} {_line(name)}" for i, name in enumerate(known.classes[:20])
-    )
+    shown = ", ".join(name if name == str(i) else f"{i} {name}" for i, name in enumerate(known.classes[:20]))
     more = f", ... ({len(known.classes)} in all)" if len(known.classes) > 20 else ""
     section = {
         "steps": str(known.as_dict()["steps"]),
@@ -106,9 +105,10 @@ def _costs(costs: Sequence[Cost], where: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"Median of {' to '.join(str(n) for n in dict.fromkeys((repeats[0], repeats[-1])))} passes on the CPU "
-        f"({where['threads']} threads, {_line(_processor(where))}, torch {where['torch']}), float32. Bytes are of the "
-        "file, or of weights and statistics in memory. FLOPs are of convolutions and matrix products, a multiplication "
-        "and an addition counted as two. The training network answers with all students, teachers and ensembles."
+        f"({where['threads']} threads, {markdown(_processor(where))}, torch {where['torch']}), float32. Bytes are of "
+        "the file, or of weights and statistics in memory. FLOPs are of convolutions and matrix products, a "
+        "multiplication and an addition counted as two. The training network answers with all students, teachers and "
+        "ensembles."
     )
     yield ""
 
@@ -121,7 +121,7 @@ def _processor(where: Mapping[str, Any]) -> str:
 def _section(heading: str, lines: Mapping[str, str]) -> list[str]:
     if not lines:
         return []
-    return [f"## {heading}", "", *(f"- **{_line(name)}**: {_line(text)}" for name, text in lines.items()), ""]
+    return [f"## {heading}", "", *(f"- **{markdown(name)}**: {markdown(text)}" for name, text in lines.items()), ""]
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -130,8 +130,3 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _count(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
-
-
-def _line(text: str) -> str:
-    """Keep a text that may be a stranger's on one line, without markup."""
-    return " ".join(str(text).split()).replace("<", "&lt;")

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from dkel_lightning.errors import DkelError
+
 HALF_WRITTEN = ".part"
 """How the hidden name of a file ends that is not whole yet; checkpoints and records of a collapse too."""
 
@@ -25,8 +27,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     Raises:
         OSError: with the name of the file.
+        DkelError: the folder that is worked in has gone.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary: Path | None = None
     try:
         with naming(path):
@@ -49,3 +52,58 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+# ---------------------------------------------------------------------- folders that are worked in
+
+_WORKED_IN: list[Path] = []
+_LINKS_OF_ITS_OWN = "wandb"
+"""The folder in which Weights & Biases keeps links to its log; it writes into a new one each time."""
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a file, with its parents; never anew one that is worked in, which was moved away then.
+
+    Raises:
+        DkelError: it was.
+    """
+    for own in _WORKED_IN:
+        if folder.is_relative_to(own) and not own.is_dir():
+            raise DkelError(f"{own} has gone: it was moved or removed during the run. Go on with resume=FOLDER.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def worked_in(folder: Path) -> Iterator[None]:
+    """Let a folder not be made anew while this lasts."""
+    _WORKED_IN.append(folder)
+    try:
+        yield
+    finally:
+        _WORKED_IN.remove(folder)
+
+
+def take_over(folder: Path, claim: str) -> None:
+    """Remove what a killed process has left half-written in a folder that nobody else writes into.
+
+    A folder in it that has a file called `claim` is that of another run, which takes it over on its own.
+
+    Raises:
+        DkelError: a link leads out of it, through which something would be written elsewhere.
+    """
+    root = folder.resolve()
+    others: set[Path] = set()
+    for place, folders, files in os.walk(root):
+        here = Path(place)
+        if here != root and (claim in files or here.parent in others):
+            others.add(here)
+        for path in (here / name for name in (*folders, *files)):
+            if path.is_symlink():
+                if not path.resolve().is_relative_to(root):
+                    raise DkelError(
+                        f"{path} is a link to {path.resolve()}: a run writes in its own folder only. Remove it."
+                    )
+            elif here not in others and path.match(f".*{HALF_WRITTEN}") and path.is_file():
+                path.unlink(missing_ok=True)
+        if here == root or claim in files:
+            folders[:] = [name for name in folders if name != _LINKS_OF_ITS_OWN]

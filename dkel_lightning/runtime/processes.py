@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from dkel_lightning.runtime.texts import printable
+
 T = TypeVar("T")
 
 LET_GO = 0.2
@@ -77,4 +79,4 @@ def _wait_at_end() -> None:
 @rank_zero_only
 def print_once(line: str) -> None:
     """Print a line once, however many processes come by."""
-    print(line, flush=True)
+    print(printable(line), flush=True)

@@ -14,8 +14,8 @@ NAME = PACKAGE.name
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("schedules",),
-    ("settings", "functional", "ema", "checkpoints", "runtime"),
+    ("schedules", "runtime"),
+    ("settings", "functional", "ema", "checkpoints"),
     ("networks", "data", "metrics"),
     ("modules",),
     ("methods", "execution", "callbacks"),

@@ -438,6 +438,8 @@ def pipe(root: Path) -> None:
     os.mkfifo(root / "train/a/9.png")
 
 
+ACCENTED = ("e\u0301t\u00e9", "\u00e9t\u00e9")
+
 FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a pipe": (pipe, r"train/a/9\.png is no regular file but a pipe, socket or device: remove it"),
     "a broken link": (
@@ -452,6 +454,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "classes alike": (
         lambda r: [write_folder(r, {f"{s}/A/0.png": image_bytes(0)}) for s in ("train", "test")],
         r"train: the class 'a' and 'A' differ only in capitals; rename one or merge them",
+    ),
+    "one accented name in two spellings": (
+        lambda r: [write_folder(r, {f"{s}/{c}/0.png": image_bytes(0)}) for s in ("train", "test") for c in ACCENTED],
+        r"differ only in the spelling of accents \('e\\u0301t\\xe9', '\\xe9t\\xe9'\); rename one or merge them",
     ),
     "a class that is a file": (
         lambda r: [(r / s / "c").write_bytes(b"") or write_folder(r, {"test/d/0.png": b""}) for s in ("train",)],

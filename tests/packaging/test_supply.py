@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import sys
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -20,7 +24,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, BUILD = PYPROJECT["project"], PYPROJECT["build-system"]
 
 
 def pins(name: str) -> dict[str, Version]:
@@ -35,15 +40,43 @@ def requirements() -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-def test_the_oldest_tested_versions_are_the_floors_of_the_project() -> None:
-    floors = {
-        canonicalize_name(r.name): next(Version(s.version) for s in r.specifier if s.operator == ">=")
-        for r in requirements()
+def bounds() -> list[tuple[str, str, Version]]:
+    """Read every bound of pyproject.toml: package, operator, version."""
+    lines = [*PROJECT["dependencies"], *chain.from_iterable(PROJECT["optional-dependencies"].values())]
+    found = [*map(Requirement, lines), *map(Requirement, BUILD["requires"])]
+    return [(canonicalize_name(r.name), s.operator, Version(s.version)) for r in found for s in r.specifier]
+
+
+def newest(version: Version, digits: int) -> tuple[int, ...]:
+    """Give the bound below which a version is the newest: of 1.3.8 with two digits 1.4."""
+    return (*version.release[: digits - 1], version.release[digits - 1] + 1)
+
+
+@pytest.mark.parametrize(("name", "operator", "bound"), sorted(set(bounds())), ids=str)
+def test_every_bound_is_of_a_version_that_a_constraints_file_has_us_test(
+    name: str, operator: str, bound: Version
+) -> None:
+    tested = [file[name] for file in map(pins, ("constraints.txt", "constraints-min.txt")) if name in file]
+    digits = len(bound.release)
+    found = {
+        ">=": any(version.release[:digits] == bound.release for version in tested),
+        "<": any(newest(version, digits) == bound.release for version in tested),
+        "!=": bool(tested) and bound not in tested,
     }
+    assert found[operator]
+
+
+def test_the_oldest_of_what_users_install_are_tested_together() -> None:
+    floors = {canonicalize_name(r.name): s for r in requirements() for s in r.specifier if s.operator == ">="}
     tested = pins("constraints-min.txt")
-    assert tested.keys() == floors.keys()
+    assert tested.keys() >= floors.keys()
     for name, floor in floors.items():
-        assert tested[name].release[: len(floor.release)] == floor.release, name
+        assert tested[name].release[: len(Version(floor.version).release)] == Version(floor.version).release, name
+
+
+def test_the_compromised_versions_of_lightning_are_refused() -> None:
+    (lightning,) = (r for r in requirements() if r.name == "lightning")
+    assert [*lightning.specifier.filter(["2.6.0", "2.6.1", "2.6.2", "2.6.3", "2.6.4"])] == ["2.6.0", "2.6.1", "2.6.4"]
 
 
 def test_every_package_of_development_is_pinned_within_what_the_project_admits() -> None:
@@ -91,3 +124,49 @@ def test_no_installed_package_has_a_licence_that_reaches_the_code_that_uses_it_o
     for name, _ in licences.needed("dkel-lightning", licences.EXTRAS):
         if not licences.is_cuda(name):
             assert not re.search(r"\bA?GPL\b|not stated", licences.licence(name)), name
+
+
+# ---------------------------------------------------------------------- make audit
+
+ALL_UNKNOWN = {"dependencies": [{"name": "numpy", "skip_reason": "not found"}]}
+CLEAN = {"dependencies": [{"name": "numpy", "version": "2.4.6", "vulns": []}, {"name": "x", "skip_reason": ""}]}
+WEAK = {
+    "dependencies": [
+        {"name": "numpy", "version": "2.4.6", "vulns": [{"id": "CVE-1", "fix_versions": ["2.4.7"]}]},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("pypi", "osv", "code", "said"),
+    [
+        (CLEAN, None, 0, "1 packages audited, 0 with known weaknesses.\nNot known to the service: x."),
+        (WEAK, None, 1, "numpy 2.4.6: CVE-1, mended in 2.4.7\n"),
+        (None, CLEAN, 0, "1 packages audited"),
+        (ALL_UNKNOWN, CLEAN, 0, "1 packages audited"),
+        (ALL_UNKNOWN, None, 2, "No service could be reached (pypi, osv): nothing of pins.txt was audited."),
+        (None, None, 2, "No service could be reached"),
+    ],
+)
+def test_an_audit_says_what_it_found_and_where_nobody_answered(
+    pypi: object, osv: object, code: int, said: str, tmp_path: Path
+) -> None:
+    """A module in the place of pip-audit answers as each service does."""
+    (tmp_path / "pins.txt").write_text('numpy==2.4.6; python_version == "3.2"')
+    answers = {name: json.dumps(answer) if answer else "" for name, answer in (("pypi", pypi), ("osv", osv))}
+    (tmp_path / "pip_audit.py").write_text(
+        "import sys, pathlib\n"
+        f"answers = {answers!r}\n"
+        "assert pathlib.Path(sys.argv[-1]).read_text() == 'numpy==2.4.6'\n"
+        "print(answers[sys.argv[sys.argv.index('--vulnerability-service') + 1]])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "audit.py", "pins.txt"],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, "")
+    assert said in done.stdout
+
+
+def test_the_tool_of_the_audit_is_pinned() -> None:
+    assert re.search(r"^AUDITOR := pip-audit==\d+\.\d+\.\d+$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)

@@ -62,7 +62,7 @@ def test_the_source_holds_all_that_its_own_make_and_tests_need(sdist: Path) -> N
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
         "\n"
     )
-    own = {"dkel_lightning", "conf", "tests", "docs", "examples"}
+    own = {"dkel_lightning", "conf", "tests", "docs", "examples", "scripts"}
     kept = {name for name in listed if name.partition("/")[0] in own}
     kept |= {"Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "CITATION.cff", "pyproject.toml"}
     kept |= {"constraints.txt", "constraints-min.txt", ".pre-commit-config.yaml"}

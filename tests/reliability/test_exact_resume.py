@@ -363,6 +363,8 @@ def test_a_run_that_is_going_on_elsewhere_is_not_resumed_beside_it(
 ) -> None:
     monkeypatch.setattr(locks, "PATIENCE", 0)
     before = {path: path.read_bytes() for path in through.rglob("*") if path.is_file()}
-    with held_elsewhere(through), pytest.raises(DkelError, match=f"Another process is working on {through}: wait"):
-        resumed(noisy_run(through))
+    with held_elsewhere(through) as child:
+        before[through / locks.CLAIM] = (through / locks.CLAIM).read_bytes()  # says who holds it
+        with pytest.raises(DkelError, match=rf"Process {child.pid} on \S+ is working on {through}: wait"):
+            resumed(noisy_run(through))
     assert {path: path.read_bytes() for path in through.rglob("*") if path.is_file()} == before

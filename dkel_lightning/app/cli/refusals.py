@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from dkel_lightning.errors import FULL, ConfigError, DiskFullError, DkelError
 from dkel_lightning.runtime import ranks
+from dkel_lightning.runtime.texts import printable
 from dkel_lightning.settings.keys import shortened
 
 TRACEBACK = "HYDRA_FULL_ERROR"
@@ -22,7 +23,7 @@ def fail(error: DkelError) -> NoReturn:
     if os.environ.get(TRACEBACK) == "1":
         raise error
     where = "" if ranks.is_first() else f" in process {ranks.rank()}"
-    print(f"Error{where}: {error}", file=sys.stderr)
+    print(f"Error{where}: {printable(error)}", file=sys.stderr)
     raise SystemExit(error.exit_code)
 
 

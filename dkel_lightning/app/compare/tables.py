@@ -22,6 +22,7 @@ from dkel_lightning.app.runs.tables import (
     print_table,
     write_csv,
 )
+from dkel_lightning.runtime import texts
 from dkel_lightning.runtime.atomic_files import write_text
 
 Outcomes = Mapping[tuple[str, int], RunRecord]
@@ -75,7 +76,8 @@ def markdown(comparison: Comparison, outcomes: Outcomes, notes: Sequence[str]) -
     lines += ["", *(f"- {note}" for note in notes)]
     if memory:
         lines.append(f"- Peak memory: {', '.join(MEMORY_OF[kind] for kind in sorted(memory))}.")
-    lines += [f"- {label}, seed {seed}, failed: {message}" for (label, seed), message in failures.items()]
+    failed = (f"{label}, seed {seed}, failed: {message}" for (label, seed), message in failures.items())
+    lines += [f"- {texts.markdown(line)}" for line in failed]
     found = groups(comparison, outcomes)
     lines += ["", *markdown_table(_heading(COLUMNS), group_rows(found.values(), COLUMNS))]
     if len(found) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def _resumed(kind: str, known: str | None, step: int | None) -> dict[str, Any]:
 
 
 def _quieten_mlflow() -> None:
-    """Leave out several lines on the set-up of a database."""
+    """Leave out its telemetry, which asks the network for a host, and several lines on the set-up of a database."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # it is read at the import
     import mlflow  # noqa: F401  (sets up its own logging)
 
     for name in ("mlflow", "alembic", "lightning.pytorch.loggers.mlflow"):

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from dkel_lightning.app.runs.parsing import parse_settings
 from dkel_lightning.checkpoints.archive import is_whole, step_of
 from dkel_lightning.errors import CheckpointError
-from dkel_lightning.runtime.atomic_files import HALF_WRITTEN, write_text
+from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.ranks import is_first
+from dkel_lightning.runtime.texts import printable
 
 _GROUPS: tuple[str, ...] = ("task", "data", "backbone", "method", "teacher", "deploy", "optimizer", "scheduler")
 _GROUPS += ("trainer", "precision", "execution", "logger", "callbacks")
@@ -64,12 +65,6 @@ class Run:
     @property
     def _provenance(self) -> str:
         return "provenance.json" if self.resume is None else "provenance_resumed.json"
-
-    def tidy(self) -> None:
-        """Remove what a killed process has left half-written; nobody else may write into the folder meanwhile."""
-        for folder in (self.folder, self.checkpoints):
-            for path in folder.glob(f".*{HALF_WRITTEN}"):
-                path.unlink(missing_ok=True)
 
     @rank_zero_only
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -154,7 +149,7 @@ def newest_checkpoint(outputs: Path) -> Path:
             # Not the newest file, which a copy may have made of any. Of equally many steps last.ckpt, which is later.
             chosen = max(whole, key=lambda path: (step_of(path), path.name == "last.ckpt"))
             if torn and is_first():
-                print(f"{_listed(torn)} torn: going on from {chosen}.", flush=True)
+                print(printable(f"{_listed(torn)} torn: going on from {chosen}."), flush=True)
             return chosen
     if torn:
         raise CheckpointError(

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from dkel_lightning.runtime.texts import plain_cell
+
 LARGEST = 64 * 2**20
 """Bytes above which a file is not read: none of ours comes near."""
 
@@ -58,7 +60,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """Read a CSV table into rows; empty where it cannot be read."""
     try:
         rows = csv.DictReader((read_text(path) or "").splitlines())
-        return [{str(name): str(cell or "") for name, cell in row.items() if name is not None} for row in rows]
+        return [
+            {str(name): plain_cell(str(cell or "")) for name, cell in row.items() if name is not None} for row in rows
+        ]
     except csv.Error:
         return []
 
@@ -141,7 +145,7 @@ def parse_confusion(text: str) -> Confusion | None:
         return None
     square = all(len(row) == len(heading) - 1 == len(counts) for row in counts)
     countable = all(0 <= count < 2**63 for row in counts for count in row)
-    return Confusion(heading[1:], counts) if counts and square and countable else None
+    return Confusion([*map(plain_cell, heading[1:])], counts) if counts and square and countable else None
 
 
 def first_line(text: str) -> str:

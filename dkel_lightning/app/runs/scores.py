@@ -14,6 +14,7 @@ from rich.table import Table
 
 from dkel_lightning.app import build
 from dkel_lightning.app.runs import members
+from dkel_lightning.app.runs.tables import cell
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.modules.distillation import DistillationModule
 
@@ -126,17 +127,18 @@ def _by_member(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
 def show(columns: Mapping[str, Scores], title: str, note: str, console: Console | None = None) -> None:
     """Print the closing table: a row a network, a column a checkpoint."""
     console = console or Console()
-    table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
+    table = Table(title=cell(title), title_justify="left", caption=cell(note), caption_justify="left")
     table.add_column("network")
     for heading in columns:
-        table.add_column(heading, justify="right")
+        table.add_column(cell(heading), justify="right")
     first = next(iter(columns.values()))
     for _, group in itertools.groupby(sorted(first.accuracy, key=members.order), lambda member: member.split("_")[0]):
         for member in group:
             if member.endswith("_best") and not first.validated:
                 continue
-            cells = [f"{scores.accuracy[member]:.2%}" for scores in columns.values()]
+            shares = [f"{scores.accuracy[member]:.2%}" for scores in columns.values()]
             marks = [" *" if scores.deployed == member else "  " for scores in columns.values()]
-            table.add_row(members.described(member), *(cell + mark for cell, mark in zip(cells, marks, strict=True)))
+            shown = (share + mark for share, mark in zip(shares, marks, strict=True))
+            table.add_row(cell(members.described(member)), *shown)
         table.add_section()
     console.print(table)

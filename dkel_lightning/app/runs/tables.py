@@ -11,9 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dkel_lightning.app.runs.groups import COMPARED, Group
 from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.runtime.texts import csv_cell, markdown, printable
 from dkel_lightning.studies.seed_statistics import Paired, Sample
 
 NOT_KNOWN = "n/a"
@@ -122,24 +124,29 @@ def difference_title(reference: str, name: str) -> str:
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
     """Write rows, the heading first, so that the file is whole at any moment; None is an empty cell."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(csv_cell, row) for row in rows)
     write_text(path, text.getvalue())
 
 
 def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Write lines of Markdown: text in the first column, numbers in the others."""
     rule = ["---", *["---:"] * (len(heading) - 1)]
-    return [f"| {' | '.join(row)} |" for row in (heading, rule, *rows)]
+    return [f"| {' | '.join(row)} |" for row in (map(markdown, heading), rule, *(map(markdown, row) for row in rows))]
 
 
 def terminal_table(title: str, heading: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Make a table for the terminal: text in the first column, numbers in the others."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=cell(title), title_justify="left")
     for position, name in enumerate(heading):
-        table.add_column(name, justify="left" if position == 0 else "right", overflow="fold")
+        table.add_column(cell(name), justify="left" if position == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(cell, row))
     return table
+
+
+def cell(text: str) -> Text:
+    """Make a text of a table on the terminal, in which nothing is markup."""
+    return Text(printable(text))
 
 
 def print_table(

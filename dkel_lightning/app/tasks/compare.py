@@ -23,6 +23,8 @@ from dkel_lightning.app.runs.settings import as_written, differences
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.runtime import command_lines, locks
+from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.runtime.texts import printable
 from dkel_lightning.studies import seed_statistics
 
 MEASURED_EPOCHS = 3
@@ -98,9 +100,8 @@ def _member(folder: Path, comparison: Comparison, variant: Variant, seed: int) -
         return found
     except Exception as error:  # whatever one member fails of, the others are still wanted
         message = str(error).strip() or type(error).__name__
-        where.mkdir(parents=True, exist_ok=True)
-        failure.write_text(traceback.format_exc(), encoding="utf-8")
-        print(f"Failed: {message}", flush=True)
+        write_text(failure, traceback.format_exc())
+        print(f"Failed: {printable(message)}", flush=True)
         return RunRecord(where, failure=message)
 
 

@@ -14,11 +14,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
-from rich.text import Text
 from torch import Tensor
 
 from dkel_lightning.app.runs.folder import Run, run_folder
-from dkel_lightning.app.runs.tables import write_csv
+from dkel_lightning.app.runs.tables import cell, write_csv
 from dkel_lightning.data.files.decode import decode_to
 from dkel_lightning.data.readers.image_folder import image_bytes, images_in
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
@@ -26,6 +25,7 @@ from dkel_lightning.export import Exported, Preprocessing, formats, open_exporte
 from dkel_lightning.export.metadata import Record
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.runtime.texts import printable
 
 CLASSES = "classes.json"
 """Names of the classes, in the folder of a run."""
@@ -204,18 +204,17 @@ def _show(result: PredictResult, opened: Exported) -> None:
     table = Table(
         Column("image", overflow="fold", min_width=8),
         *(f"{rank}." for rank in range(1, most + 1)),
-        title=Text(title),
+        title=cell(title),
         title_justify="left",
     )
     for path, guesses in list(result.guesses.items())[:_SHOWN]:
-        # Text, since names of files and classes may hold what rich takes for markup.
-        table.add_row(Text(path.name), *(Text(f"{guess.name} {guess.probability:.1%}") for guess in guesses[:most]))
+        table.add_row(cell(path.name), *(cell(f"{guess.name} {guess.probability:.1%}") for guess in guesses[:most]))
     Console().print(table)
     if len(result.guesses) > _SHOWN:
         print(f"... and {len(result.guesses) - _SHOWN} more in predictions.csv")
     if result.unreadable:
         print(f"{len(result.unreadable)} of {len(result.guesses) + len(result.unreadable)} could not be read:")
         for why in list(result.unreadable.values())[:10]:
-            print(f"  {why}")
+            print(f"  {printable(why)}")
     print(f"How images are prepared: {known.as_dict()['steps']}.")
     print(f"{len(result.guesses)} images. Written to {result.folder}: predictions.csv, predictions.json")

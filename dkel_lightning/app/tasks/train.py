@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
@@ -114,7 +112,6 @@ def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
     if not ranks.is_first():
         return _train_here(run, teacher_weights)
     with locks.held(run.folder, locks.CLAIM, locks.PATIENCE):
-        run.tidy()
         return _train_here(run, teacher_weights)
 
 
@@ -221,7 +218,7 @@ def prepared(values: Values) -> ClassificationData:
         place = str(Path(values["data"]["root"] or values["data"]["name"]).expanduser().resolve())
         # Not beside the data, which may lie where nothing can be written.
         key = hashlib.sha256(place.encode()).hexdigest()[:16]
-        with FileLock(Path(tempfile.gettempdir()) / f"dkel_lightning_{key}.lock", mode=0o666):
+        with locks.taking_turns(locks.own_folder(), f"{key}.lock", f"the data {place}"):
             images.prepare_data()
     return build.set_up(images, values)
 

@@ -65,7 +65,7 @@ def regular_files(folder: Path, skip: str = "") -> Iterator[tuple[Path, os.stat_
 
 
 def refuse_lookalikes(names: Iterable[str], where: str) -> None:
-    """Raise a DataError if two names are equal, or would be where capitals do not count.
+    """Raise a DataError if two names are equal, or would be where capitals or the spelling of accents do not count.
 
     On such a file system (macOS, Windows) two folders would be one.
     """
@@ -73,7 +73,10 @@ def refuse_lookalikes(names: Iterable[str], where: str) -> None:
     for name in names:
         key = unicodedata.normalize("NFC", name).casefold()
         if key in seen:
-            how = "is there twice" if seen[key] == name else f"and {seen[key]!r} differ only in capitals"
+            other = seen[key]
+            alike = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other)
+            what = f"the spelling of accents ({other!a}, {name!a})" if alike else "capitals"
+            how = "is there twice" if other == name else f"and {other!r} differ only in {what}"
             raise DataError(f"{where}: the class {name!r} {how}; rename one or merge them")
         seen[key] = name
 

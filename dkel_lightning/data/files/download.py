@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import http.client
@@ -10,14 +11,13 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from dkel_lightning.errors import DataError
+from dkel_lightning.runtime import locks
 
 logger = logging.getLogger(__name__)
 
@@ -28,23 +28,20 @@ _MOST_BYTES = 1 << 30
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@contextmanager
+@contextlib.contextmanager
 def taking_turns(folder: Path, name: str) -> Iterator[None]:
     """Hold the lock `.<name>.lock` in `folder` (made if missing), so that two runs do not prepare the same files.
 
     Raises:
         DataError: The folder cannot be made or written to.
+        DkelError: Another process holds it for too long.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{name}.lock")
-        lock.acquire()
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written to ({error}): choose a folder that can") from error
-    try:
+    with contextlib.ExitStack() as until_the_end:
+        try:
+            until_the_end.enter_context(locks.taking_turns(folder, f".{name}.lock", f"{name} in {folder}"))
+        except OSError as error:
+            raise DataError(f"{folder} cannot be written to ({error}): choose a folder that can") from error
         yield
-    finally:
-        lock.release()
 
 
 def file_md5(path: Path) -> str:

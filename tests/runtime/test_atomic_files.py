@@ -1,0 +1,65 @@
+"""A folder that is worked in keeps what is written together: no link leads out, nothing half-written stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dkel_lightning.errors import DkelError
+from dkel_lightning.runtime import locks
+from dkel_lightning.runtime.atomic_files import write_text
+
+
+def test_what_a_killed_process_left_half_written_is_removed_wherever_it_lies(tmp_path: Path) -> None:
+    half = [tmp_path / name for name in (".metrics.csv.x1.part", "figures/.curves.png.x2.part")]
+    kept = [tmp_path / name for name in ("seed_0/.claimed", "seed_0/.last.ckpt.x3.part", "data/c.zip.part", "a.part")]
+    for path in (*half, *kept):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    with locks.held(tmp_path, ".lock"):
+        assert not any(path.exists() for path in half)
+        assert all(path.exists() for path in kept)  # of a run of its own, of a download, of a user
+
+
+@pytest.mark.parametrize(
+    "name", ["figures", "mlflow.db", "tensorboard/events", "wandb", "x/wandb/link", "seed_0/figures"]
+)
+def test_a_link_that_leads_out_of_the_folder_is_refused_and_nothing_written_through_it(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    path = tmp_path / "theirs" / name
+    path.parent.mkdir(parents=True)
+    (path.parent / ".claimed").touch()
+    path.symlink_to(tmp_path / "mine")
+    with (
+        pytest.raises(DkelError, match=f"theirs/{name} is a link to {tmp_path}/mine: .* Remove it"),
+        locks.held(tmp_path / "theirs", ".lock"),
+    ):
+        pass
+    assert [*(tmp_path / "mine").iterdir()] == []
+
+
+def test_links_within_the_folder_those_of_wandb_and_one_to_the_folder_stay(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "wandb" / "run-1").mkdir(parents=True)
+    (run / "wandb" / "latest-run").symlink_to("run-1")
+    (run / "wandb" / "run-1" / "debug-core.log").symlink_to(tmp_path / "cache" / "core.log")
+    (run / "best").symlink_to("checkpoints/best.ckpt")
+    (tmp_path / "latest").symlink_to("run")
+    with locks.held(tmp_path / "latest", ".lock"):
+        write_text(tmp_path / "latest" / "figures" / "a.txt", "a")
+    assert (run / "figures" / "a.txt").read_text() == "a"
+
+
+def test_a_folder_that_is_moved_while_it_is_worked_in_is_not_made_anew(tmp_path: Path) -> None:
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    with locks.held(run, ".lock"):
+        run.rename(moved)
+        for path in (run / "metrics.csv", run / "figures" / "curves.png"):
+            with pytest.raises(DkelError, match=f"{run} has gone: it was moved or removed during the run"):
+                write_text(path, "text")
+        assert not run.exists()
+        write_text(moved / "figures" / "text", "text")
+    write_text(run / "text", "text")  # another one, later
