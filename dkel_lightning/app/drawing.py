@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from dkel_lightning.runtime.atomic_files import write_bytes
 
 STUDENT, TEACHER, ALONE = "#1f77b4", "#d62728", "#7f7f7f"
-DASHED = (0, (4, 2))
+DASHED: Any = (0, (4, 2))
 STYLE: Any = {
     "figure.constrained_layout.use": True,
     "figure.titlesize": 11,
@@ -101,3 +101,11 @@ def encoded(figure: Figure, form: str, dpi: int = 120) -> bytes:
 def save(figure: Figure, path: Path, dpi: int = 120) -> None:
     """Write a figure in the form that its suffix names, whole at any moment."""
     write_bytes(path, encoded(figure, path.suffix[1:], dpi))
+
+
+def save_all(figures: Mapping[str, Figure], folder: Path, form: str = "png") -> list[Path]:
+    """Write figures into a folder, by name, and return their paths."""
+    paths = {folder / f"{name}.{form}": figure for name, figure in figures.items()}
+    for path, figure in paths.items():
+        save(figure, path)
+    return [*paths]

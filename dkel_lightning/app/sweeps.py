@@ -92,10 +92,7 @@ def write(sweep: Sweep) -> list[str]:
     if not is_search(sweep) and (courses := [*_courses(sweep)]):
         write_csv(sweep.folder / "curves.csv", courses)
         written.append("curves.csv")
-    for name, figure in drawn(sweep).items():
-        written.append(f"figures/{name}.png")
-        drawing.save(figure, sweep.folder / written[-1])
-    return written
+    return written + [f"figures/{path.name}" for path in drawing.save_all(drawn(sweep), sweep.folder / "figures")]
 
 
 def drawn(sweep: Sweep) -> dict[str, Figure]:

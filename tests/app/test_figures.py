@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,10 @@ from dkel_lightning.app import drawing, figures
 from dkel_lightning.app.runs.groups import Group
 from dkel_lightning.app.runs.parsing import Curve
 from dkel_lightning.app.runs.records import RunRecord
+
+
+def close(found: Any, expected: Any) -> None:
+    np.testing.assert_allclose(found, expected)
 
 
 def curve(*values: float) -> Curve:
@@ -36,9 +41,11 @@ def test_columns_that_begin_alike_share_a_panel_in_per_cent_with_the_legend_off_
     lines = {line.get_label(): line for line in accuracy.lines if not str(line.get_label()).startswith("_")}
     assert [*lines] == ["student mean", "deployed"]  # single peers are thin behind their mean, and not named
     assert [line.get_alpha() for line in accuracy.lines].count(0.3) == 2
-    np.testing.assert_allclose(lines["student mean"].get_ydata(), [25, 50, 30])
-    np.testing.assert_allclose(found["own"].lines[0].get_ydata(), [0.25, 0.5, 0.5])
-    accuracy.figure.draw_without_rendering()
+    close(lines["student mean"].get_ydata(), [25, 50, 30])
+    close(found["own"].lines[0].get_ydata(), [0.25, 0.5, 0.5])
+    figure = accuracy.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
     legend = accuracy.get_legend()
     assert legend is not None
     assert legend.get_window_extent().x0 > accuracy.get_window_extent().x1 - 1
@@ -95,7 +102,7 @@ def test_courses_are_means_in_a_band_from_the_lowest_to_the_highest_seed(tmp_pat
     assert figure is not None
     first, second = figure.axes
     assert [axes.get_title() for axes in figure.axes] == ["draw=a", "draw=b"]
-    np.testing.assert_allclose(first.lines[0].get_ydata(), [5, 25])
+    close(first.lines[0].get_ydata(), [5, 25])
     (corners,) = (path.vertices for path in first.collections[0].get_paths())
     assert {(1, 0), (1, 10), (2, 20), (2, 30)} <= {(round(x), round(y)) for x, y in np.asarray(corners)}
     # One colour a value of the first key, in every column.
@@ -110,9 +117,9 @@ def test_a_comparison_has_a_dot_a_seed_and_a_bar_at_the_mean(tmp_path: Path) -> 
     figure = figures.comparison(found, found[1])
     assert figure is not None
     lines = figure.axes[0].lines
-    np.testing.assert_allclose([lines[0].get_xdata(), lines[2].get_xdata()], [[50, 52], [60, 62]])
-    np.testing.assert_allclose([lines[place].get_xdata() for place in (1, 3)], [[51], [61]])
-    np.testing.assert_allclose(lines[4].get_xdata(), [61, 61])  # dashed, of the marked one
+    close([lines[0].get_xdata(), lines[2].get_xdata()], [[50, 52], [60, 62]])
+    close([lines[place].get_xdata() for place in (1, 3)], [[51], [61]])
+    close(lines[4].get_xdata(), [61, 61])  # dashed, of the marked one
 
 
 def test_a_sweep_joins_the_means_of_a_number_and_of_nothing_else(tmp_path: Path) -> None:
@@ -120,7 +127,7 @@ def test_a_sweep_joins_the_means_of_a_number_and_of_nothing_else(tmp_path: Path)
     figure = figures.sweep(found, ("lr",), figures.FIGURES)
     assert figure is not None
     line = figure.axes[0].lines[-1]
-    np.testing.assert_allclose(line.get_xydata(), [[0.1, 61], [0.2, 51]])
+    close(line.get_xydata(), [[0.1, 61], [0.2, 51]])
     assert line.get_linestyle() == "-"
     words = [Group(value, (value,), group.runs) for value, group in zip(("keep", "copy"), found, strict=True)]
     figure = figures.sweep(words, ("start",), figures.FIGURES)
