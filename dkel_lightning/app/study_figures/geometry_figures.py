@@ -183,6 +183,7 @@ def _distances(found: Geometry) -> Figure:
         each.set(yscale="log", ylim=(0.2 * floor, 5))
         each.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         each.yaxis.set_major_formatter("{x:g}")
+        each.minorticks_off()
     return figure
 
 
