@@ -1,121 +1,131 @@
-"""Figures of a run, drawn from its metrics."""
+"""Figures of a run, of groups of runs, and of a search. What draws gives the figure; `drawing.save` writes it."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from PIL import Image
 
+from dkel_lightning.app import drawing
+from dkel_lightning.app.drawing import STUDENT, TEACHER, colour, grid, plain, styled
+from dkel_lightning.app.runs.groups import COMPARED, Group
+from dkel_lightning.app.runs.parsing import Curve
 from dkel_lightning.runtime.atomic_files import write_bytes
 
-Rows = Mapping[int, Mapping[str, float]]
-
-COLOURS = {"student": "#1f77b4", "teacher": "#d62728", "ensemble": "#2ca02c", "teacher_ensemble": "#ff7f0e"}
+COLOURS = {"student": STUDENT, "teacher": TEACHER, "ensemble": "#2ca02c", "teacher_ensemble": "#ff7f0e"}
+COLOURS |= {"student_ensemble": "#17becf", "student-teacher": "#9467bd", "student-student": STUDENT}
+COLOURS |= {"teacher-teacher": TEACHER, "deployed": "#7f7f7f"}
 TERM_NAMES = {
-    "train/ce": "labels to peers",
-    "train/ce_ensemble": "labels to ensemble",
-    "train/kd_ensemble": "ensemble to peers",
-    "train/kd_individual": "individual teachers to peers",
-    "train/kd_peers": "peers to peers",
-    "train/kd_leader": "peers to leader",
-    "train/kd_fusion": "peers to fusion",
-    "train/kd_target": "common target to peers",
-    "train/consistency": "teacher to student",
-    "train/kd_assembled": "assembled teachers to peers",
+    "loss": "total",
+    "ce": "labels to peers",
+    "ce_ensemble": "labels to ensemble",
+    "kd_ensemble": "ensemble to peers",
+    "kd_individual": "individual teachers to peers",
+    "kd_peers": "peers to peers",
+    "kd_leader": "peers to leader",
+    "kd_fusion": "peers to fusion",
+    "kd_target": "common target to peers",
+    "consistency": "teacher to student",
+    "kd_assembled": "assembled teachers to peers",
 }
+TITLES = {
+    "val/acc": "validation accuracy (%)",
+    "val/nll": "validation negative log-likelihood (nats)",
+    "val/ece": "validation calibration error (%)",
+    "train": "loss terms, weighted, summed over peers",
+    "train/acc": "training accuracy (%)",
+    "weights": "weights in force at the end of the epoch",
+    "diversity": "teacher and student homogenised (1: yes)",
+    "diversity/agreement": "top-1 agreement (%)",
+    "diversity/entropy": "entropy of the predictions (nats)",
+    "diversity/classes": "distinct predicted classes",
+    "diversity/distance": "relative parameter distance",
+    "diversity/cka": "linear CKA of the features",
+    "diversity/kl": "KL divergence (nats)",
+    "train/noise/fit_wrong": "wrong labels learnt by heart (%)",
+    "train/noise/fit_true": "true labels found in spite of wrong ones (%)",
+    "share/loss": "share of each term in the loss (%)",
+    "share/gradient": "share of each term in the gradient (%)",
+}
+ALIKE = ("diversity/", "share/")
+"""How the columns of metrics.csv begin that have a figure of their own."""
 
 
-def save(figure: Figure, path: Path, dpi: int = 120) -> None:
-    """Write a figure as PNG, whole at any moment."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=dpi, format="png")
-    write_bytes(path, drawn.getvalue())
+# ---------------------------------------------------------------------- a run
 
 
-def draw_curves(rows: Rows, path: Path, title: str) -> None:
-    """Draw accuracies, likelihoods, loss terms and weights over the epochs into a PNG."""
-    epochs = {step: row["epoch"] + 1 for step, row in rows.items() if "epoch" in row}
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    axes = figure.subplots(2, 2)
-    _networks(axes[0][0], rows, epochs, "acc", "validation accuracy")
-    _networks(axes[0][1], rows, epochs, "nll", "validation negative log-likelihood")
-    _terms(axes[1][0], rows, epochs)
-    _weights(axes[1][1], rows, epochs)
-    figure.suptitle(title)
-    save(figure, path)
+def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:
+    """Write the curves of a run, less what says how alike its networks are."""
+    figure = run_figure({name: curve for name, curve in curves.items() if not name.startswith(ALIKE)}, title)
+    if figure is not None:
+        drawing.save(figure, path)
 
 
-def _series(rows: Rows, epochs: Mapping[int, float], name: str) -> tuple[list[float], list[float]]:
-    points = [(epochs[step], row[name]) for step, row in sorted(rows.items()) if name in row and step in epochs]
-    return [point[0] for point in points], [point[1] for point in points]
+@styled
+def run_figure(curves: Mapping[str, Curve], title: str = "") -> Figure | None:
+    """Draw columns of metrics.csv over the epochs, a panel for those that begin alike; None without any."""
+    panels: dict[str, dict[str, Curve]] = {}
+    for name, curve in curves.items():
+        head, _, last = name.rpartition("/")
+        if name != "train/loss_per_peer" and not name.endswith("_best"):
+            panels.setdefault(name if name in ("val/acc", "val/nll") else head or name, {})[last] = curve
+    for head in ("val/acc", "val/nll"):  # a column by itself is the deployed network's
+        if head in panels and head.rpartition("/")[2] in panels[head]:
+            panels[head]["deployed"] = panels[head].pop(head.rpartition("/")[2])
+    if not panels:
+        return None
+    first = [key for key in TITLES if key in panels]
+    figure, axes = grid(math.ceil(len(panels) / 2), min(2, len(panels)), 6, 3.2)
+    places = [each for row in axes for each in row]
+    for each, key in itertools.zip_longest(places, [*first, *(key for key in panels if key not in first)]):
+        if key is None:
+            each.set_visible(False)
+        else:
+            _panel(each, key, panels[key])
+    figure.suptitle(plain(title))
+    return figure
 
 
-def _networks(axes: Axes, rows: Rows, epochs: Mapping[int, float], metric: str, label: str) -> None:
-    names = {name for row in rows.values() for name in row if name.startswith(f"val/{metric}/")}
-    for kind, colour in COLOURS.items():
-        prefix = f"val/{metric}/{kind}"
-        peers = sorted(name for name in names if name.startswith(f"{prefix}_") and name[len(prefix) + 1 :].isdigit())
-        for peer in peers:
-            axes.plot(*_series(rows, epochs, peer), color=colour, alpha=0.3, linewidth=1)
-        main = f"{prefix}_mean" if f"{prefix}_mean" in names else prefix
-        if main in names:
-            suffix = " (mean of peers)" if main != prefix else ""
-            axes.plot(*_series(rows, epochs, main), color=colour, label=kind.replace("_", " ") + suffix)
-    _finish(axes, label, legend=bool(names))
+def _panel(axes: Axes, key: str, columns: Mapping[str, Curve]) -> None:
+    title = TITLES.get(key, plain(key))
+    scale = 100 if title.endswith("(%)") else 1
+    kinds = {label: kind_of(label) for label in columns}
+    means = {kind for label, kind in kinds.items() if label in (kind, f"{kind}_mean")}
+    shades = {
+        kind: COLOURS.get(kind) or colour(number % 10, 10) for number, kind in enumerate(dict.fromkeys(kinds.values()))
+    }
+    named: set[str] = set()
+    for label, curve in columns.items():
+        kind, one = kinds[label], label in (kinds[label], f"{kinds[label]}_mean")
+        # One of several is thin behind their mean; where there is none, the first names them all.
+        name = None if kind in named or (kind in means and not one) else TERM_NAMES.get(label, label if one else kind)
+        named |= {kind} if name else set()
+        look: dict[str, Any] = {"alpha": 0.3, "linewidth": 1} if kind in means and not one else {}
+        look |= {"color": shades[kind], "marker": "." if len(curve.values) == 1 else None}
+        values = scale * np.asarray(curve.values, dtype=float)
+        axes.plot(curve.epochs, values, label=plain(name.replace("_", " ")) if name else "_", **look)
+    if key == "train":
+        axes.set_yscale("symlog", linthresh=0.01)
+    drawing.name(axes, title, "epoch")
+    drawing.legend_beside(axes)
 
 
-def _terms(axes: Axes, rows: Rows, epochs: Mapping[int, float]) -> None:
-    known = {name for row in rows.values() for name in row if name.startswith("train/") and "/acc/" not in name}
-    known -= {"train/loss_per_peer"}
-    for name in sorted(known, key=lambda name: (name != "train/loss", name)):
-        axes.plot(*_series(rows, epochs, name), label=TERM_NAMES.get(name, name.removeprefix("train/")))
-    axes.set_yscale("symlog", linthresh=0.01)
-    _finish(axes, "loss terms (weighted, summed over peers)", legend=bool(known))
-
-
-def _weights(axes: Axes, rows: Rows, epochs: Mapping[int, float]) -> None:
-    known = sorted({name for row in rows.values() for name in row if name.startswith("weights/")})
-    for name in known:
-        axes.plot(*_series(rows, epochs, name), label=name.removeprefix("weights/").replace("_", " "))
-    _finish(axes, "weights in force at the end of the epoch", legend=bool(known))
-
-
-def _finish(axes: Axes, label: str, *, legend: bool) -> None:
-    axes.set_xlabel("epoch")
-    axes.set_title(label, fontsize=10)
-    axes.grid(alpha=0.3)
-    if legend:
-        axes.legend(fontsize=8)
-
-
-def draw_comparison(accuracies: Mapping[str, Sequence[float]], reference: str, path: Path) -> None:
-    """Draw the test accuracies of each label into a PNG: a dot a seed, a bar at the mean."""
-    figure = Figure(figsize=(8, 1.4 + 0.42 * len(accuracies)), layout="constrained")
-    axes = figure.subplots()
-    for row, (label, values) in enumerate(accuracies.items()):
-        colour = COLOURS["teacher"] if label == reference else COLOURS["student"]
-        shown = [100 * value for value in values]
-        axes.plot(shown, [row] * len(shown), "o", color=colour, alpha=0.45, markersize=6)
-        if shown:
-            axes.plot(sum(shown) / len(shown), row, "|", color=colour, markersize=20, markeredgewidth=2.5)
-    if accuracies.get(reference):
-        mean = 100 * sum(accuracies[reference]) / len(accuracies[reference])
-        axes.axvline(mean, color=COLOURS["teacher"], linewidth=0.8, linestyle="--", zorder=0)
-    axes.set_yticks(range(len(accuracies)), [*accuracies])
-    axes.set_ylim(len(accuracies) - 0.5, -0.5)
-    axes.set_xlabel("test accuracy of the deployed network, selected epoch (%); a dot a seed, a bar at the mean")
-    axes.grid(axis="x", alpha=0.3)
-    save(figure, path)
+def kind_of(label: str) -> str:
+    """Give what a member or pair is one of: student_0 is a student, student_0-teacher_1 a student-teacher."""
+    if "-" in label:
+        return "-".join(kind_of(part) for part in label.split("-"))
+    stem, _, last = label.rpartition("_")
+    return stem if stem and (last.isdecimal() or last == "mean") else label
 
 
 def draw_views(views: NDArray[np.uint8], path: Path) -> None:
@@ -123,238 +133,224 @@ def draw_views(views: NDArray[np.uint8], path: Path) -> None:
     samples, rows, channels, height, width = views.shape
     scale, gap = max(1, round(64 / max(height, width))), 2
     large = np.repeat(np.repeat(views, scale, axis=3), scale, axis=4)
-    high, wide = large.shape[3] + gap, large.shape[4] + gap
-    sheet = np.full((rows * high - gap, samples * wide - gap, 3), 255, dtype=np.uint8)
-    for column, row in itertools.product(range(samples), range(rows)):
-        # Of other numbers of channels than one and three the first is shown.
-        image = large[column, row] if channels == 3 else large[column, row, :1].repeat(3, axis=0)
-        place = sheet[row * high : row * high + high - gap, column * wide : column * wide + wide - gap]
-        place[:] = image.transpose(1, 2, 0)
+    if channels != 3:  # of other numbers of channels than one and three the first is shown
+        large = large[:, :, :1].repeat(3, axis=2)
+    framed = np.pad(large, ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap)), constant_values=255)
+    sheet = framed.transpose(1, 3, 0, 4, 2).reshape(rows * framed.shape[3], samples * framed.shape[4], 3)
     drawn = io.BytesIO()
-    Image.fromarray(sheet).save(drawn, "PNG")
+    Image.fromarray(np.ascontiguousarray(sheet[:-gap, :-gap])).save(drawn, "PNG")
     write_bytes(path, drawn.getvalue())
 
 
 MOST_NAMED_CLASSES = 25
 
 
-def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
-    """Draw how often images of each class (rows) are given each class (columns), as shares of the row, into a PNG."""
+@styled
+def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
+    """Draw how often images of each class (rows) are given each class (columns), as shares of the row."""
     matrix = np.asarray(counts, dtype=float)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     few = len(names) <= MOST_NAMED_CLASSES
     size = min(11.0, 3.5 + 0.38 * len(names)) if few else 9.0
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    figure = Figure(figsize=(size + 1, size))
     axes = figure.subplots()
+    axes.grid(visible=False)
     # The root keeps rare mistakes visible beside a full diagonal.
     drawn = axes.imshow(np.sqrt(shares), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     if few:
-        short = [name if len(name) <= 14 else f"{name[:13]}…" for name in names]
+        short = [plain(name if len(name) <= 14 else f"{name[:13]}…") for name in names]
         axes.set_xticks(range(len(names)), short, rotation=90)
         axes.set_yticks(range(len(names)), short)
-        for row, column in itertools.product(range(len(names)), repeat=2):
-            if matrix[row, column]:
-                colour = "black" if shares[row, column] > 0.5 else "white"
-                axes.text(column, row, f"{matrix[row, column]:.0f}", color=colour, ha="center", va="center", fontsize=7)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            shade = "black" if shares[row, column] > 0.5 else "white"
+            axes.text(column, row, f"{matrix[row, column]:.0f}", color=shade, ha="center", va="center", fontsize=7)
+    drawing.name(axes, "", "predicted class", "true class")
     ticks = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=[tick**0.5 for tick in ticks])
     bar.ax.set_yticklabels([f"{100 * tick:g} %" for tick in ticks])
     bar.set_label("share of the true class")
-    save(figure, path)
+    return figure
 
 
-# ---------------------------------------------------------------------- sweeps
+# ---------------------------------------------------------------------- groups of runs
 
-Setting = tuple[str, ...]
-LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX*"
 EVEN_FROM = 8
 """Numbers whose range is this many times their smallest step are drawn at even steps, or the small ones would merge."""
+FIGURES = {
+    COMPARED: ("test accuracy of the deployed network (%)", 100.0),
+    "selected students' ensemble accuracy": ("test accuracy of the students' mean probabilities (%)", 100.0),
+    "selected peer disagreement": ("disagreement of the student peers (%)", 100.0),
+    "selected NLL": ("negative log-likelihood, deployed network (nats)", 1.0),
+}
+"""What a sweep draws against what was varied."""
+# Where trainings collapse, the likelihood of their last weights is without measure.
+FIGURES_COLLAPSED = {
+    **{name: panel for name, panel in FIGURES.items() if name != "selected NLL"},
+    "last students' mean accuracy": ("mean test accuracy of the student peers, last epoch (%)", 100.0),
+}
+COURSES = {
+    "val/acc/student_mean": ("student peers,\nvalidation accuracy (%)", 100.0),
+    "val/acc/teacher_mean": ("teacher peers,\nvalidation accuracy (%)", 100.0),
+    "diversity/distance/student-teacher": ("distance of teacher\nand student", 1.0),
+    "diversity/agreement/student-teacher": ("agreement of teacher\nand student (%)", 100.0),
+    "diversity/agreement/student-student": ("agreement of the\nstudent peers (%)", 100.0),
+    "train/noise/fit_wrong/student_mean": ("student peers, share of\nwrong labels learnt (%)", 100.0),
+    "train/noise/fit_wrong/teacher_mean": ("teacher peers, share of\nwrong labels learnt (%)", 100.0),
+}
+"""The columns of metrics.csv whose courses groups are compared by."""
 
 
-def draw_sweep(panels: Mapping[str, Mapping[Setting, Sequence[float]]], keys: Sequence[str], path: Path) -> None:
-    """Draw figures against what was varied into a PNG: a dot a seed, a bar at the mean, a line where it is a number.
+@styled
+def comparison(groups: Sequence[Group], marked: Group | None) -> Figure | None:
+    """Draw the test accuracies of each group: a dot a seed, a bar at the mean; None where nothing has finished."""
+    found = [[100 * value for value in group.figures(COMPARED).values()] for group in groups]
+    if not any(found):
+        return None
+    figure = Figure(figsize=(8, 1.4 + 0.42 * len(groups)))
+    axes = figure.subplots()
+    for row, (group, shown) in enumerate(zip(groups, found, strict=True)):
+        shade = TEACHER if group is marked else STUDENT
+        axes.plot(shown, [row] * len(shown), "o", color=shade, alpha=0.45, markersize=6)
+        if shown:
+            mean = sum(shown) / len(shown)
+            axes.plot(mean, row, "|", color=shade, markersize=20, markeredgewidth=2.5)
+            if group is marked:
+                axes.axvline(mean, color=shade, linewidth=0.8, linestyle="--", zorder=0)
+    axes.set_yticks(range(len(groups)), [plain(group.name) for group in groups])
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    drawing.name(axes, "", "test accuracy of the deployed network, selected epoch (%); a dot a seed, a bar at the mean")
+    return figure
+
+
+@styled
+def sweep(groups: Sequence[Group], keys: Sequence[str], shown: Mapping[str, tuple[str, float]]) -> Figure | None:
+    """Draw figures against what was varied: a dot a seed, a bar at the mean, a line where it is a number.
 
     Args:
-        panels: by label, the values of each setting over its seeds.
+        groups: that have finished.
         keys: what was varied; the first is the horizontal axis, the others make the series.
-        path: of the PNG.
+        shown: by name of the figure, what it is called and its scale.
     """
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    first = next(iter(panels.values()))
-    axis = _axis([*dict.fromkeys(setting[0] if setting else "" for setting in first)])
-    series = [*dict.fromkeys(setting[1:] for setting in first)]
-    figure = Figure(figsize=(5.2 * columns, 3.6 * rows + 0.5), layout="constrained")
-    for axes, (label, values) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
+    panels = {name: title for name, title in shown.items() if any(group.figures(name) for group in groups)}
+    if not panels:
+        return None
+    figure, axes = grid(-(-len(panels) // 2), min(2, len(panels)), 5.2, 3.7)
+    places, numeric, note = axis([*dict.fromkeys((group.values or ("",))[0] for group in groups)])
+    series = [*dict.fromkeys(group.values[1:] for group in groups)]
+    step = min((after - before for before, after in itertools.pairwise(places.values())), default=1.0)
+    every = [each for row in axes for each in row]
+    for each in every[len(panels) :]:
+        each.set_visible(False)
+    for each, (name, (title, scale)) in zip(every, panels.items(), strict=False):
         for number, rest in enumerate(series):
-            _dots(axes, values, rest, axis, number, len(series))
-        axes.set_xticks([*axis.places.values()], [*axis.places])
-        if max(map(len, axis.places)) * len(axis.places) > 45:
-            for tick in axes.get_xticklabels():
-                tick.set(rotation=20, horizontalalignment="right", rotation_mode="anchor")
-        axes.margins(x=0.12)
-        axes.set_xlabel((keys[0] if keys else "") + axis.note)
-        axes.set_title(label, fontsize=10)
-        axes.grid(alpha=0.3)
+            look = {"color": colour(number, len(series)), "markersize": 4, "marker": MARKERS[number % len(MARKERS)]}
+            means = {}
+            for group in (group for group in groups if group.values[1:] == rest):
+                # Series lie beside each other rather than on top.
+                place = places[(group.values or ("",))[0]] + step * 0.6 * ((number + 0.5) / len(series) - 0.5)
+                if values := [scale * value for value in group.figures(name).values()]:
+                    each.plot([place] * len(values), values, linestyle="", alpha=0.4, markeredgewidth=0, **look)
+                    means[place] = sum(values) / len(values)
+            bars = {**look, "marker": "_", "markersize": 11, "markeredgewidth": 2.5, "linewidth": 1}
+            means = dict(sorted(means.items()))
+            each.plot([*means], [*means.values()], linestyle="-" if numeric else "", **bars)
+        each.set_xticks([*places.values()], [plain(value) for value in places])
+        if max(map(len, places)) * len(places) > 45:
+            each.tick_params(axis="x", rotation=20)
+        each.margins(x=0.12)
+        drawing.name(each, title, plain((keys[0] if keys else "") + note))
     if len(series) > 1:
-        handles, labels = figure.axes[0].get_legend_handles_labels()
         named = [", ".join(f"{k}={v}" for k, v in zip(keys[1:], rest, strict=True)) for rest in series]
-        assert len(labels) == len(named)
-        figure.legend(handles, named, loc="outside lower center", ncols=1 if len(named[0]) > 45 else 2, fontsize=8)
-    save(figure, path)
+        drawing.legend_below(figure, _handles(map(plain, named), MARKERS), 1 if len(named[0]) > 45 else 2)
+    return figure
 
 
-@dataclass(frozen=True)
-class SweepAxis:
-    """Where the values of a sweep lie.
+def _handles(names: Sequence[str] | map[str], markers: str = "", *, ordered: bool = False) -> list[Line2D]:
+    listed = [*names]
+    marks = itertools.cycle(markers or [""])
+    shades = [colour(number, len(listed), ordered=ordered) for number in range(len(listed))]
+    return [Line2D([], [], color=c, marker=next(marks), label=each) for c, each in zip(shades, listed, strict=True)]
 
-    Attributes:
-        places: by value as it is written, from left to right.
-        numeric: whether a line between neighbours means something.
-        note: what the axis label must add.
+
+def axis(values: Sequence[str]) -> tuple[Mapping[str, float], bool, str]:
+    """Place values on an axis: numbers by their size, at even steps where these differ much, words as they come.
+
+    Returns the places from left to right, whether a line between them means something, and what the label must add.
     """
-
-    places: Mapping[str, float]
-    numeric: bool
-    note: str = ""
-
-    @property
-    def step(self) -> float:
-        """The smallest distance of neighbours, 1 where there are none."""
-        return min((after - before for before, after in itertools.pairwise(self.places.values())), default=1.0)
-
-
-def _axis(values: Sequence[str]) -> SweepAxis:
-    """Place values on an axis: numbers by their size, at even steps where these differ much, words as they come."""
     try:
         ordered = sorted(values, key=float)
     except ValueError:
-        return SweepAxis({value: float(position) for position, value in enumerate(values)}, numeric=False)
-    found = SweepAxis({value: float(value) for value in ordered}, numeric=True)
-    if len(ordered) < 3 or float(ordered[-1]) - float(ordered[0]) < EVEN_FROM * found.step:
-        return found
-    return SweepAxis({value: float(place) for place, value in enumerate(ordered)}, numeric=True, note=" (even steps)")
+        return {value: float(place) for place, value in enumerate(values)}, False, ""
+    places = [float(value) for value in ordered]
+    step = min((after - before for before, after in itertools.pairwise(places)), default=1.0)
+    if len(ordered) < 3 or places[-1] - places[0] < EVEN_FROM * step:
+        return dict(zip(ordered, places, strict=True)), True, ""
+    return {value: float(place) for place, value in enumerate(ordered)}, True, " (even steps)"
 
 
-def _dots(
-    axes: Axes,
-    values: Mapping[Setting, Sequence[float]],
-    rest: Setting,
-    axis: SweepAxis,
-    number: int,
-    of: int,
-) -> None:
-    """Draw one series, beside the others rather than over them."""
-    shift = axis.step * 0.6 * ((number + 0.5) / of - 0.5)
-    colour, marker = _colour(number, of), MARKERS[number % len(MARKERS)]
-    at, means = [], []
-    for value, place in axis.places.items():
-        found = values.get(((value,) if value or rest else ()) + rest, ())
-        axes.plot([place + shift] * len(found), found, marker, color=colour, alpha=0.4, markersize=4, markeredgewidth=0)
-        if found:
-            at.append(place + shift)
-            means.append(sum(found) / len(found))
-    axes.plot(
-        at,
-        means,
-        "_",
-        color=colour,
-        linestyle="-" if axis.numeric else "none",
-        linewidth=1,
-        markersize=11,
-        markeredgewidth=2.5,
-        label=str(rest),
-    )
+@styled
+def courses(groups: Sequence[Group], keys: Sequence[str]) -> Figure | None:
+    """Draw the courses of groups over the epochs, the mean of their seeds in a band from the lowest to the highest.
+
+    Of two keys the second makes columns of panels; of more, all together make the colours.
+    """
+    panels = {
+        title: {group.values: (course, scale) for group in groups if (course := group.curve(name)) is not None}
+        for name, (title, scale) in COURSES.items()
+    }
+    panels = {title: found for title, found in panels.items() if found}
+    if not panels:
+        return None
+    by = slice(1, 2) if len(keys) == 2 else slice(0, 0)
+    lines, columns = ([*dict.fromkeys(group.values[role] for group in groups)] for role in (_others(by), by))
+    size = max(6.5 / len(columns), 3.6)
+    figure, axes = grid(len(panels), len(columns), size, 2.1, sharex=True, sharey="row")
+    for row, (title, found) in zip(axes, panels.items(), strict=True):
+        for values, ((epochs, runs), scale) in found.items():
+            shade = colour(lines.index(values[_others(by)]), len(lines), ordered=True)
+            drawing.band(row[columns.index(values[by])], epochs, scale * np.asarray(runs), color=shade)
+        row[0].set_ylabel(title)
+    for each, column in zip(axes[0], columns, strict=True):
+        each.set_title(plain("".join(f"{keys[1]}={value}" for value in column)))
+    for each in axes[-1]:
+        each.set_xlabel("epoch")
+    if keys:
+        handles = _handles([plain(", ".join(values)) for values in lines], ordered=True)
+        varied = ", ".join(keys[_others(by)])
+        drawing.legend_below(figure, handles, 4, title=plain(varied))
+    return figure
 
 
-def _colour(number: int, of: int) -> Any:
-    if of <= 10:
-        return colormaps["tab10"](number)
-    return colormaps["viridis"](number / (of - 1))
+def _others(by: slice) -> slice:
+    return slice(0, 1) if by.stop else slice(0, None)
 
 
-def draw_search(points: Sequence[tuple[Sequence[str], float]], keys: Sequence[str], path: Path) -> None:
-    """Draw what a search has found into a PNG: a panel a key, a dot a job, the best one marked.
+@styled
+def search(points: Sequence[tuple[Sequence[str], float]], keys: Sequence[str]) -> Figure:
+    """Draw what a search has found: a panel a key, a dot a job, the best one marked.
 
     Args:
         points: the values of the keys, as written, and what was reached; the best first.
         keys: what was searched.
-        path: of the PNG.
     """
     columns = min(3, len(keys))
-    rows = -(-len(keys) // columns)
-    figure = Figure(figsize=(4.2 * columns + 0.6, 3.2 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for number, axes in enumerate(grid):
-        axes.set_visible(number < len(keys))
+    figure, axes = grid(-(-len(keys) // columns), columns, 4.2, 3.3)
+    for number, each in enumerate(each for row in axes for each in row):
+        each.set_visible(number < len(keys))
         if number >= len(keys):
             continue
         values = [point[0][number] for point in points]
-        places = _numbers(values)
-        if places is None:
+        try:
+            places = [float(value) for value in values]
+            if min(places) > 0 and max(places) > EVEN_FROM * min(places):
+                each.set_xscale("log")
+        except ValueError:
             names = sorted(set(values))
             places = [float(names.index(value)) for value in values]
-            axes.set_xticks(range(len(names)), names)
-        elif min(places) > 0 and max(places) > EVEN_FROM * min(places):
-            axes.set_xscale("log")
+            each.set_xticks(range(len(names)), [plain(name) for name in names])
         reached = [point[1] for point in points]
-        axes.plot(places, reached, "o", color=COLOURS["student"], alpha=0.5, markersize=5)
-        axes.plot(places[:1], reached[:1], "o", color=COLOURS["teacher"], markersize=8)
-        axes.set_xlabel(keys[number])
-        axes.set_ylabel("validation accuracy (%)")
-        axes.grid(alpha=0.3)
-    save(figure, path)
-
-
-def _numbers(values: Sequence[str]) -> list[float] | None:
-    try:
-        return [float(value) for value in values]
-    except ValueError:
-        return None
-
-
-def draw_sweep_curves(
-    panels: Mapping[str, Mapping[Setting, tuple[Sequence[float], Sequence[float]]]], keys: Sequence[str], path: Path
-) -> None:
-    """Draw the mean course of each setting into a PNG.
-
-    Args:
-        panels: by label, epochs and values of each setting; a row each.
-        keys: what was varied, at most three: colours, (of three) line styles, columns of panels.
-        path: of the PNG.
-    """
-    settings = [*dict.fromkeys(setting for values in panels.values() for setting in values)]
-    roles = (slice(0, 1), slice(1, 2) if len(keys) > 2 else slice(0, 0), slice(max(1, len(keys) - 1), None))
-    colours, styles, columns = ([*dict.fromkeys(setting[role] for setting in settings)] for role in roles)
-    figure = Figure(figsize=(max(6.5, 3.6 * len(columns) + 1), 2.1 * len(panels) + 0.8), layout="constrained")
-    grid = figure.subplots(len(panels), len(columns), squeeze=False, sharex=True, sharey="row")
-    for row, (label, values) in zip(grid, panels.items(), strict=True):
-        row[0].set_ylabel(label, fontsize=9)
-        for axes in row:
-            axes.grid(alpha=0.3)
-        for setting, (epochs, course) in values.items():
-            colour, style, column = (setting[role] for role in roles)
-            row[columns.index(column)].plot(
-                epochs,
-                course,
-                color=_shade(colours.index(colour), len(colours)),
-                linestyle=LINE_STYLES[styles.index(style) % len(LINE_STYLES)],
-                label=", ".join(colour + style),
-            )
-    for axes, column in zip(grid[0], columns, strict=True):
-        axes.set_title("".join(f"{keys[-1]}={value}" for value in column), fontsize=9)
-    for axes in grid[-1]:
-        axes.set_xlabel("epoch")
-    if keys:
-        varied = ", ".join(keys[:-1] if len(keys) > 1 else keys)
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, title=varied, title_fontsize=8)
-    save(figure, path)
-
-
-def _shade(number: int, of: int) -> Any:
-    """Shade lines of an ordered quantity, leaving out the palest end."""
-    return colormaps["viridis"](0.9 * number / max(1, of - 1))
+        each.plot(places, reached, "o", color=STUDENT, alpha=0.5, markersize=5)
+        each.plot(places[:1], reached[:1], "o", color=TEACHER, markersize=8)
+        drawing.name(each, "", plain(keys[number]), "validation accuracy (%)")
+    return figure

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from dkel_lightning.app import figures
-from dkel_lightning.app.runs.folder import values_in
+from dkel_lightning.app import drawing, figures
 from dkel_lightning.app.runs.groups import COMPARED, Group, Sweep, has_collapsed
 from dkel_lightning.app.runs.kinds import NOTE
 from dkel_lightning.app.runs.records import WRONG_LABELS, RunRecord
@@ -37,27 +37,7 @@ SEARCH = "optimization_results.yaml"
 """What Optuna's sweeper writes at the end."""
 NOISE_COLUMNS = tuple(Column(name, 100, 2, "%") for name in WRONG_LABELS)
 SHOWN = ("last deployed accuracy", COMPARED, "selected peer disagreement", "selected NLL")
-DRAWN = {
-    COMPARED: ("test accuracy of the deployed peer (%)", 100.0),
-    "selected students' ensemble accuracy": ("test accuracy of the students' mean probabilities (%)", 100.0),
-    "selected peer disagreement": ("disagreement of the student peers (%)", 100.0),
-    "selected NLL": ("negative log-likelihood, deployed peer (nats)", 1.0),
-}
-# Where trainings collapse, the likelihood of their last weights is without measure.
-DRAWN_COLLAPSED = {
-    **{name: panel for name, panel in DRAWN.items() if name != "selected NLL"},
-    "last students' mean accuracy": ("mean test accuracy of the student peers, last epoch (%)", 100.0),
-}
-CURVES = {
-    "val/acc/student_mean": "student peers,\nvalidation accuracy",
-    "val/acc/teacher_mean": "teacher peers,\nvalidation accuracy",
-    "diversity/distance/student-teacher": "distance of teacher\nand student",
-    "diversity/agreement/student-teacher": "agreement of teacher\nand student",
-    "diversity/agreement/student-student": "agreement of the\nstudent peers",
-    "train/noise/fit_wrong/student_mean": "student peers, share of\nwrong labels learnt",
-    "train/noise/fit_wrong/teacher_mean": "teacher peers, share of\nwrong labels learnt",
-}
-TABLED = (*CURVES, "diversity/agreement/teacher-teacher", "diversity/distance/student-student")
+TABLED = (*figures.COURSES, "diversity/agreement/teacher-teacher", "diversity/distance/student-student")
 
 
 # ---------------------------------------------------------------------- what a job leaves behind
@@ -77,6 +57,8 @@ def refuse_other(folder: Path, values: Mapping[str, Any]) -> None:
     Raises:
         OtherJobError: with the differences.
     """
+    from dkel_lightning.app.runs.folder import values_in  # needs Lightning, which a page does without
+
     found = differences(values_in(folder), as_written(values))
     if found:
         raise OtherJobError(
@@ -106,39 +88,26 @@ def has_failed(folder: Path) -> bool:
 
 def write(sweep: Sweep) -> list[str]:
     """Write sweep.csv, sweep.md, curves.csv and the figures into the folder of the sweep, and return their names."""
+    written = ["sweep.csv", "sweep.md"]
     write_csv(sweep.folder / "sweep.csv", _csv(sweep))
     write_text(sweep.folder / "sweep.md", "\n".join(_markdown(sweep)) + "\n")
-    drawn = _draw_search(sweep) if is_search(sweep) else [*_draw(sweep)]
-    return ["sweep.csv", "sweep.md", *drawn]
-
-
-def _draw_search(sweep: Sweep) -> list[str]:
-    points = [(sweep.setting(job), value) for job, value in best_first(sweep)]
-    if not points or not sweep.keys:
-        return []
-    figures.draw_search(points, sweep.keys, sweep.folder / "figures" / "search.png")
-    return ["figures/search.png"]
-
-
-def _draw(sweep: Sweep) -> Iterator[str]:
-    panels = DRAWN_COLLAPSED if any(map(has_collapsed, sweep.jobs)) else DRAWN
-    drawn = {
-        label: {group.values: [scale * value for value in group.figures(name).values()] for group in sweep.finished}
-        for name, (label, scale) in panels.items()
-    }
-    drawn = {label: found for label, found in drawn.items() if any(found.values())}
-    if drawn:
-        figures.draw_sweep(drawn, sweep.keys, sweep.folder / "figures" / "sweep.png")
-        yield "figures/sweep.png"
-    courses = [*_courses(sweep)]
-    if courses:
+    if not is_search(sweep) and (courses := [*_courses(sweep)]):
         write_csv(sweep.folder / "curves.csv", courses)
-        yield "curves.csv"
-    means = {label: {g.values: mean for g in sweep.groups if (mean := g.curve(name))} for name, label in CURVES.items()}
-    means = {label: found for label, found in means.items() if found}
-    if means and len(sweep.keys) <= 3:
-        figures.draw_sweep_curves(means, sweep.keys, sweep.folder / "figures" / "curves.png")
-        yield "figures/curves.png"
+        written.append("curves.csv")
+    return written + [f"figures/{path.name}" for path in drawing.save_all(drawn(sweep), sweep.folder / "figures")]
+
+
+def drawn(sweep: Sweep) -> dict[str, Figure]:
+    """Draw what the jobs that have finished reached, by name."""
+    if is_search(sweep):
+        points = [(sweep.setting(job), value) for job, value in best_first(sweep)]
+        return {"search": figures.search(points, sweep.keys)} if points and sweep.keys else {}
+    shown = figures.FIGURES_COLLAPSED if any(map(has_collapsed, sweep.jobs)) else figures.FIGURES
+    found = {
+        "sweep": figures.sweep(sweep.finished, sweep.keys, shown),
+        "curves": figures.courses(sweep.finished, sweep.keys),
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def _courses(sweep: Sweep) -> Iterator[list[str]]:

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dkel_lightning.errors import ConfigError
+from dkel_lightning.studies.geometry_settings import BowlSettings
 from dkel_lightning.studies.pairs import (
     COPY,
     Pair,
     Pull,
     Start,
     alignment,
-    check_list,
     follow,
     length_of,
     settled,
@@ -30,53 +29,6 @@ RELEASED_STEPS, RELEASED_LR_SCALE = 2, 0.01
 """The initialisation of the released code: two steps at a hundredth of the learning rate."""
 COSINES_AT = (1, 5, 20)
 DISTANCES_AT = (1, 10, 50)
-
-
-@dataclass(frozen=True)
-class BowlSettings:
-    """The bowl `L = (x^2 + h y^2) / 2`.
-
-    Attributes:
-        curvatures: h, one bowl each; the other curvature is 1.
-        weights: total teacher weights W; each also as `W exp(-t / weight_time)`.
-        weight_time: that time constant, in steps.
-        radius: distance of the student's and of the drawn teacher's start from the optimum.
-        student_angle: direction of the student's start, in degrees.
-        teacher_angle: direction of the teacher's own draw, in degrees.
-        init_steps: lengths of the initialisation of an own draw, in gradient steps; the last is drawn.
-        init_lr_scale: their learning rate as a share of the student's.
-        directions: directions of the teacher's draw, evenly around the circle, for the study of all of them.
-        tolerance: the student has arrived when its distance stays below this share of its first.
-        loss_tolerance: the same for its loss.
-        steps: steps that are drawn.
-        max_steps: steps after which an arrival is no longer waited for.
-        chords: steps at which a line joins student and teacher.
-    """
-
-    curvatures: Sequence[float] = (1.0, 0.3, 0.05)
-    weights: Sequence[float] = (1.0, 3.0)
-    weight_time: float = 40.0
-    radius: float = 2.0
-    student_angle: float = 200.0
-    teacher_angle: float = 110.0
-    init_steps: Sequence[int] = (2, 20)
-    init_lr_scale: float = 1.0
-    directions: int = 24
-    tolerance: float = 0.05
-    loss_tolerance: float = 0.001
-    steps: int = 150
-    max_steps: int = 12_000
-    chords: Sequence[int] = (1, 5, 15, 40)
-
-    def __post_init__(self) -> None:
-        check_list("geometry.bowl.curvatures", self.curvatures, low=0, above=True)
-        check_list("geometry.bowl.weights", self.weights, low=0, above=True)
-        check_list("geometry.bowl.init_steps", self.init_steps, low=1, whole=True)
-        check_list("geometry.bowl.chords", self.chords, low=0, whole=True)
-        if self.max_steps < self.steps:
-            raise ConfigError(
-                f"geometry.bowl.max_steps is {self.max_steps}, below geometry.bowl.steps={self.steps}: raise it."
-            )
 
 
 @dataclass(frozen=True)

@@ -5,36 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dkel_lightning.errors import ConfigError
-from dkel_lightning.studies.pairs import COPY, Pair, Pull, Start, check_list, first_below, follow, settled
+from dkel_lightning.studies.geometry_settings import MirrorSettings
+from dkel_lightning.studies.pairs import COPY, Pair, Pull, Start, first_below, follow, settled
 from dkel_lightning.studies.recursion import Array
-
-
-@dataclass(frozen=True)
-class MirrorSettings:
-    """The landscape `L = (u v - 1)^2 / 2`: two branches of optima, mirrored at the saddle 0.
-
-    Attributes:
-        student: where the student starts.
-        trained: a teacher's start at an optimum in the student's branch; its mirror image lies in the other.
-        untrained: a teacher's start in the other branch that is no optimum.
-        weights: total teacher weights W; 0 is added where it is missing.
-        threshold: loss below which a network counts as trained.
-        steps: length of the simulation.
-    """
-
-    student: Sequence[float] = (0.3, 0.1)
-    trained: Sequence[float] = (1.0, 1.0)
-    untrained: Sequence[float] = (-0.2, -0.5)
-    weights: Sequence[float] = (0.0, 0.5, 1.0, 3.0)
-    threshold: float = 0.01
-    steps: int = 600
-
-    def __post_init__(self) -> None:
-        for name in ("student", "trained", "untrained"):
-            if len(getattr(self, name)) != 2:
-                raise ConfigError(f"geometry.mirror.{name} is {list(getattr(self, name))}: give two coordinates.")
-        check_list("geometry.mirror.weights", self.weights, low=0)
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dkel_lightning.errors import ConfigError, NonFiniteError
+from dkel_lightning.errors import NonFiniteError
 from dkel_lightning.studies.recursion import Array, ema_rates
 
 COPY = "copy"
 """The start of a teacher that is its student's copy."""
-
-
-def check_list(key: str, values: Sequence[float], *, low: float, above: bool = False, whole: bool = False) -> None:
-    """Refuse a list of settings that is empty, repeats itself, or holds what does not fit.
-
-    Raises:
-        ConfigError: with the key.
-    """
-    fits = all((value > low if above else value >= low) and (not whole or value == int(value)) for value in values)
-    if not values or not fits or len(set(values)) < len(values):
-        kind = "whole numbers" if whole else "numbers"
-        bound = f"above {low:g}" if above else f"of at least {low:g}"
-        raise ConfigError(f"{key} is {list(values)}: give {kind} {bound}, each once.")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import pytest
 
 from dkel_lightning.errors import ConfigError, NonFiniteError
 from dkel_lightning.studies import geometry, mirror, pairs
-from dkel_lightning.studies.bowl import Bowl, BowlSettings, all_directions, simulate_bowls
-from dkel_lightning.studies.geometry import Geometry, Settings
-from dkel_lightning.studies.mirror import MirrorSettings
+from dkel_lightning.studies.bowl import Bowl, all_directions, simulate_bowls
+from dkel_lightning.studies.geometry import Geometry
+from dkel_lightning.studies.geometry_settings import BowlSettings, GeometrySettings, MirrorSettings
 from dkel_lightning.studies.pairs import Pull, Start
 from dkel_lightning.studies.recursion import mode_matrix, relative_distance, relative_distance_floor
 from tests.studies import closed_forms
@@ -21,7 +21,7 @@ CONSTANT = Pull(1.0)
 
 @pytest.fixture(scope="module")
 def found() -> Geometry:
-    return geometry.simulate(Settings(bowl=BowlSettings(directions=8, max_steps=7000)))
+    return geometry.simulate(GeometrySettings(bowl=BowlSettings(directions=8, max_steps=7000)))
 
 
 def bowl(found: Geometry, curvature: float) -> Bowl:
@@ -164,7 +164,9 @@ def test_an_arrival_is_one_that_lasts() -> None:
 
 
 def test_the_draw_around_the_circle_holds_the_one_that_is_drawn() -> None:
-    settings = Settings(bowl=BowlSettings(curvatures=(1.0, 0.3), directions=1, teacher_angle=0.0, max_steps=3000))
+    settings = GeometrySettings(
+        bowl=BowlSettings(curvatures=(1.0, 0.3), directions=1, teacher_angle=0.0, max_steps=3000)
+    )
     bowls = simulate_bowls(settings.bowl, settings.lr, settings.decay)
     rows = all_directions(settings.bowl, settings.lr, settings.decay, bowls)
     assert len(rows) == 2 * 6 * 4
@@ -237,13 +239,15 @@ def test_the_gradient_between_the_optima_is_that_of_the_loss() -> None:
 
 def test_settings_that_cannot_work_are_named_with_their_cure() -> None:
     with pytest.raises(ConfigError, match=r"geometry\.lr=1 diverges in a direction of curvature 1 with teacher weight"):
-        Settings(lr=1.0)
+        geometry.simulate(GeometrySettings(lr=1.0))
     with pytest.raises(ConfigError, match=r"geometry\.mirror\.student is \[1\.0\]: give two coordinates"):
-        MirrorSettings(student=[1.0])
-    with pytest.raises(ConfigError, match=r"geometry\.bowl\.weights is \[0\.0\]: give numbers above 0, each once"):
-        BowlSettings(weights=[0.0])
-    with pytest.raises(ConfigError, match=r"geometry\.bowl\.init_steps is \[1\.5\]: give whole numbers of at least 1"):
-        BowlSettings(init_steps=[1.5])  # type: ignore[list-item]
+        MirrorSettings(student=(1.0,))
+    with pytest.raises(ConfigError, match=r"geometry\.bowl\.weights must be a list, each a number above 0, got"):
+        BowlSettings(weights=(0.0,))
+    with pytest.raises(
+        ConfigError, match=r"geometry\.bowl\.init_steps must be a list, each a whole number of at least 1"
+    ):
+        BowlSettings(init_steps=(1.5,))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"geometry\.bowl\.max_steps is 10, below geometry\.bowl\.steps=150"):
         BowlSettings(max_steps=10)
     with pytest.raises(NonFiniteError, match=r"The student diverges \(copy, W = 0\): lower geometry\.lr=0\.05"):

@@ -1,4 +1,4 @@
-"""Sides in turns: rounds, medians and ratios of them, as a CSV file, a Markdown page and a figure."""
+"""Sides in turns: rounds, their medians and ratios, as a CSV file, a table and a figure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dkel_lightning.app import figures
+from dkel_lightning.app import drawing
 from dkel_lightning.app.benchmark.sides import Side, Steps, Turns
 from dkel_lightning.app.runs.tables import markdown_table, write_csv
 from dkel_lightning.errors import DkelError
@@ -52,16 +51,21 @@ class Spread:
         """Summarise at least one value."""
         return Spread(statistics.median(values), min(values), max(values))
 
+    def __str__(self) -> str:
+        said = _number(self.median)
+        return said if self.low == self.high else f"{said} ({_number(self.low)}-{_number(self.high)})"
+
+
+def _number(value: float) -> str:
+    """Write a number with three digits."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
 
 @dataclass(frozen=True)
 class Timed:
-    """What was measured of a side.
+    """What was measured of a side: seconds until its first step was done, and each round's of a step and images/s.
 
-    Attributes:
-        side: what it was.
-        first_step: seconds until its first step was done: images, networks, initialisation, compiling, capturing.
-        seconds: of a step, each round.
-        images_per_second: each round, views counted once.
+    An image counts once, however many views it has.
     """
 
     side: Side
@@ -72,15 +76,9 @@ class Timed:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """All that was measured.
+    """All that was measured: of what, in which circumstances, and why sides are missing.
 
-    Attributes:
-        folder: where the files lie.
-        title: what was trained, on what.
-        about: the circumstances, in a sentence.
-        sides: in the order of the table.
-        missing: sides that were not measured, and why.
-        memory: the peak of the process, where a single side was measured; None otherwise.
+    `memory` is the peak of the process where a single side was measured, None otherwise.
     """
 
     folder: Path
@@ -114,27 +112,15 @@ class BenchmarkResult:
         }
 
 
-# ---------------------------------------------------------------------- taking turns
-
-
 def measure(
     begun: Sequence[tuple[Side, Callable[[], Steps]]],
     plan: Plan,
     device: torch.device,
     say: Callable[[str], object] = print,
 ) -> tuple[list[Timed], dict[str, str], PeakMemory | None]:
-    """Let all sides make their first step, and then take turns.
+    """Let all sides make their first step, and then take turns; returns what was measured, failures, and the peak.
 
     In every second round the order is turned round, so that what drifts meets all alike. A side that fails is out.
-
-    Args:
-        begun: the sides, and what makes each ready.
-        plan: how often and how long.
-        device: waited for at both ends of what is timed.
-        say: takes a line on what happens.
-
-    Returns:
-        What was measured, why sides failed, and the peak memory of a side that was alone.
     """
     found: dict[str, Timed] = {}
     failed: dict[str, str] = {}
@@ -198,7 +184,7 @@ def write(result: BenchmarkResult) -> None:
     rows = [_row(result, each) for each in result.sides]
     write_csv(result.folder / "benchmark.csv", [[*rows[0]], *([*row.values()] for row in rows)])
     write_text(result.folder / "benchmark.md", "\n".join(_page(result)) + "\n")
-    draw(result, result.folder / "benchmark.png")
+    drawing.save(figure(result), result.folder / "benchmark.png")
 
 
 def _row(result: BenchmarkResult, each: Timed) -> dict[str, str]:
@@ -215,7 +201,7 @@ def table(result: BenchmarkResult) -> tuple[list[str], list[list[str]]]:
     """Show a row a side."""
     heading = ["", "ms a step", "images/s", "times by hand", "of without Lightning", "first step, s"]
     rows = [
-        [_name(each.side.label), *map(_with_spread, result.spreads(each).values()), f"{each.first_step:.1f}"]
+        [_name(each.side.label), *(str(s or "") for s in result.spreads(each).values()), f"{each.first_step:.1f}"]
         for each in result.sides
     ]
     if result.memory is not None:
@@ -230,50 +216,26 @@ def _name(label: str) -> str:
     return f"without Lightning, {label[5:]}" if label.startswith("bare_") else f"Trainer, {label}"
 
 
-def _with_spread(spread: Spread | None) -> str:
-    if spread is None:
-        return ""
-    if spread.low == spread.high:
-        return _number(spread.median)
-    return f"{_number(spread.median)} ({_number(spread.low)}-{_number(spread.high)})"
-
-
-def _number(value: float) -> str:
-    """Write a number with three digits."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
 def _page(result: BenchmarkResult) -> Iterator[str]:
     yield from (f"# Speed: {result.title}", "", result.about, "")
     yield from markdown_table(*table(result))
-    yield ""
-    yield "Medians over the rounds, with the least and the most; ratios are of images/s, within a round. An image"
-    yield "counts once, however many views it has. First step: with images, networks, the teacher's initialisation,"
-    yield "compiling into an empty cache and capturing; what the Trainer has compiled is there without Lightning too."
-    if result.memory is not None:
-        of = "tensors allocated on the GPU" if result.memory.of == "gpu" else "resident set, code included"
-        yield f"Peak memory: {of}, images included, workers left out."
-    yield from ("", "![images a second](benchmark.png)")
+    yield from ("", "Medians over the rounds, with the least and the most: docs/performance.md says of what.")
     if result.missing:
-        yield ""
         yield "Not measured: " + "; ".join(f"{_name(label)} ({why})" for label, why in result.missing.items()) + "."
+    yield from ("", "![images a second](benchmark.png)")
 
 
-def draw(result: BenchmarkResult, path: Path) -> None:
-    """Draw images a second of all sides into a PNG."""
-    sides = result.sides
-    figure = Figure(figsize=(8, 1 + 0.42 * len(sides)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for place, each in enumerate(sides):
+@drawing.styled
+def figure(result: BenchmarkResult) -> Figure:
+    """Draw images a second of all sides."""
+    drawn, ((axes,),) = drawing.grid(1, 1, 8, 1 + 0.42 * len(result.sides))
+    for place, each in enumerate(result.sides):
         rate = Spread.of(each.images_per_second)
         spread = [[rate.median - rate.low], [rate.high - rate.median]]
         axes.barh(place, rate.median, xerr=spread, color=COLOURS[each.side.kind], error_kw={"elinewidth": 1})
         axes.text(rate.high, place, f"  {_number(rate.median)}", va="center", ha="left", fontsize=8)
-    axes.set_yticks(range(len(sides)), [_name(each.side.label) for each in sides], fontsize=8)
-    axes.set_ylim(len(sides) - 0.5, -0.5)
+    axes.set_yticks(range(len(result.sides)), [_name(each.side.label) for each in result.sides])
+    axes.set_ylim(len(result.sides) - 0.5, -0.5)
     axes.margins(x=0.15)
-    axes.set_title("training images a second (median, least and most)", fontsize=10)
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
-    figures.save(figure, path)
+    drawing.name(axes, "training images a second (median, least and most)", "")
+    return drawn

@@ -25,16 +25,7 @@ from dkel_lightning.networks import BranchedNetwork
 
 
 class PerImage(Dataset[tuple[tuple[Tensor, ...], int]]):
-    """Images augmented one by one, once for each peer.
-
-    Args:
-        stored: the training images.
-        views: of each.
-        padding: of the crop.
-        flip: whether half of the views are mirrored.
-        mean: of each channel.
-        std: of each channel.
-    """
+    """Images cropped, half of them mirrored with `flip`, and normalised one by one, once for each view."""
 
     def __init__(
         self,
@@ -49,8 +40,7 @@ class PerImage(Dataset[tuple[tuple[Tensor, ...], int]]):
         self.stored = stored
         self.views = views
         steps: list[Callable[[Any], Any]] = [transforms.RandomCrop(stored.images.shape[-2:], padding=padding)]
-        if flip:
-            steps.append(transforms.RandomHorizontalFlip())
+        steps += [transforms.RandomHorizontalFlip()] if flip else []
         self.transform = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
     def __len__(self) -> int:

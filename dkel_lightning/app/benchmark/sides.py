@@ -7,7 +7,6 @@ computes nothing; the workers of a DataLoader fill their queue and wait.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import threading
@@ -175,7 +174,7 @@ class Turns:
         self._thread.join()
 
     def _serve(self) -> None:
-        if not self._wait():
+        if not self._asked():
             return
         torch.set_num_threads(torch.get_num_threads())  # OpenMP has a number of its own for every thread
         try:
@@ -190,9 +189,9 @@ class Turns:
         if self._left > 0:
             return True
         self._answers.put(self._images)
-        return self._wait()
+        return self._asked()
 
-    def _wait(self) -> bool:
+    def _asked(self) -> bool:
         self._left, self._images = self._orders.get(), 0
         return self._left > 0
 
@@ -220,49 +219,7 @@ def begin(side: Side, run: Run, callbacks: Callbacks, *, most: int, invented: bo
 def _plain(values: Values, invented: bool) -> Iterator[int]:
     device, images = build.device(values), images_of(values, invented=invented)
     seed_process(values["seed"], "training", 0)
-    loader = _plain_loader(values, images, device)
-    # The very networks of the library, with the weights that it draws for them.
-    module = build.distillation(values, images).to(device)
-    method, teacher, ensemble = module.method, module.teacher, module.ensemble
-    assert method.rampup is not None
-    assert method.ensemble is not None
-    assert teacher is not None
-    assert ensemble is not None
-    student = cast(BranchedNetwork, module.student.network)
-    learning = [*student.parameters(), *ensemble.classifier.parameters()]
-    optimizer = build.optimizer(values["optimizer"])([{"params": learning, "name": "student"}])
-    weights = plain.Weights(
-        scale=values["method"]["rampup"]["scale"],
-        ramped=values["method"]["ensemble"]["ramped"],
-        temperature=values["method"]["temperature"],
-    )
-    follower = cast(BranchedNetwork, teacher.network)
-    loop = plain.PlainLoop(student, follower, ensemble.classifier, optimizer, weights)
-    first = itertools.islice(plain.batches_on(device, loader), teacher.settings.batches_of_initialisation(len(loader)))
-    lr = values["optimizer"]["lr"] * teacher.settings.init_lr_scale
-    loop.initialise(first, lr, teacher.settings.init_weight_decay)
-    for epoch in itertools.count():
-        clock = Clock(epoch, epoch * len(loader), len(loader), _planned(values, len(loader)))
-        weights.rampup, weights.ensemble = method.rampup.weight(clock), method.ensemble.weight(clock)
-        weights.rate = teacher.settings.rate(clock)
-        for views, labels in plain.batches_on(device, loader):
-            with _kernels_tried():
-                loop.step(views, labels)
-            yield len(labels)
-
-
-@contextlib.contextmanager
-def _kernels_tried() -> Iterator[None]:
-    """Let cuDNN choose the fastest kernels, as loops written by hand do; other sides follow their settings."""
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
-def _plain_loader(values: Values, images: ImageDataModule, device: torch.device) -> Any:
-    normalize = images.augment.normalize
+    data, normalize = values["data"], images.augment.normalize
     per_image = plain.PerImage(
         images.training_images,
         images.views,
@@ -271,13 +228,43 @@ def _plain_loader(values: Values, images: ImageDataModule, device: torch.device)
         mean=normalize.mean,
         std=normalize.std,
     )
-    data = values["data"]
-    return plain.loader(per_image, data["batch_size"], data["workers"], data["drop_last"], device.type == "cuda")
+    loader = plain.loader(per_image, data["batch_size"], data["workers"], data["drop_last"], device.type == "cuda")
+    # The very networks of the library, with the weights that it draws for them.
+    module = build.distillation(values, images).to(device)
+    method, teacher, ensemble = module.method, module.teacher, module.ensemble
+    assert method.rampup is not None
+    assert method.ensemble is not None
+    assert teacher is not None
+    assert ensemble is not None
+    student, follower = (cast(BranchedNetwork, each.network) for each in (module.student, teacher))
+    learning = [*student.parameters(), *ensemble.classifier.parameters()]
+    optimizer = build.optimizer(values["optimizer"])([{"params": learning, "name": "student"}])
+    weights = plain.Weights(
+        scale=values["method"]["rampup"]["scale"],
+        ramped=values["method"]["ensemble"]["ramped"],
+        temperature=values["method"]["temperature"],
+    )
+    loop = plain.PlainLoop(student, follower, ensemble.classifier, optimizer, weights)
+    first = itertools.islice(plain.batches_on(device, loader), teacher.settings.batches_of_initialisation(len(loader)))
+    lr = values["optimizer"]["lr"] * teacher.settings.init_lr_scale
+    loop.initialise(first, lr, teacher.settings.init_weight_decay)
+    for epoch in itertools.count():
+        clock = _clock(values, len(loader), epoch)
+        weights.rampup, weights.ensemble = method.rampup.weight(clock), method.ensemble.weight(clock)
+        weights.rate = teacher.settings.rate(clock)
+        for views, labels in plain.batches_on(device, loader):
+            # Loops written by hand let cuDNN choose the fastest kernels; other sides follow their settings.
+            before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+            try:
+                loop.step(views, labels)
+            finally:
+                torch.backends.cudnn.benchmark = before
+            yield len(labels)
 
 
-def _planned(values: Values, batches: int) -> int | None:
+def _clock(values: Values, batches: int, epoch: int = 0) -> Clock:
     epochs = values["trainer"]["max_epochs"]
-    return epochs * batches if epochs is not None and epochs > 0 else None
+    return Clock(epoch, epoch * batches, batches, epochs * batches if epochs is not None and epochs > 0 else None)
 
 
 def _as_timed(values: Values, most: int) -> Values:
@@ -364,10 +351,10 @@ def _bare(values: Values, invented: bool) -> Iterator[int]:
 
 def _first_epoch(module: DistillationModule, batches: int, values: Values) -> None:
     """Put in force what the schedules give at the start; its values change nothing of the time."""
-    clock = Clock(0, 0, batches, _planned(values, batches))
-    if module.method.rampup is not None:
-        module.method.rampup_weight.fill_(module.method.rampup.weight(clock))
-    if module.method.ensemble is not None and module.ensemble is not None:
-        module.ensemble.weight.fill_(module.method.ensemble.weight(clock))
-    if module.teacher is not None and module.teacher.settings.update == "ema":
-        module.teacher.set_rate(module.teacher.settings.rate(clock))
+    clock, method, teacher = _clock(values, batches), module.method, module.teacher
+    if method.rampup is not None:
+        method.rampup_weight.fill_(method.rampup.weight(clock))
+    if method.ensemble is not None and module.ensemble is not None:
+        module.ensemble.weight.fill_(method.ensemble.weight(clock))
+    if teacher is not None and teacher.settings.update == "ema":
+        teacher.set_rate(teacher.settings.rate(clock))

@@ -1,21 +1,14 @@
-"""What a run shows while it goes: two live lines on a terminal, a line an epoch elsewhere; and its speed."""
+"""What a run shows while it goes: a bar on a terminal, a line an epoch elsewhere; and its speed."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
-from rich import get_console
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.text import Text
 
 from dkel_lightning.modules.batch import unpack
 
@@ -90,11 +83,19 @@ SHOWN = (
 are the two weights in force. All of it fits into 80 columns."""
 
 
-def epoch_figures(metrics: Mapping[str, Any]) -> str:
-    """Write the figures of the last epoch; empty before there are any. Reads them from the device."""
+def epoch_figures(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Write the figures of the last epoch by label; empty before there are any. Reads them from the device."""
     found = {label: (float(metrics[name]), form) for label, name, form in SHOWN if name in metrics}
     # A loss that runs away would push the rest out of sight.
-    return "  ".join(f"{label} {value:{form if abs(value) < 1e4 else '.3g'}}" for label, (value, form) in found.items())
+    return {label: f"{value:{form if abs(value) < 1e4 else '.3g'}}" for label, (value, form) in found.items()}
+
+
+def epoch_line(trainer: Trainer, *more: str) -> str:
+    """Write where the run is, and the figures of the last epoch."""
+    figures = [f"{label} {value}" for label, value in epoch_figures(trainer.callback_metrics).items()]
+    return "  ".join(
+        [f"epoch {trainer.current_epoch}/{trainer.max_epochs}", f"step {trainer.global_step}", *figures, *more]
+    )
 
 
 class EpochLines(Callback):
@@ -110,131 +111,31 @@ class EpochLines(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch before: a module logs its epoch after the callbacks' hooks have run."""
         if trainer.current_epoch > 0 and "train/loss" in trainer.callback_metrics:
-            self._print(trainer, trainer.current_epoch)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the last epoch."""
-        self._print(trainer, trainer.current_epoch)
+            self.on_train_end(trainer, pl_module)
 
     @rank_zero_only
-    def _print(self, trainer: Trainer, epoch: int) -> None:
-        parts = [f"epoch {epoch}/{trainer.max_epochs}", f"step {trainer.global_step}"]
-        parts.append(epoch_figures(trainer.callback_metrics))
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the last epoch."""
         speed = self.throughput.images_per_second if self.throughput is not None else None
-        if speed:
-            parts.append(f"{speed:,.0f} images/s")
-        print("  ".join(part for part in parts if part), flush=True)
+        print(epoch_line(trainer, *([f"{speed:,.0f} images/s"] if speed else [])), flush=True)
 
 
-class LiveProgressBar(ProgressBar):
-    """Show on a terminal where the run is, and below it the figures of the last epoch, in two lines that stay in place.
+class EpochProgressBar(TQDMProgressBar):
+    """Lightning's bar with the figures of the last epoch: a step reads nothing from the device for it."""
 
-    A step reads nothing from the device for it; an epoch does once.
-    """
+    _figures: Mapping[str, str] = {}
 
-    REFRESHES = 4
-    """A second."""
-
-    def __init__(self, console: Console | None = None) -> None:
-        super().__init__()
-        self._console = console
-        self._enabled = True
-        self._live: Live | None = None
-        self._figures = ""
-        self._began = self._epoch_began = 0.0
-        self._steps_before = self._images = 0
-
-    def enable(self) -> None:
-        """Show something from the next fit on."""
-        self._enabled = True
-
-    def disable(self) -> None:
-        """Show nothing; so in all processes but the first."""
-        self._enabled = False
-        self._stop()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to show."""
-        if not self._enabled:
-            return
-        self._began, self._steps_before = time.perf_counter(), trainer.global_step
-        self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("step {task.fields[step]}"),
-            TextColumn("{task.fields[speed]}"),
-            TextColumn("{task.fields[left]}"),
-            expand=True,
-        )
-        self._task = self._bar.add_task("", total=None, epoch="", step=trainer.global_step, speed="", left="")
-        self._live = Live(
-            get_renderable=self._shown,
-            console=self._console,
-            refresh_per_second=self.REFRESHES,
-            transient=True,  # the run's closing table says more than its last state
-        )
-        self._live.start()
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the next epoch, with the figures of the one before."""
-        if self._live is None:
-            return
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Count from 1, and take over the figures of the epoch before."""
         self._figures = epoch_figures(trainer.callback_metrics)
-        self._epoch_began, self._images = time.perf_counter(), 0
-        batches = trainer.num_training_batches
-        of = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
-        self._bar.update(
-            self._task,
-            completed=0,
-            total=batches if math.isfinite(batches) else None,
-            epoch=f"{trainer.current_epoch + 1}{of}",
-        )
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Show another step."""
-        if self._live is None:
-            return
-        self._images += len(unpack(batch).labels) * trainer.world_size
-        speed = self._images / max(1e-9, time.perf_counter() - self._epoch_began)
-        self._bar.update(
-            self._task,
-            completed=batch_idx + 1,
-            step=trainer.global_step,
-            speed=f"{speed:,.0f} images/s",
-            left=self._left(trainer),
-        )
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say that it validates."""
-        if self._live is not None:
-            self._bar.update(self._task, speed="validating")
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take it away, and leave the last epoch's figures."""
-        if self._live is not None:
-            self._stop()
-            figures = epoch_figures(trainer.callback_metrics)
-            (self._console or get_console()).print(f"epoch {trainer.current_epoch}/{trainer.max_epochs}  {figures}")
+        """Leave the figures of the last epoch."""
+        self.print(epoch_line(trainer))
+        super().on_train_end(trainer, pl_module)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the terminal as it was."""
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def _shown(self) -> Group:
-        return Group(self._bar, Text(self._figures, overflow="ellipsis", no_wrap=True))
-
-    def _left(self, trainer: Trainer) -> str:
-        planned = trainer.estimated_stepping_batches
-        done = trainer.global_step - self._steps_before
-        if done < 1 or not math.isfinite(planned) or planned < 1:
-            return ""
-        seconds = (time.perf_counter() - self._began) / done * max(0, planned - trainer.global_step)
-        return f"{timedelta(seconds=round(seconds))} left"
+    def get_metrics(self, *_: Any) -> dict[str, Any]:
+        """Give what stands behind the bar."""
+        return {**self._figures}

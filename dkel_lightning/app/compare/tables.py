@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dkel_lightning.app import figures
+from dkel_lightning.app import drawing, figures
 from dkel_lightning.app.compare.plan import Comparison
 from dkel_lightning.app.runs.groups import COMPARED, Group
 from dkel_lightning.app.runs.parsing import dig
@@ -61,9 +61,10 @@ def write(folder: Path, comparison: Comparison, outcomes: Outcomes, notes: Seque
     write_text(folder / "compare.md", "\n".join(markdown(comparison, outcomes, notes)) + "\n")
     write_csv(folder / "compare.csv", _csv(comparison, outcomes))
     write_csv(folder / "members.csv", _members_csv(outcomes))
-    accuracies = {label: [*g.figures(COMPARED).values()] for label, g in groups(comparison, outcomes).items()}
-    if any(accuracies.values()):
-        figures.draw_comparison(accuracies, comparison.reference, folder / "figures" / "compare.png")
+    found = groups(comparison, outcomes)
+    figure = figures.comparison([*found.values()], found[comparison.reference])
+    if figure is not None:
+        drawing.save(figure, folder / "figures" / "compare.png")
 
 
 def markdown(comparison: Comparison, outcomes: Outcomes, notes: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dkel_lightning.app import figures
+from dkel_lightning.app import drawing, figures
 from dkel_lightning.app.runs.records import CONFUSION
 from dkel_lightning.app.runs.scores import Scores
 from dkel_lightning.app.runs.tables import write_csv
@@ -20,5 +20,5 @@ def write(scores: Scores, names: Sequence[str], folder: Path) -> Path | None:
     lines = [["true class", *names]]
     lines += [[name, *map(str, row)] for name, row in zip(names, scores.confusion, strict=True)]
     write_csv(folder / CONFUSION, lines)
-    figures.draw_confusion(scores.confusion, names, folder / FIGURE)
+    drawing.save(figures.confusion(scores.confusion, names), folder / FIGURE)
     return folder / FIGURE

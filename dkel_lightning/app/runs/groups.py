@@ -50,13 +50,13 @@ class Group:
         seeds = [seed for seed in own if seed in its]
         return paired([own[seed] for seed in seeds], [its[seed] for seed in seeds]) if seeds else None
 
-    def curve(self, name: str) -> tuple[list[float], list[float]] | None:
-        """Average a column of metrics.csv over the finished runs, at the epochs that all of them have."""
+    def curve(self, name: str) -> tuple[list[float], list[list[float]]] | None:
+        """Give a column of metrics.csv of each finished run, at the epochs that all of them have; None without any."""
         empty = dict[float, float]()
         curves = [run.curves.get(name) for run in self.runs.values() if run.figures]
         courses = [empty if c is None else dict(zip(c.epochs, c.values, strict=True)) for c in curves]
         epochs = sorted(set.intersection(*map(set, courses))) if courses else []
-        return (epochs, [sum(one[e] for one in courses) / len(courses) for e in epochs]) if epochs else None
+        return (epochs, [[one[e] for e in epochs] for one in courses]) if epochs else None
 
     @property
     def collapses(self) -> tuple[int, int]:

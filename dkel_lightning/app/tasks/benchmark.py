@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from lightning.pytorch import Callback
@@ -83,17 +84,11 @@ def _plan(values: Values, device: torch.device) -> Plan:
 @contextlib.contextmanager
 def _empty_compile_cache() -> Iterator[None]:
     """Begin with nothing compiled, or a first step would be as fast as the last run has left it."""
-    name = "TORCHINDUCTOR_CACHE_DIR"
-    before = os.environ.get(name)
-    with tempfile.TemporaryDirectory(prefix="dkel_lightning_", ignore_cleanup_errors=True) as folder:
-        os.environ[name] = folder
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = before
+    with (
+        tempfile.TemporaryDirectory(prefix="dkel_lightning_", ignore_cleanup_errors=True) as folder,
+        mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder),
+    ):
+        yield
 
 
 def _about(values: Values, plan: Plan, images: str, load: str) -> str:

@@ -7,14 +7,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from dkel_lightning.app import drawing
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.tables import print_table, write_csv
 from dkel_lightning.app.study_figures import convergence_figures
-from dkel_lightning.studies.convergence import settled
+from dkel_lightning.studies.convergence import Curves, settled
 from dkel_lightning.studies.convergence_study import Collapse, OverFit, Panel, Risks, Study, study
 
 Lines = list[list[str]]
@@ -46,7 +48,7 @@ def convergence(run: Run) -> ConvergenceResult:
     written = tables(found)
     for name, lines in written.items():
         write_csv(run.folder / f"{name}.csv", lines)
-    convergence_figures.draw(found, run.folder / "figures")
+    drawing.save_all(convergence_figures.draw(found), run.folder / "figures")
     show(found, time.perf_counter() - begun)
     print(f"Written to {run.folder}: {', '.join(f'{name}.csv' for name in written)}, figures/*.png.")
     return ConvergenceResult(run.folder, found)
@@ -61,95 +63,84 @@ def workers(threads: int | None) -> int:
 
 
 def tables(found: Study) -> dict[str, Lines]:
-    """Give the CSV files by name, in full precision."""
-    return {
-        "risks": [*_risks(found.risks)],
-        "curves": [*_curves(found.risks)],
-        "homogenisation": [*_homogenisation(found.panel)],
-        "over_fitting": [*_over_fitting(found.over_fit)],
-        "collapse": [*_collapse(found.collapse)],
-        "sweeps": [*_sweeps(found)],
+    """Give the CSV files by name, numbers with six digits."""
+    made = {
+        "risks": _risks(found.risks),
+        "curves": _curves(found.risks),
+        "homogenisation": _homogenisation(found.panel),
+        "over_fitting": _over_fitting(found.over_fit),
+        "collapse": _collapse(found.collapse),
+        "sweeps": _sweeps(found),
     }
+    return {name: [[_cell(value) for value in row] for row in rows] for name, rows in made.items()}
 
 
-def _plain(values: Sequence[float]) -> list[str]:
-    return [f"{value:.6g}" for value in values]
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"
 
 
-def _risks(risks: Risks) -> Iterator[list[str]]:
+Rows = Iterator[list[Any]]
+EXACT = ("student_risk", "mean_student_risk", "teacher_risk", "diversity", "distance", "relative_distance")
+TIMES = ["settled in the first phase", "settled in the run"]
+TIMES += [f"time of a run {which}" for which in ("2.5 %", "median", "97.5 %")]
+OUTCOME = ("runs", "stuck", "share", "low", "high", "median_exit", "homogenised")
+
+
+def _at(curves: Curves, names: Sequence[str], epochs: Sequence[int]) -> list[float]:
+    return [float(getattr(curves, name)[epoch]) for name in names for epoch in epochs]
+
+
+def _risks(risks: Risks) -> Rows:
     epochs = [*risks.epochs, risks.problem.epochs]
-    quantities = ("student_risk", "mean_student_risk", "teacher_risk", "diversity", "distance", "relative_distance")
-    yield ["scheme", *(f"{name} {epoch}" for name in quantities for epoch in epochs), *TIMES]
+    yield ["scheme", *(f"{name} {epoch}" for name in EXACT for epoch in epochs), *TIMES]
     for role, scheme in risks.schemes.items():
         curves = risks.curves[role]
-        values = [float(getattr(curves, name)[epoch]) for name in quantities for epoch in epochs]
-        first = curves.student_risk[: risks.problem.first_phase + 1]
-        whole = settled(curves.student_risk)
-        yield [scheme.label, *_plain(values), str(settled(first)), str(whole), *_plain(risks.times(role))]
+        first = settled(curves.student_risk[: risks.problem.first_phase + 1])
+        ends = [str(first), str(settled(curves.student_risk)), *risks.times(role)]
+        yield [scheme.label, *_at(curves, EXACT, epochs), *ends]
 
 
-TIMES = (
-    "settled in the first phase",
-    "settled in the run",
-    "time of a run 2.5 %",
-    "time of a run median",
-    "time of a run 97.5 %",
-)
-
-
-def _curves(risks: Risks) -> Iterator[list[str]]:
-    exact = ("student_risk", "mean_student_risk", "teacher_risk", "diversity", "distance", "relative_distance")
-    heading = ["scheme", "epochs done", "W of the last epoch", *exact, *(f"simulated {name}" for name in exact)]
+def _curves(risks: Risks) -> Rows:
+    heading = ["scheme", "epochs done", "W of the last epoch", *EXACT, *(f"simulated {name}" for name in EXACT)]
     yield [*heading, "student risk 2.5 % of runs", "student risk 97.5 % of runs"]
     for role, scheme in risks.schemes.items():
-        curves, runs = risks.curves[role], risks.simulated[role]
-        columns = [[np.nan, *(scheme.weight(epoch) for epoch in range(risks.problem.epochs))]]
-        columns += [list(getattr(source, name)) for source in (curves, runs.mean) for name in exact]
-        columns += [list(runs.low), list(runs.high)]
-        for epoch, row in enumerate(zip(*columns, strict=True)):
-            yield [scheme.label, str(epoch), *_plain(row)]
+        runs = risks.simulated[role]
+        weights = [np.nan, *(scheme.weight(epoch) for epoch in range(risks.problem.epochs))]
+        columns = [getattr(source, name) for source in (risks.curves[role], runs.mean) for name in EXACT]
+        for epoch, row in enumerate(zip(weights, *columns, runs.low, runs.high, strict=True)):
+            yield [scheme.label, str(epoch), *row]
 
 
-def _homogenisation(panel: Panel) -> Iterator[list[str]]:
-    yield [
-        "weight",
-        "teacher",
-        "step",
-        "relative distance",
-        "relative diversity of the teachers",
-        "distance to optimum",
-    ]
+def _homogenisation(panel: Panel) -> Rows:
+    quantities = ["relative distance", "relative diversity of the teachers", "distance to optimum"]
+    yield ["weight", "teacher", "step", *quantities]
     for (weights, start), curves in panel.curves.items():
         rows = zip(curves.relative_distance, curves.relative_spread, np.sqrt(curves.square_teacher), strict=True)
         for step, row in zip(panel.steps, rows, strict=True):
-            yield [weights, start, str(step), *_plain(row)]
+            yield [weights, start, str(step), *row]
 
 
-def _over_fitting(found: OverFit) -> Iterator[list[str]]:
+def _over_fitting(found: OverFit) -> Rows:
     yield ["teacher", "weight", "epochs done", "true student risk", "true teacher risk"]
     for kind, by_name in (("averaged", found.averaged), ("trained", found.trained)):
         for name, curves in by_name.items():
             for epoch, row in enumerate(zip(curves.student_risk, curves.teacher_risk, strict=True)):
-                yield [kind, found.labels[name], str(epoch), *_plain(row)]
+                yield [kind, found.labels[name], str(epoch), *row]
 
 
-OUTCOME = ("runs", "stuck", "share", "low", "high", "median_exit", "homogenised")
-
-
-def _collapse(found: Collapse) -> Iterator[list[str]]:
+def _collapse(found: Collapse) -> Rows:
     yield ["W", "teacher", *OUTCOME]
     for (weight, start), outcome in found.outcomes.items():
-        yield [weight, start, *_plain([getattr(outcome, name) for name in OUTCOME])]
+        yield [weight, start, *(getattr(outcome, name) for name in OUTCOME)]
 
 
-def _sweeps(found: Study) -> Iterator[list[str]]:
+def _sweeps(found: Study) -> Rows:
     epochs = [*found.risks.epochs, found.risks.problem.epochs]
     quantities = ("student_risk", "teacher_risk", "diversity")
     yield ["sweep", "value", *(f"{name} {epoch}" for name in quantities for epoch in epochs), *OUTCOME]
     for point in found.sweeps:
-        values = [float(getattr(point.curves, name)[epoch]) for name in quantities for epoch in epochs]
         outcome = [getattr(point.outcome, name) for name in OUTCOME]
-        yield [point.sweep, point.value, *_plain(values), *_plain(outcome)]
+        yield [point.sweep, point.value, *_at(point.curves, quantities, epochs), *outcome]
 
 
 # ---------------------------------------------------------------------- terminal
@@ -171,13 +162,8 @@ def _thousandths(value: float) -> str:
 def _risk_table(risks: Risks) -> tuple[list[str], Lines]:
     last = risks.problem.first_phase
     epochs = [*dict.fromkeys([*risks.epochs[:3], risks.epochs[-1]])]
-    heading = [
-        "scheme",
-        *(f"student {epoch}" for epoch in epochs),
-        f"teacher {epochs[0]}",
-        f"diversity {last}",
-        "settled",
-    ]
+    students = [f"student {epoch}" for epoch in epochs]
+    heading = ["scheme", *students, f"teacher {epochs[0]}", f"diversity {last}", "settled"]
     rows = []
     for role, scheme in risks.schemes.items():
         curves = risks.curves[role]

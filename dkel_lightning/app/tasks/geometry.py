@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from dkel_lightning.app import drawing
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.tables import print_table, write_csv
-from dkel_lightning.app.study_figures.geometry_figures import draw_all
+from dkel_lightning.app.study_figures import geometry_figures
+from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.studies.bowl import COSINES_AT, DISTANCES_AT, NO_TEACHER, initialised_label
-from dkel_lightning.studies.geometry import Geometry, Settings, simulate
+from dkel_lightning.studies.geometry import Geometry, simulate
+from dkel_lightning.studies.geometry_settings import GeometrySettings
 from dkel_lightning.studies.mirror import MirrorRow, mirror_loss
 from dkel_lightning.studies.pairs import Pair, Pull, alignment
 from dkel_lightning.studies.recursion import Array
@@ -45,7 +48,7 @@ def geometry(run: Run) -> GeometryResult:
         ConfigError: settings that do not fit together.
         NonFiniteError: a pair has diverged.
     """
-    found = simulate(Settings.of(run.values["geometry"]))
+    found = simulate(from_mapping(GeometrySettings, run.values["geometry"], "geometry"))
     run.describe()
     tables = {
         "bowl": _bowl(found),
@@ -55,7 +58,8 @@ def geometry(run: Run) -> GeometryResult:
     }
     for name, rows in tables.items():
         write_csv(run.folder / f"{name}.csv", ([_cell(value) for value in row] for row in rows))
-    result = GeometryResult(run.folder, found, draw_all(found, run.folder / "figures"))
+    drawn = drawing.save_all(geometry_figures.draw(found), run.folder / "figures")
+    result = GeometryResult(run.folder, found, drawn)
     _show(result)
     return result
 

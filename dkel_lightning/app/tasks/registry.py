@@ -15,12 +15,12 @@ from typing import Annotated, Any
 from dkel_lightning.app.config import kinds
 from dkel_lightning.app.config.messages import unknown_choice
 from dkel_lightning.app.config.nodes.convergence import ConvergenceSettings
-from dkel_lightning.app.config.nodes.geometry import GeometrySettings
 from dkel_lightning.app.tasks import requirements
 from dkel_lightning.app.tasks.requirements import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import Settings
 from dkel_lightning.settings.keys import RESUMABLE, choice, number, several, text, whole
+from dkel_lightning.studies.geometry_settings import GeometrySettings
 
 _HERE = "dkel_lightning.app.tasks"
 

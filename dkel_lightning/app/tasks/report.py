@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dkel_lightning.app.report import of_comparison, of_run, of_sweep
+from dkel_lightning.app.report import of_groups, of_run
 from dkel_lightning.app.runs import kinds
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.runs.groups import read_sweep
 from dkel_lightning.app.runs.records import RunRecord
-from dkel_lightning.runtime.atomic_files import write_text
 
 
 @dataclass(frozen=True)
@@ -30,16 +28,13 @@ def report(run: Run) -> ReportResult:
     folder = kinds.find(run.values["report"]["of"])
     kind = kinds.kind(folder)
     assert kind is not None
-    file = run.folder / kinds.PAGE
-    write_text(file, page(folder, kind, run.folder))
-    print(f"Report of the {kind} {folder}: {file}")
-    return ReportResult(kind, file)
+    result = ReportResult(kind, write(folder, kind, run.folder))
+    print(f"Report of the {kind} {folder}: {result.file}")
+    return result
 
 
-def page(folder: Path, kind: kinds.Kind, where: Path) -> str:
-    """Write the page of a folder that will lie in the folder `where`, to which its links are relative."""
+def write(folder: Path, kind: kinds.Kind, where: Path) -> Path:
+    """Write the page of a folder into the folder `where`, to which its links are relative."""
     if kind == "run":
-        return of_run.write_page(RunRecord(folder), where)
-    if kind == "sweep":
-        return of_sweep.write_page(read_sweep(folder), where)
-    return of_comparison.write_page(of_comparison.read_comparison(folder), where)
+        return of_run.write(RunRecord(folder), where)
+    return (of_groups.write_sweep if kind == "sweep" else of_groups.write_comparison)(folder, where)

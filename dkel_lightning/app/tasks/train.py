@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from dkel_lightning.app import build, figures
-from dkel_lightning.app.callbacks import EpochLines, LiveProgressBar, Throughput
+from dkel_lightning.app.callbacks import EpochLines, EpochProgressBar, Throughput
 from dkel_lightning.app.callbacks.pictures import AugmentedViews
 from dkel_lightning.app.callbacks.saving import (
     BestCheckpoint,
@@ -180,7 +180,7 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
             _tell_tests(run, others, images, last, best, trainer.global_step)
         deployed = sum(parameter.numel() for parameter in module.deploy().parameters())
         result = TrainResult(run.folder, last, best, throughput.images_per_second, seconds, peak, deployed)
-        _report(run, result, logger, keep=complete)
+        _report(run, result, keep=complete)
         return result
 
 
@@ -290,7 +290,7 @@ def usual_callbacks(run: Run, throughput: Throughput | None = None) -> list[Call
     if progress == "auto":
         progress = "bar" if sys.stdout.isatty() else "lines"
     if progress == "bar":
-        found.append(LiveProgressBar())
+        found.append(EpochProgressBar())
     elif progress == "lines":
         found.append(EpochLines(throughput))
     return found
@@ -354,7 +354,7 @@ def _overflow(column: str, tested: scores.Scores) -> str:
 
 
 @rank_zero_only
-def _report(run: Run, result: TrainResult, logger: MetricsFile, *, keep: bool) -> None:
+def _report(run: Run, result: TrainResult, *, keep: bool) -> None:
     values = run.values
     columns = {f"last epoch ({result.last.epoch})": result.last}
     if result.best is not None:
@@ -385,10 +385,10 @@ def _report(run: Run, result: TrainResult, logger: MetricsFile, *, keep: bool) -
         scores.show(columns, f"Test accuracy, {values['method']['name']} on {values['data']['name']}", note)
     if not keep:
         run.write_json("summary.json", summary)
-    rows = logger.rows()
-    if rows:
-        title = f"{values['method']['name']} on {values['data']['name']}, {values['backbone']['name']}"
-        figures.draw_curves(rows, run.folder / "figures" / "curves.png", f"{title}, seed {values['seed']}")
+    title = (
+        f"{values['method']['name']} on {values['data']['name']}, {values['backbone']['name']}, seed {values['seed']}"
+    )
+    figures.draw_curves(RunRecord(run.folder).curves, run.folder / "figures" / "curves.png", title)
     speed = f", {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
     there = [
         item

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from dkel_lightning.app import sweeps
+from dkel_lightning.app import figures, sweeps
 from dkel_lightning.app.runs import kinds
 from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.tasks.report import report
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
 from tests.app.report.pages import read, write_run
 from tests.compose import prepare, tiny_run
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def task(of: Path | None, where: Path | None = None) -> Run:
@@ -35,8 +38,10 @@ def test_a_real_run_is_reported_with_its_figures(tmp_path: Path, capsys: pytest.
         for nll in test["nll"].values():
             assert f"{nll:.4f}" in reader.text
     assert "./metrics.csv" in {one["href"] for one in reader.all("a")}
-    # Every column that a run of today logs finds its chart.
-    assert "Other metrics" not in reader.text
+    # Every group of columns that a run of today logs has a title.
+    found = figures.run_figure(RunRecord(folder).curves)
+    assert found is not None
+    assert {axes.get_title() for axes in found.axes if axes.get_visible()} <= {*figures.TITLES.values()}
 
 
 def test_each_kind_of_folder_is_told_apart(tmp_path: Path) -> None:

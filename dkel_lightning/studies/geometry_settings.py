@@ -1,16 +1,13 @@
-"""Settings of task=geometry."""
+"""Settings of the two points in a plane. Imports neither torch nor numpy: the command line reads them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import (
-    number,
-    numbers,
-    whole,
-)
+from dkel_lightning.settings.keys import number, numbers, several, whole
 
 
 @dataclass(frozen=True)
@@ -18,15 +15,18 @@ class BowlSettings(Settings, node="geometry.bowl"):
     """Two points in a bowl."""
 
     curvatures: Annotated[
-        tuple[float, ...], numbers("Curvature of a bowl's second direction, one bowl each; the other is 1.")
+        tuple[float, ...],
+        several("Curvature of a bowl's second direction, one bowl each; the other is 1.", number("", 0, above=True)),
     ] = (1, 0.3, 0.05)
-    weights: Annotated[tuple[float, ...], numbers("Weights of the teacher, each constant and decaying.")] = (1, 3)
+    weights: Annotated[
+        tuple[float, ...], several("Weights of the teacher, each constant and decaying.", number("", 0, above=True))
+    ] = (1, 3)
     weight_time: Annotated[float, number("Steps in which the decaying weight falls by e.", 0, above=True)] = 40
     radius: Annotated[float, number("Distance of both starts from the optimum.", 0, above=True)] = 2
     student_angle: Annotated[float, number("Direction of the student's start, in degrees.")] = 200
     teacher_angle: Annotated[float, number("Direction of the teacher's own draw, in degrees.")] = 110
     init_steps: Annotated[
-        tuple[float, ...], numbers("Gradient steps on an own draw before training; the last is drawn.")
+        tuple[int, ...], several("Gradient steps on an own draw before training; the last is drawn.", whole("", 1))
     ] = (2, 20)
     init_lr_scale: Annotated[float, number("Their learning rate as a share of geometry.lr.", 0, above=True)] = 1
     directions: Annotated[int, whole("Directions in which the teacher is drawn for the table of all.", 1, 360)] = 24
@@ -36,7 +36,16 @@ class BowlSettings(Settings, node="geometry.bowl"):
     loss_tolerance: Annotated[float, number("The same for its loss.", 1e-9, 0.999)] = 0.001
     steps: Annotated[int, whole("Steps that are drawn.", 1, 100_000)] = 150
     max_steps: Annotated[int, whole("Steps after which an arrival is no longer waited for.", 1, 100_000)] = 12_000
-    chords: Annotated[tuple[float, ...], numbers("Steps at which a line joins student and teacher.")] = (1, 5, 15, 40)
+    chords: Annotated[
+        tuple[int, ...], several("Steps at which a line joins student and teacher.", whole("", 0), least=0)
+    ] = (1, 5, 15, 40)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_steps < self.steps:
+            raise ConfigError(
+                f"geometry.bowl.max_steps is {self.max_steps}, below geometry.bowl.steps={self.steps}: raise it."
+            )
 
 
 @dataclass(frozen=True)
@@ -51,9 +60,20 @@ class MirrorSettings(Settings, node="geometry.mirror"):
         tuple[float, ...], numbers("A teacher at an optimum of the student's branch; mirrored, of the other.")
     ] = (1, 1)
     untrained: Annotated[tuple[float, ...], numbers("A teacher in the mirror branch, at no optimum.")] = (-0.2, -0.5)
-    weights: Annotated[tuple[float, ...], numbers("Weights of the teacher; 0 is added.")] = (0, 0.5, 1, 3)
+    weights: Annotated[tuple[float, ...], several("Weights of the teacher; 0 is added.", number("", 0))] = (
+        0,
+        0.5,
+        1,
+        3,
+    )
     threshold: Annotated[float, number("Loss below which a network counts as trained.", 0, above=True)] = 0.01
     steps: Annotated[int, whole("Length of the simulation.", 1, 100_000)] = 600
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("student", "trained", "untrained"):
+            if len(getattr(self, name)) != 2:
+                raise ConfigError(f"geometry.mirror.{name} is {list(getattr(self, name))}: give two coordinates.")
 
 
 @dataclass(frozen=True)
