@@ -83,9 +83,10 @@ def test_the_ensemble_weight_never_rises_and_lies_in_zero_to_one(decay: float, t
     assert all(value == 0 or 0.01 < value <= 1 for value in values)
 
 
-def test_the_ensemble_weight_is_cut_off_at_its_cutoff_not_below_it() -> None:
+def test_the_ensemble_weight_is_cut_off_at_its_cutoff_and_not_above_it() -> None:
     assert ensemble_weight(1, math.log(2), cutoff=0.4999) == pytest.approx(0.5)
     assert ensemble_weight(1, math.log(2), cutoff=0.5001) == 0.0
+    assert ensemble_weight(1, 1.0, cutoff=math.exp(-1)) == 0.0
     assert ensemble_weight(0, 7.0, cutoff=0.99) == 1.0
     assert ensemble_weight(10, 0.5) == 0.0  # exp(-5) = 0.0067
 

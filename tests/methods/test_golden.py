@@ -204,6 +204,7 @@ def test_presets_differ_as_the_method_page_says() -> None:
             0.5, 0.01, ramped, "logits", False
         )  # fmt: skip
     assert [methods.preset(name).classifiers for name in ("dkel", "dkel_released", "pcl")] == ["own", "released", "own"]
+    assert [methods.preset(name).views_per_pass for name in ("dkel", "dkel_released", "pcl")] == ["all", "one", "all"]
     assert methods.preset("dkel").teacher == {}
     assert methods.preset("dkel_released").teacher == {"draw": "student", "start": "copy"}
     assert methods.preset("pcl").teacher == {"draw": "student", "start": "copy", "init_steps": 0}

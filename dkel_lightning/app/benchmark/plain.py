@@ -31,6 +31,7 @@ class PerImage(Dataset[tuple[tuple[Tensor, ...], int]]):
         stored: the training images.
         views: of each.
         padding: of the crop.
+        padding_mode: of the crop.
         flip: whether half of the views are mirrored.
         mean: of each channel.
         std: of each channel.
@@ -45,10 +46,12 @@ class PerImage(Dataset[tuple[tuple[Tensor, ...], int]]):
         flip: bool,
         mean: Sequence[float],
         std: Sequence[float],
+        padding_mode: str = "constant",
     ) -> None:
         self.stored = stored
         self.views = views
-        steps: list[Callable[[Any], Any]] = [transforms.RandomCrop(stored.images.shape[-2:], padding=padding)]
+        crop = transforms.RandomCrop(stored.images.shape[-2:], padding=padding, padding_mode=padding_mode)
+        steps: list[Callable[[Any], Any]] = [crop]
         if flip:
             steps.append(transforms.RandomHorizontalFlip())
         self.transform = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])

@@ -267,6 +267,7 @@ def _plain_loader(values: Values, images: ImageDataModule, device: torch.device)
         images.training_images,
         images.views,
         padding=images.padding,
+        padding_mode=images.padding_mode,
         flip=images.flip,
         mean=normalize.mean,
         std=normalize.std,
