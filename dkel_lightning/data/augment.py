@@ -62,8 +62,8 @@ class CropFlip:
         flip: Whether half of the views are mirrored left to right.
         mean: As in `Normalize`.
         std: As in `Normalize`.
-        padding_mode: What these pixels are: zeros (`constant`), or the image mirrored at its edge (`reflect`), which must
-            be larger than the padding.
+        padding_mode: What these pixels are: zeros (`constant`), or the image mirrored at its edge (`reflect`), which
+            must be larger than the padding.
     """
 
     def __init__(
