@@ -68,7 +68,7 @@ bench-cpu: $(VENV)/.run ## the measurements of docs/performance.md on this machi
 	$(MEASURE) experiment=cifar100 precision=bf16 $(FEW) benchmark.steps=2 benchmark.sides=[plain,eager,compile] benchmark.to=$(SPEED)/cpu_resnet32_bf16
 	for keep in true false; do $(MEASURE) experiment=cifar100 $(FEW) benchmark.steps=2 benchmark.sides=[eager] execution.keep_memory=$$keep benchmark.to=$(SPEED)/memory_kept_$$keep || exit 1; done
 	$(MEASURE) experiment=quickstart $(FEW) benchmark.steps=20 $(LAYOUTS) benchmark.to=$(SPEED)/layout_resnet8
-	$(MEASURE) experiment=tinyimagenet data.batch_size=32 $(FEW) benchmark.steps=2 $(LAYOUTS) benchmark.to=$(SPEED)/layout_resnet18
+	$(MEASURE) experiment=tinyimagenet backbone=resnet18 data.batch_size=32 $(FEW) benchmark.steps=2 $(LAYOUTS) benchmark.to=$(SPEED)/layout_resnet18
 	$(MEASURE) experiment=cifar100 backbone=vgg16 data.batch_size=32 $(FEW) benchmark.steps=1 $(LAYOUTS) benchmark.to=$(SPEED)/layout_vgg16
 
 SPEED := outputs/performance

@@ -126,7 +126,8 @@ def test_relative_distance_by_hand_and_none_where_shapes_differ() -> None:
 def test_mutual_distance_of_equal_opposite_and_orthogonal_weights() -> None:
     a, b = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])], [torch.tensor([0.0, 5.0]), torch.tensor([0.0])]
     opposite = [-tensor for tensor in a]
-    for other, expected in ((a, 0.0), (opposite, 2.0), (b, math.sqrt(2))):
+    long = [7 * tensor for tensor in b]  # of another length than a
+    for other, expected in ((a, 0.0), (opposite, 2.0), (b, math.sqrt(2)), (long, math.sqrt(2))):
         distance = mutual_distance(a, other)
         assert distance is not None
         assert distance.item() == pytest.approx(expected)

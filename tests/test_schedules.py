@@ -83,11 +83,17 @@ def test_the_ensemble_weight_never_rises_and_lies_in_zero_to_one(decay: float, t
     assert all(value == 0 or 0.01 < value <= 1 for value in values)
 
 
-def test_the_ensemble_weight_is_cut_off_at_its_cutoff_not_below_it() -> None:
+def test_the_ensemble_weight_is_cut_off_at_its_cutoff_and_not_above_it() -> None:
     assert ensemble_weight(1, math.log(2), cutoff=0.4999) == pytest.approx(0.5)
     assert ensemble_weight(1, math.log(2), cutoff=0.5001) == 0.0
+    assert ensemble_weight(1, 1.0, cutoff=math.exp(-1)) == 0.0
     assert ensemble_weight(0, 7.0, cutoff=0.99) == 1.0
     assert ensemble_weight(10, 0.5) == 0.0  # exp(-5) = 0.0067
+    # After one time constant, exp(-1) = 0.37.
+    at_one = Clock(epoch=1, step=10, steps_per_epoch=10, steps=100)
+    for constant in ({"decay": 1.0}, {"decay": None, "decay_share": 0.1}):
+        assert EnsembleTerm(**constant, cutoff=0.3).weight(at_one) == pytest.approx(math.exp(-1))
+        assert EnsembleTerm(**constant, cutoff=0.4).weight(at_one) == 0.0
 
 
 def test_a_share_of_the_run_equals_epochs_where_epochs_are_whole() -> None:

@@ -63,7 +63,7 @@ def build(  # noqa: D417
     teacher: Mapping[str, Any] | TeacherSettings | None = None,
     in_channels: int = 3,
     image_size: tuple[int, int] | None = None,
-    views_per_pass: str = "all",
+    views_per_pass: str | None = None,
     classifiers: str | None = None,
     sharing: str | None = None,
     optimizer: OptimizerFactory | None = None,
@@ -91,7 +91,7 @@ def build(  # noqa: D417
         in_channels: channels of the images.
         image_size: (height, width), checked against what the backbone can take; 224 for a model of your own.
         views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over
-            views, or `one` after the other.
+            views, or `one` after the other; the method's by default.
         classifiers: how the branches' classifiers start: `own`, `equal`, `released`; the method's by default.
         sharing: peers given as a number share a `trunk`, or `nothing`; the method's by default. Peers of a model
             of your own that share nothing all keep its weights up to `split_at`.
@@ -134,8 +134,8 @@ def build(  # noqa: D417
     if num_classes is None:
         num_classes = 100 if isinstance(backbone, str) else classes_of(backbone, split_at, classifier)
     draw = NetworkDraw(
-        backbone, num_classes, peers, split_at, classifier, in_channels, image_size, views_per_pass,
-        classifiers or preset.classifiers, share,
+        backbone, num_classes, peers, split_at, classifier, in_channels, image_size,
+        views_per_pass or preset.views_per_pass, classifiers or preset.classifiers, share,
     )  # fmt: skip
     student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
     teacher_module = None
@@ -149,6 +149,7 @@ def build(  # noqa: D417
     if chosen.wants_ensemble_classifier or chosen.ensemble is not None:
         with seeded(seed, "ensemble"):
             ensemble = EnsembleModule(student.network.feature_dims, num_classes, chosen.ensemble)
+            draw.start_ensemble(ensemble.classifier)
     module: Coordinator = cls(
         student,
         chosen,

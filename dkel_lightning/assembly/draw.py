@@ -84,6 +84,11 @@ class NetworkDraw:
         """Draw one whole network: of `backbone`, or of the peers' own."""
         return replace(self, backbone=backbone or self.backbone, peers=1, classifiers="own", sharing="trunk")
 
+    def start_ensemble(self, classifier: nn.Linear) -> None:
+        """Draw the classifier over the features of all peers as their backbone draws its own."""
+        if isinstance(self.backbone, str):
+            networks.start_linear({self.backbone} if isinstance(self.peers, int) else {*self.peers}, classifier)
+
     def _equal_classifiers(self) -> bool:
         if self.classifiers not in ("own", "equal", "released"):
             raise ConfigError(f"method.classifiers is {self.classifiers!r}: choose one of own, equal, released.")

@@ -54,18 +54,23 @@ class Crops(NamedTuple):
 class CropFlip:
     """Cut every view of every sample at its own random place, flip it or not, and normalise it.
 
-    The distribution is that of torchvision's `RandomCrop(size, padding)` followed by `RandomHorizontalFlip(0.5)`: zeros
-    are padded before normalisation, and all `(2 * padding + 1) ** 2` places are equally likely.
+    The distribution is that of torchvision's `RandomCrop(size, padding)` followed by `RandomHorizontalFlip(0.5)`:
+    padding comes before normalisation, and all `(2 * padding + 1) ** 2` places are equally likely.
 
     Args:
-        padding: Pixels of zeros on each side; 0 leaves the images where they are.
+        padding: Pixels on each side; 0 leaves the images where they are.
         flip: Whether half of the views are mirrored left to right.
         mean: As in `Normalize`.
         std: As in `Normalize`.
+        padding_mode: What these pixels are: zeros (`constant`), or the image mirrored at its edge (`reflect`), which
+            must be larger than the padding.
     """
 
-    def __init__(self, padding: int, flip: bool, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, padding: int, flip: bool, mean: Sequence[float], std: Sequence[float], padding_mode: str = "constant"
+    ) -> None:
         self.padding = padding
+        self.padding_mode = padding_mode
         self.flip = flip
         self.normalize = Normalize(mean, std)
 
@@ -87,7 +92,7 @@ class CropFlip:
     def apply(self, images: Tensor, crops: Crops) -> Tensor:
         """Cut, flip and normalise the views that were drawn; shapes as in `__call__`."""
         height, width = images.shape[-2:]
-        padded = F.pad(images, (self.padding,) * 4)
+        padded = self._padded(images)
         # A mirrored crop is a crop of the mirrored image from the other side, so that one gather does both.
         both = torch.stack([padded, padded.flip(-1)]) if self.flip else padded[None]
         lefts = torch.where(crops.flips == 1, 2 * self.padding - crops.lefts, crops.lefts)
@@ -95,3 +100,12 @@ class CropFlip:
         samples = torch.arange(len(images), device=images.device)
         views = windows[crops.flips, samples, :, crops.tops, lefts]
         return self.normalize(views).transpose(0, 1)
+
+    def _padded(self, images: Tensor) -> Tensor:
+        if self.padding_mode == "constant":
+            return F.pad(images, (self.padding,) * 4)
+        for axis in (-2, -1):  # torch reflects no uint8
+            last = images.shape[axis] - 1
+            places = torch.arange(-self.padding, last + self.padding + 1, device=images.device).abs()
+            images = images.index_select(axis, last - (last - places).abs())
+        return images

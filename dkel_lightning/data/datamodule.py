@@ -29,6 +29,7 @@ EvaluationLoader = DeviceEvaluationLoader | WorkerEvaluationLoader
 
 SELECTIONS = ("validation", "paper")
 RESIDENCIES = ("auto", "device", "workers")
+PADDING_MODES = ("constant", "reflect")
 _PIECE_BYTES = 16 << 20
 
 
@@ -59,7 +60,8 @@ class ImageDataModule(ClassificationData, ABC):
         batch_size: Training samples a batch and process.
         eval_batch_size: Evaluation samples a batch and process.
         views: Views of each training sample: 1, or one for each peer.
-        padding: Pixels of zeros around a training image before a crop of its own size is cut; None: as the set defines.
+        padding: Pixels around a training image before a crop of its own size is cut; None: as the set defines.
+        padding_mode: What they are: zeros (`constant`), or the image mirrored at its edge (`reflect`).
         flip: Whether half of the training views are mirrored; None: as the set defines.
         mean: Channel means of images scaled to [0, 1]; None: as the set defines, or else computed from all training
             images.
@@ -101,6 +103,7 @@ class ImageDataModule(ClassificationData, ABC):
         drop_last: bool = False,
         limit: int | None = None,
         label_noise: Mapping[str, Any] | None = None,
+        padding_mode: str = "constant",
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -109,6 +112,7 @@ class ImageDataModule(ClassificationData, ABC):
         self.eval_batch_size = eval_batch_size
         self.views = views
         self.padding = self.default_padding if padding is None else padding
+        self.padding_mode = padding_mode
         self.flip = self.default_flip if flip is None else flip
         self.mean = self.default_mean if mean is None else tuple(mean)
         self.std = self.default_std if std is None else tuple(std)
@@ -334,11 +338,16 @@ class ImageDataModule(ClassificationData, ABC):
             # Of all training images, so that selection and limit do not change the inputs of a network.
             measured = channel_statistics(data.train.images)
             mean, std = mean or measured[0], std or measured[1]
-        channels = data.train.images.shape[1]
+        channels, height, width = data.train.images.shape[1:]
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
                 raise ConfigError(f"{name} has {len(values)} values, but the images have {channels} channel(s)")
-        return CropFlip(self.padding, self.flip, mean, std)
+        if self.padding_mode == "reflect" and self.padding >= min(height, width):
+            raise ConfigError(
+                f"padding={self.padding} cannot be reflected in images of {height}x{width}: make it smaller, or set "
+                "padding_mode=constant"
+            )
+        return CropFlip(self.padding, self.flip, mean, std, self.padding_mode)
 
     def _splits_or_error(self) -> dict[str, StoredImages]:
         if not self._splits:
@@ -358,6 +367,8 @@ class ImageDataModule(ClassificationData, ABC):
             )
         if self.selection not in SELECTIONS:
             raise ConfigError(f"selection={self.selection!r} is unknown: choose {' or '.join(SELECTIONS)}")
+        if self.padding_mode not in PADDING_MODES:
+            raise ConfigError(f"padding_mode={self.padding_mode!r} is unknown: choose {' or '.join(PADDING_MODES)}")
         if self.residency not in RESIDENCIES:
             raise ConfigError(f"residency={self.residency!r} is unknown: choose {', '.join(RESIDENCIES)}")
         if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):

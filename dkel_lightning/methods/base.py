@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import from_mapping, merge, unknown
 from dkel_lightning.settings.methods import PRESETS, Arrangement, MethodPreset, NoSettings
 from dkel_lightning.settings.needs import Needs
@@ -121,6 +122,7 @@ class Preset:
         sharing: peers given as a number share a `trunk`, or `nothing`.
         views: views of an image: `per_peer`, `shared`, or `per_peer_and_teacher`.
         peers: P unless the user says otherwise.
+        views_per_pass: views pass the trunk `all` at once, or `one` after the other.
     """
 
     method: type[Method]
@@ -130,6 +132,7 @@ class Preset:
     sharing: str = Arrangement.sharing
     views: str = Arrangement.views
     peers: Any = Arrangement.peers
+    views_per_pass: str = BackboneSettings.views_per_pass
 
 
 METHODS: dict[str, Preset] = {}
@@ -142,6 +145,7 @@ def register(
     *,
     settings: Mapping[str, Any] | None = None,
     teacher: str | Mapping[str, Any] | None = None,
+    views_per_pass: str = BackboneSettings.views_per_pass,
     **arrangement: Any,
 ) -> Callable[[M], M]:
     """Make a method known under `name`; may be stacked to give one class several presets.
@@ -150,6 +154,7 @@ def register(
         name: as it is chosen by.
         settings: differences from the defaults of `method.Settings`.
         teacher: name of a preset in `settings.teacher.TEACHERS`, or differences from the defaults of TeacherSettings.
+        views_per_pass: see Preset.
         arrangement: `peers`, `sharing`, `views` and `classifiers`, see Preset.
 
     Raises:
@@ -161,12 +166,13 @@ def register(
         if taken is not None and taken.method.__qualname__ != method.__qualname__:
             raise ConfigError(f"The method name {name!r} is taken by {taken.method.__qualname__}: choose another.")
         followed = TEACHERS[teacher].settings if isinstance(teacher, str) else teacher
-        METHODS[name] = Preset(method, settings or {}, followed or {}, **arrangement)
+        METHODS[name] = Preset(method, settings or {}, followed or {}, views_per_pass=views_per_pass, **arrangement)
         # What the command line composes, and the page of all keys shows, without asking the class.
         meaning = (method.__doc__ or name).strip().splitlines()[0]
         said = teacher or ("none" if method.needs.teacher == "none" else "independent")
         PRESETS.setdefault(
-            name, MethodPreset(meaning, method.Settings, method.needs, settings or {}, said, arrangement)
+            name,
+            MethodPreset(meaning, method.Settings, method.needs, settings or {}, said, arrangement, views_per_pass),
         )
         return method
 
@@ -176,7 +182,13 @@ def register(
 def shipped(name: str) -> Callable[[M], M]:
     """Make a method known under a name of `settings.methods.PRESETS`, which says the rest; may be stacked."""
     chosen = PRESETS[name]
-    return register(name, settings=chosen.settings, teacher=chosen.teacher, **chosen.arrangement)
+    return register(
+        name,
+        settings=chosen.settings,
+        teacher=chosen.teacher,
+        views_per_pass=chosen.views_per_pass,
+        **chosen.arrangement,
+    )
 
 
 def preset(name: str) -> Preset:

@@ -29,7 +29,7 @@ class FFL(Method):
     needs: ClassVar[Needs] = PRESETS["ffl"].needs
     settings: FFLSettings
 
-    fusion: nn.Module
+    fusion: nn.Sequential
 
     def attach(self, network: PeerNetwork) -> None:
         """Make the fusion module.
@@ -56,6 +56,9 @@ class FFL(Method):
             nn.Flatten(),
             nn.Linear(narrow, network.num_classes),
         )
+        for module in self.fusion:
+            if isinstance(module, nn.Conv2d):  # N(0, sqrt(2 / (k^2 out)))
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from dkel_lightning.networks.peers import (
     PeerStages,
     SinglePeer,
 )
-from dkel_lightning.networks.registry import BACKBONES, Backbone, create, register_backbone
+from dkel_lightning.networks.registry import BACKBONES, Backbone, create, register_backbone, start_linear
 
 __all__ = [
     "BACKBONES",
@@ -29,4 +29,5 @@ __all__ = [
     "create",
     "redraw_",
     "register_backbone",
+    "start_linear",
 ]

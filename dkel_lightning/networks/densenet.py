@@ -58,8 +58,13 @@ def make_branch(num_classes: int) -> Branch:
     children["pool"] = nn.AdaptiveAvgPool2d(1)
     children["flatten"] = nn.Flatten()
     classifier = nn.Linear(width, num_classes)
-    nn.init.zeros_(classifier.bias)
+    start_linear(classifier)
     return Branch(_initialised(nn.Sequential(children)), classifier, width, num_classes)
+
+
+def start_linear(linear: nn.Linear) -> None:
+    """Start a linear layer as torch does, with zero bias."""
+    nn.init.zeros_(linear.bias)
 
 
 def _last_block_input() -> int:

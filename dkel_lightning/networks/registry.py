@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +25,7 @@ class Backbone:
         make_branch: Number of classes -> last stage, pooling and classifier, freshly drawn at each call.
         min_size: Height and width of the smallest image that it can be trained on, in batches of at least two.
         summary: One line for people.
+        start_linear: Draws its linear layers, where torch's own draw is not theirs; the ensemble's classifier too.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Backbone:
     make_branch: Callable[[int], Branch]
     min_size: int
     summary: str
+    start_linear: Callable[[nn.Linear], None] | None = None
 
 
 BACKBONES: dict[str, Backbone] = {}
@@ -105,6 +107,16 @@ def create(
     return network
 
 
+def start_linear(backbones: Collection[str], linear: nn.Linear) -> None:
+    """Draw a layer over the features of all peers anew, as their backbone draws its own; leave it if they are several.
+
+    Source: DKEL, released code, whose networks draw the ensemble's classifier with all their layers.
+    """
+    rules = {BACKBONES[name].start_linear if name in BACKBONES else None for name in backbones}
+    if len(rules) == 1 and (rule := rules.pop()) is not None:
+        rule(linear)
+
+
 def _independent(
     names: Sequence[str],
     num_classes: int,
@@ -147,8 +159,17 @@ _register_resnet("resnet110", resnet.RESNET110, "CIFAR ResNet, bottleneck blocks
 _register_resnet("wide_resnet20_8", resnet.WIDE_RESNET20_8, "CIFAR ResNet, bottleneck blocks 2/2/2, inner width x8")
 _register_resnet("resnet18", resnet.RESNET18, "ImageNet ResNet-18: 7x7 stem with stride 2, max-pool")
 _register_resnet("resnet34", resnet.RESNET34, "ImageNet ResNet-34: 7x7 stem with stride 2, max-pool")
+_register_resnet("tiny_resnet18", resnet.TINY_RESNET18, "ResNet-18 for 64 pixels: 7x7 stem with stride 2, no max-pool")
+_register_resnet("tiny_resnet34", resnet.TINY_RESNET34, "ResNet-34 for 64 pixels: 7x7 stem with stride 2, no max-pool")
 register_backbone(
-    Backbone("vgg16", vgg.make_trunk, vgg.make_branch, min_size=32, summary="VGG-16 with BatchNorm, head 512-512-C")
+    Backbone(
+        "vgg16",
+        vgg.make_trunk,
+        vgg.make_branch,
+        min_size=32,
+        summary="VGG-16 with BatchNorm, head 512-512-C",
+        start_linear=vgg.start_linear,
+    )
 )
 register_backbone(
     Backbone(
@@ -157,5 +178,6 @@ register_backbone(
         densenet.make_branch,
         min_size=4,
         summary="DenseNet-BC, dense blocks of 6 layers, growth 12",
+        start_linear=densenet.start_linear,
     )
 )

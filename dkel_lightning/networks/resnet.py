@@ -1,4 +1,4 @@
-"""Residual networks: the CIFAR form (He et al. 2016, section 4.2) and the ImageNet form.
+"""Residual networks: the CIFAR form (He et al. 2016, section 4.2), the ImageNet form, and one between for 64 pixels.
 
 Sizes, shortcuts and initialisation are those of DKEL's released code. A 1x1 convolution with BatchNorm stands in a
 shortcut wherever the shape changes, also right after the stem. The last stage branches.
@@ -7,7 +7,7 @@ shortcut wherever the shape changes, also right after the stem. The last stage b
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -24,7 +24,8 @@ class ResNetSpec:
         outer: Channels between blocks.
         bottleneck: Whether a block is 1x1, 3x3, 1x1 instead of 3x3, 3x3.
         stem: Channels of the stem.
-        imagenet_stem: Whether the stem is 7x7 with stride 2 and a max-pool, instead of 3x3.
+        imagenet_stem: Whether the stem is 7x7 with stride 2, instead of 3x3.
+        max_pool: Whether a max-pool with stride 2 follows the stem.
     """
 
     blocks: tuple[int, ...]
@@ -33,14 +34,18 @@ class ResNetSpec:
     bottleneck: bool = False
     stem: int = 16
     imagenet_stem: bool = False
+    max_pool: bool = False
 
 
 RESNET8 = ResNetSpec((1, 1, 1), (16, 32, 64), (16, 32, 64))
 RESNET32 = ResNetSpec((5, 5, 5), (16, 32, 64), (16, 32, 64))
 RESNET110 = ResNetSpec((12, 12, 12), (16, 32, 64), (64, 128, 256), bottleneck=True)
 WIDE_RESNET20_8 = ResNetSpec((2, 2, 2), (128, 256, 512), (64, 128, 256), bottleneck=True)
-RESNET18 = ResNetSpec((2, 2, 2, 2), (64, 128, 256, 512), (64, 128, 256, 512), stem=64, imagenet_stem=True)
-RESNET34 = ResNetSpec((3, 4, 6, 3), (64, 128, 256, 512), (64, 128, 256, 512), stem=64, imagenet_stem=True)
+# The released code's form for TinyImageNet: it defines a max-pool and never applies it.
+TINY_RESNET18 = ResNetSpec((2, 2, 2, 2), (64, 128, 256, 512), (64, 128, 256, 512), stem=64, imagenet_stem=True)
+TINY_RESNET34 = replace(TINY_RESNET18, blocks=(3, 4, 6, 3))
+RESNET18 = replace(TINY_RESNET18, max_pool=True)
+RESNET34 = replace(TINY_RESNET34, max_pool=True)
 
 
 class ResidualBlock(nn.Module):
@@ -78,11 +83,9 @@ def make_branch(spec: ResNetSpec, num_classes: int) -> Branch:
 
 
 def _stem(spec: ResNetSpec, in_channels: int) -> nn.Sequential:
-    if not spec.imagenet_stem:
-        return nn.Sequential(*_conv_norm(in_channels, spec.stem, kernel=3), nn.ReLU(inplace=True))
-    return nn.Sequential(
-        *_conv_norm(in_channels, spec.stem, kernel=7, stride=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)
-    )
+    kernel, stride = (7, 2) if spec.imagenet_stem else (3, 1)
+    layers = [*_conv_norm(in_channels, spec.stem, kernel, stride), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(3, 2, padding=1)] if spec.max_pool else []))
 
 
 def _stage(spec: ResNetSpec, index: int) -> nn.Sequential:

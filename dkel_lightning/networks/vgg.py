@@ -46,6 +46,12 @@ def make_branch(num_classes: int) -> Branch:
     return Branch(_initialised(nn.Sequential(children)), _initialised(head), width, num_classes)
 
 
+def start_linear(linear: nn.Linear) -> None:
+    """Start a linear layer from N(0, 0.01), with zero bias."""
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)
+
+
 def _stage(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in widths:
@@ -59,8 +65,8 @@ def _initialised(module: nn.Sequential) -> nn.Sequential:
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
             nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(child, nn.Linear):
-            nn.init.normal_(child.weight, std=0.01)
-        if isinstance(child, nn.Conv2d | nn.Linear) and child.bias is not None:
+            assert child.bias is not None
             nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.Linear):
+            start_linear(child)
     return module

@@ -40,8 +40,11 @@ class DataSettings(Settings, node="data"):
     batch_size: Annotated[int, whole("Training samples a batch and process.", 2)] = 128
     eval_batch_size: Annotated[int, whole("Evaluation samples a batch and process.", 1)] = 512
     padding: Annotated[
-        int | None, whole("Zeros around a training image before its crop; null: as the set defines.", 0, 256)
+        int | None, whole("Pixels around a training image before its crop; null: as the set defines.", 0, 256)
     ] = None
+    padding_mode: Annotated[
+        str, choice("What they are: zeros, or the image mirrored at its edge.", "constant", "reflect")
+    ] = "constant"
     flip: Annotated[bool | None, switch("Mirror half of the training views; null: as the set defines.")] = None
     mean: Annotated[
         tuple[float, ...] | None,

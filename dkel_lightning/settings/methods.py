@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.keys import REQUIRED, choice, either, names, number, numbers, several, switch, text, whole
@@ -169,6 +170,7 @@ class MethodPreset:
             whatever the experiment.
         teacher: name of the teacher's preset, or differences from the defaults of `TeacherSettings`.
         arrangement: differences from the defaults of `Arrangement`.
+        views_per_pass: how views pass the trunk, see `BackboneSettings`.
     """
 
     meaning: str
@@ -177,6 +179,7 @@ class MethodPreset:
     settings: Mapping[str, Any] = field(default_factory=dict)
     teacher: str | Mapping[str, Any] = "independent"
     arrangement: Mapping[str, Any] = field(default_factory=dict)
+    views_per_pass: str = BackboneSettings.views_per_pass
 
 
 STUDENT = Deploy("student")
@@ -203,6 +206,7 @@ PRESETS: dict[str, MethodPreset] = {
         settings={"rampup": {"scale": 0.1, "form": "released"}, "ensemble": {"ramped": True}},
         teacher="copy",
         arrangement={"classifiers": "released"},
+        views_per_pass="one",
     ),
     "dml": MethodPreset(
         "Deep mutual learning: separate networks on one view learn from each other's predictions.",

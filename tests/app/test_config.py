@@ -89,6 +89,14 @@ def test_the_released_preset_keeps_its_own_ramp_up_on_tinyimagenet() -> None:
     assert values["method"]["rampup"] == {"scale": 0.1, "epochs": 80, "share": None, "form": "released"}
 
 
+def test_the_released_preset_takes_a_pass_a_view_of_any_backbone_unless_told_otherwise() -> None:
+    released = compose("experiment=tinyimagenet", "method=dkel_released")
+    assert released["backbone"] == {"name": "tiny_resnet18", "views_per_pass": "one"}
+    told = compose("method=dkel_released", "backbone=vgg16", "backbone.views_per_pass=all")
+    assert told["backbone"] == {"name": "vgg16", "views_per_pass": "all"}
+    assert compose("experiment=tinyimagenet")["backbone"] == {"name": "tiny_resnet18", "views_per_pass": "all"}
+
+
 def mistakes(*overrides: str, **changes: Any) -> str:
     values = compose(*overrides)
     for key, value in changes.items():

@@ -17,22 +17,26 @@ def images(count: int, channels: int = 3, size: int = 6) -> Tensor:
     return torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
 
 
-def by_torchvision(image: Tensor, padding: int, top: int, left: int, flip: bool) -> Tensor:
+def by_torchvision(
+    image: Tensor, padding: int, top: int, left: int, flip: bool, padding_mode: str = "constant"
+) -> Tensor:
     size = image.shape[-1]
-    result = F.crop(F.pad(image, [padding] * 4), top, left, size, size)
+    padded = F.pad(image.float(), [padding] * 4, padding_mode=padding_mode).to(torch.uint8)
+    result = F.crop(padded, top, left, size, size)
     result = F.hflip(result) if flip else result
     return F.normalize(F.convert_image_dtype(result, torch.float32), list(MEAN), list(STD))  # type: ignore[no-any-return]
 
 
-def test_every_crop_and_flip_equals_torchvision_bit_for_bit() -> None:
-    augment, batch = CropFlip(2, True, MEAN, STD), images(3)
+@pytest.mark.parametrize("padding_mode", ["constant", "reflect"])
+def test_every_crop_and_flip_equals_torchvision_bit_for_bit(padding_mode: str) -> None:
+    augment, batch = CropFlip(2, True, MEAN, STD, padding_mode), images(3)
     for top in range(5):
         for left in range(5):
             for flip in (0, 1):
                 crops = Crops(torch.full((2, 3), top), torch.full((2, 3), left), torch.full((2, 3), flip))
                 views = augment.apply(batch, crops)
                 for sample in range(3):
-                    expected = by_torchvision(batch[sample], 2, top, left, bool(flip))
+                    expected = by_torchvision(batch[sample], 2, top, left, bool(flip), padding_mode)
                     assert torch.equal(views[sample, 0], expected)
                     assert torch.equal(views[sample, 1], expected)
 

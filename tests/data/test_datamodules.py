@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from dkel_lightning.data import (
+    CIFAR10DataModule,
     CIFAR100DataModule,
     DigitsDataModule,
     ImageDataModule,
@@ -182,6 +183,7 @@ def test_loaders_before_setup_are_refused() -> None:
         ({"batch_size": 0}, "batch_size=0 is too small: the least is 1"),
         ({"views": 0}, "views=0 is too small"),
         ({"padding": -1}, "padding=-1 is too small: the least is 0"),
+        ({"padding_mode": "edge"}, "padding_mode='edge' is unknown: choose constant or reflect"),
         ({"workers": -1}, "workers=-1 is too small"),
         ({"limit": 0}, "limit=0 leaves no training image"),
         ({"validation": 0.0}, "validation=0.0 is no share"),
@@ -199,6 +201,14 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 def test_constants_for_another_number_of_channels_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"mean has 3 values, but the images have 1 channel"):
         digits(mean=[0.1, 0.2, 0.3]).setup()
+
+
+def test_padding_that_cannot_be_reflected_is_refused() -> None:
+    digits(padding=7, padding_mode="reflect").setup()
+    with pytest.raises(
+        ConfigError, match="padding=8 cannot be reflected in images of 8x8: make it smaller, or set pad"
+    ):
+        digits(padding=8, padding_mode="reflect").setup()
 
 
 def test_a_batch_size_that_leaves_no_batch_is_refused() -> None:
@@ -221,6 +231,22 @@ def test_npz_computes_its_constants_and_uses_its_validation_images(tmp_path: Pat
     assert (module.train_size, module.val_size, module.test_size) == (30, 4, 15)
     np.testing.assert_allclose(module.augment.normalize.mean, arrays["train_images"].mean((0, 1, 2)) / 255)
     assert not module.flip
+
+
+@pytest.mark.parametrize(
+    ("kind", "mean", "std"),
+    [
+        (CIFAR10DataModule, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        (CIFAR100DataModule, (0.5071, 0.4866, 0.4409), (0.2675, 0.2565, 0.2761)),
+        (TinyImageNetDataModule, (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
+    ],
+)
+def test_constants_and_crops_are_those_of_the_released_code(
+    kind: type[ImageDataModule], mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    module = kind()
+    assert (module.mean, module.std) == (mean, std)
+    assert (module.padding, module.padding_mode, module.flip) == (4, "constant", True)
 
 
 def test_cifar_and_folders_and_tinyimagenet_make_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from dkel_lightning import Method, MethodInputs, StudentOutput, TeacherOutput, m
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import assemble, cross_entropy, distillation, distillation_from_each
 from dkel_lightning.schedules import Clock
+from dkel_lightning.settings.teacher import TeacherSettings
 
 
 class Case:
@@ -129,6 +130,17 @@ def test_baseline_is_cross_entropy_of_peers_and_ensemble(golden: dict[str, Any])
         assert terms["ce_ensemble"].item() == pytest.approx(part["ensemble_cross_entropy"], rel=1e-9)
 
 
+def test_smoothing_holds_for_peers_and_ensemble_of_the_baseline() -> None:
+    logits = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]], dtype=torch.float64)
+    labels, ensemble = torch.tensor([0]), torch.tensor([[3.0, 0.0]], dtype=torch.float64)
+    step = MethodInputs(labels, StudentOutput(logits, logits, ensemble), None, None, torch.zeros(()))
+    terms = methods.create("baseline", 2, {"label_smoothing": 0.2}).loss_terms(step)
+    # 0.9 of the label and 0.1 of the other class: log(1 + e^d) - 0.9 d for a margin d.
+    by_hand = [math.log(1 + math.exp(margin)) - 0.9 * margin for margin in (2.0, -1.0, 3.0)]
+    assert terms["ce"].item() == pytest.approx(by_hand[0] + by_hand[1], rel=1e-12)
+    assert terms["ce_ensemble"].item() == pytest.approx(by_hand[2], rel=1e-12)
+
+
 def test_no_distillation_target_receives_a_gradient(golden: dict[str, Any]) -> None:
     case = golden["dkel_loss"][0]
     for name in ("kd_ensemble", "kd_individual", "kd_assembled"):
@@ -193,6 +205,27 @@ def test_weights_in_force_are_g_and_h(weights: str, ramped: bool, expected: tupl
     assert (logged["teacher_assembled"].item(), logged["teacher_individual"].item()) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("include_self", [False, True])
+def test_a_peers_own_teacher_takes_part_in_both_means_on_request(golden: dict[str, Any], include_self: bool) -> None:
+    case = golden["dkel_loss"][0]
+    settings = {"temperature": case["temperature"], "ensemble": {"include_self": include_self}}
+    found = Case(methods.create("dkel", 3, settings), case, 1)
+    z, t, temperature = found.student, found.teacher, case["temperature"]
+    assembled, individual = found.method.teacher_weights(found.v)  # type: ignore[operator]
+    expected = {
+        "kd_assembled": torch.zeros((), dtype=torch.float64),
+        "kd_individual": torch.zeros((), dtype=torch.float64),
+    }
+    for i in range(3):
+        teachers = t if include_self else t[[j for j in range(3) if j != i]]
+        expected["kd_assembled"] += assembled * distillation(z[i], teachers.mean(0), temperature)
+        expected["kd_individual"] += (
+            individual * torch.stack([distillation(z[i], each, temperature) for each in teachers]).mean()
+        )
+    for name, value in expected.items():
+        torch.testing.assert_close(found.terms[name], value, rtol=1e-9, atol=1e-12)
+
+
 def test_presets_differ_as_the_method_page_says() -> None:
     dkel, released, pcl = (methods.create(name, 3) for name in ("dkel", "dkel_released", "pcl"))
     assert (dkel.settings.rampup.scale, dkel.settings.rampup.form, dkel.settings.rampup.epochs) == (1.0, "correct", 80)
@@ -204,6 +237,10 @@ def test_presets_differ_as_the_method_page_says() -> None:
             0.5, 0.01, ramped, "logits", False
         )  # fmt: skip
     assert [methods.preset(name).classifiers for name in ("dkel", "dkel_released", "pcl")] == ["own", "released", "own"]
+    assert [methods.preset(name).views_per_pass for name in ("dkel", "dkel_released", "pcl")] == ["all", "one", "all"]
+    teacher = TeacherSettings()
+    assert (teacher.draw, teacher.start, teacher.decay, teacher.batchnorm) == ("independent", "keep", 0.999, "own")
+    assert (teacher.init_steps, teacher.init_lr_scale, teacher.init_weight_decay) == (2, 0.01, 5e-4)
     assert methods.preset("dkel").teacher == {}
     assert methods.preset("dkel_released").teacher == {"draw": "student", "start": "copy"}
     assert methods.preset("pcl").teacher == {"draw": "student", "start": "copy", "init_steps": 0}

@@ -11,7 +11,7 @@ from dkel_lightning import DistillationModule, MethodInputs
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.base import METHODS, register
 from dkel_lightning.methods.baseline import Baseline
-from dkel_lightning.networks import Branch
+from dkel_lightning.networks import Branch, BranchedNetwork
 from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
 
@@ -53,6 +53,52 @@ def test_equal_classifiers_are_equal_in_a_model_of_ones_own_too() -> None:
     assert [torch.equal(*pair) for pair in made.values()] == [False, True, True]
     with pytest.raises(ConfigError, match=r"method\.classifiers is 'equl'"):
         DistillationModule.build(resnet18(num_classes=4), 4, peers=2, split_at="layer4", classifiers="equl")
+
+
+def test_the_released_method_takes_a_pass_a_view() -> None:
+    for method, given, expected in (
+        ("dkel", None, "all"),
+        ("dkel_released", None, "one"),
+        ("dkel_released", "all", "all"),
+    ):
+        module = small(method=method, views_per_pass=given)
+        assert module.teacher is not None
+        for part in (module.student, module.teacher):
+            assert isinstance(part.network, BranchedNetwork)
+            assert part.network.views_per_pass == expected
+
+
+@pytest.mark.parametrize(
+    ("backbone", "repeated"), [("resnet8", True), ("densenet40_12", True), ("tiny_resnet18", True), ("vgg16", False)]
+)
+def test_released_branches_start_with_the_first_ones_classifier_but_for_vgg(backbone: str, repeated: bool) -> None:
+    module = DistillationModule.build(backbone, 4, "dkel_released", 2)
+    assert torch.equal(*classifiers(module)) is repeated
+
+
+@pytest.mark.parametrize(
+    ("backbone", "peers", "scale", "biased"),
+    [
+        ("vgg16", 3, "deviation", False),
+        ("vgg16", ["vgg16", "vgg16"], "deviation", False),
+        ("densenet40_12", 3, "bound", False),
+        ("resnet32", 3, "bound", True),
+        (None, ["vgg16", "densenet40_12"], "bound", True),
+    ],
+)
+def test_the_ensembles_classifier_starts_as_its_backbone_starts_linear_layers(
+    backbone: str | None, peers: int | list[str], scale: str, biased: bool
+) -> None:
+    module = DistillationModule.build(backbone or "resnet8", 100, "baseline", peers, teacher={"update": "none"})
+    assert module.ensemble is not None
+    weight, bias = (each.detach() for each in module.ensemble.classifier.parameters())
+    assert bool(bias.any()) is biased
+    if scale == "deviation":
+        assert float(weight.std()) == pytest.approx(0.01, rel=0.02)
+        assert float(weight.abs().max()) > 0.03  # normal
+    else:  # torch's own: uniform within 1 / sqrt(width)
+        bound = weight.shape[1] ** -0.5
+        assert 0.97 * bound < float(weight.abs().max()) <= bound
 
 
 def test_a_methods_own_weights_are_drawn_from_the_seed() -> None:

@@ -121,6 +121,15 @@ def test_running_statistics_follow_their_rule(rule: str) -> None:
     assert moved > 0
 
 
+def test_a_teacher_begins_with_parameters_and_statistics_of_its_student_only_if_drawn_so() -> None:
+    for draw in ("student", "independent"):
+        teacher, student = teacher_and_student(draw=draw)
+        student(torch.randn(4, 3, 8, 8))  # moves its statistics
+        teacher.start_from(student)
+        assert same(dict(teacher.network.named_buffers()), dict(student.named_buffers())) is (draw == "student")
+        assert same(parameters_of(teacher.network), parameters_of(student)) is (draw == "student")
+
+
 def test_an_independent_draw_shares_no_random_tensor_with_its_student() -> None:
     module = build(peers=3)
     assert module.teacher is not None

@@ -25,6 +25,8 @@ from dkel_lightning.runtime.seeding import seeded
 GOLDEN: dict[str, dict[str, int]] = json.loads(
     (Path(__file__).parents[1] / "golden" / "dkel.json").read_text(encoding="utf-8")
 )["peer_parameters"]
+# A max-pool has no parameters.
+GOLDEN |= {f"tiny_{name}": GOLDEN[name] for name in ("resnet18", "resnet34")}
 
 
 def count(module: nn.Module) -> int:
@@ -90,13 +92,14 @@ def test_stages_keep_the_names_that_methods_attach_to(name: str, trunk: list[str
     assert [child for child, _ in branch.body.named_children()] == body
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet18", 64), ("vgg16", 64), ("resnet32", 32)])
+@pytest.mark.parametrize(("name", "size"), [("tiny_resnet18", 64), ("resnet18", 64), ("vgg16", 64), ("resnet32", 32)])
 def test_trunk_output_has_the_expected_resolution(name: str, size: int) -> None:
     with torch.device("meta"):
         network = create(name, 10, 1)
         assert isinstance(network, BranchedNetwork)
         shape = network.trunk(torch.empty(2, 3, size, size)).shape
-    assert tuple(shape) == {"resnet18": (2, 256, 4, 4), "vgg16": (2, 512, 4, 4), "resnet32": (2, 32, 16, 16)}[name]
+    expected = {"tiny_resnet18": (256, 8, 8), "resnet18": (256, 4, 4), "vgg16": (512, 4, 4), "resnet32": (32, 16, 16)}
+    assert tuple(shape) == (2, *expected[name])
 
 
 def convolutions(network: nn.Module) -> list[nn.Conv2d]:

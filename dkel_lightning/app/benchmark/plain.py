@@ -36,10 +36,12 @@ class PerImage(Dataset[tuple[tuple[Tensor, ...], int]]):
         flip: bool,
         mean: Sequence[float],
         std: Sequence[float],
+        padding_mode: str = "constant",
     ) -> None:
         self.stored = stored
         self.views = views
-        steps: list[Callable[[Any], Any]] = [transforms.RandomCrop(stored.images.shape[-2:], padding=padding)]
+        crop = transforms.RandomCrop(stored.images.shape[-2:], padding=padding, padding_mode=padding_mode)
+        steps: list[Callable[[Any], Any]] = [crop]
         steps += [transforms.RandomHorizontalFlip()] if flip else []
         self.transform = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
 

@@ -224,6 +224,7 @@ def _plain(values: Values, invented: bool) -> Iterator[int]:
         images.training_images,
         images.views,
         padding=images.padding,
+        padding_mode=images.padding_mode,
         flip=images.flip,
         mean=normalize.mean,
         std=normalize.std,

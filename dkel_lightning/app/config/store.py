@@ -101,8 +101,10 @@ def _teacher_node(teacher: TeacherPreset) -> dict[str, Any]:
 
 
 def method_node(name: str, preset: MethodPreset) -> dict[str, Any]:
-    """Make the node of a method: its settings, how its peers are arranged, and the teacher that it chooses."""
+    """Make the node of a method: its settings, its peers' arrangement, and what it chooses of teacher and backbone."""
     made: dict[str, Any] = {"method": {"name": name, **preset.arrangement, **node_of(preset.Settings, preset.settings)}}
+    if preset.views_per_pass != BackboneSettings.views_per_pass:
+        made["backbone"] = {"views_per_pass": preset.views_per_pass}
     teacher = preset.teacher
     if not isinstance(teacher, str):
         made["teacher"] = dict(teacher)
