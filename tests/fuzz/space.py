@@ -243,8 +243,8 @@ def _kind(key: str) -> str:
 def _ends(key: str) -> list[Any]:
     description = schema.describe(key)
     assert description is not None, key
-    ends = [value for value in (*EXTREMES, *_edges(description.kind)) if description.fault(value) is None]
-    return [*ends, *([value] for value in ends)]
+    numbers = (*EXTREMES, *_edges(description.kind))
+    return [value for value in (*numbers, *([number] for number in numbers)) if description.fault(value) is None]
 
 
 @st.composite
