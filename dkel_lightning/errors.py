@@ -44,7 +44,7 @@ class NonFiniteError(CollapseError):
 
 
 class ProcessError(DkelError):
-    """A training of several processes that has lost one of them."""
+    """A training that has lost one of its processes."""
 
 
 class MemoryFullError(DkelError):

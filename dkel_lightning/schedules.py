@@ -81,7 +81,8 @@ def rampup_released(epoch: float, scale: float, length: float) -> float:
         return scale
     if scale == 0:
         return 0.0
-    exponent = -5.0 * (1.0 - epoch / scale) ** 2
+    away = 1.0 - epoch / scale
+    exponent = -5.0 * (away * away)  # of a tiny lambda Python would refuse the power, and gives the product as infinite
     return scale * math.exp(exponent) if exponent > -745.0 else 0.0
 
 

@@ -33,8 +33,10 @@ class ConfidentSettings(Settings, node="method"):
     A field named `rampup` also attaches the callback that keeps its weight in force.
     """
 
-    temperature: Annotated[float, number("Temperature T.", 0, above=True)] = 3.0
-    sharpness: Annotated[float, number("How strongly a sample follows the teachers that are sure of it.", 0)] = 1.0
+    temperature: Annotated[float, number("Temperature T.", 0.01, 100)] = 3.0
+    sharpness: Annotated[float, number("How strongly a sample follows the teachers that are sure of it.", 0, 1000)] = (
+        1.0
+    )
     rampup: RampUp = field(default_factory=RampUp)
 
 

@@ -120,12 +120,12 @@ def test_what_is_out_of_range_is_refused_in_python_too(method: Any, settings: di
 
 def test_what_is_out_of_range_is_refused_on_the_command_line_in_one_message() -> None:
     faults = {
-        "method.temperature=0": "method.temperature must be a number above 0, got 0",
+        "method.temperature=0": "method.temperature must be a number between 0.01 and 100, got 0",
         "teacher.decay=1.5": "teacher.decay must be a number between 0 and 1",
-        "optimizer.lr=nan": "optimizer.lr must be a number of at least 0, got nan",
-        "optimizer.momentum=-1": "optimizer.momentum must be a number of at least 0",
+        "optimizer.lr=nan": "optimizer.lr must be a number between 0 and 1e+30, got nan",
+        "optimizer.momentum=-1": "optimizer.momentum must be a number between 0 and 1",
         "+optimizer.dampening=nan": "optimizer.dampening must be any value but NaN",
-        "trainer.limit_train_batches=1.5": "trainer.limit_train_batches must be a whole number of batches, or a share",
+        "trainer.limit_train_batches=1.5": "trainer.limit_train_batches must be a whole number of batches",
         "trainer.devices=0": "trainer.devices must be a number of devices",
         "trainer.max_time=5": "trainer.max_time must be days:hours:minutes:seconds",
         "trainer.log_every_n_steps=x": "trainer.log_every_n_steps must be a whole number",
@@ -133,7 +133,7 @@ def test_what_is_out_of_range_is_refused_on_the_command_line_in_one_message() ->
         "method.rampup=null": "method.rampup must hold its keys (scale, epochs, share, form), got None",
         "method.frozen_peers=[0.0]": "method.frozen_peers must be a list, each a whole number",
         "teacher.weights=''": "teacher.weights must be text, got ''",
-        "data.std=[1e-30]": "data.std must be a list, each a number of at least 1e-06",
+        "data.std=[1e-30]": "data.std must be a list, each a number between 1e-06 and 1000",
     }
     with pytest.raises(ConfigError) as caught:
         check_arguments([*faults], None, False)
@@ -280,9 +280,14 @@ def own_set(folder: Path, labels: list[int], **arrays: Any) -> Path:
         ([0, 1], {}, {"validation": 0.5}, "no training batch: 1 training images"),
         ([0, 1, 0, 1], {}, {"validation": 0.1}, "leaves 0 for validation and 4 for training"),
         ([0, 1, 0, 1], {}, {"batch_size": 8, "drop_last": True, "validation": 0.5}, "lower batch_size"),
-        ([0, 1, 0, 1], {}, {"limit": 1, "validation": 0.5}, "limit=1 is less than the 2 classes"),
+        ([0, 1, 0, 1], {}, {"limit": 1, "validation": 0.5}, "data.limit must be a whole number between 2 and"),
         ([0, 1, 0, 1], {}, {"mean": [0.5, 0.5], "std": [1.0, 1.0]}, "mean has 2 values, but the images have 1 channel"),
-        ([0, 1, 0, 1], {}, {"mean": [0.5], "std": [0.0]}, "must hold positive numbers"),
+        (
+            [0, 1, 0, 1],
+            {},
+            {"mean": [0.5], "std": [0.0]},
+            "data.std must be a list, each a number between 1e-06 and",
+        ),
     ],
 )
 def test_own_data_without_sense_is_one_error(

@@ -61,6 +61,7 @@ def test_the_released_form_jumps_after_its_last_epoch_and_underflows_to_zero() -
     assert rampup_released(80, 0.1, 80) == 0.0
     assert rampup_released(81, 0.1, 80) == 0.1
     assert rampup_released(3, 0.0, 80) == 0.0
+    assert rampup_released(3, 1e-300, 80) == 0.0
 
 
 @given(
@@ -154,11 +155,11 @@ def test_every_pair_of_teacher_weights_is_covered_above() -> None:
     [
         ({"epochs": 80, "share": 0.1}, "method.rampup.epochs and method.rampup.share exclude each other, and both"),
         ({"epochs": None}, "One of method.rampup.epochs and method.rampup.share must be given, and both are null."),
-        ({"epochs": -1}, "method.rampup.epochs must be a number of at least 0, got -1."),
-        ({"epochs": math.nan}, "method.rampup.epochs must be a number of at least 0, got nan."),
+        ({"epochs": -1}, "method.rampup.epochs must be a number between 0 and 1e+06, got -1."),
+        ({"epochs": math.nan}, "method.rampup.epochs must be a number between 0 and 1e+06, got nan."),
         ({"epochs": None, "share": -0.1}, "method.rampup.share must be a number between 0 and 1, got -0.1."),
-        ({"scale": -1.0}, "method.rampup.scale must be a number of at least 0, got -1.0."),
-        ({"scale": math.nan}, "method.rampup.scale must be a number of at least 0, got nan."),
+        ({"scale": -1.0}, "method.rampup.scale must be a number between 0 and 1e+06, got -1.0."),
+        ({"scale": math.nan}, "method.rampup.scale must be a number between 0 and 1e+06, got nan."),
         ({"form": "linear"}, "method.rampup.form must be one of correct, released, got 'linear'."),
     ],
 )
@@ -172,8 +173,11 @@ def test_impossible_rampups_are_refused(settings: dict[str, Any], text: str) -> 
     [
         ({"decay_share": 0.1}, "method.ensemble.decay and method.ensemble.decay_share exclude each other, and both"),
         ({"decay": None}, "One of method.ensemble.decay and method.ensemble.decay_share must be given, and both are"),
-        ({"decay": -0.5}, "method.ensemble.decay must be a number of at least 0, got -0.5."),
-        ({"decay": None, "decay_share": -0.5}, "method.ensemble.decay_share must be a number above 0, got -0.5."),
+        ({"decay": -0.5}, "method.ensemble.decay must be a number between 0 and 1e+06, got -0.5."),
+        (
+            {"decay": None, "decay_share": -0.5},
+            "method.ensemble.decay_share must be a number between 1e-09 and",
+        ),
         ({"cutoff": 1.0}, "method.ensemble.cutoff must be a number between 0 and 0.999999, got 1.0."),
         ({"cutoff": -0.1}, "method.ensemble.cutoff must be a number between 0 and 0.999999, got -0.1."),
         ({"space": "votes"}, "method.ensemble.space must be one of logits, probabilities, got 'votes'."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +25,11 @@ from dkel_lightning.data.residency import Residency, choose_residency
 from dkel_lightning.data.splits import limited, validation_split
 from dkel_lightning.data.worker_loaders import StoredImages, WorkerEvaluationLoader, WorkerLoader
 from dkel_lightning.errors import ConfigError, DataError
+from dkel_lightning.settings.data import DataSettings
+from dkel_lightning.settings.declarations import from_mapping, keys_of
 
 EvaluationLoader = DeviceEvaluationLoader | WorkerEvaluationLoader
 
-SELECTIONS = ("validation", "paper")
-RESIDENCIES = ("auto", "device", "workers")
-PADDING_MODES = ("constant", "reflect")
 _PIECE_BYTES = 16 << 20
 
 
@@ -80,7 +80,7 @@ class ImageDataModule(ClassificationData, ABC):
             labels stay as they are, also of images held out from the training set.
 
     Raises:
-        ConfigError: A setting is out of range.
+        ConfigError: A setting is out of the range that `DataSettings` declares.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class ImageDataModule(ClassificationData, ABC):
         self.workers = workers
         self.drop_last = drop_last
         self.limit = limit
-        self.label_noise = LabelNoise.of(label_noise)
+        self.label_noise = from_mapping(LabelNoise, label_noise or {}, "data.label_noise")
         self._check_settings()
         self._splits: dict[str, StoredImages] = {}
         self._resident: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
@@ -227,6 +227,10 @@ class ImageDataModule(ClassificationData, ABC):
         return WorkerLoader(stored, self.augment, **settings, **self._of_workers(place))
 
     def _of_workers(self, place: _Place) -> dict[str, Any]:
+        cores = os.cpu_count() or 1
+        most = max(32, 4 * cores)
+        if self.workers > most:
+            raise ConfigError(f"data.workers={self.workers}, and this machine has {cores} cores: give {most} at most.")
         return {"workers": self.workers, "pin_memory": place.device.type == "cuda"}
 
     def val_dataloader(self) -> EvaluationLoader:
@@ -355,27 +359,12 @@ class ImageDataModule(ClassificationData, ABC):
         return self._splits
 
     def _check_settings(self) -> None:
-        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("views", 1), ("padding", 0), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)} is too small: the least is {least}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit={self.limit} leaves no training image: give at least 1, or null for all")
-        if not 0 < self.validation < 1:
-            raise ConfigError(
-                f"validation={self.validation} is no share: give a number between 0 and 1, such as 0.1, or set "
-                "selection=paper to train on all images"
-            )
-        if self.selection not in SELECTIONS:
-            raise ConfigError(f"selection={self.selection!r} is unknown: choose {' or '.join(SELECTIONS)}")
-        if self.padding_mode not in PADDING_MODES:
-            raise ConfigError(f"padding_mode={self.padding_mode!r} is unknown: choose {' or '.join(PADDING_MODES)}")
-        if self.residency not in RESIDENCIES:
-            raise ConfigError(f"residency={self.residency!r} is unknown: choose {', '.join(RESIDENCIES)}")
-        if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
-            raise ConfigError(f"mean={list(self.mean)} must hold numbers between 0 and 1, as of images scaled so")
-        # A smaller one makes values whose squares overflow.
-        if self.std is not None and not all(1e-6 <= value < math.inf for value in self.std):
-            raise ConfigError(f"std={list(self.std)} must hold positive numbers, of at least 1e-6")
+        if self.views < 1:
+            raise ConfigError(f"views={self.views} is too small: the least is 1")
+        held = {f"data.{name}": value for name, value in vars(self).items() if name != "root"}
+        mistakes = [key.mistake(name, held[name]) for name, key in keys_of(DataSettings).items() if name in held]
+        if any(mistakes):
+            raise ConfigError("\n".join(filter(None, mistakes)))
 
 
 def _whole(split: Images) -> StoredImages:

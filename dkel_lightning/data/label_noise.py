@@ -2,61 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from dkel_lightning.data.splits import stratified_order
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import derive_seed
+from dkel_lightning.settings import data as settings
 
-KINDS = ("none", "symmetric", "pair")
 Labels = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class LabelNoise:
+class LabelNoise(settings.LabelNoise):
     """How training labels are made wrong, a pure function of these settings and the labels.
 
     Exactly `round(rate * N)` of the N labels change, and of each class about its share. A sample that is wrong at one
-    rate is wrong in the same way at every higher one.
-
-    Attributes:
-        kind: `symmetric`: any other class, all alike (the true one is never drawn); `pair`: class c becomes c + 1, the
-            last one 0; `none`.
-        rate: Share of wrong labels, in [0, 1].
-        seed: Seed of the choice; the run's own seed has no part in it.
+    rate is wrong in the same way at every higher one. `symmetric`: any other class, all alike (the true one is never
+    drawn); `pair`: class c becomes c + 1, the last one 0. The run's own seed has no part in the choice.
 
     Raises:
         ConfigError: A setting is out of range.
     """
 
-    kind: str = "none"
-    rate: float = 0.0
-    seed: int = 0
-
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"label_noise.kind={self.kind!r} is unknown: choose {', '.join(KINDS)}")
-        if not 0 <= self.rate <= 1:
-            raise ConfigError(f"label_noise.rate={self.rate} is no share: give a number between 0 and 1")
+        super().__post_init__()
         if self.kind == "none" and self.rate > 0:
-            raise ConfigError(f"label_noise.rate={self.rate} without a kind: choose symmetric or pair, or set it to 0")
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any] | None) -> LabelNoise:
-        """Make it from a mapping of its attributes.
-
-        Raises:
-            ConfigError: A key does not exist, or a setting is out of range.
-        """
-        unknown = sorted(set(settings or {}) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise ConfigError(f"label_noise has no {', '.join(unknown)}: its keys are kind, rate and seed")
-        return cls(**(settings or {}))
+            raise ConfigError(f"{self.node}.rate={self.rate} without a kind: choose symmetric or pair, or set it to 0.")
 
     def apply(self, labels: Labels, classes: int) -> Labels:
         """Return a copy of `labels` `[N]` with the wrong ones among them.

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import re
 import signal
+import weakref
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dkel_lightning.data.augment import CropFlip, Crops, Normalize
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.device_loaders import TrainingLoader
 from dkel_lightning.data.order import TrainingOrder, evaluation_batches
+from dkel_lightning.errors import DataError
 from dkel_lightning.runtime.seeding import Label, generator
+
+PATIENCE = 600.0
+"""Seconds of waiting for a batch, after which its worker hangs."""
+TURN = 5.0
+"""Seconds of one look: it is made of these, so that time in which this process was stopped does not count."""
 
 
 class StoredImages:
@@ -54,14 +66,42 @@ class StoredImages:
 
 
 class Request(NamedTuple):
-    """One batch asked of a worker: which samples, and the seed and labels that key their augmentation."""
+    """One batch asked of a worker: which samples, and the seed and labels that key their augmentation.
 
-    indices: Tensor
+    The samples are an array, which travels in the request itself: a tensor would need room in shared memory.
+    """
+
+    indices: NDArray[np.int64]
     seed: int
     labels: tuple[Label, ...]
 
 
-class _TrainingBatches(Dataset[Batch]):
+class _Batches(Dataset["Batch | DataError"]):
+    """Answers a request with a batch, or with what kept a worker from handing it over."""
+
+    def __getitem__(self, request: Request) -> Batch | DataError:
+        indices = torch.from_numpy(request.indices)
+        parts = (*self.make(request, indices), indices)
+        if get_worker_info() is None:
+            return Batch(*parts)
+        try:
+            # The queue would do so in a thread whose errors nobody hears: the batch would be waited for in vain.
+            return Batch(*(part.share_memory_() for part in parts))  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            for left in re.findall("</(torch_[^>/]+)>", str(error)):
+                Path("/dev/shm", left).unlink(missing_ok=True)
+            size = sum(part.numel() * part.element_size() for part in parts)
+            return DataError(
+                f"A worker could not hand over a batch of {size:,} bytes in shared memory ({error}): make it larger "
+                "(such as docker run --shm-size=8g), lower data.workers or data.batch_size, or set data.workers=0."
+            )
+
+    @abstractmethod
+    def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Make images and labels of the samples `indices` (int64)."""
+
+
+class _TrainingBatches(_Batches):
     """Answers a request with a training batch; the augmentation is keyed per sample, by (seed, *labels, index)."""
 
     def __init__(self, stored: StoredImages, augment: CropFlip, views: int) -> None:
@@ -69,26 +109,26 @@ class _TrainingBatches(Dataset[Batch]):
         self.augment = augment
         self.views = views
 
-    def __getitem__(self, request: Request) -> Batch:
+    def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
         draws = [
             self.augment.draw(generator(request.seed, *request.labels, index), 1, self.views)
-            for index in request.indices.tolist()
+            for index in indices.tolist()
         ]
         crops = Crops(*(torch.cat(parts, dim=1) for parts in zip(*draws, strict=True)))
-        views = self.augment.apply(self.stored.read(request.indices), crops)
-        return Batch(views, self.stored.labels[request.indices], request.indices)
+        views = self.augment.apply(self.stored.read(indices), crops)
+        return views, self.stored.labels[indices]
 
 
-class _EvaluationBatches(Dataset[Batch]):
+class _EvaluationBatches(_Batches):
     """Answers a request with a normalised evaluation batch."""
 
     def __init__(self, stored: StoredImages, normalize: Normalize) -> None:
         self.stored = stored
         self.normalize = normalize
 
-    def __getitem__(self, request: Request) -> Batch:
-        images = self.normalize(self.stored.read(request.indices))
-        return Batch(images, self.stored.labels[request.indices], request.indices)
+    def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
+        images = self.normalize(self.stored.read(indices))
+        return images, self.stored.labels[indices]
 
 
 class _Requests:
@@ -104,32 +144,82 @@ class _Requests:
         return iter(self.pending)
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a closed terminal reach the whole process group; the parent still needs its workers to end well."""
+def _begin(worker: int) -> None:
+    """Prepare a worker.
+
+    Ctrl-C and a closed terminal reach the whole process group; the parent still needs its workers to end well. Memory
+    is shared by name: for an open file the parent would have to ask the worker, without bound if that is stopped.
+    """
     for number in (getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIGUSR1", "SIGHUP")):
         signal.signal(number, signal.SIG_IGN)
+    torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
+
+
+_passes: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The iterators of torch's whose workers may be alive."""
+
+
+def _end(batches: Any) -> None:
+    """End the workers of an iterator of torch's; one that is stopped obeys only once it goes on."""
+    workers = getattr(batches, "_workers", [])
+    for worker in workers:
+        if worker.is_alive() and hasattr(signal, "SIGCONT"):
+            os.kill(worker.pid, signal.SIGCONT)
+    if workers:
+        batches._shutdown_workers()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Leave no stopped worker to Python, which would wait for it without end."""
+    for batches in list(_passes):
+        _end(batches)
 
 
 class _WorkerPool:
     """A `DataLoader` whose workers each make whole batches and stay alive between passes."""
 
-    def __init__(self, dataset: Dataset[Batch], workers: int, pin_memory: bool) -> None:
+    def __init__(self, dataset: _Batches, workers: int, pin_memory: bool) -> None:
         self._requests = _Requests()
-        self._loader: DataLoader[Batch] = DataLoader(
+        self._loader: DataLoader[Batch | DataError] = DataLoader(
             dataset,
             batch_size=None,
             sampler=self._requests,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
+            timeout=TURN if workers else 0,
             # torch seeds workers from the global generator by default, which would move a user's random numbers.
             generator=torch.Generator(),
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_begin,
         )
 
     def make(self, requests: Sequence[Request]) -> Iterator[Batch]:
+        """Yield the batches.
+
+        Raises:
+            DataError: a worker cannot hand over its batch, or does not answer.
+        """
         self._requests.pending = requests
-        yield from self._loader
+        batches = iter(self._loader)
+        _passes.add(batches)
+        while (made := self._next(batches)) is not None:
+            if isinstance(made, DataError):
+                _end(batches)
+                raise made
+            yield made
+
+    def _next(self, batches: Iterator[Batch | DataError]) -> Batch | DataError | None:
+        for _ in range(round(PATIENCE / TURN)):
+            try:
+                return next(batches, None)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+        return DataError(
+            f"The {self._loader.num_workers} workers have made no batch in {PATIENCE:g} seconds: they were stopped, "
+            "or the files that they read do not answer. Set data.workers=0 to see where."
+        )
 
 
 class WorkerLoader(TrainingLoader):
@@ -179,7 +269,7 @@ class WorkerLoader(TrainingLoader):
     def _make(self, batches: Sequence[Tensor], first: int, seed: int, *labels: Label) -> Iterator[Batch]:
         # The initialisation gets workers of its own: two passes at once would steal each other's batches.
         pool = self._new_pool() if labels[0] == "init" else self._pool
-        return pool.make([Request(batch, seed, labels) for batch in batches])
+        return pool.make([Request(batch.numpy(), seed, labels) for batch in batches])
 
 
 class WorkerEvaluationLoader:
@@ -206,4 +296,4 @@ class WorkerEvaluationLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._pool.make([Request(batch, 0, ()) for batch in self.batches])
+        return self._pool.make([Request(batch.numpy(), 0, ()) for batch in self.batches])

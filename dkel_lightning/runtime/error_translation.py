@@ -51,6 +51,12 @@ def named_error(error: Exception) -> Exception:
             f"Out of memory ({first}): lower data.batch_size, choose precision=bf16, or keep the images off the "
             "device with data.residency=workers."
         )
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+        first = text.splitlines()[0].rstrip(".")
+        return ProcessError(
+            f"A process that reads images has ended ({first}), as the system does when memory runs out: lower "
+            "data.workers or data.batch_size."
+        )
     if not torch.distributed.is_available():
         return error
     several = torch.distributed.is_initialized()

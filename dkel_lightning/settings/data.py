@@ -9,6 +9,7 @@ from dkel_lightning.settings.declarations import Settings
 from dkel_lightning.settings.keys import (
     COMPUTED,
     MACHINE,
+    SEEDS,
     choice,
     number,
     several,
@@ -27,7 +28,7 @@ class LabelNoise(Settings, node="data.label_noise"):
         choice("Wrong labels among those trained on: any other class, or the next one.", "none", "symmetric", "pair"),
     ] = "none"
     rate: Annotated[float, number("Share of wrong labels; exact.", 0, 1)] = 0.0
-    seed: Annotated[int, whole("Seed of that choice.", 0)] = 0
+    seed: Annotated[int, whole("Seed of that choice.", 0, SEEDS)] = 0
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class DataSettings(Settings, node="data"):
     name: Annotated[str, text("Data set.")]
     root: Annotated[str, text("Folder or file of the data set."), MACHINE] = "data"
     download: Annotated[bool, switch("Fetch what is missing, where the set can be fetched."), MACHINE] = True
-    batch_size: Annotated[int, whole("Training samples a batch and process.", 2)] = 128
-    eval_batch_size: Annotated[int, whole("Evaluation samples a batch and process.", 1)] = 512
+    batch_size: Annotated[int, whole("Training samples a batch and process.", 2, 1_000_000)] = 128
+    eval_batch_size: Annotated[int, whole("Evaluation samples a batch and process.", 1, 1_000_000)] = 512
     padding: Annotated[
         int | None, whole("Pixels around a training image before its crop; null: as the set defines.", 0, 256)
     ] = None
@@ -51,13 +52,13 @@ class DataSettings(Settings, node="data"):
         several("Channel means of images in [0, 1]; null: as the set defines, or computed.", number("", 0, 1)),
         COMPUTED,
     ] = None
-    std: Annotated[tuple[float, ...] | None, several("Channel deviations, likewise.", number("", 1e-6)), COMPUTED] = (
-        None
-    )
+    std: Annotated[
+        tuple[float, ...] | None, several("Channel deviations, likewise.", number("", 1e-6, 1000)), COMPUTED
+    ] = None
     validation: Annotated[
         float, number("Share of the training images held out for validation.", 0, 0.9, above=True)
     ] = 0.1
-    split_seed: Annotated[int, whole("Seed of that choice.", 0)] = 0
+    split_seed: Annotated[int, whole("Seed of that choice.", 0, SEEDS)] = 0
     selection: Annotated[str, choice("What chooses epoch and peer.", "validation", "paper")] = "validation"
     residency: Annotated[
         str,
@@ -68,9 +69,9 @@ class DataSettings(Settings, node="data"):
             "workers",
         ),
     ] = "auto"
-    workers: Annotated[int, whole("Processes that read images, for workers.", 0), MACHINE] = 2
+    workers: Annotated[int, whole("Processes that read images, for workers.", 0, 1024), MACHINE] = 2
     drop_last: Annotated[bool, switch("Leave out a last, smaller training batch.")] = False
-    limit: Annotated[int | None, whole("Use only this many training images, stratified.", 2)] = None
+    limit: Annotated[int | None, whole("Use only this many training images, stratified.", 2, 1_000_000_000)] = None
     label_noise: LabelNoise = field(default_factory=LabelNoise)
 
 

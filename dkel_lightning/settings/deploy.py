@@ -25,7 +25,8 @@ class Deploy(Settings, node="deploy"):
     peer: Annotated[
         int | str,
         either(
-            whole("Peer that is deployed; best: in validation; auto: as the method says."), choice("", "auto", "best")
+            whole("Peer that is deployed; best: in validation; auto: as the method says.", -64, 63),
+            choice("", "auto", "best"),
         ),
         AUTO,
     ] = "best"

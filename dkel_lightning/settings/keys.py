@@ -15,6 +15,9 @@ from typing import Any
 
 from dkel_lightning.schedules import EPOCHS
 
+SEEDS = 2**63 - 1
+"""The largest seed."""
+
 REQUIRED = "???"
 """Stands for the default of what must be given, as in Hydra's files."""
 
@@ -84,7 +87,7 @@ class Key:
 
 def is_number(value: Any) -> bool:
     """Tell a finite number from anything else, true and false included."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_count(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def is_count(value: Any) -> bool:
@@ -92,32 +95,23 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _range(low: float | None, high: float | None, open_low: bool) -> str:
-    if low is None and high is None:
-        return ""
-    if high is None:
-        return f" {'above' if open_low else 'of at least'} {low:g}"
-    return f" between {low:g} and {high:g}"
-
-
-def number(meaning: str, low: float | None = None, high: float | None = None, *, above: bool = False) -> Key:
-    """Describe a finite number; `above` excludes the lower bound."""
+def number(meaning: str, low: float, high: float, *, above: bool = False) -> Key:
+    """Describe a number in a range for which what is computed from it has a meaning; `above` excludes its lower end."""
 
     def check(value: Any) -> str | None:
-        inside = is_number(value) and (low is None or value > low or (value == low and not above))
-        return None if inside and (high is None or value <= high) else ""
+        return None if is_number(value) and (low < value if above else low <= value) and value <= high else ""
 
-    return Key(f"a number{_range(low, high, above)}", meaning, check)
+    between = f"above {low:g} and up to {high:g}" if above else f"between {low:g} and {high:g}"
+    return Key(f"a number {between}", meaning, check)
 
 
-def whole(meaning: str, low: int | None = None, high: int | None = None) -> Key:
-    """Describe a whole number."""
+def whole(meaning: str, low: int, high: int) -> Key:
+    """Describe a whole number in a range that what counts with it can hold."""
 
     def check(value: Any) -> str | None:
-        inside = isinstance(value, int) and not isinstance(value, bool)
-        return None if inside and (low is None or value >= low) and (high is None or value <= high) else ""
+        return None if is_count(value) and low <= value <= high else ""
 
-    return Key(f"a whole number{_range(low, high, False)}", meaning, check)
+    return Key(f"a whole number between {low} and {high}", meaning, check)
 
 
 def switch(meaning: str) -> Key:
@@ -148,22 +142,14 @@ def either(first: Key, second: Key) -> Key:
     return Key(f"{first.kind}, or {second.kind}", first.meaning, check)
 
 
-def epochs(meaning: str) -> Key:
+def epochs(meaning: str, most: float) -> Key:
     """Describe a number of epochs as a word."""
 
     def check(value: Any) -> str | None:
-        return None if isinstance(value, str) and EPOCHS.fullmatch(value) else ""
+        found = EPOCHS.fullmatch(value) if isinstance(value, str) else None
+        return None if found is not None and float(found[1]) <= most else ""
 
-    return Key("epochs as in 3epochs", meaning, check)
-
-
-def numbers(meaning: str) -> Key:
-    """Describe a list of finite numbers."""
-
-    def check(value: Any) -> str | None:
-        return None if isinstance(value, list | tuple) and all(map(is_number, value)) else ""
-
-    return Key("a list of numbers", meaning, check)
+    return Key(f"epochs as in 3epochs, at most {most:g}", meaning, check)
 
 
 def several(meaning: str, each: Key, *, least: int = 1) -> Key:
@@ -186,6 +172,10 @@ def names(meaning: str) -> Key:
     return Key("a list of names", meaning, check)
 
 
+TIME = 1e6
+"""The last epoch of which anything may be said."""
+
+
 def schedule(meaning: str, low: float, high: float) -> Key:
     """Describe a number, or a mapping {from time: number}."""
     each = number("", low, high)
@@ -193,7 +183,9 @@ def schedule(meaning: str, low: float, high: float) -> Key:
     def check(value: Any) -> str | None:
         if not isinstance(value, Mapping):
             return each.check(value)
-        fits = bool(value) and all(is_number(key) and key >= 0 and each.check(v) is None for key, v in value.items())
+        fits = bool(value) and all(
+            is_number(key) and 0 <= key <= TIME and each.check(v) is None for key, v in value.items()
+        )
         if fits and 0 not in value:
             return f" It starts at {min(value)}: say what holds from 0 on."
         return None if fits else ""

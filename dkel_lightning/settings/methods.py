@@ -9,12 +9,12 @@ from typing import Annotated, Any
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.deploy import Deploy
-from dkel_lightning.settings.keys import REQUIRED, choice, either, names, number, numbers, several, switch, text, whole
+from dkel_lightning.settings.keys import REQUIRED, choice, either, names, number, several, switch, text, whole
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
-Temperature = Annotated[float, number("Temperature T of the softened predictions.", 0, above=True)]
-Weight = Annotated[float, number("Weight of what is distilled, from the first step on.", 0)]
+Temperature = Annotated[float, number("Temperature T of the softened predictions.", 0.01, 100)]
+Weight = Annotated[float, number("Weight of what is distilled, from the first step on.", 0, 1e6)]
 Detach = Annotated[bool, switch("Keep the gradient out of the peers that teach.")]
 
 
@@ -34,10 +34,11 @@ class Arrangement(Settings, node="method"):
     ] = "per_peer"
     classifiers: Annotated[str, choice("How the branches' classifiers start.", "own", "equal", "released")] = "own"
     peer_lr_scale: Annotated[
-        tuple[float, ...] | None, numbers("Factor on the learning rate of each peer's own part; null: 1.")
+        tuple[float, ...] | None,
+        several("Factor on the learning rate of each peer's own part; null: 1.", number("", 0, 1000), least=0),
     ] = None
     frozen_peers: Annotated[
-        tuple[int, ...], several("Peers whose own part does not learn.", whole("", 0), least=0)
+        tuple[int, ...], several("Peers whose own part does not learn.", whole("", 0, 63), least=0)
     ] = ()
 
 
@@ -79,7 +80,7 @@ class DKELSettings(PCLSettings):
 class KDSettings(Settings, node="method"):
     """Settings of KD."""
 
-    ce_weight: Annotated[float, number("Weight of the labels.", 0)] = 0.1
+    ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 0.1
     weight: Weight = 0.9
     temperature: Temperature = 4.0
 
@@ -135,7 +136,9 @@ class OKDDipSettings(Settings, node="method"):
 
     temperature: Temperature = 3.0
     rampup: RampUp = field(default_factory=RampUp)
-    attention_divisor: Annotated[int, whole("Queries and keys are this many times narrower than the features.", 1)] = 8
+    attention_divisor: Annotated[
+        int, whole("Queries and keys are this many times narrower than the features.", 1, 1024)
+    ] = 8
 
 
 @dataclass(frozen=True)

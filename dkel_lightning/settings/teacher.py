@@ -30,10 +30,13 @@ class TeacherSettings(Settings, node="teacher"):
     start: Annotated[str, choice("Rule of the first EMA updates.", "keep", "mean_teacher", "copy")] = "keep"
     init_steps: Annotated[
         int | str,
-        either(whole("Mini-batches of plain SGD on the teacher before training, or epochs of them.", 0), epochs("")),
+        either(
+            whole("Mini-batches of plain SGD on the teacher before training, or epochs of them.", 0, 1_000_000),
+            epochs("", 1000),
+        ),
     ] = 2
-    init_lr_scale: Annotated[float, number("Their learning rate as a share of optimizer.lr.", 0)] = 0.01
-    init_weight_decay: Annotated[float, number("Their weight decay.", 0)] = 5e-4
+    init_lr_scale: Annotated[float, number("Their learning rate as a share of optimizer.lr.", 0, 1000)] = 0.01
+    init_weight_decay: Annotated[float, number("Their weight decay.", 0, 1000)] = 5e-4
     decay: Annotated[
         float | Mapping[float, float] | None,
         schedule("EMA rate, or a schedule {from epoch, or share of the run: rate}.", 0, 1),

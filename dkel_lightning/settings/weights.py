@@ -7,7 +7,7 @@ from typing import Annotated
 
 from dkel_lightning.schedules import RAMPUP_FORMS, TEACHER_WEIGHTS, Clock, ensemble_weight
 from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import Follows, choice, number, switch
+from dkel_lightning.settings.keys import TIME, Follows, choice, number, switch
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class RampUp(Settings, node="method.rampup"):
 
     exclusive = ("epochs", "share")
 
-    scale: Annotated[float, number("lambda: distillation weight at the end of the ramp-up.", 0)] = 1.0
+    scale: Annotated[float, number("lambda: distillation weight at the end of the ramp-up.", 0, 1e6)] = 1.0
     epochs: Annotated[
-        float | None, number("a: length of the ramp-up, in whole epochs.", 0), Follows("protocol.rampup.epochs")
+        float | None, number("a: length of the ramp-up, in whole epochs.", 0, TIME), Follows("protocol.rampup.epochs")
     ] = 80
     share: Annotated[
         float | None,
@@ -44,12 +44,12 @@ class EnsembleTerm(Settings, node="method.ensemble"):
 
     decay: Annotated[
         float | None,
-        number("k in v(e) = exp(-k e), the decaying weight of the ensemble.", 0),
+        number("k in v(e) = exp(-k e), the decaying weight of the ensemble.", 0, 1e6),
         Follows("protocol.ensemble.decay"),
     ] = 0.5
     decay_share: Annotated[
         float | None,
-        number("1/k as a share of the run, read at every step.", 0, above=True),
+        number("1/k as a share of the run, read at every step.", 1e-9, 1e9),
         Follows("protocol.ensemble.decay_share"),
     ] = None
     cutoff: Annotated[float, number("v at or below this is 0.", 0, 0.999999)] = 0.01

@@ -7,7 +7,10 @@ from typing import Annotated
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import number, numbers, several, whole
+from dkel_lightning.settings.keys import number, several, whole
+
+POSITIVE = number("", 0, 1000, above=True)
+PLACE = number("", -1000, 1000)
 
 
 @dataclass(frozen=True)
@@ -16,19 +19,21 @@ class BowlSettings(Settings, node="geometry.bowl"):
 
     curvatures: Annotated[
         tuple[float, ...],
-        several("Curvature of a bowl's second direction, one bowl each; the other is 1.", number("", 0, above=True)),
+        several("Curvature of a bowl's second direction, one bowl each; the other is 1.", POSITIVE),
     ] = (1, 0.3, 0.05)
-    weights: Annotated[
-        tuple[float, ...], several("Weights of the teacher, each constant and decaying.", number("", 0, above=True))
-    ] = (1, 3)
-    weight_time: Annotated[float, number("Steps in which the decaying weight falls by e.", 0, above=True)] = 40
-    radius: Annotated[float, number("Distance of both starts from the optimum.", 0, above=True)] = 2
-    student_angle: Annotated[float, number("Direction of the student's start, in degrees.")] = 200
-    teacher_angle: Annotated[float, number("Direction of the teacher's own draw, in degrees.")] = 110
+    weights: Annotated[tuple[float, ...], several("Weights of the teacher, each constant and decaying.", POSITIVE)] = (
+        1,
+        3,
+    )
+    weight_time: Annotated[float, number("Steps in which the decaying weight falls by e.", 0, 1000, above=True)] = 40
+    radius: Annotated[float, number("Distance of both starts from the optimum.", 0, 1000, above=True)] = 2
+    student_angle: Annotated[float, number("Direction of the student's start, in degrees.", -360, 360)] = 200
+    teacher_angle: Annotated[float, number("Direction of the teacher's own draw, in degrees.", -360, 360)] = 110
     init_steps: Annotated[
-        tuple[int, ...], several("Gradient steps on an own draw before training; the last is drawn.", whole("", 1))
+        tuple[int, ...],
+        several("Gradient steps on an own draw before training; the last is drawn.", whole("", 1, 100_000)),
     ] = (2, 20)
-    init_lr_scale: Annotated[float, number("Their learning rate as a share of geometry.lr.", 0, above=True)] = 1
+    init_lr_scale: Annotated[float, number("Their learning rate as a share of geometry.lr.", 0, 1000, above=True)] = 1
     directions: Annotated[int, whole("Directions in which the teacher is drawn for the table of all.", 1, 360)] = 24
     tolerance: Annotated[
         float, number("Share of the first distance at which the student has arrived.", 1e-9, 0.999)
@@ -37,7 +42,7 @@ class BowlSettings(Settings, node="geometry.bowl"):
     steps: Annotated[int, whole("Steps that are drawn.", 1, 100_000)] = 150
     max_steps: Annotated[int, whole("Steps after which an arrival is no longer waited for.", 1, 100_000)] = 12_000
     chords: Annotated[
-        tuple[int, ...], several("Steps at which a line joins student and teacher.", whole("", 0), least=0)
+        tuple[int, ...], several("Steps at which a line joins student and teacher.", whole("", 0, 100_000), least=0)
     ] = (1, 5, 15, 40)
 
     def __post_init__(self) -> None:
@@ -52,21 +57,26 @@ class BowlSettings(Settings, node="geometry.bowl"):
 class MirrorSettings(Settings, node="geometry.mirror"):
     """Two points between two mirror optima."""
 
-    student: Annotated[tuple[float, ...], numbers("First position of the student, between two mirror optima.")] = (
+    student: Annotated[
+        tuple[float, ...], several("First position of the student, between two mirror optima.", PLACE)
+    ] = (
         0.3,
         0.1,
     )
     trained: Annotated[
-        tuple[float, ...], numbers("A teacher at an optimum of the student's branch; mirrored, of the other.")
+        tuple[float, ...], several("A teacher at an optimum of the student's branch; mirrored, of the other.", PLACE)
     ] = (1, 1)
-    untrained: Annotated[tuple[float, ...], numbers("A teacher in the mirror branch, at no optimum.")] = (-0.2, -0.5)
-    weights: Annotated[tuple[float, ...], several("Weights of the teacher; 0 is added.", number("", 0))] = (
+    untrained: Annotated[tuple[float, ...], several("A teacher in the mirror branch, at no optimum.", PLACE)] = (
+        -0.2,
+        -0.5,
+    )
+    weights: Annotated[tuple[float, ...], several("Weights of the teacher; 0 is added.", number("", 0, 1000))] = (
         0,
         0.5,
         1,
         3,
     )
-    threshold: Annotated[float, number("Loss below which a network counts as trained.", 0, above=True)] = 0.01
+    threshold: Annotated[float, number("Loss below which a network counts as trained.", 0, 1000, above=True)] = 0.01
     steps: Annotated[int, whole("Length of the simulation.", 1, 100_000)] = 600
 
     def __post_init__(self) -> None:
@@ -80,7 +90,7 @@ class MirrorSettings(Settings, node="geometry.mirror"):
 class GeometrySettings(Settings, node="geometry"):
     """Student and teacher as two points."""
 
-    lr: Annotated[float, number("Learning rate of the student.", 0, above=True)] = 0.05
+    lr: Annotated[float, number("Learning rate of the student.", 0, 1000, above=True)] = 0.05
     decay: Annotated[float, number("EMA rate of the teacher.", 1e-9, 0.999999)] = 0.98
     bowl: BowlSettings = field(default_factory=BowlSettings)
     mirror: MirrorSettings = field(default_factory=MirrorSettings)

@@ -63,7 +63,7 @@ def refused(*arguments: str, multirun: bool = False, config_dir: Path | None = N
         ("trainer.limit_test_batches=0", "nothing would be tested"),
         ("logger.extra=foo", "logger.extra must hold entries name: {_target_: ...}"),
         ("execution.threads=1000000", "execution.threads must be a whole number between 1 and 1024"),
-        ("seed=abc", "seed must be a whole number of at least 0, got 'abc'."),
+        ("seed=abc", "seed must be a whole number between 0 and 9223372036854775807, got 'abc'."),
     ],
 )
 def test_a_mistake_is_named_with_its_cure(argument: str, message: str) -> None:
@@ -114,12 +114,15 @@ def test_a_glob_means_the_choices_of_a_group(tmp_path: Path, monkeypatch: pytest
     ("arguments", "message"),
     [
         (["method=glob(dk*)"], "method=dkel,dkel_released gives several values: add -m"),
+        (["-m", "seed=range(1000000000)"], "seed=range(1000000000) gives more than 10,000 jobs: sweep over fewer"),
+        (["-m", "seed=range(0,1,1e-12)"], "seed=range(0,1,1e-12) gives more than 10,000 jobs"),
+        (["-m", "seed=range(200)", "data.split_seed=range(200)"], "data.split_seed=range(200) gives more than 10,000"),
         (["-m", "method=glob(zz*)"], "method=glob(zz*) matches none of baseline, "),
         (["-m", "seed=glob(*)"], "glob lists choices of a group, and seed is none"),
         (["-m", "hydra=glob(*)"], "glob lists choices of a group, and hydra is none"),
     ],
 )
-def test_a_glob_without_choices_is_one_error(arguments: list[str], message: str) -> None:
+def test_values_of_a_sweep_without_sense_are_one_error(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         prepare(arguments)
 

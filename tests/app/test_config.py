@@ -113,9 +113,9 @@ def mistakes(*overrides: str, **changes: Any) -> str:
 def test_all_mistakes_of_values_come_in_one_message() -> None:
     message = mistakes(seed="abc", method__temperature=0, teacher__start="keeep", data__validation=1.5)
     assert message.splitlines() == [
-        "seed must be a whole number of at least 0, got 'abc'.",
-        "method.temperature must be a number above 0, got 0.",
-        "data.validation must be a number between 0 and 0.9, got 1.5.",
+        "seed must be a whole number between 0 and 9223372036854775807, got 'abc'.",
+        "method.temperature must be a number between 0.01 and 100, got 0.",
+        "data.validation must be a number above 0 and up to 0.9, got 1.5.",
         "teacher.start must be one of keep, mean_teacher, copy, got 'keeep'. Did you mean keep?",
     ]
 
@@ -148,7 +148,7 @@ def test_contradictions_are_named_with_their_cure(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "0.1", None, []])
 def test_what_is_no_finite_number_is_refused_where_a_number_belongs(value: Any) -> None:
-    assert "method.temperature must be a number above 0" in mistakes(method__temperature=value)
+    assert "method.temperature must be a number between 0.01 and 100" in mistakes(method__temperature=value)
 
 
 def test_schedules_of_the_ema_rate_are_checked_value_by_value() -> None:

@@ -123,7 +123,7 @@ def test_train_validation_and_test_are_apart_and_labels_stay_with_images() -> No
         for view, label in zip(views, labels, strict=True)
     ]
     found = [pair for pairs in sets.values() for pair in pairs]
-    everything = digits(limit=None, padding=0, views=1, selection="paper", batch_size=1)
+    everything = digits(limit=None, padding=0, views=1, selection="paper", batch_size=13)
     everything.setup()
     paper = [
         (view[0].numpy().tobytes(), int(label))
@@ -180,17 +180,17 @@ def test_loaders_before_setup_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0 is too small: the least is 1"),
+        ({"batch_size": 0}, r"data\.batch_size must be a whole number between 2 and 1000000, got 0\."),
         ({"views": 0}, "views=0 is too small"),
-        ({"padding": -1}, "padding=-1 is too small: the least is 0"),
-        ({"padding_mode": "edge"}, "padding_mode='edge' is unknown: choose constant or reflect"),
-        ({"workers": -1}, "workers=-1 is too small"),
-        ({"limit": 0}, "limit=0 leaves no training image"),
-        ({"validation": 0.0}, "validation=0.0 is no share"),
-        ({"validation": 1.0}, "validation=1.0 is no share"),
-        ({"selection": "test"}, "selection='test' is unknown: choose validation or paper"),
-        ({"residency": "gpu"}, "residency='gpu' is unknown: choose auto, device, workers"),
-        ({"std": [0.0]}, "must hold positive numbers"),
+        ({"padding": -1}, r"data\.padding must be a whole number between 0 and 256, got -1\."),
+        ({"workers": 100_000}, r"data\.workers must be a whole number between 0 and 1024, got 100000\."),
+        ({"limit": 0}, r"data\.limit must be a whole number between 2 and"),
+        ({"validation": 0.0}, r"data\.validation must be a number above 0 and up to 0\.9, got 0\.0\."),
+        ({"validation": 1.0}, r"data\.validation must be a number above 0 and up to 0\.9, got 1\.0\."),
+        ({"selection": "test"}, r"data\.selection must be one of validation, paper, got 'test'\."),
+        ({"residency": "gpu"}, r"data\.residency must be one of auto, device, workers, got 'gpu'\."),
+        ({"std": [0.0]}, r"data\.std must be a list, each a number between 1e-06 and 1000, got \(0\.0,\)\."),
+        ({"padding_mode": "edge"}, r"data\.padding_mode must be one of constant, reflect, got 'edge'\."),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

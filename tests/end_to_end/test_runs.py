@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -44,6 +45,25 @@ def column(folder: Path, name: str) -> list[float]:
 def summary(folder: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return loaded
+
+
+SMALL: tuple[str, ...] = ("debug=smoke", "trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
+SMALL += ("callbacks.progress=none",)
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    done = dkel(*SMALL, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once: Path, tmp_path: Path) -> Path:
+    """Give a finished run below `tmp_path`, to be damaged."""
+    shutil.copytree(trained_once, tmp_path, dirs_exist_ok=True)
+    return only_run(tmp_path, "smoke")
 
 
 @pytest.mark.slow
@@ -151,28 +171,24 @@ def test_a_sweep_runs_each_job_into_a_folder_of_its_own(tmp_path: Path) -> None:
     assert [summary(sweep / job)["method"] for job in ("0", "1")] == ["dkel", "pcl"]
 
 
-def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
-    assert dkel("debug=smoke", "trainer.max_epochs=1", cwd=tmp_path).returncode == 0
-    folder = only_run(tmp_path, "smoke")
-    last = folder / "checkpoints" / "last.ckpt"
-    metrics = (folder / "metrics.csv").read_bytes()
+def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(trained: Path, tmp_path: Path) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    metrics = (trained / "metrics.csv").read_bytes()
     last.write_bytes(last.read_bytes()[:1000])
     done = dkel(f"resume={last}", cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert f"{last}" in done.stderr
-    assert (folder / "metrics.csv").read_bytes() == metrics
+    assert (trained / "metrics.csv").read_bytes() == metrics
 
 
-def test_a_saved_configuration_that_names_something_foreign_to_run_is_refused(tmp_path: Path) -> None:
-    assert dkel("debug=smoke", "trainer.max_epochs=1", cwd=tmp_path).returncode == 0
-    folder = only_run(tmp_path, "smoke")
-    config = folder / "config.yaml"
+def test_a_saved_configuration_that_names_something_foreign_to_run_is_refused(trained: Path, tmp_path: Path) -> None:
+    config = trained / "config.yaml"
     config.write_text(config.read_text().replace("torch.optim.SGD", "os.system"))
     done = dkel("resume=last", cwd=tmp_path)
     assert done.returncode == 1
     assert "would import os.system (optimizer._target_)" in done.stderr
-    assert file_format.load(folder / "checkpoints" / "last.ckpt")["epoch"] == 0
+    assert file_format.load(trained / "checkpoints" / "last.ckpt")["epoch"] == 0
 
 
 def test_a_method_of_ones_own_runs_from_a_folder_of_ones_own(tmp_path: Path) -> None:
@@ -323,10 +339,6 @@ def test_a_failing_job_does_not_end_the_sweep(tmp_path: Path) -> None:
     assert summary(sweep / "1")["test"]["last"]["epoch"] == 1
 
 
-SMALL: tuple[str, ...] = ("debug=smoke", "trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
-SMALL += ("callbacks.progress=none",)
-
-
 @as_root
 @pytest.mark.long
 def test_a_sweep_on_a_full_disk_is_one_error_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
@@ -410,15 +422,14 @@ def test_evaluations_with_other_settings_lie_beside_each_other_and_an_export_is_
 
 @pytest.mark.parametrize("task", ["evaluate", "export"])
 def test_a_config_that_asks_for_the_environment_is_refused_where_its_checkpoint_is_read(
-    task: str, tmp_path: Path
+    task: str, trained: Path, tmp_path: Path
 ) -> None:
-    assert dkel(*SMALL, "hydra.run.dir=run", cwd=tmp_path).returncode == 0
-    config = tmp_path / "run" / "config.yaml"
+    config = trained / "config.yaml"
     config.write_text(config.read_text().replace("  root: data\n", "  root: ${oc.env:HOME}\n"))
-    done = dkel(f"task={task}", "checkpoint=run/checkpoints/last.ckpt", cwd=tmp_path)
+    done = dkel(f"task={task}", f"checkpoint={trained}/checkpoints/last.ckpt", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (
         1,
         f"Error: {config} was not read: data.root holds '${{oc.env:HOME}}', and no run writes a ${{...}}; "
         "put back the file that the run wrote.\n",
     )
-    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(("evaluation", "export"))]
+    assert not [path for path in trained.iterdir() if path.name.startswith(("evaluation", "export"))]

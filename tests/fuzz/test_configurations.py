@@ -42,11 +42,11 @@ def assert_clean(tally: Tally) -> None:
 
 @pytest.mark.timeout(1200)
 def test_every_combination_trains_or_is_refused_with_one_clear_error(tmp_path: Path) -> None:
-    tally = explore(100, make_sets(tmp_path))
+    tally = explore(36, make_sets(tmp_path))
     assert_clean(tally)
     # Else it would be a test of nothing.
-    assert tally.trained > 20
-    assert tally.refused > 20
+    assert tally.trained > 6
+    assert tally.refused > 6
 
 
 @pytest.mark.long

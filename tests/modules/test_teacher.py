@@ -275,18 +275,18 @@ RATES = "teacher.decay must be a number between 0 and 1, or a schedule {from: va
         ({"update": "none"}, "teacher.update is none, and a teacher learns by ema, by gradient, or is frozen."),
         (
             {"init_steps": -1},
-            "teacher.init_steps must be a whole number of at least 0, or epochs as in 3epochs, got -1.",
+            "must be a whole number between 0 and 1000000, or epochs as in 3epochs, at most 1000, got -1.",
         ),
         (
             {"init_steps": 1.5},
-            "teacher.init_steps must be a whole number of at least 0, or epochs as in 3epochs, got 1.5.",
+            "must be a whole number between 0 and 1000000, or epochs as in 3epochs, at most 1000, got 1.5.",
         ),
         (
             {"init_steps": "soon"},
-            "teacher.init_steps must be a whole number of at least 0, or epochs as in 3epochs, got 'soon'.",
+            "must be a whole number between 0 and 1000000, or epochs as in 3epochs, at most 1000, got 'soon'.",
         ),
-        ({"init_lr_scale": -1.0}, "teacher.init_lr_scale must be a number of at least 0, got -1.0."),
-        ({"init_weight_decay": -1.0}, "teacher.init_weight_decay must be a number of at least 0, got -1.0."),
+        ({"init_lr_scale": -1.0}, "teacher.init_lr_scale must be a number between 0 and 1000, got -1.0."),
+        ({"init_weight_decay": -1.0}, "teacher.init_weight_decay must be a number between 0 and 1000, got -1.0."),
         (
             {"decay": 1.5},
             f"{RATES}, got 1.5.",

@@ -23,6 +23,8 @@ LOST = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed b
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryFullError, "Out of memory ("),
         (OSError(errno.ENOSPC, "No space left on device", "last.ckpt"), DiskFullError, "Could not write last.ckpt"),
         (torch.distributed.DistBackendError("NCCL error"), ProcessError, "Another process of this training has ended"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is"), ProcessError,
+         "A process that reads images has ended (DataLoader worker (pid 7) is killed by signal: Bus error"),
         (torch.distributed.DistNetworkError("timed out"), ProcessError, "within trainer.process_timeout"),
     ],
 )  # fmt: skip

@@ -28,7 +28,7 @@ from tests.compose import compose
 class ScratchSettings(Settings, node="method"):
     """Settings of a scratch method."""
 
-    sharpness: Annotated[float, number("How sharp the targets are.", 0, above=True), RESUMABLE] = 2.0
+    sharpness: Annotated[float, number("How sharp the targets are.", 0, 9, above=True), RESUMABLE] = 2.0
     rule: Annotated[str, choice("Whom a peer follows.", "all", "best")] = "all"
     rampup: RampUp = field(default_factory=RampUp)
 
@@ -60,7 +60,7 @@ def test_a_setting_is_found_wherever_its_declaration_is_read(scratch: type[Metho
     checks.check(values)
     assert compose("method=scratch")["method"]["rampup"] == {"scale": 1.0, "epochs": None, "share": 0.27,
                                                              "form": "correct"}  # fmt: skip
-    wrong = "method.sharpness must be a number above 0, got -1."
+    wrong = "method.sharpness must be a number above 0 and up to 9, got -1."
     assert mistakes("method=scratch", method__sharpness=-1) == wrong
     with pytest.raises(ConfigError) as caught:
         create("scratch", 2, {"sharpness": -1})
@@ -68,7 +68,7 @@ def test_a_setting_is_found_wherever_its_declaration_is_read(scratch: type[Metho
     assert "    sharpness: how sharp the targets are." in str(ScratchSettings.__doc__).splitlines()
     assert (schema.may_change("method.sharpness"), schema.may_change("method.rule")) == (True, False)
     key = keys_of(ScratchSettings)["method.sharpness"]
-    row = "| `method.sharpness` * | `2.0` | a number above 0 | How sharp the targets are. |"
+    row = "| `method.sharpness` * | `2.0` | a number above 0 and up to 9 | How sharp the targets are. |"
     assert reference.row("method.sharpness", key, key.default) == row
     assert "scratch" in choices.options("method")
     assert choices.meaning("method", "scratch") == "A method for this test alone."
@@ -117,7 +117,7 @@ class Inner(Settings, node="outer.inner"):
 
     exclusive = ("length", "share")
 
-    length: Annotated[float | None, number("Its length.", 0), Follows("protocol.length")] = 3.0
+    length: Annotated[float | None, number("Its length.", 0, 99), Follows("protocol.length")] = 3.0
     share: Annotated[float | None, number("The same as a share.", 0, 1)] = None
 
 
@@ -126,8 +126,8 @@ class Outer(Settings, node="outer", further="Argument of another library."):
     """Around it."""
 
     name: Annotated[str, text("What it is called.")]
-    lambda_: Annotated[float, number("A weight.", 0)] = 1.0
-    steps: Annotated[tuple[float, ...] | None, several("Steps.", number("", 0)), COMPUTED] = (1, 2)
+    lambda_: Annotated[float, number("A weight.", 0, 99)] = 1.0
+    steps: Annotated[tuple[float, ...] | None, several("Steps.", number("", 0, 99)), COMPUTED] = (1, 2)
     place: Annotated[str, text("Where."), MACHINE] = "here"
     inner: Inner = field(default_factory=Inner)
     own: Inner = field(default_factory=lambda: Inner(length=5))
@@ -156,7 +156,7 @@ def test_nested_settings_are_named_by_their_place_and_follow_only_where_they_beg
     ("values", "expected"),
     [
         ({"name": "", "lambda_": -1}, ["outer.name must be text, got ''.",
-                                       "outer.lambda must be a number of at least 0, got -1."]),
+                                       "outer.lambda must be a number between 0 and 99, got -1."]),
         ({"name": "x", "inner": 3}, ["outer.inner must hold its keys (length, share), got 3."]),
         ({"name": "x", "inner": {"share": 0.1}}, ["outer.inner.length and outer.inner.share exclude each other, and "
                                                   "both are given: set one to null."]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from dkel_lightning.app.cli import composition, saved_settings
 from dkel_lightning.app.cli.composition import resolved
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.keys import check_groups, composed
-from dkel_lightning.app.cli.overrides import parse, values_of
+from dkel_lightning.app.cli.overrides import MOST_JOBS, parse, too_many, values_of
 from dkel_lightning.app.compare import plan
 from dkel_lightning.app.config import checks, extras, schema
 from dkel_lightning.app.tasks import registry
@@ -125,7 +126,10 @@ def _check_presets(invocation: Invocation) -> None:
 
 def _jobs(overrides: Sequence[Override]) -> tuple[list[str], list[tuple[int, str]]]:
     """Give the first value of every sweep, and each further value with its place; the last word on a key counts."""
-    values = [values_of(item) for item in {item.get_key_element(): item for item in overrides}.values()]
+    items = {item.get_key_element(): item for item in overrides}.values()
+    values = [values_of(item) for item in items]
+    if math.prod(len(values_of(item)) for item in items if item.is_discrete_sweep()) > MOST_JOBS:
+        raise too_many(" ".join(item.input_line or "" for item in items if item.is_sweep_override()))
     others = [(position, option) for position, found in enumerate(values) for option in found[1:]]
     return [found[0] for found in values], others
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import CompactHydraException, OverrideParseException
 
 from dkel_lightning.app.config import schema
@@ -19,12 +19,27 @@ def parse(item: str) -> Override:
         ConfigError: it is none.
     """
     try:
-        return OverridesParser.create().parse_overrides([item])[0]
+        read = OverridesParser.create().parse_overrides([item])[0]
     except (OverrideParseException, CompactHydraException, RecursionError) as error:
         raise ConfigError(
             f"Cannot read {shortened(item)!r}: write key=value or group=option, with quotes around a value that "
             "holds anything but letters of English, digits and the signs ._-/ (\"key='a value'\")."
         ) from error
+    if isinstance(swept := read.value(), RangeSweep):
+        assert swept.start is not None
+        assert swept.stop is not None
+        if swept.step == 0 or not (swept.stop - swept.start) / swept.step <= MOST_JOBS:
+            raise too_many(shortened(item))
+    return read
+
+
+MOST_JOBS = 10_000
+"""A sweep of more is a slip of the finger: it is refused before it is written out."""
+
+
+def too_many(what: str) -> ConfigError:
+    """Say that a sweep would have too many jobs."""
+    return ConfigError(f"{what} gives more than {MOST_JOBS:,} jobs: sweep over fewer values, or search in a range.")
 
 
 def line(item: Override) -> str:

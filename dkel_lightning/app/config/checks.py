@@ -214,7 +214,5 @@ def _scheduler_contradictions(scheduler: Values, trainer: Values) -> Iterator[st
             "scheduler.T_max is the length of trainer.max_epochs, and trainer.max_steps is set: set scheduler.T_max to "
             "the epochs that the run lasts, or scheduler.interval=step and scheduler.T_max to its steps."
         )
-    if scheduler.get("T_max") is not None and scheduler["T_max"] < 1:
-        yield f"scheduler.T_max is {scheduler['T_max']}: set it to the length of the run in {scheduler['interval']}s."
     if by_step and scheduler.get("T_max") is not None and scheduler["T_max"] == trainer["max_epochs"]:
         yield "scheduler.interval=step counts T_max in steps: set scheduler.T_max to the steps of the run."

@@ -10,7 +10,7 @@ from typing import Any
 from dkel_lightning.app.config.messages import unknown_key
 from dkel_lightning.settings.declarations import keys_of
 from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.keys import Key, is_count, is_number, whole
+from dkel_lightning.settings.keys import SEEDS, Key, is_count, is_number, whole
 
 
 def folder_name(meaning: str) -> Key:
@@ -39,10 +39,10 @@ def amount(meaning: str) -> Key:
     """Describe a number of batches, or a share of them."""
 
     def check(value: Any) -> str | None:
-        fits = is_number(value) and (0 <= value <= 1 if isinstance(value, float) else value >= 0)
+        fits = is_number(value) and 0 <= value <= (1 if isinstance(value, float) else 1_000_000_000)
         return None if fits else ""
 
-    return Key("a whole number of batches, or a share of them between 0.0 and 1.0", meaning, check)
+    return Key("a whole number of batches, at most 1000000000, or a share of them between 0.0 and 1.0", meaning, check)
 
 
 def devices(meaning: str) -> Key:
@@ -50,14 +50,14 @@ def devices(meaning: str) -> Key:
 
     def check(value: Any) -> str | None:
         if isinstance(value, list | tuple):
-            return None if value and all(is_count(item) and item >= 0 for item in value) else ""
-        fits = is_count(value) and (value > 0 or value == -1)
+            return None if value and all(is_count(item) and 0 <= item <= 1023 for item in value) else ""
+        fits = is_count(value) and (0 < value <= 1024 or value == -1)
         return None if fits or (isinstance(value, str) and _DEVICES.fullmatch(value)) else ""
 
     return Key("a number of devices, a list of their indices, -1 or auto", meaning, check)
 
 
-_DEVICES = re.compile(r"auto|-1|[1-9]\d*|\d+(,\d*)+")
+_DEVICES = re.compile(r"auto|-1|[1-9]\d{0,3}|\d{1,4}(,\d{0,4}){1,1024}")
 
 
 def duration(meaning: str) -> Key:
@@ -66,7 +66,7 @@ def duration(meaning: str) -> Key:
     def check(value: Any) -> str | None:
         if isinstance(value, Mapping):
             named = set(value) <= {"days", "hours", "minutes", "seconds"}
-            fits = named and all(is_number(each) and each >= 0 for each in value.values())
+            fits = named and all(is_number(each) and 0 <= each <= 1e6 for each in value.values())
             return None if fits and any(value.values()) else ""
         written = isinstance(value, str) and _DURATION.fullmatch(value) is not None
         return None if written and set(value) != {"0", ":"} else ""
@@ -74,18 +74,18 @@ def duration(meaning: str) -> Key:
     return Key("days:hours:minutes:seconds as in 00:11:55:00", meaning, check)
 
 
-_DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
+_DURATION = re.compile(r"\d{1,6}:\d\d:\d\d:\d\d")
 
 
 def seeds(meaning: str) -> Key:
     """Describe a list of seeds, each once."""
+    each = whole("", 0, SEEDS)
 
     def check(value: Any) -> str | None:
-        each = whole("", 0)
         fits = isinstance(value, list | tuple) and bool(value) and all(each.fault(item) is None for item in value)
         return None if fits and len(set(value)) == len(value) else ""
 
-    return Key("a list of whole numbers of at least 0, each once", meaning, check)
+    return Key(f"a list, each {each.kind}, each once", meaning, check)
 
 
 def variants(meaning: str) -> Key:

@@ -150,12 +150,14 @@ class ExportSettings(Settings, node="export"):
     to: Annotated[
         str | None, text("Folder of the export; null: <member>_<format> in export_<checkpoint>/ of the run.")
     ] = None
-    images: Annotated[int, whole("Test images on which file and training network are compared.", 1)] = 256
+    images: Annotated[int, whole("Test images on which file and training network are compared.", 1, 1_000_000)] = 256
     tolerance: Annotated[
         float,
-        number("Largest difference of two logits, relative to the largest logit where that exceeds 1.", 0, above=True),
+        number(
+            "Largest difference of two logits, relative to the largest logit where that exceeds 1.", 0, 1, above=True
+        ),
     ] = 0.0001
-    repeats: Annotated[int, whole("Repeats of each measurement of time; 0: none is made.", 0)] = 20
+    repeats: Annotated[int, whole("Repeats of each measurement of time; 0: none is made.", 0, 1_000_000)] = 20
 
 
 @dataclass(frozen=True)
@@ -163,9 +165,9 @@ class PredictSettings(Settings, node="predict"):
     """task=predict."""
 
     images: Annotated[str | None, text("Image file, or folder of images, to classify.")] = None
-    top: Annotated[int, whole("Most probable classes that are named of each image.", 1)] = 5
+    top: Annotated[int, whole("Most probable classes that are named of each image.", 1, 1_000_000)] = 5
     to: Annotated[str | None, text("Folder of predictions.csv and predictions.json; null: the run's.")] = None
-    batch_size: Annotated[int, whole("Images classified at once.", 1)] = 64
+    batch_size: Annotated[int, whole("Images classified at once.", 1, 1_000_000)] = 64
 
 
 @dataclass(frozen=True)
@@ -187,9 +189,13 @@ class BenchmarkSettings(Settings, node="benchmark"):
         Mapping[str, Any] | None,
         kinds.executions("Further sides through the Trainer, {label: {key of execution: value}}.", SIDES),
     ] = None
-    rounds: Annotated[int, whole("Turns of every side.", 1)] = 7
-    steps: Annotated[int | None, whole("Steps of a turn that count; null: 3 on a CPU, 100 on a GPU.", 1)] = None
-    warmup: Annotated[int | None, whole("Steps before them that do not; null: 1 on a CPU, 10 on a GPU.", 0)] = None
+    rounds: Annotated[int, whole("Turns of every side.", 1, 1_000_000)] = 7
+    steps: Annotated[int | None, whole("Steps of a turn that count; null: 3 on a CPU, 100 on a GPU.", 1, 1_000_000)] = (
+        None
+    )
+    warmup: Annotated[
+        int | None, whole("Steps before them that do not; null: 1 on a CPU, 10 on a GPU.", 0, 1_000_000)
+    ] = None
     to: Annotated[str | None, text("Folder of benchmark.csv, .md and .png; null: the run's.")] = None
 
 

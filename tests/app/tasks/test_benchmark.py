@@ -147,7 +147,7 @@ def test_images_of_ones_own_must_be_there(tmp_path: Path) -> None:
         ),
         (["benchmark.sides=[plain]", "method.ensemble.space=probabilities"], "plain cannot be measured"),
         (["benchmark.sides=[plain]", "teacher=copy"], "knows teacher=independent only"),
-        (["benchmark.rounds=0"], "benchmark.rounds must be a whole number of at least 1, got 0"),
+        (["benchmark.rounds=0"], "benchmark.rounds must be a whole number between 1 and 1000000, got 0"),
         (["benchmark.variants={eager:{compile:true}}"], "eager is a side by itself: give the variant another label."),
         (["benchmark.variants={mine:fast}"], "mine must hold keys of execution, got 'fast'."),
         (

@@ -106,7 +106,10 @@ def test_other_epochs_stretch_milestones_that_are_epochs_and_leave_shares() -> N
         (("compare.methods=[dkel,{a/b:['method=pcl']}]",), "'a/b' names a folder"),
         (("compare.methods=[dkel,{x:['method=pcll']}]",), "x: Unknown choice method=pcll. Did you mean pcl?"),
         (("compare.methods=[dkel,{x:['method.temprature=2']}]",), "x: Unknown key method.temprature."),
-        (("compare.methods=[dkel,{x:['method.temperature=0']}]",), "x: method.temperature must be a number above 0"),
+        (
+            ("compare.methods=[dkel,{x:['method.temperature=0']}]",),
+            "x: method.temperature must be a number between",
+        ),
         (("compare.methods=[dkel,{x:['seed=1']}]",), "x: seed=1 cannot differ between what is compared"),
         (("compare.methods=[dkel,{x:['compare.seeds=[1]']}]",), "x: compare.seeds=[1] cannot differ"),
         (("compare.methods=[dkel,{x:['teacher=none']}]",), "x: teacher=none, but method=dkel needs a teacher"),
@@ -118,7 +121,10 @@ def test_other_epochs_stretch_milestones_that_are_epochs_and_leave_shares() -> N
         ),
         ((TWO, "seed=3"), "a comparison takes compare.seeds"),
         ((TWO, "trainer.devices=2"), "task=compare trains on one device"),
-        ((TWO, "compare.seeds=[1,1]"), "compare.seeds must be a list of whole numbers of at least 0, each once"),
+        (
+            (TWO, "compare.seeds=[1,1]"),
+            "compare.seeds must be a list, each a whole number between 0 and",
+        ),
         (("compare.methods=[]",), "compare.methods must be a list of names"),
     ],
 )

@@ -156,8 +156,8 @@ def test_values_that_cannot_be_are_named_all_at_once() -> None:
         checks.check(values)
     assert str(caught.value).splitlines() == [
         "convergence.peers must be a whole number between 2 and 64, got 1.",
-        "convergence.curvatures must be a list, each a number above 0, got [1, -1].",
-        "convergence.sweeps.k must be a list, each a number of at least 0, got [].",
+        "convergence.curvatures must be a list, each a number above 0 and up to 1000, got [1, -1].",
+        "convergence.sweeps.k must be a list, each a number between 0 and 1000, got [].",
     ]
 
 

@@ -11,9 +11,11 @@ from dkel_lightning.settings.declarations import Settings
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.keys import (
     MACHINE,
+    SEEDS,
+    TIME,
     number,
-    numbers,
     schedule,
+    several,
     switch,
     text,
     whole,
@@ -24,7 +26,7 @@ from dkel_lightning.settings.keys import (
 class RampUpProtocol(Settings, node="protocol.rampup"):
     """Length of the ramp-up."""
 
-    epochs: Annotated[float | None, number("Length of the ramp-up in epochs.", 0)] = 80
+    epochs: Annotated[float | None, number("Length of the ramp-up in epochs.", 0, TIME)] = 80
     share: Annotated[float | None, number("The same as a share of the run.", 0, 1)] = None
 
 
@@ -32,8 +34,8 @@ class RampUpProtocol(Settings, node="protocol.rampup"):
 class EnsembleProtocol(Settings, node="protocol.ensemble"):
     """Decay of the ensemble."""
 
-    decay: Annotated[float | None, number("k of the decaying ensemble.", 0)] = 0.5
-    decay_share: Annotated[float | None, number("1/k as a share of the run.", 0, above=True)] = None
+    decay: Annotated[float | None, number("k of the decaying ensemble.", 0, 1e6)] = 0.5
+    decay_share: Annotated[float | None, number("1/k as a share of the run.", 1e-9, 1e9)] = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,12 @@ class Protocol(Settings, node="protocol"):
     ensemble: EnsembleProtocol = field(default_factory=EnsembleProtocol)
     ema: EmaProtocol = field(default_factory=EmaProtocol)
     milestones: Annotated[
-        tuple[float, ...], numbers("Milestones of the learning rate, in epochs or (all below 1) shares of the run.")
+        tuple[float, ...],
+        several(
+            "Milestones of the learning rate, in epochs or (all below 1) shares of the run.",
+            number("", 0, TIME),
+            least=0,
+        ),
     ] = (0.5, 0.75)
 
 
@@ -63,7 +70,7 @@ class RunSettings(Settings, node=""):
     """What every run has."""
 
     name: Annotated[str, kinds.folder_name("Folder of the run under outputs/.")] = "default"
-    seed: Annotated[int, whole("Seed of weights, order, augmentation and initialisation batches.", 0)] = 0
+    seed: Annotated[int, whole("Seed of weights, order, augmentation and initialisation batches.", 0, SEEDS)] = 0
     resume: Annotated[str | None, text("Checkpoint to go on from, or `last`: the newest under outputs/."), MACHINE] = (
         None
     )
@@ -80,6 +87,8 @@ class RunSettings(Settings, node=""):
             "Let resume= import classes of your own that the saved configuration names, and predict open a .pt2 file."
         ),
         MACHINE,
+        SEEDS,
+        TIME,
     ] = False
     deploy: Deploy = field(default_factory=Deploy)
     protocol: Protocol = field(default_factory=Protocol)

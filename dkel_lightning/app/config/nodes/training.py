@@ -15,7 +15,6 @@ from dkel_lightning.settings.keys import (
     either,
     entries,
     number,
-    numbers,
     several,
     switch,
     text,
@@ -27,14 +26,14 @@ from dkel_lightning.settings.keys import (
 class OptimizerSettings(Settings, node="optimizer", further="Argument of the optimizer."):
     """Arguments of torch's class."""
 
-    lr: Annotated[float, number("Learning rate.", 0)]
-    momentum: Annotated[float, number("Momentum.", 0)]
+    lr: Annotated[float, number("Learning rate.", 0, 1e30)]
+    momentum: Annotated[float, number("Momentum.", 0, 1)]
     nesterov: Annotated[bool, switch("Nesterov's form of it.")]
     betas: Annotated[
         tuple[float, ...],
         several("Rates of the running means of the gradient and its square.", number("", 0, 1), least=2),
     ]
-    weight_decay: Annotated[float, number("Weight decay.", 0)]
+    weight_decay: Annotated[float, number("Weight decay.", 0, 1000)]
 
 
 @dataclass(frozen=True)
@@ -43,32 +42,39 @@ class SchedulerSettings(Settings, node="scheduler", further="Argument of the sch
 
     interval: Annotated[str, choice("How often the scheduler steps.", "epoch", "step")]
     milestones: Annotated[
-        tuple[float, ...], numbers("Epochs, or (all below 1) shares of the run, at which the rate is multiplied.")
+        tuple[float, ...],
+        several(
+            "Epochs, or (all below 1) shares of the run, at which the rate is multiplied.",
+            number("", 0, 1e9),
+            least=0,
+        ),
     ]
-    gamma: Annotated[float, number("Factor on the rate.", 0)]
-    T_max: Annotated[float, number("Length of the cosine's fall, in epochs or steps as interval says.")]
-    eta_min: Annotated[float, number("Rate at its end.", 0)]
+    gamma: Annotated[float, number("Factor on the rate.", 0, 10)]
+    T_max: Annotated[float, number("Length of the cosine's fall, in epochs or steps as interval says.", 1, 1e9)]
+    eta_min: Annotated[float, number("Rate at its end.", 0, 1e30)]
 
 
 @dataclass(frozen=True)
 class TrainerSettings(Settings, node="trainer", resumable=True, further="Argument of Lightning's Trainer."):
     """Arguments of Lightning's Trainer."""
 
-    max_epochs: Annotated[int, whole("Length of the run in epochs; -1: until max_steps or max_time.", -1)] = 20
-    max_steps: Annotated[int, whole("Length of the run in optimizer steps; -1: no bound.", -1)] = -1
+    max_epochs: Annotated[
+        int, whole("Length of the run in epochs; -1: until max_steps or max_time.", -1, 1_000_000)
+    ] = 20
+    max_steps: Annotated[int, whole("Length of the run in optimizer steps; -1: no bound.", -1, 1_000_000_000)] = -1
     max_time: Annotated[str | Mapping[str, float] | None, kinds.duration("Length of the run in time.")] = None
     accelerator: Annotated[
         str, text("Kind of device: auto, cpu, gpu, mps, or another that Lightning knows."), RESUMABLE
     ] = "auto"
     devices: Annotated[int | str | list[int], kinds.devices("Devices of a machine."), RESUMABLE] = 1
-    num_nodes: Annotated[int, whole("Machines.", 1), RESUMABLE] = 1
+    num_nodes: Annotated[int, whole("Machines.", 1, 10_000), RESUMABLE] = 1
     strategy: Annotated[str, text("How devices work together: auto or ddp."), RESUMABLE] = "auto"
     sync_batchnorm: Annotated[bool, switch("BatchNorm over the batches of all processes.")] = False
-    accumulate_grad_batches: Annotated[int, whole("Batches an optimizer step.", 1)] = 1
-    check_val_every_n_epoch: Annotated[int, whole("Epochs between validations.", 1)] = 1
-    gradient_clip_val: Annotated[float | None, number("Largest gradient norm (or value); 0 or null: no bound.", 0)] = (
-        None
-    )
+    accumulate_grad_batches: Annotated[int, whole("Batches an optimizer step.", 1, 1_000_000)] = 1
+    check_val_every_n_epoch: Annotated[int, whole("Epochs between validations.", 1, 1_000_000)] = 1
+    gradient_clip_val: Annotated[
+        float | None, number("Largest gradient norm (or value); 0 or null: no bound.", 0, 1e30)
+    ] = None
     gradient_clip_algorithm: Annotated[str, choice("What is limited.", "norm", "value")] = "norm"
     limit_train_batches: Annotated[int | float | None, kinds.amount("Training batches an epoch.")] = 1.0
     limit_val_batches: Annotated[int | float | None, kinds.amount("Validation batches; 0: no validation.")] = 1.0
@@ -76,18 +82,22 @@ class TrainerSettings(Settings, node="trainer", resumable=True, further="Argumen
     overfit_batches: Annotated[
         int | float | None, kinds.amount("Train and validate on these batches only; 0: on all.")
     ] = 0
-    num_sanity_val_steps: Annotated[int, whole("Validation batches before the training; -1: all.", -1)] = 0
-    log_every_n_steps: Annotated[int, whole("Steps between the rows of loggers that log steps.", 0), RESUMABLE] = 50
+    num_sanity_val_steps: Annotated[int, whole("Validation batches before the training; -1: all.", -1, 1_000_000)] = 0
+    log_every_n_steps: Annotated[
+        int, whole("Steps between the rows of loggers that log steps.", 0, 1_000_000_000), RESUMABLE
+    ] = 50
     deterministic: Annotated[
         bool | str, either(switch("Only deterministic operations; warn where there is none."), choice("", "warn"))
     ] = False
     detect_anomaly: Annotated[bool, switch("Look for NaN in the backward pass; slow.")] = False
-    profiler: Annotated[str | None, text("Lightning's profiler: simple, advanced or pytorch."), RESUMABLE] = None
-    fast_dev_run: Annotated[bool | int, either(switch("One batch of everything, nothing written."), whole("", 1))] = (
-        False
-    )
+    profiler: Annotated[str | None, choice("Lightning's profiler.", "simple", "advanced", "pytorch"), RESUMABLE] = None
+    fast_dev_run: Annotated[
+        bool | int, either(switch("One batch of everything, nothing written."), whole("", 1, 1_000_000))
+    ] = False
     process_timeout: Annotated[
-        float, number("Minutes that a process waits for the others before the run ends.", 0, above=True), RESUMABLE
+        float,
+        number("Minutes that a process waits for the others before the run ends.", 0, 100_000, above=True),
+        RESUMABLE,
     ] = 10
 
 
@@ -114,7 +124,7 @@ class RestoreSettings(Settings, node="callbacks.restore"):
     """What a restoration changes."""
 
     lr_scale: Annotated[float, number("Factor on the learning rate at each restoration.", 0, 1, above=True)] = 0.5
-    times: Annotated[int, whole("Restorations before the run ends.", 1)] = 3
+    times: Annotated[int, whole("Restorations before the run ends.", 1, 1_000_000)] = 3
 
 
 @dataclass(frozen=True)
@@ -122,11 +132,13 @@ class CallbackSettings(Settings, node="callbacks"):
     """Checkpoints, progress, and what watches the training."""
 
     monitor: Annotated[str, text("Metric that makes a checkpoint the best; higher is better.")] = "val/acc"
-    checkpoint_every_n_epochs: Annotated[int, whole("Epochs between checkpoints.", 1)] = 1
+    checkpoint_every_n_epochs: Annotated[int, whole("Epochs between checkpoints.", 1, 1_000_000)] = 1
     checkpoint_every_n_steps: Annotated[
-        int | None, whole("Optimizer steps between checkpoints within an epoch.", 1)
+        int | None, whole("Optimizer steps between checkpoints within an epoch.", 1, 1_000_000_000)
     ] = None
-    early_stopping: Annotated[int | None, whole("Stop after this many validations without improvement.", 1)] = None
+    early_stopping: Annotated[
+        int | None, whole("Stop after this many validations without improvement.", 1, 1_000_000)
+    ] = None
     diversity: Annotated[
         str,
         choice(

@@ -1,0 +1,81 @@
+"""Worker processes that cannot hand over their batches, or do not answer, end a training with one error."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dkel_lightning.data import worker_loaders
+from dkel_lightning.data.augment import Normalize
+from dkel_lightning.data.batch import Batch
+from dkel_lightning.data.readers.digits import DigitsDataModule
+from dkel_lightning.errors import ConfigError, DataError
+from tests.data.test_loaders import in_workers, stored
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for seconds rather than minutes."""
+    monkeypatch.setattr(worker_loaders, "PATIENCE", 3.0)
+    monkeypatch.setattr(worker_loaders, "TURN", 0.5)
+
+
+def test_a_batch_for_which_shared_memory_has_no_room_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_room(worker: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # stands for a full /dev/shm, whose files are these
+
+    monkeypatch.setattr(worker_loaders, "_begin", without_room)
+    before = {*Path("/dev/shm").glob("torch_*")}
+    with pytest.raises(DataError, match=r"a batch of [\d,]+ bytes in shared memory .*--shm-size.*data\.workers=0"):
+        list(in_workers(workers=1))
+    assert not multiprocessing.active_children()
+    assert not [path for path in {*Path("/dev/shm").glob("torch_*")} - before if not path.stat().st_size]
+
+
+def test_a_stopped_worker_is_waited_for_no_longer_than_it_may_take_and_leaves_no_process() -> None:
+    batches = iter(in_workers(workers=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(DataError, match=r"The 1 workers have made no batch in 3 seconds: .*data\.workers=0"):
+        list(batches)
+    assert not worker.is_alive()
+
+
+def test_the_time_in_which_this_process_was_stopped_is_no_waiting() -> None:
+    asked = iter([RuntimeError("DataLoader timed out after 0.5 seconds")] * 5)
+
+    made = DataError("at last")
+
+    class Slow(Iterator[Batch | DataError]):
+        def __next__(self) -> DataError:
+            for error in asked:
+                raise error
+            return made
+
+    pool = worker_loaders._WorkerPool(worker_loaders._EvaluationBatches(stored(), Normalize((0.4,), (0.3,))), 0, False)
+    assert pool._next(Slow()) is made
+
+
+def test_a_worker_that_was_stopped_keeps_no_process_from_its_end() -> None:
+    loader = in_workers(workers=1)
+    list(loader)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    worker_loaders._end_all()
+    assert not worker.is_alive()
+
+
+def test_more_workers_than_a_machine_can_feed_are_refused() -> None:
+    data = DigitsDataModule(residency="workers", workers=1000)
+    data.setup()
+    with pytest.raises(ConfigError, match=r"data\.workers=1000, and this machine has \d+ cores: give \d+ at most"):
+        data.train_dataloader()
