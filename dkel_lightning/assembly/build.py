@@ -12,6 +12,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from torch import nn
 
 from dkel_lightning.assembly.draw import NetworkDraw, classes_of
+from dkel_lightning.assembly.file_checks import no_more_than, refuse_non_finite
 from dkel_lightning.assembly.parts import choose_method, deployment, method_recipe, teacher_settings
 from dkel_lightning.assembly.teacher_weights import load_teacher
 from dkel_lightning.checkpoints import file_format
@@ -27,6 +28,9 @@ from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.teacher import TeacherSettings
 
+_OF_LIGHTNING = {"hparams_file": None, "strict": True, "weights_only": True}
+"""What Lightning's `load_from_checkpoint` takes beside, and what always holds here."""
+
 C = TypeVar("C", bound=Coordinator)
 P = ParamSpec("P")
 
@@ -36,6 +40,9 @@ class ConstructedBy(Generic[P]):
 
     def __init__(self, function: Callable[Concatenate[Any, P], Coordinator]) -> None:
         self.function = function
+        # For help() and editors.
+        shown = inspect.signature(function).replace(return_annotation="Self")
+        function.__signature__ = shown  # type: ignore[attr-defined]
 
     def __get__(self, instance: object, owner: type[C]) -> Callable[P, C]:
         """Bind the function to the class."""
@@ -43,7 +50,7 @@ class ConstructedBy(Generic[P]):
         return bound
 
 
-def build(
+def build(  # noqa: D417
     cls: Any,
     /,
     backbone: str | nn.Module = "resnet32",
@@ -74,7 +81,6 @@ def build(
     """Build student, teacher, ensemble and method from names and primitives.
 
     Args:
-        cls: the class of the module.
         backbone: a registered name, or any torch classifier (then give `split_at`).
         num_classes: C; by default those of a model of your own, or 100.
         method: a registered name, a mapping `{"name": ..., <settings>}`, or a Method.
@@ -173,7 +179,7 @@ def build(
     return module
 
 
-def load_from_checkpoint(
+def load_from_checkpoint(  # noqa: D417
     cls: Any,
     /,
     checkpoint_path: str | Path,
@@ -186,7 +192,6 @@ def load_from_checkpoint(
     """Rebuild a module from its checkpoint. Nothing in the file is executed.
 
     Args:
-        cls: the class of the module.
         checkpoint_path: a file written by a Trainer.
         map_location: the device on which the tensors are put.
         backbone: the model it was built from, if that was not a registered name.
@@ -195,12 +200,21 @@ def load_from_checkpoint(
             training that goes on needs as it had them; and what is to differ, such as `deploy`.
 
     Raises:
-        CheckpointError: missing, torn, unsafe, or not written by this library.
+        CheckpointError: missing, torn, unsafe, not written by this library, or with weights that are no numbers.
+        ConfigError: `build` does not take one of `others`.
     """
+    known = inspect.signature(cls.build).parameters.keys()
+    for name, fixed in _OF_LIGHTNING.items():
+        if others.get(name) in (None, fixed):
+            others.pop(name, None)
+    if foreign := others.keys() - known:
+        raise ConfigError(
+            f"load_from_checkpoint takes no {', '.join(sorted(foreign))}: settings are in the checkpoint, weights must "
+            f"fit exactly, and nothing in the file runs. What may differ is what build takes: {', '.join(known)}."
+        )
     checkpoint = file_format.load(checkpoint_path, map_location)
     recipe = dict(file_format.recipe(checkpoint, checkpoint_path))
-    unknown = recipe.keys() - inspect.signature(cls.build).parameters.keys()
-    if unknown:
+    if unknown := recipe.keys() - known:
         raise CheckpointError(
             f"{checkpoint_path} cannot be rebuilt from its recipe, which has unknown keys: {', '.join(unknown)}."
         )
@@ -210,6 +224,10 @@ def load_from_checkpoint(
             recipe[key] = value
         elif recipe.get(key) is None:
             raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
-    module: Coordinator = cls.build(**(recipe | others))
+    if isinstance(recipe.get("teacher"), Mapping):
+        recipe["teacher"] = {**recipe["teacher"], "weights": None}  # they are in the file, which names no other
+    with no_more_than(checkpoint["state_dict"], recipe, checkpoint_path):
+        module: Coordinator = cls.build(**(recipe | others))
     file_format.load_weights(module, checkpoint, checkpoint_path)
+    refuse_non_finite(module, checkpoint_path)
     return module

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from dkel_lightning.assembly.file_checks import refuse_non_finite
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.deployment import deploy
@@ -69,15 +68,7 @@ def read(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"No weights at {path}: give teacher.weights the path of a .pt, .pth or .ckpt file.")
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path} is in another format: save its state_dict with torch.save and give that file.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is torn, or holds objects that could run code on loading; it was not loaded. "
-            "Save the state_dict alone: torch.save(model.state_dict(), path)."
-        ) from error
-    except Exception as error:  # on bytes that are no checkpoint torch fails in any way it likes
-        raise CheckpointError(f"{path} cannot be read as weights ({error}).") from error
+    content = file_format.read(path, cure="save the state_dict alone: torch.save(model.state_dict(), path)")
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict of named tensors.")
     return content
@@ -120,12 +111,15 @@ def _load(module: nn.Module, weights: Mapping[str, Tensor], path: Path, num_clas
     if shapes:
         pairs = [f"{key} {list(weights[key].shape)} instead of {list(ours[key].shape)}" for key in shapes]
         faults.append(f"of another shape: {_listed(pairs)}")
+    if foreign := file_format.foreign_types(ours, weights):
+        faults.append(f"of another type: {_listed(foreign)}")
     if faults:
         raise CheckpointError(
             f"The weights in {path} do not fit the teacher ({'; '.join(faults)}): "
             "set teacher.backbone to the network that they belong to."
         )
     module.load_state_dict(dict(weights), strict=True)
+    refuse_non_finite(module, path)
 
 
 def _differs_in_classes(ours: Tensor, theirs: Tensor, num_classes: int) -> bool:

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,17 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
+from dkel_lightning.checkpoints import archive
 from dkel_lightning.errors import CheckpointError, full_disk
 from dkel_lightning.runtime.atomic_files import make_folder
 
 KEY = "dkel_lightning"
-FORMAT = 2
+FORMAT = 3
 NEITHER_NETWORK_NOR_LOSS = ("deploy", "image_size", "seed")
+_MOST_SPREAD = 16
+_MOST_SETTINGS = 100_000
+_WITHOUT_CONTENTS = 2
+"""The format whose hash knows names, shapes and types, and not what the tensors hold."""
 
 
 def sign(
@@ -45,11 +51,22 @@ def sign(
     }
 
 
-def networks_hash(recipe: Mapping[str, Any] | None, state_dict: Mapping[str, Any]) -> str:
-    """Hash what built the networks, and the names, shapes and types of what they hold."""
-    held = [[name, [*value.shape], str(value.dtype)] for name, value in state_dict.items() if isinstance(value, Tensor)]
+def networks_hash(recipe: Mapping[str, Any] | None, state_dict: Mapping[str, Any], *, contents: bool = True) -> str:
+    """Hash what built the networks, and the names, shapes and types of what they hold, and a checksum of each."""
+    held = [
+        [name, [*value.shape], str(value.dtype), *([_checksum(value)] if contents else [])]
+        for name, value in state_dict.items()
+        if isinstance(value, Tensor)
+    ]
     text = json.dumps([recipe, sorted(held)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _checksum(value: Tensor) -> int:
+    if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+        return 0  # of a network of the user's own; not one stretch of bytes
+    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy())
 
 
 def own_states(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -73,29 +90,56 @@ def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"No checkpoint at {path}: give the path of a .ckpt file.")
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_not_plain(path, str(error))) from error
-    except Exception as error:  # on bytes that are no checkpoint torch fails in any way it likes
-        first = str(error).partition(". ")[0]  # torch goes on with guesses
-        raise CheckpointError(f"{path} is damaged or cut short ({first}): use an earlier checkpoint.") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    checkpoint = read(path, map_location)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict.")
     return checkpoint
 
 
-def _not_plain(path: Path, said: str) -> str:
+def read(path: Path, map_location: Any = "cpu", cure: str = "use an earlier checkpoint") -> Any:
+    """Read what torch has saved: checked byte by byte, without running anything in it, and within its size.
+
+    Torch checks no byte. Files in its format from before 1.6 have no checksums to check.
+
+    Raises:
+        CheckpointError: damaged, packed, swollen, or with objects that would run code.
+    """
+    try:
+        with archive.opened(path) as file:
+            has_checksums = file.read(4) == b"PK\x03\x04"  # as torch tells the two apart
+            fault = archive.fault(file) if has_checksums else None
+            if fault is not None:
+                raise ValueError(fault)
+            file.seek(0)
+            content = torch.load(file, map_location=map_location, weights_only=True)
+            _refuse_swollen(content, os.fstat(file.fileno()).st_size)
+            return content
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_not_plain(path, str(error), cure)) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except Exception as error:  # on bytes that are no checkpoint torch fails in any way it likes
+        first = str(error).partition(". ")[0]  # torch goes on with guesses
+        raise CheckpointError(f"{path} is damaged or not as torch writes it ({first}): {cure}.") from error
+
+
+def _refuse_swollen(content: Any, size: int) -> None:
+    """Raise a ValueError if tensors of a few bytes are spread over many; tied weights and small constants are."""
+    weights = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    tensors = [value for value in weights.values() if isinstance(value, Tensor) and value.layout is torch.strided]
+    claimed = sum(value.numel() * value.itemsize for value in tensors)
+    if claimed > _MOST_SPREAD * max(size, 1 << 20):
+        raise ValueError(f"its tensors claim {claimed} bytes, and it has {size}")
+
+
+def _not_plain(path: Path, said: str, cure: str) -> str:
     found = re.search(r"GLOBAL ([\w.]+)", said)
     if found is None:
-        return (
-            f"{path} is torn, or holds objects that could run code on loading; it was not loaded. "
-            "Use a checkpoint written by dkel_lightning."
-        )
+        return f"{path} is torn, or holds objects that could run code on loading; it was not loaded: {cure}."
     return (
         f"{path} holds objects that could run code on loading ({found[1]}); it was not loaded. In a checkpoint of your "
         "own that is a hyper-parameter of your data module or the state of a callback: keep it out with "
-        "save_hyperparameters(ignore=[...]), or make it a number or a text."
+        "save_hyperparameters(ignore=[...]), or make it a number or a text. Of a model, save the state_dict alone."
     )
 
 
@@ -146,15 +190,32 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def load_weights(module: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Load the weights strictly: no key may be missing or left over.
+    """Load the weights strictly: no key may be missing or left over, no type of another kind.
 
     Raises:
         CheckpointError: they do not fit.
     """
+    weights = checkpoint["state_dict"]
+    foreign = foreign_types(module.state_dict(), weights)
     try:
-        module.load_state_dict(checkpoint["state_dict"], strict=True)
+        if foreign:
+            raise RuntimeError(f"of another type: {', '.join(foreign[:8])}")
+        module.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"The weights in {path} do not fit the networks it names: {error}") from error
+
+
+def foreign_types(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Name the tensors whose type torch would turn into ours though it means something else, such as int8 weights."""
+    return [
+        f"{name} {theirs[name].dtype} instead of {value.dtype}"
+        for name, value in ours.items()
+        if isinstance(value, Tensor) and isinstance(theirs.get(name), Tensor) and _kind(theirs[name]) != _kind(value)
+    ]
+
+
+def _kind(value: Tensor) -> tuple[bool, bool]:
+    return value.is_floating_point(), value.is_complex()
 
 
 def _signed_recipe(checkpoint: Mapping[str, Any], name: str | Path) -> Mapping[str, Any] | None:
@@ -164,12 +225,30 @@ def _signed_recipe(checkpoint: Mapping[str, Any], name: str | Path) -> Mapping[s
     signed = _migrated(signed, name)
     found = signed.get("recipe")
     recipe = found if isinstance(found, Mapping) else None
-    if signed["hash"] is not None and signed["hash"] != networks_hash(recipe, checkpoint["state_dict"]):
+    weights, contents = checkpoint["state_dict"], signed["format"] > _WITHOUT_CONTENTS
+    try:
+        _refuse_many(recipe)
+        itself = signed["hash"] in (None, networks_hash(recipe, weights, contents=contents))
+    except (TypeError, ValueError, RecursionError):  # of a recipe that nothing writes
+        itself = False
+    if not itself:
         raise CheckpointError(
             f"{name} contradicts itself: what it says of its networks does not belong to its weights. "
             "It was edited or damaged; use another checkpoint."
         )
     return recipe
+
+
+def _refuse_many(recipe: Any) -> None:
+    """Raise a ValueError for a recipe of very many settings; a pickle may hold one list a million times over."""
+    left, open_ones = _MOST_SETTINGS, [recipe]
+    while open_ones:
+        each = open_ones.pop()
+        inside = [*each.values()] if isinstance(each, Mapping) else each if isinstance(each, list | tuple) else ()
+        left -= len(inside)
+        if left < 0:
+            raise ValueError("a recipe of too many settings")
+        open_ones += inside
 
 
 def _migrated(signed: Mapping[str, Any], name: str | Path) -> Mapping[str, Any]:
@@ -182,7 +261,7 @@ def _migrated(signed: Mapping[str, Any], name: str | Path) -> Mapping[str, Any]:
     if version == 1:
         # It lacked the random generators: it resumes, and what draws from them goes on with other numbers.
         return {**signed, "format": FORMAT, "hash": None, "processes": []}
-    if version == FORMAT and isinstance(signed.get("hash"), str):
+    if version in (_WITHOUT_CONTENTS, FORMAT) and isinstance(signed.get("hash"), str):
         return signed
     raise CheckpointError(
         f"{name} has format {version}, this version reads 1 to {FORMAT}: "

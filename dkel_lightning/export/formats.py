@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import io
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,12 +234,9 @@ def _rebuilt(record: Record, tensors: Mapping[str, Tensor], path: Path) -> nn.Mo
 
 
 def _tensors(path: Path) -> Mapping[str, Tensor]:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} is torn, or holds objects that could run code; it was not loaded.") from error
-    except Exception as error:  # on bytes that are no archive torch fails in any way it likes
-        raise CheckpointError(f"{path} is damaged or cut short ({error}): export again.") from error
+    found = file_format.read(path, cure="export again")
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{path} is no file of weights.")
     if file_format.KEY in found and "state_dict" in found:
         raise CheckpointError(f"{path} is a checkpoint of a training: call it {path.stem}.ckpt.")
     if not all(isinstance(value, Tensor) for value in found.values()):

@@ -19,6 +19,18 @@ from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.teacher import TEACHERS
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
+_BEFORE_NEEDS = {
+    "teacher": "teacher=...",
+    "uses_ensemble": 'ensemble="classifier" or "none"',
+    "makes_ensemble": 'ensemble="own"',
+    "minimum_peers": "minimum_peers=...",
+    "needs_stages": "stages=...",
+    "foreign_teacher": "foreign_teacher=...",
+    "separate_teacher_views": "teacher_views=...",
+    "deployed_network": "deploy=Deploy(...)",
+    "deployed_peer": "deploy=Deploy(...)",
+}
+
 
 class Method(nn.Module, ABC):
     """Turn what the networks say into named loss terms.
@@ -38,6 +50,16 @@ class Method(nn.Module, ABC):
     needs: ClassVar[Needs] = Needs()
 
     rampup_weight: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse what said before `needs` what a method needs: it would mean nothing."""
+        super().__init_subclass__(**kwargs)
+        for name, instead in _BEFORE_NEEDS.items():
+            if isinstance(vars(cls).get(name), bool | int | str):
+                raise ConfigError(
+                    f"{cls.__name__}.{name} = {vars(cls)[name]!r} means nothing any longer: say it in "
+                    f"needs = Needs({instead}), from dkel_lightning.methods."
+                )
 
     def __init__(self, peers: int, settings: Any = None) -> None:
         super().__init__()

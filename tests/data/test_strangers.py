@@ -282,6 +282,33 @@ def test_an_npz_whose_header_lies_is_refused_before_memory_is_reserved(tmp_path:
     assert contents(tmp_path) == before
 
 
+def test_names_that_take_no_bytes_are_not_counted_out(tmp_path: Path) -> None:
+    path = npz_with(tmp_path)
+    with zipfile.ZipFile(path, "a") as archive:
+        member("class_names.npy", npy("(1000000000,)", kind="<U0"))(archive)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="class_names holds 1000000000 names for 30 training images"):
+        read_npz(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize(
+    "read", [read_npz, image_folder.image_bytes, lambda path: prepare_tinyimagenet(path, False, None)]
+)
+def test_a_pipe_in_place_of_a_file_is_named_and_not_waited_for(tmp_path: Path, read: Callable[[Path], Any]) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waited"))
+    signal.alarm(20)
+    try:
+        with pytest.raises(DataError, match=r"pipe\.png"):
+            read(tmp_path / "pipe.png")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_an_npz_bomb_is_refused_by_the_size_that_it_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = npz_arrays() | {"train_images": np.zeros((30, 1024, 1024), np.uint8)}
     np.savez_compressed(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
@@ -314,12 +341,21 @@ Arrays = dict[str, NDArray[Any]]
 LABELS: dict[str, tuple[Callable[[Arrays], Any], str]] = {
     "from 1": (
         lambda a: a.update(train_labels=a["train_labels"] + 1, test_labels=a["test_labels"] + 1),
-        r"no training image has the label 0 \(0\), though there are 4 classes; number the classes 0, 1",
+        r"no training image has the label 0, and the labels go up to 3; number the 3 classes 0 to 2 without a gap",
     ),
     "with a gap": (
         lambda a: a.update(train_labels=np.where(a["train_labels"] == 1, 0, a["train_labels"])),
         r"no training image has the label 1",
     ),
+    "one of a billion": (
+        lambda a: a["train_labels"].__setitem__(3, 10**9),
+        r"no training image has the label 3, and the labels go up to 1000000000; number the 4 classes 0 to 3 without",
+    ),
+    "beyond 63 bits": (
+        lambda a: a.update(test_labels=np.full(15, 2**63, np.uint64)),
+        "test_labels contains 9223372036854775808; number the classes from 0",
+    ),
+    "no name": (lambda a: a.update(class_names=np.array([], "U1")), "class_names holds 0 names for 30 training images"),
     "a name too many": (lambda a: a.update(class_names=np.array(["a", "b", "c", "d"])), r"has the label 3 \(d\)"),
     "a name twice": (lambda a: a.update(class_names=np.array(["a", "b", "a"])), "the class 'a' is there twice"),
     "names alike": (lambda a: a.update(class_names=np.array(["a", "b", "A"])), "'A' and 'a' differ only in capitals"),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dkel_lightning.app.runs.folder import Run, run_folder
 from dkel_lightning.app.runs.tables import cell, write_csv
+from dkel_lightning.data.files.checks import file_bytes
 from dkel_lightning.data.files.decode import decode_to
 from dkel_lightning.data.readers.image_folder import image_bytes, images_in
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
@@ -29,6 +30,7 @@ from dkel_lightning.runtime.texts import printable
 
 CLASSES = "classes.json"
 """Names of the classes, in the folder of a run."""
+_MOST_NAMES = 16 << 20
 _SHOWN = 20
 _COLUMNS = 5
 """Rows and columns of the table; the files hold all."""
@@ -100,6 +102,11 @@ def _read(files: Sequence[Path], known: Preprocessing, unreadable: dict[Path, st
 def _classify(opened: Exported, images: Tensor, top: int) -> list[tuple[Guess, ...]]:
     known = opened.record.preprocessing
     probabilities = opened.classify(known.normalised(images)).float().softmax(-1).cpu()
+    if not bool(probabilities.isfinite().all()):
+        raise CheckpointError(
+            f"{opened.path} gives NaN for an image: its weights are no numbers, or its outputs overflow; use another "
+            "checkpoint or export."
+        )
     best = probabilities.topk(min(top, probabilities.shape[1]))
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [tuple(Guess(i, known.name(i), p) for i, p in zip(indices, values, strict=True)) for indices, values in rows]
@@ -166,8 +173,8 @@ def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     try:
-        return tuple(map(str, json.loads((folder / CLASSES).read_text(encoding="utf-8"))["classes"]))
-    except (OSError, ValueError, TypeError, KeyError):
+        return tuple(map(str, json.loads(file_bytes(folder / CLASSES, _MOST_NAMES))["classes"]))
+    except (DataError, ValueError, TypeError, KeyError):
         return ()  # a run of an earlier version: classes go by their numbers
 
 

@@ -64,6 +64,22 @@ def regular_files(folder: Path, skip: str = "") -> Iterator[tuple[Path, os.stat_
                 yield path, status
 
 
+def file_bytes(path: Path, most: int) -> bytes:
+    """Read a regular file of at most `most` bytes.
+
+    Raises:
+        DataError: It cannot be read, is larger, or is a pipe or device, which might never end.
+    """
+    with reading(path):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path} is no regular file: remove it")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    if len(content) > most:
+        raise DataError(f"{path} holds more than {most} bytes: remove or shrink it")
+    return content
+
+
 def refuse_lookalikes(names: Iterable[str], where: str) -> None:
     """Raise a DataError if two names are equal, or would be where capitals or the spelling of accents do not count.
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.files.cache import FOLDER as CACHE_FOLDER
 from dkel_lightning.data.files.cache import ImageCache, Listing, Recipe
-from dkel_lightning.data.files.checks import reading, refuse_lookalikes, regular_files
+from dkel_lightning.data.files.checks import file_bytes, reading, refuse_lookalikes, regular_files
 from dkel_lightning.data.files.decode import decode_fitted
 from dkel_lightning.data.files.download import taking_turns
 from dkel_lightning.data.imageset import ImageSet
@@ -155,11 +155,7 @@ def image_bytes(path: Path) -> bytes:
     Raises:
         DataError: It cannot be read, or is absurdly large.
     """
-    with reading(path), path.open("rb") as file:
-        content = file.read(_MOST_FILE_BYTES + 1)
-    if len(content) > _MOST_FILE_BYTES:
-        raise DataError(f"{path} holds more than {_MOST_FILE_BYTES} bytes: remove or shrink it")
-    return content
+    return file_bytes(path, _MOST_FILE_BYTES)
 
 
 @register_data("image_folder")

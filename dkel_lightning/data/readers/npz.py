@@ -127,11 +127,24 @@ class _Arrays:
 
     def _class_names(self, train: Images) -> tuple[str, ...]:
         if "class_names" not in self._members:
-            return tuple(str(label) for label in range(int(train.labels.max()) + 1))
+            labels = np.unique(train.labels)
+            if len(labels) <= labels[-1]:
+                gap = int(np.flatnonzero(labels != np.arange(len(labels)))[0])
+                raise DataError(
+                    f"{self._path}: no training image has the label {gap}, and the labels go up to {labels[-1]}; "
+                    f"number the {len(labels)} classes 0 to {len(labels) - 1} without a gap (numpy.unique(labels, "
+                    "return_inverse=True)[1] does), or name all classes by class_names"
+                )
+            return tuple(map(str, labels.tolist()))
         names = self._array("class_names")
         if names.ndim != 1 or names.dtype.kind not in "US":
             raise DataError(
                 f"{self._path}: class_names is {names.dtype} {names.shape}; store a one-dimensional array of strings"
+            )
+        if not 0 < len(names) <= len(train):  # an array of empty strings claims any length in no bytes
+            raise DataError(
+                f"{self._path}: class_names holds {len(names)} names for {len(train)} training images; name each class "
+                "of which there is an image"
             )
         found = tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names)
         refuse_lookalikes(found, f"{self._path}: class_names")
@@ -159,8 +172,11 @@ def _labels(array: NDArray[Any], name: str) -> NDArray[np.int64]:
         raise DataError(f"{name} has the shape {array.shape}; store one class number an image, [N] or [N,1]")
     if array.dtype.kind not in "iu":
         raise DataError(f"{name} is {_kind(array)}; store class numbers 0, 1, ... as integers")
-    if len(array) and int(array.min()) < 0:
-        raise DataError(f"{name} contains {int(array.min())}; number the classes from 0")
+    if len(array) == 0:
+        raise DataError(f"{name} is empty; every split needs at least one label")
+    for wrong in (int(array.min()), int(array.max())):
+        if not 0 <= wrong <= np.iinfo(np.int64).max:
+            raise DataError(f"{name} contains {wrong}; number the classes from 0")
     return array.astype(np.int64)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.files.cache import FOLDER as CACHE_FOLDER
 from dkel_lightning.data.files.cache import ImageCache, Listing, Recipe
-from dkel_lightning.data.files.checks import BROKEN_ZIP, check_members, read_member, reading, regular_files
+from dkel_lightning.data.files.checks import BROKEN_ZIP, check_members, file_bytes, read_member, reading, regular_files
 from dkel_lightning.data.files.decode import decode_exact
 from dkel_lightning.data.files.download import fetch, file_md5, taking_turns
 from dkel_lightning.data.imageset import ImageSet
@@ -88,11 +88,7 @@ class FolderFiles:
 
     def read(self, name: str, most: int) -> bytes:
         """Return a file's content."""
-        with reading(self.where / name), (self.where / name).open("rb") as file:
-            content = file.read(most + 1)
-        if len(content) > most:
-            raise DataError(f"{self.where / name} holds more than {most} bytes")
-        return content
+        return file_bytes(self.where / name, most)
 
 
 def find_tinyimagenet(root: Path) -> Path | None:

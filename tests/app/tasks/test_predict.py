@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +137,7 @@ def test_files_that_are_no_export_are_refused_and_run_nothing(
     torch.save({"weight": torch.zeros(2)}, tmp_path / "plain.pt")
     (tmp_path / "empty").mkdir()
     faults = {
-        "bomb.pt": "holds objects that could run code; it was not loaded",
+        "bomb.pt": "holds objects that could run code on loading; it was not loaded: export again",
         "torn.onnx": "is no ONNX file that onnxruntime can run",
         "torn.safetensors": "is damaged or cut short",
         "plain.pt": "does not say how its images are prepared: it was not written by task=export",
@@ -148,6 +150,30 @@ def test_files_that_are_no_export_are_refused_and_run_nothing(
             of_file(tmp_path / name, images, tmp_path)
     assert not (tmp_path / "went_off").exists()
     assert pickle.dumps(Bomb())  # it would have
+
+
+def test_an_export_with_a_flipped_bit_or_weights_that_are_no_numbers_is_refused(
+    checkpoint: Path, images: Path, tmp_path: Path
+) -> None:
+    shipped = exported(checkpoint, tmp_path, "export.format=state_dict").shipped
+    weights = torch.load(shipped.file, weights_only=True)
+    name, first = next((name, value) for name, value in weights.items() if value.dim() == 4)
+    content = bytearray(shipped.file.read_bytes())
+    content[content.index(first.numpy().tobytes())] ^= 1
+    shipped.file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"weights\.pt is damaged .*checksum of .*: export again"):
+        of_file(shipped.file, images, tmp_path)
+    torch.save({**weights, name: first * torch.nan}, shipped.file)
+    with pytest.raises(CheckpointError, match=r"weights\.pt gives NaN for an image"):
+        of_file(shipped.file, images, tmp_path)
+
+
+def test_names_of_classes_are_not_waited_for(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(checkpoint.parent.parent, tmp_path / "run")
+    (run / "classes.json").unlink()
+    os.mkfifo(run / "classes.json")
+    result = predicted(run / "checkpoints" / checkpoint.name, images, tmp_path)
+    assert next(iter(result.guesses.values()))[0].name.isdecimal()
 
 
 def test_weights_of_another_network_than_the_record_names_are_refused(
