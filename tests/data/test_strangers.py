@@ -260,6 +260,7 @@ NPZ_MEMBERS = {
     "no array": (b"just text", "train_images cannot be read .*magic string"),
     "nothing": (b"", "train_images cannot be read"),
     "an unknown version": (b"\x93NUMPY\x09\x00" + bytes(200), r"version \(9, 0\) of the format is unknown"),
+    "an open header": (npy("(" * 300), "train_images cannot be read .*EOF in multi-line statement"),
     "code in the header": (npy("__import__('os').getpid()"), "train_images cannot be read"),
     "pickled objects": (
         npy("(30,)", b"cos\nsystem\n(S'false'\ntR.", "|O"),

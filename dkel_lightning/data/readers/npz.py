@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ class _Arrays:
             with open_member(self._archive, info, self._path, self._most) as member:
                 array: NDArray[Any] = npy.read_array(member, allow_pickle=False)
                 member.read(1)  # to the end, where the checksum is
-        except (ValueError, *BROKEN_ZIP) as error:
+        except (ValueError, tokenize.TokenError, *BROKEN_ZIP) as error:  # the former two of headers
             raise DataError(
                 f"{self._path}: {key} cannot be read ({error}); store it as a plain array, and write the file again if "
                 "it is torn"
