@@ -142,7 +142,8 @@ def test_a_few_bytes_that_are_spread_over_large_tensors_are_refused(tmp_path: Pa
 
 
 def test_a_pipe_is_no_checkpoint_and_nobody_waits_for_it(tmp_path: Path) -> None:
-    path, found = tmp_path / "last.ckpt", []
+    path = tmp_path / "last.ckpt"
+    found: list[Any] = []
     os.mkfifo(path)
 
     def look() -> None:
