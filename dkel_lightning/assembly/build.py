@@ -210,6 +210,10 @@ def load_from_checkpoint(
             recipe[key] = value
         elif recipe.get(key) is None:
             raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
+    teacher = recipe.get("teacher")
+    if isinstance(teacher, Mapping) and "teacher" not in others:
+        # The file that the teacher once began with may be anywhere; its weights are in the checkpoint.
+        recipe["teacher"] = {**teacher, **({"weights": None} if "weights" in teacher else {})}
     module: Coordinator = cls.build(**(recipe | others))
     file_format.load_weights(module, checkpoint, checkpoint_path)
     return module
