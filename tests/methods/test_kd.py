@@ -23,7 +23,7 @@ from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput, TeacherOutput
-from tests.compose import tiny_run
+from tests.compose import compose, tiny_run
 from tests.modules.toy import CLASSES, SGD, parameters_of, same, train_loader, trainer, val_loader
 
 TWO_STAGES = ("method=kd", "backbone=resnet8", "teacher.backbone=densenet40_12")

@@ -272,7 +272,7 @@ def of_checkpoint(saved: Values, given: Values, overrides: Sequence[str], folder
     values: dict[str, Any] = dict(given)
     completed = user_code.completed(saved)
     for group in taken:
-        node: dict[str, Any] = dict(completed.get(group, given[group] if group == "deploy" else {}))
+        node = {**(completed.get(group) or (given[group] if group == "deploy" else {}))}
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in given_keys}
         values[group] = node
     # The checkpoint has the weights of its teacher, wherever they were once read.
