@@ -136,9 +136,9 @@ def test_the_whole_command_with_a_resume_behind_it_is_checked_against_the_run(tm
     folder = written(tmp_path / "run", compose("method=mean_teacher", "method.consistency=kl"))
     # Keys that the method of the run has, and the default method has not.
     assert "++method.consistency=kl" in prepare([f"resume={folder}", "method.consistency=kl"])
-    with pytest.raises(ConfigError, match="method.consistency would change"):
+    with pytest.raises(ConfigError, match=r"method\.consistency would change"):
         prepare([f"resume={folder}", "method.consistency=mse"])
-    with pytest.raises(DkelError, match="method.ensemble.cutoff means nothing with method=mean_teacher"):
+    with pytest.raises(DkelError, match=r"method\.ensemble\.cutoff means nothing with method=mean_teacher"):
         prepare([f"resume={folder}", "method.ensemble.cutoff=0.1"])
 
 
