@@ -43,7 +43,7 @@ class Invocation:
         """Read the arguments.
 
         `group=glob(PATTERN)` is written out: Hydra's own list has files that are no choices. A plus on a key that
-        exists is taken off; on a resume, whose keys are those of its run, every key has two.
+        exists is taken off; on a resume, whose keys are those of its run, each of a group has two.
 
         Raises:
             ConfigError: flags that are not supported, or something that is no override.
@@ -79,7 +79,8 @@ class Invocation:
     def _for_the_run(self, argument: str) -> str:
         """Write what was given for a key of the run that goes on: of its choices Hydra knows nothing."""
         item = next((each for each in self.for_run if line(each) == argument), None)
-        return argument if item is None or self.chooses(item) else forced(item)
+        of_a_group = item is not None and "." in item.key_or_group
+        return forced(item) if item is not None and of_a_group and not self.chooses(item) else argument
 
     @property
     def resumes(self) -> bool:
