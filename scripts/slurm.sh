@@ -20,10 +20,10 @@ set -euo pipefail
 # Your environment here, such as: source .venv/bin/activate
 
 run=outputs/slurm/$SLURM_JOB_ID
+arguments=(trainer=ddp "trainer.devices=$SLURM_NTASKS_PER_NODE" "trainer.num_nodes=$SLURM_JOB_NUM_NODES" "$@")
 if [ -f "$run/config.yaml" ]; then
-  arguments=("resume=$run")
+  arguments+=("resume=$run")
 else
-  arguments=(trainer=ddp "trainer.devices=$SLURM_NTASKS_PER_NODE" "trainer.num_nodes=$SLURM_JOB_NUM_NODES" "$@")
   arguments+=("hydra.run.dir=$run")
 fi
 

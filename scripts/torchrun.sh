@@ -24,10 +24,11 @@ else
 fi
 
 # Looked at before the processes start, and these start on all machines at once.
+arguments=(trainer=ddp "trainer.devices=$PROCESSES" "trainer.num_nodes=$NODES" "$@")
 if [ -f "$RUN/config.yaml" ]; then
-  arguments=("resume=$RUN")
+  arguments+=("resume=$RUN")
 else
-  arguments=(trainer=ddp "trainer.devices=$PROCESSES" "trainer.num_nodes=$NODES" "$@" "hydra.run.dir=$RUN")
+  arguments+=("hydra.run.dir=$RUN")
 fi
 exec python -m torch.distributed.run "${meeting[@]}" --nnodes "$NODES" --nproc-per-node "$PROCESSES" \
   -m dkel_lightning "${arguments[@]}"

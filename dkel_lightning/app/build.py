@@ -27,18 +27,10 @@ from dkel_lightning import data
 from dkel_lightning.app.config.messages import unknown_choice
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.data import own
-from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
+from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, SchedulerFactory
-
-TRUSTED = re.compile(
-    r"lightning\.pytorch\.Trainer|torch\.optim\.(lr_scheduler\.)?[A-Z]\w*|lightning\.pytorch\.(callbacks|loggers)\.[A-Z]\w*"
-)
-"""What a configuration read from a file may name as `_target_`; one typed or composed here may name anything.
-
-Whole names of classes only: a prefix would let a name walk through a module's own imports to anything.
-"""
 
 
 def datamodule(values: Values) -> LightningDataModule:
@@ -278,33 +270,6 @@ def import_modules(names: list[str]) -> None:
 def _find_beside_working_folder() -> None:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-
-
-def refuse_untrusted(values: Any, path: str = "") -> None:
-    """Refuse a configuration from a file that names something to run beyond what this library ships.
-
-    What the user has named again on this command line is imported by now, or registered: nothing more would run.
-
-    Raises:
-        CheckpointError: with the key and the target.
-    """
-    if isinstance(values, Mapping):
-        foreign = [] if path else [name for name in values.get("modules") or () if name not in sys.modules]
-        if foreign:
-            raise CheckpointError(
-                f"The saved configuration would import {', '.join(foreign)}. If the run is your own, name it again, "
-                f"modules=[{','.join(foreign)}], or add trust=true; from a stranger, do not."
-            )
-        target = values.get("_target_")
-        named_again = path == "data." and data.registered_at(str(target)) is not None
-        if target is not None and not named_again and TRUSTED.fullmatch(str(target)) is None:
-            again = f"name it again, {path}_target_={target}, or " if path == "data." else ""
-            raise CheckpointError(
-                f"The saved configuration would import {target} ({path}_target_), which is not part of this library. "
-                f"If the run is your own, {again}add trust=true; from a stranger, do not."
-            )
-        for key, value in values.items():
-            refuse_untrusted(value, f"{path}{key}.")
 
 
 def _partial(settings: Values, where: str) -> Callable[..., Any]:

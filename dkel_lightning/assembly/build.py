@@ -225,8 +225,10 @@ def load_from_checkpoint(  # noqa: D417
             recipe[key] = value
         elif recipe.get(key) is None:
             raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
-    if isinstance(recipe.get("teacher"), Mapping):
-        recipe["teacher"] = {**recipe["teacher"], "weights": None}  # they are in the file, which names no other
+    teacher = recipe.get("teacher")
+    if isinstance(teacher, Mapping) and "teacher" not in others:
+        # The file that the teacher once began with may be anywhere; its weights are in the checkpoint.
+        recipe["teacher"] = {**teacher, **({"weights": None} if "weights" in teacher else {})}
     with no_more_than(checkpoint["state_dict"], recipe, checkpoint_path):
         module: Coordinator = cls.build(**(recipe | others))
     file_format.load_weights(module, checkpoint, checkpoint_path)

@@ -8,7 +8,7 @@ from typing import Annotated
 from dkel_lightning.settings.declarations import Settings
 from dkel_lightning.settings.keys import (
     choice,
-    text,
+    registered,
 )
 
 
@@ -16,7 +16,7 @@ from dkel_lightning.settings.keys import (
 class BackboneSettings(Settings, node="backbone"):
     """The network of each peer."""
 
-    name: Annotated[str, text("Network of each peer.")]
+    name: Annotated[str, registered("Network of each peer.")]
     views_per_pass: Annotated[
         str, choice("Views through the trunk in one batch, or one after the other.", "all", "one")
     ] = "all"

@@ -12,6 +12,7 @@ from dkel_lightning.settings.keys import (
     SEEDS,
     choice,
     number,
+    registered,
     several,
     switch,
     text,
@@ -35,7 +36,7 @@ class LabelNoise(Settings, node="data.label_noise"):
 class DataSettings(Settings, node="data"):
     """What every data set takes."""
 
-    name: Annotated[str, text("Data set.")]
+    name: Annotated[str, registered("Data set.")]
     root: Annotated[str, text("Folder or file of the data set."), MACHINE] = "data"
     download: Annotated[bool, switch("Fetch what is missing, where the set can be fetched."), MACHINE] = True
     batch_size: Annotated[int, whole("Training samples a batch and process.", 2, 1_000_000)] = 128

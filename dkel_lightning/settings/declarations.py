@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import Annotated, Any, ClassVar, TypeVar, cast, get_type_hints
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.settings.keys import AUTO, REQUIRED, Flag, Follows, Key, anything
+from dkel_lightning.settings.keys import AUTO, REQUIRED, Flag, Follows, Key, ShareOfRun, anything
 
 T = TypeVar("T")
 
@@ -86,6 +86,7 @@ def _key(hint: Any) -> Key | None:
         optional=key.optional or (union and type(None) in typing.get_args(kind)),
         flags=frozenset(each for each in declared if isinstance(each, Flag)),
         follows=next((each.key for each in declared if isinstance(each, Follows)), None),
+        instead=next((each.key for each in declared if isinstance(each, ShareOfRun)), None),
     )
 
 
@@ -222,7 +223,8 @@ def one_of_two(cls: type[Any], values: Mapping[str, Any], node: str) -> Iterator
     first, second = exclusive
     given = [name for name in exclusive if values.get(name) is not None]
     if len(given) == 2:
-        yield f"{node}.{first} and {node}.{second} exclude each other, and both are given: set one to null."
+        cure = f"add {node}.{second}=null, or {node}.{first}=null"
+        yield f"{node}.{first} and {node}.{second} exclude each other, and both are given: {cure}."
     if not given:
         yield f"One of {node}.{first} and {node}.{second} must be given, and both are null."
 

@@ -27,16 +27,24 @@ class Flag(enum.Enum):
 
     RESUMABLE = "a resumed run may have another value: what is computed stays the same but for rounding"
     MACHINE = "says where and how a run is executed, and changes no figure; a resumed run may have another value too"
+    LONGER = "a resumed run may have a larger value, where no schedule of it is a share of the run"
     COMPUTED = "null until a run fills it in"
     AUTO = "`auto` on the command line, unless it is given: the method or the device decides"
 
 
-RESUMABLE, MACHINE, COMPUTED, AUTO = Flag.RESUMABLE, Flag.MACHINE, Flag.COMPUTED, Flag.AUTO
+RESUMABLE, MACHINE, LONGER, COMPUTED, AUTO = Flag.RESUMABLE, Flag.MACHINE, Flag.LONGER, Flag.COMPUTED, Flag.AUTO
 
 
 @dataclass(frozen=True)
 class Follows:
     """On the command line a setting that is not given takes the value of another `key`."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class ShareOfRun:
+    """The value is a share of the run, so that a longer run moves it; `key` says the same whatever the length."""
 
     key: str
 
@@ -51,9 +59,11 @@ class Key:
         check: returns what else is to be said of a value that does not fit, None of one that does.
         optional: whether it may be null, as its annotation says.
         is_open: whether it is a mapping whose keys are not known here.
+        is_free: whether it takes text of any kind: a folder, a host, a class to import.
         default: REQUIRED where there is none.
         flags: what else is true of it.
         follows: the key whose value it takes on the command line.
+        instead: of a share of the run, the key that says the same whatever the length.
     """
 
     kind: str
@@ -61,9 +71,11 @@ class Key:
     check: Callable[[Any], str | None]
     optional: bool = False
     is_open: bool = False
+    is_free: bool = False
     default: Any = REQUIRED
     flags: frozenset[Flag] = frozenset()
     follows: str | None = None
+    instead: str | None = None
 
     @property
     def resumable(self) -> bool:
@@ -121,7 +133,12 @@ def switch(meaning: str) -> Key:
 
 def text(meaning: str) -> Key:
     """Describe a piece of text."""
-    return Key("text", meaning, lambda value: None if isinstance(value, str) and value else "")
+    return Key("text", meaning, lambda value: None if isinstance(value, str) and value else "", is_free=True)
+
+
+def registered(meaning: str) -> Key:
+    """Describe a name that is looked up among those that are known, and does nothing else."""
+    return replace(text(meaning), is_free=False)
 
 
 def choice(meaning: str, *options: str) -> Key:
@@ -139,7 +156,7 @@ def either(first: Key, second: Key) -> Key:
     def check(value: Any) -> str | None:
         return None if first.fault(value) is None or second.fault(value) is None else ""
 
-    return Key(f"{first.kind}, or {second.kind}", first.meaning, check)
+    return Key(f"{first.kind}, or {second.kind}", first.meaning, check, is_free=first.is_free or second.is_free)
 
 
 def epochs(meaning: str, most: float) -> Key:
@@ -159,11 +176,11 @@ def several(meaning: str, each: Key, *, least: int = 1) -> Key:
         long_enough = isinstance(value, list | tuple) and len(value) >= least
         return None if long_enough and all(each.fault(item) is None for item in value) else ""
 
-    return Key(f"a list, each {each.kind}", meaning, check)
+    return Key(f"a list, each {each.kind}", meaning, check, is_free=each.is_free)
 
 
 def names(meaning: str) -> Key:
-    """Describe a list of words."""
+    """Describe a list of names that are looked up."""
 
     def check(value: Any) -> str | None:
         given = isinstance(value, list | tuple) and bool(value)
@@ -195,7 +212,7 @@ def schedule(meaning: str, low: float, high: float) -> Key:
 
 def anything(meaning: str) -> Key:
     """Describe a value that another library checks."""
-    return Key("any value but NaN", meaning, lambda value: "" if value != value else None)
+    return Key("any value but NaN", meaning, lambda value: "" if value != value else None, is_free=True)
 
 
 def entries(meaning: str) -> Key:

@@ -9,7 +9,17 @@ from typing import Annotated, Any
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.deploy import Deploy
-from dkel_lightning.settings.keys import REQUIRED, choice, either, names, number, several, switch, text, whole
+from dkel_lightning.settings.keys import (
+    REQUIRED,
+    choice,
+    either,
+    names,
+    number,
+    registered,
+    several,
+    switch,
+    whole,
+)
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
@@ -22,7 +32,7 @@ Detach = Annotated[bool, switch("Keep the gradient out of the peers that teach."
 class Arrangement(Settings, node="method"):
     """How the peers stand to each other; every method has these settings."""
 
-    name: Annotated[str, text("Method.")]
+    name: Annotated[str, registered("Method.")]
     peers: Annotated[int | tuple[str, ...], either(whole("Peers, or the backbone of each.", 1, 64), names(""))] = 3
     sharing: Annotated[str, choice("What peers given as a number share.", "trunk", "nothing")] = "trunk"
     views: Annotated[

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import Clock, at_time, ema_rate, length_in_batches, time_of
 from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import Follows, choice, either, epochs, number, schedule, text, whole
+from dkel_lightning.settings.keys import (
+    Follows,
+    ShareOfRun,
+    choice,
+    either,
+    epochs,
+    number,
+    registered,
+    schedule,
+    text,
+    whole,
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,15 @@ class TeacherSettings(Settings, node="teacher"):
         float | Mapping[float, float] | None,
         schedule("EMA time constant as a share of the run, or {from share: constant}.", 1e-9, 1e9),
         Follows("protocol.ema.decay_share"),
+        ShareOfRun("teacher.decay"),
     ] = None
     batchnorm: Annotated[str, choice("Running statistics of the teacher.", "own", "copy", "ema")] = "own"
     update: Annotated[str, choice("How the teacher learns.", "ema", "gradient", "frozen", "none")] = "ema"
     backbone: Annotated[
         str | None,
-        text("Network of a teacher of its own (kd): a backbone, torchvision:NAME or timm:NAME; null: the student's."),
+        registered(
+            "Network of a teacher of its own (kd): a backbone, torchvision:NAME or timm:NAME; null: the student's."
+        ),
     ] = None
     weights: Annotated[
         str | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from dkel_lightning.schedules import RAMPUP_FORMS, TEACHER_WEIGHTS, Clock, ensemble_weight
 from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import TIME, Follows, choice, number, switch
+from dkel_lightning.settings.keys import TIME, Follows, ShareOfRun, choice, number, switch
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class RampUp(Settings, node="method.rampup"):
         float | None,
         number("Its length as a share of the run, read at every step.", 0, 1),
         Follows("protocol.rampup.share"),
+        ShareOfRun("method.rampup.epochs"),
     ] = None
     form: Annotated[str, choice("Form of the ramp-up.", *RAMPUP_FORMS)] = "correct"
 
@@ -51,6 +52,7 @@ class EnsembleTerm(Settings, node="method.ensemble"):
         float | None,
         number("1/k as a share of the run, read at every step.", 1e-9, 1e9),
         Follows("protocol.ensemble.decay_share"),
+        ShareOfRun("method.ensemble.decay"),
     ] = None
     cutoff: Annotated[float, number("v at or below this is 0.", 0, 0.999999)] = 0.01
     ramped: Annotated[bool, switch("Multiply the assembled term by the ramp-up.")] = False

@@ -18,9 +18,10 @@ from hydra.conf import HydraConf
 from dkel_lightning.app.cli import composition, jobs, main, saved_settings
 from dkel_lightning.app.cli.folders import find_resume, folder_of
 from dkel_lightning.app.cli.invocation import Invocation
-from dkel_lightning.app.cli.jobs import Job, check_values
+from dkel_lightning.app.cli.jobs import Job
 from dkel_lightning.app.cli.overrides import split
 from dkel_lightning.app.cli.refusals import refusal
+from dkel_lightning.app.cli.saved_settings import check_values
 from dkel_lightning.app.config import checks, choices
 from dkel_lightning.app.runs.folder import Run, saved_values, values_in
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
@@ -180,8 +181,8 @@ def test_a_folder_of_the_users_own_adds_choices(tmp_path: Path) -> None:
 def test_resume_refuses_what_would_change_the_trajectory() -> None:
     saved = compose("seed=1")
     for override in ("seed=2", "trainer.max_epochs=3", "optimizer.lr=1", "method=pcl", "data.batch_size=8"):
-        with pytest.raises(ConfigError, match="would change a run that is being resumed"):
-            saved_settings.laid_over(saved, compose(), ["resume=last", override])
+        with pytest.raises(ConfigError, match=f"{override.split('=')[0]} would change a run that is being resumed"):
+            saved_settings.laid_over(saved, compose(override), ["resume=last", override])
 
 
 def test_resume_lays_device_and_place_over_the_saved_configuration() -> None:
@@ -240,7 +241,7 @@ def test_the_command_that_is_advised_finds_the_run(
     monkeypatch.chdir(tmp_path)
     checkpoints = tmp_path / "outputs" / name / "checkpoints"
     checkpoints.mkdir(parents=True)
-    (checkpoints.parent / "config.yaml").write_text("seed: 0\n")
+    (checkpoints.parent / "config.yaml").write_text(Run(compose(), checkpoints.parent).settings)
     for file in ("last.ckpt", "best.ckpt"):
         with zipfile.ZipFile(checkpoints / file, "w") as archive:
             archive.writestr("data", b"x" * 1000)
@@ -257,7 +258,7 @@ def test_the_command_that_is_advised_finds_the_run(
 
 def test_a_run_goes_on_in_its_own_folder_only(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "run" / "config.yaml").write_text(Run(compose(), tmp_path).settings)
     resume = f"resume={tmp_path / 'run'}"
     with pytest.raises(
         ConfigError, match=rf"its own folder: leave out hydra\.run\.dir, or copy {tmp_path}/run and resume"
@@ -268,7 +269,7 @@ def test_a_run_goes_on_in_its_own_folder_only(tmp_path: Path) -> None:
 
 def test_an_evaluation_refuses_to_be_told_what_the_checkpoint_decides() -> None:
     with pytest.raises(ConfigError, match=r"method, teacher\.decay: the checkpoint decides this"):
-        saved_settings.of_checkpoint(compose(), compose(), ["method=pcl", "teacher.decay=0.5"])
+        saved_settings.of_checkpoint(compose(), compose(), ["method=pcl", "teacher.decay=0.5"], Path())
 
 
 def evaluated(folder: Path, *overrides: str, checkpoint: str = "run/checkpoints/best.ckpt") -> Path:
@@ -347,7 +348,7 @@ def test_an_odd_config_beside_a_checkpoint_is_one_error(what: str, task: str, tm
     (tmp_path / "config.yaml").write_text(text)
     given = (f"task={task}", f"checkpoint='{checkpoint}'", *(["predict.images=here"] if task == "predict" else []))
     with pytest.raises(DkelError, match=message) as caught:
-        check_values(saved_settings.of_checkpoint(saved_values(checkpoint), compose(*given), given), tmp_path)
+        check_values(saved_settings.of_checkpoint(saved_values(checkpoint), compose(*given), given, tmp_path), tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -378,7 +379,7 @@ def test_evaluation_takes_networks_method_and_data_from_the_run_and_nothing_that
     saved["optimizer"]["_target_"] = "os.system"
     saved["trainer"]["_target_"] = "os.system"
     given = compose("data.eval_batch_size=7")
-    values = saved_settings.of_checkpoint(saved, given, ["data.eval_batch_size=7"])
+    values = saved_settings.of_checkpoint(saved, given, ["data.eval_batch_size=7"], Path())
     assert values["data"]["name"] == "cifar100"
     assert values["data"]["eval_batch_size"] == 7
     assert values["method"]["name"] == "pcl"
@@ -401,7 +402,7 @@ def test_a_resumed_run_writes_into_its_own_folder(tmp_path: Path) -> None:
     checkpoint = tmp_path / "it's a run" / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
-    (checkpoint.parent.parent / "config.yaml").write_text("seed: 0\n")
+    (checkpoint.parent.parent / "config.yaml").write_text(Run(compose(), tmp_path).settings)
     prepared = prepare([command_lines.override("resume", checkpoint)])
     assert split(prepared[-1]) == ("hydra.run.dir", str(checkpoint.parent.parent))
 
@@ -436,14 +437,17 @@ def test_missing_data_ends_with_one_message_exit_code_1_and_no_empty_folder(tmp_
     assert list(tmp_path.rglob("20*")) == []
 
 
-def test_help_explains_groups_and_shows_examples() -> None:
-    done = run("--help")
+def test_help_explains_groups_and_shows_examples(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "of_my_own.yaml").write_text("# @package _global_\nname: mine\n")
+    done = run("--help", f"--config-dir={tmp_path}")
     assert done.returncode == 0
     for expected in (
         "experiment=cifar100 method=pcl",
         "how peers and teacher learn from each other\n    baseline cl_ilr dkel",
         "hydra/sweeper=optuna 'optimizer.lr=interval(0.01,0.3)'",
         'eval "$(dkel -sc install=bash)"',
+        " of_my_own ",
         "temperature: 3.0",
     ):
         assert expected in done.stdout

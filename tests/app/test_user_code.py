@@ -174,7 +174,7 @@ def test_a_run_of_the_users_own_data_set_method_and_backbone() -> None:
     assert "on stripes (32 training, 8 validation, 20 test images of 1x8x8, 2 classes)" in done.stdout
     refused = dkel("resume=run")
     assert refused.returncode == 1
-    assert "would import my_code. If the run is your own, name it again, modules=[my_code]" in refused.stderr
+    assert "config.yaml names modules='[my_code]': folders, hosts, loggers and code are not taken" in refused.stderr
     assert dkel("resume=run", MODULES).returncode == 0
 
 
@@ -185,8 +185,7 @@ def test_a_run_of_the_users_own_data_module_and_what_follows_it() -> None:
     checkpoint = "checkpoint=run/checkpoints/best.ckpt"
     refused = dkel("task=evaluate", checkpoint)
     assert refused.returncode == 1
-    assert "would import my_code.Noise (data._target_)" in refused.stderr
-    assert "name it again, data._target_=my_code.Noise, or add trust=true" in refused.stderr
+    assert "config.yaml names data._target_=my_code.Noise" in refused.stderr
     again = dkel("task=evaluate", checkpoint, NOISE)
     assert again.returncode == 0, again.stderr
     # What leaves the run says how images are prepared, or that nobody has said it.
@@ -219,11 +218,13 @@ def test_a_data_module_that_only_a_file_names_is_never_imported(target: str, str
     saved = {**compose(), "data": {**compose()["data"], "_target_": target}}
     (strangers / "config.yaml").write_text(yaml.safe_dump(saved))
     given = compose()
-    with pytest.raises(CheckpointError, match=r"would import .* \(data._target_\).* name it again, data._target_="):
-        saved_settings.of_checkpoint(saved, given, ["task=evaluate"])
-    with pytest.raises(CheckpointError, match="would import"):
-        build.refuse_untrusted(saved_settings.laid_over(saved, given, []))
-    prepare([f"resume={strangers}"])
+    for task in ("evaluate", "export"):
+        with pytest.raises(CheckpointError, match=r"names data\._target_="):
+            saved_settings.of_checkpoint(saved, compose(f"task={task}"), [f"task={task}"], strangers)
+    with pytest.raises(CheckpointError, match=r"names data\._target_="):
+        saved_settings.resumed(strangers, given, [])
+    with pytest.raises(CheckpointError, match=r"names data\._target_="):
+        prepare([f"resume={strangers}"])
     assert not (strangers.parent / "trace").exists()
 
 
@@ -232,7 +233,7 @@ def test_naming_another_data_module_lets_no_other_pass() -> None:
     given = composed(NOISE, "data.count=48")
     with pytest.raises(ConfigError, match="data would change a run that is being resumed"):
         saved_settings.laid_over(saved, given, ["data=my_code.Noise"])
-    chosen = saved_settings.of_checkpoint(saved, given, ["data=my_code.Noise"])
+    chosen = saved_settings.of_checkpoint(saved, given, ["data=my_code.Noise"], Path())
     assert chosen["data"]["_target_"] == "my_code.Noise"
 
 
@@ -240,7 +241,7 @@ def test_an_evaluation_of_a_method_of_the_users_own_asks_for_its_module() -> Non
     saved = {**compose(), "modules": ["my_methods"]}
     saved["method"] = {**saved["method"], "name": "theirs"}
     with pytest.raises(ConfigError, match=r"name them again, modules=\[my_methods\]"):
-        saved_settings.of_checkpoint(saved, compose(), ["task=evaluate"])
+        saved_settings.of_checkpoint(saved, compose(), ["task=evaluate"], Path())
 
 
 @pytest.mark.parametrize("typed", ["data=glob(nothing*)", "++data=glob(nothing*)"])

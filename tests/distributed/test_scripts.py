@@ -95,3 +95,30 @@ def test_a_slurm_job_saves_when_its_time_is_over_goes_into_the_queue_and_goes_on
     epochs = [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()[1:]]
     assert epochs == [str(epoch) for epoch in range(40)]
     assert [path.name for path in run.parent.iterdir()] == ["1077"]
+
+
+KILLED_ONCE = """#!/usr/bin/env bash
+# Stands for srun; the first time it kills the command as soon as it has taken its folder.
+if [ -f began ]; then exec "$@"; fi
+touch began
+"$@" &
+while ! ls outputs/cifar100/7/config.yaml 2> /dev/null; do kill -0 $! || exit 3; sleep 0.01; done
+kill -KILL $!; wait $!
+"""
+
+
+def test_the_recipe_for_slurm_goes_on_with_a_run_that_was_killed_right_after_it_took_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text(KILLED_ONCE)
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    (recipe,) = re.findall(r"```bash\n(#SBATCH.*?)```", page, re.DOTALL)
+    tiny = " ".join((*TINY, "trainer.max_epochs=1", "callbacks.progress=none"))
+    (tmp_path / "recipe.sh").write_text(recipe.replace("experiment=cifar100", f"experiment=quickstart {tiny}"))
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
+    run = tmp_path / "outputs" / "cifar100" / "7"
+    start(str(tmp_path / "recipe.sh"), tmp_path, **slurm)
+    assert not (run / "provenance.json").exists()
+    again = start(str(tmp_path / "recipe.sh"), tmp_path, **slurm)
+    assert (run / "summary.json").is_file(), again.stderr
+    assert [path.name for path in run.parent.iterdir()] == ["7"]

@@ -187,7 +187,7 @@ def test_a_saved_configuration_that_names_something_foreign_to_run_is_refused(tr
     config.write_text(config.read_text().replace("torch.optim.SGD", "os.system"))
     done = dkel("resume=last", cwd=tmp_path)
     assert done.returncode == 1
-    assert "would import os.system (optimizer._target_)" in done.stderr
+    assert "names optimizer._target_=os.system" in done.stderr
     assert file_format.load(trained / "checkpoints" / "last.ckpt")["epoch"] == 0
 
 
@@ -217,7 +217,7 @@ def test_a_method_of_ones_own_runs_from_a_folder_of_ones_own(tmp_path: Path) -> 
     folder = only_run(tmp_path, "smoke")
     assert summary(folder)["method"] == "own_teacher"
     refused = dkel("resume=last", cwd=tmp_path)
-    assert (refused.returncode, "would import my_methods" in refused.stderr) == (1, True)
+    assert (refused.returncode, "names modules='[my_methods]'" in refused.stderr) == (1, True)
     missing = dkel("--config-dir", "conf", "method=own_teacher", "modules=[gone]", "debug=smoke", cwd=tmp_path)
     assert (missing.returncode, "modules: gone cannot be imported" in missing.stderr) == (2, True)
 

@@ -159,7 +159,8 @@ def test_nested_settings_are_named_by_their_place_and_follow_only_where_they_beg
                                        "outer.lambda must be a number between 0 and 99, got -1."]),
         ({"name": "x", "inner": 3}, ["outer.inner must hold its keys (length, share), got 3."]),
         ({"name": "x", "inner": {"share": 0.1}}, ["outer.inner.length and outer.inner.share exclude each other, and "
-                                                  "both are given: set one to null."]),
+                                                  "both are given: add outer.inner.share=null, or "
+                                                  "outer.inner.length=null."]),
         ({"name": "x", "inner": {"length": None}}, ["One of outer.inner.length and outer.inner.share must be given, "
                                                     "and both are null."]),
     ],

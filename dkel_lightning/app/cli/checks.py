@@ -7,19 +7,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dkel_lightning.app.cli import composition, saved_settings
+from dkel_lightning.app.cli import composition, saved_settings, user_code
 from dkel_lightning.app.cli.composition import resolved
+from dkel_lightning.app.cli.folders import folder_of
 from dkel_lightning.app.cli.invocation import Invocation
-from dkel_lightning.app.cli.keys import check_groups, composed
-from dkel_lightning.app.cli.overrides import MOST_JOBS, parse, too_many, values_of
+from dkel_lightning.app.cli.keys import check_groups, check_keys, composed
+from dkel_lightning.app.cli.overrides import MOST_JOBS, forced, line, parse, too_many, values_of
 from dkel_lightning.app.compare import plan
 from dkel_lightning.app.config import checks, extras, schema
+from dkel_lightning.app.runs.folder import values_in
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import command_lines
@@ -67,10 +70,9 @@ def check(invocation: Invocation, hydra_settings: DictConfig | None) -> None:
         for item in invocation.for_run:
             if item.is_sweep_override():
                 raise ConfigError(f"{item.input_line} gives several values: add -m to run one job for each.")
-    if invocation.values.get("resume", "null") not in ("null", ""):
-        # What is composed here is not the run: of the keys that its choices have, the message would be of others.
-        for item in invocation.for_run:
-            saved_settings.refuse_fixed(item.key_or_group)
+    if invocation.resumes and not invocation.shows:
+        _check_resume(invocation)
+        return
     given = [*map(parse, invocation.swept or ()), *invocation.for_run]
     launcher = None
     if invocation.multirun:
@@ -90,6 +92,18 @@ def check(invocation: Invocation, hydra_settings: DictConfig | None) -> None:
             changed = copy.deepcopy(base)
             OmegaConf.update(changed, item.key_or_group, item.value(), merge=False)
         _check_composed(changed, items, invocation, launcher)
+
+
+def _check_resume(invocation: Invocation) -> None:
+    """Check what is given for a run that goes on against that run, whose choices are not those composed here."""
+    folder = folder_of(Path(invocation.values["resume"]))
+    saved = user_code.completed(values_in(folder))
+    chosen = [item for item in invocation.for_run if invocation.chooses(item)]
+    check_groups(chosen, invocation.config_dir)
+    others = [item for item in invocation.for_run if item not in chosen]
+    given = resolved(composition.compose([*map(line, chosen), *map(forced, others), *invocation.search]))
+    check_keys(others, OmegaConf.create({**given, **saved, "logger": given["logger"]}))
+    saved_settings.resumed(folder, given, [item.input_line or "" for item in invocation.for_run])
 
 
 def _composed(invocation: Invocation, items: Sequence[str]) -> DictConfig:

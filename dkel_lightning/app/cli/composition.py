@@ -44,19 +44,16 @@ def options(group: str, config_dir: Path | None) -> list[str]:
     return sorted({*choices.options(group, config_dir), *user_code.chosen_from(group)})
 
 
-def groups_explained() -> str:
-    """List what can be chosen, for --help."""
+def groups_explained(config_dir: Path | None) -> str:
+    """List what can be chosen, also of the user's own, for --help."""
     lines = []
     for group, meaning in choices.GROUPS.items():
-        found = [option for option in options(group, None) if "/" not in option]
+        found = [option for option in options(group, config_dir) if "/" not in option]
         if group.startswith("hydra/"):
             found = ["basic", *found]
         lines.append(f"{group:<20}{meaning}")
         lines += textwrap.wrap(" ".join(found), 78, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
-
-
-OmegaConf.register_new_resolver("dkel_groups", groups_explained, replace=True)
 
 
 def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:

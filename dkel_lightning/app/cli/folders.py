@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dkel_lightning.app.cli.invocation import Invocation
-from dkel_lightning.app.cli.overrides import split
+from dkel_lightning.app.cli.overrides import is_given, split
+from dkel_lightning.app.runs import kinds
+from dkel_lightning.app.runs.folder import newest_checkpoint, run_folder
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.app.tasks.registry import Place, Task
 from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError
@@ -33,14 +35,23 @@ def settled(invocation: Invocation) -> Invocation:
     if task is not None and task.named_after_itself and "name" not in values:
         # The experiment's name says nothing of it.
         added = [*added, f"name={task.name}"]
-    kept = (_fixed_resume(argument, resumed) for argument in invocation.arguments)
-    return invocation.with_arguments([*kept, *added])
+    return invocation.with_arguments([*invocation.arguments, *added])
+
+
+def found(invocation: Invocation) -> Invocation:
+    """Name the checkpoint that `resume=` means, in the place of `last` or of a run's folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    resumed = _resumed(invocation.values, invocation.multirun)
+    return invocation.with_arguments([_fixed_resume(argument, resumed) for argument in invocation.arguments])
 
 
 def _resumed(values: Mapping[str, str], multirun: bool) -> Path | None:
     """Find what `resume=` means now, once: it reads whole checkpoints, and another run may write a newer one."""
     text = values.get("resume", "null")
-    return None if text in ("null", "") or (multirun and text != "last") else find_resume(text)
+    return find_resume(text) if is_given(text) and (text == "last" or not multirun) else None
 
 
 def _refuse_elsewhere(values: Mapping[str, str], folder: Path) -> None:
@@ -74,6 +85,8 @@ def _check_writable(folder: Path, key: str) -> None:
     cure = f"run in another folder, or choose one with {key}=PATH"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except RecursionError:
+        raise ConfigError(f"{key}: {len(folder.parts)} folders lie in one another; choose a shorter path.") from None
     except OSError as error:
         if error.errno in FULL:
             raise DiskFullError.of(error) from error
@@ -88,7 +101,7 @@ def _folder(values: Mapping[str, str], task: Task | None, resumed: Path | None) 
     checkpoint = values.get("checkpoint", "null")
     if resumed is not None:
         return [command_lines.override("hydra.run.dir", folder_of(resumed))]
-    if task is not None and task.reads_checkpoint and checkpoint not in ("null", ""):
+    if task is not None and task.reads_checkpoint and is_given(checkpoint):
         beside = folder_beside(Path(checkpoint), task)
         return [] if beside is None else [command_lines.override("hydra.run.dir", beside)]
     return []
@@ -103,8 +116,6 @@ def folder_beside(checkpoint: Path, task: Task) -> Path | None:
 
 def _of_report(of: str) -> list[str]:
     """Write a report into the folder that it is about, and settle now which one is the newest."""
-    from dkel_lightning.app.runs import kinds
-
     named = None if of == "null" else of
     found = kinds.find(named).resolve()
     return [
@@ -115,8 +126,6 @@ def _of_report(of: str) -> list[str]:
 
 def find_resume(text: str) -> Path:
     """Find the checkpoint that `resume=` names; of the folder of a run that has none yet, the folder itself."""
-    from dkel_lightning.app.runs.folder import newest_checkpoint, run_folder
-
     path = newest_checkpoint(Path("outputs")) if text == "last" else Path(text)
     if (path / "config.yaml").is_file():
         return newest_checkpoint(path) if any(path.rglob("last.ckpt")) or any(path.rglob("best.ckpt")) else path

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Glob, Override
 
 from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.cli.composition import options
-from dkel_lightning.app.cli.overrides import line, parse, split
+from dkel_lightning.app.cli.overrides import forced, is_given, line, parse, split
 from dkel_lightning.app.config import choices
 from dkel_lightning.errors import ConfigError
 
@@ -43,7 +43,7 @@ class Invocation:
         """Read the arguments.
 
         `group=glob(PATTERN)` is written out: Hydra's own list has files that are no choices. A plus on a key that
-        exists is taken off.
+        exists is taken off; on a resume, whose keys are those of its run, each of a group has two.
 
         Raises:
             ConfigError: flags that are not supported, or something that is no override.
@@ -69,11 +69,23 @@ class Invocation:
             item = _listed(parse(arguments[position]), config_dir)
             read[position] = line(item)
             overrides.append(item)
-        return cls(tuple(read), tuple(overrides), config_dir)
+        made = cls(tuple(read), tuple(overrides), config_dir)
+        return replace(made, arguments=tuple(map(made._for_the_run, read))) if made.resumes else made
 
     def with_arguments(self, arguments: Sequence[str]) -> Invocation:
         """Give the same with other arguments."""
         return replace(self.of(arguments), swept=self.swept)
+
+    def _for_the_run(self, argument: str) -> str:
+        """Write what was given for a key of the run that goes on: of its choices Hydra knows nothing."""
+        item = next((each for each in self.for_run if line(each) == argument), None)
+        of_a_group = item is not None and "." in item.key_or_group
+        return forced(item) if item is not None and of_a_group and not self.chooses(item) else argument
+
+    @property
+    def resumes(self) -> bool:
+        """Whether one run is gone on with."""
+        return is_given(self.values.get("resume")) and not self.multirun
 
     @property
     def unchecked(self) -> bool:

@@ -23,15 +23,16 @@ from dkel_lightning.app.cli.checks import planned
 from dkel_lightning.app.cli.composition import resolved
 from dkel_lightning.app.cli.folders import find_resume, folder_beside, folder_of
 from dkel_lightning.app.cli.invocation import Invocation
+from dkel_lightning.app.cli.overrides import split
 from dkel_lightning.app.cli.refusals import fail, refusal
 from dkel_lightning.app.cli.sweep_session import KEY, SweepSession
-from dkel_lightning.app.config import checks
-from dkel_lightning.app.runs.claim import claim, release
+from dkel_lightning.app.runs.claim import SETTINGS, begin, claim, release
+from dkel_lightning.app.runs.folder import Run, saved_values
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.app.tasks.registry import Place, Task
-from dkel_lightning.errors import CheckpointError, ConfigError, DkelError, OtherJobError
+from dkel_lightning.errors import DkelError, OtherJobError
 from dkel_lightning.runtime import ranks, unread_output
-from dkel_lightning.runtime.locks import CLAIM
+from dkel_lightning.runtime.atomic_files import write_text
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Job:
         invocation: what was given to the command.
         session: the sweep that it belongs to, if any.
         own: Hydra's own settings.
+        begun: whether this process has begun the run in its folder.
     """
 
     cfg: DictConfig
@@ -53,6 +55,7 @@ class Job:
     invocation: Invocation
     session: SweepSession | None
     own: HydraConf
+    begun: bool = False
 
     @functools.cached_property
     def values(self) -> dict[str, Any]:
@@ -92,13 +95,16 @@ def run(cfg: DictConfig, invocation: Invocation, session: SweepSession | None) -
         return _run_in_sweep(job, session)
     try:
         return _run(job)
+    except KeyboardInterrupt:
+        release(job.folder, begun=job.begun)
+        raise
     except DkelError as error:
-        release(job.folder)
+        release(job.folder, begun=job.begun)
         fail(error)
     except OSError as error:
         unread_output.end_if_unread(error)
         refused = refusal(error, job.folder)
-        release(job.folder)
+        release(job.folder, begun=job.begun)
         fail(refused)
 
 
@@ -150,49 +156,47 @@ def _end_with_sweep() -> None:
 
 def _run(job: Job) -> float | None:
     from dkel_lightning.app import sweeps, tasks
-    from dkel_lightning.app.runs.folder import Run, values_in
 
     resume = find_resume(job.values["resume"]) if job.values["resume"] else None
-    if resume is None and job.task.place is Place.OWN:
-        _claim_own(job)
-    begun = resume is None and job.goes_on and (job.folder / "config.yaml").is_file()
+    begun = resume is None and job.goes_on and (job.folder / SETTINGS).is_file()
     if begun:
         sweeps.refuse_other(job.folder, job.values)
     if job.session is not None:
         if resume is not None and sweeps.is_of_other(job.folder, job.overrides):
             raise OtherJobError(f"{job.folder} holds another job: give another hydra.sweep.dir.")
-        if ranks.is_first():
-            sweeps.note(job.folder, job.overrides, "running")
         if not job.launched_by("BasicLauncher") and job.values["callbacks"]["progress"] == "auto":
             # One terminal has no room for the bars of several jobs.
             job.values["callbacks"] = {**job.values["callbacks"], "progress": "lines"}
-    if begun:
-        return _go_on(job)
     if resume is not None:
         folder = folder_of(resume)
-        values = _resumed(job, values_in(folder), folder)
+        values = saved_settings.resumed(folder, job.values, job.overrides)
+        _note_running(job)
+        saved_settings.announce(folder, job.values, values)
+        again = tuple(item.lstrip("+") for item in job.overrides if split(item)[0] != "resume")
         # A run that never came to a checkpoint begins anew, which gives what it would have given.
-        return tasks.run(Run(values, job.folder, None if resume.is_dir() else resume))
+        return tasks.run(Run(values, job.folder, None if resume.is_dir() else resume, again=again))
+    if begun:
+        _note_running(job)
+        return _go_on(job)
     values = _with_checkpoint(job)
     plan = planned(values, job.overrides, job.invocation) if job.task.plans else None
-    return tasks.run(Run(values, _claim_by_settings(job, values), None), plan)
+    again = ("trust=true",) if saved_settings.foreign(values, {}) else ()
+    if job.task.place is Place.OWN:
+        _begin(job, Run(values, job.folder))
+    _note_running(job)
+    return tasks.run(Run(values, _claim_by_settings(job, values), again=again), plan)
 
 
-def _resumed(job: Job, saved: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Lay what was given over the settings of the run that goes on."""
-    kept = registry.TASKS.get(saved.get("task", {}).get("name", "train"))
-    if kept is None or not kept.resumable:
-        raise ConfigError(f"{job.values['resume']} is no training run, so there is nothing to resume.")
-    laid = saved_settings.laid_over(saved, job.values, job.overrides)
-    values = {**laid, "resume": None, "trust": job.values["trust"]}
-    check_values(values, folder)
-    return values
+def _note_running(job: Job) -> None:
+    """Note in the folder of a sweep's job that it runs."""
+    from dkel_lightning.app import sweeps
+
+    if job.session is not None and ranks.is_first():
+        sweeps.note(job.folder, job.overrides, "running")
 
 
 def _with_checkpoint(job: Job) -> dict[str, Any]:
     """Take from the run of the checkpoint what it decides."""
-    from dkel_lightning.app.runs.folder import saved_values
-
     given, source = job.values["checkpoint"], None  # the folder whose config.yaml is laid under what was given
     values = job.values
     if given and job.task.reads_checkpoint:
@@ -202,8 +206,8 @@ def _with_checkpoint(job: Job) -> dict[str, Any]:
             saved_settings.refuse_decided(saved_settings.explicit(job.overrides), "export")
         elif (path.resolve().parent.parent / "config.yaml").is_file():
             source = path.resolve().parent.parent
-            values = saved_settings.of_checkpoint(saved_values(path), values, job.overrides)
-    check_values(values, source)
+            values = saved_settings.of_checkpoint(saved_values(path), values, job.overrides, source)
+    saved_settings.check_values(values, source)
     return values
 
 
@@ -213,30 +217,19 @@ def _is_export(path: Path) -> bool:
     return formats.is_exported(path)
 
 
-def check_values(values: Mapping[str, Any], source: Path | None) -> None:
-    """Check the values of a run; what was read from a run's folder may lack anything that a composition has."""
-    try:
-        checks.check(values)
-    except DkelError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if source is None:
-            raise
-        raise CheckpointError(
-            f"{source / 'config.yaml'} is of another version, or damaged ({type(error).__name__}: {error})."
-        ) from error
+def _begin(job: Job, run: Run) -> None:
+    """Take a folder for this run alone, with its settings: before anything that takes time, or may be killed in it.
 
-
-def _claim_own(job: Job) -> None:
-    """Take a folder for this run alone.
-
-    Processes that Lightning starts for a run share the folder of the process that started them.
+    Processes that Lightning starts for a run share the folder of the process that started them. Those that torchrun and
+    srun start share the one that was named, and the first writes.
     """
     if ranks.is_one_of_several():
         job.folder = Path(os.environ.get("DKEL_RUN_FOLDER", job.folder))
+        if ranks.is_first() and not (job.folder / SETTINGS).exists():
+            write_text(job.folder / SETTINGS, run.settings)
         return
-    if not (job.goes_on and (job.folder / CLAIM).exists()):
-        job.folder = claim(job.folder)
+    job.folder = begin(job.folder, run.settings)
+    job.begun = True
     os.environ["DKEL_RUN_FOLDER"] = str(job.folder)
 
 
@@ -258,13 +251,10 @@ def _claim_by_settings(job: Job, values: Mapping[str, Any]) -> Path:
 def _go_on(job: Job) -> float:
     """Return the objective of a job that has finished before; resume one that was begun."""
     from dkel_lightning.app import sweeps, tasks
-    from dkel_lightning.app.runs.folder import Run
 
     objective = sweeps.objective(job.folder)
     if objective is not None:
         print(f"Job {job.number} has finished before, in {job.folder}.", flush=True)
         return objective
     checkpoint = find_resume(str(job.folder))
-    # The values were composed by this command and not read from the folder: nothing foreign to distrust.
-    trusted = {**job.values, "trust": True}
-    return tasks.run(Run(trusted, job.folder, None if checkpoint.is_dir() else checkpoint))
+    return tasks.run(Run(job.values, job.folder, None if checkpoint.is_dir() else checkpoint))

@@ -35,7 +35,7 @@ def composed(items: Sequence[str], config_dir: Path | None, search: Sequence[str
     groups = [item for item in parsed if options(item.key_or_group, config_dir)]
     check_groups(groups, config_dir)
     base = composition.compose([*(item.input_line or "" for item in groups), *search])
-    _check_keys([item for item in parsed if item not in groups], base)
+    check_keys([item for item in parsed if item not in groups], base)
     return composition.compose([*map(line, parsed), *search])
 
 
@@ -60,13 +60,19 @@ def check_groups(groups: Sequence[Override], config_dir: Path | None) -> None:
                 raise ConfigError(messages.unknown_choice(item.key_or_group, chosen, there))
 
 
-def _check_keys(overrides: Sequence[Override], base: DictConfig) -> None:
+def check_keys(overrides: Sequence[Override], base: DictConfig) -> None:
+    """Check that keys exist in what was composed, or can be added to it.
+
+    Raises:
+        ConfigError: naming all that do not, and their nearest.
+    """
     known = [key for key, _ in schema.leaves(resolved(base))]
     mistakes = []
     for item in overrides:
         key = item.key_or_group
         exists = OmegaConf.select(base, key, throw_on_missing=False, default=_MISSING) is not _MISSING
         opened = any(key.startswith(f"{node}.") and OmegaConf.select(base, node) is not None for node in schema.OPEN)
+        adds = item.is_add() or item.is_force_add()
         group, _, name = key.partition(".")
         if name == "name" and choices.options(group):
             mistakes.append(f"{item.input_line}: choose it as a group, {group}={item.value()}.")
@@ -76,10 +82,21 @@ def _check_keys(overrides: Sequence[Override], base: DictConfig) -> None:
             mistakes.append(f"Cannot read {item.input_line!r}: write key=value.")
         elif item.is_delete():
             mistakes.append(f"{item.input_line}: keys cannot be removed; set {key} to another value.")
-        elif not exists and not (opened and item.is_add()):
+        elif not exists and (logger := _logger_not_chosen(key, overrides, base)) is not None:
+            mistakes.append(f"{key} belongs to logger={logger}: choose that.")
+        elif not exists and not (opened and adds):
             mistakes.append(_absent(key, known, opened, base))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
+
+
+def _logger_not_chosen(key: str, overrides: Sequence[Override], base: DictConfig) -> str | None:
+    """Name the logger that a key belongs to, if it is one that can be chosen and neither was nor is made here."""
+    node, _, rest = key.removeprefix("logger.extra.").partition(".")
+    made = {item.key_or_group for item in overrides}
+    ours = key.startswith("logger.extra.") and rest and node in choices.options("logger")
+    there = OmegaConf.select(base, f"logger.extra.{node}") is not None or f"logger.extra.{node}._target_" in made
+    return node if ours and not there else None
 
 
 def _absent(key: str, known: list[str], opened: bool, base: DictConfig) -> str:

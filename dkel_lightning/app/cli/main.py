@@ -6,17 +6,18 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import hydra
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dkel_lightning import __version__
 from dkel_lightning.app.cli import jobs, sweep_session
 from dkel_lightning.app.cli.checks import check, with_preset_sweep
-from dkel_lightning.app.cli.composition import prefer_own_presets
-from dkel_lightning.app.cli.folders import settled
+from dkel_lightning.app.cli.composition import groups_explained, prefer_own_presets
+from dkel_lightning.app.cli.folders import found, settled
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.refusals import TRACEBACK, fail, refusal
 from dkel_lightning.app.cli.sweep_session import SweepSession
@@ -81,6 +82,7 @@ def prepared(arguments: Sequence[str]) -> Invocation:
         invocation, hydra_settings = with_preset_sweep(invocation)
         if ranks.is_launched_by_lightning():  # of a process that has checked the same
             return invocation
+        invocation = invocation if invocation.shows else found(invocation)
         check(invocation, hydra_settings)
         return invocation if invocation.shows else settled(invocation)
     except OSError as error:
@@ -133,6 +135,8 @@ def _hand_to_hydra(invocation: Invocation, session: SweepSession | None) -> None
             return jobs.run(cfg, invocation, session)
 
     sys.argv[1:] = invocation.arguments
+    explained = partial(groups_explained, invocation.config_dir)
+    OmegaConf.register_new_resolver("dkel_groups", explained, replace=True)
     # Hydra then raises what it fails of, which it would print as a traceback and exit.
     with _environment(TRACEBACK, "1"):
         hydra.main(config_path=str(choices.folder()), config_name="config", version_base="1.3")(job)()

@@ -20,7 +20,7 @@ def parse(item: str) -> Override:
     """
     try:
         read = OverridesParser.create().parse_overrides([item])[0]
-    except (OverrideParseException, CompactHydraException, RecursionError) as error:
+    except (OverrideParseException, CompactHydraException, RecursionError, ValueError) as error:
         raise ConfigError(
             f"Cannot read {shortened(item)!r}: write key=value or group=option, with quotes around a value that "
             "holds anything but letters of English, digits and the signs ._-/ (\"key='a value'\")."
@@ -46,6 +46,16 @@ def line(item: Override) -> str:
     """Write an override as it was typed, without a plus where the key exists: Hydra refuses that."""
     typed = item.input_line or ""
     return typed.lstrip("+") if item.is_add() and item.key_or_group in schema.KEYS else typed
+
+
+def forced(item: Override) -> str:
+    """Write an override of a key so that Hydra takes it whatever else is chosen."""
+    return f"++{(item.input_line or '').lstrip('+')}"
+
+
+def is_given(value: str | None) -> bool:
+    """Tell whether a path was given, and not null."""
+    return value not in (None, "", "null")
 
 
 def values_of(item: Override) -> list[str]:

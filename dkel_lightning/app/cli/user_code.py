@@ -170,27 +170,7 @@ def with_own_data(values: Values) -> Node:
     return {**values, "data": data_settings(values["data"])}
 
 
-def is_named_again(key: str, saved: Values, given: Values) -> bool:
-    """Tell whether an override only repeats which code of the user's own a saved run needs."""
-    if key == "data":
-        path = saved.get("data", {}).get("_target_")
-        return path is not None and path == given["data"].get("_target_")
-    return bool(key == "modules" and saved.get("modules") == given["modules"])
-
-
 def completed(saved: Values) -> Node:
     """Add keys that came after a run was saved, with their defaults; data of a user's own is as it was."""
     found = schema.completed(saved)
     return {**found, "data": dict(saved["data"])} if "_target_" in saved.get("data", {}) else found
-
-
-def refuse_data_of_strangers(values: Values, given: Values) -> None:
-    """Refuse a data module that only the file beside a checkpoint names.
-
-    Raises:
-        CheckpointError: with the cure.
-    """
-    if values["data"].get("_target_") is not None and not given["trust"]:
-        from dkel_lightning.app import build
-
-        build.refuse_untrusted({"data": values["data"]})

@@ -32,7 +32,7 @@ def modules(meaning: str) -> Key:
         )
         return None if fits else ""
 
-    return Key("a list of Python modules", meaning, check)
+    return Key("a list of Python modules", meaning, check, is_free=True)
 
 
 def amount(meaning: str) -> Key:
@@ -101,7 +101,7 @@ def variants(meaning: str) -> Key:
         fits = isinstance(value, list | tuple) and value and all(isinstance(v, str) or labelled(v) for v in value)
         return None if fits else ""
 
-    return Key("a list of names, or of {label: [override, ...]}", meaning, check)
+    return Key("a list of names, or of {label: [override, ...]}", meaning, check, is_free=True)
 
 
 def executions(meaning: str, taken: Collection[str]) -> Key:

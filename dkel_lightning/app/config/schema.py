@@ -25,7 +25,7 @@ from dkel_lightning.settings.data import NODES, DataSettings
 from dkel_lightning.settings.declarations import Settings, keys_of, merge, node_of
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.keys import COMPUTED, MACHINE, REQUIRED, Key
+from dkel_lightning.settings.keys import COMPUTED, LONGER, MACHINE, REQUIRED, Key, is_count
 from dkel_lightning.settings.methods import PRESETS, Arrangement
 from dkel_lightning.settings.teacher import TeacherSettings
 
@@ -107,13 +107,20 @@ def resumable_groups() -> tuple[str, ...]:
     return tuple(settings.node for settings in DECLARED if settings.resumable)
 
 
-def may_change(key: str) -> bool:
-    """Tell whether a resumed run may have another value of `key`, or of a group, than it began with."""
+def may_change(key: str, method: str | None = None) -> bool:
+    """Tell whether a resumed run of a method may have another value of `key`, or of a group, than it began with."""
     group, _, name = key.partition(".")
     if not name or name == "_target_":
         return group in resumable_groups() or (group in KEYS and KEYS[group].resumable)
-    described = describe(key)
+    described = describe(key, method)
     return described is not None and described.resumable
+
+
+def lengthens(key: str, before: Any, after: Any) -> bool:
+    """Tell whether a value only makes a run longer that had another one."""
+    described = describe(key)
+    longer = described is not None and LONGER in described.flags
+    return longer and is_count(before) and is_count(after) and 0 < before < after
 
 
 def completed(saved: Values) -> dict[str, Any]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from dkel_lightning.runtime.atomic_files import HALF_WRITTEN, write_text
 from dkel_lightning.runtime.locks import CLAIM
+
+SETTINGS = "config.yaml"
 
 
 def claim(folder: Path, owner: str = "") -> Path:
@@ -34,11 +38,44 @@ def claim(folder: Path, owner: str = "") -> Path:
     raise AssertionError("unreachable")
 
 
-def release(folder: Path) -> None:
-    """Remove a folder into which nothing was written but the claim."""
+def begin(folder: Path, settings: str) -> Path:
+    """Make the folder of a run with its config.yaml, or the first of those beside it that holds none.
+
+    The file is there whole or not at all, and whoever makes it owns the folder: of two processes that start in the same
+    second one goes on to the next folder, and a run that is killed right after this can be resumed.
+    """
+    for candidate in numbered(folder):
+        candidate.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(candidate / SETTINGS):
+            continue
+        written = candidate / f".{SETTINGS}.{os.getpid()}{HALF_WRITTEN}"
+        try:
+            write_text(written, settings)
+            with contextlib.suppress(FileExistsError):  # another process was first
+                _give_name(written, candidate / SETTINGS)
+                return candidate
+        finally:
+            written.unlink(missing_ok=True)
+    raise AssertionError("unreachable")
+
+
+def _give_name(written: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(written)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with path.open("x", encoding="utf-8") as file:
+            file.write(written.read_text(encoding="utf-8"))
+
+
+def release(folder: Path, *, begun: bool = False) -> None:
+    """Remove a folder into which nothing was written but the claim and, where `begun` by this process, config.yaml."""
+    own = {CLAIM, SETTINGS} if begun else {CLAIM}
     with contextlib.suppress(OSError):  # rmdir refuses a folder that holds anything
-        if {path.name for path in folder.iterdir()} == {CLAIM}:
-            (folder / CLAIM).unlink()
+        if {path.name for path in folder.iterdir()} <= own:
+            for name in own:
+                (folder / name).unlink(missing_ok=True)
         folder.rmdir()
 
 

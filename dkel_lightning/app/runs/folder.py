@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from dkel_lightning.app.runs.parsing import parse_settings
+from dkel_lightning.app.tasks import registry
 from dkel_lightning.checkpoints.archive import is_whole, step_of
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.runtime.atomic_files import write_text
@@ -23,6 +26,18 @@ _GROUPS += ("trainer", "precision", "execution", "logger", "callbacks")
 """Of a run's config.yaml, what holds keys of its own."""
 
 
+def _by_the_first(write: Callable[..., None]) -> Callable[..., None]:
+    """Let only the first process write, which Lightning knows best; it is imported when something is written."""
+
+    @functools.wraps(write)
+    def written(*arguments: Any) -> None:
+        from lightning.pytorch.utilities import rank_zero_only
+
+        rank_zero_only(write)(*arguments)
+
+    return written
+
+
 @dataclass(frozen=True)
 class Run:
     """A run: its resolved settings and its folder.
@@ -32,31 +47,40 @@ class Run:
         folder: where everything is written.
         resume: the checkpoint to go on from, None for a new run.
         part: whether a larger task runs it, which says itself how it ended and how to go on.
+        again: what a command that goes on with it has to say besides its folder.
     """
 
     values: Mapping[str, Any]
     folder: Path
     resume: Path | None = None
     part: bool = False
+    again: tuple[str, ...] = ()
+
+    PROVENANCE: ClassVar[str] = "provenance.json"
+
+    @property
+    def settings(self) -> str:
+        """The text of its config.yaml."""
+        return OmegaConf.to_yaml(OmegaConf.create(dict(self.values)))
 
     @property
     def checkpoints(self) -> Path:
         """The folder of last.ckpt and best.ckpt."""
         return self.folder / "checkpoints"
 
-    @rank_zero_only
+    @_by_the_first
     def describe(self, execution: Mapping[str, Any] | None = None) -> None:
         """Write config.yaml and provenance.json; a resumed run keeps the configuration that it began with.
 
         What is known of how the steps are executed is written too, `execution`; see `note_execution`.
         """
         if self.resume is None:
-            write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(self.values))))
+            write_text(self.folder / "config.yaml", self.settings)
         from dkel_lightning.runtime import provenance  # needs torch, which the command line does without
 
         self.write_json(self._provenance, {**provenance.collect(), "execution": execution})
 
-    @rank_zero_only
+    @_by_the_first
     def note_execution(self, execution: Mapping[str, Any] | None) -> None:
         """Write into provenance.json how the steps were executed in the end."""
         path = self.folder / self._provenance
@@ -64,9 +88,9 @@ class Run:
 
     @property
     def _provenance(self) -> str:
-        return "provenance.json" if self.resume is None else "provenance_resumed.json"
+        return self.PROVENANCE if self.resume is None else "provenance_resumed.json"
 
-    @rank_zero_only
+    @_by_the_first
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file into the folder."""
         write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
@@ -131,18 +155,24 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def newest_checkpoint(outputs: Path) -> Path:
     """Find where the newest run under `outputs` goes on (`resume=last`): its whole checkpoint of most steps.
 
-    A run whose checkpoints are all torn is stepped over, which is said.
+    A run whose checkpoints are all torn is stepped over, which is said. Of a training that never came to a checkpoint
+    it is the folder: it begins anew.
 
     Raises:
         CheckpointError: there is none.
     """
     runs: dict[Path, list[Path]] = {}
-    for name in ("best.ckpt", "last.ckpt"):
-        for path in outputs.rglob(name):
-            if (folder := run_folder(path)) is not None:
-                runs.setdefault(folder, []).append(path)
+    begun = []
+    for path in _files(outputs, "config.yaml", "best.ckpt", "last.ckpt"):
+        if path.name == "config.yaml":
+            begun.append(path.parent)
+        elif (folder := run_folder(path)) is not None:
+            runs.setdefault(folder, []).append(path)
+    # The first stage of a run stands for it until it has a checkpoint of its own.
+    inside = {outer for folder in runs for outer in (folder, folder.parent)}
+    runs |= {folder: [] for path in begun if (folder := path.resolve()) not in inside}
     torn: list[Path] = []
-    for found in sorted(runs.values(), key=lambda paths: max(path.stat().st_mtime for path in paths), reverse=True):
+    for folder, found in sorted(runs.items(), key=lambda run: _written(*run), reverse=True):
         whole = [path for path in found if is_whole(path)]
         torn += [path for path in found if path not in whole]
         if whole:
@@ -151,11 +181,41 @@ def newest_checkpoint(outputs: Path) -> Path:
             if torn and is_first():
                 print(printable(f"{_listed(torn)} torn: going on from {chosen}."), flush=True)
             return chosen
+        if not found and is_training(folder):
+            if is_first():
+                print(f"{folder} has no checkpoint yet: it begins anew.", flush=True)
+            return folder
     if torn:
         raise CheckpointError(
             f"No whole checkpoint of a run under {outputs.resolve()}: {_listed(torn)} torn. Start the run again."
         )
     raise CheckpointError(f"No last.ckpt of a run under {outputs.resolve()}: give a path, resume=PATH.")
+
+
+def _files(outputs: Path, *names: str) -> Iterator[Path]:
+    """Find files by their names, however deep they lie; links to folders are not followed."""
+    open_folders = [outputs]
+    while open_folders:
+        with contextlib.suppress(OSError), os.scandir(open_folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    open_folders.append(Path(entry.path))
+                elif entry.name in names and entry.is_file():
+                    yield Path(entry.path)
+
+
+def _written(folder: Path, checkpoints: Sequence[Path]) -> float:
+    return max(path.stat().st_mtime for path in checkpoints or [folder / "config.yaml"])
+
+
+def is_training(folder: Path) -> bool:
+    """Tell whether a configuration is that of a training, and not of an analysis."""
+    try:
+        task = values_in(folder).get("task", {})
+    except CheckpointError:
+        return False
+    found = registry.TASKS.get(str(task.get("name", "train")))
+    return found is not None and found.resumable
 
 
 def _listed(paths: Sequence[Path]) -> str:

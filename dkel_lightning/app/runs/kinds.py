@@ -1,4 +1,4 @@
-"""What a folder holds: a run, a sweep or a comparison. Reads no file, so that the command line can ask at once."""
+"""What a folder holds: a run, a sweep or a comparison. Imports neither torch nor Lightning."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from dkel_lightning.app.runs.folder import is_training
 from dkel_lightning.errors import ConfigError
 
 Kind = Literal["run", "sweep", "comparison"]
@@ -86,9 +87,11 @@ def newest(outputs: Path) -> Path:
         ConfigError: there is none.
     """
     candidates = [path for name in _folders(outputs) for path in (name, *_folders(name)) if kind(path) is not None]
-    if not candidates:
-        raise ConfigError(f"No run under {outputs.resolve()}: give the folder of one, report.of=PATH.")
-    return max(candidates, key=changed)
+    for path in sorted(candidates, key=changed, reverse=True):
+        # Analyses have the configuration of a run and nothing else of it.
+        if kind(path) != "run" or not (path / "config.yaml").is_file() or is_training(path):
+            return path
+    raise ConfigError(f"No run under {outputs.resolve()}: give the folder of one, report.of=PATH.")
 
 
 def changed(folder: Path) -> float:

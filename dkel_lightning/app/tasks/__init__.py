@@ -25,7 +25,7 @@ def run(run: Run, comparison: Comparison | None = None) -> float:
     from dkel_lightning.runtime.parents import one_of_several
 
     def how_to_go_on() -> str:
-        can = registry.of(run.values).resumable and (run.folder / "config.yaml").is_file()
+        can = registry.of(run.values).resumable and (run.folder / run.PROVENANCE).is_file()
         return f"Go on with: {stages.go_on(run)}" if can else ""
 
     with one_of_several(), errors_named(how_to_go_on):
@@ -47,8 +47,6 @@ def _run(run: Run, comparison: Comparison | None) -> float:
     if run.values.get("modules"):
         from dkel_lightning.app import build
 
-        if run.resume is not None and not run.values["trust"]:
-            build.refuse_untrusted(run.values)
         build.import_modules(run.values["modules"])
     if task.keeps_memory:
         from dkel_lightning.app import build

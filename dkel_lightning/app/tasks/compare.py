@@ -116,8 +116,7 @@ def _train(values: Values, where: Path) -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     resume = RunRecord(where).last_checkpoint if (where / "config.yaml").is_file() else None
-    # The values were composed by this command and not read from the folder: nothing foreign to distrust.
-    train(Run({**values, "trust": True} if resume else values, where, resume=resume, part=True))
+    train(Run(values, where, resume=resume, part=True))
 
 
 # ---------------------------------------------------------------------- the same compute

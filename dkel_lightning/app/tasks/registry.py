@@ -64,6 +64,7 @@ class Task:
         named_after_itself: whether its run is named after it rather than after the experiment.
         plans: whether the command line composes a plan of several trainings for it.
         reads_exports: whether its checkpoint may be an exported file.
+        reads_data: whether it reads the images of the checkpoint's run.
         resumable: whether its runs can be gone on with by `resume=`.
         keeps_memory: whether `execution.keep_memory` is for it.
     """
@@ -83,6 +84,7 @@ class Task:
     named_after_itself: bool = False
     plans: bool = False
     reads_exports: bool = False
+    reads_data: bool = False
     resumable: bool = False
     keeps_memory: bool = False
 
@@ -219,6 +221,7 @@ _ROWS = (
         folder="evaluation",
         owner=f"{_HERE}.evaluate:settings",
         needs={"checkpoint": "a .ckpt file"},
+        reads_data=True,
         keeps_memory=True,
     ),
     Task(
@@ -229,6 +232,7 @@ _ROWS = (
         Place.BESIDE_CHECKPOINT,
         "export",
         needs={"checkpoint": "a .ckpt file"},
+        reads_data=True,
     ),
     Task(
         "predict",

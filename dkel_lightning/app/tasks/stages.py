@@ -7,13 +7,13 @@ Pure functions from runs to runs; `tasks.train` trains them. A method whose froz
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run, values_in
 from dkel_lightning.runtime import command_lines
-from dkel_lightning.runtime.seeding import derive_seed
 from dkel_lightning.settings.declarations import node_of
 from dkel_lightning.settings.methods import PRESETS, usual_arrangement
 
@@ -24,15 +24,15 @@ def teacher_run(run: Run) -> Run | None:
     """Return the run that trains the teacher, None where there is nothing to train."""
     if run.resume is not None or not trains_its_teacher(run.values):
         return None
-    return Run(teacher_values(run.values), run.folder / FOLDER, part=run.part)
+    return replace(run, values=teacher_values(run.values), folder=run.folder / FOLDER)
 
 
 def trains_its_teacher(values: Mapping[str, Any]) -> bool:
     """Whether these settings ask for a first stage."""
     teacher = values["teacher"]
-    preset = PRESETS.get(values["method"]["name"])
+    preset = PRESETS.get(str(values["method"].get("name")))
     foreign = preset is not None and preset.needs.foreign_teacher
-    return foreign and teacher["update"] == "frozen" and teacher.get("weights") is None
+    return foreign and teacher.get("update") == "frozen" and teacher.get("weights") is None
 
 
 def teacher_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,6 +40,8 @@ def teacher_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Its seed is derived from the run's, or a teacher of the student's architecture would start as its student does.
     """
+    from dkel_lightning.runtime.seeding import derive_seed  # needs torch, which the command line does without
+
     arrangement = {**usual_arrangement(), "peers": 1}
     method = {"name": "baseline", **arrangement, **node_of(PRESETS["baseline"].Settings)}
     backbone = values["teacher"]["backbone"] or values["backbone"]["name"]
@@ -73,17 +75,24 @@ def go_on(run: Run) -> str:
     """Return the command that goes on with a run; one without a checkpoint begins anew, with its seeds."""
     candidates = [run.checkpoints / "last.ckpt", run.folder / FOLDER / "checkpoints" / "last.ckpt"]
     place = next((path for path in candidates if path.is_file()), run.folder)
-    return command_lines.typed(command_lines.override("resume", place))
+    return command_lines.typed(command_lines.override("resume", place), *run.again)
+
+
+def second_stage(folder: Path) -> dict[str, Any] | None:
+    """Read the configuration of the run whose first stage lies in a folder; None if it is no first stage."""
+    if folder.name != FOLDER or not (folder.parent / "config.yaml").is_file():
+        return None
+    saved = {"teacher": {}, "method": {}, **values_in(folder.parent)}
+    return saved if trains_its_teacher(saved) else None
 
 
 def next_run(run: Run) -> Run | None:
     """Return the run whose first stage the resumed `run` was, None if it was no first stage."""
-    if run.resume is None or run.folder.name != FOLDER or not (run.folder.parent / "config.yaml").is_file():
+    saved = None if run.resume is None else second_stage(run.folder)
+    if saved is None:
         return None
     outer = run.folder.parent
     last = outer / "checkpoints" / "last.ckpt"
-    saved = values_in(outer)
-    if not trains_its_teacher(saved):
-        return None
     # What this one was resumed with holds for the stage after it as well.
-    return Run(schema.with_changes(saved, run.values), outer, last if last.is_file() else None)
+    values = schema.with_changes(saved, run.values)
+    return replace(run, values=values, folder=outer, resume=last if last.is_file() else None)

@@ -102,8 +102,6 @@ def train(run: Run) -> TrainResult:
     following = stages.next_run(run)
     if following is None:
         return result
-    if not run.values["trust"]:
-        build.refuse_untrusted(following.values)
     return _train(following, broadcast_from_rank_zero(stages.trained_weights(following)))
 
 
@@ -119,8 +117,6 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
     values = run.values
     step: int | None = None
     if run.resume is not None:
-        if not values["trust"]:
-            build.refuse_untrusted(values)
         checkpoint = file_format.load(run.resume)
         _refuse_edited(run, checkpoint)  # here, before anything is prepared
         step = int(checkpoint["global_step"])
@@ -167,7 +163,10 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
             # Killed after the last epoch's best.ckpt, before its last.ckpt or with a torn one; resumed from the former.
             last_checkpoint.save(trainer)
         seconds, peak = time.perf_counter() - started, memory.peak(device)
-        complete = run.resume is not None and throughput.measured == 0 and RunRecord(run.folder).whole
+        there = RunRecord(run.folder)
+        # A run that was made longer has figures of its first end.
+        told = there.whole and there.last is not None and there.last.epoch == trainer.current_epoch
+        complete = run.resume is not None and throughput.measured == 0 and told
         if complete:
             print_once(
                 f"The run was complete already; nothing was trained, and the figures in {run.folder} stay as they are."
@@ -184,6 +183,9 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
         return result
 
 
+MOVES = ("callbacks.extra", "modules")
+
+
 def _refuse_edited(run: Run, checkpoint: Mapping[str, Any]) -> None:
     """Refuse to go on where config.yaml says what the run was not begun with: its records would be wrong.
 
@@ -198,8 +200,9 @@ def _refuse_edited(run: Run, checkpoint: Mapping[str, Any]) -> None:
     begun, now = dict(schema.leaves(given)), dict(schema.leaves(values_in(run.folder)))
     for key in [*begun, *(now.keys() - begun.keys())]:
         before, after = begun.get(key), now.get(key)
-        # Callbacks of a user's own are code, which moves.
-        if before != after and not schema.may_change(key) and not key.startswith(("callbacks.extra", "modules")):
+        # Callbacks of a user's own are code, which moves; and a run that was made longer has had it written there.
+        may = schema.may_change(key) or schema.lengthens(key, before, after) or key.startswith(MOVES)
+        if before != after and not may:
             raise CheckpointError(
                 f"{path} has been edited since the run began ({key}: {after}, and it was {before}): "
                 "put it back, or begin another run."

@@ -28,7 +28,9 @@ def trained(folder: Path) -> Path:
 
 def values_of(checkpoint: Path, *overrides: str) -> dict[str, Any]:
     """Compose as the command line does for a checkpoint of a run, and check."""
-    values = saved_settings.of_checkpoint(saved_values(checkpoint), compose(*overrides), overrides)
+    values = saved_settings.of_checkpoint(
+        saved_values(checkpoint), compose(*overrides), overrides, checkpoint.parent.parent
+    )
     checks.check(values)
     return values
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dkel_lightning.app import build, tasks
+from dkel_lightning.app import tasks
 from dkel_lightning.app.runs.folder import Run, newest_checkpoint, saved_values
 from dkel_lightning.app.tasks.evaluate import _check_classes, evaluate
 from dkel_lightning.app.tasks.train import train
@@ -222,7 +222,7 @@ def test_the_best_epoch_survives_a_move_of_the_run_and_a_worse_resume(tmp_path: 
     best = state_of(first / "checkpoints" / "best.ckpt")["validation_accuracy"]
     moved = tmp_path / "moved"
     first.rename(moved)
-    spoiling = {**full.values, "callbacks": {**full.values["callbacks"]}, "trust": True}
+    spoiling = {**full.values, "callbacks": {**full.values["callbacks"]}}
     spoiling["callbacks"]["extra"] = {"spoil": {"_target_": f"{__name__}.Spoil"}}
     train(Run(spoiling, moved, resume=moved / "checkpoints" / "last.ckpt"))
     assert torch.equal(state_of(moved / "checkpoints" / "best.ckpt")["validation_accuracy"], best)
@@ -279,27 +279,6 @@ def test_without_validation_nothing_is_said_to_be_chosen(tmp_path: Path, capsys:
 def test_a_monitor_that_is_never_logged_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"callbacks\.monitor is 'val/banana': choose one of val/acc, "):
         train(tiny_run(tmp_path, "callbacks.monitor=val/banana"))
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "os.system",
-        "dkel_lightning.runtime.provenance.subprocess.run",
-        "lightning.pytorch.trainer.os.system",
-        "torch.optim.sgd.SGD.__init__",
-        "torch.optimizers.Evil",
-    ],
-)
-def test_a_saved_configuration_reaches_nothing_through_other_modules(target: str) -> None:
-    with pytest.raises(CheckpointError, match="would import"):
-        build.refuse_untrusted({"callbacks": {"extra": {"x": {"_target_": target}}}})
-
-
-def test_what_a_saved_configuration_names_ordinarily_is_trusted() -> None:
-    build.refuse_untrusted(compose("scheduler=cosine", "optimizer=adamw"))
-    with pytest.raises(CheckpointError, match="would import mine"):
-        build.refuse_untrusted({"modules": ["mine"]})
 
 
 def test_an_unknown_task_is_refused(tmp_path: Path) -> None:

@@ -83,9 +83,7 @@ class RunSettings(Settings, node=""):
     ] = ()
     trust: Annotated[
         bool,
-        switch(
-            "Let resume= import classes of your own that the saved configuration names, and predict open a .pt2 file."
-        ),
+        switch("Let a saved configuration name folders, hosts, loggers and code, and predict open a .pt2 file."),
         MACHINE,
         SEEDS,
         TIME,

@@ -9,15 +9,16 @@ from typing import Annotated, Any
 from dkel_lightning.app.config import kinds
 from dkel_lightning.settings.declarations import Settings
 from dkel_lightning.settings.keys import (
+    LONGER,
     MACHINE,
     RESUMABLE,
     choice,
     either,
     entries,
     number,
+    registered,
     several,
     switch,
-    text,
     whole,
 )
 
@@ -59,16 +60,18 @@ class TrainerSettings(Settings, node="trainer", resumable=True, further="Argumen
     """Arguments of Lightning's Trainer."""
 
     max_epochs: Annotated[
-        int, whole("Length of the run in epochs; -1: until max_steps or max_time.", -1, 1_000_000)
+        int, whole("Length of the run in epochs; -1: until max_steps or max_time.", -1, 1_000_000), LONGER
     ] = 20
-    max_steps: Annotated[int, whole("Length of the run in optimizer steps; -1: no bound.", -1, 1_000_000_000)] = -1
+    max_steps: Annotated[
+        int, whole("Length of the run in optimizer steps; -1: no bound.", -1, 1_000_000_000), LONGER
+    ] = -1
     max_time: Annotated[str | Mapping[str, float] | None, kinds.duration("Length of the run in time.")] = None
     accelerator: Annotated[
-        str, text("Kind of device: auto, cpu, gpu, mps, or another that Lightning knows."), RESUMABLE
+        str, registered("Kind of device: auto, cpu, gpu, mps, or another that Lightning knows."), RESUMABLE
     ] = "auto"
     devices: Annotated[int | str | list[int], kinds.devices("Devices of a machine."), RESUMABLE] = 1
     num_nodes: Annotated[int, whole("Machines.", 1, 10_000), RESUMABLE] = 1
-    strategy: Annotated[str, text("How devices work together: auto or ddp."), RESUMABLE] = "auto"
+    strategy: Annotated[str, registered("How devices work together: auto or ddp."), RESUMABLE] = "auto"
     sync_batchnorm: Annotated[bool, switch("BatchNorm over the batches of all processes.")] = False
     accumulate_grad_batches: Annotated[int, whole("Batches an optimizer step.", 1, 1_000_000)] = 1
     check_val_every_n_epoch: Annotated[int, whole("Epochs between validations.", 1, 1_000_000)] = 1
@@ -131,7 +134,7 @@ class RestoreSettings(Settings, node="callbacks.restore"):
 class CallbackSettings(Settings, node="callbacks"):
     """Checkpoints, progress, and what watches the training."""
 
-    monitor: Annotated[str, text("Metric that makes a checkpoint the best; higher is better.")] = "val/acc"
+    monitor: Annotated[str, registered("Metric that makes a checkpoint the best; higher is better.")] = "val/acc"
     checkpoint_every_n_epochs: Annotated[int, whole("Epochs between checkpoints.", 1, 1_000_000)] = 1
     checkpoint_every_n_steps: Annotated[
         int | None, whole("Optimizer steps between checkpoints within an epoch.", 1, 1_000_000_000)
