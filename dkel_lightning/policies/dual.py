@@ -11,7 +11,7 @@ from dkel_lightning.policies import learners
 from dkel_lightning.policies.imitation import Imitation, imitation
 from dkel_lightning.policies.learners import Learner
 from dkel_lightning.policies.settings import DualPolicySettings
-from dkel_lightning.runtime.seeding import derive_seed, seed_process
+from dkel_lightning.runtime.seeding import seed_process
 
 LOGGED = ("loss", "distance", "peer_better")
 """Of each step of imitation."""
@@ -30,12 +30,6 @@ class Evaluation:
     steps: int
     returns: Sequence[Sequence[float]]
     logged: Mapping[str, float]
-
-    @property
-    def better(self) -> int:
-        """The policy of the higher mean return."""
-        means = [statistics.fmean(each) for each in self.returns]
-        return means.index(max(means))
 
 
 class DualPolicy:
@@ -84,13 +78,8 @@ class DualPolicy:
                 for name, values in self._imitate(number).items():
                     seen.setdefault(f"{name}_{number}", []).extend(values)
         self.stage += 1
-        returns = self.evaluate("evaluation")
+        returns = [learner.evaluate() for learner in self.learners]
         return Evaluation(self.steps, returns, {name: statistics.fmean(values) for name, values in seen.items()})
-
-    def evaluate(self, purpose: str) -> list[list[float]]:
-        """Give the returns of all policies, from the same starts, which are the purpose's own."""
-        seed = derive_seed(self.seed, purpose) % 2**31
-        return [learner.returns(self.settings.episodes, seed) for learner in self.learners]
 
     def _imitate(self, number: int) -> dict[str, list[float]]:
         """Let a learner imitate its peer on the peer's latest states, as often as it has made steps of its own."""

@@ -107,9 +107,20 @@ class Learner(Actor):
         """Make a batch of states a tensor, as the networks read it."""
         return cast(Tensor, self.algorithm.policy.obs_to_tensor(states)[0])
 
-    def returns(self, episodes: int, seed: int) -> list[float]:
-        """Give the returns of episodes without exploration, each begun with a seed of its own."""
-        return returns(self.algorithm, self.settings.env, episodes, seed)
+    def evaluate(self) -> list[float]:
+        """Give the returns of episodes without exploration, from starts that are the same for all policies."""
+        return returns(self.algorithm, self.settings.env, self.settings.episodes, self._seed_of("evaluation"))
+
+    def test(self) -> list[float]:
+        """Give the same from other starts, with which nothing was chosen."""
+        return returns(self.algorithm, self.settings.env, self.settings.episodes, self._seed_of("test"))
+
+    def film(self) -> list[Any]:
+        """Give evenly spaced frames of an episode of the test; none where the environment draws no pictures."""
+        return film(self.algorithm, self.settings.env, self.settings.frames, self._seed_of("test"))
+
+    def _seed_of(self, purpose: str) -> int:
+        return derive_seed(self._seed, purpose) % 2**31
 
     def save(self, path: Path) -> None:
         """Write it as Stable-Baselines3 does: `stable_baselines3.DDPG.load(path)` or `PPO.load(path)` reads it."""
@@ -252,3 +263,21 @@ def returns(policy: Any, env: str, episodes: int, seed: int) -> list[float]:
     found, _ = evaluate_policy(policy, several, episodes, return_episode_rewards=True, warn=False)
     several.close()
     return cast("list[float]", found)
+
+
+def film(policy: Any, env: str, count: int, seed: int) -> list[Any]:
+    """Give `count` evenly spaced frames [H, W, 3] of one episode; none where the environment draws no pictures."""
+    plain = make(env)
+    drawn = "rgb_array" in plain.metadata.get("render_modes", ())
+    plain.close()
+    if not count or not drawn:
+        return []
+    shown = make(env, "rgb_array")
+    state, _ = shown.reset(seed=seed)
+    frames, over = [shown.render()], False
+    while not over:
+        state, _, terminated, truncated, _ = shown.step(policy.predict(state, deterministic=True)[0])
+        frames.append(shown.render())
+        over = terminated or truncated
+    shown.close()
+    return [frames[place] for place in np.linspace(0, len(frames) - 1, count).round().astype(int)]
