@@ -24,7 +24,7 @@ class Actor(ABC):
 
     @abstractmethod
     def values(self, states: Tensor, actions: Tensor) -> Tensor:
-        """Give what it expects of each state [B]; `actions` are its own there, which a critic of actions is asked about."""
+        """Give what it expects of each state [B]; `actions` are its own, about which a critic is asked."""
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,9 @@ def test_both_policies_of_a_solvable_task_improve_and_go_on_from_a_checkpoint_as
     assert found.steps == settings.steps
     after = [statistics.fmean(each) for each in found.returns]
     assert all(late > early + 0.2 for early, late in zip(before, after, strict=True)), (before, after)
-    assert set(found.logged) == {f"{name}_{number}" for name in ("loss", "distance", "peer_better") for number in (0, 1)}
+    assert set(found.logged) == {
+        f"{name}_{number}" for name in ("loss", "distance", "peer_better") for number in (0, 1)
+    }
 
     resumed = DualPolicy(settings, seed=3)
     resumed.load_state_dict(kept)

@@ -1,4 +1,4 @@
-"""task=dual_policy: two policies that teach each other, with their returns, the better one and a strip of what it does."""
+"""task=dual_policy: two policies that teach each other; their returns, and the better one."""
 
 from __future__ import annotations
 
