@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.imitation import Actor, distances, imitation, weighted, weights
@@ -42,7 +42,7 @@ def test_losses_and_gradients_are_the_golden_ones(case: dict[str, Any], weightin
     # alpha = 0 is plain cloning on the peer's states.
     alpha, kind = (0.0, "normalised_sum") if weighting == "plain_cloning" else (case["settings"]["alpha"], weighting)
     loss = weighted(distance, tensor(given["own_values"]), tensor(given["peer_values"]), alpha, kind)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(expected["loss"][weighting], rel=1e-12)
     assert own.grad is not None
     torch.testing.assert_close(own.grad, tensor(expected["grad_own_actions"][weighting]), rtol=1e-11, atol=1e-16)
@@ -54,21 +54,19 @@ def test_a_weight_exceeds_1_exactly_where_the_peer_is_better() -> None:
     assert weights(own, peer, 2.0)[3:].tolist() == [100.0, 0.01]
 
 
-class GoldenActor(nn.Module, Actor):
-    """The golden file's actor and critic: what is `own` learns, and what asks for a gradient elsewhere is seen."""
+class GoldenActor(Actor):
+    """The golden file's actor and critic, all of it leaves, so that a gradient that goes astray is seen."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
-        super().__init__()
-        for name, values in given.items():
-            self.register_parameter(name, nn.Parameter(tensor(values)))
+        self.leaves = {name: tensor(values).requires_grad_() for name, values in given.items()}
 
     def actions(self, states: Tensor) -> Tensor:
-        hidden = torch.tanh(states @ self.actor_w1.T + self.actor_b1)
-        return torch.tanh(hidden @ self.actor_w2.T + self.actor_b2)
+        of = self.leaves
+        return torch.tanh(torch.tanh(states @ of["actor_w1"].T + of["actor_b1"]) @ of["actor_w2"].T + of["actor_b2"])
 
     def values(self, states: Tensor, actions: Tensor) -> Tensor:
-        hidden = states @ self.critic_ws.T + actions @ self.critic_wa.T + self.critic_b
-        return torch.tanh(hidden) @ self.critic_v
+        of = self.leaves
+        return torch.tanh(states @ of["critic_ws"].T + actions @ of["critic_wa"].T + of["critic_b"]) @ of["critic_v"]
 
 
 def test_gradients_reach_the_own_actor_and_neither_a_critic_nor_the_peer() -> None:
@@ -80,8 +78,8 @@ def test_gradients_reach_the_own_actor_and_neither_a_critic_nor_the_peer() -> No
     assert found.loss.item() == pytest.approx(expected["normalised_sum"], rel=1e-12)
     assert found.peer_better.item() == pytest.approx(sum(weight > 1 for weight in expected["weights"]) / 5)
     for name, values in expected["grad_normalised_sum"].items():
-        torch.testing.assert_close(own.get_parameter(name).grad, tensor(values), rtol=1e-10, atol=1e-15)
-    without = [*peer.parameters(), *(each for name, each in own.named_parameters() if name.startswith("critic"))]
+        torch.testing.assert_close(own.leaves[name].grad, tensor(values), rtol=1e-10, atol=1e-15)
+    without = [*peer.leaves.values(), *(each for name, each in own.leaves.items() if name.startswith("critic"))]
     assert len(without) == 12
     assert all(each.grad is None for each in without)
 
