@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("schedules", "runtime"),
     ("settings", "functional", "ema", "checkpoints"),
-    ("networks", "data", "metrics"),
+    ("networks", "data", "metrics", "policies"),
     ("modules",),
     ("methods", "execution", "callbacks"),
     ("assembly",),

@@ -18,6 +18,7 @@ from dkel_lightning.app.config.nodes.convergence import ConvergenceSettings
 from dkel_lightning.app.tasks import requirements
 from dkel_lightning.app.tasks.requirements import Values
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.declarations import Settings
 from dkel_lightning.settings.keys import RESUMABLE, choice, number, several, text, whole
 from dkel_lightning.studies.geometry_settings import GeometrySettings
@@ -51,7 +52,7 @@ class Task:
         name: as in `task=NAME`.
         meaning: what it is for, in a sentence.
         function: what does it, as `module:function`: takes a Run (and a plan, if it `plans`) and gives its result.
-        settings: what it can be told, under the node of its name; None: nothing.
+        settings: what it can be told, under the node that they name; None: nothing.
         place: where it writes.
         folder: begins the name of its folder in a checkpoint's run; the checkpoint's name follows.
         owner: gives what of the settings decides how it ends, as `module:function`: the same again takes the same
@@ -307,6 +308,16 @@ _ROWS = (
         refuses=("resume", "checkpoint"),
         refusal="task=convergence computes without a network: leave resume= and checkpoint= out.",
         named_after_itself=True,
+    ),
+    Task(
+        "dual_policy",
+        "Two reinforcement learners in one environment that teach each other; needs the extra `rl`.",
+        f"{_HERE}.dual_policy:dual_policy",
+        DualPolicySettings,
+        refuses=("checkpoint",),
+        refusal="task=dual_policy trains anew, or goes on with a run by resume=PATH: leave checkpoint= out.",
+        named_after_itself=True,
+        resumable=True,
     ),
 )
 

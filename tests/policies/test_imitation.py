@@ -1,0 +1,121 @@
+"""Weights, losses and gradients of imitation, against tests/golden/dual_policy.json (its `source` says whence)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.policies.imitation import Actor, distances, imitation, weighted, weights
+from dkel_lightning.policies.settings import DualPolicySettings
+
+GOLDEN: dict[str, Any] = json.loads(Path("tests/golden/dual_policy.json").read_text(encoding="utf-8"))
+
+
+def tensor(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("case", GOLDEN["loss"], ids=lambda case: case["name"])
+def test_weights_are_the_golden_ones(case: dict[str, Any]) -> None:
+    own, peer = tensor(case["inputs"]["own_values"]), tensor(case["inputs"]["peer_values"])
+    alpha, expected = case["settings"]["alpha"], case["expected"]
+    found, turned = weights(own, peer, alpha), weights(peer, own, alpha)
+    torch.testing.assert_close(found, tensor(expected["weights"]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found / found.sum(), tensor(expected["weights_normalised"]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(turned, tensor(expected["released_ppo_weights"]), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("case", GOLDEN["loss"], ids=lambda case: case["name"])
+@pytest.mark.parametrize("weighting", ["normalised_sum", "ddpg_released", "ppo_released", "plain_cloning"])
+def test_losses_and_gradients_are_the_golden_ones(case: dict[str, Any], weighting: str) -> None:
+    given, expected = case["inputs"], case["expected"]
+    own = tensor(given["own_actions"]).requires_grad_()
+    distance = distances(own, tensor(given["peer_actions"]))
+    torch.testing.assert_close(distance.detach(), tensor(expected["distance"]), rtol=1e-12, atol=0)
+    # alpha = 0 is plain cloning on the peer's states.
+    alpha, kind = (0.0, "normalised_sum") if weighting == "plain_cloning" else (case["settings"]["alpha"], weighting)
+    loss = weighted(distance, tensor(given["own_values"]), tensor(given["peer_values"]), alpha, kind)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == pytest.approx(expected["loss"][weighting], rel=1e-12)
+    assert own.grad is not None
+    torch.testing.assert_close(own.grad, tensor(expected["grad_own_actions"][weighting]), rtol=1e-11, atol=1e-16)
+
+
+def test_a_weight_exceeds_1_exactly_where_the_peer_is_better() -> None:
+    own, peer = tensor([0.0, 1.0, 2.0, -3.0, 5.0]), tensor([0.001, 1.0, 1.9, 40.0, -40.0])
+    assert [*(weights(own, peer, 2.0) > 1)] == [*(peer > own)]
+    assert weights(own, peer, 2.0)[3:].tolist() == [100.0, 0.01]
+
+
+class GoldenActor(Actor):
+    """The golden file's actor and critic, all of it leaves, so that a gradient that goes astray is seen."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.leaves = {name: tensor(values).requires_grad_() for name, values in given.items()}
+
+    def actions(self, states: Tensor) -> Tensor:
+        of = self.leaves
+        return torch.tanh(torch.tanh(states @ of["actor_w1"].T + of["actor_b1"]) @ of["actor_w2"].T + of["actor_b2"])
+
+    def values(self, states: Tensor, actions: Tensor) -> Tensor:
+        of = self.leaves
+        return torch.tanh(states @ of["critic_ws"].T + actions @ of["critic_wa"].T + of["critic_b"]) @ of["critic_v"]
+
+
+def test_gradients_reach_the_own_actor_and_neither_a_critic_nor_the_peer() -> None:
+    (case,) = GOLDEN["networks"]
+    own, peer = GoldenActor(case["inputs"]["own"]), GoldenActor(case["inputs"]["peer"])
+    found = imitation(own, peer, tensor(case["inputs"]["states"]), case["settings"]["alpha"], "normalised_sum")
+    found.loss.backward()  # type: ignore[no-untyped-call]
+    expected = case["expected"]["card"]
+    assert found.loss.item() == pytest.approx(expected["normalised_sum"], rel=1e-12)
+    assert found.peer_better.item() == pytest.approx(sum(weight > 1 for weight in expected["weights"]) / 5)
+    for name, values in expected["grad_normalised_sum"].items():
+        torch.testing.assert_close(own.leaves[name].grad, tensor(values), rtol=1e-10, atol=1e-15)
+    without = [*peer.leaves.values(), *(each for name, each in own.leaves.items() if name.startswith("critic"))]
+    assert len(without) == 12
+    assert all(each.grad is None for each in without)
+
+
+def test_two_steps_of_imitation_by_hand() -> None:
+    """One state s = 1, pi(s) = w s, peer's action 1; lr 0.1, plain descent: w - 0.2 (w - 1)."""
+
+    class Line(Actor):
+        def __init__(self, slope: float) -> None:
+            self.slope = torch.tensor(slope, requires_grad=True)
+
+        def actions(self, states: Tensor) -> Tensor:
+            return self.slope * states
+
+        def values(self, states: Tensor, actions: Tensor) -> Tensor:
+            return actions.squeeze(-1)
+
+    own, peer = Line(0.0), Line(1.0)
+    optimizer = torch.optim.SGD([own.slope], lr=0.1)
+    for expected in (0.2, 0.36):
+        optimizer.zero_grad()
+        imitation(own, peer, torch.ones(1, 1), 1.0, "normalised_sum").loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        assert own.slope.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"steps": 1000}, "take 20480"),
+        ({"turn": 4, "envs": 3}, "rl.turn=4 must be a multiple of rl.envs=3"),
+        ({"weighting": "released"}, "rl.weighting must be one of normalised_sum, ddpg_released, ppo_released"),
+        ({"policies": 3}, "rl.policies must be a whole number between 1 and 2"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_are_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        DualPolicySettings(**{"algorithm": "ppo", **given})
