@@ -35,30 +35,36 @@ class DualPolicySettings(Settings, node="rl"):
         "Pendulum-v1"
     )
     policies: Annotated[int, whole("2: policies that teach each other; 1: one alone, with all the steps.", 1, 2)] = 2
-    steps: Annotated[int, whole("Environment steps of the run, all policies together.", 1)] = 20_480
-    evaluations: Annotated[int, whole("Evaluations, at even distances; after each the run can be resumed.", 1)] = 10
-    episodes: Annotated[int, whole("Episodes of an evaluation of a policy, and of the closing test.", 2)] = 20
-    envs: Annotated[int | None, whole("Environments of a policy, side by side; null: 1 (ddpg), 8 (ppo).", 1)] = None
+    steps: Annotated[int, whole("Environment steps of the run, all policies together.", 1, 1_000_000_000)] = 20_480
+    evaluations: Annotated[
+        int, whole("Evaluations, at even distances; after each the run can be resumed.", 1, 10_000)
+    ] = 10
+    episodes: Annotated[int, whole("Episodes of an evaluation of a policy, and of the closing test.", 2, 10_000)] = 20
+    envs: Annotated[int | None, whole("Environments of a policy, side by side; null: 1 (ddpg), 8 (ppo).", 1, 1024)] = (
+        None
+    )
     turn: Annotated[
-        int | None, whole("A policy's environment steps before its updates; null: 1 (ddpg), 1024 (ppo).", 1)
+        int | None, whole("A policy's environment steps before its updates; null: 1 (ddpg), 1024 (ppo).", 1, 1_000_000)
     ] = None
-    noise: Annotated[float, number("Deviation of ddpg's exploration, in half ranges of the action.", 0)] = 0.1
+    noise: Annotated[float, number("Deviation of ddpg's exploration, in half ranges of the action.", 0, 10)] = 0.1
     learner: Annotated[Mapping[str, Any], entries("An argument of Stable-Baselines3's DDPG or PPO.")] = field(
         default_factory=dict
     )
     weighting: Annotated[
         str, choice("Weights of the states: the paper's, normalised, or a released program's.", *WEIGHTINGS)
     ] = "normalised_sum"
-    alpha: Annotated[float, number("alpha: how much the better policy's states count; 0: all alike.", 0)] = 1.0
-    memory: Annotated[int, whole("Latest states of a policy on which its peer imitates it.", 1)] = 1000
+    alpha: Annotated[float, number("alpha: how much the better policy's states count; 0: all alike.", 0, 1000)] = 1.0
+    memory: Annotated[int, whole("Latest states of a policy on which its peer imitates it.", 1, 1_000_000)] = 1000
     distil_steps: Annotated[
-        float, number("Steps of imitation for each of a learner's own gradient steps; 0: none.", 0)
+        float, number("Steps of imitation for each of a learner's own gradient steps; 0: none.", 0, 1000)
     ] = 1.0
     distil_lr: Annotated[
-        float | None, number("Learning rate of imitation; null: 1e-4 (ddpg), 1e-5 (ppo).", 0, above=True)
+        float | None, number("Learning rate of imitation; null: 1e-4 (ddpg), 1e-5 (ppo).", 0, 1000, above=True)
     ] = None
-    distil_batch: Annotated[int | None, whole("States of a step of imitation; null: 64 (ddpg), 256 (ppo).", 1)] = None
-    frames: Annotated[int, whole("Frames of an episode of the better policy in frames.png; 0: none.", 0)] = 8
+    distil_batch: Annotated[
+        int | None, whole("States of a step of imitation; null: 64 (ddpg), 256 (ppo).", 1, 1_000_000)
+    ] = None
+    frames: Annotated[int, whole("Frames of an episode of the better policy in frames.png; 0: none.", 0, 100)] = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
