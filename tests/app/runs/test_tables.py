@@ -68,5 +68,5 @@ def test_a_model_card_holds_no_links_of_classes_or_data() -> None:
         "trained on [set](https://x.y)",
     )
     assert r"0 [win\](https\://x.y), 1 \\x1b[2J, 2 \<img src=z>" in text
-    assert "](http" not in text
+    assert "](http" not in text.replace(r"\](", "")
     assert "://" not in text.replace(r"\://", "")
