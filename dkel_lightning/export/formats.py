@@ -290,7 +290,8 @@ def _rebuilt(record: Record, tensors: Mapping[str, Tensor], path: Path) -> nn.Mo
 def _from_folder(path: Path) -> nn.Module:
     library = need("transformers", f"{path.name} of transformers", "hf")
     try:
-        network: nn.Module = library.AutoModelForImageClassification.from_pretrained(path.parent)
+        auto = library.AutoModelForImageClassification
+        network: nn.Module = auto.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # as with any file of weights
         raise CheckpointError(
             f"{path.parent} is no model that transformers can read ({error}): export again."

@@ -148,20 +148,20 @@ def _hf(
     transformers: Any, name: str, num_classes: int, in_channels: int, size: tuple[int, ...], pretrained: bool
 ) -> nn.Module:
     auto = transformers.AutoModelForImageClassification
-    told = {"num_labels": num_classes, "ignore_mismatched_sizes": True}
+    told = {"num_labels": num_classes, "ignore_mismatched_sizes": True, "trust_remote_code": False}
     if pretrained:
         return _had(f"hf:{name}", lambda: auto.from_pretrained(name, **told))
     try:
         if name in transformers.CONFIG_MAPPING and not Path(name).is_dir():
             config = transformers.AutoConfig.for_model(name)
         else:
-            config = transformers.AutoConfig.from_pretrained(name, local_files_only=True)
+            config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         config.num_labels = num_classes
         config.num_channels = in_channels
         if hasattr(config, "image_size"):
             config.image_size = size[0]
         config.architectures = config.architectures or []  # of a type alone transformers would walk through None
-        model: nn.Module = auto.from_config(config)
+        model: nn.Module = auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises what it likes, in many lines
         raise ConfigError(
             f"hf:{name} is no image classifier that is here ({str(error).strip().splitlines()[0]}): give a folder with "
