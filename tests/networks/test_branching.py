@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, cast
@@ -343,6 +344,22 @@ def test_batchnorm_before_the_split_sees_all_views_once(views_per_pass: str, bat
     assert int(norm.get_buffer("num_batches_tracked")) == batches
     seen = views if views_per_pass == "all" else views[:, 2]
     torch.testing.assert_close(norm.get_buffer("running_mean"), seen.transpose(-3, 0).flatten(1).mean(1))
+
+
+@pytest.mark.parametrize(("make", "kept"), [(Convolutional, False), (Skipping, True)])
+def test_only_what_a_branch_reads_of_the_trunk_is_kept(make: Callable[[], nn.Module], kept: bool) -> None:
+    network = branch_model(make(), "third", 2, 10, image_shape=TINY)
+    outputs: list[weakref.ref[Tensor]] = []
+    there: list[bool] = []
+    network.peer(0).get_submodule("first").register_forward_hook(
+        lambda _module, _inputs, output: outputs.append(weakref.ref(output)) if not outputs else None
+    )
+    network.peer(1).get_submodule("third").register_forward_pre_hook(
+        lambda _module, _inputs: there.append(outputs[0]() is not None)
+    )
+    with torch.no_grad():
+        network(torch.randn(4, 2, 3, 8, 8))
+    assert there == [kept]
 
 
 def test_branches_do_not_spoil_the_trunk_output_they_share() -> None:
