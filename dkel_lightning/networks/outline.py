@@ -126,7 +126,7 @@ def observe(
                 channels, height, width = image_shape
                 raise ConfigError(
                     f"{type(model).__name__} does not take images of {channels} channels and {height}x{width} "
-                    f"({str(error).strip().splitlines()[:1]}): pass the in_channels and image_size of yours."
+                    f"({str(error).strip()}): pass the in_channels and image_size of yours."
                 ) from error
     if type(outputs[0]) is not type(outputs[1]):
         kinds = " and ".join(type(output).__name__ for output in outputs)
