@@ -97,7 +97,7 @@ def test_a_file_in_the_layout_of_medmnist(tmp_path: Path) -> None:
     assert shapes["train_images"] == ((1200, 28, 28), "uint8")
     assert shapes["test_labels"] == ((397, 1), "uint8")
     assert len(read_npz(made).class_names) == 10
-    assert (tmp_path / "outputs/examples/shipped/model.py").is_file()
+    assert (tmp_path / "outputs/examples/shipped/weights.pt").is_file()
 
 
 def test_a_method_of_ones_own_in_python() -> None:

@@ -23,7 +23,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
-from dkel_lightning import data
+from dkel_lightning import data, networks
 from dkel_lightning.app.config.messages import unknown_choice
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.data import own
@@ -36,6 +36,8 @@ from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, Sche
 def datamodule(values: Values) -> LightningDataModule:
     """Build the data module that `data` names, with the views that the method asks for where it makes views."""
     settings = {key: value for key, value in values["data"].items() if key not in ("name", "_target_")}
+    if values["backbone"].get("pretrained") and settings.get("mean") is None:
+        settings["mean"], settings["std"] = networks.normalisation(values["backbone"]["name"])
     method = values["method"]
     peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
     kind = _data_class(values["data"])
@@ -101,6 +103,8 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         in_channels=channels,
         image_size=(height, width),
         views_per_pass=values["backbone"]["views_per_pass"],
+        split_at=values["backbone"].get("split_at"),
+        pretrained=values["backbone"].get("pretrained", False),
         classifiers=values["method"]["classifiers"],
         sharing=values["method"].get("sharing"),
         peer_lr_scale=values["method"].get("peer_lr_scale"),

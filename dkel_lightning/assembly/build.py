@@ -11,7 +11,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from torch import nn
 
-from dkel_lightning.assembly.draw import NetworkDraw, classes_of
+from dkel_lightning import networks
+from dkel_lightning.assembly.draw import NetworkDraw, image_shape, made
 from dkel_lightning.assembly.file_checks import no_more_than, refuse_non_finite
 from dkel_lightning.assembly.parts import choose_method, deployment, method_recipe, teacher_settings
 from dkel_lightning.assembly.teacher_weights import load_teacher
@@ -24,6 +25,7 @@ from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
+from dkel_lightning.settings.backbone import is_external
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.teacher import TeacherSettings
@@ -60,6 +62,7 @@ def build(  # noqa: D417
     *,
     split_at: str | None = None,
     classifier: str | None = None,
+    pretrained: bool | None = None,
     teacher: Mapping[str, Any] | TeacherSettings | None = None,
     in_channels: int = 3,
     image_size: tuple[int, int] | None = None,
@@ -81,12 +84,16 @@ def build(  # noqa: D417
     """Build student, teacher, ensemble and method from names and primitives.
 
     Args:
-        backbone: a registered name, or any torch classifier (then give `split_at`).
+        backbone: a registered name; `torchvision:NAME`, `timm:NAME`, `hf:FOLDER` or `hf:TYPE`; or any torch classifier.
         num_classes: C; by default those of a model of your own, or 100.
         method: a registered name, a mapping `{"name": ..., <settings>}`, or a Method.
         peers: P, the method's by default; or a backbone's name for each peer, which then share nothing.
-        split_at: for a model of your own, the module at which the branches begin, such as "layer4".
+        split_at: for a model of your own, the module at which the branches begin, such as "layer4". Models by name
+            have a place of their own, docs/own_model.md.
         classifier: for a model of your own, its classifier's name; the last linear layer by default.
+        pretrained: keep the weights of the branches too, all but the classifiers', which are drawn; a model by name
+            fetches weights then. By default those of a model of your own are kept whose normalisation layers show that
+            it was trained. A teacher of independent draw keeps none.
         teacher: settings laid over the method's, see TeacherSettings; `{"update": "none"}` for no teacher.
         in_channels: channels of the images.
         image_size: (height, width), checked against what the backbone can take; 224 for a model of your own.
@@ -111,8 +118,10 @@ def build(  # noqa: D417
     Raises:
         ConfigError: an unknown name or key, or parts that do not fit together.
     """
-    if isinstance(backbone, str) and split_at is not None:
-        raise ConfigError(f"split_at={split_at!r} belongs to a model of your own; {backbone} has its own split.")
+    registered = isinstance(backbone, str) and not is_external(backbone)
+    for key, value in (("split_at", split_at), ("pretrained", pretrained)):
+        if registered and value:
+            raise ConfigError(f"{key}={value!r} belongs to a model of your own or a library's; {backbone} has its own.")
     if isinstance(peers, str) or not isinstance(peers, int | Sequence | None):
         raise ConfigError(f"peers is {peers!r}: give a number of peers, or a list of backbones.")
     if isinstance(teacher, TeacherSettings):
@@ -128,14 +137,15 @@ def build(  # noqa: D417
     share = sharing or preset.sharing
     if share not in ("trunk", "nothing"):
         raise ConfigError(f"method.sharing is {share!r}: choose one of trunk, nothing.")
-    if isinstance(peers, int) and share == "nothing" and isinstance(backbone, str):
+    if isinstance(peers, int) and share == "nothing" and registered:
         peers = [backbone] * peers
     settings = teacher_settings(chosen, preset, teacher, schedules)
     if num_classes is None:
-        num_classes = 100 if isinstance(backbone, str) else classes_of(backbone, split_at, classifier)
+        shape = image_shape(in_channels, image_size)
+        num_classes = 100 if isinstance(backbone, str) else networks.classes_of(made(backbone), classifier, shape)
     draw = NetworkDraw(
         backbone, num_classes, peers, split_at, classifier, in_channels, image_size,
-        views_per_pass or preset.views_per_pass, classifiers or preset.classifiers, share,
+        views_per_pass or preset.views_per_pass, classifiers or preset.classifiers, share, pretrained,
     )  # fmt: skip
     student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
     teacher_module = None

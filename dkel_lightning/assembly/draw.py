@@ -13,6 +13,7 @@ from torch import nn
 from dkel_lightning import networks
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import seeded
+from dkel_lightning.settings.backbone import is_external
 
 NO_SPLIT = 'A model of your own needs split_at=, the module at which branches begin ("layer4").'
 
@@ -31,6 +32,7 @@ class NetworkDraw:
     views_per_pass: str
     classifiers: str
     sharing: str
+    pretrained: bool | None
 
     def __call__(self, seed: int, purpose: str, *, redraw: bool = False) -> networks.PeerNetwork:
         """Draw the network from (seed, purpose); `redraw` also draws weights that a model came with.
@@ -39,7 +41,7 @@ class NetworkDraw:
             ConfigError: parts of the choice contradict each other.
         """
         with seeded(seed, purpose):
-            if isinstance(self.backbone, str):
+            if isinstance(self.backbone, str) and not is_external(self.backbone):
                 return networks.create(
                     self.backbone,
                     self.num_classes,
@@ -49,40 +51,65 @@ class NetworkDraw:
                     equal_classifiers=self._equal_classifiers(),
                     views_per_pass=self.views_per_pass,
                 )
-            if self.split_at is None:
-                raise ConfigError(NO_SPLIT)
             if not isinstance(self.peers, int):
                 raise ConfigError("A model of your own is given with the number of peers, not with their names.")
+            if self.peers == 1 and self.split_at is None:
+                return self._separate([self._whole(redraw)])
             if self.sharing == "nothing":
-                separate = networks.IndependentPeers([self._cut(1, redraw).peer(0) for _ in range(self.peers)])
-                separate.image_shape = (self.in_channels, *(self.image_size or separate.image_shape[1:]))
-                return separate
-            network = self._cut(self.peers, redraw)
-            network.image_shape = (self.in_channels, *(self.image_size or network.image_shape[1:]))
-            if self._equal_classifiers():
-                classifiers = [branch.classifier for branch in cast("Iterable[networks.Branch]", network.branches)]
-                for classifier in classifiers[1:]:
-                    classifier.load_state_dict(classifiers[0].state_dict())
+                return self._separate([self._split(1, redraw).peers[0] for _ in range(self.peers)])
+            network = self._split(self.peers, redraw)
+            first, *others = network.classifiers
+            for classifier in others if self._equal_classifiers() else []:
+                classifier.load_state_dict(first.state_dict())
             return network
 
-    def _cut(self, peers: int, redraw: bool) -> networks.BranchedNetwork:
-        assert isinstance(self.backbone, nn.Module)
-        assert self.split_at is not None
-        model = _made(self.backbone)
-        if redraw:
-            networks.redraw_(model)
-        return networks.branch_model(
+    def _separate(self, peers: Sequence[Any]) -> networks.PeerNetwork:
+        network = networks.IndependentPeers(peers)
+        network.image_shape = self._image_shape
+        return network
+
+    def _whole(self, redraw: bool) -> networks.WholeModel:
+        model = self._model(redraw)
+        return networks.whole_model(model, self.num_classes, self.classifier, self._image_shape)
+
+    def _split(self, peers: int, redraw: bool) -> networks.SplitModel:
+        model = self._model(redraw)
+        split_at = self.split_at
+        if split_at is None:
+            if not isinstance(self.backbone, str):
+                raise ConfigError(NO_SPLIT)
+            split_at = networks.default_cut(self.backbone, model)
+        keep = not redraw and (networks.is_trained(model) if self.pretrained is None else self.pretrained)
+        network = networks.branch_model(
             model,
-            self.split_at,
+            split_at,
             peers,
             self.num_classes,
             classifier=self.classifier,
+            image_shape=self._image_shape,
+            redraw_branches=not keep,
             views_per_pass=self.views_per_pass,
         )
+        if keep and peers > 1:  # equal in all else
+            for peer in cast("Iterable[networks.WholeModel]", network.peers):
+                peer.draw_classifier(self.num_classes)
+        return network
+
+    def _model(self, redraw: bool) -> nn.Module:
+        if isinstance(self.backbone, str):
+            wanted = bool(self.pretrained) and not redraw
+            return networks.make(self.backbone, self.num_classes, self.in_channels, self.image_size, wanted)
+        model = made(self.backbone)
+        return networks.redraw_(model) if redraw else model
+
+    @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        return image_shape(self.in_channels, self.image_size)
 
     def alone(self, backbone: str | None) -> NetworkDraw:
         """Draw one whole network: of `backbone`, or of the peers' own."""
-        return replace(self, backbone=backbone or self.backbone, peers=1, classifiers="own", sharing="trunk")
+        one = replace(self, peers=1, classifiers="own", sharing="trunk")
+        return one if backbone is None else replace(one, backbone=backbone, split_at=None, classifier=None)
 
     def start_ensemble(self, classifier: nn.Linear) -> None:
         """Draw the classifier over the features of all peers as their backbone draws its own."""
@@ -111,16 +138,14 @@ class NetworkDraw:
         }
 
 
-def _made(model: nn.Module) -> nn.Module:
+def made(model: nn.Module) -> nn.Module:
     """Copy a model; a LightningModule that makes its layers in `configure_model` makes them now."""
-    made = copy.deepcopy(model)
-    if isinstance(made, LightningModule):
-        made.configure_model()
-    return made
+    copied = copy.deepcopy(model)
+    if isinstance(copied, LightningModule):
+        copied.configure_model()
+    return copied
 
 
-def classes_of(model: nn.Module, split_at: str | None, classifier: str | None) -> int:
-    """Count the classes of a model of the user's own."""
-    if split_at is None:
-        raise ConfigError(NO_SPLIT)
-    return networks.classes_of(_made(model), split_at, classifier)
+def image_shape(in_channels: int, image_size: tuple[int, int] | None) -> tuple[int, int, int]:
+    """Give the form of an image; 224 pixels a side where none is given."""
+    return (in_channels, *(image_size or networks.IMAGE_SHAPE[1:]))

@@ -42,7 +42,7 @@ def load_teacher(teacher: TeacherModule, rebuild: Callable[[Path], Coordinator])
         _load_checkpoint(network, rebuild(path), path)
     else:
         single = network.num_peers == 1
-        _load(_whole(network) if single else network, state_dict(content, path), path, network.num_classes)
+        _load(network.peer(0) if single else network, state_dict(content, path), path, network.num_classes)
     teacher.take_weights()
 
 
@@ -85,13 +85,6 @@ def state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is no state_dict: {_listed(others) or 'it'} holds no tensor.")
     prefix = "module." if all(str(key).startswith("module.") for key in content) else ""
     return {str(key).removeprefix(prefix): value for key, value in content.items()}
-
-
-def _whole(network: PeerNetwork) -> nn.Module:
-    """Return the module whose names the file uses: a model taken whole by its own, else the peer."""
-    peer = network.peer(0)
-    own = isinstance(peer.trunk, nn.Identity) and isinstance(peer.branch.classifier, nn.Identity)
-    return peer.branch.body if own else peer
 
 
 def _load(module: nn.Module, weights: Mapping[str, Tensor], path: Path, num_classes: int) -> None:

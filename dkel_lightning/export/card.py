@@ -36,10 +36,32 @@ def write(
 
 
 _BUILT = """\
-from model import load, preprocess
+from pathlib import Path
 
-network = load()
-probabilities = network(preprocess(images)).softmax(-1)  # images: uint8 [B, C, H, W]"""
+from dkel_lightning.export import open_exported
+
+exported = open_exported(Path("{file}"))
+logits = exported.classify(exported.record.preprocessing.normalised(images))  # images: uint8 [B, C, H, W]"""
+_OWN = {
+    "torchvision": """\
+import torch
+from torchvision.models import get_model
+
+network = get_model("{name}", num_classes={classes})
+network.load_state_dict(torch.load("{file}", weights_only=True))""",
+    "timm": """\
+import timm
+
+network = timm.create_model("{name}", num_classes={classes}, in_chans={channels}, checkpoint_path="{file}")""",
+    "hf": """\
+from transformers import AutoModelForImageClassification
+
+network = AutoModelForImageClassification.from_pretrained(".")""",
+    "": """\
+import torch
+
+network.load_state_dict(torch.load("{file}", weights_only=True))  # a network of the class that was trained""",
+}
 _TRACED = """\
 import torch
 
@@ -49,10 +71,11 @@ _ONNX = """\
 import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-(logits,) = session.run(None, {"images": images})  # prepared as below, a batch of any size"""
+(logits,) = session.run(None, {{"images": images}})  # prepared as below, a batch of any size"""
 _USE = {
-    "state_dict": ("Needs torch alone; `model.py` builds the network, and reads the file with `weights_only`.", _BUILT),
-    "safetensors": ("Needs torch and safetensors; `model.py` builds the network.", _BUILT),
+    "original": ("Its weights have the names that the network's own library gives them.", ""),
+    "state_dict": ("Read with `weights_only`; this library builds the network.", _BUILT),
+    "safetensors": ("This library builds the network.", _BUILT),
     "torch_export": (
         "Needs torch alone. As every .pt2 it may hold objects that run code on loading: know where it comes from.",
         _TRACED,
@@ -64,6 +87,8 @@ _USE = {
 def _use(record: Record, file: str) -> list[str]:
     needs, code = _USE[record.format]
     channels, height, width = record.preprocessing.shape
+    source, _, name = str((record.recipe or {}).get("backbone") or "").rpartition(":")
+    code = (code or _OWN[source]).format(file=file, name=name, classes=record.num_classes, channels=channels)
     form = f"Images [B, {channels}, {height}, {width}], float32 -> logits [B, {record.num_classes}]."
     return [f"`{file}`: {form} {needs}", "", "```python", code, "```", ""]
 

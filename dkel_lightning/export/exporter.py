@@ -60,7 +60,7 @@ def export(
     repeats: int = 20,
     facts: Facts | None = None,
 ) -> Shipped:
-    """Write one network of a trained module as files that load without this library.
+    """Write one network of a trained module as files.
 
     What was written is opened as its receiver would, and compared with the logits of the training network.
 
@@ -92,8 +92,8 @@ def export(
     facts = facts or Facts()
     title = facts.title or f"{member} of {type(module.method).__name__}"
     with whole_folder(Path(folder)) as draft, _in_float32(module):
-        files = formats.write(deployed, images[:4], draft, record, title)
-        classify = formats.received(files[0])
+        files = formats.write(deployed, images[:4], draft, record)
+        classify = formats.received(files[0], record, deployed)
         with torch.no_grad():
             agreement = _agreement(module, index, classify, images, tolerance)
         if not agreement.holds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import io
 import json
@@ -15,14 +16,17 @@ from torch import Tensor, nn
 
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
-from dkel_lightning.export import plain
 from dkel_lightning.export.metadata import KEY, RECORD, Record
+from dkel_lightning.modules.deployment import EnsembleNetwork
 from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.runtime.atomic_files import naming, write_bytes, write_text
+from dkel_lightning.networks import LogitsOf, SinglePeer, logits_of
+from dkel_lightning.runtime.atomic_files import naming, write_bytes
 
-FORMATS = ("state_dict", "safetensors", "torch_export", "onnx")
-MODEL = "model.py"
+FORMATS = ("original", "state_dict", "safetensors", "torch_export", "onnx")
+_FOLDER = "model.safetensors"
+"""Of a model of transformers in its own form."""
 _FILES = {
+    "original": "weights.pt",
     "state_dict": "weights.pt",
     "safetensors": "weights.safetensors",
     "torch_export": "model.pt2",
@@ -31,6 +35,7 @@ _FILES = {
 _OF_TEACHER = ("update", "backbone", "batchnorm", "draw")
 _INSIDE_PT2 = f"{KEY}.json"
 _NEEDED = {
+    "original": (),
     "state_dict": (),
     "safetensors": ("safetensors.torch",),
     "torch_export": (),
@@ -64,8 +69,8 @@ def check(kind: str) -> None:
         need(package, f"export.format={kind}")
 
 
-def need(package: str, what: str) -> Any:
-    """Import a package of the extra `export`.
+def need(package: str, what: str, extra: str = "export") -> Any:
+    """Import a package of an extra.
 
     Raises:
         ConfigError: it is not installed.
@@ -74,14 +79,14 @@ def need(package: str, what: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise ConfigError(
-            f'{what} needs {package.split(".")[0]} ({error}): pip install "dkel-lightning[export]".'
+            f'{what} needs {package.split(".")[0]} ({error}): pip install "dkel-lightning[{extra}]".'
         ) from error
 
 
 # ---------------------------------------------------------------------- writing
 
 
-def write(network: nn.Module, example: Tensor, folder: Path, record: Record, title: str) -> list[Path]:
+def write(network: nn.Module, example: Tensor, folder: Path, record: Record) -> list[Path]:
     """Write `network` (in eval mode, on the CPU) into `folder`, the file that is opened first.
 
     Args:
@@ -89,7 +94,6 @@ def write(network: nn.Module, example: Tensor, folder: Path, record: Record, tit
         example: a few normalised images.
         folder: an existing one.
         record: what the file says of itself.
-        title: one line that says what the network is.
 
     Raises:
         ConfigError: the network cannot be written in this format, or a package is missing.
@@ -97,35 +101,50 @@ def write(network: nn.Module, example: Tensor, folder: Path, record: Record, tit
     """
     check(record.format)
     target = folder / _FILES[record.format]
-    if record.format in ("state_dict", "safetensors"):
-        return _write_weights(network, example, target, record, title)
-    if record.format == "torch_export":
+    if record.format == "original" and isinstance(network, SinglePeer | EnsembleNetwork):
+        raise ConfigError(
+            f"export.format=original is for networks of torchvision, timm, transformers or your own, and "
+            f"{record.member} is this library's: choose one of {', '.join(FORMATS[1:])}."
+        )
+    if record.format == "original" and hasattr(network, "save_pretrained"):
+        return _write_folder(network, folder, record)
+    if record.format in ("original", "state_dict", "safetensors"):
+        _write_weights(network, target, record)
+    elif record.format == "torch_export":
         written = io.BytesIO()
-        torch.export.save(plain.program_of(network, example), written, extra_files={_INSIDE_PT2: record.as_text()})
+        torch.export.save(_program_of(LogitsOf(network), example), written, extra_files={_INSIDE_PT2: record.as_text()})
         write_bytes(target, written.getvalue())
     else:
-        _write_onnx(network, example, target, record)
+        _write_onnx(LogitsOf(network), example, target, record)
     return [target]
 
 
-def _write_weights(network: nn.Module, example: Tensor, target: Path, record: Record, title: str) -> list[Path]:
-    text, tensors = plain.source(network, example, record.preprocessing, title, target.name)
-    if record.format == "state_dict":
+def _write_weights(network: nn.Module, target: Path, record: Record) -> None:
+    tensors = {name: value.detach().contiguous().clone() for name, value in network.state_dict().items()}
+    if target.suffix == ".pt":
         written = io.BytesIO()
         torch.save(tensors, written)
         write_bytes(target, written.getvalue())
     else:
         save = need("safetensors.torch", "safetensors").save
         write_bytes(target, save(tensors, metadata={"format": "pt", KEY: record.as_text()}))
-    write_text(target.parent / MODEL, text)
-    return [target, target.parent / MODEL]
+
+
+def _write_folder(network: Any, folder: Path, record: Record) -> list[Path]:
+    """Write a model of transformers as its `from_pretrained` reads it."""
+    if names := record.preprocessing.classes:
+        network.config.id2label = dict(enumerate(names))
+        network.config.label2id = {name: index for index, name in enumerate(names)}
+    with naming(folder / _FOLDER):
+        network.save_pretrained(folder)
+    return [folder / _FOLDER, folder / "config.json"]
 
 
 def _write_onnx(network: nn.Module, example: Tensor, target: Path, record: Record) -> None:
     try:
         program = torch.onnx.export(
             network,
-            (plain.example_of(example),),
+            (_example_of(example),),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
@@ -146,24 +165,58 @@ def _write_onnx(network: nn.Module, example: Tensor, target: Path, record: Recor
         program.save(str(target))
 
 
+def _program_of(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """Trace a network with a batch of any size, without a word of where its code lies.
+
+    Raises:
+        ConfigError: torch.export cannot trace it.
+    """
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                network, (_example_of(example),), dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}}
+            )
+    except Exception as error:  # the forward of someone's network fails in any way it likes
+        raise ConfigError(f"torch.export cannot trace this network: {str(error).splitlines()[0]}") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _example_of(images: Tensor) -> Tensor:
+    """Take two images to trace with: a batch of one would be taken for the only size."""
+    return images[:2] if len(images) > 1 else images.repeat(2, 1, 1, 1)
+
+
 # ---------------------------------------------------------------------- opening as a receiver does
 
 
-def received(path: Path) -> Classifier:
-    """Open a file just written in the way its receiver will: by its model.py, torch.export or onnxruntime."""
+def received(path: Path, record: Record, network: nn.Module) -> Classifier:
+    """Open a file just written as its receiver will: by torch.export, onnxruntime, or a network that is rebuilt.
+
+    What cannot be rebuilt by name is a copy of `network` with other weights, into which those of the file are loaded.
+    """
     if path.suffix == ".onnx":
         return _onnx(path)[1]
     if path.suffix == ".pt2":
         return _program(path)
-    names: dict[str, Any] = {"__name__": "model", "__file__": str(path.parent / MODEL)}
-    exec(compile((path.parent / MODEL).read_text(encoding="utf-8"), MODEL, "exec"), names)
-    return _without_gradient(names["load"]())
+    if path.name == _FOLDER:
+        return _without_gradient(_from_folder(path))
+    tensors = _safetensors(path)[1] if path.suffix == ".safetensors" else _tensors(path)
+    if record.recipe is not None:
+        return _without_gradient(_rebuilt(record, tensors, path))
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        for tensor in copied.state_dict().values():
+            tensor.zero_()
+    copied.load_state_dict(dict(tensors), strict=True)
+    return _without_gradient(copied)
 
 
 def open_exported(path: Path, *, trust: bool = False) -> Exported:
     """Open an exported file, or the folder that holds one. Nothing in it is executed, unless `trust`.
 
-    Weights are loaded into networks that are rebuilt by name, not by their model.py. A `.pt2` is refused without
+    Weights are loaded into networks that are rebuilt by name. A `.pt2` is refused without
     `trust`, since torch unpickles parts of it.
 
     Raises:
@@ -181,13 +234,13 @@ def open_exported(path: Path, *, trust: bool = False) -> Exported:
             )
         # Read from the archive itself, before torch loads what is in it.
         return Exported(path, Record.from_text(_inside_pt2(path), path), _program(path))
-    if path.suffix == ".safetensors":
-        text, tensors = _safetensors(path)
-    else:
-        beside = path.parent / RECORD
-        text = beside.read_text(encoding="utf-8") if beside.is_file() else None
-        tensors = _tensors(path)
-    record = Record.from_text(text, path)
+    inside, tensors = _safetensors(path) if path.suffix == ".safetensors" else (None, _tensors(path))
+    beside = path.parent / RECORD
+    if inside is None and beside.is_file():
+        inside = beside.read_text(encoding="utf-8")
+    record = Record.from_text(inside, path)
+    if path.name == _FOLDER:
+        return Exported(path, record, _without_gradient(_from_folder(path)))
     return Exported(path, record, _without_gradient(_rebuilt(record, tensors, path)))
 
 
@@ -198,9 +251,10 @@ def is_exported(path: Path) -> bool:
 
 def _file_in(path: Path) -> Path:
     if path.is_dir():
-        found = [path / name for name in _FILES.values() if (path / name).is_file()]
+        names = dict.fromkeys([*_FILES.values(), _FOLDER])
+        found = [path / name for name in names if (path / name).is_file()]
         if not found:
-            raise CheckpointError(f"{path} holds no exported network ({', '.join(_FILES.values())}).")
+            raise CheckpointError(f"{path} holds no exported network ({', '.join(names)}).")
         return found[0]
     if not path.is_file():
         raise CheckpointError(f"No exported network at {path}: give a file that task=export wrote, or its folder.")
@@ -225,12 +279,24 @@ def _rebuilt(record: Record, tensors: Mapping[str, Tensor], path: Path) -> nn.Mo
         raise CheckpointError(f"{path} cannot be rebuilt from its record ({error}): export it again.") from error
     wanted = network.state_dict()
     try:
-        network.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith("constants.")})
+        network.load_state_dict(dict(tensors))
     except RuntimeError as error:
         raise CheckpointError(
             f"The weights in {path} do not fit the network it names ({len(wanted)} tensors): {error}"
         ) from error
     return network
+
+
+def _from_folder(path: Path) -> nn.Module:
+    library = need("transformers", f"{path.name} of transformers", "hf")
+    try:
+        auto = library.AutoModelForImageClassification
+        network: nn.Module = auto.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # as with any file of weights
+        raise CheckpointError(
+            f"{path.parent} is no model that transformers can read ({error}): export again."
+        ) from error
+    return network.eval()
 
 
 def _tensors(path: Path) -> Mapping[str, Tensor]:
@@ -292,7 +358,6 @@ def _inside_pt2(path: Path) -> str | None:
 def _without_gradient(network: nn.Module) -> Classifier:
     def classify(images: Tensor) -> Tensor:
         with torch.no_grad():
-            logits: Tensor = network(images)
-        return logits
+            return logits_of(network(images))
 
     return classify

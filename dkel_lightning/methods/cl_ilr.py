@@ -10,7 +10,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy, distillation, peer_mean
 from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.networks import BranchedNetwork, PeerNetwork
+from dkel_lightning.networks import PeerNetwork, SharedTrunk
 from dkel_lightning.settings.methods import PRESETS, CLILRSettings
 from dkel_lightning.settings.needs import Needs
 
@@ -33,7 +33,7 @@ class CLILR(Method):
         Raises:
             ConfigError: the peers share no trunk.
         """
-        if not isinstance(network, BranchedNetwork):
+        if not isinstance(network, SharedTrunk):
             raise ConfigError(
                 "CL-ILR scales the gradient where branches leave their trunk, and these peers share none: "
                 "set method.sharing=trunk and give method.peers as a number, or choose method=dml."

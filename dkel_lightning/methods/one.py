@@ -11,7 +11,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
 from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
-from dkel_lightning.networks import BranchedNetwork, PeerNetwork
+from dkel_lightning.networks import PeerNetwork, SharedTrunk
 from dkel_lightning.settings.methods import PRESETS, ONESettings
 from dkel_lightning.settings.needs import Needs
 
@@ -36,7 +36,7 @@ class ONE(Method):
         Raises:
             ConfigError: the peers share no trunk, or it takes no image of the size that the network was built for.
         """
-        if not isinstance(network, BranchedNetwork):
+        if not isinstance(network, SharedTrunk):
             raise ConfigError("one gates its peers by their shared trunk: set method.sharing=trunk.")
         width = pooled(network.probe().trunk[0]).shape[1]
         self.gate = nn.Sequential(

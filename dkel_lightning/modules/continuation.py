@@ -7,6 +7,7 @@ others' own state travels to it; a resume with as many processes gives each its 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
 
 from dkel_lightning.checkpoints import file_format
-from dkel_lightning.errors import ConfigError
+from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.runtime.processes import average_over_processes, world_size
@@ -60,6 +61,12 @@ def read(module: Coordinator, checkpoint: Mapping[str, Any]) -> Restored:
     file_format.check(checkpoint, module.recipe)
     if not module.is_attached or module.trainer.state.fn != "fit":
         return Restored()
+    cut = re.compile(r"student\.network\.(trunk|branches|peers\.\d+\.(trunk|branch))\.")
+    if any(map(cut.match, checkpoint["state_dict"])) and not any(map(cut.match, module.state_dict())):
+        raise CheckpointError(
+            "This checkpoint is of a version that cut a foreign network in two, and its optimizer knows the weights in "
+            "another order: load_from_checkpoint reads its weights, but a training goes on with that version only."
+        )
     return Restored(file_format.own_states(checkpoint), file_format.trained_with(checkpoint))
 
 

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from dkel_lightning import networks
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import StudentOutput
@@ -91,6 +92,8 @@ def deploy(module: Coordinator, choice: Deploy) -> nn.Module:
         assert part is not None
         whole = part.peer(int(deployed_member(module, choice=choice).rpartition("_")[2]))
     deployed = copy.deepcopy(whole).cpu().to(memory_format=torch.contiguous_format)
+    if choice.network != "ensemble":
+        networks.release_(deployed)
     if module.dtype != torch.float32:  # else a network of the user's own may hold other types on purpose
         deployed = deployed.float()
     return deployed.requires_grad_(True).eval()

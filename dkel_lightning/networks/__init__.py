@@ -1,6 +1,16 @@
 """Networks of peers: the backbones of DKEL by name, and any torch classifier cut into a trunk and branches."""
 
-from dkel_lightning.networks.branching import branch_model, classes_of, redraw_
+from dkel_lightning.networks.branching import (
+    SplitModel,
+    WholeModel,
+    branch_model,
+    is_trained,
+    redraw_,
+    release_,
+    whole_model,
+)
+from dkel_lightning.networks.external import default_cut, make, normalisation
+from dkel_lightning.networks.outline import IMAGE_SHAPE, LogitsOf, classes_of, logits_of
 from dkel_lightning.networks.peers import (
     VIEWS_PER_PASS,
     Branch,
@@ -9,25 +19,38 @@ from dkel_lightning.networks.peers import (
     PeerFeatures,
     PeerNetwork,
     PeerStages,
+    SharedTrunk,
     SinglePeer,
 )
 from dkel_lightning.networks.registry import BACKBONES, Backbone, create, register_backbone, start_linear
 
 __all__ = [
     "BACKBONES",
+    "IMAGE_SHAPE",
     "VIEWS_PER_PASS",
     "Backbone",
     "Branch",
     "BranchedNetwork",
     "IndependentPeers",
+    "LogitsOf",
     "PeerFeatures",
     "PeerNetwork",
     "PeerStages",
+    "SharedTrunk",
     "SinglePeer",
+    "SplitModel",
+    "WholeModel",
     "branch_model",
     "classes_of",
     "create",
+    "default_cut",
+    "is_trained",
+    "logits_of",
+    "make",
+    "normalisation",
     "redraw_",
     "register_backbone",
+    "release_",
     "start_linear",
+    "whole_model",
 ]

@@ -1,37 +1,121 @@
-"""Whole classifiers of torchvision and timm by name, built without a download."""
+"""Classifiers of torchvision, timm and transformers by name. Only pretrained weights are downloaded."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.networks.peers import Branch, IndependentPeers, SinglePeer
+from dkel_lightning.networks.outline import IMAGE_SHAPE
 
-SOURCES = ("torchvision", "timm")
+# By source and name, where peers begin unless told otherwise: before the last stage, or the last third of the blocks.
+CUTS = (
+    (r"torchvision:(wide_)?(resnet|resnext)\d+", "layer4"),
+    (r"torchvision:regnet_", "trunk_output.block4"),
+    (r"torchvision:mobilenet_v2", "features.14"),
+    (r"torchvision:mobilenet_v3_large", "features.13"),
+    (r"torchvision:mobilenet_v3_small", "features.9"),
+    (r"torchvision:efficientnet_", "features.6"),
+    (r"torchvision:convnext_", "features.6"),
+    (r"torchvision:swin_", "features.6"),
+    (r"torchvision:vit_[bh]_", "encoder.layers.encoder_layer_8"),
+    (r"torchvision:vit_l_", "encoder.layers.encoder_layer_16"),
+    (r"timm:(seresnet|resnet|resnext|wide_resnet)\d+[a-z]?(_|$)", "layer4"),
+    (r"timm:regnet", "s4"),
+    (r"timm:(tf_)?(mobilenetv[23]|efficientnet)", "blocks.5"),
+    (r"timm:convnext", "stages.3"),
+    (r"timm:swin", "layers.3"),
+    (r"timm:(vit|deit3?)_(tiny|small|base)_", "blocks.8"),
+    (r"timm:(vit|deit3?)_large_", "blocks.16"),
+)
+# By the type in a transformers configuration.
+HF_CUTS = {
+    "vit": "vit.layers.{0}",
+    "deit": "deit.layers.{0}",
+    "resnet": "resnet.encoder.stages.3",
+    "regnet": "regnet.encoder.stages.3",
+    "convnext": "convnext.encoder.stages.3",
+    "swin": "swin.encoder.layers.3",
+}
+EXTRAS = {"timm": "timm", "hf": "transformers"}
 
 
-def is_external(name: str | None) -> bool:
-    """Whether `name` has the form torchvision:NAME or timm:NAME."""
-    return name is not None and name.partition(":")[0] in SOURCES and ":" in name
-
-
-def external(name: str, num_classes: int, in_channels: int) -> IndependentPeers:
-    """Build the classifier `name` (`torchvision:resnet50`) as a network of one peer, its weights freshly drawn.
-
-    It is taken whole: its features are its logits, so it serves as a teacher or as a single peer.
+def default_cut(name: str, model: nn.Module) -> str:
+    """Name the module at which peers of the classifier `name` begin.
 
     Raises:
-        ConfigError: an unknown model, timm is not installed, or the model cannot take such images.
+        ConfigError: none is known.
     """
-    source, _, model_name = name.partition(":")
-    build = _from_torchvision if source == "torchvision" else _from_timm
-    model = build(model_name, num_classes, in_channels)
-    return IndependentPeers([SinglePeer(nn.Identity(), Branch(model, nn.Identity(), num_classes, num_classes))])
+    known = [cut for pattern, cut in CUTS if re.match(pattern, name)]
+    if name.startswith("hf:"):
+        config: Any = model.config
+        cut = HF_CUTS.get(config.model_type)
+        known = [cut.format(getattr(config, "num_hidden_layers", 0) * 2 // 3)] if cut is not None else []
+    if known:
+        return known[0]
+    blocks = [child for child, _ in model.named_children()]
+    raise ConfigError(
+        f"Where the peers of {name} begin is not known: give backbone.split_at (split_at= in Python) the name of a "
+        f"module inside {', '.join(blocks)}, as in named_modules()."
+    )
 
 
-def _from_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
+def make(
+    name: str, num_classes: int, in_channels: int, image_size: tuple[int, int] | None = None, pretrained: bool = False
+) -> nn.Module:
+    """Build the classifier `name` (`torchvision:resnet50`), its weights drawn from torch's global generator.
+
+    Pretrained weights may come with another classifier than for `num_classes`.
+
+    Raises:
+        ConfigError: an unknown model, its package is not installed, it cannot take such images, or its weights cannot
+            be had.
+    """
+    source, _, own_name = name.partition(":")
+    size = image_size or IMAGE_SHAPE[1:]
+    if source not in EXTRAS:
+        return _torchvision(own_name, num_classes, in_channels, size, pretrained)
+    return _SOURCES[source](_library(source, name), own_name, num_classes, in_channels, size, pretrained)
+
+
+def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Return mean and deviation of the images on which the pretrained model `name` was trained.
+
+    Raises:
+        ConfigError: its package is not installed, or it does not tell.
+    """
+    source, _, own_name = name.partition(":")
+    try:
+        if source == "timm":
+            told = _library(source, name).get_pretrained_cfg(own_name)
+            return told.mean, told.std
+        if source == "hf":
+            told = _library(source, name).AutoImageProcessor.from_pretrained(own_name)
+            return told.image_mean, told.image_std
+        from torchvision import models
+
+        told = models.get_model_weights(own_name).DEFAULT.transforms()
+        return told.mean, told.std
+    except (AttributeError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"{name} does not tell how its images were normalised ({error}): give data.mean and data.std."
+        ) from error
+
+
+def _library(source: str, name: str) -> Any:
+    try:
+        return importlib.import_module(EXTRAS[source])
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{name} needs {EXTRAS[source]}: pip install 'dkel-lightning[{source}]'.") from error
+
+
+def _torchvision(name: str, num_classes: int, in_channels: int, size: tuple[int, ...], pretrained: bool) -> nn.Module:
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -42,19 +126,63 @@ def _from_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Modul
             f"torchvision:{name} takes images of 3 channels, the data has {in_channels}: take a registered backbone, "
             "or timm:NAME, which adapts to the channels."
         )
-    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    given: dict[str, Any] = {"image_size": size[0]} if name.startswith("vit_") else {}
+    if pretrained:
+        return _had(f"torchvision:{name}", lambda: models.get_model(name, weights="DEFAULT", **given))
+    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **given)
     return model
 
 
-def _from_timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"timm:{name} needs timm: pip install 'dkel-lightning[timm]'.") from error
+def _timm(
+    timm: Any, name: str, num_classes: int, in_channels: int, size: tuple[int, ...], pretrained: bool
+) -> nn.Module:
     if not timm.is_model(name):
         raise ConfigError(_unknown("timm", name, timm.list_models()))
-    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+    given: dict[str, Any] = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": in_channels}
+    if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
+        given["img_size"] = size
+    return _had(f"timm:{name}", lambda: timm.create_model(name, **given), pretrained)
+
+
+def _hf(
+    transformers: Any, name: str, num_classes: int, in_channels: int, size: tuple[int, ...], pretrained: bool
+) -> nn.Module:
+    auto = transformers.AutoModelForImageClassification
+    told = {"num_labels": num_classes, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    if pretrained:
+        return _had(f"hf:{name}", lambda: auto.from_pretrained(name, **told))
+    try:
+        if name in transformers.CONFIG_MAPPING and not Path(name).is_dir():
+            config = transformers.AutoConfig.for_model(name)
+        else:
+            config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        config.num_labels = num_classes
+        config.num_channels = in_channels
+        if hasattr(config, "image_size"):
+            config.image_size = size[0]
+        config.architectures = config.architectures or []  # of a type alone transformers would walk through None
+        model: nn.Module = auto.from_config(config, trust_remote_code=False)
+    except Exception as error:  # transformers raises what it likes, in many lines
+        raise ConfigError(
+            f"hf:{name} is no image classifier that is here ({str(error).strip().splitlines()[0]}): give a folder with "
+            "a config.json, or a type such as hf:vit; backbone.pretrained=true downloads."
+        ) from error
     return model
+
+
+_SOURCES: dict[str, Callable[..., nn.Module]] = {"torchvision": _torchvision, "timm": _timm, "hf": _hf}
+
+
+def _had(name: str, load: Callable[[], nn.Module], pretrained: bool = True) -> nn.Module:
+    try:
+        return load()
+    except Exception as error:  # of the network, the disk, or the model's arguments
+        if not pretrained:
+            raise ConfigError(f"{name} cannot be built ({str(error).strip().splitlines()[0]}).") from error
+        raise ConfigError(
+            f"The pretrained weights of {name} cannot be had ({str(error).strip().splitlines()[0]}): see to the "
+            "network or the cache, give a folder that holds them (hf:FOLDER), or set backbone.pretrained=false."
+        ) from error
 
 
 def _unknown(source: str, name: str, known: list[str]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,17 +73,36 @@ class PeerStages(NamedTuple):
 
 
 class SinglePeer(nn.Module):
-    """A complete classifier: what a peer is when it stands alone, and what is deployed."""
+    """A complete classifier of a registered backbone: what a peer is when it stands alone, and what is deployed."""
 
     def __init__(self, trunk: nn.Module, branch: Branch) -> None:
         super().__init__()
         self.trunk = trunk
         self.branch = branch
+        self.feature_dim = branch.feature_dim
+        self.num_classes = branch.num_classes
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, C, H, W] to logits [B, num_classes]."""
         logits: Tensor = self.branch(self.trunk(images))[0]
         return logits
+
+    def stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Return what `Branch.stages` does, and the trunk's output."""
+        trunk_output = self.trunk(images)
+        return *self.branch.stages(trunk_output), trunk_output
+
+    @property
+    def plain(self) -> nn.Module:
+        """What is deployed: the peer itself."""
+        return self
+
+
+class Ends(Protocol):
+    """What tells the width of its features and the classes of its logits: a branch, or a whole peer."""
+
+    feature_dim: int
+    num_classes: int
 
 
 class PeerNetwork(nn.Module, ABC):
@@ -96,16 +115,16 @@ class PeerNetwork(nn.Module, ABC):
         image_shape: [C, H, W] of an image that it takes; `probe` looks at one.
     """
 
-    def __init__(self, branches: Sequence[Branch]) -> None:
+    def __init__(self, ends: Sequence[Ends]) -> None:
         super().__init__()
-        if not branches:
+        if not ends:
             raise ConfigError("A network needs at least one peer.")
-        classes = sorted({branch.num_classes for branch in branches})
+        classes = sorted({end.num_classes for end in ends})
         if len(classes) > 1:
             raise ConfigError(f"All peers must tell the same classes apart, but theirs number {classes}.")
-        self.num_peers = len(branches)
+        self.num_peers = len(ends)
         self.num_classes = classes[0]
-        self.feature_dims: tuple[int, ...] = tuple(branch.feature_dim for branch in branches)
+        self.feature_dims: tuple[int, ...] = tuple(end.feature_dim for end in ends)
         self.image_shape: tuple[int, int, int] = (3, 224, 224)
 
     @abstractmethod
@@ -125,7 +144,7 @@ class PeerNetwork(nn.Module, ABC):
         """Return what `forward` returns and what was computed on the way; same arguments, same errors."""
 
     @abstractmethod
-    def peer(self, index: int) -> SinglePeer:
+    def peer(self, index: int) -> nn.Module:
         """Return peer `index` as a plain classifier that shares its parameters with this network.
 
         Raises:
@@ -191,8 +210,8 @@ class PeerNetwork(nn.Module, ABC):
         return torch.stack(logits), torch.stack(features) if same_width else features
 
 
-class BranchedNetwork(PeerNetwork):
-    """A trunk shared by all peers, and a branch for each (the networks of DKEL, PCL, ONE).
+class SharedTrunk(PeerNetwork):
+    """Peers on one trunk (the networks of DKEL, PCL, ONE).
 
     With a view for each peer the trunk runs once over all of them, a batch of P * B, which is nearly twice as fast as P
     passes but lets BatchNorm in the trunk take its statistics over all views together; `views_per_pass="one"` gives P
@@ -202,14 +221,24 @@ class BranchedNetwork(PeerNetwork):
         gradient_scale: Factor on the gradient that flows from the branches back into the trunk.
     """
 
-    def __init__(self, trunk: nn.Module, branches: Sequence[Branch], views_per_pass: str = "all") -> None:
-        super().__init__(branches)
+    def __init__(self, ends: Sequence[Ends], views_per_pass: str) -> None:
+        super().__init__(ends)
         if views_per_pass not in VIEWS_PER_PASS:
             raise ConfigError(f"views_per_pass must be one of {', '.join(VIEWS_PER_PASS)}, not {views_per_pass!r}.")
-        self.trunk = trunk
-        self.branches = nn.ModuleList(branches)
         self.views_per_pass = views_per_pass
         self.gradient_scale = 1.0
+
+    def _scaled(self, trunk_output: Tensor) -> Tensor:
+        return trunk_output if self.gradient_scale == 1.0 else scale_gradient(trunk_output, self.gradient_scale)
+
+
+class BranchedNetwork(SharedTrunk):
+    """A trunk, and a branch for each peer: what registered backbones are made of."""
+
+    def __init__(self, trunk: nn.Module, branches: Sequence[Branch], views_per_pass: str = "all") -> None:
+        super().__init__(branches, views_per_pass)
+        self.trunk = trunk
+        self.branches = nn.ModuleList(branches)
 
     def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
         """Return logits [P, B, num_classes] and features; see `PeerNetwork.forward`."""
@@ -241,37 +270,42 @@ class BranchedNetwork(PeerNetwork):
             return [self._scaled(self.trunk(view)) for view in views.unbind(1)]
         return self._scaled(self.trunk(views.transpose(0, 1).flatten(0, 1))).chunk(self.num_peers)
 
-    def _scaled(self, trunk_output: Tensor) -> Tensor:
-        return trunk_output if self.gradient_scale == 1.0 else scale_gradient(trunk_output, self.gradient_scale)
+
+class WholePeer(Ends, Protocol):
+    """A complete classifier, of whatever kind."""
+
+    def stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Return logits [B, C], features [B, D], last feature maps, and the trunk's output."""
+
+    @property
+    def plain(self) -> nn.Module:
+        """What is deployed."""
 
 
 class IndependentPeers(PeerNetwork):
     """P complete networks that share nothing, possibly of different architectures (DML, KDCL)."""
 
-    def __init__(self, peers: Sequence[SinglePeer]) -> None:
-        super().__init__([peer.branch for peer in peers])
-        self.peers = nn.ModuleList(peers)
+    def __init__(self, peers: Sequence[WholePeer]) -> None:
+        super().__init__(peers)
+        self.peers = nn.ModuleList(cast("Sequence[nn.Module]", peers))
 
     def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
         """Return logits [P, B, num_classes] and features; see `PeerNetwork.forward`."""
-        views = self._with_view_axis(views)
-        images = views.expand(-1, self.num_peers, -1, -1, -1).unbind(1)
-        peers = cast("Iterable[SinglePeer]", self.peers)
-        return self._gather(peer.branch(peer.trunk(image)) for peer, image in zip(peers, images, strict=True))
+        return self._gather(outputs[:2] for outputs in self._outputs(views))
 
     def stages(self, views: Tensor) -> PeerStages:
         """Return logits, features, the trunks' outputs and last maps; see `PeerNetwork.stages`."""
-        views = self._with_view_axis(views)
-        images = views.expand(-1, self.num_peers, -1, -1, -1).unbind(1)
-        peers = cast("Iterable[SinglePeer]", self.peers)
-        trunk_outputs = [peer.trunk(image) for peer, image in zip(peers, images, strict=True)]
-        outputs = [peer.branch.stages(out) for peer, out in zip(peers, trunk_outputs, strict=True)]
-        return self._gather_stages(trunk_outputs, outputs)
+        outputs = list(self._outputs(views))
+        return self._gather_stages([trunk for *_, trunk in outputs], [each[:3] for each in outputs])
 
-    def peer(self, index: int) -> SinglePeer:
+    def peer(self, index: int) -> nn.Module:
         """Return network `index` itself; see `PeerNetwork.peer`."""
         self._check_peer(index)
-        return cast(SinglePeer, self.peers[index])
+        return cast("WholePeer", self.peers[index]).plain
 
     def _own_part(self, index: int) -> nn.Module:
         return self.peers[index]
+
+    def _outputs(self, views: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
+        images = self._with_view_axis(views).expand(-1, self.num_peers, -1, -1, -1).unbind(1)
+        return (peer.stages(image) for peer, image in zip(cast("Iterable[WholePeer]", self.peers), images, strict=True))

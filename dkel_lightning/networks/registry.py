@@ -11,7 +11,6 @@ from torch import nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import densenet, resnet, vgg
-from dkel_lightning.networks.external import external, is_external
 from dkel_lightning.networks.peers import Branch, BranchedNetwork, IndependentPeers, PeerNetwork, SinglePeer
 
 
@@ -68,8 +67,7 @@ def create(
     Call it under `seeding.seeded` for weights that depend on nothing else. Every branch is drawn on its own.
 
     Args:
-        backbone: The name of a registered backbone, or a whole `torchvision:NAME` or `timm:NAME`; not used when `peers`
-            names its own.
+        backbone: The name of a registered backbone; not used when `peers` names its own.
         num_classes: Classes to tell apart, at least 2.
         peers: How many branches share a trunk, or the backbone of each peer, which then share nothing.
         in_channels: Channels of an image.
@@ -92,10 +90,6 @@ def create(
         return separate
     if peers < 1:
         raise ConfigError(f"peers must be at least 1, not {peers}.")
-    if backbone is not None and is_external(backbone):
-        if peers != 1:
-            raise ConfigError(f"{backbone} is taken whole, for one peer: cut it with split_at= for {peers}.")
-        return external(backbone, num_classes, in_channels)
     chosen = _find(backbone, image_size)
     trunk = chosen.make_trunk(in_channels)
     branches = [chosen.make_branch(num_classes) for _ in range(peers)]

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import (
-    choice,
-    registered,
-)
+from dkel_lightning.settings.keys import choice, registered, switch
+
+LIBRARIES = ("torchvision", "timm", "hf")
+
+
+def is_external(name: str | None) -> bool:
+    """Tell whether `name` has the form torchvision:NAME, timm:NAME or hf:FOLDER."""
+    return name is not None and ":" in name and name.partition(":")[0] in LIBRARIES
 
 
 @dataclass(frozen=True)
@@ -20,3 +24,8 @@ class BackboneSettings(Settings, node="backbone"):
     views_per_pass: Annotated[
         str, choice("Views through the trunk in one batch, or one after the other.", "all", "one")
     ] = "all"
+    split_at: Annotated[
+        str | None,
+        registered("Of a library's network: the first module that each peer has for itself; null: the usual one."),
+    ] = None
+    pretrained: Annotated[bool, switch("Of a library's network: fetch its pretrained weights, and keep them.")] = False

@@ -63,9 +63,7 @@ class TeacherSettings(Settings, node="teacher"):
     update: Annotated[str, choice("How the teacher learns.", "ema", "gradient", "frozen", "none")] = "ema"
     backbone: Annotated[
         str | None,
-        registered(
-            "Network of a teacher of its own (kd): a backbone, torchvision:NAME or timm:NAME; null: the student's."
-        ),
+        registered("Network of a teacher of its own (kd): what backbone= takes; null: the student's."),
     ] = None
     weights: Annotated[
         str | None,

@@ -134,7 +134,7 @@ def test_an_augmentation_makes_one_view_for_all_networks() -> None:
 
 def test_a_model_of_ones_own_becomes_separate_networks() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3))
-    module = DistillationModule.build(model, 3, "dml", 2, split_at="1")
+    module = DistillationModule.build(model, 3, "dml", 2, split_at="1", image_size=(8, 8))
     network = module.student.network
     assert isinstance(network, IndependentPeers)
     first, second = (list(peer.parameters()) for peer in network.peers)

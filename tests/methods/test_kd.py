@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 from math import log
 from pathlib import Path
 from typing import Any
@@ -215,14 +215,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_keys(tmp_path: Path) -> No
 
 
 def test_a_missing_timm_is_answered_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without_timm(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "timm":
-            raise ModuleNotFoundError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_timm)
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"pip install 'dkel-lightning\[timm\]'"):
         build(teacher={"backbone": "timm:resnet18"})
 

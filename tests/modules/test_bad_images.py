@@ -236,9 +236,9 @@ class Casts(nn.Module):
 
 
 def test_a_network_that_casts_its_images_is_left_alone(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"peers": 2, "split_at": "body", "in_channels": 1, "teacher": {"init_steps": 0}}
+    settings: dict[str, Any] = {"peers": 2, "split_at": "body", "in_channels": 1, "image_size": (8, 8)}
     fit = trainer(default_root_dir=tmp_path)
-    fit.fit(DistillationModule.build(Casts(), 10, **settings), loader(grey().double()))
+    fit.fit(DistillationModule.build(Casts(), 10, **settings, teacher={"init_steps": 0}), loader(grey().double()))
     assert fit.global_step == 3
 
 

@@ -69,7 +69,7 @@ class Data(LightningDataModule):
 
 
 def build(backbone: nn.Module | None = None, split_at: str = "body", **others: Any) -> DistillationModule:
-    settings = {"peers": 2, "schedules": "shares", **others}
+    settings = {"peers": 2, "schedules": "shares", "image_size": (8, 8), **others}
     return DistillationModule.build(backbone or Net(), split_at=split_at, **settings)
 
 
@@ -103,11 +103,11 @@ def test_callbacks_logger_and_hyperparameters_of_ones_own_work_beside_ours(tmp_p
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_every_precision_of_the_cpu_trains_and_clips_accumulated_gradients(tmp_path: Path, precision: Any) -> None:
     module = build()
-    before = module.student.network.state_dict()["trunk.stem.weight"].clone()
+    before = module.student.network.state_dict()["peers.0.model.stem.weight"].clone()
     fit = trainer(tmp_path, precision=precision, accumulate_grad_batches=2, gradient_clip_val=1.0)
     fit.fit(module, Data())
     assert fit.global_step == 2
-    after = module.student.network.state_dict()["trunk.stem.weight"].to(before.dtype)
+    after = module.student.network.state_dict()["peers.0.model.stem.weight"].to(before.dtype)
     assert torch.isfinite(after).all()
     assert not torch.equal(before, after)
 

@@ -11,7 +11,7 @@ from dkel_lightning import DistillationModule, MethodInputs
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.base import METHODS, register
 from dkel_lightning.methods.baseline import Baseline
-from dkel_lightning.networks import Branch, BranchedNetwork
+from dkel_lightning.networks import Branch, BranchedNetwork, SplitModel
 from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
 
@@ -39,20 +39,27 @@ def test_statistics_of_the_teacher_follow_the_student_alone_although_it_runs_in_
 
 
 def classifiers(module: DistillationModule) -> list[Tensor]:
-    branches = [branch for branch in module.student.network.modules() if isinstance(branch, Branch)]
-    return [next(branch.classifier.parameters()) for branch in branches]
+    network = module.student.network
+    if isinstance(network, SplitModel):
+        return [classifier.weight for classifier in network.classifiers]
+    assert isinstance(network, BranchedNetwork)
+    return [next(branch.classifier.parameters()) for branch in network.branches if isinstance(branch, Branch)]
 
 
 def test_equal_classifiers_are_equal_in_a_model_of_ones_own_too() -> None:
     made = {
         name: classifiers(
-            DistillationModule.build(resnet18(num_classes=4), 4, peers=2, split_at="layer4", classifiers=name)
+            DistillationModule.build(
+                resnet18(num_classes=4), 4, peers=2, split_at="layer4", classifiers=name, image_size=(32, 32)
+            )
         )
         for name in ("own", "equal", "released")
     }
     assert [torch.equal(*pair) for pair in made.values()] == [False, True, True]
     with pytest.raises(ConfigError, match=r"method\.classifiers is 'equl'"):
-        DistillationModule.build(resnet18(num_classes=4), 4, peers=2, split_at="layer4", classifiers="equl")
+        DistillationModule.build(
+            resnet18(num_classes=4), 4, peers=2, split_at="layer4", classifiers="equl", image_size=(8, 8)
+        )
 
 
 def test_the_released_method_takes_a_pass_a_view() -> None:

@@ -1,10 +1,12 @@
-"""Cutting models of torchvision, timm and a user's own into trunk and branches; redrawing weights."""
+"""Peers made of models of torchvision, timm, transformers and a user's own; redrawing weights."""
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Callable
 from importlib import import_module
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import timm
@@ -13,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.networks import Branch, BranchedNetwork, branch_model, redraw_
+from dkel_lightning.networks import branch_model, logits_of, redraw_, release_
 from dkel_lightning.runtime.seeding import seeded
 
 tv = import_module("torchvision.models")
+TINY, SMALL = (3, 8, 8), (3, 32, 32)
 
 
 class Convolutional(nn.Module):
@@ -119,77 +122,152 @@ class WithoutLinear(nn.Sequential):
         super().__init__(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+class Positions(Convolutional):
+    """A module whose output has no batch, of as many rows as two views of four images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Table()
+
+    def forward(self, images: Tensor) -> Tensor:
+        first = self.first(images)
+        table = self.table()
+        logits: Tensor = self.head((self.third(first + table) * table).mean((2, 3)))
+        return logits
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.arange(8.0)[:, None] / 8)
+
+    def forward(self) -> Tensor:
+        return self.rows * 2
+
+
+class Tupled(Convolutional):
+    def forward(self, images: Tensor) -> Any:
+        return (super().forward(images),)
+
+
+class Auxiliary(Convolutional):
+    def forward(self, images: Tensor) -> Any:
+        logits = super().forward(images)
+        return (logits, logits) if self.training else logits
+
+
+class Early(Convolutional):
+    def forward(self, images: Tensor) -> Any:
+        logits: Tensor = self.head(self.first(images).mean((2, 3)))
+        self.third(self.first(images))
+        return logits
+
+
+class Remembering(Convolutional):
+    """Its forward depends on how often it was called."""
+
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        logits: Tensor = self.head(self.third(self.first(images)).mean((2, 3)) + self.calls)
+        return logits
+
+
+class Wayward(Convolutional):
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(images)
+        if images.sum() > 0:
+            hidden = self.second(hidden)
+        logits: Tensor = self.head(self.third(hidden).mean((2, 3)))
+        return logits
+
+
 def torchvision_mobilenet() -> nn.Module:
     model: nn.Module = tv.mobilenet_v3_small(num_classes=10)
     return model
 
 
+def hf_vit() -> nn.Module:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: extra hf")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8,
+        num_labels=10,
+    )  # fmt: skip
+    model: nn.Module = transformers.ViTForImageClassification(config)
+    return model
+
+
 MODELS: list[tuple[str, Callable[[], nn.Module], str, int, int]] = [
-    ("torchvision resnet18", lambda: tv.resnet18(num_classes=10), "layer4", 64, 512),
-    ("torchvision vgg11", lambda: tv.vgg11(num_classes=10), "features.16", 32, 4096),
-    ("torchvision mobilenet", torchvision_mobilenet, "features.9", 64, 1024),
-    ("torchvision convnext", lambda: tv.convnext_tiny(num_classes=10), "features.6", 32, 768),
+    ("torchvision resnet18", lambda: tv.resnet18(num_classes=10), "layer4", 32, 512),
+    ("inside a residual block", lambda: tv.resnet18(num_classes=10), "layer4.0.conv2", 32, 512),
+    ("torchvision mobilenet", torchvision_mobilenet, "features.9", 32, 1024),
     ("torchvision densenet", lambda: tv.densenet121(num_classes=10), "features.denseblock4", 32, 1024),
-    ("timm resnet18", lambda: timm.create_model("resnet18", num_classes=10, drop_rate=0.1), "layer4", 64, 512),
-    (
-        "timm vit",
-        lambda: timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32),
-        "blocks.8",
-        32,
-        192,
-    ),
+    ("timm resnet18", lambda: timm.create_model("resnet18", num_classes=10, drop_rate=0.1), "layer4", 32, 512),
+    ("timm vit", lambda: timm.create_model("test_vit", num_classes=10, img_size=32), "blocks.4", 32, 64),
     ("timm regnet", lambda: timm.create_model("regnety_002", num_classes=10), "s4", 32, 368),
-    ("own, traced forward", Scaled, "second", 8, 6),
+    ("transformers vit", hf_vit, "vit.layers.2", 32, 16),
+    ("own, arguments, parameter and buffer", Scaled, "second", 8, 6),
+    ("a skip over the split", Skipping, "third", 8, 6),
+    ("a choice by values", Branching, "third", 8, 6),
+    ("another forward in training", ModeDependent, "third", 8, 6),
+    ("weights tied over the split", Tied, "third", 8, 6),
+    ("positions that are no batch", Positions, "third", 8, 6),
     ("split at the classifier", Convolutional, "head", 8, 6),
     ("split at the first module", Convolutional, "first", 8, 6),
 ]
 
 
 @pytest.mark.parametrize(("make", "split_at", "size", "width"), [m[1:] for m in MODELS], ids=[m[0] for m in MODELS])
-def test_trunk_and_branch_give_the_models_own_logits(
+def test_peers_are_the_users_model_and_give_its_logits_features_and_gradients(
     make: Callable[[], nn.Module], split_at: str, size: int, width: int
 ) -> None:
     model = make().eval()
-    images = torch.randn(2, 3, size, size)
-    network = branch_model(model, split_at, 1, 10, redraw_branches=False, example=images)
+    network = branch_model(model, split_at, 2, 10, redraw_branches=False, image_shape=(3, size, size))
     assert network.training
-    assert network.feature_dims == (width,)
-    with torch.no_grad():
-        logits, features = network.eval()(images)
-        assert torch.allclose(logits[0], model(images), rtol=0, atol=1e-5)
-    assert features.shape == (1, 2, width)
-    used = sum(parameter.numel() for parameter in network.parameters())
-    assert used == sum(parameter.numel() for parameter in model.parameters())
+    assert network.feature_dims == (width, width)
+    views = torch.randn(4, 2, 3, size, size)
+    logits, features = network.eval()(views)
+    assert features.shape == (2, 4, width)
+    expected = torch.stack([logits_of(model(view)) for view in views.unbind(1)])
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    logits.square().sum().backward()
+    expected.square().sum().backward()
+    theirs, peers = dict(model.named_parameters()), [network.peer(i) for i in (0, 1)]
+    own = {id(parameter) for i in (0, 1) for parameter in network.own_part(i).parameters()}
+    for peer in peers:
+        assert type(peer) is type(model)
+        assert peer.state_dict().keys() == model.state_dict().keys()
+    for name, parameter in theirs.items():
+        # What is shared has the gradients of both views, of what is not each peer has its own.
+        each = [peer.get_parameter(name) for peer in peers]
+        assert (each[0] is each[1]) is (id(each[0]) not in own), name
+        grads = [one.grad for one in ({id(one): one for one in each}).values()]
+        if parameter.grad is not None:
+            assert all(grad is not None for grad in grads), name
+            total = torch.stack([grad for grad in grads if grad is not None]).sum(0)
+            torch.testing.assert_close(
+                total, parameter.grad, rtol=1e-3, atol=1e-4 * float(parameter.grad.abs().max() + 1)
+            )
 
 
-def test_the_trunk_is_what_runs_before_the_split_under_the_models_names() -> None:
-    network = branch_model(tv.resnet18(), "layer3", 2, 5)
-    branch = cast(Branch, network.branches[1])
-    assert [name for name, _ in network.trunk.named_children()] == [
-        "conv1",
-        "bn1",
-        "relu",
-        "maxpool",
-        "layer1",
-        "layer2",
-    ]
-    assert {name for name, _ in branch.body.named_children()} == {"layer3", "layer4", "avgpool"}
-    assert branch.classifier.out_features == network.num_classes == 5
+def test_modules_before_the_split_are_the_same_ones() -> None:
+    first, second = branch_model(tv.resnet18(), "layer3", 2, 5, image_shape=(3, 32, 32)).peers
+    shared = {name for name, module in first.model.named_children() if module is second.model.get_submodule(name)}
+    assert shared == {"conv1", "bn1", "relu", "maxpool", "layer1", "layer2"}
+    assert second.model.fc.out_features == 5
 
 
-def test_trunk_keeps_its_weights_and_every_branch_is_drawn_on_its_own() -> None:
+def test_the_trunk_keeps_its_weights_and_every_branch_is_drawn_on_its_own() -> None:
     model = torchvision_mobilenet()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    network = branch_model(model, "features.9", 2, 10)
-    for key, tensor in network.trunk.state_dict().items():
-        assert torch.equal(tensor, before[key])
-    one, other = (cast(Branch, branch) for branch in network.branches)
-    drawn = 0
-    for (key, first), second in zip(one.named_parameters(), other.parameters(), strict=True):
-        if first.dim() > 1:
-            assert not torch.equal(first, second), key
-            drawn += 1
-    assert drawn > 10
+    network = branch_model(model, "features.9", 2, 10, image_shape=SMALL)
+    own = [dict(network.own_part(index).named_parameters()) for index in (0, 1)]
+    assert sum(not torch.equal(own[0][key], own[1][key]) for key in own[0] if own[0][key].dim() > 1) > 10
+    kept = {id(parameter) for part in own for parameter in part.values()}
+    for key, parameter in network.peer(0).named_parameters():
+        if id(parameter) not in kept:
+            assert torch.equal(parameter, before[key])
     # The copy is deep: training the network leaves the user's model alone.
     with torch.no_grad():
         for parameter in network.parameters():
@@ -202,36 +280,86 @@ def test_branches_are_a_function_of_the_global_generator_and_trainable() -> None
     networks = []
     for seed in (0, 0, 1):
         with seeded(seed):
-            networks.append(branch_model(model, "second", 2, 10))
-    first, again, other = ([parameter.detach() for parameter in network.branches.parameters()] for network in networks)
+            networks.append(branch_model(model, "second", 2, 10, image_shape=TINY))
+    first, again, other = ([*network.own_part(1).parameters()] for network in networks)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
-    assert all(parameter.requires_grad for parameter in networks[0].branches.parameters())
-    assert not any(parameter.requires_grad for parameter in networks[0].trunk.parameters())
+    assert all(parameter.requires_grad for parameter in first)
+    assert not any(parameter.requires_grad for parameter in networks[0].peer(0).get_submodule("first").parameters())
 
 
 def test_without_redrawing_only_a_classifier_of_another_size_is_new() -> None:
     model = Convolutional()
-    kept = cast(Branch, branch_model(model, "third", 1, 10, redraw_branches=False).branches[0])
-    assert torch.equal(kept.classifier.get_parameter("weight"), model.head.weight)
-    new = cast(Branch, branch_model(model, "third", 1, 4, redraw_branches=False).branches[0])
-    assert tuple(new.classifier.get_parameter("weight").shape) == (4, 6)
-    assert torch.equal(new.body.get_parameter("third.weight"), model.third.weight)
+    kept = branch_model(model, "third", 1, 10, redraw_branches=False, image_shape=TINY).peer(0)
+    assert torch.equal(kept.get_parameter("head.weight"), model.head.weight)
+    new = branch_model(model, "third", 1, 4, redraw_branches=False, image_shape=TINY).peer(0)
+    assert tuple(new.get_parameter("head.weight").shape) == (4, 6)
+    assert torch.equal(new.get_parameter("third.weight"), model.third.weight)
 
 
 def test_the_classifier_may_be_named() -> None:
-    network = branch_model(torchvision_mobilenet(), "features.9", 1, 10, classifier="classifier.3")
+    network = branch_model(torchvision_mobilenet(), "features.9", 1, 10, classifier="classifier.3", image_shape=SMALL)
     assert network.feature_dims == (1024,)
-    with pytest.raises(ConfigError, match=r"The classifier 'classifier.0' is followed by the output of 'classifier.1'"):
-        branch_model(torchvision_mobilenet(), "features.9", 1, 10, classifier="classifier.0")
+    with pytest.raises(ConfigError, match=r"classifier 'classifier.0' must be the model's output, but what follows it"):
+        branch_model(torchvision_mobilenet(), "features.9", 1, 10, classifier="classifier.0", image_shape=SMALL)
+
+
+class Noisy(Convolutional):
+    """Dropout before the split, as a module and as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        first = F.dropout(self.drop(self.first(images)), 0.5, training=self.training)
+        logits: Tensor = self.head(self.third(first).mean((2, 3)))
+        return logits
+
+
+def test_dropout_before_the_split_is_drawn_once_for_all_peers() -> None:
+    network = branch_model(Noisy(), "third", 3, 10, redraw_branches=False, image_shape=TINY)
+    logits, _ = network(torch.randn(4, 3, 8, 8))
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+    assert not torch.equal(logits[0], network.eval()(torch.randn(4, 3, 8, 8))[0][0])
 
 
 def test_functional_dropout_follows_the_mode_after_the_split() -> None:
-    network = branch_model(FunctionalDropout(), "third", 1, 10)
+    network = branch_model(FunctionalDropout(), "third", 1, 10, image_shape=TINY)
     images = torch.randn(4, 3, 8, 8)
     features = network(images)[1][0]
     assert 0.2 < float((features == 0).float().mean()) < 0.8
     assert float((network.eval()(images)[1][0] == 0).float().sum()) == 0
+
+
+@pytest.mark.parametrize(("views_per_pass", "batches"), [("all", 1), ("one", 3)])
+def test_batchnorm_before_the_split_sees_all_views_once(views_per_pass: str, batches: int) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=1.0), nn.Conv2d(3, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.append(nn.Linear(6, 4))
+    network = branch_model(model, "1", 3, 4, views_per_pass=views_per_pass, image_shape=TINY)
+    views = torch.randn(5, 3, 3, 8, 8)
+    network(views)
+    norm = network.peer(2).get_submodule("0")
+    assert int(norm.get_buffer("num_batches_tracked")) == batches
+    seen = views if views_per_pass == "all" else views[:, 2]
+    torch.testing.assert_close(norm.get_buffer("running_mean"), seen.transpose(-3, 0).flatten(1).mean(1))
+
+
+@pytest.mark.parametrize(("make", "kept"), [(Convolutional, False), (Skipping, True)])
+def test_only_what_a_branch_reads_of_the_trunk_is_kept(make: Callable[[], nn.Module], kept: bool) -> None:
+    network = branch_model(make(), "third", 2, 10, image_shape=TINY)
+    outputs: list[weakref.ref[Tensor]] = []
+    there: list[bool] = []
+    network.peer(0).get_submodule("first").register_forward_hook(
+        lambda _module, _inputs, output: outputs.append(weakref.ref(output)) if not outputs else None
+    )
+    network.peer(1).get_submodule("third").register_forward_pre_hook(
+        lambda _module, _inputs: there.append(outputs[0]() is not None)
+    )
+    with torch.no_grad():
+        network(torch.randn(4, 2, 3, 8, 8))
+    assert there == [kept]
 
 
 def test_branches_do_not_spoil_the_trunk_output_they_share() -> None:
@@ -239,31 +367,76 @@ def test_branches_do_not_spoil_the_trunk_output_they_share() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 6, 1), nn.Hardswish(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
     )
-    network = branch_model(model, "1", 3, 4, redraw_branches=False)
+    network = branch_model(model, "1", 3, 4, redraw_branches=False, image_shape=TINY)
     logits, _ = network(torch.randn(4, 3, 8, 8))
     assert torch.equal(logits[0], logits[2])
     logits.sum().backward()
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_a_branched_model_trains_and_its_peer_stands_alone(views: int) -> None:
-    network = branch_model(torchvision_mobilenet(), "features.9", 2, 7)
-    logits, features = network(torch.randn(2, views, 3, 32, 32))
-    assert logits.shape == (2, 2, 7)
-    assert features.shape == (2, 2, 1024)
-    logits.square().sum().backward()
-    assert [key for key, parameter in network.named_parameters() if parameter.grad is None] == []
-    peer, other = network.eval().peer(1), branch_model(torchvision_mobilenet(), "features.9", 1, 7).eval().peer(0)
-    other.load_state_dict(peer.state_dict())
-    images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(other(images), network(images)[0][1])
+def test_a_copy_shares_as_the_original_does_and_learns_apart(views: int) -> None:
+    network = branch_model(Scaled(), "second", 2, 7, image_shape=TINY)
+    copied = copy.deepcopy(network)
+    copied(torch.randn(2, views, 3, 8, 8))[0].square().sum().backward()
+    assert [key for key, parameter in copied.named_parameters() if parameter.grad is None] == []
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert copied.peer(0).get_submodule("first") is copied.peer(1).get_submodule("first")
+    own = {id(parameter) for parameter in copied.own_part(1).parameters()}
+    assert {id(copied.peer(1).get_parameter("scale")), id(copied.peer(1).get_parameter("head.bias"))} <= own
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.add_(1)
+    copied.load_state_dict(network.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), network.parameters(), strict=True))
+
+
+def test_released_a_peer_is_a_model_as_the_user_made_it() -> None:
+    network = branch_model(Scaled(), "second", 2, 10, image_shape=TINY).eval()
+    images = torch.randn(2, 3, 8, 8)
+    released = release_(copy.deepcopy(network.peer(1)))
+    assert not any("forward" in vars(module) for module in released.modules())
+    fresh = Scaled().eval()
+    fresh.load_state_dict(released.state_dict())
+    torch.testing.assert_close(fresh(images), network(images)[0][1])
+
+
+def test_the_gradient_is_scaled_where_anything_crosses_the_split() -> None:
+    network = branch_model(Skipping(), "third", 2, 10, image_shape=TINY)
+    images = torch.randn(2, 3, 8, 8)
+    grads = []
+    for scale in (1.0, 0.25):
+        network.gradient_scale = scale
+        network.zero_grad()
+        network(images)[0].square().sum().backward()
+        grads.append([network.peer(0).get_parameter(name).grad for name in ("first.weight", "third.weight")])
+    torch.testing.assert_close(grads[1][0], 0.25 * cast(Tensor, grads[0][0]))
+    torch.testing.assert_close(grads[1][1], grads[0][1])
 
 
 def test_a_branched_model_compiles_as_one_graph() -> None:
-    network = branch_model(Scaled(), "second", 2, 10).eval()
+    network = branch_model(Scaled(), "second", 2, 10, image_shape=TINY).eval()
     views = torch.randn(4, 2, 3, 8, 8)
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     assert torch.equal(compiled(views)[0], network(views)[0])
+
+
+def test_weights_of_a_trunk_and_branches_cut_out_by_earlier_versions_load() -> None:
+    network = branch_model(Scaled(), "second", 2, 10, image_shape=TINY)
+    old: dict[str, Tensor] = {}
+    for index in (0, 1):
+        state = network.peer(index).state_dict()
+        for key, tensor in state.items():
+            if key.startswith(("first", "offset")):
+                old[f"trunk.{key}"] = tensor + 1
+            else:
+                part = "classifier" + key.removeprefix("head") if key.startswith("head") else f"body.{key}"
+                old[f"branches.{index}.{part}"] = tensor + 2 + index
+    expected = {f"{i}.{key}": tensor.clone() for i in (0, 1) for key, tensor in network.peer(i).state_dict().items()}
+    network.load_state_dict(old)
+    for name, tensor in expected.items():
+        index, _, key = name.partition(".")
+        added = 1 if key.startswith(("first", "offset")) else 2 + int(index)
+        torch.testing.assert_close(network.peer(int(index)).state_dict()[key], tensor + added)
 
 
 # --- errors ---
@@ -272,48 +445,39 @@ def test_a_branched_model_compiles_as_one_graph() -> None:
 @pytest.mark.parametrize(
     ("make", "split_at", "message"),
     [
-        (
-            Convolutional,
-            "thrid",
-            r"^split_at names 'thrid', but Convolutional has no such .* Did you mean third\?",
-        ),
+        (Convolutional, "thrid", r"^split_at names 'thrid', but Convolutional has no such .* Did you mean third\?"),
         (Convolutional, "xyzzy", r"has no such module\. Its children are first, second, third, head\."),
         (
-            Skipping,
+            Softmaxed,
             "third",
-            r"at 'third' the output of 'first', the output of 'second' would cross: split at second or head",
-        ),
-        (
-            Branching,
-            "third",
-            r"cannot trace the forward of the model \(Branching\) at `if first\.sum\(\) > 0:`: ",
-        ),
-        (Softmaxed, "third", r"The classifier 'head' is followed by the result of log_softmax"),
-        (
-            Tied,
-            "third",
-            r"The parameter 'second\.0\.weight' is used on both sides of the split: split before",
+            r"The output of the classifier 'head' must be the model's output, but what the forward does",
         ),
         (Twice, "third", r"'third' is called 2 times"),
         (Twice, "second", r"never calls 'second': split at one of its children second\.0, second\.1, second\.2"),
-        (ModeDependent, "third", r"does different things in train and eval mode, which a split would freeze"),
-        (WithoutLinear, "1", r"WithoutLinear calls no nn\.Linear, so it has no classifier to replace"),
-        (Unpooled, "third", r"The features of a branch must have the form \[batch, 6\], not \[2, 8, 8, 6\]"),
-        (InPlace, "third", r"The branch changes the tensor that crosses the split in place"),
+        (
+            WithoutLinear,
+            "1",
+            r"WithoutLinear calls no nn\.Linear, so it has no classifier to replace \(it ends with '3'",
+        ),
+        (Unpooled, "third", r"The features of a peer must have the form \[batch, width\], not \[3, 8, 8, 6\]"),
+        (InPlace, "third", r"A branch changes a tensor that crosses the split in place"),
+        (Convolutional, "third", r"does not take images of 1 channels and 8x8 .*: pass the in_channels and image_size"),
+        (Tupled, "third", r"returns a tuple without logits"),
+        (Auxiliary, "third", r"gives different things in training and evaluation \(tuple and Tensor\)"),
+        (Early, "third", r"The classifier 'head' comes before 'third'"),
+        (Remembering, "third", r"Cut at 'third', the model computes other features than whole"),
     ],
 )
 def test_a_model_that_cannot_be_split_is_told_why(make: Callable[[], nn.Module], split_at: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        branch_model(make(), split_at, 2, 10, example=torch.randn(2, 3, 8, 8))
+        branch_model(make(), split_at, 2, 10, image_shape=(1, 8, 8) if "1 channels" in message else TINY)
 
 
-def test_a_split_inside_a_residual_block_suggests_splits_that_work() -> None:
-    with pytest.raises(ConfigError, match="cross: split at ") as caught:
-        branch_model(tv.resnet18(), "layer4.0.conv2", 2, 10)
-    suggested = str(caught.value).rstrip(".").partition("split at ")[2].split(" or ")
-    assert "layer4" in suggested
-    for name in suggested:
-        assert isinstance(branch_model(tv.resnet18(), name, 1, 10), BranchedNetwork)
+def test_a_peer_that_goes_another_way_than_the_first_pass_is_named() -> None:
+    network = branch_model(Wayward(), "third", 2, 10, image_shape=TINY)
+    views = torch.stack([torch.full((2, 3, 8, 8), 5.0), torch.full((2, 3, 8, 8), -1.0)], 1)
+    with pytest.raises(ConfigError, match="'third' where the pass over all views called 'second': what runs before"):
+        network(views)
 
 
 @pytest.mark.parametrize(
@@ -322,12 +486,12 @@ def test_a_split_inside_a_residual_block_suggests_splits_that_work() -> None:
         (0, 10, None, "peers must be at least 1, not 0"),
         (2, 1, None, "num_classes must be at least 2, not 1"),
         (2, 10, "haed", r"^classifier names 'haed', .* Did you mean head\?"),
-        (2, 10, "third", "The classifier 'third' is a Conv2d, but a branch needs an nn.Linear"),
+        (2, 10, "third", "The classifier 'third' is a Conv2d, but it must be an nn.Linear"),
     ],
 )
 def test_a_wrong_setting_is_named(peers: int, num_classes: int, classifier: str | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        branch_model(Convolutional(), "second", peers, num_classes, classifier=classifier)
+        branch_model(Convolutional(), "second", peers, num_classes, classifier=classifier, image_shape=TINY)
 
 
 # --- redrawing ---

@@ -18,6 +18,8 @@ from hydra.errors import OverrideParseException
 
 from dkel_lightning.app.config import choices, messages, schema
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.backbone import BackboneSettings, is_external
+from dkel_lightning.settings.declarations import node_of
 
 GROUPS = ("data", "backbone")
 Values = Mapping[str, Any]
@@ -44,6 +46,9 @@ def load(arguments: Sequence[str], config_dir: Path | None) -> list[str]:
     changed = [_as_choice(argument) for argument in arguments]
     named = [name for item in _overrides(changed, "modules=") for name in _names(item)]
     paths = [name for item in _overrides(changed, "data=") for name in _names(item) if "." in name]
+    for name in (name for item in _overrides(changed, "backbone=") for name in _names(item) if is_external(name)):
+        group, _, last = f"backbone/{name}".rpartition("/")
+        ConfigStore.instance().store(last, {**node_of(BackboneSettings), "name": name}, group=group, package="backbone")
     if not named and not paths:
         return changed
     from dkel_lightning import data
@@ -96,7 +101,15 @@ def _refuse_unused(arguments: Sequence[str]) -> None:
 def chosen_from(group: str) -> set[str]:
     """Name the choices of a group that are code of the user's own."""
     there = ConfigStore.instance().repo.get(group, {}) if group in GROUPS else {}
-    return {name.removesuffix(".yaml") for name in there if not name.startswith("_")}
+    return set(_stored(there))
+
+
+def _stored(there: Mapping[str, Any], folder: str = "") -> Iterator[str]:
+    for name, node in there.items():
+        if isinstance(node, Mapping):
+            yield from _stored(node, f"{folder}{name}/")
+        elif not name.startswith("_"):
+            yield folder + name.removesuffix(".yaml")
 
 
 def _store_all(config_dir: Path | None) -> None:

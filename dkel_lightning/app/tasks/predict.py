@@ -25,6 +25,7 @@ from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.export import Exported, Preprocessing, formats, open_exported
 from dkel_lightning.export.metadata import Record
 from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.networks import logits_of
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.texts import printable
 
@@ -165,8 +166,7 @@ def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
 
     def classify(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits: Tensor = network(images.to(device))
-        return logits
+            return logits_of(network(images.to(device)))
 
     return Exported(path, record, classify)
 

@@ -148,7 +148,7 @@ class ExportSettings(Settings, node="export"):
     """task=export."""
 
     format: Annotated[
-        str, choice("Format of the exported network.", "state_dict", "safetensors", "torch_export", "onnx")
+        str, choice("Format of the exported network.", "original", "state_dict", "safetensors", "torch_export", "onnx")
     ] = "safetensors"
     to: Annotated[
         str | None, text("Folder of the export; null: <member>_<format> in export_<checkpoint>/ of the run.")

@@ -49,7 +49,7 @@ def teacher_values(values: Mapping[str, Any]) -> dict[str, Any]:
         **values,
         "seed": derive_seed(values["seed"], "teacher stage") % 2**31,
         "method": method,
-        "backbone": {**values["backbone"], "name": backbone},
+        "backbone": {**values["backbone"], "name": backbone, "split_at": None, "pretrained": False},
         "teacher": {"update": "none"},
         "deploy": {"network": "student", "peer": "auto"},
     }

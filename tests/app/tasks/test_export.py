@@ -11,18 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app import tasks
 from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import CheckpointError, ConfigError, DiskFullError
-from dkel_lightning.export import FORMATS, Preprocessing, export, formats, open_exported, plain
+from dkel_lightning.export import FORMATS, Preprocessing, export, formats, open_exported
 from dkel_lightning.export.costs import BATCHES
 from tests.app.tasks.exporting import QUICK, digits, exported, logits_of, trained, values_of
-from tests.compose import compose, prepare
+from tests.compose import compose, prepare, tiny_run
 from tests.disks import as_root, fill, small_disk
 
 
@@ -36,7 +39,7 @@ def folders(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Hold one peer of the teacher in every format."""
     root = tmp_path_factory.mktemp("exports")
     found = {}
-    for kind in FORMATS:
+    for kind in FORMATS[1:]:
         result = exported(checkpoint, root, f"export.format={kind}", "deploy.peer=1")
         assert result.shipped.folder == root / f"teacher_1_{kind}"
         found[kind] = result.shipped.folder
@@ -44,8 +47,8 @@ def folders(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 # Run by an interpreter that sees the installed packages, but no checkout and nothing of this library's.
-RECEIVER = """
-import importlib.util, json, sys
+ABSENT = """
+import json, sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("dkel_lightning", "lightning", "pytorch_lightning"):
@@ -55,15 +58,15 @@ sys.path.append(sys.argv[1])
 import numpy, torch
 torch.set_num_threads(1)
 folders, images = json.loads(sys.argv[2]), torch.from_numpy(numpy.load(sys.argv[3]))
+networks = {}
+"""
+RECEIVER = """
 import onnxruntime
 session = onnxruntime.InferenceSession(folders["onnx"] + "/model.onnx")
-program = torch.export.load(folders["torch_export"] + "/model.pt2").module()
-networks = {"onnx": lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), "torch_export": program}
-for kind in ("state_dict", "safetensors"):
-    spec = importlib.util.spec_from_file_location(kind, folders[kind] + "/model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    networks[kind] = module.load()
+networks["onnx"] = lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+networks["torch_export"] = torch.export.load(folders["torch_export"] + "/model.pt2").module()
+"""
+ANSWER = """
 with torch.no_grad():
     for kind, network in networks.items():
         numpy.save(f"{folders[kind]}/received.npy", torch.cat([network(x) for x in images.split([1, 3, 7])]).numpy())
@@ -71,31 +74,94 @@ print(sorted(name for name in sys.modules if name.startswith(("dkel", "lightning
 """
 
 
-def test_every_format_gives_the_training_networks_logits_where_this_library_cannot_be_imported(
-    folders: dict[str, Path], checkpoint: Path, tmp_path: Path
-) -> None:
-    images = digits(11)[1]
-    np.save(tmp_path / "images.npy", images.numpy())
+def received_elsewhere(code: str, folders: dict[str, Path], images: Tensor, place: Path) -> dict[str, Tensor]:
+    np.save(place / "images.npy", images.numpy())
     places = json.dumps({kind: str(folder) for kind, folder in folders.items()})
-    command = [sys.executable, "-I", "-S", "-B", "-c", RECEIVER, sysconfig.get_path("purelib"), places]
+    command = [sys.executable, "-I", "-S", "-B", "-c", ABSENT + code + ANSWER, sysconfig.get_path("purelib"), places]
     done = subprocess.run(
-        [*command, str(tmp_path / "images.npy")], capture_output=True, text=True, cwd=tmp_path, timeout=200, check=False
+        [*command, str(place / "images.npy")], capture_output=True, text=True, cwd=place, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+    files = {kind: folder / "received.npy" for kind, folder in folders.items() if (folder / "received.npy").exists()}
+    found = {kind: torch.from_numpy(np.load(file)) for kind, file in files.items()}
+    for file in files.values():
+        file.unlink()
+    return found
+
+
+def test_graphs_give_the_training_networks_logits_where_this_library_cannot_be_imported(
+    folders: dict[str, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    images = digits(11)[1]
     expected = logits_of(checkpoint, "teacher_1", images)
-    for kind, folder in folders.items():
-        received = torch.from_numpy(np.load(folder / "received.npy"))
-        (folder / "received.npy").unlink()
+    found = received_elsewhere(RECEIVER, folders, images, tmp_path)
+    assert found.keys() == {"onnx", "torch_export"}
+    for kind, received in found.items():
         torch.testing.assert_close(received, expected, rtol=1e-4, atol=1e-5, msg=f"{kind} differs")
+
+
+HOME = """
+import timm, torchvision, transformers
+read = lambda kind: torch.load(folders[kind] + "/weights.pt", weights_only=True)
+networks["torchvision"] = torchvision.models.resnet18(num_classes=5)
+networks["torchvision"].load_state_dict(read("torchvision"))
+weights = folders["timm"] + "/weights.pt"
+networks["timm"] = timm.create_model("test_vit", num_classes=5, img_size=32, checkpoint_path=weights)
+hf = transformers.AutoModelForImageClassification.from_pretrained(folders["hf"])
+assert hf.config.id2label[4] == "e"
+networks["hf"] = lambda x: hf(x).logits
+for network in (networks["torchvision"], networks["timm"], hf):
+    network.eval()
+"""
+
+
+def test_weights_go_home_to_torchvision_timm_and_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: extra hf")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    config.save_pretrained(tmp_path / "config")
+    names = {"torchvision": "torchvision:resnet18", "timm": "timm:test_vit", "hf": f"hf:{tmp_path / 'config'}"}
+    images = torch.randn(11, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    known = Preprocessing(3, 32, 32, (0.5,) * 3, (0.25,) * 3, tuple("abcde"))
+    folders, expected = {}, {}
+    for source, name in names.items():
+        cut = {"timm": "blocks.4", "hf": "vit.layers.2"}.get(source)
+        module = DistillationModule.build(name, 5, "dkel", 2, split_at=cut, image_size=(32, 32))
+        shipped = export(module, images, tmp_path / source, known, format="original", peer=1, repeats=0)
+        folders[source] = tmp_path / source
+        with torch.no_grad():
+            expected[source] = module.member_logits(images)[module.members.index("teacher_1")]
+        torch.testing.assert_close(
+            open_exported(shipped.folder).classify(images), expected[source], rtol=1e-3, atol=1e-4
+        )
+    for source, found in received_elsewhere(HOME, folders, images, tmp_path).items():
+        torch.testing.assert_close(found, expected[source], rtol=1e-3, atol=1e-4, msg=f"{source} differs")
+        expected.pop(source)
+    assert not expected
+
+
+def test_a_timm_student_of_the_command_line_goes_home(tmp_path: Path) -> None:
+    chosen = ("backbone=timm:test_resnet", "backbone.split_at=layer4", "method.peers=2")
+    prepare(list(chosen))
+    train(tiny_run(tmp_path, *chosen))
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    result = exported(checkpoint, tmp_path, "export.format=original", "deploy.network=student", "deploy.peer=1")
+    home = timm.create_model("test_resnet", num_classes=10, in_chans=1, checkpoint_path=str(result.shipped.file)).eval()
+    images = digits(5)[1]
+    with torch.no_grad():
+        torch.testing.assert_close(home(images), logits_of(checkpoint, "student_1", images), rtol=1e-3, atol=1e-4)
+    card = (result.shipped.folder / "README.md").read_text()
+    assert 'timm.create_model("test_resnet", num_classes=10, in_chans=1, checkpoint_path="weights.pt")' in card
 
 
 def test_files_card_and_agreement_are_written(folders: dict[str, Path]) -> None:
     inside = {kind: {path.name for path in folder.iterdir()} for kind, folder in folders.items()}
     both = {"README.md", "export.json"}
     assert inside == {
-        "state_dict": both | {"weights.pt", "model.py"},
-        "safetensors": both | {"weights.safetensors", "model.py"},
+        "state_dict": both | {"weights.pt"},
+        "safetensors": both | {"weights.safetensors"},
         "torch_export": both | {"model.pt2"},
         "onnx": both | {"model.onnx"},
     }
@@ -132,20 +198,6 @@ def test_the_preprocessing_travels_inside_the_files(folders: dict[str, Path]) ->
     assert json.loads(inside["preprocessing"])["mean"] == [0.3051]
 
 
-def test_the_model_file_is_a_network_of_plain_layers_that_prepares_images_too(folders: dict[str, Path]) -> None:
-    text = (folders["state_dict"] / "model.py").read_text()
-    assert "dkel_lightning" not in text.replace("Made by dkel_lightning, which it does not need.", "")
-    assert "nn.Conv2d(1, 16, (3, 3), padding=1, bias=False)" in text
-    names: dict[str, Any] = {"__file__": str(folders["state_dict"] / "model.py"), "__name__": "model"}
-    exec(compile(text, "model.py", "exec"), names)
-    stored, normalised = digits(3)
-    torch.testing.assert_close(names["preprocess"](stored), normalised)
-    network = names["load"]()
-    assert sum(parameter.numel() for parameter in network.parameters()) == 77_754
-    # A teacher's BatchNorm runs with momentum 0; whoever trains the network further must not inherit that.
-    assert {layer.momentum for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.1}
-
-
 def test_another_peer_and_the_ensemble_are_exported_on_request(checkpoint: Path, tmp_path: Path) -> None:
     images = digits(5)[1]
     chosen = {"student_0": ("deploy.network=student", "deploy.peer=0"), "ensemble": ("deploy.network=ensemble",)}
@@ -155,7 +207,6 @@ def test_another_peer_and_the_ensemble_are_exported_on_request(checkpoint: Path,
         opened = open_exported(result.shipped.file)
         expected = logits_of(checkpoint, member, images)
         torch.testing.assert_close(opened.classify(images), expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(formats.received(result.shipped.file)(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_costs_are_those_counted_by_hand_and_stand_beside_the_training_networks(
@@ -170,7 +221,7 @@ def test_costs_are_those_counted_by_hand_and_stand_beside_the_training_networks(
     # Multiplications at 8x8, 4x4 and 2x2 positions, twice.
     positions = 64 * (144 + 2 * 2304) + 16 * (4608 + 9216 + 512) + 4 * (18432 + 36864 + 2048) + 640
     assert deployed.flops == 2 * positions
-    assert file.bytes == sum((result.shipped.folder / n).stat().st_size for n in ("weights.safetensors", "model.py"))
+    assert file.bytes == (result.shipped.folder / "weights.safetensors").stat().st_size
     # Students and teachers share a trunk each; the ensemble classifier reads the features of both peers.
     own = stages[2] + 650
     assert training.parameters == 2 * (77_754 + own) + (2 * 64 * 10 + 10)
@@ -183,8 +234,8 @@ def test_costs_are_those_counted_by_hand_and_stand_beside_the_training_networks(
 def shifted(monkeypatch: pytest.MonkeyPatch, by: float) -> None:
     honest = formats.received
 
-    def wrong(path: Path) -> formats.Classifier:
-        classify = honest(path)
+    def wrong(*given: Any) -> formats.Classifier:
+        classify = honest(*given)
         return lambda images: classify(images) + by
 
     monkeypatch.setattr(formats, "received", wrong)
@@ -252,7 +303,7 @@ def test_an_earlier_export_is_replaced_whole_and_anything_else_is_left_alone(che
     for name in ("export.json", "model.onnx"):
         (place / name).write_text("{}")
     exported(checkpoint, tmp_path, f"export.to='{place}'")
-    assert {path.name for path in place.iterdir()} == {"README.md", "export.json", "model.py", "weights.safetensors"}
+    assert {path.name for path in place.iterdir()} == {"README.md", "export.json", "weights.safetensors"}
     assert [path.name for path in tmp_path.iterdir()] == ["place"]
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("...")
@@ -273,7 +324,7 @@ def test_a_missing_package_is_named_with_its_extra_before_anything_is_read(
 
 
 class Own(nn.Module):
-    """A network of one's own, with what a tree of layers cannot say: a branch on its input's size."""
+    """A network of one's own, with a branch on its input's size and a buffer that is not among the weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -303,10 +354,10 @@ def test_a_network_of_ones_own_is_exported_from_python(tmp_path: Path) -> None:
     known = Preprocessing(3, 9, 9, (0.5,) * 3, (0.25,) * 3)
     shipped = export(module, images, tmp_path / "own", known, network="student", peer=1, repeats=0)
     assert shipped.member == "student_1"
-    assert "The network's operations one by one" in (tmp_path / "own" / "model.py").read_text()
+    own = Own()
+    own.load_state_dict(load_file(shipped.file))
     with torch.no_grad():
-        expected = module.member_logits(images)[1]
-    torch.testing.assert_close(formats.received(shipped.file)(images), expected)
+        torch.testing.assert_close(own.eval()(images), module.member_logits(images)[1])
     with pytest.raises(CheckpointError, match="a network of the user's own, which cannot be rebuilt by name"):
         open_exported(shipped.file)
     with pytest.raises(ConfigError, match=r"The images to compare on are \[6, 3, 9, 9\], the preprocessing gives"):
@@ -332,19 +383,19 @@ def test_a_module_in_another_precision_is_exported_in_float32_and_keeps_its_own(
         torch.testing.assert_close(after[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
-def test_what_neither_way_can_write_is_refused_with_the_reason() -> None:
-    class Reading(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return images.flatten(1) * float(images.sum().item() > int(images.max().item()))
-
-    with pytest.raises(ConfigError, match=r"cannot be written as plain torch code .*save module.deploy"):
-        plain.source(Reading(), torch.zeros(2, 1, 2, 2), Preprocessing(1, 2, 2, (0.0,), (1.0,)), "it", "weights.pt")
+def test_a_network_of_this_library_has_no_original_form(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"format=original is for networks of .*choose one of state_dict, safetensors"
+    ):
+        exported(checkpoint, tmp_path, "export.format=original")
 
 
 def test_the_command_line_asks_for_the_checkpoint_and_writes_beside_it(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="task=export needs checkpoint=PATH"):
         checks.check(compose("task=export"))
-    with pytest.raises(ConfigError, match=r"export.format must be one of state_dict, safetensors, torch_export, onnx"):
+    with pytest.raises(
+        ConfigError, match=r"export.format must be one of original, state_dict, safetensors, torch_export, onnx"
+    ):
         checks.check(compose("task=export", f"checkpoint='{checkpoint}'", "export.format=onxx"))
     (folder,) = [item for item in prepare(["task=export", f"checkpoint='{checkpoint}'"]) if "run.dir" in item]
     assert folder == f"hydra.run.dir={checkpoint.parent.parent.resolve() / 'export_last'}"

@@ -1,0 +1,268 @@
+"""What a pass of a torch classifier shows: where it ends, and what it computes before a module."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from dkel_lightning.errors import ConfigError
+
+IMAGE_SHAPE = (3, 224, 224)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a model's pass shows.
+
+    Attributes:
+        classifier: name of the final linear layer.
+        feature_dim: width of its input.
+        num_classes: width of its output.
+        split_at: where the branches begin; None for a model that is taken whole.
+        before: the outermost modules that run before the split.
+        used_before: parameters and buffers that the forward reads before the split.
+        batched: by module, whether the first dimension of each tensor that it returns is the batch (for the split: of
+            each tensor that it is given).
+    """
+
+    classifier: str
+    feature_dim: int
+    num_classes: int
+    split_at: str | None
+    before: tuple[str, ...]
+    used_before: frozenset[str]
+    batched: Mapping[str, Sequence[bool]]
+
+
+@dataclass(eq=False)
+class _Call:
+    """A module that was called: by which other call, what it was given, what it returned."""
+
+    name: str
+    caller: _Call | None
+    given: Any
+    returned: Any = None
+    is_open: bool = True
+
+
+class _Pass(TorchFunctionMode):
+    """Writes down the calls of a model's modules, and which tensors of its own are read before the split."""
+
+    def __init__(self, model: nn.Module, split_at: str | None) -> None:
+        super().__init__()
+        self.model = model
+        self.split_at = split_at
+        self.calls: list[_Call] = []
+        self.before: list[_Call] = []
+        self.used_before: set[str] = set()
+        self._inside: list[_Call] = []
+        self._names = {id(tensor): name for name, tensor in tensors_of(model).items()}
+        self._is_before = split_at is not None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._is_before:
+            self.used_before |= {self._names[id(x)] for x in tree_leaves((args, kwargs)) if id(x) in self._names}
+        return func(*args, **(kwargs or {}))
+
+    def of(self, images: Tensor) -> Any:
+        """Pass `images`, and return what the model does."""
+        hooks = []
+        for name, module in self.model.named_modules():
+            hooks.append(module.register_forward_pre_hook(self._begin(name), with_kwargs=True))
+            hooks.append(module.register_forward_hook(self._end))
+        try:
+            with self:
+                return self.model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _begin(self, name: str) -> Callable[..., None]:
+        def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
+            call = _Call(name, self._inside[-1] if self._inside else None, (args, kwargs))
+            if name == self.split_at and self._is_before:
+                self._is_before = False
+                self.before = [done for done in self.calls if not done.is_open and _is_open(done.caller)]
+            self.calls.append(call)
+            self._inside.append(call)
+
+        return begin
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        call = self._inside.pop()
+        call.returned, call.is_open = output, False
+
+
+def _is_open(call: _Call | None) -> bool:
+    return call is None or call.is_open
+
+
+@torch.no_grad()
+def observe(
+    model: nn.Module, image_shape: tuple[int, int, int], classifier: str | None = None, split_at: str | None = None
+) -> Outline:
+    """Pass noise through a copy of `model`, in training and in evaluation mode; errors of `branch_model`."""
+    if classifier is not None:
+        check_name(model, classifier, "classifier")
+    model = copy.deepcopy(model)
+    weight = next(model.parameters())
+    noise = torch.randn(3, *image_shape, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    passes, outputs = [], []
+    with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):
+        # Of two sizes: what keeps its size is no batch.
+        for training, images in ((True, noise[:2]), (False, noise)):
+            passes.append(_Pass(model.train(training), split_at))
+            try:
+                outputs.append(passes[-1].of(images.clone()))
+            except Exception as error:  # a model of the user's own fails in any way it likes
+                channels, height, width = image_shape
+                raise ConfigError(
+                    f"{type(model).__name__} does not take images of {channels} channels and {height}x{width} "
+                    f"({str(error).strip()}): pass the in_channels and image_size of yours."
+                ) from error
+    if type(outputs[0]) is not type(outputs[1]):
+        kinds = " and ".join(type(output).__name__ for output in outputs)
+        raise ConfigError(
+            f"{type(model).__name__} gives different things in training and evaluation ({kinds}): let both be logits"
+            + (", with aux_logits=False." if getattr(model, "aux_logits", False) else ".")
+        )
+    last = _classifier_call(model, passes[1].calls, logits_of(outputs[1]), classifier)
+    given = tree_leaves(last.given)
+    if len(given) != 1 or given[0].dim() != 2:
+        raise ConfigError(
+            f"The features of a peer must have the form [batch, width], not {list(given[0].shape)}, which "
+            f"{last.name!r} is given: let the model pool and flatten before it."
+        )
+    if split_at is not None:
+        _check_split(model, split_at, passes[1].calls, last)
+    before = {call.name: None for each in passes for call in each.before}
+    linear = cast(nn.Linear, model.get_submodule(last.name))
+    return Outline(
+        last.name,
+        given[0].shape[1],
+        linear.out_features,
+        split_at,
+        tuple(before),
+        frozenset(passes[0].used_before | passes[1].used_before),
+        _batched(*passes),
+    )
+
+
+def _batched(two: _Pass, three: _Pass) -> dict[str, list[bool]]:
+    sizes: list[dict[str, list[int | None]]] = []
+    for each in (two, three):
+        crossing = {call.name: call.returned for call in each.before}
+        crossing |= {call.name: call.given for call in each.calls if call.name == each.split_at}
+        sizes.append({name: [_first_size(leaf) for leaf in tree_leaves(value)] for name, value in crossing.items()})
+    names = sizes[0].keys() & sizes[1].keys()
+    return {name: [a != b for a, b in zip(sizes[0][name], sizes[1][name], strict=False)] for name in names}
+
+
+def _first_size(leaf: Any) -> int | None:
+    return leaf.shape[0] if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
+
+
+def logits_of(output: Any) -> Tensor:
+    """Take the logits out of what a model returns: a tensor, or a mapping or object that has `logits`.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise ConfigError(
+            f"The model returns a {type(output).__name__} without logits: let its forward return logits [B, classes]."
+        )
+    return logits
+
+
+class LogitsOf(nn.Module):
+    """A model of any kind as images [B, C, H, W] -> logits [B, classes]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify `images`."""
+        return logits_of(self.model(images))
+
+
+def _classifier_call(model: nn.Module, calls: list[_Call], logits: Tensor, name: str | None) -> _Call:
+    """Find the call of the classifier, whose output must be the logits."""
+    kind = type(model).__name__
+    linear = [call for call in calls if isinstance(model.get_submodule(call.name), nn.Linear)]
+    if name is None:
+        if not linear:
+            ends = next((call.name for call in reversed(calls) if not _children(model.get_submodule(call.name))), kind)
+            raise ConfigError(
+                f"{kind} calls no nn.Linear, so it has no classifier to replace (it ends with {ends!r}): end it with "
+                "one on pooled features, such as nn.Sequential(model, nn.Flatten(), nn.Linear(width, classes))."
+            )
+        name = linear[-1].name
+    elif not isinstance(model.get_submodule(name), nn.Linear):
+        raise ConfigError(
+            f"The classifier {name!r} is a {type(model.get_submodule(name)).__name__}, but it must be an nn.Linear: "
+            "name another one."
+        )
+    own = [call for call in linear if call.name == name]
+    if len(own) != 1:
+        raise ConfigError(
+            f"The classifier {name!r} is called {len(own)} times, but must be called once: name the final nn.Linear "
+            "with `classifier`."
+        )
+    made = own[0].returned
+    if made.numel() != logits.numel() or not torch.equal(made.reshape(-1), logits.reshape(-1)):
+        later = [call.name for call in calls[calls.index(own[0]) + 1 :]]
+        what = f"what follows it ({', '.join(later[:3])})" if later else "what the forward does after it"
+        raise ConfigError(
+            f"The output of the classifier {name!r} must be the model's output, but {what} changes it: name the final "
+            "nn.Linear with `classifier`, or wrap the model so that it ends there."
+        )
+    return own[0]
+
+
+def _check_split(model: nn.Module, split_at: str, calls: list[_Call], classifier: _Call) -> None:
+    starts = [place for place, call in enumerate(calls) if call.name == split_at]
+    if not starts:
+        inner = [f"{split_at}.{child}" for child in _children(model.get_submodule(split_at))]
+        cure = f"one of its children {', '.join(inner)}" if inner else "another module"
+        raise ConfigError(f"The forward of the model never calls {split_at!r}: split at {cure}.")
+    if len(starts) > 1:
+        raise ConfigError(
+            f"{split_at!r} is called {len(starts)} times, so the split is not one point: split at a module called once."
+        )
+    if calls.index(classifier) < starts[0]:
+        raise ConfigError(f"The classifier {classifier.name!r} comes before {split_at!r}: split at an earlier module.")
+
+
+def check_name(model: nn.Module, name: str, setting: str) -> None:
+    """Raise a ConfigError unless `model` has a module of this name; the nearest are named."""
+    names = [known for known, _ in model.named_modules() if known]
+    if name in names:
+        return
+    close = difflib.get_close_matches(name, names, n=3)
+    choices = f"Did you mean {' or '.join(close)}?" if close else f"Its children are {', '.join(_children(model))}."
+    raise ConfigError(f"{setting} names {name!r}, but {type(model).__name__} has no such module. {choices}")
+
+
+def _children(module: nn.Module) -> list[str]:
+    return [name for name, _ in module.named_children()]
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by name."""
+    return dict([*model.named_parameters(), *model.named_buffers()])
+
+
+def classes_of(model: nn.Module, classifier: str | None = None, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> int:
+    """Count the classes that the classifier of `model` tells apart; errors of `branch_model`."""
+    return observe(model, image_shape, classifier).num_classes
