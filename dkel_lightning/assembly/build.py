@@ -137,7 +137,7 @@ def build(  # noqa: D417
     share = sharing or preset.sharing
     if share not in ("trunk", "nothing"):
         raise ConfigError(f"method.sharing is {share!r}: choose one of trunk, nothing.")
-    if isinstance(peers, int) and share == "nothing" and registered:
+    if isinstance(peers, int) and share == "nothing" and registered and isinstance(backbone, str):
         peers = [backbone] * peers
     settings = teacher_settings(chosen, preset, teacher, schedules)
     if num_classes is None:

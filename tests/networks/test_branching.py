@@ -232,7 +232,7 @@ def test_peers_are_the_users_model_and_give_its_logits_features_and_gradients(
     expected = torch.stack([logits_of(model(view)) for view in views.unbind(1)])
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     logits.square().sum().backward()
-    expected.square().sum().backward()
+    expected.square().sum().backward()  # type: ignore[no-untyped-call]
     theirs, peers = dict(model.named_parameters()), [network.peer(i) for i in (0, 1)]
     own = {id(parameter) for i in (0, 1) for parameter in network.own_part(i).parameters()}
     for peer in peers:
@@ -252,10 +252,12 @@ def test_peers_are_the_users_model_and_give_its_logits_features_and_gradients(
 
 
 def test_modules_before_the_split_are_the_same_ones() -> None:
-    first, second = branch_model(tv.resnet18(), "layer3", 2, 5, image_shape=(3, 32, 32)).peers
-    shared = {name for name, module in first.model.named_children() if module is second.model.get_submodule(name)}
+    network = branch_model(tv.resnet18(), "layer3", 2, 5, image_shape=(3, 32, 32))
+    first, second = network.peer(0), network.peer(1)
+    shared = {name for name, module in first.named_children() if module is second.get_submodule(name)}
     assert shared == {"conv1", "bn1", "relu", "maxpool", "layer1", "layer2"}
-    assert second.model.fc.out_features == 5
+    assert network.classifiers[1] is second.get_submodule("fc")
+    assert network.classifiers[1].out_features == 5
 
 
 def test_the_trunk_keeps_its_weights_and_every_branch_is_drawn_on_its_own() -> None:
@@ -434,9 +436,9 @@ def test_weights_of_a_trunk_and_branches_cut_out_by_earlier_versions_load() -> N
     expected = {f"{i}.{key}": tensor.clone() for i in (0, 1) for key, tensor in network.peer(i).state_dict().items()}
     network.load_state_dict(old)
     for name, tensor in expected.items():
-        index, _, key = name.partition(".")
-        added = 1 if key.startswith(("first", "offset")) else 2 + int(index)
-        torch.testing.assert_close(network.peer(int(index)).state_dict()[key], tensor + added)
+        peer, _, key = name.partition(".")
+        added = 1 if key.startswith(("first", "offset")) else 2 + int(peer)
+        torch.testing.assert_close(network.peer(int(peer)).state_dict()[key], tensor + added)
 
 
 # --- errors ---

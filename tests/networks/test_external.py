@@ -69,7 +69,7 @@ def test_a_library_network_is_built_deployed_and_rebuilt_by_name(tmp_path: Path)
 
 
 def trained() -> nn.Module:
-    model = models.resnet18(num_classes=5)
+    model: nn.Module = models.resnet18(num_classes=5)
     with torch.no_grad():
         for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
             norm.weight.uniform_(0.5, 1.5)
@@ -87,13 +87,16 @@ def test_peers_keep_the_weights_of_a_trained_model_and_draw_their_classifiers(
     assert isinstance(module.student.network, SplitModel)
     assert module.teacher is not None
     for peer in map(module.student.peer, (0, 1)):
-        assert torch.equal(peer.get_parameter("conv1.weight"), given.conv1.weight)
-        assert torch.equal(peer.get_parameter("layer4.0.conv1.weight"), given.layer4[0].conv1.weight) is kept
-        assert not torch.equal(peer.get_parameter("fc.weight"), given.fc.weight)
+        assert torch.equal(peer.get_parameter("conv1.weight"), given.get_parameter("conv1.weight"))
+        assert (
+            torch.equal(peer.get_parameter("layer4.0.conv1.weight"), given.get_parameter("layer4.0.conv1.weight"))
+            is kept
+        )
+        assert not torch.equal(peer.get_parameter("fc.weight"), given.get_parameter("fc.weight"))
     first, second = module.student.network.classifiers
     assert not torch.equal(first.weight, second.weight)
     # An independent teacher keeps none.
-    assert not torch.equal(module.teacher.peer(0).get_parameter("conv1.weight"), given.conv1.weight)
+    assert not torch.equal(module.teacher.peer(0).get_parameter("conv1.weight"), given.get_parameter("conv1.weight"))
 
 
 @pytest.mark.parametrize(
