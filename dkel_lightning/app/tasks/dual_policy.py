@@ -63,7 +63,6 @@ def dual_policy(run: Run) -> DualPolicyResult:
     if fault is not None:
         raise ConfigError(fault)
     with locks.held(run.folder, locks.CLAIM, locks.PATIENCE), _going_on_told(run):
-        run.tidy()
         return _trained(run)
 
 
