@@ -233,7 +233,7 @@ class PPOLearner(Learner):
     @property
     def gradient_steps(self) -> int:
         """Passes over the turn, in batches."""
-        batches = math.ceil(self.used.turn / self.algorithm.batch_size)
+        batches: int = math.ceil(self.used.turn / self.algorithm.batch_size)
         return batches * int(self.algorithm.n_epochs)
 
     def actions(self, states: Tensor) -> Tensor:
