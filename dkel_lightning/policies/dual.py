@@ -93,7 +93,7 @@ class DualPolicy:
             states = own.tensor(peer.recent.sample(own.used.distil_batch))
             step = imitation(own, peer, states, self.settings.alpha, self.settings.weighting)
             own.optimizer.zero_grad()
-            step.loss.backward()
+            step.loss.backward()  # type: ignore[no-untyped-call]
             own.optimizer.step()
             found.append(step)
         return {name: [getattr(each, name).item() for each in found] for name in LOGGED if found}

@@ -24,7 +24,8 @@ def make(name: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
     if ":" in name:
         raise ConfigError(f"rl.env={name} names a module: give modules=[...] that registers it, and its name alone.")
     try:
-        shown = {} if render_mode is None else {"render_mode": render_mode}  # an environment need not know the word
+        # An environment need not know the word.
+        shown: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         return gym.make(name, disable_env_checker=True, **shown)
     except Exception as error:  # whatever an environment raises that cannot be made is what is wrong with it
         said = str(error).partition("\n")[0] or type(error).__name__

@@ -164,7 +164,7 @@ class DDPGLearner(Learner):
             )
 
     def _arguments(self, actions: spaces.Space[Any]) -> dict[str, Any]:
-        size = actions.shape
+        size = actions.shape or ()
         noise = NormalActionNoise(np.zeros(size), np.full(size, self.settings.noise))
         return {"train_freq": self.used.turn // len(self.episodes), "action_noise": noise}
 
@@ -233,8 +233,8 @@ class PPOLearner(Learner):
     @property
     def gradient_steps(self) -> int:
         """Passes over the turn, in batches."""
-        batches = math.ceil(self.used.turn / self.algorithm.batch_size)
-        return int(self.algorithm.n_epochs) * batches
+        batches: int = math.ceil(self.used.turn / self.algorithm.batch_size)
+        return batches * int(self.algorithm.n_epochs)
 
     def actions(self, states: Tensor) -> Tensor:
         """Give means or probabilities."""

@@ -7,7 +7,7 @@ import io
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ class NoNumber(Reach):
 @pytest.fixture(scope="module", autouse=True)
 def environments() -> Iterator[None]:
     for kind in (Reach, NoNumber):
-        gym.register(f"{kind.__name__}-v0", entry_point=kind)
+        gym.register(f"{kind.__name__}-v0", entry_point=cast(Any, kind))
     yield
     for kind in (Reach, NoNumber):
         del gym.registry[f"{kind.__name__}-v0"]

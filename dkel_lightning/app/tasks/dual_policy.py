@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dkel_lightning.app import figures
+from dkel_lightning.app import drawing
 from dkel_lightning.app.callbacks.saving import ended_by_signals
 from dkel_lightning.app.config.extras import missing_extra
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
@@ -63,7 +63,6 @@ def dual_policy(run: Run) -> DualPolicyResult:
     if fault is not None:
         raise ConfigError(fault)
     with locks.held(run.folder, locks.CLAIM, locks.PATIENCE), _going_on_told(run):
-        run.tidy()
         return _trained(run)
 
 
@@ -136,7 +135,7 @@ def _say(row: Mapping[str, float], steps: int, settings: DualPolicySettings, spe
     print("  ".join([*parts, f"{speed:,.0f} steps/s", f"{left} left"]), flush=True)
 
 
-def _draw(rows: figures.Rows, settings: DualPolicySettings, seed: int, path: Path) -> None:
+def _draw(rows: Mapping[int, Mapping[str, float]], settings: DualPolicySettings, seed: int, path: Path) -> None:
     """Draw the mean return of each policy, with one deviation of its episodes to both sides."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -151,7 +150,7 @@ def _draw(rows: figures.Rows, settings: DualPolicySettings, seed: int, path: Pat
     axes.set_title(f"{settings.algorithm} on {settings.env}, seed {seed}", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
-    figures.save(figure, path)
+    drawing.save(figure, path)
 
 
 def _strip(frames: list[Any], path: Path) -> bool:
