@@ -25,7 +25,7 @@ from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
-from dkel_lightning.settings.backbone import is_external
+from dkel_lightning.settings.backbone import is_external, reads_a_folder
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.teacher import TeacherSettings
@@ -196,16 +196,16 @@ def load_from_checkpoint(  # noqa: D417
     checkpoint_path: str | Path,
     map_location: Any = "cpu",
     *,
-    backbone: nn.Module | None = None,
+    backbone: nn.Module | str | None = None,
     method: Method | None = None,
     **others: Any,
 ) -> Coordinator:
-    """Rebuild a module from its checkpoint. Nothing in the file is executed.
+    """Rebuild a module from its checkpoint. Nothing in the file is executed, and it makes nobody read a folder.
 
     Args:
         checkpoint_path: a file written by a Trainer.
         map_location: the device on which the tensors are put.
-        backbone: the model it was built from, if that was not a registered name.
+        backbone: the model it was built from, if that was not a name, or hf:FOLDER.
         method: the method, if that was not a registered name.
         others: passed to `build`: `optimizer`, `scheduler` and `augmentation`, which no checkpoint holds and a
             training that goes on needs as it had them; and what is to differ, such as `deploy`.
@@ -235,12 +235,23 @@ def load_from_checkpoint(  # noqa: D417
             recipe[key] = value
         elif recipe.get(key) is None:
             raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
+    if backbone is None:
+        _refuse_folder(checkpoint_path, "backbone", recipe["backbone"])
     teacher = recipe.get("teacher")
     if isinstance(teacher, Mapping) and "teacher" not in others:
         # The file that the teacher once began with may be anywhere; its weights are in the checkpoint.
         recipe["teacher"] = {**teacher, **({"weights": None} if "weights" in teacher else {})}
+        _refuse_folder(checkpoint_path, "teacher", teacher.get("backbone"))
     with no_more_than(checkpoint["state_dict"], recipe, checkpoint_path):
         module: Coordinator = cls.build(**(recipe | others))
     file_format.load_weights(module, checkpoint, checkpoint_path)
     refuse_non_finite(module, checkpoint_path)
     return module
+
+
+def _refuse_folder(path: str | Path, key: str, name: object) -> None:
+    if reads_a_folder(name):
+        raise CheckpointError(
+            f"{path} was trained with {name}, and no file chooses a folder that is read: pass {key}= to load it "
+            "(trust=true on the command line)."
+        )

@@ -66,7 +66,7 @@ def _checksum(value: Tensor) -> int:
     if value.layout is not torch.strided or value.is_quantized or value.is_meta:
         return 0  # of a network of the user's own; not one stretch of bytes
     plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy())
+    return zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def own_states(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:

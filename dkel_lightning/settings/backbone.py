@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,6 +15,11 @@ LIBRARIES = ("torchvision", "timm", "hf")
 def is_external(name: str | None) -> bool:
     """Tell whether `name` has the form torchvision:NAME, timm:NAME or hf:FOLDER."""
     return name is not None and ":" in name and name.partition(":")[0] in LIBRARIES
+
+
+def reads_a_folder(name: object) -> bool:
+    """Tell whether `name` is hf:FOLDER, which is read to build it, rather than hf:TYPE or another name."""
+    return isinstance(name, str) and name.startswith("hf:") and re.fullmatch(r"hf:[\w-]+", name) is None
 
 
 @dataclass(frozen=True)

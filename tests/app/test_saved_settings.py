@@ -22,7 +22,7 @@ from tests.compose import compose, prepare
 HOSTILE = "http://127.0.0.1:9/../x"
 LOOKED_UP = {
     *("data.name", "backbone.name", "method.name", "method.peers", "teacher.backbone", "callbacks.monitor"),
-    *("trainer.accelerator", "trainer.strategy", "trainer.profiler"),
+    *("backbone.split_at", "trainer.accelerator", "trainer.strategy"),
 }
 """Takes any text, and does nothing with it but look it up among what is registered or known."""
 
@@ -92,6 +92,12 @@ def test_a_strangers_folder_is_refused_with_the_cure_before_anything_is_opened(
         for task in ("evaluate", "export"):
             with pytest.raises(CheckpointError, match=re.escape(key)):
                 saved_settings.of_checkpoint(values_in(folder), compose(f"task={task}"), [f"task={task}"], folder)
+
+
+@pytest.mark.parametrize("name", ["hf:/tmp/theirs", "hf:theirs/model", "hf:../model", "hf:vit"])
+def test_a_backbone_that_is_read_from_a_folder_is_not_taken_from_a_file(name: str) -> None:
+    found = saved_settings.foreign(put(compose(), "backbone.name", name), compose())
+    assert found == ({} if name == "hf:vit" else {"backbone.name": name})
 
 
 def test_what_is_given_again_or_trusted_is_taken_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

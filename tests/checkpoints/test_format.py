@@ -272,6 +272,10 @@ def test_a_recipe_opens_no_file_of_its_choice(written: Path, tmp_path: Path) -> 
     module = DistillationModule.load_from_checkpoint(path, optimizer=SGD)
     assert module.teacher is not None
     assert module.teacher.settings.weights is None
+    for recipe in ({"backbone": "hf:/dev"}, {"teacher": teacher | {"backbone": "hf:/dev"}}):
+        path = edited(written, tmp_path, lambda c, recipe=recipe: resigned(c, **recipe))
+        with pytest.raises(CheckpointError, match="was trained with hf:/dev, and no file chooses a folder"):
+            DistillationModule.load_from_checkpoint(path, optimizer=SGD)
 
 
 def test_what_lightning_takes_is_taken_where_it_holds(written: Path) -> None:

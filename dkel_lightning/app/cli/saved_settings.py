@@ -24,6 +24,7 @@ from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.runtime import command_lines
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.ranks import is_first
+from dkel_lightning.settings.backbone import reads_a_folder
 from dkel_lightning.settings.keys import shortened
 from dkel_lightning.settings.methods import PRESETS
 
@@ -73,7 +74,9 @@ def _describes(key: str, value: Any, saved: Values) -> bool:
     if key.startswith("data.") and "_target_" in saved.get("data", {}):
         return False  # an argument of code that is not ours
     described = schema.describe(key, _method(saved))
-    return described is not None and (not described.is_free or value == described.default)
+    if described is None:
+        return False
+    return value == described.default or not (described.is_free or reads_a_folder(value))
 
 
 def _refuse_foreign(found: Values, path: Path, given: Values) -> None:

@@ -17,6 +17,7 @@ from dkel_lightning.checkpoints import file_format
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.settings.backbone import reads_a_folder
 
 OF_RESULT = ("seed", "data", "deploy", "precision", "trainer", "execution")
 """Keys and groups on which the scores of a checkpoint depend; its own networks and method are not to choose."""
@@ -49,10 +50,8 @@ def evaluate(run: Run) -> EvaluateResult:
     """
     values = run.values
     path = Path(values["checkpoint"])
-    deploy = {key: value for key, value in values["deploy"].items() if value != "auto"}
     # The memory layout of the training, or the figures would differ in their last digits.
-    others: dict[str, Any] = {"execution": values["execution"], **({"deploy": deploy} if deploy else {})}
-    module = DistillationModule.load_from_checkpoint(path, **others)
+    module = loaded(path, values, execution=values["execution"])
     epoch = int(file_format.load(path)["epoch"]) + 1
     images = prepared(values)
     check_fits(module, images, path)
@@ -63,6 +62,21 @@ def evaluate(run: Run) -> EvaluateResult:
     _report(run, result, path)
     rank_zero_only(confusion.write)(result.scores, images.class_names, run.folder)
     return result
+
+
+def loaded(path: Path, values: Mapping[str, Any], **others: Any) -> DistillationModule:
+    """Rebuild the module of a checkpoint, with what `values` say of the deployed network.
+
+    Raises:
+        DkelError: as `load_from_checkpoint`.
+    """
+    deploy = {key: value for key, value in values["deploy"].items() if value != "auto"}
+    others |= {"deploy": deploy} if deploy else {}
+    if values["trust"]:
+        backbone, teacher = values["backbone"]["name"], values["teacher"]
+        others |= {"backbone": backbone} if reads_a_folder(backbone) else {}
+        others |= {"teacher": {**teacher, "weights": None}} if reads_a_folder(teacher.get("backbone")) else {}
+    return DistillationModule.load_from_checkpoint(path, **others)
 
 
 def check_fits(module: DistillationModule, images: ClassificationData, path: Path) -> None:

@@ -19,7 +19,7 @@ from dkel_lightning.app import build
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.runs import scores
 from dkel_lightning.app.runs.folder import Run, run_folder, values_in
-from dkel_lightning.app.tasks.evaluate import check_fits
+from dkel_lightning.app.tasks.evaluate import check_fits, loaded
 from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.data import ClassificationData
@@ -55,9 +55,7 @@ def export_checkpoint(run: Run) -> ExportResult:
     values, settings = run.values, run.values["export"]
     formats.check(settings["format"])
     path = Path(values["checkpoint"])
-    chosen = {key: value for key, value in values["deploy"].items() if value != "auto"}
-    others: dict[str, Any] = {"deploy": chosen} if chosen else {}
-    module = DistillationModule.load_from_checkpoint(path, **others)
+    module = loaded(path, values)
     epoch = int(file_format.load(path)["epoch"]) + 1
     images = prepared(values)
     check_fits(module, images, path)

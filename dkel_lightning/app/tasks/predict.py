@@ -18,13 +18,13 @@ from torch import Tensor
 
 from dkel_lightning.app.runs.folder import Run, run_folder
 from dkel_lightning.app.runs.tables import cell, write_csv
+from dkel_lightning.app.tasks.evaluate import loaded
 from dkel_lightning.data.files.checks import file_bytes
 from dkel_lightning.data.files.decode import decode_to
 from dkel_lightning.data.readers.image_folder import image_bytes, images_in
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.export import Exported, Preprocessing, formats, open_exported
 from dkel_lightning.export.metadata import Record
-from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.networks import logits_of
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.texts import printable
@@ -141,9 +141,7 @@ def _exported(path: Path, values: Mapping[str, Any]) -> Exported:
 
 
 def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
-    chosen = {key: value for key, value in values["deploy"].items() if value != "auto"}
-    others: dict[str, Any] = {"deploy": chosen} if chosen else {}
-    module = DistillationModule.load_from_checkpoint(path, **others).eval()
+    module = loaded(path, values).eval()
     recipe = module.recipe or {}
     mean, std, size = values["data"]["mean"], values["data"]["std"], recipe.get("image_size")
     folder = run_folder(path)
