@@ -37,8 +37,9 @@ def _run(run: Run, comparison: Comparison | None) -> float:
 
     from dkel_lightning.app.tasks import registry
 
-    quieten()
     task = registry.of(run.values)
+    function = registry.load(task.function)
+    quieten()  # Lightning sets its level when it is imported
     threads, processors = run.values["execution"]["threads"], os.cpu_count()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -53,7 +54,6 @@ def _run(run: Run, comparison: Comparison | None) -> float:
         from dkel_lightning.runtime import memory
 
         memory.keep_freed_as_asked(run.values["execution"]["keep_memory"], build.device(run.values))
-    function = registry.load(task.function)
     result = function(run, comparison) if task.plans else function(run)
     return float(getattr(result, "objective", math.nan))
 
