@@ -79,7 +79,7 @@ def test_a_method_without_a_teacher_gets_none_and_another_teacher_can_be_chosen(
     [
         ("data=stripe", r"Unknown choice data=stripe. Did you mean stripes\? Choices: cifar10, .*stripes"),
         ("method=own_teach", r"Did you mean own_teacher\?.*own_teacher, pcl"),
-        ("backbone=tinny", r"Did you mean tiny\?.*tiny, vgg16"),
+        ("backbone=tinny", r"Did you mean tiny\?.*tiny, tiny_resnet18"),
         ("data.widht=3", r"Unknown key data.widht. Did you mean data.width\?"),
     ],
 )

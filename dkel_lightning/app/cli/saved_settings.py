@@ -94,7 +94,8 @@ def _listed(found: Values) -> str:
             return f"{key} ({', '.join(targets or map(str, value))})"
         return command_lines.override(key, f"[{','.join(map(str, value))}]" if isinstance(value, list) else value)
 
-    return shortened(", ".join(said(key, value) for key, value in found.items()))
+    code_first = sorted(found.items(), key=lambda item: not item[0].endswith("_target_"))
+    return shortened(", ".join(said(key, value) for key, value in code_first))
 
 
 # ---------------------------------------------------------------------- runs that are gone on with
