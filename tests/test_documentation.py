@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import methods
 from dkel_lightning.app.config import choices, reference, schema
-from tests.compose import prepare
+from dkel_lightning.app.runs.folder import Run
+from tests.compose import compose, prepare
 from tests.own_code import forgotten
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,12 +128,14 @@ def test_each_shown_command_is_one_that_the_program_accepts(
     for page in PAGES:
         if command in commands(page):
             write_titled(page, tmp_path)
-    for folder in ("quickstart/TIME", "first"):
+    typed = [item for item in arguments if item.startswith("data.root=")]
+    newest = compose("experiment=own_data", *typed) if typed else compose("experiment=quickstart")
+    for folder, values in {"long": compose("experiment=cifar100"), "first": newest, "quickstart/TIME": newest}.items():
         checkpoints = tmp_path / "outputs" / folder / "checkpoints"
         checkpoints.mkdir(parents=True)
         for name in ("last.ckpt", "best.ckpt"):
             torch.save({}, checkpoints / name)
-        (checkpoints.parent / "config.yaml").write_text("seed: 0\n")
+        (checkpoints.parent / "config.yaml").write_text(Run(values, checkpoints.parent).settings)
     with forgotten():
         prepared = prepare(arguments)
     arguments = [item.replace("data._target_=", "data=") for item in arguments]

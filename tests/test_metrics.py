@@ -86,6 +86,13 @@ def test_calibration_errors_by_hand() -> None:
     assert errors.compute().reshape(-1).item() == pytest.approx(4 / 5 * abs(1 / 2 - 3 / 4) + 1 / 5 * abs(1 - 1 / 2))
 
 
+def test_a_confidence_of_one_has_a_bin_of_its_own() -> None:
+    errors = CalibrationErrors(1)
+    logits = torch.tensor([[[0.0, 200.0], [math.log(0.95), math.log(0.05)]]])  # wrong and certain; right at 0.95
+    errors.update(logits, torch.tensor([0, 0]))
+    assert errors.compute().item() == pytest.approx((1 + 0.05) / 2)
+
+
 def test_calibration_errors_are_those_of_torchmetrics_in_one_piece_and_in_two() -> None:
     draws = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(3, 200, 5, generator=draws)

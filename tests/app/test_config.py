@@ -91,10 +91,10 @@ def test_the_released_preset_keeps_its_own_ramp_up_on_tinyimagenet() -> None:
 
 def test_the_released_preset_takes_a_pass_a_view_of_any_backbone_unless_told_otherwise() -> None:
     released = compose("experiment=tinyimagenet", "method=dkel_released")
-    assert released["backbone"] == {"name": "tiny_resnet18", "views_per_pass": "one"}
+    assert (released["backbone"]["name"], released["backbone"]["views_per_pass"]) == ("tiny_resnet18", "one")
     told = compose("method=dkel_released", "backbone=vgg16", "backbone.views_per_pass=all")
-    assert told["backbone"] == {"name": "vgg16", "views_per_pass": "all"}
-    assert compose("experiment=tinyimagenet")["backbone"] == {"name": "tiny_resnet18", "views_per_pass": "all"}
+    assert (told["backbone"]["name"], told["backbone"]["views_per_pass"]) == ("vgg16", "all")
+    assert compose("experiment=tinyimagenet")["backbone"]["views_per_pass"] == "all"
 
 
 def mistakes(*overrides: str, **changes: Any) -> str:

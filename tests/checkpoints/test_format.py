@@ -282,7 +282,7 @@ def test_what_lightning_takes_is_taken_where_it_holds(written: Path) -> None:
     DistillationModule.load_from_checkpoint(written, strict=True, weights_only=True, hparams_file=None)
     for name, value in {"strict": False, "hparams_file": "x.yaml", "weights_only": False, "lr": 0.1}.items():
         with pytest.raises(ConfigError, match=rf"load_from_checkpoint takes no {name}: .*backbone, num_classes"):
-            DistillationModule.load_from_checkpoint(written, **{name: value})
+            DistillationModule.load_from_checkpoint(written, **{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["build", "load_from_checkpoint"])

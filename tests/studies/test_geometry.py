@@ -242,10 +242,12 @@ def test_settings_that_cannot_work_are_named_with_their_cure() -> None:
         geometry.simulate(GeometrySettings(lr=1.0))
     with pytest.raises(ConfigError, match=r"geometry\.mirror\.student is \[1\.0\]: give two coordinates"):
         MirrorSettings(student=(1.0,))
-    with pytest.raises(ConfigError, match=r"geometry\.bowl\.weights must be a list, each a number above 0, got"):
+    with pytest.raises(
+        ConfigError, match=r"geometry\.bowl\.weights must be a list, each a number above 0 and up to 1000, got"
+    ):
         BowlSettings(weights=(0.0,))
     with pytest.raises(
-        ConfigError, match=r"geometry\.bowl\.init_steps must be a list, each a whole number of at least 1"
+        ConfigError, match=r"geometry\.bowl\.init_steps must be a list, each a whole number between 1 and 100000"
     ):
         BowlSettings(init_steps=(1.5,))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"geometry\.bowl\.max_steps is 10, below geometry\.bowl\.steps=150"):
