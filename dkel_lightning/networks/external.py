@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from torch import nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks.outline import IMAGE_SHAPE
+from dkel_lightning.settings.keys import did_you_mean
 
 # By source and name, where peers begin unless told otherwise: before the last stage, or the last third of the blocks.
 CUTS = (
@@ -186,6 +186,4 @@ def _had(name: str, load: Callable[[], nn.Module], pretrained: bool = True) -> n
 
 
 def _unknown(source: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"{source} has no classifier {name!r}.{hint}"
+    return f"{source} has no classifier {name!r}.{did_you_mean(name, known, most=3)}"

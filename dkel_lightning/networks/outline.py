@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.keys import did_you_mean
 
 IMAGE_SHAPE = (3, 224, 224)
 
@@ -249,9 +249,8 @@ def check_name(model: nn.Module, name: str, setting: str) -> None:
     names = [known for known, _ in model.named_modules() if known]
     if name in names:
         return
-    close = difflib.get_close_matches(name, names, n=3)
-    choices = f"Did you mean {' or '.join(close)}?" if close else f"Its children are {', '.join(_children(model))}."
-    raise ConfigError(f"{setting} names {name!r}, but {type(model).__name__} has no such module. {choices}")
+    choices = did_you_mean(name, names, most=3) or f" Its children are {', '.join(_children(model))}."
+    raise ConfigError(f"{setting} names {name!r}, but {type(model).__name__} has no such module.{choices}")
 
 
 def _children(module: nn.Module) -> list[str]:

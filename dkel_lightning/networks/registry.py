@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from torch import nn
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import densenet, resnet, vgg
 from dkel_lightning.networks.peers import Branch, BranchedNetwork, IndependentPeers, PeerNetwork, SinglePeer
+from dkel_lightning.settings.keys import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,7 @@ def _independent(
 
 def _find(name: str | None, image_size: tuple[int, int] | None) -> Backbone:
     if name not in BACKBONES:
-        close = difflib.get_close_matches(str(name), BACKBONES, n=2)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        hint = did_you_mean(str(name), BACKBONES, most=2)
         raise ConfigError(f"There is no backbone {name!r}.{hint} The choices are {', '.join(sorted(BACKBONES))}.")
     backbone = BACKBONES[name]
     if image_size is not None and min(image_size) < backbone.min_size:

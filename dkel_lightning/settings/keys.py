@@ -225,7 +225,7 @@ def shortened(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """Ask for the option that is nearest to a name; empty where none is near."""
-    near = difflib.get_close_matches(name, list(options), n=1)
-    return f" Did you mean {near[0]}?" if near else ""
+def did_you_mean(name: str, options: Iterable[str], most: int = 1) -> str:
+    """Ask for the options that are nearest to a name, so many at most; empty where none is near."""
+    near = difflib.get_close_matches(name, list(options), n=most)
+    return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -145,7 +145,7 @@ def _jobs(overrides: Sequence[Override]) -> tuple[list[str], list[tuple[int, str
     """Give the first value of every sweep, and each further value with its place; the last word on a key counts."""
     items = {item.get_key_element(): item for item in overrides}.values()
     values = [values_of(item) for item in items]
-    if math.prod(len(values_of(item)) for item in items if item.is_discrete_sweep()) > MOST_JOBS:
+    if math.prod(len(found) for item, found in zip(items, values, strict=True) if item.is_discrete_sweep()) > MOST_JOBS:
         raise too_many(" ".join(item.input_line or "" for item in items if item.is_sweep_override()))
     others = [(position, option) for position, found in enumerate(values) for option in found[1:]]
     return [found[0] for found in values], others

@@ -280,7 +280,7 @@ def of_checkpoint(saved: Values, given: Values, overrides: Sequence[str], folder
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in given_keys}
         values[group] = node
     # The checkpoint has the weights of its teacher, wherever they were once read.
-    values["teacher"] = {**values["teacher"], **({"weights": None} if "weights" in values["teacher"] else {})}
+    values = stages.with_weights(values, None)
     if registry.of(given).reads_data:
         _refuse_foreign(foreign(values, given), folder / "config.yaml", given)
     if saved.get("modules") and values["method"]["name"] not in PRESETS:

@@ -75,7 +75,7 @@ def loaded(path: Path, values: Mapping[str, Any], **others: Any) -> Distillation
     if values["trust"]:
         backbone, teacher = values["backbone"]["name"], values["teacher"]
         others |= {"backbone": backbone} if reads_a_folder(backbone) else {}
-        others |= {"teacher": {**teacher, "weights": None}} if reads_a_folder(teacher.get("backbone")) else {}
+        others |= {"teacher": teacher} if reads_a_folder(teacher.get("backbone")) else {}
     return DistillationModule.load_from_checkpoint(path, **others)
 
 
