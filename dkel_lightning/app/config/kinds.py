@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from dkel_lightning.app.config.messages import unknown_key
-from dkel_lightning.settings.declarations import keys_of
-from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.keys import SEEDS, Key, is_count, is_number, whole
 
 
@@ -102,36 +99,3 @@ def variants(meaning: str) -> Key:
         return None if fits else ""
 
     return Key("a list of names, or of {label: [override, ...]}", meaning, check, is_free=True)
-
-
-def executions(meaning: str, taken: Collection[str]) -> Key:
-    """Describe sides of a benchmark by their execution settings; `taken` holds the labels of other sides."""
-    known = keys_of(Execution)
-
-    def fault(label: Any, node: Any) -> str | None:
-        if not isinstance(label, str) or _LABEL.fullmatch(label) is None:
-            return f" {label!r} is no label: use letters, digits and the signs _.+-."
-        if label in taken:
-            return f" {label} is a side by itself: give the variant another label."
-        if not isinstance(node, Mapping):
-            return f" {label} must hold keys of execution, got {node!r}."
-        for name, value in node.items():
-            key = known.get(f"execution.{name}")
-            if key is None:
-                return f" {label}: {unknown_key(f'execution.{name}', known)}"
-            if name in ("threads", "keep_memory"):
-                return f" {label}: execution.{name} holds for the whole process: give it by itself, one run a value."
-            wrong = key.fault(value)
-            if wrong is not None:
-                return f" {label}: execution.{name} {wrong}"
-        return None
-
-    def check(value: Any) -> str | None:
-        if not isinstance(value, Mapping):
-            return ""
-        return next((found for label, node in value.items() if (found := fault(label, node)) is not None), None)
-
-    return Key("labels of their own, each with keys of execution", meaning, check)
-
-
-_LABEL = re.compile(r"\w[\w.+-]*")

@@ -14,13 +14,13 @@ from typing import Annotated, Any
 
 from dkel_lightning.app.config import kinds
 from dkel_lightning.app.config.messages import unknown_choice
-from dkel_lightning.app.config.nodes.convergence import ConvergenceSettings
 from dkel_lightning.app.tasks import requirements
 from dkel_lightning.app.tasks.requirements import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.declarations import Settings
 from dkel_lightning.settings.keys import RESUMABLE, choice, number, several, text, whole
+from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.geometry_settings import GeometrySettings
 
 _HERE = "dkel_lightning.app.tasks"
@@ -121,9 +121,9 @@ def _select(values: Values, key: str) -> Any:
 # ---------------------------------------------------------------------- what tasks can be told
 
 # What task=benchmark may measure: a loop written by hand, the Trainer in each execution mode, with images in workers,
-# and the library's step without Lightning.
+# without channels-last, and the library's step without Lightning.
 SIDES: tuple[str, ...] = ("plain", "eager", "compile", "cuda_graph", "cuda_graph_compiled", "eager_workers")
-SIDES += ("bare_eager", "bare_compile", "bare_cuda_graph", "bare_cuda_graph_compiled")
+SIDES += ("eager_contiguous", "bare_eager", "bare_compile", "bare_cuda_graph", "bare_cuda_graph_compiled")
 
 
 @dataclass(frozen=True)
@@ -187,10 +187,6 @@ class BenchmarkSettings(Settings, node="benchmark"):
     sides: Annotated[
         tuple[str, ...] | None,
         several("What is measured; null: all that the device and the method allow.", choice("", *SIDES)),
-    ] = None
-    variants: Annotated[
-        Mapping[str, Any] | None,
-        kinds.executions("Further sides through the Trainer, {label: {key of execution: value}}.", SIDES),
     ] = None
     rounds: Annotated[int, whole("Turns of every side.", 1, 1_000_000)] = 7
     steps: Annotated[int | None, whole("Steps of a turn that count; null: 3 on a CPU, 100 on a GPU.", 1, 1_000_000)] = (
