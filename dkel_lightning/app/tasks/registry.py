@@ -1,14 +1,14 @@
 """Every task in one row: what does it, what it needs and refuses, where it writes, and whether it may sweep.
 
-A new task is a row here, with its settings if it has any, and a file beside this one. Imports neither torch nor
-Lightning: the rows are read before anything heavy is.
+A new task is a row here, with its settings if it has any, and a file beside this one; outside of this library a `Task`
+that is registered. Imports neither torch nor Lightning: the rows are read before anything heavy is.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from dkel_lightning.app.tasks.requirements import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import RESUMABLE, choice, number, several, text, whole
+from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, several, text, whole
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.geometry_settings import GeometrySettings
 
@@ -309,15 +309,34 @@ _ROWS = (
     ),
 )
 
-TASKS: Mapping[str, Task] = {task.name: task for task in _ROWS}
-"""The tasks by name, in the order in which the documentation lists them."""
+SHIPPED: Mapping[str, Task] = {task.name: task for task in _ROWS}
+"""The tasks of this library by name, in the order in which the documentation lists them."""
+TASKS: dict[str, Task] = dict(SHIPPED)
+"""These, and those of the user's own that have been registered."""
+
+
+def register(task: Task) -> None:
+    """Make a task a choice of the command line; called in a module that `modules=[...]` names.
+
+    Raises:
+        ConfigError: one that ships has this name.
+    """
+    if task.name in SHIPPED:
+        raise ConfigError(f"There is a task {task.name} already: give yours another name.")
+    TASKS[task.name] = task
+
+
+def _is_task() -> Key:
+    """Describe the name of a task, also of one that is registered later."""
+    shipped = choice("What to do.", *SHIPPED)
+    return replace(shipped, check=lambda value: None if value in TASKS else shipped.check(value))
 
 
 @dataclass(frozen=True)
 class TaskSettings(Settings, node="task", resumable=True):
     """What to do."""
 
-    name: Annotated[str, choice("What to do.", *TASKS), RESUMABLE] = "train"
+    name: Annotated[str, _is_task(), RESUMABLE] = "train"
 
 
 def of(values: Values) -> Task:
