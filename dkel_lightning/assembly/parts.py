@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods import Method, Preset, create
+from dkel_lightning.methods import Method, create
 from dkel_lightning.methods import preset as preset_of
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Coordinator
@@ -17,7 +17,7 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.settings.declarations import from_mapping, merge
 from dkel_lightning.settings.deploy import Deploy
-from dkel_lightning.settings.methods import Arrangement
+from dkel_lightning.settings.methods import Arrangement, MethodPreset
 from dkel_lightning.settings.teacher import TeacherSettings
 
 # Lengths of the CIFAR protocol of 300 epochs as shares of it; experiment=own_data has the same.
@@ -36,10 +36,12 @@ def _lengths(name: str, given: Any, schedules: str) -> Mapping[str, Any]:
     return {} if schedules == "epochs" or set_by_user else _SHARES[name]
 
 
-def choose_method(method: str | Mapping[str, Any] | Method, peers: int | None, schedules: str) -> tuple[Method, Preset]:
+def choose_method(
+    method: str | Mapping[str, Any] | Method, peers: int | None, schedules: str
+) -> tuple[Method, MethodPreset]:
     """Make a method from its name or settings, with its preset."""
     if isinstance(method, Method):
-        return method, Preset(type(method))
+        return method, MethodPreset("", type(method).Settings, method.needs)
     if not isinstance(method, str | Mapping):
         raise ConfigError(f"method is {method!r}: give a name, a mapping with a name, or a Method that is built.")
     settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
@@ -47,7 +49,7 @@ def choose_method(method: str | Mapping[str, Any] | Method, peers: int | None, s
     if not isinstance(name, str):
         raise ConfigError('A method given as a mapping needs its "name".')
     preset = preset_of(name)
-    own = {item.name for item in fields(preset.method.Settings)}
+    own = {item.name for item in fields(preset.Settings)}
     beside = [item.name for item in fields(Arrangement) if item.name in settings and item.name not in own]
     if beside:
         raise ConfigError(f"method.{beside[0]} is a key of the command line: pass {beside[0]}= beside method=.")
@@ -55,11 +57,11 @@ def choose_method(method: str | Mapping[str, Any] | Method, peers: int | None, s
         lengths = _lengths(term, settings.get(term), schedules)
         if lengths and term in own:
             settings[term] = {**(settings.get(term) or {}), **lengths}
-    return create(name, preset.peers if peers is None else peers, settings), preset
+    return create(name, preset.arranged("peers") if peers is None else peers, settings), preset
 
 
 def teacher_settings(
-    method: Method, preset: Preset, given: Mapping[str, Any] | None, schedules: str
+    method: Method, preset: MethodPreset, given: Mapping[str, Any] | None, schedules: str
 ) -> TeacherSettings | None:
     """Lay what is given over the method's teacher; None where there is none."""
     if given is not None and not isinstance(given, Mapping):
@@ -74,7 +76,7 @@ def teacher_settings(
             raise ConfigError(f"{name} has no teacher, so teacher.{others[0]} means nothing: choose teacher=none.")
         return None
     given |= _lengths("teacher", given, schedules)
-    settings = from_mapping(TeacherSettings, merge(preset.teacher, given), "teacher")
+    settings = from_mapping(TeacherSettings, merge(preset.teacher_settings, given), "teacher")
     if not method.needs.foreign_teacher and settings.backbone is not None:
         raise ConfigError(f"teacher.backbone is set, but the teacher of {name} has the student's form: leave it out.")
     if method.needs.foreign_teacher and settings.draw == "student":

@@ -21,6 +21,7 @@ from dkel_lightning.settings.keys import (
     whole,
 )
 from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.teacher import TEACHERS
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 Temperature = Annotated[float, number("Temperature T of the softened predictions.", 0.01, 100)]
@@ -193,6 +194,15 @@ class MethodPreset:
     teacher: str | Mapping[str, Any] = "independent"
     arrangement: Mapping[str, Any] = field(default_factory=dict)
     views_per_pass: str = BackboneSettings.views_per_pass
+
+    @property
+    def teacher_settings(self) -> Mapping[str, Any]:
+        """Differences from the defaults of `TeacherSettings`; none where there is no teacher."""
+        return (TEACHERS[self.teacher].settings if isinstance(self.teacher, str) else self.teacher) or {}
+
+    def arranged(self, name: str) -> Any:
+        """Give what it says of `peers`, `sharing`, `views` or `classifiers`."""
+        return self.arrangement.get(name, getattr(Arrangement, name))
 
 
 STUDENT = Deploy("student")
