@@ -345,24 +345,6 @@ def test_a_last_batch_of_one_image_of_a_drop_in_loader_trains_or_is_named(tmp_pa
         fit.fit(build(), DataLoader(data, batch_size=8))
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (torch.tensor([0, 1, 3]), "Label 3 lies outside the 3 classes"),
-        (torch.tensor([0, 1, -1]), "Label -1 lies outside the 3 classes"),
-        (torch.tensor([0, 1, -100]), "Label -100 lies outside the 3 classes"),
-        (torch.tensor([0.0, 1.0, 2.0]), "Labels must be integer class indices, got torch.float32"),
-        (torch.tensor([True, False, True]), "Labels must be integer class indices, got torch.bool"),
-        (torch.tensor([[0, 1], [1, 0], [0, 1]]), "Labels must be \\[B\\] class indices"),
-    ],
-)
-def test_labels_that_name_no_class_are_refused_in_training_and_validation(labels: Tensor, message: str) -> None:
-    module, batch = build(), (torch.zeros(3, 3, 8, 8), labels)
-    for step in (module.training_step, module.validation_step):
-        with pytest.raises(DataError, match=message):
-            step(batch, 0)
-
-
 # ---------------------------------------------------------------------- what Lightning finds out late
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -56,6 +56,16 @@ class Arrangement(Settings, node="method"):
 def usual_arrangement() -> dict[str, Any]:
     """Give the defaults of what every method has; a method of the user's own may leave it out."""
     return {key: value for key, value in node_of(Arrangement).items() if value != REQUIRED}
+
+
+def peer_mistakes(peers: int, scale: Sequence[float] | None, frozen: Sequence[int]) -> Iterator[str]:
+    """Say what of `peer_lr_scale` and `frozen_peers` does not fit the number of peers."""
+    if scale is not None and (len(scale) != peers or not all(0 < factor < float("inf") for factor in scale)):
+        yield f"method.peer_lr_scale needs a positive factor for each of {peers} peers, got {[*scale]}."
+    if len(set(frozen)) < len(frozen) or any(peer not in range(peers) for peer in frozen):
+        yield f"method.frozen_peers is {[*frozen]}: name each once, of 0 to {peers - 1}."
+    elif len(frozen) == peers:
+        yield "method.frozen_peers names all peers: at least one must learn."
 
 
 @dataclass(frozen=True)

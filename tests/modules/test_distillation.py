@@ -230,6 +230,7 @@ def test_a_batch_may_carry_its_own_views() -> None:
         ((torch.zeros(2, 3, 8, 8), torch.tensor([0, CLASSES])), DataError, r"Label 3 lies outside the 3 classes \(0"),
         ((torch.zeros(2, 3, 8, 8), torch.tensor([-1, 0])), DataError, "Label -1 lies outside the 3 classes"),
         ((torch.zeros(2, 3, 8, 8), torch.zeros(2)), DataError, "Labels must be integer class indices, got torch.fl"),
+        ((torch.zeros(2, 3, 8, 8), torch.tensor([True, False])), DataError, "class indices, got torch.bool"),
         ((torch.zeros(2, 3, 8, 8), torch.zeros(2, 3)), DataError, r"Labels must be \[B\] class indices for 2 images"),
         ((torch.zeros(2, 3, 8, 8), torch.zeros(3).long()), DataError, r"for 2 images, got shape \(3,\)"),
         ((torch.zeros(2, 3, 3, 8, 8), torch.tensor([0, 1])), ConfigError, r"V = 1 or V = 2 \(the peers\), got \(2,"),

@@ -10,7 +10,7 @@ from dkel_lightning.app.config.schema import KEYS, Values, describe, leaves
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import one_of_two
-from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.settings.methods import PRESETS, peer_mistakes
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.teacher import TeacherSettings
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
@@ -97,7 +97,7 @@ def _contradictions(values: Values) -> Iterator[str]:
         yield from one_of_two(TeacherSettings, teacher, "teacher")
         if needs is not None:
             yield from _teacher_contradictions(name, needs, teacher)
-    yield from _peer_contradictions(method, peers)
+    yield from peer_mistakes(peers, method.get("peer_lr_scale"), method.get("frozen_peers") or ())
     for settings in (RampUp, EnsembleTerm):
         term = settings.node.removeprefix("method.")
         if term in method:
@@ -147,18 +147,6 @@ def _teacher_contradictions(name: str, needs: Needs, teacher: Values) -> Iterato
         yield f"teacher.init_steps={teacher['init_steps']}, but method={name} trains its teacher first: set it to 0."
     if teacher.get("draw") == "student":
         yield f"teacher.draw=student, but the teacher of method={name} is a network of its own: choose independent."
-
-
-def _peer_contradictions(method: Values, peers: int) -> Iterator[str]:
-    scale, frozen = method.get("peer_lr_scale"), method.get("frozen_peers") or []
-    if scale is not None and len(scale) != peers:
-        yield f"method.peer_lr_scale has {len(scale)} entries for {peers} peers: give one for each."
-    if scale is not None and min(scale, default=1) <= 0:
-        yield "method.peer_lr_scale must be above 0; a peer that shall not learn belongs into method.frozen_peers."
-    if any(peer not in range(peers) for peer in frozen) or len(set(frozen)) < len(frozen):
-        yield f"method.frozen_peers is {frozen}: name each once, of 0 to {peers - 1}."
-    elif len(frozen) == peers:
-        yield "method.frozen_peers names all peers: at least one must learn."
 
 
 def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:
