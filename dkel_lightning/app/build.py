@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import math
@@ -32,6 +31,7 @@ from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, SchedulerFactory
+from dkel_lightning.settings.keys import did_you_mean
 
 
 def datamodule(values: Values) -> LightningDataModule:
@@ -308,8 +308,7 @@ def _nearest_argument(message: str, build: Any) -> str:
     found = re.search(r"unexpected keyword argument '(\w+)'", message)
     if found is None or not isinstance(build, partial):
         return ""
-    near = difflib.get_close_matches(found[1], inspect.signature(build.func).parameters, n=1)
-    return f". Did you mean {near[0]}?" if near else ""
+    return f".{did_you_mean(found[1], inspect.signature(build.func).parameters)}".rstrip(".")
 
 
 def _one_parameter() -> ParameterGroups:
