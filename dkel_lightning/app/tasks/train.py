@@ -280,6 +280,7 @@ def usual_callbacks(run: Run, throughput: Throughput | None = None) -> list[Call
             **settings["restore"],
             one_class_share=settings["one_class_share"],
             grace=settings["collapse_grace"],
+            validations=settings["collapse_validations"],
         ),
         DiversityMonitor(settings["diversity"]),
     ]
