@@ -215,7 +215,7 @@ class MethodPreset:
         return self.arrangement.get(name, getattr(Arrangement, name))
 
 
-STUDENT = Deploy("student")
+STUDENT = Deploy("student", "best")
 
 PRESETS: dict[str, MethodPreset] = {
     "baseline": MethodPreset(
