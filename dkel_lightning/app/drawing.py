@@ -93,7 +93,7 @@ def encoded(figure: Figure, form: str, dpi: int = 120) -> bytes:
     written = io.BytesIO()
     if form == "png":  # what savefig does, less two drawings that nobody sees
         figure.set_dpi(dpi)
-        FigureCanvasAgg(figure).print_png(written)
+        FigureCanvasAgg(figure).print_png(written)  # type: ignore[no-untyped-call]
         return written.getvalue()
     if figure.get_layout_engine() is not None:  # laid out once, not twice for each form
         figure.draw_without_rendering()
