@@ -71,11 +71,32 @@ class BaselineSettings(Settings, node="method"):
     )
 
 
+LOSSES = ("kd", "dkd", "nkd", "standardised")
+"""Divergences that `methods.distilling` knows."""
+
+
 @dataclass(frozen=True)
-class PCLSettings(Settings, node="method"):
-    """Settings of PCL."""
+class LossOptions(Settings, node="method.loss_options"):
+    """What the losses other than `kd` weigh."""
+
+    alpha: Annotated[float, number("dkd: weight of the true class against all others.", 0, 1e6)] = 1.0
+    beta: Annotated[float, number("dkd: weight of the other classes among themselves.", 0, 1e6)] = 8.0
+    gamma: Annotated[float, number("nkd: weight of the other classes among themselves.", 0, 1e6)] = 1.5
+
+
+@dataclass(frozen=True)
+class Distils(Settings, node="method"):
+    """Settings of a method that distils logits: each of its terms is the same divergence."""
 
     temperature: Temperature = 3.0
+    loss: Annotated[str, choice("What a term of distillation computes.", *LOSSES)] = "kd"
+    loss_options: LossOptions = field(default_factory=LossOptions)
+
+
+@dataclass(frozen=True)
+class PCLSettings(Distils):
+    """Settings of PCL."""
+
     rampup: RampUp = field(default_factory=RampUp)
 
 
@@ -87,7 +108,7 @@ class DKELSettings(PCLSettings):
 
 
 @dataclass(frozen=True)
-class KDSettings(Settings, node="method"):
+class KDSettings(Distils):
     """Settings of KD."""
 
     ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 0.1
@@ -96,7 +117,7 @@ class KDSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class DMLSettings(Settings, node="method"):
+class DMLSettings(Distils):
     """Settings of DML, which has no ramp-up. `pairwise` is the mean divergence to each other peer."""
 
     temperature: Temperature = 1.0
@@ -108,10 +129,9 @@ class DMLSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class KDCLSettings(Settings, node="method"):
+class KDCLSettings(Distils):
     """Settings of KDCL, which has no ramp-up."""
 
-    temperature: Temperature = 3.0
     weight: Weight = 1.0
     target: Annotated[str, choice("The one target of all peers (KDCL).", "naive", "linear", "min_logit", "mean")] = (
         "min_logit"
@@ -119,7 +139,7 @@ class KDCLSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class CLILRSettings(Settings, node="method"):
+class CLILRSettings(Distils):
     """Settings of CL-ILR, whose ramp-up is of length 0, that is absent, by default."""
 
     temperature: Temperature = 2.0
@@ -132,19 +152,17 @@ class CLILRSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class ONESettings(Settings, node="method"):
+class ONESettings(Distils):
     """Settings of ONE; not detached, what is taught also trains the gate."""
 
-    temperature: Temperature = 3.0
     rampup: RampUp = field(default_factory=RampUp)
     detach: Detach = True
 
 
 @dataclass(frozen=True)
-class OKDDipSettings(Settings, node="method"):
+class OKDDipSettings(Distils):
     """Settings of OKDDip; the ramp-up is of both distillations."""
 
-    temperature: Temperature = 3.0
     rampup: RampUp = field(default_factory=RampUp)
     attention_divisor: Annotated[
         int, whole("Queries and keys are this many times narrower than the features.", 1, 1024)
@@ -152,10 +170,9 @@ class OKDDipSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class FFLSettings(Settings, node="method"):
+class FFLSettings(Distils):
     """Settings of FFL; the ramp-up is of all that is distilled."""
 
-    temperature: Temperature = 3.0
     rampup: RampUp = field(default_factory=RampUp)
 
 
