@@ -86,10 +86,10 @@ def decoupled(
     Source: Zhao et al., CVPR 2022, arXiv 2203.08679; alpha 1 and beta 8 of the authors' code.
     """
     true_class = _true_class(student, labels)
-    pairs, others = zip(*(_split(logits, true_class, temperature) for logits in (student, teacher)), strict=True)
-    of_the_true_class, of_the_others = (
-        (of_teacher.exp() * (of_teacher - of_student)).sum(-1) for of_student, of_teacher in (pairs, others)
-    )
+    student_pair, student_others = _split(student, true_class, temperature)
+    teacher_pair, teacher_others = _split(teacher, true_class, temperature)
+    of_the_true_class = (teacher_pair.exp() * (teacher_pair - student_pair)).sum(-1)
+    of_the_others = (teacher_others.exp() * (teacher_others - student_others)).sum(-1)
     return (alpha * of_the_true_class + beta * of_the_others).mean(-1) * temperature**2
 
 
@@ -102,12 +102,11 @@ def normalised(student: Tensor, teacher: Tensor, labels: Tensor, temperature: fl
     Source: Yang et al., ICCV 2023, arXiv 2303.13005; gamma 1.5 of the authors' code.
     """
     true_class = _true_class(student, labels)
-    (of_student, _), (of_teacher, _) = (_split(logits, true_class, 1.0) for logits in (student, teacher))
-    (_, student_others), (_, teacher_others) = (
-        _split(logits, true_class, temperature) for logits in (student, teacher)
-    )
+    student_pair, teacher_pair = _split(student, true_class, 1.0)[0], _split(teacher, true_class, 1.0)[0]
+    student_others, teacher_others = (_split(logits, true_class, temperature)[1] for logits in (student, teacher))
     of_the_others = (teacher_others.exp() * student_others).sum(-1)
-    return -(of_teacher[..., 0].exp() * of_student[..., 0] + gamma * temperature**2 * of_the_others).mean(-1)
+    of_the_true_class = teacher_pair[..., 0].exp() * student_pair[..., 0]
+    return -(of_the_true_class + gamma * temperature**2 * of_the_others).mean(-1)
 
 
 def standardised(logits: Tensor) -> Tensor:

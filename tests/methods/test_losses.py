@@ -128,7 +128,7 @@ def test_every_method_that_distils_logits_takes_them_in_each_of_its_terms(name: 
         assert isinstance(method, Distilling)
         method.rampup_weight.fill_(1.0)
         if name == "okddip":
-            method.attention = lambda _: torch.full((4, 2, 2), 0.5, dtype=torch.float64)  # type: ignore[method-assign,assignment]
+            method.attention = lambda _: torch.full((4, 2, 2), 0.5, dtype=torch.float64)  # type: ignore[assignment]
         found[loss] = method.loss_terms(inputs)
     distilled = {term for term in found["kd"] if term.startswith("kd")}
     assert distilled
