@@ -18,6 +18,7 @@ from dkel_lightning.settings.keys import (
     registered,
     several,
     switch,
+    text,
     whole,
 )
 from dkel_lightning.settings.needs import Needs
@@ -25,6 +26,7 @@ from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 Temperature = Annotated[float, number("Temperature T of the softened predictions.", 0.01, 100)]
 Weight = Annotated[float, number("Weight of what is distilled, from the first step on.", 0, 1e6)]
+LabelsWeight = Annotated[float, number("Weight of the labels.", 0, 1e6)]
 Detach = Annotated[bool, switch("Keep the gradient out of the peers that teach.")]
 
 
@@ -111,9 +113,21 @@ class DKELSettings(PCLSettings):
 class KDSettings(Distils):
     """Settings of KD."""
 
-    ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 0.1
+    ce_weight: LabelsWeight = 0.1
     weight: Weight = 0.9
     temperature: Temperature = 4.0
+
+
+@dataclass(frozen=True)
+class OnlineCheckpointsSettings(KDSettings):
+    """Settings of online_checkpoints: those of KD, by default without labels."""
+
+    ce_weight: LabelsWeight = 0.0
+    weight: Weight = 1.0
+    checkpoints: Annotated[
+        str | None,
+        text("Folder of checkpoints of a frozen teacher, *step=N.ckpt; null: it learns beside its student."),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -286,6 +300,13 @@ PRESETS: dict[str, MethodPreset] = {
         Needs(teacher="none", ensemble="own", stages=True, trunk=True, deploy=Deploy("student", 0)),
         teacher="none",
         arrangement={"views": "shared"},
+    ),
+    "online_checkpoints": MethodPreset(
+        "The student follows the teacher of the same moment, which learns from the labels alone.",
+        OnlineCheckpointsSettings,
+        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="gradient",
+        arrangement={"peers": 1},
     ),
     "pcl": MethodPreset(
         "Peer collaborative learning: individual teachers only, no assembled knowledge.", PCLSettings, teacher="follow"

@@ -32,7 +32,8 @@ def trains_its_teacher(values: Mapping[str, Any]) -> bool:
     teacher = values["teacher"]
     preset = PRESETS.get(str(values["method"].get("name")))
     foreign = preset is not None and preset.needs.foreign_teacher
-    return foreign and teacher.get("update") == "frozen" and teacher.get("weights") is None
+    given = teacher.get("weights") is not None or values["method"].get("checkpoints") is not None
+    return foreign and teacher.get("update") == "frozen" and not given
 
 
 def teacher_values(values: Mapping[str, Any]) -> dict[str, Any]:
