@@ -39,7 +39,7 @@ def of_benchmark(values: Values) -> Iterator[str]:
 def of_complexity(values: Values) -> Iterator[str]:
     """Say what keeps the measure from being made."""
     teacher, trainer = values["teacher"], values["trainer"]
-    if "_target_" in values["data"]:
+    if values["data"].get("_target_") is not None:
         yield "task=complexity reads training images without augmentation, as data modules of this library give them."
     if teacher.get("update") == "none":
         yield "task=complexity compares labels with a teacher, and there is none: choose method=online_checkpoints."
