@@ -67,7 +67,9 @@ def test_the_kernel_of_a_network_with_batchnorm_is_that_of_its_gradients_one_by_
     rows = torch.zeros(3, 3, sum(each.numel() for each in copied.parameters()), dtype=torch.float64)
     for sample in range(3):
         for index in range(3):
-            gradients = torch.autograd.grad(copied(images[sample : sample + 1].double())[0, index], copied.parameters())
+            gradients = torch.autograd.grad(
+                copied(images[sample : sample + 1].double())[0, index], tuple(copied.parameters())
+            )
             rows[sample, index] = torch.cat([each.flatten() for each in gradients])
     expected = torch.einsum("icp,jcp->ij", rows, rows) / 3
     torch.testing.assert_close(kernel, expected, rtol=1e-9, atol=1e-12)

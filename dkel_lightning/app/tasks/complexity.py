@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -27,7 +26,7 @@ TARGETS = {
     "offline": "teacher of the end",
     "online": "teacher of the moment",
 }
-Row = tuple[int, Mapping[str, float]]
+Row = tuple[int, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def complexity(run: Run) -> ComplexityResult:
     values = run.values
     settings = from_mapping(ComplexitySettings, values["complexity"], "complexity")
     data = cast("ImageDataModule", prepared(values))
-    module = build.distillation(values, data)  # type: ignore[arg-type]
+    module = build.distillation(values, data)
     watch = SupervisionComplexity(
         *evenly_spread(data, settings.images),
         every_n_epochs=settings.every_n_epochs,
