@@ -19,7 +19,7 @@ import torch
 from hydra.errors import InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -182,6 +182,7 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
         callbacks=callbacks,
         plugins=plugins,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_model_summary=False,
         # Our loaders share the images out by themselves.
         use_distributed_sampler=not issubclass(_data_class(values["data"]), data.ImageDataModule),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_a_method_begins_the_same_in_python_and_on_the_command_line(name: str) -
     found = {key: preset.arranged(key) for key in ("peers", "sharing", "views", "classifiers")}
     assert arrangement == {**found, "peer_lr_scale": None, "frozen_peers": []}
     assert method.pop("name") == name
-    assert method == methods.create(name, preset.arranged("peers")).settings_as_dict()
+    assert method == asdict(methods.create(name, preset.arranged("peers")).settings)
     if kind.needs.teacher == "none":
         assert values["teacher"] == {"update": "none"}
         return
