@@ -225,7 +225,8 @@ def load_from_checkpoint(  # noqa: D417
             f"fit exactly, and nothing in the file runs. What may differ is what build takes: {', '.join(known)}."
         )
     checkpoint = file_format.load(checkpoint_path, map_location)
-    return rebuilt(cls, checkpoint, checkpoint_path, backbone=backbone, method=method, **others)
+    module: Coordinator = rebuilt(cls, checkpoint, checkpoint_path, backbone=backbone, method=method, **others)
+    return module
 
 
 def rebuilt(

@@ -10,6 +10,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
+from filelock import lock_descriptor
 
 from dkel_lightning.errors import DkelError
 from dkel_lightning.runtime import atomic_files, locks
@@ -101,15 +102,15 @@ def test_what_a_killed_process_left_of_a_file_goes_with_the_next_one_and_a_livin
 def test_a_file_that_is_taken_for_an_abandoned_one_before_it_is_locked_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, lock, late = tmp_path / "file", atomic_files.lock_descriptor, [1, 2]
+    path, late = tmp_path / "file", [1, 2]
 
     def removed_before(file: int, *, blocking: bool) -> bool:
         if late:
             late.pop()
             next(tmp_path.glob(".file.*")).unlink()
-        return lock(file, blocking=blocking)
+        return lock_descriptor(file, blocking=blocking)
 
-    monkeypatch.setattr(atomic_files, "lock_descriptor", removed_before)
+    monkeypatch.setattr("dkel_lightning.runtime.atomic_files.lock_descriptor", removed_before)
     write_text(path, "whole")
     assert (path.read_text(), [*tmp_path.iterdir()]) == ("whole", [path])
 
