@@ -27,7 +27,7 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(all_drawn: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("dual_policy")
     run, temporary = Run(compose(*SMALL), folder), tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
