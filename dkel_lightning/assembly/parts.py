@@ -17,7 +17,7 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.settings.declarations import from_mapping, merge
 from dkel_lightning.settings.methods import Arrangement, MethodPreset
-from dkel_lightning.settings.teacher import OF_ITS_OWN, TeacherSettings
+from dkel_lightning.settings.teacher import TeacherSettings, teacher_mistakes
 
 # Lengths of the CIFAR protocol of 300 epochs as shares of it; experiment=own_data has the same.
 _SHARES: dict[str, dict[str, float | None]] = {
@@ -76,11 +76,8 @@ def teacher_settings(
         return None
     given |= _lengths("teacher", given, schedules)
     settings = from_mapping(TeacherSettings, merge(preset.teacher_settings, given), "teacher")
-    own = [key for key in OF_ITS_OWN if getattr(settings, key) != getattr(TeacherSettings, key)]
-    if own and not method.needs.foreign_teacher:
-        raise ConfigError(f"teacher.{own[0]} is set, but the teacher of {name} has the student's form: leave it out.")
-    if method.needs.foreign_teacher and settings.draw == "student":
-        raise ConfigError(f"teacher.draw is student, but the teacher of {name} is a network of its own: independent.")
+    for mistake in teacher_mistakes(name, method.needs, vars(settings)):
+        raise ConfigError(mistake)
     return settings
 
 
@@ -112,7 +109,7 @@ def check_parts(
     if method.ensemble is not None and (ensemble is None or ensemble.term != method.ensemble):
         raise ConfigError(f"{name} assembles teachers: pass ensemble=EnsembleModule(..., term=method.ensemble).")
     if method.needs.foreign_teacher:
-        _check_foreign_teacher(name, student, teacher)
+        _check_foreign_teacher(name, method, student, teacher)
     elif teacher is not None and (teacher.num_peers, teacher.num_classes) != (student.num_peers, student.num_classes):
         raise ConfigError(
             f"Student and teacher must have as many peers and classes: {student.num_peers} and {student.num_classes} "
@@ -120,7 +117,7 @@ def check_parts(
         )
 
 
-def _check_foreign_teacher(name: str, student: StudentModule, teacher: TeacherModule | None) -> None:
+def _check_foreign_teacher(name: str, method: Method, student: StudentModule, teacher: TeacherModule | None) -> None:
     if teacher is None:
         return
     if teacher.num_peers != 1 or teacher.num_classes != student.num_classes:
@@ -128,10 +125,8 @@ def _check_foreign_teacher(name: str, student: StudentModule, teacher: TeacherMo
             f"{name} learns from one teacher of the same classes: it has {teacher.num_peers} peers and "
             f"{teacher.num_classes} classes, the student {student.num_classes} classes."
         )
-    if teacher.settings.update == "ema":
-        raise ConfigError(f"The teacher of {name} is a network of its own: teacher.update must be frozen or gradient.")
-    if teacher.settings.update == "frozen" and teacher.settings.batches_of_initialisation(1):
-        raise ConfigError(f"The teacher of {name} is trained beforehand: set teacher.init_steps to 0.")
+    for mistake in teacher_mistakes(name, method.needs, vars(teacher.settings)):
+        raise ConfigError(mistake)
 
 
 def check_is_trained_itself(module: Coordinator) -> None:
