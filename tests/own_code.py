@@ -11,9 +11,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from dkel_lightning import data, methods, networks
-from dkel_lightning.app.cli import user_code
+from dkel_lightning.app.cli import keys, user_code
 from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.teacher import TEACHERS
+from tests import compose
 
 REGISTRIES: tuple[Any, ...] = (data.DATASETS, methods.METHODS, networks.BACKBONES, PRESETS, TEACHERS)
 
@@ -29,6 +30,8 @@ def forgotten() -> Iterator[None]:
         for registry, before in zip(REGISTRIES, known, strict=True):
             for name in set(registry) - set(before):
                 del registry[name]
+                keys._chosen.cache_clear()
+                compose.plain.cache_clear()
         for group in user_code.GROUPS:
             ConfigStore.instance().repo.pop(group, None)
         sys.path[:] = path
