@@ -44,7 +44,7 @@ def test_parameter_counts_are_those_of_the_released_networks(name: str) -> None:
     assert count(network.peer(0)) == expected["one_peer"]
 
 
-# For 10 classes: about as many as the papers print, and exactly as many as the code that CIFAR work takes has. He et al.
+# 10 classes: about as many as the papers print, and exactly as many as the code that CIFAR work takes has: He et al.
 # 2016 (arXiv 1512.03385), table 6, whose shortcuts have no parameters: those here add 2,752. Zagoruyko & Komodakis 2016
 # (arXiv 1605.07146), table 4, and 2017 (arXiv 1612.03928) for WRN-16-2. The 18 and 34 layers: kuangliu/pytorch-cifar.
 LITERATURE = {
@@ -219,7 +219,7 @@ def test_a_list_of_backbones_gives_independent_peers() -> None:
     ("arguments", "message"),
     [
         ({"backbone": "resnet23"}, r"There is no backbone 'resnet23'\. Did you mean resnet\d+ or resnet\d+\? The choi"),
-        ({"backbone": "zzz"}, r"^There is no backbone 'zzz'\. The choices are cifar_resnet18, cifar_resnet34, densenet"),
+        ({"backbone": "zzz"}, r"^There is no backbone 'zzz'\. The choices are cifar_resnet18, cifar_resnet34, dense"),
         ({"backbone": None}, r"There is no backbone None"),
         ({"num_classes": 1}, r"num_classes must be at least 2, not 1"),
         ({"peers": 0}, r"peers must be at least 1, not 0"),
