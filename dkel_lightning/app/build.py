@@ -94,6 +94,9 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
     method = {key: value for key, value in values["method"].items() if key not in outside}
     channels, height, width = images.image_shape
     interval = values["scheduler"].get("interval", "epoch")
+    targets = dict(values["targets"])
+    if targets["class_weights"] == "balanced" and isinstance(images, data.ImageDataModule):
+        targets["class_weights"] = images.balanced_weights()
     return DistillationModule.build(
         values["backbone"]["name"],
         images.num_classes,
@@ -110,6 +113,7 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         peer_lr_scale=values["method"].get("peer_lr_scale"),
         frozen_peers=values["method"].get("frozen_peers"),
         views=values["method"]["views"],
+        targets=targets,
         optimizer=optimizer(values["optimizer"]),
         scheduler=scheduler(values),
         interval=interval,

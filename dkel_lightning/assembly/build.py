@@ -26,8 +26,10 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.backbone import is_external, reads_a_folder
+from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.targets import Targets
 from dkel_lightning.settings.teacher import TeacherSettings
 
 _OF_LIGHTNING = {"hparams_file": None, "strict": True, "weights_only": True}
@@ -74,6 +76,7 @@ def build(  # noqa: D417
     interval: str = "epoch",
     augmentation: Augmentation | None = None,
     views: str | None = None,
+    targets: Mapping[str, Any] | Targets | None = None,
     schedules: str = "epochs",
     deploy: Mapping[str, Any] | Deploy | None = None,
     peer_lr_scale: Sequence[float] | None = None,
@@ -107,6 +110,7 @@ def build(  # noqa: D417
         interval: see the class.
         augmentation: see the class.
         views: see the class; the method's by default.
+        targets: settings of Targets: label smoothing, mixup, cutmix, class weights.
         schedules: ramp-up, ensemble decay and EMA that you do not set last as many `epochs` as in the CIFAR
             protocol of 300, or the same `shares` of any run.
         deploy: settings of Deploy.
@@ -131,6 +135,9 @@ def build(  # noqa: D417
         raise ConfigError(f'deploy is {deploy!r}: give its settings, such as {{"network": "student"}}.')
     if image_size is not None and not isinstance(image_size, Sequence):
         raise ConfigError(f"image_size is {image_size!r}: give (height, width).")
+    if isinstance(targets, Targets):
+        targets = asdict(targets)
+    method, targets = _smoothing_apart(method, dict(targets or {}))
     with seeded(seed, "method"):
         chosen, preset = choose_method(method, len(peers) if isinstance(peers, Sequence) else peers, schedules)
     peers = chosen.peers if peers is None else peers
@@ -170,6 +177,7 @@ def build(  # noqa: D417
         interval=interval,
         augmentation=augmentation,
         views=views or preset.views,
+        targets=from_mapping(Targets, targets, "targets"),
         deploy=deployment(deploy or {}, chosen, teacher_module is not None),
         seed=seed,
         execution=execution,
@@ -182,12 +190,21 @@ def build(  # noqa: D417
         "peer_lr_scale": list(peer_lr_scale) if peer_lr_scale is not None else None,
         "frozen_peers": list(frozen_peers) if frozen_peers else None,
         "views": views or preset.views,
+        "targets": asdict(module.targets),
         "interval": interval,
         "seed": seed,
     }
     # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
     module.save_hyperparameters({"distillation": module.recipe})
     return module
+
+
+def _smoothing_apart(method: Any, targets: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Take the label smoothing, which once was the baseline's alone, from its settings; checkpoints still hold it."""
+    if not isinstance(method, Mapping) or method.get("name") != "baseline" or "label_smoothing" not in method:
+        return method, targets
+    others = {key: value for key, value in method.items() if key != "label_smoothing"}
+    return others, {"label_smoothing": method["label_smoothing"], **targets}
 
 
 def load_from_checkpoint(  # noqa: D417

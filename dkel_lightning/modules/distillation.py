@@ -22,12 +22,14 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.execution.compiled import CompiledNetworks
 from dkel_lightning.execution.eager import compute_eagerly
 from dkel_lightning.execution.runner import Runner, wants_channels_last
+from dkel_lightning.functional import targets_of
 from dkel_lightning.methods import Method
 from dkel_lightning.metrics import scores_of
 from dkel_lightning.modules import continuation, deployment, evaluation
 from dkel_lightning.modules.batch import Batch, checked, number_of_views, with_shape_errors_explained
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Compiled, Coordinator
+from dkel_lightning.modules.mixing import Mixing, peers_first
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, check_factories, configure, fused_if_wanted
 from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
 from dkel_lightning.modules.student import StudentModule
@@ -36,6 +38,7 @@ from dkel_lightning.runtime.processes import outlast_threads
 from dkel_lightning.runtime.seeding import generator, seeded
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.targets import Targets
 
 
 class DistillationModule(Coordinator):
@@ -58,6 +61,7 @@ class DistillationModule(Coordinator):
         augmentation: for batches [B, C, H, W]: makes the views on the device, called as
             `augmentation(images, generator)` once a view. Without it all peers share the view of such a batch.
         views: the views that it makes: one `per_peer`, one `shared` by all, or `per_peer_and_teacher`.
+        targets: what becomes of the labels: smoothed, mixed, weighted.
         deploy: which network `deploy()` returns and `val/acc` reports.
         seed: from which the views, the initialisation batches and `build`'s weights are drawn.
         execution: how steps are executed, a name or `Execution`'s settings; `execution_in_force` says how in fact.
@@ -77,6 +81,7 @@ class DistillationModule(Coordinator):
         interval: str = "epoch",
         augmentation: Augmentation | None = None,
         views: str = "per_peer",
+        targets: Targets | None = None,
         deploy: Deploy | None = None,
         seed: int = 0,
         execution: str | Mapping[str, Any] | Execution = "eager",
@@ -90,6 +95,13 @@ class DistillationModule(Coordinator):
         self.execution = Execution.of(execution)
         self.augmentation = augmentation
         self.num_views = number_of_views(views, student.num_peers)
+        self.targets = targets or Targets()
+        weights = assembly.class_weights(self.targets, student.num_classes)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.mixing = None
+        if self.targets.mixes:
+            assembly.check_takes_distributions(method, "targets.mixup and targets.cutmix")
+            self.mixing = Mixing(self.targets, student.num_classes, student.num_peers)
         self.seed = seed
         self.recipe: dict[str, Any] | None = None
         self._factories = (optimizer, scheduler, interval)
@@ -124,17 +136,24 @@ class DistillationModule(Coordinator):
         if batch_idx == 0:
             assembly.check_is_trained_itself(self)
         student, teacher_too = self.student, self.method.needs.teacher_views
-        views, labels, indices = checked(batch, batch_idx, student.num_peers, student.num_classes, teacher_too)
+        given = checked(batch, batch_idx, student.num_peers, student.num_classes, teacher_too)
+        if given.labels.is_floating_point():
+            assembly.check_takes_distributions(self.method, "these labels")
         rank, epoch = (self.global_rank, self.trainer.current_epoch) if self.is_attached else (0, 0)
-        made = Batch(self.make_views(views, epoch, batch_idx, rank), labels, indices)
+        made = self.make_batch(given, epoch, batch_idx, rank)
         runner = self.runner if self.is_attached else None
         result = runner(made, batch_idx) if runner is not None else compute_eagerly(self, made, batch_idx)
         self._gradients_ready = result.gradients_ready
         for read in self.readers:
             read(result.terms, result.loss.detach())
         self.term_means.add(result.values)
-        self.train_scores.add(result.correct, result.nll, len(labels))
+        self.train_scores.add(result.correct, result.nll, len(given.labels))
         return result.loss
+
+    def make_batch(self, batch: Batch, *key: int | str) -> Batch:
+        """Make the views of a batch, and mix them and its labels where that is asked for; drawn from (seed, key)."""
+        made = batch._replace(views=self.make_views(batch.views, *key))
+        return made if self.mixing is None else self.mixing(made, self.seed, *key)
 
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:
         """Augment images [B, C, H, W] once for each view, [B, V, C, H, W], drawn from (seed, key).
@@ -153,7 +172,7 @@ class DistillationModule(Coordinator):
             inputs = self.forward_all(batch)
         terms, loss = self.losses(inputs)
         values = torch.stack([terms[name].detach() for name in self.method.terms])
-        return StepResult(inputs, terms, values, loss, *scores_of(inputs.student.logits, batch.labels))
+        return StepResult(inputs, terms, values, loss, *scores_of(inputs.student.logits, inputs.given))
 
     def forward_all(self, batch: Batch) -> MethodInputs:
         """Pass a batch through student, ensemble and teacher, and assemble the teachers' knowledge."""
@@ -166,7 +185,9 @@ class DistillationModule(Coordinator):
             weight = self.ensemble.weight
             if teacher is not None:
                 assembled = self.ensemble.assemble(teacher.logits, getattr(self.method.settings, "temperature", 1.0))
-        return MethodInputs(batch.labels, student, teacher, assembled, weight, batch.indices)
+        given = peers_first(batch.labels)
+        targets = targets_of(given, self.student.num_classes, self.targets.label_smoothing, self.class_weights)
+        return MethodInputs(targets, student, teacher, assembled, weight, batch.indices, given)
 
     def losses(self, inputs: MethodInputs) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the method's terms, and the loss: their sum, and the teacher's own where it learns.

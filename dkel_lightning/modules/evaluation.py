@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from dkel_lightning.functional import classes_of
 from dkel_lightning.metrics import (
     CalibrationErrors,
     Confusion,
@@ -128,7 +129,7 @@ def score(module: Coordinator, batch: Any, batch_idx: int, stage: str) -> tuple[
     correct, nll = scores_of(evaluated.logits, labels)
     module.finite_watch.look(nll, views, batch_idx, stage)
     module.scores.add(correct, nll, len(labels))
-    return evaluated, labels
+    return evaluated, classes_of(labels)
 
 
 def score_test(module: Coordinator, batch: Any, batch_idx: int) -> None:

@@ -23,6 +23,7 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.targets import Targets
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """Called once a view: uint8 or float images [B, C, H, W] and the generator to draw from -> one view of them."""
@@ -61,6 +62,7 @@ class Coordinator(LightningModule):
     execution: Execution
     deployment: Deploy
     augmentation: Augmentation | None
+    targets: Targets
     seed: int
     recipe: dict[str, Any] | None
     members: tuple[str, ...]
@@ -93,6 +95,10 @@ class Coordinator(LightningModule):
         if self.method.needs.teacher_views and views.dim() == 5 and views.shape[1] == 2 * peers:
             return views[:, :peers], views[:, peers:]
         return views, views
+
+    @abstractmethod
+    def make_batch(self, batch: Batch, *key: int | str) -> Batch:
+        """Make the views of a batch, and mix them and its labels where that is asked for; drawn from (seed, key)."""
 
     @abstractmethod
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:

@@ -127,11 +127,10 @@ def _block(spec: ResNetSpec, index: int, channels: int, stride: int) -> nn.Modul
         residual += [norm, relu, conv] if spec.pre_activation else [conv, norm, relu]
         width = out_channels
     same_shape = stride == 1 and channels == outer
-    shortcut = nn.Identity() if same_shape else _conv(channels, outer, 1, stride)
+    shortcut: nn.Module = nn.Identity() if same_shape else _conv(channels, outer, 1, stride)
     if not spec.pre_activation:
-        relu = residual.pop()  # it follows the sum
         shortcut = shortcut if same_shape else nn.Sequential(shortcut, nn.BatchNorm2d(outer))
-        return ResidualBlock(nn.Sequential(*residual), shortcut, relu)
+        return ResidualBlock(nn.Sequential(*residual[:-1]), shortcut, residual[-1])  # the last ReLU follows the sum
     if same_shape:
         return ResidualBlock(nn.Sequential(*residual), shortcut, nn.Identity())
     # Where the shape changes, both begin behind the first BatchNorm and ReLU.

@@ -21,6 +21,7 @@ class Needs:
             of its peers (a gate, a fusion); `none`.
         stages: wants `inputs.student.trunk` and `inputs.student.maps`.
         trunk: works on a trunk that the peers share.
+        classes: works on one class a sample, and takes no labels that are distributions over the classes.
         minimum_peers: with fewer it is refused.
         deploy: what is deployed unless the user says otherwise.
     """
@@ -31,6 +32,7 @@ class Needs:
     ensemble: str = "classifier"
     stages: bool = False
     trunk: bool = False
+    classes: bool = False
     minimum_peers: int = 2
     deploy: Deploy = field(default_factory=Deploy)
 

@@ -27,6 +27,7 @@ from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.keys import COMPUTED, LONGER, MACHINE, REQUIRED, Key, is_count
 from dkel_lightning.settings.methods import PRESETS, Arrangement
+from dkel_lightning.settings.targets import Targets
 from dkel_lightning.settings.teacher import TeacherSettings
 
 Values = Mapping[str, Any]
@@ -127,7 +128,10 @@ def completed(saved: Values) -> dict[str, Any]:
     """Fill in the keys that came after a configuration was saved: their defaults are what was done before."""
     came_later = (DataSettings, BackboneSettings, TrainerSettings, Execution, LoggerSettings, CallbackSettings, Deploy)
     values = copy.deepcopy(dict(saved))
-    for settings in (*came_later, Arrangement):
+    if isinstance(values.get("method"), dict) and "label_smoothing" in values["method"]:  # once the baseline's alone
+        values["targets"] = {"label_smoothing": values["method"].pop("label_smoothing")}
+    values.setdefault("targets", {})
+    for settings in (*came_later, Targets, Arrangement):
         group = settings.node
         if isinstance(values.get(group), Mapping):
             defaults = {key: value for key, value in node_of(settings).items() if value != REQUIRED}
