@@ -221,4 +221,4 @@ def test_smoothed_cross_entropy_by_hand() -> None:
     logits = torch.tensor([[[math.log(3.0), 0.0]]])  # p = (3/4, 1/4)
     # Target (0.95, 0.05) at a smoothing of 0.1 over two classes.
     expected = -(0.95 * math.log(3 / 4) + 0.05 * math.log(1 / 4))
-    assert cross_entropy(logits, torch.tensor([0]), 0.1).item() == pytest.approx(expected, rel=1e-6)
+    assert cross_entropy(logits, targets_of(torch.tensor([0]), 2, 0.1)).item() == pytest.approx(expected, rel=1e-6)

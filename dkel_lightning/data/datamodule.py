@@ -278,7 +278,7 @@ class ImageDataModule(ClassificationData, ABC):
     def balanced_weights(self) -> list[float]:
         """Give each class the weight N / (C N_c), so that all weigh alike among the training images."""
         counts = torch.bincount(self._splits_or_error()["train"].labels, minlength=self.num_classes)
-        return (counts.sum() / (self.num_classes * counts.clamp_min(1))).tolist()  # type: ignore[no-any-return]
+        return (counts.sum() / (self.num_classes * counts.clamp_min(1))).tolist()
 
     @property
     def training_images(self) -> StoredImages:

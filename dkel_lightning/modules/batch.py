@@ -31,9 +31,7 @@ def unpack(batch: Any) -> Batch:
     Raises:
         DataError: neither form fits; the message says what was seen.
     """
-    if isinstance(batch, Batch):
-        views, labels, indices = batch
-    elif isinstance(batch, Mapping):
+    if isinstance(batch, Mapping):
         views, labels = _first(batch, IMAGE_KEYS, "images"), _first(batch, LABEL_KEYS, "labels")
         indices = next((batch[key] for key in INDEX_KEYS if key in batch), None)
     elif isinstance(batch, Sequence) and 2 <= len(batch) <= 3:
@@ -46,9 +44,8 @@ def unpack(batch: Any) -> Batch:
         raise DataError(f"Images and labels of a batch must be tensors, got {kinds}: check the collate function.")
     if labels.dim() == 2 and labels.shape[1] == 1:
         labels = labels.squeeze(1)
-    distributions = labels.is_floating_point() and (
-        labels.dim() == 2 or (labels.dim() == 3 and isinstance(batch, Batch))
-    )
+    most = 3 if isinstance(batch, Batch) else 2  # only batches of our own differ between peers
+    distributions = labels.is_floating_point() and 2 <= labels.dim() <= most
     if not (labels.dim() == 1 or distributions) or labels.shape[0] != views.shape[0]:
         raise DataError(
             f"Labels must be [B] class indices, or float [B, C], for {views.shape[0]} images, got {labels.dtype} of "
