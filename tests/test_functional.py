@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import assemble, cross_entropy, distillation, distillation_from_each, peer_mean
+from dkel_lightning.functional import (
+    assemble,
+    cross_entropy,
+    distillation,
+    distillation_from_each,
+    peer_mean,
+    targets_of,
+)
 
 # KL((3/4, 1/4) || (1/2, 1/2)) and its reverse, by hand.
 KL_STEEP_FLAT = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
