@@ -4,8 +4,6 @@ from dkel_lightning.assembly.build import ConstructedBy, build, load_from_checkp
 from dkel_lightning.assembly.parts import (
     check_is_trained_itself,
     check_parts,
-    check_takes_distributions,
-    class_weights,
     deployment,
     warn_of_an_untrained_teacher,
 )
@@ -15,8 +13,6 @@ __all__ = [
     "build",
     "check_is_trained_itself",
     "check_parts",
-    "check_takes_distributions",
-    "class_weights",
     "deployment",
     "load_from_checkpoint",
     "warn_of_an_untrained_teacher",

@@ -190,7 +190,7 @@ def build(  # noqa: D417
         "peer_lr_scale": list(peer_lr_scale) if peer_lr_scale is not None else None,
         "frozen_peers": list(frozen_peers) if frozen_peers else None,
         "views": views or preset.views,
-        "targets": asdict(module.targets),
+        "targets": asdict(module.targets.settings),
         "interval": interval,
         "seed": seed,
     }

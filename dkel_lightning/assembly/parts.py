@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods import Method, Preset, create
@@ -20,7 +18,6 @@ from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.settings.declarations import from_mapping, merge
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.methods import Arrangement
-from dkel_lightning.settings.targets import Targets
 from dkel_lightning.settings.teacher import TeacherSettings
 
 # Lengths of the CIFAR protocol of 300 epochs as shares of it; experiment=own_data has the same.
@@ -98,38 +95,6 @@ def method_recipe(method: str | Mapping[str, Any] | Method, chosen: Method) -> d
         return None
     name = method if isinstance(method, str) else method["name"]
     return {"name": name, **chosen.settings_as_dict()}
-
-
-def check_takes_distributions(method: Method, what: str) -> None:
-    """Refuse labels that are distributions over the classes where a method works on one class a sample.
-
-    Raises:
-        ConfigError: it does.
-    """
-    if method.wants_classes:
-        raise ConfigError(
-            f"{type(method).__name__} as it is set works on one class an image, and {what} give distributions over the "
-            "classes: leave them out, or choose another method (of kdcl another method.target)."
-        )
-
-
-def class_weights(targets: Targets, num_classes: int) -> Tensor | None:
-    """Make the weights of the classes, [C]; None where all are 1.
-
-    Raises:
-        ConfigError: they are not one for each class, none is above 0, or they are still to be counted.
-    """
-    weights = targets.class_weights
-    if weights is None:
-        return None
-    if weights == "balanced":
-        raise ConfigError("targets.class_weights=balanced counts the images of data by name: give a number a class.")
-    if len(weights) != num_classes or max(weights) <= 0:
-        raise ConfigError(
-            f"targets.class_weights has {len(weights)} numbers for {num_classes} classes: give one for each, and one "
-            "that is above 0."
-        )
-    return torch.tensor(weights, dtype=torch.float32)  # type: ignore[arg-type]
 
 
 def check_parts(

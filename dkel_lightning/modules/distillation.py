@@ -22,17 +22,16 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.execution.compiled import CompiledNetworks
 from dkel_lightning.execution.eager import compute_eagerly
 from dkel_lightning.execution.runner import Runner, wants_channels_last
-from dkel_lightning.functional import targets_of
 from dkel_lightning.methods import Method
 from dkel_lightning.metrics import scores_of
 from dkel_lightning.modules import continuation, deployment, evaluation
 from dkel_lightning.modules.batch import Batch, checked, number_of_views, with_shape_errors_explained
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Compiled, Coordinator
-from dkel_lightning.modules.mixing import Mixing, peers_first
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, check_factories, configure, fused_if_wanted
 from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
 from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.targets import TargetMaker, peers_first
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.processes import outlast_threads
 from dkel_lightning.runtime.seeding import generator, seeded
@@ -95,13 +94,7 @@ class DistillationModule(Coordinator):
         self.execution = Execution.of(execution)
         self.augmentation = augmentation
         self.num_views = number_of_views(views, student.num_peers)
-        self.targets = targets or Targets()
-        weights = assembly.class_weights(self.targets, student.num_classes)
-        self.register_buffer("class_weights", weights, persistent=False)
-        self.mixing = None
-        if self.targets.mixes:
-            assembly.check_takes_distributions(method, "targets.mixup and targets.cutmix")
-            self.mixing = Mixing(self.targets, student.num_classes, student.num_peers)
+        self.targets = TargetMaker(targets or Targets(), student.num_classes, student.num_peers, method.wants_classes)
         self.seed = seed
         self.recipe: dict[str, Any] | None = None
         self._factories = (optimizer, scheduler, interval)
@@ -137,8 +130,6 @@ class DistillationModule(Coordinator):
             assembly.check_is_trained_itself(self)
         student, teacher_too = self.student, self.method.needs.teacher_views
         given = checked(batch, batch_idx, student.num_peers, student.num_classes, teacher_too)
-        if given.labels.is_floating_point():
-            assembly.check_takes_distributions(self.method, "these labels")
         rank, epoch = (self.global_rank, self.trainer.current_epoch) if self.is_attached else (0, 0)
         made = self.make_batch(given, epoch, batch_idx, rank)
         runner = self.runner if self.is_attached else None
@@ -149,11 +140,6 @@ class DistillationModule(Coordinator):
         self.term_means.add(result.values)
         self.train_scores.add(result.correct, result.nll, len(given.labels))
         return result.loss
-
-    def make_batch(self, batch: Batch, *key: int | str) -> Batch:
-        """Make the views of a batch, and mix them and its labels where that is asked for; drawn from (seed, key)."""
-        made = batch._replace(views=self.make_views(batch.views, *key))
-        return made if self.mixing is None else self.mixing(made, self.seed, *key)
 
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:
         """Augment images [B, C, H, W] once for each view, [B, V, C, H, W], drawn from (seed, key).
@@ -186,8 +172,7 @@ class DistillationModule(Coordinator):
             if teacher is not None:
                 assembled = self.ensemble.assemble(teacher.logits, getattr(self.method.settings, "temperature", 1.0))
         given = peers_first(batch.labels)
-        targets = targets_of(given, self.student.num_classes, self.targets.label_smoothing, self.class_weights)
-        return MethodInputs(targets, student, teacher, assembled, weight, batch.indices, given)
+        return MethodInputs(self.targets(given), student, teacher, assembled, weight, batch.indices, given)
 
     def losses(self, inputs: MethodInputs) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the method's terms, and the loss: their sum, and the teacher's own where it learns.
@@ -228,16 +213,10 @@ class DistillationModule(Coordinator):
         """Step the optimizer, then let the teacher follow.
 
         Lightning calls this once for each real step, accumulation included, so a checkpoint holds the counter that
-        belongs to its `global_step`. Under fp16 a step that the loss scaler skips counts as well: the teacher then
-        moves towards a student that stood still.
+        belongs to its `global_step`. A step that the loss scaler of fp16 skips counts as well.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.follow()
-
-    def follow(self) -> None:
-        """Let the teacher follow, after an optimizer step."""
-        if self.teacher is not None:
-            self.teacher.follow(self.student.network)
 
     # ---------------------------------------------------------------------- around a fit
 

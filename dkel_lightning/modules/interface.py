@@ -20,10 +20,10 @@ from dkel_lightning.modules.batch import Batch, FiniteWatch
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
 from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.targets import TargetMaker
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.targets import Targets
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """Called once a view: uint8 or float images [B, C, H, W] and the generator to draw from -> one view of them."""
@@ -62,7 +62,7 @@ class Coordinator(LightningModule):
     execution: Execution
     deployment: Deploy
     augmentation: Augmentation | None
-    targets: Targets
+    targets: TargetMaker
     seed: int
     recipe: dict[str, Any] | None
     members: tuple[str, ...]
@@ -96,9 +96,9 @@ class Coordinator(LightningModule):
             return views[:, :peers], views[:, peers:]
         return views, views
 
-    @abstractmethod
     def make_batch(self, batch: Batch, *key: int | str) -> Batch:
         """Make the views of a batch, and mix them and its labels where that is asked for; drawn from (seed, key)."""
+        return self.targets.mixed(batch._replace(views=self.make_views(batch.views, *key)), self.seed, *key)
 
     @abstractmethod
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:
@@ -112,9 +112,10 @@ class Coordinator(LightningModule):
     def compile_networks(self, rows: int) -> None:
         """Compile the networks for training batches of so many samples."""
 
-    @abstractmethod
     def follow(self) -> None:
         """Let the teacher follow, after an optimizer step."""
+        if self.teacher is not None:
+            self.teacher.follow(self.student.network)
 
     @abstractmethod
     def member_logits(self, views: Tensor) -> Tensor:

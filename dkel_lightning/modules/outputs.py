@@ -76,8 +76,9 @@ class MethodInputs:
 
     @property
     def classes(self) -> Tensor:
-        """The class of each sample, [B]; of labels that are distributions the largest."""
-        return classes_of(self.labels if self.given is None else self.given)
+        """The class of each sample, [B]; of labels that are distributions the largest, of the peers' their mean's."""
+        labels = self.labels if self.given is None else self.given
+        return classes_of(labels.mean(0) if labels.dim() == 3 else labels)
 
 
 @dataclass(frozen=True)

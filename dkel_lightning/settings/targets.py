@@ -37,8 +37,3 @@ class Targets(Settings, node="targets"):
             choice("", "balanced"),
         ),
     ] = None
-
-    @property
-    def mixes(self) -> bool:
-        """Whether training images are mixed with each other."""
-        return self.mixup > 0 or self.cutmix > 0
