@@ -158,7 +158,7 @@ class DistillationModule(Coordinator):
             inputs = self.forward_all(batch)
         terms, loss = self.losses(inputs)
         values = torch.stack([terms[name].detach() for name in self.method.terms])
-        return StepResult(inputs, terms, values, loss, *scores_of(inputs.student.logits, inputs.given))
+        return StepResult(inputs, terms, values, loss, *scores_of(inputs.student.logits, peers_first(batch.labels)))
 
     def forward_all(self, batch: Batch) -> MethodInputs:
         """Pass a batch through student, ensemble and teacher, and assemble the teachers' knowledge."""

@@ -188,7 +188,7 @@ def test_validation_scores_distributions_by_their_largest_class() -> None:
     hard, scored = build(), build()
     found = []
     for module, given in ((hard, labels), (scored, soft)):
-        data = DataLoader([*zip(images, given, strict=True)], batch_size=3)  # type: ignore[arg-type]
+        data: DataLoader[Any] = DataLoader([*zip(images, given, strict=True)], batch_size=3)  # type: ignore[arg-type]
         (metrics,) = trainer().test(module, data, verbose=False)
         found.append({name: value for name, value in metrics.items() if "nll" not in name})
     assert found[0] == found[1]
