@@ -4,7 +4,6 @@ from dkel_lightning.assembly.build import ConstructedBy, build, load_from_checkp
 from dkel_lightning.assembly.parts import (
     check_is_trained_itself,
     check_parts,
-    deployment,
     warn_of_an_untrained_teacher,
 )
 
@@ -13,7 +12,6 @@ __all__ = [
     "build",
     "check_is_trained_itself",
     "check_parts",
-    "deployment",
     "load_from_checkpoint",
     "warn_of_an_untrained_teacher",
 ]

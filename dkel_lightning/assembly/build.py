@@ -14,7 +14,7 @@ from torch import nn
 from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw, image_shape, made
 from dkel_lightning.assembly.file_checks import no_more_than, refuse_non_finite
-from dkel_lightning.assembly.parts import choose_method, deployment, method_recipe, teacher_settings
+from dkel_lightning.assembly.parts import choose_method, method_recipe, teacher_settings
 from dkel_lightning.assembly.teacher_weights import load_teacher
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
@@ -178,7 +178,7 @@ def build(  # noqa: D417
         augmentation=augmentation,
         views=views or preset.views,
         targets=from_mapping(Targets, targets, "targets"),
-        deploy=deployment(deploy or {}, chosen, teacher_module is not None),
+        deploy=from_mapping(Deploy, deploy or {}, "deploy"),
         seed=seed,
         execution=execution,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dkel_lightning.callbacks.collapse_criteria import Collapse, chance_bound, clearly_better, describe, fault_of
+from dkel_lightning.callbacks.collapse_criteria import (
+    Collapse,
+    can_tell,
+    chance_bound,
+    clearly_better,
+    describe,
+    fault_of,
+)
 from dkel_lightning.callbacks.step_recorder import StepRecorder, Verdict, all_finite, non_finite
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
 from dkel_lightning.metrics import ClassShares
@@ -40,9 +47,12 @@ class CollapseGuard(Callback):
     * A student peer's validation accuracy is at chance: not above the 99.9 % quantile of what the best constant
       prediction would reach by luck on as many images. It counts once the peer had been clearly better (three times
       that quantile, or half way from it to 1), or once it should have been: after `grace` of the run, and after 5
-      epochs (5 again from where it was restored).
+      epochs (5 again from where it was restored), on images enough to tell.
     * One class takes at least `one_class_share` of a student peer's predictions, from the same moment on, unless the
       labels are distributed so.
+
+    The latter two count from the `validations`th validation in a row in which they are seen. Where the peers are well
+    again for as many, what was warned of is withdrawn: in one line, and in `collapse.json`.
 
     Teachers are not judged: an independent one is at chance by design until the average has reached its student.
 
@@ -67,6 +77,7 @@ class CollapseGuard(Callback):
         times: how often it is restored.
         one_class_share: share of the predictions from which one class counts as nearly all.
         grace: share of the run in which a peer may be at chance that has never been better.
+        validations: in a row, for which a peer must be at chance, or predict one class, to have collapsed.
     """
 
     @staticmethod
@@ -83,6 +94,7 @@ class CollapseGuard(Callback):
         times: int = 3,
         one_class_share: float = 0.95,
         grace: float = 0.25,
+        validations: int = 3,
     ) -> None:
         if on_collapse not in ACTIONS:
             raise ConfigError(f"callbacks.on_collapse is {on_collapse!r}: choose one of {', '.join(ACTIONS)}.")
@@ -92,11 +104,14 @@ class CollapseGuard(Callback):
         self.times = times
         self.one_class_share = one_class_share
         self.grace = grace
+        self.validations = validations
         self.events: list[Collapse] = []
         self.restored = 0
         self._restored_at = 0
         self._well: set[str] = set()
         self._ill: set[str] = set()
+        # Of each peer, validations in a row with a fault; below 0: without.
+        self._streak: dict[str, int] = {}
         # Of the step under way, and of the one before where its verdict is still to come.
         self._recorder, self._other = StepRecorder(), StepRecorder()
         self._pending: list[tuple[Verdict, StepRecorder]] = []
@@ -274,10 +289,14 @@ class CollapseGuard(Callback):
             if (fault := fault_of(right, share, chance, bound, self.one_class_share)) is not None
         }
         self._well |= {peer for peer, right in zip(peers, accuracy, strict=True) if right >= clearly_better(bound)}
-        late = self._past_grace(trainer)
-        ill = [peer for peer in faults if late or peer in self._well]
+        for peer in peers:
+            before = self._streak.get(peer, 0)
+            self._streak[peer] = max(before, 0) + 1 if peer in faults else min(before, 0) - 1
+        late = self._past_grace(trainer) and can_tell(chance, bound)
+        ill = [p for p in faults if self._streak[p] >= self.validations and (late or p in self._well)]
         if not faults:
             self._remember(trainer, module)
+        self._withdraw(trainer, dict(zip(peers, accuracy, strict=True)))
         fresh, self._ill = set(ill) - self._ill, set(ill)
         if not fresh:
             return
@@ -320,6 +339,16 @@ class CollapseGuard(Callback):
                 f"{_untouched(trainer)}{_again(event)}"
             )
 
+    def _withdraw(self, trainer: Trainer, accuracy: Mapping[str, float]) -> None:
+        """Take back what was warned of, where all peers concerned have been well for as long as it took to say so."""
+        for place, event in enumerate(self.events):
+            over = all(self._streak[peer] <= -self.validations for peer in event.members)
+            if event.action == "warned" and event.recovered is None and over:
+                self.events[place] = replace(event, recovered=trainer.current_epoch)
+                self._save(trainer)
+                now = ", ".join(f"{100 * accuracy[peer]:.1f} %" for peer in event.members)
+                print_once(f"No collapse: {', '.join(event.members)} of epoch {event.epoch + 1} recovered ({now}).")
+
     def _past_grace(self, trainer: Trainer) -> bool:
         done = trainer.current_epoch + 1
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else 0
@@ -355,7 +384,7 @@ class CollapseGuard(Callback):
             kept = {name: value for name, value in module.state_dict().items() if name.startswith(KEPT)}
             module.load_state_dict({**self._good["weights"], **kept})
             # What a peer has learnt since then is gone, and it may be at chance again.
-            self._well = set(self._good["well"])
+            self._well, self._streak = set(self._good["well"]), {}
             # The sums of the epoch begin anew.
             if event.kind == "non_finite":
                 module.term_means.reset()
@@ -375,7 +404,10 @@ class CollapseGuard(Callback):
         )
 
     def _note(self, trainer: Trainer, event: Collapse, action: str) -> None:
-        self.events.append(Collapse(**{**asdict(event), "action": action}))
+        self.events.append(replace(event, action=action))
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
         _write(self._place(trainer) / "collapse.json", [asdict(each) for each in self.events])
 
     def _place(self, trainer: Trainer) -> Path:
@@ -392,6 +424,7 @@ class CollapseGuard(Callback):
             "restored_at": self._restored_at,
             "well": sorted(self._well),
             "ill": sorted(self._ill),
+            "streak": dict(self._streak),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -399,6 +432,7 @@ class CollapseGuard(Callback):
         self.events = [Collapse(**{key: _tupled(value) for key, value in e.items()}) for e in state_dict["events"]]
         self.restored, self._restored_at = int(state_dict["restored"]), int(state_dict.get("restored_at", 0))
         self._well, self._ill = set(state_dict["well"]), set(state_dict["ill"])
+        self._streak = dict(state_dict.get("streak", {}))
 
 
 def scale_rates(trainer: Trainer, factor: float) -> None:

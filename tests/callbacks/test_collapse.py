@@ -14,9 +14,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
 
 from dkel_lightning import DistillationModule
+from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.callbacks import CollapseGuard
 from dkel_lightning.callbacks.collapse import scale_rates
-from dkel_lightning.callbacks.collapse_criteria import Collapse, chance_bound, clearly_better, fault_of
+from dkel_lightning.callbacks.collapse_criteria import Collapse, can_tell, chance_bound, clearly_better, fault_of
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
 from tests.callbacks.test_step_recorder import Before, poisoned_loader
 from tests.modules.toy import SGD, build, parameters_of, same, train_loader, trainer, val_loader
@@ -139,7 +140,7 @@ def test_a_healthy_run_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_falling_back_to_chance_is_reported_once_and_the_run_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = fit(well_trained(), tmp_path, Spoil(2, 3))
+    run = fit(well_trained(), tmp_path, Spoil(2, 3), CollapseGuard(validations=1))
     assert run.current_epoch == 4
     line = "Collapse in epoch 3: student_0, student_1 are at chance in validation (33.3 %, 33.3 %; the best constant"
     assert capsys.readouterr().out.startswith(line)
@@ -154,7 +155,7 @@ def test_falling_back_to_chance_is_reported_once_and_the_run_goes_on(
 def test_the_step_before_the_validation_that_finds_a_collapse_is_kept_as_it_began(tmp_path: Path) -> None:
     module, before = well_trained(), Before()
     with pytest.raises(CollapseError, match=r"Replay the step: .* task=replay checkpoint=.*step_11\.pt$"):
-        fit(module, tmp_path, Deaden(), before, CollapseGuard("stop"), epochs=2)
+        fit(module, tmp_path, Deaden(), before, CollapseGuard("stop", validations=1), epochs=2)
     (event,) = events(tmp_path)
     assert event["record"] == str(tmp_path / "collapse" / "step_11.pt")
     record = torch.load(event["record"], weights_only=True)
@@ -167,24 +168,24 @@ def test_the_step_before_the_validation_that_finds_a_collapse_is_kept_as_it_bega
 
 def test_of_a_validation_within_an_epoch_the_step_is_kept_too(tmp_path: Path) -> None:
     with pytest.raises(CollapseError, match=r"checkpoint=.*step_8\.pt"):
-        fit(well_trained(), tmp_path, Spoil(1), CollapseGuard("stop"), epochs=2, val_check_interval=3)
+        fit(well_trained(), tmp_path, Spoil(1), CollapseGuard("stop", validations=1), epochs=2, val_check_interval=3)
     assert events(tmp_path)[0]["record"] == str(tmp_path / "collapse" / "step_8.pt")
 
 
 def test_a_peer_that_comes_and_goes_is_kept_once(tmp_path: Path) -> None:
-    fit(well_trained(), tmp_path, Blink(1, 3), epochs=4)
+    fit(well_trained(), tmp_path, Blink(1, 3), CollapseGuard(validations=1), epochs=4)
     assert [bool(event["record"]) for event in events(tmp_path)] == [True, False]
     assert [path.name for path in (tmp_path / "collapse").iterdir()] == ["step_11.pt"]
 
 
 def test_a_peer_that_is_sent_back_to_the_start_has_time_to_learn_before_it_is_judged_again(tmp_path: Path) -> None:
-    guard = CollapseGuard("restore", grace=0.0)
+    guard = CollapseGuard("restore", grace=0.0, validations=1)
     fit(well_trained(), tmp_path, guard, Spoil(*range(12)), epochs=12)
     assert [event.epoch for event in guard.events] == [4, 9]
 
 
 def test_a_peer_is_judged_by_what_it_knew_in_the_state_that_was_restored(tmp_path: Path) -> None:
-    guard = CollapseGuard("restore")
+    guard = CollapseGuard("restore", validations=1)
 
     class Luck(Callback):
         def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -208,7 +209,7 @@ def test_a_peer_that_never_left_chance_collapses_only_after_its_grace(tmp_path: 
 
 def test_one_class_for_nearly_all_is_a_collapse_also_above_chance(tmp_path: Path) -> None:
     # Ten classes would be needed to see it in a trained run; here the limit is lowered.
-    guard = CollapseGuard(one_class_share=0.34, grace=0.0)
+    guard = CollapseGuard(one_class_share=0.34, grace=0.0, validations=1)
     module = well_trained()
 
     class Bias(Callback):
@@ -223,9 +224,36 @@ def test_one_class_for_nearly_all_is_a_collapse_also_above_chance(tmp_path: Path
     assert kinds
 
 
+def test_a_fault_counts_when_it_is_seen_three_times_in_a_row(tmp_path: Path) -> None:
+    guard = CollapseGuard()
+    fit(well_trained(), tmp_path, guard, Blink(1, 2, 4, 5, 6, 7), epochs=8)
+    assert [event.epoch for event in guard.events] == [6]
+
+
+def test_what_was_warned_of_is_withdrawn_when_the_peers_are_well_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guard = CollapseGuard(validations=2)
+    fit(well_trained(), tmp_path, guard, Blink(1, 2), epochs=5)
+    (event,) = events(tmp_path)
+    assert (event["epoch"], event["recovered"]) == (2, 4)
+    assert "No collapse: student_0, student_1 of epoch 3 recovered (" in capsys.readouterr().out
+    assert RunRecord(tmp_path).collapse is None
+
+
+def test_too_few_images_do_not_tell_a_peer_that_learns_slowly_from_one_that_knows_nothing(tmp_path: Path) -> None:
+    assert not can_tell(0.1, chance_bound(0.1, 20))  # 35 % of twenty images in ten classes
+    assert can_tell(0.1, chance_bound(0.1, 144))
+    assert can_tell(0.01, chance_bound(0.01, 5000))
+    guard = CollapseGuard(grace=0.0)
+    run = trainer(guard, Spoil(*range(8)), max_epochs=8, default_root_dir=tmp_path)
+    run.fit(well_trained(), train_loader(48), val_loader(9, 9))
+    assert guard.events == []
+
+
 def test_stop_ends_the_run_with_one_line(tmp_path: Path) -> None:
     with pytest.raises(CollapseError, match=r"^Collapse in epoch 3: student_0, student_1 are at chance") as caught:
-        fit(well_trained(), tmp_path, CollapseGuard("stop"), Spoil(2))
+        fit(well_trained(), tmp_path, CollapseGuard("stop", validations=1), Spoil(2))
     assert "\n" not in str(caught.value)
     assert events(tmp_path)[0]["action"] == "stopped"
 
@@ -233,7 +261,7 @@ def test_stop_ends_the_run_with_one_line(tmp_path: Path) -> None:
 def test_restore_goes_back_and_goes_on_with_a_lower_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     score = Score()
     module = well_trained()
-    run = fit(module, tmp_path, CollapseGuard("restore"), Spoil(2), score)
+    run = fit(module, tmp_path, CollapseGuard("restore", validations=1), Spoil(2), score)
     assert run.current_epoch == 4
     assert score.zero == [False] * 4
     assert score.rates == [0.05, 0.05, 0.025, 0.025]
@@ -291,7 +319,7 @@ def test_a_loss_that_is_no_number_is_restored_too_and_the_epochs_sums_stay_finit
 
 
 def test_restoring_ends_after_its_number_of_times(tmp_path: Path) -> None:
-    guard = CollapseGuard("restore", times=2)
+    guard = CollapseGuard("restore", times=2, validations=1)
     with pytest.raises(CollapseError, match=r"It was restored 2 times\."):
         fit(well_trained(), tmp_path, guard, Spoil(1, 2, 3), epochs=4)
     assert [event.action for event in guard.events] == ["restored", "restored", "stopped"]
@@ -318,11 +346,11 @@ def test_the_lowered_rate_survives_the_scheduler_and_a_resume(name: str, tmp_pat
         return score.rates
 
     plain = run(tmp_path, 6)
-    through = run(tmp_path, 6, CollapseGuard("restore"), Spoil(2))
+    through = run(tmp_path, 6, CollapseGuard("restore", validations=1), Spoil(2))
     assert through[:2] == plain[:2]
     assert through[2:] == pytest.approx([rate / 2 for rate in plain[2:]])
-    run(tmp_path, 4, CollapseGuard("restore"), Spoil(2))
-    guard = CollapseGuard("restore")
+    run(tmp_path, 4, CollapseGuard("restore", validations=1), Spoil(2))
+    guard = CollapseGuard("restore", validations=1)
     resumed = run(tmp_path, 6, guard, Spoil(2), resume=tmp_path / "end.ckpt")
     assert resumed == pytest.approx(through[4:])
     assert guard.restored == 1

@@ -163,6 +163,9 @@ class CallbackSettings(Settings, node="callbacks"):
     collapse_grace: Annotated[
         float, number("Share of the run in which a peer that was never better may be at chance.", 0, 1)
     ] = 0.25
+    collapse_validations: Annotated[
+        int, whole("Validations in a row in which a peer must be at chance to have collapsed.", 1, 1000)
+    ] = 3
     progress: Annotated[str, choice("Progress display.", "auto", "bar", "lines", "none"), MACHINE] = "auto"
     restore: RestoreSettings = field(default_factory=RestoreSettings)
     extra: Annotated[Mapping[str, Any], entries("A callback of your own, by _target_.")] = field(default_factory=dict)
