@@ -26,11 +26,11 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.backbone import is_external, reads_a_folder
-from dkel_lightning.settings.declarations import from_mapping
+from dkel_lightning.settings.declarations import from_mapping, unknown
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.targets import Targets
-from dkel_lightning.settings.teacher import TeacherSettings
+from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 
 _OF_LIGHTNING = {"hparams_file": None, "strict": True, "weights_only": True}
 """What Lightning's `load_from_checkpoint` takes beside, and what always holds here."""
@@ -65,7 +65,7 @@ def build(  # noqa: D417
     split_at: str | None = None,
     classifier: str | None = None,
     pretrained: bool | None = None,
-    teacher: Mapping[str, Any] | TeacherSettings | None = None,
+    teacher: str | Mapping[str, Any] | TeacherSettings | None = None,
     in_channels: int = 3,
     image_size: tuple[int, int] | None = None,
     views_per_pass: str | None = None,
@@ -97,7 +97,8 @@ def build(  # noqa: D417
         pretrained: keep the weights of the branches too, all but the classifiers', which are drawn; a model by name
             fetches weights then. By default those of a model of your own are kept whose normalisation layers show that
             it was trained. A teacher of independent draw keeps none.
-        teacher: settings laid over the method's, see TeacherSettings; `{"update": "none"}` for no teacher.
+        teacher: settings laid over the method's, see TeacherSettings, or the name of such, as `follow`; `none` for no
+            teacher.
         in_channels: channels of the images.
         image_size: (height, width), checked against what the backbone can take; 224 for a model of your own.
         views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over
@@ -130,6 +131,10 @@ def build(  # noqa: D417
         raise ConfigError(f"peers is {peers!r}: give a number of peers, or a list of backbones.")
     if isinstance(teacher, TeacherSettings):
         teacher = asdict(teacher)
+    elif isinstance(teacher, str):
+        if teacher not in TEACHERS:
+            raise ConfigError(unknown("teacher", teacher, TEACHERS))
+        teacher = TEACHERS[teacher].settings or {"update": "none"}
     deploy = asdict(deploy) if isinstance(deploy, Deploy) else deploy
     if deploy is not None and not isinstance(deploy, Mapping):
         raise ConfigError(f'deploy is {deploy!r}: give its settings, such as {{"network": "student"}}.')

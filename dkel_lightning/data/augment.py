@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +48,16 @@ class Normalize:
                 torch.tensor(self.std, dtype=torch.float32, device=device).view(shape),
             )
         return self._constants[device]
+
+
+class Stored(Protocol):
+    """What is asked of a split whose images are stored (`StoredImages`)."""
+
+    images: Any
+    chosen: Any
+
+    def read(self, indices: Tensor) -> Tensor:
+        """Return images, uint8 `[B, C, H, W]`."""
 
 
 class Crops(NamedTuple):
@@ -126,7 +136,13 @@ class CropFlip:
         lefts = torch.where(crops.flips == 1, 2 * self.padding - crops.lefts, crops.lefts)
         windows = both.unfold(3, height, 1).unfold(4, width, 1)  # [2, B, C, tops, lefts, H, W], a view
         samples = torch.arange(len(images), device=images.device)
-        views = windows[crops.flips, samples, :, crops.tops, lefts]
+        return self._finished(windows[crops.flips, samples, :, crops.tops, lefts], crops)
+
+    def read(self, stored: Stored, indices: Tensor) -> Any:
+        """Read what `apply` takes of these samples of a split."""
+        return stored.read(indices)
+
+    def _finished(self, views: Tensor, crops: Crops) -> Tensor:
         if self._policy is not None:
             views = _one_by_one(views, crops.seeds, self._policy)
         made = self.normalize(views)
@@ -142,6 +158,47 @@ class CropFlip:
             places = torch.arange(-self.padding, last + self.padding + 1, device=images.device).abs()
             images = images.index_select(axis, last - (last - places).abs())
         return images
+
+
+class ResizedCropFlip(CropFlip):
+    """Cut a random part of every view of every sample, scale it, flip it or not, change its colours and normalise it.
+
+    torchvision's `RandomResizedCrop(size)` and `RandomHorizontalFlip(0.5)`, for images of any size.
+
+    Args:
+        size: Height and width of the views.
+        flip: As in `CropFlip`.
+        mean: As in `Normalize`.
+        std: As in `Normalize`.
+        policy: As in `CropFlip`.
+        erasing: As in `CropFlip`.
+    """
+
+    def __init__(
+        self, size: int, flip: bool, mean: Sequence[float], std: Sequence[float], policy: str, erasing: float
+    ) -> None:
+        super().__init__(0, flip, mean, std, "constant", policy, erasing)
+        self._cut = v2.Compose([v2.RandomResizedCrop(size), *([v2.RandomHorizontalFlip()] if flip else [])])
+
+    def draw(self, generator: torch.Generator, samples: int, views: int) -> Crops:
+        """Draw the seeds of `views` views of each of `samples` samples."""
+        seeds = torch.randint(2**62, (views, samples), generator=generator, device=generator.device)
+        none = torch.zeros_like(seeds)
+        return Crops(none, none, none, seeds)
+
+    def apply(self, images: Sequence[Tensor], crops: Crops) -> Tensor:  # type: ignore[override]
+        """Make the views of images uint8 `[C, H, W]` of any size each, `[B, V, C, size, size]`."""
+        cuts = []
+        with seeded(0):
+            for row in crops.seeds.tolist():
+                for image, seed in zip(images, row, strict=True):
+                    torch.default_generator.manual_seed(seed + 2)
+                    cuts.append(self._cut(image))
+        return self._finished(torch.stack(cuts).view(*crops.seeds.shape, *cuts[0].shape), crops)
+
+    def read(self, stored: Stored, indices: Tensor) -> list[Tensor]:
+        """Read the whole images of these samples."""
+        return [stored.images.original(int(index)) for index in stored.chosen[indices.numpy()]]
 
 
 def _one_by_one(views: Tensor, seeds: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:

@@ -115,7 +115,7 @@ class _TrainingBatches(_Batches):
             for index in indices.tolist()
         ]
         crops = Crops(*(torch.cat(parts, dim=1) for parts in zip(*draws, strict=True)))
-        views = self.augment.apply(self.stored.read(indices), crops)
+        views = self.augment.apply(self.augment.read(self.stored, indices), crops)
         return views, self.stored.labels[indices]
 
 

@@ -91,7 +91,7 @@ class DistillationModule(Coordinator):
         self.student, self.teacher, self.ensemble, self.method = student, teacher, ensemble, method
         if teacher is not None:
             teacher.stand_alone(False)  # a fit of its own that was interrupted leaves it unfrozen
-        self.execution = Execution.of(execution)
+        self.execution = assembly.executed(student.network, execution)
         self.augmentation = augmentation
         self.num_views = number_of_views(views, student.num_peers)
         self.targets = TargetMaker(targets or Targets(), student.num_classes, student.num_peers, method.wants_classes)

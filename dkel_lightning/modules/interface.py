@@ -53,6 +53,7 @@ class Coordinator(LightningModule):
         observers: callables for the next eager training steps; while there are any, no step is captured.
         readers: callables for every training step; what a captured one hands them is overwritten by the next.
         compiled: the networks as compiled for this fit.
+        test_flips: whether an evaluation takes the mean probability of each image and its mirror image.
     """
 
     student: StudentModule
@@ -79,6 +80,7 @@ class Coordinator(LightningModule):
     observers: list[Observer]
     readers: list[Reader]
     compiled: Compiled | None
+    test_flips: bool = False
 
     @property
     def is_attached(self) -> bool:

@@ -88,7 +88,7 @@ class DataSettings(Settings, node="data"):
 class ResizedImages(Settings, node="data"):
     """Images of any size, made equal."""
 
-    image_size: Annotated[int, whole("Side to which images are resized and cropped (image_folder).", 1, 2048)] = 64
+    image_size: Annotated[int, whole("Side to which images are resized and cropped (folders of images).", 1, 2048)] = 64
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ class Needs:
     """What a method needs, said once in its class; whoever builds or checks a training reads it here.
 
     Attributes:
-        teacher: whether teacher peers are `required`, `optional` or must be `none`.
+        teacher: whether teacher peers are `required` or `optional`; of `none` there are some only where the user wants
+            the student's moving average beside it.
         foreign_teacher: its teacher is one network of its own, of any architecture, rather than peers of the student's
             form; it teaches all peers. One that is frozen and given no weights is trained first, in a stage of its own.
         teacher_views: it may be given 2 P views, of which the teacher sees the second half.

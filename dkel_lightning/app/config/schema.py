@@ -26,6 +26,7 @@ from dkel_lightning.settings.data import NODES, DataSettings
 from dkel_lightning.settings.declarations import Settings, keys_of, merge, node_of
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.grouping import Grouping
 from dkel_lightning.settings.keys import COMPUTED, LONGER, MACHINE, REQUIRED, Key, is_count
 from dkel_lightning.settings.methods import PRESETS, Arrangement
 from dkel_lightning.settings.targets import Targets
@@ -49,6 +50,7 @@ DECLARED: tuple[type[Settings], ...] = (
     Arrangement,
     *dict.fromkeys(PRESETS[name].Settings for name in ("dkel", *SHIPPED)),
     OptimizerSettings,
+    Grouping,
     SchedulerSettings,
     TrainerSettings,
     PrecisionSettings,
