@@ -97,7 +97,7 @@ class TrainerSettings(Settings, node="trainer", resumable=True, further="Argumen
     deterministic: Annotated[
         bool | str, either(switch("Only deterministic operations; warn where there is none."), choice("", "warn"))
     ] = False
-    detect_anomaly: Annotated[bool, switch("Look for NaN in the backward pass; slow.")] = False
+    detect_anomaly: Annotated[bool, switch("Look for NaN in the backward pass; slow."), RESUMABLE] = False
     profiler: Annotated[str | None, choice("Lightning's profiler.", "simple", "advanced", "pytorch"), RESUMABLE] = None
     fast_dev_run: Annotated[
         bool | int, either(switch("One batch of everything, nothing written."), whole("", 1, 1_000_000))
