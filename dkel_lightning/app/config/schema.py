@@ -134,9 +134,10 @@ def completed(saved: Values) -> dict[str, Any]:
     """Fill in the keys that came after a configuration was saved: their defaults are what was done before."""
     came_later = (DataSettings, BackboneSettings, TrainerSettings, Execution, LoggerSettings, CallbackSettings, Deploy)
     values = copy.deepcopy(dict(saved))
-    if isinstance(values.get("method"), dict) and "label_smoothing" in values["method"]:  # once the baseline's alone
-        values["targets"] = {"label_smoothing": values["method"].pop("label_smoothing")}
-    values.setdefault("targets", {})
+    method = values.get("method")
+    if isinstance(method, dict):
+        once = {"label_smoothing": method.pop("label_smoothing")} if "label_smoothing" in method else {}
+        values.setdefault("targets", once)  # label smoothing was the baseline's alone
     for settings in (*came_later, Targets, Arrangement):
         group = settings.node
         if isinstance(values.get(group), Mapping):
