@@ -4,6 +4,8 @@ from dkel_lightning.callbacks.collapse import CollapseGuard
 from dkel_lightning.callbacks.diversity import DiversityMonitor
 from dkel_lightning.callbacks.initialisation import TeacherInitialisation
 from dkel_lightning.callbacks.schedules import EMARateSchedule, EnsembleDecaySchedule, RampUpSchedule
+from dkel_lightning.callbacks.supervision_complexity import SupervisionComplexity
+from dkel_lightning.callbacks.teacher_checkpoints import TeacherCheckpoints
 
 OF_MODULES = (
     CollapseGuard,
@@ -12,6 +14,7 @@ OF_MODULES = (
     EnsembleDecaySchedule,
     TeacherInitialisation,
     EMARateSchedule,
+    TeacherCheckpoints,
 )
 """What a DistillationModule attaches; each says itself which modules need it."""
 
@@ -22,5 +25,7 @@ __all__ = [
     "EMARateSchedule",
     "EnsembleDecaySchedule",
     "RampUpSchedule",
+    "SupervisionComplexity",
+    "TeacherCheckpoints",
     "TeacherInitialisation",
 ]

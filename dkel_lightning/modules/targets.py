@@ -80,7 +80,7 @@ class TargetMaker(nn.Module):
         if self._wants_classes:
             raise ConfigError(
                 f"The method as it is set works on one class an image, and {what} give distributions over the classes: "
-                "leave them out, or choose another method (of kdcl another method.target)."
+                "leave them out, or choose another method, method.loss or, of kdcl, method.target."
             )
 
 

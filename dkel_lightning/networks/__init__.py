@@ -9,7 +9,8 @@ from dkel_lightning.networks.branching import (
     release_,
     whole_model,
 )
-from dkel_lightning.networks.external import default_cut, make, normalisation
+from dkel_lightning.networks.conversion import Constants, Conversion, convert_before
+from dkel_lightning.networks.external import default_cut, make, normalisation, pretrained_classes
 from dkel_lightning.networks.outline import IMAGE_SHAPE, LogitsOf, classes_of, logits_of
 from dkel_lightning.networks.peers import (
     VIEWS_PER_PASS,
@@ -31,6 +32,8 @@ __all__ = [
     "Backbone",
     "Branch",
     "BranchedNetwork",
+    "Constants",
+    "Conversion",
     "IndependentPeers",
     "LogitsOf",
     "PeerFeatures",
@@ -42,12 +45,14 @@ __all__ = [
     "WholeModel",
     "branch_model",
     "classes_of",
+    "convert_before",
     "create",
     "default_cut",
     "is_trained",
     "logits_of",
     "make",
     "normalisation",
+    "pretrained_classes",
     "redraw_",
     "register_backbone",
     "release_",

@@ -18,6 +18,7 @@ from dkel_lightning.settings.keys import (
     registered,
     several,
     switch,
+    text,
     whole,
 )
 from dkel_lightning.settings.needs import Needs
@@ -25,6 +26,7 @@ from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 Temperature = Annotated[float, number("Temperature T of the softened predictions.", 0.01, 100)]
 Weight = Annotated[float, number("Weight of what is distilled, from the first step on.", 0, 1e6)]
+LabelsWeight = Annotated[float, number("Weight of the labels.", 0, 1e6)]
 Detach = Annotated[bool, switch("Keep the gradient out of the peers that teach.")]
 
 
@@ -62,11 +64,32 @@ class NoSettings(Settings, node="method"):
     """The settings of a method that has none."""
 
 
+LOSSES = ("kd", "dkd", "nkd", "standardised")
+"""Divergences that `methods.distilling` knows."""
+
+
 @dataclass(frozen=True)
-class PCLSettings(Settings, node="method"):
-    """Settings of PCL."""
+class LossOptions(Settings, node="method.loss_options"):
+    """What the losses other than `kd` weigh."""
+
+    alpha: Annotated[float, number("dkd: weight of the true class against all others.", 0, 1e6)] = 1.0
+    beta: Annotated[float, number("dkd: weight of the other classes among themselves.", 0, 1e6)] = 8.0
+    gamma: Annotated[float, number("nkd: weight of the other classes among themselves.", 0, 1e6)] = 1.5
+
+
+@dataclass(frozen=True)
+class Distils(Settings, node="method"):
+    """Settings of a method that distils logits: each of its terms is the same divergence."""
 
     temperature: Temperature = 3.0
+    loss: Annotated[str, choice("What a term of distillation computes.", *LOSSES)] = "kd"
+    loss_options: LossOptions = field(default_factory=LossOptions)
+
+
+@dataclass(frozen=True)
+class PCLSettings(Distils):
+    """Settings of PCL."""
+
     rampup: RampUp = field(default_factory=RampUp)
 
 
@@ -78,16 +101,28 @@ class DKELSettings(PCLSettings):
 
 
 @dataclass(frozen=True)
-class KDSettings(Settings, node="method"):
+class KDSettings(Distils):
     """Settings of KD."""
 
-    ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 0.1
+    ce_weight: LabelsWeight = 0.1
     weight: Weight = 0.9
     temperature: Temperature = 4.0
 
 
 @dataclass(frozen=True)
-class DMLSettings(Settings, node="method"):
+class OnlineCheckpointsSettings(KDSettings):
+    """Settings of online_checkpoints: those of KD, by default without labels."""
+
+    ce_weight: LabelsWeight = 0.0
+    weight: Weight = 1.0
+    checkpoints: Annotated[
+        str | None,
+        text("Folder of checkpoints of a frozen teacher, *step=N.ckpt; null: it learns beside its student."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class DMLSettings(Distils):
     """Settings of DML, which has no ramp-up. `pairwise` is the mean divergence to each other peer."""
 
     temperature: Temperature = 1.0
@@ -99,10 +134,9 @@ class DMLSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class KDCLSettings(Settings, node="method"):
+class KDCLSettings(Distils):
     """Settings of KDCL, which has no ramp-up."""
 
-    temperature: Temperature = 3.0
     weight: Weight = 1.0
     target: Annotated[str, choice("The one target of all peers (KDCL).", "naive", "linear", "min_logit", "mean")] = (
         "min_logit"
@@ -110,7 +144,7 @@ class KDCLSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class CLILRSettings(Settings, node="method"):
+class CLILRSettings(Distils):
     """Settings of CL-ILR, whose ramp-up is of length 0, that is absent, by default."""
 
     temperature: Temperature = 2.0
@@ -123,19 +157,17 @@ class CLILRSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class ONESettings(Settings, node="method"):
+class ONESettings(Distils):
     """Settings of ONE; not detached, what is taught also trains the gate."""
 
-    temperature: Temperature = 3.0
     rampup: RampUp = field(default_factory=RampUp)
     detach: Detach = True
 
 
 @dataclass(frozen=True)
-class OKDDipSettings(Settings, node="method"):
+class OKDDipSettings(Distils):
     """Settings of OKDDip; the ramp-up is of both distillations."""
 
-    temperature: Temperature = 3.0
     rampup: RampUp = field(default_factory=RampUp)
     attention_divisor: Annotated[
         int, whole("Queries and keys are this many times narrower than the features.", 1, 1024)
@@ -143,10 +175,9 @@ class OKDDipSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class FFLSettings(Settings, node="method"):
+class FFLSettings(Distils):
     """Settings of FFL; the ramp-up is of all that is distilled."""
 
-    temperature: Temperature = 3.0
     rampup: RampUp = field(default_factory=RampUp)
 
 
@@ -260,6 +291,13 @@ PRESETS: dict[str, MethodPreset] = {
         Needs(teacher="none", ensemble="own", stages=True, trunk=True, deploy=Deploy("student", 0)),
         teacher="none",
         arrangement={"views": "shared"},
+    ),
+    "online_checkpoints": MethodPreset(
+        "The student follows the teacher of the same moment, which learns from the labels alone.",
+        OnlineCheckpointsSettings,
+        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="gradient",
+        arrangement={"peers": 1},
     ),
     "pcl": MethodPreset(
         "Peer collaborative learning: individual teachers only, no assembled knowledge.", PCLSettings, teacher="follow"

@@ -81,17 +81,20 @@ def test_a_class_and_all_weight_on_it_are_the_same_to_every_method(name: str) ->
 
 def test_a_method_of_one_class_an_image_says_so_and_can_be_smoothed() -> None:
     images, labels = images_and_labels(6)
-    with pytest.raises(ConfigError, match=r"works on one class an image, and these labels.*another method.target"):
+    with pytest.raises(ConfigError, match=r"works on one class an image, and these labels.*of kdcl, method.target"):
         build("kdcl").training_step((images, F.one_hot(labels, CLASSES).float()), 0)
+    with pytest.raises(ConfigError, match=r"The method.*targets.mixup and targets.cutmix"):
+        build({"name": "pcl", "loss": "dkd"}, targets={"cutmix": 1.0})
     with pytest.raises(ConfigError, match=r"The method.*targets.mixup and targets.cutmix"):
         build("kdcl", targets={"mixup": 0.2})
     heavy = {"label_smoothing": 0.5, "class_weights": [1, 1, 1000]}
-    plain, weighted = build("kdcl"), build("kdcl", targets=heavy)
-    for module in (plain, weighted):
-        module.training_step((images, labels), 0)
-    # The target follows the class, not the largest smoothed weight.
-    assert plain.term_means.compute()["kd_target"] == weighted.term_means.compute()["kd_target"]
-    assert plain.term_means.compute()["ce"] != weighted.term_means.compute()["ce"]
+    for method in ({"name": "kdcl"}, {"name": "kdcl", "target": "mean", "loss": "dkd"}):
+        plain, weighted = build(method), build(method, targets=heavy)
+        for module in (plain, weighted):
+            module.training_step((images, labels), 0)
+        # What is distilled follows the class, not the largest smoothed weight.
+        assert plain.term_means.compute()["kd_target"] == weighted.term_means.compute()["kd_target"]
+        assert plain.term_means.compute()["ce"] != weighted.term_means.compute()["ce"]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ from typing import Any
 
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run, values_in
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import command_lines
-from dkel_lightning.settings.declarations import node_of
+from dkel_lightning.settings.declarations import from_mapping, node_of
 from dkel_lightning.settings.methods import PRESETS, usual_arrangement
+from dkel_lightning.settings.teacher import TeacherSettings
 
 FOLDER = "teacher"
 
@@ -24,6 +26,11 @@ def teacher_run(run: Run) -> Run | None:
     """Return the run that trains the teacher, None where there is nothing to train."""
     if run.resume is not None or not trains_its_teacher(run.values):
         return None
+    if from_mapping(TeacherSettings, run.values["teacher"], "teacher").sees_otherwise:
+        raise ConfigError(
+            "This teacher is trained first, on the images as they are, and teacher.image_size, mean, std or dtype is "
+            "of one that was trained elsewhere: give teacher.weights, or teacher.pretrained=true."
+        )
     return replace(run, values=teacher_values(run.values), folder=run.folder / FOLDER)
 
 
@@ -32,7 +39,8 @@ def trains_its_teacher(values: Mapping[str, Any]) -> bool:
     teacher = values["teacher"]
     preset = PRESETS.get(str(values["method"].get("name")))
     foreign = preset is not None and preset.needs.foreign_teacher
-    return foreign and teacher.get("update") == "frozen" and teacher.get("weights") is None
+    given = teacher.get("weights") or teacher.get("pretrained") or values["method"].get("checkpoints")
+    return foreign and teacher.get("update") == "frozen" and not given
 
 
 def teacher_values(values: Mapping[str, Any]) -> dict[str, Any]:
