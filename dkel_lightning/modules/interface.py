@@ -90,8 +90,8 @@ class Coordinator(LightningModule):
         """Whether a Trainer drives the module."""
         return self._trainer is not None
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Read a mapping by the names that `batch_keys` has."""
+    def read(self, batch: Any) -> Any:
+        """Give a mapping the usual names; no hook of Lightning's, which would stand for that of the user's data."""
         return renamed(batch, self.batch_keys)
 
     @abstractmethod

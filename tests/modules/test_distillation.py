@@ -233,7 +233,7 @@ def test_a_mapping_may_call_its_images_and_labels_what_it_likes() -> None:
         ended.append({**parameters_of(module.student.network), "logits": logits})
     assert same(*ended)
     with pytest.raises(DataError, match="No 'photo' in a batch with keys species: see batch_keys"):
-        module.on_before_batch_transfer({"species": 0}, 0)
+        module.read({"species": 0})
     with pytest.raises(ConfigError, match="say what images and labels are called"):
         build(batch_keys={"labels": "y"})
 
