@@ -53,6 +53,11 @@ class SchedulerSettings(Settings, node="scheduler", further="Argument of the sch
     gamma: Annotated[float, number("Factor on the rate.", 0, 10)]
     T_max: Annotated[float, number("Length of the cosine's fall, in epochs or steps as interval says.", 1, 1e9)]
     eta_min: Annotated[float, number("Rate at its end.", 0, 1e30)]
+    warmup: Annotated[
+        float,
+        number("Linear rise before it, in epochs or steps, or (below 1) as a share of T_max.", 0, 1e9),
+    ]
+    end: Annotated[float, number("Share of the rate that is left at its end.", 0, 1)]
 
 
 @dataclass(frozen=True)
