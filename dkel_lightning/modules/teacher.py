@@ -78,8 +78,8 @@ class TeacherModule(PeersModule):
         self._taught += 1
         if self._taught == _NEVER_FOLLOWED and self.settings.update == "ema":
             rank_zero_warn(
-                f"The teacher has taught {_NEVER_FOLLOWED} batches and was never asked to follow its student: in a loop "
-                "of your own call set_weights(module, clock) of dkel_lightning.callbacks before each batch and "
+                f"The teacher has taught {_NEVER_FOLLOWED} batches and was never asked to follow its student: in a "
+                "loop of your own call set_weights(module, clock) of dkel_lightning.callbacks before each batch and "
                 "module.follow() after each step of the optimizer."
             )
         if self.num_peers > 1 or views.dim() != 5 or views.shape[1] == 1:
