@@ -1,4 +1,4 @@
-"""Make tables, runs.csv and curves.png from this page's sweeps: `python docs/results/dual_policy/table.py FOLDER...`."""
+"""Make tables, runs.csv and curves.png from the sweeps: `python docs/results/dual_policy/table.py FOLDER...`."""
 
 from __future__ import annotations
 
