@@ -180,6 +180,8 @@ def configure(
 
 def _scaled(group: dict[str, Any], scales: Mapping[str, float]) -> float:
     """Multiply the rate of a group that has a factor; schedulers start from it as `initial_lr`."""
+    if isinstance(group["lr"], int):  # of which torch takes none above 2**63
+        group["lr"] = float(group["lr"])
     if group.get("name") in scales:
         group[SCALE] = scales[group["name"]]
         group["lr"] = group["lr"] * group[SCALE]
