@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from hydra.errors import InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -31,7 +31,9 @@ from dkel_lightning.data import own
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, SchedulerFactory
+from dkel_lightning.modules.optim import Grouped, OptimizerFactory, ParameterGroups, SchedulerFactory
+from dkel_lightning.settings.grouping import Grouping
+from dkel_lightning.settings.keys import did_you_mean
 
 
 def datamodule(values: Values) -> LightningDataModule:
@@ -95,6 +97,9 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
     method = {key: value for key, value in values["method"].items() if key not in outside}
     channels, height, width = images.image_shape
     interval = values["scheduler"].get("interval", "epoch")
+    targets = dict(values["targets"])
+    if targets["class_weights"] == "balanced" and isinstance(images, data.ImageDataModule):
+        targets["class_weights"] = images.balanced_weights()
     return DistillationModule.build(
         values["backbone"]["name"],
         images.num_classes,
@@ -112,6 +117,8 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         peer_lr_scale=values["method"].get("peer_lr_scale"),
         frozen_peers=values["method"].get("frozen_peers"),
         views=values["method"]["views"],
+        targets=targets,
+        batch_keys=images.batch_keys,
         optimizer=optimizer(values["optimizer"]),
         scheduler=scheduler(values),
         interval=interval,
@@ -138,9 +145,11 @@ def device(values: Values) -> torch.device:
 
 def optimizer(settings: Values) -> OptimizerFactory:
     """Make a factory of the optimizer, tried once so that a bad argument is named here and not in the fit."""
-    build: OptimizerFactory = _partial(settings, "optimizer")
+    grouping = {item.name: settings[item.name] for item in fields(Grouping) if item.name in settings}
+    rest = {key: value for key, value in settings.items() if key not in grouping}
+    build: OptimizerFactory = _partial(rest, "optimizer")
     _try("optimizer", lambda: build(_one_parameter()))
-    return build
+    return Grouped(**grouping, factory=build) if Grouping(**grouping) != Grouping() else build
 
 
 def scheduler(values: Values) -> SchedulerFactory | None:
@@ -182,6 +191,7 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
         callbacks=callbacks,
         plugins=plugins,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_model_summary=False,
         # Our loaders share the images out by themselves.
         use_distributed_sampler=not issubclass(_data_class(values["data"]), data.ImageDataModule),
@@ -309,8 +319,7 @@ def _nearest_argument(message: str, build: Any) -> str:
     found = re.search(r"unexpected keyword argument '(\w+)'", message)
     if found is None or not isinstance(build, partial):
         return ""
-    near = difflib.get_close_matches(found[1], inspect.signature(build.func).parameters, n=1)
-    return f". Did you mean {near[0]}?" if near else ""
+    return f".{did_you_mean(found[1], inspect.signature(build.func).parameters)}".rstrip(".")
 
 
 def _one_parameter() -> ParameterGroups:

@@ -4,6 +4,7 @@ from dkel_lightning.assembly.build import ConstructedBy, build, load_from_checkp
 from dkel_lightning.assembly.parts import (
     check_is_trained_itself,
     check_parts,
+    executed,
     warn_of_an_untrained_teacher,
 )
 
@@ -12,6 +13,7 @@ __all__ = [
     "build",
     "check_is_trained_itself",
     "check_parts",
+    "executed",
     "load_from_checkpoint",
     "rebuilt",
     "warn_of_an_untrained_teacher",

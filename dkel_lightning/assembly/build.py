@@ -20,6 +20,7 @@ from dkel_lightning.assembly.teacher_weights import load_teacher
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
+from dkel_lightning.modules.batch import batch_keys_of
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Coordinator
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
@@ -27,10 +28,11 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.backbone import is_external
-from dkel_lightning.settings.declarations import from_mapping
+from dkel_lightning.settings.declarations import from_mapping, unknown
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.teacher import TeacherSettings
+from dkel_lightning.settings.targets import Targets
+from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 
 _OF_LIGHTNING = {"hparams_file": None, "strict": True, "weights_only": True}
 """What Lightning's `load_from_checkpoint` takes beside, and what always holds here."""
@@ -68,7 +70,7 @@ def build(  # noqa: D417
     split_at: str | None = None,
     classifier: str | None = None,
     pretrained: bool | None = None,
-    teacher: Mapping[str, Any] | TeacherSettings | None = None,
+    teacher: str | Mapping[str, Any] | TeacherSettings | None = None,
     in_channels: int = 3,
     image_size: tuple[int, int] | None = None,
     views_per_pass: str | None = None,
@@ -80,6 +82,8 @@ def build(  # noqa: D417
     normalize: networks.Constants | None = None,
     augmentation: Augmentation | None = None,
     views: str | None = None,
+    targets: Mapping[str, Any] | Targets | None = None,
+    batch_keys: Mapping[str, str] | None = None,
     schedules: str = "epochs",
     deploy: Mapping[str, Any] | Deploy | None = None,
     peer_lr_scale: Sequence[float] | None = None,
@@ -100,7 +104,8 @@ def build(  # noqa: D417
         pretrained: keep the weights of the branches too, all but the classifiers', which are drawn; a model by name
             fetches weights then. By default those of a model of your own are kept whose normalisation layers show that
             it was trained. A teacher of independent draw keeps none.
-        teacher: settings laid over the method's, see TeacherSettings; `{"update": "none"}` for no teacher.
+        teacher: settings laid over the method's, see TeacherSettings, or the name of such, as `follow`; `none` for no
+            teacher.
         in_channels: channels of the images.
         image_size: (height, width), checked against what the backbone can take; 224 for a model of your own.
         views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over
@@ -114,6 +119,9 @@ def build(  # noqa: D417
         normalize: mean and deviation with which the images come; needed by a teacher that takes others.
         augmentation: see the class.
         views: see the class; the method's by default.
+        targets: settings of Targets: label smoothing, mixup, cutmix, class weights.
+        batch_keys: of batches that are mappings, what `images`, `labels` and `indices` are called, where that is not
+            one of the usual names.
         schedules: ramp-up, ensemble decay and EMA that you do not set last as many `epochs` as in the CIFAR
             protocol of 300, or the same `shares` of any run.
         deploy: settings of Deploy.
@@ -133,15 +141,22 @@ def build(  # noqa: D417
         raise ConfigError(f"peers is {peers!r}: give a number of peers, or a list of backbones.")
     if isinstance(teacher, TeacherSettings):
         teacher = asdict(teacher)
+    elif isinstance(teacher, str):
+        if teacher not in TEACHERS:
+            raise ConfigError(unknown("teacher", teacher, TEACHERS))
+        teacher = TEACHERS[teacher].settings or {"update": "none"}
     deploy = asdict(deploy) if isinstance(deploy, Deploy) else deploy
     if deploy is not None and not isinstance(deploy, Mapping):
         raise ConfigError(f'deploy is {deploy!r}: give its settings, such as {{"network": "student"}}.')
     if image_size is not None and not isinstance(image_size, Sequence):
         raise ConfigError(f"image_size is {image_size!r}: give (height, width).")
+    if isinstance(targets, Targets):
+        targets = asdict(targets)
+    method, targets = _smoothing_apart(method, dict(targets or {}))
     with seeded(seed, "method"):
         chosen, preset = choose_method(method, len(peers) if isinstance(peers, Sequence) else peers, schedules)
     peers = chosen.peers if peers is None else peers
-    share = sharing or preset.sharing
+    share = sharing or preset.arranged("sharing")
     if share not in ("trunk", "nothing"):
         raise ConfigError(f"method.sharing is {share!r}: choose one of trunk, nothing.")
     if isinstance(peers, int) and share == "nothing" and registered and isinstance(backbone, str):
@@ -152,7 +167,7 @@ def build(  # noqa: D417
         num_classes = 100 if isinstance(backbone, str) else networks.classes_of(made(backbone), classifier, shape)
     draw = NetworkDraw(
         backbone, num_classes, peers, split_at, classifier, in_channels, image_size,
-        views_per_pass or preset.views_per_pass, classifiers or preset.classifiers, share, pretrained,
+        views_per_pass or preset.views_per_pass, classifiers or preset.arranged("classifiers"), share, pretrained,
     )  # fmt: skip
     student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
     teacher_module = None
@@ -178,12 +193,14 @@ def build(  # noqa: D417
         scheduler=scheduler,
         interval=interval,
         augmentation=augmentation,
-        views=views or preset.views,
+        views=views or preset.arranged("views"),
+        targets=from_mapping(Targets, targets, "targets"),
         deploy=from_mapping(Deploy, deploy or {}, "deploy"),
         seed=seed,
         execution=execution,
     )
     sees_otherwise = teacher_module is not None and teacher_module.settings.mean is not None
+    module.batch_keys = batch_keys_of(batch_keys)
     module.recipe = {
         **draw.recipe(),
         **({"normalize": [list(each) for each in normalize]} if normalize is not None and sees_otherwise else {}),
@@ -192,13 +209,22 @@ def build(  # noqa: D417
         "deploy": {"network": module.deployment.network, "peer": module.deployment.peer},
         "peer_lr_scale": list(peer_lr_scale) if peer_lr_scale is not None else None,
         "frozen_peers": list(frozen_peers) if frozen_peers else None,
-        "views": views or preset.views,
+        "views": views or preset.arranged("views"),
+        "targets": asdict(module.targets.settings),
         "interval": interval,
         "seed": seed,
     }
     # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
     module.save_hyperparameters({"distillation": module.recipe})
     return module
+
+
+def _smoothing_apart(method: Any, targets: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Take the label smoothing, which once was the baseline's alone, from its settings; checkpoints still hold it."""
+    if not isinstance(method, Mapping) or method.get("name") != "baseline" or "label_smoothing" not in method:
+        return method, targets
+    others = {key: value for key, value in method.items() if key != "label_smoothing"}
+    return others, {"label_smoothing": method["label_smoothing"], **targets}
 
 
 def load_from_checkpoint(  # noqa: D417

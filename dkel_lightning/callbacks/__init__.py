@@ -3,7 +3,7 @@
 from dkel_lightning.callbacks.collapse import CollapseGuard
 from dkel_lightning.callbacks.diversity import DiversityMonitor
 from dkel_lightning.callbacks.initialisation import TeacherInitialisation
-from dkel_lightning.callbacks.schedules import EMARateSchedule, EnsembleDecaySchedule, RampUpSchedule
+from dkel_lightning.callbacks.schedules import EMARateSchedule, EnsembleDecaySchedule, RampUpSchedule, set_weights
 from dkel_lightning.callbacks.supervision_complexity import SupervisionComplexity
 from dkel_lightning.callbacks.teacher_checkpoints import TeacherCheckpoints
 
@@ -28,4 +28,5 @@ __all__ = [
     "SupervisionComplexity",
     "TeacherCheckpoints",
     "TeacherInitialisation",
+    "set_weights",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -16,10 +17,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from dkel_lightning.metrics import CalibrationErrors, Confusion, Disagreement, NetworkScores, TermMeans
-from dkel_lightning.modules.batch import Batch, FiniteWatch
+from dkel_lightning.modules.batch import Batch, FiniteWatch, renamed
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
 from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.targets import TargetMaker
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
@@ -52,6 +54,8 @@ class Coordinator(LightningModule):
         observers: callables for the next eager training steps; while there are any, no step is captured.
         readers: callables for every training step; what a captured one hands them is overwritten by the next.
         compiled: the networks as compiled for this fit.
+        batch_keys: what images, labels and indices are called in batches that are mappings; empty: as usual.
+        test_flips: whether an evaluation takes the mean probability of each image and its mirror image.
     """
 
     student: StudentModule
@@ -61,6 +65,7 @@ class Coordinator(LightningModule):
     execution: Execution
     deployment: Deploy
     augmentation: Augmentation | None
+    targets: TargetMaker
     seed: int
     recipe: dict[str, Any] | None
     members: tuple[str, ...]
@@ -77,11 +82,17 @@ class Coordinator(LightningModule):
     observers: list[Observer]
     readers: list[Reader]
     compiled: Compiled | None
+    batch_keys: Mapping[str, str] = MappingProxyType({})
+    test_flips: bool = False
 
     @property
     def is_attached(self) -> bool:
         """Whether a Trainer drives the module."""
         return self._trainer is not None
+
+    def read(self, batch: Any) -> Any:
+        """Give a mapping the usual names; no hook of Lightning's, which would stand for that of the user's data."""
+        return renamed(batch, self.batch_keys)
 
     @abstractmethod
     def forward(self, views: Tensor) -> StudentOutput:
@@ -93,6 +104,10 @@ class Coordinator(LightningModule):
         if self.method.needs.teacher_views and views.dim() == 5 and views.shape[1] == 2 * peers:
             return views[:, :peers], views[:, peers:]
         return views, views
+
+    def make_batch(self, batch: Batch, *key: int | str) -> Batch:
+        """Make the views of a batch, and mix them and its labels where that is asked for; drawn from (seed, key)."""
+        return self.targets.mixed(batch._replace(views=self.make_views(batch.views, *key)), self.seed, *key)
 
     @abstractmethod
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:
@@ -106,9 +121,10 @@ class Coordinator(LightningModule):
     def compile_networks(self, rows: int) -> None:
         """Compile the networks for training batches of so many samples."""
 
-    @abstractmethod
     def follow(self) -> None:
         """Let the teacher follow, after an optimizer step."""
+        if self.teacher is not None:
+            self.teacher.follow(self.student.network)
 
     @abstractmethod
     def member_logits(self, views: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def trained(trained_once: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_quickstart_deploys_a_peer_above_97_percent(tmp_path: Path) -> None:
-    done = from_a_shell(cwd=tmp_path)
+    done = dkel(cwd=tmp_path, drawn=True)
     assert done.returncode == 0, done.stderr
     folder = only_run(tmp_path, "quickstart")
     result = summary(folder)
@@ -164,7 +164,7 @@ def test_two_processes_write_one_run_and_their_checkpoint_goes_on_in_one_process
 
 
 def test_a_sweep_runs_each_job_into_a_folder_of_its_own(tmp_path: Path) -> None:
-    done = dkel("-m", "debug=smoke", "trainer.max_epochs=1", "method=dkel,pcl", "callbacks.progress=none", cwd=tmp_path)
+    done = dkel("-m", *SMALL, "method=dkel,pcl", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     sweep = only_run(tmp_path, "smoke")
     assert [summary(sweep / job)["method"] for job in ("0", "1")] == ["dkel", "pcl"]
@@ -211,7 +211,7 @@ def test_a_method_of_ones_own_runs_from_a_folder_of_ones_own(tmp_path: Path) -> 
         "                'kd': self.settings.weight * distillation(z, t, 3.0).sum()}\n"
     )
     arguments = ["--config-dir", "conf", "method=own_teacher", "modules=[my_methods]", "method.weight=0.5"]
-    done = dkel(*arguments, "debug=smoke", "trainer.max_epochs=1", cwd=tmp_path)
+    done = dkel(*arguments, *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = only_run(tmp_path, "smoke")
     assert summary(folder)["method"] == "own_teacher"
@@ -313,8 +313,7 @@ def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(tmp_path: 
 
 
 def test_a_failing_job_does_not_end_the_sweep(tmp_path: Path) -> None:
-    overrides = ["debug=smoke", "trainer.max_epochs=1", "optimizer.lr=1e30,0.1", "callbacks.progress=none"]
-    done = dkel("-m", *overrides, cwd=tmp_path)
+    done = dkel("-m", *SMALL[:3], "trainer.limit_train_batches=3", "optimizer.lr=1e30,0.1", cwd=tmp_path)
     assert done.returncode == 1
     assert "Error: 1 jobs of the sweep failed: 0." in done.stderr
     (sweep,) = (tmp_path / "outputs" / "smoke").iterdir()
@@ -349,20 +348,20 @@ def test_a_sweep_on_a_full_disk_is_one_error_and_goes_on_once_there_is_room(tmp_
         assert (whole.returncode, whole.stderr) == (0, "")
 
 
-def test_a_run_whose_output_nobody_reads_any_more_ends_quietly(tmp_path: Path) -> None:
+# Without a buffer nothing is left to flush.
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.long)])
+def test_a_sweep_whose_output_nobody_reads_any_more_ends_quietly(unbuffered: str, tmp_path: Path) -> None:
     lines = ["debug=smoke", "trainer=cpu", "trainer.max_epochs=200", "callbacks.progress=lines"]
-    sweep = ["-m", *lines, "seed=0,1", "hydra.sweep.dir=sweep"]
-    for arguments, unbuffered in ((lines, "1"), (sweep, "")):  # without a buffer nothing is left to flush
-        command = [sys.executable, "-m", "dkel_lightning", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": unbuffered}
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            process.stdout.readline()
-            process.stdout.close()
-            assert (process.wait(timeout=200), process.stderr.read()) == (141, "")
+    command = [sys.executable, "-m", "dkel_lightning", "-m", *lines, "seed=0,1", "hydra.sweep.dir=sweep"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(timeout=200), process.stderr.read()) == (141, "")
     # The job is gone on with, and the other one has not begun.
     assert json.loads((tmp_path / "sweep" / "0" / "job.json").read_text())["state"] == "running"
     assert not (tmp_path / "sweep" / "1").exists()

@@ -218,6 +218,27 @@ def test_batches_of_any_usual_form_train_alike(collate: Any) -> None:
     assert same(after_training_on(collate), after_training_on(None))
 
 
+def test_a_mapping_may_call_its_images_and_labels_what_it_likes() -> None:
+    def collate(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        images, labels = zip(*samples, strict=True)
+        return {"image": torch.zeros(3), "photo": torch.stack(images), "species": torch.stack(labels)}
+
+    def loader(collated: Any) -> DataLoader[Any]:
+        return DataLoader(train_loader().dataset, batch_size=8, collate_fn=collated)
+
+    ended: list[Any] = []
+    for collated, keys in ((None, None), (collate, {"images": "photo", "labels": "species"})):
+        module = build(batch_keys=keys)
+        trainer().fit(module, loader(collated), loader(collated))
+        (logits, *_) = trainer().predict(module, loader(collated))  # type: ignore[misc]
+        ended.append({**parameters_of(module.student.network), "logits": logits})
+    assert same(*ended)
+    with pytest.raises(DataError, match="No 'photo' in a batch with keys species: see batch_keys"):
+        module.read({"species": 0})
+    with pytest.raises(ConfigError, match="say what images and labels are called"):
+        build(batch_keys={"labels": "y"})
+
+
 def test_a_batch_may_carry_its_own_views() -> None:
     module = build(peers=2)
     trainer().fit(module, train_loader(views=2), val_loader())
@@ -231,8 +252,10 @@ def test_a_batch_may_carry_its_own_views() -> None:
         ((torch.zeros(2, 3, 8, 8), torch.tensor([0, CLASSES])), DataError, r"Label 3 lies outside the 3 classes \(0"),
         ((torch.zeros(2, 3, 8, 8), torch.tensor([-1, 0])), DataError, "Label -1 lies outside the 3 classes"),
         ((torch.zeros(2, 3, 8, 8), torch.zeros(2)), DataError, "Labels must be integer class indices, got torch.fl"),
-        ((torch.zeros(2, 3, 8, 8), torch.zeros(2, 3)), DataError, r"Labels must be \[B\] class indices for 2 images"),
-        ((torch.zeros(2, 3, 8, 8), torch.zeros(3).long()), DataError, r"for 2 images, got shape \(3,\)"),
+        ((torch.zeros(2, 3, 8, 8), torch.zeros(2, 3)), DataError, "Float labels must be distributions over"),
+        ((torch.zeros(2, 7), torch.tensor([0, 1])), DataError, r"float32 \[2, 7\].*For tables, series or features"),
+        ((torch.zeros(2, 7).long(), torch.tensor([0, 1])), DataError, r"int64 \[2, 7\].*For text, that is token ids"),
+        ((torch.zeros(2, 3, 8, 8), torch.zeros(3).long()), DataError, r"for 2 images, got torch.int64 of shape \(3,\)"),
         ((torch.zeros(2, 3, 3, 8, 8), torch.tensor([0, 1])), ConfigError, r"V = 1 or V = 2 \(the peers\), got \(2,"),
         ((torch.zeros(2, 8, 8), torch.tensor([0, 1])), ConfigError, r"Views must be \[B, C, H, W\] or .*\(2, 8, 8\)"),
         (torch.zeros(2, 3, 8, 8), DataError, r"A batch must be \(images, labels\), .*; got Tensor\."),
