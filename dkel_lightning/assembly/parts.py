@@ -15,6 +15,7 @@ from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
+from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.declarations import from_mapping, merge
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.methods import Arrangement
@@ -137,6 +138,18 @@ def _check_foreign_teacher(name: str, student: StudentModule, teacher: TeacherMo
         raise ConfigError(f"The teacher of {name} is a network of its own: teacher.update must be frozen or gradient.")
     if teacher.settings.update == "frozen" and teacher.settings.batches_of_initialisation(1):
         raise ConfigError(f"The teacher of {name} is trained beforehand: set teacher.init_steps to 0.")
+
+
+def attach(method: Method, student: StudentModule, teacher: TeacherModule | None, seed: int) -> None:
+    """Let the method make its own parts to fit the networks, and say what it wants to see of them."""
+    student.wants_stages = method.needs.stages
+    for part in (student, teacher):
+        if part is not None:
+            part.network.unwatch()
+    with seeded(seed, "method parts"):
+        method.attach(student.network)
+        if teacher is not None:
+            method.attach_teacher(teacher.network)
 
 
 def check_is_trained_itself(module: Coordinator) -> None:

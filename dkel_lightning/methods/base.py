@@ -83,6 +83,13 @@ class Method(nn.Module, ABC):
             ConfigError: the network does not offer what the method builds on.
         """
 
+    def attach_teacher(self, network: PeerNetwork) -> None:
+        """Make the parts that depend on the teacher's network; called after `attach` where there is a teacher.
+
+        Raises:
+            ConfigError: the network does not offer what the method builds on.
+        """
+
     def combine(self, student: StudentOutput) -> Tensor:
         """Make the method's own ensemble logits [B, C] of its peers, where it needs an ensemble of its `own`."""
         raise NotImplementedError(f"{type(self).__name__} needs an ensemble of its own, but has no combine().")

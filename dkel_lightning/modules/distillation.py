@@ -33,7 +33,7 @@ from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, St
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.processes import outlast_threads
-from dkel_lightning.runtime.seeding import generator, seeded
+from dkel_lightning.runtime.seeding import generator
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 
@@ -95,8 +95,7 @@ class DistillationModule(Coordinator):
         self._factories = (optimizer, scheduler, interval)
         self.deployment = deploy or assembly.deployment({}, method, teacher is not None)
         deployment.check_deployment(self, self.deployment)
-        with seeded(seed, "method parts"):
-            method.attach(student.network)
+        assembly.attach(method, student, teacher, seed)
         self.members = deployment.members(self)
         evaluation.attach_metrics(self)
         self.observers, self.readers = [], []
@@ -112,7 +111,7 @@ class DistillationModule(Coordinator):
 
     def forward(self, views: Tensor) -> StudentOutput:
         """Classify `views` [B, V, C, H, W] or [B, C, H, W] with the student peers and their ensemble."""
-        output: StudentOutput = self.student.stages(views) if self.method.needs.stages else self.student(views)
+        output: StudentOutput = self.student(views)
         if self.method.needs.ensemble == "own":
             return output.with_ensemble(self.method.combine(output))
         if self.ensemble is not None and self.method.wants_ensemble_classifier:

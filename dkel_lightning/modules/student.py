@@ -66,13 +66,7 @@ class StudentModule(PeersModule):
 
     def forward(self, views: Tensor) -> StudentOutput:
         """Classify `views`, [B, V, C, H, W] (peer i sees view i) or [B, C, H, W] (all see the same)."""
-        logits, features = self.compiled.get("forward", self.network)(views)
-        return StudentOutput(logits, features)
-
-    def stages(self, views: Tensor) -> StudentOutput:
-        """Classify `views`, and keep what is computed on the way for methods that build on it."""
-        seen = self.compiled.get("stages", self.network.stages)(views)
-        return StudentOutput(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
+        return StudentOutput.of(self.pass_through(views))
 
 
 def _check_peers(peers: int, scale: Sequence[float] | None, frozen: Sequence[int]) -> None:
