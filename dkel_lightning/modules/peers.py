@@ -57,7 +57,10 @@ class PeersModule(LightningModule):
     def pass_through(self, views: Tensor) -> PeerStages:
         """Pass `views` through the network, compiled while that is in force."""
         seen = self.compiled.get(self.kind, getattr(self.network, self.kind))(views)
-        return seen if isinstance(seen, PeerStages) else PeerStages(*seen, (), None)
+        if isinstance(seen, PeerStages):
+            return seen
+        logits, features = seen
+        return PeerStages(logits, features, (), None)
 
     @property
     def num_peers(self) -> int:

@@ -32,5 +32,5 @@ def at_common_size(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Average the larger of two maps [B, C, H, W] down to the smaller size, a side at a time; others stay."""
     if first.dim() != 4 or first.shape[2:] == second.shape[2:]:
         return first, second
-    size = [min(a, b) for a, b in zip(first.shape[2:], second.shape[2:], strict=True)]
+    size = (min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3]))
     return F.adaptive_avg_pool2d(first, size), F.adaptive_avg_pool2d(second, size)

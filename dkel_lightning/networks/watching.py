@@ -190,7 +190,7 @@ def find(peer: nn.Module, name: str, setting: str) -> nn.Module:
     Raises:
         ConfigError: there is none; the nearest are named.
     """
-    modules = dict(peer.named_modules())
+    modules: dict[str, nn.Module] = dict(peer.named_modules())
     for inside in _INSIDE:
         if name and f"{inside}{name}" in modules:
             return modules[f"{inside}{name}"]
@@ -212,7 +212,7 @@ def stages_of(peer: nn.Module, setting: str) -> tuple[str, ...]:
     for pattern in (r"stage\d+", r"layer\d+"):
         if found := [name for name in names if re.fullmatch(pattern, name)]:
             return tuple(found)
-    info = getattr(peer, "feature_info", None)
+    info: Any = getattr(peer, "feature_info", None)
     told = info.module_name() if hasattr(info, "module_name") else [each["module"] for each in info or []]
     if told:
         return tuple(name for name in told if name in names)
