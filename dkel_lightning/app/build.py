@@ -105,6 +105,7 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         views_per_pass=values["backbone"]["views_per_pass"],
         split_at=values["backbone"].get("split_at"),
         pretrained=values["backbone"].get("pretrained", False),
+        weights=values["backbone"].get("weights"),
         classifiers=values["method"]["classifiers"],
         sharing=values["method"].get("sharing"),
         peer_lr_scale=values["method"].get("peer_lr_scale"),

@@ -15,7 +15,7 @@ from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw, image_shape, made
 from dkel_lightning.assembly.file_checks import no_more_than, refuse_non_finite
 from dkel_lightning.assembly.parts import choose_method, deployment, method_recipe, teacher_settings
-from dkel_lightning.assembly.teacher_weights import load_teacher
+from dkel_lightning.assembly.teacher_weights import load_student, load_teacher
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
@@ -63,6 +63,7 @@ def build(  # noqa: D417
     split_at: str | None = None,
     classifier: str | None = None,
     pretrained: bool | None = None,
+    weights: str | Path | None = None,
     teacher: Mapping[str, Any] | TeacherSettings | None = None,
     in_channels: int = 3,
     image_size: tuple[int, int] | None = None,
@@ -94,6 +95,7 @@ def build(  # noqa: D417
         pretrained: keep the weights of the branches too, all but the classifiers', which are drawn; a model by name
             fetches weights then. By default those of a model of your own are kept whose normalisation layers show that
             it was trained. A teacher of independent draw keeps none.
+        weights: file of each peer's first weights, a checkpoint of this library or a state_dict; drawn by default.
         teacher: settings laid over the method's, see TeacherSettings; `{"update": "none"}` for no teacher.
         in_channels: channels of the images.
         image_size: (height, width), checked against what the backbone can take; 224 for a model of your own.
@@ -148,13 +150,15 @@ def build(  # noqa: D417
         views_per_pass or preset.views_per_pass, classifiers or preset.classifiers, share, pretrained,
     )  # fmt: skip
     student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
-    teacher_module = None
+    if weights is not None:
+        load_student(student.network, Path(weights), cls.load_from_checkpoint)
+    teacher_module, prepared = None, None
     if settings is not None:
         drawn = draw.alone(settings.backbone) if chosen.needs.foreign_teacher else draw
         # A model of the user's own comes with weights, which an independent draw must not keep.
         teacher_module = TeacherModule(drawn(seed, "teacher", redraw=settings.draw == "independent"), settings)
         teacher_module.start_from(student.network)
-        load_teacher(teacher_module, cls.load_from_checkpoint)
+        prepared = load_teacher(teacher_module, cls.load_from_checkpoint)
     ensemble = None
     if chosen.wants_ensemble_classifier or chosen.ensemble is not None:
         with seeded(seed, "ensemble"):
@@ -174,6 +178,8 @@ def build(  # noqa: D417
         seed=seed,
         execution=execution,
     )
+    if prepared is not None:
+        chosen.take_over(prepared)
     module.recipe = {
         **draw.recipe(),
         "method": method_recipe(method, chosen),

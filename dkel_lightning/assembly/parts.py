@@ -143,6 +143,7 @@ def _check_foreign_teacher(name: str, student: StudentModule, teacher: TeacherMo
 def attach(method: Method, student: StudentModule, teacher: TeacherModule | None, seed: int) -> None:
     """Let the method make its own parts to fit the networks, and say what it wants to see of them."""
     student.wants_stages = method.needs.stages
+    student.stand_still(method.needs.fixed_student)
     for part in (student, teacher):
         if part is not None:
             part.network.unwatch()
@@ -169,6 +170,8 @@ def check_is_trained_itself(module: Coordinator) -> None:
 def warn_of_an_untrained_teacher(module: Coordinator) -> None:
     """Say so where a teacher of its own has random weights and stays as it is."""
     teacher = module.teacher
+    if (lacking := module.method.lacks()) is not None:
+        rank_zero_warn(lacking)
     untrained = teacher is not None and teacher.settings.update == "frozen" and not bool(teacher.initialised)
     if untrained and module.method.needs.foreign_teacher and module.recipe is not None:
         rank_zero_warn(

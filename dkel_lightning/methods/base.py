@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.settings.backbone import BackboneSettings
@@ -89,6 +90,17 @@ class Method(nn.Module, ABC):
         Raises:
             ConfigError: the network does not offer what the method builds on.
         """
+
+    def take_over(self, prepared: Coordinator) -> None:
+        """Take what a stage before this one has prepared, from the module of the checkpoint with the teacher's weights.
+
+        Raises:
+            ConfigError: it holds something else.
+        """
+
+    def lacks(self) -> str | None:
+        """Say what should have been prepared in a stage before this one and was not; None where nothing is lacking."""
+        return None
 
     def combine(self, student: StudentOutput) -> Tensor:
         """Make the method's own ensemble logits [B, C] of its peers, where it needs an ensemble of its `own`."""

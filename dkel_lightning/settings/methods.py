@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.deploy import Deploy
@@ -93,6 +94,46 @@ class KDSettings(Settings, node="method"):
     ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 0.1
     weight: Weight = 0.9
     temperature: Temperature = 4.0
+
+
+Layers = Annotated[
+    tuple[str, ...] | None,
+    replace(several("", registered(""), least=0), meaning="Modules by name, as in named_modules(); null: every stage."),
+]
+
+
+@dataclass(frozen=True)
+class HeadsSettings(Settings, node="method"):
+    """Settings of heads on a frozen network."""
+
+    layers: Layers = None
+
+
+@dataclass(frozen=True)
+class DIHSettings(HeadsSettings):
+    """Settings of DIH.
+
+    The weight a is of the main output and each head; its complement 1 - a is of the labels, once for each of them as
+    the released code has it, or `ce_once`. A weight of 0 in the list takes an output out, with its share of the labels.
+    """
+
+    weight: Annotated[
+        float | tuple[float, ...],
+        either(
+            number("Weight a of what is distilled: of each output, or a list, the main one first (DIH).", 0, 1),
+            several("", number("", 0, 1)),
+        ),
+    ] = 0.1
+    temperature: Temperature = 5.0
+    ce_once: Annotated[bool, switch("Count the labels once rather than once for each output (DIH).")] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        several_weights = not isinstance(self.weight, int | float)
+        if several_weights and self.ce_once:
+            raise ConfigError("method.ce_once is of one weight for all outputs: give method.weight as a number.")
+        if not any(self.weight if several_weights else [self.weight]):  # type: ignore[arg-type]
+            raise ConfigError("method.weight leaves nothing to learn from: give one of the outputs a weight above 0.")
 
 
 @dataclass(frozen=True)
@@ -221,6 +262,13 @@ PRESETS: dict[str, MethodPreset] = {
         arrangement={"classifiers": "released"},
         views_per_pass="one",
     ),
+    "dih": MethodPreset(
+        "Intermediate classifier heads, fitted on the frozen teacher's stages, teach beside its own output.",
+        DIHSettings,
+        Needs(foreign_teacher=True, fitted_by="heads", ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="frozen",
+        arrangement={"peers": 1},
+    ),
     "dml": MethodPreset(
         "Deep mutual learning: separate networks on one view learn from each other's predictions.",
         DMLSettings,
@@ -234,6 +282,13 @@ PRESETS: dict[str, MethodPreset] = {
         Needs(teacher="none", ensemble="own", stages=True, deploy=STUDENT),
         teacher="none",
         arrangement={"peers": 2, "views": "shared"},
+    ),
+    "heads": MethodPreset(
+        "Linear classifiers on the stages of a frozen network (backbone.weights): the second stage of dih.",
+        HeadsSettings,
+        Needs(teacher="none", ensemble="none", fixed_student=True, minimum_peers=1, deploy=STUDENT),
+        teacher="none",
+        arrangement={"peers": 1},
     ),
     "kd": MethodPreset(
         "Offline distillation in two stages: a teacher is trained (or loaded), then frozen and taught from.",

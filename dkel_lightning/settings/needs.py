@@ -16,6 +16,8 @@ class Needs:
         teacher: whether teacher peers are `required`, `optional` or must be `none`.
         foreign_teacher: its teacher is one network of its own, of any architecture, rather than peers of the student's
             form; it teaches all peers. One that is frozen and given no weights is trained first, in a stage of its own.
+        fitted_by: the method that fits what this one builds on to the frozen teacher, in a stage of its own.
+        fixed_student: the student stays as it is, in eval mode, and only the method's own parts learn.
         teacher_views: it may be given 2 P views, of which the teacher sees the second half.
         ensemble: `classifier`, one that is trained over the peers' features; `own`, which the method's `combine` makes
             of its peers (a gate, a fusion); `none`.
@@ -27,6 +29,8 @@ class Needs:
 
     teacher: str = "required"
     foreign_teacher: bool = False
+    fitted_by: str | None = None
+    fixed_student: bool = False
     teacher_views: bool = False
     ensemble: str = "classifier"
     stages: bool = False

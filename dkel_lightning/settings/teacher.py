@@ -22,6 +22,11 @@ from dkel_lightning.settings.keys import (
     whole,
 )
 
+TRAININGS: Mapping[str, str] = {"plain": "baseline", "early_stopped": "baseline"}
+"""The method that trains a teacher of its own before its student, by the name of the training."""
+EARLY = 150 / 240
+"""Share of its training after which a teacher is stopped early. Source: reviews of SoTeacher."""
+
 
 @dataclass(frozen=True)
 class TeacherSettings(Settings, node="teacher"):
@@ -68,6 +73,11 @@ class TeacherSettings(Settings, node="teacher"):
     weights: Annotated[
         str | None,
         text("File of its first weights: a checkpoint or a state_dict; null: drawn, or (kd) trained first."),
+    ] = None
+    training: Annotated[str, choice("How a teacher of its own is trained first.", *TRAININGS)] = "plain"
+    training_epochs: Annotated[
+        int | None,
+        whole("Length of that training in epochs; null: as the run's, of early_stopped 5/8 of it.", 1, 1_000_000),
     ] = None
 
     def __post_init__(self) -> None:

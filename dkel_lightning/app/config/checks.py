@@ -137,6 +137,13 @@ def _unmet_needs(name: str, needs: Needs, method: Values, peers: int) -> Iterato
 
 
 def _teacher_contradictions(name: str, needs: Needs, teacher: Values) -> Iterator[str]:
+    first = needs.foreign_teacher and teacher["update"] == "frozen" and teacher.get("weights") is None
+    for key, plain in (("training", "plain"), ("training_epochs", None)):
+        if teacher.get(key, plain) != plain and not first:
+            yield (
+                f"teacher.{key}={teacher[key]}, but nothing trains a teacher first: choose a method that has one of its "
+                "own (kd), teacher=frozen, and no teacher.weights."
+            )
     if not needs.foreign_teacher:
         if teacher.get("backbone") is not None:
             yield f"teacher.backbone is set, but the teacher of method={name} has the student's form: leave it out."
