@@ -141,8 +141,8 @@ def _teacher_contradictions(name: str, needs: Needs, teacher: Values) -> Iterato
     for key, plain in (("training", "plain"), ("training_epochs", None)):
         if teacher.get(key, plain) != plain and not first:
             yield (
-                f"teacher.{key}={teacher[key]}, but nothing trains a teacher first: choose a method with one of its own "
-                "(kd), teacher=frozen, and no teacher.weights."
+                f"teacher.{key}={teacher[key]}, but nothing trains a teacher first: choose a method that has its "
+                "own (kd), teacher=frozen, and no teacher.weights."
             )
     if not needs.foreign_teacher:
         if teacher.get("backbone") is not None:
