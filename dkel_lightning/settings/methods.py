@@ -173,6 +173,39 @@ class CLILRSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
+class KDPMSettings(Settings, node="method"):
+    """Settings of KDPM."""
+
+    ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 1.0
+    weight: Weight = 1.0
+    peer_weight: Annotated[float, number("Weight of what the other students teach (KDPM).", 0, 1e6)] = 1.0
+    temperature: Temperature = 3.0
+    channels: Annotated[
+        tuple[str, ...] | None,
+        several(
+            "What each student is given of the teacher (KDPM): logits, features, both; null: logits.",
+            choice("", "logits", "features", "both"),
+        ),
+    ] = None
+    layer: Annotated[str | None, registered("Module of the student with the features; null: its last stage.")] = None
+    teacher_layer: Annotated[
+        str | None, registered("Module of the teacher with the features; null: its last stage.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class EKDSettings(Settings, node="method"):
+    """Settings of EKD; the teacher's lead is `teacher.init_steps`."""
+
+    weight: Weight = 1.0
+    feature_weight: Annotated[float, number("Weight of the guided modules' features (EKD).", 0, 1e6)] = 0.0
+    temperature: Temperature = 3.0
+    width: Annotated[int, whole("Features of a guided module (EKD).", 1, 65_536)] = 64
+    layers: Layers = None
+    teacher_layers: Layers = None
+
+
+@dataclass(frozen=True)
 class ONESettings(Settings, node="method"):
     """Settings of ONE; not detached, what is taught also trains the gate."""
 
@@ -276,6 +309,13 @@ PRESETS: dict[str, MethodPreset] = {
         teacher="none",
         arrangement={"sharing": "nothing", "views": "shared"},
     ),
+    "ekd": MethodPreset(
+        "Evolutionary distillation (our reading): teacher and student from scratch together, guided block by block.",
+        EKDSettings,
+        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="online",
+        arrangement={"peers": 1},
+    ),
     "ffl": MethodPreset(
         "Feature fusion: peers and a classifier of their fused feature maps teach each other.",
         FFLSettings,
@@ -303,6 +343,13 @@ PRESETS: dict[str, MethodPreset] = {
         Needs(teacher="none", ensemble="none", deploy=STUDENT),
         teacher="none",
         arrangement={"sharing": "nothing"},
+    ),
+    "kdpm": MethodPreset(
+        "One teacher that learns online, and students that learn from it and from each other.",
+        KDPMSettings,
+        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="online",
+        arrangement={"peers": 2, "sharing": "nothing", "views": "shared"},
     ),
     "mean_teacher": MethodPreset(
         "Mean Teacher: the student stays consistent with its moving average, each on views of its own.",

@@ -138,5 +138,9 @@ TEACHERS: Mapping[str, TeacherPreset] = {
         "A copy of the student whose first updates average its history evenly (Mean Teacher).",
         {"draw": "student", "start": "mean_teacher", "init_steps": 0},
     ),
+    "online": TeacherPreset(
+        "Learns from the labels by itself, from the first step of its student on.",
+        {"update": "gradient", "init_steps": 0},
+    ),
     "none": TeacherPreset("No teacher; for methods that can do without.", None),
 }
