@@ -56,7 +56,7 @@ class EKD(Method):
         """Make guided modules for each student."""
         self.layers = _layers(network, self.settings.layers, "method.layers")
         seen = _seen(network, self.layers, "method.layers")
-        self.guided = nn.ModuleList(self._modules(seen, peer, network.num_classes) for peer in range(self.peers))
+        self.guided = nn.ModuleList(self._guides(seen, peer, network.num_classes) for peer in range(self.peers))
 
     def attach_teacher(self, network: PeerNetwork) -> None:
         """Make those of the teacher.
@@ -72,9 +72,9 @@ class EKD(Method):
                 "method.teacher_layers as many."
             )
         seen = _seen(network, self.teacher_layers, "method.teacher_layers")
-        self.guided_teacher = self._modules(seen, 0, network.num_classes)
+        self.guided_teacher = self._guides(seen, 0, network.num_classes)
 
-    def _modules(self, seen: Named, peer: int, classes: int) -> nn.ModuleList:
+    def _guides(self, seen: Named, peer: int, classes: int) -> nn.ModuleList:
         return nn.ModuleList(
             GuidedModule(output[peer].shape[1], self.settings.width, classes) for output in seen.values()
         )

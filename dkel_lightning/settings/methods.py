@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.schedules import SWAPS
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.keys import (
     REQUIRED,
+    TIME,
     choice,
     either,
     names,
@@ -206,6 +208,23 @@ class EKDSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
+class IAKDSettings(Settings, node="method"):
+    """Settings of IAKD; q is the chance of the student's own block."""
+
+    schedule: Annotated[
+        str, choice("How q goes: constant, rising to 1 by half the run, a sawtooth (IAKD).", *SWAPS)
+    ] = "linear"
+    start: Annotated[float, number("q at the start (IAKD).", 0, 1)] = 0.5
+    period: Annotated[float, number("Length of a tooth in epochs (IAKD, review).", 0, TIME, above=True)] = 10.0
+    finetune_epochs: Annotated[float, number("Last epochs with the student's own blocks alone (IAKD).", 0, TIME)] = 0.0
+    statistics_batches: Annotated[
+        int, whole("Batches that estimate BatchNorm's statistics after an epoch of swaps; 0: none (IAKD).", 0, 100_000)
+    ] = 50
+    layers: Layers = None
+    teacher_layers: Layers = None
+
+
+@dataclass(frozen=True)
 class ONESettings(Settings, node="method"):
     """Settings of ONE; not detached, what is taught also trains the gate."""
 
@@ -328,6 +347,13 @@ PRESETS: dict[str, MethodPreset] = {
         HeadsSettings,
         Needs(teacher="none", ensemble="none", fixed_student=True, minimum_peers=1, deploy=STUDENT),
         teacher="none",
+        arrangement={"peers": 1},
+    ),
+    "iakd": MethodPreset(
+        "Interactive distillation: blocks of a frozen teacher stand in the student's forward pass at random.",
+        IAKDSettings,
+        Needs(foreign_teacher=True, ensemble="none", time=True, batches=True, minimum_peers=1, deploy=STUDENT),
+        teacher="frozen",
         arrangement={"peers": 1},
     ),
     "kd": MethodPreset(

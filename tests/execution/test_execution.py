@@ -49,7 +49,7 @@ def fitted(
     **settings: Any,
 ) -> Outcome:
     """Fit for three epochs, and return all state and all that was logged."""
-    peers = {"okddip": 3, "kd": 1, "heads": 1}.get(method, 2)
+    peers = {"okddip": 3, "kd": 1, "heads": 1, "iakd": 1, "consistent": 1, "sftn": 1, "soteacher": 1}.get(method, 2)
     module = build(method, peers, execution=mode, **(given or {}))
     fit = trainer(*callbacks, **({"max_epochs": 3} | settings))
     torch.manual_seed(7)

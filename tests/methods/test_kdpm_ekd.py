@@ -164,7 +164,7 @@ def test_compiled_networks_give_named_outputs_too(monkeypatch: pytest.MonkeyPatc
     ours, theirs = eager.state_dict(), compiled.state_dict()
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("method", ["kdpm", "ekd"])
