@@ -225,6 +225,25 @@ class IAKDSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
+class ConsistentSettings(Settings, node="method"):
+    """Settings of the consistent teacher, whose channels are rearranged for its student."""
+
+    weight: Weight = 1.0
+    kd_weight: Annotated[float, number("Weight of the teacher's logits, beside its maps.", 0, 1e6)] = 0.0
+    temperature: Temperature = 4.0
+    matcher: Annotated[
+        str, choice("How the teacher's channels find their places (consistent).", "hungarian", "greedy", "learned")
+    ] = "hungarian"
+    group: Annotated[str, choice("What several of its channels for one become (consistent).", "mean", "max")] = "mean"
+    fit_batches: Annotated[int, whole("Batches on which the places are fitted (consistent).", 1, 100_000)] = 20
+    refit_epochs: Annotated[
+        int, whole("Epochs after which they are fitted again; 0: before the first step alone.", 0, 1_000_000)
+    ] = 0
+    layers: Layers = None
+    teacher_layers: Layers = None
+
+
+@dataclass(frozen=True)
 class ONESettings(Settings, node="method"):
     """Settings of ONE; not detached, what is taught also trains the gate."""
 
@@ -313,6 +332,13 @@ PRESETS: dict[str, MethodPreset] = {
         teacher="copy",
         arrangement={"classifiers": "released"},
         views_per_pass="one",
+    ),
+    "consistent": MethodPreset(
+        "A frozen teacher's channels are rearranged for this student before their maps are compared.",
+        ConsistentSettings,
+        Needs(foreign_teacher=True, ensemble="none", batches=True, minimum_peers=1, deploy=STUDENT),
+        teacher="frozen",
+        arrangement={"peers": 1},
     ),
     "dih": MethodPreset(
         "Intermediate classifier heads, fitted on the frozen teacher's stages, teach beside its own output.",

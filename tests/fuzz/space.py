@@ -55,6 +55,7 @@ BOUNDED: Mapping[str, tuple[Any, ...]] = {
     "teacher.training_epochs": (None, 1, 2),
     "method.width": (1, 2, 64),
     "method.statistics_batches": (0, 1, 3),
+    "method.fit_batches": (1, 3),
     "backbone.weights": (None, "nowhere.ckpt"),
     "method.peers": (1, 2, 3, 4, ["resnet8"], ["resnet8"] * 2, ["resnet8"] * 3, ["resnet8", "nothing"], ["vgg16"] * 2),
     "trainer.max_epochs": (1, 1, 2, 0, -1),
