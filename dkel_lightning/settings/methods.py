@@ -12,6 +12,7 @@ from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.keys import (
+    COMPUTED,
     REQUIRED,
     TIME,
     choice,
@@ -119,7 +120,7 @@ class DIHSettings(HeadsSettings):
     the released code has it, or `ce_once`. A weight of 0 in the list takes an output out, with its share of the labels.
     """
 
-    weight: Annotated[
+    weights: Annotated[
         float | tuple[float, ...],
         either(
             number("Weight a of what is distilled: of each output, or a list, the main one first (DIH).", 0, 1),
@@ -131,11 +132,11 @@ class DIHSettings(HeadsSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        several_weights = not isinstance(self.weight, int | float)
+        several_weights = not isinstance(self.weights, int | float)
         if several_weights and self.ce_once:
-            raise ConfigError("method.ce_once is of one weight for all outputs: give method.weight as a number.")
-        if not any(self.weight if several_weights else [self.weight]):  # type: ignore[arg-type]
-            raise ConfigError("method.weight leaves nothing to learn from: give one of the outputs a weight above 0.")
+            raise ConfigError("method.ce_once is of one weight for all outputs: give method.weights as a number.")
+        if not any(self.weights if several_weights else [self.weights]):  # type: ignore[arg-type]
+            raise ConfigError("method.weights leaves nothing to learn from: give one of the outputs a weight above 0.")
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,37 @@ class ConsistentSettings(Settings, node="method"):
     ] = 0
     layers: Layers = None
     teacher_layers: Layers = None
+
+
+@dataclass(frozen=True)
+class SFTNSettings(Settings, node="method"):
+    """Settings of a student-friendly teacher."""
+
+    student: Annotated[str | None, registered("Backbone of the student, whose blocks hang on the teacher (sftn).")] = (
+        None
+    )
+    ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 1.0
+    kl_weight: Annotated[float, number("Weight of the divergence of trunk and branches (sftn).", 0, 1e6)] = 3.0
+    branch_weight: Annotated[float, number("Weight of the branches' labels (sftn).", 0, 1e6)] = 1.0
+    temperature: Temperature = 1.0
+    share_branches: Annotated[bool, switch("Let all branches have the same blocks (sftn).")] = False
+    layers: Layers = None
+
+
+@dataclass(frozen=True)
+class SoTeacherSettings(Settings, node="method"):
+    """Settings of a student-oriented teacher."""
+
+    lipschitz_weight: Annotated[float, number("Weight of the layers' Lipschitz constants (soteacher).", 0, 1e6)] = 1e-5
+    consistency_weight: Annotated[float, number("c_max, the consistency's weight at the end (soteacher).", 0, 1e6)] = (
+        1.0
+    )
+    counter: Annotated[
+        str, choice("Visits of a sample: its own, or 0, 2, 3, ... by epoch (soteacher).", "uniform", "released")
+    ] = "uniform"
+    samples: Annotated[
+        int | None, whole("Training samples that are remembered; null: those of the data.", 1, 2**40), COMPUTED
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -423,6 +455,20 @@ PRESETS: dict[str, MethodPreset] = {
         Needs(teacher="none", ensemble="own", stages=True, trunk=True, deploy=Deploy("student", 0)),
         teacher="none",
         arrangement={"views": "shared"},
+    ),
+    "sftn": MethodPreset(
+        "A student-friendly teacher: it is trained with branches of its student's blocks (teacher.training=sftn).",
+        SFTNSettings,
+        Needs(teacher="none", ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="none",
+        arrangement={"peers": 1},
+    ),
+    "soteacher": MethodPreset(
+        "A student-oriented teacher: smooth, and consistent with itself over time (teacher.training=soteacher).",
+        SoTeacherSettings,
+        Needs(teacher="none", ensemble="none", time=True, batches=True, minimum_peers=1, deploy=STUDENT),
+        teacher="none",
+        arrangement={"peers": 1},
     ),
     "pcl": MethodPreset(
         "Peer collaborative learning: individual teachers only, no assembled knowledge.", PCLSettings, teacher="follow"

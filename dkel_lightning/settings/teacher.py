@@ -22,7 +22,12 @@ from dkel_lightning.settings.keys import (
     whole,
 )
 
-TRAININGS: Mapping[str, str] = {"plain": "baseline", "early_stopped": "baseline"}
+TRAININGS: Mapping[str, str] = {
+    "plain": "baseline",
+    "early_stopped": "baseline",
+    "soteacher": "soteacher",
+    "sftn": "sftn",
+}
 """The method that trains a teacher of its own before its student, by the name of the training."""
 EARLY = 150 / 240
 """Share of its training after which a teacher is stopped early. Source: reviews of SoTeacher."""

@@ -103,12 +103,12 @@ def test_golden_ekd(index: int) -> None:
     case = golden()["ekd"]["loss"][index]
     given, inputs, expected = case["settings"], case["inputs"], case["expected"]
     settings = {"weight": given["a"], "feature_weight": given["m"], "temperature": given["T"]}
-    method = methods.create("ekd", 1, settings)
+    method: Any = methods.create("ekd", 1, settings)
     names = ("student_logits", "student_guided_logits", "student_guided_features")
     names += ("teacher_logits", "teacher_guided_logits", "teacher_guided_features")
     leaves = {name: leaf(inputs[name]) for name in names}
     labels = torch.tensor(inputs["labels"])
-    terms: dict[str, Tensor] = method.terms_of(*(each.unsqueeze(0) for each in leaves.values()), labels)  # type: ignore[operator]
+    terms: dict[str, Tensor] = method.terms_of(*(each.unsqueeze(0) for each in leaves.values()), labels)
     student = total({name: value for name, value in terms.items() if name != "ce_guided_teacher"})
     assert student.item() == pytest.approx(expected["student_loss"], rel=1e-12)
     teacher = cross_entropy(leaves["teacher_logits"], labels) + terms["ce_guided_teacher"]
