@@ -74,7 +74,7 @@ bench-cpu: $(VENV)/.run ## the measurements of docs/performance.md on this machi
 SPEED := outputs/performance
 MEASURE := $(BIN)/python -m dkel_lightning task=benchmark trainer=cpu
 FEW := benchmark.rounds=3 benchmark.warmup=1
-LAYOUTS := benchmark.sides=[eager] "benchmark.variants={contiguous:{channels_last:false}}"
+LAYOUTS := benchmark.sides=[eager,eager_contiguous]
 
 docs: $(VENV)/.dev ## build the documentation as a site into site/; a warning is an error
 	$(BIN)/zensical build --strict --clean

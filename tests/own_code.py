@@ -12,10 +12,11 @@ from hydra.core.config_store import ConfigStore
 
 from dkel_lightning import data, methods, networks
 from dkel_lightning.app.cli import user_code
+from dkel_lightning.app.tasks.registry import TASKS
 from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.teacher import TEACHERS
 
-REGISTRIES: tuple[Any, ...] = (data.DATASETS, methods.METHODS, networks.BACKBONES, PRESETS, TEACHERS)
+REGISTRIES: tuple[Any, ...] = (data.DATASETS, methods.METHODS, networks.BACKBONES, PRESETS, TASKS, TEACHERS)
 
 
 @contextlib.contextmanager

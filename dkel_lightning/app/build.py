@@ -20,6 +20,7 @@ import torch
 from hydra.errors import InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -176,13 +177,13 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
     if values["precision"]["name"] == "fp16" and not _sees_gpu():
         raise ConfigError("precision=fp16 needs a GPU, and PyTorch sees none here: choose precision=bf16 or fp32.")
     torch.set_float32_matmul_precision(values["precision"]["matmul"])
-    bar = any(type(callback).__name__.endswith("ProgressBar") for callback in callbacks)
+    callbacks = [*callbacks, *extras(values["callbacks"]["extra"], "callbacks.extra", Callback)]
     settings.update(
         precision=values["precision"]["trainer"],
         logger=loggers,
-        callbacks=[*callbacks, *extras(values["callbacks"]["extra"], "callbacks.extra", Callback)],
+        callbacks=callbacks,
         plugins=plugins,
-        enable_progress_bar=bar,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
         # Our loaders share the images out by themselves.
         use_distributed_sampler=not issubclass(_data_class(values["data"]), data.ImageDataModule),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scipy import stats
@@ -24,22 +25,20 @@ class Collapse:
         chance: accuracy of the best constant prediction, the share of the commonest class.
         bound: the accuracy up to which a peer counts as at chance.
         homogenised: whether teacher and student were indistinguishable while poor; beside it, and no part of it.
-        action: `warned`, `stopped` or `restored`.
-        record: the file from which the step is replayed.
+        action: `warned` or `stopped`.
     """
 
     kind: str
     epoch: int
     step: int
     what: str
-    members: tuple[str, ...] = ()
-    accuracy: tuple[float, ...] = ()
-    top_share: tuple[float, ...] = ()
+    members: Sequence[str] = ()
+    accuracy: Sequence[float] = ()
+    top_share: Sequence[float] = ()
     chance: float | None = None
     bound: float | None = None
     homogenised: bool | None = None
     action: str = ""
-    record: str | None = None
 
 
 def chance_bound(chance: float, samples: int) -> float:

@@ -247,16 +247,16 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     Raises:
         ConfigError: an unknown key, with the nearest known ones; or a value of the wrong kind.
     """
-    known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
+    known = {_written(item.name): item.name for item in fields(cls)}  # type: ignore[arg-type]
     hints = get_type_hints(cls)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
             raise ConfigError(unknown(f"key {where}.", str(key), known))
-        nested = hints[key]
+        nested = hints[known[key]]
         if is_dataclass(nested) and isinstance(value, Mapping):
             value = from_mapping(nested, value, f"{where}.{key}")  # type: ignore[arg-type]
-        arguments[key] = value
+        arguments[known[key]] = value
     try:
         made = cls(**arguments)
     except (TypeError, AttributeError) as error:

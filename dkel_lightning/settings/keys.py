@@ -107,33 +107,35 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def fitting(kind: str, meaning: str, fits: Callable[[Any], bool], *, is_free: bool = False) -> Key:
+    """Describe what `fits`, in the words of `kind`."""
+    return Key(kind, meaning, lambda value: None if fits(value) else "", is_free=is_free)
+
+
 def number(meaning: str, low: float, high: float, *, above: bool = False) -> Key:
     """Describe a number in a range for which what is computed from it has a meaning; `above` excludes its lower end."""
-
-    def check(value: Any) -> str | None:
-        return None if is_number(value) and (low < value if above else low <= value) and value <= high else ""
-
     between = f"above {low:g} and up to {high:g}" if above else f"between {low:g} and {high:g}"
-    return Key(f"a number {between}", meaning, check)
+    return fitting(
+        f"a number {between}",
+        meaning,
+        lambda value: is_number(value) and (low < value if above else low <= value) and value <= high,
+    )
 
 
 def whole(meaning: str, low: int, high: int) -> Key:
     """Describe a whole number in a range that what counts with it can hold."""
-
-    def check(value: Any) -> str | None:
-        return None if is_count(value) and low <= value <= high else ""
-
-    return Key(f"a whole number between {low} and {high}", meaning, check)
+    kind = f"a whole number between {low} and {high}"
+    return fitting(kind, meaning, lambda value: is_count(value) and low <= value <= high)
 
 
 def switch(meaning: str) -> Key:
     """Describe true or false."""
-    return Key("true or false", meaning, lambda value: None if isinstance(value, bool) else "")
+    return fitting("true or false", meaning, lambda value: isinstance(value, bool))
 
 
 def text(meaning: str) -> Key:
     """Describe a piece of text."""
-    return Key("text", meaning, lambda value: None if isinstance(value, str) and value else "", is_free=True)
+    return fitting("text", meaning, lambda value: isinstance(value, str) and bool(value), is_free=True)
 
 
 def registered(meaning: str) -> Key:
@@ -152,41 +154,39 @@ def choice(meaning: str, *options: str) -> Key:
 
 def either(first: Key, second: Key) -> Key:
     """Describe a value that fits one of two descriptions."""
-
-    def check(value: Any) -> str | None:
-        return None if first.fault(value) is None or second.fault(value) is None else ""
-
-    return Key(f"{first.kind}, or {second.kind}", first.meaning, check, is_free=first.is_free or second.is_free)
+    kind, is_free = f"{first.kind}, or {second.kind}", first.is_free or second.is_free
+    return fitting(
+        kind, first.meaning, lambda value: None in (first.fault(value), second.fault(value)), is_free=is_free
+    )
 
 
 def epochs(meaning: str, most: float) -> Key:
     """Describe a number of epochs as a word."""
 
-    def check(value: Any) -> str | None:
+    def fits(value: Any) -> bool:
         found = EPOCHS.fullmatch(value) if isinstance(value, str) else None
-        return None if found is not None and float(found[1]) <= most else ""
+        return found is not None and float(found[1]) <= most
 
-    return Key(f"epochs as in 3epochs, at most {most:g}", meaning, check)
+    return fitting(f"epochs as in 3epochs, at most {most:g}", meaning, fits)
+
+
+def is_list(value: Any, least: int = 1) -> bool:
+    """Tell a list of at least `least` values from anything else."""
+    return isinstance(value, list | tuple) and len(value) >= least
 
 
 def several(meaning: str, each: Key, *, least: int = 1) -> Key:
     """Describe a list of at least `least` values that each fit a description."""
 
-    def check(value: Any) -> str | None:
-        long_enough = isinstance(value, list | tuple) and len(value) >= least
-        return None if long_enough and all(each.fault(item) is None for item in value) else ""
+    def fits(value: Any) -> bool:
+        return is_list(value, least) and all(each.fault(item) is None for item in value)
 
-    return Key(f"a list, each {each.kind}", meaning, check, is_free=each.is_free)
+    return fitting(f"a list, each {each.kind}", meaning, fits, is_free=each.is_free)
 
 
 def names(meaning: str) -> Key:
     """Describe a list of names that are looked up."""
-
-    def check(value: Any) -> str | None:
-        given = isinstance(value, list | tuple) and bool(value)
-        return None if given and all(isinstance(item, str) for item in value) else ""
-
-    return Key("a list of names", meaning, check)
+    return fitting("a list of names", meaning, lambda v: is_list(v) and all(isinstance(item, str) for item in v))
 
 
 TIME = 1e6
@@ -212,7 +212,7 @@ def schedule(meaning: str, low: float, high: float) -> Key:
 
 def anything(meaning: str) -> Key:
     """Describe a value that another library checks."""
-    return Key("any value but NaN", meaning, lambda value: "" if value != value else None, is_free=True)
+    return fitting("any value but NaN", meaning, lambda value: bool(value == value), is_free=True)
 
 
 def entries(meaning: str) -> Key:

@@ -19,33 +19,11 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import derive_seed
 from dkel_lightning.schedules import Clock
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
+from dkel_lightning.studies.convergence_settings import CollapseSettings
 from dkel_lightning.studies.recursion import Array, ema_rates, total_weight
 from dkel_lightning.studies.seed_statistics import wilson
 
 Points = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Landscape:
-    """What all cases have in common.
-
-    Attributes:
-        lr: eta.
-        spread: deviation of each starting coordinate around the saddle.
-        noise: deviation of the gradient noise.
-        steps: length of a run.
-        steps_per_epoch: steps in the epoch in which a decaying weight counts.
-        solved: the loss at which a run has left the plateau.
-        near: the distance below which student and teacher count as homogenised.
-    """
-
-    lr: float = 0.05
-    spread: float = 0.1
-    noise: float = 0.3
-    steps: int = 600
-    steps_per_epoch: int = 20
-    solved: float = 0.05
-    near: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -68,9 +46,8 @@ class Case:
     draw: str = "independent"
     init_steps: int = 0
 
-    def weights(self, landscape: Landscape) -> Array:
+    def weights(self, steps: int, per_epoch: int) -> Array:
         """Give W at every step, from the schedules that a training uses: [steps]."""
-        per_epoch, steps = landscape.steps_per_epoch, landscape.steps
         ramp = RampUp(scale=self.weight, epochs=0)
         if self.k == 0:
             ensemble = EnsembleTerm(weights="constant")
@@ -106,8 +83,15 @@ class Outcome:
         return self.stuck / self.runs
 
 
-def simulate(landscape: Landscape, case: Case, runs: int, seed: int) -> Outcome:
+def simulate(landscape: CollapseSettings, case: Case, runs: int, seed: int, steps_per_epoch: int = 20) -> Outcome:
     """Run a case; equal seeds give every case the same starts and noise.
+
+    Args:
+        landscape: what all cases have in common.
+        case: weight and start.
+        runs: how many.
+        seed: of starts and noise.
+        steps_per_epoch: steps in the epoch in which a decaying weight counts.
 
     Raises:
         ConfigError: the loss overflows, because the learning rate is too large.
@@ -118,7 +102,7 @@ def simulate(landscape: Landscape, case: Case, runs: int, seed: int) -> Outcome:
     lr, noise = np.float32(landscape.lr), np.float32(landscape.noise)
     for _ in range(case.init_steps):
         teacher = teacher - lr * _gradient(teacher)
-    weights = case.weights(landscape).astype(np.float32)
+    weights = case.weights(landscape.steps, steps_per_epoch).astype(np.float32)
     rates = ema_rates(case.start, case.decay, landscape.steps).astype(np.float32)
     left = np.full(runs, np.inf)
     plateau = homogenised = 0

@@ -21,51 +21,10 @@ from numpy.typing import NDArray
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock, one_of
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
+from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.recursion import ema_rates, is_stable, total_weight
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What all schemes of a figure have in common.
-
-    Attributes:
-        curvatures: h of each direction.
-        noise: sigma of the gradient noise.
-        correlation: rho, its part that all peers share.
-        shift: variance of the training optimum in a direction, times h.
-        peers: P, at least 2.
-        lr: eta at the start.
-        milestones: epochs at which it is multiplied by `gamma`.
-        epochs: length of the run.
-        steps_per_epoch: steps in an epoch.
-    """
-
-    curvatures: tuple[float, ...] = (1.0, 0.1, 0.01)
-    noise: float = 1.0
-    correlation: float = 0.3
-    shift: float = 0.0
-    peers: int = 3
-    lr: float = 0.1
-    milestones: tuple[int, ...] = (150, 225)
-    gamma: float = 0.1
-    epochs: int = 300
-    steps_per_epoch: int = 20
-
-    @property
-    def steps(self) -> int:
-        """Steps in the run."""
-        return self.epochs * self.steps_per_epoch
-
-    @property
-    def first_phase(self) -> int:
-        """The last epoch before the learning rate first falls."""
-        return min([self.epochs, *(milestone - 1 for milestone in self.milestones)])
-
-    def rate(self, epoch: int) -> float:
-        """Give eta in an epoch."""
-        return float(self.lr * self.gamma ** sum(milestone <= epoch for milestone in self.milestones))
 
 
 @dataclass(frozen=True)
@@ -149,14 +108,12 @@ class Curves:
         return np.sqrt(self.teacher_spread / self.square_teacher)
 
 
-def check(problem: Problem, schemes: Sequence[Scheme]) -> None:
+def check(problem: ConvergenceSettings, schemes: Sequence[Scheme]) -> None:
     """Refuse what cannot be computed.
 
     Raises:
-        ConfigError: a problem with fewer than two peers, or a scheme whose mean mode diverges.
+        ConfigError: a scheme whose mean mode diverges.
     """
-    if problem.peers < 2:
-        raise ConfigError(f"convergence.peers is {problem.peers}: a peer learns from the teachers of others, give 2.")
     for scheme in schemes:
         heaviest = max(scheme.weight(epoch) for epoch in range(problem.epochs))
         decay = 1.0 if scheme.update == "gradient" else scheme.decay
@@ -177,7 +134,7 @@ def settled(risk: Array, factor: float = 1.1) -> int:
 # ---------------------------------------------------------------------- exact moments
 
 
-def exact(problem: Problem, schemes: Sequence[Scheme], at: Sequence[int] | None = None) -> list[Curves]:
+def exact(problem: ConvergenceSettings, schemes: Sequence[Scheme], at: Sequence[int] | None = None) -> list[Curves]:
     """Follow the second moments of every scheme; no sampling.
 
     `C <- M_t C M_t^T + Q_t` for the state (s, theta, b) of the mean mode and of a difference mode of the peers.
@@ -188,11 +145,11 @@ def exact(problem: Problem, schemes: Sequence[Scheme], at: Sequence[int] | None 
         at: steps after which to record; None for the start and the end of every epoch.
     """
     check(problem, schemes)
-    wanted = range(0, problem.steps + 1, problem.steps_per_epoch) if at is None else at
+    wanted = range(0, problem.length + 1, problem.steps_per_epoch) if at is None else at
     record = frozenset(wanted)
     moments = _first_moments(problem, schemes)
     found = [moments] if 0 in record else []
-    rates = np.stack([scheme.rates(problem.steps) for scheme in schemes])
+    rates = np.stack([scheme.rates(problem.length) for scheme in schemes])
     free = np.array([float(scheme.update == "gradient") for scheme in schemes])
     for epoch in range(problem.epochs):
         student, teacher, own, shared = _epoch_terms(problem, schemes, epoch, free)
@@ -205,7 +162,7 @@ def exact(problem: Problem, schemes: Sequence[Scheme], at: Sequence[int] | None 
     return [_curves(problem, np.stack([each[number] for each in found])) for number in range(len(schemes))]
 
 
-def _first_moments(problem: Problem, schemes: Sequence[Scheme]) -> Array:
+def _first_moments(problem: ConvergenceSettings, schemes: Sequence[Scheme]) -> Array:
     """Give the moments of (s, theta, b) at the start: [schemes, 2 modes, directions, 3, 3]."""
     h = np.array(problem.curvatures)
     shares = (1 / problem.peers, 1 - 1 / problem.peers)
@@ -225,7 +182,7 @@ def _first_moments(problem: Problem, schemes: Sequence[Scheme]) -> Array:
 
 
 def _epoch_terms(
-    problem: Problem, schemes: Sequence[Scheme], epoch: int, free: Array
+    problem: ConvergenceSettings, schemes: Sequence[Scheme], epoch: int, free: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Give what does not change within an epoch.
 
@@ -258,7 +215,7 @@ def _one_step(student: Array, teacher: Array, own: Array, shared: Array, a: Arra
     return matrix, noise
 
 
-def _curves(problem: Problem, moments: Array) -> Curves:
+def _curves(problem: ConvergenceSettings, moments: Array) -> Curves:
     """Read the curves of one scheme off its moments: [T, 2, directions, 3, 3]."""
     h = np.array(problem.curvatures)
     student, teacher, cross = moments[..., 0, 0], moments[..., 1, 1], moments[..., 0, 1]

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from dkel_lightning.ema import START_OFFSETS
-from dkel_lightning.studies.collapse import Case, Landscape, Outcome, simulate
-from dkel_lightning.studies.convergence import Curves, Problem, Scheme, exact
+from dkel_lightning.studies.collapse import Case, Outcome, simulate
+from dkel_lightning.studies.convergence import Curves, Scheme, exact
+from dkel_lightning.studies.convergence_settings import CollapseSettings, ConvergenceSettings
 from dkel_lightning.studies.monte_carlo import Simulation, monte_carlo
 from dkel_lightning.studies.recursion import relative_distance_floor
-
-Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Risks:
     """The schemes of the noisy quadratic model by role, their exact curves, and the runs over them."""
 
-    problem: Problem
+    problem: ConvergenceSettings
     schemes: Mapping[str, Scheme]
     curves: Mapping[str, Curves]
     simulated: Mapping[str, Simulation]
@@ -75,7 +74,7 @@ class SweepPoint:
 class Collapse:
     """The collapse experiment: outcomes by weight and start."""
 
-    landscape: Landscape
+    landscape: CollapseSettings
     outcomes: Mapping[tuple[str, str], Outcome]
 
 
@@ -90,51 +89,37 @@ class Study:
     sweeps: tuple[SweepPoint, ...]
 
 
-def study(settings: Settings, seed: int, workers: int = 1) -> Study:
-    """Compute everything from the node `convergence` of a configuration.
+def study(settings: ConvergenceSettings, seed: int, workers: int = 1) -> Study:
+    """Compute everything.
 
     Raises:
         ConfigError: a combination that diverges.
     """
-    problem = problem_of(settings)
-    landscape = landscape_of(settings)
+    problem = replace(settings, shift=0.0)  # but for the over-fit, the optimum of the training data is the true one
     return Study(
-        risks=risks(problem, settings, seed, workers),
-        panel=panel(problem, settings),
-        over_fit=over_fit(problem, settings),
-        collapse=collapse(landscape, settings, seed),
-        sweeps=tuple(sweeps(problem, landscape, settings, seed)),
+        risks=risks(problem, seed, workers),
+        panel=panel(problem),
+        over_fit=over_fit(settings),
+        collapse=collapse(settings, seed),
+        sweeps=tuple(sweeps(problem, seed)),
     )
 
 
-def problem_of(settings: Settings) -> Problem:
-    """Read the quadratic problem, without a shift of the training optimum."""
-    own: dict[str, Any] = {field.name: settings[field.name] for field in fields(Problem) if field.name != "shift"}
-    own |= {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
-    return Problem(**own)
-
-
-def landscape_of(settings: Settings) -> Landscape:
-    """Read the landscape of the collapse experiment."""
-    own = {field.name: settings["collapse"].get(field.name) for field in fields(Landscape)}
-    return Landscape(**own | {"steps_per_epoch": settings["steps_per_epoch"]})
-
-
-def base_scheme(settings: Settings) -> Scheme:
+def base_scheme(settings: ConvergenceSettings) -> Scheme:
     """Read the scheme that the others vary: dkel with a kept draw of its own."""
     return Scheme(
         "dkel",
-        scale=settings["lambda"],
-        k=settings["k"],
-        rampup=settings["rampup"],
-        decay=settings["decay"],
+        scale=settings.lambda_,
+        k=settings.k,
+        rampup=settings.rampup,
+        decay=settings.decay,
     )
 
 
-def schemes_of(settings: Settings) -> dict[str, Scheme]:
+def schemes_of(settings: ConvergenceSettings) -> dict[str, Scheme]:
     """Name the schemes of the table of risks by their roles."""
     dkel = base_scheme(settings)
-    slow, init = settings["slow_k"], settings["init_steps"]
+    slow, init = settings.slow_k, settings.init_steps
     return {
         "none": replace(dkel, label="no distillation", scale=0.0),
         "pcl": replace(dkel, label="pcl: ramp-up only, copy", weights="ramp", start="copy", draw="student"),
@@ -145,43 +130,43 @@ def schemes_of(settings: Settings) -> dict[str, Scheme]:
         "slow": replace(dkel, label=f"dkel, k {slow:g}", k=slow),
         "slow_ahead": replace(dkel, label=f"dkel, k {slow:g}, {init} init steps", k=slow, init_steps=init),
         "weak": replace(
-            dkel, label=f"dkel, k {slow:g}, lambda {settings['weak_lambda']:g}", k=slow, scale=settings["weak_lambda"]
+            dkel, label=f"dkel, k {slow:g}, lambda {settings.weak_lambda:g}", k=slow, scale=settings.weak_lambda
         ),
     }
 
 
-def risks(problem: Problem, settings: Settings, seed: int, workers: int) -> Risks:
+def risks(problem: ConvergenceSettings, seed: int, workers: int) -> Risks:
     """Compute the table of risks, exactly and by simulation."""
-    schemes = schemes_of(settings)
+    schemes = schemes_of(problem)
     listed = list(schemes.values())
     curves = dict(zip(schemes, exact(problem, listed), strict=True))
-    simulated = monte_carlo(problem, listed, settings["runs"], seed, workers)
+    simulated = monte_carlo(problem, listed, problem.runs, seed, workers)
     return Risks(problem, schemes, curves, dict(zip(schemes, simulated, strict=True)))
 
 
-def panel(problem: Problem, settings: Settings) -> Panel:
+def panel(problem: ConvergenceSettings) -> Panel:
     """Compute the panel of homogenisation: constant and decaying weight, copied and own teacher."""
-    own = settings["homogenisation"]
-    last, per_epoch = max(own["at"]), own["steps_per_epoch"]
+    own = problem.homogenisation
+    last, per_epoch = max(own.at), own.steps_per_epoch
     alone = replace(
         problem,
-        curvatures=(own["curvature"],),
+        curvatures=(own.curvature,),
         noise=0.0,
         milestones=(),
-        epochs=-(-last // per_epoch),
+        epochs=max(2, -(-last // per_epoch)),
         steps_per_epoch=per_epoch,
     )
-    base = replace(base_scheme(settings), decay=own["decay"])
+    base = replace(base_scheme(problem), decay=own.decay)
     schemes = {
         (weights, start): replace(base, label=f"{weights}, {start}", weights=weights, **how)
         for weights in ("constant", "decay")
         for start, how in STARTS.items()
     }
-    steps = sorted({*own["at"], *np.unique(np.geomspace(1, last, 400).astype(int)).tolist()})
+    steps = sorted({*own.at, *np.unique(np.geomspace(1, last, 400).astype(int)).tolist()})
     found = exact(alone, list(schemes.values()), at=steps)
     return Panel(
         steps=steps,
-        floor=relative_distance_floor(own["curvature"], settings["lambda"]),
+        floor=relative_distance_floor(own.curvature, problem.lambda_),
         curves=dict(zip(schemes, found, strict=True)),
     )
 
@@ -192,9 +177,9 @@ STARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def over_fit(problem: Problem, settings: Settings) -> OverFit:
+def over_fit(settings: ConvergenceSettings) -> OverFit:
     """Compute true risks with a training optimum that is not the true one."""
-    base, slow = base_scheme(settings), settings["slow_k"]
+    base, slow = base_scheme(settings), settings.slow_k
     schemes = {
         "none": replace(base, label="no teacher", scale=0.0),
         "decay": replace(base, label=f"decaying only (k {slow:g})", k=slow, weights="decay"),
@@ -202,45 +187,44 @@ def over_fit(problem: Problem, settings: Settings) -> OverFit:
         "complement": replace(base, label=f"decaying (k {slow:g}) + ramped up", k=slow),
         "constant": replace(base, label="constant", weights="constant"),
     }
-    shifted = replace(problem, shift=settings["shift"])
-    averaged = exact(shifted, list(schemes.values()))
+    averaged = exact(settings, list(schemes.values()))
     # A gradient teacher starts from a draw of its own: as a copy under the same gradient it would be the student.
     alone = [replace(scheme, update="gradient", draw="independent") for scheme in schemes.values()]
     return OverFit(
         labels={name: scheme.label for name, scheme in schemes.items()},
         averaged=dict(zip(schemes, averaged, strict=True)),
-        trained=dict(zip(schemes, exact(shifted, alone), strict=True)),
+        trained=dict(zip(schemes, exact(settings, alone), strict=True)),
     )
 
 
-def collapse(landscape: Landscape, settings: Settings, seed: int) -> Collapse:
+def collapse(settings: ConvergenceSettings, seed: int) -> Collapse:
     """Run every weight, constant and the largest one decaying too, from every start."""
-    own = settings["collapse"]
-    base = Case(decay=settings["decay"])
+    own = settings.collapse
+    base = Case(decay=settings.decay)
     starts = {name: replace(base, **how) for name, how in STARTS.items()}
-    starts |= {f"own + {count} steps": replace(base, init_steps=count) for count in own["init_steps"]}
-    weights = [(f"{weight:g}", weight, 0.0) for weight in own["weights"]]
-    heaviest = max(own["weights"])
-    weights.append((f"{heaviest:g} exp(-{settings['k']:g} e)", heaviest, settings["k"]))
+    starts |= {f"own + {count} steps": replace(base, init_steps=count) for count in own.init_steps}
+    weights = [(f"{weight:g}", weight, 0.0) for weight in own.weights]
+    heaviest = max(own.weights)
+    weights.append((f"{heaviest:g} exp(-{settings.k:g} e)", heaviest, settings.k))
     outcomes = {
-        (label, start): simulate(landscape, replace(case, weight=weight, k=k), own["runs"], seed)
+        (label, start): simulate(own, replace(case, weight=weight, k=k), own.runs, seed, settings.steps_per_epoch)
         for label, weight, k in weights
         for start, case in starts.items()
     }
-    return Collapse(landscape, outcomes)
+    return Collapse(own, outcomes)
 
 
 # ---------------------------------------------------------------------- sweeps
 
 
-def sweeps(problem: Problem, landscape: Landscape, settings: Settings, seed: int) -> Iterator[SweepPoint]:
+def sweeps(problem: ConvergenceSettings, seed: int) -> Iterator[SweepPoint]:
     """Vary one thing at a time: exact curves of the quadratic model, shares of stuck runs of the other."""
-    own, lists = settings["collapse"], settings["sweeps"]
-    scheme, case = base_scheme(settings), Case(weight=own["weight"], decay=settings["decay"])
+    own, lists, per_epoch = problem.collapse, problem.sweeps, problem.steps_per_epoch
+    scheme, case = base_scheme(problem), Case(weight=own.weight, decay=problem.decay)
     varied: list[tuple[str, str, Scheme, Case]] = []
-    varied += [("k", f"{k:g}", replace(scheme, k=k), replace(case, k=k)) for k in lists["k"]]
-    varied += [("lambda", f"{x:g}", replace(scheme, scale=x), replace(case, weight=x)) for x in lists["lambda"]]
-    varied += [("EMA rate", f"{a:g}", replace(scheme, decay=a), replace(case, decay=a)) for a in lists["decay"]]
+    varied += [("k", f"{k:g}", replace(scheme, k=k), replace(case, k=k)) for k in lists.k]
+    varied += [("lambda", f"{x:g}", replace(scheme, scale=x), replace(case, weight=x)) for x in lists.lambda_]
+    varied += [("EMA rate", f"{a:g}", replace(scheme, decay=a), replace(case, decay=a)) for a in lists.decay]
     for draw in ("student", "independent"):
         for start in START_OFFSETS:
             label = f"{'copy' if draw == 'student' else 'own'}, {start}"
@@ -248,12 +232,12 @@ def sweeps(problem: Problem, landscape: Landscape, settings: Settings, seed: int
             varied.append(("draw, start rule", label, *how))
     varied += [
         ("initialisation steps", str(count), replace(scheme, init_steps=count), replace(case, init_steps=count))
-        for count in lists["init_steps"]
+        for count in lists.init_steps
     ]
     found = exact(problem, [each[2] for each in varied])
     for (sweep, value, _, each), curves in zip(varied, found, strict=True):
-        yield SweepPoint(sweep, value, curves, simulate(landscape, each, own["sweep_runs"], seed))
-    for factor in lists["noise"]:
-        louder = replace(problem, noise=factor * problem.noise), replace(landscape, noise=factor * landscape.noise)
-        outcome = simulate(louder[1], case, own["sweep_runs"], seed)
+        yield SweepPoint(sweep, value, curves, simulate(own, each, own.sweep_runs, seed, per_epoch))
+    for factor in lists.noise:
+        louder = replace(problem, noise=factor * problem.noise), replace(own, noise=factor * own.noise)
+        outcome = simulate(louder[1], case, own.sweep_runs, seed, per_epoch)
         yield SweepPoint("noise, times", f"{factor:g}", exact(louder[0], [scheme])[0], outcome)

@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import derive_seed
-from dkel_lightning.studies.convergence import Array, Curves, Problem, Scheme, check
+from dkel_lightning.studies.convergence import Array, Curves, Scheme, check
+from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 
 Single = NDArray[np.float32]
 EXPECTED = tuple(field.name for field in fields(Curves))
@@ -54,18 +54,16 @@ CHUNK = 500
 
 
 def monte_carlo(
-    problem: Problem, schemes: Sequence[Scheme], runs: int, seed: int, workers: int = 1
+    problem: ConvergenceSettings, schemes: Sequence[Scheme], runs: int, seed: int, workers: int = 1
 ) -> list[Simulation]:
     """Simulate every peer of every run, in float32; all schemes see the same starts and noise.
 
     The number of threads, `workers`, changes no result.
 
     Raises:
-        ConfigError: fewer than two runs, or see `check`.
+        ConfigError: see `check`.
     """
     check(problem, schemes)
-    if runs < 2:
-        raise ConfigError(f"convergence.runs is {runs}: a band needs at least 2.")
     sizes = [min(CHUNK, runs - start) for start in range(0, runs, CHUNK)]
     seeds = [derive_seed(seed, "noise", part) for part in range(len(sizes))]
     with ThreadPoolExecutor(workers) as pool:
@@ -83,7 +81,9 @@ def monte_carlo(
     return found
 
 
-def _simulate(problem: Problem, schemes: Sequence[Scheme], runs: int, seed: int) -> tuple[Array, Array, Single]:
+def _simulate(
+    problem: ConvergenceSettings, schemes: Sequence[Scheme], runs: int, seed: int
+) -> tuple[Array, Array, Single]:
     """Simulate some runs.
 
     Returns sums and sums of squares over runs [quantities, epochs + 1, schemes], and the student risks
@@ -93,7 +93,7 @@ def _simulate(problem: Problem, schemes: Sequence[Scheme], runs: int, seed: int)
     h = np.array(problem.curvatures, np.float32)[:, None, None]
     shape = (len(problem.curvatures), problem.peers, runs)
     student, teacher, optimum = _first_states(problem, schemes, draws, shape)
-    rates = np.stack([scheme.rates(problem.steps) for scheme in schemes]).astype(np.float32)[..., None, None, None]
+    rates = np.stack([scheme.rates(problem.length) for scheme in schemes]).astype(np.float32)[..., None, None, None]
     free = np.flatnonzero([scheme.update == "gradient" for scheme in schemes])
     values = np.empty((len(EXPECTED), problem.epochs + 1, len(schemes), runs), np.float32)
     values[:, 0] = _measure(h, student, teacher)
@@ -130,7 +130,7 @@ def _simulate(problem: Problem, schemes: Sequence[Scheme], runs: int, seed: int)
 
 
 def _first_states(
-    problem: Problem, schemes: Sequence[Scheme], draws: np.random.Generator, shape: tuple[int, int, int]
+    problem: ConvergenceSettings, schemes: Sequence[Scheme], draws: np.random.Generator, shape: tuple[int, int, int]
 ) -> tuple[Single, Single, Single]:
     """Draw students and teachers [schemes, directions, peers, runs] and training optima [directions, 1, runs]."""
     h = np.array(problem.curvatures, np.float32)[:, None, None]

@@ -19,6 +19,7 @@ from dkel_lightning.app import build, tasks
 from dkel_lightning.app.cli import saved_settings, user_code
 from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.tasks import registry
 from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.modules.batch import unpack
@@ -67,6 +68,19 @@ def test_what_a_module_registers_is_a_choice_with_its_own_keys() -> None:
     assert (values["method"]["rampup"]["epochs"], values["method"]["rampup"]["share"]) == (None, 0.27)
     assert (values["teacher"]["draw"], values["teacher"]["start"]) == ("student", "copy")
     checks.check(values)
+
+
+def test_a_task_of_ones_own_is_a_choice_with_its_keys_and_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = composed(MODULES, "task=greet", "greet.times=3", "seed=5")
+    checks.check(values)
+    tasks.run(Run(values, tmp_path / "run"))
+    assert capsys.readouterr().out == "hello, 5\n" * 3
+    with pytest.raises(ConfigError, match=r"greet\.times must be a whole number between 1 and 10, got 0"):
+        prepare([MODULES, "task=greet", "greet.times=0"])
+    with pytest.raises(ConfigError, match="There is a task train already: give yours another name"):
+        registry.register(registry.Task("train", "", "my_code:greet"))
 
 
 def test_a_method_without_a_teacher_gets_none_and_another_teacher_can_be_chosen() -> None:

@@ -155,8 +155,8 @@ def test_nested_settings_are_named_by_their_place_and_follow_only_where_they_beg
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"name": "", "lambda_": -1}, ["outer.name must be text, got ''.",
-                                       "outer.lambda must be a number between 0 and 99, got -1."]),
+        ({"name": "", "lambda": -1}, ["outer.name must be text, got ''.",
+                                      "outer.lambda must be a number between 0 and 99, got -1."]),
         ({"name": "x", "inner": 3}, ["outer.inner must hold its keys (length, share), got 3."]),
         ({"name": "x", "inner": {"share": 0.1}}, ["outer.inner.length and outer.inner.share exclude each other, and "
                                                   "both are given: add outer.inner.share=null, or "
@@ -183,6 +183,7 @@ def test_what_changes_no_figure_may_also_change_on_a_resumed_run() -> None:
         *(f"execution.{key}" for key in ("name", "compile", "channels_last", "fused_optimizer", "threads")),
         *("execution.keep_memory", "task.name", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
         *("trainer.strategy", "trainer.log_every_n_steps", "trainer.profiler", "trainer.process_timeout"),
+        "trainer.detect_anomaly",
     }
 
 

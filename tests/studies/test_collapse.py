@@ -8,34 +8,22 @@ import numpy as np
 import pytest
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.studies.collapse import Case, Landscape, simulate
+from dkel_lightning.studies.collapse import Case, simulate
+from dkel_lightning.studies.convergence_settings import CollapseSettings
 from dkel_lightning.studies.recursion import mode_matrix
-from tests.studies.closed_forms import doubling_steps, escape_factor, independent_amplitude
-
-
-@pytest.mark.parametrize(("weight", "factor", "doubling"), [(0, 1.050, 14), (1, 1.0235, 30), (3, 1.0080, 87)])
-def test_a_teacher_slows_the_escape_from_the_saddle_as_the_closed_form_says(
-    weight: float, factor: float, doubling: int
-) -> None:
-    assert escape_factor(weight, 0.05, 0.98) == pytest.approx(factor, abs=5e-5)
-    assert doubling_steps(mode_matrix(-1.0, weight, 0.05, 0.98, weight)) == pytest.approx(doubling, abs=0.5)
-
-
-def test_two_independent_starts_escape_with_71_to_87_percent_of_the_amplitude() -> None:
-    assert independent_amplitude(1.0, 0.05, 0.98) == pytest.approx(0.71, abs=0.005)
-    assert independent_amplitude(3.0, 0.05, 0.98) == pytest.approx(0.87, abs=0.005)
-    # Without a pull only the student's start counts.
-    assert independent_amplitude(0.0, 0.05, 0.98) == pytest.approx(1.0)
+from tests.studies.closed_forms import growth
 
 
 def test_the_escape_factor_is_that_of_the_simulated_landscape() -> None:
     # A start so near to the saddle that the run stays linear: it leaves at 0.05 after ln(ratio) / ln(factor) steps.
     steps = {}
     for spread in (1e-4, 1e-6):
-        landscape = Landscape(spread=spread, noise=0.0, steps=1200)
+        landscape = CollapseSettings(spread=spread, noise=0.0, steps=1200)
         case = Case(weight=1.0, start="copy", draw="student")
         steps[spread] = simulate(landscape, case, 4001, 0).median_exit
-    assert steps[1e-6] - steps[1e-4] == pytest.approx(math.log(100) / math.log(1.0235), abs=2)
+    assert steps[1e-6] - steps[1e-4] == pytest.approx(
+        math.log(100) / math.log(growth(mode_matrix(-1.0, 1.0, 0.05, 0.98, 1.0))), abs=2
+    )
 
 
 TABLE = {
@@ -64,7 +52,7 @@ def case_of(weight: float, k: float, start: str) -> Case:
 def test_the_table_of_stuck_runs_and_median_exits(cell: tuple[float, float, str]) -> None:
     runs = 4000
     share, exit_step = TABLE[cell]
-    found = simulate(Landscape(), case_of(*cell), runs, seed=0)
+    found = simulate(CollapseSettings(), case_of(*cell), runs, seed=0)
     error = math.sqrt(max(share * (1 - share), 0.0005) * (1 / runs + 1 / 10_000))
     assert found.share == pytest.approx(share, abs=4 * error)
     assert found.low <= found.share <= found.high
@@ -72,7 +60,7 @@ def test_the_table_of_stuck_runs_and_median_exits(cell: tuple[float, float, str]
 
 
 def test_without_a_teachers_weight_nothing_is_stuck_and_the_start_of_the_teacher_changes_no_exit() -> None:
-    cells = [simulate(Landscape(), case_of(0.0, 0.0, start), 2000, 0) for start in ("copy", "own", "20", "100")]
+    cells = [simulate(CollapseSettings(), case_of(0.0, 0.0, start), 2000, 0) for start in ("copy", "own", "20", "100")]
     assert [cell.stuck for cell in cells] == [0] * 4
     assert {cell.median_exit for cell in cells} == {cells[0].median_exit}
     assert cells[0].median_exit == pytest.approx(68, abs=2)
@@ -81,24 +69,24 @@ def test_without_a_teachers_weight_nothing_is_stuck_and_the_start_of_the_teacher
 
 
 def test_the_decaying_weight_is_the_one_of_the_schedules_at_every_step() -> None:
-    weights = Case(3.0, 0.5).weights(Landscape())
+    weights = Case(3.0, 0.5).weights(600, 20)
     assert weights == pytest.approx(3 * np.exp(-np.arange(600) / 40))
-    assert (Case(3.0, 0.0).weights(Landscape()) == 3.0).all()
+    assert (Case(3.0, 0.0).weights(600, 20) == 3.0).all()
 
 
 def test_an_outcome_is_a_function_of_its_seed() -> None:
-    landscape = Landscape(steps=250)
+    landscape = CollapseSettings(steps=250)
     first, again, other = (simulate(landscape, Case(1.0), 500, seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
 def test_nothing_has_left_a_plateau_that_is_too_short_to_leave() -> None:
-    found = simulate(Landscape(steps=2), Case(), 50, 0)
+    found = simulate(CollapseSettings(steps=2), Case(), 50, 0)
     assert (found.stuck, found.share, found.high) == (50, 1.0, 1.0)
     assert math.isnan(found.median_exit)
 
 
 def test_a_learning_rate_that_overflows_is_named() -> None:
     with pytest.raises(ConfigError, match=r"convergence\.collapse\.lr is 3, .* overflow: lower it"):
-        simulate(Landscape(lr=3.0), Case(), 50, 0)
+        simulate(CollapseSettings(lr=3.0), Case(), 50, 0)

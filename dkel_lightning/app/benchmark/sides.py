@@ -69,17 +69,17 @@ def chosen(values: Values, device: torch.device) -> tuple[list[Side], dict[str, 
             found.append(_side(label, values))
         elif asked or label == "plain":
             missing[label] = fault
-    for label, execution in (values["benchmark"]["variants"] or {}).items():
-        found.append(Side(label, "trainer", {**values["execution"], **execution}))
     return found, missing
 
 
 def _side(label: str, values: Values) -> Side:
     if label == "plain":
         return Side(label, "plain", values["execution"])
-    mode = label.removeprefix("bare_").removesuffix("_workers")
+    mode = label.removeprefix("bare_").removesuffix("_workers").removesuffix("_contiguous")
     name = mode.removesuffix("_compiled")
     execution = {**values["execution"], "name": name, "compile": name != mode}
+    if label.endswith("_contiguous"):
+        execution["channels_last"] = False
     kind = "bare" if label.startswith("bare_") else "trainer"
     return Side(label, kind, execution, "workers" if label.endswith("_workers") else None)
 

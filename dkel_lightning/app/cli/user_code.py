@@ -116,7 +116,7 @@ def _store_all(config_dir: Path | None) -> None:
     from dkel_lightning import data, networks
     from dkel_lightning.app.config import store
 
-    store.register(config_dir)  # methods say themselves what they are made of
+    store.register(config_dir)  # methods and tasks say themselves what they are made of
     for name, kind in data.DATASETS.items():
         _store("data", name, _data_node(name, kind), config_dir)
     for name in networks.BACKBONES:
@@ -167,17 +167,20 @@ def data_settings(settings: Values) -> Node:
 
 
 def with_own_data(values: Values) -> Node:
-    """Register the data module that composed settings name: the user has chosen it.
+    """Import the modules and register the data module that composed settings name: the user has chosen them.
 
     Raises:
-        ConfigError: it cannot be imported.
+        ConfigError: one cannot be imported.
     """
-    path = values["data"].get("_target_")
-    if path is None:
+    path, named = values["data"].get("_target_"), values["modules"]
+    if path is None and not named:
         return dict(values)
     from dkel_lightning import data
     from dkel_lightning.app import build
 
+    build.import_modules(named)  # in another process than the command's nothing of them is known yet
+    if path is None:
+        return dict(values)
     if data.registered_at(path) is None:
         data.register_data(path)(build.data_at(path))
     return {**values, "data": data_settings(values["data"])}

@@ -4,57 +4,49 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from dkel_lightning.app.config.messages import unknown_key
-from dkel_lightning.settings.declarations import keys_of
-from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.keys import SEEDS, Key, is_count, is_number, whole
+from dkel_lightning.settings.keys import SEEDS, Key, fitting, is_count, is_list, is_number, several, whole
 
 
 def folder_name(meaning: str) -> Key:
     """Describe the name of a folder."""
 
-    def check(value: Any) -> str | None:
-        fits = isinstance(value, str) and value.strip(". ") and not set(value) & set("/\\\0")
-        return None if fits and len(os.fsencode(value)) <= 200 else ""  # file systems allow 255, less what is added
+    def fits(value: Any) -> bool:
+        named = isinstance(value, str) and bool(value.strip(". ")) and not set(value) & set("/\\\0")
+        return named and len(os.fsencode(value)) <= 200  # file systems allow 255, less what is added
 
-    return Key("the name of a folder, without slashes and of at most 200 bytes", meaning, check)
+    return fitting("the name of a folder, without slashes and of at most 200 bytes", meaning, fits)
 
 
 def modules(meaning: str) -> Key:
     """Describe a list of importable modules."""
 
-    def check(value: Any) -> str | None:
-        fits = isinstance(value, list | tuple) and all(
-            isinstance(item, str) and all(part.isidentifier() for part in item.split(".")) for item in value
-        )
-        return None if fits else ""
+    def named(item: Any) -> bool:
+        return isinstance(item, str) and all(part.isidentifier() for part in item.split("."))
 
-    return Key("a list of Python modules", meaning, check, is_free=True)
+    kind = "a list of Python modules"
+    return fitting(kind, meaning, lambda value: is_list(value, 0) and all(map(named, value)), is_free=True)
 
 
 def amount(meaning: str) -> Key:
     """Describe a number of batches, or a share of them."""
-
-    def check(value: Any) -> str | None:
-        fits = is_number(value) and 0 <= value <= (1 if isinstance(value, float) else 1_000_000_000)
-        return None if fits else ""
-
-    return Key("a whole number of batches, at most 1000000000, or a share of them between 0.0 and 1.0", meaning, check)
+    kind = "a whole number of batches, at most 1000000000, or a share of them between 0.0 and 1.0"
+    return fitting(kind, meaning, lambda v: is_number(v) and 0 <= v <= (1 if isinstance(v, float) else 1_000_000_000))
 
 
 def devices(meaning: str) -> Key:
     """Describe what Lightning takes for devices."""
 
-    def check(value: Any) -> str | None:
+    def fits(value: Any) -> bool:
         if isinstance(value, list | tuple):
-            return None if value and all(is_count(item) and 0 <= item <= 1023 for item in value) else ""
-        fits = is_count(value) and (0 < value <= 1024 or value == -1)
-        return None if fits or (isinstance(value, str) and _DEVICES.fullmatch(value)) else ""
+            return bool(value) and all(is_count(item) and 0 <= item <= 1023 for item in value)
+        if is_count(value):
+            return bool(0 < value <= 1024 or value == -1)
+        return isinstance(value, str) and _DEVICES.fullmatch(value) is not None
 
-    return Key("a number of devices, a list of their indices, -1 or auto", meaning, check)
+    return fitting("a number of devices, a list of their indices, -1 or auto", meaning, fits)
 
 
 _DEVICES = re.compile(r"auto|-1|[1-9]\d{0,3}|\d{1,4}(,\d{0,4}){1,1024}")
@@ -63,15 +55,15 @@ _DEVICES = re.compile(r"auto|-1|[1-9]\d{0,3}|\d{1,4}(,\d{0,4}){1,1024}")
 def duration(meaning: str) -> Key:
     """Describe a span of time."""
 
-    def check(value: Any) -> str | None:
+    def fits(value: Any) -> bool:
         if isinstance(value, Mapping):
             named = set(value) <= {"days", "hours", "minutes", "seconds"}
-            fits = named and all(is_number(each) and 0 <= each <= 1e6 for each in value.values())
-            return None if fits and any(value.values()) else ""
-        written = isinstance(value, str) and _DURATION.fullmatch(value) is not None
-        return None if written and set(value) != {"0", ":"} else ""
+            return (
+                named and all(is_number(each) and 0 <= each <= 1e6 for each in value.values()) and any(value.values())
+            )
+        return isinstance(value, str) and _DURATION.fullmatch(value) is not None and set(value) != {"0", ":"}
 
-    return Key("days:hours:minutes:seconds as in 00:11:55:00", meaning, check)
+    return fitting("days:hours:minutes:seconds as in 00:11:55:00", meaning, fits)
 
 
 _DURATION = re.compile(r"\d{1,6}:\d\d:\d\d:\d\d")
@@ -81,57 +73,23 @@ def seeds(meaning: str) -> Key:
     """Describe a list of seeds, each once."""
     each = whole("", 0, SEEDS)
 
-    def check(value: Any) -> str | None:
-        fits = isinstance(value, list | tuple) and bool(value) and all(each.fault(item) is None for item in value)
-        return None if fits and len(set(value)) == len(value) else ""
+    def fits(value: Any) -> bool:
+        return several("", each).fault(value) is None and len(set(value)) == len(value)
 
-    return Key(f"a list, each {each.kind}, each once", meaning, check)
+    return fitting(f"a list, each {each.kind}, each once", meaning, fits)
 
 
 def variants(meaning: str) -> Key:
     """Describe a list of names, each alone or with a list of overrides."""
 
-    def labelled(item: Any) -> bool:
-        if not isinstance(item, Mapping) or len(item) != 1:
-            return False
-        ((label, overrides),) = item.items()
-        return isinstance(label, str) and isinstance(overrides, list) and all(isinstance(o, str) for o in overrides)
+    def fits(value: Any) -> bool:
+        return is_list(value) and all(isinstance(item, str) or _is_labelled(item) for item in value)
 
-    def check(value: Any) -> str | None:
-        fits = isinstance(value, list | tuple) and value and all(isinstance(v, str) or labelled(v) for v in value)
-        return None if fits else ""
-
-    return Key("a list of names, or of {label: [override, ...]}", meaning, check, is_free=True)
+    return fitting("a list of names, or of {label: [override, ...]}", meaning, fits, is_free=True)
 
 
-def executions(meaning: str, taken: Collection[str]) -> Key:
-    """Describe sides of a benchmark by their execution settings; `taken` holds the labels of other sides."""
-    known = keys_of(Execution)
-
-    def fault(label: Any, node: Any) -> str | None:
-        if not isinstance(label, str) or _LABEL.fullmatch(label) is None:
-            return f" {label!r} is no label: use letters, digits and the signs _.+-."
-        if label in taken:
-            return f" {label} is a side by itself: give the variant another label."
-        if not isinstance(node, Mapping):
-            return f" {label} must hold keys of execution, got {node!r}."
-        for name, value in node.items():
-            key = known.get(f"execution.{name}")
-            if key is None:
-                return f" {label}: {unknown_key(f'execution.{name}', known)}"
-            if name in ("threads", "keep_memory"):
-                return f" {label}: execution.{name} holds for the whole process: give it by itself, one run a value."
-            wrong = key.fault(value)
-            if wrong is not None:
-                return f" {label}: execution.{name} {wrong}"
-        return None
-
-    def check(value: Any) -> str | None:
-        if not isinstance(value, Mapping):
-            return ""
-        return next((found for label, node in value.items() if (found := fault(label, node)) is not None), None)
-
-    return Key("labels of their own, each with keys of execution", meaning, check)
-
-
-_LABEL = re.compile(r"\w[\w.+-]*")
+def _is_labelled(item: Any) -> bool:
+    if not isinstance(item, Mapping) or len(item) != 1:
+        return False
+    ((label, overrides),) = item.items()
+    return isinstance(label, str) and isinstance(overrides, list) and all(isinstance(o, str) for o in overrides)

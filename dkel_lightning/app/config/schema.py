@@ -19,6 +19,7 @@ from dkel_lightning.app.config.nodes.training import (
     SchedulerSettings,
     TrainerSettings,
 )
+from dkel_lightning.app.tasks.registry import SHIPPED as SHIPPED_TASKS
 from dkel_lightning.app.tasks.registry import TASKS, TaskSettings
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.data import NODES, DataSettings
@@ -34,7 +35,7 @@ Values = Mapping[str, Any]
 SHIPPED = tuple(PRESETS)
 """The methods of this library; those of the user's own are registered later."""
 
-TASK_SETTINGS = tuple(task.settings for task in TASKS.values() if task.settings is not None)
+TASK_SETTINGS = tuple(task.settings for task in SHIPPED_TASKS.values() if task.settings is not None)
 """What the task of the same name adds."""
 
 DECLARED: tuple[type[Settings], ...] = (
@@ -75,6 +76,9 @@ def describe(key: str, method: str | None = None) -> Key | None:
             return own[key]
     if key in KEYS:
         return KEYS[key]
+    for task in TASKS.values():  # those of the user's own bring their keys
+        if task.settings is not None and key in (own := keys_of(task.settings)):
+            return own[key]
     if method is None and key.startswith("method."):
         own_methods = (name for name in PRESETS if name not in SHIPPED)
         return next((found for name in own_methods if (found := describe(key, name)) is not None), None)
@@ -132,6 +136,8 @@ def completed(saved: Values) -> dict[str, Any]:
         if isinstance(values.get(group), Mapping):
             defaults = {key: value for key, value in node_of(settings).items() if value != REQUIRED}
             values[group] = merge(defaults, values[group])
+    if isinstance(values.get("callbacks"), dict):
+        values["callbacks"].pop("restore", None)  # of versions whose collapse guard went back
     return values
 
 

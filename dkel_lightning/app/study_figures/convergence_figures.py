@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from dkel_lightning.app import drawing
 from dkel_lightning.app.drawing import colour, grid
 from dkel_lightning.studies.collapse import Outcome
-from dkel_lightning.studies.convergence import Problem
+from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.convergence_study import Collapse, OverFit, Panel, Risks, Study, SweepPoint
 
 BANDS = ("none", "dkel")
@@ -32,7 +32,7 @@ def _legend(figure: Figure, columns: int) -> None:
     drawing.legend_below(figure, figure.axes[0].get_legend_handles_labels()[0], columns)
 
 
-def _milestones(axes: Axes, problem: Problem) -> None:
+def _milestones(axes: Axes, problem: ConvergenceSettings) -> None:
     for milestone in problem.milestones:
         if milestone < problem.epochs:
             axes.axvline(milestone, color="grey", linewidth=0.8, linestyle=":")
@@ -99,7 +99,7 @@ def _homogenisation(panel: Panel) -> Figure:
     return figure
 
 
-def _over_fitting(over_fit: OverFit, problem: Problem) -> Figure:
+def _over_fitting(over_fit: OverFit, problem: ConvergenceSettings) -> Figure:
     figure, (axes,) = grid(1, 2, 5.5, 5, sharey=True)
     for each, title, found in (
         (axes[0], "teacher: moving average of the student", over_fit.averaged),

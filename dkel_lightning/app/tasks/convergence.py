@@ -16,7 +16,9 @@ from dkel_lightning.app import drawing
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.tables import print_table, write_csv
 from dkel_lightning.app.study_figures import convergence_figures
+from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.studies.convergence import Curves, settled
+from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.convergence_study import Collapse, OverFit, Panel, Risks, Study, study
 
 Lines = list[list[str]]
@@ -41,7 +43,7 @@ def convergence(run: Run) -> ConvergenceResult:
     Raises:
         ConfigError: settings under which the model diverges.
     """
-    settings = run.values["convergence"]
+    settings = from_mapping(ConvergenceSettings, run.values["convergence"], "convergence")
     begun = time.perf_counter()
     found = study(settings, run.values["seed"], workers(run.values["execution"]["threads"]))
     run.describe()

@@ -1,26 +1,26 @@
 """Every task in one row: what does it, what it needs and refuses, where it writes, and whether it may sweep.
 
-A new task is a row here, with its settings if it has any, and a file beside this one. Imports neither torch nor
-Lightning: the rows are read before anything heavy is.
+A new task is a row here, with its settings if it has any, and a file beside this one; outside of this library a `Task`
+that is registered. Imports neither torch nor Lightning: the rows are read before anything heavy is.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Annotated, Any
 
 from dkel_lightning.app.config import kinds
 from dkel_lightning.app.config.messages import unknown_choice
-from dkel_lightning.app.config.nodes.convergence import ConvergenceSettings
 from dkel_lightning.app.tasks import requirements
 from dkel_lightning.app.tasks.requirements import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import RESUMABLE, choice, number, several, text, whole
+from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, several, text, whole
+from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.geometry_settings import GeometrySettings
 
 _HERE = "dkel_lightning.app.tasks"
@@ -121,9 +121,9 @@ def _select(values: Values, key: str) -> Any:
 # ---------------------------------------------------------------------- what tasks can be told
 
 # What task=benchmark may measure: a loop written by hand, the Trainer in each execution mode, with images in workers,
-# and the library's step without Lightning.
+# without channels-last, and the library's step without Lightning.
 SIDES: tuple[str, ...] = ("plain", "eager", "compile", "cuda_graph", "cuda_graph_compiled", "eager_workers")
-SIDES += ("bare_eager", "bare_compile", "bare_cuda_graph", "bare_cuda_graph_compiled")
+SIDES += ("eager_contiguous", "bare_eager", "bare_compile", "bare_cuda_graph", "bare_cuda_graph_compiled")
 
 
 @dataclass(frozen=True)
@@ -187,10 +187,6 @@ class BenchmarkSettings(Settings, node="benchmark"):
     sides: Annotated[
         tuple[str, ...] | None,
         several("What is measured; null: all that the device and the method allow.", choice("", *SIDES)),
-    ] = None
-    variants: Annotated[
-        Mapping[str, Any] | None,
-        kinds.executions("Further sides through the Trainer, {label: {key of execution: value}}.", SIDES),
     ] = None
     rounds: Annotated[int, whole("Turns of every side.", 1, 1_000_000)] = 7
     steps: Annotated[int | None, whole("Steps of a turn that count; null: 3 on a CPU, 100 on a GPU.", 1, 1_000_000)] = (
@@ -263,14 +259,6 @@ _ROWS = (
         keeps_memory=True,
     ),
     Task(
-        "replay",
-        "Run a failing step again, which the run has written to collapse/step_<n>.pt: which term, which layer?",
-        f"{_HERE}.replay:replay",
-        place=Place.BESIDE_CHECKPOINT,
-        folder="replay",
-        needs={"checkpoint": "a collapse/step_<n>.pt"},
-    ),
-    Task(
         "report",
         "Write one self-contained HTML page of a run, a sweep or a comparison.",
         f"{_HERE}.report:report",
@@ -321,15 +309,34 @@ _ROWS = (
     ),
 )
 
-TASKS: Mapping[str, Task] = {task.name: task for task in _ROWS}
-"""The tasks by name, in the order in which the documentation lists them."""
+SHIPPED: Mapping[str, Task] = {task.name: task for task in _ROWS}
+"""The tasks of this library by name, in the order in which the documentation lists them."""
+TASKS: dict[str, Task] = dict(SHIPPED)
+"""These, and those of the user's own that have been registered."""
+
+
+def register(task: Task) -> None:
+    """Make a task a choice of the command line; called in a module that `modules=[...]` names.
+
+    Raises:
+        ConfigError: one that ships has this name.
+    """
+    if task.name in SHIPPED:
+        raise ConfigError(f"There is a task {task.name} already: give yours another name.")
+    TASKS[task.name] = task
+
+
+def _is_task() -> Key:
+    """Describe the name of a task, also of one that is registered later."""
+    shipped = choice("What to do.", *SHIPPED)
+    return replace(shipped, check=lambda value: None if value in TASKS else shipped.check(value))
 
 
 @dataclass(frozen=True)
 class TaskSettings(Settings, node="task", resumable=True):
     """What to do."""
 
-    name: Annotated[str, choice("What to do.", *TASKS), RESUMABLE] = "train"
+    name: Annotated[str, _is_task(), RESUMABLE] = "train"
 
 
 def of(values: Values) -> Task:

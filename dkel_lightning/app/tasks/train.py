@@ -289,7 +289,6 @@ def usual_callbacks(run: Run, throughput: Throughput | None = None) -> list[Call
         CollapseGuard(
             settings["on_collapse"],
             folder=run.folder,
-            **settings["restore"],
             one_class_share=settings["one_class_share"],
             grace=settings["collapse_grace"],
         ),

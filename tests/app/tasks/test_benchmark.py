@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dkel_lightning.app.benchmark import sides
-from dkel_lightning.app.benchmark.sides import Side
-from dkel_lightning.app.config import checks, schema
+from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.benchmark import benchmark
 from dkel_lightning.errors import ConfigError, DataError, DkelError
@@ -63,11 +63,8 @@ def test_a_side_alone_has_the_peak_memory_of_the_process(tmp_path: Path) -> None
 
 
 def test_a_side_that_cannot_be_executed_so_is_left_out_with_its_reason(tmp_path: Path) -> None:
-    variants = "benchmark.variants={graph:{name:cuda_graph}}"
-    with pytest.raises(
-        DkelError, match=r"\(.*; graph: execution=cuda_graph is not possible: the device is cpu, not cuda"
-    ):
-        benchmark(Run(compose(*TINY, "benchmark.sides=[cuda_graph]", variants), tmp_path))
+    with pytest.raises(DkelError, match=r"could be measured \(cuda_graph: CUDA graphs need a CUDA device\)"):
+        benchmark(Run(compose(*TINY, "benchmark.sides=[cuda_graph]"), tmp_path))
 
 
 # ---------------------------------------------------------------------- sides and images
@@ -91,11 +88,10 @@ def test_another_method_is_measured_without_the_loop_written_by_hand() -> None:
     assert "computes method=dkel or dkel_released, not pcl" in missing["plain"]
 
 
-def test_a_variant_differs_in_what_it_names() -> None:
-    values = compose("task=benchmark", "benchmark.variants={contiguous:{channels_last:false}}")
-    checks.check(values)
-    found, _ = sides.chosen(values, CPU)
-    assert found[-1] == Side("contiguous", "trainer", {**values["execution"], "channels_last": False})
+def test_the_contiguous_side_differs_in_its_memory_layout_only() -> None:
+    eager, contiguous = sides.chosen(compose("task=benchmark", "benchmark.sides=[eager,eager_contiguous]"), CPU)[0]
+    execution = {**eager.execution, "channels_last": False}
+    assert contiguous == replace(eager, label="eager_contiguous", execution=execution)
 
 
 def test_images_in_workers_differ_in_where_they_lie_only() -> None:
@@ -148,20 +144,6 @@ def test_images_of_ones_own_must_be_there(tmp_path: Path) -> None:
         (["benchmark.sides=[plain]", "method.ensemble.space=probabilities"], "plain cannot be measured"),
         (["benchmark.sides=[plain]", "teacher=copy"], "knows teacher=independent only"),
         (["benchmark.rounds=0"], "benchmark.rounds must be a whole number between 1 and 1000000, got 0"),
-        (["benchmark.variants={eager:{compile:true}}"], "eager is a side by itself: give the variant another label."),
-        (["benchmark.variants={mine:fast}"], "mine must hold keys of execution, got 'fast'."),
-        (
-            ["benchmark.variants={mine:{thread:1}}"],
-            "mine: Unknown key execution.thread. Did you mean execution.threads? Keys of execution: channels_last, ",
-        ),
-        (
-            ["benchmark.variants={ours:{compile:true},mine:{name:fast}}"],
-            "mine: execution.name must be one of auto, eager, compile, cuda_graph, got 'fast'.",
-        ),
-        (
-            ["benchmark.variants={mine:{keep_memory:false}}"],
-            "mine: execution.keep_memory holds for the whole process: give it by itself, one run a value.",
-        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_its_cure(overrides: list[str], message: str) -> None:
@@ -197,9 +179,3 @@ def test_on_a_gpu_the_ratios_of_the_captured_step_are_there(tmp_path: Path) -> N
     against = found.ratio("cuda_graph", "plain")
     assert against is not None
     assert against.median > 1
-
-
-def test_a_label_that_is_none_says_which_signs_it_may_have() -> None:
-    fault = schema.KEYS["benchmark.variants"].fault({"a b": {"compile": True}})
-    assert fault is not None
-    assert fault.endswith("'a b' is no label: use letters, digits and the signs _.+-.")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +16,9 @@ from dkel_lightning.app.runs.folder import Run, values_in
 from dkel_lightning.app.tasks import convergence as module
 from dkel_lightning.app.tasks.convergence import ConvergenceResult, convergence
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.studies import convergence_study as studies
-from dkel_lightning.studies.collapse import Landscape
-from dkel_lightning.studies.convergence import Problem, Scheme
+from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from tests.compose import check_arguments, compose
 
 SMALL = (
@@ -41,9 +41,8 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def settings() -> dict[str, Any]:
-    node: dict[str, Any] = compose(*SMALL)["convergence"]
-    return node
+def settings() -> ConvergenceSettings:
+    return from_mapping(ConvergenceSettings, compose(*SMALL)["convergence"], "convergence")
 
 
 @pytest.fixture(scope="module")
@@ -93,22 +92,15 @@ def test_the_tables_hold_what_the_result_holds(found: ConvergenceResult) -> None
 
 
 def test_the_seed_draws_the_runs_and_leaves_exact_moments_alone(
-    settings: dict[str, Any], found: ConvergenceResult
+    settings: ConvergenceSettings, found: ConvergenceResult
 ) -> None:
-    other = studies.risks(studies.problem_of(settings), settings, seed=1, workers=1)
+    other = studies.risks(replace(settings, shift=0.0), seed=1, workers=1)
     risks = found.study.risks
     assert (other.curves["pcl"].student_risk == risks.curves["pcl"].student_risk).all()
     assert not (other.simulated["pcl"].risk == risks.simulated["pcl"].risk).any()
 
 
-def test_the_defaults_of_the_configuration_are_those_of_python() -> None:
-    node = compose("task=convergence")["convergence"]
-    assert studies.problem_of(node) == Problem()
-    assert studies.landscape_of(node) == Landscape()
-    assert studies.base_scheme(node) == Scheme("dkel")
-
-
-def test_the_named_schemes_differ_in_what_their_names_say(settings: dict[str, Any]) -> None:
+def test_the_named_schemes_differ_in_what_their_names_say(settings: ConvergenceSettings) -> None:
     schemes = studies.schemes_of(settings)
     assert [schemes["none"].weight(epoch) for epoch in (0, 200)] == [0.0, 0.0]
     assert schemes["pcl"].weight(0) == pytest.approx(np.exp(-5))

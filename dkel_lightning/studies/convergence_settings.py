@@ -1,4 +1,4 @@
-"""Settings of task=convergence."""
+"""Settings of the noisy quadratic model and of the collapse experiment. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import (
-    number,
-    several,
-    whole,
-)
+from dkel_lightning.settings.keys import number, several, whole
 
 
 @dataclass(frozen=True)
@@ -19,7 +15,7 @@ class HomogenisationSettings(Settings, node="convergence.homogenisation"):
 
     curvature: Annotated[float, number("Curvature of the noise-free direction.", 0, 1000, above=True)] = 0.1
     decay: Annotated[float, number("EMA rate there.", 0, 0.999999)] = 0.999
-    steps_per_epoch: Annotated[int, whole("Steps in an epoch there.", 1, 100_000)] = 391
+    steps_per_epoch: Annotated[int, whole("Steps in an epoch there.", 1, 10_000)] = 391
     at: Annotated[tuple[int, ...], several("Steps that its table shows.", whole("", 1, 1_000_000))] = (
         100,
         300,
@@ -76,7 +72,10 @@ class SweepSettings(Settings, node="convergence.sweeps"):
 
 @dataclass(frozen=True)
 class ConvergenceSettings(Settings, node="convergence"):
-    """A noisy quadratic model, and a collapse experiment."""
+    """A noisy quadratic model, and a collapse experiment.
+
+    In the notation of `convergence`: h `curvatures`, sigma `noise`, rho `correlation`, P `peers`, eta `lr`, a `decay`.
+    """
 
     runs: Annotated[int, whole("Simulated runs of the noisy quadratic model.", 2, 1_000_000)] = 2000
     epochs: Annotated[int, whole("Length of a run in epochs.", 2, 10_000)] = 300
@@ -112,3 +111,17 @@ class ConvergenceSettings(Settings, node="convergence"):
     homogenisation: HomogenisationSettings = field(default_factory=HomogenisationSettings)
     collapse: CollapseSettings = field(default_factory=CollapseSettings)
     sweeps: SweepSettings = field(default_factory=SweepSettings)
+
+    @property
+    def length(self) -> int:
+        """Steps in the run."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def first_phase(self) -> int:
+        """The last epoch before the learning rate first falls."""
+        return min([self.epochs, *(milestone - 1 for milestone in self.milestones)])
+
+    def rate(self, epoch: int) -> float:
+        """Give eta in an epoch."""
+        return float(self.lr * self.gamma ** sum(milestone <= epoch for milestone in self.milestones))
