@@ -97,6 +97,8 @@ class Consistent(Method):
             onehot = F.one_hot(batch.labels, classes).double()
             counts += onehot.sum(0)
             ours, theirs = module.student(batch.views).named, module.teacher.teach(batch.views).named
+            assert ours is not None
+            assert theirs is not None
             for of_network, seen, layers in ((sums[0], ours, self.layers), (sums[1], theirs, self.teacher_layers)):
                 for number, layer in enumerate(layers):
                     found = seen[layer][0].double().mean((2, 3)).t() @ onehot  # [channels, K]
@@ -149,7 +151,7 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 def rearranged(maps: Tensor, places: Tensor, group: str = "mean") -> Tensor:
     """Rearrange channels [B, C_T, H, W] by `places` [C_S, r]: r channels of a group become their mean, or their max."""
-    grouped = maps[:, places.flatten()].unflatten(1, tuple(places.shape))
+    grouped = maps[:, places.flatten()].view(len(maps), *places.shape, *maps.shape[2:])
     return grouped.amax(2) if group == "max" else grouped.mean(2)
 
 

@@ -127,7 +127,7 @@ def test_statistics_are_estimated_anew_and_training_does_not_notice() -> None:
     stem = find(modules[0].student.network.peer(0), "stem", "x")
     images = torch.cat([batch[0] for batch in train_loader()])
     # Its three batches are the whole set, so the plain mean of their means is the mean of all.
-    torch.testing.assert_close(stem[1].running_mean, stem[0](images).mean((0, 2, 3)), rtol=1e-4, atol=1e-5)  # type: ignore[index,operator]
+    torch.testing.assert_close(stem[1].running_mean, stem[0](images).mean((0, 2, 3)), rtol=1e-4, atol=1e-5)  # type: ignore[index]
     assert modules[0].teacher is not None
     untouched = build().teacher
     assert untouched is not None

@@ -104,8 +104,8 @@ def test_golden_ekd(index: int) -> None:
     given, inputs, expected = case["settings"], case["inputs"], case["expected"]
     settings = {"weight": given["a"], "feature_weight": given["m"], "temperature": given["T"]}
     method: Any = methods.create("ekd", 1, settings)
-    names = ("student_logits", "student_guided_logits", "student_guided_features")
-    names += ("teacher_logits", "teacher_guided_logits", "teacher_guided_features")
+    kinds = ("logits", "guided_logits", "guided_features")
+    names = [f"{who}_{kind}" for who in ("student", "teacher") for kind in kinds]
     leaves = {name: leaf(inputs[name]) for name in names}
     labels = torch.tensor(inputs["labels"])
     terms: dict[str, Tensor] = method.terms_of(*(each.unsqueeze(0) for each in leaves.values()), labels)
