@@ -99,6 +99,7 @@ class IAKD(Method):
             _Swapped(own, number, self._coins, self._other(number, other, ours, theirs, what))
         self.register_buffer("own_blocks", torch.ones(len(blocks), dtype=torch.bool))
         self.register_buffer("chance", torch.ones(()))
+        self._coins.own = self.own_blocks
         del self._blocks, self._borders
 
     def _other(self, number: int, block: nn.Module, ours: _Border, theirs: _Border, what: str) -> Any:
@@ -114,6 +115,11 @@ class IAKD(Method):
         self.adapters[name] = adapter(source, target, what)
         return self.adapters[name]
 
+    def _apply(self, fn: Any, recurse: bool = True) -> IAKD:
+        super()._apply(fn, recurse)
+        self._coins.own = self.own_blocks  # moved to another device it is another tensor
+        return self
+
     def chance_at(self, epochs: float, clock: Clock) -> float:
         """Give q after so many epochs of the run that `clock` knows."""
         settings = self.settings
@@ -128,7 +134,6 @@ class IAKD(Method):
         tossed = torch.rand(len(self.own_blocks), generator=generator(seed, "blocks", clock.epoch, batch_idx))
         self.own_blocks.copy_(tossed < chance)
         self.chance.fill_(chance)
-        self._coins.own = self.own_blocks
 
     def wants_batches(self, when: str, clock: Clock) -> int | None:
         """Ask for batches to estimate BatchNorm's statistics from, after an epoch that began with swaps."""

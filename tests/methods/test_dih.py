@@ -77,7 +77,7 @@ def test_without_heads_it_is_kd() -> None:
 
 def build(method: str, teacher: dict[str, Any] | None = None, **settings: Any) -> DistillationModule:
     beside: dict[str, Any] = {"teacher": {"backbone": "resnet8", **(teacher or {})}} if method == "dih" else {}
-    beside |= {key: settings.pop(key) for key in ("weights", "peers", "seed") if key in settings}
+    beside |= {key: settings.pop(key) for key in ("peers", "seed") if key in settings}
     given = {"name": method, **settings}
     return DistillationModule.build("resnet8", CLASSES, given, optimizer=SGD, image_size=(8, 8), **beside)
 
