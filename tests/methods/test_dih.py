@@ -125,7 +125,7 @@ def test_heads_that_do_not_fit_and_weights_without_meaning_are_refused(tmp_path:
     with pytest.raises(ConfigError, match=r"'stage4', but SinglePeer has no such module. Did you mean stage"):
         build("heads", layers=["stage4"])
     with pytest.raises(
-        ConfigError, match=r"method\.weight has 2 entries .* 3 heads \(stage1, stage2, stage3\): give 4"
+        ConfigError, match=r"method\.weights has 2 entries .* 3 heads \(stage1, stage2, stage3\): give 4"
     ):
         build("dih", weights=[0.5, 0.5])
     with pytest.raises(ConfigError, match="leaves nothing to learn from"):
