@@ -149,7 +149,8 @@ def attach(method: Method, student: StudentModule, teacher: TeacherModule | None
             part.network.unwatch()
     with seeded(seed, "method parts"):
         method.attach(student.network)
-        if teacher is not None:
+    if teacher is not None:
+        with seeded(seed, "method parts of the teacher"):  # the same whoever its student is
             method.attach_teacher(teacher.network)
 
 

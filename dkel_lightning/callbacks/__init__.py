@@ -3,6 +3,7 @@
 from dkel_lightning.callbacks.collapse import CollapseGuard
 from dkel_lightning.callbacks.diversity import DiversityMonitor
 from dkel_lightning.callbacks.initialisation import TeacherInitialisation
+from dkel_lightning.callbacks.own_batches import MethodBatches, MethodTime
 from dkel_lightning.callbacks.schedules import EMARateSchedule, EnsembleDecaySchedule, RampUpSchedule
 
 OF_MODULES = (
@@ -12,6 +13,8 @@ OF_MODULES = (
     EnsembleDecaySchedule,
     TeacherInitialisation,
     EMARateSchedule,
+    MethodTime,
+    MethodBatches,
 )
 """What a DistillationModule attaches; each says itself which modules need it."""
 
@@ -21,6 +24,8 @@ __all__ = [
     "DiversityMonitor",
     "EMARateSchedule",
     "EnsembleDecaySchedule",
+    "MethodBatches",
+    "MethodTime",
     "RampUpSchedule",
     "TeacherInitialisation",
 ]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.schedules import Clock
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import from_mapping, merge, unknown
 from dkel_lightning.settings.methods import PRESETS, Arrangement, MethodPreset, NoSettings
@@ -90,6 +92,25 @@ class Method(nn.Module, ABC):
         Raises:
             ConfigError: the network does not offer what the method builds on.
         """
+
+    def tell_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
+        """Put in force what depends on the time, before a training batch: of a method with `Needs(time=True)`.
+
+        Args:
+            clock: the time.
+            batch_idx: the batch's number in its epoch.
+            seed: the module's, to draw from with the time: a resume draws the same then.
+        """
+
+    def wants_batches(self, when: str, clock: Clock) -> int | None:
+        """Say how many training batches it wants at an epoch's `start` or `end`; None: it is not asked to look at any.
+
+        Of a method with `Needs(batches=True)`.
+        """
+        return None
+
+    def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
+        """Look at the batches that it has asked for: other ones on each process, drawn from the seed."""
 
     def take_over(self, prepared: Coordinator) -> None:
         """Take what a stage before this one has prepared, from the module of the checkpoint with the teacher's weights.

@@ -44,10 +44,10 @@ class DIH(Method):
         self.heads = Classifiers(network, self.settings.layers)
         self.heads.requires_grad_(False)
         self.register_buffer("fitted", torch.tensor(not len(self.heads)))
-        given = self.settings.weight
+        given = self.settings.weights
         if not isinstance(given, int | float) and len(given) != 1 + len(self.heads):
             raise ConfigError(
-                f"method.weight has {len(given)} entries for the teacher's output and {len(self.heads)} heads "
+                f"method.weights has {len(given)} entries for the teacher's output and {len(self.heads)} heads "
                 f"({', '.join(self.heads.layers)}): give {1 + len(self.heads)}, or one number."
             )
 
@@ -94,7 +94,7 @@ class DIH(Method):
 
     def terms_of(self, student: Tensor, taught: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Weigh what each output teaches: `student` [P, B, C], `taught` [1 + k, V, B, C], V = 1 or P."""
-        given = self.settings.weight
+        given = self.settings.weights
         weights = [float(given)] * len(taught) if isinstance(given, int | float) else [float(each) for each in given]
         once = 1 - weights[0] if self.settings.ce_once else sum(1 - weight for weight in weights if weight > 0)
         ce = cross_entropy(student, labels).sum()

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.schedules import SWAPS
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.keys import (
+    COMPUTED,
     REQUIRED,
+    TIME,
     choice,
     either,
     names,
@@ -117,7 +120,7 @@ class DIHSettings(HeadsSettings):
     the released code has it, or `ce_once`. A weight of 0 in the list takes an output out, with its share of the labels.
     """
 
-    weight: Annotated[
+    weights: Annotated[
         float | tuple[float, ...],
         either(
             number("Weight a of what is distilled: of each output, or a list, the main one first (DIH).", 0, 1),
@@ -129,11 +132,11 @@ class DIHSettings(HeadsSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        several_weights = not isinstance(self.weight, int | float)
+        several_weights = not isinstance(self.weights, int | float)
         if several_weights and self.ce_once:
-            raise ConfigError("method.ce_once is of one weight for all outputs: give method.weight as a number.")
-        if not any(self.weight if several_weights else [self.weight]):  # type: ignore[arg-type]
-            raise ConfigError("method.weight leaves nothing to learn from: give one of the outputs a weight above 0.")
+            raise ConfigError("method.ce_once is of one weight for all outputs: give method.weights as a number.")
+        if not any(self.weights if several_weights else [self.weights]):  # type: ignore[arg-type]
+            raise ConfigError("method.weights leaves nothing to learn from: give one of the outputs a weight above 0.")
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,106 @@ class CLILRSettings(Settings, node="method"):
     ] = 0.5
     detach: Detach = True
     rampup: RampUp = field(default_factory=lambda: RampUp(epochs=0))
+
+
+@dataclass(frozen=True)
+class KDPMSettings(Settings, node="method"):
+    """Settings of KDPM."""
+
+    ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 1.0
+    weight: Weight = 1.0
+    peer_weight: Annotated[float, number("Weight of what the other students teach (KDPM).", 0, 1e6)] = 1.0
+    temperature: Temperature = 3.0
+    channels: Annotated[
+        tuple[str, ...] | None,
+        several(
+            "What each student is given of the teacher (KDPM): logits, features, both; null: logits.",
+            choice("", "logits", "features", "both"),
+        ),
+    ] = None
+    layer: Annotated[str | None, registered("Module of the student with the features; null: its last stage.")] = None
+    teacher_layer: Annotated[
+        str | None, registered("Module of the teacher with the features; null: its last stage.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class EKDSettings(Settings, node="method"):
+    """Settings of EKD; the teacher's lead is `teacher.init_steps`."""
+
+    weight: Weight = 1.0
+    feature_weight: Annotated[float, number("Weight of the guided modules' features (EKD).", 0, 1e6)] = 0.0
+    temperature: Temperature = 3.0
+    width: Annotated[int, whole("Features of a guided module (EKD).", 1, 65_536)] = 64
+    layers: Layers = None
+    teacher_layers: Layers = None
+
+
+@dataclass(frozen=True)
+class IAKDSettings(Settings, node="method"):
+    """Settings of IAKD; q is the chance of the student's own block."""
+
+    schedule: Annotated[
+        str, choice("How q goes: constant, rising to 1 by half the run, a sawtooth (IAKD).", *SWAPS)
+    ] = "linear"
+    start: Annotated[float, number("q at the start (IAKD).", 0, 1)] = 0.5
+    period: Annotated[float, number("Length of a tooth in epochs (IAKD, review).", 0, TIME, above=True)] = 10.0
+    finetune_epochs: Annotated[float, number("Last epochs with the student's own blocks alone (IAKD).", 0, TIME)] = 0.0
+    statistics_batches: Annotated[
+        int, whole("Batches that estimate BatchNorm's statistics after an epoch of swaps; 0: none (IAKD).", 0, 100_000)
+    ] = 50
+    layers: Layers = None
+    teacher_layers: Layers = None
+
+
+@dataclass(frozen=True)
+class ConsistentSettings(Settings, node="method"):
+    """Settings of the consistent teacher, whose channels are rearranged for its student."""
+
+    weight: Weight = 1.0
+    kd_weight: Annotated[float, number("Weight of the teacher's logits, beside its maps.", 0, 1e6)] = 0.0
+    temperature: Temperature = 4.0
+    matcher: Annotated[
+        str, choice("How the teacher's channels find their places (consistent).", "hungarian", "greedy", "learned")
+    ] = "hungarian"
+    group: Annotated[str, choice("What several of its channels for one become (consistent).", "mean", "max")] = "mean"
+    fit_batches: Annotated[int, whole("Batches on which the places are fitted (consistent).", 1, 100_000)] = 20
+    refit_epochs: Annotated[
+        int, whole("Epochs after which they are fitted again; 0: before the first step alone.", 0, 1_000_000)
+    ] = 0
+    layers: Layers = None
+    teacher_layers: Layers = None
+
+
+@dataclass(frozen=True)
+class SFTNSettings(Settings, node="method"):
+    """Settings of a student-friendly teacher."""
+
+    student: Annotated[str | None, registered("Backbone of the student, whose blocks hang on the teacher (sftn).")] = (
+        None
+    )
+    ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 1.0
+    kl_weight: Annotated[float, number("Weight of the divergence of trunk and branches (sftn).", 0, 1e6)] = 3.0
+    branch_weight: Annotated[float, number("Weight of the branches' labels (sftn).", 0, 1e6)] = 1.0
+    temperature: Temperature = 1.0
+    share_branches: Annotated[bool, switch("Let all branches have the same blocks (sftn).")] = False
+    layers: Layers = None
+
+
+@dataclass(frozen=True)
+class SoTeacherSettings(Settings, node="method"):
+    """Settings of a student-oriented teacher."""
+
+    lipschitz_weight: Annotated[float, number("Weight of the layers' Lipschitz constants (soteacher).", 0, 1e6)] = 1e-5
+    consistency_weight: Annotated[float, number("c_max, the consistency's weight at the end (soteacher).", 0, 1e6)] = (
+        1.0
+    )
+    counter: Annotated[
+        str, choice("Visits of a sample: its own, or 0, 2, 3, ... by epoch (soteacher).", "uniform", "released")
+    ] = "uniform"
+    samples: Annotated[
+        int | None, whole("Training samples that are remembered; null: those of the data.", 1, 2**40), COMPUTED
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -262,6 +365,13 @@ PRESETS: dict[str, MethodPreset] = {
         arrangement={"classifiers": "released"},
         views_per_pass="one",
     ),
+    "consistent": MethodPreset(
+        "A frozen teacher's channels are rearranged for this student before their maps are compared.",
+        ConsistentSettings,
+        Needs(foreign_teacher=True, ensemble="none", batches=True, minimum_peers=1, deploy=STUDENT),
+        teacher="frozen",
+        arrangement={"peers": 1},
+    ),
     "dih": MethodPreset(
         "Intermediate classifier heads, fitted on the frozen teacher's stages, teach beside its own output.",
         DIHSettings,
@@ -275,6 +385,13 @@ PRESETS: dict[str, MethodPreset] = {
         Needs(teacher="none", ensemble="none", deploy=STUDENT),
         teacher="none",
         arrangement={"sharing": "nothing", "views": "shared"},
+    ),
+    "ekd": MethodPreset(
+        "Evolutionary distillation (our reading): teacher and student from scratch together, guided block by block.",
+        EKDSettings,
+        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="online",
+        arrangement={"peers": 1},
     ),
     "ffl": MethodPreset(
         "Feature fusion: peers and a classifier of their fused feature maps teach each other.",
@@ -290,6 +407,13 @@ PRESETS: dict[str, MethodPreset] = {
         teacher="none",
         arrangement={"peers": 1},
     ),
+    "iakd": MethodPreset(
+        "Interactive distillation: blocks of a frozen teacher stand in the student's forward pass at random.",
+        IAKDSettings,
+        Needs(foreign_teacher=True, ensemble="none", time=True, batches=True, minimum_peers=1, deploy=STUDENT),
+        teacher="frozen",
+        arrangement={"peers": 1},
+    ),
     "kd": MethodPreset(
         "Offline distillation in two stages: a teacher is trained (or loaded), then frozen and taught from.",
         KDSettings,
@@ -303,6 +427,13 @@ PRESETS: dict[str, MethodPreset] = {
         Needs(teacher="none", ensemble="none", deploy=STUDENT),
         teacher="none",
         arrangement={"sharing": "nothing"},
+    ),
+    "kdpm": MethodPreset(
+        "One teacher that learns online, and students that learn from it and from each other.",
+        KDPMSettings,
+        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="online",
+        arrangement={"peers": 2, "sharing": "nothing", "views": "shared"},
     ),
     "mean_teacher": MethodPreset(
         "Mean Teacher: the student stays consistent with its moving average, each on views of its own.",
@@ -324,6 +455,20 @@ PRESETS: dict[str, MethodPreset] = {
         Needs(teacher="none", ensemble="own", stages=True, trunk=True, deploy=Deploy("student", 0)),
         teacher="none",
         arrangement={"views": "shared"},
+    ),
+    "sftn": MethodPreset(
+        "A student-friendly teacher: it is trained with branches of its student's blocks (teacher.training=sftn).",
+        SFTNSettings,
+        Needs(teacher="none", ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="none",
+        arrangement={"peers": 1},
+    ),
+    "soteacher": MethodPreset(
+        "A student-oriented teacher: smooth, and consistent with itself over time (teacher.training=soteacher).",
+        SoTeacherSettings,
+        Needs(teacher="none", ensemble="none", time=True, batches=True, minimum_peers=1, deploy=STUDENT),
+        teacher="none",
+        arrangement={"peers": 1},
     ),
     "pcl": MethodPreset(
         "Peer collaborative learning: individual teachers only, no assembled knowledge.", PCLSettings, teacher="follow"

@@ -22,7 +22,12 @@ from dkel_lightning.settings.keys import (
     whole,
 )
 
-TRAININGS: Mapping[str, str] = {"plain": "baseline", "early_stopped": "baseline"}
+TRAININGS: Mapping[str, str] = {
+    "plain": "baseline",
+    "early_stopped": "baseline",
+    "soteacher": "soteacher",
+    "sftn": "sftn",
+}
 """The method that trains a teacher of its own before its student, by the name of the training."""
 EARLY = 150 / 240
 """Share of its training after which a teacher is stopped early. Source: reviews of SoTeacher."""
@@ -137,6 +142,10 @@ TEACHERS: Mapping[str, TeacherPreset] = {
     "mean_teacher": TeacherPreset(
         "A copy of the student whose first updates average its history evenly (Mean Teacher).",
         {"draw": "student", "start": "mean_teacher", "init_steps": 0},
+    ),
+    "online": TeacherPreset(
+        "Learns from the labels by itself, from the first step of its student on.",
+        {"update": "gradient", "init_steps": 0},
     ),
     "none": TeacherPreset("No teacher; for methods that can do without.", None),
 }

@@ -28,7 +28,7 @@ def leaf(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, requires_grad=True)
 
 
-def step(student: Tensor, teacher: Tensor | None, labels: Any, **named: Any) -> MethodInputs:
+def step(student: Tensor, teacher: Tensor | None, labels: Any, /, **named: Any) -> MethodInputs:
     """Make a step of student logits [P, B, C] and teacher logits [1 or P, B, C]."""
     features = torch.zeros(*student.shape[:2], 1)
     taught = None if teacher is None else TeacherOutput(teacher, features, named.get("teacher"))

@@ -33,7 +33,7 @@ def outputs_of(case: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
 def method_of(case: dict[str, Any], **settings: Any) -> Any:
     given = case["settings"]["a"]
     weight = given if isinstance(given, float) else [given[key] for key in sorted(given)]
-    return methods.create("dih", 1, {"weight": weight, "temperature": case["settings"]["T"], **settings})
+    return methods.create("dih", 1, {"weights": weight, "temperature": case["settings"]["T"], **settings})
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -65,7 +65,8 @@ def test_the_labels_count_once_for_each_output_whose_weight_is_above_0() -> None
 def test_without_heads_it_is_kd() -> None:
     student, teacher = torch.randn(2, 4, 5), torch.randn(1, 1, 4, 5)
     labels = torch.arange(4)
-    ours = methods.create("dih", 2, {"weight": 0.3, "temperature": 4.0}).terms_of(student, teacher, labels)  # type: ignore[attr-defined]
+    method: Any = methods.create("dih", 2, {"weights": 0.3, "temperature": 4.0})
+    ours = method.terms_of(student, teacher, labels)
     step = torch.nn.functional.cross_entropy(student[0], labels) + torch.nn.functional.cross_entropy(student[1], labels)
     assert ours["ce"].item() == pytest.approx(0.7 * step.item(), rel=1e-6)
     assert ours["kd_heads"].item() == 0
@@ -75,8 +76,8 @@ def test_without_heads_it_is_kd() -> None:
 
 
 def build(method: str, teacher: dict[str, Any] | None = None, **settings: Any) -> DistillationModule:
-    beside = {"teacher": {"backbone": "resnet8", **(teacher or {})}} if method == "dih" else {}
-    beside |= {key: settings.pop(key) for key in ("weights", "peers", "seed") if key in settings}
+    beside: dict[str, Any] = {"teacher": {"backbone": "resnet8", **(teacher or {})}} if method == "dih" else {}
+    beside |= {key: settings.pop(key) for key in ("peers", "seed") if key in settings}
     given = {"name": method, **settings}
     return DistillationModule.build("resnet8", CLASSES, given, optimizer=SGD, image_size=(8, 8), **beside)
 
@@ -124,13 +125,13 @@ def test_heads_that_do_not_fit_and_weights_without_meaning_are_refused(tmp_path:
     with pytest.raises(ConfigError, match=r"'stage4', but SinglePeer has no such module. Did you mean stage"):
         build("heads", layers=["stage4"])
     with pytest.raises(
-        ConfigError, match=r"method\.weight has 2 entries .* 3 heads \(stage1, stage2, stage3\): give 4"
+        ConfigError, match=r"method\.weights has 2 entries .* 3 heads \(stage1, stage2, stage3\): give 4"
     ):
-        build("dih", weight=[0.5, 0.5])
+        build("dih", weights=[0.5, 0.5])
     with pytest.raises(ConfigError, match="leaves nothing to learn from"):
-        build("dih", weight=0.0)
+        build("dih", weights=0.0)
     with pytest.raises(ConfigError, match="ce_once is of one weight"):
-        build("dih", weight=[0.5, 0.1, 0.1, 0.1], ce_once=True)
+        build("dih", weights=[0.5, 0.1, 0.1, 0.1], ce_once=True)
     with pytest.raises(ConfigError, match=r"set method\.peers to 1"):
         build("heads", peers=2)
     assert "random weights" in str(build("dih").method.lacks())

@@ -151,7 +151,8 @@ def _teacher(values: Mapping[str, Any]) -> dict[str, Any]:
     """Train a teacher: one peer on the same data and protocol, by the method that `teacher.training` means."""
     teacher = values["teacher"]
     training = teacher.get("training", "plain")
-    alone = _on_the_teacher(values, TRAININGS[training], "teacher stage")
+    student = {"student": values["backbone"]["name"]} if training == "sftn" else {}
+    alone = _on_the_teacher(values, TRAININGS[training], "teacher stage", student)
     trainer, scheduler = dict(values["trainer"]), dict(values["scheduler"])
     whole, length = trainer["max_epochs"], teacher.get("training_epochs")
     if training == "early_stopped":
