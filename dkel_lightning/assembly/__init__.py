@@ -5,7 +5,6 @@ from dkel_lightning.assembly.parts import (
     attach,
     check_is_trained_itself,
     check_parts,
-    deployment,
     warn_of_an_untrained_teacher,
 )
 
@@ -15,7 +14,6 @@ __all__ = [
     "build",
     "check_is_trained_itself",
     "check_parts",
-    "deployment",
     "load_from_checkpoint",
     "warn_of_an_untrained_teacher",
 ]

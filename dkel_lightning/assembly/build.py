@@ -14,7 +14,7 @@ from torch import nn
 from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw, image_shape, made
 from dkel_lightning.assembly.file_checks import no_more_than, refuse_non_finite
-from dkel_lightning.assembly.parts import choose_method, deployment, method_recipe, teacher_settings
+from dkel_lightning.assembly.parts import choose_method, method_recipe, teacher_settings
 from dkel_lightning.assembly.teacher_weights import load_student, load_teacher
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
@@ -26,6 +26,7 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.backbone import is_external, reads_a_folder
+from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.teacher import TeacherSettings
@@ -174,7 +175,7 @@ def build(  # noqa: D417
         interval=interval,
         augmentation=augmentation,
         views=views or preset.views,
-        deploy=deployment(deploy or {}, chosen, teacher_module is not None),
+        deploy=from_mapping(Deploy, deploy or {}, "deploy"),
         seed=seed,
         execution=execution,
     )

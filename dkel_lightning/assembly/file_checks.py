@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
-from dkel_lightning.callbacks.non_finite import non_finite
+from dkel_lightning.callbacks.step_recorder import non_finite
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.peers import batch_norms
 

@@ -17,7 +17,6 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.declarations import from_mapping, merge
-from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.methods import Arrangement
 from dkel_lightning.settings.teacher import TeacherSettings
 
@@ -81,13 +80,6 @@ def teacher_settings(
     if method.needs.foreign_teacher and settings.draw == "student":
         raise ConfigError(f"teacher.draw is student, but the teacher of {name} is a network of its own: independent.")
     return settings
-
-
-def deployment(given: Mapping[str, Any], method: Method, has_teacher: bool) -> Deploy:
-    """Lay what is given over what the method deploys."""
-    network = method.needs.deploy.network if has_teacher or method.needs.deploy.network != "teacher" else "student"
-    own = {"network": network, "peer": method.needs.deploy.peer if given.get("network", network) == network else "best"}
-    return from_mapping(Deploy, {**own, **given}, "deploy")
 
 
 def method_recipe(method: str | Mapping[str, Any] | Method, chosen: Method) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dkel_lightning.assembly.file_checks import refuse_non_finite
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError
-from dkel_lightning.modules.deployment import deploy
+from dkel_lightning.modules.deployment import deploy, deployed_member
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork
@@ -68,7 +68,7 @@ def load_student(network: PeerNetwork, path: Path, rebuild: Callable[[Path], Coo
 
 
 def _load_checkpoint(network: PeerNetwork, module: Coordinator, path: Path) -> None:
-    choice = module.deployment.network
+    choice, _, _ = deployed_member(module).partition("_")
     if choice == "ensemble":
         raise CheckpointError(f"{path} deploys an ensemble, and a teacher is a network of peers: choose another run.")
     if network.num_peers == 1:

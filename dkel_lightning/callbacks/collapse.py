@@ -1,10 +1,10 @@
-"""Notice a training that collapses, by its outcome; report it, or end it."""
+"""Notice a training that collapses, by its outcome; report it, end it, or go back and go on more carefully."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,29 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dkel_lightning.callbacks.collapse_criteria import Collapse, chance_bound, clearly_better, describe, fault_of
-from dkel_lightning.callbacks.non_finite import Step, Verdict, all_finite, non_finite
+from dkel_lightning.callbacks.collapse_criteria import (
+    Collapse,
+    can_tell,
+    chance_bound,
+    clearly_better,
+    describe,
+    fault_of,
+)
+from dkel_lightning.callbacks.step_recorder import StepRecorder, Verdict, all_finite, non_finite
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
 from dkel_lightning.metrics import ClassShares
 from dkel_lightning.modules.batch import DATA_CURE, sync_blocks
 from dkel_lightning.modules.interface import Coordinator, coordinator
+from dkel_lightning.runtime import command_lines
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.processes import any_process, print_once
 
-ACTIONS = ("warn", "stop")
+ACTIONS = ("warn", "stop", "restore")
 CURE = "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32."
 LEAST_EPOCHS = 5
+KEPT = ("term_means.", "train_scores.", "method.rampup_weight", "ensemble.weight", "teacher.rate")
+"""What a restoration leaves: sums of the epoch, and what schedules have put in force, as no clock is turned back."""
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
 
 class CollapseGuard(Callback):
@@ -36,22 +47,37 @@ class CollapseGuard(Callback):
     * A student peer's validation accuracy is at chance: not above the 99.9 % quantile of what the best constant
       prediction would reach by luck on as many images. It counts once the peer had been clearly better (three times
       that quantile, or half way from it to 1), or once it should have been: after `grace` of the run, and after 5
-      epochs.
+      epochs (5 again from where it was restored), on images enough to tell.
     * One class takes at least `one_class_share` of a student peer's predictions, from the same moment on, unless the
       labels are distributed so.
 
+    The latter two count from the `validations`th validation in a row in which they are seen. Where the peers are well
+    again for as many, what was warned of is withdrawn: in one line, and in `collapse.json`.
+
     Teachers are not judged: an independent one is at chance by design until the average has reached its student.
 
-    What follows is one line, `collapse.json` in the folder of the run, and `on_collapse`: `warn` goes on, `stop` raises
-    a CollapseError. After a loss that is no number nothing can go on, so the run ends by either, and what the last
-    checkpoint holds is not touched. On the CPU the loss is judged before the weights are touched. On a GPU the verdict
-    is read at the start of the next step but one, when it has long arrived, and before every checkpoint.
+    What follows is one line, `collapse.json` in the folder of the run, and `on_collapse`:
+
+    * `warn`: go on. After a loss that is no number nothing can go on, so the run ends as with `stop`.
+    * `stop`: raise a CollapseError; what the last checkpoint holds is not touched.
+    * `restore`: take weights, optimizer state and the teacher's counter back to the last validation that was well (or
+      the start), multiply the learning rate by `lr_scale`, for good, and go on with the next batch. The clock is not
+      turned back. After `times` of them it stops.
+
+    A step whose loss is no number is written to `collapse/step_<n>.pt`, n the steps done before; so is the last step
+    before the validation that finds a collapse (with `warn`: the first one). `task=replay` runs it again. On the CPU
+    the loss is judged before the weights are touched. On a GPU the verdict is read at the start of the next step but
+    one, when it has long arrived, and a copy of the state from before the step lies on the device until then: no wait,
+    for two copies of weights and optimizer state in memory. With `restore` it is read at once.
 
     Args:
-        on_collapse: `warn` or `stop`.
+        on_collapse: `warn`, `stop` or `restore`.
         folder: of the run; the Trainer's log folder by default.
+        lr_scale: factor on the learning rate at each restoration.
+        times: how often it is restored.
         one_class_share: share of the predictions from which one class counts as nearly all.
         grace: share of the run in which a peer may be at chance that has never been better.
+        validations: in a row, for which a peer must be at chance, or predict one class, to have collapsed.
     """
 
     @staticmethod
@@ -64,55 +90,67 @@ class CollapseGuard(Callback):
         on_collapse: str = "warn",
         *,
         folder: Path | None = None,
+        lr_scale: float = 0.5,
+        times: int = 3,
         one_class_share: float = 0.95,
         grace: float = 0.25,
+        validations: int = 3,
     ) -> None:
         if on_collapse not in ACTIONS:
             raise ConfigError(f"callbacks.on_collapse is {on_collapse!r}: choose one of {', '.join(ACTIONS)}.")
         self.on_collapse = on_collapse
         self.folder = folder
+        self.lr_scale = lr_scale
+        self.times = times
         self.one_class_share = one_class_share
         self.grace = grace
+        self.validations = validations
         self.events: list[Collapse] = []
+        self.restored = 0
+        self._restored_at = 0
         self._well: set[str] = set()
         self._ill: set[str] = set()
+        # Of each peer, validations in a row with a fault; below 0: without.
+        self._streak: dict[str, int] = {}
+        # Of the step under way, and of the one before where its verdict is still to come.
+        self._recorder, self._other = StepRecorder(), StepRecorder()
+        self._pending: list[tuple[Verdict, StepRecorder]] = []
+        self._due: Collapse | None = None
         self._shares: ClassShares | None = None
+        self._good: dict[str, Any] = {}
         # Networks whose outputs were no numbers in the validation of this epoch.
         self._overflown: list[str] = []
-        self._step: Step
-        self._forget()
-
-    def _forget(self) -> None:
-        self._at: tuple[Trainer, Coordinator] | None = None
-        self._pending: list[tuple[Verdict, Step]] = []
 
     # ------------------------------------------------------------------ every step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch the losses."""
-        self._forget()
-        readers = coordinator(pl_module).readers
-        if self._read_loss not in readers:
-            readers.append(self._read_loss)
+        """Watch the losses; what training starts from is good."""
+        module = coordinator(pl_module)
+        self._pending, self._due = [], None
+        if self._read_loss not in module.readers:
+            module.readers.append(self._read_loss)
+        self._remember(trainer, module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Read the verdict on an earlier step, and note what tells of this one."""
-        module = coordinator(pl_module)
-        self._read(trainer, module, all_but=1 if sync_blocks(module.device) else 0)
-        self._step = Step(batch, trainer.current_epoch, trainer.global_step, batch_idx, trainer.global_rank)
-        self._at = trainer, module
+        """Read the verdict on an earlier step, and keep what a replay of this one needs."""
+        self._read(trainer, pl_module, all_but=1 if self._reads_late(pl_module.device) else 0)
+        if self._pending:
+            self._recorder, self._other = self._other, self._recorder
+        self._recorder.begin(trainer, coordinator(pl_module), batch, batch_idx)
+        self._at = (trainer, coordinator(pl_module))
 
     def _read_loss(self, terms: Mapping[str, Tensor], loss: Tensor) -> None:
-        self._step.note(terms)
-        self._pending.append((Verdict(loss), self._step))
-        # Where anomalies are looked for, torch shall find it: it knows the operation.
-        if not (sync_blocks(loss.device) or torch.is_anomaly_enabled()):
-            assert self._at is not None
+        self._recorder.note(terms, loss)
+        self._pending.append((Verdict(loss), self._recorder))
+        if not self._reads_late(loss.device):
             self._read(*self._at)
+
+    def _reads_late(self, device: torch.device) -> bool:
+        return sync_blocks(device) and self.on_collapse != "restore"
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look at the gradients where that is free, before they reach the weights."""
-        if sync_blocks(pl_module.device):
+        if sync_blocks(pl_module.device) or self._due is not None:
             return
         learning = (p.grad for group in optimizer.param_groups for p in group["params"])
         gradients = [gradient for gradient in learning if gradient is not None]
@@ -121,7 +159,16 @@ class CollapseGuard(Callback):
         # Their names only now: to walk through all modules takes longer than the sums.
         names = non_finite((name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None)
         if names:
-            self._not_a_number(trainer, f"{len(names)} gradients became NaN or infinite ({', '.join(names[:3])})")
+            what = f"{len(names)} gradients became NaN or infinite ({', '.join(names[:3])})"
+            self._not_a_number(trainer, coordinator(pl_module), what, self._recorder)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Go back, if this step was no good."""
+        if self._due is not None:
+            event, self._due = self._due, None
+            self._restore(trainer, coordinator(pl_module), event)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the verdict before the epoch's checkpoint is written, and look at the weights themselves.
@@ -130,14 +177,21 @@ class CollapseGuard(Callback):
         running statistics, or the outputs in validation, overflow.
         """
         self._read(trainer, pl_module)
-        statistics = [pair for pair in pl_module.named_buffers() if "running_" in pair[0]]
+        module = coordinator(pl_module)
+        statistics = [pair for pair in module.named_buffers() if "running_" in pair[0]]
+        weights = [*module.named_parameters(), *statistics]
         overflown, self._overflown = self._overflown, []
-        if names := non_finite([*pl_module.named_parameters(), *statistics]):
+        what = ""
+        if not all_finite([parameter.detach() for _, parameter in weights]) and (names := non_finite(weights)):
             kind = "running statistics" if all("running_" in name for name in names) else "weights"
-            self._not_a_number(trainer, f"{len(names)} {kind} became NaN or infinite ({', '.join(names[:3])})")
-        if overflown:
+            what = f"{len(names)} {kind} became NaN or infinite ({', '.join(names[:3])})"
+        elif overflown:
             what = f"Outputs became NaN or infinite in the validation ({', '.join(overflown[:3])})"
-            self._not_a_number(trainer, what)
+        if what:
+            self._not_a_number(trainer, module, what, self._recorder, replayable=False)
+            self.on_train_batch_end(trainer, module, None, None, 0)
+        elif not trainer.enable_validation:
+            self._remember(trainer, module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the verdict before a checkpoint can be written after validation."""
@@ -152,29 +206,46 @@ class CollapseGuard(Callback):
         readers = coordinator(pl_module).readers
         if self._read_loss in readers:
             readers.remove(self._read_loss)
-        self._forget()
+        self._good, self._pending = {}, []
+        self._recorder, self._other = StepRecorder(), StepRecorder()
+        self._at = ()  # type: ignore[assignment]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop watching."""
         self.on_train_end(trainer, pl_module)
 
+    _at: tuple[Trainer, Coordinator]
+
     def _read(self, trainer: Trainer, module: LightningModule, *, all_but: int = 0) -> None:
         while len(self._pending) > all_but:
-            verdict, step = self._pending.pop(0)
+            verdict, recorder = self._pending.pop(0)
             if verdict.read():
-                names = non_finite(step.terms.items())
+                names = recorder.culprits()
                 terms = f"; non-finite terms: {', '.join(names)}" if names else ""
-                images = _broken_images(step, coordinator(module))
+                images = _broken_images(recorder, coordinator(module))
                 what = f"The training loss became NaN or infinite{terms}{f'; {images}' if images else ''}"
                 cure = f"The data is at fault, and not the learning rate: {DATA_CURE}" if images else CURE
-                self._not_a_number(trainer, what, step, cure)
+                self._not_a_number(trainer, coordinator(module), what, recorder, cure=cure)
 
-    def _not_a_number(self, trainer: Trainer, what: str, step: Step | None = None, cure: str = CURE) -> None:
-        """Note it and raise: nothing that is computed from it is of use."""
-        number = (step or self._step).number
-        self._note(trainer, Collapse("non_finite", trainer.current_epoch, number, what, action="stopped"))
-        where = f"step {number}, epoch {trainer.current_epoch + 1}"
-        raise NonFiniteError(f"{what} ({where}). {cure}{_untouched(trainer)}")
+    def _not_a_number(
+        self,
+        trainer: Trainer,
+        module: Coordinator,
+        what: str,
+        recorder: StepRecorder,
+        *,
+        replayable: bool = True,
+        cure: str = CURE,
+    ) -> None:
+        """Record the step, and raise, or ask for a restoration once the step is over."""
+        where = f"step {recorder.step}, epoch {trainer.current_epoch + 1}"
+        path = recorder.save(self._place(trainer) / "collapse", trainer, module, what) if replayable else None
+        event = Collapse("non_finite", trainer.current_epoch, recorder.step, what, record=str(path) if path else None)
+        if self.on_collapse == "restore" and self.restored < self.times:
+            self._due = event
+            return
+        self._note(trainer, event, "stopped")
+        raise NonFiniteError(f"{what} ({where}).{self._tried()} {cure}{_untouched(trainer)}{_again(event)}")
 
     # ------------------------------------------------------------------ every validation
 
@@ -218,56 +289,178 @@ class CollapseGuard(Callback):
             if (fault := fault_of(right, share, chance, bound, self.one_class_share)) is not None
         }
         self._well |= {peer for peer, right in zip(peers, accuracy, strict=True) if right >= clearly_better(bound)}
-        late = self._past_grace(trainer)
-        ill = [peer for peer in faults if late or peer in self._well]
+        for peer in peers:
+            before = self._streak.get(peer, 0)
+            self._streak[peer] = max(before, 0) + 1 if peer in faults else min(before, 0) - 1
+        late = self._past_grace(trainer) and can_tell(chance, bound)
+        ill = [p for p in faults if self._streak[p] >= self.validations and (late or p in self._well)]
+        if not faults:
+            self._remember(trainer, module)
+        self._withdraw(trainer, dict(zip(peers, accuracy, strict=True)))
         fresh, self._ill = set(ill) - self._ill, set(ill)
-        if fresh:
-            kind = "chance" if "chance" in [faults[peer] for peer in ill] else "one_class"
-            reached = [accuracy[peers.index(peer)] for peer in ill]
-            shares = [found["top_share"][peers.index(peer)] for peer in ill]
-            what = describe(kind, ill, reached, shares, chance)
-            at = trainer.current_epoch, trainer.global_step
-            self._act(trainer, Collapse(kind, *at, what, ill, reached, shares, chance, bound, _homogenised(trainer)))
+        if not fresh:
+            return
+        kind = "chance" if "chance" in [faults[peer] for peer in ill] else "one_class"
+        chosen = [peers.index(peer) for peer in ill]
+        what = describe(kind, ill, [accuracy[i] for i in chosen], [found["top_share"][i] for i in chosen], chance)
+        event = Collapse(
+            kind,
+            trainer.current_epoch,
+            trainer.global_step,
+            what,
+            tuple(ill),
+            tuple(accuracy[i] for i in chosen),
+            tuple(found["top_share"][i] for i in chosen),
+            chance,
+            bound,
+            _homogenised(trainer),
+            record=self._last_step(trainer, module, what),
+        )
+        self._act(trainer, module, event)
 
-    def _act(self, trainer: Trainer, event: Collapse) -> None:
-        said = f"Collapse in epoch {event.epoch + 1}: {event.what}."
+    def _last_step(self, trainer: Trainer, module: Coordinator, what: str) -> str | None:
+        """Write the step before this validation; with `warn` the first one alone, as a peer may come and go."""
+        known = self.on_collapse == "warn" and any(event.record for event in self.events)
+        if known or not self._recorder.whole:
+            return None
+        return str(self._recorder.save(self._place(trainer) / "collapse", trainer, module, what))
+
+    def _act(self, trainer: Trainer, module: Coordinator, event: Collapse) -> None:
         if self.on_collapse == "warn":
-            self._note(trainer, replace(event, action="warned"))
-            print_once(said)
+            self._note(trainer, event, "warned")
+            print_once(f"Collapse in epoch {event.epoch + 1}: {event.what}.{_again(event)}")
+        elif self.on_collapse == "restore" and self.restored < self.times:
+            self._ill = set()
+            self._restore(trainer, module, event)
         else:
-            self._note(trainer, replace(event, action="stopped"))
-            raise CollapseError(f"{said} {CURE}{_untouched(trainer)}")
+            self._note(trainer, event, "stopped")
+            raise CollapseError(
+                f"Collapse in epoch {event.epoch + 1}: {event.what}.{self._tried()} {CURE}"
+                f"{_untouched(trainer)}{_again(event)}"
+            )
+
+    def _withdraw(self, trainer: Trainer, accuracy: Mapping[str, float]) -> None:
+        """Take back what was warned of, where all peers concerned have been well for as long as it took to say so."""
+        for place, event in enumerate(self.events):
+            over = all(self._streak[peer] <= -self.validations for peer in event.members)
+            if event.action == "warned" and event.recovered is None and over:
+                self.events[place] = replace(event, recovered=trainer.current_epoch)
+                self._save(trainer)
+                now = ", ".join(f"{100 * accuracy[peer]:.1f} %" for peer in event.members)
+                print_once(f"No collapse: {', '.join(event.members)} of epoch {event.epoch + 1} recovered ({now}).")
 
     def _past_grace(self, trainer: Trainer) -> bool:
         done = trainer.current_epoch + 1
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else 0
         share = done / epochs if epochs else trainer.global_step / max(trainer.max_steps, 1)
-        return done >= LEAST_EPOCHS and share >= self.grace
+        # A peer that was sent back to where it knew nothing has to have time to learn, too.
+        return done - self._restored_at >= LEAST_EPOCHS and share >= self.grace
 
     # ------------------------------------------------------------------ what follows
 
-    def _note(self, trainer: Trainer, event: Collapse) -> None:
-        self.events.append(event)
-        folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
-        rank_zero_only(write_text)(folder / "collapse.json", json.dumps(self._written(), indent=2) + "\n")
+    def _remember(self, trainer: Trainer, module: Coordinator) -> None:
+        """Keep what a restoration goes back to, on the host."""
+        if self.on_collapse == "restore":
+            with torch.inference_mode(False):
+                state = trainer.optimizers[0].state_dict()["state"]
+                self._good = {
+                    "weights": {
+                        name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()
+                    },
+                    "optimizer": {
+                        key: {
+                            name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+                            for name, value in values.items()
+                        }
+                        for key, values in state.items()
+                    },
+                    "well": set(self._well),
+                    "step": trainer.global_step,
+                }
 
-    def _written(self) -> dict[str, Any]:
-        return {"events": [asdict(event) for event in self.events]}
+    def _restore(self, trainer: Trainer, module: Coordinator, event: Collapse) -> None:
+        # Validation runs in inference mode, whose tensors no later step could change.
+        with torch.inference_mode(False), torch.no_grad():
+            kept = {name: value for name, value in module.state_dict().items() if name.startswith(KEPT)}
+            module.load_state_dict({**self._good["weights"], **kept})
+            # What a peer has learnt since then is gone, and it may be at chance again.
+            self._well, self._streak = set(self._good["well"]), {}
+            # The sums of the epoch begin anew.
+            if event.kind == "non_finite":
+                module.term_means.reset()
+                module.train_scores.reset()
+            for optimizer in trainer.optimizers:
+                optimizer.zero_grad()
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer.load_state_dict({"state": self._good["optimizer"], "param_groups": groups})
+        scale_rates(trainer, self.lr_scale)
+        self.restored += 1
+        self._restored_at = trainer.current_epoch + 1
+        self._note(trainer, event, "restored")
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        print_once(
+            f"Collapse in epoch {event.epoch + 1}: {event.what}. Back to the state after step {self._good['step']}, "
+            f"going on with learning rate {rate:g} (restoration {self.restored} of {self.times}).{_again(event)}"
+        )
+
+    def _note(self, trainer: Trainer, event: Collapse, action: str) -> None:
+        self.events.append(replace(event, action=action))
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        _write(self._place(trainer) / "collapse.json", [asdict(each) for each in self.events])
+
+    def _place(self, trainer: Trainer) -> Path:
+        return self.folder or Path(trainer.log_dir or trainer.default_root_dir)
+
+    def _tried(self) -> str:
+        return f" It was restored {self.restored} times." if self.restored else ""
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what has happened."""
-        return {**self._written(), "well": sorted(self._well), "ill": sorted(self._ill)}
+        return {
+            "events": [_primitive(asdict(event)) for event in self.events],
+            "restored": self.restored,
+            "restored_at": self._restored_at,
+            "well": sorted(self._well),
+            "ill": sorted(self._ill),
+            "streak": dict(self._streak),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what has happened; earlier versions noted more of it."""
-        known = {item.name for item in fields(Collapse)}
-        self.events = [Collapse(**{name: each[name] for name in known & each.keys()}) for each in state_dict["events"]]
+        """Go on from what has happened."""
+        self.events = [Collapse(**{key: _tupled(value) for key, value in e.items()}) for e in state_dict["events"]]
+        self.restored, self._restored_at = int(state_dict["restored"]), int(state_dict.get("restored_at", 0))
         self._well, self._ill = set(state_dict["well"]), set(state_dict["ill"])
+        self._streak = dict(state_dict.get("streak", {}))
 
 
-def _broken_images(step: Step, module: Coordinator) -> str | None:
+def scale_rates(trainer: Trainer, factor: float) -> None:
+    """Multiply the learning rates in force, and all from which schedulers compute later ones."""
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            group.update({name: group[name] * factor for name in RATES if name in group})
+    for config in trainer.lr_scheduler_configs:
+        _scale_scheduler(config.scheduler, factor)
+
+
+def _scale_scheduler(scheduler: Any, factor: float) -> None:
+    for nested in getattr(scheduler, "_schedulers", []):
+        _scale_scheduler(nested, factor)
+    for name in ("base_lrs", "_last_lr", "min_lrs"):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
+
+
+def _again(event: Collapse) -> str:
+    if not event.record:
+        return ""
+    return f" Replay the step: {command_lines.typed('task=replay', command_lines.override('checkpoint', event.record))}"
+
+
+def _broken_images(recorder: StepRecorder, module: Coordinator) -> str | None:
     """Say which images of the step are no numbers, None if none; all processes ask, and all find the same at fault."""
-    said = step.broken_images(module)
+    said = recorder.broken_images(module)
     anywhere = any_process(said is not None, module.device)
     return said or ("images of another process are NaN or infinite" if anywhere else None)
 
@@ -283,3 +476,16 @@ def _untouched(trainer: Trainer) -> str:
 def _homogenised(trainer: Trainer) -> bool | None:
     value = trainer.callback_metrics.get("diversity/homogenised")
     return None if value is None else bool(value)
+
+
+def _primitive(value: Any) -> Any:
+    return {key: list(each) if isinstance(each, tuple) else each for key, each in value.items()}
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@rank_zero_only
+def _write(path: Path, events: list[dict[str, Any]]) -> None:
+    write_text(path, json.dumps({"events": events}, indent=2) + "\n")

@@ -48,7 +48,7 @@ def check_deployment(module: Coordinator, choice: Deploy) -> None:
         raise ConfigError("deploy.network=teacher, but this method has no teacher: choose student.")
     if network == "ensemble" and not has_ensemble(module):
         raise ConfigError("deploy.network=ensemble, but there is no ensemble classifier: choose teacher or student.")
-    peers = len(peer_names(module, network))
+    peers = len(peer_names(module, _networks(module, choice)[0]))
     if isinstance(peer, int) and network != "ensemble" and not -peers <= peer < peers:
         raise ConfigError(f"deploy.peer={peer}, but peers are numbered 0 to {peers - 1}.")
 
@@ -61,14 +61,50 @@ def best_peer(module: Coordinator, network: str, scores: Tensor | None = None) -
     return int(torch.nan_to_num(torch.stack(of_network), nan=0.0).argmax())
 
 
+def candidates(module: Coordinator, choice: Deploy) -> list[str]:
+    """Name the members among which validation chooses; those that the method itself deploys come first.
+
+    A teacher of a form of its own is not among them unless it is asked for.
+    """
+    if choice.network == "ensemble":
+        return ["ensemble"]
+    own, found = module.method.needs.deploy, []
+    for network in _networks(module, choice):
+        usual = own.peer if network == own.network else "best"
+        peer, names = usual if choice.peer == "auto" else choice.peer, peer_names(module, network)
+        found += names if isinstance(peer, str) else [names[peer]]
+    return found
+
+
+def methods_own(module: Coordinator) -> str:
+    """Name what the method itself deploys, whatever the other network has reached."""
+    own = module.method.needs.deploy
+    return deployed_member(module, choice=own if own.network == "student" or module.teacher else Deploy("student"))
+
+
+def _networks(module: Coordinator, choice: Deploy) -> list[str]:
+    """Name the networks among which is chosen, the method's own first; a peer's number alone is of that one."""
+    if choice.network != "auto":
+        return [choice.network]
+    needs = module.method.needs
+    if module.teacher is None or needs.foreign_teacher:
+        return ["student"]
+    both = sorted(["student", "teacher"], key=lambda each: each != needs.deploy.network)
+    return both[:1] if isinstance(choice.peer, int) else both
+
+
 def deployed_member(module: Coordinator, scores: Tensor | None = None, choice: Deploy | None = None) -> str:
-    """Name the member that is deployed, such as `teacher_1`; by the module's own choice where no other is given."""
-    choice = choice or module.deployment
-    network, peer = choice.network, choice.peer
-    if network == "ensemble":
-        return "ensemble"
-    peers = len(peer_names(module, network))
-    return f"{network}_{best_peer(module, network, scores) if peer == 'best' else int(peer) % peers}"
+    """Name the member that is deployed, such as `teacher_1`: of the candidates the one of the highest score.
+
+    Args:
+        module: asks its own choice where no other is given.
+        scores: by member [M]; the last validation's accuracies by default. Of equal ones the first candidate is taken,
+            as it is where nothing was validated (NaN).
+        choice: what is to be deployed.
+    """
+    scores = module.validation_accuracy if scores is None else scores
+    by_name = dict(zip(module.members, torch.nan_to_num(scores, nan=0.0).tolist(), strict=True))
+    return max(candidates(module, choice or module.deployment), key=by_name.__getitem__)
 
 
 def choose(module: Coordinator, network: str | None, peer: int | str | None) -> Deploy:
@@ -85,14 +121,15 @@ def choose(module: Coordinator, network: str | None, peer: int | str | None) -> 
 
 def deploy(module: Coordinator, choice: Deploy) -> nn.Module:
     """Copy the chosen network out of the training: float32, contiguous, on the CPU, in eval mode."""
-    if choice.network == "ensemble":
+    network, _, peer = deployed_member(module, choice=choice).partition("_")
+    if network == "ensemble":
         whole: nn.Module = EnsembleNetwork(module)
     else:
-        part = module.teacher if choice.network == "teacher" else module.student
+        part = module.teacher if network == "teacher" else module.student
         assert part is not None
-        whole = part.peer(int(deployed_member(module, choice=choice).rpartition("_")[2]))
+        whole = part.peer(int(peer))
     deployed = copy.deepcopy(whole).cpu().to(memory_format=torch.contiguous_format)
-    if choice.network != "ensemble":
+    if network != "ensemble":
         networks.release_(deployed)
     if module.dtype != torch.float32:  # else a network of the user's own may hold other types on purpose
         deployed = deployed.float()

@@ -93,7 +93,7 @@ class DistillationModule(Coordinator):
         self.seed = seed
         self.recipe: dict[str, Any] | None = None
         self._factories = (optimizer, scheduler, interval)
-        self.deployment = deploy or assembly.deployment({}, method, teacher is not None)
+        self.deployment = deploy or Deploy()
         deployment.check_deployment(self, self.deployment)
         assembly.attach(method, student, teacher, seed)
         self.members = deployment.members(self)
@@ -335,7 +335,7 @@ class DistillationModule(Coordinator):
         another precision as a whole (`bf16-true`, `64-true`) is float32 here, buffers included.
 
         Args:
-            network: `teacher`, `student` or `ensemble`; as configured by default.
+            network: `teacher`, `student`, `ensemble`, or `auto` of both; as configured by default, which is `auto`.
             peer: an index, or `best` of the last validation; as configured by default.
 
         Raises:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import AUTO, choice, either, whole
+from dkel_lightning.settings.keys import choice, either, whole
 
 
 @dataclass(frozen=True)
@@ -17,22 +16,14 @@ class Deploy(Settings, node="deploy"):
     network: Annotated[
         str,
         choice(
-            "Network that is deployed; auto: as the method says, mostly the teacher.",
+            "Network that is deployed; auto: of teacher and student, what validation chooses.",
             *("auto", "teacher", "student", "ensemble"),
         ),
-        AUTO,
-    ] = "teacher"
+    ] = "auto"
     peer: Annotated[
         int | str,
         either(
-            whole("Peer that is deployed; best: in validation; auto: as the method says.", -64, 63),
+            whole("Peer that is deployed; best: in validation; auto: best, or the one the method names.", -64, 63),
             choice("", "auto", "best"),
         ),
-        AUTO,
-    ] = "best"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("network", "peer"):
-            if getattr(self, name) == "auto":
-                raise ConfigError(f"deploy.{name} is auto, and there is no method to ask: choose one.")
+    ] = "auto"

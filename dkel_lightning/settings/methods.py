@@ -339,7 +339,7 @@ class MethodPreset:
     views_per_pass: str = BackboneSettings.views_per_pass
 
 
-STUDENT = Deploy("student")
+STUDENT = Deploy("student", "best")
 
 PRESETS: dict[str, MethodPreset] = {
     "baseline": MethodPreset(

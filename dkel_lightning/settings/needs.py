@@ -26,7 +26,8 @@ class Needs:
         stages: wants `inputs.student.trunk` and `inputs.student.maps`.
         trunk: works on a trunk that the peers share.
         minimum_peers: with fewer it is refused.
-        deploy: what is deployed unless the user says otherwise.
+        deploy: what the method itself deploys: of networks that are equal in validation, and where nothing was
+            validated. A peer that it numbers is the only one of its network that is chosen unless the user says so.
     """
 
     teacher: str = "required"
@@ -40,7 +41,7 @@ class Needs:
     stages: bool = False
     trunk: bool = False
     minimum_peers: int = 2
-    deploy: Deploy = field(default_factory=Deploy)
+    deploy: Deploy = field(default_factory=lambda: Deploy("teacher", "best"))
 
     def __post_init__(self) -> None:
         one_of("Needs.teacher", self.teacher, ("required", "optional", "none"))

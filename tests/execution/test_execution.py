@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import DataLoader
 
 from dkel_lightning import DistillationModule, methods
-from dkel_lightning.callbacks import DiversityMonitor, collapse
-from dkel_lightning.callbacks.non_finite import Verdict
+from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor, collapse, step_recorder
+from dkel_lightning.callbacks.step_recorder import Verdict
 from dkel_lightning.data import WithIndices
 from dkel_lightning.data.augment import CropFlip
 from dkel_lightning.data.device_loaders import DeviceLoader
@@ -379,6 +379,28 @@ def test_a_loss_that_is_no_number_is_caught_in_a_captured_step(tmp_path: Path, t
         fit = trainer(DiversityMonitor("none"), default_root_dir=tmp_path / mode)
         with pytest.raises(NonFiniteError, match=r"non-finite terms: ce, .*\(step 2, epoch 1\)"):
             fit.fit(module, train_loader(SAMPLES))
+    ours, theirs = (torch.load(tmp_path / mode / "collapse" / "step_2.pt") for mode in ("eager", "cuda_graph"))
+    assert_equal(ours["state_dict"], theirs["state_dict"])
+
+
+def test_a_restoration_goes_on_with_the_same_graph(tmp_path: Path, tape: type[Tape]) -> None:
+    results = []
+    for mode in ("eager", "cuda_graph"):
+        module = build(execution=mode)
+        guard = CollapseGuard("restore", folder=tmp_path / mode)
+        trainer(guard, Spoil(), max_epochs=2).fit(module, train_loader(SAMPLES), val_loader())
+        assert guard.restored == 1
+        results.append(module.state_dict())
+    assert_equal(*results)
+
+
+class Spoil(Callback):
+    """Spoil one weight in the middle of the first epoch."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 2:
+            with torch.no_grad():
+                next(pl_module.parameters()).fill_(float("nan"))
 
 
 def test_a_captured_step_serves_a_loop_of_ones_own(tape: type[Tape]) -> None:
@@ -442,7 +464,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     the host beside the computation and read a step later.
     """
     monkeypatch.setattr(batches, "check_labels", lambda labels, classes: None)
-    for module in (batches, collapse):
+    for module in (batches, collapse, step_recorder):
         monkeypatch.setattr(module, "sync_blocks", lambda device: True)
 
     def read(self: Verdict) -> bool:

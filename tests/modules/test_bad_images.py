@@ -65,7 +65,7 @@ def test_a_loss_that_broken_images_made_is_laid_to_the_data(tmp_path: Path, valu
     with pytest.raises(NonFiniteError) as caught:
         trainer(default_root_dir=tmp_path).fit(module(), loader(grey(at_11=value, at_13=value)))
     said = "2 of 8 images of batch 1 are NaN or infinite (the first at position 3)"
-    text = f"; {said} (step 1, epoch 1). The data is at fault, and not the learning rate: {CURE}"
+    text = f"; {said} (step 1, epoch 1). The data is at fault, and not the learning rate: {CURE} Replay the step"
     (event,) = json.loads((tmp_path / "collapse.json").read_text(encoding="utf-8"))["events"]
     assert text in str(caught.value)
     assert event["what"].endswith(said)
@@ -84,6 +84,12 @@ def test_broken_images_of_another_process_are_at_fault_on_all(tmp_path: Path, mo
     ours.method.loss_terms = lambda inputs: nothing
     with pytest.raises(NonFiniteError, match=r"images of another process are NaN .*The data is at fault"):
         trainer(default_root_dir=tmp_path).fit(ours, loader(grey()))
+
+
+def test_a_restoration_names_the_images_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(CollapseGuard("restore"), default_root_dir=tmp_path).fit(module(), loader(grey(at_9=float("nan"))))
+    said = "; 1 of 8 images of batch 1 are NaN or infinite (the first at position 1). Back to"
+    assert said in capsys.readouterr().out
 
 
 def test_a_teacher_is_not_initialised_with_broken_images(tmp_path: Path) -> None:
@@ -115,7 +121,7 @@ def test_a_peer_at_chance_without_a_checkpoint_speaks_of_none(tmp_path: Path) ->
     event = Collapse("chance", 0, 3, "student_0 is at chance")
     fit = trainer(default_root_dir=tmp_path)
     with pytest.raises(CollapseError, match=r"or use precision=bf16 or fp32\.$"):
-        CollapseGuard("stop")._act(fit, event)
+        CollapseGuard("stop")._act(fit, module(), event)
 
 
 # ---------------------------------------------------------------------- not finite, in an evaluation

@@ -26,7 +26,7 @@ from dkel_lightning import (
 )
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.methods.baseline import Baseline
-from dkel_lightning.modules.deployment import best_peer
+from dkel_lightning.modules.deployment import best_peer, methods_own
 from dkel_lightning.settings.weights import EnsembleTerm
 from tests.modules.toy import (
     CLASSES,
@@ -403,14 +403,39 @@ def test_the_best_peer_is_that_of_the_last_validation_also_in_tests_and_deployme
     accuracy = {"student_0": 0.2, "student_1": 0.9, "teacher_0": 0.3, "teacher_1": 0.4, "teacher_2": 0.8}
     module.validation_accuracy.copy_(torch.tensor([accuracy.get(name, 0.1) for name in module.members]))
     assert (best_peer(module, "student"), best_peer(module, "teacher")) == (1, 2)
-    assert module.deployed_member() == "teacher_2"
+    assert module.deployed_member() == "student_1"
     logged = trainer().test(module, val_loader(), verbose=False)[0]
-    assert logged["test/acc"] == logged["test/acc/teacher_2"] == logged["test/acc/teacher_best"]
-    assert logged["test/acc/student_best"] == logged["test/acc/student_1"]
+    assert logged["test/acc"] == logged["test/acc/student_1"] == logged["test/acc/student_best"]
+    assert logged["test/acc/teacher_best"] == logged["test/acc/teacher_2"]
     images, _ = images_and_labels(4)
     module.eval()
     predicted = module.predict_step({"images": images}, 0)
     torch.testing.assert_close(predicted, module.deploy()(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "peers", "choice", "member"),
+    [
+        ("dkel", 2, Deploy(), "student_1"),
+        ("dkel", 2, Deploy("teacher"), "teacher_1"),
+        ("dkel", 2, Deploy("auto", 0), "teacher_0"),
+        ("dkel", 2, Deploy("student", 0), "student_0"),
+        ("dml", 2, Deploy(), "student_1"),
+        ("okddip", 3, Deploy(), "student_2"),  # the leader, whatever the others have reached
+        ("one", 2, Deploy("auto", "best"), "student_1"),
+    ],
+)
+def test_validation_chooses_among_the_networks_that_may_be_deployed(
+    method: str, peers: int, choice: Deploy, member: str
+) -> None:
+    module = build(method, peers=peers, deploy=choice)
+    reached = {"student_1": 0.9, "teacher_1": 0.8}
+    module.validation_accuracy.copy_(torch.tensor([reached.get(name, 0.1) for name in module.members]))
+    assert module.deployed_member() == member
+    module.validation_accuracy.fill_(0.5)  # of equal networks the method's own
+    assert methods_own(module).partition("_")[0] in ("teacher" if method == "dkel" else "student")
+    if choice == Deploy():
+        assert module.deployed_member() == methods_own(module)
 
 
 def test_a_sanity_check_does_not_choose_a_peer() -> None:

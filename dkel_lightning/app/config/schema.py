@@ -136,8 +136,6 @@ def completed(saved: Values) -> dict[str, Any]:
         if isinstance(values.get(group), Mapping):
             defaults = {key: value for key, value in node_of(settings).items() if value != REQUIRED}
             values[group] = merge(defaults, values[group])
-    if isinstance(values.get("callbacks"), dict):
-        values["callbacks"].pop("restore", None)  # of versions whose collapse guard went back
     return values
 
 

@@ -16,6 +16,7 @@ from dkel_lightning.app.runs import members
 from dkel_lightning.app.runs.groups import is_seed
 from dkel_lightning.app.runs.parsing import Confusion, dig, number
 from dkel_lightning.app.runs.records import CONFUSION, MEMORY_OF, RunRecord, Test
+from dkel_lightning.runtime import command_lines
 from dkel_lightning.studies import seed_statistics
 
 MISTAKES = 20
@@ -81,10 +82,11 @@ def _collapses(found: Any) -> Iterator[str]:
             said = json.dumps(event, default=str)[:4000]
             yield f"The collapse guard has reported a collapse (collapse.json): {said}"
             continue
-        action = dig(event, "action")
+        action, record = dig(event, "action"), event.get("record")
         said = f"Collapse in epoch {epoch + 1:.0f}: {event['what']}." + (f" Action: {action}." if action else "")
         alike = " Teacher and student were indistinguishable." if event.get("homogenised") is True else ""
-        yield said + alike
+        replay = command_lines.typed("task=replay", command_lines.override("checkpoint", record))
+        yield said + alike + (f" Replay: {replay}" if record else "")
 
 
 def _configured_warnings(values: Mapping[str, Any]) -> list[str]:

@@ -171,8 +171,13 @@ class RunRecord:
 
     @cached_property
     def collapse(self) -> Any:
-        """What the collapse guard has written, None where it has reported nothing."""
-        return self._parsed("collapse", "collapse.json") or None
+        """What the collapse guard has written, None where it has reported nothing, or has withdrawn it all."""
+        found = self._parsed("collapse", "collapse.json")
+        events = found.get("events") if isinstance(found, Mapping) else None
+        if not isinstance(events, list):
+            return found or None
+        standing = [each for each in events if not isinstance(each, Mapping) or each.get("recovered") is None]
+        return {"events": standing} if standing else None
 
     @cached_property
     def curves(self) -> Mapping[str, Curve]:

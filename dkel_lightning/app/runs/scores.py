@@ -16,6 +16,7 @@ from dkel_lightning.app import build
 from dkel_lightning.app.runs import members
 from dkel_lightning.app.runs.tables import cell
 from dkel_lightning.data import ClassificationData
+from dkel_lightning.modules import deployment
 from dkel_lightning.modules.distillation import DistillationModule
 
 Confusion = Sequence[Sequence[int]]
@@ -34,7 +35,8 @@ class Scores:
         images: test images it was tested on, all processes together.
         classes: classes that these have.
         validated: whether a validation has chosen the best peers.
-        peer_was_chosen: whether it chose the deployed one too, rather than the user or the method.
+        was_chosen: whether it chose the deployed one too, rather than the user or the method.
+        passed_over: what the method itself would have deployed, with its validation accuracy, if that is not deployed.
         disagreement: share of samples on which two student peers differ, mean over pairs; None with a single peer.
         distance: `||theta_t - theta_s|| / ||theta_s||`; None without a teacher of the student's form.
         validation_accuracy: of the deployed network, in the validation before this checkpoint; None without one.
@@ -49,7 +51,8 @@ class Scores:
     images: int = 0
     classes: int = 0
     validated: bool = True
-    peer_was_chosen: bool = True
+    was_chosen: bool = True
+    passed_over: tuple[str, float] | None = None
     disagreement: float | None = None
     distance: float | None = None
     confusion: Confusion | None = None
@@ -86,6 +89,8 @@ class Scores:
             "deployed": self.deployed,
             "deployed_accuracy": self.deployed_accuracy,
             "validation_accuracy": self.validation_accuracy,
+            "passed_over": self.passed_over
+            and dict(zip(("network", "validation_accuracy"), self.passed_over, strict=True)),
             "accuracy": dict(self.accuracy),
             "nll": dict(self.nll),
             "calibration": dict(self.calibration),
@@ -107,17 +112,24 @@ def test(trainer: Trainer, module: DistillationModule, images: ClassificationDat
         images=int(metrics["test/images"]),
         classes=images.num_classes,
         validated=bool(module.validation_accuracy.isfinite().any()),
-        peer_was_chosen=module.deployment.peer == "best" and module.deployment.network != "ensemble",
+        was_chosen=len(deployment.candidates(module, module.deployment)) > 1,
+        passed_over=_passed_over(module),
         disagreement=metrics.get("test/disagreement"),
         distance=metrics.get("test/distance"),
-        validation_accuracy=_validation_accuracy(module),
+        validation_accuracy=_validation_accuracy(module, module.deployed_member()),
         confusion=None if module.tested_confusion is None else module.tested_confusion.tolist(),
     )
 
 
-def _validation_accuracy(module: DistillationModule) -> float | None:
-    accuracy = float(module.validation_accuracy[module.members.index(module.deployed_member())])
+def _validation_accuracy(module: DistillationModule, member: str) -> float | None:
+    accuracy = float(module.validation_accuracy[module.members.index(member)])
     return accuracy if math.isfinite(accuracy) else None
+
+
+def _passed_over(module: DistillationModule) -> tuple[str, float] | None:
+    own, chosen = deployment.methods_own(module), module.deployed_member()
+    accuracy = _validation_accuracy(module, own)
+    return None if own.partition("_")[0] == chosen.partition("_")[0] or accuracy is None else (own, accuracy)
 
 
 def _by_member(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:

@@ -156,12 +156,12 @@ def _protocol(
 
 def _chosen(tested: scores.Scores, selection: str) -> str:
     """Say what chose the exported network."""
-    if not tested.peer_was_chosen:
+    if not tested.was_chosen:
         return "set beforehand, by the method or by deploy.*"
     if not tested.validated:
         return "the first, since nothing was validated"
     where = "the test set itself, so its accuracy is flattered" if selection == "paper" else "held-out training images"
-    return f"the peer with the highest accuracy in the last validation of this checkpoint, on {where}"
+    return f"the network with the highest accuracy in the last validation of this checkpoint, on {where}"
 
 
 def _accuracy(tested: scores.Scores) -> dict[str, str]:

@@ -259,6 +259,14 @@ _ROWS = (
         keeps_memory=True,
     ),
     Task(
+        "replay",
+        "Run a failing step again, which the run has written to collapse/step_<n>.pt: which term, which layer?",
+        f"{_HERE}.replay:replay",
+        place=Place.BESIDE_CHECKPOINT,
+        folder="replay",
+        needs={"checkpoint": "a collapse/step_<n>.pt"},
+    ),
+    Task(
         "report",
         "Write one self-contained HTML page of a run, a sweep or a comparison.",
         f"{_HERE}.report:report",

@@ -32,7 +32,7 @@ from dkel_lightning.app.config import checks, schema
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.loggers import trackers
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
-from dkel_lightning.app.runs import confusion, scores
+from dkel_lightning.app.runs import confusion, members, scores
 from dkel_lightning.app.runs.folder import Run, values_in
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.tasks import stages
@@ -289,8 +289,10 @@ def usual_callbacks(run: Run, throughput: Throughput | None = None) -> list[Call
         CollapseGuard(
             settings["on_collapse"],
             folder=run.folder,
+            **settings["restore"],
             one_class_share=settings["one_class_share"],
             grace=settings["collapse_grace"],
+            validations=settings["collapse_validations"],
         ),
         DiversityMonitor(settings["diversity"]),
     ]
@@ -423,8 +425,20 @@ def _note(values: Values, result: TrainResult) -> str:
     where = "the test set itself" if values["data"]["selection"] == "paper" else "a held-out part of the training set"
     if "_target_" in values["data"]:
         where = "the validation images of the data module"
-    what = "Epoch and peer were" if result.last.peer_was_chosen else "The peer was set beforehand, the epoch"
-    return f"* deployed. {what} chosen on {where}. {tested}"
+    what = "Epoch and network were" if result.last.was_chosen else "The network was set beforehand, the epoch was"
+    shown = result.best or result.last
+    return f"* deployed. {what} chosen on {where}. {tested}{_passed_over(shown)}"
+
+
+def _passed_over(tested: scores.Scores) -> str:
+    """Say that the network that the method itself deploys would be worse, and by how much."""
+    if tested.passed_over is None or tested.validation_accuracy is None:
+        return ""
+    name, accuracy = tested.passed_over
+    return (
+        f"\n{members.described(tested.deployed).capitalize()} had {tested.validation_accuracy:.1%} in validation, "
+        f"and {members.described(name)}, which the method itself deploys, {accuracy:.1%}."
+    )
 
 
 def _opening(run: Run, module: DistillationModule, images: ClassificationData) -> str:
