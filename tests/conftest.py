@@ -1,16 +1,19 @@
-"""What all tests share: the golden numbers, one thread each, and Lightning without its chatter."""
+"""What all tests share: the golden numbers, one thread each, no figures, and Lightning without its chatter."""
 
 from __future__ import annotations
 
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from dkel_lightning.app import drawing
+from tests import blank
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +31,29 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn() -> Iterator[Callable[..., bytes]]:
+    """Leave out the drawing of figures, most of the time of a short run, where a test does not ask for `drawn`."""
+    draw = drawing.encoded
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "encoded", blank.picture)
+        yield draw
+
+
+@pytest.fixture
+def drawn(undrawn: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw figures."""
+    monkeypatch.setattr(drawing, "encoded", undrawn)
+
+
+@pytest.fixture(scope="module")
+def all_drawn(undrawn: Callable[..., bytes]) -> Iterator[None]:
+    """Draw all figures of a file of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "encoded", undrawn)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dkel_lightning import methods
 from dkel_lightning.app.config import choices, reference, schema
 from dkel_lightning.app.runs.folder import Run
+from tests.commands import dkel
 from tests.compose import compose, prepare
 from tests.own_code import forgotten
 
@@ -160,11 +161,7 @@ def test_files_of_ones_own_run_by_the_command_that_the_page_shows(name: str, tmp
     page = ROOT / "docs" / name
     assert write_titled(page, tmp_path)
     command = next(command for command in commands(page) if "modules=" in command)
-    done = subprocess.run(
-        [sys.executable, *shlex.split(command)[1:], "trainer.fast_dev_run=true"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = dkel(*shlex.split(command)[3:], "trainer.fast_dev_run=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     shown = {
         "own_data.md": "dkel on stripes",

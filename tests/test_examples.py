@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from dkel_lightning.data.readers.npz import read_npz
+from tests.commands import dkel
 from tests.compose import check_arguments
 from tests.own_code import forgotten
 
@@ -110,8 +111,8 @@ def test_a_method_of_ones_own_on_the_command_line(monkeypatch: pytest.MonkeyPatc
     assert shown is not None
     command = [item.strip('"') for item in shown[1].split()]
     run = [*command, "trainer.fast_dev_run=true", f"hydra.run.dir={tmp_path / 'run'}"]
-    printed = as_script("-m", "dkel_lightning", *run, cwd=EXAMPLES)
-    assert "confident on digits" in printed
+    done = dkel(*run, cwd=EXAMPLES)
+    assert "confident on digits" in done.stdout, done.stderr
     assert not (EXAMPLES / "outputs").exists()
     monkeypatch.chdir(EXAMPLES)
     check_arguments(command)  # which makes no folder beside the examples

@@ -28,6 +28,7 @@ def collect() -> dict[str, Any]:
         "device": device(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "threads_wait": os.environ.get("OMP_WAIT_POLICY"),
         "keeps_freed_memory": memory.keeps_freed(),
         "git": _git(),
     }

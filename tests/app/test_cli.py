@@ -26,6 +26,7 @@ from dkel_lightning.app.config import checks, choices
 from dkel_lightning.app.runs.folder import Run, saved_values, values_in
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.runtime import command_lines
+from tests.commands import dkel
 from tests.compose import check_arguments, compose, prepare
 from tests.disks import as_root, small_disk
 
@@ -407,16 +408,11 @@ def test_a_resumed_run_writes_into_its_own_folder(tmp_path: Path) -> None:
     assert split(prepared[-1]) == ("hydra.run.dir", str(checkpoint.parent.parent))
 
 
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dkel_lightning", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
-
-
 @pytest.mark.parametrize("arguments", [["trainer.max_epoch=3"], ["method=dkell"], ["seed=abc"], ["-m", "seed=0,x"]])
 def test_a_mistake_ends_with_one_message_exit_code_2_and_nothing_written(
     arguments: Sequence[str], tmp_path: Path
 ) -> None:
-    done = run(*arguments, cwd=tmp_path)
+    done = dkel(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ")
     assert "Traceback" not in done.stderr
@@ -426,11 +422,11 @@ def test_a_mistake_ends_with_one_message_exit_code_2_and_nothing_written(
 
 def test_the_traceback_is_there_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    assert "Traceback" in run("method=dkell", cwd=tmp_path).stderr
+    assert "Traceback" in dkel("method=dkell", cwd=tmp_path).stderr
 
 
 def test_missing_data_ends_with_one_message_exit_code_1_and_no_empty_folder(tmp_path: Path) -> None:
-    done = run("experiment=own_data", "data.root=nowhere", cwd=tmp_path)
+    done = dkel("experiment=own_data", "data.root=nowhere", cwd=tmp_path)
     assert done.returncode == 1
     assert "Error: nowhere has no folder train" in done.stderr
     assert "Traceback" not in done.stderr
@@ -440,7 +436,7 @@ def test_missing_data_ends_with_one_message_exit_code_1_and_no_empty_folder(tmp_
 def test_help_explains_groups_and_shows_examples(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "of_my_own.yaml").write_text("# @package _global_\nname: mine\n")
-    done = run("--help", f"--config-dir={tmp_path}")
+    done = dkel("--help", f"--config-dir={tmp_path}")
     assert done.returncode == 0
     for expected in (
         "experiment=cifar100 method=pcl",
@@ -453,8 +449,9 @@ def test_help_explains_groups_and_shows_examples(tmp_path: Path) -> None:
         assert expected in done.stdout
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["--cfg", "job"]])
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [(["--help"], ""), (["--help"], "1"), (["--version"], ""), (["--cfg", "job"], "1")]
+)
 def test_output_that_nobody_reads_ends_quietly(
     arguments: list[str], unbuffered: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -527,7 +524,7 @@ def test_a_disk_without_room_for_the_folder_of_a_run_is_one_error(tmp_path: Path
         with contextlib.suppress(OSError):
             for number in range(20):
                 (disk / str(number)).touch()
-        done = run("seed=1", cwd=disk)
+        done = dkel("seed=1", cwd=disk)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
         assert done.stderr.startswith("Error: Could not write outputs/")
 
@@ -567,7 +564,7 @@ def test_help_and_a_mistake_are_answered_at_once_because_nothing_heavy_is_import
 
 
 def test_hydras_own_flags_work(tmp_path: Path) -> None:
-    done = run("--cfg", "job", "--package", "method", "method=pcl", cwd=tmp_path)
+    done = dkel("--cfg", "job", "--package", "method", "method=pcl", cwd=tmp_path)
     assert done.returncode == 0
     assert "name: pcl" in done.stdout
 
@@ -596,7 +593,7 @@ def test_several_loggers_are_chosen_at_once_and_no_other_group_is() -> None:
 )
 def test_the_shell_completes_groups_and_keys(line: str, offered: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMP_LINE", line)
-    done = run("-sc", "query=bash")
+    done = dkel("-sc", "query=bash")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, offered, "")
 
 

@@ -18,6 +18,8 @@ from dkel_lightning.app.runs.groups import Group
 from dkel_lightning.app.runs.parsing import Curve
 from dkel_lightning.app.runs.records import RunRecord
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 def close(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(found, expected)

@@ -25,8 +25,6 @@ from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.errors import ConfigError, DataError, DkelError, NonFiniteError
 from tests.compose import prepare
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 PRESETS = sorted(path.stem for path in (choices.folder() / "experiment" / "ablation").glob("[a-z]*.yaml"))
 
 

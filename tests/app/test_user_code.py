@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from dkel_lightning.app.tasks import registry
 from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.modules.batch import unpack
+from tests.commands import dkel
 from tests.compose import compose, prepare
 from tests.own_code import forgotten
 
@@ -45,14 +45,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def composed(*arguments: str) -> dict[str, Any]:
     """What a command composes, as far as a single process can tell."""
     return compose(*user_code.load(arguments, None))
-
-
-def dkel(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "dkel_lightning", *arguments],
-        capture_output=True, text=True, timeout=280, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
 
 
 # Choices

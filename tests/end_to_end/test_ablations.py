@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_runs import dkel
+from tests.commands import dkel
 
 
 def table(sweep: Path) -> list[dict[str, str]]:

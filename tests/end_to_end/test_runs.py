@@ -21,15 +21,14 @@ from PIL import Image
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.runtime import command_lines, locks
+from tests.commands import Command, dkel
 from tests.disks import as_root, fill, small_disk
 
 
-def dkel(*arguments: str, cwd: Path, timeout: int = 560) -> subprocess.CompletedProcess[str]:
+def from_a_shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dkel_lightning", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False, env=environment
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=560, check=False, env=environment)
 
 
 def only_run(cwd: Path, name: str) -> Path:
@@ -69,7 +68,7 @@ def trained(trained_once: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_quickstart_deploys_a_peer_above_97_percent(tmp_path: Path) -> None:
-    done = dkel(cwd=tmp_path)
+    done = from_a_shell(cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = only_run(tmp_path, "quickstart")
     result = summary(folder)
@@ -154,7 +153,7 @@ def test_an_npz_of_ones_own_trains_with_bf16_and_a_single_peer(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_two_processes_write_one_run_and_their_checkpoint_goes_on_in_one_process(tmp_path: Path) -> None:
-    done = dkel("debug=smoke", "trainer=ddp_cpu", cwd=tmp_path)
+    done = from_a_shell("debug=smoke", "trainer=ddp_cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = only_run(tmp_path, "smoke")
     assert [path.name for path in sorted(folder.glob("*.csv"))] == ["confusion.csv", "metrics.csv"]
@@ -223,18 +222,8 @@ def test_a_method_of_ones_own_runs_from_a_folder_of_ones_own(tmp_path: Path) -> 
 
 
 def test_runs_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Path) -> None:
-    arguments = ["debug=smoke", "trainer.max_epochs=1", "callbacks.progress=none"]
-    command = [sys.executable, "-m", "dkel_lightning", *arguments, "hydra.run.dir=outputs/smoke/now"]
-    both = [
-        subprocess.Popen(
-            [*command, f"seed={seed}"],
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for seed in (1, 2)
-    ]
-    assert [process.wait(timeout=200) for process in both] == [0, 0]
+    both = [Command(*SMALL, "hydra.run.dir=outputs/smoke/now", f"seed={seed}", cwd=tmp_path) for seed in (1, 2)]
+    assert [command.wait().returncode for command in both] == [0, 0]
     folders = sorted((tmp_path / "outputs" / "smoke").iterdir())
     assert [folder.name for folder in folders] == ["now", "now_1"]
     assert {summary(folder)["seed"] for folder in folders} == {1, 2}
@@ -247,19 +236,12 @@ def test_sweeps_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Pa
     (tmp_path / "conf" / "experiment" / "now.yaml").write_text(
         "# @package _global_\nhydra: {sweep: {dir: 'outputs/${name}/now'}}\n"
     )
-    command = [sys.executable, "-m", "dkel_lightning", "-m", "--config-dir=conf", "experiment=now", *SMALL]
     both = [
-        subprocess.Popen(
-            [*command, *arguments],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        Command("-m", "--config-dir=conf", "experiment=now", *SMALL, *arguments, cwd=tmp_path)
         for arguments in (["method=dkel", "seed=0"], ["hydra/launcher=joblib", "method=pcl", "seed=1"])
     ]
-    said = [process.communicate(timeout=280)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    ended = [command.wait() for command in both]
+    assert [done.returncode for done in ended] == [0, 0]
     folders = sorted((tmp_path / "outputs" / "smoke").iterdir())
     assert [folder.name for folder in folders] == ["now", "now_1"]
     for folder in folders:
@@ -269,7 +251,7 @@ def test_sweeps_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Pa
         ("dkel", 0),
         ("pcl", 1),
     }
-    named = [text.rsplit(" in ", 1)[1].strip() for text in said]
+    named = [done.stdout.rsplit(" in ", 1)[1].strip() for done in ended]
     assert sorted(named) == ["outputs/smoke/now", "outputs/smoke/now_1"]
 
 

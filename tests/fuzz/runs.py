@@ -23,13 +23,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dkel_lightning.app import figures, tasks
+from dkel_lightning.app import drawing, tasks
 from dkel_lightning.app.cli import composition
 from dkel_lightning.app.cli.folders import find_resume
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.config import checks, schema
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.errors import ConfigError, DkelError
+from tests import blank
 from tests.compose import check_arguments
 from tests.fuzz.space import INTERNALS, Combination
 
@@ -116,7 +117,7 @@ def run_like_the_command_line(combination: Combination, folder: Path) -> None:
     resume = find_resume(values["resume"]) if values["resume"] else None
     with pytest.MonkeyPatch.context() as patch:
         if not combination.figures:
-            patch.setattr(figures, "draw_curves", lambda *_: None)
+            patch.setattr(drawing, "encoded", blank.picture)
         objective = tasks.run(Run(values, folder, resume))
     assert values["trainer"]["fast_dev_run"] or 0 <= objective <= 1, f"the objective is {objective}"
 

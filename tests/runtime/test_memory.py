@@ -13,7 +13,7 @@ import torch
 
 from dkel_lightning.app import tasks
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.runtime import memory
+from dkel_lightning.runtime import memory, processors
 from tests.compose import compose
 
 GLIBC = pytest.mark.skipif(
@@ -125,15 +125,15 @@ def test_a_task_that_computes_follows_the_setting(setting: str, calls: int, aske
 
 
 @pytest.mark.usefixtures("no_training", "asked")
-@pytest.mark.parametrize("processors", [1, 4])
+@pytest.mark.parametrize("there", [1, 4])
 def test_more_threads_than_processors_are_pointed_out(
-    processors: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    there: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    monkeypatch.setattr(processors, "allowed", lambda: there)
     before = torch.get_num_threads()
     with pytest.raises(TrainedError):
         tasks.run(Run(compose("execution.threads=2", "trainer=cpu"), tmp_path))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
     said = "execution.threads=2: processors here: 1. More threads wait for each other."
-    assert (said in capsys.readouterr().out) is (processors == 1)
+    assert (said in capsys.readouterr().out) is (there == 1)

@@ -155,13 +155,15 @@ def _end_with_sweep() -> None:
 
 
 def _run(job: Job) -> float | None:
-    from dkel_lightning.app import sweeps, tasks
+    from dkel_lightning.app import tasks
 
     resume = find_resume(job.values["resume"]) if job.values["resume"] else None
     begun = resume is None and job.goes_on and (job.folder / SETTINGS).is_file()
-    if begun:
-        sweeps.refuse_other(job.folder, job.values)
     if job.session is not None:
+        from dkel_lightning.app import sweeps  # imports what draws
+
+        if begun:
+            sweeps.refuse_other(job.folder, job.values)
         if resume is not None and sweeps.is_of_other(job.folder, job.overrides):
             raise OtherJobError(f"{job.folder} holds another job: give another hydra.sweep.dir.")
         if not job.launched_by("BasicLauncher") and job.values["callbacks"]["progress"] == "auto":

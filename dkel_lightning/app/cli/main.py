@@ -23,7 +23,7 @@ from dkel_lightning.app.cli.refusals import TRACEBACK, fail, refusal
 from dkel_lightning.app.cli.sweep_session import SweepSession
 from dkel_lightning.app.config import choices
 from dkel_lightning.errors import DkelError
-from dkel_lightning.runtime import ranks, unread_output
+from dkel_lightning.runtime import processors, ranks, unread_output
 
 
 def main() -> Any:
@@ -49,6 +49,7 @@ def _main() -> None:
     if "--version" in sys.argv[1:]:
         print(f"dkel_lightning {__version__}")
         return
+    processors.wait_passively()
     try:
         invocation = prepared(sys.argv[1:])
         if invocation.multirun and not invocation.shows:

@@ -246,7 +246,9 @@ def _provenance(run: RunRecord) -> Section:
         "command": command,
         "seeds": seeds or "unknown",
         "device": f"{dig(device, 'kind')}: {', '.join(map(str, names if isinstance(names, list) else []))}",
-        "processors, threads": f"{found.get('cpu_count')}, {found.get('threads')}",
+        "processors, threads, their waiting": ", ".join(
+            str(found.get(key)) for key in ("cpu_count", "threads", "threads_wait")
+        ),
         "commit of dkel_lightning": commit if isinstance(git, Mapping) else "not a checkout",
         "Python, platform": f"{found.get('python')}, {found.get('platform')}",
         "versions": ", ".join(f"{name} {version}" for name, version in versions),

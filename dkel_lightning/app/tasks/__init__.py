@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
+import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from dkel_lightning.runtime import ranks
+from dkel_lightning.runtime import processors, ranks
 
 if TYPE_CHECKING:
     from dkel_lightning.app.compare.plan import Comparison
@@ -33,6 +33,8 @@ def run(run: Run, comparison: Comparison | None = None) -> float:
 
 
 def _run(run: Run, comparison: Comparison | None) -> float:
+    if "torch" not in sys.modules and sys.stdout.isatty() and ranks.is_first():
+        print("Loading PyTorch and Lightning.", flush=True)
     import torch
 
     from dkel_lightning.app.tasks import registry
@@ -40,11 +42,12 @@ def _run(run: Run, comparison: Comparison | None) -> float:
     task = registry.of(run.values)
     function = registry.load(task.function)
     quieten()  # Lightning sets its level when it is imported
-    threads, processors = run.values["execution"]["threads"], os.cpu_count()
+    asked, there = run.values["execution"]["threads"], processors.allowed()
+    threads = asked or processors.sensible_threads(torch.get_num_threads())
     if threads is not None:
         torch.set_num_threads(threads)
-        if processors is not None and threads > processors and ranks.is_first():
-            print(f"execution.threads={threads}: processors here: {processors}. More threads wait for each other.")
+    if asked is not None and asked > there and ranks.is_first():
+        print(f"execution.threads={asked}: processors here: {there}. More threads wait for each other.")
     if run.values.get("modules"):
         from dkel_lightning.app import build
 

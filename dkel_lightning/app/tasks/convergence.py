@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from dkel_lightning.app import drawing
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.tables import print_table, write_csv
 from dkel_lightning.app.study_figures import convergence_figures
+from dkel_lightning.runtime import processors
 from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.studies.convergence import Curves, settled
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
@@ -58,7 +58,7 @@ def convergence(run: Run) -> ConvergenceResult:
 
 def workers(threads: int | None) -> int:
     """Give the number of threads that simulate; it changes no result."""
-    return threads or min(4, os.cpu_count() or 1)
+    return threads or min(4, processors.allowed())
 
 
 # ---------------------------------------------------------------------- files

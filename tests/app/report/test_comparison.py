@@ -5,12 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from dkel_lightning.app.report import of_groups
 from tests.app.report.pages import Drawn, Reader, read, write_run
-
-pytestmark = pytest.mark.usefixtures("undrawn")
 
 RESULTS = Path(__file__).resolve().parents[3] / "docs" / "results" / "digits"
 TABLE = """# Comparison

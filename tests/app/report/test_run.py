@@ -17,8 +17,6 @@ from dkel_lightning.app.runs import parsing
 from dkel_lightning.app.runs.records import RunRecord
 from tests.app.report.pages import Drawn, Reader, a_test, read, write_metrics, write_run
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 HOSTILE = "</title></style></script><script>alert(1)</script><img src=x onerror=alert(1)>\"' & {}"
 
 

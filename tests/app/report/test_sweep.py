@@ -12,8 +12,6 @@ from dkel_lightning.app.report import of_groups
 from dkel_lightning.app.runs.groups import Sweep, read_sweep
 from tests.app.report.pages import Drawn, Reader, read, write_run
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def sweep(folder: Path, *jobs: tuple[float, list[str]]) -> Path:
     for number, (accuracy, overrides) in enumerate(jobs):

@@ -147,6 +147,7 @@ def test_the_command_line_refuses_a_sweep_of_comparisons_and_keys_of_none() -> N
 # ---------------------------------------------------------------------- the runs
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_comparison_writes_its_table_and_is_gone_on_with_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,7 +46,7 @@ def settings() -> ConvergenceSettings:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> ConvergenceResult:
+def found(all_drawn: None, tmp_path_factory: pytest.TempPathFactory) -> ConvergenceResult:
     # Data that is not there: the task must not ask for any.
     values = compose(*SMALL, "data=cifar100", "data.root=nowhere", "data.download=false")
     checks.check(values)

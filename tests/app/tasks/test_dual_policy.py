@@ -26,7 +26,7 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(all_drawn: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("dual_policy")
     run = Run(compose(*SMALL), folder)
     task.dual_policy(run)

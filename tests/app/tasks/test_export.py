@@ -25,6 +25,7 @@ from dkel_lightning.errors import CheckpointError, ConfigError, DiskFullError
 from dkel_lightning.export import FORMATS, Preprocessing, export, formats, open_exported
 from dkel_lightning.export.costs import BATCHES
 from tests.app.tasks.exporting import QUICK, digits, exported, logits_of, trained, values_of
+from tests.commands import dkel
 from tests.compose import compose, prepare, tiny_run
 from tests.disks import as_root, fill, small_disk
 
@@ -289,8 +290,7 @@ def test_the_command_line_leaves_no_empty_folder_of_an_export_that_found_no_room
         checkpoint = trained(disk / "run")
         before = sorted(disk.rglob("*"))
         filler = fill(disk, 100_000)
-        command = [sys.executable, "-m", "dkel_lightning", "task=export", f"checkpoint='{checkpoint}'"]
-        done = subprocess.run([*command, *QUICK], capture_output=True, text=True, timeout=200, check=False)
+        done = dkel("task=export", f"checkpoint='{checkpoint}'", *QUICK)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
         assert done.stderr.startswith(f"Error: Could not write {disk}/run/export_last/teacher_")
         filler.unlink()

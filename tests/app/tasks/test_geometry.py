@@ -28,7 +28,7 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> GeometryResult:
+def result(all_drawn: None, tmp_path_factory: pytest.TempPathFactory) -> GeometryResult:
     # Neither data nor networks are built: there is no such folder, and nothing is fetched.
     values = compose(*SMALL, "data=image_folder", "data.root=nowhere")
     return geometry(Run(values, tmp_path_factory.mktemp("geometry")))

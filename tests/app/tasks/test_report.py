@@ -18,8 +18,6 @@ from dkel_lightning.errors import ConfigError
 from tests.app.report.pages import read, write_run
 from tests.compose import prepare, tiny_run
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def task(of: Path | None, where: Path | None = None) -> Run:
     return Run({"report": {"of": None if of is None else str(of)}}, where or of or Path())

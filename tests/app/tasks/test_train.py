@@ -45,6 +45,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("method", ["dkel", "dkel_released", "pcl", "baseline"])
 def test_a_run_writes_what_it_promises(method: str, tmp_path: Path) -> None:
     result = train(tiny_run(tmp_path, f"method={method}"))
