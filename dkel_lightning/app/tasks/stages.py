@@ -157,13 +157,12 @@ def _teacher(values: Mapping[str, Any]) -> dict[str, Any]:
     whole, length = trainer["max_epochs"], teacher.get("training_epochs")
     if training == "early_stopped":
         # The rate falls as in the whole run, which is left early.
-        scheduler["milestones"] = _in_epochs(scheduler.get("milestones"), whole)
+        scheduler |= {key: _in_epochs(scheduler[key], whole) for key in ("milestones",) if key in scheduler}
         trainer |= {key: math.ceil(EARLY * trainer[key]) for key in ("max_epochs", "max_steps") if trainer[key] > 0}
         trainer["max_epochs"] = length or trainer["max_epochs"]
     elif length is not None:
         trainer["max_epochs"] = length
-        scheduler["T_max"] = length if scheduler.get("T_max") == whole else scheduler.get("T_max")
-    scheduler = {key: value for key, value in scheduler.items() if value is not None}
+        scheduler |= {key: length for key in ("T_max",) if scheduler.get(key) == whole}
     return {**alone, "trainer": trainer, "scheduler": scheduler}
 
 
