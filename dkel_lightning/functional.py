@@ -67,6 +67,78 @@ def distillation_from_each(
     return (negative_entropy - cross).mean(-1) * temperature**2
 
 
+def decoupled(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float = 1.0, beta: float | Tensor = 8.0
+) -> Tensor:
+    """Compute decoupled KD, `T^2 [alpha KL(b_t || b_s) + beta KL(n_t || n_s)]`, averaged over the batch.
+
+    b is the softened pair (true class, all others), n the softened distribution over the others alone. With
+    `beta = 1 - p_t` of the true class, one for each sample, and alpha = 1 it is `distillation`.
+
+    Args:
+        student: logits [..., B, C].
+        teacher: logits that broadcast against them. Nothing is detached.
+        labels: [B], the true classes.
+        temperature: T.
+        alpha: weight of the true class against all others.
+        beta: weight of the others among themselves; a number or [..., B].
+
+    Source: Zhao et al., CVPR 2022, arXiv 2203.08679; alpha 1 and beta 8 of the authors' code.
+    """
+    true_class = _true_class(student, labels)
+    student_pair, student_others = _split(student, true_class, temperature)
+    teacher_pair, teacher_others = _split(teacher, true_class, temperature)
+    of_the_true_class = (teacher_pair.exp() * (teacher_pair - student_pair)).sum(-1)
+    of_the_others = (teacher_others.exp() * (teacher_others - student_others)).sum(-1)
+    return (alpha * of_the_true_class + beta * of_the_others).mean(-1) * temperature**2
+
+
+def normalised(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, gamma: float = 1.5) -> Tensor:
+    """Compute normalised KD, `-p_t log p_s - gamma T^2 sum_n n_t log n_s`, averaged over the batch.
+
+    p are the probabilities of the true class at T = 1, n the softened distributions over the other classes, each of
+    sum 1. Both terms are cross-entropies, so the least value is not 0. Shapes and gradients as in `decoupled`.
+
+    Source: Yang et al., ICCV 2023, arXiv 2303.13005; gamma 1.5 of the authors' code.
+    """
+    true_class = _true_class(student, labels)
+    student_pair, teacher_pair = _split(student, true_class, 1.0)[0], _split(teacher, true_class, 1.0)[0]
+    student_others, teacher_others = (_split(logits, true_class, temperature)[1] for logits in (student, teacher))
+    of_the_others = (teacher_others.exp() * student_others).sum(-1)
+    of_the_true_class = teacher_pair[..., 0].exp() * student_pair[..., 0]
+    return -(of_the_true_class + gamma * temperature**2 * of_the_others).mean(-1)
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """Standardise the logits of each sample over the classes, `(z - mean) / (deviation + 1e-7)`: [..., C] -> [..., C].
+
+    The deviation has the divisor C - 1. The result does not change when z is shifted or scaled, so that a student
+    need not meet its teacher's size of logits. The gradient flows through both statistics; where all logits are equal,
+    as those of a classifier that starts at zero, it is up to 1e7 times as large.
+
+    Source: Sun et al., CVPR 2024, arXiv 2403.01427, algorithm 1.
+    """
+    logits = at_least_float32(logits)
+    return (logits - logits.mean(-1, keepdim=True)) / (logits.std(-1, keepdim=True) + 1e-7)
+
+
+def _true_class(logits: Tensor, labels: Tensor) -> Tensor:
+    # Not one_hot, which on some devices reads the labels back to check them.
+    return labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=labels.device)
+
+
+def _split(logits: Tensor, true_class: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities of (true class, all others), [..., 2], and of the others alone, 0 at the true class.
+
+    The latter are [..., C], and what they are multiplied with there cancels or is 0.
+    """
+    log_all = F.log_softmax(at_least_float32(logits) / temperature, dim=-1)
+    others = log_all.masked_fill(true_class, -torch.inf)
+    rest = others.logsumexp(-1, keepdim=True)
+    pair = torch.cat([log_all.masked_fill(~true_class, 0.0).sum(-1, keepdim=True), rest], dim=-1)
+    return pair, (others - rest).masked_fill(true_class, 0.0)
+
+
 def peer_mean(x: Tensor, *, include_self: bool = False) -> Tensor:
     """Average over the other peers, `mean_{j != i} x_j` (or over all with `include_self`): [P, ...] -> [P, ...].
 

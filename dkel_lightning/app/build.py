@@ -105,6 +105,7 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         teacher=values["teacher"],
         in_channels=channels,
         image_size=(height, width),
+        normalize=None if images.normalize is None else (images.normalize.mean, images.normalize.std),
         views_per_pass=values["backbone"]["views_per_pass"],
         split_at=values["backbone"].get("split_at"),
         pretrained=values["backbone"].get("pretrained", False),

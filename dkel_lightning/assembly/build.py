@@ -14,6 +14,7 @@ from torch import nn
 from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw, image_shape, made
 from dkel_lightning.assembly.file_checks import no_more_than, refuse_non_finite
+from dkel_lightning.assembly.own_teacher import teacher_of_its_own
 from dkel_lightning.assembly.parts import choose_method, method_recipe, teacher_settings
 from dkel_lightning.assembly.teacher_weights import load_student, load_teacher
 from dkel_lightning.checkpoints import file_format
@@ -33,6 +34,9 @@ from dkel_lightning.settings.teacher import TeacherSettings
 
 _OF_LIGHTNING = {"hparams_file": None, "strict": True, "weights_only": True}
 """What Lightning's `load_from_checkpoint` takes beside, and what always holds here."""
+
+_NOT_OF_A_FILE = {"weights": None, "pretrained": False}
+"""Settings of a teacher by which something is read or fetched, as they are where a checkpoint is loaded."""
 
 C = TypeVar("C", bound=Coordinator)
 P = ParamSpec("P")
@@ -74,6 +78,7 @@ def build(  # noqa: D417
     optimizer: OptimizerFactory | None = None,
     scheduler: SchedulerFactory | None = None,
     interval: str = "epoch",
+    normalize: networks.Constants | None = None,
     augmentation: Augmentation | None = None,
     views: str | None = None,
     schedules: str = "epochs",
@@ -108,6 +113,7 @@ def build(  # noqa: D417
         optimizer: see the class.
         scheduler: see the class.
         interval: see the class.
+        normalize: mean and deviation with which the images come; needed by a teacher that takes others.
         augmentation: see the class.
         views: see the class; the method's by default.
         schedules: ramp-up, ensemble decay and EMA that you do not set last as many `epochs` as in the CIFAR
@@ -155,9 +161,11 @@ def build(  # noqa: D417
         load_student(student.network, Path(weights), cls.load_from_checkpoint)
     teacher_module, prepared = None, None
     if settings is not None:
-        drawn = draw.alone(settings.backbone) if chosen.needs.foreign_teacher else draw
-        # A model of the user's own comes with weights, which an independent draw must not keep.
-        teacher_module = TeacherModule(drawn(seed, "teacher", redraw=settings.draw == "independent"), settings)
+        if chosen.needs.foreign_teacher:
+            teacher_module = teacher_of_its_own(draw, settings, seed, normalize)
+        else:
+            # A model of the user's own comes with weights, which an independent draw must not keep.
+            teacher_module = TeacherModule(draw(seed, "teacher", redraw=settings.draw == "independent"), settings)
         teacher_module.start_from(student.network)
         prepared = load_teacher(teacher_module, cls.load_from_checkpoint)
     ensemble = None
@@ -181,8 +189,10 @@ def build(  # noqa: D417
     )
     if prepared is not None:
         chosen.take_over(prepared)
+    sees_otherwise = teacher_module is not None and teacher_module.settings.mean is not None
     module.recipe = {
         **draw.recipe(),
+        **({"normalize": [list(each) for each in normalize]} if normalize is not None and sees_otherwise else {}),
         "method": method_recipe(method, chosen),
         "teacher": teacher_module.settings_as_dict() if teacher_module is not None else {"update": "none"},
         "deploy": {"network": module.deployment.network, "peer": module.deployment.peer},
@@ -246,8 +256,8 @@ def load_from_checkpoint(  # noqa: D417
         _refuse_folder(checkpoint_path, "backbone", recipe["backbone"])
     teacher = recipe.get("teacher")
     if isinstance(teacher, Mapping) and "teacher" not in others:
-        # The file that the teacher once began with may be anywhere; its weights are in the checkpoint.
-        recipe["teacher"] = {**teacher, **({"weights": None} if "weights" in teacher else {})}
+        # What the teacher once began with may be anywhere; its weights are in the checkpoint.
+        recipe["teacher"] = {**teacher, **{key: off for key, off in _NOT_OF_A_FILE.items() if key in teacher}}
         _refuse_folder(checkpoint_path, "teacher", teacher.get("backbone"))
     with no_more_than(checkpoint["state_dict"], recipe, checkpoint_path):
         module: Coordinator = cls.build(**(recipe | others))

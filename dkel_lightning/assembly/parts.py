@@ -18,7 +18,7 @@ from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.declarations import from_mapping, merge
 from dkel_lightning.settings.methods import Arrangement
-from dkel_lightning.settings.teacher import TeacherSettings
+from dkel_lightning.settings.teacher import OF_ITS_OWN, TeacherSettings
 
 # Lengths of the CIFAR protocol of 300 epochs as shares of it; experiment=own_data has the same.
 _SHARES: dict[str, dict[str, float | None]] = {
@@ -75,8 +75,9 @@ def teacher_settings(
         return None
     given |= _lengths("teacher", given, schedules)
     settings = from_mapping(TeacherSettings, merge(preset.teacher, given), "teacher")
-    if not method.needs.foreign_teacher and settings.backbone is not None:
-        raise ConfigError(f"teacher.backbone is set, but the teacher of {name} has the student's form: leave it out.")
+    own = [key for key in OF_ITS_OWN if getattr(settings, key) != getattr(TeacherSettings, key)]
+    if own and not method.needs.foreign_teacher:
+        raise ConfigError(f"teacher.{own[0]} is set, but the teacher of {name} has the student's form: leave it out.")
     if method.needs.foreign_teacher and settings.draw == "student":
         raise ConfigError(f"teacher.draw is student, but the teacher of {name} is a network of its own: independent.")
     return settings

@@ -5,6 +5,8 @@ from dkel_lightning.callbacks.diversity import DiversityMonitor
 from dkel_lightning.callbacks.initialisation import TeacherInitialisation
 from dkel_lightning.callbacks.own_batches import MethodBatches, MethodTime
 from dkel_lightning.callbacks.schedules import EMARateSchedule, EnsembleDecaySchedule, RampUpSchedule
+from dkel_lightning.callbacks.supervision_complexity import SupervisionComplexity
+from dkel_lightning.callbacks.teacher_checkpoints import TeacherCheckpoints
 
 OF_MODULES = (
     CollapseGuard,
@@ -15,6 +17,7 @@ OF_MODULES = (
     EMARateSchedule,
     MethodTime,
     MethodBatches,
+    TeacherCheckpoints,
 )
 """What a DistillationModule attaches; each says itself which modules need it."""
 
@@ -27,5 +30,7 @@ __all__ = [
     "MethodBatches",
     "MethodTime",
     "RampUpSchedule",
+    "SupervisionComplexity",
+    "TeacherCheckpoints",
     "TeacherInitialisation",
 ]

@@ -7,8 +7,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import cross_entropy, distillation, peer_mean
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.functional import cross_entropy, peer_mean
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, SharedTrunk
 from dkel_lightning.settings.methods import PRESETS, CLILRSettings
@@ -16,7 +17,7 @@ from dkel_lightning.settings.needs import Needs
 
 
 @shipped("cl_ilr")
-class CLILR(Method):
+class CLILR(Distilling):
     """`L = sum_i [ beta CE(z_i) + (1 - beta) r KD(z_i, sg mean_{j != i} z_j) ]` on heads over one trunk and one view.
 
     The gradient is multiplied by 1 / P where it enters the trunk, so that the trunk learns at the pace of one head.
@@ -50,7 +51,7 @@ class CLILR(Method):
         logits, beta = inputs.student.logits, self.settings.beta
         labels_weight, peers_weight = (1.0, 1.0) if beta is None else (beta, 1.0 - beta)
         target = peer_mean(logits.detach() if self.settings.detach else logits)
-        divergence = distillation(logits, target, self.settings.temperature)
+        divergence = self.distil(logits, target, inputs.labels)
         return {
             "ce": labels_weight * cross_entropy(logits, inputs.labels).sum(),
             "kd_peers": peers_weight * self.rampup_weight * divergence.sum(),

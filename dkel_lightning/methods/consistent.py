@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.functional import at_least_float32, cross_entropy
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, at_common_size, stages_of
@@ -25,7 +26,7 @@ from dkel_lightning.settings.needs import Needs
 
 
 @shipped("consistent")
-class Consistent(Method):
+class Consistent(Distilling):
     """`L = CE(z) + b sum_pairs mean |N(F_S) - N(perm(sg F_T))|^2 + a KD(z, sg t; T)`, N per-sample L2 normalisation.
 
     perm gives each student's channel the teacher's channel (or the average of several) that says most nearly the same
@@ -123,7 +124,7 @@ class Consistent(Method):
         logits, settings = inputs.student.logits, self.settings
         terms = {"ce": cross_entropy(logits, inputs.labels).sum(), "features": settings.weight * self._features(inputs)}
         if settings.kd_weight > 0:
-            taught = distillation(logits, inputs.teacher.logits.detach(), settings.temperature)
+            taught = self.distil(logits, inputs.teacher.logits.detach(), inputs.labels)
             terms["kd"] = settings.kd_weight * taught.sum()
         return terms
 

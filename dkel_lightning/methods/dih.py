@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import cross_entropy, distillation
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.functional import cross_entropy
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.methods.heads import SETTING, Classifiers, Heads
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
@@ -19,7 +20,7 @@ from dkel_lightning.settings.needs import Needs
 
 
 @shipped("dih")
-class DIH(Method):
+class DIH(Distilling):
     """`L = sum_h [ a_h KD(z, sg t_h; T) + (1 - a_h) CE(z) ]` over the teacher's output and its k heads.
 
     The labels count k + 1 times, as in the released code; with `ce_once` once, `(1 - a) CE(z)`. Of several peers the
@@ -100,7 +101,7 @@ class DIH(Method):
         ce = cross_entropy(student, labels).sum()
         nothing = ce.new_zeros(())
         kd = [
-            weight * distillation(student, output, self.settings.temperature).sum() if weight > 0 else nothing
+            weight * self.distil(student, output, labels).sum() if weight > 0 else nothing
             for weight, output in zip(weights, taught, strict=True)
         ]
         return {"ce": once * ce, "kd": kd[0], "kd_heads": sum(kd[1:], start=nothing)}

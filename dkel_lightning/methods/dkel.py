@@ -10,7 +10,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dkel_lightning.functional import distillation
 from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.pcl import PCL
 from dkel_lightning.modules.outputs import MethodInputs
@@ -44,7 +43,7 @@ class DKEL(PCL):
         """Compute the terms, each summed over the peers and weighted."""
         assert inputs.assembled is not None
         assembled_weight, individual_weight = self.teacher_weights(inputs.ensemble_weight)
-        assembled = distillation(inputs.student.logits, inputs.assembled.detach(), self.settings.temperature)
+        assembled = self.distil(inputs.student.logits, inputs.assembled.detach(), inputs.labels)
         individual = self.from_individual_teachers(inputs, include_self=self.settings.ensemble.include_self)
         terms = self.supervised_terms(inputs)
         terms["kd_individual"] = individual_weight * individual

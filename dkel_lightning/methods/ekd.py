@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.functional import at_least_float32, cross_entropy
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import Named, PeerNetwork, stages_of
 from dkel_lightning.settings.methods import PRESETS, EKDSettings
@@ -33,7 +34,7 @@ class GuidedModule(nn.Module):
 
 
 @shipped("ekd")
-class EKD(Method):
+class EKD(Distilling):
     """Teacher and student learn at once, with guided modules after B corresponding blocks of both.
 
     `L_T = CE(t) + sum_b CE(h_b^T)`, and of each student
@@ -111,13 +112,12 @@ class EKD(Method):
         labels: Tensor,
     ) -> dict[str, Tensor]:
         """Compute the terms of logits [P, B, C], h [P, b, B, C] and u [P, b, B, width]; the teacher's P may be 1."""
-        temperature = self.settings.temperature
         apart = (at_least_float32(u) - at_least_float32(u_teacher).detach()).square().sum(-1).mean(-1)
         return {
             "ce": cross_entropy(student, labels).sum(),
-            "kd": self.settings.weight * distillation(student, teacher.detach(), temperature).sum(),
+            "kd": self.settings.weight * self.distil(student, teacher.detach(), labels).sum(),
             "ce_guided": cross_entropy(h, labels).sum(),
-            "kd_guided": distillation(h, h_teacher.detach(), temperature).sum(),
+            "kd_guided": self.distil(h, h_teacher.detach(), labels).sum(),
             "features": self.settings.feature_weight * apart.sum(),
             # Where the teacher classifies the view of each student, the mean, as of its own labels.
             "ce_guided_teacher": cross_entropy(h_teacher, labels).mean(0).sum(),

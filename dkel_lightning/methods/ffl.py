@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import cross_entropy, distillation
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.functional import cross_entropy
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.settings.methods import PRESETS, FFLSettings
@@ -17,7 +18,7 @@ from dkel_lightning.settings.needs import Needs
 
 
 @shipped("ffl")
-class FFL(Method):
+class FFL(Distilling):
     """`L = sum_i CE(z_i) + CE(z_F) + r [ sum_i KD(z_i, sg z_F) + KD(z_F, sg mean_i z_i) ]`.
 
     z_F are the logits of a fusion module on the peers' concatenated last feature maps: depthwise 3x3, BatchNorm, ReLU,
@@ -75,10 +76,9 @@ class FFL(Method):
         """Compute the terms, weighted; those of the peers are sums."""
         logits, fused = inputs.student.logits, inputs.student.ensemble_logits
         assert fused is not None
-        temperature = self.settings.temperature
         return {
             "ce": cross_entropy(logits, inputs.labels).sum(),
             "ce_ensemble": cross_entropy(fused, inputs.labels),
-            "kd_ensemble": self.rampup_weight * distillation(logits, fused.detach(), temperature).sum(),
-            "kd_fusion": self.rampup_weight * distillation(fused, logits.detach().mean(0), temperature),
+            "kd_ensemble": self.rampup_weight * self.distil(logits, fused.detach(), inputs.labels).sum(),
+            "kd_fusion": self.rampup_weight * self.distil(fused, logits.detach().mean(0), inputs.labels),
         }

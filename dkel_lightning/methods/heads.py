@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import cross_entropy
+from dkel_lightning.functional import at_least_float32, cross_entropy
 from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import Named, PeerNetwork, stages_of
@@ -41,7 +41,9 @@ class Classifiers(nn.ModuleList):
         """Classify what the network's modules have returned, [k, V, B, C], V passes of the one peer."""
         assert named is not None
         pairs = zip(self, self.layers, strict=True)
-        return torch.stack([torch.stack([head(output) for output in named[layer]]) for head, layer in pairs])
+        return torch.stack(
+            [torch.stack([head(at_least_float32(output)) for output in named[layer]]) for head, layer in pairs]
+        )
 
 
 @shipped("heads")

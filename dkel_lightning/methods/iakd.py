@@ -180,8 +180,9 @@ class _Between:
     def __call__(self, maps: Tensor) -> Tensor:
         """Pass the student's maps."""
         hidden = maps if self.before is None else self.before(maps)
-        hidden = self.block(hidden)
-        output: Tensor = hidden if self.after is None else self.after(hidden)
+        weight = next(self.block.parameters(), None)  # of a teacher that computes in another type
+        hidden = self.block(hidden if weight is None else hidden.to(weight.dtype))
+        output: Tensor = hidden if self.after is None else self.after(hidden.to(maps.dtype))
         return output
 
 

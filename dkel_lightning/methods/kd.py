@@ -6,15 +6,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dkel_lightning.functional import cross_entropy, distillation
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.functional import cross_entropy
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.settings.methods import PRESETS, KDSettings
 from dkel_lightning.settings.needs import Needs
 
 
 @shipped("kd")
-class KD(Method):
+class KD(Distilling):
     """`L = sum_i [ g CE(z_i) + a KD(z_i, sg t; T) ]`: every peer learns from the one teacher t.
 
     The teacher is a network of its own, possibly of another architecture. Detached: t. Deployed: the student.
@@ -35,7 +36,7 @@ class KD(Method):
         """Compute the terms, each summed over the peers and weighted."""
         assert inputs.teacher is not None
         # [1, B, C], or [P, B, C] where the teacher has seen each peer's own view.
-        taught = distillation(inputs.student.logits, inputs.teacher.logits.detach(), self.settings.temperature)
+        taught = self.distil(inputs.student.logits, inputs.teacher.logits.detach(), inputs.labels)
         return {
             "ce": self.settings.ce_weight * cross_entropy(inputs.student.logits, inputs.labels).sum(),
             "kd": self.settings.weight * taught.sum(),

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.functional import at_least_float32, cross_entropy
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.settings.methods import PRESETS, KDCLSettings
 from dkel_lightning.settings.needs import Needs
@@ -86,7 +87,7 @@ TARGETS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @shipped("kdcl")
-class KDCL(Method):
+class KDCL(Distilling):
     """`L = sum_i [ CE(z_i) + w KD(z_i, sg t) ]`: separate networks, a view each, one target t of all peers' logits.
 
     Detached: t. Deployed: the best peer of the student.
@@ -105,5 +106,5 @@ class KDCL(Method):
         """Compute the terms, each summed over the peers and weighted."""
         logits = inputs.student.logits
         target = TARGETS[self.settings.target](logits.detach(), inputs.labels)
-        divergence = distillation(logits, target.expand_as(logits), self.settings.temperature)
+        divergence = self.distil(logits, target.expand_as(logits), inputs.labels)
         return {"ce": cross_entropy(logits, inputs.labels).sum(), "kd_target": self.settings.weight * divergence.sum()}

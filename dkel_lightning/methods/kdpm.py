@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import at_least_float32, cross_entropy, distillation, distillation_from_each
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.functional import at_least_float32, cross_entropy
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, adapter, at_common_size, stages_of
 from dkel_lightning.settings.methods import PRESETS, KDPMSettings
@@ -17,7 +18,7 @@ from dkel_lightning.settings.needs import Needs
 
 
 @shipped("kdpm")
-class KDPM(Method):
+class KDPM(Distilling):
     """`L_k = a CE(z_k) + b KD(z_k, sg t; T) + g mean_{l != k} KD(z_k, sg z_l; T)`, and the teacher's own `CE(t)`.
 
     A student has the teacher's logits as its channel, or the teacher's feature maps, whose mean squared distance to its
@@ -75,7 +76,7 @@ class KDPM(Method):
         assert inputs.teacher is not None
         logits, settings = inputs.student.logits, self.settings
         taught = inputs.teacher.logits.detach().expand_as(logits)
-        told = distillation(logits[self.of_logits], taught[self.of_logits], settings.temperature).sum()
+        told = self.distil(logits[self.of_logits], taught[self.of_logits], inputs.labels).sum()
         terms = {
             "ce": settings.ce_weight * cross_entropy(logits, inputs.labels).sum(),
             "kd": settings.weight * told,
@@ -83,7 +84,7 @@ class KDPM(Method):
         if self.of_features:
             terms["features"] = settings.weight * self._features(inputs)
         if self.peers > 1:
-            each = distillation_from_each(logits, logits.detach(), settings.temperature)
+            each = self.distil_from_each(logits, logits.detach(), inputs.labels)
             terms["kd_peers"] = settings.peer_weight * each.sum()
         return terms
 

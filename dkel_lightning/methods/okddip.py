@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.functional import at_least_float32, cross_entropy
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.settings.methods import PRESETS, OKDDipSettings
@@ -17,7 +18,7 @@ from dkel_lightning.settings.needs import Needs
 
 
 @shipped("okddip")
-class OKDDip(Method):
+class OKDDip(Distilling):
     """`L = sum_a CE(z_a) + CE(z_L) + r [ sum_a KD(z_a, sum_b A_ab z_b) + KD(z_L, mean_b z_b) ]`.
 
     The last peer is the group leader L, the others are auxiliary peers a, b. For each sample,
@@ -63,9 +64,8 @@ class OKDDip(Method):
         auxiliary, leader = logits[:-1], logits[-1]
         weights = self.attention(torch.stack(tuple(inputs.student.features)[:-1])).permute(1, 2, 0).unsqueeze(-1)
         attended = (weights * auxiliary.unsqueeze(0)).sum(1)
-        temperature = self.settings.temperature
         return {
             "ce": cross_entropy(logits, inputs.labels).sum(),
-            "kd_peers": self.rampup_weight * distillation(auxiliary, attended, temperature).sum(),
-            "kd_leader": self.rampup_weight * distillation(leader, auxiliary.mean(0), temperature),
+            "kd_peers": self.rampup_weight * self.distil(auxiliary, attended, inputs.labels).sum(),
+            "kd_leader": self.rampup_weight * self.distil(leader, auxiliary.mean(0), inputs.labels),
         }

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.functional import at_least_float32, cross_entropy
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork, SharedTrunk
 from dkel_lightning.settings.methods import PRESETS, ONESettings
@@ -17,7 +18,7 @@ from dkel_lightning.settings.needs import Needs
 
 
 @shipped("one")
-class ONE(Method):
+class ONE(Distilling):
     """`L = sum_i CE(z_i) + CE(z_E) + r sum_i KD(z_i, sg z_E)`, with `z_E = sum_i g_i z_i` gated by the trunk's output.
 
     The gate is average pooling, a linear layer to P, BatchNorm, ReLU, softmax. Detached: z_E as a target (unless
@@ -65,7 +66,7 @@ class ONE(Method):
         return {
             "ce": cross_entropy(student.logits, inputs.labels).sum(),
             "ce_ensemble": cross_entropy(student.ensemble_logits, inputs.labels),
-            "kd_ensemble": self.rampup_weight * distillation(student.logits, target, self.settings.temperature).sum(),
+            "kd_ensemble": self.rampup_weight * self.distil(student.logits, target, inputs.labels).sum(),
         }
 
 

@@ -6,15 +6,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dkel_lightning.functional import cross_entropy, distillation, distillation_from_each
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.functional import cross_entropy
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.settings.methods import PRESETS, PCLSettings
 from dkel_lightning.settings.needs import Needs
 
 
 @shipped("pcl")
-class PCL(Method):
+class PCL(Distilling):
     """`L = CE(z_E) + sum_i [ CE(z_i) + r KD(z_i, sg z_E) + r mean_{j != i} KD(z_i, sg t_j) ]`.
 
     Detached: z_E as a target, and every t_j. Deployed: a peer of the teacher.
@@ -39,7 +40,7 @@ class PCL(Method):
         """Compute what labels and the ensemble of the peers teach."""
         student = inputs.student
         assert student.ensemble_logits is not None
-        from_ensemble = distillation(student.logits, student.ensemble_logits.detach(), self.settings.temperature)
+        from_ensemble = self.distil(student.logits, student.ensemble_logits.detach(), inputs.labels)
         return {
             "ce": cross_entropy(student.logits, inputs.labels).sum(),
             "ce_ensemble": cross_entropy(student.ensemble_logits, inputs.labels),
@@ -50,6 +51,4 @@ class PCL(Method):
         """Sum over the peers what each learns from the other peers' teachers, unweighted."""
         assert inputs.teacher is not None
         teachers = inputs.teacher.logits.detach()
-        return distillation_from_each(
-            inputs.student.logits, teachers, self.settings.temperature, include_self=include_self
-        ).sum()
+        return self.distil_from_each(inputs.student.logits, teachers, inputs.labels, include_self=include_self).sum()

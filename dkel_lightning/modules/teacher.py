@@ -101,9 +101,9 @@ class TeacherModule(PeersModule):
     def take_weights(self) -> None:
         """Count what was loaded into the network as its start, so that no draw or initialisation disturbs it.
 
-        The settings then name no file any longer: a checkpoint holds the weights, and needs none.
+        The settings then name no file or source any longer: a checkpoint holds the weights, and needs none.
         """
-        self.settings = replace(self.settings, weights=None)
+        self.settings = replace(self.settings, weights=None, pretrained=False)
         self.initialised.fill_(True)
 
     def start_from(self, student: PeerNetwork) -> None:

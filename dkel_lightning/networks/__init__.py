@@ -9,7 +9,8 @@ from dkel_lightning.networks.branching import (
     redraw_,
     whole_model,
 )
-from dkel_lightning.networks.external import default_cut, make, normalisation
+from dkel_lightning.networks.conversion import Constants, Conversion, convert_before
+from dkel_lightning.networks.external import default_cut, make, normalisation, pretrained_classes
 from dkel_lightning.networks.outline import IMAGE_SHAPE, LogitsOf, classes_of, logits_of
 from dkel_lightning.networks.peers import (
     VIEWS_PER_PASS,
@@ -32,6 +33,8 @@ __all__ = [
     "Backbone",
     "Branch",
     "BranchedNetwork",
+    "Constants",
+    "Conversion",
     "IndependentPeers",
     "LogitsOf",
     "Named",
@@ -47,6 +50,7 @@ __all__ = [
     "at_common_size",
     "branch_model",
     "classes_of",
+    "convert_before",
     "create",
     "default_cut",
     "find",
@@ -54,6 +58,7 @@ __all__ = [
     "logits_of",
     "make",
     "normalisation",
+    "pretrained_classes",
     "redraw_",
     "register_backbone",
     "release_",

@@ -108,6 +108,25 @@ def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
         ) from error
 
 
+def pretrained_classes(name: str) -> int:
+    """Count the classes that the pretrained weights of the model `name` tell apart.
+
+    Raises:
+        ConfigError: its package is not installed, or it does not tell.
+    """
+    source, _, own_name = name.partition(":")
+    try:
+        if source == "timm":
+            return int(_library(source, name).get_pretrained_cfg(own_name).num_classes)
+        if source == "hf":
+            return int(_library(source, name).AutoConfig.from_pretrained(own_name).num_labels)
+        from torchvision import models
+
+        return len(models.get_model_weights(own_name).DEFAULT.meta["categories"])
+    except (AttributeError, OSError, ValueError) as error:
+        raise ConfigError(f"{name} has no pretrained weights that tell their classes ({error}).") from error
+
+
 def _library(source: str, name: str) -> Any:
     try:
         return importlib.import_module(EXTRAS[source])

@@ -22,6 +22,7 @@ from dkel_lightning.settings.keys import (
     registered,
     several,
     switch,
+    text,
     whole,
 )
 from dkel_lightning.settings.needs import Needs
@@ -29,6 +30,7 @@ from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 Temperature = Annotated[float, number("Temperature T of the softened predictions.", 0.01, 100)]
 Weight = Annotated[float, number("Weight of what is distilled, from the first step on.", 0, 1e6)]
+LabelsWeight = Annotated[float, number("Weight of the labels.", 0, 1e6)]
 Detach = Annotated[bool, switch("Keep the gradient out of the peers that teach.")]
 
 
@@ -75,11 +77,32 @@ class BaselineSettings(Settings, node="method"):
     )
 
 
+LOSSES = ("kd", "dkd", "nkd", "standardised")
+"""Divergences that `methods.distilling` knows."""
+
+
 @dataclass(frozen=True)
-class PCLSettings(Settings, node="method"):
-    """Settings of PCL."""
+class LossOptions(Settings, node="method.loss_options"):
+    """What the losses other than `kd` weigh."""
+
+    alpha: Annotated[float, number("dkd: weight of the true class against all others.", 0, 1e6)] = 1.0
+    beta: Annotated[float, number("dkd: weight of the other classes among themselves.", 0, 1e6)] = 8.0
+    gamma: Annotated[float, number("nkd: weight of the other classes among themselves.", 0, 1e6)] = 1.5
+
+
+@dataclass(frozen=True)
+class Distils(Settings, node="method"):
+    """Settings of a method that distils logits: each of its terms is the same divergence."""
 
     temperature: Temperature = 3.0
+    loss: Annotated[str, choice("What a term of distillation computes.", *LOSSES)] = "kd"
+    loss_options: LossOptions = field(default_factory=LossOptions)
+
+
+@dataclass(frozen=True)
+class PCLSettings(Distils):
+    """Settings of PCL."""
+
     rampup: RampUp = field(default_factory=RampUp)
 
 
@@ -91,10 +114,10 @@ class DKELSettings(PCLSettings):
 
 
 @dataclass(frozen=True)
-class KDSettings(Settings, node="method"):
+class KDSettings(Distils):
     """Settings of KD."""
 
-    ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 0.1
+    ce_weight: LabelsWeight = 0.1
     weight: Weight = 0.9
     temperature: Temperature = 4.0
 
@@ -113,7 +136,7 @@ class HeadsSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class DIHSettings(HeadsSettings):
+class DIHSettings(Distils):
     """Settings of DIH.
 
     The weight a is of the main output and each head; its complement 1 - a is of the labels, once for each of them as
@@ -128,6 +151,7 @@ class DIHSettings(HeadsSettings):
         ),
     ] = 0.1
     temperature: Temperature = 5.0
+    layers: Layers = None
     ce_once: Annotated[bool, switch("Count the labels once rather than once for each output (DIH).")] = False
 
     def __post_init__(self) -> None:
@@ -140,7 +164,19 @@ class DIHSettings(HeadsSettings):
 
 
 @dataclass(frozen=True)
-class DMLSettings(Settings, node="method"):
+class OnlineCheckpointsSettings(KDSettings):
+    """Settings of online_checkpoints: those of KD, by default without labels."""
+
+    ce_weight: LabelsWeight = 0.0
+    weight: Weight = 1.0
+    checkpoints: Annotated[
+        str | None,
+        text("Folder of checkpoints of a frozen teacher, *step=N.ckpt; null: it learns beside its student."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class DMLSettings(Distils):
     """Settings of DML, which has no ramp-up. `pairwise` is the mean divergence to each other peer."""
 
     temperature: Temperature = 1.0
@@ -152,10 +188,9 @@ class DMLSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class KDCLSettings(Settings, node="method"):
+class KDCLSettings(Distils):
     """Settings of KDCL, which has no ramp-up."""
 
-    temperature: Temperature = 3.0
     weight: Weight = 1.0
     target: Annotated[str, choice("The one target of all peers (KDCL).", "naive", "linear", "min_logit", "mean")] = (
         "min_logit"
@@ -163,7 +198,7 @@ class KDCLSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class CLILRSettings(Settings, node="method"):
+class CLILRSettings(Distils):
     """Settings of CL-ILR, whose ramp-up is of length 0, that is absent, by default."""
 
     temperature: Temperature = 2.0
@@ -176,13 +211,12 @@ class CLILRSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class KDPMSettings(Settings, node="method"):
+class KDPMSettings(Distils):
     """Settings of KDPM."""
 
     ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 1.0
     weight: Weight = 1.0
     peer_weight: Annotated[float, number("Weight of what the other students teach (KDPM).", 0, 1e6)] = 1.0
-    temperature: Temperature = 3.0
     channels: Annotated[
         tuple[str, ...] | None,
         several(
@@ -197,12 +231,11 @@ class KDPMSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class EKDSettings(Settings, node="method"):
+class EKDSettings(Distils):
     """Settings of EKD; the teacher's lead is `teacher.init_steps`."""
 
     weight: Weight = 1.0
     feature_weight: Annotated[float, number("Weight of the guided modules' features (EKD).", 0, 1e6)] = 0.0
-    temperature: Temperature = 3.0
     width: Annotated[int, whole("Features of a guided module (EKD).", 1, 65_536)] = 64
     layers: Layers = None
     teacher_layers: Layers = None
@@ -226,7 +259,7 @@ class IAKDSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class ConsistentSettings(Settings, node="method"):
+class ConsistentSettings(Distils):
     """Settings of the consistent teacher, whose channels are rearranged for its student."""
 
     weight: Weight = 1.0
@@ -276,19 +309,17 @@ class SoTeacherSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class ONESettings(Settings, node="method"):
+class ONESettings(Distils):
     """Settings of ONE; not detached, what is taught also trains the gate."""
 
-    temperature: Temperature = 3.0
     rampup: RampUp = field(default_factory=RampUp)
     detach: Detach = True
 
 
 @dataclass(frozen=True)
-class OKDDipSettings(Settings, node="method"):
+class OKDDipSettings(Distils):
     """Settings of OKDDip; the ramp-up is of both distillations."""
 
-    temperature: Temperature = 3.0
     rampup: RampUp = field(default_factory=RampUp)
     attention_divisor: Annotated[
         int, whole("Queries and keys are this many times narrower than the features.", 1, 1024)
@@ -296,10 +327,9 @@ class OKDDipSettings(Settings, node="method"):
 
 
 @dataclass(frozen=True)
-class FFLSettings(Settings, node="method"):
+class FFLSettings(Distils):
     """Settings of FFL; the ramp-up is of all that is distilled."""
 
-    temperature: Temperature = 3.0
     rampup: RampUp = field(default_factory=RampUp)
 
 
@@ -468,6 +498,13 @@ PRESETS: dict[str, MethodPreset] = {
         SoTeacherSettings,
         Needs(teacher="none", ensemble="none", time=True, batches=True, minimum_peers=1, deploy=STUDENT),
         teacher="none",
+        arrangement={"peers": 1},
+    ),
+    "online_checkpoints": MethodPreset(
+        "The student follows the teacher of the same moment, which learns from the labels alone.",
+        OnlineCheckpointsSettings,
+        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="gradient",
         arrangement={"peers": 1},
     ),
     "pcl": MethodPreset(

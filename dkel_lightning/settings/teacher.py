@@ -18,6 +18,8 @@ from dkel_lightning.settings.keys import (
     number,
     registered,
     schedule,
+    several,
+    switch,
     text,
     whole,
 )
@@ -31,6 +33,10 @@ TRAININGS: Mapping[str, str] = {
 """The method that trains a teacher of its own before its student, by the name of the training."""
 EARLY = 150 / 240
 """Share of its training after which a teacher is stopped early. Source: reviews of SoTeacher."""
+DTYPES = ("float32", "bfloat16", "float16")
+CONSTANT, DEVIATION = number("", -1000, 1000), number("", 0, 1000, above=True)
+OF_ITS_OWN = ("backbone", "pretrained", "image_size", "mean", "std", "dtype")
+"""Settings of a teacher that is a network of its own."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,32 @@ class TeacherSettings(Settings, node="teacher"):
         int | None,
         whole("Length of that training in epochs; null: as the run's, of early_stopped 5/8 of it.", 1, 1_000_000),
     ] = None
+    pretrained: Annotated[
+        bool, switch("Of a teacher of its own from a library: fetch weights that know the data's classes.")
+    ] = False
+    image_size: Annotated[
+        int | None, whole("Side of the images that a teacher of its own takes, in pixels; null: the data's.", 1, 4096)
+    ] = None
+    mean: Annotated[
+        tuple[float, ...] | None,
+        several("Channel means of its normalisation; null: the data's, with teacher.pretrained its own.", CONSTANT),
+    ] = None
+    std: Annotated[tuple[float, ...] | None, several("Channel deviations, likewise.", DEVIATION)] = None
+    dtype: Annotated[str, choice("Type in which a frozen teacher of its own computes.", *DTYPES)] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("teacher.mean and teacher.std belong together: give both.")
+        if self.dtype != "float32" and self.update != "frozen":
+            raise ConfigError(f"teacher.dtype={self.dtype} is for a teacher that does not learn: add teacher=frozen.")
         if self.update == "none":
             raise ConfigError("teacher.update is none, and a teacher learns by ema, by gradient, or is frozen.")
+
+    @property
+    def sees_otherwise(self) -> bool:
+        """Whether the images of the data are converted for it."""
+        return self.image_size is not None or self.mean is not None or self.dtype != "float32"
 
     def rate(self, clock: Clock) -> float:
         """Give the EMA rate a at this moment, before the start rule."""

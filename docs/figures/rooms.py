@@ -16,12 +16,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("schedules", "runtime"),
     ("settings", "functional", "ema", "checkpoints"),
-    ("networks", "data", "metrics", "policies"),
+    ("networks", "data", "metrics", "policies", "studies"),
     ("modules",),
     ("methods", "execution", "callbacks"),
     ("assembly",),
     ("modules.distillation",),
-    ("export", "studies"),
+    ("export",),
     ("app",),
 )
 """From the ground up. A room imports from floors below its own, and from itself."""

@@ -64,7 +64,13 @@ def test_every_peer_learns_from_the_teachers_word_on_its_own_view() -> None:
 
 
 def test_defaults_are_those_of_repdistiller() -> None:
-    assert methods.create("kd", 1).settings_as_dict() == {"ce_weight": 0.1, "weight": 0.9, "temperature": 4.0}
+    defaults = methods.create("kd", 1).settings_as_dict()
+    assert {key: defaults[key] for key in ("ce_weight", "weight", "temperature", "loss")} == {
+        "ce_weight": 0.1,
+        "weight": 0.9,
+        "temperature": 4.0,
+        "loss": "kd",
+    }
     with pytest.raises(ConfigError, match=r"method\.weight"):
         methods.create("kd", 1, {"weight": -1.0})
 

@@ -198,6 +198,17 @@ class BenchmarkSettings(Settings, node="benchmark"):
     to: Annotated[str | None, text("Folder of benchmark.csv, .md and .png; null: the run's.")] = None
 
 
+@dataclass(frozen=True)
+class ComplexitySettings(Settings, node="complexity"):
+    """task=complexity."""
+
+    images: Annotated[int, whole("Training images whose targets are looked at, evenly spread.", 2, 100_000)] = 256
+    every_n_epochs: Annotated[int, whole("Epochs between two looks; the first is before the training.", 1, 10_000)] = 1
+    ridge: Annotated[
+        float, number("What is added to the kernel's diagonal, as a share of its mean.", 0, 1, above=True)
+    ] = 1e-4
+
+
 # ---------------------------------------------------------------------- the tasks
 
 _ROWS = (
@@ -304,6 +315,17 @@ _ROWS = (
         refuses=("resume", "checkpoint"),
         refusal="task=convergence computes without a network: leave resume= and checkpoint= out.",
         named_after_itself=True,
+    ),
+    Task(
+        "complexity",
+        "Train, and measure how hard labels and teacher are for the student's kernel as it changes.",
+        f"{_HERE}.complexity:complexity",
+        ComplexitySettings,
+        refuses=("resume", "checkpoint"),
+        refusal="task=complexity trains anew: leave resume= and checkpoint= out.",
+        mistakes=requirements.of_complexity,
+        named_after_itself=True,
+        keeps_memory=True,
     ),
     Task(
         "dual_policy",

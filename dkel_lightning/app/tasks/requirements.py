@@ -36,6 +36,19 @@ def of_benchmark(values: Values) -> Iterator[str]:
             yield f"benchmark.sides: {label} cannot be measured: {fault}."
 
 
+def of_complexity(values: Values) -> Iterator[str]:
+    """Say what keeps the measure from being made."""
+    teacher, trainer = values["teacher"], values["trainer"]
+    if values["data"].get("_target_") is not None:
+        yield "task=complexity reads training images without augmentation, as data modules of this library give them."
+    if teacher.get("update") == "none":
+        yield "task=complexity compares labels with a teacher, and there is none: choose method=online_checkpoints."
+    if teacher.get("update") == "frozen" and teacher.get("weights") is None:
+        yield "task=complexity trains in one stage: give teacher.weights, or choose method=online_checkpoints."
+    if trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1:
+        yield "task=complexity trains on one device: leave trainer.devices at 1."
+
+
 def side_fault(label: str, values: Values) -> str | None:
     """Say why a side of a benchmark does not fit the settings; None if it does."""
     method, teacher = values["method"], values["teacher"]
@@ -48,6 +61,7 @@ def side_fault(label: str, values: Values) -> str | None:
     ensemble = method["ensemble"]
     usual = ensemble["space"] == "logits" and not ensemble["include_self"] and ensemble["weights"] == "complement"
     peers = isinstance(method["peers"], int) and method.get("sharing") == "trunk"
+    usual = usual and method.get("loss", "kd") == "kd"
     learning = method.get("peer_lr_scale") is None and not method.get("frozen_peers")
     if not (usual and peers and learning and method["views"] == "per_peer"):
         return "the loop written by hand knows peers on one trunk, each with a view, and the method's usual targets"

@@ -18,12 +18,12 @@ from typing import Any
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run, values_in
 from dkel_lightning.checkpoints.archive import is_whole
-from dkel_lightning.errors import CheckpointError
+from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.runtime import command_lines
-from dkel_lightning.settings.declarations import node_of
+from dkel_lightning.settings.declarations import from_mapping, node_of
 from dkel_lightning.settings.methods import PRESETS, usual_arrangement
 from dkel_lightning.settings.needs import Needs
-from dkel_lightning.settings.teacher import EARLY, TRAININGS
+from dkel_lightning.settings.teacher import EARLY, TRAININGS, TeacherSettings
 
 TEACHER = "teacher"
 
@@ -44,12 +44,28 @@ class Stage:
 
 
 def before(values: Mapping[str, Any]) -> list[Stage]:
-    """List the stages that these settings ask for before their own training."""
+    """List the stages that these settings ask for before their own training.
+
+    Raises:
+        ConfigError: they ask for stages on the images of a teacher that was trained elsewhere.
+    """
+    folders, teacher = folders_before(values), values["teacher"]
+    if folders and from_mapping(TeacherSettings, teacher, "teacher").sees_otherwise:
+        raise ConfigError(
+            f"The stages before this training ({', '.join(folders)}) are of the images as they are, and "
+            "teacher.image_size, mean, std or dtype is of a teacher that was trained elsewhere: give teacher.weights "
+            "of a finished stage, or teacher.pretrained=true where nothing is fitted on it."
+        )
+    if folders and teacher.get("pretrained"):
+        raise ConfigError(
+            f"{folders[0]} is fitted on a teacher in a file, and teacher.pretrained fetches one: train it "
+            "on these images first, and give teacher.weights."
+        )
     return [
         Stage(TEACHER, f"the teacher, {_backbone(values)}", _teacher(values))
         if folder == TEACHER
         else Stage(folder, f"{folder} on the frozen teacher", _fitted(values, folder))
-        for folder in folders_before(values)
+        for folder in folders
     ]
 
 
@@ -58,9 +74,10 @@ def folders_before(values: Mapping[str, Any]) -> list[str]:
     needs, teacher = _needs(values), values["teacher"]
     if not needs.foreign_teacher or teacher.get("update") != "frozen":
         return []
-    given, fitted = teacher.get("weights"), needs.fitted_by
-    made = fitted is None or (given is not None and _made_by(Path(given)) == fitted)
-    return [*([TEACHER] if given is None else []), *([] if made else [str(fitted)])]
+    weights, fitted = teacher.get("weights"), needs.fitted_by
+    given = weights or teacher.get("pretrained") or values["method"].get("checkpoints")
+    made = fitted is None or (weights is not None and _made_by(Path(weights)) == fitted)
+    return [*([] if given else [TEACHER]), *([] if made else [str(fitted)])]
 
 
 def sequence(run: Run) -> list[tuple[str, Run]]:

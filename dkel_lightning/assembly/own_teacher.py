@@ -1,0 +1,59 @@
+"""A teacher that is a network of its own: whose weights, and how the images of the data become those it takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from dkel_lightning import networks
+from dkel_lightning.assembly.draw import NetworkDraw
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.modules.teacher import TeacherModule
+from dkel_lightning.settings.backbone import is_external
+from dkel_lightning.settings.teacher import TeacherSettings
+
+
+def teacher_of_its_own(
+    draw: NetworkDraw, settings: TeacherSettings, seed: int, normalize: networks.Constants | None
+) -> TeacherModule:
+    """Draw the teacher, or fetch it with its weights and its normalisation; `normalize` is that of the images.
+
+    Raises:
+        ConfigError: its weights know other classes, or a normalisation that is needed is not known.
+    """
+    if settings.pretrained:
+        settings = _of_library(settings.backbone or draw.backbone, draw.num_classes, settings)
+    if settings.mean is not None and normalize is None:
+        raise ConfigError(
+            "teacher.mean replaces the normalisation of the images, which is not known: pass normalize=(mean, std) "
+            "to build, or give data.mean and data.std."
+        )
+    drawn = draw.alone(settings.backbone, settings.image_size, settings.pretrained)
+    # A model of the user's own comes with weights, which an independent draw must not keep.
+    network = drawn(seed, "teacher", redraw=settings.draw == "independent" and not settings.pretrained)
+    if settings.sees_otherwise:
+        taken = None if settings.mean is None or settings.std is None else (settings.mean, settings.std)
+        networks.convert_before(network, networks.Conversion(normalize, taken, settings.image_size))
+    teacher = TeacherModule(network.to(getattr(torch, settings.dtype)), settings)
+    if settings.pretrained:
+        teacher.take_weights()
+    return teacher
+
+
+def _of_library(name: object, num_classes: int, settings: TeacherSettings) -> TeacherSettings:
+    if not isinstance(name, str) or not is_external(name):
+        raise ConfigError(
+            "teacher.pretrained fetches weights of a library's network: set teacher.backbone to torchvision:NAME, "
+            "timm:NAME or hf:FOLDER, or give teacher.weights."
+        )
+    known = networks.pretrained_classes(name)
+    if known != num_classes:
+        raise ConfigError(
+            f"{name} knows {known} classes, the data has {num_classes}: fine-tune it on these classes, and give "
+            "teacher.weights."
+        )
+    if settings.mean is not None:
+        return settings
+    mean, std = networks.normalisation(name)
+    return replace(settings, mean=tuple(mean), std=tuple(std))

@@ -1,0 +1,78 @@
+"""A frozen teacher that is, at each step, what it was at that step of its own training."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from dkel_lightning.checkpoints import file_format
+from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.modules.interface import Coordinator, coordinator
+
+STEP = re.compile(r"step[=_-]?(\d+)$")
+OF_STUDENT = "student.network."
+
+
+class TeacherCheckpoints(Callback):
+    """Put the newest checkpoint in force that the teacher had at this step; before its first one, that one.
+
+    They lie in `method.checkpoints`, named by the optimizer steps after which they were written (`step=500.ckpt`,
+    `epoch=3-step=500.ckpt`), as Lightning's ModelCheckpoint does with `every_n_train_steps`: checkpoints of a run of
+    this library whose student, a single peer, is the teacher.
+    """
+
+    @staticmethod
+    def needed_by(module: Coordinator) -> bool:
+        """Needed where the method names a folder."""
+        return getattr(module.method.settings, "checkpoints", None) is not None
+
+    def __init__(self) -> None:
+        self._files: dict[int, Path] = {}
+        self._in_force: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the files.
+
+        Raises:
+            ConfigError: the teacher learns by itself, or the folder holds none.
+        """
+        module = coordinator(pl_module)
+        folder = Path(module.method.settings.checkpoints).expanduser()
+        if module.teacher is None or module.teacher.learns:
+            raise ConfigError(f"method.checkpoints={folder} replaces a teacher that learns: add teacher=frozen.")
+        found = [(STEP.search(path.stem), path) for path in folder.glob("*.ckpt")]
+        self._files = {int(step[1]): path for step, path in found if step is not None}
+        self._in_force = None
+        if not self._files:
+            raise ConfigError(
+                f"No checkpoint named by its step, such as step=500.ckpt, lies in method.checkpoints={folder}: train "
+                "the teacher with a ModelCheckpoint(save_top_k=-1, every_n_train_steps=500)."
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with the first one."""
+        self._put_in_force(coordinator(pl_module), trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Go on to the next one when its step has come."""
+        self._put_in_force(coordinator(pl_module), trainer.global_step)
+
+    def _put_in_force(self, module: Coordinator, step: int) -> None:
+        path = self._files[max((each for each in self._files if each <= step), default=min(self._files))]
+        if path == self._in_force:
+            return
+        assert module.teacher is not None
+        saved = file_format.load(path, module.device)["state_dict"]
+        weights = {key.removeprefix(OF_STUDENT): value for key, value in saved.items() if key.startswith(OF_STUDENT)}
+        try:
+            module.teacher.network.load_state_dict(weights)  # in place: a captured step keeps its tensors
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"The student in {path} is not this teacher: train one by method=baseline method.peers=1 teacher=none, "
+                "and set teacher.backbone to its backbone."
+            ) from error
+        module.teacher.take_weights()
+        self._in_force = path
