@@ -1,6 +1,6 @@
 """From settings to a DistillationModule."""
 
-from dkel_lightning.assembly.build import ConstructedBy, build, load_from_checkpoint
+from dkel_lightning.assembly.build import ConstructedBy, build, load_from_checkpoint, rebuilt
 from dkel_lightning.assembly.parts import (
     attach,
     check_is_trained_itself,
@@ -15,5 +15,6 @@ __all__ = [
     "check_is_trained_itself",
     "check_parts",
     "load_from_checkpoint",
+    "rebuilt",
     "warn_of_an_untrained_teacher",
 ]

@@ -13,7 +13,7 @@ from torch import nn
 
 from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw, image_shape, made
-from dkel_lightning.assembly.file_checks import no_more_than, refuse_non_finite
+from dkel_lightning.assembly.file_checks import no_more_than, refuse_folder, refuse_non_finite
 from dkel_lightning.assembly.own_teacher import teacher_of_its_own
 from dkel_lightning.assembly.parts import choose_method, method_recipe, teacher_settings
 from dkel_lightning.assembly.teacher_weights import load_student, load_teacher
@@ -26,7 +26,7 @@ from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
-from dkel_lightning.settings.backbone import is_external, reads_a_folder
+from dkel_lightning.settings.backbone import is_external
 from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
@@ -241,6 +241,21 @@ def load_from_checkpoint(  # noqa: D417
             f"fit exactly, and nothing in the file runs. What may differ is what build takes: {', '.join(known)}."
         )
     checkpoint = file_format.load(checkpoint_path, map_location)
+    module: Coordinator = rebuilt(cls, checkpoint, checkpoint_path, backbone=backbone, method=method, **others)
+    return module
+
+
+def rebuilt(
+    cls: Any,
+    checkpoint: Mapping[str, Any],
+    checkpoint_path: str | Path,
+    *,
+    backbone: nn.Module | str | None = None,
+    method: Method | None = None,
+    **others: Any,
+) -> Any:
+    """Do what `load_from_checkpoint` does with a checkpoint that has been read from a file."""
+    known = inspect.signature(cls.build).parameters.keys()
     recipe = dict(file_format.recipe(checkpoint, checkpoint_path))
     if unknown := recipe.keys() - known:
         raise CheckpointError(
@@ -253,22 +268,14 @@ def load_from_checkpoint(  # noqa: D417
         elif recipe.get(key) is None:
             raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
     if backbone is None:
-        _refuse_folder(checkpoint_path, "backbone", recipe["backbone"])
+        refuse_folder(checkpoint_path, "backbone", recipe["backbone"])
     teacher = recipe.get("teacher")
     if isinstance(teacher, Mapping) and "teacher" not in others:
         # What the teacher once began with may be anywhere; its weights are in the checkpoint.
         recipe["teacher"] = {**teacher, **{key: off for key, off in _NOT_OF_A_FILE.items() if key in teacher}}
-        _refuse_folder(checkpoint_path, "teacher", teacher.get("backbone"))
+        refuse_folder(checkpoint_path, "teacher", teacher.get("backbone"))
     with no_more_than(checkpoint["state_dict"], recipe, checkpoint_path):
         module: Coordinator = cls.build(**(recipe | others))
     file_format.load_weights(module, checkpoint, checkpoint_path)
     refuse_non_finite(module, checkpoint_path)
     return module
-
-
-def _refuse_folder(path: str | Path, key: str, name: object) -> None:
-    if reads_a_folder(name):
-        raise CheckpointError(
-            f"{path} was trained with {name}, and no file chooses a folder that is read: pass {key}= to load it "
-            "(trust=true on the command line)."
-        )

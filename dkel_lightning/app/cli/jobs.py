@@ -47,6 +47,7 @@ class Job:
         session: the sweep that it belongs to, if any.
         own: Hydra's own settings.
         begun: whether this process has begun the run in its folder.
+        running: whether its folder holds the note of a sweep that it runs.
     """
 
     cfg: DictConfig
@@ -56,6 +57,7 @@ class Job:
     session: SweepSession | None
     own: HydraConf
     begun: bool = False
+    running: bool = False
 
     @functools.cached_property
     def values(self) -> dict[str, Any]:
@@ -137,8 +139,8 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
         said = failure if known else traceback.format_exc()
         print(f"Error in job {job.number} of the sweep: {said}", file=sys.stderr)
     with contextlib.suppress(OSError):  # a full disk, as the job has said
-        if not ranks.is_first():
-            return result
+        if not ranks.is_first() or (job.running and not job.folder.is_dir()):
+            return result  # a folder that was moved away is not made anew
         if isinstance(failure, OtherJobError) or (failure and sweeps.is_of_other(job.folder, job.overrides)):
             session.refuse(job.number)
             return result
@@ -195,6 +197,7 @@ def _note_running(job: Job) -> None:
 
     if job.session is not None and ranks.is_first():
         sweeps.note(job.folder, job.overrides, "running")
+        job.running = True
 
 
 def _with_checkpoint(job: Job) -> dict[str, Any]:
