@@ -16,6 +16,7 @@ from dkel_lightning.app.cli.folders import find_resume
 from dkel_lightning.app.runs.folder import Run, saved_values
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
+from dkel_lightning.data import Batch
 from dkel_lightning.errors import ConfigError
 from tests.compose import compose, tiny_run
 from tests.methods.family import check_gradient, golden, leaf, total
@@ -135,6 +136,10 @@ def test_heads_that_do_not_fit_and_weights_without_meaning_are_refused(tmp_path:
     with pytest.raises(ConfigError, match=r"set method\.peers to 1"):
         build("heads", peers=2)
     assert "random weights" in str(build("dih").method.lacks())
+    module = build("heads")
+    seen = module.forward_all(Batch(torch.randn(2, 3, 16, 16), torch.tensor([0, 1]), None))
+    with pytest.raises(ConfigError, match="takes 1024 values, and these images give 4096"):
+        module.losses(seen)
 
 
 # ---------------------------------------------------------------------- three stages with one command
