@@ -133,8 +133,9 @@ def _check_foreign_teacher(name: str, student: StudentModule, teacher: TeacherMo
         raise ConfigError(f"The teacher of {name} is trained beforehand: set teacher.init_steps to 0.")
 
 
-def attach(method: Method, student: StudentModule, teacher: TeacherModule | None, seed: int) -> None:
+def attach(module: Coordinator) -> None:
     """Let the method make its own parts to fit the networks, and say what it wants to see of them."""
+    method, student, teacher, seed = module.method, module.student, module.teacher, module.seed
     student.wants_stages = method.needs.stages
     student.stand_still(method.needs.fixed_student)
     for part in (student, teacher):
@@ -145,6 +146,8 @@ def attach(method: Method, student: StudentModule, teacher: TeacherModule | None
     if teacher is not None:
         with seeded(seed, "method parts of the teacher"):  # the same whoever its student is
             method.attach_teacher(teacher.network)
+    # DDP would overwrite them with those of the first process before every step.
+    module._ddp_params_and_buffers_to_ignore = [f"method.{name}" for name in method.own_buffers]
 
 
 def check_is_trained_itself(module: Coordinator) -> None:

@@ -95,9 +95,7 @@ class DistillationModule(Coordinator):
         self._factories = (optimizer, scheduler, interval)
         self.deployment = deploy or Deploy()
         deployment.check_deployment(self, self.deployment)
-        assembly.attach(method, student, teacher, seed)
-        # DDP would overwrite them with those of the first process before every step.
-        self._ddp_params_and_buffers_to_ignore = [f"method.{name}" for name in method.own_buffers]
+        assembly.attach(self)
         self.members = deployment.members(self)
         evaluation.attach_metrics(self)
         self.observers, self.readers = [], []

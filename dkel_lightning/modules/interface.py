@@ -77,6 +77,7 @@ class Coordinator(LightningModule):
     observers: list[Observer]
     readers: list[Reader]
     compiled: Compiled | None
+    _ddp_params_and_buffers_to_ignore: list[str]
 
     @property
     def is_attached(self) -> bool:
