@@ -16,12 +16,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 from torch.distributed import run
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -295,6 +297,16 @@ class Splits:
         return DataLoader(TensorDataset(images, torch.arange(16) % 10), batch_size=8)
 
 
+def images_of_ones_own(root: Path) -> None:
+    """Write pictures of two classes as a reader has them, 20 to train and 4 to test with."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 4)):
+        for number in range(count):
+            path = root / split / f"class_{number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+
+
 # The blocks of the start belong between its commands: tests/packaging/test_start.py runs both in their order.
 RUN_HERE = [page for page in PAGES if blocks(page, "python") and page.name != "start.md"]
 
@@ -312,6 +324,8 @@ def test_python_blocks_run_as_they_stand(page: Path, monkeypatch: pytest.MonkeyP
         original(self, *args, **{**kwargs, "enable_checkpointing": saves, "enable_progress_bar": False})
 
     monkeypatch.setattr(Trainer, "__init__", short)
+    if page.name == "README.md":
+        images_of_ones_own(tmp_path / "my_images")
     names: dict[str, Any] = {"my_datamodule": Splits.loader(channels, size), "__name__": page.stem}
     try:
         with forgotten():

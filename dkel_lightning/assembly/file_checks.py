@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from dkel_lightning.callbacks.step_recorder import non_finite
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.peers import batch_norms
+from dkel_lightning.settings.backbone import reads_a_folder
 
 _MOST_PIXELS = 1 << 24
 # Classifiers that are replaced, and draws that are not kept, are no weights of the file.
@@ -61,6 +62,19 @@ def _refuse_counts(recipe: Mapping[str, Any], most: Mapping[str, int], path: str
 
 def _larger(path: str | Path, what: str) -> CheckpointError:
     return CheckpointError(f"{path} asks for {what} than it holds: it was edited; use another checkpoint.")
+
+
+def refuse_folder(path: str | Path, key: str, name: object) -> None:
+    """Refuse a model that is read from a folder of the file's choice.
+
+    Raises:
+        CheckpointError: `name` is one; `key` is what names it on purpose.
+    """
+    if reads_a_folder(name):
+        raise CheckpointError(
+            f"{path} was trained with {name}, and no file chooses a folder that is read: pass {key}= to load it "
+            "(trust=true on the command line)."
+        )
 
 
 def refuse_non_finite(module: nn.Module, path: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickletools
 import struct
@@ -10,6 +9,8 @@ import zipfile
 import zlib
 from pathlib import Path
 from typing import IO
+
+from dkel_lightning.runtime.atomic_files import opened
 
 BROKEN = (
     OSError,
@@ -67,14 +68,3 @@ def step_of(checkpoint: Path) -> int:
     except BROKEN:
         pass
     return -1
-
-
-def opened(path: Path) -> IO[bytes]:
-    """Open a regular file.
-
-    Raises:
-        OSError: there is none, or it may not be read.
-    """
-    if not path.is_file():  # to open a pipe would wait for whoever writes into it
-        raise FileNotFoundError(errno.ENOENT, "no regular file", str(path))
-    return path.open("rb")

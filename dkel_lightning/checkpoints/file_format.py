@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import re
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from dkel_lightning.checkpoints import archive
 from dkel_lightning.errors import CheckpointError, full_disk
-from dkel_lightning.runtime.atomic_files import make_folder
+from dkel_lightning.runtime.atomic_files import opened, written_whole
 
 KEY = "dkel_lightning"
 FORMAT = 3
@@ -105,7 +104,7 @@ def read(path: Path, map_location: Any = "cpu", cure: str = "use an earlier chec
         CheckpointError: damaged, packed, swollen, or with objects that would run code.
     """
     try:
-        with archive.opened(path) as file:
+        with opened(path) as file:
             has_checksums = file.read(4) == b"PK\x03\x04"  # as torch tells the two apart
             fault = archive.fault(file) if has_checksums else None
             if fault is not None:
@@ -270,7 +269,7 @@ def _migrated(signed: Mapping[str, Any], name: str | Path) -> Mapping[str, Any]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write to a temporary file beside the target, sync it, then rename it over the target.
+    """Write a checkpoint as `written_whole` does, and onto the disk before it takes its name.
 
     Whatever interrupts the writing, the target is the old whole file or the new whole file. Reading executes
     nothing (`weights_only`).
@@ -283,26 +282,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             CheckpointError: the disk is full or the folder cannot be written; the old file stays whole.
         """
         target = Path(path)
-        temporary: Path | None = None
         try:
-            make_folder(target.parent)
-            # Not mkstemp, whose files only their owner may read, whatever the umask says.
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-            with temporary.open("xb") as file:
+            with written_whole(target) as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(target)
         except (OSError, RuntimeError) as error:
             # torch reports a full disk as a RuntimeError of its archive writer, about positions in the file.
             why = full_disk(error) or error
+            why = getattr(why, "strerror", None) or why
             before = " The last checkpoint is untouched." if target.is_file() else ""
             raise CheckpointError(
                 f"Could not write {target} ({why}): free some space or choose another output folder.{before}"
             ) from error
-        finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +17,11 @@ from torch import Tensor
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.export import card, costs, formats
 from dkel_lightning.export.costs import Cost
-from dkel_lightning.export.metadata import RECORD, Agreement, Facts, Preprocessing, Record
+from dkel_lightning.export.metadata import RECORD, Agreement, Facts, Preprocessing, Record, hashed
 from dkel_lightning.modules.deployment import choose, deploy, deployed_member
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.evaluation import evaluate
-from dkel_lightning.runtime import provenance
+from dkel_lightning.runtime import locks, provenance
 from dkel_lightning.runtime.atomic_files import write_text
 
 _BATCH = 64
@@ -179,7 +178,7 @@ def _describe(
 ) -> None:
     own = {
         "title": title,
-        "files": [path.name for path in files],
+        "files": {path.name: hashed(path) for path in sorted(folder.iterdir()) if path.is_file()},
         "agreement": vars(agreement),
         "costs": [cost.as_dict() for cost in measured],
         "measured_on": where,
@@ -198,33 +197,45 @@ def whole_folder(target: Path) -> Iterator[Path]:
         ConfigError: `target` holds something that is no export.
         OSError: with the name that the file would have had in `target`.
     """
-    if target.exists() and not (target.is_dir() and _replaceable(target)):
-        raise ConfigError(f"{target} holds something else than an export: choose another export.to.")
-    mark = uuid.uuid4().hex
-    draft, old = (target.with_name(f".{target.name}.{mark}.{kind}") for kind in ("part", "old"))
+    draft, old, lock = (target.with_name(f".{target.name}.dkel_{kind}") for kind in ("part", "old", "lock"))
     missing = [parent for parent in target.parents if not parent.exists()]
     try:
-        draft.mkdir(parents=True)
-        yield draft
-        if target.exists():
-            # A folder cannot be renamed over one that holds files; the old one comes back if the second step fails.
-            target.rename(old)
-        try:
+        with (
+            locks.taking_turns(lock.parent, lock.name, f"the export {target}"),
+            _swept(target, draft, old),
+        ):
+            if target.exists() and not (target.is_dir() and _replaceable(target)):
+                raise ConfigError(f"{target} holds something else than an export: choose another export.to.")
+            draft.mkdir()
+            yield draft
+            if target.exists():
+                target.rename(old)  # a folder cannot be renamed over one that holds files
             draft.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
     except OSError as error:
         if isinstance(error.filename, str) and Path(error.filename).is_relative_to(draft):
             error.filename = str(target / Path(error.filename).relative_to(draft))
         raise
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
         with contextlib.suppress(OSError):  # rmdir refuses a folder that holds anything
             for parent in missing:
                 parent.rmdir()
+
+
+@contextlib.contextmanager
+def _swept(target: Path, draft: Path, old: Path) -> Iterator[None]:
+    """Leave `target` alone, before and after: what an error or a kill has cut short is put back or removed."""
+
+    def sweep() -> None:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for folder in (draft, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    sweep()
+    try:
+        yield
+    finally:
+        sweep()
 
 
 def _replaceable(folder: Path) -> bool:

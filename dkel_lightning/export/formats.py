@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dkel_lightning.assembly.file_checks import no_more_than, refuse_folder
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
-from dkel_lightning.export.metadata import KEY, RECORD, Record
+from dkel_lightning.export.metadata import KEY, RECORD, Record, check_files
+from dkel_lightning.methods import preset
 from dkel_lightning.modules.deployment import EnsembleNetwork
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.networks import LogitsOf, SinglePeer, logits_of
-from dkel_lightning.runtime.atomic_files import naming, write_bytes
+from dkel_lightning.runtime.atomic_files import naming, text_of, write_bytes
 
 FORMATS = ("original", "state_dict", "safetensors", "torch_export", "onnx")
 _FOLDER = "model.safetensors"
@@ -32,6 +34,7 @@ _FILES = {
     "torch_export": "model.pt2",
     "onnx": "model.onnx",
 }
+_OF_TRAINING = ("deploy", "peer_lr_scale", "frozen_peers")
 _OF_TEACHER = ("update", "backbone", "batchnorm", "draw")
 _INSIDE_PT2 = f"{KEY}.json"
 _NEEDED = {
@@ -204,7 +207,7 @@ def received(path: Path, record: Record, network: nn.Module) -> Classifier:
         return _without_gradient(_from_folder(path))
     tensors = _safetensors(path)[1] if path.suffix == ".safetensors" else _tensors(path)
     if record.recipe is not None:
-        return _without_gradient(_rebuilt(record, tensors, path))
+        return _without_gradient(_rebuilt(record, tensors, path, trust=True))
     copied = copy.deepcopy(network)
     with torch.no_grad():
         for tensor in copied.state_dict().values():
@@ -223,6 +226,7 @@ def open_exported(path: Path, *, trust: bool = False) -> Exported:
         CheckpointError: missing, damaged, not written by an export, or not to be trusted.
     """
     path = _file_in(path)
+    check_files(path.parent)
     if path.suffix == ".onnx":
         text, classify = _onnx(path)
         return Exported(path, Record.from_text(text, path), classify)
@@ -237,11 +241,11 @@ def open_exported(path: Path, *, trust: bool = False) -> Exported:
     inside, tensors = _safetensors(path) if path.suffix == ".safetensors" else (None, _tensors(path))
     beside = path.parent / RECORD
     if inside is None and beside.is_file():
-        inside = beside.read_text(encoding="utf-8")
+        inside = text_of(beside)
     record = Record.from_text(inside, path)
     if path.name == _FOLDER:
         return Exported(path, record, _without_gradient(_from_folder(path)))
-    return Exported(path, record, _without_gradient(_rebuilt(record, tensors, path)))
+    return Exported(path, record, _without_gradient(_rebuilt(record, tensors, path, trust=trust)))
 
 
 def is_exported(path: Path) -> bool:
@@ -261,21 +265,20 @@ def _file_in(path: Path) -> Path:
     return path
 
 
-def _rebuilt(record: Record, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
+def _rebuilt(record: Record, tensors: Mapping[str, Tensor], path: Path, *, trust: bool) -> nn.Module:
     if record.recipe is None:
         raise CheckpointError(
             f"{path} holds weights of a network of the user's own, which cannot be rebuilt by name: export it as onnx."
         )
-    settings = {name: value for name, value in record.recipe.items() if name != "deploy"}
     try:
-        # Only what shapes the networks: first weights on the exporter's disk are not wanted, nor schedules.
-        teacher = {name: value for name, value in settings.get("teacher", {}).items() if name in _OF_TEACHER}
-        module = DistillationModule.build(**{**settings, "teacher": teacher})
-        kind, _, peer = record.member.partition("_")
-        network = module.deploy(kind, int(peer or 0))
+        settings, kind = _shaping(record.recipe, record.member)
+        for name in () if trust else (settings["backbone"], settings["teacher"].get("backbone")):
+            refuse_folder(path, "trust", name)
+        with no_more_than(tensors, settings, path):
+            network = DistillationModule.build(**settings).deploy(kind, 0)
     except DkelError:
         raise  # it says what is wrong with a name or a setting
-    except (TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be rebuilt from its record ({error}): export it again.") from error
     wanted = network.state_dict()
     try:
@@ -285,6 +288,23 @@ def _rebuilt(record: Record, tensors: Mapping[str, Tensor], path: Path) -> nn.Mo
             f"The weights in {path} do not fit the network it names ({len(wanted)} tensors): {error}"
         ) from error
     return network
+
+
+def _shaping(recipe: Mapping[str, Any], member: str) -> tuple[dict[str, Any], str]:
+    """Give of a recipe what shapes one of its networks, as the first of as few peers as its method takes, and its kind.
+
+    First weights on the exporter's disk are not wanted, nor schedules; and of many peers only one is in the file.
+    """
+    settings = {name: value for name, value in recipe.items() if name not in _OF_TRAINING}
+    kind, _, number = member.partition("_")
+    teacher = {name: value for name, value in recipe.get("teacher", {}).items() if name in _OF_TEACHER}
+    if kind == "student":
+        teacher.pop("backbone", None)  # of a teacher of another form
+    if kind != "ensemble":
+        fewest = preset(recipe["method"]["name"]).method.needs.minimum_peers
+        peers = recipe["peers"]
+        settings["peers"] = [peers[int(number)]] * fewest if isinstance(peers, list) else fewest
+    return {**settings, "teacher": teacher}, kind
 
 
 def _from_folder(path: Path) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from dkel_lightning.data.augment import Normalize
 from dkel_lightning.errors import CheckpointError
+from dkel_lightning.runtime.atomic_files import opened, text_of
 
 KEY = "dkel_lightning"
 """Under which a file holds its record, in ONNX and safetensors metadata; `.pt2` archives have it as a file."""
@@ -136,6 +138,33 @@ class Record:
         if version > FORMAT:
             raise CheckpointError(f"{path} is of version {version}, this reads 1 to {FORMAT}: update dkel_lightning.")
         return cls(kind, member, classes, Preprocessing.from_dict(preprocessing), recipe)
+
+
+def hashed(path: Path) -> str:
+    """Give the SHA-256 of a file."""
+    found = hashlib.sha256()
+    with opened(path) as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def check_files(folder: Path) -> None:
+    """Hold the files of an export against the hashes in its record, where that lies beside them.
+
+    Raises:
+        CheckpointError: one of them, or the record, is not as it was written.
+    """
+    record = folder / RECORD
+    try:
+        files = json.loads(text_of(record))["files"] if record.is_file() else {}
+        wrong = [name for name in files if (folder / name).is_file() and hashed(folder / name) != files[name]]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{record} is damaged ({error}): export again.") from error
+    if wrong:
+        raise CheckpointError(
+            f"{folder / wrong[0]} is damaged or was edited (its SHA-256 is not that of {RECORD}): export again."
+        )
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,11 @@ class Method(nn.Module, ABC):
         return self.needs.ensemble == "classifier"
 
     @property
+    def wants_classes(self) -> bool:
+        """Whether it works on one class a sample (`inputs.classes`), and mixed or other soft labels are refused."""
+        return self.needs.classes
+
+    @property
     @abstractmethod
     def terms(self) -> tuple[str, ...]:
         """Name the loss terms, in the order in which they are logged."""

@@ -16,6 +16,7 @@ from stable_baselines3 import DDPG, PPO
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -68,6 +69,7 @@ class Learner(Actor):
             )
         except (TypeError, ValueError, AssertionError) as error:
             raise ConfigError(f"rl.learner: {str(error) or type(error).__name__}") from error
+        self.algorithm.set_logger(Logger(None, []))  # its own makes a folder in the temporary one
         self.optimizer = torch.optim.Adam(self.imitating_parameters(), lr=self.used.distil_lr)
 
     @abstractmethod

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
+
+from filelock import lock_descriptor
 
 from dkel_lightning.errors import DkelError
 
 HALF_WRITTEN = ".part"
-"""How the hidden name of a file ends that is not whole yet; checkpoints and records of a collapse too."""
+"""How the hidden name of a file ends that is not whole yet."""
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a text file through a temporary one, so that it is whole at any moment."""
+    """Write a text file as `written_whole` does."""
     write_bytes(path, content.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file through a temporary one, so that it is whole at any moment.
+    """Write a file as `written_whole` does.
 
     Libraries that write by themselves fail of a full disk in ways of their own, up to ending the process: let them
     write into memory, and give this what they wrote.
+    """
+    with written_whole(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write into that takes the place of `path` at the end: what has that name is whole at any moment.
+
+    Whoever is killed leaves the temporary file; the next who writes the same file removes it.
 
     Raises:
         OSError: with the name of the file.
@@ -33,15 +48,56 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary: Path | None = None
     try:
         with naming(path):
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=HALF_WRITTEN, dir=path.parent)
-            temporary = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            temporary.chmod(0o644)
+            _remove_abandoned(path)
+            temporary, file = _temporary(path)
+            with file:
+                yield file
             temporary.replace(path)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> tuple[Path, IO[bytes]]:
+    """Open a file that is locked, by which others know that somebody writes it."""
+    while True:
+        # Not mkstemp, whose files only their owner may read, whatever the umask says.
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{HALF_WRITTEN}")
+        file = temporary.open("xb")
+        with contextlib.suppress(OSError):  # a file system without locks, where nobody can ask
+            lock_descriptor(file.fileno(), blocking=False)
+        if temporary.exists():
+            return temporary, file
+        file.close()  # taken for an abandoned one before it was locked
+
+
+def _remove_abandoned(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{HALF_WRITTEN}"):
+        with contextlib.suppress(OSError), opened(left, "r+b") as file:
+            if lock_descriptor(file.fileno(), blocking=False):
+                left.unlink()
+
+
+def opened(path: Path, mode: str = "rb") -> IO[bytes]:
+    """Open a regular file: to open a pipe would wait for whoever is at its other end.
+
+    Raises:
+        OSError: there is none, or it may not be opened.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no regular file", str(path))
+    return cast("IO[bytes]", path.open(mode))
+
+
+def text_of(path: Path) -> str:
+    """Read a regular file as text.
+
+    Raises:
+        OSError: as `opened`.
+        UnicodeDecodeError: it is no text; a ValueError.
+    """
+    with opened(path) as file:
+        return file.read().decode("utf-8")
 
 
 @contextlib.contextmanager

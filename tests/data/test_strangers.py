@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import resource
@@ -38,6 +39,7 @@ from dkel_lightning.data.readers.npz import read_npz
 from dkel_lightning.data.readers.tinyimagenet import prepare_tinyimagenet
 from dkel_lightning.errors import DataError
 from tests.disks import as_root, small_disk
+from tests.pipes import not_waited_for, piped
 
 from .archives import fake_cifar, image_bytes, npz_arrays, tiny_members, write_folder, write_zip
 
@@ -300,14 +302,26 @@ def test_names_that_take_no_bytes_are_not_counted_out(tmp_path: Path) -> None:
 )
 def test_a_pipe_in_place_of_a_file_is_named_and_not_waited_for(tmp_path: Path, read: Callable[[Path], Any]) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waited"))
-    signal.alarm(20)
-    try:
-        with pytest.raises(DataError, match=r"pipe\.png"):
-            read(tmp_path / "pipe.png")
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+    with not_waited_for(), pytest.raises(DataError, match=r"pipe\.png"):
+        read(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize("name", ["about.json", "train_images.npy", "test_labels.npy"])
+def test_a_pipe_in_place_of_a_file_of_a_cache_is_damage_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    root = images(tmp_path)
+    prepare_image_folder(root, 4, None)
+    before = read_image_folder(root, 4, None).train.labels.tolist()
+    (cache,) = (root / "dkel_cache").glob("image_folder-*")
+    piped(cache / name)
+    if name != "about.json":
+        about = json.loads((cache / "about.json").read_text())
+        del about["files"][name]  # of which it then says nothing
+        (cache / "about.json").write_text(json.dumps(about))
+    with not_waited_for():
+        with pytest.raises(DataError, match="has no up-to-date image cache"):
+            read_image_folder(root, 4, None)
+        prepare_image_folder(root, 4, None)
+    assert read_image_folder(root, 4, None).train.labels.tolist() == before
 
 
 def test_an_npz_bomb_is_refused_by_the_size_that_it_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,8 +53,8 @@ def test_every_combination_trains_or_is_refused_with_one_clear_error(tmp_path: P
 @pytest.mark.usefixtures("drawn")
 @pytest.mark.long
 @pytest.mark.timeout(6 * 3600)
-def test_thousands_of_combinations(tmp_path: Path) -> None:
-    tally = explore(2000, make_sets(tmp_path))
+def test_hundreds_of_combinations(tmp_path: Path) -> None:
+    tally = explore(500, make_sets(tmp_path))
     record(
         "fuzzing",
         combinations=tally.trained + tally.refused,
@@ -66,5 +66,5 @@ def test_thousands_of_combinations(tmp_path: Path) -> None:
         by_choice={name: dict(counts) for name, counts in sorted(tally.by_choice.items())},
     )
     assert_clean(tally)
-    assert tally.trained > 400
-    assert tally.refused > 400
+    assert tally.trained > 100
+    assert tally.refused > 100

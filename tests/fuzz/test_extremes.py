@@ -20,6 +20,7 @@ from dkel_lightning.settings.weights import RampUp
 from tests.compose import check_arguments
 from tests.fuzz.runs import Tally, attempt, each_composed_once, make_sets, temporary_folder
 from tests.fuzz.space import extremes
+from tests.reliability.record import record
 
 
 def explore(count: int, seed: int, sets: dict[str, Path]) -> Tally:
@@ -36,6 +37,18 @@ def test_extreme_numbers_train_or_are_refused_with_one_clear_error(tmp_path: Pat
     tally = explore(12, 0, make_sets(tmp_path))
     assert not tally.failures, "\n".join(tally.failures)
     assert min(tally.trained, tally.refused) > 2, tally
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3 * 3600)
+def test_hundreds_of_extreme_numbers(tmp_path: Path) -> None:
+    tally = explore(300, 1, make_sets(tmp_path))
+    record(
+        "extremes", commands=tally.trained + tally.refused, trained=tally.trained, refused=tally.refused,
+        broken=len(tally.failures), slowest_seconds=round(tally.slowest[0], 1), slowest=tally.slowest[1],
+    )  # fmt: skip
+    assert not tally.failures, "\n".join(tally.failures)
+    assert min(tally.trained, tally.refused) > 60, tally
 
 
 def is_refused(key: Key, value: float) -> bool:

@@ -17,11 +17,11 @@ import pytest
 from lightning.pytorch import Callback
 
 from dkel_lightning.app import tasks
-from dkel_lightning.app.runs.folder import newest_checkpoint
+from dkel_lightning.app.runs.folder import Run, newest_checkpoint
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import CheckpointError
 from tests.compose import tiny_run
-from tests.reliability.harness import assert_equal_runs, noisy_run, resumed
+from tests.reliability.harness import armed, assert_equal_runs, in_a_child, noisy_run, patched, resumed, started
 from tests.reliability.record import record
 
 pytestmark = pytest.mark.long
@@ -51,6 +51,53 @@ def test_runs_killed_again_and_again_at_random_moments_end_as_if_nothing_had_hap
         assert_equal_runs(run.folder, through)
     record("kills", runs=RUNS, kills=kills, sigterm=signals, before_the_first_checkpoint=anew, different=0)
     assert kills > RUNS
+
+
+# In the order of a run, so that each is still ahead of one that was killed in those before.
+STAGES = {
+    "claim": r"/run_\d+$|/\.claimed$",
+    "configuration": r"config\.yaml",
+    "provenance.json": r"provenance\.json",
+    "classes.json": r"classes\.json",
+    "initialisation": "",
+    "figures/views.png": r"views\.png",
+    "metrics.csv": r"metrics\.csv",
+    "best.ckpt": r"best\.ckpt",
+    "last.ckpt": r"last\.ckpt",
+    "provenance_resumed.json": r"provenance_resumed\.json",
+    "confusion.csv": r"confusion\.csv",
+    "figures/confusion.png": r"confusion\.png",
+    "summary.json": r"summary\.json",
+    "figures/curves.png": r"curves\.png",
+}
+KILLS_A_STAGE = 20
+
+
+@pytest.mark.timeout(3600)
+def test_runs_killed_in_each_of_their_stages_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    through = tmp_path / "through"
+    started(noisy_run(through))
+    draws, kills = random.Random(1), dict.fromkeys(STAGES, 0)
+    for number in range(KILLS_A_STAGE):
+        run = noisy_run(tmp_path / f"run_{number}")
+        for stage, name in STAGES.items():
+            # Before, amid or after one of its three operations: opened under another name, renamed, that name removed.
+            count, after = draws.randint(1, 3), draws.choice((0.0, draws.uniform(1e-5, 5e-3)))
+
+            def killed(name: str = name, count: int = count, after: float = after, run: Run = run) -> None:
+                armed(name, count, after) if name else patched(f"initialising:{count}")
+                started(run)
+
+            kills[stage] += in_a_child(killed) in (-signal.SIGKILL, -signal.SIGALRM)
+        started(run)
+        assert_equal_runs(run.folder, through)
+        assert files(run.folder) - {"provenance_resumed.json"} == files(through)
+    record("kills_by_stage", runs=KILLS_A_STAGE, kills=sum(kills.values()), by_stage=kills, different=0, files_left=0)
+    assert min(kills.values()) >= KILLS_A_STAGE, kills
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
 def _has_checkpoint(folder: Path) -> bool:

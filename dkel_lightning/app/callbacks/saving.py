@@ -22,6 +22,7 @@ from dkel_lightning.app.loggers.metrics_file import MetricsFile
 from dkel_lightning.checkpoints.archive import is_whole
 from dkel_lightning.errors import Interrupted
 from dkel_lightning.runtime import unread_output
+from dkel_lightning.runtime.atomic_files import text_of
 from dkel_lightning.runtime.processes import any_process, print_once
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
@@ -84,7 +85,7 @@ class SettingsKept(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the file, which this run has written or begun with; only the first process writes checkpoints."""
         if trainer.is_global_zero:
-            self.text = self.path.read_text(encoding="utf-8")
+            self.text = text_of(self.path)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the text."""

@@ -47,6 +47,7 @@ class Job:
         session: the sweep that it belongs to, if any.
         own: Hydra's own settings.
         begun: whether this process has begun the run in its folder.
+        running: whether its folder holds the note of a sweep that it runs.
     """
 
     cfg: DictConfig
@@ -56,6 +57,7 @@ class Job:
     session: SweepSession | None
     own: HydraConf
     begun: bool = False
+    running: bool = False
 
     @functools.cached_property
     def values(self) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def run(cfg: DictConfig, invocation: Invocation, session: SweepSession | None) -
     if session is not None:
         return _run_in_sweep(job, session)
     try:
-        return _run(job)
+        return work(job)
     except KeyboardInterrupt:
         release(job.folder, begun=job.begun)
         raise
@@ -124,7 +126,7 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
     failure: Exception | None = None
     result: float | None = None
     try:
-        result = _run(job)
+        result = work(job)
         result = None if result is None or math.isnan(result) else result
     except Exception as error:
         unread_output.end_if_unread(error)  # unfinished, and not failed
@@ -137,8 +139,8 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
         said = failure if known else traceback.format_exc()
         print(f"Error in job {job.number} of the sweep: {said}", file=sys.stderr)
     with contextlib.suppress(OSError):  # a full disk, as the job has said
-        if not ranks.is_first():
-            return result
+        if not ranks.is_first() or (job.running and not job.folder.is_dir()):
+            return result  # a folder that was moved away is not made anew
         if isinstance(failure, OtherJobError) or (failure and sweeps.is_of_other(job.folder, job.overrides)):
             session.refuse(job.number)
             return result
@@ -154,7 +156,8 @@ def _end_with_sweep() -> None:
     end_with_parent()
 
 
-def _run(job: Job) -> float | None:
+def work(job: Job) -> float | None:
+    """Run the task of a job in its folder, or go on with what lies there; returns the objective of a sweep."""
     from dkel_lightning.app import tasks
 
     resume = find_resume(job.values["resume"]) if job.values["resume"] else None
@@ -195,6 +198,7 @@ def _note_running(job: Job) -> None:
 
     if job.session is not None and ranks.is_first():
         sweeps.note(job.folder, job.overrides, "running")
+        job.running = True
 
 
 def _with_checkpoint(job: Job) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from dkel_lightning.errors import DataError
-from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.runtime.atomic_files import text_of, write_text
 
 Row = dict[str, float]
 
@@ -107,7 +107,7 @@ def read_rows(path: Path) -> dict[int, Row]:
         DataError: it is damaged.
     """
     try:
-        return parse_rows(path.read_text(encoding="utf-8").splitlines())
+        return parse_rows(text_of(path).splitlines())
     except (ValueError, csv.Error) as error:
         raise DataError(f"{path} is damaged ({error}): move it away to go on without its rows.") from error
 

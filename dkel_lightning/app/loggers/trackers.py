@@ -18,6 +18,7 @@ from dkel_lightning.app import build
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.errors import DkelError
 from dkel_lightning.runtime import ranks
+from dkel_lightning.runtime.atomic_files import text_of
 
 FILE = "loggers.json"
 """Which run of each logger this one is, so that a resume goes on with it."""
@@ -113,7 +114,7 @@ def opened(loggers: Loggers, run: Run) -> Iterator[None]:
 
 def _known(folder: Path) -> dict[str, str]:
     try:
-        return dict(json.loads((folder / FILE).read_text(encoding="utf-8")))
+        return dict(json.loads(text_of(folder / FILE)))
     except (OSError, ValueError, TypeError):
         return {}
 

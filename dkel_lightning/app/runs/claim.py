@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from dkel_lightning.app.runs.parsing import read_text
 from dkel_lightning.runtime.atomic_files import HALF_WRITTEN, write_text
 from dkel_lightning.runtime.locks import CLAIM
 
@@ -32,7 +34,7 @@ def claim(folder: Path, owner: str = "") -> Path:
             with file.open("xb") as created:
                 created.write(owner.encode())
         except FileExistsError:
-            if not owner or file.read_bytes() != owner.encode():
+            if not owner or read_text(file) != owner:
                 continue  # of another owner, or not yet written
         return candidate
     raise AssertionError("unreachable")
@@ -48,7 +50,7 @@ def begin(folder: Path, settings: str) -> Path:
         candidate.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(candidate / SETTINGS):
             continue
-        written = candidate / f".{SETTINGS}.{os.getpid()}{HALF_WRITTEN}"
+        written = candidate / f".begun.{uuid.uuid4().hex}{HALF_WRITTEN}"
         try:
             write_text(written, settings)
             with contextlib.suppress(FileExistsError):  # another process was first

@@ -17,7 +17,7 @@ from dkel_lightning.app.runs.parsing import parse_settings
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.checkpoints.archive import is_whole, step_of
 from dkel_lightning.errors import CheckpointError
-from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.runtime.atomic_files import text_of, write_text
 from dkel_lightning.runtime.ranks import is_first
 from dkel_lightning.runtime.texts import printable
 
@@ -84,7 +84,7 @@ class Run:
     def note_execution(self, execution: Mapping[str, Any] | None) -> None:
         """Write into provenance.json how the steps were executed in the end."""
         path = self.folder / self._provenance
-        self.write_json(path.name, {**json.loads(path.read_text(encoding="utf-8")), "execution": execution})
+        self.write_json(path.name, {**json.loads(text_of(path)), "execution": execution})
 
     @property
     def _provenance(self) -> str:
@@ -131,7 +131,7 @@ def values_in(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     cure = "put back the file that the run wrote."
     try:
-        values = parse_settings(path.read_text(encoding="utf-8"))
+        values = parse_settings(text_of(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): {cure}") from error
     for key, text in _texts(values):

@@ -23,7 +23,7 @@ from dkel_lightning.app.runs.settings import as_written, differences
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.runtime import command_lines, locks
-from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.runtime.atomic_files import text_of, write_text
 from dkel_lightning.runtime.texts import printable
 from dkel_lightning.studies import seed_statistics
 
@@ -140,7 +140,7 @@ def _written_epochs(folder: Path, variant: Variant) -> dict[str, Any] | None:
     path = folder / variant.label / "compute.json"
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(text_of(path))
     return found
 
 

@@ -13,13 +13,14 @@ from dkel_lightning.app import build
 from dkel_lightning.app.runs import confusion, scores
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import prepared
+from dkel_lightning.assembly import rebuilt
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.settings.backbone import reads_a_folder
 
-OF_RESULT = ("seed", "data", "deploy", "precision", "trainer", "execution")
+OF_RESULT = ("seed", "data", "deploy", "precision", "trainer", "execution", "evaluate")
 """Keys and groups on which the scores of a checkpoint depend; its own networks and method are not to choose."""
 
 
@@ -51,8 +52,8 @@ def evaluate(run: Run) -> EvaluateResult:
     values = run.values
     path = Path(values["checkpoint"])
     # The memory layout of the training, or the figures would differ in their last digits.
-    module = loaded(path, values, execution=values["execution"])
-    epoch = int(file_format.load(path)["epoch"]) + 1
+    module, epoch = loaded(path, values, execution=values["execution"])
+    module.test_flips = values["evaluate"]["flips"]
     images = prepared(values)
     check_fits(module, images, path)
     trainer = build.trainer(
@@ -64,8 +65,8 @@ def evaluate(run: Run) -> EvaluateResult:
     return result
 
 
-def loaded(path: Path, values: Mapping[str, Any], **others: Any) -> DistillationModule:
-    """Rebuild the module of a checkpoint, with what `values` say of the deployed network.
+def loaded(path: Path, values: Mapping[str, Any], **others: Any) -> tuple[DistillationModule, int]:
+    """Rebuild the module of a checkpoint, with what `values` say of the deployed network, and tell its epoch from 1.
 
     Raises:
         DkelError: as `load_from_checkpoint`.
@@ -76,7 +77,9 @@ def loaded(path: Path, values: Mapping[str, Any], **others: Any) -> Distillation
         backbone, teacher = values["backbone"]["name"], values["teacher"]
         others |= {"backbone": backbone} if reads_a_folder(backbone) else {}
         others |= {"teacher": teacher} if reads_a_folder(teacher.get("backbone")) else {}
-    return DistillationModule.load_from_checkpoint(path, **others)
+    checkpoint = file_format.load(path)
+    module: DistillationModule = rebuilt(DistillationModule, checkpoint, path, **others)
+    return module, int(checkpoint.get("epoch", -1)) + 1
 
 
 def check_fits(module: DistillationModule, images: ClassificationData, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,14 +20,14 @@ from dkel_lightning.app.runs import scores
 from dkel_lightning.app.runs.folder import Run, run_folder, values_in
 from dkel_lightning.app.tasks.evaluate import check_fits, loaded
 from dkel_lightning.app.tasks.train import prepared
-from dkel_lightning.checkpoints import file_format
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.export import Preprocessing, Shipped, export, formats
-from dkel_lightning.export.metadata import Facts
+from dkel_lightning.export.metadata import Facts, hashed
 from dkel_lightning.modules.batch import unpack
 from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.runtime.atomic_files import text_of
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ def export_checkpoint(run: Run) -> ExportResult:
     values, settings = run.values, run.values["export"]
     formats.check(settings["format"])
     path = Path(values["checkpoint"])
-    module = loaded(path, values)
-    epoch = int(file_format.load(path)["epoch"]) + 1
+    module, epoch = loaded(path, values)
     images = prepared(values)
     check_fits(module, images, path)
     preprocessing = _preprocessing(images)
@@ -175,9 +173,9 @@ def _accuracy(tested: scores.Scores) -> dict[str, str]:
 
 
 def _provenance(path: Path, folder: Path | None) -> dict[str, str]:
-    found = {"checkpoint": f"{path.name}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}"}
+    found = {"checkpoint": f"{path.name}, SHA-256 {hashed(path)}"}
     try:
-        told = json.loads((folder / "provenance.json").read_text(encoding="utf-8")) if folder is not None else {}
+        told = json.loads(text_of(folder / Run.PROVENANCE)) if folder is not None else {}
         packages = {name: version for name, version in dict(told.get("packages") or {}).items() if version}
         git, device = told.get("git") or {}, told.get("device") or {}
         found |= {"trained with": ", ".join(f"{name} {version}" for name, version in packages.items())}

@@ -141,7 +141,7 @@ def _exported(path: Path, values: Mapping[str, Any]) -> Exported:
 
 
 def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
-    module = loaded(path, values).eval()
+    module = loaded(path, values)[0].eval()
     recipe = module.recipe or {}
     mean, std, size = values["data"]["mean"], values["data"]["std"], recipe.get("image_size")
     folder = run_folder(path)

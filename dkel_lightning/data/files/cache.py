@@ -23,6 +23,7 @@ from rich.progress import track
 from dkel_lightning.data.imageset import Images, ImageSet, check_image_set
 from dkel_lightning.errors import DataError
 from dkel_lightning.runtime import processors
+from dkel_lightning.runtime.atomic_files import text_of
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +105,10 @@ class ImageCache:
         return data
 
     def _split(self, name: str) -> Images:
-        images = np.load(self.path / f"{name}_images.npy", mmap_mode="r", allow_pickle=False)
-        return Images(images, np.load(self.path / f"{name}_labels.npy", allow_pickle=False))
+        images, labels = (self.path / f"{name}_{what}.npy" for what in ("images", "labels"))
+        if not (images.is_file() and labels.is_file()):  # a pipe would be waited for
+            raise FileNotFoundError(images)
+        return Images(np.load(images, mmap_mode="r", allow_pickle=False), np.load(labels, allow_pickle=False))
 
     def write(self, recipe: Recipe) -> None:
         """Decode all images and write the cache. The caller holds the lock of the folder.
@@ -161,7 +164,7 @@ class ImageCache:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    about: dict[str, Any] = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+    about: dict[str, Any] = json.loads(text_of(path / _ABOUT))
     return about
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
-from dkel_lightning.app.runs.claim import claim, release
+from dkel_lightning.app.runs.claim import begin, claim, release
+from tests.pipes import not_waited_for, piped
+
+fork = multiprocessing.get_context("fork")
 
 
 def test_a_folder_that_is_claimed_is_stepped_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +44,39 @@ def test_only_a_folder_without_anything_in_it_is_given_back(tmp_path: Path) -> N
     release(tmp_path / "gone")
     assert [path.name for path in tmp_path.iterdir()] == ["written"]
     assert (written / ".claimed").is_file()
+
+
+def test_a_pipe_in_the_place_of_a_claim_is_another_owners(tmp_path: Path) -> None:
+    folder = tmp_path / "it"
+    folder.mkdir()
+    piped(folder / ".claimed")
+    with not_waited_for():
+        assert claim(folder, "a") == tmp_path / "it_1"
+
+
+def begin_at_once(folder: Path, number: int, together: Barrier) -> None:
+    together.wait(30)
+    found = begin(folder, f"number: {number}\n")
+    (found / "mine").write_text(str(number))
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "a file system without links"])
+def test_of_processes_that_begin_in_one_folder_at_once_each_gets_its_own_with_its_configuration(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refused)
+    together = fork.Barrier(6)
+    children = [fork.Process(target=begin_at_once, args=(tmp_path / "job", i, together)) for i in range(6)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    found = sorted(tmp_path.iterdir())
+    assert [path.name for path in found] == ["job", *(f"job_{count}" for count in range(1, 6))]
+    for folder in found:
+        assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "mine"]
+        assert (folder / "config.yaml").read_text() == f"number: {(folder / 'mine').read_text()}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,11 @@ SMALL = (
 @pytest.fixture(scope="module")
 def run(all_drawn: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("dual_policy")
-    run = Run(compose(*SMALL), folder)
-    task.dual_policy(run)
+    run, temporary = Run(compose(*SMALL), folder), tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(temporary))
+        task.dual_policy(run)
+    assert [*temporary.iterdir()] == []  # where Stable-Baselines3 keeps logs of its own
     return run
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +26,13 @@ from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import CheckpointError, ConfigError, DiskFullError
-from dkel_lightning.export import FORMATS, Preprocessing, export, formats, open_exported
+from dkel_lightning.export import FORMATS, Preprocessing, export, exporter, formats, open_exported
 from dkel_lightning.export.costs import BATCHES
 from tests.app.tasks.exporting import QUICK, digits, exported, logits_of, trained, values_of
 from tests.commands import dkel
 from tests.compose import compose, prepare, tiny_run
 from tests.disks import as_root, fill, small_disk
+from tests.reliability.harness import in_a_child
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +185,52 @@ def test_files_card_and_agreement_are_written(folders: dict[str, Path]) -> None:
         assert "\n## Licence\n" in card
 
 
+@pytest.mark.parametrize("kind", FORMATS[1:])
+def test_an_export_with_a_flipped_bit_is_refused(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders[kind], tmp_path / kind)
+    (file,) = (path for path in folder.iterdir() if path.name not in ("README.md", "export.json"))
+    whole, draws = file.read_bytes(), random.Random(0)
+    for _ in range(20):
+        content = bytearray(whole)
+        content[draws.randrange(len(content))] ^= 1 << draws.randrange(8)
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"{file.name} is damaged or was edited .*: export again"):
+            open_exported(file, trust=True)
+    file.write_bytes(whole)
+    open_exported(file, trust=True)
+    (folder / "export.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"export\.json is damaged .*: export again"):
+        open_exported(file, trust=True)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"peers": 10**6}, None),
+        ({"peers": ["resnet8"] * 10**6}, None),
+        ({"num_classes": 10**7}, "asks for num_classes=10000000 than it holds"),
+        ({"in_channels": 10**6}, "asks for in_channels=1000000 than it holds"),
+        ({"image_size": [10**5, 10**5]}, "asks for images of"),
+        ({"backbone": "wide_resnet20_8"}, "asks for networks of more weights than it holds"),
+        ({"backbone": "hf:/dev"}, "was trained with hf:/dev, and no file chooses a folder that is read"),
+    ],
+)
+def test_the_record_of_an_export_asks_for_no_more_than_its_file_holds(
+    edit: dict[str, Any], message: str | None, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["state_dict"], tmp_path / "it")
+    record = json.loads((folder / "export.json").read_text())
+    record["recipe"] |= edit
+    (folder / "export.json").write_text(json.dumps(record))
+    started = time.process_time()
+    if message is None:  # of a million peers one is in the file, and no other is drawn
+        open_exported(folder)
+    else:
+        with pytest.raises(CheckpointError, match=message):
+            open_exported(folder)
+    assert time.process_time() - started < 10
+
+
 def test_the_preprocessing_travels_inside_the_files(folders: dict[str, Path]) -> None:
     import onnx
     from safetensors import safe_open
@@ -295,6 +346,32 @@ def test_the_command_line_leaves_no_empty_folder_of_an_export_that_found_no_room
         assert done.stderr.startswith(f"Error: Could not write {disk}/run/export_last/teacher_")
         filler.unlink()
         assert sorted(disk.rglob("*")) == before
+
+
+def test_what_a_killed_export_has_left_goes_with_the_next_and_an_earlier_one_comes_back(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    def killed(after_rename: bool) -> None:
+        rename = Path.rename
+
+        def dies(path: Path, target: Path) -> Path:
+            if after_rename:
+                rename(path, target)
+            os._exit(9)
+
+        with pytest.MonkeyPatch.context() as patch, exporter.whole_folder(place) as draft:
+            (draft / "export.json").write_text("new")
+            patch.setattr(Path, "rename", dies)
+
+    place = shutil.copytree(folders["onnx"], tmp_path / "place")
+    for after_rename in (False, True):
+        assert in_a_child(lambda: killed(after_rename)) == 9  # noqa: B023  (runs at once)
+        assert len([*tmp_path.iterdir()]) == 3
+        assert place.exists() is not after_rename
+        with pytest.raises(KeyboardInterrupt), exporter.whole_folder(place):
+            raise KeyboardInterrupt
+        assert [path.name for path in tmp_path.iterdir()] == ["place"]
+        open_exported(place)
 
 
 def test_an_earlier_export_is_replaced_whole_and_anything_else_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -22,6 +21,7 @@ from dkel_lightning.data.files.decode import decode_to
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from tests.app.tasks.exporting import digits, exported, logits_of, trained, values_of
 from tests.compose import compose, prepare
+from tests.pipes import piped
 
 COUNT = 5
 
@@ -149,10 +149,12 @@ def test_files_that_are_no_export_are_refused_and_run_nothing(
     assert pickle.dumps(Bomb())  # it would have
 
 
-def test_an_export_with_a_flipped_bit_or_weights_that_are_no_numbers_is_refused(
+def test_weights_of_an_export_with_a_flipped_bit_or_that_are_no_numbers_are_refused_without_its_record(
     checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
     shipped = exported(checkpoint, tmp_path, "export.format=state_dict").shipped
+    record = json.loads((shipped.folder / "export.json").read_text())
+    (shipped.folder / "export.json").write_text(json.dumps({**record, "files": ["weights.pt"]}))  # as it once was
     weights = torch.load(shipped.file, weights_only=True)
     name, first = next((name, value) for name, value in weights.items() if value.dim() == 4)
     content = bytearray(shipped.file.read_bytes())
@@ -167,8 +169,7 @@ def test_an_export_with_a_flipped_bit_or_weights_that_are_no_numbers_is_refused(
 
 def test_names_of_classes_are_not_waited_for(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     run = shutil.copytree(checkpoint.parent.parent, tmp_path / "run")
-    (run / "classes.json").unlink()
-    os.mkfifo(run / "classes.json")
+    piped(run / "classes.json")
     result = predicted(run / "checkpoints" / checkpoint.name, images, tmp_path)
     assert next(iter(result.guesses.values()))[0].name.isdecimal()
 

@@ -1,0 +1,74 @@
+"""How the job of a command ends: what it leaves when it is interrupted early, and where its folder is moved away."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dkel_lightning.app import tasks
+from dkel_lightning.app.cli import main
+from dkel_lightning.app.cli.folders import find_resume
+from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.errors import DkelError
+
+Given = Callable[..., int]
+
+
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Given:
+    """Run a command line in an empty folder, with a training that does what is given; return its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(training: Callable[[Run], None], *arguments: str) -> int:
+        def task(run: Run, plan: object = None) -> float:
+            training(run)
+            return 0.5
+
+        monkeypatch.setattr(tasks, "run", task)
+        monkeypatch.setattr(sys, "argv", ["dkel", *arguments])
+        try:
+            main.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return run
+
+
+def interrupted(run: Run) -> None:
+    assert (run.folder / "config.yaml").is_file()
+    raise KeyboardInterrupt
+
+
+def test_an_early_interrupt_leaves_no_folder_that_a_resume_would_take(
+    given: Given, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert given(lambda run: (run.folder / "metrics.csv").touch(), "hydra.run.dir=outputs/first") == 0
+    assert given(interrupted, "hydra.run.dir=outputs/second") == 130
+    assert [path.name for path in Path("outputs").iterdir()] == ["first"]
+    assert capsys.readouterr().err.strip() == "Interrupted."
+    assert find_resume("last") == (tmp_path / "outputs" / "first")
+
+
+def test_an_interrupt_keeps_the_folder_of_a_run_that_has_written_something(given: Given) -> None:
+    def trained(run: Run) -> None:
+        (run.folder / "provenance.json").touch()
+        interrupted(run)
+
+    assert given(trained, "hydra.run.dir=outputs/it") == 130
+    assert sorted(path.name for path in Path("outputs/it").iterdir()) == ["config.yaml", "provenance.json"]
+
+
+def test_a_job_whose_folder_is_renamed_makes_no_other(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    def moved(run: Run) -> None:
+        if run.values["seed"] == 0:
+            run.folder.rename(run.folder.with_name("moved"))
+            raise DkelError("it has gone")
+
+    assert given(moved, "-m", "seed=0,1", "hydra.sweep.dir=sweep") == 1
+    folders = sorted(path.name for path in Path("sweep").iterdir() if path.is_dir() and path.name != "figures")
+    assert folders == ["1", "moved"]
+    assert "jobs of the sweep failed: 0" in capsys.readouterr().err
