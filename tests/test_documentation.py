@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -57,8 +58,13 @@ def fenced(page: Path) -> list[tuple[str, str, str]]:
 PROGRAMS = ("python", "dkel", "make", "torchrun", "pip", "sbatch", "srun", "git", "tensorboard", "mlflow", "wandb")
 
 
-def commands(page: Path) -> Iterator[str]:
+@functools.cache
+def commands(page: Path) -> list[str]:
     """The commands that a page shows, in blocks of shell and in the middle of its text."""
+    return [*_commands(page)]
+
+
+def _commands(page: Path) -> Iterator[str]:
     for block in blocks(page, "sh", "bash", "console", "shell"):
         joined = block.replace("\\\n", " ")
         lines = (line.split(" #")[0].strip() for line in joined.splitlines() if not line.startswith("#"))

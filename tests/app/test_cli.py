@@ -569,6 +569,20 @@ def test_hydras_own_flags_work(tmp_path: Path) -> None:
     assert "name: pcl" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("train", "Write task=train in place of train."),
+        ("help", "Write --help in place of help."),
+        ("--hlep", "Unknown flag --hlep. Did you mean --help?"),
+        ("--method=dkel", "Unknown flag --method. Write method=dkel."),
+    ],
+)
+def test_what_is_usual_elsewhere_is_answered_with_what_to_write_here(argument: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+        Invocation.of([argument])
+
+
 def test_help_explains_every_group_that_there_is() -> None:
     root = choices.folder()
     groups = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_dir()}
