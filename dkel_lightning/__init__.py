@@ -21,9 +21,11 @@ _HOMES = {
     "MethodInputs": "dkel_lightning.modules.outputs",
     "StudentOutput": "dkel_lightning.modules.outputs",
     "TeacherOutput": "dkel_lightning.modules.outputs",
+    "train": "dkel_lightning.app.train_call",
 }
 
 if TYPE_CHECKING:
+    from dkel_lightning.app.train_call import train
     from dkel_lightning.methods.base import Method
     from dkel_lightning.modules.distillation import DistillationModule
     from dkel_lightning.modules.ensemble import EnsembleModule
@@ -44,6 +46,7 @@ __all__ = [
     "TeacherModule",
     "TeacherOutput",
     "TeacherSettings",
+    "train",
 ]
 
 

@@ -20,19 +20,55 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Average the cross-entropy over the batch: `logits` [..., B, C], `labels` [B] -> [...].
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Average the cross-entropy over the batch: `logits` [..., B, C] -> [...].
 
-    With smoothing s the target is `(1 - s) onehot + s / C`.
+    `labels` are [B] classes, or float targets [B, C] or [..., B, C], such as distributions over the classes. Of targets
+    [P, B, C] for peers, logits [B, C] of all of them learn the mean.
     """
+    return sample_cross_entropy(logits, labels).mean(-1)
+
+
+def sample_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Give the cross-entropy of each sample, [..., B]; see `cross_entropy`."""
     logits = at_least_float32(logits)
+    if labels.is_floating_point():
+        targets = labels.mean(0) if labels.dim() > logits.dim() else labels
+        return -(targets * logits.log_softmax(-1)).sum(-1)
     flat = logits.reshape(-1, logits.shape[-1])
     repeated = labels.expand(*logits.shape[:-1]).reshape(-1)
-    return (
-        F.cross_entropy(flat, repeated, reduction="none", label_smoothing=label_smoothing)
-        .view(logits.shape[:-1])
-        .mean(-1)
-    )
+    return F.cross_entropy(flat, repeated, reduction="none").view(logits.shape[:-1])
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Write classes [B] as float targets [B, C], without a look at their values; targets stay as they are."""
+    if labels.is_floating_point():
+        return labels
+    return (labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)).to(torch.float32)
+
+
+def classes_of(labels: Tensor) -> Tensor:
+    """Give the class of each sample: classes [B] as they are, of targets [..., B, C] the largest, [..., B]."""
+    return labels.argmax(-1) if labels.is_floating_point() else labels
+
+
+def targets_of(
+    labels: Tensor, num_classes: int, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """Make what `cross_entropy` is to take of labels [B] or [..., B, C]: they themselves where nothing is asked for.
+
+    With smoothing s a target is `(1 - s) y + s / C`. With class weights w [C] it is then multiplied by
+    `w_c / mean_i sum_c w_c y_ic`. Both as in torch's cross_entropy, whose weighted mean this is for classes.
+    """
+    if label_smoothing == 0.0 and class_weights is None:
+        return labels
+    exact = one_hot(labels, num_classes)
+    targets = exact * (1 - label_smoothing) + label_smoothing / num_classes
+    if class_weights is None:
+        return targets
+    mean = (exact * class_weights).sum(-1, keepdim=True).mean(-2, keepdim=True)
+    # A batch of nothing but classes of weight 0 teaches nothing.
+    return targets * class_weights / mean.clamp_min(torch.finfo(mean.dtype).tiny)
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from dkel_lightning.functional import cross_entropy
+from dkel_lightning.functional import classes_of, cross_entropy
 
 
 class TermMeans(Metric):
@@ -61,8 +61,8 @@ class NetworkScores(Metric):
         self.add_state("samples", torch.zeros(()), dist_reduce_fx="sum", persistent=persistent)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: `logits` [N, B, C] of the N networks, `labels` [B]."""
-        self.add(*scores_of(logits, labels), labels.numel())
+        """Add a batch: `logits` [N, B, C] of the N networks, `labels` as `scores_of` takes them."""
+        self.add(*scores_of(logits, labels), len(labels))
 
     def add(self, correct: Tensor, nll: Tensor, samples: int) -> None:
         """Add what `scores_of` gives of a batch of so many samples."""
@@ -82,10 +82,13 @@ class NetworkScores(Metric):
 
 
 def scores_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Count the right predictions and sum the negative log-likelihood, each [N], of `logits` [N, B, C]."""
+    """Count the right predictions and sum the negative log-likelihood, each [N], of `logits` [N, B, C].
+
+    Of labels that are distributions, [B, C] or [N, B, C], the largest is the right one.
+    """
     logits = logits.detach()
-    correct = (logits.argmax(-1) == labels).sum(-1).to(torch.float32)
-    return correct, cross_entropy(logits, labels) * labels.numel()
+    correct = (logits.argmax(-1) == classes_of(labels)).sum(-1).to(torch.float32)
+    return correct, cross_entropy(logits, labels) * logits.shape[-2]
 
 
 class CalibrationErrors(Metric):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,14 @@ TINY = (
 
 
 def compose(*overrides: str) -> dict[str, Any]:
-    """Compose and resolve a configuration."""
+    """Compose and resolve a configuration; the same one, less a user's own, is composed once."""
+    own = any("searchpath" in item for item in overrides)
+    return composition.resolved(composition.compose(list(overrides))) if own else copy.deepcopy(plain(*overrides))
+
+
+@functools.cache
+def plain(*overrides: str) -> dict[str, Any]:
+    """Compose and resolve a configuration of what is shipped or registered."""
     return composition.resolved(composition.compose(list(overrides)))
 
 

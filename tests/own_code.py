@@ -11,10 +11,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from dkel_lightning import data, methods, networks
-from dkel_lightning.app.cli import user_code
+from dkel_lightning.app.cli import keys, user_code
 from dkel_lightning.app.tasks.registry import TASKS
 from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.teacher import TEACHERS
+from tests import compose
 
 REGISTRIES: tuple[Any, ...] = (data.DATASETS, methods.METHODS, networks.BACKBONES, PRESETS, TASKS, TEACHERS)
 
@@ -30,6 +31,8 @@ def forgotten() -> Iterator[None]:
         for registry, before in zip(REGISTRIES, known, strict=True):
             for name in set(registry) - set(before):
                 del registry[name]
+                keys._chosen.cache_clear()
+                compose.plain.cache_clear()
         for group in user_code.GROUPS:
             ConfigStore.instance().repo.pop(group, None)
         sys.path[:] = path

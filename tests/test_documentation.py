@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -16,12 +17,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 from torch.distributed import run
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -55,8 +58,13 @@ def fenced(page: Path) -> list[tuple[str, str, str]]:
 PROGRAMS = ("python", "dkel", "make", "torchrun", "pip", "sbatch", "srun", "git", "tensorboard", "mlflow", "wandb")
 
 
-def commands(page: Path) -> Iterator[str]:
+@functools.cache
+def commands(page: Path) -> list[str]:
     """The commands that a page shows, in blocks of shell and in the middle of its text."""
+    return [*_commands(page)]
+
+
+def _commands(page: Path) -> Iterator[str]:
     for block in blocks(page, "sh", "bash", "console", "shell"):
         joined = block.replace("\\\n", " ")
         lines = (line.split(" #")[0].strip() for line in joined.splitlines() if not line.startswith("#"))
@@ -295,6 +303,16 @@ class Splits:
         return DataLoader(TensorDataset(images, torch.arange(16) % 10), batch_size=8)
 
 
+def images_of_ones_own(root: Path) -> None:
+    """Write pictures of two classes as a reader has them, 20 to train and 4 to test with."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 4)):
+        for number in range(count):
+            path = root / split / f"class_{number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+
+
 # The blocks of the start belong between its commands: tests/packaging/test_start.py runs both in their order.
 RUN_HERE = [page for page in PAGES if blocks(page, "python") and page.name != "start.md"]
 
@@ -312,6 +330,8 @@ def test_python_blocks_run_as_they_stand(page: Path, monkeypatch: pytest.MonkeyP
         original(self, *args, **{**kwargs, "enable_checkpointing": saves, "enable_progress_bar": False})
 
     monkeypatch.setattr(Trainer, "__init__", short)
+    if page.name == "README.md":
+        images_of_ones_own(tmp_path / "my_images")
     names: dict[str, Any] = {"my_datamodule": Splits.loader(channels, size), "__name__": page.stem}
     try:
         with forgotten():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -53,6 +54,17 @@ def as_script(*command: str, cwd: Path) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_notebook_runs_cell_by_cell_and_holds_no_output() -> None:
+    cells = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec(compile("".join(cell["source"]), "quickstart.ipynb", "exec", dont_inherit=True), names)
+    assert names["trained"].accuracy > 0.15  # chance is 0.1
+    assert names["probabilities"].shape == (1, 10)
 
 
 def test_each_example_is_tested_here_and_told_of_in_the_documents() -> None:

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import assemble, cross_entropy, distillation, distillation_from_each, peer_mean
+from dkel_lightning.functional import (
+    assemble,
+    cross_entropy,
+    distillation,
+    distillation_from_each,
+    peer_mean,
+    targets_of,
+)
 
 # KL((3/4, 1/4) || (1/2, 1/2)) and its reverse, by hand.
 KL_STEEP_FLAT = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
@@ -221,4 +228,4 @@ def test_smoothed_cross_entropy_by_hand() -> None:
     logits = torch.tensor([[[math.log(3.0), 0.0]]])  # p = (3/4, 1/4)
     # Target (0.95, 0.05) at a smoothing of 0.1 over two classes.
     expected = -(0.95 * math.log(3 / 4) + 0.05 * math.log(1 / 4))
-    assert cross_entropy(logits, torch.tensor([0]), 0.1).item() == pytest.approx(expected, rel=1e-6)
+    assert cross_entropy(logits, targets_of(torch.tensor([0]), 2, 0.1)).item() == pytest.approx(expected, rel=1e-6)

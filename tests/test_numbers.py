@@ -80,7 +80,7 @@ def test_logits_of_tens_of_thousands_give_finite_losses_and_gradients(dtype: tor
     labels = torch.tensor([2])
     losses = [
         functional.cross_entropy(logits, labels),
-        functional.cross_entropy(logits, labels, label_smoothing=0.1),
+        functional.cross_entropy(logits, functional.targets_of(labels, 3, label_smoothing=0.1)),
         functional.distillation(logits, teachers, 3.0),
         functional.distillation_from_each(logits, teachers, 3.0),
         functional.distillation(logits, functional.assemble(teachers, 3.0, space="probabilities"), 3.0),
@@ -353,7 +353,22 @@ def test_a_last_batch_of_one_image_of_a_drop_in_loader_trains_or_is_named(tmp_pa
         (torch.tensor([0, 1, -100]), "Label -100 lies outside the 3 classes"),
         (torch.tensor([0.0, 1.0, 2.0]), "Labels must be integer class indices, got torch.float32"),
         (torch.tensor([True, False, True]), "Labels must be integer class indices, got torch.bool"),
-        (torch.tensor([[0, 1], [1, 0], [0, 1]]), "Labels must be \\[B\\] class indices"),
+        (
+            torch.tensor([[0, 1], [1, 0], [0, 1]]),
+            "Labels must be \\[B\\] class indices.*For several labels an image take",
+        ),
+        (
+            torch.tensor([[0.5, 0.5]] * 3),
+            r"Float labels of shape \(3, 2\) must have an entry for each of the 3 classes",
+        ),
+        (
+            torch.tensor([[1.0, 1.0, 0.0]] * 3),
+            r"must be distributions.*3 of 3 are not \(the first begins \[1.0, 1.0, 0",
+        ),
+        (torch.tensor([[-0.5, 1.5, 0.0]] * 3), "must be distributions"),
+        (torch.tensor([[NAN, 0.5, 0.5]] * 3), "must be distributions"),
+        (torch.zeros(3, 8, 8, dtype=torch.long), "got torch.int64 of shape .3, 8, 8.*For masks take its losses"),
+        (torch.rand(3, 4), "Float labels of shape"),
     ],
 )
 def test_labels_that_name_no_class_are_refused_in_training_and_validation(labels: Tensor, message: str) -> None:

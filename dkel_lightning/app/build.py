@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,8 @@ from dkel_lightning.data import own
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, SchedulerFactory
+from dkel_lightning.modules.optim import Grouped, OptimizerFactory, ParameterGroups, SchedulerFactory
+from dkel_lightning.settings.grouping import Grouping
 
 
 def datamodule(values: Values) -> LightningDataModule:
@@ -97,6 +99,9 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
     method |= {key: value for key, value in of_run.items() if key in method and method[key] is None}
     channels, height, width = images.image_shape
     interval = values["scheduler"].get("interval", "epoch")
+    targets = dict(values["targets"])
+    if targets["class_weights"] == "balanced" and isinstance(images, data.ImageDataModule):
+        targets["class_weights"] = images.balanced_weights()
     return DistillationModule.build(
         values["backbone"]["name"],
         images.num_classes,
@@ -115,6 +120,7 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         peer_lr_scale=values["method"].get("peer_lr_scale"),
         frozen_peers=values["method"].get("frozen_peers"),
         views=values["method"]["views"],
+        targets=targets,
         optimizer=optimizer(values["optimizer"]),
         scheduler=scheduler(values),
         interval=interval,
@@ -141,9 +147,11 @@ def device(values: Values) -> torch.device:
 
 def optimizer(settings: Values) -> OptimizerFactory:
     """Make a factory of the optimizer, tried once so that a bad argument is named here and not in the fit."""
-    build: OptimizerFactory = _partial(settings, "optimizer")
+    grouping = {item.name: settings[item.name] for item in fields(Grouping) if item.name in settings}
+    rest = {key: value for key, value in settings.items() if key not in grouping}
+    build: OptimizerFactory = _partial(rest, "optimizer")
     _try("optimizer", lambda: build(_one_parameter()))
-    return build
+    return Grouped(**grouping, factory=build) if Grouping(**grouping) != Grouping() else build
 
 
 def scheduler(values: Values) -> SchedulerFactory | None:

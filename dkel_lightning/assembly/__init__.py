@@ -5,6 +5,7 @@ from dkel_lightning.assembly.parts import (
     attach,
     check_is_trained_itself,
     check_parts,
+    executed,
     warn_of_an_untrained_teacher,
 )
 
@@ -14,6 +15,7 @@ __all__ = [
     "build",
     "check_is_trained_itself",
     "check_parts",
+    "executed",
     "load_from_checkpoint",
     "rebuilt",
     "warn_of_an_untrained_teacher",

@@ -27,10 +27,11 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.backbone import is_external
-from dkel_lightning.settings.declarations import from_mapping
+from dkel_lightning.settings.declarations import from_mapping, unknown
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.teacher import TeacherSettings
+from dkel_lightning.settings.targets import Targets
+from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 
 _OF_LIGHTNING = {"hparams_file": None, "strict": True, "weights_only": True}
 """What Lightning's `load_from_checkpoint` takes beside, and what always holds here."""
@@ -69,7 +70,7 @@ def build(  # noqa: D417
     classifier: str | None = None,
     pretrained: bool | None = None,
     weights: str | Path | None = None,
-    teacher: Mapping[str, Any] | TeacherSettings | None = None,
+    teacher: str | Mapping[str, Any] | TeacherSettings | None = None,
     in_channels: int = 3,
     image_size: tuple[int, int] | None = None,
     views_per_pass: str | None = None,
@@ -81,6 +82,7 @@ def build(  # noqa: D417
     normalize: networks.Constants | None = None,
     augmentation: Augmentation | None = None,
     views: str | None = None,
+    targets: Mapping[str, Any] | Targets | None = None,
     schedules: str = "epochs",
     deploy: Mapping[str, Any] | Deploy | None = None,
     peer_lr_scale: Sequence[float] | None = None,
@@ -102,7 +104,8 @@ def build(  # noqa: D417
             fetches weights then. By default those of a model of your own are kept whose normalisation layers show that
             it was trained. A teacher of independent draw keeps none.
         weights: file of each peer's first weights, a checkpoint of this library or a state_dict; drawn by default.
-        teacher: settings laid over the method's, see TeacherSettings; `{"update": "none"}` for no teacher.
+        teacher: settings laid over the method's, see TeacherSettings, or the name of such, as `follow`; `none` for no
+            teacher.
         in_channels: channels of the images.
         image_size: (height, width), checked against what the backbone can take; 224 for a model of your own.
         views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over
@@ -116,6 +119,7 @@ def build(  # noqa: D417
         normalize: mean and deviation with which the images come; needed by a teacher that takes others.
         augmentation: see the class.
         views: see the class; the method's by default.
+        targets: settings of Targets: label smoothing, mixup, cutmix, class weights.
         schedules: ramp-up, ensemble decay and EMA that you do not set last as many `epochs` as in the CIFAR
             protocol of 300, or the same `shares` of any run.
         deploy: settings of Deploy.
@@ -135,11 +139,18 @@ def build(  # noqa: D417
         raise ConfigError(f"peers is {peers!r}: give a number of peers, or a list of backbones.")
     if isinstance(teacher, TeacherSettings):
         teacher = asdict(teacher)
+    elif isinstance(teacher, str):
+        if teacher not in TEACHERS:
+            raise ConfigError(unknown("teacher", teacher, TEACHERS))
+        teacher = TEACHERS[teacher].settings or {"update": "none"}
     deploy = asdict(deploy) if isinstance(deploy, Deploy) else deploy
     if deploy is not None and not isinstance(deploy, Mapping):
         raise ConfigError(f'deploy is {deploy!r}: give its settings, such as {{"network": "student"}}.')
     if image_size is not None and not isinstance(image_size, Sequence):
         raise ConfigError(f"image_size is {image_size!r}: give (height, width).")
+    if isinstance(targets, Targets):
+        targets = asdict(targets)
+    method, targets = _smoothing_apart(method, dict(targets or {}))
     with seeded(seed, "method"):
         chosen, preset = choose_method(method, len(peers) if isinstance(peers, Sequence) else peers, schedules)
     peers = chosen.peers if peers is None else peers
@@ -183,6 +194,7 @@ def build(  # noqa: D417
         interval=interval,
         augmentation=augmentation,
         views=views or preset.views,
+        targets=from_mapping(Targets, targets, "targets"),
         deploy=from_mapping(Deploy, deploy or {}, "deploy"),
         seed=seed,
         execution=execution,
@@ -199,12 +211,21 @@ def build(  # noqa: D417
         "peer_lr_scale": list(peer_lr_scale) if peer_lr_scale is not None else None,
         "frozen_peers": list(frozen_peers) if frozen_peers else None,
         "views": views or preset.views,
+        "targets": asdict(module.targets.settings),
         "interval": interval,
         "seed": seed,
     }
     # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
     module.save_hyperparameters({"distillation": module.recipe})
     return module
+
+
+def _smoothing_apart(method: Any, targets: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Take the label smoothing, which once was the baseline's alone, from its settings; checkpoints still hold it."""
+    if not isinstance(method, Mapping) or method.get("name") != "baseline" or "label_smoothing" not in method:
+        return method, targets
+    others = {key: value for key, value in method.items() if key != "label_smoothing"}
+    return others, {"label_smoothing": method["label_smoothing"], **targets}
 
 
 def load_from_checkpoint(  # noqa: D417

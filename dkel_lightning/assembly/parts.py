@@ -15,8 +15,10 @@ from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
+from dkel_lightning.networks import PeerNetwork, SharedTrunk
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.declarations import from_mapping, merge
+from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.methods import Arrangement
 from dkel_lightning.settings.teacher import OF_ITS_OWN, TeacherSettings
 
@@ -66,7 +68,7 @@ def teacher_settings(
         raise ConfigError(f'teacher is {given!r}: give its settings, such as {{"draw": "student", "start": "copy"}}.')
     given = dict(given or {})
     name = type(method).__name__
-    if method.needs.teacher == "none" or given.get("update") == "none":
+    if given.get("update") == "none" or (method.needs.teacher == "none" and not given):
         others = [key for key in given if key != "update"]
         if method.needs.teacher == "required":
             raise ConfigError(f"{name} needs a teacher, but teacher.update is none: choose ema, gradient or frozen.")
@@ -91,6 +93,20 @@ def method_recipe(method: str | Mapping[str, Any] | Method, chosen: Method) -> d
     return {"name": name, **chosen.settings_as_dict()}
 
 
+def executed(network: PeerNetwork, given: str | Mapping[str, Any] | Execution) -> Execution:
+    """Read how steps are executed, and let the student's network keep or compute again what it has computed.
+
+    Raises:
+        ConfigError: an unknown name or key, or no trunk to compute again.
+    """
+    execution = Execution.of(given)
+    if isinstance(network, SharedTrunk):
+        network.checkpointing = execution.checkpoint_trunk
+    elif execution.checkpoint_trunk:
+        raise ConfigError("execution.checkpoint_trunk needs a trunk that peers share: set method.sharing=trunk.")
+    return execution
+
+
 def check_parts(
     student: StudentModule, method: Method, teacher: TeacherModule | None, ensemble: EnsembleModule | None
 ) -> None:
@@ -104,8 +120,6 @@ def check_parts(
         raise ConfigError(f"{name} was built for {method.peers} peers, the student has {student.num_peers}.")
     if method.needs.teacher == "required" and teacher is None:
         raise ConfigError(f"{name} needs a teacher: pass teacher=TeacherModule(...).")
-    if method.needs.teacher == "none" and teacher is not None:
-        raise ConfigError(f"{name} has no teacher: leave teacher= out, and remove teacher.* settings.")
     if method.wants_ensemble_classifier and ensemble is None:
         raise ConfigError(f"{name} needs an ensemble classifier: pass ensemble=EnsembleModule(...).")
     if method.ensemble is not None and (ensemble is None or ensemble.term != method.ensemble):
@@ -133,8 +147,9 @@ def _check_foreign_teacher(name: str, student: StudentModule, teacher: TeacherMo
         raise ConfigError(f"The teacher of {name} is trained beforehand: set teacher.init_steps to 0.")
 
 
-def attach(method: Method, student: StudentModule, teacher: TeacherModule | None, seed: int) -> None:
+def attach(module: Coordinator) -> None:
     """Let the method make its own parts to fit the networks, and say what it wants to see of them."""
+    method, student, teacher, seed = module.method, module.student, module.teacher, module.seed
     student.wants_stages = method.needs.stages
     student.stand_still(method.needs.fixed_student)
     for part in (student, teacher):
@@ -145,6 +160,8 @@ def attach(method: Method, student: StudentModule, teacher: TeacherModule | None
     if teacher is not None:
         with seeded(seed, "method parts of the teacher"):  # the same whoever its student is
             method.attach_teacher(teacher.network)
+    # DDP would overwrite them with those of the first process before every step.
+    module._ddp_params_and_buffers_to_ignore = [f"method.{name}" for name in method.own_buffers]
 
 
 def check_is_trained_itself(module: Coordinator) -> None:

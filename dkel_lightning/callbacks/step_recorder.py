@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dkel_lightning.checkpoints.file_format import AtomicCheckpointIO
-from dkel_lightning.modules.batch import broken_images, describe_broken_images, sync_blocks, unpack
+from dkel_lightning.modules.batch import Batch, broken_images, describe_broken_images, sync_blocks, unpack
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.peers import batch_norms
 
@@ -115,10 +115,10 @@ class StepRecorder:
 
     def broken_images(self, module: Coordinator) -> str | None:
         """Say which images of the step are NaN or infinite, or which the augmentation has made so; None if none."""
-        views, clock = unpack(self._batch).views, self._clock
+        (views, *_), clock = unpack(self._batch), self._clock
         said = describe_broken_images(broken_images(views), len(views), f"batch {clock['batch_idx']}")
         if said is None:
-            made = self._views(module, views)
+            made = self._made(module).views
             said = describe_broken_images(
                 broken_images(made), len(made), f"batch {clock['batch_idx']}, once augmented,"
             )
@@ -137,7 +137,7 @@ class StepRecorder:
         Raises:
             CheckpointError: it cannot be written.
         """
-        views, labels, indices = unpack(self._batch)
+        views, labels, indices = self._made(module)
         clock = self._clock
         in_force = module.execution_in_force
         record = {
@@ -146,7 +146,7 @@ class StepRecorder:
             "recipe": module.recipe,
             "state_dict": {name: self._before(value) for name, value in module.state_dict().items()},
             "optimizer": self._optimizer_before(trainer.optimizers[0]),
-            "views": self._views(module, views),
+            "views": views,
             "labels": labels,
             "indices": indices,
             "random": self._random,
@@ -162,9 +162,10 @@ class StepRecorder:
         AtomicCheckpointIO().save_checkpoint(_on_host(record), path)
         return path
 
-    def _views(self, module: Coordinator, images: Tensor) -> Tensor:
-        """Make the views of the step once more: they depend on the clock alone."""
-        return module.make_views(images, self._clock["epoch"], self._clock["batch_idx"], self._clock["rank"])
+    def _made(self, module: Coordinator) -> Batch:
+        """Make the batch of the step once more: its views and labels depend on the clock alone."""
+        key = (self._clock["epoch"], self._clock["batch_idx"], self._clock["rank"])
+        return module.make_batch(unpack(self._batch), *key)
 
     def _track(self, module: Coordinator, optimizer: Optimizer) -> None:
         # Not two copies at a time.

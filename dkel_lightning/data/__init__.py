@@ -10,6 +10,7 @@ from dkel_lightning.data.own import ClassificationData
 from dkel_lightning.data.readers.cifar import CIFAR10DataModule, CIFAR100DataModule
 from dkel_lightning.data.readers.digits import DigitsDataModule
 from dkel_lightning.data.readers.image_folder import ImageFolderDataModule
+from dkel_lightning.data.readers.imagenet import ImageNetDataModule
 from dkel_lightning.data.readers.npz import NpzDataModule
 from dkel_lightning.data.readers.tinyimagenet import TinyImageNetDataModule
 from dkel_lightning.data.registry import DATASETS, register_data, registered_at
@@ -25,6 +26,7 @@ __all__ = [
     "DigitsDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
+    "ImageNetDataModule",
     "ImageSet",
     "Images",
     "NpzDataModule",

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from dkel_lightning.runtime.seeding import seeded
+
+POLICIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    "randaugment": v2.RandAugment,
+    "trivial": v2.TrivialAugmentWide,
+    "augmix": v2.AugMix,
+}
+"""What follows crop and flip, by torchvision with its own defaults; drawn for each view of each image."""
 
 
 class Normalize:
@@ -40,19 +50,31 @@ class Normalize:
         return self._constants[device]
 
 
+class Stored(Protocol):
+    """What is asked of a split whose images are stored (`StoredImages`)."""
+
+    images: Any
+    chosen: Any
+
+    def read(self, indices: Tensor) -> Tensor:
+        """Return images, uint8 `[B, C, H, W]`."""
+
+
 class Crops(NamedTuple):
     """What was drawn for each view of each sample: integers `[V, B]`.
 
-    `tops` and `lefts` count pixels from the corner of the padded image; `flips` are 0 or 1.
+    `tops` and `lefts` count pixels from the corner of the padded image; `flips` are 0 or 1; of `seeds` torchvision's
+    transforms of single images are drawn.
     """
 
     tops: Tensor
     lefts: Tensor
     flips: Tensor
+    seeds: Tensor
 
 
 class CropFlip:
-    """Cut every view of every sample at its own random place, flip it or not, and normalise it.
+    """Cut every view of every sample at its own random place, flip it or not, change its colours and normalise it.
 
     The distribution is that of torchvision's `RandomCrop(size, padding)` followed by `RandomHorizontalFlip(0.5)`:
     padding comes before normalisation, and all `(2 * padding + 1) ** 2` places are equally likely.
@@ -64,15 +86,29 @@ class CropFlip:
         std: As in `Normalize`.
         padding_mode: What these pixels are: zeros (`constant`), or the image mirrored at its edge (`reflect`), which
             must be larger than the padding.
+        policy: `standard`, nothing more; or one of `POLICIES`, for images of 1 or 3 channels, one by one.
+        erasing: Probability that a rectangle of a view is erased (to the channel means), likewise one by one.
+
+    Source of the policies: RandAugment (arXiv 1909.13719), TrivialAugment (2103.10158), AugMix (1912.02781), random
+    erasing (1708.04896).
     """
 
     def __init__(
-        self, padding: int, flip: bool, mean: Sequence[float], std: Sequence[float], padding_mode: str = "constant"
+        self,
+        padding: int,
+        flip: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        padding_mode: str = "constant",
+        policy: str = "standard",
+        erasing: float = 0.0,
     ) -> None:
         self.padding = padding
         self.padding_mode = padding_mode
         self.flip = flip
         self.normalize = Normalize(mean, std)
+        self._policy = POLICIES[policy]() if policy != "standard" else None
+        self._erase = v2.RandomErasing(erasing) if erasing > 0 else None
 
     def __call__(self, images: Tensor, generator: torch.Generator, views: int) -> Tensor:
         """Return float32 views `[B, V, C, H, W]` of the uint8 images `[B, C, H, W]`.
@@ -87,7 +123,9 @@ class CropFlip:
         shape, device = (views, samples), generator.device
         offsets = torch.randint(2 * self.padding + 1, (2, *shape), generator=generator, device=device)
         flips = torch.randint(2 if self.flip else 1, shape, generator=generator, device=device)
-        return Crops(offsets[0], offsets[1], flips)
+        each = self._policy is not None or self._erase is not None
+        seeds = torch.randint(2**62 if each else 1, shape, generator=generator, device=device)
+        return Crops(offsets[0], offsets[1], flips, seeds)
 
     def apply(self, images: Tensor, crops: Crops) -> Tensor:
         """Cut, flip and normalise the views that were drawn; shapes as in `__call__`."""
@@ -98,8 +136,19 @@ class CropFlip:
         lefts = torch.where(crops.flips == 1, 2 * self.padding - crops.lefts, crops.lefts)
         windows = both.unfold(3, height, 1).unfold(4, width, 1)  # [2, B, C, tops, lefts, H, W], a view
         samples = torch.arange(len(images), device=images.device)
-        views = windows[crops.flips, samples, :, crops.tops, lefts]
-        return self.normalize(views).transpose(0, 1)
+        return self._finished(windows[crops.flips, samples, :, crops.tops, lefts], crops)
+
+    def read(self, stored: Stored, indices: Tensor) -> Any:
+        """Read what `apply` takes of these samples of a split."""
+        return stored.read(indices)
+
+    def _finished(self, views: Tensor, crops: Crops) -> Tensor:
+        if self._policy is not None:
+            views = _one_by_one(views, crops.seeds, self._policy)
+        made = self.normalize(views)
+        if self._erase is not None:
+            made = _one_by_one(made, crops.seeds + 1, self._erase)
+        return made.transpose(0, 1)
 
     def _padded(self, images: Tensor) -> Tensor:
         if self.padding_mode == "constant":
@@ -109,3 +158,54 @@ class CropFlip:
             places = torch.arange(-self.padding, last + self.padding + 1, device=images.device).abs()
             images = images.index_select(axis, last - (last - places).abs())
         return images
+
+
+class ResizedCropFlip(CropFlip):
+    """Cut a random part of every view of every sample, scale it, flip it or not, change its colours and normalise it.
+
+    torchvision's `RandomResizedCrop(size)` and `RandomHorizontalFlip(0.5)`, for images of any size.
+
+    Args:
+        size: Height and width of the views.
+        flip: As in `CropFlip`.
+        mean: As in `Normalize`.
+        std: As in `Normalize`.
+        policy: As in `CropFlip`.
+        erasing: As in `CropFlip`.
+    """
+
+    def __init__(
+        self, size: int, flip: bool, mean: Sequence[float], std: Sequence[float], policy: str, erasing: float
+    ) -> None:
+        super().__init__(0, flip, mean, std, "constant", policy, erasing)
+        self._cut = v2.Compose([v2.RandomResizedCrop(size), *([v2.RandomHorizontalFlip()] if flip else [])])
+
+    def draw(self, generator: torch.Generator, samples: int, views: int) -> Crops:
+        """Draw the seeds of `views` views of each of `samples` samples."""
+        seeds = torch.randint(2**62, (views, samples), generator=generator, device=generator.device)
+        none = torch.zeros_like(seeds)
+        return Crops(none, none, none, seeds)
+
+    def apply(self, images: Sequence[Tensor], crops: Crops) -> Tensor:  # type: ignore[override]
+        """Make the views of images uint8 `[C, H, W]` of any size each, `[B, V, C, size, size]`."""
+        cuts = []
+        with seeded(0):
+            for row in crops.seeds.tolist():
+                for image, seed in zip(images, row, strict=True):
+                    torch.default_generator.manual_seed(seed + 2)
+                    cuts.append(self._cut(image))
+        return self._finished(torch.stack(cuts).view(*crops.seeds.shape, *cuts[0].shape), crops)
+
+    def read(self, stored: Stored, indices: Tensor) -> list[Tensor]:
+        """Read the whole images of these samples."""
+        return [stored.images.original(int(index)) for index in stored.chosen[indices.numpy()]]
+
+
+def _one_by_one(views: Tensor, seeds: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """Transform each of the views `[V, B, C, H, W]` on its own; torchvision draws from the global generator."""
+    made = torch.empty_like(views)
+    with seeded(0):  # which gives the user's numbers back
+        for place, image, seed in zip(made.flatten(0, 1), views.flatten(0, 1), seeds.flatten().tolist(), strict=True):
+            torch.default_generator.manual_seed(seed)
+            place.copy_(transform(image))
+    return made

@@ -63,6 +63,8 @@ class ImageDataModule(ClassificationData, ABC):
         padding: Pixels around a training image before a crop of its own size is cut; None: as the set defines.
         padding_mode: What they are: zeros (`constant`), or the image mirrored at its edge (`reflect`).
         flip: Whether half of the training views are mirrored; None: as the set defines.
+        augment: What follows crop and flip: `standard` (nothing), `randaugment`, `trivial` or `augmix`.
+        erasing: Probability that a rectangle of a training view is erased.
         mean: Channel means of images scaled to [0, 1]; None: as the set defines, or else computed from all training
             images.
         std: Channel deviations, likewise.
@@ -75,6 +77,7 @@ class ImageDataModule(ClassificationData, ABC):
             by free memory; a run that goes on keeps what was decided. The two draw their augmentation differently.
         workers: Worker processes for `workers`.
         drop_last: Leave out a last training batch smaller than `batch_size`.
+        balanced: Draw training images with replacement, so that all classes come equally often.
         limit: Use at most this many training images, chosen stratified.
         label_noise: Attributes of `LabelNoise`: wrong labels among those that are trained on. Validation and test
             labels stay as they are, also of images held out from the training set.
@@ -104,6 +107,9 @@ class ImageDataModule(ClassificationData, ABC):
         limit: int | None = None,
         label_noise: Mapping[str, Any] | None = None,
         padding_mode: str = "constant",
+        augment: str = "standard",
+        erasing: float = 0.0,
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -114,6 +120,9 @@ class ImageDataModule(ClassificationData, ABC):
         self.padding = self.default_padding if padding is None else padding
         self.padding_mode = padding_mode
         self.flip = self.default_flip if flip is None else flip
+        self.policy = augment
+        self.erasing = erasing
+        self.balanced = balanced
         self.mean = self.default_mean if mean is None else tuple(mean)
         self.std = self.default_std if std is None else tuple(std)
         self.seed = seed
@@ -220,6 +229,7 @@ class ImageDataModule(ClassificationData, ABC):
             "rank": place.rank,
             "world": place.world,
             "drop_last": self.drop_last,
+            "balanced": self.balanced,
         }
         stored = self._splits_or_error()["train"]
         if self._residency(place) == "device":
@@ -264,6 +274,11 @@ class ImageDataModule(ClassificationData, ABC):
             if len(chosen):
                 images = self.augment.normalize(stored.read(chosen))
                 yield images, stored.labels[chosen], self.true_labels[chosen]
+
+    def balanced_weights(self) -> list[float]:
+        """Give each class the weight N / (C N_c), so that all weigh alike among the training images."""
+        counts = torch.bincount(self._splits_or_error()["train"].labels, minlength=self.num_classes)
+        return (counts.sum() / (self.num_classes * counts.clamp_min(1))).tolist()
 
     @property
     def training_images(self) -> StoredImages:
@@ -351,7 +366,9 @@ class ImageDataModule(ClassificationData, ABC):
                 f"padding={self.padding} cannot be reflected in images of {height}x{width}: make it smaller, or set "
                 "padding_mode=constant"
             )
-        return CropFlip(self.padding, self.flip, mean, std, self.padding_mode)
+        if self.policy != "standard" and channels not in (1, 3):
+            raise ConfigError(f"augment={self.policy} takes images of 1 or 3 channels, and these have {channels}")
+        return CropFlip(self.padding, self.flip, mean, std, self.padding_mode, self.policy, self.erasing)
 
     def _splits_or_error(self) -> dict[str, StoredImages]:
         if not self._splits:
@@ -362,6 +379,7 @@ class ImageDataModule(ClassificationData, ABC):
         if self.views < 1:
             raise ConfigError(f"views={self.views} is too small: the least is 1")
         held = {f"data.{name}": value for name, value in vars(self).items() if name != "root"}
+        held["data.augment"] = self.policy
         mistakes = [key.mistake(name, held[name]) for name, key in keys_of(DataSettings).items() if name in held]
         if any(mistakes):
             raise ConfigError("\n".join(filter(None, mistakes)))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dkel_lightning.data.augment import CropFlip, Normalize
 from dkel_lightning.data.batch import Batch
-from dkel_lightning.data.order import TrainingOrder, evaluation_batches
+from dkel_lightning.data.order import TrainingOrder, balancing_weights, evaluation_batches
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import Label, generator
 
@@ -133,6 +133,7 @@ class DeviceLoader(TrainingLoader):
         rank: This process, in 0..world-1.
         world: Number of processes.
         drop_last: Leave out a last batch that is smaller than `batch_size`.
+        balanced: Draw samples with replacement, so that all classes come equally often.
     """
 
     def __init__(
@@ -148,8 +149,10 @@ class DeviceLoader(TrainingLoader):
         rank: int = 0,
         world: int = 1,
         drop_last: bool = False,
+        balanced: bool = False,
     ) -> None:
-        super().__init__(TrainingOrder(len(images), batch_size, rank, world, drop_last), seed, epoch)
+        weights = balancing_weights(labels) if balanced else None
+        super().__init__(TrainingOrder(len(images), batch_size, rank, world, drop_last, weights), seed, epoch)
         self.images = images
         self.labels = labels
         self.augment = augment

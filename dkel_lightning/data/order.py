@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ class TrainingOrder:
     fewer than `world` samples are left out of an epoch, different ones in each. A last batch of a single sample is
     dropped (unless batches of one were asked for), since BatchNorm cannot normalise it; no batch is ever larger than
     `batch_size`, so buffers of that size hold every one.
+
+    With `weights`, [samples], the permutation gives way to as many draws with replacement, in their proportion.
     """
 
     samples: int
@@ -26,6 +28,7 @@ class TrainingOrder:
     rank: int = 0
     world: int = 1
     drop_last: bool = False
+    weights: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
@@ -44,9 +47,19 @@ class TrainingOrder:
     def batches(self, seed: int, *labels: Label) -> list[Tensor]:
         """Return the sample indices (int64, on the CPU) of each batch in the pass that `labels` name."""
         # Always drawn on the CPU: the order is then the same whatever device the images lie on.
-        order = torch.randperm(self.samples, generator=generator(seed, *labels))
+        draws = generator(seed, *labels)
+        if self.weights is None:
+            order = torch.randperm(self.samples, generator=draws)
+        else:
+            order = torch.multinomial(self.weights, self.samples, replacement=True, generator=draws)
         mine = order[self.rank :: self.world][: self.samples // self.world]
         return list(torch.split(mine, self.batch_size)[: len(self)])
+
+
+def balancing_weights(labels: Tensor) -> Tensor:
+    """Give each sample the inverse of its class's number of samples: labels [N] -> [N], on the CPU."""
+    labels = labels.cpu()
+    return 1 / torch.bincount(labels).double()[labels]
 
 
 def evaluation_batches(samples: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Tensor]:

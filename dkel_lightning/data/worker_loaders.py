@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from dkel_lightning.data.augment import CropFlip, Crops, Normalize
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.device_loaders import TrainingLoader
-from dkel_lightning.data.order import TrainingOrder, evaluation_batches
+from dkel_lightning.data.order import TrainingOrder, balancing_weights, evaluation_batches
 from dkel_lightning.errors import DataError
 from dkel_lightning.runtime.seeding import Label, generator
 
@@ -115,7 +115,7 @@ class _TrainingBatches(_Batches):
             for index in indices.tolist()
         ]
         crops = Crops(*(torch.cat(parts, dim=1) for parts in zip(*draws, strict=True)))
-        views = self.augment.apply(self.stored.read(indices), crops)
+        views = self.augment.apply(self.augment.read(self.stored, indices), crops)
         return views, self.stored.labels[indices]
 
 
@@ -238,6 +238,7 @@ class WorkerLoader(TrainingLoader):
         rank: This process, in 0..world-1.
         world: Number of processes.
         drop_last: Leave out a last batch that is smaller than `batch_size`.
+        balanced: Draw samples with replacement, so that all classes come equally often.
         workers: Worker processes; 0 makes the batches in this process.
         pin_memory: Put batches into page-locked memory, for a faster copy to a CUDA device.
     """
@@ -254,10 +255,12 @@ class WorkerLoader(TrainingLoader):
         rank: int = 0,
         world: int = 1,
         drop_last: bool = False,
+        balanced: bool = False,
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        super().__init__(TrainingOrder(len(stored), batch_size, rank, world, drop_last), seed, epoch)
+        weights = balancing_weights(stored.labels) if balanced else None
+        super().__init__(TrainingOrder(len(stored), batch_size, rank, world, drop_last, weights), seed, epoch)
         self.dataset_in_workers = _TrainingBatches(stored, augment, views)
         self.workers = workers
         self.pin_memory = pin_memory

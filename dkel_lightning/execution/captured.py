@@ -327,7 +327,7 @@ class CapturedStep:
         Raises:
             CaptureError: they differ.
         """
-        graph.batch.labels.copy_(graph.batch.labels.roll(1))
+        graph.batch.labels.copy_(graph.batch.labels.roll(1, 0))
         results = []
         for captured in (False, True):
             kept.restore()

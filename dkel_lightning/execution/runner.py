@@ -96,6 +96,8 @@ EARLY = ("on_before_backward", "on_before_zero_grad")
 def _of_module(module: Coordinator) -> str | None:
     if not module.automatic_optimization:
         return "the optimisation is manual"
+    if module.execution.checkpoint_trunk:
+        return "execution.checkpoint_trunk computes the trunk again in the backward pass"
     own = [name for name in OWN if _is_users(module, name)]
     return f"{type(module).__name__} has a {own[0]} of its own" if own else None
 

@@ -46,12 +46,14 @@ class Method(nn.Module, ABC):
     Attributes:
         Settings: frozen dataclass of primitives (nested dataclasses allowed) from which the method is rebuilt.
         needs: what it needs of what stands around it: teacher, ensemble, views, peers.
+        own_buffers: buffers of which each process has its own between the moments when the method makes them equal.
         rampup: the ramp-up of its distillation weight, None without one.
         ensemble: its decaying ensemble of teachers, None without one.
     """
 
     Settings: ClassVar[type[Any]] = NoSettings
     needs: ClassVar[Needs] = Needs()
+    own_buffers: ClassVar[tuple[str, ...]] = ()
 
     rampup_weight: Tensor
 
@@ -131,6 +133,11 @@ class Method(nn.Module, ABC):
     def wants_ensemble_classifier(self) -> bool:
         """Whether an ensemble classifier is trained beside the peers."""
         return self.needs.ensemble == "classifier"
+
+    @property
+    def wants_classes(self) -> bool:
+        """Whether it works on one class a sample (`inputs.classes`), and mixed or other soft labels are refused."""
+        return self.needs.classes
 
     @property
     @abstractmethod

@@ -9,7 +9,7 @@ from torch import Tensor
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.methods import PRESETS, BaselineSettings
+from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
 
 
@@ -21,7 +21,6 @@ class Baseline(Method):
     gives is not credited to distillation. A single peer has no ensemble classifier: it would be the peer again.
     """
 
-    Settings: ClassVar[type[BaselineSettings]] = BaselineSettings
     needs: ClassVar[Needs] = PRESETS["baseline"].needs
 
     @property
@@ -36,8 +35,7 @@ class Baseline(Method):
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the cross-entropies, summed over the peers."""
-        smoothing = self.settings.label_smoothing
-        terms = {"ce": cross_entropy(inputs.student.logits, inputs.labels, smoothing).sum()}
+        terms = {"ce": cross_entropy(inputs.student.logits, inputs.labels).sum()}
         if inputs.student.ensemble_logits is not None:
-            terms["ce_ensemble"] = cross_entropy(inputs.student.ensemble_logits, inputs.labels, smoothing)
+            terms["ce_ensemble"] = cross_entropy(inputs.student.ensemble_logits, inputs.labels)
         return terms

@@ -51,7 +51,7 @@ class CLILR(Distilling):
         logits, beta = inputs.student.logits, self.settings.beta
         labels_weight, peers_weight = (1.0, 1.0) if beta is None else (beta, 1.0 - beta)
         target = peer_mean(logits.detach() if self.settings.detach else logits)
-        divergence = self.distil(logits, target, inputs.labels)
+        divergence = self.distil(logits, target, inputs.classes)
         return {
             "ce": labels_weight * cross_entropy(logits, inputs.labels).sum(),
             "kd_peers": peers_weight * self.rampup_weight * divergence.sum(),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import at_least_float32, cross_entropy
+from dkel_lightning.functional import at_least_float32, cross_entropy, one_hot
 from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.interface import Coordinator
@@ -95,7 +95,7 @@ class Consistent(Distilling):
         sums = [[torch.zeros(0)] * len(self.layers) for _ in range(2)]
         counts = torch.zeros(classes, dtype=torch.float64, device=module.device)
         for batch in batches:
-            onehot = F.one_hot(batch.labels, classes).double()
+            onehot = one_hot(batch.labels, classes).double()
             counts += onehot.sum(0)
             ours, theirs = module.student(batch.views).named, module.teacher.teach(batch.views).named
             assert ours is not None
@@ -124,7 +124,7 @@ class Consistent(Distilling):
         logits, settings = inputs.student.logits, self.settings
         terms = {"ce": cross_entropy(logits, inputs.labels).sum(), "features": settings.weight * self._features(inputs)}
         if settings.kd_weight > 0:
-            taught = self.distil(logits, inputs.teacher.logits.detach(), inputs.labels)
+            taught = self.distil(logits, inputs.teacher.logits.detach(), inputs.classes)
             terms["kd"] = settings.kd_weight * taught.sum()
         return terms
 

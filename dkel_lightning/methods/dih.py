@@ -91,17 +91,17 @@ class DIH(Distilling):
         if len(self.heads):
             heads = self.heads.logits(inputs.teacher.named)
             taught = torch.cat([taught, heads.detach().to(taught.dtype)])
-        return self.terms_of(inputs.student.logits, taught, inputs.labels)
+        return self.terms_of(inputs.student.logits, taught, inputs.labels, inputs.classes)
 
-    def terms_of(self, student: Tensor, taught: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Weigh what each output teaches: `student` [P, B, C], `taught` [1 + k, V, B, C], V = 1 or P."""
+    def terms_of(self, student: Tensor, taught: Tensor, labels: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """Weigh what each output teaches: `student` [P, B, C], `taught` [1 + k, V, B, C], V = 1 or P; classes [B]."""
         given = self.settings.weights
         weights = [float(given)] * len(taught) if isinstance(given, int | float) else [float(each) for each in given]
         once = 1 - weights[0] if self.settings.ce_once else sum(1 - weight for weight in weights if weight > 0)
         ce = cross_entropy(student, labels).sum()
         nothing = ce.new_zeros(())
         kd = [
-            weight * self.distil(student, output, labels).sum() if weight > 0 else nothing
+            weight * self.distil(student, output, classes).sum() if weight > 0 else nothing
             for weight, output in zip(weights, taught, strict=True)
         ]
         return {"ce": once * ce, "kd": kd[0], "kd_heads": sum(kd[1:], start=nothing)}

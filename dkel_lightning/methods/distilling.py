@@ -39,6 +39,11 @@ class Distilling(Method):
 
     settings: Distils
 
+    @property
+    def wants_classes(self) -> bool:
+        """Whether the divergence, too, sets one true class apart."""
+        return super().wants_classes or self.settings.loss in ("dkd", "nkd")
+
     def distil(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Compute the divergence of `settings.loss`, averaged over the batch: logits [..., B, C] twice -> [...].
 

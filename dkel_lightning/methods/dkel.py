@@ -43,7 +43,7 @@ class DKEL(PCL):
         """Compute the terms, each summed over the peers and weighted."""
         assert inputs.assembled is not None
         assembled_weight, individual_weight = self.teacher_weights(inputs.ensemble_weight)
-        assembled = self.distil(inputs.student.logits, inputs.assembled.detach(), inputs.labels)
+        assembled = self.distil(inputs.student.logits, inputs.assembled.detach(), inputs.classes)
         individual = self.from_individual_teachers(inputs, include_self=self.settings.ensemble.include_self)
         terms = self.supervised_terms(inputs)
         terms["kd_individual"] = individual_weight * individual

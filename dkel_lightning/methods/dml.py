@@ -35,7 +35,7 @@ class DML(Distilling):
         logits = inputs.student.logits
         others = logits.detach() if self.settings.detach else logits
         if self.settings.targets == "pairwise":
-            divergence = self.distil_from_each(logits, others, inputs.labels)
+            divergence = self.distil_from_each(logits, others, inputs.classes)
         else:
-            divergence = self.distil(logits, peer_mean(others), inputs.labels)
+            divergence = self.distil(logits, peer_mean(others), inputs.classes)
         return {"ce": cross_entropy(logits, inputs.labels).sum(), "kd_peers": self.settings.weight * divergence.sum()}

@@ -99,7 +99,7 @@ class EKD(Distilling):
         taught = [_guided(self.guided_teacher, self.teacher_layers, theirs, view) for view in range(len(teacher))]
         u, h = (torch.stack(each) for each in zip(*guided, strict=True))
         u_teacher, h_teacher = (torch.stack(each) for each in zip(*taught, strict=True))
-        return self.terms_of(student, h, u, teacher, h_teacher, u_teacher, inputs.labels)
+        return self.terms_of(student, h, u, teacher, h_teacher, u_teacher, inputs.labels, inputs.classes)
 
     def terms_of(
         self,
@@ -110,17 +110,19 @@ class EKD(Distilling):
         h_teacher: Tensor,
         u_teacher: Tensor,
         labels: Tensor,
+        classes: Tensor,
     ) -> dict[str, Tensor]:
         """Compute the terms of logits [P, B, C], h [P, b, B, C] and u [P, b, B, width]; the teacher's P may be 1."""
+        of_blocks = labels.unsqueeze(1) if labels.dim() == 3 else labels  # targets of each peer
         apart = (at_least_float32(u) - at_least_float32(u_teacher).detach()).square().sum(-1).mean(-1)
         return {
             "ce": cross_entropy(student, labels).sum(),
-            "kd": self.settings.weight * self.distil(student, teacher.detach(), labels).sum(),
-            "ce_guided": cross_entropy(h, labels).sum(),
-            "kd_guided": self.distil(h, h_teacher.detach(), labels).sum(),
+            "kd": self.settings.weight * self.distil(student, teacher.detach(), classes).sum(),
+            "ce_guided": cross_entropy(h, of_blocks).sum(),
+            "kd_guided": self.distil(h, h_teacher.detach(), classes).sum(),
             "features": self.settings.feature_weight * apart.sum(),
             # Where the teacher classifies the view of each student, the mean, as of its own labels.
-            "ce_guided_teacher": cross_entropy(h_teacher, labels).mean(0).sum(),
+            "ce_guided_teacher": cross_entropy(h_teacher, of_blocks).mean(0).sum(),
         }
 
 

@@ -79,6 +79,6 @@ class FFL(Distilling):
         return {
             "ce": cross_entropy(logits, inputs.labels).sum(),
             "ce_ensemble": cross_entropy(fused, inputs.labels),
-            "kd_ensemble": self.rampup_weight * self.distil(logits, fused.detach(), inputs.labels).sum(),
-            "kd_fusion": self.rampup_weight * self.distil(fused, logits.detach().mean(0), inputs.labels),
+            "kd_ensemble": self.rampup_weight * self.distil(logits, fused.detach(), inputs.classes).sum(),
+            "kd_fusion": self.rampup_weight * self.distil(fused, logits.detach().mean(0), inputs.classes),
         }

@@ -38,12 +38,25 @@ class Classifiers(nn.ModuleList):
         super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(width, network.num_classes)) for width in widths)
 
     def logits(self, named: Named | None) -> Tensor:
-        """Classify what the network's modules have returned, [k, V, B, C], V passes of the one peer."""
+        """Classify what the network's modules have returned, [k, V, B, C], V passes of the one peer.
+
+        Raises:
+            ConfigError: the images are of another size than the network was built for.
+        """
         assert named is not None
-        pairs = zip(self, self.layers, strict=True)
-        return torch.stack(
-            [torch.stack([head(at_least_float32(output)) for output in named[layer]]) for head, layer in pairs]
-        )
+        pairs = [(head, named[layer]) for head, layer in zip(self, self.layers, strict=True)]
+        return torch.stack([torch.stack([self._of(head, output) for output in outputs]) for head, outputs in pairs])
+
+    @staticmethod
+    def _of(head: nn.Module, output: Tensor) -> Tensor:
+        width = head.get_parameter("1.weight").shape[1]
+        if output[0].numel() != width:
+            raise ConfigError(
+                f"A head takes {width} values, and these images give {output[0].numel()}: build the module with the "
+                "image_size of the images."
+            )
+        logits: Tensor = head(at_least_float32(output))
+        return logits
 
 
 @shipped("heads")

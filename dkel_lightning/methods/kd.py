@@ -36,7 +36,7 @@ class KD(Distilling):
         """Compute the terms, each summed over the peers and weighted."""
         assert inputs.teacher is not None
         # [1, B, C], or [P, B, C] where the teacher has seen each peer's own view.
-        taught = self.distil(inputs.student.logits, inputs.teacher.logits.detach(), inputs.labels)
+        taught = self.distil(inputs.student.logits, inputs.teacher.logits.detach(), inputs.classes)
         return {
             "ce": self.settings.ce_weight * cross_entropy(inputs.student.logits, inputs.labels).sum(),
             "kd": self.settings.weight * taught.sum(),

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dkel_lightning.functional import at_least_float32, cross_entropy
+from dkel_lightning.functional import at_least_float32, cross_entropy, one_hot, sample_cross_entropy
 from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
@@ -19,14 +19,13 @@ LINEAR_STEPS = 50
 
 
 def naive(logits: Tensor, labels: Tensor) -> Tensor:
-    """Take for each sample the peer with the lowest cross-entropy: [P, B, C], [B] -> [B, C]."""
-    true_class = labels.view(1, -1, 1).expand(logits.shape[0], -1, 1)
-    best = at_least_float32(logits).log_softmax(-1).gather(-1, true_class).argmax(0)
+    """Take for each sample the peer with the lowest cross-entropy: [P, B, C], labels -> [B, C]."""
+    best = sample_cross_entropy(logits, labels).argmin(0)
     return logits.gather(0, best.view(1, -1, 1).expand(1, -1, logits.shape[-1])).squeeze(0)
 
 
 def linear(logits: Tensor, labels: Tensor) -> Tensor:
-    """Combine the peers' logits with the convex weights of `linear_weights`: [P, B, C], [B] -> [B, C]."""
+    """Combine the peers' logits with the convex weights of `linear_weights`: [P, B, C], labels -> [B, C]."""
     logits = at_least_float32(logits)
     return (linear_weights(logits, labels).view(-1, 1, 1) * logits).sum(0)
 
@@ -42,13 +41,14 @@ def linear_weights(logits: Tensor, labels: Tensor, steps: int = LINEAR_STEPS) ->
     logits = at_least_float32(logits)
     # Weights sum to 1, so what all peers say alike has no part in the gradient.
     differing = logits - logits.mean(0)
-    # Not one_hot, which on some devices reads the labels back to check them.
-    truth = (labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=labels.device)).to(logits.dtype)
+    truth = one_hot(labels, logits.shape[-1]).to(logits.dtype)
+    truth = truth.mean(0) if truth.dim() == 3 else truth
+    whole = truth.sum(-1, keepdim=True)
 
     def objective(weights: Tensor) -> tuple[Tensor, Tensor]:
         # Products and sums, not a matrix product, which autocast would make a half-precision one.
         log_mixed = (weights.view(-1, 1, 1) * logits).sum(0).log_softmax(-1)
-        gradient = ((log_mixed.exp() - truth) * differing).sum(-1).mean(-1)
+        gradient = ((whole * log_mixed.exp() - truth) * differing).sum(-1).mean(-1)
         return -(log_mixed * truth).sum(-1).mean(), gradient
 
     # The variance of a variable is at most a quarter of its squared range: the curvature nowhere exceeds this.
@@ -74,7 +74,7 @@ def min_logit(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean(logits: Tensor, labels: Tensor) -> Tensor:
-    """Average the peers' logits: [P, B, C], [B] -> [B, C]."""
+    """Average the peers' logits: [P, B, C], labels -> [B, C]."""
     return logits.mean(0)
 
 
@@ -98,6 +98,11 @@ class KDCL(Distilling):
     settings: KDCLSettings
 
     @property
+    def wants_classes(self) -> bool:
+        """Whether the target is made of margins to one true class, or the divergence sets it apart."""
+        return super().wants_classes or self.settings.target == "min_logit"
+
+    @property
     def terms(self) -> tuple[str, ...]:
         """Name the terms: labels, and the common target."""
         return ("ce", "kd_target")
@@ -105,6 +110,7 @@ class KDCL(Distilling):
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""
         logits = inputs.student.logits
-        target = TARGETS[self.settings.target](logits.detach(), inputs.labels)
-        divergence = self.distil(logits, target.expand_as(logits), inputs.labels)
+        labels = inputs.classes if self.settings.target == "min_logit" else inputs.labels
+        target = TARGETS[self.settings.target](logits.detach(), labels)
+        divergence = self.distil(logits, target.expand_as(logits), inputs.classes)
         return {"ce": cross_entropy(logits, inputs.labels).sum(), "kd_target": self.settings.weight * divergence.sum()}

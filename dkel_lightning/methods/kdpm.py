@@ -76,7 +76,7 @@ class KDPM(Distilling):
         assert inputs.teacher is not None
         logits, settings = inputs.student.logits, self.settings
         taught = inputs.teacher.logits.detach().expand_as(logits)
-        told = self.distil(logits[self.of_logits], taught[self.of_logits], inputs.labels).sum()
+        told = self.distil(logits[self.of_logits], taught[self.of_logits], inputs.classes).sum()
         terms = {
             "ce": settings.ce_weight * cross_entropy(logits, inputs.labels).sum(),
             "kd": settings.weight * told,
@@ -84,7 +84,7 @@ class KDPM(Distilling):
         if self.of_features:
             terms["features"] = settings.weight * self._features(inputs)
         if self.peers > 1:
-            each = self.distil_from_each(logits, logits.detach(), inputs.labels)
+            each = self.distil_from_each(logits, logits.detach(), inputs.classes)
             terms["kd_peers"] = settings.peer_weight * each.sum()
         return terms
 

@@ -66,6 +66,6 @@ class OKDDip(Distilling):
         attended = (weights * auxiliary.unsqueeze(0)).sum(1)
         return {
             "ce": cross_entropy(logits, inputs.labels).sum(),
-            "kd_peers": self.rampup_weight * self.distil(auxiliary, attended, inputs.labels).sum(),
-            "kd_leader": self.rampup_weight * self.distil(leader, auxiliary.mean(0), inputs.labels),
+            "kd_peers": self.rampup_weight * self.distil(auxiliary, attended, inputs.classes).sum(),
+            "kd_leader": self.rampup_weight * self.distil(leader, auxiliary.mean(0), inputs.classes),
         }

@@ -66,7 +66,7 @@ class ONE(Distilling):
         return {
             "ce": cross_entropy(student.logits, inputs.labels).sum(),
             "ce_ensemble": cross_entropy(student.ensemble_logits, inputs.labels),
-            "kd_ensemble": self.rampup_weight * self.distil(student.logits, target, inputs.labels).sum(),
+            "kd_ensemble": self.rampup_weight * self.distil(student.logits, target, inputs.classes).sum(),
         }
 
 

@@ -40,7 +40,7 @@ class PCL(Distilling):
         """Compute what labels and the ensemble of the peers teach."""
         student = inputs.student
         assert student.ensemble_logits is not None
-        from_ensemble = self.distil(student.logits, student.ensemble_logits.detach(), inputs.labels)
+        from_ensemble = self.distil(student.logits, student.ensemble_logits.detach(), inputs.classes)
         return {
             "ce": cross_entropy(student.logits, inputs.labels).sum(),
             "ce_ensemble": cross_entropy(student.ensemble_logits, inputs.labels),
@@ -51,4 +51,4 @@ class PCL(Distilling):
         """Sum over the peers what each learns from the other peers' teachers, unweighted."""
         assert inputs.teacher is not None
         teachers = inputs.teacher.logits.detach()
-        return self.distil_from_each(inputs.student.logits, teachers, inputs.labels, include_self=include_self).sum()
+        return self.distil_from_each(inputs.student.logits, teachers, inputs.classes, include_self=include_self).sum()

@@ -40,6 +40,7 @@ class SoTeacher(Method):
     Settings: ClassVar[type[SoTeacherSettings]] = SoTeacherSettings
     needs: ClassVar[Needs] = PRESETS["soteacher"].needs
     settings: SoTeacherSettings
+    own_buffers: ClassVar[tuple[str, ...]] = ("memory", "visits", "written")
 
     memory: Tensor
     visits: Tensor

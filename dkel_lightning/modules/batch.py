@@ -17,11 +17,16 @@ IMAGE_KEYS = ("views", "images", "image", "pixel_values", "img", "x", "inputs", 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 INDEX_KEYS = ("indices", "index", "idx")
 
+PURPOSE = (
+    "This library trains classifiers of images: floats [B, C, H, W], and for each image a class [B], or a distribution "
+    "over the classes [B, C]. For {other} take its losses (dkel_lightning.functional) into a module of your own"
+)
+
 
 def unpack(batch: Any) -> Batch:
     """Read a batch: a tuple or list `(images, labels[, indices])`, or a mapping with the usual names.
 
-    Labels of shape [B, 1] become [B], and all integers int64.
+    Labels of shape [B, 1] become [B], and all integers int64. Float labels [B, C] are distributions over the classes.
 
     Raises:
         DataError: neither form fits; the message says what was seen.
@@ -39,9 +44,12 @@ def unpack(batch: Any) -> Batch:
         raise DataError(f"Images and labels of a batch must be tensors, got {kinds}: check the collate function.")
     if labels.dim() == 2 and labels.shape[1] == 1:
         labels = labels.squeeze(1)
-    if labels.dim() != 1 or labels.shape[0] != views.shape[0]:
+    most = 3 if isinstance(batch, Batch) else 2  # only batches of our own differ between peers
+    distributions = labels.is_floating_point() and 2 <= labels.dim() <= most
+    if not (labels.dim() == 1 or distributions) or labels.shape[0] != views.shape[0]:
         raise DataError(
-            f"Labels must be [B] class indices for {views.shape[0]} images, got shape {tuple(labels.shape)}."
+            f"Labels must be [B] class indices, or float [B, C], for {views.shape[0]} images, got {labels.dtype} of "
+            f"shape {tuple(labels.shape)}. {_purpose_against(labels, views)}."
         )
     if len(labels) == 0:
         raise DataError(
@@ -51,6 +59,18 @@ def unpack(batch: Any) -> Batch:
     if not labels.is_floating_point() and labels.dtype != torch.bool:
         labels = labels.long()  # cross-entropy takes no other integers
     return Batch(views, labels, indices)
+
+
+def _purpose_against(labels: Tensor, views: Tensor) -> str:
+    """Say what the library is for, and what these labels look like."""
+    other = "other tasks"
+    if labels.shape[-2:] == views.shape[-2:] and labels.dim() > 2:
+        other = "masks"
+    elif labels.dim() == 2 and labels.shape[1] == 4:
+        other = "boxes"
+    elif labels.dim() == 2:
+        other = "several labels an image"
+    return PURPOSE.format(other=other)
 
 
 def checked(batch: Any, batch_idx: int, peers: int, num_classes: int, teacher_too: bool = False) -> Batch:
@@ -79,18 +99,38 @@ def images_of(batch: Any) -> Tensor:
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raise a DataError unless all labels are whole numbers in 0 .. num_classes - 1.
+    """Raise a DataError unless all labels are whole numbers in 0 .. num_classes - 1, or distributions over the classes.
 
     Reads values back to the host: for a device tensor call it once, not every step.
     """
+    if labels.is_floating_point() and labels.dim() > 1:
+        _check_distributions(labels, num_classes)
+        return
     if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise DataError(f"Labels must be integer class indices, got {labels.dtype}.")
+        other = "two classes give 0 and 1 as integers; for regression" if labels.dim() == 1 else "other tasks"
+        raise DataError(f"Labels must be integer class indices, got {labels.dtype}. {PURPOSE.format(other=other)}.")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
         raise DataError(
             f"Label {wrong} lies outside the {num_classes} classes (0 to {num_classes - 1}): "
             "correct the labels, or build the module with the right num_classes."
+        )
+
+
+def _check_distributions(labels: Tensor, num_classes: int) -> None:
+    if labels.shape[-1] != num_classes:
+        raise DataError(
+            f"Float labels of shape {tuple(labels.shape)} must have an entry for each of the {num_classes} classes: "
+            "correct the labels, or build the module with the right num_classes."
+        )
+    sums = labels.sum(-1)
+    wrong = ((sums - 1).abs() > 0.01) | (labels < 0).any(-1) | ~sums.isfinite()
+    if bool(wrong.any()):
+        row = [round(value, 4) for value in labels[wrong][0].tolist()[:8]]
+        raise DataError(
+            f"Float labels must be distributions over the classes, 0 or more and 1 in sum, and {int(wrong.sum())} of "
+            f"{wrong.numel()} are not (the first begins {row}). {PURPOSE.format(other='several labels an image')}."
         )
 
 
@@ -123,6 +163,9 @@ def check_views(views: Tensor, peers: int, teacher_too: bool = False) -> None:
         ConfigError: another form.
         DataError: pixels are integers.
     """
+    if views.dim() < 3 or (views.dim() == 3 and not views.is_floating_point()):
+        other = "tables, series or features" if views.is_floating_point() else "text, that is token ids"
+        raise DataError(f"Images of a batch are {views.dtype} {list(views.shape)}. {PURPOSE.format(other=other)}.")
     if not views.is_floating_point():
         raise DataError(
             f"Images of a batch are {views.dtype}, and networks need floats: scale them in the data set's transform, "

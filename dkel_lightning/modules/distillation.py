@@ -31,11 +31,13 @@ from dkel_lightning.modules.interface import Augmentation, Compiled, Coordinator
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, check_factories, configure, fused_if_wanted
 from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
 from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.targets import TargetMaker, peers_first
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.processes import outlast_threads
 from dkel_lightning.runtime.seeding import generator
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.targets import Targets
 
 
 class DistillationModule(Coordinator):
@@ -58,6 +60,7 @@ class DistillationModule(Coordinator):
         augmentation: for batches [B, C, H, W]: makes the views on the device, called as
             `augmentation(images, generator)` once a view. Without it all peers share the view of such a batch.
         views: the views that it makes: one `per_peer`, one `shared` by all, or `per_peer_and_teacher`.
+        targets: what becomes of the labels: smoothed, mixed, weighted.
         deploy: which network `deploy()` returns and `val/acc` reports.
         seed: from which the views, the initialisation batches and `build`'s weights are drawn.
         execution: how steps are executed, a name or `Execution`'s settings; `execution_in_force` says how in fact.
@@ -77,6 +80,7 @@ class DistillationModule(Coordinator):
         interval: str = "epoch",
         augmentation: Augmentation | None = None,
         views: str = "per_peer",
+        targets: Targets | None = None,
         deploy: Deploy | None = None,
         seed: int = 0,
         execution: str | Mapping[str, Any] | Execution = "eager",
@@ -87,15 +91,16 @@ class DistillationModule(Coordinator):
         self.student, self.teacher, self.ensemble, self.method = student, teacher, ensemble, method
         if teacher is not None:
             teacher.stand_alone(False)  # a fit of its own that was interrupted leaves it unfrozen
-        self.execution = Execution.of(execution)
+        self.execution = assembly.executed(student.network, execution)
         self.augmentation = augmentation
         self.num_views = number_of_views(views, student.num_peers)
+        self.targets = TargetMaker(targets or Targets(), student.num_classes, student.num_peers, method.wants_classes)
         self.seed = seed
         self.recipe: dict[str, Any] | None = None
         self._factories = (optimizer, scheduler, interval)
         self.deployment = deploy or Deploy()
         deployment.check_deployment(self, self.deployment)
-        assembly.attach(method, student, teacher, seed)
+        assembly.attach(self)
         self.members = deployment.members(self)
         evaluation.attach_metrics(self)
         self.observers, self.readers = [], []
@@ -123,16 +128,16 @@ class DistillationModule(Coordinator):
         if batch_idx == 0:
             assembly.check_is_trained_itself(self)
         student, teacher_too = self.student, self.method.needs.teacher_views
-        views, labels, indices = checked(batch, batch_idx, student.num_peers, student.num_classes, teacher_too)
+        given = checked(batch, batch_idx, student.num_peers, student.num_classes, teacher_too)
         rank, epoch = (self.global_rank, self.trainer.current_epoch) if self.is_attached else (0, 0)
-        made = Batch(self.make_views(views, epoch, batch_idx, rank), labels, indices)
+        made = self.make_batch(given, epoch, batch_idx, rank)
         runner = self.runner if self.is_attached else None
         result = runner(made, batch_idx) if runner is not None else compute_eagerly(self, made, batch_idx)
         self._gradients_ready = result.gradients_ready
         for read in self.readers:
             read(result.terms, result.loss.detach())
         self.term_means.add(result.values)
-        self.train_scores.add(result.correct, result.nll, len(labels))
+        self.train_scores.add(result.correct, result.nll, len(given.labels))
         return result.loss
 
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:
@@ -152,7 +157,7 @@ class DistillationModule(Coordinator):
             inputs = self.forward_all(batch)
         terms, loss = self.losses(inputs)
         values = torch.stack([terms[name].detach() for name in self.method.terms])
-        return StepResult(inputs, terms, values, loss, *scores_of(inputs.student.logits, batch.labels))
+        return StepResult(inputs, terms, values, loss, *scores_of(inputs.student.logits, peers_first(batch.labels)))
 
     def forward_all(self, batch: Batch) -> MethodInputs:
         """Pass a batch through student, ensemble and teacher, and assemble the teachers' knowledge."""
@@ -165,7 +170,8 @@ class DistillationModule(Coordinator):
             weight = self.ensemble.weight
             if teacher is not None:
                 assembled = self.ensemble.assemble(teacher.logits, getattr(self.method.settings, "temperature", 1.0))
-        return MethodInputs(batch.labels, student, teacher, assembled, weight, batch.indices)
+        given = peers_first(batch.labels)
+        return MethodInputs(self.targets(given), student, teacher, assembled, weight, batch.indices, given)
 
     def losses(self, inputs: MethodInputs) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the method's terms, and the loss: their sum, and the teacher's own where it learns.
@@ -206,16 +212,10 @@ class DistillationModule(Coordinator):
         """Step the optimizer, then let the teacher follow.
 
         Lightning calls this once for each real step, accumulation included, so a checkpoint holds the counter that
-        belongs to its `global_step`. Under fp16 a step that the loss scaler skips counts as well: the teacher then
-        moves towards a student that stood still.
+        belongs to its `global_step`. A step that the loss scaler of fp16 skips counts as well.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.follow()
-
-    def follow(self) -> None:
-        """Let the teacher follow, after an optimizer step."""
-        if self.teacher is not None:
-            self.teacher.follow(self.student.network)
 
     # ---------------------------------------------------------------------- around a fit
 

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from dkel_lightning.functional import classes_of
 from dkel_lightning.metrics import (
     CalibrationErrors,
     Confusion,
@@ -75,7 +76,11 @@ def log_training_epoch(module: Coordinator) -> None:
 def evaluate(module: Coordinator, views: Tensor) -> Evaluated:
     """Ask all members about `views`, once."""
     with with_shape_errors_explained(views, module.student.network):
-        return _evaluated(module, *module.views_of_each(views))
+        seen = _evaluated(module, *module.views_of_each(views))
+        if not module.test_flips:
+            return seen
+        mirrored = _evaluated(module, *module.views_of_each(views.flip(-1)))
+    return Evaluated(_mean_probability(torch.stack([seen.logits, mirrored.logits]))[0], seen.features)
 
 
 def predict(module: Coordinator, batch: Any) -> Tensor:
@@ -102,7 +107,7 @@ def _evaluated(module: Coordinator, views: Tensor, teacher_views: Tensor) -> Eva
 
 
 def _mean_probability(logits: Tensor) -> Tensor:
-    """Give logits whose softmax is the peers' mean probability: [P, B, C] -> [1, B, C]."""
+    """Give logits whose softmax is the mean probability over the first axis: [P, ..., C] -> [1, ..., C]."""
     return logits.log_softmax(-1).logsumexp(0, keepdim=True) - math.log(logits.shape[0])
 
 
@@ -128,7 +133,7 @@ def score(module: Coordinator, batch: Any, batch_idx: int, stage: str) -> tuple[
     correct, nll = scores_of(evaluated.logits, labels)
     module.finite_watch.look(nll, views, batch_idx, stage)
     module.scores.add(correct, nll, len(labels))
-    return evaluated, labels
+    return evaluated, classes_of(labels)
 
 
 def score_test(module: Coordinator, batch: Any, batch_idx: int) -> None:

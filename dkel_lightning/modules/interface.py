@@ -20,6 +20,7 @@ from dkel_lightning.modules.batch import Batch, FiniteWatch
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
 from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.targets import TargetMaker
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
@@ -52,6 +53,7 @@ class Coordinator(LightningModule):
         observers: callables for the next eager training steps; while there are any, no step is captured.
         readers: callables for every training step; what a captured one hands them is overwritten by the next.
         compiled: the networks as compiled for this fit.
+        test_flips: whether an evaluation takes the mean probability of each image and its mirror image.
     """
 
     student: StudentModule
@@ -61,6 +63,7 @@ class Coordinator(LightningModule):
     execution: Execution
     deployment: Deploy
     augmentation: Augmentation | None
+    targets: TargetMaker
     seed: int
     recipe: dict[str, Any] | None
     members: tuple[str, ...]
@@ -77,6 +80,8 @@ class Coordinator(LightningModule):
     observers: list[Observer]
     readers: list[Reader]
     compiled: Compiled | None
+    test_flips: bool = False
+    _ddp_params_and_buffers_to_ignore: list[str]
 
     @property
     def is_attached(self) -> bool:
@@ -94,6 +99,10 @@ class Coordinator(LightningModule):
             return views[:, :peers], views[:, peers:]
         return views, views
 
+    def make_batch(self, batch: Batch, *key: int | str) -> Batch:
+        """Make the views of a batch, and mix them and its labels where that is asked for; drawn from (seed, key)."""
+        return self.targets.mixed(batch._replace(views=self.make_views(batch.views, *key)), self.seed, *key)
+
     @abstractmethod
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:
         """Augment images [B, C, H, W] once for each view, [B, V, C, H, W], drawn from (seed, key)."""
@@ -106,9 +115,10 @@ class Coordinator(LightningModule):
     def compile_networks(self, rows: int) -> None:
         """Compile the networks for training batches of so many samples."""
 
-    @abstractmethod
     def follow(self) -> None:
         """Let the teacher follow, after an optimizer step."""
+        if self.teacher is not None:
+            self.teacher.follow(self.student.network)
 
     @abstractmethod
     def member_logits(self, views: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from dkel_lightning.functional import classes_of
 from dkel_lightning.networks import Named, PeerFeatures, PeerStages
 
 
@@ -66,12 +67,13 @@ class MethodInputs:
     """All that a method may look at in one training step.
 
     Attributes:
-        labels: [B].
+        labels: what the losses on labels take: [B] classes, or float targets [B, C], or [P, B, C] where peers differ.
         student: the student peers, with the ensemble's logits where the method has an ensemble classifier.
         teacher: the teacher peers, None for a method without a teacher.
         assembled: [P, B, C], the teachers' knowledge assembled for each peer, detached; None where not asked for.
         ensemble_weight: scalar, the decaying weight v in force.
         indices: [B], positions of the samples in the training set; None where the data does not tell.
+        given: the labels of the batch, before they were smoothed or weighted; None: as `labels`.
     """
 
     labels: Tensor
@@ -80,6 +82,13 @@ class MethodInputs:
     assembled: Tensor | None
     ensemble_weight: Tensor
     indices: Tensor | None = None
+    given: Tensor | None = None
+
+    @property
+    def classes(self) -> Tensor:
+        """The class of each sample, [B]; of labels that are distributions the largest, of the peers' their mean's."""
+        labels = self.labels if self.given is None else self.given
+        return classes_of(labels.mean(0) if labels.dim() == 3 else labels)
 
 
 @dataclass(frozen=True)

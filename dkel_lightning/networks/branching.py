@@ -346,6 +346,16 @@ class SplitModel(SharedTrunk):
 
     def _first_pass(self, images: Tensor, parts: int) -> Sequence[_Told]:
         """Pass `images` up to the split; return what was written down, for each of so many parts of the batch."""
+        told: list[_Told] = [[] for _ in range(parts)]
+        for name, value in self._run(self._written, images):
+            leaves, form = tree_flatten(value)
+            batched = self.outline.batched.get(name, [True] * len(leaves))
+            chunks = [self._chunks(leaf, is_batch, parts) for leaf, is_batch in zip(leaves, batched, strict=True)]
+            for own, part in zip(told, zip(*chunks, strict=True), strict=True):
+                own.append((name, tree_unflatten(part, form)))
+        return told
+
+    def _written(self, images: Tensor) -> _Told:
         written: _Told = []
         self._notes.written = written
         try:
@@ -354,14 +364,7 @@ class SplitModel(SharedTrunk):
             pass
         finally:
             self._notes.written = None
-        told: list[_Told] = [[] for _ in range(parts)]
-        for name, value in written:
-            leaves, form = tree_flatten(value)
-            batched = self.outline.batched.get(name, [True] * len(leaves))
-            chunks = [self._chunks(leaf, is_batch, parts) for leaf, is_batch in zip(leaves, batched, strict=True)]
-            for own, part in zip(told, zip(*chunks, strict=True), strict=True):
-                own.append((name, tree_unflatten(part, form)))
-        return told
+        return written
 
     def _chunks(self, leaf: Any, is_batch: bool, parts: int) -> Sequence[Any]:
         if not isinstance(leaf, Tensor):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeAlias, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import scale_gradient
@@ -17,6 +21,8 @@ PeerFeatures: TypeAlias = Tensor | tuple[Tensor, ...]
 """Features of all peers: [P, B, D], or one [B, D_i] a peer where the widths D_i differ."""
 
 VIEWS_PER_PASS = ("all", "one")
+
+T = TypeVar("T")
 
 
 class Branch(nn.Module):
@@ -265,6 +271,8 @@ class SharedTrunk(PeerNetwork):
 
     Attributes:
         gradient_scale: Factor on the gradient that flows from the branches back into the trunk.
+        checkpointing: Whether a training step computes the trunk again in its backward pass, instead of keeping what
+            it computed. Gradients and statistics are the same ones.
     """
 
     def __init__(self, ends: Sequence[Ends], views_per_pass: str) -> None:
@@ -273,9 +281,33 @@ class SharedTrunk(PeerNetwork):
             raise ConfigError(f"views_per_pass must be one of {', '.join(VIEWS_PER_PASS)}, not {views_per_pass!r}.")
         self.views_per_pass = views_per_pass
         self.gradient_scale = 1.0
+        self.checkpointing = False
+
+    def _run(self, trunk: Callable[[Tensor], T], images: Tensor) -> T:
+        """Compute the trunk of `images`."""
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return trunk(images)
+        again = partial(_statistics_kept, self)
+        made: T = checkpoint(trunk, images, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+        return made
 
     def _scaled(self, trunk_output: Tensor) -> Tensor:
         return trunk_output if self.gradient_scale == 1.0 else scale_gradient(trunk_output, self.gradient_scale)
+
+
+@contextmanager
+def _statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Let no normalisation count a batch that it has counted already."""
+    layers = [each for each in network.modules() if isinstance(each, _NormBase) and each.track_running_stats]
+    before = [(layer.momentum, cast(Tensor, layer.num_batches_tracked).clone()) for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, (momentum, counted) in zip(layers, before, strict=True):
+            layer.momentum = momentum
+            cast(Tensor, layer.num_batches_tracked).copy_(counted)
 
 
 class BranchedNetwork(SharedTrunk):
@@ -310,10 +342,10 @@ class BranchedNetwork(SharedTrunk):
 
     def _trunk_outputs(self, views: Tensor) -> Sequence[Tensor]:
         if views.shape[1] == 1:
-            return [self._scaled(self.trunk(views[:, 0]))] * self.num_peers
+            return [self._scaled(self._run(self.trunk, views[:, 0]))] * self.num_peers
         if self.views_per_pass == "one":
-            return [self._scaled(self.trunk(view)) for view in views.unbind(1)]
-        return self._scaled(self.trunk(views.transpose(0, 1).flatten(0, 1))).chunk(self.num_peers)
+            return [self._scaled(self._run(self.trunk, view)) for view in views.unbind(1)]
+        return self._scaled(self._run(self.trunk, views.transpose(0, 1).flatten(0, 1))).chunk(self.num_peers)
 
 
 class WholePeer(Ends, Protocol):

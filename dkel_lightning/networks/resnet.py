@@ -1,7 +1,8 @@
-"""Residual networks: the CIFAR form (He et al. 2016, section 4.2), the ImageNet form, and one between for 64 pixels.
+"""Residual networks: the CIFAR form (He et al. 2016, section 4.2), the ImageNet form, forms between, and wide.
 
-Sizes, shortcuts and initialisation are those of DKEL's released code. A 1x1 convolution with BatchNorm stands in a
-shortcut wherever the shape changes, also right after the stem. The last stage branches.
+Sizes, shortcuts and initialisation are those of DKEL's released code, which other CIFAR forms follow. A 1x1 convolution
+with BatchNorm stands in a shortcut wherever the shape changes, also right after the stem; wide networks (Zagoruyko &
+Komodakis 2016) have BatchNorm and ReLU before each convolution, and none in a shortcut. The last stage branches.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class ResNetSpec:
         stem: Channels of the stem.
         imagenet_stem: Whether the stem is 7x7 with stride 2, instead of 3x3.
         max_pool: Whether a max-pool with stride 2 follows the stem.
+        pre_activation: Whether BatchNorm and ReLU stand before each convolution instead of behind it.
     """
 
     blocks: tuple[int, ...]
@@ -35,10 +37,16 @@ class ResNetSpec:
     stem: int = 16
     imagenet_stem: bool = False
     max_pool: bool = False
+    pre_activation: bool = False
 
 
 RESNET8 = ResNetSpec((1, 1, 1), (16, 32, 64), (16, 32, 64))
-RESNET32 = ResNetSpec((5, 5, 5), (16, 32, 64), (16, 32, 64))
+RESNET20 = replace(RESNET8, blocks=(3, 3, 3))
+RESNET32 = replace(RESNET8, blocks=(5, 5, 5))
+RESNET56 = replace(RESNET8, blocks=(9, 9, 9))
+RESNET110_BASIC = replace(RESNET8, blocks=(18, 18, 18))
+WRN_16_2 = ResNetSpec((2, 2, 2), (32, 64, 128), (32, 64, 128), pre_activation=True)
+WRN_40_2 = replace(WRN_16_2, blocks=(6, 6, 6))
 RESNET110 = ResNetSpec((12, 12, 12), (16, 32, 64), (64, 128, 256), bottleneck=True)
 WIDE_RESNET20_8 = ResNetSpec((2, 2, 2), (128, 256, 512), (64, 128, 256), bottleneck=True)
 # The released code's form for TinyImageNet: it defines a max-pool and never applies it.
@@ -46,16 +54,19 @@ TINY_RESNET18 = ResNetSpec((2, 2, 2, 2), (64, 128, 256, 512), (64, 128, 256, 512
 TINY_RESNET34 = replace(TINY_RESNET18, blocks=(3, 4, 6, 3))
 RESNET18 = replace(TINY_RESNET18, max_pool=True)
 RESNET34 = replace(TINY_RESNET34, max_pool=True)
+# For 32 pixels: nothing is halved before the second stage.
+CIFAR_RESNET18 = replace(TINY_RESNET18, imagenet_stem=False)
+CIFAR_RESNET34 = replace(TINY_RESNET34, imagenet_stem=False)
 
 
 class ResidualBlock(nn.Module):
-    """A residual function beside a shortcut, with ReLU after their sum: [B, C, H, W] to [B, C', H', W']."""
+    """A residual function beside a shortcut, and what follows their sum: [B, C, H, W] to [B, C', H', W']."""
 
-    def __init__(self, residual: nn.Module, shortcut: nn.Module) -> None:
+    def __init__(self, residual: nn.Module, shortcut: nn.Module, relu: nn.Module) -> None:
         super().__init__()
         self.residual = residual
         self.shortcut = shortcut
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = relu
 
     def forward(self, images: Tensor) -> Tensor:
         """Return relu(residual(images) + shortcut(images))."""
@@ -76,6 +87,8 @@ def make_branch(spec: ResNetSpec, num_classes: int) -> Branch:
     last = len(spec.blocks) - 1
     children: OrderedDict[str, nn.Module] = OrderedDict()
     children[f"stage{last + 1}"] = _stage(spec, last)
+    if spec.pre_activation:
+        children |= {"norm": nn.BatchNorm2d(spec.outer[last]), "relu": nn.ReLU(inplace=True)}
     children["pool"] = nn.AdaptiveAvgPool2d(1)
     children["flatten"] = nn.Flatten()
     width = spec.outer[last]
@@ -84,7 +97,9 @@ def make_branch(spec: ResNetSpec, num_classes: int) -> Branch:
 
 def _stem(spec: ResNetSpec, in_channels: int) -> nn.Sequential:
     kernel, stride = (7, 2) if spec.imagenet_stem else (3, 1)
-    layers = [*_conv_norm(in_channels, spec.stem, kernel, stride), nn.ReLU(inplace=True)]
+    layers: list[nn.Module] = [_conv(in_channels, spec.stem, kernel, stride)]
+    if not spec.pre_activation:
+        layers += [nn.BatchNorm2d(spec.stem), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, *([nn.MaxPool2d(3, 2, padding=1)] if spec.max_pool else []))
 
 
@@ -93,28 +108,37 @@ def _stage(spec: ResNetSpec, index: int) -> nn.Sequential:
     blocks = []
     for block in range(spec.blocks[index]):
         stride = 2 if index > 0 and block == 0 else 1
-        blocks.append(_block(channels, spec.inner[index], spec.outer[index], stride, spec.bottleneck))
+        blocks.append(_block(spec, index, channels, stride))
         channels = spec.outer[index]
     return nn.Sequential(*blocks)
 
 
-def _block(channels: int, inner: int, outer: int, stride: int, bottleneck: bool) -> ResidualBlock:
+def _block(spec: ResNetSpec, index: int, channels: int, stride: int) -> nn.Module:
+    inner, outer = spec.inner[index], spec.outer[index]
     # (channels, kernel, stride) of each convolution; a bottleneck strides in its 3x3 convolution.
-    layers = [(inner, 1, 1), (inner, 3, stride), (outer, 1, 1)] if bottleneck else [(inner, 3, stride), (outer, 3, 1)]
+    layers = [(inner, 3, stride), (outer, 3, 1)]
+    if spec.bottleneck:
+        layers = [(inner, 1, 1), (inner, 3, stride), (outer, 1, 1)]
     residual: list[nn.Module] = []
     width = channels
     for out_channels, kernel, step in layers:
-        residual += [*_conv_norm(width, out_channels, kernel, step), nn.ReLU(inplace=True)]
+        conv, relu = _conv(width, out_channels, kernel, step), nn.ReLU(inplace=True)
+        norm = nn.BatchNorm2d(width if spec.pre_activation else out_channels)
+        residual += [norm, relu, conv] if spec.pre_activation else [conv, norm, relu]
         width = out_channels
-    residual.pop()  # the last ReLU follows the sum
     same_shape = stride == 1 and channels == outer
-    shortcut = nn.Identity() if same_shape else nn.Sequential(*_conv_norm(channels, outer, 1, stride))
-    return ResidualBlock(nn.Sequential(*residual), shortcut)
+    shortcut: nn.Module = nn.Identity() if same_shape else _conv(channels, outer, 1, stride)
+    if not spec.pre_activation:
+        shortcut = shortcut if same_shape else nn.Sequential(shortcut, nn.BatchNorm2d(outer))
+        return ResidualBlock(nn.Sequential(*residual[:-1]), shortcut, residual[-1])  # the last ReLU follows the sum
+    if same_shape:
+        return ResidualBlock(nn.Sequential(*residual), shortcut, nn.Identity())
+    # Where the shape changes, both begin behind the first BatchNorm and ReLU.
+    return nn.Sequential(*residual[:2], ResidualBlock(nn.Sequential(*residual[2:]), shortcut, nn.Identity()))
 
 
-def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
-    return conv, nn.BatchNorm2d(out_channels)
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 
 def _initialised(module: nn.Sequential) -> nn.Sequential:

@@ -48,6 +48,11 @@ class DataSettings(Settings, node="data"):
         str, choice("What they are: zeros, or the image mirrored at its edge.", "constant", "reflect")
     ] = "constant"
     flip: Annotated[bool | None, switch("Mirror half of the training views; null: as the set defines.")] = None
+    augment: Annotated[
+        str,
+        choice("What follows crop and flip, by torchvision.", "standard", "randaugment", "trivial", "augmix"),
+    ] = "standard"
+    erasing: Annotated[float, number("Probability that a rectangle of a training view is erased.", 0, 1)] = 0.0
     mean: Annotated[
         tuple[float, ...] | None,
         several("Channel means of images in [0, 1]; null: as the set defines, or computed.", number("", 0, 1)),
@@ -72,6 +77,9 @@ class DataSettings(Settings, node="data"):
     ] = "auto"
     workers: Annotated[int, whole("Processes that read images, for workers.", 0, 1024), MACHINE] = 2
     drop_last: Annotated[bool, switch("Leave out a last, smaller training batch.")] = False
+    balanced: Annotated[
+        bool, switch("Draw training images with replacement, so that all classes come equally often.")
+    ] = False
     limit: Annotated[int | None, whole("Use only this many training images, stratified.", 2, 1_000_000_000)] = None
     label_noise: LabelNoise = field(default_factory=LabelNoise)
 
@@ -80,7 +88,7 @@ class DataSettings(Settings, node="data"):
 class ResizedImages(Settings, node="data"):
     """Images of any size, made equal."""
 
-    image_size: Annotated[int, whole("Side to which images are resized and cropped (image_folder).", 1, 2048)] = 64
+    image_size: Annotated[int, whole("Side to which images are resized and cropped (folders of images).", 1, 2048)] = 64
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import Settings, from_mapping
 from dkel_lightning.settings.keys import AUTO, RESUMABLE, choice, either, switch, whole
 
@@ -40,12 +41,25 @@ class Execution(Settings, node="execution", resumable=True):
         ),
         RESUMABLE,
     ] = "auto"
+    checkpoint_trunk: Annotated[
+        bool,
+        switch("Keep nothing of the shared trunk for the backward pass, and compute it again there: memory for time."),
+        RESUMABLE,
+    ] = False
     threads: Annotated[int | None, whole("CPU threads; null: as torch chooses.", 1, 1024), RESUMABLE] = None
     keep_memory: Annotated[
         bool | str,
         either(switch("Freed memory stays with the process for the next step; auto: on the CPU."), choice("", "auto")),
         RESUMABLE,
     ] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.checkpoint_trunk and (self.compile or self.name in ("compile", "cuda_graph")):
+            raise ConfigError(
+                "execution.checkpoint_trunk computes the trunk again in an eager step: choose execution=eager or auto, "
+                "without execution.compile."
+            )
 
     @classmethod
     def of(cls, given: str | Mapping[str, Any] | Execution) -> Execution:

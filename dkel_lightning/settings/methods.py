@@ -64,17 +64,8 @@ def usual_arrangement() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class NoSettings:
+class NoSettings(Settings, node="method"):
     """The settings of a method that has none."""
-
-
-@dataclass(frozen=True)
-class BaselineSettings(Settings, node="method"):
-    """Settings of the baseline."""
-
-    label_smoothing: Annotated[float, number("Share of the label that is spread evenly over all classes.", 0, 0.99)] = (
-        0.0
-    )
 
 
 LOSSES = ("kd", "dkd", "nkd", "standardised")
@@ -374,7 +365,7 @@ STUDENT = Deploy("student", "best")
 PRESETS: dict[str, MethodPreset] = {
     "baseline": MethodPreset(
         "Cross-entropy only; the same networks, the same teacher following passively.",
-        BaselineSettings,
+        NoSettings,
         Needs(teacher="optional", minimum_peers=1),
     ),
     "cl_ilr": MethodPreset(

@@ -13,7 +13,8 @@ class Needs:
     """What a method needs, said once in its class; whoever builds or checks a training reads it here.
 
     Attributes:
-        teacher: whether teacher peers are `required`, `optional` or must be `none`.
+        teacher: whether teacher peers are `required` or `optional`; of `none` there are some only where the user wants
+            the student's moving average beside it.
         foreign_teacher: its teacher is one network of its own, of any architecture, rather than peers of the student's
             form; it teaches all peers. One that is frozen and given no weights is trained first, in a stage of its own.
         fitted_by: the method that fits what this one builds on to the frozen teacher, in a stage of its own.
@@ -25,6 +26,7 @@ class Needs:
             of its peers (a gate, a fusion); `none`.
         stages: wants `inputs.student.trunk` and `inputs.student.maps`.
         trunk: works on a trunk that the peers share.
+        classes: works on one class a sample, and takes no labels that are distributions over the classes.
         minimum_peers: with fewer it is refused.
         deploy: what the method itself deploys: of networks that are equal in validation, and where nothing was
             validated. A peer that it numbers is the only one of its network that is chosen unless the user says so.
@@ -40,6 +42,7 @@ class Needs:
     ensemble: str = "classifier"
     stages: bool = False
     trunk: bool = False
+    classes: bool = False
     minimum_peers: int = 2
     deploy: Deploy = field(default_factory=lambda: Deploy("teacher", "best"))
 

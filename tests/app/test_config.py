@@ -17,7 +17,7 @@ from dkel_lightning.settings.teacher import TeacherSettings
 from tests.compose import compose
 
 GROUPS = ["backbone", "data", "experiment", "method", "optimizer", "precision", "scheduler", "teacher", "trainer"]
-GROUPS += ["callbacks", "debug", "execution", "logger"]
+GROUPS += ["recipe", "callbacks", "debug", "execution", "logger"]
 
 
 def options(group: str) -> list[str]:

@@ -66,7 +66,8 @@ def test_without_a_teacher_labels_remain() -> None:
     assert rows[0][1].keys() == {"random", "labels"}
 
 
-def test_the_task_writes_a_table_and_a_figure(tmp_path: Path) -> None:
+def test_the_task_writes_a_table_and_a_figure_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     given = ("task=complexity", "method=online_checkpoints", "complexity.images=12", "complexity.every_n_epochs=2")
     result = complexity(tiny_run(tmp_path, *given))
     with (tmp_path / "complexity.csv").open(encoding="utf-8") as file:
@@ -74,6 +75,7 @@ def test_the_task_writes_a_table_and_a_figure(tmp_path: Path) -> None:
     assert [row["epoch"] for row in rows] == ["0", "2"]
     assert float(rows[-1]["online"]) == pytest.approx(result.objective, rel=1e-5)
     assert rows[-1]["online"] == rows[-1]["offline"]
+    assert {path.name for path in tmp_path.iterdir()} == {"complexity.csv", "figures", "config.yaml", "provenance.json"}
     assert (tmp_path / "figures" / "complexity.png").is_file()
 
 

@@ -5,6 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
 from dkel_lightning.data.augment import CropFlip, Crops, Normalize
 
@@ -33,7 +34,7 @@ def test_every_crop_and_flip_equals_torchvision_bit_for_bit(padding_mode: str) -
     for top in range(5):
         for left in range(5):
             for flip in (0, 1):
-                crops = Crops(torch.full((2, 3), top), torch.full((2, 3), left), torch.full((2, 3), flip))
+                crops = Crops(*(torch.full((2, 3), each) for each in (top, left, flip, 0)))
                 views = augment.apply(batch, crops)
                 for sample in range(3):
                     expected = by_torchvision(batch[sample], 2, top, left, bool(flip), padding_mode)
@@ -48,7 +49,7 @@ def test_each_sample_and_view_has_its_own_draw() -> None:
     for sample in range(16):
         for view in range(3):
             drawn = (int(part[view, sample]) for part in crops)
-            top, left, flip = drawn
+            top, left, flip, _ = drawn
             assert torch.equal(views[sample, view], by_torchvision(batch[sample], 4, top, left, bool(flip)))
     assert len({tuple(row) for row in torch.stack(tuple(crops), -1).flatten(0, 1).tolist()}) > 30
 
@@ -75,7 +76,7 @@ def test_every_crop_is_equally_likely_as_in_torchvision() -> None:
 
 def test_zeros_are_padded_before_normalisation() -> None:
     augment = CropFlip(2, False, MEAN, STD)
-    corner = Crops(*(torch.zeros(1, 1, dtype=torch.int64) for _ in range(3)))
+    corner = Crops(*(torch.zeros(1, 1, dtype=torch.int64) for _ in range(4)))
     view = augment.apply(images(1), corner)[0, 0]
     torch.testing.assert_close(view[:, 0, 0], -torch.tensor(MEAN) / torch.tensor(STD))
 
@@ -114,3 +115,36 @@ def test_the_device_gives_the_same_crops_without_waiting_for_the_host() -> None:
         torch.cuda.set_sync_debug_mode("default")
     host = augment.apply(batch, Crops(*(part.cpu() for part in crops)))
     torch.testing.assert_close(views.cpu(), host)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("policy", ["randaugment", "trivial", "augmix"])
+def test_a_policy_is_torchvisions_drawn_for_each_view_alone(policy: str, channels: int) -> None:
+    mean, std = MEAN[:channels], STD[:channels]
+    augment, batch = CropFlip(2, True, mean, std, policy=policy), images(3, channels, size=12)
+    plain = CropFlip(2, True, (0.0,) * channels, (1.0,) * channels)
+    crops = augment.draw(torch.Generator().manual_seed(3), 3, 2)
+    assert len(set(crops.seeds.flatten().tolist())) == 6
+    cut = (plain.apply(batch, crops) * 255).round().to(torch.uint8)
+    torch.manual_seed(9)
+    expected_next = torch.rand(2)
+    torch.manual_seed(9)
+    views = augment.apply(batch, crops)
+    assert torch.equal(torch.rand(2), expected_next)  # the user's numbers go on as they were
+    theirs = {"randaugment": v2.RandAugment, "trivial": v2.TrivialAugmentWide, "augmix": v2.AugMix}[policy]()
+    for sample in range(3):
+        for view in range(2):
+            torch.manual_seed(int(crops.seeds[view, sample]))
+            assert torch.equal(views[sample, view], Normalize(mean, std)(theirs(cut[sample, view])))
+
+
+def test_erasing_puts_a_rectangle_of_the_mean_into_the_share_that_was_asked_for() -> None:
+    batch = torch.full((200, 3, 16, 16), 255, dtype=torch.uint8)
+    augment = CropFlip(0, False, MEAN, STD, erasing=0.5)
+    views = augment(batch, torch.Generator().manual_seed(0), 1)[:, 0]
+    erased = (views == 0).all(1)
+    assert 70 < int(erased.flatten(1).any(1).sum()) < 130
+    for mask in erased[erased.flatten(1).any(1)]:
+        rows, columns = mask.any(1), mask.any(0)
+        assert int(mask.sum()) == int(rows.sum()) * int(columns.sum())
+    assert torch.equal(views[~erased.flatten(1).any(1)][0], Normalize(MEAN, STD)(batch[0]))

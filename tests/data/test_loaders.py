@@ -228,3 +228,25 @@ def test_a_memory_map_travels_to_a_worker_by_name(tmp_path: Any) -> None:
     message = pickle.dumps(part)
     assert len(message) < 5000 < mapped.nbytes
     assert torch.equal(pickle.loads(message).read(torch.arange(3)), images[:3])
+
+
+@pytest.mark.parametrize("residency", ["device", "workers"])
+def test_balanced_batches_hold_all_classes_equally_often_and_go_on_in_the_epoch(residency: str) -> None:
+    images = torch.arange(100, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
+    labels = torch.tensor([0] * 80 + [1] * 15 + [2] * 5)
+    augment = CropFlip(2, True, (0.0,) * 3, (1.0,) * 3, policy="trivial", erasing=0.5)
+
+    def make(epoch: int) -> TrainingLoader:
+        settings: dict[str, Any] = {"batch_size": 20, "views": 2, "balanced": True, "epoch": epoch}
+        if residency == "device":
+            return DeviceLoader(images, labels, augment, **settings)
+        return WorkerLoader(StoredImages(images.numpy(), labels.numpy(), np.arange(100)), augment, **settings)
+
+    drawn = torch.cat([batch.labels for epoch in range(9) for batch in make(epoch)])
+    # 900 draws of three classes: each 300, with a deviation of 14.
+    assert all(abs(count - 300) < 60 for count in drawn.bincount().tolist())
+    begun = make(4)
+    list(islice(begun, 2))
+    rest = make(0)
+    rest.load_state_dict(begun.state_dict())
+    assert_same(rest, list(make(4))[2:])

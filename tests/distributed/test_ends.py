@@ -63,7 +63,7 @@ CASES = [
 
 @pytest.mark.parametrize(
     ("kind", "rank", "launcher", "cause"),
-    [pytest.param(*case, marks=[pytest.mark.long] if n > 1 else []) for n, case in enumerate(CASES)],
+    [pytest.param(*case, marks=[pytest.mark.long] if n else []) for n, case in enumerate(CASES)],
     ids=[f"{case[0]} in process {case[1]}, {case[2]}" for case in CASES],
 )
 def test_a_process_that_fails_ends_the_others_and_its_cause_is_printed_once(

@@ -3,50 +3,30 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.distributed import workers
+from tests.distributed.processes import fork
 from tests.modules.toy import build, parameters_of
 
 pytestmark = pytest.mark.slow
-WORKERS = Path(__file__).with_name("workers.py")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run both processes as torchrun would start them, and return where they wrote."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes, logs = [], [folder / f"log{rank}.txt" for rank in (0, 1)]
-    try:
-        for rank in (0, 1):
-            environment = os.environ | {
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "WORLD_SIZE": "2",
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "LOCAL_WORLD_SIZE": "2",
-                "GROUP_RANK": "0",
-                "TORCHELASTIC_RUN_ID": "test",
-            }
-            with logs[rank].open("w") as log:
-                command = [sys.executable, str(WORKERS), str(folder)]
-                processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-        codes = [process.wait(timeout=200) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+
+    def work(rank: int) -> None:
+        os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_WORLD_SIZE="2", GROUP_RANK="0")
+        os.environ.update(TORCHELASTIC_RUN_ID="test")
+        workers.main(folder)
+
+    assert fork(2, work, seconds=200) == [0, 0]
     return folder
 
 

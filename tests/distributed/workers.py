@@ -1,4 +1,4 @@
-"""What each process runs; started as `python workers.py <folder>` under a launcher's environment.
+"""What each process runs under a launcher's environment.
 
 Every process fits all cases one after the other, because starting one takes longer than all of them, and writes what
 it saw of each to `<folder>/<case>/rank<r>.pt` for the tests to compare.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from dkel_lightning import DistillationModule, StudentModule, TeacherModule
 from dkel_lightning.callbacks import initialisation
@@ -91,7 +88,6 @@ def fit(module: LightningModule, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     # Differs between the processes, so that nothing may lean on a seed that they happen to share.
@@ -106,7 +102,3 @@ def main(folder: Path) -> None:
     fit(build({"name": "soteacher", "samples": 48}, 1), folder / "soteacher")
     fit(TeacherModule(peers_network(), optimizer=SGD), folder / "teacher_alone")
     fit(StudentModule(peers_network(), optimizer=SGD), folder / "student_alone")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

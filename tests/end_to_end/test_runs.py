@@ -164,7 +164,7 @@ def test_two_processes_write_one_run_and_their_checkpoint_goes_on_in_one_process
 
 
 def test_a_sweep_runs_each_job_into_a_folder_of_its_own(tmp_path: Path) -> None:
-    done = dkel("-m", "debug=smoke", "trainer.max_epochs=1", "method=dkel,pcl", "callbacks.progress=none", cwd=tmp_path)
+    done = dkel("-m", *SMALL, "method=dkel,pcl", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     sweep = only_run(tmp_path, "smoke")
     assert [summary(sweep / job)["method"] for job in ("0", "1")] == ["dkel", "pcl"]
@@ -211,7 +211,7 @@ def test_a_method_of_ones_own_runs_from_a_folder_of_ones_own(tmp_path: Path) -> 
         "                'kd': self.settings.weight * distillation(z, t, 3.0).sum()}\n"
     )
     arguments = ["--config-dir", "conf", "method=own_teacher", "modules=[my_methods]", "method.weight=0.5"]
-    done = dkel(*arguments, "debug=smoke", "trainer.max_epochs=1", cwd=tmp_path)
+    done = dkel(*arguments, *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = only_run(tmp_path, "smoke")
     assert summary(folder)["method"] == "own_teacher"
@@ -313,8 +313,7 @@ def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(tmp_path: 
 
 
 def test_a_failing_job_does_not_end_the_sweep(tmp_path: Path) -> None:
-    overrides = ["debug=smoke", "trainer.max_epochs=1", "optimizer.lr=1e30,0.1", "callbacks.progress=none"]
-    done = dkel("-m", *overrides, cwd=tmp_path)
+    done = dkel("-m", *SMALL[:3], "trainer.limit_train_batches=3", "optimizer.lr=1e30,0.1", cwd=tmp_path)
     assert done.returncode == 1
     assert "Error: 1 jobs of the sweep failed: 0." in done.stderr
     (sweep,) = (tmp_path / "outputs" / "smoke").iterdir()

@@ -54,7 +54,8 @@ def fitted(
     peers = {"okddip": 3, "kd": 1, "heads": 1, "iakd": 1, "consistent": 1, "sftn": 1, "soteacher": 1}.get(method, 2)
     own: dict[Any, dict[str, Any]] = {"sftn": {"student": "resnet8"}, "soteacher": {"samples": SAMPLES}}
     asked = {"name": method, **own[method]} if isinstance(method, str) and method in own else method
-    module = build(asked, peers, execution=mode, **(given or {}))
+    size = {"image_size": (8, 8)} if method in ("heads", "dih") else {}
+    module = build(asked, peers, execution=mode, **size, **(given or {}))
     fit = trainer(*callbacks, **({"max_epochs": 3} | settings))
     torch.manual_seed(7)
     loader = train_loader(SAMPLES)

@@ -16,6 +16,7 @@ from dkel_lightning.app.cli.folders import find_resume
 from dkel_lightning.app.runs.folder import Run, saved_values
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
+from dkel_lightning.data import Batch
 from dkel_lightning.errors import ConfigError
 from tests.compose import compose, tiny_run
 from tests.methods.family import check_gradient, golden, leaf, total
@@ -44,7 +45,7 @@ def test_golden_losses_and_gradients_as_released_and_with_the_labels_once(index:
         if f"{name}_total" not in case["expected"]:
             continue
         student, taught = outputs_of(case)
-        found = total(method_of(case, **settings).terms_of(student, torch.stack(taught).detach(), labels))
+        found = total(method_of(case, **settings).terms_of(student, torch.stack(taught).detach(), labels, labels))
         assert found.item() == pytest.approx(case["expected"][f"{name}_total"], rel=1e-12)
         found.backward()  # type: ignore[no-untyped-call]
         check_gradient(student, case["expected"][f"{name}_grad_student"])
@@ -54,19 +55,19 @@ def test_the_labels_count_once_for_each_output_whose_weight_is_above_0() -> None
     case = golden()["dih"][3]
     student, taught = outputs_of(case)
     labels = torch.tensor(case["inputs"]["labels"])
-    terms = method_of(case).terms_of(student, torch.stack(taught).detach(), labels)
+    terms = method_of(case).terms_of(student, torch.stack(taught).detach(), labels, labels)
     once = case["expected"]["weight_of_cross_entropy"] * case["expected"]["cross_entropy"]
     assert terms["ce"].item() == pytest.approx(once, rel=1e-12)
     spoilt = torch.stack(taught).detach()
     spoilt[2] = float("nan")  # the head of weight 0 is not there
-    assert torch.equal(method_of(case).terms_of(student, spoilt, labels)["kd_heads"], terms["kd_heads"])
+    assert torch.equal(method_of(case).terms_of(student, spoilt, labels, labels)["kd_heads"], terms["kd_heads"])
 
 
 def test_without_heads_it_is_kd() -> None:
     student, teacher = torch.randn(2, 4, 5), torch.randn(1, 1, 4, 5)
     labels = torch.arange(4)
     method: Any = methods.create("dih", 2, {"weights": 0.3, "temperature": 4.0})
-    ours = method.terms_of(student, teacher, labels)
+    ours = method.terms_of(student, teacher, labels, labels)
     step = torch.nn.functional.cross_entropy(student[0], labels) + torch.nn.functional.cross_entropy(student[1], labels)
     assert ours["ce"].item() == pytest.approx(0.7 * step.item(), rel=1e-6)
     assert ours["kd_heads"].item() == 0
@@ -135,6 +136,10 @@ def test_heads_that_do_not_fit_and_weights_without_meaning_are_refused(tmp_path:
     with pytest.raises(ConfigError, match=r"set method\.peers to 1"):
         build("heads", peers=2)
     assert "random weights" in str(build("dih").method.lacks())
+    module = build("heads")
+    seen = module.forward_all(Batch(torch.randn(2, 3, 16, 16), torch.tensor([0, 1]), None))
+    with pytest.raises(ConfigError, match="takes 1024 values, and these images give 4096"):
+        module.losses(seen)
 
 
 # ---------------------------------------------------------------------- three stages with one command

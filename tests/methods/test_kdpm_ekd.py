@@ -108,7 +108,7 @@ def test_golden_ekd(index: int) -> None:
     names = [f"{who}_{kind}" for who in ("student", "teacher") for kind in kinds]
     leaves = {name: leaf(inputs[name]) for name in names}
     labels = torch.tensor(inputs["labels"])
-    terms: dict[str, Tensor] = method.terms_of(*(each.unsqueeze(0) for each in leaves.values()), labels)
+    terms: dict[str, Tensor] = method.terms_of(*(each.unsqueeze(0) for each in leaves.values()), labels, labels)
     student = total({name: value for name, value in terms.items() if name != "ce_guided_teacher"})
     assert student.item() == pytest.approx(expected["student_loss"], rel=1e-12)
     teacher = cross_entropy(leaves["teacher_logits"], labels) + terms["ce_guided_teacher"]

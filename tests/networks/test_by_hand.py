@@ -59,6 +59,23 @@ def resnet(weights: Weights, x: Tensor, blocks: tuple[int, ...], bottleneck: boo
     return weights.linear(x.mean((2, 3)), "branch.classifier")
 
 
+def wide_resnet(weights: Weights, x: Tensor, blocks: int) -> Tensor:
+    """Zagoruyko & Komodakis: BatchNorm and ReLU before each convolution; a 1x1 shortcut starts behind the first two."""
+    x = weights.conv(x, "trunk.stem.0")
+    for stage, place in enumerate(("trunk.stage1", "trunk.stage2", "branch.body.stage3"), start=1):
+        for block in range(blocks):
+            name, stride = f"{place}.{block}", 2 if block == 0 and stage > 1 else 1
+            if block == 0:  # the width changes in every stage
+                y = weights.norm(x, f"{name}.0").relu()
+                x = weights.conv(y, f"{name}.2.shortcut", stride)
+                y = weights.norm(weights.conv(y, f"{name}.2.residual.0", stride), f"{name}.2.residual.1").relu()
+                x = x + weights.conv(y, f"{name}.2.residual.3")
+            else:
+                y = weights.conv(weights.norm(x, f"{name}.residual.0").relu(), f"{name}.residual.2")
+                x = x + weights.conv(weights.norm(y, f"{name}.residual.3").relu(), f"{name}.residual.5")
+    return weights.linear(weights.norm(x, "branch.body.norm").relu().mean((2, 3)), "branch.classifier")
+
+
 def vgg16(weights: Weights, x: Tensor) -> Tensor:
     """Simonyan & Zisserman: 13 convolutions with BatchNorm, a max-pool after the 2nd, 4th, 7th, 10th and 13th."""
     for stage, count in enumerate((2, 2, 3, 3, 3), start=1):
@@ -91,7 +108,10 @@ def resnet_of(*blocks: int, bottleneck: bool = False, stem: str = "3x3") -> Call
 @pytest.mark.parametrize(
     ("name", "size", "by_hand"),
     [
+        ("resnet20", 8, resnet_of(3, 3, 3)),
         ("resnet32", 8, resnet_of(5, 5, 5)),
+        ("wrn_16_2", 8, lambda weights, x: wide_resnet(weights, x, 2)),
+        ("cifar_resnet18", 8, resnet_of(2, 2, 2, 2)),
         ("resnet110", 8, resnet_of(12, 12, 12, bottleneck=True)),
         ("wide_resnet20_8", 8, resnet_of(2, 2, 2, bottleneck=True)),
         ("tiny_resnet18", 64, resnet_of(2, 2, 2, 2, stem="7x7")),

@@ -44,6 +44,29 @@ def test_parameter_counts_are_those_of_the_released_networks(name: str) -> None:
     assert count(network.peer(0)) == expected["one_peer"]
 
 
+# 10 classes: about as many as the papers print, and exactly as many as the code that CIFAR work takes has: He et al.
+# 2016 (arXiv 1512.03385), table 6, whose shortcuts have no parameters: those here add 2,752. Zagoruyko & Komodakis 2016
+# (arXiv 1605.07146), table 4, and 2017 (arXiv 1612.03928) for WRN-16-2. The 18 and 34 layers: kuangliu/pytorch-cifar.
+LITERATURE = {
+    "resnet20": (0.27e6, 269_722 + 2_752),
+    "resnet32": (0.46e6, 464_154 + 2_752),
+    "resnet56": (0.85e6, 853_018 + 2_752),
+    "resnet110_basic": (1.7e6, 1_727_962 + 2_752),
+    "wrn_16_2": (0.7e6, 691_674),
+    "wrn_40_2": (2.2e6, 2_243_546),
+    "cifar_resnet18": (11.2e6, 11_173_962),
+    "cifar_resnet34": (21.3e6, 21_282_122),
+}
+
+
+@pytest.mark.parametrize("name", LITERATURE)
+def test_parameter_counts_are_those_of_the_literature(name: str) -> None:
+    printed, exact = LITERATURE[name]
+    with torch.device("meta"):
+        assert count(create(name, 10, 1).peer(0)) == exact
+    assert exact == pytest.approx(printed, rel=0.03)
+
+
 def test_resnet8_has_one_basic_block_a_stage() -> None:
     # By hand, for 10 classes and one channel: convolutions and BatchNorms of stem, stages, shortcuts; classifier.
     stem = 9 * 16 + 32
@@ -196,7 +219,7 @@ def test_a_list_of_backbones_gives_independent_peers() -> None:
     ("arguments", "message"),
     [
         ({"backbone": "resnet23"}, r"There is no backbone 'resnet23'\. Did you mean resnet\d+ or resnet\d+\? The choi"),
-        ({"backbone": "zzz"}, r"^There is no backbone 'zzz'\. The choices are densenet40_12, resnet110, resnet18, res"),
+        ({"backbone": "zzz"}, r"^There is no backbone 'zzz'\. The choices are cifar_resnet18, cifar_resnet34, dense"),
         ({"backbone": None}, r"There is no backbone None"),
         ({"num_classes": 1}, r"num_classes must be at least 2, not 1"),
         ({"peers": 0}, r"peers must be at least 1, not 0"),

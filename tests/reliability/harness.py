@@ -36,6 +36,7 @@ SHORT = (
     "trainer.limit_val_batches=2",
     "trainer.accumulate_grad_batches=2",
     "teacher.init_steps=4",
+    "method.peers=2",
     "data.batch_size=8",
     "data.eval_batch_size=32",
 )

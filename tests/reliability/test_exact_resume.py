@@ -86,8 +86,10 @@ def test_a_run_killed_there_and_resumed_ends_as_if_nothing_had_happened(
     assert_equal_runs(run.folder, through)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize(("place", "step"), [("on_train_batch_end:6", 4), ("on_validation_batch_end:3", 6)])
+@pytest.mark.parametrize(
+    ("number", "place", "step"),
+    [*((number, "on_train_batch_end:6", 4) for number in SIGNALS), (SIGNALS[1], "on_validation_batch_end:3", 6)],
+)
 def test_a_signal_saves_between_two_steps_and_the_resumed_run_ends_as_if_nothing_had_happened(
     number: int, place: str, step: int, through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -108,7 +110,7 @@ def test_a_signal_saves_between_two_steps_and_the_resumed_run_ends_as_if_nothing
     assert_equal_runs(run.folder, through)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", SIGNALS[:2])
 def test_a_signal_in_the_test_ends_it_at_once_and_the_resumed_run_ends_as_if_nothing_had_happened(
     number: int, through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -183,7 +183,7 @@ def test_what_changes_no_figure_may_also_change_on_a_resumed_run() -> None:
         *(f"execution.{key}" for key in ("name", "compile", "channels_last", "fused_optimizer", "threads")),
         *("execution.keep_memory", "task.name", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
         *("trainer.strategy", "trainer.log_every_n_steps", "trainer.profiler", "trainer.process_timeout"),
-        "trainer.detect_anomaly",
+        *("trainer.detect_anomaly", "execution.checkpoint_trunk"),
     }
 
 
@@ -217,3 +217,7 @@ def test_keys_that_came_after_a_run_have_the_declared_defaults_and_not_those_of_
         "method": 3,
         "teacher": {"update": "none"},
     }
+    old = compose("method=baseline")
+    del old["targets"]
+    old["method"]["label_smoothing"] = 0.1
+    assert schema.completed(old) == compose("method=baseline", "targets.label_smoothing=0.1")

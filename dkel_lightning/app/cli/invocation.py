@@ -14,11 +14,14 @@ from dkel_lightning.app.cli.composition import options
 from dkel_lightning.app.cli.overrides import forced, is_given, line, parse, split
 from dkel_lightning.app.config import choices
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.keys import did_you_mean, shortened
 
 FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
 FLAGS_WITH_VALUE += ["--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"]
 UNCHECKED_FLAGS = ("--hydra-help", "--shell-completion", "-sc", "--info", "-i")
 SHOWING_FLAGS = ("--help", "-h", "--cfg", "-c")
+FLAGS = {*FLAGS_WITH_VALUE, *UNCHECKED_FLAGS, *SHOWING_FLAGS}
+FLAGS |= {"--version", "--resolve", "--run", "-r", "--multirun", "-m"}
 UNSUPPORTED_FLAGS = ("--config-name", "-cn", "--config-path", "-cp")
 
 
@@ -51,6 +54,10 @@ class Invocation:
         if any(flag in arguments for flag in UNCHECKED_FLAGS):
             return cls(tuple(arguments))
         flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
+        for flag in sorted(flags - FLAGS):
+            given = next(argument for argument in arguments if argument.split("=")[0] == flag)
+            meant = f" Write {given.lstrip('-')}." if "=" in given else did_you_mean(flag, FLAGS)
+            raise ConfigError(f"Unknown flag {shortened(flag)}.{meant} The flags: --help, --hydra-help.")
         for flag in UNSUPPORTED_FLAGS:
             if flag in flags:
                 raise ConfigError(

@@ -96,7 +96,7 @@ def run(cfg: DictConfig, invocation: Invocation, session: SweepSession | None) -
     if session is not None:
         return _run_in_sweep(job, session)
     try:
-        return _run(job)
+        return work(job)
     except KeyboardInterrupt:
         release(job.folder, begun=job.begun)
         raise
@@ -126,7 +126,7 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
     failure: Exception | None = None
     result: float | None = None
     try:
-        result = _run(job)
+        result = work(job)
         result = None if result is None or math.isnan(result) else result
     except Exception as error:
         unread_output.end_if_unread(error)  # unfinished, and not failed
@@ -156,7 +156,8 @@ def _end_with_sweep() -> None:
     end_with_parent()
 
 
-def _run(job: Job) -> float | None:
+def work(job: Job) -> float | None:
+    """Run the task of a job in its folder, or go on with what lies there; returns the objective of a sweep."""
     from dkel_lightning.app import tasks
 
     resume = find_resume(job.values["resume"]) if job.values["resume"] else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,17 @@ def composed(items: Sequence[str], config_dir: Path | None, search: Sequence[str
     parsed = [parse(item) for item in items]
     groups = [item for item in parsed if options(item.key_or_group, config_dir)]
     check_groups(groups, config_dir)
-    base = composition.compose([*(item.input_line or "" for item in groups), *search])
-    check_keys([item for item in parsed if item not in groups], base)
-    return composition.compose([*map(line, parsed), *search])
+    chosen = [*(item.input_line or "" for item in groups), *search]
+    base = composition.compose(chosen) if search else _chosen(*chosen)
+    keys = [item for item in parsed if item not in groups]
+    check_keys(keys, base)
+    return composition.compose([*map(line, parsed), *search]) if keys else base
+
+
+@functools.lru_cache(maxsize=16)
+def _chosen(*groups: str) -> DictConfig:
+    """Compose a choice in groups, which a sweep and a comparison ask for again and again."""
+    return composition.compose([*groups])
 
 
 def check_groups(groups: Sequence[Override], config_dir: Path | None) -> None:

@@ -7,6 +7,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import CompactHydraException, OverrideParseException
 
 from dkel_lightning.app.config import schema
+from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import command_lines
 from dkel_lightning.settings.keys import shortened
@@ -21,6 +22,8 @@ def parse(item: str) -> Override:
     try:
         read = OverridesParser.create().parse_overrides([item])[0]
     except (OverrideParseException, CompactHydraException, RecursionError, ValueError) as error:
+        if item == "help" or item in registry.TASKS:
+            raise ConfigError(f"Write {'--help' if item == 'help' else f'task={item}'} in place of {item}.") from error
         raise ConfigError(
             f"Cannot read {shortened(item)!r}: write key=value or group=option, with quotes around a value that "
             "holds anything but letters of English, digits and the signs ._-/ (\"key='a value'\")."

@@ -42,8 +42,8 @@ ENDS = ("T_max", "total_steps")
 """Where a scheduler of torch's ends, after which its rate rises again or fails."""
 CLASSES = {
     "trainer._target_": r"lightning\.pytorch\.Trainer",
-    "optimizer._target_": r"torch\.optim\.[A-Z]\w*",
-    "scheduler._target_": r"torch\.optim\.lr_scheduler\.[A-Z]\w*",
+    "optimizer._target_": r"(torch|timm)\.optim\.[A-Z]\w*",
+    "scheduler._target_": r"torch\.optim\.lr_scheduler\.[A-Z]\w*|dkel_lightning\.modules\.optim\.WarmupCosine",
 }
 """What a file may name as a class. Whole names: with a prefix one could walk through a module's imports to anything."""
 

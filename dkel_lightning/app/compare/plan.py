@@ -19,7 +19,7 @@ Settle = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Gives the resolved values of one composed configuration with some keys changed."""
 
 CONTROLS: dict[str, tuple[str, ...]] = {
-    "baseline_smoothing": ("method=baseline", "method.label_smoothing=0.1"),
+    "baseline_smoothing": ("method=baseline", "targets.label_smoothing=0.1"),
     "baseline_long": ("method=baseline", "compare.compute=reference"),
     **{
         f"kd_{training}": ("method=kd", f"teacher.training={training}") for training in TRAININGS if training != "plain"

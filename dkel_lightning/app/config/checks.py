@@ -121,6 +121,9 @@ def _contradictions(values: Values) -> Iterator[str]:
         extra = TRACKERS.get(str(node.get("_target_")) if isinstance(node, Mapping) else "")
         fault = None if extra is None else missing_extra(f"logger={extra}", extra)
         yield from [] if fault is None else [fault]
+    if str(values["optimizer"].get("_target_")).startswith("timm."):
+        fault = missing_extra("optimizer=lamb", "timm")
+        yield from [] if fault is None else [fault]
     yield from registry.of(values).contradictions(values)
 
 

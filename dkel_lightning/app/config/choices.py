@@ -21,6 +21,7 @@ GROUPS = {
     "teacher": "how the teacher begins and follows; a method chooses its own",
     "optimizer": "its keys are arguments of torch's class",
     "scheduler": "of the learning rate",
+    "recipe": "optimisation, augmentation and labels that belong together",
     "trainer": "devices and processes",
     "precision": "of the arithmetic",
     "execution": "how a step is executed",

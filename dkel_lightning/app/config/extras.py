@@ -11,6 +11,7 @@ EXTRAS = {
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
     "joblib": ("hydra_plugins.hydra_joblib_launcher",),
     "submitit": ("hydra_plugins.hydra_submitit_launcher",),
+    "timm": ("timm",),
     "rl": ("gymnasium", "stable_baselines3"),
     "optuna": ("hydra_plugins.hydra_optuna_sweeper",),
 }

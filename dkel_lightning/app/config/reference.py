@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from dkel_lightning.app.config import choices, schema
 from dkel_lightning.settings.keys import REQUIRED, Key
 
-ORDER = ["experiment", "scale", "data", "backbone", "method", "teacher", "optimizer", "scheduler", "trainer"]
+ORDER = ["experiment", "scale", "data", "backbone", "method", "teacher", "optimizer", "scheduler", "recipe", "trainer"]
 ORDER += ["precision", "execution", "logger", "callbacks", "debug", "task"]
 
 FIRST = {"optimizer": "sgd", "scheduler": "multistep", "precision": "fp32"}

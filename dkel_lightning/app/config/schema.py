@@ -26,8 +26,10 @@ from dkel_lightning.settings.data import NODES, DataSettings
 from dkel_lightning.settings.declarations import Settings, keys_of, merge, node_of
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.grouping import Grouping
 from dkel_lightning.settings.keys import COMPUTED, LONGER, MACHINE, REQUIRED, Key, is_count
 from dkel_lightning.settings.methods import PRESETS, Arrangement
+from dkel_lightning.settings.targets import Targets
 from dkel_lightning.settings.teacher import TeacherSettings
 
 Values = Mapping[str, Any]
@@ -48,6 +50,7 @@ DECLARED: tuple[type[Settings], ...] = (
     Arrangement,
     *dict.fromkeys(PRESETS[name].Settings for name in ("dkel", *SHIPPED)),
     OptimizerSettings,
+    Grouping,
     SchedulerSettings,
     TrainerSettings,
     PrecisionSettings,
@@ -131,7 +134,11 @@ def completed(saved: Values) -> dict[str, Any]:
     """Fill in the keys that came after a configuration was saved: their defaults are what was done before."""
     came_later = (DataSettings, BackboneSettings, TrainerSettings, Execution, LoggerSettings, CallbackSettings, Deploy)
     values = copy.deepcopy(dict(saved))
-    for settings in (*came_later, Arrangement):
+    method = values.get("method")
+    if isinstance(method, dict):
+        once = {"label_smoothing": method.pop("label_smoothing")} if "label_smoothing" in method else {}
+        values.setdefault("targets", once)  # label smoothing was the baseline's alone
+    for settings in (*came_later, Targets, Arrangement):
         group = settings.node
         if isinstance(values.get(group), Mapping):
             defaults = {key: value for key, value in node_of(settings).items() if value != REQUIRED}

@@ -20,7 +20,7 @@ from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.settings.backbone import reads_a_folder
 
-OF_RESULT = ("seed", "data", "deploy", "precision", "trainer", "execution")
+OF_RESULT = ("seed", "data", "deploy", "precision", "trainer", "execution", "evaluate")
 """Keys and groups on which the scores of a checkpoint depend; its own networks and method are not to choose."""
 
 
@@ -53,6 +53,7 @@ def evaluate(run: Run) -> EvaluateResult:
     path = Path(values["checkpoint"])
     # The memory layout of the training, or the figures would differ in their last digits.
     module, epoch = loaded(path, values, execution=values["execution"])
+    module.test_flips = values["evaluate"]["flips"]
     images = prepared(values)
     check_fits(module, images, path)
     trainer = build.trainer(

@@ -19,7 +19,7 @@ from dkel_lightning.app.tasks.requirements import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, several, text, whole
+from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, several, switch, text, whole
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.geometry_settings import GeometrySettings
 
@@ -144,6 +144,13 @@ class CompareSettings(Settings, node="compare"):
 
 
 @dataclass(frozen=True)
+class EvaluateSettings(Settings, node="evaluate"):
+    """task=evaluate."""
+
+    flips: Annotated[bool, switch("Take the mean probability of each image and its mirror image.")] = False
+
+
+@dataclass(frozen=True)
 class ExportSettings(Settings, node="export"):
     """task=export."""
 
@@ -225,6 +232,7 @@ _ROWS = (
         "evaluate",
         "Test the checkpoint given by checkpoint=, on the data of the run that wrote it.",
         f"{_HERE}.evaluate:evaluate",
+        EvaluateSettings,
         place=Place.BESIDE_CHECKPOINT,
         folder="evaluation",
         owner=f"{_HERE}.evaluate:settings",

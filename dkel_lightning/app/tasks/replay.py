@@ -172,7 +172,7 @@ def _again(module: DistillationModule, record: Mapping[str, Any]) -> ReplayResul
         bad_gradients=len(gradients),
         gradients=sum(parameter.grad is not None for parameter in module.parameters()),
         still=still[0] if still else None,
-        accuracy=tuple((predicted == step.labels).float().mean(-1).tolist()),
+        accuracy=tuple((predicted == step.classes).float().mean(-1).tolist()),
         top_share=tuple(float(each.bincount().max()) / len(each) for each in predicted),
     )
 

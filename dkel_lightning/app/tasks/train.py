@@ -304,7 +304,7 @@ def usual_callbacks(run: Run, throughput: Throughput | None = None) -> list[Call
         )
     progress = settings["progress"]
     if progress == "auto":
-        progress = "bar" if sys.stdout.isatty() else "lines"
+        progress = "bar" if sys.stdout.isatty() or "ipykernel" in sys.modules else "lines"
     if progress == "bar":
         found.append(EpochProgressBar())
     elif progress == "lines":

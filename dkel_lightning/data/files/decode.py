@@ -56,9 +56,7 @@ def decode_to(data: bytes, name: str, shape: tuple[int, int, int]) -> NDArray[np
     channels, height, width = shape
     with _opened(data, name) as image:
         own_width, own_height = image.size
-        if own_width * own_height > MOST_PIXELS:
-            claimed = f"{own_width}x{own_height} pixels, more than {MOST_PIXELS}"
-            raise DataError(f"{name} claims {claimed}: remove or shrink it")
+        _refuse_large(image, name)
         _refuse_deep(image, name)
         cut_width = min(own_width, max(1, own_height * width // height))
         cut_height = min(own_height, max(1, own_width * height // width))
@@ -66,6 +64,18 @@ def decode_to(data: bytes, name: str, shape: tuple[int, int, int]) -> NDArray[np
         box = (left, top, left + cut_width, top + cut_height)
         rgb = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, box=box)
         return _rgb(rgb) if channels == 3 else np.asarray(rgb.convert("L"), dtype=np.uint8)[None]
+
+
+def decode_rgb(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Return a whole image as uint8 RGB `[3, H, W]`.
+
+    Raises:
+        DataError: As for `decode_fitted`.
+    """
+    with _opened(data, name) as image:
+        _refuse_large(image, name)
+        _refuse_deep(image, name)
+        return np.ascontiguousarray(_rgb(image))
 
 
 _UNREADABLE = (
@@ -88,6 +98,12 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
         # Pillow names the stream that it was given, which says nothing.
         why = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{name} is no readable image ({why}): replace or remove it") from error
+
+
+def _refuse_large(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise DataError(f"{name} claims {width}x{height} pixels, more than {MOST_PIXELS}: remove or shrink it")
 
 
 def _refuse_deep(image: Image.Image, name: str) -> None:

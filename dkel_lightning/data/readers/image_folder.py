@@ -89,12 +89,22 @@ def _folders(root: Path) -> dict[str, str]:
     return {"train": "train", "test": "test", **({"val": "val"} if (root / "val").is_dir() else {})}
 
 
-def _recipe(root: Path, image_size: int) -> Recipe:
+def listed(root: Path) -> tuple[dict[str, Listing], list[str]]:
+    """List the image files of each split, and the classes.
+
+    Raises:
+        DataError: The layout is not as it should be.
+    """
+    _require_train(root)
     folders = {split: root / name for split, name in _folders(root).items()}
     classes = _classes(folders["train"])
     for folder in folders.values():
         _require_same_classes(folder, classes)
-    splits = {split: _listing(folder, classes) for split, folder in folders.items()}
+    return {split: _listing(folder, classes) for split, folder in folders.items()}, classes
+
+
+def _recipe(root: Path, image_size: int) -> Recipe:
+    splits, classes = listed(root)
 
     def decode(name: str) -> NDArray[np.uint8]:
         return decode_fitted(image_bytes(Path(name)), name, image_size)

@@ -7,7 +7,6 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -40,15 +39,9 @@ def a_test(epoch: int, accuracy: float, **changes: Any) -> dict[str, Any]:
 def settings(*overrides: str) -> DictConfig:
     """Give a configuration; composing takes long, so only the choice of groups is composed, and that once."""
     keys = [item for item in overrides if "." in item.split("=")[0] or item.startswith("seed=")]
-    values = OmegaConf.create(composed(*(item for item in overrides if item not in keys)))
+    values = OmegaConf.create(compose(*(item for item in overrides if item not in keys)))
     values.merge_with_dotlist(keys)
     return values
-
-
-@cache
-def composed(*groups: str) -> dict[str, Any]:
-    """Compose a configuration once for all tests."""
-    return compose(*groups)
 
 
 def write_run(

@@ -72,7 +72,7 @@ def test_members_come_seed_by_seed_and_those_that_follow_the_reference_last() ->
 def test_each_member_is_the_train_task_that_its_own_command_would_be() -> None:
     _, comparison = planned("compare.methods=[pcl,baseline_smoothing]", "data.batch_size=8")
     for variant, own in zip(
-        comparison.variants, (["method=pcl"], ["method=baseline", "method.label_smoothing=0.1"]), strict=True
+        comparison.variants, (["method=pcl"], ["method=baseline", "targets.label_smoothing=0.1"]), strict=True
     ):
         assert variant.values(1) == compose(*TINY, *own, "data.batch_size=8", "seed=1")
     assert comparison.reference == "pcl"

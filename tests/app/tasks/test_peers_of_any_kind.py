@@ -17,14 +17,15 @@ from dkel_lightning.networks import IndependentPeers
 from tests.compose import compose, tiny_run
 from tests.modules.toy import parameters_of, same
 
-MIXED = "method.peers=[resnet8,resnet32,densenet40_12]"
+MIXED = ("method.peers=[resnet8,resnet32,densenet40_12]", "data.batch_size=8")
+SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=2")
 
 
 @pytest.mark.parametrize("method", ["dkel", "pcl", "baseline"])
 def test_peers_of_three_architectures_train_resume_evaluate_and_deploy(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = train(tiny_run(tmp_path, f"method={method}", MIXED))
+    result = train(tiny_run(tmp_path, f"method={method}", *MIXED, *SHORT))
     assert "peers resnet8, resnet32, densenet40_12" in capsys.readouterr().out
     path = tmp_path / "checkpoints" / "last.ckpt"
     module = DistillationModule.load_from_checkpoint(path)
@@ -40,7 +41,7 @@ def test_peers_of_three_architectures_train_resume_evaluate_and_deploy(
         for peer in range(3):
             torch.testing.assert_close(module.deploy(network, peer)(images), logits[peer])
     torch.testing.assert_close(module.deploy("ensemble")(images), module(images).ensemble_logits)
-    again = evaluate(Run(compose(*TEST, f"method={method}", MIXED, "task=evaluate", f"checkpoint={path}"), tmp_path))
+    again = evaluate(Run(compose(*TEST, f"method={method}", *MIXED, "task=evaluate", f"checkpoint={path}"), tmp_path))
     assert again.scores.accuracy == result.last.accuracy
 
 

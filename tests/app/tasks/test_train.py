@@ -6,6 +6,8 @@ import csv
 import importlib.metadata
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from dkel_lightning.app import tasks
 from dkel_lightning.app.runs.folder import Run, newest_checkpoint, saved_values
 from dkel_lightning.app.tasks.evaluate import _check_classes, evaluate
-from dkel_lightning.app.tasks.train import train
+from dkel_lightning.app.tasks.train import TrainResult, train
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.checkpoints.archive import step_of
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError, DkelError, NonFiniteError
@@ -38,6 +40,19 @@ class Spoil(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for parameter in pl_module.parameters():
             parameter.data.zero_()
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, TrainResult]:
+    run = tiny_run(tmp_path_factory.mktemp("once") / "run")
+    return run, train(run)
+
+
+@pytest.fixture
+def finished(trained_once: tuple[Run, TrainResult], tmp_path: Path) -> Run:
+    """Give a finished run in a folder of its own, to be gone on with or damaged."""
+    run, _ = trained_once
+    return replace(run, folder=shutil.copytree(run.folder, tmp_path / "finished"))
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -83,9 +98,11 @@ def test_the_weights_in_force_are_logged_every_epoch(tmp_path: Path) -> None:
     assert torch.allclose(torch.tensor(logged), torch.tensor(expected), atol=1e-6)
 
 
-def test_the_teachers_deployed_accuracy_is_that_of_the_reloaded_checkpoint(tmp_path: Path) -> None:
-    trained = train(tiny_run(tmp_path))
-    path = tmp_path / "checkpoints" / "best.ckpt"
+def test_the_teachers_deployed_accuracy_is_that_of_the_reloaded_checkpoint(
+    trained_once: tuple[Run, TrainResult], tmp_path: Path
+) -> None:
+    run, trained = trained_once
+    path = run.checkpoints / "best.ckpt"
     values = compose("task=evaluate", f"checkpoint={path}", "trainer=cpu", "trainer.limit_test_batches=1")
     evaluated = evaluate(Run(values, tmp_path / "evaluation"))
     assert trained.best is not None
@@ -127,10 +144,14 @@ def test_an_interrupted_and_resumed_run_equals_one_that_went_through(
         assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
 
 
-def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path: Path) -> None:
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
+    trained_once: tuple[Run, TrainResult], tmp_path: Path
+) -> None:
+    for name, seed in (("b", 0), ("c", 2)):
         train(tiny_run(tmp_path / name, f"seed={seed}"))
-    first, again, other = ((tmp_path / name / "metrics.csv").read_bytes() for name in "abc")
+    first, again, other = (
+        (folder / "metrics.csv").read_bytes() for folder in (trained_once[0].folder, tmp_path / "b", tmp_path / "c")
+    )
     assert first == again
     assert first != other
 
@@ -156,6 +177,7 @@ def test_early_stopping_stops(tmp_path: Path) -> None:
 
 def test_of_equally_good_epochs_the_latest_is_kept(tmp_path: Path) -> None:
     overrides = ["teacher.update=frozen", "teacher.init_steps=0", "optimizer.lr=0", "trainer.max_epochs=3"]
+    overrides += ["deploy.network=teacher"]
     # At a learning rate of 0 with no initialisation nothing is learnt: all epochs of a frozen teacher are alike.
     result = train(tiny_run(tmp_path, *overrides))
     assert result.best is not None
@@ -163,9 +185,8 @@ def test_of_equally_good_epochs_the_latest_is_kept(tmp_path: Path) -> None:
     assert result.best.epoch == 3
 
 
-def test_a_checkpoint_of_another_class_count_is_refused_by_the_data(tmp_path: Path) -> None:
-    train(tiny_run(tmp_path))
-    path = tmp_path / "checkpoints" / "last.ckpt"
+def test_a_checkpoint_of_another_class_count_is_refused_by_the_data(trained_once: tuple[Run, TrainResult]) -> None:
+    path = trained_once[0].checkpoints / "last.ckpt"
     module = DistillationModule.load_from_checkpoint(path)
     with pytest.raises(CheckpointError, match="knows 10 classes, the data has 12"):
         _check_classes(module, 12, path)
@@ -187,10 +208,8 @@ def test_resume_last_finds_the_newest_run(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out == f"{torn} is torn: going on from {chosen}.\n"
 
 
-def test_a_run_goes_on_from_most_steps_whatever_a_copy_has_made_of_the_times(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "run", "trainer.max_epochs=2")
-    train(run)
-    best, last = run.checkpoints / "best.ckpt", run.checkpoints / "last.ckpt"
+def test_a_run_goes_on_from_most_steps_whatever_a_copy_has_made_of_the_times(finished: Run, tmp_path: Path) -> None:
+    best, last = finished.checkpoints / "best.ckpt", finished.checkpoints / "last.ckpt"
     steps = {path: int(file_format.load(path)["global_step"]) for path in (best, last)}
     assert {path: step_of(path) for path in steps} == steps
     os.utime(best, (last.stat().st_mtime + 100,) * 2)
@@ -242,32 +261,35 @@ def test_an_epoch_without_validation_is_never_the_best_and_the_last_one_is_alway
     assert state(tmp_path)["epoch"] == 4
 
 
-def test_constants_computed_from_the_training_images_are_kept_for_evaluation(tmp_path: Path) -> None:
-    train(tiny_run(tmp_path))
-    saved = saved_values(tmp_path / "checkpoints" / "last.ckpt")
+def test_constants_computed_from_the_training_images_are_kept_for_evaluation(
+    trained_once: tuple[Run, TrainResult],
+) -> None:
+    saved = saved_values(trained_once[0].checkpoints / "last.ckpt")
     assert saved["data"]["mean"] == [0.3051]
     assert saved["data"]["std"] == [0.3758]
 
 
-def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
-    train(tiny_run(tmp_path, "trainer.max_epochs=2"))
-    other = tiny_run(tmp_path, "trainer.max_epochs=3", "data.limit=500")
+def test_a_run_does_not_go_on_with_other_data(finished: Run) -> None:
+    other = tiny_run(finished.folder, "trainer.max_epochs=3", "data.limit=500")
     with pytest.raises(DataError, match=r"not the data that this run began with \(sizes"):
-        train(Run(other.values, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt"))
+        train(replace(other, resume=finished.checkpoints / "last.ckpt"))
 
 
-def test_resuming_a_finished_run_leaves_its_figures_alone(tmp_path: Path) -> None:
-    train(tiny_run(tmp_path))
-    before = (tmp_path / "summary.json").read_bytes()
-    train(Run(tiny_run(tmp_path).values, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt"))
-    assert (tmp_path / "summary.json").read_bytes() == before
+def test_resuming_a_finished_run_leaves_its_figures_alone(finished: Run) -> None:
+    summary = finished.folder / "summary.json"
+    before = summary.read_bytes()
+    train(replace(finished, resume=finished.checkpoints / "last.ckpt"))
+    assert summary.read_bytes() == before
 
 
-def test_the_speed_of_a_run_that_only_lacked_its_summary_is_still_known(tmp_path: Path) -> None:
-    before = train(tiny_run(tmp_path)).images_per_second
-    (tmp_path / "summary.json").unlink()
-    train(Run(tiny_run(tmp_path).values, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt"))
-    assert json.loads((tmp_path / "summary.json").read_text())["images_per_second"] == pytest.approx(before)
+def test_the_speed_of_a_run_that_only_lacked_its_summary_is_still_known(
+    finished: Run, trained_once: tuple[Run, TrainResult]
+) -> None:
+    summary = finished.folder / "summary.json"
+    summary.unlink()
+    train(replace(finished, resume=finished.checkpoints / "last.ckpt"))
+    speed = trained_once[1].images_per_second
+    assert json.loads(summary.read_text())["images_per_second"] == pytest.approx(speed)
 
 
 def test_without_validation_nothing_is_said_to_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

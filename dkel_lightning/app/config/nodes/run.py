@@ -20,6 +20,7 @@ from dkel_lightning.settings.keys import (
     text,
     whole,
 )
+from dkel_lightning.settings.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -89,4 +90,5 @@ class RunSettings(Settings, node=""):
         TIME,
     ] = False
     deploy: Deploy = field(default_factory=Deploy)
+    targets: Targets = field(default_factory=Targets)
     protocol: Protocol = field(default_factory=Protocol)

@@ -53,6 +53,11 @@ class SchedulerSettings(Settings, node="scheduler", further="Argument of the sch
     gamma: Annotated[float, number("Factor on the rate.", 0, 10)]
     T_max: Annotated[float, number("Length of the cosine's fall, in epochs or steps as interval says.", 1, 1e9)]
     eta_min: Annotated[float, number("Rate at its end.", 0, 1e30)]
+    warmup: Annotated[
+        float,
+        number("Linear rise before it, in epochs or steps, or (below 1) as a share of T_max.", 0, 1e9),
+    ]
+    end: Annotated[float, number("Share of the rate that is left at its end.", 0, 1)]
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class TrainerSettings(Settings, node="trainer", resumable=True, further="Argumen
     deterministic: Annotated[
         bool | str, either(switch("Only deterministic operations; warn where there is none."), choice("", "warn"))
     ] = False
-    detect_anomaly: Annotated[bool, switch("Look for NaN in the backward pass; slow.")] = False
+    detect_anomaly: Annotated[bool, switch("Look for NaN in the backward pass; slow."), RESUMABLE] = False
     profiler: Annotated[str | None, choice("Lightning's profiler.", "simple", "advanced", "pytorch"), RESUMABLE] = None
     fast_dev_run: Annotated[
         bool | int, either(switch("One batch of everything, nothing written."), whole("", 1, 1_000_000))

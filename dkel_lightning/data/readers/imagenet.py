@@ -1,0 +1,104 @@
+"""Image files that are decoded at each use: ImageNet, and any folder too large for a cache of decoded images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dkel_lightning.data.augment import ResizedCropFlip
+from dkel_lightning.data.datamodule import ImageDataModule
+from dkel_lightning.data.files.checks import reading
+from dkel_lightning.data.files.decode import decode_fitted, decode_rgb
+from dkel_lightning.data.imageset import Images, ImageSet
+from dkel_lightning.data.readers.image_folder import image_bytes, listed
+from dkel_lightning.data.registry import register_data
+from dkel_lightning.errors import ConfigError
+
+MARGIN = 8 / 7
+"""How much larger than its central crop an evaluated image is scaled: 256 pixels for 224."""
+
+
+class ImageFiles:
+    """Image files as an array, uint8 `[N, 3, size, size]`: each is decoded where it is indexed.
+
+    What is indexed is the central crop that evaluations see; training cuts its own parts of the `original`.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, names: Sequence[str], size: int) -> None:
+        # One block of bytes: as many objects would be copied to every worker that touches them.
+        self._names = np.array([name.encode() for name in names])
+        self.shape = (len(names), 3, size, size)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        size = self.shape[-1]
+        scaled = round(size * MARGIN)
+        first = (scaled - size) // 2
+        part = slice(first, first + size)
+        names = [self._name(index) for index in indices]
+        return np.stack([decode_fitted(image_bytes(Path(name)), name, scaled)[:, part, part] for name in names])
+
+    def original(self, index: int) -> Tensor:
+        """Return a whole image, uint8 `[3, H, W]`."""
+        name = self._name(index)
+        return torch.from_numpy(decode_rgb(image_bytes(Path(name)), name))
+
+    def _name(self, index: int | np.int64) -> str:
+        return bytes(self._names[index]).decode()
+
+
+@register_data("imagenet")
+class ImageNetDataModule(ImageDataModule):
+    """Image files in `root/train/<class>/...` and `root/val/<class>/...` (or `test/`), decoded by workers at each use.
+
+    ImageNet as torchvision's `ImageNet(root, split)` unpacks it, or any other folder of images. A training view is a
+    random part of its image, of 8 to 100 % of its area, scaled; an evaluation sees the central crop. Nothing is cached.
+
+    Args:
+        *args: As in `ImageDataModule`; there is no padding, and no residency but `workers`.
+        image_size: Height and width of the views, in pixels.
+        **kwargs: As in `ImageDataModule`.
+
+    Source: the augmentation of He et al. 2016 as in torchvision's reference; constants of ImageNet.
+    """
+
+    default_padding = 0
+    default_mean = (0.485, 0.456, 0.406)
+    default_std = (0.229, 0.224, 0.225)
+
+    def __init__(self, *args: Any, image_size: int = 224, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.image_size = image_size
+        if self.padding:
+            raise ConfigError("data.padding means nothing where each view is a random part of its image: leave it.")
+        if self.residency == "device":
+            raise ConfigError("data.residency=device means nothing where workers decode the files: leave it.")
+        self.residency = "workers"
+
+    def read(self) -> ImageSet:
+        """List the files; none is opened."""
+        with reading(self.root):
+            splits, classes = listed(self.root)
+        images = {
+            split: Images(
+                cast("NDArray[np.uint8]", ImageFiles(listing.names, self.image_size)),
+                np.asarray(listing.labels, dtype=np.int64),
+            )
+            for split, listing in splits.items()
+        }
+        return ImageSet(images["train"], images["test"], tuple(classes), images.get("val"))
+
+    def _make_augment(self, data: ImageSet) -> ResizedCropFlip:
+        plain = super()._make_augment(data).normalize
+        return ResizedCropFlip(self.image_size, self.flip, plain.mean, plain.std, self.policy, self.erasing)

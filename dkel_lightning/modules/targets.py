@@ -1,0 +1,103 @@
+"""What becomes of the labels of a batch: mixed with its images, smoothed and weighted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import one_hot, targets_of
+from dkel_lightning.modules.batch import Batch
+from dkel_lightning.runtime.seeding import Label, seeded
+from dkel_lightning.settings.targets import Targets
+
+
+class TargetMaker(nn.Module):
+    """Make what the losses on labels take.
+
+    Args:
+        settings: with mixup and cutmix each batch draws one of them, of torchvision's.
+        num_classes: C.
+        peers: P; with `mixing="per_peer"` views i and P + i are mixed as peer i's, otherwise all views alike.
+        wants_classes: whether the method works on classes, and takes no distributions.
+
+    Raises:
+        ConfigError: the weights are not one for each class, or images would be mixed that need one class.
+
+    Source: mixup, Zhang et al. 2018 (arXiv 1710.09412); cutmix, Yun et al. 2019 (arXiv 1905.04899).
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(self, settings: Targets, num_classes: int, peers: int, wants_classes: bool = False) -> None:
+        super().__init__()
+        self.settings = settings
+        self.num_classes = num_classes
+        self._draws = peers if settings.mixing == "per_peer" else 1
+        self._wants_classes = wants_classes
+        self.register_buffer("class_weights", _weights(settings, num_classes), persistent=False)
+        kinds = [v2.MixUp(alpha=settings.mixup)] if settings.mixup > 0 else []
+        kinds += [v2.CutMix(alpha=settings.cutmix)] if settings.cutmix > 0 else []
+        if kinds:
+            self._refuse("targets.mixup and targets.cutmix")
+        self._mix = v2.RandomChoice(kinds) if kinds else None
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Smooth and weight labels [B], [B, C] or [P, B, C], as `functional.targets_of`."""
+        return targets_of(labels, self.num_classes, self.settings.label_smoothing, self.class_weights)
+
+    def mixed(self, batch: Batch, seed: int, *key: Label) -> Batch:
+        """Mix each image with the one before it, and their labels alike, on the device where they lie.
+
+        Views are [B, V, C, H, W] or [B, C, H, W]; the labels become [B, C], or [B, P, C] where peers differ.
+
+        Raises:
+            ConfigError: the labels are distributions, and the method works on classes.
+        """
+        if batch.labels.is_floating_point():
+            self._refuse("these labels")
+        if self._mix is None:
+            return batch
+        # Not torchvision's one-hot, which on some devices reads the labels back to check them.
+        labels = one_hot(batch.labels, self.num_classes)
+        views = batch.views.unsqueeze(1) if batch.views.dim() == 4 else batch.views
+        made, targets = [], []
+        for index, view in enumerate(views.unbind(1)):
+            # torchvision draws from the global generator.
+            with seeded(seed, "mixing", *key, index % self._draws):
+                images, target = self._mix(view, labels)
+            made.append(images)
+            targets.append(target)
+        of_peers = targets[: self._draws]
+        return Batch(
+            made[0] if batch.views.dim() == 4 else torch.stack(made).transpose(0, 1),
+            of_peers[0] if len(of_peers) == 1 else torch.stack(of_peers, 1),
+            batch.indices,
+        )
+
+    def _refuse(self, what: str) -> None:
+        if self._wants_classes:
+            raise ConfigError(
+                f"The method as it is set works on one class an image, and {what} give distributions over the classes: "
+                "leave them out, or choose another method, method.loss or, of kdcl, method.target."
+            )
+
+
+def _weights(settings: Targets, num_classes: int) -> Tensor | None:
+    weights = settings.class_weights
+    if weights is None:
+        return None
+    if isinstance(weights, str):
+        raise ConfigError("targets.class_weights=balanced counts the images of data by name: give a number a class.")
+    if len(weights) != num_classes or max(weights) <= 0:
+        raise ConfigError(
+            f"targets.class_weights has {len(weights)} numbers for {num_classes} classes: give one for each, and one "
+            "that is above 0."
+        )
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def peers_first(labels: Tensor) -> Tensor:
+    """Bring labels that differ between peers, [B, P, C], into the order of logits, [P, B, C]; others stay."""
+    return labels.transpose(0, 1) if labels.dim() == 3 else labels

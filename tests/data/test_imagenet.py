@@ -1,0 +1,116 @@
+"""Image files decoded at each use: against torchvision, with and without workers, and a run of experiment=imagenet."""
+
+from __future__ import annotations
+
+import io
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from dkel_lightning.app.tasks.train import train
+from dkel_lightning.data import ImageNetDataModule
+from dkel_lightning.data.augment import Normalize
+from dkel_lightning.errors import ConfigError, DataError
+from dkel_lightning.runtime.seeding import generator
+from tests.compose import tiny_run
+
+from .archives import write_folder
+
+SIZES = [(50, 40), (33, 61), (48, 48)]
+
+
+def picture(index: int) -> Image.Image:
+    width, height = SIZES[index % 3]
+    smooth = np.random.RandomState(index).randint(0, 256, (5, 6, 3)).astype(np.uint8)
+    return Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    members = {}
+    for split, count in (("train", 12), ("val", 4)):
+        for index in range(count):
+            buffer = io.BytesIO()
+            picture(index).save(buffer, "PNG")
+            members[f"{split}/n0{index % 2}/{index:02d}.png"] = buffer.getvalue()
+    return write_folder(tmp_path_factory.mktemp("imagenet"), members)
+
+
+def module(root: Path, **settings: Any) -> ImageNetDataModule:
+    made = ImageNetDataModule(str(root), **{"image_size": 28, "batch_size": 4, "views": 2, "workers": 0, **settings})
+    made.prepare_data()
+    made.setup()
+    return made
+
+
+def test_an_evaluation_sees_what_resize_and_central_crop_give(root: Path) -> None:
+    data = module(root)
+    assert (data.num_classes, data.class_names, data.image_shape) == (2, ("n00", "n01"), (3, 28, 28))
+    assert (data.train_size + data.val_size, data.test_size) == (12, 4)
+    (batch,) = data.test_dataloader()
+    usual = v2.Compose([v2.Resize(32), v2.CenterCrop(28), v2.PILToTensor()])
+    files = sorted((root / "val").rglob("*.png"))
+    for image, file in zip(batch.views, files, strict=True):
+        expected = Normalize(data.default_mean, data.default_std)(usual(Image.open(file)))
+        assert float((image - expected).abs().mean()) < 0.15  # where scaling begins may differ by a part of a pixel
+    assert batch.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_a_training_view_is_torchvisions_random_part_of_its_image(root: Path) -> None:
+    data = module(root, augment="trivial", erasing=0.5)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.views.shape == (4, 2, 3, 28, 28)
+    stored: Any = data.training_images
+    for sample, index in enumerate(batch.indices.tolist()):  # type: ignore[union-attr]
+        file = stored.images._name(stored.chosen[index])
+        seeds = data.augment.draw(generator(0, "augment", 0, index), 1, 2).seeds[:, 0].tolist()
+        for view, seed in enumerate(seeds):
+            made: Tensor = v2.PILToTensor()(Image.open(file))
+            for step, transform in (
+                (2, v2.Compose([v2.RandomResizedCrop(28), v2.RandomHorizontalFlip()])),
+                (0, v2.TrivialAugmentWide()),
+            ):
+                torch.manual_seed(seed + step)
+                made = transform(made)
+            torch.manual_seed(seed + 1)
+            expected = v2.RandomErasing(0.5)(Normalize(data.default_mean, data.default_std)(made))
+            assert torch.equal(batch.views[sample, view], expected)
+
+
+def test_batches_do_not_depend_on_the_workers_and_go_on_within_an_epoch(root: Path) -> None:
+    alone, helped = (module(root, workers=workers).train_dataloader() for workers in (0, 2))
+    batches = list(alone)
+    assert all(torch.equal(a.views, b.views) for a, b in zip(batches, helped, strict=True))
+    begun, rest = (module(root).train_dataloader() for _ in range(2))
+    list(islice(begun, 1))
+    rest.load_state_dict(begun.state_dict())
+    assert all(torch.equal(a.views, b.views) for a, b in zip(batches[1:], rest, strict=True))
+
+
+def test_what_means_nothing_here_is_refused_and_a_broken_file_named(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="padding means nothing"):
+        module(root, padding=4)
+    with pytest.raises(ConfigError, match="residency=device means nothing"):
+        module(root, residency="device")
+    broken = write_folder(
+        tmp_path, {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*.png")}
+    )
+    (broken / "val" / "n01" / "01.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"01\.png is no readable image"):
+        list(module(broken).test_dataloader())
+
+
+def test_the_experiment_trains(root: Path, tmp_path: Path) -> None:
+    run = tiny_run(
+        tmp_path, "experiment=imagenet", f"data.root={root}", "data.image_size=28", "data.batch_size=4",
+        "data.workers=0", "backbone=resnet8", "trainer.devices=1", "trainer.strategy=auto",
+    )  # fmt: skip
+    assert (run.values["precision"]["name"], run.values["execution"]["channels_last"]) == ("bf16", True)
+    assert 0 <= train(run).objective <= 1
