@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 import dkel_lightning
+from tests import blank
 
 MAIN = str(Path(dkel_lightning.__file__).with_name("__main__.py"))
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -29,12 +30,12 @@ CONTEXT.set_forkserver_preload(
 
 
 class Command:
-    """A command that has been started."""
+    """A command that has been started; figures are left blank but where they are `drawn`."""
 
-    def __init__(self, *arguments: str, cwd: Path | None = None) -> None:
+    def __init__(self, *arguments: str, cwd: Path | None = None, drawn: bool = False) -> None:
         self._said = Path(tempfile.mkdtemp())
         self._arguments = arguments
-        given = (arguments, str(cwd or Path.cwd()), dict(os.environ), str(self._said))
+        given = (arguments, str(cwd or Path.cwd()), dict(os.environ), str(self._said), drawn)
         self._process = CONTEXT.Process(target=_run, args=given)
         self._process.start()
 
@@ -50,14 +51,17 @@ class Command:
         return subprocess.CompletedProcess(self._arguments, code, **said)
 
 
-def dkel(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def dkel(*arguments: str, cwd: Path | None = None, drawn: bool = False) -> subprocess.CompletedProcess[str]:
     """Do what `python -m dkel_lightning` does with these arguments, and return how it ended."""
-    return Command(*arguments, cwd=cwd).wait()
+    return Command(*arguments, cwd=cwd, drawn=drawn).wait()
 
 
-def _run(arguments: tuple[str, ...], cwd: str, variables: dict[str, str], said: str) -> None:
+def _run(arguments: tuple[str, ...], cwd: str, variables: dict[str, str], said: str, drawn: bool) -> None:
+    from dkel_lightning.app import drawing
     from dkel_lightning.app.cli import main
 
+    if not drawn:
+        drawing.encoded = blank.picture
     for number, name in enumerate(("stdout", "stderr"), 1):
         os.dup2(os.open(Path(said, name), os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)

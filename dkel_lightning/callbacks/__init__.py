@@ -4,7 +4,7 @@ from dkel_lightning.callbacks.collapse import CollapseGuard
 from dkel_lightning.callbacks.diversity import DiversityMonitor
 from dkel_lightning.callbacks.initialisation import TeacherInitialisation
 from dkel_lightning.callbacks.own_batches import MethodBatches, MethodTime
-from dkel_lightning.callbacks.schedules import EMARateSchedule, EnsembleDecaySchedule, RampUpSchedule
+from dkel_lightning.callbacks.schedules import EMARateSchedule, EnsembleDecaySchedule, RampUpSchedule, set_weights
 from dkel_lightning.callbacks.supervision_complexity import SupervisionComplexity
 from dkel_lightning.callbacks.teacher_checkpoints import TeacherCheckpoints
 
@@ -33,4 +33,5 @@ __all__ = [
     "SupervisionComplexity",
     "TeacherCheckpoints",
     "TeacherInitialisation",
+    "set_weights",
 ]

@@ -21,6 +21,24 @@ _MUCH = 0.05
 """Share of a teacher's first weights that is worth a warning at the end of a run."""
 
 
+def set_weights(module: Coordinator, now: Clock) -> None:
+    """Put in force what the schedules say of this moment: ramp-up, ensemble weight and EMA rate.
+
+    A Trainer's callbacks do it before every training batch; a loop of one's own calls this there, and `module.follow()`
+    after every step of its optimizer.
+
+    Args:
+        module: a DistillationModule.
+        now: where the training stands.
+
+    Raises:
+        ConfigError: a schedule is a share of the run, and `now` has no end.
+    """
+    for schedule in (RampUpSchedule, EnsembleDecaySchedule, EMARateSchedule):
+        if schedule.needed_by(module):
+            schedule.put_in_force(module, now)
+
+
 def clock(trainer: Trainer) -> Clock:
     """Read the clock of a running fit."""
     batches = trainer.num_training_batches
@@ -71,9 +89,12 @@ class RampUpSchedule(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put r in force."""
-        module = coordinator(pl_module)
-        assert module.method.rampup is not None
-        module.method.rampup_weight.fill_(module.method.rampup.weight(clock(trainer)))
+        self.put_in_force(coordinator(pl_module), clock(trainer))
+
+    @staticmethod
+    def put_in_force(module: Coordinator, now: Clock) -> None:
+        """Put r of this moment in force."""
+        module.method.rampup_weight.fill_(module.method.rampup.weight(now))
 
 
 class EnsembleDecaySchedule(Callback):
@@ -86,10 +107,13 @@ class EnsembleDecaySchedule(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put v in force."""
-        module = coordinator(pl_module)
-        assert module.method.ensemble is not None
+        self.put_in_force(coordinator(pl_module), clock(trainer))
+
+    @staticmethod
+    def put_in_force(module: Coordinator, now: Clock) -> None:
+        """Put v of this moment in force."""
         assert module.ensemble is not None
-        module.ensemble.weight.fill_(module.method.ensemble.weight(clock(trainer)))
+        module.ensemble.weight.fill_(module.method.ensemble.weight(now))
 
 
 class EMARateSchedule(Callback):
@@ -123,9 +147,13 @@ class EMARateSchedule(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put the rate in force."""
-        teacher = coordinator(pl_module).teacher
-        assert teacher is not None
-        teacher.set_rate(teacher.settings.rate(clock(trainer)))
+        self.put_in_force(coordinator(pl_module), clock(trainer))
+
+    @staticmethod
+    def put_in_force(module: Coordinator, now: Clock) -> None:
+        """Put the rate of this moment in force."""
+        assert module.teacher is not None
+        module.teacher.set_rate(module.teacher.settings.rate(now))
 
 
 def _tries(trainer: Trainer) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from dkel_lightning import ema
@@ -19,6 +20,9 @@ from dkel_lightning.modules.peers import PeersModule, batch_norms
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.settings.teacher import TeacherSettings, values_of
+
+_NEVER_FOLLOWED = 200
+"""Batches after which a teacher that nobody moves is told of; more than are accumulated for one step."""
 
 
 class TeacherModule(PeersModule):
@@ -44,7 +48,7 @@ class TeacherModule(PeersModule):
     ) -> None:
         super().__init__(network, optimizer, scheduler, interval)
         self.settings = settings or TeacherSettings()
-        self._alone = False
+        self._alone, self._taught = False, 0  # batches since it last followed
         self._matching: ema.Matching | None = None
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("updates", torch.tensor(0, dtype=torch.int64))
@@ -68,8 +72,16 @@ class TeacherModule(PeersModule):
     def teach(self, views: Tensor) -> TeacherOutput:
         """Classify `views` as the student sees them; a single teacher of several peers classifies each view.
 
-        Its logits are then [V, B, C]: entry i belongs to peer i's view.
+        Its logits are then [V, B, C]: entry i belongs to peer i's view. Outside of a Trainer it warns where nobody has
+        asked it to follow for long.
         """
+        self._taught += 1
+        if self._taught == _NEVER_FOLLOWED and self.settings.update == "ema":
+            rank_zero_warn(
+                f"The teacher has taught {_NEVER_FOLLOWED} batches and was never asked to follow its student: in a "
+                "loop of your own call set_weights(module, clock) of dkel_lightning.callbacks before each batch and "
+                "module.follow() after each step of the optimizer."
+            )
         if self.num_peers > 1 or views.dim() != 5 or views.shape[1] == 1:
             output: TeacherOutput = self(views)
             return output
@@ -155,6 +167,7 @@ class TeacherModule(PeersModule):
 
         Only an `ema` teacher moves. Parameters are matched by name.
         """
+        self._taught = 0
         if self.settings.update != "ema":
             return
         if self._matching is None or self._matching.student is not student:

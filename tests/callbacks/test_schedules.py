@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader, IterableDataset
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.callbacks.schedules import clock
+from dkel_lightning.callbacks.schedules import clock, set_weights
 from dkel_lightning.schedules import Clock
 from tests.modules.toy import build, images_and_labels, train_loader, trainer
 
@@ -44,6 +45,40 @@ def test_weights_given_in_epochs_change_between_epochs_only() -> None:
     assert [pair for pairs in watch.weights for pair in pairs] == pytest.approx(
         [pair for pairs in expected for pair in pairs], rel=1e-6
     )
+
+
+def test_a_loop_of_ones_own_is_given_the_weights_that_a_trainer_sets() -> None:
+    watch, settings = Watch(), {"name": "dkel", "rampup": {"scale": 0.5, "epochs": 2}, "ensemble": {"decay": 1.0}}
+    trained, module = (
+        build(settings, teacher={"decay": {0: 0.5, 1: 0.9}}),
+        build(settings, teacher={"decay": {0: 0.5, 1: 0.9}}),
+    )
+    trainer(watch, max_epochs=3, limit_train_batches=2).fit(trained, train_loader())
+    assert module.ensemble is not None
+    assert module.teacher is not None
+    assert trained.teacher is not None
+    for now, weights in zip(watch.clocks, watch.weights, strict=True):
+        set_weights(module, now)
+        assert (module.method.rampup_weight.item(), module.ensemble.weight.item()) == weights
+    assert module.teacher.rate == trained.teacher.rate
+
+
+def test_a_loop_that_lets_no_teacher_follow_is_told_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dkel_lightning.modules.teacher._NEVER_FOLLOWED", 3)
+    module, batch = build("dkel", 2), images_and_labels(4)
+    module.train()
+    module.training_step(batch, 0)
+    module.training_step(batch, 1)
+    with pytest.warns(UserWarning, match=r"never asked to follow its student: .*module\.follow\(\) after each step"):
+        module.training_step(batch, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in range(6):
+            module.training_step(batch, number)
+            module.follow()
+    baseline = build("dml", 2)
+    for number in range(4):
+        baseline.training_step(batch, number)  # has no teacher
 
 
 def test_weights_given_as_a_share_change_with_every_step() -> None:

@@ -19,7 +19,7 @@ def table(sweep: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_an_ablation_is_one_command_and_the_same_command_runs_only_what_is_missing(tmp_path: Path) -> None:
     command = ["experiment=ablation/draw", "seed=0", "debug=smoke", "trainer.max_epochs=1", "hydra.sweep.dir=sweep"]
-    done = dkel(*command, cwd=tmp_path)
+    done = dkel(*command, cwd=tmp_path, drawn=True)
     assert done.returncode == 0, done.stderr
     sweep = tmp_path / "sweep"
     rows = table(sweep)

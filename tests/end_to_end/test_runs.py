@@ -68,7 +68,7 @@ def trained(trained_once: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_quickstart_deploys_a_peer_above_97_percent(tmp_path: Path) -> None:
-    done = from_a_shell(cwd=tmp_path)
+    done = dkel(cwd=tmp_path, drawn=True)
     assert done.returncode == 0, done.stderr
     folder = only_run(tmp_path, "quickstart")
     result = summary(folder)
@@ -348,20 +348,20 @@ def test_a_sweep_on_a_full_disk_is_one_error_and_goes_on_once_there_is_room(tmp_
         assert (whole.returncode, whole.stderr) == (0, "")
 
 
-def test_a_run_whose_output_nobody_reads_any_more_ends_quietly(tmp_path: Path) -> None:
+# Without a buffer nothing is left to flush.
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.long)])
+def test_a_sweep_whose_output_nobody_reads_any_more_ends_quietly(unbuffered: str, tmp_path: Path) -> None:
     lines = ["debug=smoke", "trainer=cpu", "trainer.max_epochs=200", "callbacks.progress=lines"]
-    sweep = ["-m", *lines, "seed=0,1", "hydra.sweep.dir=sweep"]
-    for arguments, unbuffered in ((lines, "1"), (sweep, "")):  # without a buffer nothing is left to flush
-        command = [sys.executable, "-m", "dkel_lightning", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": unbuffered}
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            process.stdout.readline()
-            process.stdout.close()
-            assert (process.wait(timeout=200), process.stderr.read()) == (141, "")
+    command = [sys.executable, "-m", "dkel_lightning", "-m", *lines, "seed=0,1", "hydra.sweep.dir=sweep"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(timeout=200), process.stderr.read()) == (141, "")
     # The job is gone on with, and the other one has not begun.
     assert json.loads((tmp_path / "sweep" / "0" / "job.json").read_text())["state"] == "running"
     assert not (tmp_path / "sweep" / "1").exists()
