@@ -121,6 +121,7 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         frozen_peers=values["method"].get("frozen_peers"),
         views=values["method"]["views"],
         targets=targets,
+        batch_keys=images.batch_keys,
         optimizer=optimizer(values["optimizer"]),
         scheduler=scheduler(values),
         interval=interval,

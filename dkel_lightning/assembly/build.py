@@ -20,6 +20,7 @@ from dkel_lightning.assembly.teacher_weights import load_student, load_teacher
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
+from dkel_lightning.modules.batch import batch_keys_of
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Coordinator
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
@@ -83,6 +84,7 @@ def build(  # noqa: D417
     augmentation: Augmentation | None = None,
     views: str | None = None,
     targets: Mapping[str, Any] | Targets | None = None,
+    batch_keys: Mapping[str, str] | None = None,
     schedules: str = "epochs",
     deploy: Mapping[str, Any] | Deploy | None = None,
     peer_lr_scale: Sequence[float] | None = None,
@@ -120,6 +122,8 @@ def build(  # noqa: D417
         augmentation: see the class.
         views: see the class; the method's by default.
         targets: settings of Targets: label smoothing, mixup, cutmix, class weights.
+        batch_keys: of batches that are mappings, what `images`, `labels` and `indices` are called, where that is not
+            one of the usual names.
         schedules: ramp-up, ensemble decay and EMA that you do not set last as many `epochs` as in the CIFAR
             protocol of 300, or the same `shares` of any run.
         deploy: settings of Deploy.
@@ -202,6 +206,7 @@ def build(  # noqa: D417
     if prepared is not None:
         chosen.take_over(prepared)
     sees_otherwise = teacher_module is not None and teacher_module.settings.mean is not None
+    module.batch_keys = batch_keys_of(batch_keys)
     module.recipe = {
         **draw.recipe(),
         **({"normalize": [list(each) for each in normalize]} if normalize is not None and sees_otherwise else {}),

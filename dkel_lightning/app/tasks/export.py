@@ -25,7 +25,7 @@ from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.export import Preprocessing, Shipped, export, formats
 from dkel_lightning.export.metadata import Facts, hashed
-from dkel_lightning.modules.batch import unpack
+from dkel_lightning.modules.batch import renamed, unpack
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.runtime.atomic_files import text_of
 
@@ -92,7 +92,7 @@ def spread(images: ClassificationData, most: int, total: int) -> Tensor:
     found: list[Tensor] = []
     seen = 0
     for batch in images.test_dataloader():
-        pixels = unpack(batch).views
+        pixels = unpack(renamed(batch, images.batch_keys or {})).views
         inside = wanted[(wanted >= seen) & (wanted < seen + len(pixels))] - seen
         found.append(pixels[inside])
         seen += len(pixels)
