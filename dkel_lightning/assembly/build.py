@@ -158,7 +158,7 @@ def build(  # noqa: D417
     with seeded(seed, "method"):
         chosen, preset = choose_method(method, len(peers) if isinstance(peers, Sequence) else peers, schedules)
     peers = chosen.peers if peers is None else peers
-    share = sharing or preset.sharing
+    share = sharing or preset.arranged("sharing")
     if share not in ("trunk", "nothing"):
         raise ConfigError(f"method.sharing is {share!r}: choose one of trunk, nothing.")
     if isinstance(peers, int) and share == "nothing" and registered and isinstance(backbone, str):
@@ -169,7 +169,7 @@ def build(  # noqa: D417
         num_classes = 100 if isinstance(backbone, str) else networks.classes_of(made(backbone), classifier, shape)
     draw = NetworkDraw(
         backbone, num_classes, peers, split_at, classifier, in_channels, image_size,
-        views_per_pass or preset.views_per_pass, classifiers or preset.classifiers, share, pretrained,
+        views_per_pass or preset.views_per_pass, classifiers or preset.arranged("classifiers"), share, pretrained,
     )  # fmt: skip
     student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
     if weights is not None:
@@ -197,7 +197,7 @@ def build(  # noqa: D417
         scheduler=scheduler,
         interval=interval,
         augmentation=augmentation,
-        views=views or preset.views,
+        views=views or preset.arranged("views"),
         targets=from_mapping(Targets, targets, "targets"),
         deploy=from_mapping(Deploy, deploy or {}, "deploy"),
         seed=seed,
@@ -215,7 +215,7 @@ def build(  # noqa: D417
         "deploy": {"network": module.deployment.network, "peer": module.deployment.peer},
         "peer_lr_scale": list(peer_lr_scale) if peer_lr_scale is not None else None,
         "frozen_peers": list(frozen_peers) if frozen_peers else None,
-        "views": views or preset.views,
+        "views": views or preset.arranged("views"),
         "targets": asdict(module.targets.settings),
         "interval": interval,
         "seed": seed,
