@@ -21,8 +21,9 @@ from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, at_common_size, stages_of
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.schedules import Clock
-from dkel_lightning.settings.methods import PRESETS, ConsistentSettings
+from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import ConsistentSettings
 
 
 @shipped("consistent")

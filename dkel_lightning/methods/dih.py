@@ -15,8 +15,9 @@ from dkel_lightning.methods.heads import SETTING, Classifiers, Heads
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.settings.methods import PRESETS, DIHSettings
+from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import DIHSettings
 
 
 @shipped("dih")

@@ -14,8 +14,9 @@ from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import Named, PeerNetwork, stages_of
-from dkel_lightning.settings.methods import PRESETS, EKDSettings
+from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import EKDSettings
 
 
 class GuidedModule(nn.Module):

@@ -14,8 +14,9 @@ from dkel_lightning.functional import at_least_float32, cross_entropy
 from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import Named, PeerNetwork, stages_of
-from dkel_lightning.settings.methods import PRESETS, HeadsSettings
+from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import HeadsSettings
 
 SETTING = "method.layers"
 

@@ -19,8 +19,9 @@ from dkel_lightning.networks import PeerNetwork, StandIn, adapter, find, stages_
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.runtime.seeding import generator
 from dkel_lightning.schedules import Clock, swap_rate
-from dkel_lightning.settings.methods import PRESETS, IAKDSettings
+from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import IAKDSettings
 
 
 class _Coins:

@@ -13,8 +13,9 @@ from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, adapter, at_common_size, stages_of
-from dkel_lightning.settings.methods import PRESETS, KDPMSettings
+from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import KDPMSettings
 
 
 @shipped("kdpm")

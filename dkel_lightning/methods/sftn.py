@@ -12,8 +12,9 @@ from dkel_lightning.functional import cross_entropy, distillation
 from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, SinglePeer, adapter, create, stages_of
-from dkel_lightning.settings.methods import PRESETS, SFTNSettings
+from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import SFTNSettings
 
 
 @shipped("sftn")

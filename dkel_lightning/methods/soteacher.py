@@ -19,8 +19,9 @@ from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.runtime.processes import average_over_processes, world_size
 from dkel_lightning.schedules import Clock
-from dkel_lightning.settings.methods import PRESETS, SoTeacherSettings
+from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import SoTeacherSettings
 
 
 @shipped("soteacher")
