@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import math
@@ -21,7 +20,7 @@ import torch
 from hydra.errors import InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -34,6 +33,7 @@ from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.optim import Grouped, OptimizerFactory, ParameterGroups, SchedulerFactory
 from dkel_lightning.settings.grouping import Grouping
+from dkel_lightning.settings.keys import did_you_mean
 
 
 def datamodule(values: Values) -> LightningDataModule:
@@ -118,6 +118,7 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         frozen_peers=values["method"].get("frozen_peers"),
         views=values["method"]["views"],
         targets=targets,
+        batch_keys=images.batch_keys,
         optimizer=optimizer(values["optimizer"]),
         scheduler=scheduler(values),
         interval=interval,
@@ -190,6 +191,7 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
         callbacks=callbacks,
         plugins=plugins,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_model_summary=False,
         # Our loaders share the images out by themselves.
         use_distributed_sampler=not issubclass(_data_class(values["data"]), data.ImageDataModule),
@@ -317,8 +319,7 @@ def _nearest_argument(message: str, build: Any) -> str:
     found = re.search(r"unexpected keyword argument '(\w+)'", message)
     if found is None or not isinstance(build, partial):
         return ""
-    near = difflib.get_close_matches(found[1], inspect.signature(build.func).parameters, n=1)
-    return f". Did you mean {near[0]}?" if near else ""
+    return f".{did_you_mean(found[1], inspect.signature(build.func).parameters)}".rstrip(".")
 
 
 def _one_parameter() -> ParameterGroups:

@@ -1,4 +1,4 @@
-"""Figures of a run, of groups of runs, and of a search. What draws gives the figure; `drawing.save` writes it."""
+"""Figures of a run, and of groups of runs. What draws gives the figure; `drawing.save` writes it."""
 
 from __future__ import annotations
 
@@ -324,33 +324,3 @@ def courses(groups: Sequence[Group], keys: Sequence[str]) -> Figure | None:
 
 def _others(by: slice) -> slice:
     return slice(0, 1) if by.stop else slice(0, None)
-
-
-@styled
-def search(points: Sequence[tuple[Sequence[str], float]], keys: Sequence[str]) -> Figure:
-    """Draw what a search has found: a panel a key, a dot a job, the best one marked.
-
-    Args:
-        points: the values of the keys, as written, and what was reached; the best first.
-        keys: what was searched.
-    """
-    columns = min(3, len(keys))
-    figure, axes = grid(-(-len(keys) // columns), columns, 4.2, 3.3)
-    for number, each in enumerate(each for row in axes for each in row):
-        each.set_visible(number < len(keys))
-        if number >= len(keys):
-            continue
-        values = [point[0][number] for point in points]
-        try:
-            places = [float(value) for value in values]
-            if min(places) > 0 and max(places) > EVEN_FROM * min(places):
-                each.set_xscale("log")
-        except ValueError:
-            names = sorted(set(values))
-            places = [float(names.index(value)) for value in values]
-            each.set_xticks(range(len(names)), [plain(name) for name in names])
-        reached = [point[1] for point in points]
-        each.plot(places, reached, "o", color=STUDENT, alpha=0.5, markersize=5)
-        each.plot(places[:1], reached[:1], "o", color=TEACHER, markersize=8)
-        drawing.name(each, "", plain(keys[number]), "validation accuracy (%)")
-    return figure

@@ -98,10 +98,9 @@ def write(sweep: Sweep) -> list[str]:
 
 
 def drawn(sweep: Sweep) -> dict[str, Figure]:
-    """Draw what the jobs that have finished reached, by name."""
+    """Draw what the jobs that have finished reached, by name; of a search nothing, whose settings have one job each."""
     if is_search(sweep):
-        points = [(sweep.setting(job), value) for job, value in best_first(sweep)]
-        return {"search": figures.search(points, sweep.keys)} if points and sweep.keys else {}
+        return {}
     shown = figures.FIGURES_COLLAPSED if any(map(has_collapsed, sweep.jobs)) else figures.FIGURES
     found = {
         "sweep": figures.sweep(sweep.finished, sweep.keys, shown),

@@ -20,6 +20,7 @@ from dkel_lightning.assembly.teacher_weights import load_teacher
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
+from dkel_lightning.modules.batch import batch_keys_of
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Coordinator
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
@@ -82,6 +83,7 @@ def build(  # noqa: D417
     augmentation: Augmentation | None = None,
     views: str | None = None,
     targets: Mapping[str, Any] | Targets | None = None,
+    batch_keys: Mapping[str, str] | None = None,
     schedules: str = "epochs",
     deploy: Mapping[str, Any] | Deploy | None = None,
     peer_lr_scale: Sequence[float] | None = None,
@@ -118,6 +120,8 @@ def build(  # noqa: D417
         augmentation: see the class.
         views: see the class; the method's by default.
         targets: settings of Targets: label smoothing, mixup, cutmix, class weights.
+        batch_keys: of batches that are mappings, what `images`, `labels` and `indices` are called, where that is not
+            one of the usual names.
         schedules: ramp-up, ensemble decay and EMA that you do not set last as many `epochs` as in the CIFAR
             protocol of 300, or the same `shares` of any run.
         deploy: settings of Deploy.
@@ -152,7 +156,7 @@ def build(  # noqa: D417
     with seeded(seed, "method"):
         chosen, preset = choose_method(method, len(peers) if isinstance(peers, Sequence) else peers, schedules)
     peers = chosen.peers if peers is None else peers
-    share = sharing or preset.sharing
+    share = sharing or preset.arranged("sharing")
     if share not in ("trunk", "nothing"):
         raise ConfigError(f"method.sharing is {share!r}: choose one of trunk, nothing.")
     if isinstance(peers, int) and share == "nothing" and registered and isinstance(backbone, str):
@@ -163,7 +167,7 @@ def build(  # noqa: D417
         num_classes = 100 if isinstance(backbone, str) else networks.classes_of(made(backbone), classifier, shape)
     draw = NetworkDraw(
         backbone, num_classes, peers, split_at, classifier, in_channels, image_size,
-        views_per_pass or preset.views_per_pass, classifiers or preset.classifiers, share, pretrained,
+        views_per_pass or preset.views_per_pass, classifiers or preset.arranged("classifiers"), share, pretrained,
     )  # fmt: skip
     student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
     teacher_module = None
@@ -189,13 +193,14 @@ def build(  # noqa: D417
         scheduler=scheduler,
         interval=interval,
         augmentation=augmentation,
-        views=views or preset.views,
+        views=views or preset.arranged("views"),
         targets=from_mapping(Targets, targets, "targets"),
         deploy=from_mapping(Deploy, deploy or {}, "deploy"),
         seed=seed,
         execution=execution,
     )
     sees_otherwise = teacher_module is not None and teacher_module.settings.mean is not None
+    module.batch_keys = batch_keys_of(batch_keys)
     module.recipe = {
         **draw.recipe(),
         **({"normalize": [list(each) for each in normalize]} if normalize is not None and sees_otherwise else {}),
@@ -204,7 +209,7 @@ def build(  # noqa: D417
         "deploy": {"network": module.deployment.network, "peer": module.deployment.peer},
         "peer_lr_scale": list(peer_lr_scale) if peer_lr_scale is not None else None,
         "frozen_peers": list(frozen_peers) if frozen_peers else None,
-        "views": views or preset.views,
+        "views": views or preset.arranged("views"),
         "targets": asdict(module.targets.settings),
         "interval": interval,
         "seed": seed,

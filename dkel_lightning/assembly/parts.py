@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods import Method, Preset, create
+from dkel_lightning.methods import Method, create
 from dkel_lightning.methods import preset as preset_of
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Coordinator
@@ -18,8 +18,8 @@ from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork, SharedTrunk
 from dkel_lightning.settings.declarations import from_mapping, merge
 from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.methods import Arrangement
-from dkel_lightning.settings.teacher import OF_ITS_OWN, TeacherSettings
+from dkel_lightning.settings.methods import Arrangement, MethodPreset
+from dkel_lightning.settings.teacher import TeacherSettings, teacher_mistakes
 
 # Lengths of the CIFAR protocol of 300 epochs as shares of it; experiment=own_data has the same.
 _SHARES: dict[str, dict[str, float | None]] = {
@@ -37,10 +37,12 @@ def _lengths(name: str, given: Any, schedules: str) -> Mapping[str, Any]:
     return {} if schedules == "epochs" or set_by_user else _SHARES[name]
 
 
-def choose_method(method: str | Mapping[str, Any] | Method, peers: int | None, schedules: str) -> tuple[Method, Preset]:
+def choose_method(
+    method: str | Mapping[str, Any] | Method, peers: int | None, schedules: str
+) -> tuple[Method, MethodPreset]:
     """Make a method from its name or settings, with its preset."""
     if isinstance(method, Method):
-        return method, Preset(type(method))
+        return method, MethodPreset("", type(method).Settings, method.needs)
     if not isinstance(method, str | Mapping):
         raise ConfigError(f"method is {method!r}: give a name, a mapping with a name, or a Method that is built.")
     settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
@@ -48,7 +50,7 @@ def choose_method(method: str | Mapping[str, Any] | Method, peers: int | None, s
     if not isinstance(name, str):
         raise ConfigError('A method given as a mapping needs its "name".')
     preset = preset_of(name)
-    own = {item.name for item in fields(preset.method.Settings)}
+    own = {item.name for item in fields(preset.Settings)}
     beside = [item.name for item in fields(Arrangement) if item.name in settings and item.name not in own]
     if beside:
         raise ConfigError(f"method.{beside[0]} is a key of the command line: pass {beside[0]}= beside method=.")
@@ -56,11 +58,11 @@ def choose_method(method: str | Mapping[str, Any] | Method, peers: int | None, s
         lengths = _lengths(term, settings.get(term), schedules)
         if lengths and term in own:
             settings[term] = {**(settings.get(term) or {}), **lengths}
-    return create(name, preset.peers if peers is None else peers, settings), preset
+    return create(name, preset.arranged("peers") if peers is None else peers, settings), preset
 
 
 def teacher_settings(
-    method: Method, preset: Preset, given: Mapping[str, Any] | None, schedules: str
+    method: Method, preset: MethodPreset, given: Mapping[str, Any] | None, schedules: str
 ) -> TeacherSettings | None:
     """Lay what is given over the method's teacher; None where there is none."""
     if given is not None and not isinstance(given, Mapping):
@@ -75,12 +77,9 @@ def teacher_settings(
             raise ConfigError(f"{name} has no teacher, so teacher.{others[0]} means nothing: choose teacher=none.")
         return None
     given |= _lengths("teacher", given, schedules)
-    settings = from_mapping(TeacherSettings, merge(preset.teacher, given), "teacher")
-    own = [key for key in OF_ITS_OWN if getattr(settings, key) != getattr(TeacherSettings, key)]
-    if own and not method.needs.foreign_teacher:
-        raise ConfigError(f"teacher.{own[0]} is set, but the teacher of {name} has the student's form: leave it out.")
-    if method.needs.foreign_teacher and settings.draw == "student":
-        raise ConfigError(f"teacher.draw is student, but the teacher of {name} is a network of its own: independent.")
+    settings = from_mapping(TeacherSettings, merge(preset.teacher_settings, given), "teacher")
+    for mistake in teacher_mistakes(name, method.needs, vars(settings)):
+        raise ConfigError(mistake)
     return settings
 
 
@@ -124,7 +123,7 @@ def check_parts(
     if method.ensemble is not None and (ensemble is None or ensemble.term != method.ensemble):
         raise ConfigError(f"{name} assembles teachers: pass ensemble=EnsembleModule(..., term=method.ensemble).")
     if method.needs.foreign_teacher:
-        _check_foreign_teacher(name, student, teacher)
+        _check_foreign_teacher(name, method, student, teacher)
     elif teacher is not None and (teacher.num_peers, teacher.num_classes) != (student.num_peers, student.num_classes):
         raise ConfigError(
             f"Student and teacher must have as many peers and classes: {student.num_peers} and {student.num_classes} "
@@ -132,7 +131,7 @@ def check_parts(
         )
 
 
-def _check_foreign_teacher(name: str, student: StudentModule, teacher: TeacherModule | None) -> None:
+def _check_foreign_teacher(name: str, method: Method, student: StudentModule, teacher: TeacherModule | None) -> None:
     if teacher is None:
         return
     if teacher.num_peers != 1 or teacher.num_classes != student.num_classes:
@@ -140,10 +139,8 @@ def _check_foreign_teacher(name: str, student: StudentModule, teacher: TeacherMo
             f"{name} learns from one teacher of the same classes: it has {teacher.num_peers} peers and "
             f"{teacher.num_classes} classes, the student {student.num_classes} classes."
         )
-    if teacher.settings.update == "ema":
-        raise ConfigError(f"The teacher of {name} is a network of its own: teacher.update must be frozen or gradient.")
-    if teacher.settings.update == "frozen" and teacher.settings.batches_of_initialisation(1):
-        raise ConfigError(f"The teacher of {name} is trained beforehand: set teacher.init_steps to 0.")
+    for mistake in teacher_mistakes(name, method.needs, vars(teacher.settings)):
+        raise ConfigError(mistake)
 
 
 def check_is_trained_itself(module: Coordinator) -> None:

@@ -419,7 +419,7 @@ class CollapseGuard(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Keep what has happened."""
         return {
-            "events": [_primitive(asdict(event)) for event in self.events],
+            "events": [asdict(event) for event in self.events],
             "restored": self.restored,
             "restored_at": self._restored_at,
             "well": sorted(self._well),
@@ -429,7 +429,7 @@ class CollapseGuard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what has happened."""
-        self.events = [Collapse(**{key: _tupled(value) for key, value in e.items()}) for e in state_dict["events"]]
+        self.events = [Collapse(**event) for event in state_dict["events"]]
         self.restored, self._restored_at = int(state_dict["restored"]), int(state_dict.get("restored_at", 0))
         self._well, self._ill = set(state_dict["well"]), set(state_dict["ill"])
         self._streak = dict(state_dict.get("streak", {}))
@@ -476,14 +476,6 @@ def _untouched(trainer: Trainer) -> str:
 def _homogenised(trainer: Trainer) -> bool | None:
     value = trainer.callback_metrics.get("diversity/homogenised")
     return None if value is None else bool(value)
-
-
-def _primitive(value: Any) -> Any:
-    return {key: list(each) if isinstance(each, tuple) else each for key, each in value.items()}
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 @rank_zero_only

@@ -62,7 +62,7 @@ class TeacherInitialisation(Callback):
             # The way that training batches take, hooks of module and datamodule included.
             batch = trainer.precision_plugin.convert_input(batch)
             batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-            views, labels, indices = unpack(trainer.strategy.batch_to_device(batch, module.device))
+            views, labels, indices = unpack(module.read(trainer.strategy.batch_to_device(batch, module.device)))
             if index == 0:
                 # Before training_step could name what is wrong with the first batch.
                 check_views(views, module.student.num_peers, module.method.needs.teacher_views)

@@ -115,7 +115,7 @@ class StepRecorder:
 
     def broken_images(self, module: Coordinator) -> str | None:
         """Say which images of the step are NaN or infinite, or which the augmentation has made so; None if none."""
-        (views, *_), clock = unpack(self._batch), self._clock
+        (views, *_), clock = unpack(module.read(self._batch)), self._clock
         said = describe_broken_images(broken_images(views), len(views), f"batch {clock['batch_idx']}")
         if said is None:
             made = self._made(module).views
@@ -165,7 +165,7 @@ class StepRecorder:
     def _made(self, module: Coordinator) -> Batch:
         """Make the batch of the step once more: its views and labels depend on the clock alone."""
         key = (self._clock["epoch"], self._clock["batch_idx"], self._clock["rank"])
-        return module.make_batch(unpack(self._batch), *key)
+        return module.make_batch(unpack(module.read(self._batch)), *key)
 
     def _track(self, module: Coordinator, optimizer: Optimizer) -> None:
         # Not two copies at a time.

@@ -13,7 +13,7 @@ from dkel_lightning.data.augment import Normalize
 from dkel_lightning.data.registry import path_of
 from dkel_lightning.errors import ConfigError
 
-FACTS = ("num_classes", "image_shape", "class_names", "mean", "std")
+FACTS = ("num_classes", "image_shape", "class_names", "mean", "std", "batch_keys")
 """What a data module may say by its attributes; where it does not, the user may by settings of these names."""
 
 
@@ -25,12 +25,14 @@ class ClassificationData(LightningDataModule):
         class_names: their names, C of them.
         image_shape: (channels, height, width).
         normalize: how uint8 images became those of the batches; None where nobody says.
+        batch_keys: what images, labels and indices are called in batches that are mappings, where that is not usual.
     """
 
     num_classes: int
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     normalize: Normalize | None
+    batch_keys: Mapping[str, str] | None = None
 
 
 def parameters(kind: type[LightningDataModule]) -> dict[str, inspect.Parameter]:
@@ -116,6 +118,7 @@ def complete(module: LightningDataModule, settings: Mapping[str, Any]) -> Classi
     mean, std = known["mean"], known["std"]
     normalize = None if mean is None or std is None else Normalize(mean, std)
     said = {"num_classes": classes, "image_shape": shape, "class_names": names, "normalize": normalize}
+    said["batch_keys"] = known["batch_keys"]
     for name, value in said.items():
         if getattr(module, name, None) is None:  # what it says itself may be a property
             setattr(module, name, value)

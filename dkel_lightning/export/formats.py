@@ -301,7 +301,7 @@ def _shaping(recipe: Mapping[str, Any], member: str) -> tuple[dict[str, Any], st
     if kind == "student":
         teacher.pop("backbone", None)  # of a teacher of another form
     if kind != "ensemble":
-        fewest = preset(recipe["method"]["name"]).method.needs.minimum_peers
+        fewest = preset(recipe["method"]["name"]).needs.minimum_peers
         peers = recipe["peers"]
         settings["peers"] = [peers[int(number)]] * fewest if isinstance(peers, list) else fewest
     return {**settings, "teacher": teacher}, kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -15,22 +15,9 @@ from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import from_mapping, merge, unknown
-from dkel_lightning.settings.methods import PRESETS, Arrangement, MethodPreset, NoSettings
+from dkel_lightning.settings.methods import PRESETS, MethodPreset, NoSettings
 from dkel_lightning.settings.needs import Needs
-from dkel_lightning.settings.teacher import TEACHERS
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
-
-_BEFORE_NEEDS = {
-    "teacher": "teacher=...",
-    "uses_ensemble": 'ensemble="classifier" or "none"',
-    "makes_ensemble": 'ensemble="own"',
-    "minimum_peers": "minimum_peers=...",
-    "needs_stages": "stages=...",
-    "foreign_teacher": "foreign_teacher=...",
-    "separate_teacher_views": "teacher_views=...",
-    "deployed_network": "deploy=Deploy(...)",
-    "deployed_peer": "deploy=Deploy(...)",
-}
 
 
 class Method(nn.Module, ABC):
@@ -51,16 +38,6 @@ class Method(nn.Module, ABC):
     needs: ClassVar[Needs] = Needs()
 
     rampup_weight: Tensor
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse what said before `needs` what a method needs: it would mean nothing."""
-        super().__init_subclass__(**kwargs)
-        for name, instead in _BEFORE_NEEDS.items():
-            if isinstance(vars(cls).get(name), bool | int | str):
-                raise ConfigError(
-                    f"{cls.__name__}.{name} = {vars(cls)[name]!r} means nothing any longer: say it in "
-                    f"needs = Needs({instead}), from dkel_lightning.methods."
-                )
 
     def __init__(self, peers: int, settings: Any = None) -> None:
         super().__init__()
@@ -115,32 +92,8 @@ class Method(nn.Module, ABC):
         return asdict(self.settings)
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A method under a name: its class and what differs from the defaults.
-
-    Attributes:
-        method: the class.
-        settings: differences from the defaults of `method.Settings`.
-        teacher: differences from the defaults of `TeacherSettings`.
-        classifiers: how the classifiers of the branches start: `own`, `equal`, or `released` (equal, but for VGG).
-        sharing: peers given as a number share a `trunk`, or `nothing`.
-        views: views of an image: `per_peer`, `shared`, or `per_peer_and_teacher`.
-        peers: P unless the user says otherwise.
-        views_per_pass: views pass the trunk `all` at once, or `one` after the other.
-    """
-
-    method: type[Method]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    teacher: Mapping[str, Any] = field(default_factory=dict)
-    classifiers: str = Arrangement.classifiers
-    sharing: str = Arrangement.sharing
-    views: str = Arrangement.views
-    peers: Any = Arrangement.peers
-    views_per_pass: str = BackboneSettings.views_per_pass
-
-
-METHODS: dict[str, Preset] = {}
+METHODS: dict[str, type[Method]] = {}
+"""The classes by name; what else is chosen under it says `settings.methods.PRESETS`."""
 
 M = TypeVar("M", bound=type[Method])
 
@@ -159,26 +112,19 @@ def register(
         name: as it is chosen by.
         settings: differences from the defaults of `method.Settings`.
         teacher: name of a preset in `settings.teacher.TEACHERS`, or differences from the defaults of TeacherSettings.
-        views_per_pass: see Preset.
-        arrangement: `peers`, `sharing`, `views` and `classifiers`, see Preset.
+        views_per_pass: see `BackboneSettings`.
+        arrangement: `peers`, `sharing`, `views` and `classifiers`, see `settings.methods.Arrangement`.
 
     Raises:
         ConfigError: the name is taken by another class.
     """
 
     def add(method: M) -> M:
-        taken = METHODS.get(name)
-        if taken is not None and taken.method.__qualname__ != method.__qualname__:
-            raise ConfigError(f"The method name {name!r} is taken by {taken.method.__qualname__}: choose another.")
-        followed = TEACHERS[teacher].settings if isinstance(teacher, str) else teacher
-        METHODS[name] = Preset(method, settings or {}, followed or {}, views_per_pass=views_per_pass, **arrangement)
-        # What the command line composes, and the page of all keys shows, without asking the class.
         meaning = (method.__doc__ or name).strip().splitlines()[0]
-        said = teacher or ("none" if method.needs.teacher == "none" else "independent")
-        PRESETS.setdefault(
-            name,
-            MethodPreset(meaning, method.Settings, method.needs, settings or {}, said, arrangement, views_per_pass),
-        )
+        chosen = teacher or ("none" if method.needs.teacher == "none" else "independent")
+        given = method.Settings, method.needs, settings or {}, chosen, arrangement, views_per_pass
+        shipped(name)(method)
+        PRESETS[name] = MethodPreset(meaning, *given)
         return method
 
     return add
@@ -186,26 +132,25 @@ def register(
 
 def shipped(name: str) -> Callable[[M], M]:
     """Make a method known under a name of `settings.methods.PRESETS`, which says the rest; may be stacked."""
-    chosen = PRESETS[name]
-    return register(
-        name,
-        settings=chosen.settings,
-        teacher=chosen.teacher,
-        views_per_pass=chosen.views_per_pass,
-        **chosen.arrangement,
-    )
+
+    def add(method: M) -> M:
+        taken = METHODS.get(name)
+        if taken is not None and taken.__qualname__ != method.__qualname__:
+            raise ConfigError(f"The method name {name!r} is taken by {taken.__qualname__}: choose another.")
+        METHODS[name] = method
+        return method
+
+    return add
 
 
-def preset(name: str) -> Preset:
-    """Find a preset by name, or raise a ConfigError that lists the names."""
-    try:
-        return METHODS[name]
-    except KeyError:
-        raise ConfigError(unknown("method", name, METHODS)) from None
+def preset(name: str) -> MethodPreset:
+    """Find what is chosen under the name of a method, or raise a ConfigError that lists the names."""
+    if name not in METHODS:
+        raise ConfigError(unknown("method", name, METHODS))
+    return PRESETS[name]
 
 
 def create(name: str, peers: int, settings: Mapping[str, Any] | None = None) -> Method:
     """Build a method from its preset with `settings` (nested mappings of primitives) laid over it."""
-    found = preset(name)
-    merged = merge(found.settings, settings or {})
-    return found.method(peers, from_mapping(found.method.Settings, merged, "method"))
+    merged = merge(preset(name).settings, settings or {})
+    return METHODS[name](peers, from_mapping(METHODS[name].Settings, merged, "method"))

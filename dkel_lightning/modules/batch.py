@@ -61,6 +61,33 @@ def unpack(batch: Any) -> Batch:
     return Batch(views, labels, indices)
 
 
+def batch_keys_of(given: Any) -> Mapping[str, str]:
+    """Check what images, labels and indices are called.
+
+    Raises:
+        ConfigError: other entries, or no images among them.
+    """
+    if not given:
+        return {}
+    what = ("images", "labels", "indices")
+    if not isinstance(given, Mapping) or "images" not in given or given.keys() - {*what}:
+        raise ConfigError(f"batch_keys is {given!r}: say what images and labels are called, of {', '.join(what)}.")
+    return {str(key): str(name) for key, name in given.items()}
+
+
+def renamed(batch: Any, keys: Mapping[str, str]) -> Any:
+    """Give a batch that is a mapping the usual names; of no keys, and any other batch, as it is.
+
+    Raises:
+        DataError: it has no images under their name.
+    """
+    if not keys or not isinstance(batch, Mapping):
+        return batch
+    if keys["images"] not in batch:
+        raise DataError(f"No {keys['images']!r} in a batch with keys {', '.join(map(str, batch))}: see batch_keys.")
+    return {key: batch[name] for key, name in keys.items() if name in batch}
+
+
 def _purpose_against(labels: Tensor, views: Tensor) -> str:
     """Say what the library is for, and what these labels look like."""
     other = "other tasks"

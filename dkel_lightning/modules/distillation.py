@@ -129,7 +129,7 @@ class DistillationModule(Coordinator):
         if batch_idx == 0:
             assembly.check_is_trained_itself(self)
         student, teacher_too = self.student, self.method.needs.teacher_views
-        given = checked(batch, batch_idx, student.num_peers, student.num_classes, teacher_too)
+        given = checked(self.read(batch), batch_idx, student.num_peers, student.num_classes, teacher_too)
         rank, epoch = (self.global_rank, self.trainer.current_epoch) if self.is_attached else (0, 0)
         made = self.make_batch(given, epoch, batch_idx, rank)
         runner = self.runner if self.is_attached else None

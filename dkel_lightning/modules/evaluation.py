@@ -85,7 +85,7 @@ def evaluate(module: Coordinator, views: Tensor) -> Evaluated:
 
 def predict(module: Coordinator, batch: Any) -> Tensor:
     """Return the deployed network's logits [B, C] for the images of a batch, with or without labels."""
-    views = images_of(batch)
+    views = images_of(module.read(batch))
     check_views(views, module.student.num_peers, module.method.needs.teacher_views)
     return evaluate(module, views).logits[module.members.index(deployed_member(module))]
 
@@ -128,7 +128,7 @@ def begin_test(module: Coordinator) -> None:
 def score(module: Coordinator, batch: Any, batch_idx: int, stage: str) -> tuple[Evaluated, Tensor]:
     """Score every member on a batch; return what they say of it, and its labels [B]."""
     student, teacher_too = module.student, module.method.needs.teacher_views
-    views, labels, _ = checked(batch, batch_idx, student.num_peers, student.num_classes, teacher_too)
+    views, labels, _ = checked(module.read(batch), batch_idx, student.num_peers, student.num_classes, teacher_too)
     evaluated = evaluate(module, views)
     correct, nll = scores_of(evaluated.logits, labels)
     module.finite_watch.look(nll, views, batch_idx, stage)

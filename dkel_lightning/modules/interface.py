@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +17,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from dkel_lightning.metrics import CalibrationErrors, Confusion, Disagreement, NetworkScores, TermMeans
-from dkel_lightning.modules.batch import Batch, FiniteWatch
+from dkel_lightning.modules.batch import Batch, FiniteWatch, renamed
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
 from dkel_lightning.modules.student import StudentModule
@@ -53,6 +54,7 @@ class Coordinator(LightningModule):
         observers: callables for the next eager training steps; while there are any, no step is captured.
         readers: callables for every training step; what a captured one hands them is overwritten by the next.
         compiled: the networks as compiled for this fit.
+        batch_keys: what images, labels and indices are called in batches that are mappings; empty: as usual.
         test_flips: whether an evaluation takes the mean probability of each image and its mirror image.
     """
 
@@ -80,12 +82,17 @@ class Coordinator(LightningModule):
     observers: list[Observer]
     readers: list[Reader]
     compiled: Compiled | None
+    batch_keys: Mapping[str, str] = MappingProxyType({})
     test_flips: bool = False
 
     @property
     def is_attached(self) -> bool:
         """Whether a Trainer drives the module."""
         return self._trainer is not None
+
+    def read(self, batch: Any) -> Any:
+        """Give a mapping the usual names; no hook of Lightning's, which would stand for that of the user's data."""
+        return renamed(batch, self.batch_keys)
 
     @abstractmethod
     def forward(self, views: Tensor) -> StudentOutput:

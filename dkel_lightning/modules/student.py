@@ -12,6 +12,7 @@ from dkel_lightning.modules.optim import OptimizerFactory, OwnParts, SchedulerFa
 from dkel_lightning.modules.outputs import StudentOutput
 from dkel_lightning.modules.peers import PeersModule
 from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.settings.methods import peer_mistakes
 
 
 class StudentModule(PeersModule):
@@ -42,7 +43,8 @@ class StudentModule(PeersModule):
         frozen_peers: Sequence[int] = (),
     ) -> None:
         super().__init__(network, optimizer, scheduler, interval)
-        _check_peers(network.num_peers, peer_lr_scale, frozen_peers)
+        if mistakes := [*peer_mistakes(network.num_peers, peer_lr_scale, frozen_peers)]:
+            raise ConfigError("\n".join(mistakes))
         self.peer_lr_scale = tuple(peer_lr_scale) if peer_lr_scale is not None else None
         self.frozen_peers = tuple(frozen_peers)
         for peer in self.frozen_peers:
@@ -73,12 +75,3 @@ class StudentModule(PeersModule):
         """Classify `views`, and keep what is computed on the way for methods that build on it."""
         seen = self.compiled.get("stages", self.network.stages)(views)
         return StudentOutput(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
-
-
-def _check_peers(peers: int, scale: Sequence[float] | None, frozen: Sequence[int]) -> None:
-    if scale is not None and (len(scale) != peers or not all(0 < factor < float("inf") for factor in scale)):
-        raise ConfigError(f"method.peer_lr_scale needs a positive factor for each of {peers} peers, got {[*scale]}.")
-    if len(set(frozen)) < len(frozen) or any(peer not in range(peers) for peer in frozen):
-        raise ConfigError(f"method.frozen_peers is {[*frozen]}: name each once, of 0 to {peers - 1}.")
-    if len(frozen) == peers:
-        raise ConfigError("method.frozen_peers names all peers: at least one must learn.")

@@ -98,5 +98,18 @@ class CachedImages(Settings, node="data"):
     cache_dir: Annotated[str | None, text("Folder of the decoded images; null: beside them.")] = None
 
 
-NODES: dict[str, type[Settings]] = {"_base": DataSettings, "_resized": ResizedImages, "_cached": CachedImages}
+@dataclass(frozen=True)
+class Columns(Settings, node="data"):
+    """Where a table holds images and labels."""
+
+    image_column: Annotated[str | None, text("Column of the images (hf); null: the only one of images.")] = None
+    label_column: Annotated[str | None, text("Column of the labels (hf); null: the only one of classes.")] = None
+
+
+NODES: dict[str, type[Settings]] = {
+    "_base": DataSettings,
+    "_resized": ResizedImages,
+    "_cached": CachedImages,
+    "_columns": Columns,
+}
 """By the name under which the file of a data set takes them up: those of all sets, and those that some add."""

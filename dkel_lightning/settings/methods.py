@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ from dkel_lightning.settings.keys import (
     whole,
 )
 from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.teacher import TEACHERS
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 Temperature = Annotated[float, number("Temperature T of the softened predictions.", 0.01, 100)]
@@ -57,6 +58,16 @@ class Arrangement(Settings, node="method"):
 def usual_arrangement() -> dict[str, Any]:
     """Give the defaults of what every method has; a method of the user's own may leave it out."""
     return {key: value for key, value in node_of(Arrangement).items() if value != REQUIRED}
+
+
+def peer_mistakes(peers: int, scale: Sequence[float] | None, frozen: Sequence[int]) -> Iterator[str]:
+    """Say what of `peer_lr_scale` and `frozen_peers` does not fit the number of peers."""
+    if scale is not None and (len(scale) != peers or not all(0 < factor < float("inf") for factor in scale)):
+        yield f"method.peer_lr_scale needs a positive factor for each of {peers} peers, got {[*scale]}."
+    if len(set(frozen)) < len(frozen) or any(peer not in range(peers) for peer in frozen):
+        yield f"method.frozen_peers is {[*frozen]}: name each once, of 0 to {peers - 1}."
+    elif len(frozen) == peers:
+        yield "method.frozen_peers names all peers: at least one must learn."
 
 
 @dataclass(frozen=True)
@@ -215,6 +226,15 @@ class MethodPreset:
     teacher: str | Mapping[str, Any] = "independent"
     arrangement: Mapping[str, Any] = field(default_factory=dict)
     views_per_pass: str = BackboneSettings.views_per_pass
+
+    @property
+    def teacher_settings(self) -> Mapping[str, Any]:
+        """Differences from the defaults of `TeacherSettings`; none where there is no teacher."""
+        return (TEACHERS[self.teacher].settings if isinstance(self.teacher, str) else self.teacher) or {}
+
+    def arranged(self, name: str) -> Any:
+        """Give what it says of `peers`, `sharing`, `views` or `classifiers`."""
+        return self.arrangement.get(name, getattr(Arrangement, name))
 
 
 STUDENT = Deploy("student", "best")

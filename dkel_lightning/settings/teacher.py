@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from dkel_lightning.settings.keys import (
     text,
     whole,
 )
+from dkel_lightning.settings.needs import Needs
 
 DTYPES = ("float32", "bfloat16", "float16")
 CONSTANT, DEVIATION = number("", -1000, 1000), number("", 0, 1000, above=True)
@@ -121,6 +122,23 @@ def values_of(setting: float | Mapping[float, float] | None) -> list[float]:
     if setting is None:
         return []
     return list(setting.values()) if isinstance(setting, Mapping) else [setting]
+
+
+def teacher_mistakes(method: str, needs: Needs, teacher: Mapping[str, Any]) -> Iterator[str]:
+    """Say which settings of a teacher contradict what the method needs, with their cure."""
+    if not needs.foreign_teacher:
+        default = vars(TeacherSettings)
+        for key in OF_ITS_OWN:
+            if teacher.get(key, default[key]) != default[key]:
+                yield f"teacher.{key} is set, but the teacher of {method} has the student's form: leave it out."
+        return
+    its_own = f"but the teacher of {method} is a network of its own"
+    if teacher["update"] == "ema":
+        yield f"teacher.update is ema, {its_own}: set teacher.update to frozen or gradient."
+    if teacher["update"] == "frozen" and teacher.get("init_steps"):
+        yield f"The teacher of {method} is trained beforehand: set teacher.init_steps to 0."
+    if teacher.get("draw") == "student":
+        yield f"teacher.draw is student, {its_own}: set teacher.draw to independent."
 
 
 @dataclass(frozen=True)

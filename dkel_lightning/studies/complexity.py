@@ -50,7 +50,7 @@ def gradient_kernel(network: nn.Module, images: Tensor, classes: int, chunk: int
 def _layers(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Put parameters that are small beside the largest one together, since every group costs a pass of its own."""
     parameters = {name: value.detach() for name, value in network.named_parameters()}
-    most = max(1_000_000, *(value.numel() for value in parameters.values()))
+    most = max(250_000, *(value.numel() for value in parameters.values()))
     group: dict[str, Tensor] = {}
     for name, value in parameters.items():
         if group and sum(map(Tensor.numel, group.values())) + value.numel() > most:

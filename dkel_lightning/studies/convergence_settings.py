@@ -83,20 +83,13 @@ class ConvergenceSettings(Settings, node="convergence"):
     peers: Annotated[int, whole("Peers.", 2, 64)] = 3
     curvatures: Annotated[
         tuple[float, ...], several("Curvature of each direction.", number("", 0, 1000, above=True))
-    ] = (
-        1.0,
-        0.1,
-        0.01,
-    )
+    ] = (1.0, 0.1, 0.01)
     noise: Annotated[float, number("Deviation of the gradient noise where the curvature is 1.", 0, 1000)] = 1.0
     correlation: Annotated[float, number("Share of the noise that all peers have in common.", 0, 1)] = 0.3
     lr: Annotated[float, number("Learning rate of the students.", 0, 1000, above=True)] = 0.1
     milestones: Annotated[
         tuple[int, ...], several("Epochs at which it is multiplied.", whole("", 1, 1_000_000), least=0)
-    ] = (
-        150,
-        225,
-    )
+    ] = (150, 225)
     gamma: Annotated[float, number("Factor on it.", 0, 1000)] = 0.1
     decay: Annotated[float, number("EMA rate of the teachers.", 0, 0.999999)] = 0.98
     lambda_: Annotated[float, number("lambda: weight of the teachers at the end of the ramp-up.", 0, 1000)] = 1.0

@@ -59,10 +59,7 @@ class MirrorSettings(Settings, node="geometry.mirror"):
 
     student: Annotated[
         tuple[float, ...], several("First position of the student, between two mirror optima.", PLACE)
-    ] = (
-        0.3,
-        0.1,
-    )
+    ] = (0.3, 0.1)
     trained: Annotated[
         tuple[float, ...], several("A teacher at an optimum of the student's branch; mirrored, of the other.", PLACE)
     ] = (1, 1)

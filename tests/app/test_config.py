@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,18 @@ def test_no_choice_is_named_by_digits_alone_or_null() -> None:
 def test_a_method_begins_the_same_in_python_and_on_the_command_line(name: str) -> None:
     values = compose("experiment=cifar100", f"method={name}")
     method = dict(values["method"])
-    preset = methods.preset(name)
-    assert preset.method.Settings is PRESETS[name].Settings
-    assert preset.method.needs is PRESETS[preset.method.__module__.rpartition(".")[2]].needs
+    preset, kind = methods.preset(name), methods.METHODS[name]
+    assert kind.Settings is preset.Settings
+    assert kind.needs is PRESETS[kind.__module__.rpartition(".")[2]].needs
     arrangement = {key: method.pop(key) for key in usual_arrangement()}
-    found = {key: getattr(preset, key) for key in ("peers", "sharing", "views", "classifiers")}
+    found = {key: preset.arranged(key) for key in ("peers", "sharing", "views", "classifiers")}
     assert arrangement == {**found, "peer_lr_scale": None, "frozen_peers": []}
     assert method.pop("name") == name
-    assert method == methods.create(name, preset.peers).settings_as_dict()
-    if preset.method.needs.teacher == "none":
+    assert method == asdict(methods.create(name, preset.arranged("peers")).settings)
+    if kind.needs.teacher == "none":
         assert values["teacher"] == {"update": "none"}
         return
-    expected = from_mapping(TeacherSettings, preset.teacher, "teacher")
+    expected = from_mapping(TeacherSettings, preset.teacher_settings, "teacher")
     assert from_mapping(TeacherSettings, values["teacher"], "teacher") == expected
 
 

@@ -147,7 +147,6 @@ def test_a_name_is_no_formula_and_whatever_it_holds_can_be_drawn(tmp_path: Path)
         figures.courses([run], (odd,)),
         figures.sweep([run], (odd,), figures.FIGURES),
         figures.confusion([[1]], [odd]),
-        figures.search([((odd,), 1.0)], [odd]),
     ):
         assert figure is not None
         assert "&lt;b&gt;" in drawing.encoded(figure, "svg").decode("utf-8")

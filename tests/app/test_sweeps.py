@@ -271,7 +271,7 @@ def test_a_search_is_listed_by_validation_accuracy_and_names_the_test_accuracy_a
     job(tmp_path, 3, ["optimizer.lr=0.9", "teacher.draw=student"], error=NonFiniteError("The loss is NaN."))
     (tmp_path / sweeps.SEARCH).write_text("name: optuna\n")
     sweep = read_sweep(tmp_path)
-    assert sweeps.write(sweep) == ["sweep.csv", "sweep.md", "figures/search.png"]
+    assert sweeps.write(sweep) == ["sweep.csv", "sweep.md"]
     rows = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if line.startswith("| ")][2:]
     assert rows == [
         "| 1 | 0.1 | independent | 96.00 | 95.00 |",

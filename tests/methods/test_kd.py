@@ -116,7 +116,7 @@ def test_a_teacher_that_learns_beside_its_student_is_in_the_optimizer() -> None:
 @pytest.mark.parametrize(
     ("method", "teacher", "message"),
     [
-        ("kd", {"update": "ema"}, "teacher.update must be frozen or gradient"),
+        ("kd", {"update": "ema"}, "set teacher.update to frozen or gradient"),
         ("kd", {"init_steps": 2}, "set teacher.init_steps to 0"),
         ("kd", {"draw": "student"}, "is a network of its own"),
         ("kd", {"update": "none"}, "KD needs a teacher"),

@@ -16,6 +16,7 @@ from dkel_lightning import MethodInputs, StudentOutput, TeacherOutput, methods
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import decoupled, distillation, normalised, standardised
 from dkel_lightning.methods.distilling import LOSSES, Distilling
+from dkel_lightning.settings.methods import LOSSES as WORDS
 from dkel_lightning.settings.methods import PRESETS, Distils
 from tests.compose import compose
 
@@ -139,6 +140,7 @@ def test_every_method_that_distils_logits_takes_them_in_each_of_its_terms(name: 
 
 def test_the_command_line_takes_a_loss_with_its_options() -> None:
     method = compose("method=dkel", "method.loss=dkd", "method.loss_options.beta=2")["method"]
+    assert tuple(LOSSES) == WORDS
     assert (method["loss"], method["loss_options"]["beta"], method["loss_options"]["alpha"]) == ("dkd", 2, 1.0)
     with pytest.raises(ConfigError, match=r"method\.loss must be one of kd, dkd, nkd, standardised.*mean dkd"):
         methods.create("dml", 2, {"loss": "ddk"})

@@ -12,8 +12,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods import Method
 from tests.modules.toy import build, images_and_labels, parameters_of, same, train_loader, trainer, val_loader
 
 PEERS = {"one": 3, "okddip": 4, "ffl": 2}
@@ -77,18 +75,3 @@ def test_a_deployed_peer_holds_nothing_of_the_method(method: str) -> None:
     module = build(method, PEERS[method])
     peer = module.student.network.peer(0).state_dict()
     assert module.deploy().state_dict().keys() == peer.keys()
-
-
-@pytest.mark.parametrize(
-    ("said", "instead"),
-    [
-        ({"uses_ensemble": False}, "Needs\\(ensemble="),
-        ({"teacher": "none"}, "Needs\\(teacher="),
-        ({"deployed_peer": 1}, "Deploy"),
-    ],
-)
-def test_what_needs_has_replaced_is_not_passed_over(said: dict[str, Any], instead: str) -> None:
-    with pytest.raises(
-        ConfigError, match=rf"Old\.{next(iter(said))} = .* means nothing any longer: say it .*{instead}"
-    ):
-        type("Old", (Method,), said)

@@ -217,6 +217,27 @@ def test_batches_of_any_usual_form_train_alike(collate: Any) -> None:
     assert same(after_training_on(collate), after_training_on(None))
 
 
+def test_a_mapping_may_call_its_images_and_labels_what_it_likes() -> None:
+    def collate(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        images, labels = zip(*samples, strict=True)
+        return {"image": torch.zeros(3), "photo": torch.stack(images), "species": torch.stack(labels)}
+
+    def loader(collated: Any) -> DataLoader[Any]:
+        return DataLoader(train_loader().dataset, batch_size=8, collate_fn=collated)
+
+    ended: list[Any] = []
+    for collated, keys in ((None, None), (collate, {"images": "photo", "labels": "species"})):
+        module = build(batch_keys=keys)
+        trainer().fit(module, loader(collated), loader(collated))
+        (logits, *_) = trainer().predict(module, loader(collated))  # type: ignore[misc]
+        ended.append({**parameters_of(module.student.network), "logits": logits})
+    assert same(*ended)
+    with pytest.raises(DataError, match="No 'photo' in a batch with keys species: see batch_keys"):
+        module.read({"species": 0})
+    with pytest.raises(ConfigError, match="say what images and labels are called"):
+        build(batch_keys={"labels": "y"})
+
+
 def test_a_batch_may_carry_its_own_views() -> None:
     module = build(peers=2)
     trainer().fit(module, train_loader(views=2), val_loader())

@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy.linalg import solve_discrete_lyapunov
 
-from dkel_lightning.studies.recursion import Array
+from dkel_lightning.studies.recursion import Array, mode_matrix
+
+SADDLE = -1.0
+"""Curvature of the direction that leads away from the saddle of the collapse experiment."""
+
+
+def determinant(curvature: float, weight: float, lr: float, decay: float) -> float:
+    """Give the determinant of a mode's matrix, `a (1 - eta (h + W))`, the same for every coupling."""
+    return decay * (1.0 - lr * (curvature + weight))
+
+
+def time_constant(matrix: Array) -> float:
+    """Give the exact slow time constant in steps, `-1 / ln(growth)`; infinite where nothing decays."""
+    factor = growth(matrix)
+    return -1.0 / math.log(factor) if factor < 1 else math.inf
+
+
+def doubling_steps(matrix: Array) -> float:
+    """Give the steps in which a growing mode doubles; infinite where nothing grows."""
+    factor = growth(matrix)
+    return math.log(2) / math.log(factor) if factor > 1 else math.inf
+
+
+def common_error_time(curvature: float, weight: float, decay: float) -> float:
+    """Approximate the steps in which the common error decays by e: `(1 + W/h) / (1 - a)`, for 1 - a << eta h."""
+    return (1 + weight / curvature) / (1 - decay)
+
+
+def teacher_diversity_time(curvature: float, weight: float, decay: float, peers: int) -> float:
+    """Approximate the steps in which teachers forget what they differ in, for 1 - a << eta h.
+
+    `1 / ((1 - a) (1 + W / ((P - 1) (h + W))))`: with W > h about 1 + W/h times sooner than their common error.
+    """
+    return 1 / ((1 - decay) * (1 + weight / ((peers - 1) * (curvature + weight))))
 
 
 def noise_direction(decay: float) -> Array:
@@ -30,6 +65,44 @@ def stationary_covariance(matrix: Array, decay: float, step_variance: float = 1.
     return solved
 
 
+def distance_variance(decay: float, step_variance: float) -> float:
+    """Give the variance of theta - s behind a student that is a random walk: `a^2 q / (1 - a^2)`.
+
+    From `d <- a (d - step)`: the student's last step is averaged too.
+    """
+    return decay**2 * step_variance / (1 - decay**2)
+
+
 def growth(matrix: Array) -> float:
     """Give the factor a step of the slowest (or fastest growing) mode: the largest modulus of an eigenvalue."""
     return float(np.abs(np.linalg.eigvals(matrix)).max())
+
+
+def difference_coupling(weight: float, peers: int) -> float:
+    """Give the coupling `-W / (P - 1)` of the modes in which peers differ."""
+    return -weight / (peers - 1)
+
+
+def escape_factor(weight: float, lr: float, decay: float) -> float:
+    """Give the factor a step by which student and teacher leave the saddle together: the mode matrix at h = -1."""
+    return growth(mode_matrix(SADDLE, weight, lr, decay, weight))
+
+
+def independent_amplitude(weight: float, lr: float, decay: float) -> float:
+    """Give the escaping amplitude of two independent starts over that of two equal ones, root mean square.
+
+    Two independent starts add incoherently along the left eigenvector (l_s, l_theta) of the escaping mode:
+    `sqrt(l_s^2 + l_theta^2) / |l_s + l_theta|`.
+    """
+    values, vectors = np.linalg.eig(mode_matrix(SADDLE, weight, lr, decay, weight).T)
+    left = np.real(vectors[:, np.argmax(np.abs(values))])
+    return float(np.hypot(*left) / abs(left.sum()))
+
+
+def first_alignment(degrees: float, shrunk: float = 1.0) -> float:
+    """Give the cosine before the first step for a teacher drawn `degrees` away at the same radius.
+
+    `shrunk` is the share of that radius which is left after its initialisation. For 1 it is sin(angle / 2).
+    """
+    cosine = math.cos(math.radians(degrees))
+    return (1 - shrunk * cosine) / math.sqrt(1 + shrunk**2 - 2 * shrunk * cosine)

@@ -11,7 +11,22 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.studies.collapse import Case, simulate
 from dkel_lightning.studies.convergence_settings import CollapseSettings
 from dkel_lightning.studies.recursion import mode_matrix
-from tests.studies.closed_forms import growth
+from tests.studies.closed_forms import doubling_steps, escape_factor, independent_amplitude
+
+
+@pytest.mark.parametrize(("weight", "factor", "doubling"), [(0, 1.050, 14), (1, 1.0235, 30), (3, 1.0080, 87)])
+def test_a_teacher_slows_the_escape_from_the_saddle_as_the_closed_form_says(
+    weight: float, factor: float, doubling: int
+) -> None:
+    assert escape_factor(weight, 0.05, 0.98) == pytest.approx(factor, abs=5e-5)
+    assert doubling_steps(mode_matrix(-1.0, weight, 0.05, 0.98, weight)) == pytest.approx(doubling, abs=0.5)
+
+
+def test_two_independent_starts_escape_with_71_to_87_percent_of_the_amplitude() -> None:
+    assert independent_amplitude(1.0, 0.05, 0.98) == pytest.approx(0.71, abs=0.005)
+    assert independent_amplitude(3.0, 0.05, 0.98) == pytest.approx(0.87, abs=0.005)
+    # Without a pull only the student's start counts.
+    assert independent_amplitude(0.0, 0.05, 0.98) == pytest.approx(1.0)
 
 
 def test_the_escape_factor_is_that_of_the_simulated_landscape() -> None:
@@ -21,9 +36,7 @@ def test_the_escape_factor_is_that_of_the_simulated_landscape() -> None:
         landscape = CollapseSettings(spread=spread, noise=0.0, steps=1200)
         case = Case(weight=1.0, start="copy", draw="student")
         steps[spread] = simulate(landscape, case, 4001, 0).median_exit
-    assert steps[1e-6] - steps[1e-4] == pytest.approx(
-        math.log(100) / math.log(growth(mode_matrix(-1.0, 1.0, 0.05, 0.98, 1.0))), abs=2
-    )
+    assert steps[1e-6] - steps[1e-4] == pytest.approx(math.log(100) / math.log(1.0235), abs=2)
 
 
 TABLE = {

@@ -14,6 +14,7 @@ from dkel_lightning.studies.geometry import Geometry
 from dkel_lightning.studies.geometry_settings import BowlSettings, GeometrySettings, MirrorSettings
 from dkel_lightning.studies.pairs import Pull, Start
 from dkel_lightning.studies.recursion import mode_matrix, relative_distance, relative_distance_floor
+from tests.studies import closed_forms
 
 CONSTANT = Pull(1.0)
 
@@ -120,11 +121,26 @@ def test_the_relative_distance_ends_at_the_floor_of_the_flattest_direction(found
     assert relative == pytest.approx(relative_distance_floor(0.05, 1.0), rel=0.4)
 
 
-@pytest.mark.parametrize("steps", [2, 20])
-def test_the_first_cosine_of_an_own_draw(found: Geometry, steps: int) -> None:
-    pair = bowl(found, 1.0).pair(f"own draw, {steps} steps at lr", CONSTANT)
-    # Drawn at a right angle, and shrunk by its steps: 1 / sqrt(1 + 0.95^(2 steps)).
-    assert pairs.alignment(pair)[0] == pytest.approx(1 / math.hypot(1, 0.95**steps), abs=1e-14)
+def test_the_first_cosine_of_an_own_draw(found: Geometry) -> None:
+    for degrees in (30.0, 90.0, 170.0):
+        assert closed_forms.first_alignment(degrees) == pytest.approx(math.sin(math.radians(degrees / 2)))
+    angles = np.linspace(0.01, 359.99, 3600)
+    assert np.mean([closed_forms.first_alignment(angle) for angle in angles]) == pytest.approx(2 / math.pi, abs=0.001)
+    assert 2 / math.pi == pytest.approx(0.637, abs=0.0005)
+    # What the released initialisation, two steps at a hundredth of the rate, adds to that mean.
+    released = np.mean([closed_forms.first_alignment(angle, (1 - 0.0005) ** 2) for angle in angles])
+    assert released == pytest.approx(0.640, abs=0.001)
+    for steps in (2, 20):
+        pair = bowl(found, 1.0).pair(f"own draw, {steps} steps at lr", CONSTANT)
+        expected = closed_forms.first_alignment(90, 0.95**steps)
+        assert pairs.alignment(pair)[0] == pytest.approx(expected, abs=1e-14)
+
+
+def test_in_a_high_dimension_every_own_draw_pulls_at_45_degrees() -> None:
+    student, teacher = np.random.default_rng(0).normal(size=(2, 200, 1000))
+    pull = teacher - student
+    cosines = -(pull * student).sum(-1) / np.linalg.norm(pull, axis=-1) / np.linalg.norm(student, axis=-1)
+    assert cosines.mean() == pytest.approx(1 / math.sqrt(2), abs=0.005)
 
 
 def test_the_area_between_two_known_paths() -> None:

@@ -73,7 +73,24 @@ def test_the_default_weight_decays_almost_as_fast_as_the_teacher_forgets_its_sta
     assert np.prod(recursion.ema_rates("keep", 0.98, 20)) == pytest.approx(0.67, abs=0.005)
 
 
-# ---------------------------------------------------------------------- the matrix of a mode
+# ---------------------------------------------------------------------- 1a: distance
+
+
+def test_the_last_step_of_the_student_is_averaged_into_the_distance_too() -> None:
+    draws = np.random.default_rng(0).normal(size=(400, 4000))
+    student = draws.cumsum(0)
+    teacher = distance = np.zeros(4000)
+    for before, after in zip(np.vstack([np.zeros((1, 4000)), student[:-1]]), student, strict=True):
+        teacher = 0.95 * teacher + 0.05 * after
+        distance = 0.95 * (distance - (after - before))
+    assert teacher - student[-1] == pytest.approx(distance, abs=1e-10)
+    # 4,000 runs: the relative standard error of a variance is sqrt(2 / 4000).
+    expected = closed_forms.distance_variance(0.95, 1.0)
+    assert expected == pytest.approx(0.9025 / 0.0975)
+    assert distance.var() == pytest.approx(expected, rel=4 * math.sqrt(2 / 4000))
+
+
+# ---------------------------------------------------------------------- 1b: the matrix of a mode
 
 
 @pytest.mark.parametrize(("curvature", "weight", "lr", "decay"), [(1, 1, 0.05, 0.98), (0.1, 3, 0.1, 0.999)])
@@ -88,12 +105,18 @@ def test_three_peers_follow_the_matrices_of_their_mean_and_of_their_differences(
         student = student - lr * (curvature * student + weight * (student - others))
         teacher = decay * teacher + (1 - decay) * student
     mean = recursion.mode_matrix(curvature, weight, lr, decay, weight)
-    apart = recursion.mode_matrix(curvature, weight, lr, decay, -weight / 2)
+    apart = recursion.mode_matrix(curvature, weight, lr, decay, closed_forms.difference_coupling(weight, 3))
     after = np.array([student, teacher])
     assert after.mean(1) == pytest.approx(np.linalg.matrix_power(mean, 30) @ first.mean(1), abs=1e-13)
     differences = first - first.mean(1, keepdims=True)
     expected = np.linalg.matrix_power(apart, 30) @ differences
     assert after - after.mean(1, keepdims=True) == pytest.approx(expected, abs=1e-13)
+
+
+def test_the_determinant_does_not_depend_on_the_coupling() -> None:
+    for coupling in (1.0, -0.5, 0.0):
+        matrix = recursion.mode_matrix(0.3, 1.0, 0.05, 0.98, coupling)
+        assert np.linalg.det(matrix) == pytest.approx(closed_forms.determinant(0.3, 1.0, 0.05, 0.98), abs=1e-15)
 
 
 def test_the_bound_on_the_learning_rate_is_where_the_largest_eigenvalue_reaches_one() -> None:
@@ -111,7 +134,32 @@ def test_the_bound_on_the_learning_rate_is_where_the_largest_eigenvalue_reaches_
     assert seen == {True, False}
 
 
-# ---------------------------------------------------------------------- relative distance
+@pytest.mark.parametrize(
+    ("weight", "error", "error_formula", "diversity", "diversity_formula"),
+    [(1, 11_080, 11_000, 684, 687), (3, 31_066, 31_000, 673, 674)],
+)
+def test_the_slow_time_constants_of_a_flat_direction(
+    weight: float, error: float, error_formula: float, diversity: float, diversity_formula: float
+) -> None:
+    coupling = closed_forms.difference_coupling(weight, 3)
+    mean = recursion.mode_matrix(0.1, weight, 0.1, 0.999, weight)
+    apart = recursion.mode_matrix(0.1, weight, 0.1, 0.999, coupling)
+    assert closed_forms.time_constant(mean) == pytest.approx(error, abs=1)
+    assert closed_forms.time_constant(apart) == pytest.approx(diversity, abs=1)
+    assert closed_forms.common_error_time(0.1, weight, 0.999) == pytest.approx(error_formula, abs=0.5)
+    assert closed_forms.teacher_diversity_time(0.1, weight, 0.999, 3) == pytest.approx(diversity_formula, abs=0.6)
+
+
+@pytest.mark.parametrize(("weight", "factor", "doubling"), [(0, 1.050, 14), (1, 1.0235, 30), (3, 1.0080, 87)])
+def test_teacher_weight_slows_the_escape_from_a_saddle(weight: float, factor: float, doubling: float) -> None:
+    matrix = recursion.mode_matrix(-1.0, weight, 0.05, 0.98, weight)
+    assert closed_forms.growth(matrix) == pytest.approx(factor, abs=5e-5)
+    assert closed_forms.doubling_steps(matrix) == pytest.approx(doubling, abs=0.5)
+    assert closed_forms.time_constant(matrix) == math.inf
+    assert closed_forms.doubling_steps(recursion.mode_matrix(1.0, weight, 0.05, 0.98, weight)) == math.inf
+
+
+# ---------------------------------------------------------------------- 1c: relative distance
 
 
 @pytest.mark.parametrize("rule", ["keep", "mean_teacher", "copy"])
@@ -129,7 +177,20 @@ def test_every_start_rule_ends_at_the_same_relative_distance(rule: str, start: f
     assert abs(teacher - student) / abs(teacher) == pytest.approx(exact, rel=1e-9)
 
 
-# ---------------------------------------------------------------------- noise
+# ---------------------------------------------------------------------- 1d: noise
+
+
+@pytest.mark.parametrize(("curvature", "student", "teachers"), [(1.0, 0.530, 0.20), (0.1, 0.104, 0.006)])
+def test_a_teacher_takes_variance_from_its_student_and_diversity_from_the_teachers(
+    curvature: float, student: float, teachers: float
+) -> None:
+    alone = closed_forms.stationary_covariance(recursion.mode_matrix(curvature, 0, 0.1, 0.999, 0), 0.999)
+    mean = closed_forms.stationary_covariance(recursion.mode_matrix(curvature, 1, 0.1, 0.999, 1), 0.999)
+    apart = closed_forms.stationary_covariance(recursion.mode_matrix(curvature, 1, 0.1, 0.999, -0.5), 0.999)
+    assert mean[0, 0] / alone[0, 0] == pytest.approx(student, abs=0.0005)
+    assert mean[0, 0] / alone[0, 0] == pytest.approx(curvature / (curvature + 1), abs=0.05)
+    assert apart[0, 0] / alone[0, 0] == pytest.approx(student, abs=0.01)
+    assert apart[1, 1] / alone[1, 1] == pytest.approx(teachers, abs=0.0015)
 
 
 def test_the_stationary_moments_are_what_the_steps_end_in_and_what_is_sampled() -> None:
@@ -148,7 +209,7 @@ def test_the_stationary_moments_are_what_the_steps_end_in_and_what_is_sampled() 
     assert teacher.var() == pytest.approx(stationary[1, 1], rel=4 * math.sqrt(2 / 8000))
 
 
-# ---------------------------------------------------------------------- between two optima
+# ---------------------------------------------------------------------- 1e: between two optima
 
 
 def test_a_teacher_is_half_way_between_two_optima_after_693_steps() -> None:
@@ -160,7 +221,7 @@ def test_a_teacher_is_half_way_between_two_optima_after_693_steps() -> None:
     assert steps == 693
 
 
-# ---------------------------------------------------------------------- assembled against individual teachers
+# ---------------------------------------------------------------------- 1f: assembled against individual teachers
 
 
 def gradients(student: Tensor, teachers: Tensor, space: str, temperature: float = 3.0) -> tuple[Tensor, Tensor]:

@@ -278,7 +278,6 @@ def _as_timed(values: Values, most: int) -> Values:
         "max_time": None,
         "limit_val_batches": 0,
         "num_sanity_val_steps": 0,
-        "enable_checkpointing": False,
     }
     callbacks = {**values["callbacks"], "progress": "none", "early_stopping": None}
     return {**values, "trainer": trainer, "callbacks": callbacks}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dkel_lightning.app import figures
 from dkel_lightning.modules.batch import unpack
+from dkel_lightning.modules.interface import coordinator
 
 Send = Callable[[Path, int], None]
 
@@ -43,7 +44,7 @@ class AugmentedViews(Callback):
         if self._done or not trainer.is_global_zero:
             return
         self._done = True
-        views = unpack(batch).views[: self.images]
+        views = unpack(coordinator(pl_module).read(batch)).views[: self.images]
         figures.draw_views(pixels(views if views.dim() == 5 else views.unsqueeze(1), self.mean, self.std), self.path)
         self.send(self.path, trainer.global_step)
 

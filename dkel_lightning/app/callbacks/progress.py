@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
 from dkel_lightning.modules.batch import unpack
+from dkel_lightning.modules.interface import coordinator
 
 
 class Throughput(Callback):
@@ -39,7 +40,7 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count images, and stop the clock with the last batch."""
-        self._images += len(unpack(batch).labels)
+        self._images += len(unpack(coordinator(pl_module).read(batch)).labels)
         if trainer.is_last_batch and self._started is not None:
             self._add(self._images * trainer.world_size, time.perf_counter() - self._started)
             self._started = None

@@ -33,6 +33,7 @@ OF_EVERY_DATA: Node = {
     "class_names": None,
     "mean": None,
     "std": None,
+    "batch_keys": None,
 }
 """What tasks ask of data, for a data module of the user's own that does not have it as an argument."""
 

@@ -10,9 +10,9 @@ from dkel_lightning.app.config.schema import KEYS, Values, describe, leaves
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import one_of_two
-from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.settings.methods import PRESETS, peer_mistakes
 from dkel_lightning.settings.needs import Needs
-from dkel_lightning.settings.teacher import TeacherSettings
+from dkel_lightning.settings.teacher import TeacherSettings, teacher_mistakes
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 # Lightning's name of each precision.
@@ -96,8 +96,8 @@ def _contradictions(values: Values) -> Iterator[str]:
     else:
         yield from one_of_two(TeacherSettings, teacher, "teacher")
         if needs is not None:
-            yield from _teacher_contradictions(name, needs, teacher)
-    yield from _peer_contradictions(method, peers)
+            yield from teacher_mistakes(f"method={name}", needs, teacher)
+    yield from peer_mistakes(peers, method.get("peer_lr_scale"), method.get("frozen_peers") or ())
     for settings in (RampUp, EnsembleTerm):
         term = settings.node.removeprefix("method.")
         if term in method:
@@ -137,31 +137,6 @@ def _unmet_needs(name: str, needs: Needs, method: Values, peers: int) -> Iterato
     if method.get("views") == "per_peer_and_teacher" and not needs.teacher_views:
         whose = next(other for other, preset in PRESETS.items() if preset.needs.teacher_views)
         yield f"method.views=per_peer_and_teacher belongs to {whose}: choose per_peer or shared."
-
-
-def _teacher_contradictions(name: str, needs: Needs, teacher: Values) -> Iterator[str]:
-    if not needs.foreign_teacher:
-        if teacher.get("backbone") is not None:
-            yield f"teacher.backbone is set, but the teacher of method={name} has the student's form: leave it out."
-        return
-    if teacher["update"] == "ema":
-        yield f"teacher.update=ema, but the teacher of method={name} is a network of its own: choose teacher=frozen."
-    if teacher["update"] == "frozen" and teacher.get("init_steps"):
-        yield f"teacher.init_steps={teacher['init_steps']}, but method={name} trains its teacher first: set it to 0."
-    if teacher.get("draw") == "student":
-        yield f"teacher.draw=student, but the teacher of method={name} is a network of its own: choose independent."
-
-
-def _peer_contradictions(method: Values, peers: int) -> Iterator[str]:
-    scale, frozen = method.get("peer_lr_scale"), method.get("frozen_peers") or []
-    if scale is not None and len(scale) != peers:
-        yield f"method.peer_lr_scale has {len(scale)} entries for {peers} peers: give one for each."
-    if scale is not None and min(scale, default=1) <= 0:
-        yield "method.peer_lr_scale must be above 0; a peer that shall not learn belongs into method.frozen_peers."
-    if any(peer not in range(peers) for peer in frozen) or len(set(frozen)) < len(frozen):
-        yield f"method.frozen_peers is {frozen}: name each once, of 0 to {peers - 1}."
-    elif len(frozen) == peers:
-        yield "method.frozen_peers names all peers: at least one must learn."
 
 
 def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dkel_lightning.app.tasks.registry import TASKS
 from dkel_lightning.errors import ConfigError
@@ -44,7 +46,7 @@ def folder() -> Path:
 
 def options(group: str, own: Path | None = None) -> list[str]:
     """List what can be chosen in a group, with what `own`, a folder of the user's, adds; of no group nothing."""
-    found = set({"method": PRESETS, "teacher": TEACHERS, "task": TASKS}.get(group, ()))
+    found = set(_PRESETS.get(group, ()))
     for root in (folder(), own):
         if root is not None and (root / group).is_dir():
             files = [path for path in (root / group).rglob("*.yaml") if not path.stem.startswith("_")]
@@ -52,7 +54,9 @@ def options(group: str, own: Path | None = None) -> list[str]:
     return sorted(found)
 
 
-DECLARED: dict[str, tuple[str, ...]] = {"method": tuple(PRESETS), "teacher": tuple(TEACHERS), "task": tuple(TASKS)}
+_PRESETS: Mapping[str, Mapping[str, Any]] = {"method": PRESETS, "teacher": TEACHERS, "task": TASKS}
+"""What code declares, also what the user's registers later."""
+DECLARED = {group: tuple(presets) for group, presets in _PRESETS.items()}
 """What ships without a file; methods of the user's own are registered later."""
 
 
@@ -64,12 +68,8 @@ def hidden_by(own: Path) -> list[Path]:
 
 def meaning(group: str, option: str) -> str:
     """Say what an option is: the sentence that its declaration or the first line of its file has."""
-    if group == "method" and option in PRESETS:
-        return PRESETS[option].meaning
-    if group == "teacher" and option in TEACHERS:
-        return TEACHERS[option].meaning
-    if group == "task" and option in TASKS:
-        return TASKS[option].meaning
+    if option in _PRESETS.get(group, ()):
+        return str(_PRESETS[group][option].meaning)
     lines = (folder() / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
     comments = [line[1:].strip() for line in lines if line.startswith("# ")]
     return next((line for line in comments if not line.startswith(("@package", "python -m"))), "")

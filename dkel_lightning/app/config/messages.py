@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from dkel_lightning.settings.keys import did_you_mean, shortened
@@ -14,8 +13,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     group = key.rsplit(".", 1)[0] + "." if "." in key else ""
     siblings = sorted(name for name in known if name.startswith(group) and not name.endswith("*"))
     groups = {name.split(".")[0] for name in known}
-    near = difflib.get_close_matches(key, known if group else [*groups, *known], n=1, cutoff=0.6)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(key, known if group else [*groups, *known])
     listed = (
         f" Keys of {group[:-1]}: {', '.join(name[len(group) :] for name in siblings)}." if group and siblings else ""
     )

@@ -58,10 +58,7 @@ def complexity(run: Run) -> ComplexityResult:
         ridge=settings.ridge,
         seed=values["seed"],
     )
-    kept = {**values["trainer"], "enable_checkpointing": False}  # Lightning would write into the working folder
-    trainer = build.trainer(
-        {**values, "trainer": kept}, loggers=[], callbacks=[watch, *usual_callbacks(run)], plugins=[]
-    )
+    trainer = build.trainer(values, loggers=[], callbacks=[watch, *usual_callbacks(run)], plugins=[])
     run.describe()
     seed_process(values["seed"], "training", 0)
     with build.trainer_settings_named():

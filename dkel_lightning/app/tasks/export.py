@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from dkel_lightning.app import build
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.runs import scores
 from dkel_lightning.app.runs.folder import Run, run_folder, values_in
+from dkel_lightning.app.runs.tables import print_table
 from dkel_lightning.app.tasks.evaluate import check_fits, loaded
 from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.data import ClassificationData
@@ -25,7 +24,7 @@ from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.export import Preprocessing, Shipped, export, formats
 from dkel_lightning.export.metadata import Facts, hashed
-from dkel_lightning.modules.batch import unpack
+from dkel_lightning.modules.batch import renamed, unpack
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.runtime.atomic_files import text_of
 
@@ -92,7 +91,7 @@ def spread(images: ClassificationData, most: int, total: int) -> Tensor:
     found: list[Tensor] = []
     seen = 0
     for batch in images.test_dataloader():
-        pixels = unpack(batch).views
+        pixels = unpack(renamed(batch, images.batch_keys or {})).views
         inside = wanted[(wanted >= seen) & (wanted < seen + len(pixels))] - seen
         found.append(pixels[inside])
         seen += len(pixels)
@@ -188,7 +187,6 @@ def _provenance(path: Path, folder: Path | None) -> dict[str, str]:
 
 
 def _report(shipped: Shipped, tested: scores.Scores) -> None:
-    console = Console()
     agreement = shipped.agreement
     print(
         f"{shipped.member}: test accuracy {tested.deployed_accuracy:.2%}, calibration error "
@@ -200,13 +198,12 @@ def _report(shipped: Shipped, tested: scores.Scores) -> None:
         f"{agreement.same_class}."
     )
     if shipped.costs:
-        table = Table("network", title="Costs, on the CPU", title_justify="left")
-        for heading in ("parameters", "MB", "MFLOPs", *(f"ms, batch {t.batch}" for t in shipped.costs[0].latencies)):
-            table.add_column(heading, justify="right")
+        measured = (f"ms, batch {latency.batch}" for latency in shipped.costs[0].latencies)
+        rows = []
         for cost in shipped.costs:
             parameters = f"{cost.parameters:,}" if cost.parameters is not None else ""
             flops = f"{cost.flops / 1e6:,.1f}" if cost.flops is not None else ""
             times = [latency.milliseconds for latency in cost.latencies]
-            table.add_row(cost.name, parameters, f"{cost.bytes / 1e6:.2f}", flops, *times)
-        console.print(table)
+            rows.append([cost.name, parameters, f"{cost.bytes / 1e6:.2f}", flops, *times])
+        print_table("Costs, on the CPU", ["network", "parameters", "MB", "MFLOPs", *measured], rows)
     print(f"Written to {shipped.folder}: {', '.join(sorted(path.name for path in shipped.folder.iterdir()))}")

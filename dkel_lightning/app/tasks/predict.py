@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Column, Table
 from torch import Tensor
 
 from dkel_lightning.app.runs.folder import Run, run_folder
-from dkel_lightning.app.runs.tables import cell, write_csv
+from dkel_lightning.app.runs.tables import print_table, write_csv
 from dkel_lightning.app.tasks.evaluate import loaded
 from dkel_lightning.data.files.checks import file_bytes
 from dkel_lightning.data.files.decode import decode_to
@@ -205,16 +204,10 @@ def _write(result: PredictResult, opened: Exported) -> None:
 def _show(result: PredictResult, opened: Exported) -> None:
     known = opened.record.preprocessing
     most = min(_COLUMNS, len(next(iter(result.guesses.values()))))
-    title = f"{opened.record.member} of {opened.path}"
-    table = Table(
-        Column("image", overflow="fold", min_width=8),
-        *(f"{rank}." for rank in range(1, most + 1)),
-        title=cell(title),
-        title_justify="left",
-    )
-    for path, guesses in list(result.guesses.items())[:_SHOWN]:
-        table.add_row(cell(path.name), *(cell(f"{guess.name} {guess.probability:.1%}") for guess in guesses[:most]))
-    Console().print(table)
+    heading = ["image", *(f"{rank}." for rank in range(1, most + 1))]
+    shown = [*result.guesses.items()][:_SHOWN]
+    rows = [[path.name, *(f"{each.name} {each.probability:.1%}" for each in found[:most])] for path, found in shown]
+    print_table(f"{opened.record.member} of {opened.path}", heading, rows)
     if len(result.guesses) > _SHOWN:
         print(f"... and {len(result.guesses) - _SHOWN} more in predictions.csv")
     if result.unreadable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -223,12 +223,8 @@ def _finite(names: tuple[str, ...]) -> str:
 @rank_zero_only
 def _report(run: Run, result: ReplayResult) -> None:
     print("\n".join(result.lines()))
-    shown = {name: getattr(result, name) for name in ("what", "reproduced", "images", "output", "still", "gradient")}
-    names = ("bad_terms", "weights", "accuracy", "top_share")
-    lists = {name: list(getattr(result, name)) for name in names}
-    counts = {"bad_gradients": result.bad_gradients, "gradients": result.gradients}
-    terms = {name: repr(value) for name, value in result.terms.items()}
     # As text: JSON has no NaN.
-    losses = {"loss": repr(result.loss), "recorded": repr(result.recorded)}
-    run.write_json("replay.json", {"clock": dict(result.clock), **shown, **lists, **counts, "terms": terms, **losses})
+    terms = {name: repr(value) for name, value in result.terms.items()}
+    as_text = {"terms": terms, "loss": repr(result.loss), "recorded": repr(result.recorded)}
+    run.write_json("replay.json", asdict(result) | as_text)
     print(f"Written to {run.folder / 'replay.json'}")

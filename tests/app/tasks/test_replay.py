@@ -124,7 +124,7 @@ def test_a_run_that_fails_is_replayed_by_the_command_it_names(
 
 def test_a_forced_collapse_is_replayed_and_the_layer_that_went_dead_is_named(tmp_path: Path) -> None:
     module = build("dkel", 2, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9))
-    run = trainer(Deaden(), CollapseGuard("stop"), max_epochs=2, default_root_dir=tmp_path)
+    run = trainer(Deaden(), CollapseGuard("stop", validations=1), max_epochs=2, default_root_dir=tmp_path)
     with pytest.raises(CollapseError):
         run.fit(module, train_loader(48), val_loader(60, 20))
     (event,) = json.loads((tmp_path / "collapse.json").read_text())["events"]

@@ -1,0 +1,131 @@
+"""Data sets of Hugging Face's `datasets`: by name on the Hub, or a folder of theirs."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dkel_lightning.data.datamodule import ImageDataModule
+from dkel_lightning.data.files.decode import decode_fitted
+from dkel_lightning.data.imageset import Images, ImageSet
+from dkel_lightning.data.readers.image_folder import image_bytes
+from dkel_lightning.data.registry import register_data
+from dkel_lightning.errors import ConfigError, DataError
+
+SPLITS = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test", "validation", "val", "valid")}
+"""Names under which a split is looked for; a set without a test split is tested on its validation images."""
+
+
+class EncodedImages:
+    """A column of encoded images as an array, uint8 `[N, 3, size, size]`: each is decoded where it is indexed."""
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, rows: Any, column: str, size: int) -> None:
+        self.rows = rows
+        self.column = column
+        self.shape = (len(rows), 3, size, size)
+        self.size = math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        indices = range(len(self))[chosen] if isinstance(chosen, slice) else chosen.tolist()
+        return np.stack([self._decoded(index) for index in indices])
+
+    def _decoded(self, index: int) -> NDArray[np.uint8]:
+        image = self.rows[index][self.column]
+        name = f"image {index} ({image['path'] or 'no path'})"
+        data = image["bytes"] if image["bytes"] is not None else image_bytes(Path(image["path"]))
+        return decode_fitted(data, name, self.shape[-1])
+
+
+@register_data("hf")
+class HuggingFaceDataModule(ImageDataModule):
+    """A data set that `datasets` reads: `root` is a name on the Hub, a folder that it has saved, or one of its files.
+
+    Splits are found by the usual names, the columns by their types: the image, and the label that is a class. Every
+    image becomes RGB: its central square, scaled. No code of a data set is run.
+
+    Args:
+        *args: As in `ImageDataModule`.
+        image_size: Height and width of the scaled images, in pixels.
+        image_column: Name of the images' column; None: the only one of images.
+        label_column: Name of the labels' column; None: the only one of classes.
+        **kwargs: As in `ImageDataModule`; without `download` only what is in the cache or in a folder is read.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        image_size: int = 64,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if importlib.util.find_spec("datasets") is None:
+            raise ConfigError("data=hf needs datasets, which is not installed: pip install datasets.")
+        self.image_size = image_size
+        self.columns = (image_column, label_column)
+        # As it was given: a name on the Hub is no path.
+        self._name = str(args[0] if args else kwargs.get("root", "data"))
+
+    def prepare_data(self) -> None:
+        """Download the set into the cache of `datasets`, once."""
+        self._loaded()
+
+    def read(self) -> ImageSet:
+        """Read the splits; images are decoded when they are used."""
+        import datasets
+
+        found = self._loaded()
+        splits = {name: next((found[each] for each in names if each in found), None) for name, names in SPLITS.items()}
+        train, test = splits["train"], splits["test"]
+        if train is None or test is None:
+            raise DataError(f"{self._name} has the splits {', '.join(found)}: it needs train, and test or validation.")
+        image = self._column(train.features, self.columns[0], datasets.Image, "data.image_column", "images")
+        label = self._column(train.features, self.columns[1], datasets.ClassLabel, "data.label_column", "classes")
+
+        def images(rows: Any) -> Images:
+            encoded = rows.cast_column(image, datasets.Image(decode=False))
+            array = cast("NDArray[np.uint8]", EncodedImages(encoded, image, self.image_size))
+            return Images(array, np.asarray(rows[label], dtype=np.int64))
+
+        val = splits["val"] if splits["val"] is not None and "test" in found else None
+        names = tuple(train.features[label].names)
+        return ImageSet(images(train), images(test), names, None if val is None else images(val))
+
+    def _loaded(self) -> Any:
+        import datasets
+
+        root = Path(self._name).expanduser()
+        try:
+            if (root / "dataset_dict.json").is_file():
+                return datasets.load_from_disk(str(root))
+            mode = datasets.DownloadMode.REUSE_DATASET_IF_EXISTS
+            config = datasets.DownloadConfig(local_files_only=not self.download)
+            name = str(root) if root.exists() else self._name
+            return datasets.load_dataset(name, download_mode=mode, download_config=config)
+        except Exception as error:  # the Hub, the file system and each format fail in their own ways
+            said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise DataError(
+                f"data.root={self._name} cannot be read by datasets ({said}): give a name on the Hub, or a folder that "
+                "save_to_disk or the Hub has written."
+            ) from error
+
+    def _column(self, features: Any, given: str | None, kind: Any, key: str, what: str) -> str:
+        of_kind = [name for name, feature in features.items() if isinstance(feature, kind)]
+        if given is None and len(of_kind) == 1:
+            return str(of_kind[0])
+        if given not in of_kind:
+            columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+            raise ConfigError(f"{key}={given} is no column of {what} of {self._name}: name one. Columns: {columns}.")
+        return str(given)
