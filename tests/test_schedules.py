@@ -201,6 +201,7 @@ def test_starts_below_one_are_shares_of_the_run_and_others_are_epochs() -> None:
     clock = Clock(epoch=3, step=30, steps_per_epoch=10, steps=100)
     assert time_of({0: 0.99, 0.27: 0.999}, clock, "teacher.decay") == pytest.approx(0.3)
     assert time_of({0: 0.99, 2: 0.999}, clock, "teacher.decay") == 3
+    assert time_of({0: 0.99, 1: 0.999}, clock, "teacher.decay") == 3
     assert time_of({0: 0.99}, clock, "teacher.decay") == 3
     assert time_of(0.99, Clock(epoch=3), "teacher.decay") == 3
     with pytest.raises(ConfigError, match=r"teacher.decay is a share of the run, but the run has no end"):

@@ -235,7 +235,10 @@ def configure(
 
 def _scaled(group: dict[str, Any]) -> float:
     """Multiply the rate of a group that has a factor; schedulers start from it as `initial_lr`."""
-    group["lr"] = group["lr"] * group[SCALE] if SCALE in group else group["lr"]
+    if isinstance(group["lr"], int):  # of which torch takes none above 2**63
+        group["lr"] = float(group["lr"])
+    if SCALE in group:
+        group["lr"] = group["lr"] * group[SCALE]
     return float(group["lr"])
 
 

@@ -84,6 +84,7 @@ def attempt(combination: Combination, folder: Path, tally: Tally) -> None:
     except (Exception, SystemExit) as error:
         fault, outcome = f"{type(error).__name__}: {error}"[:600] + _where(error), "broken"
     if fault is not None:
+        print(f"!! {fault}", flush=True)
         tally.failures.append(f"{combination}\n    {fault}")
     tally.count(combination, outcome, time.perf_counter() - started)
 

@@ -26,6 +26,7 @@ from dkel_lightning import (
 )
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.methods.baseline import Baseline
+from dkel_lightning.modules.batch import unpack
 from dkel_lightning.modules.deployment import best_peer, methods_own
 from dkel_lightning.settings.weights import EnsembleTerm
 from tests.modules.toy import (
@@ -357,7 +358,11 @@ def test_logged_names_are_exactly_those_documented() -> None:
     tested = (
         names_of(2, "test") | calibrated | {f"test/{what}" for what in ("acc", "images", "disagreement", "distance")}
     )
-    assert set(fit.test(module, val_loader(), verbose=False)[0]) == tested
+    scored = fit.test(module, val_loader(), verbose=False)[0]
+    assert set(scored) == tested
+    with torch.no_grad():
+        guesses = torch.cat([module.eval().member_logits(unpack(batch).views).argmax(-1) for batch in val_loader()], 1)
+    assert scored["test/disagreement"] == pytest.approx(float((guesses[0] != guesses[1]).float().mean()))
 
 
 def test_logged_losses_are_means_over_the_epochs_steps() -> None:

@@ -107,6 +107,7 @@ def test_the_teachers_initialisation_knows_no_factor() -> None:
 @pytest.mark.parametrize("peers", [2, SEPARATE])
 def test_a_frozen_peer_keeps_weights_and_statistics_while_the_rest_learns(peers: Any) -> None:
     module = build(peers=peers, frozen_peers=[0])
+    module.eval().train()
     frozen = module.student.network.own_part(0)
     state = {name: value.clone() for name, value in frozen.state_dict().items()}
     before, after = one_step(module)
@@ -142,6 +143,16 @@ def test_a_student_fitted_alone_knows_both() -> None:
     student = StudentModule(peers_network(), PLAIN, peer_lr_scale=[1.0, 0.1], frozen_peers=[0])
     optimizer: Any = student.configure_optimizers()
     assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {"network": 0.5, "network/peer_1": 0.05}
+
+
+@pytest.mark.parametrize("scale", [None, [2, 1]])
+def test_a_rate_that_is_a_whole_number_of_any_size_steps(scale: list[float] | None) -> None:
+    student = StudentModule(peers_network(), partial(torch.optim.SGD, lr=2**64), peer_lr_scale=scale)
+    optimizer: Any = student.configure_optimizers()
+    for parameter in student.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert {type(group["lr"]) for group in optimizer.param_groups} == {float}
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ def test_runs_killed_in_each_of_their_stages_end_as_if_nothing_had_happened(tmp_
             def killed(name: str = name, count: int = count, after: float = after, run: Run = run) -> None:
                 armed(name, count, after) if name else patched(f"initialising:{count}")
                 started(run)
+                time.sleep(2 * after)  # of the last stage, whose end may come first
 
             kills[stage] += in_a_child(killed) in (-signal.SIGKILL, -signal.SIGALRM)
         started(run)
