@@ -114,6 +114,29 @@ They work on floats and on tensors alike.
 """
 
 
+SWAPS = ("uniform", "linear", "review")
+"""Schedules of the chance of the student's own block (IAKD)."""
+
+
+def swap_rate(schedule: str, time: float, length: float | None, start: float, period: float) -> float:
+    """Give q, the chance of the student's own block: `start`; or a line from it to 1 at half the length; or a sawtooth.
+
+    The sawtooth, `start + (1 - start) (t mod P) / P`, is called review. Time, length and period are of one unit.
+
+    Source: IAKD has the names; the shapes are our reading.
+
+    Raises:
+        ConfigError: a line in a run without an end.
+    """
+    if schedule == "uniform":
+        return start
+    if schedule == "review":
+        return start + (1 - start) * (time % period) / period
+    if length is None:
+        raise ConfigError("method.schedule=linear needs the end of the run: set max_epochs or max_steps.")
+    return min(1.0, start + (1 - start) * time / (length / 2))
+
+
 def at_time(values: float | Mapping[float, float], time: float) -> float:
     """Read a number, or a schedule `{from: value}` whose last entry not after `time` is in force."""
     if not isinstance(values, Mapping):

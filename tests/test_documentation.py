@@ -403,7 +403,7 @@ def test_the_configuration_reference_is_up_to_date() -> None:
 def assert_costs_are_those_of_the_table(page: Path, operations: Any, alone: float) -> None:
     rows = re.findall(r"^\| (`.+?) \| (\d\.\d\d) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
     stated = {name: cost for label, cost in rows for name in re.findall(r"`(\w+)`", label)}
-    assert stated.keys() == set(methods.METHODS)
+    assert stated.keys() == set(methods.METHODS) - {"heads", "sftn", "soteacher"}  # which prepare a teacher
     assert {name: f"{operations(name) / alone:.2f}" for name in stated} == stated
     assert f"{operations('dkel', views='shared') / alone:.1f}" == "2.2"
 

@@ -87,7 +87,7 @@ def test_each_example_begins_with_the_command_that_runs_it() -> None:
 def test_a_torchvision_model_in_a_project_of_ones_own(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     accuracy = example("torchvision_model").main(epochs=1, **SHORT)
     printed = capfd.readouterr().out
-    assert re.search(r"kept: teacher_\d, \d+\.\d% of 256 test images; checkpoint .*\.ckpt", printed)
+    assert re.search(r"kept: (?:teacher|student)_\d, \d+\.\d% of 256 test images; checkpoint .*\.ckpt", printed)
     assert f"{accuracy:.1%} of 256" in printed
     rows = (tmp_path / "outputs/examples/torchvision/version_0/metrics.csv").read_text(encoding="utf-8")
     assert "lr-SGD" in rows.splitlines()[0]

@@ -95,6 +95,8 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
     """Build the module for these images (prepared and set up)."""
     outside = ("peers", "views", "classifiers", "sharing", "peer_lr_scale", "frozen_peers")
     method = {key: value for key, value in values["method"].items() if key not in outside}
+    of_run = {"samples": own.size(images, "train"), "student": values["backbone"]["name"]}
+    method |= {key: value for key, value in of_run.items() if key in method and method[key] is None}
     channels, height, width = images.image_shape
     interval = values["scheduler"].get("interval", "epoch")
     targets = dict(values["targets"])
@@ -112,6 +114,7 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         views_per_pass=values["backbone"]["views_per_pass"],
         split_at=values["backbone"].get("split_at"),
         pretrained=values["backbone"].get("pretrained", False),
+        weights=values["backbone"].get("weights"),
         classifiers=values["method"]["classifiers"],
         sharing=values["method"].get("sharing"),
         peer_lr_scale=values["method"].get("peer_lr_scale"),

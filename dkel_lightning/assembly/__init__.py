@@ -2,6 +2,7 @@
 
 from dkel_lightning.assembly.build import ConstructedBy, build, load_from_checkpoint, rebuilt
 from dkel_lightning.assembly.parts import (
+    attach,
     check_is_trained_itself,
     check_parts,
     executed,
@@ -10,6 +11,7 @@ from dkel_lightning.assembly.parts import (
 
 __all__ = [
     "ConstructedBy",
+    "attach",
     "build",
     "check_is_trained_itself",
     "check_parts",

@@ -16,7 +16,7 @@ from dkel_lightning.assembly.draw import NetworkDraw, image_shape, made
 from dkel_lightning.assembly.file_checks import no_more_than, refuse_folder, refuse_non_finite
 from dkel_lightning.assembly.own_teacher import teacher_of_its_own
 from dkel_lightning.assembly.parts import choose_method, method_recipe, teacher_settings
-from dkel_lightning.assembly.teacher_weights import load_teacher
+from dkel_lightning.assembly.teacher_weights import load_student, load_teacher
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
@@ -70,6 +70,7 @@ def build(  # noqa: D417
     split_at: str | None = None,
     classifier: str | None = None,
     pretrained: bool | None = None,
+    weights: str | Path | None = None,
     teacher: str | Mapping[str, Any] | TeacherSettings | None = None,
     in_channels: int = 3,
     image_size: tuple[int, int] | None = None,
@@ -104,6 +105,7 @@ def build(  # noqa: D417
         pretrained: keep the weights of the branches too, all but the classifiers', which are drawn; a model by name
             fetches weights then. By default those of a model of your own are kept whose normalisation layers show that
             it was trained. A teacher of independent draw keeps none.
+        weights: file of each peer's first weights, a checkpoint of this library or a state_dict; drawn by default.
         teacher: settings laid over the method's, see TeacherSettings, or the name of such, as `follow`; `none` for no
             teacher.
         in_channels: channels of the images.
@@ -170,7 +172,9 @@ def build(  # noqa: D417
         views_per_pass or preset.views_per_pass, classifiers or preset.arranged("classifiers"), share, pretrained,
     )  # fmt: skip
     student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
-    teacher_module = None
+    if weights is not None:
+        load_student(student.network, Path(weights), cls.load_from_checkpoint)
+    teacher_module, prepared = None, None
     if settings is not None:
         if chosen.needs.foreign_teacher:
             teacher_module = teacher_of_its_own(draw, settings, seed, normalize)
@@ -178,7 +182,7 @@ def build(  # noqa: D417
             # A model of the user's own comes with weights, which an independent draw must not keep.
             teacher_module = TeacherModule(draw(seed, "teacher", redraw=settings.draw == "independent"), settings)
         teacher_module.start_from(student.network)
-        load_teacher(teacher_module, cls.load_from_checkpoint)
+        prepared = load_teacher(teacher_module, cls.load_from_checkpoint)
     ensemble = None
     if chosen.wants_ensemble_classifier or chosen.ensemble is not None:
         with seeded(seed, "ensemble"):
@@ -199,6 +203,8 @@ def build(  # noqa: D417
         seed=seed,
         execution=execution,
     )
+    if prepared is not None:
+        chosen.take_over(prepared)
     sees_otherwise = teacher_module is not None and teacher_module.settings.mean is not None
     module.batch_keys = batch_keys_of(batch_keys)
     module.recipe = {

@@ -48,8 +48,10 @@ def no_more_than(state_dict: Mapping[str, Any], recipe: Mapping[str, Any], path:
 
 
 def _refuse_counts(recipe: Mapping[str, Any], most: Mapping[str, int], path: str | Path) -> None:
-    for key, bound in most.items():
-        asked = recipe.get(key) or 0
+    method = recipe.get("method")
+    given = {**recipe, "samples": method.get("samples") if isinstance(method, Mapping) else None}
+    for key, bound in {**most, "samples": most["num_classes"]}.items():
+        asked = given.get(key) or 0
         count = len(asked) if isinstance(asked, list | tuple) else asked
         if not isinstance(count, int) or count > bound:
             raise _larger(path, f"{key}={asked if count is asked else count}")

@@ -16,6 +16,7 @@ from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork, SharedTrunk
+from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.declarations import from_mapping, merge
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.methods import Arrangement, MethodPreset
@@ -143,6 +144,23 @@ def _check_foreign_teacher(name: str, method: Method, student: StudentModule, te
         raise ConfigError(mistake)
 
 
+def attach(module: Coordinator) -> None:
+    """Let the method make its own parts to fit the networks, and say what it wants to see of them."""
+    method, student, teacher, seed = module.method, module.student, module.teacher, module.seed
+    student.wants_stages = method.needs.stages
+    student.stand_still(method.needs.fixed_student)
+    for part in (student, teacher):
+        if part is not None:
+            part.network.unwatch()
+    with seeded(seed, "method parts"):
+        method.attach(student.network)
+    if teacher is not None:
+        with seeded(seed, "method parts of the teacher"):  # the same whoever its student is
+            method.attach_teacher(teacher.network)
+    # DDP would overwrite them with those of the first process before every step.
+    module._ddp_params_and_buffers_to_ignore = [f"method.{name}" for name in method.own_buffers]
+
+
 def check_is_trained_itself(module: Coordinator) -> None:
     """Refuse a module inside another one, whose Trainer calls none of its hooks.
 
@@ -160,6 +178,8 @@ def check_is_trained_itself(module: Coordinator) -> None:
 def warn_of_an_untrained_teacher(module: Coordinator) -> None:
     """Say so where a teacher of its own has random weights and stays as it is."""
     teacher = module.teacher
+    if (lacking := module.method.lacks()) is not None:
+        rank_zero_warn(lacking)
     untrained = teacher is not None and teacher.settings.update == "frozen" and not bool(teacher.initialised)
     if untrained and module.method.needs.foreign_teacher and module.recipe is not None:
         rank_zero_warn(

@@ -1,4 +1,4 @@
-"""Weights for a teacher, from files of tensors that run nothing when they are read."""
+"""First weights for teacher and student, from files of tensors that run nothing when they are read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN = 8
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
-def load_teacher(teacher: TeacherModule, rebuild: Callable[[Path], Coordinator]) -> None:
+def load_teacher(teacher: TeacherModule, rebuild: Callable[[Path], Coordinator]) -> Coordinator | None:
     """Load into a teacher's network the weights that its settings name, if they name any.
 
     A teacher of one peer takes the deployed network of a checkpoint of this library, or a state_dict of its own
@@ -31,19 +31,40 @@ def load_teacher(teacher: TeacherModule, rebuild: Callable[[Path], Coordinator])
         teacher: its `initialised` is then set.
         rebuild: makes the module of a checkpoint of this library.
 
+    Returns:
+        The module of a checkpoint of this library, which may hold what a method goes on with; else None.
+
     Raises:
         CheckpointError: missing, unsafe, or for another network; missing and unexpected keys are listed.
     """
     if teacher.settings.weights is None:
-        return
+        return None
     network, path = teacher.network, Path(teacher.settings.weights)
-    content = read(path)
+    content, module = read(path, "teacher"), None
     if file_format.KEY in content:
-        _load_checkpoint(network, rebuild(path), path)
+        module = rebuild(path)
+        _load_checkpoint(network, module, path)
     else:
         single = network.num_peers == 1
         _load(network.peer(0) if single else network, state_dict(content, path), path, network.num_classes)
     teacher.take_weights()
+    return module
+
+
+def load_student(network: PeerNetwork, path: Path, rebuild: Callable[[Path], Coordinator]) -> None:
+    """Start every peer of the student with the weights in a file: those that a checkpoint deploys, or a state_dict.
+
+    Raises:
+        CheckpointError: as `load_teacher`.
+    """
+    content = read(path, "backbone")
+    if file_format.KEY in content:
+        module = rebuild(path)
+        weights = deploy(module, module.deployment).state_dict()
+    else:
+        weights = state_dict(content, path)
+    for index in range(network.num_peers):
+        _load(network.peer(index), weights, path, network.num_classes, "backbone")
 
 
 def _load_checkpoint(network: PeerNetwork, module: Coordinator, path: Path) -> None:
@@ -58,14 +79,14 @@ def _load_checkpoint(network: PeerNetwork, module: Coordinator, path: Path) -> N
     _load(network, part.network.state_dict(), path, network.num_classes)
 
 
-def read(path: Path) -> Mapping[str, Any]:
-    """Read a file of tensors and primitives.
+def read(path: Path, group: str = "teacher") -> Mapping[str, Any]:
+    """Read a file of tensors and primitives, which `teacher.weights` or `backbone.weights` names.
 
     Raises:
         CheckpointError: missing, damaged, or with objects that could run code.
     """
     if not path.is_file():
-        raise CheckpointError(f"No weights at {path}: give teacher.weights the path of a .pt, .pth or .ckpt file.")
+        raise CheckpointError(f"No weights at {path}: give {group}.weights the path of a .pt, .pth or .ckpt file.")
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path} is in another format: save its state_dict with torch.save and give that file.")
     content = file_format.read(path, cure="save the state_dict alone: torch.save(model.state_dict(), path)")
@@ -87,7 +108,10 @@ def state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     return {str(key).removeprefix(prefix): value for key, value in content.items()}
 
 
-def _load(module: nn.Module, weights: Mapping[str, Tensor], path: Path, num_classes: int) -> None:
+def _load(
+    module: nn.Module, weights: Mapping[str, Tensor], path: Path, num_classes: int, group: str = "teacher"
+) -> None:
+    key, whose = ("teacher.backbone", "teacher") if group == "teacher" else ("backbone", "network")
     ours = module.state_dict()
     faults = []
     if missing := [key for key in ours if key not in weights]:
@@ -99,7 +123,7 @@ def _load(module: nn.Module, weights: Mapping[str, Tensor], path: Path, num_clas
     if not faults and len(counts) == 1 and all(_differs_in_classes(ours[k], weights[k], num_classes) for k in shapes):
         raise CheckpointError(
             f"{path} knows {counts.pop()} classes, the data has {num_classes}: "
-            "take a teacher that was trained on these classes."
+            f"take a {whose} that was trained on these classes."
         )
     if shapes:
         pairs = [f"{key} {list(weights[key].shape)} instead of {list(ours[key].shape)}" for key in shapes]
@@ -108,8 +132,8 @@ def _load(module: nn.Module, weights: Mapping[str, Tensor], path: Path, num_clas
         faults.append(f"of another type: {_listed(foreign)}")
     if faults:
         raise CheckpointError(
-            f"The weights in {path} do not fit the teacher ({'; '.join(faults)}): "
-            "set teacher.backbone to the network that they belong to."
+            f"The weights in {path} do not fit the {whose} ({'; '.join(faults)}): "
+            f"set {key} to the network that they belong to."
         )
     module.load_state_dict(dict(weights), strict=True)
     refuse_non_finite(module, path)

@@ -3,6 +3,7 @@
 from dkel_lightning.callbacks.collapse import CollapseGuard
 from dkel_lightning.callbacks.diversity import DiversityMonitor
 from dkel_lightning.callbacks.initialisation import TeacherInitialisation
+from dkel_lightning.callbacks.own_batches import MethodBatches, MethodTime
 from dkel_lightning.callbacks.schedules import EMARateSchedule, EnsembleDecaySchedule, RampUpSchedule, set_weights
 from dkel_lightning.callbacks.supervision_complexity import SupervisionComplexity
 from dkel_lightning.callbacks.teacher_checkpoints import TeacherCheckpoints
@@ -14,6 +15,8 @@ OF_MODULES = (
     EnsembleDecaySchedule,
     TeacherInitialisation,
     EMARateSchedule,
+    MethodTime,
+    MethodBatches,
     TeacherCheckpoints,
 )
 """What a DistillationModule attaches; each says itself which modules need it."""
@@ -24,6 +27,8 @@ __all__ = [
     "DiversityMonitor",
     "EMARateSchedule",
     "EnsembleDecaySchedule",
+    "MethodBatches",
+    "MethodTime",
     "RampUpSchedule",
     "SupervisionComplexity",
     "TeacherCheckpoints",

@@ -49,27 +49,32 @@ class TeacherInitialisation(Callback):
         teacher.start_from(module.student.network)
         group = trainer.optimizers[0].param_groups[0]
         rate = unscaled_rate(group) * teacher.settings.init_lr_scale
-        with _own_random_numbers(module, trainer.global_rank), _forward_context(trainer):
+        with own_random_numbers(module, trainer.global_rank), forward_context(trainer):
             steps = teacher.settings.batches_of_initialisation(trainer.num_training_batches)
-            teacher.initialise(self._batches(trainer, module, steps), rate)
+            teacher.initialise(drawn_batches(trainer, module, steps), rate)
         make_equal([*teacher.network.parameters(), *teacher.network.buffers()])
 
-    def _batches(self, trainer: Trainer, module: Coordinator, steps: int) -> Iterator[Batch]:
-        if steps == 0:
-            return
-        batches = initialisation_batches(trainer.train_dataloader, module.seed, steps, trainer.global_rank)
-        for index, batch in enumerate(batches):
-            # The way that training batches take, hooks of module and datamodule included.
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-            views, labels, indices = unpack(module.read(trainer.strategy.batch_to_device(batch, module.device)))
-            if index == 0:
-                # Before training_step could name what is wrong with the first batch.
-                check_views(views, module.student.num_peers, module.method.needs.teacher_views)
-                check_labels(labels, module.student.num_classes)
-            # What the teacher is going to see.
-            _, views = module.views_of_each(module.make_views(views, "init", index))
-            yield Batch(views, labels, indices)
+
+def drawn_batches(trainer: Trainer, module: Coordinator, steps: int) -> Iterator[Batch]:
+    """Draw so many training batches, as training gives them, without touching the order of the Trainer's loader.
+
+    Their views are those that the teacher sees.
+    """
+    if steps == 0:
+        return
+    batches = initialisation_batches(trainer.train_dataloader, module.seed, steps, trainer.global_rank)
+    for index, batch in enumerate(batches):
+        # The way that training batches take, hooks of module and datamodule included.
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        views, labels, indices = unpack(module.read(trainer.strategy.batch_to_device(batch, module.device)))
+        if index == 0:
+            # Before training_step could name what is wrong with the first batch.
+            check_views(views, module.student.num_peers, module.method.needs.teacher_views)
+            check_labels(labels, module.student.num_classes)
+        # What the teacher is going to see.
+        _, views = module.views_of_each(module.make_views(views, "init", index))
+        yield Batch(views, labels, indices)
 
 
 def initialisation_batches(loader: Any, seed: int, steps: int, rank: int) -> Iterator[Any]:
@@ -139,7 +144,7 @@ def _shuffled(sampler: Iterable[Any], loader: DataLoader[Any], draws: torch.Gene
 
 
 @contextlib.contextmanager
-def _own_random_numbers(module: LightningModule, rank: int) -> Iterator[None]:
+def own_random_numbers(module: LightningModule, rank: int) -> Iterator[None]:
     """Key what layers and transforms draw (dropout, augmentation), and leave training's stream untouched."""
     seed = derive_seed(int(getattr(module, "seed", 0)), "init", rank)
     with isolate_rng(include_cuda=module.device.type == "cuda"):
@@ -150,7 +155,7 @@ def _own_random_numbers(module: LightningModule, rank: int) -> Iterator[None]:
         yield
 
 
-def _forward_context(trainer: Trainer) -> contextlib.AbstractContextManager[Any]:
+def forward_context(trainer: Trainer) -> contextlib.AbstractContextManager[Any]:
     """Use the run's precision, except fp16: these few steps have no loss scaler, and run in float32."""
     plugin = trainer.precision_plugin
     if getattr(plugin, "scaler", None) is not None:

@@ -5,6 +5,7 @@ from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.device_loaders import DeviceLoader
 from dkel_lightning.data.imageset import Images, ImageSet
+from dkel_lightning.data.indexed import WithIndices
 from dkel_lightning.data.own import ClassificationData
 from dkel_lightning.data.readers.cifar import CIFAR10DataModule, CIFAR100DataModule
 from dkel_lightning.data.readers.digits import DigitsDataModule
@@ -32,6 +33,7 @@ __all__ = [
     "Images",
     "NpzDataModule",
     "TinyImageNetDataModule",
+    "WithIndices",
     "register_data",
     "registered_at",
 ]

@@ -139,12 +139,13 @@ def _comparable(value: Any) -> Any:
 
 def describe_sizes(module: LightningDataModule) -> str:
     """Say how many images there are to train, validate and test on, as far as the loaders tell."""
-    counts = {name: _size(module, name) for name in ("train", "val", "test")}
+    counts = {name: size(module, name) for name in ("train", "val", "test")}
     words = {"train": "training", "val": "validation", "test": "test"}
     return ", ".join(f"{count:,} {words[name]}" for name, count in counts.items() if count is not None)
 
 
-def _size(module: LightningDataModule, split: str) -> int | None:
+def size(module: LightningDataModule, split: str) -> int | None:
+    """Count the images of `train`, `val` or `test`; None where the data module does not tell."""
     known = getattr(module, f"{split}_size", None)
     if isinstance(known, int):
         return known

@@ -22,13 +22,8 @@ class CompiledNetworks:
 
     def __init__(self, module: Coordinator, rows: int) -> None:
         self.rows = rows
-        student = module.student.network
-        kind = "stages" if module.method.needs.stages else "forward"
-        self._parts: list[tuple[PeersModule, str, Callable[[Tensor], Any]]] = [
-            (module.student, kind, _compiled(student, kind))
-        ]
-        if module.teacher is not None:
-            self._parts.append((module.teacher, "forward", _compiled(module.teacher.network, "forward")))
+        parts: list[PeersModule | None] = [module.student, module.teacher]
+        self._parts = [(part, part.kind, _compiled(part.network, part.kind)) for part in parts if part is not None]
 
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:

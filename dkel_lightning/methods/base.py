@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.schedules import Clock
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import from_mapping, merge, unknown
 from dkel_lightning.settings.methods import PRESETS, MethodPreset, NoSettings
@@ -30,12 +33,14 @@ class Method(nn.Module, ABC):
     Attributes:
         Settings: frozen dataclass of primitives (nested dataclasses allowed) from which the method is rebuilt.
         needs: what it needs of what stands around it: teacher, ensemble, views, peers.
+        own_buffers: buffers of which each process has its own between the moments when the method makes them equal.
         rampup: the ramp-up of its distillation weight, None without one.
         ensemble: its decaying ensemble of teachers, None without one.
     """
 
     Settings: ClassVar[type[Any]] = NoSettings
     needs: ClassVar[Needs] = Needs()
+    own_buffers: ClassVar[tuple[str, ...]] = ()
 
     rampup_weight: Tensor
 
@@ -59,6 +64,43 @@ class Method(nn.Module, ABC):
         Raises:
             ConfigError: the network does not offer what the method builds on.
         """
+
+    def attach_teacher(self, network: PeerNetwork) -> None:
+        """Make the parts that depend on the teacher's network; called after `attach` where there is a teacher.
+
+        Raises:
+            ConfigError: the network does not offer what the method builds on.
+        """
+
+    def tell_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
+        """Put in force what depends on the time, before a training batch: of a method with `Needs(time=True)`.
+
+        Args:
+            clock: the time.
+            batch_idx: the batch's number in its epoch.
+            seed: the module's, to draw from with the time: a resume draws the same then.
+        """
+
+    def wants_batches(self, when: str, clock: Clock) -> int | None:
+        """Say how many training batches it wants at an epoch's `start` or `end`; None: it is not asked to look at any.
+
+        Of a method with `Needs(batches=True)`.
+        """
+        return None
+
+    def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
+        """Look at the batches that it has asked for: other ones on each process, drawn from the seed."""
+
+    def take_over(self, prepared: Coordinator) -> None:
+        """Take what a stage before this one has prepared, from the module of the checkpoint with the teacher's weights.
+
+        Raises:
+            ConfigError: it holds something else.
+        """
+
+    def lacks(self) -> str | None:
+        """Say what should have been prepared in a stage before this one and was not; None where nothing is lacking."""
+        return None
 
     def combine(self, student: StudentOutput) -> Tensor:
         """Make the method's own ensemble logits [B, C] of its peers, where it needs an ensemble of its `own`."""

@@ -15,7 +15,7 @@ from dkel_lightning.functional import (
     standardised,
 )
 from dkel_lightning.methods.base import Method
-from dkel_lightning.settings.methods import Distils
+from dkel_lightning.settings.distils import Distils
 
 Loss = Callable[[Tensor, Tensor, Tensor, Distils], Tensor]
 """Called with logits of student and teacher [..., B, C], labels [B] and settings, returns [...]; detaches nothing."""

@@ -149,9 +149,7 @@ class EnsembleNetwork(nn.Module):
         """Classify `images`."""
         if self.method is not None:
             seen = self.network.stages(images)
-            made: Tensor = self.method.combine(
-                StudentOutput(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
-            )
+            made: Tensor = self.method.combine(StudentOutput.of(seen))
             return made
         assert self.classifier is not None
         _, features = self.network(images)

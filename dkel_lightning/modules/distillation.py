@@ -34,7 +34,7 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.targets import TargetMaker, peers_first
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.processes import outlast_threads
-from dkel_lightning.runtime.seeding import generator, seeded
+from dkel_lightning.runtime.seeding import generator
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.targets import Targets
@@ -100,8 +100,7 @@ class DistillationModule(Coordinator):
         self._factories = (optimizer, scheduler, interval)
         self.deployment = deploy or Deploy()
         deployment.check_deployment(self, self.deployment)
-        with seeded(seed, "method parts"):
-            method.attach(student.network)
+        assembly.attach(self)
         self.members = deployment.members(self)
         evaluation.attach_metrics(self)
         self.observers, self.readers = [], []
@@ -117,7 +116,7 @@ class DistillationModule(Coordinator):
 
     def forward(self, views: Tensor) -> StudentOutput:
         """Classify `views` [B, V, C, H, W] or [B, C, H, W] with the student peers and their ensemble."""
-        output: StudentOutput = self.student.stages(views) if self.method.needs.stages else self.student(views)
+        output: StudentOutput = self.student(views)
         if self.method.needs.ensemble == "own":
             return output.with_ensemble(self.method.combine(output))
         if self.ensemble is not None and self.method.wants_ensemble_classifier:

@@ -84,6 +84,7 @@ class Coordinator(LightningModule):
     compiled: Compiled | None
     batch_keys: Mapping[str, str] = MappingProxyType({})
     test_flips: bool = False
+    _ddp_params_and_buffers_to_ignore: list[str]
 
     @property
     def is_attached(self) -> bool:

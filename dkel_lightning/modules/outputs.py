@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dkel_lightning.functional import classes_of
-from dkel_lightning.networks import PeerFeatures
+from dkel_lightning.networks import Named, PeerFeatures, PeerStages
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class StudentOutput:
         ensemble_logits: [B, C] of the ensemble classifier, or of what the method makes of its peers; None without.
         trunk: the trunk's outputs, P of [B, ...]; None unless the method asks for stages.
         maps: the last feature maps, P of [B, D', H', W']; None unless asked for, or where a network does not tell.
+        named: outputs of the modules that the method has named by `network.watch`, P of [B, ...] each; else None.
     """
 
     logits: Tensor
@@ -31,6 +32,12 @@ class StudentOutput:
     ensemble_logits: Tensor | None = None
     trunk: tuple[Tensor, ...] | None = None
     maps: tuple[Tensor, ...] | None = None
+    named: Named | None = None
+
+    @classmethod
+    def of(cls, seen: PeerStages) -> StudentOutput:
+        """Take what a pass of the network has given."""
+        return cls(seen.logits, seen.features, trunk=seen.trunk or None, maps=seen.maps, named=seen.named)
 
     def with_ensemble(self, ensemble_logits: Tensor) -> StudentOutput:
         """Return the same output with the ensemble's logits filled in."""
@@ -46,10 +53,13 @@ class TeacherOutput:
             of each; without gradient unless the teacher's update is `gradient`. A method detaches what it
             teaches with.
         features: as in StudentOutput.
+        named: outputs of the modules that the method has named by `network.watch`, by name: as many as there are
+            logits; else None.
     """
 
     logits: Tensor
     features: PeerFeatures
+    named: Named | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dkel_lightning.functional import cross_entropy
 from dkel_lightning.metrics import NetworkScores, scores_of
 from dkel_lightning.modules.batch import FiniteWatch, checked, with_shape_errors_explained
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
-from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.networks import PeerNetwork, PeerStages
 
 
 class PeersModule(LightningModule):
@@ -28,6 +28,9 @@ class PeersModule(LightningModule):
         optimizer: makes the optimizer from parameter groups; SGD of the CIFAR protocol by default.
         scheduler: makes the scheduler from the optimizer; none by default.
         interval: step the scheduler every `epoch` or every `step`.
+
+    Attributes:
+        wants_stages: whether a method builds on what the network computes on the way.
     """
 
     def __init__(
@@ -42,8 +45,22 @@ class PeersModule(LightningModule):
         self._factories = (optimizer, scheduler, interval)
         self.scores = NetworkScores(network.num_peers)
         self._finite = FiniteWatch()
-        # Compiled forms of the network's `forward` and `stages`, while they are in force.
+        self.wants_stages = False
+        # Compiled forms of the network's `forward` or `stages`, while they are in force.
         self.compiled: dict[str, Callable[[Tensor], Any]] = {}
+
+    @property
+    def kind(self) -> str:
+        """Which pass of the network is made: `stages` where somebody wants what is computed on the way."""
+        return "stages" if self.wants_stages or self.network.is_watched else "forward"
+
+    def pass_through(self, views: Tensor) -> PeerStages:
+        """Pass `views` through the network, compiled while that is in force."""
+        seen = self.compiled.get(self.kind, getattr(self.network, self.kind))(views)
+        if isinstance(seen, PeerStages):
+            return seen
+        logits, features = seen
+        return PeerStages(logits, features, (), None)
 
     @property
     def num_peers(self) -> int:

@@ -47,12 +47,24 @@ class StudentModule(PeersModule):
             raise ConfigError("\n".join(mistakes))
         self.peer_lr_scale = tuple(peer_lr_scale) if peer_lr_scale is not None else None
         self.frozen_peers = tuple(frozen_peers)
+        self._still = False
         for peer in self.frozen_peers:
             network.own_part(peer).requires_grad_(False).eval()
 
+    def stand_still(self, still: bool) -> None:
+        """Keep all weights and statistics as they are, in eval mode; or learn, as a student does."""
+        if still != self._still:
+            self._still = still
+            self.network.requires_grad_(not still)
+            for peer in self.frozen_peers:
+                self.network.own_part(peer).requires_grad_(False)
+            self.train(self.training)
+
     def train(self, mode: bool = True) -> StudentModule:
-        """Follow the root's mode, but for the frozen peers."""
+        """Follow the root's mode, but for the frozen peers, and for all of them where they stand still."""
         super().train(mode)
+        if self._still:
+            self.network.eval()
         for peer in self.frozen_peers:
             self.network.own_part(peer).eval()
         return self
@@ -68,10 +80,4 @@ class StudentModule(PeersModule):
 
     def forward(self, views: Tensor) -> StudentOutput:
         """Classify `views`, [B, V, C, H, W] (peer i sees view i) or [B, C, H, W] (all see the same)."""
-        logits, features = self.compiled.get("forward", self.network)(views)
-        return StudentOutput(logits, features)
-
-    def stages(self, views: Tensor) -> StudentOutput:
-        """Classify `views`, and keep what is computed on the way for methods that build on it."""
-        seen = self.compiled.get("stages", self.network.stages)(views)
-        return StudentOutput(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
+        return StudentOutput.of(self.pass_through(views))

@@ -66,8 +66,8 @@ class TeacherModule(PeersModule):
     def forward(self, views: Tensor) -> TeacherOutput:
         """Classify `views` as StudentModule does; without a graph unless it learns."""
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()), self._statistics_kept():
-            logits, features = self.compiled.get("forward", self.network)(views)
-        return TeacherOutput(logits, features)
+            seen = self.pass_through(views)
+        return TeacherOutput(seen.logits, seen.features, seen.named)
 
     def teach(self, views: Tensor) -> TeacherOutput:
         """Classify `views` as the student sees them; a single teacher of several peers classifies each view.
@@ -88,7 +88,10 @@ class TeacherModule(PeersModule):
         output = self(views.transpose(0, 1).flatten(0, 1))
         rows = (views.shape[1], views.shape[0], -1)
         assert isinstance(output.features, Tensor)
-        return TeacherOutput(output.logits.reshape(rows), output.features.reshape(rows))
+        named = output.named
+        if named is not None:
+            named = {name: tuple(of_views.chunk(views.shape[1])) for name, (of_views,) in named.items()}
+        return TeacherOutput(output.logits.reshape(rows), output.features.reshape(rows), named)
 
     def train(self, mode: bool = True) -> TeacherModule:
         """Follow the root's mode: in training the teacher normalises with batch statistics, unless it is frozen.

@@ -1,12 +1,12 @@
 """Networks of peers: the backbones of DKEL by name, and any torch classifier cut into a trunk and branches."""
 
+from dkel_lightning.networks.adapters import adapter, at_common_size
 from dkel_lightning.networks.branching import (
     SplitModel,
     WholeModel,
     branch_model,
     is_trained,
     redraw_,
-    release_,
     whole_model,
 )
 from dkel_lightning.networks.conversion import Constants, Conversion, convert_before
@@ -24,6 +24,7 @@ from dkel_lightning.networks.peers import (
     SinglePeer,
 )
 from dkel_lightning.networks.registry import BACKBONES, Backbone, create, register_backbone, start_linear
+from dkel_lightning.networks.watching import Named, StandIn, find, release_, stages_of
 
 __all__ = [
     "BACKBONES",
@@ -36,18 +37,23 @@ __all__ = [
     "Conversion",
     "IndependentPeers",
     "LogitsOf",
+    "Named",
     "PeerFeatures",
     "PeerNetwork",
     "PeerStages",
     "SharedTrunk",
     "SinglePeer",
     "SplitModel",
+    "StandIn",
     "WholeModel",
+    "adapter",
+    "at_common_size",
     "branch_model",
     "classes_of",
     "convert_before",
     "create",
     "default_cut",
+    "find",
     "is_trained",
     "logits_of",
     "make",
@@ -56,6 +62,7 @@ __all__ = [
     "redraw_",
     "register_backbone",
     "release_",
+    "stages_of",
     "start_linear",
     "whole_model",
 ]

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks.outline import IMAGE_SHAPE, Outline, check_name, logits_of, observe, tensors_of
 from dkel_lightning.networks.peers import PeerFeatures, PeerStages, SharedTrunk
+from dkel_lightning.networks.watching import StandIn
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -177,20 +178,16 @@ class _Notes:
         return value
 
 
-class _Forward:
-    """Stands in for the `forward` of one module, and leaves its class, its name and its weights as they are."""
+class _OfPass(StandIn):
+    """Of a module whose pass is written down under a name."""
 
     def __init__(self, module: nn.Module, name: str, notes: _Notes) -> None:
-        self.forward = module.forward
+        super().__init__(module)
         self.name = name
         self.notes = notes
-        module.forward = self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
 
 
-class _Before(_Forward):
+class _Before(_OfPass):
     """Of a module before the split: it computes once, and then answers."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -202,7 +199,7 @@ class _Before(_Forward):
         return output
 
 
-class _Split(_Forward):
+class _Split(_OfPass):
     """Of the module at the split: a first pass ends here, and each peer's own begins."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -222,24 +219,12 @@ def _form(leaf: Any) -> Any:
     return leaf.new_full((), float("nan") if leaf.is_floating_point() else 0).expand(leaf.shape)
 
 
-class _Classifier(_Forward):
+class _Classifier(_OfPass):
     """Of the final linear layer: its input are the features."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.notes.features = args[0] if args else next(iter(kwargs.values()))
         return self.forward(*args, **kwargs)
-
-
-def release_(model: nn.Module) -> nn.Module:
-    """Give every module its own forward back, in place."""
-    for module in model.modules():
-        forward = module.__dict__.get("forward")
-        while isinstance(forward, _Forward):
-            del module.forward
-            forward = forward.forward
-            if getattr(forward, "__func__", None) is not type(module).forward:
-                module.forward = forward  # the user's own stand-in
-    return model
 
 
 class WholeModel(nn.Module):
@@ -321,8 +306,8 @@ class SplitModel(SharedTrunk):
         views = self._with_view_axis(views)
         return self._gather(self._passes(views, self._told(views)))
 
-    def stages(self, views: Tensor) -> PeerStages:
-        """Return logits, features, and of what crosses the split the first tensor; see `PeerNetwork.stages`."""
+    def _stages(self, views: Tensor) -> PeerStages:
+        # For the trunk's output the first tensor of what crosses the split.
         views = self._with_view_axis(views)
         told = self._told(views)
         trunk = [next(leaf for leaf in tree_leaves(each[-1][1]) if isinstance(leaf, Tensor)) for each in told]

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import scale_gradient
+from dkel_lightning.networks.watching import Named, Watched
 
 PeerFeatures: TypeAlias = Tensor | tuple[Tensor, ...]
 """Features of all peers: [P, B, D], or one [B, D_i] a peer where the widths D_i differ."""
@@ -70,12 +71,14 @@ class PeerStages(NamedTuple):
         features: [P, B, D], or a tuple where widths differ.
         trunk: outputs of the trunk, before the branches, P of [B, ...] (the same one P times for a shared view).
         maps: last feature maps before pooling, P of [B, D', H', W']; None where a network does not tell.
+        named: outputs of the modules that `watch` names, P of [B, ...] each; None where none are named.
     """
 
     logits: Tensor
     features: PeerFeatures
     trunk: tuple[Tensor, ...]
     maps: tuple[Tensor, ...] | None
+    named: Named | None = None
 
 
 class SinglePeer(nn.Module):
@@ -132,6 +135,7 @@ class PeerNetwork(nn.Module, ABC):
         self.num_classes = classes[0]
         self.feature_dims: tuple[int, ...] = tuple(end.feature_dim for end in ends)
         self.image_shape: tuple[int, int, int] = (3, 224, 224)
+        self._watched: Watched | None = None
 
     @abstractmethod
     def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
@@ -145,9 +149,49 @@ class PeerNetwork(nn.Module, ABC):
             ConfigError: If `views` has another form.
         """
 
-    @abstractmethod
     def stages(self, views: Tensor) -> PeerStages:
         """Return what `forward` returns and what was computed on the way; same arguments, same errors."""
+        if self._watched is None:
+            return self._stages(views)
+        self._watched.begin()
+        seen = self._stages(views)
+        named = self._watched.end(views.dim() == 5 and views.shape[1] > 1)
+        return PeerStages(seen.logits, seen.features, seen.trunk, seen.maps, named)
+
+    @abstractmethod
+    def _stages(self, views: Tensor) -> PeerStages: ...
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether `stages` also gives the outputs of named modules."""
+        return self._watched is not None
+
+    def watch(self, names: Sequence[str], setting: str = "names") -> PeerStages:
+        """Let `stages` also give the outputs of modules by name, in place of those named before.
+
+        The modules keep their names, weights and keys, and what is deployed knows nothing of it.
+
+        Args:
+            names: as in `named_modules()` of a peer's classifier; of registered backbones also `stage1` and so on.
+            setting: under which the user gives them, for messages.
+
+        Returns:
+            What a pass of one black image in eval mode shows: the shapes that adapters are made for.
+
+        Raises:
+            ConfigError: a peer has no such module (the nearest are named), or calls it not once, or what follows
+                changes its output in place.
+        """
+        self.unwatch()
+        self._watched = Watched([self.peer(index) for index in range(self.num_peers)], names, setting)
+        with self._watched.dry():
+            return self.probe()
+
+    def unwatch(self) -> None:
+        """Name no modules any longer."""
+        if self._watched is not None:
+            self._watched.remove()
+            self._watched = None
 
     @abstractmethod
     def peer(self, index: int) -> nn.Module:
@@ -177,6 +221,8 @@ class PeerNetwork(nn.Module, ABC):
         image = torch.zeros(1, *self.image_shape, device=weight.device, dtype=weight.dtype)
         try:
             return self.eval().stages(image)
+        except ConfigError:
+            raise
         except Exception as error:  # a model of the user's own fails in any way it likes
             channels, height, width = self.image_shape
             raise ConfigError(
@@ -277,8 +323,7 @@ class BranchedNetwork(SharedTrunk):
         trunk_outputs = self._trunk_outputs(self._with_view_axis(views))
         return self._gather(branch(output) for branch, output in zip(self.branches, trunk_outputs, strict=True))
 
-    def stages(self, views: Tensor) -> PeerStages:
-        """Return logits, features, trunk outputs and last maps; see `PeerNetwork.stages`."""
+    def _stages(self, views: Tensor) -> PeerStages:
         trunk_outputs = self._trunk_outputs(self._with_view_axis(views))
         branches = cast("Iterable[Branch]", self.branches)
         outputs = [branch.stages(output) for branch, output in zip(branches, trunk_outputs, strict=True)]
@@ -325,8 +370,7 @@ class IndependentPeers(PeerNetwork):
         """Return logits [P, B, num_classes] and features; see `PeerNetwork.forward`."""
         return self._gather(outputs[:2] for outputs in self._outputs(views))
 
-    def stages(self, views: Tensor) -> PeerStages:
-        """Return logits, features, the trunks' outputs and last maps; see `PeerNetwork.stages`."""
+    def _stages(self, views: Tensor) -> PeerStages:
         outputs = list(self._outputs(views))
         return self._gather_stages([trunk for *_, trunk in outputs], [each[:3] for each in outputs])
 

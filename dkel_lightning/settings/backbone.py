@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import choice, registered, switch
+from dkel_lightning.settings.keys import choice, registered, switch, text
 
 LIBRARIES = ("torchvision", "timm", "hf")
 
@@ -35,3 +35,6 @@ class BackboneSettings(Settings, node="backbone"):
         registered("Of a library's network: the first module that each peer has for itself; null: the usual one."),
     ] = None
     pretrained: Annotated[bool, switch("Of a library's network: fetch its pretrained weights, and keep them.")] = False
+    weights: Annotated[
+        str | None, text("File of each peer's first weights: a checkpoint or a state_dict; null: drawn.")
+    ] = None

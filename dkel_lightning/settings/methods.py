@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.deploy import Deploy
+from dkel_lightning.settings.distils import Detach, Distils, LabelsWeight, Temperature, Weight
 from dkel_lightning.settings.keys import (
     REQUIRED,
     choice,
@@ -17,18 +18,22 @@ from dkel_lightning.settings.keys import (
     number,
     registered,
     several,
-    switch,
     text,
     whole,
 )
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.teacher import TEACHERS
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
-
-Temperature = Annotated[float, number("Temperature T of the softened predictions.", 0.01, 100)]
-Weight = Annotated[float, number("Weight of what is distilled, from the first step on.", 0, 1e6)]
-LabelsWeight = Annotated[float, number("Weight of the labels.", 0, 1e6)]
-Detach = Annotated[bool, switch("Keep the gradient out of the peers that teach.")]
+from dkel_lightning.settings.with_teachers import (
+    ConsistentSettings,
+    DIHSettings,
+    EKDSettings,
+    HeadsSettings,
+    IAKDSettings,
+    KDPMSettings,
+    SFTNSettings,
+    SoTeacherSettings,
+)
 
 
 @dataclass(frozen=True)
@@ -73,28 +78,6 @@ def peer_mistakes(peers: int, scale: Sequence[float] | None, frozen: Sequence[in
 @dataclass(frozen=True)
 class NoSettings(Settings, node="method"):
     """The settings of a method that has none."""
-
-
-LOSSES = ("kd", "dkd", "nkd", "standardised")
-"""Divergences that `methods.distilling` knows."""
-
-
-@dataclass(frozen=True)
-class LossOptions(Settings, node="method.loss_options"):
-    """What the losses other than `kd` weigh."""
-
-    alpha: Annotated[float, number("dkd: weight of the true class against all others.", 0, 1e6)] = 1.0
-    beta: Annotated[float, number("dkd: weight of the other classes among themselves.", 0, 1e6)] = 8.0
-    gamma: Annotated[float, number("nkd: weight of the other classes among themselves.", 0, 1e6)] = 1.5
-
-
-@dataclass(frozen=True)
-class Distils(Settings, node="method"):
-    """Settings of a method that distils logits: each of its terms is the same divergence."""
-
-    temperature: Temperature = 3.0
-    loss: Annotated[str, choice("What a term of distillation computes.", *LOSSES)] = "kd"
-    loss_options: LossOptions = field(default_factory=LossOptions)
 
 
 @dataclass(frozen=True)
@@ -263,6 +246,20 @@ PRESETS: dict[str, MethodPreset] = {
         arrangement={"classifiers": "released"},
         views_per_pass="one",
     ),
+    "consistent": MethodPreset(
+        "A frozen teacher's channels are rearranged for this student before their maps are compared.",
+        ConsistentSettings,
+        Needs(foreign_teacher=True, ensemble="none", batches=True, minimum_peers=1, deploy=STUDENT),
+        teacher="frozen",
+        arrangement={"peers": 1},
+    ),
+    "dih": MethodPreset(
+        "Intermediate classifier heads, fitted on the frozen teacher's stages, teach beside its own output.",
+        DIHSettings,
+        Needs(foreign_teacher=True, fitted_by="heads", ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="frozen",
+        arrangement={"peers": 1},
+    ),
     "dml": MethodPreset(
         "Deep mutual learning: separate networks on one view learn from each other's predictions.",
         DMLSettings,
@@ -270,12 +267,33 @@ PRESETS: dict[str, MethodPreset] = {
         teacher="none",
         arrangement={"sharing": "nothing", "views": "shared"},
     ),
+    "ekd": MethodPreset(
+        "Evolutionary distillation (our reading): teacher and student from scratch together, guided block by block.",
+        EKDSettings,
+        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="online",
+        arrangement={"peers": 1},
+    ),
     "ffl": MethodPreset(
         "Feature fusion: peers and a classifier of their fused feature maps teach each other.",
         FFLSettings,
         Needs(teacher="none", ensemble="own", stages=True, deploy=STUDENT),
         teacher="none",
         arrangement={"peers": 2, "views": "shared"},
+    ),
+    "heads": MethodPreset(
+        "Linear classifiers on the stages of a frozen network (backbone.weights): the second stage of dih.",
+        HeadsSettings,
+        Needs(teacher="none", ensemble="none", fixed_student=True, minimum_peers=1, deploy=STUDENT),
+        teacher="none",
+        arrangement={"peers": 1},
+    ),
+    "iakd": MethodPreset(
+        "Interactive distillation: blocks of a frozen teacher stand in the student's forward pass at random.",
+        IAKDSettings,
+        Needs(foreign_teacher=True, ensemble="none", time=True, batches=True, minimum_peers=1, deploy=STUDENT),
+        teacher="frozen",
+        arrangement={"peers": 1},
     ),
     "kd": MethodPreset(
         "Offline distillation in two stages: a teacher is trained (or loaded), then frozen and taught from.",
@@ -290,6 +308,13 @@ PRESETS: dict[str, MethodPreset] = {
         Needs(teacher="none", ensemble="none", deploy=STUDENT),
         teacher="none",
         arrangement={"sharing": "nothing"},
+    ),
+    "kdpm": MethodPreset(
+        "One teacher that learns online, and students that learn from it and from each other.",
+        KDPMSettings,
+        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="online",
+        arrangement={"peers": 2, "sharing": "nothing", "views": "shared"},
     ),
     "mean_teacher": MethodPreset(
         "Mean Teacher: the student stays consistent with its moving average, each on views of its own.",
@@ -311,6 +336,20 @@ PRESETS: dict[str, MethodPreset] = {
         Needs(teacher="none", ensemble="own", stages=True, trunk=True, deploy=Deploy("student", 0)),
         teacher="none",
         arrangement={"views": "shared"},
+    ),
+    "sftn": MethodPreset(
+        "A student-friendly teacher: it is trained with branches of its student's blocks (teacher.training=sftn).",
+        SFTNSettings,
+        Needs(teacher="none", ensemble="none", minimum_peers=1, deploy=STUDENT),
+        teacher="none",
+        arrangement={"peers": 1},
+    ),
+    "soteacher": MethodPreset(
+        "A student-oriented teacher: smooth, and consistent with itself over time (teacher.training=soteacher).",
+        SoTeacherSettings,
+        Needs(teacher="none", ensemble="none", time=True, batches=True, minimum_peers=1, deploy=STUDENT),
+        teacher="none",
+        arrangement={"peers": 1},
     ),
     "online_checkpoints": MethodPreset(
         "The student follows the teacher of the same moment, which learns from the labels alone.",

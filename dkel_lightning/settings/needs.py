@@ -17,6 +17,10 @@ class Needs:
             the student's moving average beside it.
         foreign_teacher: its teacher is one network of its own, of any architecture, rather than peers of the student's
             form; it teaches all peers. One that is frozen and given no weights is trained first, in a stage of its own.
+        fitted_by: the method that fits what this one builds on to the frozen teacher, in a stage of its own.
+        fixed_student: the student stays as it is, in eval mode, and only the method's own parts learn.
+        time: it is told the time before every training batch (`tell_time`).
+        batches: it may ask for training batches of its own at an epoch's start and end (`wants_batches`).
         teacher_views: it may be given 2 P views, of which the teacher sees the second half.
         ensemble: `classifier`, one that is trained over the peers' features; `own`, which the method's `combine` makes
             of its peers (a gate, a fusion); `none`.
@@ -30,6 +34,10 @@ class Needs:
 
     teacher: str = "required"
     foreign_teacher: bool = False
+    fitted_by: str | None = None
+    fixed_student: bool = False
+    time: bool = False
+    batches: bool = False
     teacher_views: bool = False
     ensemble: str = "classifier"
     stages: bool = False

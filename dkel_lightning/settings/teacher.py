@@ -25,6 +25,15 @@ from dkel_lightning.settings.keys import (
 )
 from dkel_lightning.settings.needs import Needs
 
+TRAININGS: Mapping[str, str] = {
+    "plain": "baseline",
+    "early_stopped": "baseline",
+    "soteacher": "soteacher",
+    "sftn": "sftn",
+}
+"""The method that trains a teacher of its own before its student, by the name of the training."""
+EARLY = 150 / 240
+"""Share of its training after which a teacher is stopped early. Source: reviews of SoTeacher."""
 DTYPES = ("float32", "bfloat16", "float16")
 CONSTANT, DEVIATION = number("", -1000, 1000), number("", 0, 1000, above=True)
 OF_ITS_OWN = ("backbone", "pretrained", "image_size", "mean", "std", "dtype")
@@ -76,6 +85,11 @@ class TeacherSettings(Settings, node="teacher"):
     weights: Annotated[
         str | None,
         text("File of its first weights: a checkpoint or a state_dict; null: drawn, or (kd) trained first."),
+    ] = None
+    training: Annotated[str, choice("How a teacher of its own is trained first.", *TRAININGS)] = "plain"
+    training_epochs: Annotated[
+        int | None,
+        whole("Length of that training in epochs; null: as the run's, of early_stopped 5/8 of it.", 1, 1_000_000),
     ] = None
     pretrained: Annotated[
         bool, switch("Of a teacher of its own from a library: fetch weights that know the data's classes.")
@@ -173,6 +187,10 @@ TEACHERS: Mapping[str, TeacherPreset] = {
     "mean_teacher": TeacherPreset(
         "A copy of the student whose first updates average its history evenly (Mean Teacher).",
         {"draw": "student", "start": "mean_teacher", "init_steps": 0},
+    ),
+    "online": TeacherPreset(
+        "Learns from the labels by itself, from the first step of its student on.",
+        {"update": "gradient", "init_steps": 0},
     ),
     "none": TeacherPreset("No teacher; for methods that can do without.", None),
 }

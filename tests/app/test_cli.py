@@ -624,7 +624,7 @@ def test_the_shell_completes_groups_and_keys(line: str, offered: str, monkeypatc
             r"no `update`: begin its file",
         ),
         ("method", "mine", "temperature: 6", ("method=mine",), r"no `name`: begin its file with `defaults: .dkel"),
-        ("method", "hot", "name: dkel\ntemperature: 6", ("method=hot",), r"no method.rampup.scale: begin .*dkel"),
+        ("method", "hot", "name: dkel\ntemperature: 6", ("method=hot",), r"no method\.\S+: begin .*dkel"),
     ],
 )
 def test_a_choice_of_the_users_own_builds_on_a_shipped_one_and_hides_none(

@@ -91,6 +91,21 @@ def test_plain_ddp_without_unused_parameters_works(run: Path, case: str) -> None
     assert unequal(seen, "metrics") == []
 
 
+@pytest.mark.parametrize("case", ["ekd", "iakd", "consistent", "soteacher"])
+def test_what_a_method_keeps_is_equal_on_both(run: Path, case: str) -> None:
+    seen = read(run, case)
+    assert unequal(seen, "after") == []
+    assert unequal(seen, "method") == []
+    found = seen[0]["method"]
+    if case == "soteacher":  # every sample was seen by one of the two
+        assert torch.equal(found["visits"], torch.ones(48))
+        torch.testing.assert_close(found["memory"].sum(1), torch.ones(48))
+    if case == "consistent":
+        assert sorted(found["places_2"].flatten().tolist()) == list(range(64))
+    if case == "iakd":
+        assert found["own_blocks"].shape == (3,)
+
+
 @pytest.mark.parametrize("case", ["teacher_alone", "student_alone"])
 def test_peers_alone_train_on_two_processes(run: Path, case: str) -> None:
     seen = read(run, case)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from dkel_lightning import DistillationModule, StudentModule, TeacherModule
 from dkel_lightning.callbacks import initialisation
+from dkel_lightning.data import WithIndices
 from dkel_lightning.runtime import processes
 from tests.modules.toy import SGD, Toy, build, parameters_of, peers_network, trainer, val_loader
 
@@ -70,12 +71,13 @@ def fit(module: LightningModule, folder: Path) -> None:
         hand_round(tensors)
 
     setattr(initialisation, "make_equal", look_first)  # noqa: B010
-    run.fit(module, DataLoader(Toy(48), batch_size=8, shuffle=True), val_loader(samples=20))
+    run.fit(module, DataLoader(WithIndices(Toy(48)), batch_size=8, shuffle=True), val_loader(samples=20))
     run.save_checkpoint(folder / "end.ckpt")
     setattr(initialisation, "make_equal", hand_round)  # noqa: B010
     seen = witness.seen | {
         "initialised": initialised,
         "after": parameters_of(module),
+        "method": dict(module.method.named_buffers()) if isinstance(module, DistillationModule) else {},
         "metrics": dict(run.callback_metrics),
         "global_step": run.global_step,
         "updates": module.teacher.updates
@@ -93,5 +95,10 @@ def main(folder: Path) -> None:
     for method in ("baseline", "pcl", "dkel", "dkel_released"):
         fit(build(method, teacher={"init_steps": 3, "init_lr_scale": 1.0}), folder / method)
     fit(build("dkel", teacher={"update": "gradient", "init_steps": 1}), folder / "gradient")
+    teacher = {"backbone": "resnet8"}
+    fit(build("ekd", 1, teacher=teacher), folder / "ekd")
+    fit(build({"name": "iakd", "start": 0.5, "statistics_batches": 2}, 1, teacher=teacher), folder / "iakd")
+    fit(build({"name": "consistent", "fit_batches": 2}, 1, teacher=teacher), folder / "consistent")
+    fit(build({"name": "soteacher", "samples": 48}, 1), folder / "soteacher")
     fit(TeacherModule(peers_network(), optimizer=SGD), folder / "teacher_alone")
     fit(StudentModule(peers_network(), optimizer=SGD), folder / "student_alone")

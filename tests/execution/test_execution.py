@@ -20,10 +20,12 @@ from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint, Stochas
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.data import DataLoader
 
 from dkel_lightning import DistillationModule, methods
 from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor, collapse, step_recorder
 from dkel_lightning.callbacks.step_recorder import Verdict
+from dkel_lightning.data import WithIndices
 from dkel_lightning.data.augment import CropFlip
 from dkel_lightning.data.device_loaders import DeviceLoader
 from dkel_lightning.errors import ConfigError, NonFiniteError
@@ -49,11 +51,17 @@ def fitted(
     **settings: Any,
 ) -> Outcome:
     """Fit for three epochs, and return all state and all that was logged."""
-    peers = 3 if method == "okddip" else 1 if method == "kd" else 2
-    module = build(method, peers, execution=mode, **(given or {}))
+    peers = {"okddip": 3, "kd": 1, "heads": 1, "iakd": 1, "consistent": 1, "sftn": 1, "soteacher": 1}.get(method, 2)
+    own: dict[Any, dict[str, Any]] = {"sftn": {"student": "resnet8"}, "soteacher": {"samples": SAMPLES}}
+    asked = {"name": method, **own[method]} if isinstance(method, str) and method in own else method
+    size = {"image_size": (8, 8)} if method in ("heads", "dih") else {}
+    module = build(asked, peers, execution=mode, **size, **(given or {}))
     fit = trainer(*callbacks, **({"max_epochs": 3} | settings))
     torch.manual_seed(7)
-    fit.fit(module, train_loader(SAMPLES), val_loader())
+    loader = train_loader(SAMPLES)
+    if method == "soteacher":
+        loader = DataLoader(WithIndices(loader.dataset), batch_size=8, sampler=loader.sampler)
+    fit.fit(module, loader, val_loader())
     assert module.execution_in_force is not None
     assert module.execution_in_force.name == mode
     return module.state_dict(), {name: torch.as_tensor(value) for name, value in fit.callback_metrics.items()}

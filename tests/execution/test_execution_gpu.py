@@ -62,7 +62,7 @@ def mode_of(module: DistillationModule) -> tuple[str, str]:
 
 
 def peers(method: str) -> int:
-    return {"okddip": 3, "kd": 1}.get(method, 2)
+    return {"okddip": 3, "kd": 1, "heads": 1, "iakd": 1, "consistent": 1, "sftn": 1, "soteacher": 1}.get(method, 2)
 
 
 @pytest.mark.parametrize("method", sorted(methods.METHODS))

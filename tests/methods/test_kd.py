@@ -268,7 +268,7 @@ def test_one_command_trains_the_teacher_and_then_the_student_from_it(tmp_path: P
 
 def test_teacher_and_student_of_one_architecture_do_not_start_alike() -> None:
     values = tiny_run(Path(), "method=kd").values
-    inner = stages.teacher_values(values)
+    inner = stages.before(values)[0].values
     assert inner["backbone"]["name"] == values["backbone"]["name"]
     assert inner["seed"] != values["seed"]
     assert inner["data"] == values["data"]

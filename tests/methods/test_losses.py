@@ -16,8 +16,9 @@ from dkel_lightning import MethodInputs, StudentOutput, TeacherOutput, methods
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import decoupled, distillation, normalised, standardised
 from dkel_lightning.methods.distilling import LOSSES, Distilling
-from dkel_lightning.settings.methods import LOSSES as WORDS
-from dkel_lightning.settings.methods import PRESETS, Distils
+from dkel_lightning.settings.distils import LOSSES as WORDS
+from dkel_lightning.settings.distils import Distils
+from dkel_lightning.settings.methods import PRESETS
 from tests.compose import compose
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text(encoding="utf-8"))

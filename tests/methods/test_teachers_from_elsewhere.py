@@ -14,7 +14,7 @@ from dkel_lightning import DistillationModule
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import Conversion
-from tests.compose import tiny_run
+from tests.compose import compose
 from tests.modules.toy import CLASSES, SGD, train_loader, trainer, val_loader
 
 OURS = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -113,8 +113,10 @@ def test_what_cannot_be_is_refused(method: str, teacher: dict[str, Any], message
 
 
 def test_a_teacher_that_is_trained_first_sees_what_its_student_sees(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="trained first, on the images as they are"):
-        stages.teacher_run(tiny_run(tmp_path, "method=kd", "teacher.image_size=16"))
-    assert stages.teacher_run(tiny_run(tmp_path, "method=kd", "teacher.image_size=16", "teacher.weights=x.pt")) is None
+    with pytest.raises(ConfigError, match=r"before this training \(teacher\) are of the images as they are"):
+        stages.before(compose("method=kd", "teacher.image_size=16"))
+    assert stages.before(compose("method=kd", "teacher.image_size=16", "teacher.weights=x.pt")) == []
     fetched = ("method=kd", "teacher.backbone=hf:vit", "teacher.pretrained=true")
-    assert stages.teacher_run(tiny_run(tmp_path, *fetched)) is None
+    assert stages.before(compose(*fetched)) == []
+    with pytest.raises(ConfigError, match="heads is fitted on a teacher in a file"):
+        stages.before(compose("method=dih", *fetched[1:]))

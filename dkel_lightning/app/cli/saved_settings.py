@@ -111,7 +111,7 @@ def resumed(folder: Path, given: Values, overrides: Sequence[str]) -> dict[str, 
     kept = registry.TASKS.get(saved.get("task", {}).get("name", "train"))
     if kept is None or not kept.resumable:
         raise ConfigError(f"{folder} is no training run, so there is nothing to resume.")
-    outer = stages.second_stage(folder)
+    outer = stages.run_around(folder)
     for path, values in ((folder, saved), *([] if outer is None else [(folder.parent, outer)])):
         _refuse_foreign(foreign(values, given), path / "config.yaml", given)
     laid = {**laid_over(saved, given, overrides, outer), "resume": None, "trust": given["trust"]}

@@ -13,6 +13,7 @@ from typing import Any
 from dkel_lightning.app.config import checks, messages
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.teacher import TRAININGS
 
 Settle = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Gives the resolved values of one composed configuration with some keys changed."""
@@ -20,8 +21,11 @@ Settle = Callable[[Mapping[str, Any]], dict[str, Any]]
 CONTROLS: dict[str, tuple[str, ...]] = {
     "baseline_smoothing": ("method=baseline", "targets.label_smoothing=0.1"),
     "baseline_long": ("method=baseline", "compare.compute=reference"),
+    **{
+        f"kd_{training}": ("method=kd", f"teacher.training={training}") for training in TRAININGS if training != "plain"
+    },
 }
-"""Ready-made labels beside the methods: what distillation has to beat."""
+"""Ready-made labels beside the methods: what distillation has to beat, and teachers that are trained otherwise."""
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 SAME_DATA = ("name", "root", "selection", "split_seed", "validation", "limit", "image_size")

@@ -39,6 +39,7 @@ COLUMNS = (
     Column("teacher distance", 1, 3, figure="selected teacher distance"),
     Column("epochs", 1, 0, measured=False, figure="last epoch"),
     Column("images per second", 1, 0),
+    Column("seconds", 1, 0),
     Column("peak memory", 2**-20, 0, "MiB"),
     Column("parameters deployed", 1, 0, measured=False),
 )

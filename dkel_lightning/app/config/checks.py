@@ -97,6 +97,7 @@ def _contradictions(values: Values) -> Iterator[str]:
         yield from one_of_two(TeacherSettings, teacher, "teacher")
         if needs is not None:
             yield from teacher_mistakes(f"method={name}", needs, teacher)
+            yield from _training_contradictions(needs, teacher)
     yield from peer_mistakes(peers, method.get("peer_lr_scale"), method.get("frozen_peers") or ())
     for settings in (RampUp, EnsembleTerm):
         term = settings.node.removeprefix("method.")
@@ -137,6 +138,16 @@ def _unmet_needs(name: str, needs: Needs, method: Values, peers: int) -> Iterato
     if method.get("views") == "per_peer_and_teacher" and not needs.teacher_views:
         whose = next(other for other, preset in PRESETS.items() if preset.needs.teacher_views)
         yield f"method.views=per_peer_and_teacher belongs to {whose}: choose per_peer or shared."
+
+
+def _training_contradictions(needs: Needs, teacher: Values) -> Iterator[str]:
+    first = needs.foreign_teacher and teacher["update"] == "frozen" and teacher.get("weights") is None
+    for key, plain in (("training", "plain"), ("training_epochs", None)):
+        if teacher.get(key, plain) != plain and not first:
+            yield (
+                f"teacher.{key}={teacher[key]}, but nothing trains a teacher first: choose a method that has its "
+                "own (kd), teacher=frozen, and no teacher.weights."
+            )
 
 
 def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:

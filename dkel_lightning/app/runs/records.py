@@ -281,7 +281,8 @@ class RunRecord:
         found: dict[str, float | None] = {}
         for when, test in (("last", self.last), ("selected", self.selected)):
             found |= {f"{when} {name}": value for name, value in test.figures().items()}
-        found["seconds"] = number(self.summary.get("seconds"))
+        own, before = (number(self.summary.get(key)) for key in ("seconds", "seconds_before"))
+        found["seconds"] = None if own is None else own + (before or 0.0)
         ends = {f"last {name}": name for name in self.curves if name.startswith("diversity/")} | WRONG_LABELS
         return found | {name: self.curves[column].values[-1] for name, column in ends.items() if column in self.curves}
 

@@ -367,7 +367,9 @@ def register(task: Task) -> None:
 def _is_task() -> Key:
     """Describe the name of a task, also of one that is registered later."""
     shipped = choice("What to do.", *SHIPPED)
-    return replace(shipped, check=lambda value: None if value in TASKS else shipped.check(value))
+    return replace(
+        shipped, check=lambda value: None if isinstance(value, str) and value in TASKS else shipped.check(value)
+    )
 
 
 @dataclass(frozen=True)

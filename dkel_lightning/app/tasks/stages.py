@@ -1,106 +1,228 @@
-"""Training in two stages: which run comes before another, and which goes on after one.
+"""Training in stages: which runs come before a run, and which follow one that is gone on with.
 
-Pure functions from runs to runs; `tasks.train` trains them. A method whose frozen teacher is a network of its own
-(`Needs.foreign_teacher`), and that is given no weights, has it trained first, in the folder `teacher` of the run.
+Pure functions from runs to runs; `tasks.train` trains them one after the other. Each stage is an ordinary run with
+settings, checkpoints and figures of its own, in a folder inside the run's, and ends with a file of weights with which
+the next one begins. A method whose frozen teacher is a network of its own (`Needs.foreign_teacher`), and that is given
+no weights, has it trained first as `teacher.training` says, in `teacher`; one that builds on parts fitted on the frozen
+teacher (`Needs.fitted_by`) has these fitted by that method, in the folder of its name.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run, values_in
-from dkel_lightning.errors import ConfigError
+from dkel_lightning.checkpoints.archive import is_whole
+from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.runtime import command_lines
 from dkel_lightning.settings.declarations import from_mapping, node_of
 from dkel_lightning.settings.methods import PRESETS, usual_arrangement
-from dkel_lightning.settings.teacher import TeacherSettings
+from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.teacher import EARLY, TRAININGS, TeacherSettings
 
-FOLDER = "teacher"
-
-
-def teacher_run(run: Run) -> Run | None:
-    """Return the run that trains the teacher, None where there is nothing to train."""
-    if run.resume is not None or not trains_its_teacher(run.values):
-        return None
-    if from_mapping(TeacherSettings, run.values["teacher"], "teacher").sees_otherwise:
-        raise ConfigError(
-            "This teacher is trained first, on the images as they are, and teacher.image_size, mean, std or dtype is "
-            "of one that was trained elsewhere: give teacher.weights, or teacher.pretrained=true."
-        )
-    return replace(run, values=teacher_values(run.values), folder=run.folder / FOLDER)
+TEACHER = "teacher"
 
 
-def trains_its_teacher(values: Mapping[str, Any]) -> bool:
-    """Whether these settings ask for a first stage."""
-    teacher = values["teacher"]
-    preset = PRESETS.get(str(values["method"].get("name")))
-    foreign = preset is not None and preset.needs.foreign_teacher
-    given = teacher.get("weights") or teacher.get("pretrained") or values["method"].get("checkpoints")
-    return foreign and teacher.get("update") == "frozen" and not given
+@dataclass(frozen=True)
+class Stage:
+    """A run that comes before another.
 
-
-def teacher_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the settings of the first stage: a baseline of one peer on the same data and protocol.
-
-    Its seed is derived from the run's, or a teacher of the student's architecture would start as its student does.
+    Attributes:
+        folder: its folder inside the run's.
+        meaning: what it trains, in words.
+        values: its settings.
     """
-    from dkel_lightning.runtime.seeding import derive_seed  # needs torch, which the command line does without
 
-    arrangement = {**usual_arrangement(), "peers": 1}
-    method = {"name": "baseline", **arrangement, **node_of(PRESETS["baseline"].Settings)}
-    backbone = values["teacher"]["backbone"] or values["backbone"]["name"]
-    return {
-        **values,
-        "seed": derive_seed(values["seed"], "teacher stage") % 2**31,
-        "method": method,
-        "backbone": {**values["backbone"], "name": backbone, "split_at": None, "pretrained": False},
-        "teacher": {"update": "none"},
-        "deploy": {"network": "student", "peer": "auto"},
-    }
+    folder: str
+    meaning: str
+    values: dict[str, Any]
+
+
+def before(values: Mapping[str, Any]) -> list[Stage]:
+    """List the stages that these settings ask for before their own training.
+
+    Raises:
+        ConfigError: they ask for stages on the images of a teacher that was trained elsewhere.
+    """
+    folders, teacher = folders_before(values), values["teacher"]
+    if folders and from_mapping(TeacherSettings, teacher, "teacher").sees_otherwise:
+        raise ConfigError(
+            f"The stages before this training ({', '.join(folders)}) are of the images as they are, and "
+            "teacher.image_size, mean, std or dtype is of a teacher that was trained elsewhere: give teacher.weights "
+            "of a finished stage, or teacher.pretrained=true where nothing is fitted on it."
+        )
+    if folders and teacher.get("pretrained"):
+        raise ConfigError(
+            f"{folders[0]} is fitted on a teacher in a file, and teacher.pretrained fetches one: train it "
+            "on these images first, and give teacher.weights."
+        )
+    return [
+        Stage(TEACHER, f"the teacher, {_backbone(values)}", _teacher(values))
+        if folder == TEACHER
+        else Stage(folder, f"{folder} on the frozen teacher", _fitted(values, folder))
+        for folder in folders
+    ]
+
+
+def folders_before(values: Mapping[str, Any]) -> list[str]:
+    """Name the folders of the stages that these settings ask for."""
+    needs, teacher = _needs(values), values["teacher"]
+    if not needs.foreign_teacher or teacher.get("update") != "frozen":
+        return []
+    weights, fitted = teacher.get("weights"), needs.fitted_by
+    given = weights or teacher.get("pretrained") or values["method"].get("checkpoints")
+    made = fitted is None or (weights is not None and _made_by(Path(weights)) == fitted)
+    return [*([] if given else [TEACHER]), *([] if made else [str(fitted)])]
+
+
+def sequence(run: Run) -> list[tuple[str, Run]]:
+    """List what is trained, in order, with what each is in words; the run itself is the last.
+
+    What lies in the folder of a stage is gone on with. Of a run that is resumed only what is left: a stage that is
+    resumed goes on into those that follow, with what it was resumed with where that may change.
+    """
+    values, outer, resume = run.values, run.folder, run.resume
+    resumed = None
+    if run.resume is not None:
+        saved = run_around(run.folder)
+        if saved is None:
+            return [("", run)]
+        values, outer, resumed = schema.with_changes(saved, run.values), run.folder.parent, run.folder.name
+        resume = last_checkpoint(outer)
+    found: list[tuple[str, Run]] = []
+    for stage in before(values):
+        folder = outer / stage.folder
+        if stage.folder == resumed:
+            found = [(stage.meaning, run)]
+        else:
+            found.append(
+                (stage.meaning, replace(run, values=stage.values, folder=folder, resume=last_checkpoint(folder)))
+            )
+    student = f"the student, {values['backbone']['name']}"
+    return [*found, (student, replace(run, values=values, folder=outer, resume=resume))]
+
+
+def run_around(folder: Path) -> dict[str, Any] | None:
+    """Read the configuration of the run whose stage lies in a folder; None if it is no stage."""
+    if not (folder.parent / "config.yaml").is_file():
+        return None
+    saved = {"teacher": {}, "method": {}, **values_in(folder.parent)}
+    return saved if folder.name in folders_before(saved) else None
 
 
 def with_weights(values: Mapping[str, Any], weights: Path | None) -> dict[str, Any]:
-    """Return the settings with the teacher's weights in place."""
-    if weights is None and "weights" not in values["teacher"]:
-        return dict(values)  # there is no teacher
-    return {**values, "teacher": {**values["teacher"], "weights": None if weights is None else str(weights)}}
+    """Return the settings with the file they begin with in place: of a teacher of its own, else of the student.
+
+    None takes away what is named: a checkpoint has all weights.
+    """
+    found = {group: dict(values[group]) for group in ("teacher", "backbone") if "weights" in values[group]}
+    if weights is None:
+        found = {group: {**node, "weights": None} for group, node in found.items()}
+    else:
+        group = "teacher" if _needs(values).foreign_teacher else "backbone"
+        found[group] = {**values[group], "weights": str(weights)}
+    return {**values, **found}
 
 
-def trained_weights(run: Run) -> Path | None:
-    """Return the checkpoint of the trained teacher that validation chose; None where none was written."""
+def trained_weights(folder: Path) -> Path | None:
+    """Return the checkpoint of a finished stage that validation chose; None where none was written."""
     for name in ("best.ckpt", "last.ckpt"):
-        path = run.folder / FOLDER / "checkpoints" / name
+        path = folder / "checkpoints" / name
         if path.is_file():
             return path
     return None
 
 
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint from which a run in a folder goes on; None where it has none that is whole."""
+    path = folder / "checkpoints" / "last.ckpt"
+    return path if path.is_file() and is_whole(path) else None
+
+
 def go_on(run: Run) -> str:
     """Return the command that goes on with a run; one without a checkpoint begins anew, with its seeds."""
-    candidates = [run.checkpoints / "last.ckpt", run.folder / FOLDER / "checkpoints" / "last.ckpt"]
-    place = next((path for path in candidates if path.is_file()), run.folder)
+    folders = [run.folder, *(run.folder / name for name in reversed(folders_before(run.values)))]
+    found = (folder / "checkpoints" / "last.ckpt" for folder in folders)
+    place = next((path for path in found if path.is_file()), run.folder)
     return command_lines.typed(command_lines.override("resume", place), *run.again)
 
 
-def second_stage(folder: Path) -> dict[str, Any] | None:
-    """Read the configuration of the run whose first stage lies in a folder; None if it is no first stage."""
-    if folder.name != FOLDER or not (folder.parent / "config.yaml").is_file():
-        return None
-    saved = {"teacher": {}, "method": {}, **values_in(folder.parent)}
-    return saved if trains_its_teacher(saved) else None
+# ---------------------------------------------------------------------- the settings of a stage
 
 
-def next_run(run: Run) -> Run | None:
-    """Return the run whose first stage the resumed `run` was, None if it was no first stage."""
-    saved = None if run.resume is None else second_stage(run.folder)
-    if saved is None:
-        return None
-    outer = run.folder.parent
-    last = outer / "checkpoints" / "last.ckpt"
-    # What this one was resumed with holds for the stage after it as well.
-    values = schema.with_changes(saved, run.values)
-    return replace(run, values=values, folder=outer, resume=last if last.is_file() else None)
+def _needs(values: Mapping[str, Any]) -> Needs:
+    preset = PRESETS.get(str(values["method"].get("name")))
+    return preset.needs if preset is not None else Needs()
+
+
+def _backbone(values: Mapping[str, Any]) -> str:
+    return str(values["teacher"].get("backbone") or values["backbone"]["name"])
+
+
+def _teacher(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Train a teacher: one peer on the same data and protocol, by the method that `teacher.training` means."""
+    teacher = values["teacher"]
+    training = teacher.get("training", "plain")
+    student = {"student": values["backbone"]["name"]} if training == "sftn" else {}
+    alone = _on_the_teacher(values, TRAININGS[training], "teacher stage", student)
+    trainer, scheduler = dict(values["trainer"]), dict(values["scheduler"])
+    whole, length = trainer["max_epochs"], teacher.get("training_epochs")
+    if training == "early_stopped":
+        # The rate falls as in the whole run, which is left early.
+        scheduler |= {key: _in_epochs(scheduler[key], whole) for key in ("milestones",) if key in scheduler}
+        trainer |= {key: math.ceil(EARLY * trainer[key]) for key in ("max_epochs", "max_steps") if trainer[key] > 0}
+        trainer["max_epochs"] = length or trainer["max_epochs"]
+    elif length is not None:
+        trainer["max_epochs"] = length
+        scheduler |= {key: length for key in ("T_max",) if scheduler.get(key) == whole}
+    return {**alone, "trainer": trainer, "scheduler": scheduler}
+
+
+def _in_epochs(milestones: Any, epochs: int) -> Any:
+    shares = milestones and all(0 < each < 1 for each in milestones)
+    return [math.ceil(round(each * epochs, 6)) for each in milestones] if shares and epochs > 0 else milestones
+
+
+def _fitted(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Fit parts on a frozen teacher; settings of the same name are the run's."""
+    own = {item.name for item in fields(PRESETS[name].Settings)}
+    shared = {key: value for key, value in values["method"].items() if key in own}
+    return _on_the_teacher(values, name, f"{name} stage", shared)
+
+
+def _on_the_teacher(
+    values: Mapping[str, Any], name: str, purpose: str, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Make the settings of a training of the teacher's network as a single peer, by the method `name`.
+
+    Its seed is derived from the run's, or a teacher of the student's architecture would start as its student does.
+    """
+    from dkel_lightning.runtime.seeding import derive_seed  # needs torch, which the command line does without
+
+    preset = PRESETS[name]
+    arrangement = {**usual_arrangement(), **preset.arrangement, "peers": 1}
+    backbone = {**values["backbone"], "name": _backbone(values), "split_at": None, "pretrained": False}
+    given = values["teacher"].get("weights")
+    return {
+        **values,
+        "seed": derive_seed(values["seed"], purpose) % 2**31,
+        "method": {"name": name, **arrangement, **node_of(preset.Settings, settings)},
+        "backbone": {**backbone, "weights": given},
+        "teacher": {"update": "none"},
+        "deploy": {"network": "student", "peer": "auto"},
+    }
+
+
+def _made_by(weights: Path) -> str | None:
+    """Name the method of the checkpoint of this library; None of any other file."""
+    from dkel_lightning.checkpoints import file_format
+
+    try:
+        return str(file_format.recipe(file_format.load(weights), weights)["method"]["name"])
+    except (CheckpointError, KeyError, TypeError):
+        return None  # whoever loads it says what is wrong with it

@@ -90,30 +90,38 @@ def train(run: Run) -> TrainResult:
     Raises:
         DkelError: with the thing at fault and its cure; the last good checkpoint stays whole.
     """
-    teacher = stages.teacher_run(run)
-    if teacher is not None:
-        run.describe()  # a resumed first stage goes on with this run
-        print_once(f"Stage 1 of 2: the teacher, {teacher.values['backbone']['name']}")
-        _train(teacher, None)
-        print_once(f"Stage 2 of 2: the student, {run.values['backbone']['name']}")
-        return _train(run, broadcast_from_rank_zero(stages.trained_weights(run)))
-    given = run.values["teacher"].get("weights")
-    result = _train(run, Path(given) if given else None)
-    following = stages.next_run(run)
-    if following is None:
-        return result
-    return _train(following, broadcast_from_rank_zero(stages.trained_weights(following)))
+    *earlier, (meaning, last) = stages.sequence(run)
+    if earlier and run.resume is None:
+        for _, stage in earlier:
+            checks.check(stage.values)
+        run.describe()  # a stage that is resumed goes on with this run
+    weights: Path | None = None
+    for number, (what, stage) in enumerate(earlier, 1):
+        print_once(f"Stage {number} of {len(earlier) + 1}: {what}")
+        _train(_same_on_all(stage), weights)
+        weights = broadcast_from_rank_zero(stages.trained_weights(stage.folder))
+    if earlier:
+        print_once(f"Stage {len(earlier) + 1} of {len(earlier) + 1}: {meaning}")
+    return _train(_same_on_all(last), weights)
 
 
-def _train(run: Run, teacher_weights: Path | None) -> TrainResult:
-    """Train in the run's folder, which only one run may hold: two would mix their checkpoints and rows."""
+def _same_on_all(run: Run) -> Run:
+    """Let all processes go on from what the first one sees: those that torchrun starts may have other folders."""
+    return replace(run, resume=broadcast_from_rank_zero(run.resume))
+
+
+def _train(run: Run, weights: Path | None) -> TrainResult:
+    """Train in the run's folder, which only one run may hold: two would mix their checkpoints and rows.
+
+    Begin with `weights`, what the stage before has given; else with what the settings say.
+    """
     if not ranks.is_first():
-        return _train_here(run, teacher_weights)
+        return _train_here(run, weights)
     with locks.held(run.folder, locks.CLAIM, locks.PATIENCE):
-        return _train_here(run, teacher_weights)
+        return _train_here(run, weights)
 
 
-def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
+def _train_here(run: Run, weights: Path | None) -> TrainResult:
     values = run.values
     step: int | None = None
     if run.resume is not None:
@@ -121,11 +129,15 @@ def _train_here(run: Run, teacher_weights: Path | None) -> TrainResult:
         _refuse_edited(run, checkpoint)  # here, before anything is prepared
         step = int(checkpoint["global_step"])
         del checkpoint  # Lightning loads it again, on the device
-        teacher_weights = None  # they are in the checkpoint
     images = prepared(values)
     # What was found in the images belongs to the run: an evaluation must not compute it anew.
     run = replace(run, values={**values, "data": {**values["data"], **_constants(images)}})
-    module = build.distillation(stages.with_weights(values, teacher_weights), images)
+    begun = values
+    if run.resume is not None:
+        begun = stages.with_weights(values, None)  # they are in the checkpoint
+    elif weights is not None:
+        begun = stages.with_weights(values, weights)
+    module = build.distillation(begun, images)
     _check_monitor(values["callbacks"]["monitor"], module)
     throughput, last_checkpoint = Throughput(), _last_checkpoint(run)
     logger = MetricsFile(run.folder / "metrics.csv", step)
@@ -380,6 +392,9 @@ def _report(run: Run, result: TrainResult, *, keep: bool) -> None:
         "peak_memory": {"bytes": result.memory.bytes, "of": result.memory.of},
         "deployed_parameters": result.deployed_parameters,
     }
+    stages_before = [RunRecord(run.folder / name) for name in stages.folders_before(values)]
+    if stages_before:
+        summary["seconds_before"] = sum(record.figure("seconds") or 0.0 for record in stages_before)
     warnings = [_overflow(column, tested) for column, tested in columns.items() if tested.without_number]
     if warnings:
         summary["warnings"] = warnings

@@ -1,0 +1,215 @@
+"""Channels of the teacher rearranged for this student (Han et al., arXiv 2103.16844)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from dkel_lightning.data.batch import Batch
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import at_least_float32, cross_entropy, one_hot
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.modules.interface import Coordinator
+from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.networks import PeerNetwork, at_common_size, stages_of
+from dkel_lightning.runtime.processes import average_over_processes
+from dkel_lightning.schedules import Clock
+from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import ConsistentSettings
+
+
+@shipped("consistent")
+class Consistent(Distilling):
+    """`L = CE(z) + b sum_pairs mean |N(F_S) - N(perm(sg F_T))|^2 + a KD(z, sg t; T)`, N per-sample L2 normalisation.
+
+    perm gives each student's channel the teacher's channel (or the average of several) that says most nearly the same
+    of the classes: means by class over batches in eval mode, standardised, matched by their products. It is fitted
+    before the first step, to the student as it then is, and again every so many epochs if asked for; or learned with
+    the loss, as a row-softmax matrix. Detached: the teacher. Deployed: the student.
+
+    Source: idea and moment of the fit are the paper's; the matching and the weights are our reading.
+    """
+
+    Settings: ClassVar[type[ConsistentSettings]] = ConsistentSettings
+    needs: ClassVar[Needs] = PRESETS["consistent"].needs
+    settings: ConsistentSettings
+
+    fitted: Tensor
+
+    def attach(self, network: PeerNetwork) -> None:
+        """Look at the student's maps.
+
+        Raises:
+            ConfigError: several peers, or layers that are not there.
+        """
+        if self.peers != 1:
+            raise ConfigError(f"consistent fits the teacher to one student: set method.peers to 1, not {self.peers}.")
+        self.layers, self._widths = _maps(network, self.settings.layers, "method.layers")
+
+    def attach_teacher(self, network: PeerNetwork) -> None:
+        """Make a place for each pair's rearrangement.
+
+        Raises:
+            ConfigError: other numbers of layers, or widths of which none is a multiple of the other.
+        """
+        self.teacher_layers, widths = _maps(network, self.settings.teacher_layers, "method.teacher_layers")
+        if len(widths) != len(self._widths):
+            raise ConfigError(
+                f"consistent compares layers in pairs, and the student has {', '.join(self.layers)}, the teacher "
+                f"{', '.join(self.teacher_layers)}: give method.layers and method.teacher_layers as many."
+            )
+        self.learned = nn.ParameterList()
+        for number, (ours, theirs) in enumerate(zip(self._widths, widths, strict=True)):
+            if self.settings.matcher == "learned":
+                self.learned.append(nn.Parameter(torch.zeros(ours, theirs)))
+            elif max(ours, theirs) % min(ours, theirs):
+                raise ConfigError(
+                    f"{self.layers[number]} of the student has {ours} channels, {self.teacher_layers[number]} of the "
+                    f"teacher {theirs}, and neither is a multiple: name other layers, or choose method.matcher=learned."
+                )
+            else:
+                self.register_buffer(f"places_{number}", natural(ours, theirs))
+        self.register_buffer("fitted", torch.tensor(self.settings.matcher == "learned"))
+
+    def wants_batches(self, when: str, clock: Clock) -> int | None:
+        """Ask for batches to fit on before the first step, and every so many epochs."""
+        every = self.settings.refit_epochs
+        again = every > 0 and clock.epoch > 0 and clock.epoch % every == 0
+        due = self.settings.matcher != "learned" and when == "start" and (again or not bool(self.fitted))
+        return self.settings.fit_batches if due else None
+
+    @torch.no_grad()
+    def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
+        """Fit the rearrangement to what both networks say of these batches, in eval mode."""
+        assert module.teacher is not None
+        mode = module.student.training
+        module.student.eval()
+        classes = module.student.num_classes
+        sums = [[torch.zeros(0)] * len(self.layers) for _ in range(2)]
+        counts = torch.zeros(classes, dtype=torch.float64, device=module.device)
+        for batch in batches:
+            onehot = one_hot(batch.labels, classes).double()
+            counts += onehot.sum(0)
+            ours, theirs = module.student(batch.views).named, module.teacher.teach(batch.views).named
+            assert ours is not None
+            assert theirs is not None
+            for of_network, seen, layers in ((sums[0], ours, self.layers), (sums[1], theirs, self.teacher_layers)):
+                for number, layer in enumerate(layers):
+                    found = seen[layer][0].double().mean((2, 3)).t() @ onehot  # [channels, K]
+                    of_network[number] = found if len(of_network[number]) == 0 else of_network[number] + found
+        module.student.train(mode)
+        average_over_processes([counts, *sums[0], *sums[1]])
+        there = counts > 0
+        for number, (ours_, theirs_) in enumerate(zip(*sums, strict=True)):
+            profiles = [(each[:, there] / counts[there]).cpu() for each in (ours_, theirs_)]
+            places = MATCHERS[self.settings.matcher](similarity(profiles[0], profiles[1]))
+            getattr(self, f"places_{number}").copy_(places)
+        self.fitted.fill_(True)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the terms: labels, the teacher's maps, and its logits where they have a weight."""
+        return ("ce", "features", *(["kd"] if self.settings.kd_weight > 0 else []))
+
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        """Compute the terms, weighted."""
+        assert inputs.teacher is not None
+        logits, settings = inputs.student.logits, self.settings
+        terms = {"ce": cross_entropy(logits, inputs.labels).sum(), "features": settings.weight * self._features(inputs)}
+        if settings.kd_weight > 0:
+            taught = self.distil(logits, inputs.teacher.logits.detach(), inputs.classes)
+            terms["kd"] = settings.kd_weight * taught.sum()
+        return terms
+
+    def _features(self, inputs: MethodInputs) -> Tensor:
+        assert inputs.teacher is not None
+        ours, theirs = inputs.student.named, inputs.teacher.named
+        assert ours is not None
+        assert theirs is not None
+        total = inputs.student.logits.new_zeros(())
+        for number, (layer, teacher_layer) in enumerate(zip(self.layers, self.teacher_layers, strict=True)):
+            maps = at_least_float32(theirs[teacher_layer][0].detach())
+            if self.settings.matcher == "learned":
+                maps = torch.einsum("st,bthw->bshw", self.learned[number].softmax(1), maps)
+            else:
+                maps = rearranged(maps, getattr(self, f"places_{number}"), self.settings.group)
+            total = total + feature_loss(*at_common_size(at_least_float32(ours[layer][0]), maps))
+        return total
+
+
+def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Average over the batch the squared distance of maps [B, C, H, W], each divided by its own L2 norm."""
+    ours, theirs = (F.normalize(each.flatten(1), dim=1) for each in (student, teacher))
+    return (ours - theirs).square().sum(1).mean()
+
+
+def rearranged(maps: Tensor, places: Tensor, group: str = "mean") -> Tensor:
+    """Rearrange channels [B, C_T, H, W] by `places` [C_S, r]: r channels of a group become their mean, or their max."""
+    grouped = maps[:, places.flatten()].view(len(maps), *places.shape, *maps.shape[2:])
+    return grouped.amax(2) if group == "max" else grouped.mean(2)
+
+
+def natural(student: int, teacher: int) -> Tensor:
+    """Give the places [C_S, r] before any fit: consecutive groups, or each of the teacher's channels several times."""
+    if teacher >= student:
+        return torch.arange(teacher).view(student, -1)
+    return (torch.arange(student) // (student // teacher)).view(-1, 1)
+
+
+def similarity(student: Tensor, teacher: Tensor) -> Tensor:
+    """Multiply profiles [C_S, K] and [C_T, K], each row standardised with divisor K: [C_S, C_T]."""
+    rows = [each - each.mean(1, keepdim=True) for each in (student, teacher)]
+    ours, theirs = (each / each.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12) for each in rows)
+    return ours @ theirs.t()
+
+
+def hungarian(similar: Tensor) -> Tensor:
+    """Assign the teacher's channels so that the sum of similarities [C_S, C_T] is largest: places [C_S, r], sorted."""
+    student, teacher = similar.shape
+    students, teachers = max(1, teacher // student), max(1, student // teacher)
+    wide = similar.double().repeat_interleave(students, 0).repeat_interleave(teachers, 1).numpy()
+    _, columns = linear_sum_assignment(-wide)
+    return torch.from_numpy(columns // teachers).view(student, -1).sort(1).values
+
+
+def greedy(similar: Tensor) -> Tensor:
+    """Assign the largest remaining similarity [C_S, C_T] first: places [C_S, r], sorted."""
+    student, teacher = similar.shape
+    left = similar.double().numpy().copy()
+    per_student, per_teacher = max(1, teacher // student), max(1, student // teacher)
+    found: list[list[int]] = [[] for _ in range(student)]
+    taken = [0] * teacher
+    for _ in range(max(student, teacher)):
+        row, column = map(int, np.unravel_index(np.argmax(left), left.shape))
+        found[row].append(column)
+        taken[column] += 1
+        left[row, column] = -np.inf
+        if len(found[row]) == per_student:
+            left[row] = -np.inf
+        if taken[column] == per_teacher:
+            left[:, column] = -np.inf
+    return torch.tensor(found).sort(1).values
+
+
+MATCHERS: dict[str, Callable[[Tensor], Tensor]] = {"hungarian": hungarian, "greedy": greedy}
+
+
+def _maps(network: PeerNetwork, given: tuple[str, ...] | None, setting: str) -> tuple[tuple[str, ...], list[int]]:
+    """Watch layers of a network of one peer; give their names and channels."""
+    layers = stages_of(network.peer(0), setting) if given is None else tuple(given)
+    if not layers:
+        raise ConfigError(f"{setting} is empty, and consistent compares maps: name modules, or null for every stage.")
+    seen = network.watch(layers, setting).named
+    assert seen is not None
+    flat = [name for name, (output,) in seen.items() if output.dim() != 4]
+    if flat:
+        raise ConfigError(f"{setting} names {', '.join(flat)}, which gives no maps [B, C, H, W]: name convolutions.")
+    return layers, [seen[name][0].shape[1] for name in layers]

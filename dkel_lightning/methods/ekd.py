@@ -1,0 +1,148 @@
+"""EKD: evolutionary knowledge distillation, our reading of its abstract (arXiv 2103.13811)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import at_least_float32, cross_entropy
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.networks import Named, PeerNetwork, stages_of
+from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import EKDSettings
+
+
+class GuidedModule(nn.Module):
+    """Make features u [B, width] and logits h [B, C] of maps: 1x1 convolution, BatchNorm, ReLU, pooling, linear."""
+
+    def __init__(self, channels: int, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return u and h."""
+        pooled = torch.relu(self.norm(self.conv(maps))).mean((2, 3))
+        return pooled, self.head(pooled)
+
+
+@shipped("ekd")
+class EKD(Distilling):
+    """Teacher and student learn at once, with guided modules after B corresponding blocks of both.
+
+    `L_T = CE(t) + sum_b CE(h_b^T)`, and of each student
+    `L_S = CE(z) + a KD(z, sg t) + sum_b [ CE(h_b^S) + KD(h_b^S, sg h_b^T) + m |u_b^S - sg u_b^T|^2 ]`.
+    Detached: all that comes from the teacher. Deployed: the student, without guided modules.
+
+    Source: only the paper's abstract could be read; formula, modules and weights are our reading.
+    """
+
+    Settings: ClassVar[type[EKDSettings]] = EKDSettings
+    needs: ClassVar[Needs] = PRESETS["ekd"].needs
+    settings: EKDSettings
+
+    layers: tuple[str, ...]
+    teacher_layers: tuple[str, ...]
+    guided: nn.ModuleList
+    guided_teacher: nn.ModuleList
+
+    def attach(self, network: PeerNetwork) -> None:
+        """Make guided modules for each student."""
+        self.layers = _layers(network, self.settings.layers, "method.layers")
+        seen = _seen(network, self.layers, "method.layers")
+        self.guided = nn.ModuleList(self._guides(seen, peer, network.num_classes) for peer in range(self.peers))
+
+    def attach_teacher(self, network: PeerNetwork) -> None:
+        """Make those of the teacher.
+
+        Raises:
+            ConfigError: it has another number of blocks.
+        """
+        self.teacher_layers = _layers(network, self.settings.teacher_layers, "method.teacher_layers")
+        if len(self.teacher_layers) != len(self.layers):
+            raise ConfigError(
+                f"ekd guides blocks in pairs, and the student has {len(self.layers)} ({', '.join(self.layers)}), the "
+                f"teacher {len(self.teacher_layers)} ({', '.join(self.teacher_layers)}): give method.layers and "
+                "method.teacher_layers as many."
+            )
+        seen = _seen(network, self.teacher_layers, "method.teacher_layers")
+        self.guided_teacher = self._guides(seen, 0, network.num_classes)
+
+    def _guides(self, seen: Named, peer: int, classes: int) -> nn.ModuleList:
+        return nn.ModuleList(
+            GuidedModule(output[peer].shape[1], self.settings.width, classes) for output in seen.values()
+        )
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the terms: labels, teacher, and the guided modules' labels, teacher, features; the teacher's labels."""
+        return ("ce", "kd", "ce_guided", "kd_guided", "features", "ce_guided_teacher")
+
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        """Compute the terms, each summed over peers and blocks, and weighted."""
+        assert inputs.teacher is not None
+        ours, theirs = inputs.student.named, inputs.teacher.named
+        assert ours is not None
+        assert theirs is not None
+        student, teacher = inputs.student.logits, inputs.teacher.logits
+        guided = [
+            _guided(guides, self.layers, ours, peer)
+            for peer, guides in enumerate(cast("Iterable[nn.ModuleList]", self.guided))
+        ]
+        taught = [_guided(self.guided_teacher, self.teacher_layers, theirs, view) for view in range(len(teacher))]
+        u, h = (torch.stack(each) for each in zip(*guided, strict=True))
+        u_teacher, h_teacher = (torch.stack(each) for each in zip(*taught, strict=True))
+        return self.terms_of(student, h, u, teacher, h_teacher, u_teacher, inputs.labels, inputs.classes)
+
+    def terms_of(
+        self,
+        student: Tensor,
+        h: Tensor,
+        u: Tensor,
+        teacher: Tensor,
+        h_teacher: Tensor,
+        u_teacher: Tensor,
+        labels: Tensor,
+        classes: Tensor,
+    ) -> dict[str, Tensor]:
+        """Compute the terms of logits [P, B, C], h [P, b, B, C] and u [P, b, B, width]; the teacher's P may be 1."""
+        of_blocks = labels.unsqueeze(1) if labels.dim() == 3 else labels  # targets of each peer
+        apart = (at_least_float32(u) - at_least_float32(u_teacher).detach()).square().sum(-1).mean(-1)
+        return {
+            "ce": cross_entropy(student, labels).sum(),
+            "kd": self.settings.weight * self.distil(student, teacher.detach(), classes).sum(),
+            "ce_guided": cross_entropy(h, of_blocks).sum(),
+            "kd_guided": self.distil(h, h_teacher.detach(), classes).sum(),
+            "features": self.settings.feature_weight * apart.sum(),
+            # Where the teacher classifies the view of each student, the mean, as of its own labels.
+            "ce_guided_teacher": cross_entropy(h_teacher, of_blocks).mean(0).sum(),
+        }
+
+
+def _layers(network: PeerNetwork, given: tuple[str, ...] | None, setting: str) -> tuple[str, ...]:
+    return stages_of(network.peer(0), setting) if given is None else tuple(given)
+
+
+def _seen(network: PeerNetwork, layers: tuple[str, ...], setting: str) -> Named:
+    if not layers:
+        raise ConfigError(f"{setting} is empty, and ekd guides blocks: name modules, or null for every stage.")
+    seen = network.watch(layers, setting).named
+    assert seen is not None
+    flat = [name for name, outputs in seen.items() if any(output.dim() != 4 for output in outputs)]
+    if flat:
+        raise ConfigError(f"{setting} names {', '.join(flat)}, which gives no maps [B, C, H, W]: name convolutions.")
+    return seen
+
+
+def _guided(guides: nn.ModuleList, layers: tuple[str, ...], named: Named, index: int) -> tuple[Tensor, Tensor]:
+    """Pass what the blocks of one peer or view returned through their modules: u [b, B, width] and h [b, B, C]."""
+    made = [guide(named[layer][index]) for guide, layer in zip(guides, layers, strict=True)]
+    return torch.stack([u for u, _ in made]), torch.stack([h for _, h in made])

@@ -1,0 +1,97 @@
+"""Linear classifiers on the stages of a frozen network: the second of the three stages of DIH (arXiv 2103.00497)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import at_least_float32, cross_entropy
+from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.networks import Named, PeerNetwork, stages_of
+from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import HeadsSettings
+
+SETTING = "method.layers"
+
+
+class Classifiers(nn.ModuleList):
+    """A classifier on the output of each named module of a network of one peer: flatten, then a linear layer.
+
+    Args:
+        network: is watched from now on.
+        layers: names; None for all stages.
+
+    Source: DIH, released code.
+    """
+
+    def __init__(self, network: PeerNetwork, layers: Sequence[str] | None) -> None:
+        self.layers = stages_of(network.peer(0), SETTING) if layers is None else tuple(layers)
+        seen = network.watch(self.layers, SETTING).named if self.layers else {}
+        assert seen is not None
+        widths = [prod(seen[layer][0].shape[1:]) for layer in self.layers]
+        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(width, network.num_classes)) for width in widths)
+
+    def logits(self, named: Named | None) -> Tensor:
+        """Classify what the network's modules have returned, [k, V, B, C], V passes of the one peer.
+
+        Raises:
+            ConfigError: the images are of another size than the network was built for.
+        """
+        assert named is not None
+        pairs = [(head, named[layer]) for head, layer in zip(self, self.layers, strict=True)]
+        return torch.stack([torch.stack([self._of(head, output) for output in outputs]) for head, outputs in pairs])
+
+    @staticmethod
+    def _of(head: nn.Module, output: Tensor) -> Tensor:
+        width = head.get_parameter("1.weight").shape[1]
+        if output[0].numel() != width:
+            raise ConfigError(
+                f"A head takes {width} values, and these images give {output[0].numel()}: build the module with the "
+                "image_size of the images."
+            )
+        logits: Tensor = head(at_least_float32(output))
+        return logits
+
+
+@shipped("heads")
+class Heads(Method):
+    """`L = sum_h CE(z_h)`: the network stays as it is, and a classifier on each of its stages learns from the labels.
+
+    Deployed: the network as it was. `method=dih` takes the heads from this training's checkpoint.
+    """
+
+    Settings: ClassVar[type[HeadsSettings]] = HeadsSettings
+    needs: ClassVar[Needs] = PRESETS["heads"].needs
+    settings: HeadsSettings
+
+    heads: Classifiers
+
+    def attach(self, network: PeerNetwork) -> None:
+        """Make the heads.
+
+        Raises:
+            ConfigError: several peers, no layer, or layers that are not there.
+        """
+        if self.peers != 1:
+            raise ConfigError(f"heads are fitted on one network: set method.peers to 1, not {self.peers}.")
+        if self.settings.layers == ():
+            raise ConfigError(
+                "method.layers is empty, so there is no head to fit: name modules, or null for all stages."
+            )
+        self.heads = Classifiers(network, self.settings.layers)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the term."""
+        return ("ce_heads",)
+
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        """Sum the heads' cross-entropies."""
+        return {"ce_heads": cross_entropy(self.heads.logits(inputs.student.named), inputs.labels).sum()}

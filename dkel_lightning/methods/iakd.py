@@ -1,0 +1,219 @@
+"""IAKD: interactive distillation, the teacher's blocks in the student's forward pass (arXiv 2007.01476)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Size, Tensor, nn
+
+from dkel_lightning.data.batch import Batch
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import cross_entropy
+from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.modules.interface import Coordinator
+from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.modules.peers import batch_norms
+from dkel_lightning.networks import PeerNetwork, StandIn, adapter, find, stages_of
+from dkel_lightning.runtime.processes import average_over_processes
+from dkel_lightning.runtime.seeding import generator
+from dkel_lightning.schedules import Clock, swap_rate
+from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import IAKDSettings
+
+
+class _Coins:
+    """Which blocks are the student's own in this step; None where nothing is swapped."""
+
+    own: Tensor | None = None
+
+
+class _Swapped(StandIn):
+    """Of a student's block: both blocks compute, and a coin says whose output goes on.
+
+    A choice of tensors rather than of Python's: one compiled or captured step serves all coins, and every parameter has
+    a gradient on all processes.
+    """
+
+    def __init__(self, module: nn.Module, number: int, coins: _Coins, other: Any) -> None:
+        super().__init__(module)
+        self.module, self.number, self.coins, self.other = module, number, coins, other
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the student's block, and in training the teacher's beside it."""
+        own = self.forward(*args, **kwargs)
+        if self.coins.own is None or not self.module.training:
+            return own
+        return torch.where(self.coins.own[self.number], own, self.other(args[0]).to(own.dtype))
+
+
+@shipped("iakd")
+class IAKD(Method):
+    """`L = CE(z)`, where each block i is `x -> a_i S_i(x) + (1 - a_i) T_i(x)`, `a_i ~ Bernoulli(q)` in every step.
+
+    q, the chance of the student's own block, is constant, or grows to 1 within half the run, or grows again and again.
+    The teacher's blocks are frozen, in eval mode; the gradient flows through them to the student's earlier blocks.
+    Coins are drawn from (seed, epoch, batch), the same on all processes. BatchNorm's statistics, which would mix two
+    kinds of input, are estimated anew at the end of every epoch. Deployed and evaluated: the student's blocks alone.
+
+    Source: the abstract has idea and names of the schedules; their shapes and values are our reading.
+    """
+
+    Settings: ClassVar[type[IAKDSettings]] = IAKDSettings
+    needs: ClassVar[Needs] = PRESETS["iakd"].needs
+    settings: IAKDSettings
+
+    own_blocks: Tensor
+    chance: Tensor
+
+    def attach(self, network: PeerNetwork) -> None:
+        """Look at the student's blocks.
+
+        Raises:
+            ConfigError: several peers, or blocks that are not there.
+        """
+        if self.peers != 1:
+            raise ConfigError(f"iakd swaps the blocks of one student: set method.peers to 1, not {self.peers}.")
+        self._blocks, self._borders = _blocks(network, self.settings.layers, "method.layers")
+
+    def attach_teacher(self, network: PeerNetwork) -> None:
+        """Let the teacher's blocks stand beside the student's, with layers between where widths differ.
+
+        Raises:
+            ConfigError: other numbers of blocks, or blocks whose maps differ in size.
+        """
+        blocks, borders = _blocks(network, self.settings.teacher_layers, "method.teacher_layers")
+        if len(blocks) != len(self._blocks):
+            raise ConfigError(
+                f"iakd swaps blocks in pairs, and the student has {len(self._blocks)} ({', '.join(self._blocks)}), the "
+                f"teacher {len(blocks)} ({', '.join(blocks)}): give method.layers and method.teacher_layers as many."
+            )
+        self.adapters = nn.ModuleDict()
+        self._coins = _Coins()
+        pairs = zip(self._blocks.items(), blocks.items(), self._borders, borders, strict=True)
+        for number, ((name, own), (other_name, other), ours, theirs) in enumerate(pairs):
+            what = f"{name} of the student and {other_name} of the teacher"
+            if [each[2:] for each in ours] != [each[2:] for each in theirs]:
+                raise ConfigError(f"{what} cannot be swapped: their maps are {_shown(ours)} and {_shown(theirs)}.")
+            _Swapped(own, number, self._coins, self._other(number, other, ours, theirs, what))
+        self.register_buffer("own_blocks", torch.ones(len(blocks), dtype=torch.bool))
+        self.register_buffer("chance", torch.ones(()))
+        self._coins.own = self.own_blocks
+        del self._blocks, self._borders
+
+    def _other(self, number: int, block: nn.Module, ours: _Border, theirs: _Border, what: str) -> Any:
+        """Give the teacher's block as a function of the student's maps."""
+        before, after = (self._joined(f"{number}_{side}", *pair, what) for side, pair in (
+            ("before", (ours[0], theirs[0])), ("after", (theirs[1], ours[1])),
+        ))  # fmt: skip
+        return _Between(before, block, after)
+
+    def _joined(self, name: str, source: Size, target: Size, what: str) -> nn.Module | None:
+        if source[1:] == target[1:]:
+            return None
+        self.adapters[name] = adapter(source, target, what)
+        return self.adapters[name]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> IAKD:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._coins.own = self.own_blocks  # moved to another device it is another tensor
+        return self
+
+    def chance_at(self, epochs: float, clock: Clock) -> float:
+        """Give q after so many epochs of the run that `clock` knows."""
+        settings = self.settings
+        length = None if clock.steps is None else clock.steps / clock.steps_per_epoch
+        if length is not None and epochs >= length - settings.finetune_epochs:
+            return 1.0
+        return swap_rate(settings.schedule, epochs, length, settings.start, settings.period)
+
+    def tell_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
+        """Toss the coins of this batch."""
+        chance = self.chance_at(clock.fraction, clock)
+        tossed = torch.rand(len(self.own_blocks), generator=generator(seed, "blocks", clock.epoch, batch_idx))
+        self.own_blocks.copy_(tossed < chance)
+        self.chance.fill_(chance)
+
+    def wants_batches(self, when: str, clock: Clock) -> int | None:
+        """Ask for batches to estimate BatchNorm's statistics from, after an epoch that began with swaps."""
+        swapped = when == "end" and self.chance_at(clock.epoch, clock) < 1
+        return self.settings.statistics_batches or None if swapped else None
+
+    @torch.no_grad()
+    def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
+        """Estimate the statistics of the student's BatchNorm anew, with its own blocks alone."""
+        layers = batch_norms(module.student.network)
+        momenta = [layer.momentum for layer in layers]
+        coins, self._coins.own = self._coins.own, None
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain mean
+        for batch in batches:
+            module.student.network(batch.views)
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        self._coins.own = coins
+        found = [each for layer in layers for each in (layer.running_mean, layer.running_var) if each is not None]
+        average_over_processes(found)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the term."""
+        return ("ce",)
+
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        """Compute the cross-entropy of the student with the blocks of this step."""
+        return {"ce": cross_entropy(inputs.student.logits, inputs.labels).sum()}
+
+    def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
+        """Name q."""
+        return {"own_blocks": self.chance}
+
+
+class _Between:
+    """A teacher's block, with a layer before and after it where widths differ."""
+
+    def __init__(self, before: nn.Module | None, block: nn.Module, after: nn.Module | None) -> None:
+        self.before, self.block, self.after = before, block, after
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """Pass the student's maps."""
+        hidden = maps if self.before is None else self.before(maps)
+        weight = next(self.block.parameters(), None)  # of a teacher that computes in another type
+        hidden = self.block(hidden if weight is None else hidden.to(weight.dtype))
+        output: Tensor = hidden if self.after is None else self.after(hidden.to(maps.dtype))
+        return output
+
+
+_Border = tuple[Size, Size]
+"""Shapes of what a block is given and returns."""
+
+
+def _blocks(
+    network: PeerNetwork, layers: tuple[str, ...] | None, setting: str
+) -> tuple[dict[str, nn.Module], list[_Border]]:
+    """Find the blocks of a network of one peer, and their borders in a dry pass."""
+    names = stages_of(network.peer(0), setting) if layers is None else tuple(layers)
+    blocks = {name: find(network.peer(0), name, setting) for name in names}
+    seen: dict[str, _Border] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def noted(_block: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[name] = (given[0].shape, output.shape)
+
+        return noted
+
+    hooks = [block.register_forward_hook(note(name)) for name, block in blocks.items()]
+    try:
+        network.watch(names, setting)  # which says what is wrong with a name
+    finally:
+        network.unwatch()
+        for hook in hooks:
+            hook.remove()
+    return blocks, [seen[name] for name in names]
+
+
+def _shown(border: _Border) -> str:
+    return " -> ".join(f"[{', '.join(map(str, shape[1:]))}]" for shape in border)

@@ -1,0 +1,103 @@
+"""KDPM: one teacher and several students that also teach each other (Niyaz & Bathula, arXiv 2110.11023)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Size, Tensor, nn
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import at_least_float32, cross_entropy
+from dkel_lightning.methods.base import shipped
+from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.networks import PeerNetwork, adapter, at_common_size, stages_of
+from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import KDPMSettings
+
+
+@shipped("kdpm")
+class KDPM(Distilling):
+    """`L_k = a CE(z_k) + b KD(z_k, sg t; T) + g mean_{l != k} KD(z_k, sg z_l; T)`, and the teacher's own `CE(t)`.
+
+    A student has the teacher's logits as its channel, or the teacher's feature maps, whose mean squared distance to its
+    own adapted ones then has the weight b in the place of the KD, or both. A single student has no peers to learn from.
+    Detached: all that teaches. Deployed: a student; as an ensemble the mean of their probabilities is scored.
+
+    Source: the shape of the paper's abstract and of its successor's (2212.02931); the weights are neutral, ours.
+    """
+
+    Settings: ClassVar[type[KDPMSettings]] = KDPMSettings
+    needs: ClassVar[Needs] = PRESETS["kdpm"].needs
+    settings: KDPMSettings
+
+    def __init__(self, peers: int, settings: KDPMSettings | None = None) -> None:
+        super().__init__(peers, settings)
+        self.channels = self.settings.channels or ("logits",) * peers
+        if len(self.channels) != peers:
+            raise ConfigError(f"method.channels has {len(self.channels)} entries for {peers} peers: give one for each.")
+        self.of_logits = [peer for peer, channel in enumerate(self.channels) if channel != "features"]
+        self.of_features = [peer for peer, channel in enumerate(self.channels) if channel != "logits"]
+        self.adapters = nn.ModuleList()
+        self._layers = ("", "")
+        self._shapes: list[Size] = []
+
+    def attach(self, network: PeerNetwork) -> None:
+        """Look at the students' maps, where one of them has these for a channel."""
+        if self.of_features:
+            layer = self.settings.layer or stages_of(network.peer(0), "method.layer")[-1]
+            seen = network.watch([layer], "method.layer").named
+            assert seen is not None
+            self._layers, self._shapes = (layer, ""), [output.shape for output in seen[layer]]
+
+    def attach_teacher(self, network: PeerNetwork) -> None:
+        """Make a layer from each such student's maps to the teacher's.
+
+        Raises:
+            ConfigError: no layer joins the two.
+        """
+        if self.of_features:
+            layer = self.settings.teacher_layer or stages_of(network.peer(0), "method.teacher_layer")[-1]
+            seen = network.watch([layer], "method.teacher_layer").named
+            assert seen is not None
+            self._layers = (self._layers[0], layer)
+            what = f"{self._layers[0]} of the student and {layer} of the teacher"
+            for peer in self.of_features:
+                self.adapters.append(adapter(self._shapes[peer], seen[layer][0].shape, what))
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the terms: labels, the teacher's logits, its features, the other students."""
+        return ("ce", "kd", *(["features"] if self.of_features else []), *(["kd_peers"] if self.peers > 1 else []))
+
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        """Compute the terms, each summed over the peers and weighted."""
+        assert inputs.teacher is not None
+        logits, settings = inputs.student.logits, self.settings
+        taught = inputs.teacher.logits.detach().expand_as(logits)
+        told = self.distil(logits[self.of_logits], taught[self.of_logits], inputs.classes).sum()
+        terms = {
+            "ce": settings.ce_weight * cross_entropy(logits, inputs.labels).sum(),
+            "kd": settings.weight * told,
+        }
+        if self.of_features:
+            terms["features"] = settings.weight * self._features(inputs)
+        if self.peers > 1:
+            each = self.distil_from_each(logits, logits.detach(), inputs.classes)
+            terms["kd_peers"] = settings.peer_weight * each.sum()
+        return terms
+
+    def _features(self, inputs: MethodInputs) -> Tensor:
+        assert inputs.teacher is not None
+        ours, theirs = inputs.student.named, inputs.teacher.named
+        assert ours is not None
+        assert theirs is not None
+        layer, teacher_layer = self._layers
+        total = inputs.student.logits.new_zeros(())
+        for peer, adapt in zip(self.of_features, self.adapters, strict=True):
+            seen = theirs[teacher_layer]
+            pair = at_common_size(adapt(ours[layer][peer]), seen[peer if len(seen) > 1 else 0].detach())
+            total = total + F.mse_loss(at_least_float32(pair[0]), at_least_float32(pair[1]))
+        return total

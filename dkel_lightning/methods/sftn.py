@@ -1,0 +1,102 @@
+"""SFTN: student-friendly teacher networks (Park et al., NeurIPS 2021, arXiv 2102.07650): the teacher's own training."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import cross_entropy, distillation
+from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.networks import PeerNetwork, SinglePeer, adapter, create, stages_of
+from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import SFTNSettings
+
+
+@shipped("sftn")
+class SFTN(Method):
+    """`L = l_T CE(z) + l_KL sum_r KD(z_r, z; T) + l_CE sum_r CE(z_r)`: a teacher with branches of its student.
+
+    After each stage r but the last hangs a branch: a layer to the width of the student's stage r, then the student's
+    stages r + 1 to the end with a classifier. Nothing is detached: the KL moves trunk and branch towards each other.
+    Deployed: the trunk, an ordinary network without branches, from which any method then distils.
+
+    Source: names of the terms and structure from a summary of the paper; l_T = 1, l_KL = 3, l_CE = 1, T = 1 and that
+    branches share nothing unless told to are recollection or reading.
+    """
+
+    Settings: ClassVar[type[SFTNSettings]] = SFTNSettings
+    needs: ClassVar[Needs] = PRESETS["sftn"].needs
+    settings: SFTNSettings
+
+    branches: nn.ModuleList
+
+    def attach(self, network: PeerNetwork) -> None:
+        """Make the branches of the student's blocks.
+
+        Raises:
+            ConfigError: several peers, no student, one without stages, or with another number of them.
+        """
+        if self.peers != 1:
+            raise ConfigError(f"sftn trains one teacher: set method.peers to 1, not {self.peers}.")
+        if self.settings.student is None:
+            raise ConfigError("sftn hangs blocks of the student on its teacher: give method.student, such as resnet8.")
+        student = self._student(network)
+        given = self.settings.layers
+        layers = stages_of(network.peer(0), "method.layers") if given is None else tuple(given)
+        own = stages_of(student.peer(0), "method.student")
+        if len(layers) != len(own):
+            raise ConfigError(
+                f"sftn pairs stages, and the teacher has {len(layers)} ({', '.join(layers)}), {self.settings.student} "
+                f"{len(own)} ({', '.join(own)}): give method.layers as many modules of the teacher."
+            )
+        self.layers = layers[:-1]  # behind the last one nothing but a classifier would be left
+        seen, expected = network.watch(self.layers, "method.layers").named, student.watch(own, "method.student").named
+        student.unwatch()
+        assert seen is not None
+        assert expected is not None
+        self.branches = nn.ModuleList()
+        for layer, stage in zip(self.layers, own, strict=False):
+            first = adapter(seen[layer][0].shape, expected[stage][0].shape, f"{layer} of the teacher")
+            of_branch = student if self.settings.share_branches else self._student(network)
+            self.branches.append(nn.Sequential(first, *_blocks_after(of_branch, stage)))
+
+    def _student(self, network: PeerNetwork) -> PeerNetwork:
+        channels, *size = network.image_shape
+        name = str(self.settings.student)
+        return create(name, network.num_classes, 1, in_channels=channels, image_size=(size[0], size[1]))
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the terms: labels, the trunk to its branches and back, the branches' labels."""
+        return ("ce", "kd_branches", "ce_branches")
+
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        """Compute the terms, weighted."""
+        named = inputs.student.named
+        assert named is not None
+        pairs = zip(self.branches, self.layers, strict=True)
+        branches = torch.stack([branch(named[layer][0]) for branch, layer in pairs])
+        return self.terms_of(inputs.student.logits[0], branches, inputs.labels)
+
+    def terms_of(self, trunk: Tensor, branches: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Compute the terms of logits [B, C] and [R, B, C], weighted."""
+        settings = self.settings
+        return {
+            "ce": settings.ce_weight * cross_entropy(trunk, labels),
+            "kd_branches": settings.kl_weight * distillation(branches, trunk, settings.temperature).sum(),
+            "ce_branches": settings.branch_weight * cross_entropy(branches, labels).sum(),
+        }
+
+
+def _blocks_after(student: PeerNetwork, stage: str) -> list[nn.Module]:
+    """List what a registered backbone does after a stage, in order."""
+    peer = student.peer(0)
+    assert isinstance(peer, SinglePeer)
+    parts = {**dict(peer.trunk.named_children()), **dict(peer.branch.body.named_children())}
+    names = list(parts)
+    return [*(parts[name] for name in names[names.index(stage) + 1 :]), peer.branch.classifier]

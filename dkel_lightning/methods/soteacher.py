@@ -1,0 +1,168 @@
+"""SoTeacher: how a student-oriented teacher is trained (Dong, Liu & Shang, ICLR 2024, arXiv 2206.06661)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from dkel_lightning.data.batch import Batch
+from dkel_lightning.errors import ConfigError, DataError
+from dkel_lightning.functional import at_least_float32, cross_entropy
+from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.modules.interface import Coordinator
+from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.runtime.processes import average_over_processes, world_size
+from dkel_lightning.schedules import Clock
+from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.with_teachers import SoTeacherSettings
+
+
+@shipped("soteacher")
+class SoTeacher(Method):
+    """`L = CE(z) + a_lip Lip + c(e) mean_n |softmax(z_n) - S_n|^2`: smooth, and consistent with what it said before.
+
+    Lip sums over layers the L1 norm of a convolution, the largest |gamma| / sqrt(running variance + eps) of a
+    BatchNorm, the largest L1 norm of a column of a linear layer. S_n is what the network has said of sample n so far,
+    on average: `S_n <- (1 - tau) S_n + tau p_n` after the term is taken. `c(e) = c_max (e + 1) / epochs`, and 0 in
+    epoch 0. Detached: S and the running variance. Deployed: the network, from which any method then distils.
+
+    With several processes each writes what it sees, and all have the same memory after an epoch.
+
+    Source: released code 0148005 (MIT); a counter for each sample (`uniform`) is ours, its own counts 0, 2, 3, ...
+    """
+
+    Settings: ClassVar[type[SoTeacherSettings]] = SoTeacherSettings
+    needs: ClassVar[Needs] = PRESETS["soteacher"].needs
+    settings: SoTeacherSettings
+    own_buffers: ClassVar[tuple[str, ...]] = ("memory", "visits", "written")
+
+    memory: Tensor
+    visits: Tensor
+    written: Tensor
+    coefficient: Tensor
+    rate: Tensor
+
+    def attach(self, network: PeerNetwork) -> None:
+        """Make the memory.
+
+        Raises:
+            ConfigError: several peers, or an unknown number of samples.
+        """
+        if self.peers != 1:
+            raise ConfigError(f"soteacher trains one teacher: set method.peers to 1, not {self.peers}.")
+        samples = self.settings.samples
+        if samples is None:
+            raise ConfigError("soteacher keeps a memory of each training sample: give samples, their number.")
+        self._layers: list[nn.Module] = [each for each in network.modules() if not list(each.children())]
+        self.register_buffer("memory", torch.zeros(samples, network.num_classes))
+        self.register_buffer("visits", torch.zeros(samples))
+        self.register_buffer("written", torch.zeros(samples))
+        self.register_buffer("coefficient", torch.zeros(()))
+        self.register_buffer("rate", torch.ones(()))
+
+    def tell_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
+        """Put c and the released rate in force.
+
+        Raises:
+            ConfigError: the run has no end.
+        """
+        if clock.steps is None:
+            raise ConfigError("soteacher's consistency grows to the end of the run: set max_epochs or max_steps.")
+        epochs = clock.steps / clock.steps_per_epoch
+        self.coefficient.fill_(consistency_weight(clock.epoch, epochs, self.settings.consistency_weight))
+        self.rate.fill_(1 / (1 + released_count(clock.epoch)))
+
+    def wants_batches(self, when: str, clock: Clock) -> int | None:
+        """Ask for the end of an epoch, and no batch, where other processes have seen other samples."""
+        return 0 if when == "end" and world_size() > 1 else None
+
+    @torch.no_grad()
+    def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
+        """Take from each process what it has written; of what several have, the mean."""
+        for held in (self.memory, self.visits):
+            weight = self.written.clone() if held.dim() == 1 else self.written.unsqueeze(1).clone()
+            total = held * weight
+            average_over_processes([total, weight])
+            held.copy_(torch.where(weight > 0, total / weight.clamp_min(1e-12), held))
+        self.written.zero_()
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the terms: labels, Lipschitz constants, consistency."""
+        return ("ce", "lipschitz", "consistency")
+
+    def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
+        """Name c."""
+        return {"consistency": self.coefficient}
+
+    def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        """Compute the terms, weighted, then write what was said into the memory.
+
+        Raises:
+            DataError: batches do not tell which samples they hold.
+        """
+        if inputs.indices is None:
+            raise DataError(
+                "soteacher keeps a memory of each sample, and batches do not tell which these are: wrap the data set, "
+                "dkel_lightning.data.WithIndices(data), or return (images, labels, indices)."
+            )
+        logits = inputs.student.logits[0]
+        apart = self.consistency(logits, inputs.indices)
+        return {
+            "ce": cross_entropy(logits, inputs.labels),
+            "lipschitz": self.settings.lipschitz_weight * lipschitz(self._layers),
+            "consistency": self.coefficient * apart,
+        }
+
+    def consistency(self, logits: Tensor, indices: Tensor) -> Tensor:
+        """Give the squared distance of softmax(logits) [B, C] to the memory of `indices` [B], averaged; remember it."""
+        said = at_least_float32(logits).softmax(-1)
+        held, visits = self.memory[indices], self.visits[indices].unsqueeze(1)
+        apart = (said - held).square().sum(-1)
+        if self.settings.counter == "uniform":
+            apart = apart * (visits.squeeze(1) > 0)  # of a sample that is new there is nothing to be consistent with
+            rate = 1 / (1 + visits)
+        else:
+            rate = self.rate
+        with torch.no_grad():
+            self.memory.index_copy_(0, indices, ((1 - rate) * held + rate * said.detach()).to(self.memory.dtype))
+            self.visits.index_copy_(0, indices, visits.squeeze(1) + 1)
+            self.written.index_fill_(0, indices, 1.0)
+        return apart.mean()
+
+
+def lipschitz(layers: Iterable[nn.Module]) -> Tensor:
+    """Sum the bounds of layers' Lipschitz constants, in float32 or better.
+
+    Source: SoTeacher, released code.
+    """
+    found = []
+    for layer in layers:
+        weight = getattr(layer, "weight", None)
+        if weight is None:
+            continue
+        weight = at_least_float32(weight)
+        if isinstance(layer, _ConvNd):
+            found.append(weight.abs().sum())
+        elif isinstance(layer, nn.Linear):
+            found.append(weight.abs().sum(0).max())
+        elif isinstance(layer, _BatchNorm) and layer.running_var is not None:
+            found.append((weight.abs() / (layer.running_var.detach() + layer.eps).sqrt()).max())
+    return torch.stack(found).sum()
+
+
+def consistency_weight(epoch: int, epochs: float, most: float) -> float:
+    """Give `c_max (e + 1) / epochs`, and 0 in epoch 0, where nothing is remembered yet."""
+    return most * (epoch + 1) / epochs if epoch > 0 else 0.0
+
+
+def released_count(epoch: int) -> int:
+    """Count the visits of every sample as the released code does: 0, 2, 3, ..."""
+    return epoch + 1 if epoch > 0 else 0

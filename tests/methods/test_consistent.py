@@ -1,0 +1,145 @@
+"""A teacher's channels rearranged for its student: golden matchings and losses, and a shuffle that is undone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dkel_lightning import DistillationModule
+from dkel_lightning.app.tasks.train import train
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.methods.consistent import (
+    feature_loss,
+    greedy,
+    hungarian,
+    natural,
+    rearranged,
+    similarity,
+)
+from dkel_lightning.networks import find
+from dkel_lightning.schedules import Clock
+from tests.compose import tiny_run
+from tests.methods.family import check_gradient, golden, leaf
+from tests.modules.toy import CLASSES, SGD, parameters_of, same, train_loader, trainer
+
+CASES = golden()["consistent"]
+
+
+def tensor(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_golden_matchings(case: dict[str, Any]) -> None:
+    given = case["inputs"] if "student_profile" in case["inputs"] else case["expected"]
+    similar = similarity(tensor(given["student_profile"]), tensor(given["teacher_profile"]))
+    expected = case["expected"]
+    if "similarity" in expected:
+        torch.testing.assert_close(similar, tensor(expected["similarity"]), rtol=1e-10, atol=1e-10)
+    assert hungarian(similar).tolist() == expected["hungarian"]
+    if "greedy" in expected:
+        assert greedy(similar).tolist() == expected["greedy"]
+
+
+@pytest.mark.parametrize("case", CASES[:4], ids=[case["name"] for case in CASES[:4]])
+def test_golden_losses(case: dict[str, Any]) -> None:
+    expected, teacher = case["expected"], tensor(case["inputs"]["teacher_features"])
+    widths = (len(expected["student_profile"]), teacher.shape[1])
+    orders = {"before": natural(*widths), "after": torch.tensor(expected["hungarian"])}
+    for when, places in orders.items():
+        for suffix, group in (("", "mean"), ("_mean", "mean"), ("_max", "max")):
+            if f"loss_{when}{suffix}" not in expected:
+                continue
+            student = leaf(case["inputs"]["student_features"])
+            loss = feature_loss(student, rearranged(teacher, places, group))
+            assert loss.item() == pytest.approx(expected[f"loss_{when}{suffix}"], rel=1e-10, abs=1e-12)
+            if f"grad_{when}{suffix}" in expected:
+                loss.backward()  # type: ignore[no-untyped-call]
+                check_gradient(student, expected[f"grad_{when}{suffix}"])
+
+
+def build(backbone: str = "resnet8", teacher: str = "resnet8", **settings: Any) -> DistillationModule:
+    beside = {key: settings.pop(key) for key in ("peers",) if key in settings}
+    return DistillationModule.build(
+        backbone,
+        CLASSES,
+        {"name": "consistent", "fit_batches": 3, **settings},
+        teacher={"backbone": teacher},
+        optimizer=SGD,
+        image_size=(8, 8),
+        **beside,
+    )
+
+
+@torch.no_grad()
+def shuffled(module: DistillationModule) -> Tensor:
+    """Make the teacher the student with the channels of its last stage shuffled; return the shuffle."""
+    assert module.teacher is not None
+    module.teacher.network.load_state_dict(module.student.network.state_dict())
+    block: Any = find(module.teacher.network.peer(0), "stage3", "x")[0]  # type: ignore[index]
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    for part in (block.residual[3], block.residual[4], block.shortcut[0], block.shortcut[1]):
+        for value in (*part.parameters(), *part.buffers()):
+            if value.dim():
+                value.copy_(value[order].clone())
+    return order.argsort()
+
+
+@pytest.mark.parametrize("matcher", ["hungarian", "greedy"])
+def test_a_teacher_that_is_the_student_with_shuffled_channels_is_unshuffled(matcher: str) -> None:
+    module = build(layers=["stage3"], teacher_layers=["stage3"], matcher=matcher)
+    expected = shuffled(module)
+    images = torch.randn(6, 3, 8, 8)
+    trainer(max_steps=1).fit(module, train_loader())
+    shuffled(module)  # by the same order, of the student after its step
+    module.eval()
+    with torch.no_grad():
+        seen = module(images).named, module.teacher.teach(images).named  # type: ignore[union-attr]
+    ours, theirs = (each["stage3"][0] for each in seen if each is not None)
+    after = feature_loss(ours, rearranged(theirs, module.method.places_0)).item()
+    if matcher == "greedy":  # what three classes say of two channels may be alike up to rounding
+        assert after < 0.02 * feature_loss(ours, theirs).item()
+        return
+    assert after < 1e-10
+    alive = ours.flatten(2).amax((0, 2)) > 0  # channels without any output are one like the other
+    assert alive.sum() > 32
+    assert module.method.places_0.flatten()[alive].tolist() == expected[alive].tolist()
+    assert not any("places" in name for name in module.deploy().state_dict())
+
+
+def test_a_refit_of_what_has_not_changed_changes_nothing_and_a_resume_does_not_fit_again(tmp_path: Path) -> None:
+    once, again = (build(refit_epochs=every, weight=0.0) for every in (0, 1))
+    for module in (once, again):
+        fit = trainer(max_epochs=2)
+        for part in (module.student, module.teacher):
+            part.network.requires_grad_(False)  # type: ignore[union-attr]
+        module.student.network.peer(0).branch.classifier.bias.requires_grad_(True)  # type: ignore[union-attr]
+        fit.fit(module, train_loader())
+    assert bool(once.method.fitted)
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert torch.equal(loaded.method.places_2, again.method.places_2)
+    assert loaded.method.wants_batches("start", Clock(0)) is None
+
+
+def test_learned_places_are_trained_and_unequal_widths_grouped_or_refused() -> None:
+    module = build("resnet8", "wide_resnet20_8", matcher="learned", kd_weight=0.5)
+    before = parameters_of(module.method)
+    trainer().fit(module, train_loader())
+    assert not same(before, parameters_of(module.method))
+    grouped = build("resnet8", "wide_resnet20_8", group="max")
+    assert [getattr(grouped.method, f"places_{i}").shape[1] for i in range(3)] == [4, 4, 4]
+    trainer().fit(grouped, train_loader())
+    with pytest.raises(ConfigError, match=r"stage3 of the student has 64 channels, stage2 of the teacher 120"):
+        build("resnet8", "densenet40_12", layers=["stage3"], teacher_layers=["stage2"])
+    with pytest.raises(ConfigError, match=r"set method\.peers to 1"):
+        build(peers=2)
+
+
+def test_a_run_with_one_command(tmp_path: Path) -> None:
+    tiny = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "method.fit_batches=2")
+    assert train(tiny_run(tmp_path, "method=consistent", *tiny)).best is not None

@@ -1,0 +1,220 @@
+"""DIH: the golden losses, its three stages with one command, and what becomes of heads that do not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from dkel_lightning import DistillationModule, methods
+from dkel_lightning.app.cli.folders import find_resume
+from dkel_lightning.app.runs.folder import Run, saved_values
+from dkel_lightning.app.tasks import stages
+from dkel_lightning.app.tasks.train import train
+from dkel_lightning.data import Batch
+from dkel_lightning.errors import ConfigError
+from tests.compose import compose, tiny_run
+from tests.methods.family import check_gradient, golden, leaf, total
+from tests.methods.test_kd import Interrupt
+from tests.modules.toy import CLASSES, SGD, parameters_of, same, train_loader, trainer
+
+THREE_STAGES = ("method=dih", "backbone=resnet8", "teacher.backbone=resnet8", "teacher.training_epochs=1")
+
+
+def outputs_of(case: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+    taught = [leaf([case["inputs"]["teacher_logits"]]), *(leaf([head]) for head in case["inputs"]["head_logits"])]
+    return leaf([case["inputs"]["student_logits"]]), taught
+
+
+def method_of(case: dict[str, Any], **settings: Any) -> Any:
+    given = case["settings"]["a"]
+    weight = given if isinstance(given, float) else [given[key] for key in sorted(given)]
+    return methods.create("dih", 1, {"weights": weight, "temperature": case["settings"]["T"], **settings})
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_golden_losses_and_gradients_as_released_and_with_the_labels_once(index: int) -> None:
+    case = golden()["dih"][index]
+    labels = torch.tensor(case["inputs"]["labels"])
+    for name, settings in (("released", {}), ("ce_once", {"ce_once": True})):
+        if f"{name}_total" not in case["expected"]:
+            continue
+        student, taught = outputs_of(case)
+        found = total(method_of(case, **settings).terms_of(student, torch.stack(taught).detach(), labels, labels))
+        assert found.item() == pytest.approx(case["expected"][f"{name}_total"], rel=1e-12)
+        found.backward()  # type: ignore[no-untyped-call]
+        check_gradient(student, case["expected"][f"{name}_grad_student"])
+
+
+def test_the_labels_count_once_for_each_output_whose_weight_is_above_0() -> None:
+    case = golden()["dih"][3]
+    student, taught = outputs_of(case)
+    labels = torch.tensor(case["inputs"]["labels"])
+    terms = method_of(case).terms_of(student, torch.stack(taught).detach(), labels, labels)
+    once = case["expected"]["weight_of_cross_entropy"] * case["expected"]["cross_entropy"]
+    assert terms["ce"].item() == pytest.approx(once, rel=1e-12)
+    spoilt = torch.stack(taught).detach()
+    spoilt[2] = float("nan")  # the head of weight 0 is not there
+    assert torch.equal(method_of(case).terms_of(student, spoilt, labels, labels)["kd_heads"], terms["kd_heads"])
+
+
+def test_without_heads_it_is_kd() -> None:
+    student, teacher = torch.randn(2, 4, 5), torch.randn(1, 1, 4, 5)
+    labels = torch.arange(4)
+    method: Any = methods.create("dih", 2, {"weights": 0.3, "temperature": 4.0})
+    ours = method.terms_of(student, teacher, labels, labels)
+    step = torch.nn.functional.cross_entropy(student[0], labels) + torch.nn.functional.cross_entropy(student[1], labels)
+    assert ours["ce"].item() == pytest.approx(0.7 * step.item(), rel=1e-6)
+    assert ours["kd_heads"].item() == 0
+    module = build("dih", layers=[])
+    assert module.method.lacks() is None
+    assert len(module.method.heads) == 0
+
+
+def build(method: str, teacher: dict[str, Any] | None = None, **settings: Any) -> DistillationModule:
+    beside: dict[str, Any] = {"teacher": {"backbone": "resnet8", **(teacher or {})}} if method == "dih" else {}
+    beside |= {key: settings.pop(key) for key in ("peers", "seed") if key in settings}
+    given = {"name": method, **settings}
+    return DistillationModule.build("resnet8", CLASSES, given, optimizer=SGD, image_size=(8, 8), **beside)
+
+
+def fitted_heads(path: Path, **settings: Any) -> DistillationModule:
+    module, fit = build("heads", seed=7, **settings), trainer()
+    before = {name: value.clone() for name, value in module.student.state_dict().items()}
+    heads = parameters_of(module.method.heads)
+    fit.fit(module, train_loader())
+    after = module.student.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)  # BatchNorm's statistics too
+    assert not same(heads, parameters_of(module.method.heads))
+    assert [group["name"] for group in fit.optimizers[0].param_groups] == ["method"]
+    fit.save_checkpoint(path)
+    return module
+
+
+def test_heads_are_fitted_on_a_frozen_network_and_teach_unchanged(tmp_path: Path) -> None:
+    prepared = fitted_heads(tmp_path / "heads.ckpt")
+    assert prepared.method.heads.layers == ("stage1", "stage2", "stage3")
+    module = build("dih", {"weights": str(tmp_path / "heads.ckpt")}, layers=["stage3", "stage1"], peers=2)
+    assert module.method.lacks() is None
+    theirs = prepared.method.heads
+    assert torch.equal(module.method.heads[0][1].weight, theirs[2][1].weight)
+    frozen = {**parameters_of(module.method.heads), **parameters_of(module.teacher.network)}  # type: ignore[union-attr]
+    fit = trainer()
+    fit.fit(module, train_loader(views=2))
+    assert same(frozen, {**parameters_of(module.method.heads), **parameters_of(module.teacher.network)})  # type: ignore[union-attr]
+    assert [group["name"] for group in fit.optimizers[0].param_groups] == ["student"]
+    assert float(fit.callback_metrics["train/kd_heads"]) > 0
+    fit.save_checkpoint(tmp_path / "dih.ckpt")
+    (tmp_path / "heads.ckpt").unlink()
+    loaded = DistillationModule.load_from_checkpoint(tmp_path / "dih.ckpt")
+    assert loaded.method.lacks() is None
+    assert torch.equal(loaded.method.heads[0][1].weight, theirs[2][1].weight)
+    assert not any("head" in name for name in loaded.deploy().state_dict())
+
+
+def test_heads_that_do_not_fit_and_weights_without_meaning_are_refused(tmp_path: Path) -> None:
+    fitted_heads(tmp_path / "heads.ckpt", layers=["stage2"])
+    with pytest.raises(
+        ConfigError, match=r"method\.layers names stage1, and the heads of teacher\.weights are on stage2"
+    ):
+        build("dih", {"weights": str(tmp_path / "heads.ckpt")}, layers=["stage1", "stage2"])
+    with pytest.raises(ConfigError, match=r"'stage4', but SinglePeer has no such module. Did you mean stage"):
+        build("heads", layers=["stage4"])
+    with pytest.raises(
+        ConfigError, match=r"method\.weights has 2 entries .* 3 heads \(stage1, stage2, stage3\): give 4"
+    ):
+        build("dih", weights=[0.5, 0.5])
+    with pytest.raises(ConfigError, match="leaves nothing to learn from"):
+        build("dih", weights=0.0)
+    with pytest.raises(ConfigError, match="ce_once is of one weight"):
+        build("dih", weights=[0.5, 0.1, 0.1, 0.1], ce_once=True)
+    with pytest.raises(ConfigError, match=r"set method\.peers to 1"):
+        build("heads", peers=2)
+    assert "random weights" in str(build("dih").method.lacks())
+    module = build("heads")
+    seen = module.forward_all(Batch(torch.randn(2, 3, 16, 16), torch.tensor([0, 1]), None))
+    with pytest.raises(ConfigError, match="takes 1024 values, and these images give 4096"):
+        module.losses(seen)
+
+
+# ---------------------------------------------------------------------- three stages with one command
+
+
+def test_the_stages_are_settled_by_what_is_given(tmp_path: Path) -> None:
+    values = compose(*THREE_STAGES, "method.layers=[stage1]")
+    first, second = stages.before(values)
+    assert (first.folder, first.values["method"]["name"], first.values["trainer"]["max_epochs"]) == (
+        "teacher",
+        "baseline",
+        1,
+    )
+    assert (second.folder, second.values["method"]["name"], second.values["method"]["layers"]) == (
+        "heads",
+        "heads",
+        ["stage1"],
+    )
+    assert first.values["seed"] != second.values["seed"] != values["seed"]
+    fitted_heads(tmp_path / "heads.ckpt")
+    plain = build("heads", seed=1)
+    torch.save(plain.deploy().state_dict(), tmp_path / "plain.pt")
+    given = compose(*THREE_STAGES, f"teacher.weights={tmp_path / 'plain.pt'}")
+    (only,) = stages.before(given)
+    assert (only.folder, only.values["backbone"]["weights"]) == ("heads", str(tmp_path / "plain.pt"))
+    assert stages.before(compose(*THREE_STAGES, f"teacher.weights={tmp_path / 'heads.ckpt'}")) == []
+    assert stages.before(compose(*THREE_STAGES, "teacher.update=gradient")) == []
+
+
+def test_an_early_stopped_teacher_leaves_the_schedule_of_the_whole_run() -> None:
+    asked = ("experiment=cifar100", "method=kd", "teacher.training=early_stopped")
+    (stage,) = stages.before(compose(*asked, "trainer.max_epochs=240"))
+    assert stage.values["trainer"]["max_epochs"] == 150
+    assert stage.values["scheduler"]["milestones"] == [150, 225]
+    (stage,) = stages.before(compose("method=kd", "teacher.training=early_stopped", "trainer.max_epochs=16"))
+    assert stage.values["trainer"]["max_epochs"] == 10
+    assert stage.values["scheduler"]["milestones"] == [8, 12]
+
+
+def test_one_command_trains_teacher_heads_and_student_and_each_goes_on_where_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = (*THREE_STAGES, "trainer.max_epochs=2", "trainer.limit_train_batches=2")
+    whole = train(tiny_run(tmp_path / "whole", *tiny))
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    fits = [
+        json.loads((tmp_path / "whole" / name / "summary.json").read_text())["seconds"] for name in ("teacher", "heads")
+    ]
+    assert summary["seconds_before"] == pytest.approx(sum(fits))
+    monkeypatch.chdir(tmp_path)
+    broken = tiny_run(tmp_path / "outputs" / "broken", *tiny)
+    from dkel_lightning.app.tasks import train as module
+
+    real = module.usual_callbacks
+    run = broken
+    for where in ("heads", "broken"):
+
+        def callbacks(run: Run, *rest: Any, where: str = where) -> list[Callback]:
+            return [*real(run, *rest), *([Interrupt()] if run.folder.name == where else [])]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "usual_callbacks", callbacks)
+            with pytest.raises((KeyboardInterrupt, SystemExit)):
+                train(run)
+        assert stages.go_on(broken).count(f"{where}/checkpoints/last.ckpt") == 1
+        checkpoint = find_resume("last").resolve()
+        assert checkpoint.parent.parent.name == where
+        run = Run(saved_values(checkpoint), checkpoint.parent.parent, checkpoint)
+    written = (broken.folder / "teacher" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    result = train(run)
+    assert result.folder == broken.folder
+    assert (broken.folder / "teacher" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == written
+    ours, theirs = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (broken.folder, whole.folder)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

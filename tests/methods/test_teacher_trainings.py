@@ -1,0 +1,240 @@
+"""SFTN and SoTeacher: golden losses and memories, and teachers that are trained so before their students."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from dkel_lightning import DistillationModule, methods
+from dkel_lightning.app.tasks import stages
+from dkel_lightning.app.tasks.train import train
+from dkel_lightning.assembly.file_checks import no_more_than
+from dkel_lightning.data import Batch, WithIndices
+from dkel_lightning.errors import CheckpointError, ConfigError, DataError
+from dkel_lightning.methods.soteacher import SoTeacher, consistency_weight, lipschitz, released_count
+from dkel_lightning.networks import create
+from tests.compose import compose, tiny_run
+from tests.methods.family import check_gradient, golden, leaf, total
+from tests.modules.toy import CLASSES, SGD, EpochSampler, Toy, parameters_of, same, train_loader, trainer
+
+SAMPLES = 24
+
+
+def tensor(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def build(method: str, backbone: str = "resnet8", **settings: Any) -> DistillationModule:
+    size = settings.pop("image_size", (8, 8))
+    given = {"name": method, **settings}
+    return DistillationModule.build(backbone, CLASSES, given, 1, optimizer=SGD, image_size=size)
+
+
+def plain() -> DistillationModule:
+    return DistillationModule.build(
+        "resnet8", CLASSES, "baseline", 1, teacher={"update": "none"}, optimizer=SGD, image_size=(8, 8)
+    )
+
+
+def indexed_loader() -> DataLoader[Any]:
+    data = Toy(SAMPLES)
+    return DataLoader(WithIndices(data), batch_size=8, sampler=EpochSampler(data))
+
+
+# ---------------------------------------------------------------------- SFTN
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_golden_sftn_loss_with_nothing_detached(index: int) -> None:
+    case = golden()["sftn"]["logits"][index]
+    given, expected = case["settings"], case["expected"]
+    settings = {"ce_weight": given["l_T"], "kl_weight": given["l_KL"], "branch_weight": given["l_CE"]}
+    method: Any = methods.create("sftn", 1, {**settings, "temperature": given["T"]})
+    trunk, branches = leaf(case["inputs"]["teacher_logits"]), leaf(case["inputs"]["branch_logits"])
+    found = total(method.terms_of(trunk, branches, torch.tensor(case["inputs"]["labels"])))
+    found.backward()  # type: ignore[no-untyped-call]
+    assert found.item() == pytest.approx(expected["total"], rel=1e-12)
+    check_gradient(trunk, expected["grad_teacher_logits"])
+    check_gradient(branches, expected["grad_branch_logits"])
+
+
+def test_golden_sftn_gradient_reaches_the_trunk() -> None:
+    case = golden()["sftn"]["trunk"][0]
+    given, expected = case["settings"], case["expected"]
+    weights = {name: leaf(value) for name, value in case["inputs"]["weights"].items()}
+    first = torch.tanh(tensor(case["inputs"]["x"]) @ weights["trunk1"].t())
+    second = torch.tanh(first @ weights["trunk2"].t())
+    branches = torch.stack(
+        [
+            torch.tanh(first @ weights["branch1_block"].t()) @ weights["branch1_classifier"].t(),
+            second @ weights["branch2_classifier"].t(),
+        ]
+    )
+    settings = {"ce_weight": given["l_T"], "kl_weight": given["l_KL"], "branch_weight": given["l_CE"]}
+    method: Any = methods.create("sftn", 1, {**settings, "temperature": given["T"]})
+    labels = torch.tensor(case["inputs"]["labels"])
+    found = total(method.terms_of(second @ weights["classifier"].t(), branches, labels))
+    assert found.item() == pytest.approx(expected["total"], rel=1e-12)
+    found.backward()  # type: ignore[no-untyped-call]
+    for name, value in weights.items():
+        check_gradient(value, expected["grad"][name])
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "size"), [("resnet8", "resnet8", 8), ("densenet40_12", "resnet8", 8), ("vgg16", "vgg16", 32)]
+)
+def test_branches_of_a_student_hang_on_its_teacher(teacher: str, student: str, size: int) -> None:
+    module = build("sftn", teacher, student=student, image_size=(size, size))
+    images, labels = torch.randn(4, 3, size, size), torch.tensor([0, 1, 2, 0])
+    terms, loss = module.losses(module.forward_all(Batch(images, labels, None)))
+    kd = terms["kd_branches"]
+    stem = next(module.student.network.parameters())
+    assert torch.autograd.grad(kd, stem, retain_graph=True)[0].abs().max() > 0
+    assert len(module.method.branches) == (4 if teacher == "vgg16" else 2)
+    assert module.deploy().state_dict().keys() == create(teacher, CLASSES, 1).peer(0).state_dict().keys()
+    assert loss.isfinite()
+
+
+def test_without_its_terms_it_is_plain_training_bit_for_bit() -> None:
+    module, reference = build("sftn", student="resnet8", kl_weight=0.0, branch_weight=0.0), plain()
+    for each in (module, reference):
+        trainer().fit(each, train_loader())
+    assert same(parameters_of(module.student.network), parameters_of(reference.student.network))
+
+
+def test_shared_branches_have_the_same_blocks_and_a_missing_student_is_named() -> None:
+    own, shared = (build("sftn", student="resnet8", share_branches=share) for share in (False, True))
+    counts = [sum(value.numel() for value in module.method.parameters()) for module in (own, shared)]
+    assert counts[0] > counts[1]
+    with pytest.raises(ConfigError, match=r"give method\.student"):
+        build("sftn")
+    with pytest.raises(ConfigError, match=r"the teacher has 3 .*, vgg16 5 "):
+        build("sftn", student="vgg16", image_size=(32, 32))
+
+
+# ---------------------------------------------------------------------- SoTeacher
+
+
+def layers_of(specs: list[dict[str, Any]]) -> list[nn.Module]:
+    made: list[nn.Module] = []
+    for spec in specs:
+        weight = tensor(spec["weight"])
+        layer: Any
+        if spec["kind"] == "conv":
+            layer = nn.Conv2d(weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), bias=False)  # type: ignore[arg-type]
+        elif spec["kind"] == "linear":
+            layer = nn.Linear(weight.shape[1], weight.shape[0])
+        else:
+            layer = nn.BatchNorm2d(len(weight), eps=spec["eps"])
+            layer.running_var = tensor(spec["running_var"])
+        layer.weight = nn.Parameter(weight)
+        made.append(layer)
+    return made
+
+
+def test_golden_lipschitz() -> None:
+    case = golden()["soteacher"]["lipschitz"][0]
+    layers = layers_of(case["inputs"]["layers"])
+    found = lipschitz(layers)
+    assert found.item() == pytest.approx(case["expected"]["lip"], rel=1e-12)
+    assert [lipschitz([layer]).item() for layer in layers] == pytest.approx(case["expected"]["per_layer"], rel=1e-12)
+    found.backward()  # type: ignore[no-untyped-call]
+    for layer, expected in zip(layers, case["expected"]["grad_weights"], strict=True):
+        check_gradient(layer.weight, expected)  # type: ignore[arg-type]
+
+
+def test_golden_coefficient() -> None:
+    case = golden()["soteacher"]["coefficient"][0]
+    given = case["settings"]
+    found = [consistency_weight(epoch, given["epochs"], given["c_max"]) for epoch in case["inputs"]["epoch"]]
+    assert found == pytest.approx(case["expected"]["weight_in_training"], rel=1e-12)
+
+
+def remembering(counter: str, samples: int, classes: int) -> SoTeacher:
+    method = methods.create("soteacher", 1, {"counter": counter, "samples": samples})
+    assert isinstance(method, SoTeacher)
+    method.attach(create("resnet8", classes, 1))
+    return method.double()
+
+
+@pytest.mark.parametrize("counter", ["released", "uniform"])
+def test_golden_memory(counter: str) -> None:
+    case = golden()["soteacher"]["memory"][0]
+    given = case["settings"]
+    method = remembering(counter, given["samples"], given["classes"])
+    for expected, logits in zip(case["expected"][counter], case["inputs"]["logits"], strict=True):
+        epoch = expected["epoch"]
+        method.rate.fill_(1 / (1 + released_count(epoch)))
+        weight = consistency_weight(epoch, given["epochs"], given["c_max"])
+        assert weight == pytest.approx(expected["coefficient"], rel=1e-12)
+        for batch, values, wanted in zip(case["inputs"]["batches"], logits, expected["batches"], strict=True):
+            z = leaf(values)
+            apart = method.consistency(z, torch.tensor(batch))
+            (weight * apart).backward()  # type: ignore[no-untyped-call]
+            check_gradient(z, wanted["grad_logits"])
+            if epoch > 0:
+                assert apart.item() == pytest.approx(wanted["cons"], rel=1e-12)
+        torch.testing.assert_close(method.memory, tensor(expected["memory_after"]), rtol=1e-10, atol=1e-12)
+
+
+def test_without_its_terms_it_is_plain_training_bit_for_bit_and_the_memory_is_resumed(tmp_path: Path) -> None:
+    module, reference = build("soteacher", samples=SAMPLES, lipschitz_weight=0.0, consistency_weight=0.0), plain()
+    for each in (module, reference):
+        trainer(max_epochs=2).fit(each, indexed_loader())
+    assert same(parameters_of(module.student.network), parameters_of(reference.student.network))
+    assert torch.equal(module.method.visits, torch.full((SAMPLES,), 2.0))
+    torch.testing.assert_close(module.method.memory.sum(1), torch.ones(SAMPLES))
+    whole, half = (build("soteacher", samples=SAMPLES) for _ in range(2))
+    trainer(max_epochs=3).fit(whole, indexed_loader())
+    keeper = ModelCheckpoint(tmp_path, filename="half", every_n_epochs=2, save_on_train_epoch_end=True)
+    trainer(keeper, max_epochs=3, enable_checkpointing=True).fit(half, indexed_loader())
+    rest = build("soteacher", samples=SAMPLES)
+    trainer(max_epochs=3).fit(rest, indexed_loader(), ckpt_path=tmp_path / "half.ckpt")
+    assert torch.equal(rest.method.memory, whole.method.memory)
+    assert same(parameters_of(rest.student.network), parameters_of(whole.student.network))
+    saved = torch.load(tmp_path / "half.ckpt", weights_only=True)
+    recipe = saved["dkel_lightning"]["recipe"]
+    with no_more_than(saved["state_dict"], recipe, "x.ckpt"):
+        pass
+    recipe["method"]["samples"] = 10**9
+    refused = pytest.raises(CheckpointError, match="samples=1000000000 than it holds")
+    with refused, no_more_than(saved["state_dict"], recipe, "x.ckpt"):
+        pass
+
+
+def test_batches_must_tell_their_samples_and_how_many_there_are() -> None:
+    with pytest.raises(DataError, match=r"WithIndices\(data\)"):
+        trainer().fit(build("soteacher", samples=SAMPLES), train_loader())
+    with pytest.raises(ConfigError, match="give samples, their number"):
+        build("soteacher")
+
+
+# ---------------------------------------------------------------------- before a student
+
+
+@pytest.mark.parametrize("training", ["sftn", "soteacher"])
+def test_a_teacher_is_trained_so_before_its_student(training: str, tmp_path: Path) -> None:
+    asked = ("method=kd", "backbone=resnet8", "teacher.backbone=densenet40_12", f"teacher.training={training}")
+    (stage,) = stages.before(compose(*asked))
+    assert stage.values["method"]["name"] == training
+    assert stage.values["backbone"]["name"] == "densenet40_12"
+    if training == "sftn":
+        assert stage.values["method"]["student"] == "resnet8"
+    train(tiny_run(tmp_path, *asked, "trainer.max_epochs=2", "trainer.limit_train_batches=2"))
+    best = DistillationModule.load_from_checkpoint(tmp_path / "teacher" / "checkpoints" / "best.ckpt")
+    taught = DistillationModule.load_from_checkpoint(tmp_path / "checkpoints" / "best.ckpt").teacher
+    assert taught is not None
+    assert same(parameters_of(best.student.network.peer(0)), parameters_of(taught.network.peer(0)))
+
+
+@pytest.mark.parametrize("method", ["sftn", "soteacher", "heads"])
+def test_a_run_of_the_stage_alone(method: str, tmp_path: Path) -> None:
+    result = train(tiny_run(tmp_path, f"method={method}", "trainer.max_epochs=1", "trainer.limit_train_batches=2"))
+    assert result.best is not None
+    assert result.best.deployed == "student_0"
