@@ -72,7 +72,7 @@ class HuggingFaceDataModule(ImageDataModule):
     ) -> None:
         super().__init__(*args, **kwargs)
         if importlib.util.find_spec("datasets") is None:
-            raise ConfigError("data=hf needs datasets, which is not installed: pip install datasets.")
+            raise ConfigError('data=hf needs datasets, which is not installed: pip install "dkel-lightning[datasets]".')
         self.image_size = image_size
         self.columns = (image_column, label_column)
         # As it was given: a name on the Hub is no path.
