@@ -17,5 +17,5 @@ class Grouping(Settings, node="optimizer"):
         bool, switch("Let weight decay hold for normalisation layers and biases, all that has one axis, too.")
     ] = True
     layer_decay: Annotated[
-        float, number("Factor on the learning rate from each layer to the one before it.", 0, 1, above=True)
+        float, number("Factor on the learning rate from each layer to the one before it.", 0.1, 1)
     ] = 1.0

@@ -70,7 +70,7 @@ def test_by_default_groups_are_as_they_were_and_a_fused_form_stays_grouped() -> 
     one_kernel = fused(Grouped(decay_all=False, factory=partial(SGD, lr=0.1)))
     assert isinstance(one_kernel, Grouped)
     assert not one_kernel.decay_all
-    with pytest.raises(ConfigError, match=r"optimizer.layer_decay must be a number above 0 and up to 1, got 2"):
+    with pytest.raises(ConfigError, match=r"optimizer.layer_decay must be a number between 0.1 and 1, got 2"):
         Grouped(layer_decay=2)
 
 
