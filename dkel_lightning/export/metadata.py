@@ -158,6 +158,7 @@ def check_files(folder: Path) -> None:
     record = folder / RECORD
     try:
         files = json.loads(text_of(record))["files"] if record.is_file() else {}
+        files = {} if isinstance(files, list) else files  # of a version that wrote names alone
         wrong = [name for name in files if (folder / name).is_file() and hashed(folder / name) != files[name]]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{record} is damaged ({error}): export again.") from error

@@ -56,7 +56,9 @@ class PeersModule(LightningModule):
 
     def pass_through(self, views: Tensor) -> PeerStages:
         """Pass `views` through the network, compiled while that is in force."""
-        seen = self.compiled.get(self.kind, getattr(self.network, self.kind))(views)
+        # Called as a module, so that hooks on the network are.
+        own = self.network if self.kind == "forward" else getattr(self.network, self.kind)
+        seen = self.compiled.get(self.kind, own)(views)
         if isinstance(seen, PeerStages):
             return seen
         logits, features = seen

@@ -440,7 +440,7 @@ def test_help_explains_groups_and_shows_examples(tmp_path: Path) -> None:
     assert done.returncode == 0
     for expected in (
         "experiment=cifar100 method=pcl",
-        "how peers and teacher learn from each other\n    baseline cl_ilr dkel",
+        "how peers and teacher learn from each other\n    baseline cl_ilr consistent",
         "hydra/sweeper=optuna 'optimizer.lr=interval(0.01,0.3)'",
         'eval "$(dkel -sc install=bash)"',
         " of_my_own ",

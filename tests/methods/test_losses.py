@@ -20,9 +20,12 @@ from dkel_lightning.settings.distils import LOSSES as WORDS
 from dkel_lightning.settings.distils import Distils
 from dkel_lightning.settings.methods import PRESETS
 from tests.compose import compose
+from tests.modules.toy import build, images_and_labels
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text(encoding="utf-8"))
 DISTILLING = [name for name, preset in PRESETS.items() if issubclass(preset.Settings, Distils)]
+OF_NETWORKS: dict[str, dict[str, float]] = {"consistent": {"kd_weight": 1.0, "weight": 0.0}, "dih": {}, "ekd": {}}
+"""Those that cannot be asked about logits alone: they need parts of the networks."""
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -113,7 +116,18 @@ def test_from_each_is_the_mean_over_the_pairs(loss: str, include_self: bool) -> 
         torch.testing.assert_close(found[i], torch.stack(each).mean(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", DISTILLING)
+@pytest.mark.parametrize("name", OF_NETWORKS)
+def test_a_method_with_parts_of_the_networks_takes_them_too(name: str) -> None:
+    images, labels = images_and_labels(6)
+    found = set()
+    for loss in LOSSES:
+        module = build({"name": name, "loss": loss, **OF_NETWORKS[name]}, 1, image_size=(8, 8))
+        module.method.rampup_weight.fill_(1.0)
+        found.add(round(module.training_step((images, labels), 0).item(), 5))
+    assert len(found) == len(LOSSES)
+
+
+@pytest.mark.parametrize("name", [name for name in DISTILLING if name not in OF_NETWORKS])
 def test_every_method_that_distils_logits_takes_them_in_each_of_its_terms(name: str) -> None:
     student, teacher, fused = draw(3, 4, 5), draw(3, 4, 5, seed=1), draw(4, 5, seed=2)
     features = torch.zeros(3, 4, 8, dtype=torch.float64)

@@ -113,7 +113,7 @@ def test_one_pair_is_the_default_and_settings_are_checked() -> None:
 
 @pytest.mark.parametrize("extra", [[], ["method.peers=2", "teacher=independent", "method.consistency=kl"]])
 def test_a_run_ramps_up_and_deploys_a_plain_teacher(extra: list[str], tmp_path: Path) -> None:
-    result = train(tiny_run(tmp_path, "method=mean_teacher", *extra))
+    result = train(tiny_run(tmp_path, "method=mean_teacher", "deploy.network=teacher", *extra))
     assert result.last.deployed.startswith("teacher_")
     with (tmp_path / "metrics.csv").open(newline="") as file:
         weights = [float(row["weights/rampup"]) for row in csv.DictReader(file)]

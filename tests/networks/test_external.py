@@ -133,5 +133,5 @@ def test_pretrained_weights_that_cannot_be_had_are_named_with_the_cure(monkeypat
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:google/vit-base", "hf:vit"])
 def test_a_library_network_is_a_choice_of_the_command_line(name: str) -> None:
     prepare([f"backbone={name}"])
-    expected = {"name": name, "views_per_pass": "all", "split_at": "layer3", "pretrained": False}
+    expected = {"name": name, "views_per_pass": "all", "split_at": "layer3", "pretrained": False, "weights": None}
     assert compose(f"backbone={name}", "backbone.split_at=layer3")["backbone"] == expected

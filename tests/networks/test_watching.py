@@ -64,6 +64,7 @@ def by_hooks(peer: nn.Module, name: str, images: Tensor) -> Tensor:
 def test_each_peer_s_modules_are_seen_as_hooks_see_them_on_the_peer_alone(kind: str, views: str) -> None:
     make, names = NETWORKS[kind]
     network = make()
+    network.image_shape = (3, *SIZE)
     plain = network.eval().state_dict().keys()
     shapes = network.watch(names).named
     images = torch.randn(4, network.num_peers if views == "per_peer" else 1, 3, *SIZE)
