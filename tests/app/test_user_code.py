@@ -53,7 +53,8 @@ def composed(*arguments: str) -> dict[str, Any]:
 def test_what_a_module_registers_is_a_choice_with_its_own_keys() -> None:
     values = composed(MODULES, "data=stripes", "data.width=3", "method=own_teacher", "backbone=tiny")
     assert values["data"] == {**compose("data=digits")["data"], "name": "stripes", "width": 3}
-    assert values["backbone"] == {"name": "tiny", "views_per_pass": "all", "split_at": None, "pretrained": False}
+    rest = {"views_per_pass": "all", "split_at": None, "pretrained": False, "weights": None}
+    assert values["backbone"] == {"name": "tiny", **rest}
     method = {key: values["method"][key] for key in ("name", "peers", "views", "weight")}
     assert method == {"name": "own_teacher", "peers": 2, "views": "per_peer", "weight": 1.0}
     # Of the length that the experiment has, as for the methods that ship.
