@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from dkel_lightning.app.cli import jobs
+from dkel_lightning.app.cli import jobs, user_code
 from dkel_lightning.app.cli.composition import compose, options
 from dkel_lightning.app.cli.main import prepared
 from dkel_lightning.app.cli.refusals import refusal
@@ -21,6 +23,7 @@ from dkel_lightning.runtime import command_lines
 if TYPE_CHECKING:
     from torch import nn
 
+FOLDER = "DKEL_RUN_FOLDER"
 REST = ("task", "hydra.run.dir", "hydra.sweep.dir")
 
 
@@ -74,14 +77,36 @@ def train(
     whole = compose([*invocation.arguments], with_hydra=True)
     cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     job = jobs.Job(cfg, Path(whole.hydra.run.dir), overrides, invocation, None, whole.hydra)
+    before = os.environ.get(FOLDER)
     try:
+        _refuse(cfg)
         jobs.work(job)
     except BaseException as error:
         release(job.folder, begun=job.begun)
         if isinstance(error, OSError):
             raise refusal(error, job.folder) from error
         raise
-    return _trained(job.folder)
+    finally:
+        os.environ.pop(FOLDER, None)  # of this run, and no later one's
+        if before is not None:
+            os.environ[FOLDER] = before
+    return _trained(job)
+
+
+def _refuse(cfg: Any) -> None:
+    """Refuse what leaves no network here.
+
+    Raises:
+        ConfigError: several processes, of which each would run the caller's script, or a trial that writes nothing.
+    """
+    trainer = cfg.trainer
+    if trainer.devices not in (1, "1", "auto") or trainer.num_nodes != 1 or "ddp" in str(trainer.strategy):
+        raise ConfigError(
+            "train() trains in one process: start a training on several devices on the command line, or pass "
+            "settings={'trainer': 'gpu'} or 'cpu'."
+        )
+    if trainer.fast_dev_run:
+        raise ConfigError("train() gives back a network, and trainer.fast_dev_run writes none: leave it out.")
 
 
 def _overrides(
@@ -95,6 +120,8 @@ def _overrides(
     for key in REST:
         if key in settings:
             raise ConfigError(f"train() takes no {key}: give out=, and run other tasks on the command line.")
+    if settings.get("modules"):
+        user_code.load([f"modules={_written(settings['modules'])}"], None)  # they may register the data
     given: dict[str, Any] = {}
     if data in options("data", None):
         given["experiment"] = data if data in options("experiment", None) else None
@@ -122,12 +149,13 @@ def _written(value: Any) -> str:
         return "[" + ",".join(map(_written, value)) + "]"
     if isinstance(value, str | Path):
         return command_lines.override("", value)[1:]
-    return repr(value)
+    return repr(int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value)
 
 
-def _trained(folder: Path) -> Trained:
-    from dkel_lightning import DistillationModule
+def _trained(job: jobs.Job) -> Trained:
+    from dkel_lightning.app.tasks.evaluate import loaded
 
+    folder = job.folder
     record = RunRecord(folder)
     chosen = record.selected
     assert chosen is not None
@@ -135,7 +163,8 @@ def _trained(folder: Path) -> Trained:
     assert chosen.deployed_accuracy is not None
     checkpoints = folder / "checkpoints"
     best = checkpoints / "best.ckpt"
-    module = DistillationModule.load_from_checkpoint(best if best.is_file() else checkpoints / "last.ckpt")
+    # The caller has named what is read.
+    module, _ = loaded(best if best.is_file() else checkpoints / "last.ckpt", {**job.values, "trust": True})
     network, _, peer = chosen.deployed.partition("_")
     return Trained(
         module.deploy(network, int(peer or 0)), chosen.deployed, chosen.deployed_accuracy, record.summary, folder

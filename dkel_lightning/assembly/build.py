@@ -173,7 +173,7 @@ def build(  # noqa: D417
     )  # fmt: skip
     student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
     if weights is not None:
-        load_student(student.network, Path(weights), cls.load_from_checkpoint)
+        load_student(student.network, Path(weights), cls.load_from_checkpoint, backbone)
     teacher_module, prepared = None, None
     if settings is not None:
         if chosen.needs.foreign_teacher:

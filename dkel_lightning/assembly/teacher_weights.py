@@ -20,7 +20,7 @@ SHOWN = 8
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
-def load_teacher(teacher: TeacherModule, rebuild: Callable[[Path], Coordinator]) -> Coordinator | None:
+def load_teacher(teacher: TeacherModule, rebuild: Callable[..., Coordinator]) -> Coordinator | None:
     """Load into a teacher's network the weights that its settings name, if they name any.
 
     A teacher of one peer takes the deployed network of a checkpoint of this library, or a state_dict of its own
@@ -42,7 +42,7 @@ def load_teacher(teacher: TeacherModule, rebuild: Callable[[Path], Coordinator])
     network, path = teacher.network, Path(teacher.settings.weights)
     content, module = read(path, "teacher"), None
     if file_format.KEY in content:
-        module = rebuild(path)
+        module = rebuild(path, backbone=_named(content, path, teacher.settings.backbone))
         _load_checkpoint(network, module, path)
     else:
         single = network.num_peers == 1
@@ -51,7 +51,13 @@ def load_teacher(teacher: TeacherModule, rebuild: Callable[[Path], Coordinator])
     return module
 
 
-def load_student(network: PeerNetwork, path: Path, rebuild: Callable[[Path], Coordinator]) -> None:
+def _named(content: Mapping[str, Any], path: Path, backbone: object) -> str | None:
+    """Give the backbone of a checkpoint where the user has named it too, which allows a folder to be read."""
+    own = file_format.recipe(content, path).get("backbone")
+    return own if isinstance(own, str) and own == backbone else None
+
+
+def load_student(network: PeerNetwork, path: Path, rebuild: Callable[..., Coordinator], backbone: object) -> None:
     """Start every peer of the student with the weights in a file: those that a checkpoint deploys, or a state_dict.
 
     Raises:
@@ -59,7 +65,7 @@ def load_student(network: PeerNetwork, path: Path, rebuild: Callable[[Path], Coo
     """
     content = read(path, "backbone")
     if file_format.KEY in content:
-        module = rebuild(path)
+        module = rebuild(path, backbone=_named(content, path, backbone))
         weights = deploy(module, module.deployment).state_dict()
     else:
         weights = state_dict(content, path)

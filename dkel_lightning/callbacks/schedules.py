@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.schedules import Clock
 
@@ -32,8 +33,12 @@ def set_weights(module: Coordinator, now: Clock) -> None:
         now: where the training stands.
 
     Raises:
-        ConfigError: a schedule is a share of the run, and `now` has no end.
+        ConfigError: a schedule is a share of the run, and `now` has no end; or the method needs a Trainer, whose
+            callbacks tell it the time, give it batches or change its teacher.
     """
+    method = module.method
+    if method.needs.time or method.needs.batches or getattr(method.settings, "checkpoints", None):
+        raise ConfigError(f"{type(method).__name__} needs a Trainer: callbacks tell it the time and give it batches.")
     for schedule in (RampUpSchedule, EnsembleDecaySchedule, EMARateSchedule):
         if schedule.needed_by(module):
             schedule.put_in_force(module, now)

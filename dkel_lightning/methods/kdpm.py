@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
@@ -77,7 +78,11 @@ class KDPM(Distilling):
         assert inputs.teacher is not None
         logits, settings = inputs.student.logits, self.settings
         taught = inputs.teacher.logits.detach().expand_as(logits)
-        told = self.distil(logits[self.of_logits], taught[self.of_logits], inputs.classes).sum()
+        told = logits.new_zeros(())
+        if self.of_logits:
+            # No indexing by a list, which copies that from the host in every step.
+            ours, theirs = (torch.stack([each[peer] for peer in self.of_logits]) for each in (logits, taught))
+            told = self.distil(ours, theirs, inputs.classes).sum()
         terms = {
             "ce": settings.ce_weight * cross_entropy(logits, inputs.labels).sum(),
             "kd": settings.weight * told,

@@ -111,7 +111,8 @@ class SoTeacher(Method):
         if inputs.indices is None:
             raise DataError(
                 "soteacher keeps a memory of each sample, and batches do not tell which these are: wrap the data set, "
-                "dkel_lightning.data.WithIndices(data), or return (images, labels, indices)."
+                "dkel_lightning.data.WithIndices(data), or return (images, labels, indices); and mix no images "
+                "(targets.mixup, targets.cutmix)."
             )
         logits = inputs.student.logits[0]
         apart = self.consistency(logits, inputs.indices)

@@ -50,7 +50,8 @@ class TargetMaker(nn.Module):
     def mixed(self, batch: Batch, seed: int, *key: Label) -> Batch:
         """Mix each image with the one before it, and their labels alike, on the device where they lie.
 
-        Views are [B, V, C, H, W] or [B, C, H, W]; the labels become [B, C], or [B, P, C] where peers differ.
+        Views are [B, V, C, H, W] or [B, C, H, W]; the labels become [B, C], or [B, P, C] where peers differ. A mixture
+        is none of the samples: indices are left out.
 
         Raises:
             ConfigError: the labels are distributions, and the method works on classes.
@@ -73,7 +74,6 @@ class TargetMaker(nn.Module):
         return Batch(
             made[0] if batch.views.dim() == 4 else torch.stack(made).transpose(0, 1),
             of_peers[0] if len(of_peers) == 1 else torch.stack(of_peers, 1),
-            batch.indices,
         )
 
     def _refuse(self, what: str) -> None:

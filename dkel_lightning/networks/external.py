@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks.outline import IMAGE_SHAPE
+from dkel_lightning.settings.backbone import reads_a_folder
 from dkel_lightning.settings.keys import did_you_mean
 
 # By source and name, where peers begin unless told otherwise: before the last stage, or the last third of the blocks.
@@ -171,7 +171,7 @@ def _hf(
     if pretrained:
         return _had(f"hf:{name}", lambda: auto.from_pretrained(name, **told))
     try:
-        if name in transformers.CONFIG_MAPPING and not Path(name).is_dir():
+        if not reads_a_folder(f"hf:{name}"):
             config = transformers.AutoConfig.for_model(name)
         else:
             config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
@@ -184,7 +184,7 @@ def _hf(
     except Exception as error:  # transformers raises what it likes, in many lines
         raise ConfigError(
             f"hf:{name} is no image classifier that is here ({str(error).strip().splitlines()[0]}): give a folder with "
-            "a config.json, or a type such as hf:vit; backbone.pretrained=true downloads."
+            "a config.json (one beside you is hf:./NAME), or a type such as hf:vit; backbone.pretrained=true downloads."
         ) from error
     return model
 

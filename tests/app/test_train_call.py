@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,7 +29,7 @@ def test_a_call_gives_what_the_command_gives(tmp_path: Path, monkeypatch: pytest
     assert found.network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     arguments = [f"{key}={value}" for key, value in SMALL.items()]
     monkeypatch.setattr("sys.argv", ["dkel", *arguments, "trainer.max_epochs=1", "hydra.run.dir=typed"])
-    monkeypatch.delenv("DKEL_RUN_FOLDER")
+    assert "DKEL_RUN_FOLDER" not in os.environ
     main.main()
     typed = json.loads((tmp_path / "typed" / "summary.json").read_text())
     assert found.summary["test"] == typed["test"]
@@ -46,6 +47,8 @@ def test_a_call_gives_what_the_command_gives(tmp_path: Path, monkeypatch: pytest
         ({"data": "no_such_folder"}, "no_such_folder"),
         ({"settings": {"task": "export"}}, "takes no task"),
         ({"epochs": 0}, "trainer.max_epochs"),
+        ({"settings": {"trainer": "ddp_cpu"}}, "trains in one process"),
+        ({"settings": {"trainer.fast_dev_run": True}}, "writes none"),
     ],
 )
 def test_what_the_command_line_refuses_is_refused_with_its_cure_and_leaves_nothing(
@@ -64,6 +67,8 @@ def test_values_of_every_kind_are_settings() -> None:
         "teacher.decay": {0: 0.9, 3: 0.99},
         "data.flip": False,
         "resume": None,
+        "optimizer.lr": np.float64(0.1),
+        "seed": np.int64(3),
     }
     assert list(_overrides("resnet8", "my images", "pcl", 2, given)) == [
         "experiment=own_data",
@@ -76,6 +81,8 @@ def test_values_of_every_kind_are_settings() -> None:
         "teacher.decay={0:0.9,3:0.99}",
         "data.flip=false",
         "resume=null",
+        "optimizer.lr=0.1",
+        "seed=3",
     ]
     with pytest.raises(ConfigError, match=r"takes no hydra\.run\.dir: give out="):
         list(_overrides(None, "digits", None, None, {"hydra.run.dir": "x"}))

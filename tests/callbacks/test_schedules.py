@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.callbacks.schedules import clock, set_weights
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import Clock
 from tests.modules.toy import build, images_and_labels, train_loader, trainer
 
@@ -61,6 +62,11 @@ def test_a_loop_of_ones_own_is_given_the_weights_that_a_trainer_sets() -> None:
         set_weights(module, now)
         assert (module.method.rampup_weight.item(), module.ensemble.weight.item()) == weights
     assert module.teacher.rate == trained.teacher.rate
+
+
+def test_a_method_that_callbacks_tell_the_time_needs_a_trainer() -> None:
+    with pytest.raises(ConfigError, match="IAKD needs a Trainer: callbacks tell it the time"):
+        set_weights(build("iakd", 1), Clock(0))
 
 
 def test_a_loop_that_lets_no_teacher_follow_is_told_so_once(monkeypatch: pytest.MonkeyPatch) -> None:

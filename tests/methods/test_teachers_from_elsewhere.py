@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app.tasks import stages
-from dkel_lightning.errors import ConfigError
+from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.networks import Conversion
 from tests.compose import compose
-from tests.modules.toy import CLASSES, SGD, train_loader, trainer, val_loader
+from tests.modules.toy import CLASSES, SGD, images_and_labels, train_loader, trainer, val_loader
 
 OURS = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 THEIRS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -75,6 +76,25 @@ def test_a_frozen_teacher_computes_in_its_own_type_and_the_student_in_its_own() 
     assert {each.dtype for each in module.student.network.parameters()} == {torch.float32}
     assert fit.callback_metrics["val/acc/teacher_0"].isfinite()
     assert fit.callback_metrics["train/kd"].isfinite()
+
+
+def test_a_checkpoint_of_a_folder_s_network_teaches_where_the_same_folder_is_named(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: extra hf")
+    shape = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+    transformers.ViTConfig(**shape, patch_size=8, image_size=16, num_labels=CLASSES).save_pretrained(tmp_path)
+    named = f"hf:{tmp_path}"
+    trained = DistillationModule.build(named, CLASSES, "baseline", 1, image_size=(16, 16), teacher={"update": "none"})
+    fit = trainer()
+    fit.fit(trained, DataLoader(TensorDataset(*images_and_labels(6, size=16)), batch_size=6))
+    fit.save_checkpoint(tmp_path / "stage.ckpt")
+    given = {"backbone": named, "image_size": 16, "weights": str(tmp_path / "stage.ckpt")}
+    module = DistillationModule.build("resnet8", CLASSES, "kd", 1, image_size=(8, 8), teacher=given)
+    assert module.teacher is not None
+    ours, theirs = module.teacher.peer(0).state_dict(), trained.student.peer(0).state_dict()
+    assert [*ours] == [*theirs]
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(CheckpointError, match="no file chooses a folder that is read"):
+        DistillationModule.build("resnet8", CLASSES, "kd", 1, teacher={**given, "backbone": "resnet8"})
 
 
 def test_weights_and_normalisation_of_a_folder_teach_if_they_know_these_classes(tmp_path: Path) -> None:

@@ -135,3 +135,12 @@ def test_a_library_network_is_a_choice_of_the_command_line(name: str) -> None:
     prepare([f"backbone={name}"])
     expected = {"name": name, "views_per_pass": "all", "split_at": "layer3", "pretrained": False, "weights": None}
     assert compose(f"backbone={name}", "backbone.split_at=layer3")["backbone"] == expected
+
+
+def test_a_plain_word_is_a_type_and_never_a_folder_beside_you(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed: extra hf")
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "config.json").write_text('{"model_type": "vit"}')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"hf:evil is no image classifier .*one beside you is hf:\./NAME"):
+        small("hf:evil")
