@@ -34,8 +34,10 @@ from dkel_lightning.runtime.processes import any_process, print_once
 ACTIONS = ("warn", "stop", "restore")
 CURE = "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32."
 LEAST_EPOCHS = 5
-KEPT = ("term_means.", "train_scores.", "method.rampup_weight", "ensemble.weight", "teacher.rate")
-KEPT += ("method.fitted", "method.places_")  # of a consistent teacher
+KEPT = (
+    *("term_means.", "train_scores.", "method.rampup_weight", "ensemble.weight", "teacher.rate"),
+    *("method.fitted", "method.places_"),  # of a consistent teacher
+)
 """What a restoration leaves: sums of the epoch, and what schedules have put in force, as no clock is turned back."""
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 

@@ -74,6 +74,7 @@ class TargetMaker(nn.Module):
         return Batch(
             made[0] if batch.views.dim() == 4 else torch.stack(made).transpose(0, 1),
             of_peers[0] if len(of_peers) == 1 else torch.stack(of_peers, 1),
+            None,
         )
 
     def _refuse(self, what: str) -> None:
