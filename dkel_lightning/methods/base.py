@@ -52,6 +52,8 @@ class Method(nn.Module, ABC):
                 f"{type(self).__name__} needs at least {self.needs.minimum_peers} peers, got {peers}: "
                 "raise method.peers, or choose method=baseline for a single network."
             )
+        if (most := self.needs.maximum_peers) is not None and peers > most:
+            raise ConfigError(f"{type(self).__name__} is of {most} peer: set method.peers to {most}, not {peers}.")
         self.peers = peers
         self.rampup: RampUp | None = getattr(self.settings, "rampup", None)
         self.ensemble: EnsembleTerm | None = getattr(self.settings, "ensemble", None)

@@ -48,10 +48,8 @@ class Consistent(Distilling):
         """Look at the student's maps.
 
         Raises:
-            ConfigError: several peers, or layers that are not there.
+            ConfigError: layers that are not there.
         """
-        if self.peers != 1:
-            raise ConfigError(f"consistent fits the teacher to one student: set method.peers to 1, not {self.peers}.")
         self.layers, self._widths = _maps(network, self.settings.layers, "method.layers")
 
     def attach_teacher(self, network: PeerNetwork) -> None:

@@ -77,10 +77,8 @@ class Heads(Method):
         """Make the heads.
 
         Raises:
-            ConfigError: several peers, no layer, or layers that are not there.
+            ConfigError: no layer, or layers that are not there.
         """
-        if self.peers != 1:
-            raise ConfigError(f"heads are fitted on one network: set method.peers to 1, not {self.peers}.")
         if self.settings.layers == ():
             raise ConfigError(
                 "method.layers is empty, so there is no head to fit: name modules, or null for all stages."

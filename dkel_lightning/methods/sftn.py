@@ -39,10 +39,8 @@ class SFTN(Method):
         """Make the branches of the student's blocks.
 
         Raises:
-            ConfigError: several peers, no student, one without stages, or with another number of them.
+            ConfigError: no student, one without stages, or with another number of them.
         """
-        if self.peers != 1:
-            raise ConfigError(f"sftn trains one teacher: set method.peers to 1, not {self.peers}.")
         if self.settings.student is None:
             raise ConfigError("sftn hangs blocks of the student on its teacher: give method.student, such as resnet8.")
         student = self._student(network)

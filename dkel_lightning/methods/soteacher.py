@@ -53,10 +53,8 @@ class SoTeacher(Method):
         """Make the memory.
 
         Raises:
-            ConfigError: several peers, or an unknown number of samples.
+            ConfigError: an unknown number of samples.
         """
-        if self.peers != 1:
-            raise ConfigError(f"soteacher trains one teacher: set method.peers to 1, not {self.peers}.")
         samples = self.settings.samples
         if samples is None:
             raise ConfigError("soteacher keeps a memory of each training sample: give samples, their number.")

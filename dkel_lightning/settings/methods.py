@@ -249,7 +249,7 @@ PRESETS: dict[str, MethodPreset] = {
     "consistent": MethodPreset(
         "A frozen teacher's channels are rearranged for this student before their maps are compared.",
         ConsistentSettings,
-        Needs(foreign_teacher=True, ensemble="none", batches=True, minimum_peers=1, deploy=STUDENT),
+        Needs(foreign_teacher=True, ensemble="none", batches=True, minimum_peers=1, maximum_peers=1, deploy=STUDENT),
         teacher="frozen",
         arrangement={"peers": 1},
     ),
@@ -284,14 +284,22 @@ PRESETS: dict[str, MethodPreset] = {
     "heads": MethodPreset(
         "Linear classifiers on the stages of a frozen network (backbone.weights): the second stage of dih.",
         HeadsSettings,
-        Needs(teacher="none", ensemble="none", fixed_student=True, minimum_peers=1, deploy=STUDENT),
+        Needs(teacher="none", ensemble="none", fixed_student=True, minimum_peers=1, maximum_peers=1, deploy=STUDENT),
         teacher="none",
         arrangement={"peers": 1},
     ),
     "iakd": MethodPreset(
         "Interactive distillation: blocks of a frozen teacher stand in the student's forward pass at random.",
         IAKDSettings,
-        Needs(foreign_teacher=True, ensemble="none", time=True, batches=True, minimum_peers=1, deploy=STUDENT),
+        Needs(
+            foreign_teacher=True,
+            ensemble="none",
+            time=True,
+            batches=True,
+            minimum_peers=1,
+            maximum_peers=1,
+            deploy=STUDENT,
+        ),
         teacher="frozen",
         arrangement={"peers": 1},
     ),
@@ -340,14 +348,16 @@ PRESETS: dict[str, MethodPreset] = {
     "sftn": MethodPreset(
         "A student-friendly teacher: it is trained with branches of its student's blocks (teacher.training=sftn).",
         SFTNSettings,
-        Needs(teacher="none", ensemble="none", minimum_peers=1, deploy=STUDENT),
+        Needs(teacher="none", ensemble="none", minimum_peers=1, maximum_peers=1, deploy=STUDENT),
         teacher="none",
         arrangement={"peers": 1},
     ),
     "soteacher": MethodPreset(
         "A student-oriented teacher: smooth, and consistent with itself over time (teacher.training=soteacher).",
         SoTeacherSettings,
-        Needs(teacher="none", ensemble="none", time=True, batches=True, minimum_peers=1, deploy=STUDENT),
+        Needs(
+            teacher="none", ensemble="none", time=True, batches=True, minimum_peers=1, maximum_peers=1, deploy=STUDENT
+        ),
         teacher="none",
         arrangement={"peers": 1},
     ),

@@ -28,6 +28,7 @@ class Needs:
         trunk: works on a trunk that the peers share.
         classes: works on one class a sample, and takes no labels that are distributions over the classes.
         minimum_peers: with fewer it is refused.
+        maximum_peers: with more it is refused; None: it takes any number.
         deploy: what the method itself deploys: of networks that are equal in validation, and where nothing was
             validated. A peer that it numbers is the only one of its network that is chosen unless the user says so.
     """
@@ -44,6 +45,7 @@ class Needs:
     trunk: bool = False
     classes: bool = False
     minimum_peers: int = 2
+    maximum_peers: int | None = None
     deploy: Deploy = field(default_factory=lambda: Deploy("teacher", "best"))
 
     def __post_init__(self) -> None:

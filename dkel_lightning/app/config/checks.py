@@ -132,6 +132,8 @@ def _unmet_needs(name: str, needs: Needs, method: Values, peers: int) -> Iterato
     least = needs.minimum_peers
     if peers < least:
         yield f"method.peers is {peers}, and {name} needs at least {least}: raise it, or choose method=baseline."
+    if (most := needs.maximum_peers) is not None and peers > most:
+        yield f"method={name} is of {most} peer: set method.peers to {most}, not {peers}."
     separate = method.get("sharing") == "nothing" or not isinstance(method["peers"], int)
     if needs.trunk and separate:
         yield f"{name} works on a trunk that its peers share: give method.peers as a number, and method.sharing=trunk."
