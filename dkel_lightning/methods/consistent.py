@@ -18,12 +18,14 @@ from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.networks import PeerNetwork, at_common_size, stages_of
+from dkel_lightning.networks import PeerNetwork, at_common_size, check_pairs, maps_of
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.schedules import Clock
 from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import ConsistentSettings
+
+_WHY = "consistent compares maps"
 
 
 @shipped("consistent")
@@ -50,7 +52,8 @@ class Consistent(Distilling):
         Raises:
             ConfigError: layers that are not there.
         """
-        self.layers, self._widths = _maps(network, self.settings.layers, "method.layers")
+        self.layers, seen = maps_of(network, self.settings.layers, "method.layers", _WHY)
+        self._widths = [seen[layer][0].shape[1] for layer in self.layers]
 
     def attach_teacher(self, network: PeerNetwork) -> None:
         """Make a place for each pair's rearrangement.
@@ -58,12 +61,9 @@ class Consistent(Distilling):
         Raises:
             ConfigError: other numbers of layers, or widths of which none is a multiple of the other.
         """
-        self.teacher_layers, widths = _maps(network, self.settings.teacher_layers, "method.teacher_layers")
-        if len(widths) != len(self._widths):
-            raise ConfigError(
-                f"consistent compares layers in pairs, and the student has {', '.join(self.layers)}, the teacher "
-                f"{', '.join(self.teacher_layers)}: give method.layers and method.teacher_layers as many."
-            )
+        self.teacher_layers, seen = maps_of(network, self.settings.teacher_layers, "method.teacher_layers", _WHY)
+        check_pairs(self.layers, self.teacher_layers, "consistent compares layers")
+        widths = [seen[layer][0].shape[1] for layer in self.teacher_layers]
         self.learned = nn.ParameterList()
         for number, (ours, theirs) in enumerate(zip(self._widths, widths, strict=True)):
             if self.settings.matcher == "learned":
@@ -128,10 +128,7 @@ class Consistent(Distilling):
         return terms
 
     def _features(self, inputs: MethodInputs) -> Tensor:
-        assert inputs.teacher is not None
-        ours, theirs = inputs.student.named, inputs.teacher.named
-        assert ours is not None
-        assert theirs is not None
+        ours, theirs = inputs.named
         total = inputs.student.logits.new_zeros(())
         for number, (layer, teacher_layer) in enumerate(zip(self.layers, self.teacher_layers, strict=True)):
             maps = at_least_float32(theirs[teacher_layer][0].detach())
@@ -198,16 +195,3 @@ def greedy(similar: Tensor) -> Tensor:
 
 
 MATCHERS: dict[str, Callable[[Tensor], Tensor]] = {"hungarian": hungarian, "greedy": greedy}
-
-
-def _maps(network: PeerNetwork, given: tuple[str, ...] | None, setting: str) -> tuple[tuple[str, ...], list[int]]:
-    """Watch layers of a network of one peer; give their names and channels."""
-    layers = stages_of(network.peer(0), setting) if given is None else tuple(given)
-    if not layers:
-        raise ConfigError(f"{setting} is empty, and consistent compares maps: name modules, or null for every stage.")
-    seen = network.watch(layers, setting).named
-    assert seen is not None
-    flat = [name for name, (output,) in seen.items() if output.dim() != 4]
-    if flat:
-        raise ConfigError(f"{setting} names {', '.join(flat)}, which gives no maps [B, C, H, W]: name convolutions.")
-    return layers, [seen[name][0].shape[1] for name in layers]

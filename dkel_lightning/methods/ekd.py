@@ -8,15 +8,16 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy
 from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.networks import Named, PeerNetwork, stages_of
+from dkel_lightning.networks import Named, PeerNetwork, check_pairs, maps_of
 from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import EKDSettings
+
+_WHY = "ekd guides blocks"
 
 
 class GuidedModule(nn.Module):
@@ -56,8 +57,7 @@ class EKD(Distilling):
 
     def attach(self, network: PeerNetwork) -> None:
         """Make guided modules for each student."""
-        self.layers = _layers(network, self.settings.layers, "method.layers")
-        seen = _seen(network, self.layers, "method.layers")
+        self.layers, seen = maps_of(network, self.settings.layers, "method.layers", _WHY)
         self.guided = nn.ModuleList(self._guides(seen, peer, network.num_classes) for peer in range(self.peers))
 
     def attach_teacher(self, network: PeerNetwork) -> None:
@@ -66,14 +66,8 @@ class EKD(Distilling):
         Raises:
             ConfigError: it has another number of blocks.
         """
-        self.teacher_layers = _layers(network, self.settings.teacher_layers, "method.teacher_layers")
-        if len(self.teacher_layers) != len(self.layers):
-            raise ConfigError(
-                f"ekd guides blocks in pairs, and the student has {len(self.layers)} ({', '.join(self.layers)}), the "
-                f"teacher {len(self.teacher_layers)} ({', '.join(self.teacher_layers)}): give method.layers and "
-                "method.teacher_layers as many."
-            )
-        seen = _seen(network, self.teacher_layers, "method.teacher_layers")
+        self.teacher_layers, seen = maps_of(network, self.settings.teacher_layers, "method.teacher_layers", _WHY)
+        check_pairs(self.layers, self.teacher_layers, _WHY)
         self.guided_teacher = self._guides(seen, 0, network.num_classes)
 
     def _guides(self, seen: Named, peer: int, classes: int) -> nn.ModuleList:
@@ -89,9 +83,7 @@ class EKD(Distilling):
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over peers and blocks, and weighted."""
         assert inputs.teacher is not None
-        ours, theirs = inputs.student.named, inputs.teacher.named
-        assert ours is not None
-        assert theirs is not None
+        ours, theirs = inputs.named
         student, teacher = inputs.student.logits, inputs.teacher.logits
         guided = [
             _guided(guides, self.layers, ours, peer)
@@ -125,21 +117,6 @@ class EKD(Distilling):
             # Where the teacher classifies the view of each student, the mean, as of its own labels.
             "ce_guided_teacher": cross_entropy(h_teacher, of_blocks).mean(0).sum(),
         }
-
-
-def _layers(network: PeerNetwork, given: tuple[str, ...] | None, setting: str) -> tuple[str, ...]:
-    return stages_of(network.peer(0), setting) if given is None else tuple(given)
-
-
-def _seen(network: PeerNetwork, layers: tuple[str, ...], setting: str) -> Named:
-    if not layers:
-        raise ConfigError(f"{setting} is empty, and ekd guides blocks: name modules, or null for every stage.")
-    seen = network.watch(layers, setting).named
-    assert seen is not None
-    flat = [name for name, outputs in seen.items() if any(output.dim() != 4 for output in outputs)]
-    if flat:
-        raise ConfigError(f"{setting} names {', '.join(flat)}, which gives no maps [B, C, H, W]: name convolutions.")
-    return seen
 
 
 def _guided(guides: nn.ModuleList, layers: tuple[str, ...], named: Named, index: int) -> tuple[Tensor, Tensor]:

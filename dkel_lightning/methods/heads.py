@@ -13,7 +13,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy
 from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.networks import Named, PeerNetwork, stages_of
+from dkel_lightning.networks import Named, PeerNetwork, layers_of
 from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import HeadsSettings
@@ -32,7 +32,7 @@ class Classifiers(nn.ModuleList):
     """
 
     def __init__(self, network: PeerNetwork, layers: Sequence[str] | None) -> None:
-        self.layers = stages_of(network.peer(0), SETTING) if layers is None else tuple(layers)
+        self.layers = layers_of(network.peer(0), layers, SETTING)
         seen = network.watch(self.layers, SETTING).named if self.layers else {}
         assert seen is not None
         widths = [prod(seen[layer][0].shape[1:]) for layer in self.layers]

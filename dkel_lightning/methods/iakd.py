@@ -15,7 +15,7 @@ from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.modules.peers import batch_norms
-from dkel_lightning.networks import PeerNetwork, StandIn, adapter, find, stages_of
+from dkel_lightning.networks import PeerNetwork, StandIn, adapter, check_pairs, find, layers_of
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.runtime.seeding import generator
 from dkel_lightning.schedules import Clock, swap_rate
@@ -83,11 +83,7 @@ class IAKD(Method):
             ConfigError: other numbers of blocks, or blocks whose maps differ in size.
         """
         blocks, borders = _blocks(network, self.settings.teacher_layers, "method.teacher_layers")
-        if len(blocks) != len(self._blocks):
-            raise ConfigError(
-                f"iakd swaps blocks in pairs, and the student has {len(self._blocks)} ({', '.join(self._blocks)}), the "
-                f"teacher {len(blocks)} ({', '.join(blocks)}): give method.layers and method.teacher_layers as many."
-            )
+        check_pairs(self._blocks, blocks, "iakd swaps blocks")
         self.adapters = nn.ModuleDict()
         self._coins = _Coins()
         pairs = zip(self._blocks.items(), blocks.items(), self._borders, borders, strict=True)
@@ -193,7 +189,7 @@ def _blocks(
     network: PeerNetwork, layers: tuple[str, ...] | None, setting: str
 ) -> tuple[dict[str, nn.Module], list[_Border]]:
     """Find the blocks of a network of one peer, and their borders in a dry pass."""
-    names = stages_of(network.peer(0), setting) if layers is None else tuple(layers)
+    names = layers_of(network.peer(0), layers, setting)
     blocks = {name: find(network.peer(0), name, setting) for name in names}
     seen: dict[str, _Border] = {}
 

@@ -95,10 +95,7 @@ class KDPM(Distilling):
         return terms
 
     def _features(self, inputs: MethodInputs) -> Tensor:
-        assert inputs.teacher is not None
-        ours, theirs = inputs.student.named, inputs.teacher.named
-        assert ours is not None
-        assert theirs is not None
+        ours, theirs = inputs.named
         layer, teacher_layer = self._layers
         total = inputs.student.logits.new_zeros(())
         for peer, adapt in zip(self.of_features, self.adapters, strict=True):

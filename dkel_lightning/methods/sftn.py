@@ -11,7 +11,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy, distillation
 from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.networks import PeerNetwork, SinglePeer, adapter, create, stages_of
+from dkel_lightning.networks import PeerNetwork, SinglePeer, adapter, create, layers_of, stages_of
 from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import SFTNSettings
@@ -44,8 +44,7 @@ class SFTN(Method):
         if self.settings.student is None:
             raise ConfigError("sftn hangs blocks of the student on its teacher: give method.student, such as resnet8.")
         student = self._student(network)
-        given = self.settings.layers
-        layers = stages_of(network.peer(0), "method.layers") if given is None else tuple(given)
+        layers = layers_of(network.peer(0), self.settings.layers, "method.layers")
         own = stages_of(student.peer(0), "method.student")
         if len(layers) != len(own):
             raise ConfigError(

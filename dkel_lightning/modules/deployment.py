@@ -78,8 +78,7 @@ def candidates(module: Coordinator, choice: Deploy) -> list[str]:
 
 def methods_own(module: Coordinator) -> str:
     """Name what the method itself deploys, whatever the other network has reached."""
-    own = module.method.needs.deploy
-    return deployed_member(module, choice=own if own.network == "student" or module.teacher else Deploy("student"))
+    return deployed_member(module, choice=Deploy(_networks(module, Deploy())[0]))
 
 
 def _networks(module: Coordinator, choice: Deploy) -> list[str]:

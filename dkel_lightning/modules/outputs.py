@@ -85,6 +85,14 @@ class MethodInputs:
     given: Tensor | None = None
 
     @property
+    def named(self) -> tuple[Named, Named]:
+        """The outputs of modules that the method watches, of the student and of the teacher."""
+        assert self.teacher is not None
+        assert self.student.named is not None
+        assert self.teacher.named is not None
+        return self.student.named, self.teacher.named
+
+    @property
     def classes(self) -> Tensor:
         """The class of each sample, [B]; of labels that are distributions the largest, of the peers' their mean's."""
         labels = self.labels if self.given is None else self.given

@@ -11,6 +11,7 @@ from dkel_lightning.networks.branching import (
 )
 from dkel_lightning.networks.conversion import Constants, Conversion, convert_before
 from dkel_lightning.networks.external import default_cut, make, normalisation, pretrained_classes
+from dkel_lightning.networks.maps import check_pairs, maps_of
 from dkel_lightning.networks.outline import IMAGE_SHAPE, LogitsOf, classes_of, logits_of
 from dkel_lightning.networks.peers import (
     VIEWS_PER_PASS,
@@ -24,7 +25,7 @@ from dkel_lightning.networks.peers import (
     SinglePeer,
 )
 from dkel_lightning.networks.registry import BACKBONES, Backbone, create, register_backbone, start_linear
-from dkel_lightning.networks.watching import Named, StandIn, find, release_, stages_of
+from dkel_lightning.networks.watching import Named, StandIn, find, layers_of, release_, stages_of
 
 __all__ = [
     "BACKBONES",
@@ -49,14 +50,17 @@ __all__ = [
     "adapter",
     "at_common_size",
     "branch_model",
+    "check_pairs",
     "classes_of",
     "convert_before",
     "create",
     "default_cut",
     "find",
     "is_trained",
+    "layers_of",
     "logits_of",
     "make",
+    "maps_of",
     "normalisation",
     "pretrained_classes",
     "redraw_",

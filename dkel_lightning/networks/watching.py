@@ -222,5 +222,10 @@ def stages_of(peer: nn.Module, setting: str) -> tuple[str, ...]:
     )
 
 
+def layers_of(peer: nn.Module, given: Sequence[str] | None, setting: str) -> tuple[str, ...]:
+    """Give the modules that a setting names, or every stage where it names none (`stages_of`)."""
+    return stages_of(peer, setting) if given is None else tuple(given)
+
+
 def _short(name: str) -> str:
     return next((name.removeprefix(inside) for inside in _INSIDE[1:] if name.startswith(inside)), name)
