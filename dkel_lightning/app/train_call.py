@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -23,7 +22,6 @@ from dkel_lightning.runtime import command_lines
 if TYPE_CHECKING:
     from torch import nn
 
-FOLDER = "DKEL_RUN_FOLDER"
 REST = ("task", "hydra.run.dir", "hydra.sweep.dir")
 
 
@@ -77,7 +75,6 @@ def train(
     whole = compose([*invocation.arguments], with_hydra=True)
     cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     job = jobs.Job(cfg, Path(whole.hydra.run.dir), overrides, invocation, None, whole.hydra)
-    before = os.environ.get(FOLDER)
     try:
         _refuse(cfg)
         jobs.work(job)
@@ -86,10 +83,6 @@ def train(
         if isinstance(error, OSError):
             raise refusal(error, job.folder) from error
         raise
-    finally:
-        os.environ.pop(FOLDER, None)  # of this run, and no later one's
-        if before is not None:
-            os.environ[FOLDER] = before
     return _trained(job)
 
 

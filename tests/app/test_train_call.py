@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dkel_lightning
-from dkel_lightning.app.cli import main
+from dkel_lightning.app.cli import jobs, main
 from dkel_lightning.errors import ConfigError, DkelError
 
 SMALL = {"trainer": "cpu", "data.limit": 120, "callbacks.progress": "none", "method.peers": 2, "seed": 3}
@@ -24,13 +24,15 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_call_gives_what_the_command_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(jobs.FOLDER, raising=False)
     found = dkel_lightning.train("resnet8", "digits", "dkel", epochs=1, out=tmp_path / "called", settings=SMALL)
+    assert jobs.FOLDER not in os.environ  # the next run of this process takes a folder of its own
     assert found.folder == tmp_path / "called"
     assert found.network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     arguments = [f"{key}={value}" for key, value in SMALL.items()]
     monkeypatch.setattr("sys.argv", ["dkel", *arguments, "trainer.max_epochs=1", "hydra.run.dir=typed"])
-    assert "DKEL_RUN_FOLDER" not in os.environ
     main.main()
+    assert jobs.FOLDER not in os.environ
     typed = json.loads((tmp_path / "typed" / "summary.json").read_text())
     assert found.summary["test"] == typed["test"]
     assert (found.member, found.accuracy) == (

@@ -34,6 +34,8 @@ from dkel_lightning.errors import DkelError, OtherJobError
 from dkel_lightning.runtime import ranks, unread_output
 from dkel_lightning.runtime.atomic_files import write_text
 
+FOLDER = "DKEL_RUN_FOLDER"  # where the processes that Lightning starts for a run find its folder
+
 
 @dataclass
 class Job:
@@ -158,6 +160,16 @@ def _end_with_sweep() -> None:
 
 def work(job: Job) -> float | None:
     """Run the task of a job in its folder, or go on with what lies there; returns the objective of a sweep."""
+    before = os.environ.get(FOLDER)
+    try:
+        return _work(job)
+    finally:
+        os.environ.pop(FOLDER, None)  # of this job, and no later one's of this process
+        if before is not None:
+            os.environ[FOLDER] = before
+
+
+def _work(job: Job) -> float | None:
     from dkel_lightning.app import tasks
 
     resume = find_resume(job.values["resume"]) if job.values["resume"] else None
@@ -230,13 +242,13 @@ def _begin(job: Job, run: Run) -> None:
     srun start share the one that was named, and the first writes.
     """
     if ranks.is_one_of_several():
-        job.folder = Path(os.environ.get("DKEL_RUN_FOLDER", job.folder))
+        job.folder = Path(os.environ.get(FOLDER, job.folder))
         if ranks.is_first() and not (job.folder / SETTINGS).exists():
             write_text(job.folder / SETTINGS, run.settings)
         return
     job.folder = begin(job.folder, run.settings)
     job.begun = True
-    os.environ["DKEL_RUN_FOLDER"] = str(job.folder)
+    os.environ[FOLDER] = str(job.folder)
 
 
 def _claim_by_settings(job: Job, values: Mapping[str, Any]) -> Path:
