@@ -441,7 +441,7 @@ class CollapseGuard(Callback):
 
 
 def _kept(module: Coordinator) -> tuple[str, ...]:
-    """Name what a restoration leaves, by how it begins; a frozen teacher's weights too, which no training has spoilt."""
+    """Name what a restoration leaves, by its beginning; a frozen teacher too, which no training has spoilt."""
     frozen = module.teacher is not None and module.teacher.settings.update == "frozen"
     return (*KEPT, "teacher.network.") if frozen else KEPT
 

@@ -50,9 +50,9 @@ class StepRecorder:
     """Keep what a replay of the step under way needs, until the next one begins.
 
     On the CPU the loss is judged before the step is made, so weights and optimizer still are what they were; only
-    what the forward pass changes, running statistics and a method's own memory, is copied at the start. On a GPU the verdict is read two
-    steps late, so all of the state is copied on the device at the start of each step; before a validation, whose
-    verdict comes after the step too, it is copied everywhere.
+    what the forward pass changes, running statistics and a method's own memory, is copied at the start. On a GPU the
+    verdict is read two steps late, so all of the state is copied on the device at the start of each step; before a
+    validation, whose verdict comes after the step too, it is copied everywhere.
 
     Attributes:
         copies_all: whether all of the state is copied; None: as the device asks.
