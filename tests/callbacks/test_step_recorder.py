@@ -163,7 +163,7 @@ def test_a_method_s_buffers_are_those_of_the_step(
     guard = LateGuard() if whole else CollapseGuard()
     guard._recorder.copies_all = guard._other.copies_all = whole or None
     data = poisoned_loader(3).dataset
-    loader = DataLoader(WithIndices(data), batch_size=8)  # type: ignore[type-var]
+    loader = DataLoader(WithIndices(data), batch_size=8)
     with pytest.raises(NonFiniteError):
         trainer(guard, Watch(), default_root_dir=tmp_path, max_epochs=2).fit(module, loader)
     record = torch.load(tmp_path / "collapse" / "step_3.pt", weights_only=True)["state_dict"]

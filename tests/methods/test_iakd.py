@@ -144,7 +144,8 @@ def test_statistics_are_estimated_anew_wherever_an_evaluation_may_follow(ends: d
     class Look(Callback):
         def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
             if trainer.global_step == 2:
-                seen.append(find(coordinator(module).student.network.peer(0), "stem", "x")[1].running_mean.clone())
+                stem = find(coordinator(module).student.network.peer(0), "stem", "x")
+                seen.append(stem[1].running_mean.clone())  # type: ignore[index]
 
     module = build(start=0.5, statistics_batches=3)
     callbacks = [MethodBatches(), Look()]  # in this order
@@ -153,7 +154,7 @@ def test_statistics_are_estimated_anew_wherever_an_evaluation_may_follow(ends: d
     trainer(max_steps=2).fit(reference, train_loader())
     stem = find(reference.student.network.peer(0), "stem", "x")
     images = torch.cat([batch[0] for batch in train_loader()])
-    torch.testing.assert_close(seen[0], stem[0](images).mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen[0], stem[0](images).mean((0, 2, 3)), rtol=1e-4, atol=1e-5)  # type: ignore[index]
 
 
 def test_blocks_of_other_widths_are_joined_and_of_other_sizes_refused() -> None:
