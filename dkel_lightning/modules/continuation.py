@@ -91,7 +91,9 @@ def let_learn_what_is_unfrozen(module: Coordinator) -> None:
     Raises:
         ConfigError: on several processes: DDP averages no gradients of what was frozen when the fit began.
     """
-    tuning = [type(each).__name__ for each in module.trainer.callbacks if isinstance(each, BaseFinetuning)]
+    tuning = [
+        type(each).__name__ for each in getattr(module.trainer, "callbacks", ()) if isinstance(each, BaseFinetuning)
+    ]
     if tuning and world_size() > 1:
         raise ConfigError(
             f"{tuning[0]} lets weights learn later, and DDP averages the gradients of those alone that learn from the "

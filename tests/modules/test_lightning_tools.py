@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from lightning.pytorch.tuner.tuning import Tuner
 from lightning.pytorch.utilities import CombinedLoader
@@ -86,26 +85,22 @@ class Rows(nn.Module):
 def test_the_trunk_stands_still_until_it_is_unfrozen_and_a_resume_goes_on_so(
     backbone: nn.Module, split_at: str, trunk: set[str], tmp_path: Path
 ) -> None:
-    def fine_tuned(name: str, epochs: int, path: Path | None = None) -> tuple[DistillationModule, Trainer]:
+    def fine_tuned(name: str, epochs: int, path: Path | None = None) -> DistillationModule:
         module = build(backbone, split_at, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
         tuning = BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_ratio_lr=0.5)
         saved = ModelCheckpoint(tmp_path / name, "{epoch}", save_top_k=-1)
-        fit = trainer(tmp_path, tuning, saved, max_epochs=epochs)
-        fit.fit(module, loader(), ckpt_path=path, weights_only=True)
-        return module, fit
+        trainer(tmp_path, tuning, saved, max_epochs=epochs).fit(module, loader(), ckpt_path=path, weights_only=True)
+        return module
 
     drawn = build(backbone, split_at).student.peer(0).state_dict()
-    still, _ = fine_tuned("still", 1)
+    still = fine_tuned("still", 1)
     kept = {name for name, value in still.student.peer(0).state_dict().items() if torch.equal(value, drawn[name])}
     assert kept == trunk
-    through, fit = fine_tuned("through", 3)
+    through = fine_tuned("through", 3)
     moved = through.student.peer(0).state_dict()
     # A bias before a BatchNorm moves nothing.
     assert not any(torch.equal(moved[name], drawn[name]) for name in trunk if not name.endswith("bias"))
-    assert (
-        len(fit.optimizers[0].param_groups) == len([*build(backbone, split_at).configure_optimizers().param_groups]) + 1
-    )
-    resumed, _ = fine_tuned("resumed", 3, tmp_path / "through" / "epoch=1.ckpt")
+    resumed = fine_tuned("resumed", 3, tmp_path / "through" / "epoch=1.ckpt")
     assert same(parameters_of(through), parameters_of(resumed))
 
 
@@ -179,7 +174,8 @@ def test_batches_of_several_training_loaders_become_one(form: type, mode: Any, t
 
 def test_one_loader_of_images_and_one_of_labels_are_a_batch(tmp_path: Path) -> None:
     pixels, labels = images().tensors
-    loaders = {"images": DataLoader(pixels, 8), "labels": DataLoader(labels, 8)}  # type: ignore[arg-type]
+    parts: dict[str, Any] = {"images": pixels, "labels": labels}
+    loaders = {name: DataLoader(part, 8) for name, part in parts.items()}
     trainer(tmp_path, max_epochs=1).fit(build(), loaders)
 
 
