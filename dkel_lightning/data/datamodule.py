@@ -241,7 +241,7 @@ class ImageDataModule(ClassificationData, ABC):
         most = max(32, 4 * cores)
         if self.workers > most:
             raise ConfigError(f"data.workers={self.workers}, and this machine has {cores} cores: give {most} at most.")
-        return {"workers": self.workers, "pin_memory": place.device.type == "cuda"}
+        return {"workers": self.workers, "device": place.device}
 
     def val_dataloader(self) -> EvaluationLoader:
         """Return the loader that chooses epochs: held-out training images, or the test set for `selection="paper"`."""
