@@ -70,7 +70,7 @@ def teacher_settings(
         raise ConfigError(f'teacher is {given!r}: give its settings, such as {{"draw": "student", "start": "copy"}}.')
     given = dict(given or {})
     name = type(method).__name__
-    if given.get("update") == "none" or (method.needs.teacher == "none" and not given):
+    if given.get("update") == "none" or (preset.teacher == "none" and not given):
         others = [key for key in given if key != "update"]
         if method.needs.teacher == "required":
             raise ConfigError(f"{name} needs a teacher, but teacher.update is none: choose ema, gradient or frozen.")
