@@ -42,6 +42,16 @@ def in_workers(**settings: Any) -> TrainingLoader:
     return WorkerLoader(stored(), AUGMENT, **{"batch_size": 4, "views": 2, **settings})
 
 
+def in_place(**settings: Any) -> TrainingLoader:
+    images, labels = arrays()
+    rows = torch.arange(COUNT).flip(0)
+    return DeviceLoader(images.flip(0), labels, AUGMENT, rows=rows, **{"batch_size": 4, "views": 2, **settings})
+
+
+def test_images_that_stay_where_they_are_give_the_batches_of_a_copy() -> None:
+    assert_same(in_place(seed=2, balanced=True), on_device(seed=2, balanced=True))
+
+
 both_loaders = pytest.mark.parametrize("make", [on_device, in_workers])
 
 
