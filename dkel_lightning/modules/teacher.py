@@ -63,22 +63,16 @@ class TeacherModule(PeersModule):
         """Whether the network receives gradients."""
         return self._alone or self.settings.update == "gradient"
 
-    @property
-    def learns_by_passing(self) -> bool:
-        """Whether a training batch that passes it changes it: by gradients, or by its own running statistics."""
-        return self.learns or (self.settings.update == "ema" and self.settings.batchnorm == "own")
-
     def forward(self, views: Tensor) -> TeacherOutput:
         """Classify `views` as StudentModule does; without a graph unless it learns."""
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()), self._statistics_kept():
             seen = self.pass_through(views)
         return TeacherOutput(seen.logits, seen.features, seen.named)
 
-    def teach(self, views: Tensor, read: bool = True) -> TeacherOutput | None:
-        """Classify `views` as the student sees them; a single teacher of several peers classifies each view.
+    def takes_part(self, read: bool) -> bool:
+        """Tell whether a training batch is to pass it: somebody reads what it says, or the passing changes it.
 
-        Its logits are then [V, B, C]: entry i belongs to peer i's view. None where nobody reads it, and passing the
-        batch would change nothing in it. Outside of a Trainer it warns where nobody has asked it to follow for long.
+        Outside of a Trainer it warns where nobody has asked it to follow for long.
         """
         self._taught += 1
         if self._taught == _NEVER_FOLLOWED and self.settings.update == "ema":
@@ -87,8 +81,13 @@ class TeacherModule(PeersModule):
                 "loop of your own call set_weights(module, clock) of dkel_lightning.callbacks before each batch and "
                 "module.follow() after each step of the optimizer."
             )
-        if not (read or self.learns_by_passing):
-            return None
+        return read or self.learns or (self.settings.update == "ema" and self.settings.batchnorm == "own")
+
+    def teach(self, views: Tensor) -> TeacherOutput:
+        """Classify `views` as the student sees them; a single teacher of several peers classifies each view.
+
+        Its logits are then [V, B, C]: entry i belongs to peer i's view.
+        """
         if self.num_peers > 1 or views.dim() != 5 or views.shape[1] == 1:
             output: TeacherOutput = self(views)
             return output

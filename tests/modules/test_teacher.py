@@ -312,7 +312,8 @@ def test_impossible_teachers_are_refused(settings: dict[str, Any], text: str) ->
 @pytest.mark.parametrize(("rule", "passes"), [("ema", 0), ("copy", 0), ("own", 3)])
 def test_a_teacher_that_nobody_reads_is_passed_batches_for_its_own_statistics_alone(rule: str, passes: int) -> None:
     module = build("baseline", teacher={"batchnorm": rule, "init_steps": 0})
-    passed = []
+    passed: list[bool] = []
+    assert module.teacher is not None
     module.teacher.network.register_forward_hook(lambda network, *_: passed.append(network.training))
     fit = trainer(limit_val_batches=0)
     fit.fit(module, train_loader())
@@ -321,4 +322,6 @@ def test_a_teacher_that_nobody_reads_is_passed_batches_for_its_own_statistics_al
 
 
 def test_the_moving_average_of_the_baseline_is_passed_nothing() -> None:
-    assert build("baseline").teacher.settings.batchnorm == "ema"
+    teacher = build("baseline").teacher
+    assert teacher is not None
+    assert teacher.settings.batchnorm == "ema"
