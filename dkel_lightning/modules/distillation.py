@@ -104,8 +104,7 @@ class DistillationModule(Coordinator):
         self.members = deployment.members(self)
         evaluation.attach_metrics(self)
         self.observers, self.readers = [], []
-        self.compiled: Compiled | None = None
-        self.runner: Runner | None = None
+        self.compiled, self.runner = None, None
         self._gradients_ready = False  # set by each step: a captured one has made them
         self._restored = continuation.Restored()
 
