@@ -1,8 +1,8 @@
 """The coordinator: student, teacher and ensemble trained together by one method, one optimizer, one loss.
 
 Read from top to bottom it is the order of events: the parts, a training step, the optimizer's step after which the
-teacher follows, what happens around a fit, what is measured, what a checkpoint holds, what is deployed. Weights that
-schedules set, and the teacher's initialisation, come from callbacks (`callbacks.OF_MODULES`).
+teacher follows, what surrounds a fit, what is measured, kept in a checkpoint, deployed. Weights that schedules set, and
+the teacher's initialisation, come from callbacks (`callbacks.OF_MODULES`).
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class DistillationModule(Coordinator):
         self.members = deployment.members(self)
         evaluation.attach_metrics(self)
         self.observers, self.readers = [], []
-        self.compiled, self.runner = None, None
+        self.compiled: Compiled | None = None
+        self.runner: Runner | None = None
         self._gradients_ready = False  # set by each step: a captured one has made them
         self._restored = continuation.Restored()
 
