@@ -164,8 +164,9 @@ class DistillationModule(Coordinator):
         views, teacher_views = self.views_of_each(batch.views)
         with with_shape_errors_explained(batch.views, self.student.network):
             student = self(views)
-            taught = self.teacher is not None and self.teacher.takes_part(self.method.needs.teacher != "none")
-            teacher = self.teacher.teach(teacher_views) if self.teacher is not None and taught else None
+            teacher = (
+                self.teacher.teach(teacher_views) if self.teacher is not None and self.teacher.takes_part() else None
+            )
         assembled, weight = None, student.logits.new_zeros(())
         if self.ensemble is not None:
             weight = self.ensemble.weight

@@ -49,6 +49,7 @@ class TeacherModule(PeersModule):
         super().__init__(network, optimizer, scheduler, interval)
         self.settings = settings or TeacherSettings()
         self._alone, self._taught = False, 0  # batches since it last followed
+        self.is_read = True  # by the method; else it follows passively
         self._matching: ema.Matching | None = None
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("updates", torch.tensor(0, dtype=torch.int64))
@@ -69,7 +70,7 @@ class TeacherModule(PeersModule):
             seen = self.pass_through(views)
         return TeacherOutput(seen.logits, seen.features, seen.named)
 
-    def takes_part(self, read: bool) -> bool:
+    def takes_part(self) -> bool:
         """Tell whether a training batch is to pass it: somebody reads what it says, or the passing changes it.
 
         Outside of a Trainer it warns where nobody has asked it to follow for long.
@@ -81,7 +82,7 @@ class TeacherModule(PeersModule):
                 "loop of your own call set_weights(module, clock) of dkel_lightning.callbacks before each batch and "
                 "module.follow() after each step of the optimizer."
             )
-        return read or self.learns or (self.settings.update == "ema" and self.settings.batchnorm == "own")
+        return self.is_read or self.learns or (self.settings.update == "ema" and self.settings.batchnorm == "own")
 
     def teach(self, views: Tensor) -> TeacherOutput:
         """Classify `views` as the student sees them; a single teacher of several peers classifies each view.
