@@ -161,12 +161,10 @@ class DistillationModule(Coordinator):
 
     def forward_all(self, batch: Batch) -> MethodInputs:
         """Pass a batch through student, ensemble and teacher, and assemble the teachers' knowledge."""
-        views, teacher_views = self.views_of_each(batch.views)
+        views, shown = self.views_of_each(batch.views)
         with with_shape_errors_explained(batch.views, self.student.network):
             student = self(views)
-            teacher = (
-                self.teacher.teach(teacher_views) if self.teacher is not None and self.teacher.takes_part() else None
-            )
+            teacher = self.teacher.teach(shown) if self.teacher is not None and self.teacher.takes_part() else None
         assembled, weight = None, student.logits.new_zeros(())
         if self.ensemble is not None:
             weight = self.ensemble.weight
