@@ -178,11 +178,7 @@ class DistillationModule(Coordinator):
         return MethodInputs(self.targets(given), student, teacher, assembled, weight, batch.indices, given, extra)
 
     def losses(self, inputs: MethodInputs) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the method's terms, and the loss: their sum, and the teacher's own where it learns.
-
-        Raises:
-            ConfigError: the method computes other terms than it names.
-        """
+        """Compute the terms, and the loss: their sum, and the teacher's own where it learns."""
         terms = self.method.named_terms(inputs)
         if inputs.extra is not None and self.extra is not None:
             temperature = getattr(self.method.settings, "temperature", 1.0)
