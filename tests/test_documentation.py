@@ -116,7 +116,7 @@ OURS = [command for command in SHOWN if arguments_of(command) is not None]
 
 def test_the_documents_show_commands() -> None:
     assert "make run" in SHOWN
-    assert "python -m dkel_lightning" in SHOWN
+    assert "python -m dkel_lightning experiment=tinyimagenet" in SHOWN
     assert "dkel experiment=cifar100" in SHOWN
     # In the middle of a sentence.
     assert any(command.startswith("torchrun --nproc-per-node=4") for command in OURS)
@@ -169,7 +169,7 @@ def test_files_of_ones_own_run_by_the_command_that_the_page_shows(name: str, tmp
     page = ROOT / "docs" / name
     assert write_titled(page, tmp_path)
     command = next(command for command in commands(page) if "modules=" in command)
-    done = dkel(*shlex.split(command)[3:], "trainer.fast_dev_run=true", cwd=tmp_path)
+    done = dkel(*arguments_of(command) or (), "trainer.fast_dev_run=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     shown = {
         "own_data.md": "dkel on stripes",
@@ -228,7 +228,7 @@ SCRIPTS = [
 def test_scripts_run_through_with_their_programs_replaced(page: Path, script: str, tmp_path: Path) -> None:
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("srun", "scontrol", "sbatch", "module", "python", "torchrun"):
+    for name in ("srun", "scontrol", "sbatch", "module", "python", "dkel", "torchrun"):
         (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "$CALLS"\n')
         (folder / name).chmod(0o755)
     calls = tmp_path / "calls"
