@@ -59,7 +59,7 @@ def benchmark(run: Run) -> BenchmarkResult:
     folder = Path(values["benchmark"]["to"]) if values["benchmark"]["to"] else run.folder
     title = f"{values['method']['name']}, {values['backbone']['name']}, {provenance.device()['names'][0]}"
     result = BenchmarkResult(folder, title, _about(values, plan, images, load), found, missing, peak)
-    bench.write(result)
+    bench.write(result, values["figures"]["also"])
     console = Console(width=None if Console().is_terminal else 130)
     console.print(terminal_table(title, *bench.table(result)))
     print(f"{result.about}\nWritten to {folder}: benchmark.csv, benchmark.md, benchmark.png")

@@ -67,7 +67,7 @@ def _compare(run: Run, comparison: Comparison) -> CompareResult:
         for position, (variant, seed) in enumerate(members, 1):
             print(f"\n[{position}/{len(members)}] {variant.label}, seed {seed}", flush=True)
             outcomes[variant.label, seed] = _member(run.folder, comparison, variant, seed)
-            tables.write(run.folder, comparison, outcomes, _notes(run, comparison))
+            tables.write(run.folder, comparison, outcomes, _notes(run, comparison), run.values["figures"]["also"])
     except (KeyboardInterrupt, SystemExit):
         folder = shlex.quote(command_lines.override("compare.folder", run.folder))
         print(f"Interrupted. Go on with: {comparison.go_on} {folder}", flush=True)
