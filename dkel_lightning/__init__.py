@@ -21,10 +21,12 @@ _HOMES = {
     "MethodInputs": "dkel_lightning.modules.outputs",
     "StudentOutput": "dkel_lightning.modules.outputs",
     "TeacherOutput": "dkel_lightning.modules.outputs",
+    "DistillationCLI": "dkel_lightning.app.lightning_cli",
     "train": "dkel_lightning.app.train_call",
 }
 
 if TYPE_CHECKING:
+    from dkel_lightning.app.lightning_cli import DistillationCLI
     from dkel_lightning.app.train_call import train
     from dkel_lightning.methods.base import Method
     from dkel_lightning.modules.distillation import DistillationModule
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Deploy",
+    "DistillationCLI",
     "DistillationModule",
     "EnsembleModule",
     "Method",

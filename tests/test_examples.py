@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dkel_lightning.data.readers.npz import read_npz
 from tests.commands import dkel
@@ -128,6 +129,25 @@ def test_a_method_of_ones_own_on_the_command_line(monkeypatch: pytest.MonkeyPatc
     assert not (EXAMPLES / "outputs").exists()
     monkeypatch.chdir(EXAMPLES)
     check_arguments(command)  # which makes no folder beside the examples
+
+
+def test_lightnings_own_command_line_trains_tests_and_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("jsonargparse", reason="jsonargparse is not installed: see the extra cli")
+    command = example("lightning_cli").DistillationCLI
+    shown = [f"--config={EXAMPLES / 'lightning_cli.yaml'}", "--model.method=pcl", "--data.limit=128"]
+    quick = ["--trainer.accelerator=cpu", *(f"--trainer.{key}={str(value).lower()}" for key, value in SHORT.items())]
+    quick += ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"]
+    command(args=["fit", *shown, *quick, "--trainer.max_epochs=1"])
+    logs = tmp_path / "logs" / "lightning_logs" / "version_0"
+    (checkpoint,) = logs.rglob("*.ckpt")
+    recipe = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["distillation"]
+    assert (recipe["backbone"], recipe["method"]["name"], recipe["num_classes"]) == ("resnet8", "pcl", 10)
+    again = [f"--config={logs / 'config.yaml'}", f"--ckpt_path={checkpoint}"]
+    tested = command(args=["test", *again]).trainer
+    assert tested.callback_metrics["test/images"] == 360
+    gone_on = command(args=["fit", *again, "--trainer.max_epochs=2", "--trainer.logger.save_dir=more"]).trainer
+    assert (gone_on.current_epoch, gone_on.optimizers[0].defaults["lr"]) == (2, 0.002)
+    assert type(gone_on.optimizers[0]) is torch.optim.AdamW
 
 
 def test_use_without_hydra(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import MethodType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from torch import nn
 
@@ -44,19 +43,18 @@ C = TypeVar("C", bound=Coordinator)
 P = ParamSpec("P")
 
 
-class ConstructedBy(Generic[P]):
+class ConstructedBy(classmethod, Generic[P]):  # type: ignore[type-arg]  # classmethod takes none when it runs
     """A classmethod whose body lies elsewhere, and whose result is of the class it is called on, also for mypy."""
 
     def __init__(self, function: Callable[Concatenate[Any, P], Coordinator]) -> None:
-        self.function = function
+        super().__init__(function)
         # For help() and editors.
         shown = inspect.signature(function).replace(return_annotation="Self")
         function.__signature__ = shown  # type: ignore[attr-defined]
 
-    def __get__(self, instance: object, owner: type[C]) -> Callable[P, C]:
-        """Bind the function to the class."""
-        bound: Callable[P, C] = MethodType(self.function, owner)
-        return bound
+    if TYPE_CHECKING:
+
+        def __get__(self, instance: object, owner: type[C]) -> Callable[P, C]: ...  # type: ignore[override]
 
 
 def build(  # noqa: D417

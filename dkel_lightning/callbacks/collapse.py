@@ -368,7 +368,9 @@ class CollapseGuard(Callback):
                 state = trainer.optimizers[0].state_dict()["state"]
                 self._good = {
                     "weights": {
-                        name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()
+                        name: value.detach().to("cpu", copy=True)
+                        for name, value in module.state_dict().items()
+                        if not name.startswith(_kept(module))
                     },
                     "optimizer": {
                         key: {
@@ -384,7 +386,7 @@ class CollapseGuard(Callback):
     def _restore(self, trainer: Trainer, module: Coordinator, event: Collapse) -> None:
         # Validation runs in inference mode, whose tensors no later step could change.
         with torch.inference_mode(False), torch.no_grad():
-            kept = {name: value for name, value in module.state_dict().items() if name.startswith(KEPT)}
+            kept = {name: value for name, value in module.state_dict().items() if name.startswith(_kept(module))}
             module.load_state_dict({**self._good["weights"], **kept})
             # What a peer has learnt since then is gone, and it may be at chance again.
             self._well, self._streak = set(self._good["well"]), {}
@@ -436,6 +438,12 @@ class CollapseGuard(Callback):
         self.restored, self._restored_at = int(state_dict["restored"]), int(state_dict.get("restored_at", 0))
         self._well, self._ill = set(state_dict["well"]), set(state_dict["ill"])
         self._streak = dict(state_dict.get("streak", {}))
+
+
+def _kept(module: Coordinator) -> tuple[str, ...]:
+    """Name what a restoration leaves, by its beginning; a frozen teacher too, which no training has spoilt."""
+    frozen = module.teacher is not None and module.teacher.settings.update == "frozen"
+    return (*KEPT, "teacher.network.") if frozen else KEPT
 
 
 def scale_rates(trainer: Trainer, factor: float) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -62,8 +63,10 @@ def drawn_batches(trainer: Trainer, module: Coordinator, steps: int) -> Iterator
     """
     if steps == 0:
         return
-    batches = initialisation_batches(trainer.train_dataloader, module.seed, steps, trainer.global_rank)
-    for index, batch in enumerate(batches):
+    loaders, form = tree_flatten(trainer.train_dataloader)  # several of a CombinedLoader
+    batches = [initialisation_batches(loader, module.seed, steps, trainer.global_rank) for loader in loaders]
+    for index, parts in enumerate(zip(*batches, strict=True)):
+        batch = tree_unflatten(parts, form)
         # The way that training batches take, hooks of module and datamodule included.
         batch = trainer.precision_plugin.convert_input(batch)
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dkel_lightning.callbacks.initialisation import drawn_batches, forward_context, own_random_numbers
 from dkel_lightning.callbacks.schedules import clock
+from dkel_lightning.callbacks.step_recorder import validates_after
 from dkel_lightning.modules.interface import Coordinator, coordinator
 
 
@@ -28,7 +29,8 @@ class MethodTime(Callback):
 class MethodBatches(Callback):
     """Give the method training batches of its own at an epoch's start and end, from a loader of their own.
 
-    The end is after its last batch: before its validation and its checkpoint. A stream has none.
+    The end is after its last batch, before its validation and its checkpoint; the same are given at the run's last step
+    and before a validation within an epoch, where these come earlier. A stream has no last batch.
     """
 
     @staticmethod
@@ -44,7 +46,8 @@ class MethodBatches(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Give those of the end."""
-        if batch_idx + 1 == trainer.num_training_batches:
+        last = batch_idx + 1 == trainer.num_training_batches or trainer.global_step == trainer.max_steps
+        if last or validates_after(trainer, batch_idx):
             self._give(trainer, coordinator(pl_module), "end")
 
     def _give(self, trainer: Trainer, module: Coordinator, when: str) -> None:

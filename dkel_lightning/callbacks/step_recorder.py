@@ -50,9 +50,9 @@ class StepRecorder:
     """Keep what a replay of the step under way needs, until the next one begins.
 
     On the CPU the loss is judged before the step is made, so weights and optimizer still are what they were; only
-    what the forward pass changes, the running statistics, is copied at the start. On a GPU the verdict is read two
-    steps late, so all of the state is copied on the device at the start of each step; before a validation, whose
-    verdict comes after the step too, it is copied everywhere.
+    what the forward pass changes, running statistics and a method's own memory, is copied at the start. On a GPU the
+    verdict is read two steps late, so all of the state is copied on the device at the start of each step; before a
+    validation, whose verdict comes after the step too, it is copied everywhere.
 
     Attributes:
         copies_all: whether all of the state is copied; None: as the device asks.
@@ -88,7 +88,7 @@ class StepRecorder:
         if module.device.type == "cuda":
             self._random["cuda"] = torch.cuda.get_rng_state(module.device)
         late = self.copies_all or (self.copies_all is None and sync_blocks(module.device))
-        self.whole = late or _validates_after(trainer, batch_idx)
+        self.whole = late or validates_after(trainer, batch_idx)
         # Optimizers make their state in the first step; otherwise the tensors stay the same ones.
         optimizer = trainer.optimizers[0]
         states = trainer.current_epoch, sum(map(len, optimizer.state.values())), self.whole
@@ -170,7 +170,7 @@ class StepRecorder:
     def _track(self, module: Coordinator, optimizer: Optimizer) -> None:
         # Not two copies at a time.
         self._groups, self._kept, self._scheduled = [], {}, ([], [])
-        tensors = [*_statistics(module)]
+        tensors = [*_statistics(module), *_own_buffers(module).values()]
         if self.whole:
             state = chain.from_iterable(values.values() for values in optimizer.state.values())
             tensors = [*module.state_dict(keep_vars=True).values(), *(t for t in state if isinstance(t, Tensor))]
@@ -214,7 +214,7 @@ def all_finite(tensors: list[Tensor]) -> bool:
     return bool(torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]).isfinite().all())
 
 
-def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
+def validates_after(trainer: Trainer, batch_idx: int) -> bool:
     """Tell whether a validation is due after this batch; one that is due by the clock is not foreseen."""
     every = trainer.val_check_batch
     within = isinstance(every, int) and (batch_idx + 1) % every == 0
@@ -226,8 +226,17 @@ def _statistics(module: nn.Module) -> Iterator[Tensor]:
         yield from (each for each in (layer.running_mean, layer.running_var) if each is not None)
 
 
+def _own_buffers(module: Coordinator) -> dict[str, Tensor]:
+    """Give what the method's forward pass writes."""
+    return {name: module.method.get_buffer(name) for name in module.method.own_buffers}
+
+
 def _in_force(module: Coordinator) -> list[Tensor]:
+    """Give what is set before a step's forward pass, which leaves it as it is."""
     weights = [module.method.rampup_weight]
+    if module.method.needs.time:
+        told = module.method.named_buffers(recurse=False)
+        weights = [value for name, value in told if name not in module.method.own_buffers]
     weights += [module.ensemble.weight] if module.ensemble is not None else []
     return weights + ([module.teacher.rate] if module.teacher is not None else [])
 

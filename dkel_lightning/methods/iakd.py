@@ -56,7 +56,8 @@ class IAKD(Method):
     q, the chance of the student's own block, is constant, or grows to 1 within half the run, or grows again and again.
     The teacher's blocks are frozen, in eval mode; the gradient flows through them to the student's earlier blocks.
     Coins are drawn from (seed, epoch, batch), the same on all processes. BatchNorm's statistics, which would mix two
-    kinds of input, are estimated anew at the end of every epoch. Deployed and evaluated: the student's blocks alone.
+    kinds of input, are estimated anew after each epoch, at the run's end and before an evaluation within an epoch.
+    Deployed and evaluated: the student's blocks alone.
 
     Source: the abstract has idea and names of the schedules; their shapes and values are our reading.
     """

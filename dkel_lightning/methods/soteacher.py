@@ -123,16 +123,20 @@ class SoTeacher(Method):
     def consistency(self, logits: Tensor, indices: Tensor) -> Tensor:
         """Give the squared distance of softmax(logits) [B, C] to the memory of `indices` [B], averaged; remember it."""
         said = at_least_float32(logits).softmax(-1)
+        # A sample that is drawn twice writes the mean of both, and counts twice.
+        first = (indices.unsqueeze(1) == indices).int().argmax(1)
+        times = torch.zeros_like(said[:, :1]).index_add_(0, first, torch.ones_like(said[:, :1]))[first]
+        of_sample = torch.zeros_like(said).index_add_(0, first, said.detach())[first] / times
         held, visits = self.memory[indices], self.visits[indices].unsqueeze(1)
         apart = (said - held).square().sum(-1)
         if self.settings.counter == "uniform":
             apart = apart * (visits.squeeze(1) > 0)  # of a sample that is new there is nothing to be consistent with
-            rate = 1 / (1 + visits)
+            rate = times / (times + visits)
         else:
             rate = self.rate
         with torch.no_grad():
-            self.memory.index_copy_(0, indices, ((1 - rate) * held + rate * said.detach()).to(self.memory.dtype))
-            self.visits.index_copy_(0, indices, visits.squeeze(1) + 1)
+            self.memory.index_copy_(0, indices, ((1 - rate) * held + rate * of_sample).to(self.memory.dtype))
+            self.visits.index_copy_(0, indices, (visits + times).squeeze(1).to(self.visits.dtype))
             self.written.index_fill_(0, indices, 1.0)
         return apart.mean()
 

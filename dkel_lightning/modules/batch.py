@@ -27,10 +27,13 @@ def unpack(batch: Any) -> Batch:
     """Read a batch: a tuple or list `(images, labels[, indices])`, or a mapping with the usual names.
 
     Labels of shape [B, 1] become [B], and all integers int64. Float labels [B, C] are distributions over the classes.
+    Batches of several loaders at once become one, whose indices are left out: each loader has its own.
 
     Raises:
         DataError: neither form fits; the message says what was seen.
     """
+    if (parts := parts_of(batch)) is not None:
+        return _joined([unpack(part) for part in parts])
     if isinstance(batch, Mapping):
         views, labels = _first(batch, IMAGE_KEYS, "images"), _first(batch, LABEL_KEYS, "labels")
         indices = next((batch[key] for key in INDEX_KEYS if key in batch), None)
@@ -61,6 +64,32 @@ def unpack(batch: Any) -> Batch:
     return Batch(views, labels, indices)
 
 
+def parts_of(batch: Any) -> list[Any] | None:
+    """Take apart what a CombinedLoader gives: a batch of each loader that has one left; None for any other batch."""
+    parts = [*batch.values()] if isinstance(batch, Mapping) else batch
+    if not isinstance(parts, Sequence):
+        return None
+    given = [part for part in parts if part is not None]
+    return given if given and all(_is_batch(part) for part in given) else None
+
+
+def _is_batch(part: Any) -> bool:
+    if isinstance(part, Mapping):
+        return True
+    return isinstance(part, list | tuple) and len(part) > 1 and isinstance(part[0], Tensor) and part[0].dim() > 3
+
+
+def _joined(parts: Sequence[Batch]) -> Batch:
+    try:
+        return Batch(torch.cat([part.views for part in parts]), torch.cat([part.labels for part in parts]), None)
+    except RuntimeError as error:
+        forms = " and ".join(f"{list(part.views.shape)} with labels {list(part.labels.shape)}" for part in parts)
+        raise DataError(
+            f"Batches of several loaders become one, and these do not fit together: {forms}. Bring images and labels "
+            "to one form in the data sets' transforms."
+        ) from error
+
+
 def batch_keys_of(given: Any) -> Mapping[str, str]:
     """Check what images, labels and indices are called.
 
@@ -81,6 +110,8 @@ def renamed(batch: Any, keys: Mapping[str, str]) -> Any:
     Raises:
         DataError: it has no images under their name.
     """
+    if keys and (parts := parts_of(batch)) is not None:
+        return [renamed(part, keys) for part in parts]
     if not keys or not isinstance(batch, Mapping):
         return batch
     if keys["images"] not in batch:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -82,6 +83,26 @@ def restore_processes(module: LightningModule, restored: Restored) -> None:
             if name in targets:
                 targets[name].copy_(value)
     restore_random_state(own["random"], module.device)
+
+
+def let_learn_what_is_unfrozen(module: Coordinator) -> None:
+    """Let learn all that the optimizer holds, where Lightning's finetuning callbacks freeze it again on a resume.
+
+    Raises:
+        ConfigError: on several processes: DDP averages no gradients of what was frozen when the fit began.
+    """
+    tuning = [
+        type(each).__name__ for each in getattr(module.trainer, "callbacks", ()) if isinstance(each, BaseFinetuning)
+    ]
+    if tuning and world_size() > 1:
+        raise ConfigError(
+            f"{tuning[0]} lets weights learn later, and DDP averages the gradients of those alone that learn from the "
+            "start, so the processes would part: train on one device, or leave the callback out."
+        )
+    for optimizer in module.trainer.optimizers if tuning else ():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(True)
 
 
 def check_parts_of_training(module: Coordinator, restored: Restored) -> None:

@@ -241,11 +241,12 @@ class DistillationModule(Coordinator):
         present = {name: part for name, part in parts.items() if part is not None}
         optimizer, scheduler, interval = self._factories
         optimizer = fused_if_wanted(optimizer, self.execution.fused_optimizer, self)
-        return configure(present, optimizer, scheduler, interval, own=self.student.scaled_parts("student"))
+        return configure(present, optimizer, scheduler, interval, own=self.student.scaled_parts("student"), lr=self.lr)
 
     def on_fit_start(self) -> None:
         """Go on with the random numbers of the checkpoint: before the loaders, which may draw from them, are made."""
         continuation.restore_processes(self, self._restored)
+        continuation.let_learn_what_is_unfrozen(self)
         assembly.warn_of_an_untrained_teacher(self)
 
     def on_train_start(self) -> None:
@@ -282,10 +283,10 @@ class DistillationModule(Coordinator):
         continuation.synchronise_statistics(self)
         evaluation.begin_validation(self)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Score every member on a batch, and hand what they say of it to the callbacks (`evaluated`, `labels`)."""
-        evaluated, labels = evaluation.score(self, batch, batch_idx, "validation")
-        return {"evaluated": evaluated, "labels": labels}
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any] | None:
+        """Score every member on a batch; hand what they say of the first loader's to the callbacks."""
+        evaluated, labels = evaluation.score(self, batch, batch_idx, "validation", dataloader_idx)
+        return {"evaluated": evaluated, "labels": labels} if dataloader_idx == 0 else None
 
     def on_validation_epoch_end(self) -> None:
         """Log the members' scores and remember them for the choice of the deployed peer."""
@@ -295,9 +296,9 @@ class DistillationModule(Coordinator):
         """Begin anew, and look up which member is deployed."""
         evaluation.begin_test(self)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score every member on a batch, its calibration, the peers' disagreement and the deployed one's mistakes."""
-        evaluation.score_test(self, batch, batch_idx)
+        evaluation.score_test(self, batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         """Log the members' scores; the best peers are those that validation chose."""
@@ -343,6 +344,6 @@ class DistillationModule(Coordinator):
         """
         return deployment.deploy(self, deployment.choose(self, network, peer))
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the deployed network's logits [B, C] for a batch of images, a tuple that starts so, or a mapping."""
         return evaluation.predict(self, batch)

@@ -4,8 +4,9 @@ Logged each epoch: `train/loss`, `train/loss_per_peer`, `train/<term>`, `train/a
 `val/acc/...`, `val/nll/...` with student_0.., student_mean, student_best, student_ensemble (mean of probabilities),
 ensemble (the ensemble classifier, or what the method makes), and the same of the teacher. In tests `best` and `acc` are
 the peers that the last validation chose, and `test/ece/...` (expected calibration error), `test/disagreement` (of the
-student peers) and `test/distance` (of teacher and student) are logged too. What `diversity/...` and `share/...` hold:
-see callbacks.DiversityMonitor.
+student peers) and `test/distance` (of teacher and student) are logged too. Of several loaders the first is what chooses
+and what callbacks see; accuracy, likelihood and calibration of the others are `val_1/...`, `test_1/...` and so on. What
+`diversity/...` and `share/...` hold: see callbacks.DiversityMonitor.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def attach_metrics(module: Coordinator) -> None:
     module.train_scores = NetworkScores(peers, persistent=True)
     module.scores = NetworkScores(members)
     module.calibration = CalibrationErrors(members)
+    module.further_scores = []
     module.disagreement = Disagreement()
     module.confusion = Confusion(module.student.num_classes)
     module.finite_watch = FiniteWatch()
@@ -114,6 +116,7 @@ def _mean_probability(logits: Tensor) -> Tensor:
 def begin_validation(module: Coordinator) -> None:
     """Begin anew, also after a validation that was broken off."""
     module.scores.reset()
+    module.further_scores.clear()
     module.finite_watch.begin()
 
 
@@ -125,21 +128,33 @@ def begin_test(module: Coordinator) -> None:
     module.tested_member = module.members.index(deployed_member(module))
 
 
-def score(module: Coordinator, batch: Any, batch_idx: int, stage: str) -> tuple[Evaluated, Tensor]:
+def scores_of_loader(module: Coordinator, loader: int) -> tuple[NetworkScores, CalibrationErrors]:
+    """Return the sums over one of several loaders."""
+    if loader == 0:
+        return module.scores, module.calibration
+    while len(module.further_scores) < loader:
+        members, device = len(module.members), module.device
+        module.further_scores.append((NetworkScores(members).to(device), CalibrationErrors(members).to(device)))
+    return module.further_scores[loader - 1]
+
+
+def score(module: Coordinator, batch: Any, batch_idx: int, stage: str, loader: int = 0) -> tuple[Evaluated, Tensor]:
     """Score every member on a batch; return what they say of it, and its labels [B]."""
     student, teacher_too = module.student, module.method.needs.teacher_views
     views, labels, _ = checked(module.read(batch), batch_idx, student.num_peers, student.num_classes, teacher_too)
     evaluated = evaluate(module, views)
     correct, nll = scores_of(evaluated.logits, labels)
     module.finite_watch.look(nll, views, batch_idx, stage)
-    module.scores.add(correct, nll, len(labels))
+    scores_of_loader(module, loader)[0].add(correct, nll, len(labels))
     return evaluated, classes_of(labels)
 
 
-def score_test(module: Coordinator, batch: Any, batch_idx: int) -> None:
+def score_test(module: Coordinator, batch: Any, batch_idx: int, loader: int = 0) -> None:
     """Score every member on a batch, its calibration, the peers' disagreement and the deployed one's mistakes."""
-    evaluated, labels = score(module, batch, batch_idx, "test")
-    module.calibration.update(evaluated.logits, labels)
+    evaluated, labels = score(module, batch, batch_idx, "test", loader)
+    scores_of_loader(module, loader)[1].update(evaluated.logits, labels)
+    if loader > 0:
+        return
     module.confusion.update(evaluated.logits[module.tested_member], labels)
     if module.student.num_peers > 1:
         module.disagreement.update(evaluated.logits[: module.student.num_peers])
@@ -153,6 +168,8 @@ def end_validation(module: Coordinator) -> None:
     if not module.trainer.sanity_checking:
         module.validation_accuracy.copy_(scores["accuracy"])
     _log_scores(module, "val", scores, scores["accuracy"])
+    for loader, (sums, _) in enumerate(module.further_scores, 1):
+        _log_scores(module, f"val_{loader}", sums.per_network(), scores["accuracy"])
 
 
 def end_test(module: Coordinator) -> None:
@@ -164,6 +181,9 @@ def end_test(module: Coordinator) -> None:
     for sums in (module.scores, module.calibration, module.confusion):
         sums.reset()
     _log_scores(module, "test", scores, module.validation_accuracy)
+    for loader, (sums, calibration) in enumerate(module.further_scores, 1):
+        further = sums.per_network() | {"calibration": calibration.compute().reshape(-1)}
+        _log_scores(module, f"test_{loader}", further, module.validation_accuracy)
     if module.student.num_peers > 1:
         module.log("test/disagreement", module.disagreement.compute(), sync_dist=True)
         module.disagreement.reset()
@@ -201,7 +221,8 @@ def _log_scores(module: Coordinator, stage: str, scores: Mapping[str, Tensor], c
         _warn_of_overflow(module, stage, scores["nll"])
     module.log_dict(logs, sync_dist=True)
     deployed = deployed_member(module, chooser)
-    module.log(f"{stage}/acc", logs[f"{stage}/acc/{deployed}"], prog_bar=True, sync_dist=True)
+    shown = stage in ("val", "test")
+    module.log(f"{stage}/acc", logs[f"{stage}/acc/{deployed}"], prog_bar=shown, sync_dist=True)
 
 
 def _warn_of_overflow(module: Coordinator, stage: str, nll: Tensor) -> None:

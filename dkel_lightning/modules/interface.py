@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from dkel_lightning.metrics import CalibrationErrors, Confusion, Disagreement, NetworkScores, TermMeans
 from dkel_lightning.modules.batch import Batch, FiniteWatch, renamed
@@ -51,10 +51,12 @@ class Coordinator(LightningModule):
         recipe: primitives from which the networks are rebuilt; None for parts put together by hand.
         validation_accuracy: [N] of the members in the last validation; chooses the deployed peer. A buffer.
         tested_confusion: of the deployed member in the last test: rows are true classes, columns predicted ones.
+        scores: of the first loader of a validation or test; `further_scores` of the others, as they come.
         observers: callables for the next eager training steps; while there are any, no step is captured.
         readers: callables for every training step; what a captured one hands them is overwritten by the next.
         compiled: the networks as compiled for this fit.
         batch_keys: what images, labels and indices are called in batches that are mappings; empty: as usual.
+        lr: the learning rate of all groups, before their factors; None: the optimizer's own. `Tuner.lr_find` sets it.
         test_flips: whether an evaluation takes the mean probability of each image and its mirror image.
     """
 
@@ -75,6 +77,7 @@ class Coordinator(LightningModule):
     train_scores: NetworkScores
     scores: NetworkScores
     calibration: CalibrationErrors
+    further_scores: list[tuple[NetworkScores, CalibrationErrors]]
     disagreement: Disagreement
     confusion: Confusion
     finite_watch: FiniteWatch
@@ -83,6 +86,7 @@ class Coordinator(LightningModule):
     readers: list[Reader]
     compiled: Compiled | None
     batch_keys: Mapping[str, str] = MappingProxyType({})
+    lr: float | None = None
     test_flips: bool = False
     _ddp_params_and_buffers_to_ignore: list[str]
 
@@ -90,6 +94,15 @@ class Coordinator(LightningModule):
     def is_attached(self) -> bool:
         """Whether a Trainer drives the module."""
         return self._trainer is not None
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The trunk that the student's peers share, which Lightning's BackboneFinetuning freezes at first.
+
+        Raises:
+            ConfigError: they share nothing.
+        """
+        return self.student.network.shared_part()
 
     def read(self, batch: Any) -> Any:
         """Give a mapping the usual names; no hook of Lightning's, which would stand for that of the user's data."""

@@ -201,8 +201,11 @@ def configure(
     scheduler: SchedulerFactory | None,
     interval: str,
     own: OwnParts | None = None,
+    lr: float | None = None,
 ) -> OptimizerLRScheduler:
     """Give Lightning one optimizer over all networks and, if any, its scheduler stepped every `interval`.
+
+    `lr` stands for the rate of every group, before its factor.
 
     ReduceLROnPlateau follows the validation: `PLATEAU` of its mode.
 
@@ -213,6 +216,9 @@ def configure(
     grouping = optimizer if isinstance(optimizer, Grouped) else None
     built = (optimizer or DEFAULT_OPTIMIZER)(parameter_groups(networks, own, grouping))
     _keep_kernels(built)
+    if lr is not None:
+        for group in built.param_groups:
+            group["lr"] = lr
     begun = [_scaled(group) for group in built.param_groups]
     if scheduler is None:
         return built

@@ -323,6 +323,16 @@ class SplitModel(SharedTrunk):
         self._check_peer(index)
         return cast(WholeModel, self.peers[index]).plain
 
+    def shared_part(self) -> nn.Module:
+        """Return the modules before the split, and the parameters that are read there beside them."""
+        model = cast(WholeModel, self.peers[0]).model
+        shared = nn.ModuleList([model.get_submodule(name) for name in self.outline.before])
+        inside, tensors, beside = {id(each) for each in shared.parameters()}, tensors_of(model), nn.Module()
+        for index, tensor in enumerate(tensors[name] for name in self.outline.used_before):
+            if isinstance(tensor, nn.Parameter) and id(tensor) not in inside:
+                beside.register_parameter(str(index), tensor)
+        return shared.append(beside)
+
     def _own_part(self, index: int) -> OwnPart:
         model = cast(WholeModel, self.peers[index]).model
         return OwnPart(model, _shared(model, self.outline))

@@ -201,6 +201,14 @@ class PeerNetwork(nn.Module, ABC):
             ConfigError: If there is no such peer.
         """
 
+    def shared_part(self) -> nn.Module:
+        """Return what all peers share: the trunk.
+
+        Raises:
+            ConfigError: they share nothing.
+        """
+        raise ConfigError("These peers share nothing, so there is no backbone: name a backbone, and peers as a number.")
+
     def own_part(self, index: int) -> nn.Module:
         """Return what peer `index` shares with no other peer: its branch, or the whole of a separate network."""
         self._check_peer(index)
@@ -336,6 +344,10 @@ class BranchedNetwork(SharedTrunk):
         # Not `peer.train(...)`, which would also set the modes of the modules that both share.
         peer.training = self.training
         return peer
+
+    def shared_part(self) -> nn.Module:
+        """Return the trunk."""
+        return self.trunk
 
     def _own_part(self, index: int) -> nn.Module:
         return self.branches[index]

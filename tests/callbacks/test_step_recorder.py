@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from dkel_lightning import DistillationModule
 from dkel_lightning.callbacks import CollapseGuard
 from dkel_lightning.callbacks.step_recorder import Verdict, all_finite, non_finite
+from dkel_lightning.data import WithIndices
 from dkel_lightning.errors import NonFiniteError
 from tests.modules.toy import Toy, build, parameters_of, same, train_loader, trainer, val_loader
 
@@ -133,6 +134,46 @@ def test_a_late_verdict_still_records_the_step_as_it_began(tmp_path: Path, step:
     assert all(v["momentum_buffer"].isfinite().all() for v in record["optimizer"]["state"].values())
     assert bool(record["optimizer"]["state"]) == (step > 0)
     assert {group["lr"] for group in record["optimizer"]["param_groups"]} == {0.05 * 0.5**step}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("method", "told", "written"),
+    [
+        ({"name": "soteacher", "samples": 40}, ("coefficient", "rate"), ("memory", "visits", "written")),
+        ({"name": "iakd", "schedule": "uniform", "start": 0.5}, ("own_blocks", "chance"), ()),
+    ],
+)
+def test_a_method_s_buffers_are_those_of_the_step(
+    method: dict[str, Any], told: tuple[str, ...], written: tuple[str, ...], whole: bool, tmp_path: Path
+) -> None:
+    states: list[dict[str, Any]] = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            states.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            # The time is told after the start of the batch; the memory is written by its forward pass.
+            names = [f"method.{name}" for name in told]
+            states[-1] |= {name: value.clone() for name, value in pl_module.state_dict().items() if name in names}
+
+    teacher = {"backbone": "resnet8"} if method["name"] == "iakd" else None
+    module = build(method, 1, teacher=teacher, image_size=(8, 8))
+    guard = LateGuard() if whole else CollapseGuard()
+    guard._recorder.copies_all = guard._other.copies_all = whole or None
+    data = poisoned_loader(3).dataset
+    loader = DataLoader(WithIndices(data), batch_size=8)
+    with pytest.raises(NonFiniteError):
+        trainer(guard, Watch(), default_root_dir=tmp_path, max_epochs=2).fit(module, loader)
+    record = torch.load(tmp_path / "collapse" / "step_3.pt", weights_only=True)["state_dict"]
+    checked = [*written, *(told if whole else ())]
+    if not whole:  # the step does not end, so nobody has seen what it was told
+        states[3] |= {f"method.{name}": module.state_dict()[f"method.{name}"] for name in told}
+        checked += told
+    for name in checked:
+        assert torch.equal(record[f"method.{name}"], states[3][f"method.{name}"]), name
+        assert not written or record["method.visits"].sum() == 24
 
 
 @pytest.mark.parametrize("when", [{}, {"every_n_train_steps": 1}])

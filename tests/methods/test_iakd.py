@@ -7,18 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app.tasks.train import train
+from dkel_lightning.callbacks import MethodBatches
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.methods import iakd
+from dkel_lightning.modules.interface import coordinator
 from dkel_lightning.networks import find, release_
 from dkel_lightning.schedules import Clock, swap_rate
 from tests.compose import tiny_run
 from tests.methods.family import check_gradient, golden, leaf
-from tests.modules.toy import CLASSES, SGD, same, train_loader, trainer
+from tests.modules.toy import CLASSES, SGD, same, train_loader, trainer, val_loader
 
 
 class Block(nn.Module):
@@ -132,6 +135,26 @@ def test_statistics_are_estimated_anew_and_training_does_not_notice() -> None:
     untouched = build().teacher
     assert untouched is not None
     assert same(dict(modules[0].teacher.network.state_dict()), dict(untouched.network.state_dict()))
+
+
+@pytest.mark.parametrize("ends", [{"max_steps": 2}, {"val_check_interval": 2}])
+def test_statistics_are_estimated_anew_wherever_an_evaluation_may_follow(ends: dict[str, int]) -> None:
+    seen: list[Tensor] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+            if trainer.global_step == 2:
+                stem = find(coordinator(module).student.network.peer(0), "stem", "x")
+                seen.append(stem[1].running_mean.clone())  # type: ignore[index]
+
+    module = build(start=0.5, statistics_batches=3)
+    callbacks = [MethodBatches(), Look()]  # in this order
+    trainer(*callbacks, **ends).fit(module, train_loader(), val_loader())
+    reference = build(start=0.5, statistics_batches=0)
+    trainer(max_steps=2).fit(reference, train_loader())
+    stem = find(reference.student.network.peer(0), "stem", "x")
+    images = torch.cat([batch[0] for batch in train_loader()])
+    torch.testing.assert_close(seen[0], stem[0](images).mean((0, 2, 3)), rtol=1e-4, atol=1e-5)  # type: ignore[index]
 
 
 def test_blocks_of_other_widths_are_joined_and_of_other_sizes_refused() -> None:

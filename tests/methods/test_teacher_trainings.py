@@ -183,6 +183,23 @@ def test_golden_memory(counter: str) -> None:
         torch.testing.assert_close(method.memory, tensor(expected["memory_after"]), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("counter", ["released", "uniform"])
+def test_a_sample_drawn_twice_in_a_batch_is_remembered_twice(counter: str) -> None:
+    method = remembering(counter, 4, 3)
+    logits = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    said = logits.softmax(-1)
+    method.consistency(logits[:1], torch.tensor([2]))
+    method.rate.fill_(0.25)
+    method.consistency(logits[1:], torch.tensor([2, 0, 2, 2]))
+    assert method.visits.tolist() == [1, 0, 4, 0]
+    mean = said[[1, 3, 4]].mean(0)
+    first = {"uniform": said[[0, 1, 3, 4]].mean(0), "released": 0.75 * said[0] + 0.25 * mean}[counter]
+    other = {"uniform": said[2], "released": 0.25 * said[2]}[counter]
+    torch.testing.assert_close(method.memory[2], first, rtol=1e-12, atol=0)
+    torch.testing.assert_close(method.memory[0], other, rtol=1e-12, atol=0)
+    assert method.written.tolist() == [1, 0, 1, 0]
+
+
 def test_without_its_terms_it_is_plain_training_bit_for_bit_and_the_memory_is_resumed(tmp_path: Path) -> None:
     module, reference = build("soteacher", samples=SAMPLES, lipschitz_weight=0.0, consistency_weight=0.0), plain()
     for each in (module, reference):

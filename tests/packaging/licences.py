@@ -19,7 +19,20 @@ NVIDIA's CUDA libraries come with torch under NVIDIA's own terms.
 | package | licence | needed by |
 | --- | --- | --- |"""
 
-EXTRAS = ("timm", "hf", "datasets", "export", "tensorboard", "wandb", "mlflow", "joblib", "submitit", "optuna", "rl")
+EXTRAS = (
+    "timm",
+    "hf",
+    "datasets",
+    "export",
+    "cli",
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "joblib",
+    "submitit",
+    "optuna",
+    "rl",
+)
 # Stated only in their files, which were read.
 READ = {"antlr4-python3-runtime": "BSD-3-Clause"}
 
