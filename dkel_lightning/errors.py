@@ -35,6 +35,10 @@ class CheckpointError(DkelError):
     """A checkpoint that is missing, torn, or belongs to something else."""
 
 
+class HubError(DkelError):
+    """A model hub that refuses, or cannot be reached."""
+
+
 class CollapseError(DkelError):
     """A training that has collapsed."""
 

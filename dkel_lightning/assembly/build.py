@@ -19,6 +19,7 @@ from dkel_lightning.assembly.teacher_weights import load_student, load_teacher
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
+from dkel_lightning.modules import continuation
 from dkel_lightning.modules.batch import batch_keys_of
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Coordinator
@@ -203,6 +204,9 @@ def build(  # noqa: D417
     )
     if prepared is not None:
         chosen.take_over(prepared)
+    if teacher_module is not None and settings is not None and (source := _outside(chosen, settings, prepared)):
+        name = settings.backbone or (backbone if isinstance(backbone, str) else type(backbone).__name__)
+        teacher_module.stay_outside(name, source)
     sees_otherwise = teacher_module is not None and teacher_module.settings.mean is not None
     module.batch_keys = batch_keys_of(batch_keys)
     module.recipe = {
@@ -221,6 +225,15 @@ def build(  # noqa: D417
     # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
     module.save_hyperparameters({"distillation": module.recipe})
     return module
+
+
+def _outside(method: Method, settings: TeacherSettings, prepared: Coordinator | None) -> str | None:
+    """Name whence a frozen teacher of its own has its weights; None where a training of this library gave them."""
+    if not method.needs.foreign_teacher or settings.update != "frozen" or prepared is not None:
+        return None
+    if settings.weights is not None:
+        return Path(settings.weights).name
+    return "pretrained" if settings.pretrained else None
 
 
 def _smoothing_apart(method: Any, targets: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -249,7 +262,9 @@ def load_from_checkpoint(  # noqa: D417
         backbone: the model it was built from, if that was not a name, or hf:FOLDER.
         method: the method, if that was not a registered name.
         others: passed to `build`: `optimizer`, `scheduler` and `augmentation`, which no checkpoint holds and a
-            training that goes on needs as it had them; and what is to differ, such as `deploy`.
+            training that goes on needs as it had them; and what is to differ, such as `deploy`. A teacher from
+            elsewhere, which the checkpoint leaves out, is read again with `teacher={"weights": FILE}` or
+            `{"pretrained": True}`; without it the student is evaluated and deployed, and the teacher refused.
 
     Raises:
         CheckpointError: missing, torn, unsafe, not written by this library, or with weights that are no numbers.
@@ -271,7 +286,7 @@ def load_from_checkpoint(  # noqa: D417
 
 def rebuilt(
     cls: Any,
-    checkpoint: Mapping[str, Any],
+    checkpoint: dict[str, Any],
     checkpoint_path: str | Path,
     *,
     backbone: nn.Module | str | None = None,
@@ -293,13 +308,20 @@ def rebuilt(
             raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
     if backbone is None:
         refuse_folder(checkpoint_path, "backbone", recipe["backbone"])
-    teacher = recipe.get("teacher")
-    if isinstance(teacher, Mapping) and "teacher" not in others:
-        # What the teacher once began with may be anywhere; its weights are in the checkpoint.
-        recipe["teacher"] = {**teacher, **{key: off for key, off in _NOT_OF_A_FILE.items() if key in teacher}}
-        refuse_folder(checkpoint_path, "teacher", teacher.get("backbone"))
-    with no_more_than(checkpoint["state_dict"], recipe, checkpoint_path):
+    teacher, left_out = recipe.get("teacher"), file_format.left_out(checkpoint)
+    again = others.get("teacher")
+    if isinstance(teacher, Mapping) and (again is None or (left_out is not None and isinstance(again, Mapping))):
+        # What the teacher once began with may be anywhere; its weights are in the checkpoint, or given again.
+        off = {key: value for key, value in _NOT_OF_A_FILE.items() if key in teacher}
+        others["teacher"] = {**teacher, **off, **(again or {})}
+        if not (again or {}).get("backbone"):
+            refuse_folder(checkpoint_path, "teacher", teacher.get("backbone"))
+    beside = left_out["parameters"] if left_out is not None else 0
+    with no_more_than(checkpoint["state_dict"], recipe, checkpoint_path, beside):
         module: Coordinator = cls.build(**(recipe | others))
-    file_format.load_weights(module, checkpoint, checkpoint_path)
+    read_again = isinstance(again, Mapping) and (again.get("weights") or again.get("pretrained"))
+    if left_out is not None and module.teacher is not None and not read_again:
+        continuation.go_without_teacher(module, left_out)
+    continuation.load(module, checkpoint, checkpoint_path)
     refuse_non_finite(module, checkpoint_path)
     return module

@@ -157,8 +157,11 @@ def attach(module: Coordinator) -> None:
     if teacher is not None:
         with seeded(seed, "method parts of the teacher"):  # the same whoever its student is
             method.attach_teacher(teacher.network)
-    # DDP would overwrite them with those of the first process before every step.
-    module._ddp_params_and_buffers_to_ignore = [f"method.{name}" for name in method.own_buffers]
+    # DDP would overwrite them with those of the first process before every step; a frozen teacher has the same on all.
+    ignored = [f"method.{name}" for name in method.own_buffers]
+    if teacher is not None and teacher.settings.update == "frozen":
+        ignored += [f"teacher.network.{name}" for name in teacher.network.state_dict()]
+    module._ddp_params_and_buffers_to_ignore = ignored
 
 
 def check_is_trained_itself(module: Coordinator) -> None:

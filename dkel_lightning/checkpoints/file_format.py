@@ -35,10 +35,12 @@ def sign(
     members: Sequence[str],
     processes: Sequence[Mapping[str, Any]] = (),
     trained_with: Mapping[str, str] | None = None,
+    left_out: Mapping[str, Any] | None = None,
 ) -> None:
     """Add the format version, what rebuilds the networks, its hash, and what each process holds of its own.
 
-    `trained_with` names what a recipe cannot hold: the classes of optimizer, scheduler and augmentation.
+    `trained_with` names what a recipe cannot hold: the classes of optimizer, scheduler and augmentation. `left_out` is
+    the manifest of a teacher whose weights are no part of the state dict.
     """
     checkpoint[KEY] = {
         "format": FORMAT,
@@ -47,6 +49,7 @@ def sign(
         "members": [*members],
         "processes": [dict(own) for own in processes],
         "trained_with": dict(trained_with or {}),
+        **({"left_out": dict(left_out)} if left_out else {}),
     }
 
 
@@ -78,6 +81,21 @@ def trained_with(checkpoint: Mapping[str, Any]) -> dict[str, str]:
     """Return the names of what trained it; nothing in a checkpoint that does not say so."""
     found = checkpoint[KEY].get("trained_with", {})
     return {str(what): str(name) for what, name in found.items()} if isinstance(found, Mapping) else {}
+
+
+def left_out(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the manifest of the teacher whose weights the checkpoint leaves out; None where it leaves none out.
+
+    Raises:
+        CheckpointError: nothing writes such a one.
+    """
+    found = checkpoint[KEY].get("left_out")
+    if found is None:
+        return None
+    kinds = {"name": str, "source": str, "hash": str, "parameters": int}
+    if not isinstance(found, Mapping) or any(not isinstance(found.get(key), kind) for key, kind in kinds.items()):
+        raise CheckpointError("What the checkpoint says of its teacher was edited or damaged; use another checkpoint.")
+    return {key: found[key] for key in kinds}
 
 
 def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

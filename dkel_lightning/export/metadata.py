@@ -194,10 +194,15 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the model card says beyond what the networks tell; each a heading's lines, `name: text`."""
+    """What the model card says beyond what the networks tell; each a heading's lines, `name: text`.
+
+    Attributes:
+        metrics: figures of the test by the Hub's names of metrics, for its metadata.
+    """
 
     title: str = ""
     data: Mapping[str, str] = field(default_factory=dict)
     protocol: Mapping[str, str] = field(default_factory=dict)
     accuracy: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +23,13 @@ from torchmetrics import Metric
 
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.modules import deployment, evaluation
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.runtime.processes import average_over_processes, world_size
 from dkel_lightning.runtime.seeding import random_state, restore_random_state
 
+OF_TEACHER = "teacher.network."
 Own = dict[str, Any]
 """`random`: the generators; `tensors`: by name in the state dict, only where there are several processes."""
 
@@ -50,16 +53,69 @@ def save(module: Coordinator, checkpoint: dict[str, Any]) -> None:
     BatchNorm's statistics are written as their mean over the processes; those of the module stay as they are.
     """
     average_statistics(module, checkpoint["state_dict"])
-    file_format.sign(checkpoint, module.recipe, module.members, gather(module), _trains_with(module))
+    manifest = module.teacher.manifest if module.teacher is not None else None
+    if module.teacher is not None and manifest is not None:
+        module.teacher.require()
+        for name in [name for name in checkpoint["state_dict"] if name.startswith(OF_TEACHER)]:
+            del checkpoint["state_dict"][name]
+    file_format.sign(checkpoint, module.recipe, module.members, gather(module), _trains_with(module), manifest)
 
 
-def read(module: Coordinator, checkpoint: Mapping[str, Any]) -> Restored:
+def load(module: Coordinator, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Load the weights of a checkpoint strictly.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    complete(module, checkpoint)
+    file_format.load_weights(module, checkpoint, path)
+
+
+def complete(module: Coordinator, checkpoint: dict[str, Any]) -> None:
+    """Put the weights of a teacher that a checkpoint leaves out into its state dict, from the teacher that is here.
+
+    Raises:
+        CheckpointError: it is another teacher.
+    """
+    theirs, teacher = file_format.left_out(checkpoint), module.teacher
+    if teacher is None:
+        return
+    if theirs is None:
+        teacher.manifest = None  # a checkpoint that has them goes on with them inside
+        return
+    ours = teacher.manifest
+    if ours is None or ours["hash"] != theirs["hash"]:
+        here = (
+            "has other weights" if ours is None else f"is {ours['name']} ({ours['source']}, hash {ours['hash'][:12]})"
+        )
+        raise CheckpointError(
+            f"This checkpoint was taught by {theirs['name']} ({theirs['source']}, hash {theirs['hash'][:12]}), whose "
+            f"weights it leaves out, and the teacher here {here}: give teacher.weights or teacher.pretrained as the "
+            "training had it."
+        )
+    weights = {f"{OF_TEACHER}{name}": value for name, value in teacher.network.state_dict().items()}
+    checkpoint["state_dict"] = {**checkpoint["state_dict"], **weights}
+    if teacher.is_away and "validation_accuracy" in checkpoint["state_dict"]:
+        scored = checkpoint["state_dict"]["validation_accuracy"]  # the teacher's come last
+        checkpoint["state_dict"]["validation_accuracy"] = scored[: len(module.members)]
+
+
+def go_without_teacher(module: Coordinator, manifest: Mapping[str, Any]) -> None:
+    """Let a module be evaluated and deployed whose teacher's weights are not there."""
+    assert module.teacher is not None
+    module.teacher.manifest, module.teacher.is_away = dict(manifest), True
+    module.members = deployment.members(module)
+    evaluation.attach_metrics(module)
+
+
+def read(module: Coordinator, checkpoint: dict[str, Any]) -> Restored:
     """Read what a fit takes over from its checkpoint.
 
     Raises:
         CheckpointError: it is of something else.
     """
     file_format.check(checkpoint, module.recipe)
+    complete(module, checkpoint)
     if not module.is_attached or module.trainer.state.fn != "fit":
         return Restored()
     cut = re.compile(r"student\.network\.(trunk|branches|peers\.\d+\.(trunk|branch))\.")

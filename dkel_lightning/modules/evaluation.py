@@ -100,10 +100,10 @@ def _evaluated(module: Coordinator, views: Tensor, teacher_views: Tensor) -> Eva
     if student.ensemble_logits is not None:
         rows.append(student.ensemble_logits.float().unsqueeze(0))
     features = [*student.features]
-    if module.teacher is not None:
-        taught = module.teacher(teacher_views)
+    if (teacher := module.teacher_here) is not None:
+        taught = teacher(teacher_views)
         teachers = taught.logits.float()
-        rows += [teachers, _mean_probability(teachers)] if module.teacher.num_peers > 1 else [teachers]
+        rows += [teachers, _mean_probability(teachers)] if teacher.num_peers > 1 else [teachers]
         features += [*taught.features]
     return Evaluated(torch.cat(rows), tuple(features))
 
@@ -194,14 +194,14 @@ def end_test(module: Coordinator) -> None:
 
 def teacher_distance(module: Coordinator) -> Tensor | None:
     """Return `||theta_t - theta_s|| / ||theta_s||` of all parameters; None without a teacher of the same form."""
-    if module.teacher is None:
+    if module.teacher_here is None:
         return None
-    return relative_distance([*module.teacher.network.parameters()], [*module.student.network.parameters()])
+    return relative_distance([*module.teacher_here.network.parameters()], [*module.student.network.parameters()])
 
 
 def scored_names(module: Coordinator) -> list[str]:
     """Name what is scored: all members, and the mean and best peer of each network."""
-    kinds = ["student"] if module.teacher is None else ["student", "teacher"]
+    kinds = ["student"] if module.teacher_here is None else ["student", "teacher"]
     return [*module.members, *(f"{kind}_{what}" for kind in kinds for what in ("mean", "best"))]
 
 

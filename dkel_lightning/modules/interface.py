@@ -135,6 +135,11 @@ class Coordinator(LightningModule):
     def compile_networks(self, rows: int) -> None:
         """Compile the networks for training batches of so many samples."""
 
+    @property
+    def teacher_here(self) -> TeacherModule | None:
+        """The teacher, unless a checkpoint has left its weights out and they were not read again."""
+        return None if self.teacher is None or self.teacher.is_away else self.teacher
+
     def follow(self) -> None:
         """Let the teacher follow, after an optimizer step."""
         if self.teacher is not None:

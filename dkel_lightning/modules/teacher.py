@@ -12,6 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from dkel_lightning import ema
+from dkel_lightning.checkpoints import file_format
+from dkel_lightning.errors import CheckpointError
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.modules.batch import refuse_broken_images, unpack, with_shape_errors_explained
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
@@ -32,6 +34,10 @@ class TeacherModule(PeersModule):
 
     Buffers, all in the checkpoint: `initialised`, whether the initialisation scheme has run; `updates`, the number
     of updates made; `rate`, the EMA rate in force.
+
+    Attributes:
+        manifest: of a frozen teacher from elsewhere, whose weights no checkpoint holds: name, source, hash, parameters.
+        is_away: whether these weights have not been read, so that it can neither teach nor be deployed.
     """
 
     initialised: Tensor
@@ -48,6 +54,8 @@ class TeacherModule(PeersModule):
     ) -> None:
         super().__init__(network, optimizer, scheduler, interval)
         self.settings = settings or TeacherSettings()
+        self.manifest: dict[str, Any] | None = None
+        self.is_away = False
         self._alone, self._taught = False, 0  # batches since it last followed
         self._matching: ema.Matching | None = None
         self.register_buffer("initialised", torch.tensor(False))
@@ -64,7 +72,12 @@ class TeacherModule(PeersModule):
         return self._alone or self.settings.update == "gradient"
 
     def forward(self, views: Tensor) -> TeacherOutput:
-        """Classify `views` as StudentModule does; without a graph unless it learns."""
+        """Classify `views` as StudentModule does; without a graph unless it learns.
+
+        Raises:
+            CheckpointError: its weights were left out of the checkpoint.
+        """
+        self.require()
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()), self._statistics_kept():
             seen = self.pass_through(views)
         return TeacherOutput(seen.logits, seen.features, seen.named)
@@ -109,6 +122,27 @@ class TeacherModule(PeersModule):
         if rate != self._host_rate:
             self._host_rate = rate
             self.rate.fill_(rate)
+
+    def require(self) -> None:
+        """Refuse to go on without its weights.
+
+        Raises:
+            CheckpointError: with what is missing, and how it is given.
+        """
+        if self.is_away and self.manifest is not None:
+            raise CheckpointError(
+                f"The teacher, {self.manifest['name']}, is no part of this checkpoint, and its weights "
+                f"({self.manifest['source']}, hash {self.manifest['hash'][:12]}) are needed: give them again, "
+                'load_from_checkpoint(..., teacher={"weights": FILE}) or {"pretrained": True}; on the command line '
+                "teacher.weights=FILE or teacher.pretrained=true."
+            )
+
+    def stay_outside(self, name: str, source: str) -> None:
+        """Leave the weights out of checkpoints from now on, which then name the network, the source and their hash."""
+        weights = self.network.state_dict()
+        count = sum(each.numel() for each in self.network.parameters())
+        told = file_format.networks_hash(None, weights)
+        self.manifest = {"name": name, "source": source, "hash": told, "parameters": count}
 
     def take_weights(self) -> None:
         """Count what was loaded into the network as its start, so that no draw or initialisation disturbs it.

@@ -20,18 +20,8 @@ NVIDIA's CUDA libraries come with torch under NVIDIA's own terms.
 | --- | --- | --- |"""
 
 EXTRAS = (
-    "timm",
-    "hf",
-    "datasets",
-    "export",
-    "cli",
-    "tensorboard",
-    "wandb",
-    "mlflow",
-    "joblib",
-    "submitit",
-    "optuna",
-    "rl",
+    *("timm", "hf", "datasets", "export", "hub", "cli", "tensorboard", "wandb", "mlflow"),
+    *("joblib", "submitit", "optuna", "rl"),
 )
 # Stated only in their files, which were read.
 READ = {"antlr4-python3-runtime": "BSD-3-Clause"}

@@ -279,8 +279,11 @@ def of_checkpoint(saved: Values, given: Values, overrides: Sequence[str], folder
         node = {**(completed.get(group) or (given[group] if group == "deploy" else {}))}
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in given_keys}
         values[group] = node
-    # The checkpoint has the weights of its teacher, wherever they were once read.
+    # The checkpoint has the weights of its teacher, wherever they were once read, or this command says it again.
     values = stages.with_weights(values, None)
+    again = {key: given["teacher"][key] for key in ("weights", "pretrained") if f"teacher.{key}" in given_keys}
+    values["teacher"] = {**values["teacher"], **({"pretrained": False} if "pretrained" in values["teacher"] else {})}
+    values["teacher"] |= again
     if registry.of(given).reads_data:
         _refuse_foreign(foreign(values, given), folder / "config.yaml", given)
     if saved.get("modules") and values["method"]["name"] not in PRESETS:
@@ -291,7 +294,10 @@ def of_checkpoint(saved: Values, given: Values, overrides: Sequence[str], folder
 
 def refuse_decided(given: set[str], by: str) -> None:
     """Refuse to choose what the trained network is already."""
-    fixed = [key for key in sorted(given) if key.split(".")[0] in ("backbone", "method", "teacher", "experiment")]
+    # Of a teacher that a checkpoint leaves out.
+    may = ("teacher.weights", "teacher.pretrained") if by == "checkpoint" else ()
+    groups = ("backbone", "method", "teacher", "experiment")
+    fixed = [key for key in sorted(given) if key.split(".")[0] in groups and key not in may]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: the {by} decides this; leave it out.")
 

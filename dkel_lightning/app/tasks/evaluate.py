@@ -18,6 +18,7 @@ from dkel_lightning.checkpoints import file_format
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.runtime.processes import print_once
 from dkel_lightning.settings.backbone import reads_a_folder
 
 OF_RESULT = ("seed", "data", "deploy", "precision", "trainer", "execution", "evaluate")
@@ -73,12 +74,19 @@ def loaded(path: Path, values: Mapping[str, Any], **others: Any) -> tuple[Distil
     """
     deploy = {key: value for key, value in values["deploy"].items() if value != "auto"}
     others |= {"deploy": deploy} if deploy else {}
+    teacher = values["teacher"]
+    again = {key: teacher[key] for key in ("weights", "pretrained") if teacher.get(key)}
     if values["trust"]:
-        backbone, teacher = values["backbone"]["name"], values["teacher"]
+        backbone = values["backbone"]["name"]
         others |= {"backbone": backbone} if reads_a_folder(backbone) else {}
-        others |= {"teacher": teacher} if reads_a_folder(teacher.get("backbone")) else {}
+        again = teacher if reads_a_folder(teacher.get("backbone")) else again
     checkpoint = file_format.load(path)
+    if again and (again is teacher or file_format.left_out(checkpoint) is not None):
+        others |= {"teacher": again}
     module: DistillationModule = rebuilt(DistillationModule, checkpoint, path, **others)
+    if module.teacher is not None and module.teacher.is_away:
+        name = (module.teacher.manifest or {}).get("name")
+        print_once(f"The checkpoint leaves out its teacher, {name}: the student alone is looked at.")
     return module, int(checkpoint.get("epoch", -1)) + 1
 
 

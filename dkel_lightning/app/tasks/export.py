@@ -22,7 +22,7 @@ from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.export import Preprocessing, Shipped, export, formats
+from dkel_lightning.export import Preprocessing, Shipped, export, formats, hub
 from dkel_lightning.export.metadata import Facts, hashed
 from dkel_lightning.modules.batch import renamed, unpack
 from dkel_lightning.modules.distillation import DistillationModule
@@ -52,6 +52,8 @@ def export_checkpoint(run: Run) -> ExportResult:
     """
     values, settings = run.values, run.values["export"]
     formats.check(settings["format"])
+    if settings["hub"]:
+        hub.check(settings["hub"])
     path = Path(values["checkpoint"])
     module, epoch = loaded(path, values)
     images = prepared(values)
@@ -74,6 +76,8 @@ def export_checkpoint(run: Run) -> ExportResult:
         with contextlib.suppress(OSError):  # rmdir refuses a folder that holds anything
             run.folder.rmdir()
     _report(shipped, tested)
+    if settings["hub"]:
+        print(f"Sent to {hub.push(shipped.folder, settings['hub'])}")
     return ExportResult(shipped, tested)
 
 
@@ -129,6 +133,11 @@ def _facts(
         protocol=_protocol(recipe, saved, tested, method, str(values["data"]["selection"])),
         accuracy=_accuracy(tested),
         provenance=_provenance(path, folder),
+        metrics={
+            "accuracy": tested.accuracy[tested.deployed],
+            "negative_log_likelihood": tested.nll[tested.deployed],
+            "expected_calibration_error": tested.calibration[tested.deployed],
+        },
     )
 
 

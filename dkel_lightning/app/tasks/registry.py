@@ -160,6 +160,9 @@ class ExportSettings(Settings, node="export"):
     to: Annotated[
         str | None, text("Folder of the export; null: <member>_<format> in export_<checkpoint>/ of the run.")
     ] = None
+    hub: Annotated[
+        str | None, text("Repository of the Hugging Face Hub, user/name, to which the folder is sent; extra hub.")
+    ] = None
     images: Annotated[int, whole("Test images on which file and training network are compared.", 1, 1_000_000)] = 256
     tolerance: Annotated[
         float,

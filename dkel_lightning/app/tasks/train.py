@@ -44,6 +44,7 @@ from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
 from dkel_lightning.execution import runner
+from dkel_lightning.modules import continuation
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.evaluation import scored_names
 from dkel_lightning.runtime import locks, memory, ranks
@@ -124,17 +125,19 @@ def _train(run: Run, weights: Path | None) -> TrainResult:
 def _train_here(run: Run, weights: Path | None) -> TrainResult:
     values = run.values
     step: int | None = None
+    left_out: dict[str, Any] | None = None
     if run.resume is not None:
         checkpoint = file_format.load(run.resume)
         _refuse_edited(run, checkpoint)  # here, before anything is prepared
-        step = int(checkpoint["global_step"])
+        step, left_out = int(checkpoint["global_step"]), file_format.left_out(checkpoint)
         del checkpoint  # Lightning loads it again, on the device
     images = prepared(values)
     # What was found in the images belongs to the run: an evaluation must not compute it anew.
     run = replace(run, values={**values, "data": {**values["data"], **_constants(images)}})
     begun = values
     if run.resume is not None:
-        begun = stages.with_weights(values, None)  # they are in the checkpoint
+        begun = stages.with_weights(values, None)  # they are in the checkpoint, but for a teacher from elsewhere
+        begun |= {"teacher": values["teacher"]} if left_out is not None else {}
     elif weights is not None:
         begun = stages.with_weights(values, weights)
     module = build.distillation(begun, images)
@@ -358,7 +361,7 @@ def _test_best(trainer: Trainer, module: DistillationModule, images: Classificat
     if not path:
         return None
     checkpoint = file_format.load(path, module.device)
-    file_format.load_weights(module, checkpoint, path)
+    continuation.load(module, checkpoint, path)
     return scores.test(trainer, module, images, int(checkpoint["epoch"]) + 1)
 
 
