@@ -29,8 +29,9 @@ from torch.distributed import run
 from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import methods
+from dkel_lightning.app.cli.saved_settings import of_checkpoint
 from dkel_lightning.app.config import choices, reference, schema
-from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.runs.folder import Run, saved_values
 from tests.commands import dkel
 from tests.compose import compose, prepare
 from tests.own_code import forgotten
@@ -139,7 +140,8 @@ def test_each_shown_command_is_one_that_the_program_accepts(
             write_titled(page, tmp_path)
     typed = [item for item in arguments if item.startswith("data.root=")]
     newest = compose("experiment=own_data", *typed) if typed else compose("experiment=quickstart")
-    for folder, values in {"long": compose("experiment=cifar100"), "first": newest, "quickstart/TIME": newest}.items():
+    first = compose("experiment=own_data", "data.root=my_images")
+    for folder, values in {"long": compose("experiment=cifar100"), "first": first, "quickstart/TIME": newest}.items():
         checkpoints = tmp_path / "outputs" / folder / "checkpoints"
         checkpoints.mkdir(parents=True)
         for name in ("last.ckpt", "best.ckpt"):
@@ -148,6 +150,9 @@ def test_each_shown_command_is_one_that_the_program_accepts(
     with forgotten():
         prepared = prepare(arguments)
     arguments = [item.replace("data._target_=", "data=") for item in arguments]
+    read = [Path(item.removeprefix("checkpoint=")) for item in arguments if item.startswith("checkpoint=outputs/")]
+    for path in filter(Path.is_file, read):
+        of_checkpoint(saved_values(path), compose(*arguments), arguments, path.parents[1])
     # What is resumed is replaced by what it means at this moment; its keys are those of its run, and so forced.
     assert [item.lstrip("+") for item in prepared[: len(arguments)] if not item.startswith("resume=")] == [
         item.lstrip("+") for item in arguments if not item.startswith("resume=")
