@@ -27,6 +27,10 @@ class OtherJobError(ConfigError):
     """A job of a sweep whose folder belongs to a job of other settings."""
 
 
+class FolderInUseError(DkelError):
+    """A folder that another process works in."""
+
+
 class DataError(DkelError):
     """Data that is missing, damaged, or not what was promised."""
 

@@ -70,7 +70,7 @@ def teacher_settings(
         raise ConfigError(f'teacher is {given!r}: give its settings, such as {{"draw": "student", "start": "copy"}}.')
     given = dict(given or {})
     name = type(method).__name__
-    if given.get("update") == "none" or (method.needs.teacher == "none" and not given):
+    if given.get("update") == "none" or (preset.teacher == "none" and not given):
         others = [key for key in given if key != "update"]
         if method.needs.teacher == "required":
             raise ConfigError(f"{name} needs a teacher, but teacher.update is none: choose ema, gradient or frozen.")
@@ -155,6 +155,7 @@ def attach(module: Coordinator) -> None:
     with seeded(seed, "method parts"):
         method.attach(student.network)
     if teacher is not None:
+        teacher.is_read = method.needs.teacher != "none"
         with seeded(seed, "method parts of the teacher"):  # the same whoever its student is
             method.attach_teacher(teacher.network)
     # DDP would overwrite them with those of the first process before every step; a frozen teacher has the same on all.

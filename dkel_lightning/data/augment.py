@@ -127,8 +127,23 @@ class CropFlip:
         seeds = torch.randint(2**62 if each else 1, shape, generator=generator, device=device)
         return Crops(offsets[0], offsets[1], flips, seeds)
 
-    def apply(self, images: Tensor, crops: Crops) -> Tensor:
-        """Cut, flip and normalise the views that were drawn; shapes as in `__call__`."""
+    def apply(self, images: Any, crops: Crops) -> Tensor:
+        """Make the views that were drawn, of what `read` gives; shapes as in `__call__`."""
+        views = self.normalize(self.cut(images, crops))
+        if self._erase is not None:
+            views = _one_by_one(views, crops.seeds + 1, self._erase)
+        return views.transpose(0, 1)
+
+    def apply_in_worker(self, images: Any, crops: Crops) -> Tensor:
+        """Make the views as far as uint8 goes, a quarter of the bytes: `normalize` makes those of `apply` of them."""
+        return self.cut(images, crops).transpose(0, 1) if self._erase is None else self.apply(images, crops)
+
+    def cut(self, images: Any, crops: Crops) -> Tensor:
+        """Cut, flip and recolour: uint8 `[V, B, C, H, W]`."""
+        views = self._cut(images, crops)
+        return views if self._policy is None else _one_by_one(views, crops.seeds, self._policy)
+
+    def _cut(self, images: Tensor, crops: Crops) -> Tensor:
         height, width = images.shape[-2:]
         padded = self._padded(images)
         # A mirrored crop is a crop of the mirrored image from the other side, so that one gather does both.
@@ -136,19 +151,11 @@ class CropFlip:
         lefts = torch.where(crops.flips == 1, 2 * self.padding - crops.lefts, crops.lefts)
         windows = both.unfold(3, height, 1).unfold(4, width, 1)  # [2, B, C, tops, lefts, H, W], a view
         samples = torch.arange(len(images), device=images.device)
-        return self._finished(windows[crops.flips, samples, :, crops.tops, lefts], crops)
+        return windows[crops.flips, samples, :, crops.tops, lefts]
 
     def read(self, stored: Stored, indices: Tensor) -> Any:
         """Read what `apply` takes of these samples of a split."""
         return stored.read(indices)
-
-    def _finished(self, views: Tensor, crops: Crops) -> Tensor:
-        if self._policy is not None:
-            views = _one_by_one(views, crops.seeds, self._policy)
-        made = self.normalize(views)
-        if self._erase is not None:
-            made = _one_by_one(made, crops.seeds + 1, self._erase)
-        return made.transpose(0, 1)
 
     def _padded(self, images: Tensor) -> Tensor:
         if self.padding_mode == "constant":
@@ -178,7 +185,7 @@ class ResizedCropFlip(CropFlip):
         self, size: int, flip: bool, mean: Sequence[float], std: Sequence[float], policy: str, erasing: float
     ) -> None:
         super().__init__(0, flip, mean, std, "constant", policy, erasing)
-        self._cut = v2.Compose([v2.RandomResizedCrop(size), *([v2.RandomHorizontalFlip()] if flip else [])])
+        self._crop = v2.Compose([v2.RandomResizedCrop(size), *([v2.RandomHorizontalFlip()] if flip else [])])
 
     def draw(self, generator: torch.Generator, samples: int, views: int) -> Crops:
         """Draw the seeds of `views` views of each of `samples` samples."""
@@ -186,18 +193,17 @@ class ResizedCropFlip(CropFlip):
         none = torch.zeros_like(seeds)
         return Crops(none, none, none, seeds)
 
-    def apply(self, images: Sequence[Tensor], crops: Crops) -> Tensor:  # type: ignore[override]
-        """Make the views of images uint8 `[C, H, W]` of any size each, `[B, V, C, size, size]`."""
+    def _cut(self, images: Sequence[Tensor], crops: Crops) -> Tensor:  # type: ignore[override]
         cuts = []
         with seeded(0):
             for row in crops.seeds.tolist():
                 for image, seed in zip(images, row, strict=True):
                     torch.default_generator.manual_seed(seed + 2)
-                    cuts.append(self._cut(image))
-        return self._finished(torch.stack(cuts).view(*crops.seeds.shape, *cuts[0].shape), crops)
+                    cuts.append(self._crop(image))
+        return torch.stack(cuts).view(*crops.seeds.shape, *cuts[0].shape)
 
     def read(self, stored: Stored, indices: Tensor) -> list[Tensor]:
-        """Read the whole images of these samples."""
+        """Read the whole images of these samples, uint8 `[C, H, W]` of any size each."""
         return [stored.images.original(int(index)) for index in stored.chosen[indices.numpy()]]
 
 

@@ -136,7 +136,7 @@ class ImageDataModule(ClassificationData, ABC):
         self.label_noise = from_mapping(LabelNoise, label_noise or {}, "data.label_noise")
         self._check_settings()
         self._splits: dict[str, StoredImages] = {}
-        self._resident: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+        self._resident: dict[tuple[str, torch.device], dict[str, Tensor | None]] = {}
         self._residencies: dict[torch.device, Residency] = {}
         self._augment: CropFlip | None = None
 
@@ -233,7 +233,7 @@ class ImageDataModule(ClassificationData, ABC):
         }
         stored = self._splits_or_error()["train"]
         if self._residency(place) == "device":
-            return DeviceLoader(*self._on_device("train", place.device), self.augment, **settings)
+            return DeviceLoader(augment=self.augment, **self._on_device("train", place.device), **settings)
         return WorkerLoader(stored, self.augment, **settings, **self._of_workers(place))
 
     def _of_workers(self, place: _Place) -> dict[str, Any]:
@@ -241,7 +241,7 @@ class ImageDataModule(ClassificationData, ABC):
         most = max(32, 4 * cores)
         if self.workers > most:
             raise ConfigError(f"data.workers={self.workers}, and this machine has {cores} cores: give {most} at most.")
-        return {"workers": self.workers, "pin_memory": place.device.type == "cuda"}
+        return {"workers": self.workers, "device": place.device}
 
     def val_dataloader(self) -> EvaluationLoader:
         """Return the loader that chooses epochs: held-out training images, or the test set for `selection="paper"`."""
@@ -320,15 +320,18 @@ class ImageDataModule(ClassificationData, ABC):
         place = self._place()
         settings: dict[str, Any] = {"batch_size": self.eval_batch_size, "rank": place.rank, "world": place.world}
         if self.chosen_residency == "device":
-            return DeviceEvaluationLoader(*self._on_device(name, place.device), self.augment.normalize, **settings)
+            images = self._on_device(name, place.device)
+            return DeviceEvaluationLoader(normalize=self.augment.normalize, **images, **settings)
         return WorkerEvaluationLoader(stored, self.augment.normalize, **settings, **self._of_workers(place))
 
-    def _on_device(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _on_device(self, name: str, device: torch.device) -> dict[str, Any]:
+        """Give images, labels and rows of a split as the loaders take them; held until `teardown`."""
         if name == "val" and self.selection == "paper":
             name = "test"
         if (name, device) not in self._resident:
             split = self._splits[name]
-            self._resident[name, device] = (_upload(split, device), split.labels.to(device))
+            images, rows = _upload(split, device)
+            self._resident[name, device] = {"images": images, "labels": split.labels.to(device), "rows": rows}
         return self._resident[name, device]
 
     def _divide(self, data: ImageSet) -> dict[str, StoredImages]:
@@ -393,11 +396,17 @@ def _part(split: Images, chosen: NDArray[np.int64]) -> StoredImages:
     return StoredImages(split.images, split.labels[chosen], chosen)
 
 
-def _upload(split: StoredImages, device: torch.device) -> Tensor:
-    """Copy images to a device in pieces: all at once would hold them twice in the host's memory."""
+def _upload(split: StoredImages, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Give the images on a device, and which of them are the split's (None: all, in their order).
+
+    Those that are in the host's memory already stay there for a CPU. Others are copied in pieces: all at once would
+    hold them twice in the host's memory.
+    """
+    if device.type == "cpu" and type(split.images) is np.ndarray and split.images.flags.writeable:
+        return torch.from_numpy(split.images), torch.from_numpy(split.chosen)
     result = torch.empty((len(split), *split.images.shape[1:]), dtype=torch.uint8, device=device)
     size = max(1, _PIECE_BYTES // math.prod(split.images.shape[1:]))
     for start in range(0, len(split), size):
         piece = split.read(torch.arange(start, min(start + size, len(split))))
         result[start : start + len(piece)] = piece
-    return result
+    return result, None

@@ -123,7 +123,7 @@ class DeviceLoader(TrainingLoader):
     device of the images: equal seeds repeat on one kind of device, not across kinds.
 
     Args:
-        images: uint8 `[N, C, H, W]`.
+        images: uint8 `[M, C, H, W]`.
         labels: int64 `[N]`, on the same device.
         augment: Makes the views.
         batch_size: Samples a batch and process.
@@ -134,6 +134,7 @@ class DeviceLoader(TrainingLoader):
         world: Number of processes.
         drop_last: Leave out a last batch that is smaller than `batch_size`.
         balanced: Draw samples with replacement, so that all classes come equally often.
+        rows: Which of the images are the samples, int64 `[N]`; None: all of them.
     """
 
     def __init__(
@@ -150,13 +151,15 @@ class DeviceLoader(TrainingLoader):
         world: int = 1,
         drop_last: bool = False,
         balanced: bool = False,
+        rows: Tensor | None = None,
     ) -> None:
         weights = balancing_weights(labels) if balanced else None
-        super().__init__(TrainingOrder(len(images), batch_size, rank, world, drop_last, weights), seed, epoch)
+        super().__init__(TrainingOrder(len(labels), batch_size, rank, world, drop_last, weights), seed, epoch)
         self.images = images
         self.labels = labels
         self.augment = augment
         self.views = views
+        self.rows = rows
 
     def _make(self, batches: Sequence[Tensor], first: int, seed: int, *labels: Label) -> Iterator[Batch]:
         device = self.images.device
@@ -165,7 +168,7 @@ class DeviceLoader(TrainingLoader):
         indices = torch.split(torch.cat(list(batches)).to(device), lengths) if batches else ()
         for number, chosen in enumerate(indices, start=first):
             draws = generator(seed, *labels, self.order.rank, number, device=device)
-            views = self.augment(self.images.index_select(0, chosen), draws, self.views)
+            views = self.augment(_select(self.images, self.rows, chosen), draws, self.views)
             yield Batch(views, self.labels.index_select(0, chosen), chosen)
 
 
@@ -175,26 +178,40 @@ class DeviceEvaluationLoader:
     How the images are shared out between processes: see `evaluation_batches`.
 
     Args:
-        images: uint8 `[N, C, H, W]`.
+        images: uint8 `[M, C, H, W]`.
         labels: int64 `[N]`, on the same device.
         normalize: Makes float32 images.
         batch_size: Samples a batch and process.
         rank: This process, in 0..world-1.
         world: Number of processes.
+        rows: As in `DeviceLoader`.
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, normalize: Normalize, *, batch_size: int, rank: int = 0, world: int = 1
+        self,
+        images: Tensor,
+        labels: Tensor,
+        normalize: Normalize,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        rows: Tensor | None = None,
     ) -> None:
         self.images = images
         self.labels = labels
         self.normalize = normalize
-        self.batches = [batch.to(images.device) for batch in evaluation_batches(len(images), batch_size, rank, world)]
+        self.rows = rows
+        self.batches = [batch.to(images.device) for batch in evaluation_batches(len(labels), batch_size, rank, world)]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         for chosen in self.batches:
-            images = self.normalize(self.images.index_select(0, chosen))
+            images = self.normalize(_select(self.images, self.rows, chosen))
             yield Batch(images, self.labels.index_select(0, chosen), chosen)
+
+
+def _select(images: Tensor, rows: Tensor | None, chosen: Tensor) -> Tensor:
+    return images.index_select(0, chosen if rows is None else rows.index_select(0, chosen))

@@ -77,7 +77,7 @@ class Request(NamedTuple):
 
 
 class _Batches(Dataset["Batch | DataError"]):
-    """Answers a request with a batch, or with what kept a worker from handing it over."""
+    """Answers a request with a batch of uint8 images, or with what kept a worker from handing it over."""
 
     def __getitem__(self, request: Request) -> Batch | DataError:
         indices = torch.from_numpy(request.indices)
@@ -96,6 +96,8 @@ class _Batches(Dataset["Batch | DataError"]):
                 "(such as docker run --shm-size=8g), lower data.workers or data.batch_size, or set data.workers=0."
             )
 
+    normalize: Normalize
+
     @abstractmethod
     def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Make images and labels of the samples `indices` (int64)."""
@@ -108,6 +110,7 @@ class _TrainingBatches(_Batches):
         self.stored = stored
         self.augment = augment
         self.views = views
+        self.normalize = augment.normalize
 
     def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
         draws = [
@@ -115,20 +118,19 @@ class _TrainingBatches(_Batches):
             for index in indices.tolist()
         ]
         crops = Crops(*(torch.cat(parts, dim=1) for parts in zip(*draws, strict=True)))
-        views = self.augment.apply(self.augment.read(self.stored, indices), crops)
+        views = self.augment.apply_in_worker(self.augment.read(self.stored, indices), crops)
         return views, self.stored.labels[indices]
 
 
 class _EvaluationBatches(_Batches):
-    """Answers a request with a normalised evaluation batch."""
+    """Answers a request with an evaluation batch."""
 
     def __init__(self, stored: StoredImages, normalize: Normalize) -> None:
         self.stored = stored
         self.normalize = normalize
 
     def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
-        images = self.normalize(self.stored.read(indices))
-        return images, self.stored.labels[indices]
+        return self.stored.read(indices), self.stored.labels[indices]
 
 
 class _Requests:
@@ -177,9 +179,14 @@ def _end_all() -> None:
 
 
 class _WorkerPool:
-    """A `DataLoader` whose workers each make whole batches and stay alive between passes."""
+    """A `DataLoader` whose workers each make whole batches and stay alive between passes.
 
-    def __init__(self, dataset: _Batches, workers: int, pin_memory: bool) -> None:
+    Their pixels travel as uint8, in page-locked memory where that is for a CUDA device, and are normalised there.
+    """
+
+    def __init__(self, dataset: _Batches, workers: int, device: torch.device) -> None:
+        self._dataset = dataset
+        self._device = device
         self._requests = _Requests()
         self._loader: DataLoader[Batch | DataError] = DataLoader(
             dataset,
@@ -187,7 +194,7 @@ class _WorkerPool:
             sampler=self._requests,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=pin_memory,
+            pin_memory=device.type == "cuda",
             timeout=TURN if workers else 0,
             # torch seeds workers from the global generator by default, which would move a user's random numbers.
             generator=torch.Generator(),
@@ -207,7 +214,13 @@ class _WorkerPool:
             if isinstance(made, DataError):
                 _end(batches)
                 raise made
-            yield made
+            yield self._finished(made)
+
+    def _finished(self, batch: Batch) -> Batch:
+        views = batch.views.to(self._device, non_blocking=True)
+        if views.dtype == torch.uint8:
+            views = self._dataset.normalize(views)
+        return Batch(views, batch.labels, batch.indices)
 
     def _next(self, batches: Iterator[Batch | DataError]) -> Batch | DataError | None:
         for _ in range(round(PATIENCE / TURN)):
@@ -240,7 +253,7 @@ class WorkerLoader(TrainingLoader):
         drop_last: Leave out a last batch that is smaller than `batch_size`.
         balanced: Draw samples with replacement, so that all classes come equally often.
         workers: Worker processes; 0 makes the batches in this process.
-        pin_memory: Put batches into page-locked memory, for a faster copy to a CUDA device.
+        device: Where the images are wanted; labels and indices stay on the CPU.
     """
 
     def __init__(
@@ -257,17 +270,17 @@ class WorkerLoader(TrainingLoader):
         drop_last: bool = False,
         balanced: bool = False,
         workers: int = 0,
-        pin_memory: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         weights = balancing_weights(stored.labels) if balanced else None
         super().__init__(TrainingOrder(len(stored), batch_size, rank, world, drop_last, weights), seed, epoch)
         self.dataset_in_workers = _TrainingBatches(stored, augment, views)
         self.workers = workers
-        self.pin_memory = pin_memory
+        self.device = device or torch.device("cpu")
         self._pool = self._new_pool()
 
     def _new_pool(self) -> _WorkerPool:
-        return _WorkerPool(self.dataset_in_workers, self.workers, self.pin_memory)
+        return _WorkerPool(self.dataset_in_workers, self.workers, self.device)
 
     def _make(self, batches: Sequence[Tensor], first: int, seed: int, *labels: Label) -> Iterator[Batch]:
         # The initialisation gets workers of its own: two passes at once would steal each other's batches.
@@ -290,10 +303,10 @@ class WorkerEvaluationLoader:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
-        pin_memory: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self.batches = evaluation_batches(len(stored), batch_size, rank, world)
-        self._pool = _WorkerPool(_EvaluationBatches(stored, normalize), workers, pin_memory)
+        self._pool = _WorkerPool(_EvaluationBatches(stored, normalize), workers, device or torch.device("cpu"))
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -1,8 +1,8 @@
 """The coordinator: student, teacher and ensemble trained together by one method, one optimizer, one loss.
 
 Read from top to bottom it is the order of events: the parts, a training step, the optimizer's step after which the
-teacher follows, what happens around a fit, what is measured, what a checkpoint holds, what is deployed. Weights that
-schedules set, and the teacher's initialisation, come from callbacks (`callbacks.OF_MODULES`).
+teacher follows, what surrounds a fit, what is measured, kept in a checkpoint, deployed. Weights that schedules set, and
+the teacher's initialisation, come from callbacks (`callbacks.OF_MODULES`).
 """
 
 from __future__ import annotations
@@ -161,10 +161,10 @@ class DistillationModule(Coordinator):
 
     def forward_all(self, batch: Batch) -> MethodInputs:
         """Pass a batch through student, ensemble and teacher, and assemble the teachers' knowledge."""
-        views, teacher_views = self.views_of_each(batch.views)
+        views, shown = self.views_of_each(batch.views)
         with with_shape_errors_explained(batch.views, self.student.network):
             student = self(views)
-            teacher = self.teacher.teach(teacher_views) if self.teacher is not None else None
+            teacher = self.teacher.teach(shown) if self.teacher is not None and self.teacher.takes_part() else None
         assembled, weight = None, student.logits.new_zeros(())
         if self.ensemble is not None:
             weight = self.ensemble.weight

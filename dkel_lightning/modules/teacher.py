@@ -57,6 +57,7 @@ class TeacherModule(PeersModule):
         self.manifest: dict[str, Any] | None = None
         self.is_away = False
         self._alone, self._taught = False, 0  # batches since it last followed
+        self.is_read = True  # by the method; else it follows passively
         self._matching: ema.Matching | None = None
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("updates", torch.tensor(0, dtype=torch.int64))
@@ -82,11 +83,10 @@ class TeacherModule(PeersModule):
             seen = self.pass_through(views)
         return TeacherOutput(seen.logits, seen.features, seen.named)
 
-    def teach(self, views: Tensor) -> TeacherOutput:
-        """Classify `views` as the student sees them; a single teacher of several peers classifies each view.
+    def takes_part(self) -> bool:
+        """Tell whether a training batch is to pass it: somebody reads what it says, or the passing changes it.
 
-        Its logits are then [V, B, C]: entry i belongs to peer i's view. Outside of a Trainer it warns where nobody has
-        asked it to follow for long.
+        Outside of a Trainer it warns where nobody has asked it to follow for long.
         """
         self._taught += 1
         if self._taught == _NEVER_FOLLOWED and self.settings.update == "ema":
@@ -95,6 +95,13 @@ class TeacherModule(PeersModule):
                 "loop of your own call set_weights(module, clock) of dkel_lightning.callbacks before each batch and "
                 "module.follow() after each step of the optimizer."
             )
+        return self.is_read or self.learns or (self.settings.update == "ema" and self.settings.batchnorm == "own")
+
+    def teach(self, views: Tensor) -> TeacherOutput:
+        """Classify `views` as the student sees them; a single teacher of several peers classifies each view.
+
+        Its logits are then [V, B, C]: entry i belongs to peer i's view.
+        """
         if self.num_peers > 1 or views.dim() != 5 or views.shape[1] == 1:
             output: TeacherOutput = self(views)
             return output

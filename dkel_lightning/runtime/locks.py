@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor, unlock_descriptor
 
-from dkel_lightning.errors import DkelError
+from dkel_lightning.errors import DkelError, FolderInUseError
 from dkel_lightning.runtime.atomic_files import take_over, worked_in
 from dkel_lightning.runtime.ranks import is_first
 
@@ -40,7 +40,8 @@ def held(folder: Path, name: str, patience: float = 0) -> Iterator[None]:
     What a killed process has left half-written there is removed, and while it is held it is not made anew.
 
     Raises:
-        DkelError: another process holds it, or a link in it leads out of it.
+        FolderInUseError: another process holds it.
+        DkelError: a link in it leads out of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as until_the_end:
@@ -57,7 +58,7 @@ def taking_turns(folder: Path, name: str, what: str) -> Iterator[None]:
     """Let one process at a time prepare `what`; the lock `name` lies in `folder` (made if missing) meanwhile.
 
     Raises:
-        DkelError: another process has held it for `TURN` seconds.
+        FolderInUseError: another process has held it for `TURN` seconds.
         OSError: the folder cannot be made or written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,8 @@ def _locked(path: Path, patience: float, does: str) -> Iterator[None]:
     """Hold a lock file for which `does` says what its holder is at.
 
     Raises:
-        DkelError: another process holds it, or it is no file of its own.
+        FolderInUseError: another process holds it.
+        DkelError: it is no file of its own.
         OSError: it cannot be opened, or the file system has no locks.
     """
     begun, said = time.monotonic(), False
@@ -112,7 +114,7 @@ def _locked(path: Path, patience: float, does: str) -> Iterator[None]:
             continue  # its holder has removed it
         if waited > patience:
             tried = f"; waited {patience:.0f} seconds" if patience else ""
-            raise DkelError(f"{holder} {does}{tried}: wait for it, or choose another folder.")
+            raise FolderInUseError(f"{holder} {does}{tried}: wait for it, or choose another folder.")
         if waited > _SILENT and not said and is_first():
             print(f"{holder} {does}: waiting up to {patience:.0f} seconds for it.", flush=True)
             said = True

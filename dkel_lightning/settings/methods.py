@@ -226,7 +226,8 @@ PRESETS: dict[str, MethodPreset] = {
     "baseline": MethodPreset(
         "Cross-entropy only; the same networks, the same teacher following passively.",
         NoSettings,
-        Needs(teacher="optional", minimum_peers=1),
+        Needs(teacher="none", minimum_peers=1),
+        teacher={"batchnorm": "ema"},
     ),
     "cl_ilr": MethodPreset(
         "Collaborative learning with intermediate-level sharing: heads on one trunk, gradient scaled where they meet.",

@@ -13,8 +13,9 @@ class Needs:
     """What a method needs, said once in its class; whoever builds or checks a training reads it here.
 
     Attributes:
-        teacher: whether teacher peers are `required` or `optional`; of `none` there are some only where the user wants
-            the student's moving average beside it.
+        teacher: whether teacher peers are `required` or `optional`. With `none` it reads nothing of them, and they
+            follow passively where its preset or the user wants the student's moving average: one whose statistics are
+            averaged too (`teacher.batchnorm=ema`) is passed no batch.
         foreign_teacher: its teacher is one network of its own, of any architecture, rather than peers of the student's
             form; it teaches all peers. One that is frozen and given no weights is trained first, in a stage of its own.
         fitted_by: the method that fits what this one builds on to the frozen teacher, in a stage of its own.

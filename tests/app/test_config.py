@@ -59,7 +59,7 @@ def test_a_method_begins_the_same_in_python_and_on_the_command_line(name: str) -
     assert arrangement == {**found, "peer_lr_scale": None, "frozen_peers": []}
     assert method.pop("name") == name
     assert method == asdict(methods.create(name, preset.arranged("peers")).settings)
-    if kind.needs.teacher == "none":
+    if preset.teacher == "none":
         assert values["teacher"] == {"update": "none"}
         return
     expected = from_mapping(TeacherSettings, preset.teacher_settings, "teacher")

@@ -21,7 +21,7 @@ from dkel_lightning.data import (
     TinyImageNetDataModule,
 )
 from dkel_lightning.data import residency as residency_module
-from dkel_lightning.data.device_loaders import DeviceLoader, TrainingLoader
+from dkel_lightning.data.device_loaders import DeviceEvaluationLoader, DeviceLoader, TrainingLoader
 from dkel_lightning.data.residency import choose_residency
 from dkel_lightning.data.worker_loaders import WorkerLoader
 from dkel_lightning.errors import ConfigError, DataError
@@ -283,6 +283,19 @@ def test_a_memory_mapped_set_gives_the_same_evaluation_in_both_residencies(tmp_p
         for parts in zip(device, alone, shared, strict=True):
             assert torch.equal(parts[0], parts[1])
             assert torch.equal(parts[0], parts[2])
+
+
+def test_on_a_cpu_images_in_memory_are_not_copied() -> None:
+    module = DigitsDataModule(validation=0.2, limit=100)
+    module.setup()
+    pixels = torch.from_numpy(module.training_images.images)
+    loaders = module.train_dataloader(), module.val_dataloader()
+    for loader in loaders:
+        assert isinstance(loader, DeviceLoader | DeviceEvaluationLoader)
+        assert loader.images.data_ptr() == pixels.data_ptr()
+    held_out = {image.numpy().tobytes() for batch in loaders[1] for image in batch.views}
+    assert len(held_out) > 200
+    assert not held_out & {view.numpy().tobytes() for batch in loaders[0] for view in batch.views[:, 0]}
 
 
 def test_auto_residency_weighs_the_images_against_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.device_loaders import DeviceEvaluationLoader, DeviceLoader, TrainingLoader
 from dkel_lightning.data.worker_loaders import StoredImages, WorkerEvaluationLoader, WorkerLoader
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.runtime.seeding import generator
 
 from .batches import each, whole
 
@@ -39,6 +40,16 @@ def on_device(**settings: Any) -> TrainingLoader:
 
 def in_workers(**settings: Any) -> TrainingLoader:
     return WorkerLoader(stored(), AUGMENT, **{"batch_size": 4, "views": 2, **settings})
+
+
+def in_place(**settings: Any) -> TrainingLoader:
+    images, labels = arrays()
+    rows = torch.arange(COUNT).flip(0)
+    return DeviceLoader(images.flip(0), labels, AUGMENT, rows=rows, **{"batch_size": 4, "views": 2, **settings})
+
+
+def test_images_that_stay_where_they_are_give_the_batches_of_a_copy() -> None:
+    assert_same(in_place(seed=2, balanced=True), on_device(seed=2, balanced=True))
 
 
 both_loaders = pytest.mark.parametrize("make", [on_device, in_workers])
@@ -71,6 +82,7 @@ def test_batches_keep_the_contract(make: Make) -> None:
         plain.augment = exact
     elif isinstance(plain, WorkerLoader):
         plain.dataset_in_workers.augment = exact
+        plain.dataset_in_workers.normalize = exact.normalize
     for views, _, indices in each(plain):
         assert torch.equal(views[:, 1], Normalize((0.4,), (0.3,))(images[indices]))
 
@@ -250,3 +262,13 @@ def test_balanced_batches_hold_all_classes_equally_often_and_go_on_in_the_epoch(
     rest = make(0)
     rest.load_state_dict(begun.state_dict())
     assert_same(rest, list(make(4))[2:])
+
+
+@pytest.mark.parametrize(("erasing", "kind"), [(0.0, torch.uint8), (0.5, torch.float32)])
+def test_workers_hand_over_bytes_and_what_arrives_is_what_one_process_makes(erasing: float, kind: torch.dtype) -> None:
+    augment = CropFlip(2, True, (0.4,), (0.3,), policy="trivial", erasing=erasing)
+    crops = augment.draw(generator(0, "crops"), 5, 2)
+    images = arrays()[0][:5]
+    handed_over, made = augment.apply_in_worker(images, crops), augment.apply(images, crops)
+    assert handed_over.dtype == kind
+    assert torch.equal(augment.normalize(handed_over) if kind == torch.uint8 else handed_over, made)

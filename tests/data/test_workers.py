@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dkel_lightning.data import worker_loaders
 from dkel_lightning.data.augment import Normalize
@@ -60,7 +61,9 @@ def test_the_time_in_which_this_process_was_stopped_is_no_waiting() -> None:
                 raise error
             return made
 
-    pool = worker_loaders._WorkerPool(worker_loaders._EvaluationBatches(stored(), Normalize((0.4,), (0.3,))), 0, False)
+    pool = worker_loaders._WorkerPool(
+        worker_loaders._EvaluationBatches(stored(), Normalize((0.4,), (0.3,))), 0, torch.device("cpu")
+    )
     assert pool._next(Slow()) is made
 
 

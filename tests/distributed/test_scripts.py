@@ -9,6 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from dkel_lightning.app.cli.checks import planned
+from dkel_lightning.app.cli.invocation import Invocation
+from dkel_lightning.app.config.checks import check
+from tests.compose import check_arguments, compose
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
@@ -122,3 +128,74 @@ def test_the_recipe_for_slurm_goes_on_with_a_run_that_was_killed_right_after_it_
     again = start(str(tmp_path / "recipe.sh"), tmp_path, **slurm)
     assert (run / "summary.json").is_file(), again.stderr
     assert [path.name for path in run.parent.iterdir()] == ["7"]
+
+
+PYTHON = """#!/usr/bin/env bash
+# Notes what it was called with; a machine without GPUs.
+if [ "$1" = -c ]; then echo 0; exit; fi
+printf '%s\\x1f' "${OMP_NUM_THREADS:-}" "$@" >> calls
+echo >> calls
+"""
+
+
+def calls(script: str, cwd: Path, *arguments: str) -> list[tuple[str, list[str]]]:
+    """Give the threads and the arguments of each command of this package that a script starts."""
+    binaries = cwd / "bin"
+    binaries.mkdir()
+    (binaries / "python").write_text(PYTHON)
+    (binaries / "python").chmod(0o755)
+    done = start(script, cwd, *arguments, WORKERS="2")
+    assert done.returncode == 0, done.stderr
+    found = []
+    for line in (cwd / "calls").read_text().splitlines():
+        threads, *rest = line.split("\x1f")[:-1]
+        if rest[:2] == ["-m", "dkel_lightning"]:
+            found.append((threads, rest[2:]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("protocol", "labels", "epochs"),
+    [("small", 4, 50), ("cifar10", 7, 300), ("cifar100", 7, 300), ("tinyimagenet", 7, 100)],
+)
+def test_each_process_gets_the_same_comparison_and_the_last_command_shows_the_table(
+    protocol: str, labels: int, epochs: int, tmp_path: Path
+) -> None:
+    data = tmp_path / "images.npz"
+    *workers, (_, shown) = calls("real_images.sh", tmp_path, protocol, str(data), "out", "execution=eager")
+    assert workers == [("1", shown)] * 2
+    assert {"execution=eager", "compare.folder=out", f"data.root={data}", "trainer=cpu"} <= {*shown}
+    values = compose(*shown)
+    comparison = planned(values, shown, Invocation(()))
+    assert comparison is not None
+    assert len([*comparison.members()]) == 5 * labels
+    assert values["trainer"]["max_epochs"] == epochs
+
+
+def test_tuning_is_two_sweeps_with_a_seed_that_no_table_has(tmp_path: Path) -> None:
+    found = [
+        arguments for _, arguments in calls("real_images.sh", tmp_path, "tuning", str(tmp_path / "images.npz"), "out")
+    ]
+    assert [arguments[0] for arguments in found] == ["-m", "-m"]
+    assert [arguments[-1] for arguments in found] == ["hydra.sweep.dir=out/lambda", "hydra.sweep.dir=out/rate"]
+    for arguments in found:
+        assert "seed=10" in arguments
+        check_arguments(arguments[1:], multirun=True)
+        assert sum(item.endswith(("=0.1,0.3,1", "=0.99,0.999,{0:0.99,0.1:0.999}")) for item in arguments) == 1
+
+
+@pytest.mark.parametrize(("part", "pages"), [("tests", 1), ("speed", 3)])
+def test_the_rows_of_a_gpu_are_measured_by_commands_that_can_be_composed(part: str, pages: int, tmp_path: Path) -> None:
+    found = [arguments for _, arguments in calls("on_a_gpu.sh", tmp_path, part, "out")]
+    assert len(found) == pages
+    for arguments in found:
+        values = compose(*arguments)
+        check(values)
+        assert Path(values["benchmark"]["to"]).parent == Path("out")
+        assert values["trainer"]["accelerator"] == "gpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    done = start("on_a_gpu.sh", tmp_path, "tests")
+    assert (done.returncode, done.stderr) == (2, "PyTorch sees no GPU here.\n")

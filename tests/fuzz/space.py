@@ -191,7 +191,7 @@ def keys_for(groups: Mapping[str, str]) -> list[tuple[str, ...]]:
     return [keys for keys in meant if keys]
 
 
-WITHOUT_TEACHER = [name for name, preset in PRESETS.items() if preset.needs.teacher == "none"]
+WITHOUT_TEACHER = [name for name, preset in PRESETS.items() if preset.teacher == "none"]
 
 
 def _starting_with(*starts: str) -> tuple[str, ...]:

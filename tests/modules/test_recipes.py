@@ -91,7 +91,7 @@ def test_the_rate_rises_linearly_and_falls_by_a_cosine(warmup: float, length: fl
 
 
 PREPARING = ("heads", "sftn", "soteacher")  # a teacher is what they train
-WITHOUT_TEACHER = [n for n, preset in PRESETS.items() if preset.needs.teacher == "none" and n not in PREPARING]
+WITHOUT_TEACHER = [n for n, preset in PRESETS.items() if preset.teacher == "none" and n not in PREPARING]
 
 
 @pytest.mark.parametrize("name", WITHOUT_TEACHER)

@@ -307,3 +307,21 @@ RATES = "teacher.decay must be a number between 0 and 1, or a schedule {from: va
 def test_impossible_teachers_are_refused(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(text)):
         TeacherSettings(**settings)
+
+
+@pytest.mark.parametrize(("rule", "passes"), [("ema", 0), ("copy", 0), ("own", 3)])
+def test_a_teacher_that_nobody_reads_is_passed_batches_for_its_own_statistics_alone(rule: str, passes: int) -> None:
+    module = build("baseline", teacher={"batchnorm": rule, "init_steps": 0})
+    passed: list[bool] = []
+    assert module.teacher is not None
+    module.teacher.network.register_forward_hook(lambda network, *_: passed.append(network.training))
+    fit = trainer(limit_val_batches=0)
+    fit.fit(module, train_loader())
+    assert fit.global_step == module.teacher.updates.item() == 3
+    assert passed == [True] * passes
+
+
+def test_the_moving_average_of_the_baseline_is_passed_nothing() -> None:
+    teacher = build("baseline").teacher
+    assert teacher is not None
+    assert teacher.settings.batchnorm == "ema"

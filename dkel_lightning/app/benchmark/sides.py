@@ -254,12 +254,7 @@ def _plain(values: Values, invented: bool) -> Iterator[int]:
         weights.rampup, weights.ensemble = method.rampup.weight(clock), method.ensemble.weight(clock)
         weights.rate = teacher.settings.rate(clock)
         for views, labels in plain.batches_on(device, loader):
-            # Loops written by hand let cuDNN choose the fastest kernels; other sides follow their settings.
-            before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
-            try:
-                loop.step(views, labels)
-            finally:
-                torch.backends.cudnn.benchmark = before
+            loop.step(views, labels)
             yield len(labels)
 
 

@@ -50,7 +50,8 @@ def benchmark(run: Run) -> BenchmarkResult:
     run.describe()
     settings: dict[str, Any] = {"most": plan.most, "invented": why_invented is not None}
     begun = [(side, partial(sides.begin, side, run, _callbacks, **settings)) for side in chosen]
-    with _empty_compile_cache():
+    # As loops written by hand do, every side lets cuDNN choose the fastest kernels for its shapes.
+    with _empty_compile_cache(), mock.patch.object(torch.backends.cudnn, "benchmark", True):
         found, failed, peak = bench.measure(begun, plan, device, lambda line: print(line, flush=True))
     missing |= failed
     if not found:

@@ -1,12 +1,17 @@
-"""task=compare: several labels, each with several seeds, into one table; goes on where it was interrupted."""
+"""task=compare: several labels, each with several seeds, into one table; goes on where it was interrupted.
+
+Several processes may be given the same comparison: each takes the next member that none of the others has.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
 import shlex
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,7 @@ from dkel_lightning.app.runs.groups import COMPARED
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.runs.settings import as_written, differences
 from dkel_lightning.app.tasks.train import train
-from dkel_lightning.errors import ConfigError, DkelError
+from dkel_lightning.errors import ConfigError, DkelError, FolderInUseError
 from dkel_lightning.runtime import command_lines, locks
 from dkel_lightning.runtime.atomic_files import text_of, write_text
 from dkel_lightning.runtime.texts import printable
@@ -52,41 +57,66 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
     Raises:
         DkelError: the folder is in use, or holds members of another configuration; or every member has failed.
     """
-    with locks.held(run.folder, ".lock"):
-        return _compare(run, comparison)
-
-
-def _compare(run: Run, comparison: Comparison) -> CompareResult:
-    _refuse_others(run.folder, comparison)
-    run.describe()
+    with _alone(run.folder):
+        _refuse_others(run.folder, comparison)
+        run.describe()
     members = [*comparison.members()]
-    # What is finished stays in the table while the rest is trained.
-    before = {(v.label, seed): RunRecord(member_folder(run.folder, v.label, seed)) for v, seed in members}
-    outcomes = {key: record for key, record in before.items() if record.whole}
+    own: dict[tuple[str, int], RunRecord] = {}
+    elsewhere = 0
     try:
         for position, (variant, seed) in enumerate(members, 1):
             print(f"\n[{position}/{len(members)}] {variant.label}, seed {seed}", flush=True)
-            outcomes[variant.label, seed] = _member(run.folder, comparison, variant, seed)
-            tables.write(run.folder, comparison, outcomes, _notes(run, comparison), run.values["figures"]["also"])
+            found = _member(run.folder, comparison, variant, seed)
+            if found is None:
+                elsewhere += 1
+                continue
+            own[variant.label, seed] = found
+            with _alone(run.folder):
+                done = _outcomes(run.folder, members, own)
+                tables.write(run.folder, comparison, done, _notes(run, comparison), run.values["figures"]["also"])
     except (KeyboardInterrupt, SystemExit):
         folder = shlex.quote(command_lines.override("compare.folder", run.folder))
         print(f"Interrupted. Go on with: {comparison.go_on} {folder}", flush=True)
         raise
+    outcomes = _outcomes(run.folder, members, own)
     tables.show(comparison, outcomes)
     failed = [record.failure for record in outcomes.values() if record.failure is not None]
-    if len(failed) == len(outcomes):
+    if failed and len(failed) == len(outcomes):
         raise DkelError(f"All {len(failed)} runs have failed, the first one so: {failed[0]}")
     print(f"Written to {run.folder}: compare.md, compare.csv, members.csv, figures/compare.png.")
+    if elsewhere:
+        print(f"Other processes train {elsewhere} of the {len(members)}: the last to end writes the whole table.")
     if failed:
         folder = shlex.quote(command_lines.override("compare.folder", run.folder))
         print(f"{len(failed)} of {len(outcomes)} runs failed; the same with {folder} tries again.")
     return CompareResult(run.folder, outcomes, comparison.reference)
 
 
+def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the folder for as long as its own files are written, which is not what takes the time."""
+    return locks.held(folder, ".lock", locks.PATIENCE)
+
+
+def _outcomes(folder: Path, members: Sequence[tuple[Variant, int]], own: tables.Outcomes) -> tables.Outcomes:
+    """Give what has ended so far: here, earlier, and by other processes."""
+    records = {(v.label, seed): RunRecord(member_folder(folder, v.label, seed)) for v, seed in members}
+    return {key: own.get(key, record) for key, record in records.items() if key in own or record.whole}
+
+
 # ---------------------------------------------------------------------- one member
 
 
-def _member(folder: Path, comparison: Comparison, variant: Variant, seed: int) -> RunRecord:
+def _member(folder: Path, comparison: Comparison, variant: Variant, seed: int) -> RunRecord | None:
+    """Train a member, or read what it gave; None where another process is at it."""
+    try:
+        with locks.held(folder / variant.label, f".seed_{seed}", locks.PATIENCE):
+            return _trained(folder, comparison, variant, seed)
+    except FolderInUseError:
+        print("another process trains it", flush=True)
+        return None
+
+
+def _trained(folder: Path, comparison: Comparison, variant: Variant, seed: int) -> RunRecord:
     where = member_folder(folder, variant.label, seed)
     failure = where / "failed.txt"
     try:
@@ -98,6 +128,8 @@ def _member(folder: Path, comparison: Comparison, variant: Variant, seed: int) -
         found = RunRecord(where)
         assert found.whole
         return found
+    except FolderInUseError:
+        raise
     except Exception as error:  # whatever one member fails of, the others are still wanted
         message = str(error).strip() or type(error).__name__
         write_text(failure, traceback.format_exc())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,15 @@ from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.export import Exported, Preprocessing, formats, open_exported
 from dkel_lightning.export.metadata import Record
 from dkel_lightning.networks import logits_of
+from dkel_lightning.runtime import processors
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.texts import printable
 
 CLASSES = "classes.json"
 """Names of the classes, in the folder of a run."""
 _MOST_NAMES = 16 << 20
+_AHEAD = 1
+"""Batches that are decoded before they are needed."""
 _SHOWN = 20
 _COLUMNS = 5
 """Rows and columns of the table; the files hold all."""
@@ -74,9 +79,11 @@ def predict(run: Run) -> PredictResult:
     unreadable: dict[Path, str] = {}
     batches = [files[start : start + settings["batch_size"]] for start in range(0, len(files), settings["batch_size"])]
     # On the error stream, so that what is printed can be piped.
-    progress = track(batches, "Predicting", console=Console(stderr=True), disable=not sys.stderr.isatty())
-    for batch in progress:
-        images = dict(_read(batch, opened.record.preprocessing, unreadable))
+    decoded = _decoded(batches, opened.record.preprocessing)
+    console = Console(stderr=True)
+    for batch in track(decoded, "Predicting", len(batches), console=console, disable=not sys.stderr.isatty()):
+        images = {path: found for path, found in batch if isinstance(found, Tensor)}
+        unreadable |= {path: found for path, found in batch if isinstance(found, str)}
         if images:
             found = _classify(opened, torch.stack([*images.values()]), settings["top"])
             guesses |= dict(zip(images, found, strict=True))
@@ -89,14 +96,29 @@ def predict(run: Run) -> PredictResult:
     return result
 
 
-def _read(files: Sequence[Path], known: Preprocessing, unreadable: dict[Path, str]) -> Iterator[tuple[Path, Tensor]]:
-    for path in files:
+def _decoded(batches: Sequence[Sequence[Path]], known: Preprocessing) -> Iterator[list[tuple[Path, Tensor | str]]]:
+    """Yield the images (uint8 `[C, H, W]`) of each batch, or why they cannot be read, while the next one is decoded.
+
+    Threads are enough: Pillow decodes and scales without Python's lock.
+    """
+    with ThreadPoolExecutor(processors.allowed()) as pool:
+        ahead: deque[list[Future[tuple[Path, Tensor | str]]]] = deque()
         try:
-            pixels = decode_to(image_bytes(path), str(path), known.shape)
-        except DataError as error:
-            unreadable[path] = str(error)
-        else:
-            yield path, torch.from_numpy(np.array(pixels))
+            for batch in batches:
+                ahead.append([pool.submit(_read, path, known) for path in batch])
+                if len(ahead) > _AHEAD:
+                    yield [each.result() for each in ahead.popleft()]
+            while ahead:
+                yield [each.result() for each in ahead.popleft()]
+        finally:  # whoever ends early waits for no more than what is being decoded
+            pool.shutdown(cancel_futures=True)
+
+
+def _read(path: Path, known: Preprocessing) -> tuple[Path, Tensor | str]:
+    try:
+        return path, torch.from_numpy(np.array(decode_to(image_bytes(path), str(path), known.shape)))
+    except DataError as error:
+        return path, str(error)
 
 
 def _classify(opened: Exported, images: Tensor, top: int) -> list[tuple[Guess, ...]]:

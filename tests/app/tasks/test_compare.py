@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from dkel_lightning.app.tasks import compare as module
 from dkel_lightning.app.tasks.compare import compare
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError, DkelError
+from dkel_lightning.runtime import locks
 from tests.compose import TINY, check_arguments, compose, tiny_run
+from tests.runtime.test_locks import held_elsewhere
 
 TWO = "compare.methods=[dkel,baseline]"
 TIMED = {f"{what} {how}" for what in ("images per second", "peak memory", "seconds") for how in ("mean", "deviation")}
@@ -211,6 +214,32 @@ def test_a_comparison_writes_its_table_and_is_gone_on_with_where_it_was_interrup
     with pytest.raises(ConfigError, match=r"optimizer\.lr: 0\.1 there, 0\.2 here"):
         run_it(broken, TWO, "optimizer.lr=0.2")
     assert resumed == []
+
+
+def test_of_several_processes_each_trains_what_no_other_does_and_the_last_has_the_whole_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.0)
+    other, folder = tmp_path / "other", tmp_path / "both"
+    run_it(other, "compare.methods=[dkel]", "compare.seeds=[0]")
+
+    with held_elsewhere(folder / "dkel" / "seed_0"):
+        found = run_it(folder, TWO, "compare.seeds=[0]")
+    assert set(found.outcomes) == {("baseline", 0)}
+    assert "Other processes train 1 of the 2: the last to end" in capsys.readouterr().out
+    assert not (folder / "dkel" / "seed_0" / "failed.txt").exists()
+    assert "1 of 2 runs, 0 failed" in (folder / "compare.md").read_text()
+
+    def ends_first(run: Run) -> Any:
+        """Train, and let the other process end before."""
+        shutil.copytree(other / "dkel" / "seed_0", folder / "dkel" / "seed_0", dirs_exist_ok=True)
+        return train(run)
+
+    monkeypatch.setattr(module, "train", ends_first)
+    with held_elsewhere(folder / "dkel" / "seed_0"):
+        found = run_it(folder, TWO)
+    assert set(found.outcomes) == {("dkel", 0), ("baseline", 0), ("dkel", 1), ("baseline", 1)}
+    assert "All 4 runs, 0 failed" in (folder / "compare.md").read_text()
 
 
 def test_a_member_that_fails_is_recorded_and_the_others_go_on(
