@@ -335,7 +335,7 @@ def test_python_blocks_run_as_they_stand(page: Path, monkeypatch: pytest.MonkeyP
         original(self, *args, **{**kwargs, "enable_checkpointing": saves, "enable_progress_bar": False})
 
     monkeypatch.setattr(Trainer, "__init__", short)
-    if page.name == "README.md":
+    if page.name in ("README.md", "index.md"):
         images_of_ones_own(tmp_path / "my_images")
     names: dict[str, Any] = {"my_datamodule": Splits.loader(channels, size), "__name__": page.stem}
     try:
