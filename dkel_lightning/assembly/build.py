@@ -13,7 +13,7 @@ from torch import nn
 from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw, image_shape, made
 from dkel_lightning.assembly.file_checks import no_more_than, refuse_folder, refuse_non_finite
-from dkel_lightning.assembly.own_teacher import teacher_of_its_own
+from dkel_lightning.assembly.own_teacher import extra_teacher, teacher_of_its_own
 from dkel_lightning.assembly.parts import choose_method, method_recipe, teacher_settings
 from dkel_lightning.assembly.teacher_weights import load_student, load_teacher
 from dkel_lightning.checkpoints import file_format
@@ -28,11 +28,11 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.backbone import is_external
-from dkel_lightning.settings.declarations import from_mapping, unknown
+from dkel_lightning.settings.declarations import from_mapping, merge, unknown
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.targets import Targets
-from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
+from dkel_lightning.settings.teacher import TEACHERS, ExtraTeacher, TeacherSettings
 
 _OF_LIGHTNING = {"hparams_file": None, "strict": True, "weights_only": True}
 """What Lightning's `load_from_checkpoint` takes beside, and what always holds here."""
@@ -106,7 +106,7 @@ def build(  # noqa: D417
             it was trained. A teacher of independent draw keeps none.
         weights: file of each peer's first weights, a checkpoint of this library or a state_dict; drawn by default.
         teacher: settings laid over the method's, see TeacherSettings, or the name of such, as `follow`; `none` for no
-            teacher.
+            teacher. Under `extra` a frozen teacher from elsewhere beside the peers of any method, see ExtraTeacher.
         in_channels: channels of the images.
         image_size: (height, width), checked against what the backbone can take; 224 for a model of your own.
         views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over
@@ -147,6 +147,10 @@ def build(  # noqa: D417
             raise ConfigError(unknown("teacher", teacher, TEACHERS))
         teacher = TEACHERS[teacher].settings or {"update": "none"}
     deploy = asdict(deploy) if isinstance(deploy, Deploy) else deploy
+    voice = ExtraTeacher()
+    if isinstance(teacher, Mapping) and "extra" in teacher:
+        voice = from_mapping(ExtraTeacher, teacher["extra"] or {}, ExtraTeacher.node)
+        teacher = {key: value for key, value in teacher.items() if key != "extra"}
     if deploy is not None and not isinstance(deploy, Mapping):
         raise ConfigError(f'deploy is {deploy!r}: give its settings, such as {{"network": "student"}}.')
     if image_size is not None and not isinstance(image_size, Sequence):
@@ -182,6 +186,9 @@ def build(  # noqa: D417
             teacher_module = TeacherModule(draw(seed, "teacher", redraw=settings.draw == "independent"), settings)
         teacher_module.start_from(student.network)
         prepared = load_teacher(teacher_module, cls.load_from_checkpoint)
+    extra = None
+    if voice.backbone is not None:
+        extra = extra_teacher(draw, voice, seed, normalize, cls.load_from_checkpoint)
     ensemble = None
     if chosen.wants_ensemble_classifier or chosen.ensemble is not None:
         with seeded(seed, "ensemble"):
@@ -192,6 +199,7 @@ def build(  # noqa: D417
         chosen,
         teacher=teacher_module,
         ensemble=ensemble,
+        extra=extra,
         optimizer=optimizer,
         scheduler=scheduler,
         interval=interval,
@@ -207,13 +215,17 @@ def build(  # noqa: D417
     if teacher_module is not None and settings is not None and (source := _outside(chosen, settings, prepared)):
         name = settings.backbone or (backbone if isinstance(backbone, str) else type(backbone).__name__)
         teacher_module.stay_outside(name, source)
-    sees_otherwise = teacher_module is not None and teacher_module.settings.mean is not None
+    sees_otherwise = any(part.settings.mean is not None for part in module.teachers.values())
+    taught: dict[str, Any] = teacher_module.settings_as_dict() if teacher_module is not None else {"update": "none"}
+    if extra is not None:
+        own = extra.settings_as_dict()
+        taught["extra"] = {**asdict(voice), **{key: own[key] for key in asdict(voice).keys() & own.keys()}}
     module.batch_keys = batch_keys_of(batch_keys)
     module.recipe = {
         **draw.recipe(),
         **({"normalize": [list(each) for each in normalize]} if normalize is not None and sees_otherwise else {}),
         "method": method_recipe(method, chosen),
-        "teacher": teacher_module.settings_as_dict() if teacher_module is not None else {"update": "none"},
+        "teacher": taught,
         "deploy": {"network": module.deployment.network, "peer": module.deployment.peer},
         "peer_lr_scale": list(peer_lr_scale) if peer_lr_scale is not None else None,
         "frozen_peers": list(frozen_peers) if frozen_peers else None,
@@ -225,6 +237,20 @@ def build(  # noqa: D417
     # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
     module.save_hyperparameters({"distillation": module.recipe})
     return module
+
+
+def _without_files(teacher: Mapping[str, Any], again: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """Take out of a teacher's settings, as a file holds them, what it was read from; that of an extra one too.
+
+    Raises:
+        CheckpointError: it is of a folder that nobody has named `again`.
+    """
+    if not again.get("backbone"):
+        refuse_folder(path, "teacher", teacher.get("backbone"))
+    found = {**teacher, **{key: off for key, off in _NOT_OF_A_FILE.items() if key in teacher}}
+    if isinstance(teacher.get("extra"), Mapping):
+        found["extra"] = _without_files(teacher["extra"], again.get("extra") or {}, path)
+    return found
 
 
 def _outside(method: Method, settings: TeacherSettings, prepared: Coordinator | None) -> str | None:
@@ -310,18 +336,16 @@ def rebuilt(
         refuse_folder(checkpoint_path, "backbone", recipe["backbone"])
     teacher, left_out = recipe.get("teacher"), file_format.left_out(checkpoint)
     again = others.get("teacher")
-    if isinstance(teacher, Mapping) and (again is None or (left_out is not None and isinstance(again, Mapping))):
+    if isinstance(teacher, Mapping) and (again is None or (left_out and isinstance(again, Mapping))):
         # What the teacher once began with may be anywhere; its weights are in the checkpoint, or given again.
-        off = {key: value for key, value in _NOT_OF_A_FILE.items() if key in teacher}
-        others["teacher"] = {**teacher, **off, **(again or {})}
-        if not (again or {}).get("backbone"):
-            refuse_folder(checkpoint_path, "teacher", teacher.get("backbone"))
-    beside = left_out["parameters"] if left_out is not None else 0
+        others["teacher"] = merge(_without_files(teacher, again or {}, checkpoint_path), again or {})
+    beside = sum(told["parameters"] for told in left_out.values())
     with no_more_than(checkpoint["state_dict"], recipe, checkpoint_path, beside):
         module: Coordinator = cls.build(**(recipe | others))
-    read_again = isinstance(again, Mapping) and (again.get("weights") or again.get("pretrained"))
-    if left_out is not None and module.teacher is not None and not read_again:
-        continuation.go_without_teacher(module, left_out)
+    for part, told in left_out.items():
+        given_again = (again or {}) if part == "teacher" else (again or {}).get(part, {})
+        if part in module.teachers and not (given_again.get("weights") or given_again.get("pretrained")):
+            continuation.go_without(module, part, told)
     continuation.load(module, checkpoint, checkpoint_path)
     refuse_non_finite(module, checkpoint_path)
     return module

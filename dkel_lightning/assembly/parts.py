@@ -107,7 +107,11 @@ def executed(network: PeerNetwork, given: str | Mapping[str, Any] | Execution) -
 
 
 def check_parts(
-    student: StudentModule, method: Method, teacher: TeacherModule | None, ensemble: EnsembleModule | None
+    student: StudentModule,
+    method: Method,
+    teacher: TeacherModule | None,
+    ensemble: EnsembleModule | None,
+    extra: TeacherModule | None,
 ) -> None:
     """Refuse parts that do not belong together.
 
@@ -123,6 +127,8 @@ def check_parts(
         raise ConfigError(f"{name} needs an ensemble classifier: pass ensemble=EnsembleModule(...).")
     if method.ensemble is not None and (ensemble is None or ensemble.term != method.ensemble):
         raise ConfigError(f"{name} assembles teachers: pass ensemble=EnsembleModule(..., term=method.ensemble).")
+    if extra is not None and (extra.learns or (extra.num_peers, extra.num_classes) != (1, student.num_classes)):
+        raise ConfigError(f"An extra teacher is frozen, and of one peer with the {student.num_classes} classes.")
     if method.needs.foreign_teacher:
         _check_foreign_teacher(name, method, student, teacher)
     elif teacher is not None and (teacher.num_peers, teacher.num_classes) != (student.num_peers, student.num_classes):
@@ -160,8 +166,9 @@ def attach(module: Coordinator) -> None:
             method.attach_teacher(teacher.network)
     # DDP would overwrite them with those of the first process before every step; a frozen teacher has the same on all.
     ignored = [f"method.{name}" for name in method.own_buffers]
-    if teacher is not None and teacher.settings.update == "frozen":
-        ignored += [f"teacher.network.{name}" for name in teacher.network.state_dict()]
+    for name, part in module.teachers.items():
+        if part.settings.update == "frozen":
+            ignored += [f"{name}.network.{key}" for key in part.network.state_dict()]
     module._ddp_params_and_buffers_to_ignore = ignored
 
 

@@ -20,7 +20,9 @@ SHOWN = 8
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
-def load_teacher(teacher: TeacherModule, rebuild: Callable[..., Coordinator]) -> Coordinator | None:
+def load_teacher(
+    teacher: TeacherModule, rebuild: Callable[..., Coordinator], group: str = "teacher"
+) -> Coordinator | None:
     """Load into a teacher's network the weights that its settings name, if they name any.
 
     A teacher of one peer takes the deployed network of a checkpoint of this library, or a state_dict of its own
@@ -30,6 +32,7 @@ def load_teacher(teacher: TeacherModule, rebuild: Callable[..., Coordinator]) ->
     Args:
         teacher: its `initialised` is then set.
         rebuild: makes the module of a checkpoint of this library.
+        group: where its settings are given.
 
     Returns:
         The module of a checkpoint of this library, which may hold what a method goes on with; else None.
@@ -40,13 +43,13 @@ def load_teacher(teacher: TeacherModule, rebuild: Callable[..., Coordinator]) ->
     if teacher.settings.weights is None:
         return None
     network, path = teacher.network, Path(teacher.settings.weights)
-    content, module = read(path, "teacher"), None
+    content, module = read(path, group), None
     if file_format.KEY in content:
         module = rebuild(path, backbone=_named(content, path, teacher.settings.backbone))
         _load_checkpoint(network, module, path)
     else:
         single = network.num_peers == 1
-        _load(network.peer(0) if single else network, state_dict(content, path), path, network.num_classes)
+        _load(network.peer(0) if single else network, state_dict(content, path), path, network.num_classes, group)
     teacher.take_weights()
     return module
 
@@ -117,7 +120,7 @@ def state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 def _load(
     module: nn.Module, weights: Mapping[str, Tensor], path: Path, num_classes: int, group: str = "teacher"
 ) -> None:
-    key, whose = ("teacher.backbone", "teacher") if group == "teacher" else ("backbone", "network")
+    key, whose = ("backbone", "network") if group == "backbone" else (f"{group}.backbone", "teacher")
     ours = module.state_dict()
     faults = []
     if missing := [key for key in ours if key not in weights]:

@@ -39,8 +39,8 @@ def sign(
 ) -> None:
     """Add the format version, what rebuilds the networks, its hash, and what each process holds of its own.
 
-    `trained_with` names what a recipe cannot hold: the classes of optimizer, scheduler and augmentation. `left_out` is
-    the manifest of a teacher whose weights are no part of the state dict.
+    `trained_with` names what a recipe cannot hold: the classes of optimizer, scheduler and augmentation. `left_out` are
+    the manifests of teachers whose weights are no part of the state dict.
     """
     checkpoint[KEY] = {
         "format": FORMAT,
@@ -83,19 +83,21 @@ def trained_with(checkpoint: Mapping[str, Any]) -> dict[str, str]:
     return {str(what): str(name) for what, name in found.items()} if isinstance(found, Mapping) else {}
 
 
-def left_out(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the manifest of the teacher whose weights the checkpoint leaves out; None where it leaves none out.
+def left_out(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the manifests of the teachers whose weights the checkpoint leaves out, by the part that they are.
 
     Raises:
         CheckpointError: nothing writes such a one.
     """
-    found = checkpoint[KEY].get("left_out")
-    if found is None:
-        return None
+    found = checkpoint[KEY].get("left_out") or {}
     kinds = {"name": str, "source": str, "hash": str, "parameters": int}
-    if not isinstance(found, Mapping) or any(not isinstance(found.get(key), kind) for key, kind in kinds.items()):
+    whole = isinstance(found, Mapping) and all(
+        isinstance(told, Mapping) and all(isinstance(told.get(key), kind) for key, kind in kinds.items())
+        for told in found.values()
+    )
+    if not whole:
         raise CheckpointError("What the checkpoint says of its teacher was edited or damaged; use another checkpoint.")
-    return {key: found[key] for key in kinds}
+    return {str(part): {key: told[key] for key in kinds} for part, told in found.items()}
 
 
 def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

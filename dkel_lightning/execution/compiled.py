@@ -22,7 +22,7 @@ class CompiledNetworks:
 
     def __init__(self, module: Coordinator, rows: int) -> None:
         self.rows = rows
-        parts: list[PeersModule | None] = [module.student, module.teacher]
+        parts: list[PeersModule | None] = [module.student, module.teacher, module.extra]
         self._parts = [(part, part.kind, _compiled(part.network, part.kind)) for part in parts if part is not None]
 
     @contextlib.contextmanager

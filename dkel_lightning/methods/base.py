@@ -127,6 +127,20 @@ class Method(nn.Module, ABC):
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the weighted loss terms of a step, one scalar for each of `terms`; the loss is their sum."""
 
+    def named_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        """Compute the terms, and see that they are those that it names.
+
+        Raises:
+            ConfigError: it computes others.
+        """
+        terms = self.loss_terms(inputs)
+        if terms.keys() != set(self.terms):
+            raise ConfigError(
+                f"{type(self).__name__} names the terms {', '.join(self.terms)} but computes {', '.join(terms)}: a "
+                "term without a name would be left out of the loss."
+            )
+        return terms
+
     def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
         """Name the weights that the schedules have set, for the log."""
         return {"rampup": self.rampup_weight} if self.rampup is not None else {}

@@ -29,7 +29,6 @@ from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.runtime.processes import average_over_processes, world_size
 from dkel_lightning.runtime.seeding import random_state, restore_random_state
 
-OF_TEACHER = "teacher.network."
 Own = dict[str, Any]
 """`random`: the generators; `tensors`: by name in the state dict, only where there are several processes."""
 
@@ -53,12 +52,14 @@ def save(module: Coordinator, checkpoint: dict[str, Any]) -> None:
     BatchNorm's statistics are written as their mean over the processes; those of the module stay as they are.
     """
     average_statistics(module, checkpoint["state_dict"])
-    manifest = module.teacher.manifest if module.teacher is not None else None
-    if module.teacher is not None and manifest is not None:
-        module.teacher.require()
-        for name in [name for name in checkpoint["state_dict"] if name.startswith(OF_TEACHER)]:
-            del checkpoint["state_dict"][name]
-    file_format.sign(checkpoint, module.recipe, module.members, gather(module), _trains_with(module), manifest)
+    left_out = {}
+    for part, teacher in module.teachers.items():
+        if teacher.manifest is not None:
+            teacher.require()
+            left_out[part] = teacher.manifest
+            for name in [name for name in checkpoint["state_dict"] if name.startswith(f"{part}.network.")]:
+                del checkpoint["state_dict"][name]
+    file_format.sign(checkpoint, module.recipe, module.members, gather(module), _trains_with(module), left_out)
 
 
 def load(module: Coordinator, checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -72,40 +73,44 @@ def load(module: Coordinator, checkpoint: dict[str, Any], path: str | Path) -> N
 
 
 def complete(module: Coordinator, checkpoint: dict[str, Any]) -> None:
-    """Put the weights of a teacher that a checkpoint leaves out into its state dict, from the teacher that is here.
+    """Put the weights of teachers that a checkpoint leaves out into its state dict, from those that are here.
 
     Raises:
-        CheckpointError: it is another teacher.
+        CheckpointError: they are other teachers.
     """
-    theirs, teacher = file_format.left_out(checkpoint), module.teacher
-    if teacher is None:
-        return
-    if theirs is None:
-        teacher.manifest = None  # a checkpoint that has them goes on with them inside
-        return
-    ours = teacher.manifest
-    if ours is None or ours["hash"] != theirs["hash"]:
-        here = (
-            "has other weights" if ours is None else f"is {ours['name']} ({ours['source']}, hash {ours['hash'][:12]})"
-        )
-        raise CheckpointError(
-            f"This checkpoint was taught by {theirs['name']} ({theirs['source']}, hash {theirs['hash'][:12]}), whose "
-            f"weights it leaves out, and the teacher here {here}: give teacher.weights or teacher.pretrained as the "
-            "training had it."
-        )
-    weights = {f"{OF_TEACHER}{name}": value for name, value in teacher.network.state_dict().items()}
-    checkpoint["state_dict"] = {**checkpoint["state_dict"], **weights}
-    if teacher.is_away and "validation_accuracy" in checkpoint["state_dict"]:
-        scored = checkpoint["state_dict"]["validation_accuracy"]  # the teacher's come last
-        checkpoint["state_dict"]["validation_accuracy"] = scored[: len(module.members)]
+    state, left_out, teachers = checkpoint["state_dict"], file_format.left_out(checkpoint), module.teachers
+    if more := left_out.keys() - teachers.keys():
+        told = left_out[sorted(more)[0]]["name"]
+        raise CheckpointError(f"This checkpoint was taught by {told} beside the peers: give teacher.extra as it was.")
+    for part, teacher in teachers.items():
+        prefix, ours, theirs = f"{part}.network.", teacher.manifest, left_out.get(part)
+        if theirs is None and (ours is None or any(name.startswith(prefix) for name in state)):
+            teacher.manifest = None  # a checkpoint that has them goes on with them inside
+            continue
+        if ours is None or theirs is None or ours["hash"] != theirs["hash"]:
+            raise CheckpointError(
+                f"This checkpoint leaves out its {teacher.place}, {_told(theirs)}, and the one here is {_told(ours)}: "
+                f"give {teacher.place}.weights or {teacher.place}.pretrained as the training had it."
+            )
+        state = {**state, **{f"{prefix}{name}": value for name, value in teacher.network.state_dict().items()}}
+    if module.teacher is not None and module.teacher.is_away and "validation_accuracy" in state:
+        state["validation_accuracy"] = state["validation_accuracy"][: len(module.members)]  # the teacher's come last
+    checkpoint["state_dict"] = state
 
 
-def go_without_teacher(module: Coordinator, manifest: Mapping[str, Any]) -> None:
-    """Let a module be evaluated and deployed whose teacher's weights are not there."""
-    assert module.teacher is not None
-    module.teacher.manifest, module.teacher.is_away = dict(manifest), True
-    module.members = deployment.members(module)
-    evaluation.attach_metrics(module)
+def _told(manifest: Mapping[str, Any] | None) -> str:
+    if manifest is None:
+        return "none of that kind"
+    return f"{manifest['name']} ({manifest['source']}, hash {manifest['hash'][:12]})"
+
+
+def go_without(module: Coordinator, part: str, manifest: Mapping[str, Any]) -> None:
+    """Let a module be evaluated and deployed without the weights of a teacher."""
+    teacher = module.teachers[part]
+    teacher.manifest, teacher.is_away = dict(manifest), True
+    if part == "teacher":
+        module.members = deployment.members(module)
+        evaluation.attach_metrics(module)
 
 
 def read(module: Coordinator, checkpoint: dict[str, Any]) -> Restored:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dkel_lightning import assembly, callbacks
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.execution.compiled import CompiledNetworks
 from dkel_lightning.execution.eager import compute_eagerly
 from dkel_lightning.execution.runner import Runner, wants_channels_last
+from dkel_lightning.functional import distillation
 from dkel_lightning.methods import Method
 from dkel_lightning.metrics import scores_of
 from dkel_lightning.modules import continuation, deployment, evaluation
@@ -53,6 +53,8 @@ class DistillationModule(Coordinator):
         method: turns outputs into loss terms.
         teacher: the teacher peers, of the same form; required by most methods.
         ensemble: required by methods with an ensemble classifier.
+        extra: a frozen teacher of one peer, of any architecture, as one more voice: the term `kd_extra`, which is
+            `extra.weight * sum_i KD(z_i, t; T)`, T that of the method or 1.
         optimizer: makes the optimizer from named parameter groups (`student`, `ensemble`, `method`, and `teacher`
             where it learns by gradient); SGD of the CIFAR protocol by default.
         scheduler: makes the scheduler from the optimizer; none by default.
@@ -75,6 +77,7 @@ class DistillationModule(Coordinator):
         *,
         teacher: TeacherModule | None = None,
         ensemble: EnsembleModule | None = None,
+        extra: TeacherModule | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         interval: str = "epoch",
@@ -86,9 +89,9 @@ class DistillationModule(Coordinator):
         execution: str | Mapping[str, Any] | Execution = "eager",
     ) -> None:
         super().__init__()
-        assembly.check_parts(student, method, teacher, ensemble)
+        assembly.check_parts(student, method, teacher, ensemble, extra)
         check_factories(optimizer, scheduler, interval)
-        self.student, self.teacher, self.ensemble, self.method = student, teacher, ensemble, method
+        self.student, self.teacher, self.ensemble, self.method, self.extra = student, teacher, ensemble, method, extra
         if teacher is not None:
             teacher.stand_alone(False)  # a fit of its own that was interrupted leaves it unfrozen
         self.execution = assembly.executed(student.network, execution)
@@ -156,7 +159,7 @@ class DistillationModule(Coordinator):
         with compiled.in_force() if compiled is not None else contextlib.nullcontext():
             inputs = self.forward_all(batch)
         terms, loss = self.losses(inputs)
-        values = torch.stack([terms[name].detach() for name in self.method.terms])
+        values = torch.stack([terms[name].detach() for name in self.terms])
         return StepResult(inputs, terms, values, loss, *scores_of(inputs.student.logits, peers_first(batch.labels)))
 
     def forward_all(self, batch: Batch) -> MethodInputs:
@@ -165,27 +168,23 @@ class DistillationModule(Coordinator):
         with with_shape_errors_explained(batch.views, self.student.network):
             student = self(views)
             teacher = self.teacher.teach(shown) if self.teacher is not None and self.teacher.takes_part() else None
+            extra = self.extra.teach(views) if self.extra is not None else None
         assembled, weight = None, student.logits.new_zeros(())
         if self.ensemble is not None:
             weight = self.ensemble.weight
             if teacher is not None:
                 assembled = self.ensemble.assemble(teacher.logits, getattr(self.method.settings, "temperature", 1.0))
         given = peers_first(batch.labels)
-        return MethodInputs(self.targets(given), student, teacher, assembled, weight, batch.indices, given)
+        return MethodInputs(self.targets(given), student, teacher, assembled, weight, batch.indices, given, extra)
 
     def losses(self, inputs: MethodInputs) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the method's terms, and the loss: their sum, and the teacher's own where it learns.
-
-        Raises:
-            ConfigError: the method computes other terms than it names.
-        """
-        terms = self.method.loss_terms(inputs)
-        if terms.keys() != set(self.method.terms):
-            raise ConfigError(
-                f"{type(self.method).__name__} names the terms {', '.join(self.method.terms)} "
-                f"but computes {', '.join(terms)}: a term without a name would be left out of the loss."
-            )
-        loss = torch.stack([terms[name] for name in self.method.terms]).sum()
+        """Compute the terms, and the loss: their sum, and the teacher's own where it learns."""
+        terms = self.method.named_terms(inputs)
+        if inputs.extra is not None and self.extra is not None:
+            temperature = getattr(self.method.settings, "temperature", 1.0)
+            taught = distillation(inputs.student.logits, inputs.extra.logits.detach(), temperature)
+            terms = {**terms, "kd_extra": self.extra.weight * taught.sum()}
+        loss = torch.stack([terms[name] for name in self.terms]).sum()
         if self.teacher is not None and self.teacher.learns:
             assert inputs.teacher is not None
             # No term of the method: it trains another network.

@@ -38,7 +38,7 @@ from dkel_lightning.modules.outputs import Evaluated
 def attach_metrics(module: Coordinator) -> None:
     """Give the module its sums; those of the training epoch belong to its checkpoint."""
     members, peers = len(module.members), module.student.num_peers
-    module.term_means = TermMeans(module.method.terms)
+    module.term_means = TermMeans(module.terms)
     module.train_scores = NetworkScores(peers, persistent=True)
     module.scores = NetworkScores(members)
     module.calibration = CalibrationErrors(members)

@@ -62,6 +62,7 @@ class Coordinator(LightningModule):
 
     student: StudentModule
     teacher: TeacherModule | None
+    extra: TeacherModule | None
     ensemble: EnsembleModule | None
     method: Any  # a methods.Method, which stands on the floor above
     execution: Execution
@@ -134,6 +135,16 @@ class Coordinator(LightningModule):
     @abstractmethod
     def compile_networks(self, rows: int) -> None:
         """Compile the networks for training batches of so many samples."""
+
+    @property
+    def teachers(self) -> dict[str, TeacherModule]:
+        """The teachers by the part that they are: `teacher`, and `extra`, the one from elsewhere beside the peers."""
+        return {name: part for name in ("teacher", "extra") if (part := getattr(self, name)) is not None}
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of the loss terms: the method's, and that of an extra teacher."""
+        return (*self.method.terms, *(["kd_extra"] if self.extra is not None else []))
 
     @property
     def teacher_here(self) -> TeacherModule | None:

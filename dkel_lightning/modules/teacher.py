@@ -21,7 +21,7 @@ from dkel_lightning.modules.outputs import TeacherOutput
 from dkel_lightning.modules.peers import PeersModule, batch_norms
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.runtime.processes import average_over_processes
-from dkel_lightning.settings.teacher import TeacherSettings, values_of
+from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings, values_of
 
 _NEVER_FOLLOWED = 200
 """Batches after which a teacher that nobody moves is told of; more than are accumulated for one step."""
@@ -38,6 +38,8 @@ class TeacherModule(PeersModule):
     Attributes:
         manifest: of a frozen teacher from elsewhere, whose weights no checkpoint holds: name, source, hash, parameters.
         is_away: whether these weights have not been read, so that it can neither teach nor be deployed.
+        place: under which its settings are given.
+        weight: of its distillation to each peer, where it is an extra one.
     """
 
     initialised: Tensor
@@ -56,6 +58,7 @@ class TeacherModule(PeersModule):
         self.settings = settings or TeacherSettings()
         self.manifest: dict[str, Any] | None = None
         self.is_away = False
+        self.place, self.weight = TeacherSettings.node, 1.0
         self._alone, self._taught = False, 0  # batches since it last followed
         self.is_read = True  # by the method; else it follows passively
         self._matching: ema.Matching | None = None
@@ -136,12 +139,13 @@ class TeacherModule(PeersModule):
         Raises:
             CheckpointError: with what is missing, and how it is given.
         """
-        if self.is_away and self.manifest is not None:
+        if self.is_away:
+            told = self.manifest or {"name": self.settings.backbone, "source": "not given", "hash": "unknown"}
             raise CheckpointError(
-                f"The teacher, {self.manifest['name']}, is no part of this checkpoint, and its weights "
-                f"({self.manifest['source']}, hash {self.manifest['hash'][:12]}) are needed: give them again, "
-                'load_from_checkpoint(..., teacher={"weights": FILE}) or {"pretrained": True}; on the command line '
-                "teacher.weights=FILE or teacher.pretrained=true."
+                f"The teacher, {told['name']}, is no part of this checkpoint, and its weights ({told['source']}, hash "
+                f"{told['hash'][:12]}) are needed: give {self.place}.weights=FILE or {self.place}.pretrained=true; in "
+                'Python load_from_checkpoint(..., teacher={"weights": FILE}) or {"pretrained": True}'
+                f"{', under the key extra' if self.place == ExtraTeacher.node else ''}."
             )
 
     def stay_outside(self, name: str, source: str) -> None:

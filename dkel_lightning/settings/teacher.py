@@ -41,7 +41,59 @@ OF_ITS_OWN = ("backbone", "pretrained", "image_size", "mean", "std", "dtype")
 
 
 @dataclass(frozen=True)
-class TeacherSettings(Settings, node="teacher"):
+class OwnNetwork(Settings):
+    """Of a teacher that is a network of its own: whose weights, and what images it takes."""
+
+    pretrained: Annotated[
+        bool, switch("Of a teacher of its own from a library: fetch weights that know the data's classes.")
+    ] = False
+    image_size: Annotated[
+        int | None, whole("Side of the images that a teacher of its own takes, in pixels; null: the data's.", 1, 1024)
+    ] = None
+    mean: Annotated[
+        tuple[float, ...] | None,
+        several("Channel means of its normalisation; null: the data's, with pretrained=true its own.", CONSTANT),
+    ] = None
+    std: Annotated[tuple[float, ...] | None, several("Channel deviations, likewise.", DEVIATION)] = None
+    dtype: Annotated[str, choice("Type in which a frozen teacher of its own computes.", *DTYPES)] = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError(f"{self.node}.mean and {self.node}.std belong together: give both.")
+
+    @property
+    def sees_otherwise(self) -> bool:
+        """Whether the images of the data are converted for it."""
+        return self.image_size is not None or self.mean is not None or self.dtype != "float32"
+
+
+@dataclass(frozen=True)
+class ExtraTeacher(OwnNetwork, node="teacher.extra"):
+    """A frozen teacher from elsewhere beside the peers of any method, as one more voice: `weight * KD(z_i, t; T)`."""
+
+    backbone: Annotated[
+        str | None, registered("Network of a frozen teacher beside the peers: what backbone= takes; null: none.")
+    ] = None
+    weights: Annotated[str | None, text("File of its weights: a checkpoint or a state_dict.")] = None
+    weight: Annotated[
+        float, number("Weight of its distillation to each peer, at the method's temperature.", 0, 1e6)
+    ] = 1.0
+
+    def mistakes(self) -> Iterator[str]:
+        """Say what is missing for it to teach."""
+        given = self.weights is not None or self.pretrained
+        if self.backbone is not None and not given:
+            yield (
+                "teacher.extra.backbone is a teacher that was trained elsewhere: give teacher.extra.weights, or "
+                "teacher.extra.pretrained=true."
+            )
+        if self.backbone is None and given:
+            yield "teacher.extra has weights and no network: give teacher.extra.backbone."
+
+
+@dataclass(frozen=True)
+class TeacherSettings(OwnNetwork, node="teacher"):
     """How a teacher is drawn, initialised and updated.
 
     The rules of the first updates: `keep`, a constant rate, so that its own start fades slowly; `mean_teacher`, an even
@@ -91,32 +143,13 @@ class TeacherSettings(Settings, node="teacher"):
         int | None,
         whole("Length of that training in epochs; null: as the run's, of early_stopped 5/8 of it.", 1, 1_000_000),
     ] = None
-    pretrained: Annotated[
-        bool, switch("Of a teacher of its own from a library: fetch weights that know the data's classes.")
-    ] = False
-    image_size: Annotated[
-        int | None, whole("Side of the images that a teacher of its own takes, in pixels; null: the data's.", 1, 1024)
-    ] = None
-    mean: Annotated[
-        tuple[float, ...] | None,
-        several("Channel means of its normalisation; null: the data's, with teacher.pretrained its own.", CONSTANT),
-    ] = None
-    std: Annotated[tuple[float, ...] | None, several("Channel deviations, likewise.", DEVIATION)] = None
-    dtype: Annotated[str, choice("Type in which a frozen teacher of its own computes.", *DTYPES)] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.mean is None) != (self.std is None):
-            raise ConfigError("teacher.mean and teacher.std belong together: give both.")
         if self.dtype != "float32" and self.update != "frozen":
             raise ConfigError(f"teacher.dtype={self.dtype} is for a teacher that does not learn: add teacher=frozen.")
         if self.update == "none":
             raise ConfigError("teacher.update is none, and a teacher learns by ema, by gradient, or is frozen.")
-
-    @property
-    def sees_otherwise(self) -> bool:
-        """Whether the images of the data are converted for it."""
-        return self.image_size is not None or self.mean is not None or self.dtype != "float32"
 
     def rate(self, clock: Clock) -> float:
         """Give the EMA rate a at this moment, before the start rule."""
@@ -141,9 +174,9 @@ def values_of(setting: float | Mapping[float, float] | None) -> list[float]:
 def teacher_mistakes(method: str, needs: Needs, teacher: Mapping[str, Any]) -> Iterator[str]:
     """Say which settings of a teacher contradict what the method needs, with their cure."""
     if not needs.foreign_teacher:
-        default = vars(TeacherSettings)
         for key in OF_ITS_OWN:
-            if teacher.get(key, default[key]) != default[key]:
+            default = getattr(TeacherSettings, key)
+            if teacher.get(key, default) != default:
                 yield f"teacher.{key} is set, but the teacher of {method} has the student's form: leave it out."
         return
     its_own = f"but the teacher of {method} is a network of its own"

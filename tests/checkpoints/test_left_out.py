@@ -24,10 +24,12 @@ from tests.modules.toy import CLASSES, SGD, parameters_of, same, train_loader, t
 BACKBONE = "densenet40_12"
 
 
-def weights_file(folder: Path, seed: int = 0, classes: int = CLASSES, channels: int = 3) -> str:
+def weights_file(
+    folder: Path, seed: int = 0, classes: int = CLASSES, channels: int = 3, backbone: str = BACKBONE
+) -> str:
     torch.manual_seed(seed)
     path = folder / f"from_elsewhere_{seed}.pt"
-    torch.save(create(BACKBONE, classes, 1, in_channels=channels).peer(0).state_dict(), path)
+    torch.save(create(backbone, classes, 1, in_channels=channels).peer(0).state_dict(), path)
     return str(path)
 
 
@@ -53,8 +55,7 @@ def test_the_checkpoint_names_the_teacher_and_a_resume_with_the_same_one_is_exac
     whole = trained(build(given), tmp_path / "whole.ckpt", 2)
     trained(build(given), tmp_path / "half.ckpt")
     assert of_teacher(tmp_path / "half.ckpt") == []
-    told = file_format.left_out(file_format.load(tmp_path / "half.ckpt"))
-    assert told is not None
+    told = file_format.left_out(file_format.load(tmp_path / "half.ckpt"))["teacher"]
     assert (told["name"], told["source"]) == (BACKBONE, "from_elsewhere_0.pt")
     assert told["parameters"] == sum(value.numel() for value in create(BACKBONE, CLASSES, 1).parameters())
     resumed = trained(build(given), tmp_path / "rest.ckpt", 2, tmp_path / "half.ckpt")
@@ -65,10 +66,12 @@ def test_the_checkpoint_names_the_teacher_and_a_resume_with_the_same_one_is_exac
 def test_a_resume_with_another_teacher_is_refused(tmp_path: Path) -> None:
     trained(build(weights_file(tmp_path)), tmp_path / "x.ckpt")
     other = weights_file(tmp_path, 1)
-    said = rf"was taught by {BACKBONE} \(from_elsewhere_0\.pt, hash \w{{12}}\), whose weights it leaves out, and the "
-    with pytest.raises(CheckpointError, match=said + rf"teacher here is {BACKBONE} \(from_elsewhere_1\.pt, hash"):
+    said = rf"leaves out its teacher, {BACKBONE} \(from_elsewhere_0\.pt, hash \w{{12}}\), and the one here is "
+    with pytest.raises(
+        CheckpointError, match=said + rf"{BACKBONE} \(from_elsewhere_1\.pt, hash \w{{12}}\): give teach"
+    ):
         trained(build(other), tmp_path / "y.ckpt", 2, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match=said + r"teacher here has other weights: give teacher\.weights or"):
+    with pytest.raises(CheckpointError, match=said + r"none of that kind: give teacher\.weights or"):
         trained(build(None), tmp_path / "y.ckpt", 2, tmp_path / "x.ckpt")
 
 
@@ -92,7 +95,7 @@ def test_without_its_teacher_a_checkpoint_is_evaluated_and_deployed_and_the_teac
         DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt", deploy={"network": "teacher"}).deploy()
     again = DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt", teacher={"weights": given})
     torch.testing.assert_close(again.deploy("teacher")(images), module.deploy("teacher")(images))
-    with pytest.raises(CheckpointError, match=r"and the teacher here is .*from_elsewhere_1\.pt"):
+    with pytest.raises(CheckpointError, match=r"and the one here is .*from_elsewhere_1\.pt"):
         DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt", teacher={"weights": weights_file(tmp_path, 1)})
 
 
@@ -130,7 +133,7 @@ def test_a_trained_and_a_learning_teacher_stay_inside(tmp_path: Path) -> None:
 def test_what_a_file_says_of_its_teacher_is_checked(tmp_path: Path) -> None:
     trained(build(weights_file(tmp_path)), tmp_path / "x.ckpt")
     checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
-    checkpoint["dkel_lightning"]["left_out"]["parameters"] = "many"
+    checkpoint["dkel_lightning"]["left_out"]["teacher"]["parameters"] = "many"
     torch.save(checkpoint, tmp_path / "y.ckpt")
     with pytest.raises(CheckpointError, match="was edited or damaged"):
         DistillationModule.load_from_checkpoint(tmp_path / "y.ckpt")
@@ -144,7 +147,7 @@ def test_tasks_read_the_teacher_again_where_they_are_told_to(tmp_path: Path) -> 
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert of_teacher(path) == []
     train(replace(first, resume=path))
-    with pytest.raises(CheckpointError, match="the teacher here has other weights"):
+    with pytest.raises(CheckpointError, match="and the one here is none of that kind"):
         train(replace(first, values={**first.values, "teacher": compose(*asked)["teacher"]}, resume=path))
     read = {}
     for name, again in {"alone": [], "both": [f"teacher.weights={given}"]}.items():

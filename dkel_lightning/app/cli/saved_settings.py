@@ -284,6 +284,8 @@ def of_checkpoint(saved: Values, given: Values, overrides: Sequence[str], folder
     again = {key: given["teacher"][key] for key in ("weights", "pretrained") if f"teacher.{key}" in given_keys}
     values["teacher"] = {**values["teacher"], **({"pretrained": False} if "pretrained" in values["teacher"] else {})}
     values["teacher"] |= again
+    if values["teacher"].get("extra"):
+        values["teacher"]["extra"] = {**values["teacher"]["extra"], "weights": None, "pretrained": False}
     if registry.of(given).reads_data:
         _refuse_foreign(foreign(values, given), folder / "config.yaml", given)
     if saved.get("modules") and values["method"]["name"] not in PRESETS:

@@ -9,10 +9,10 @@ from dkel_lightning.app.config.messages import unknown_key
 from dkel_lightning.app.config.schema import KEYS, Values, describe, leaves
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.settings.declarations import one_of_two
+from dkel_lightning.settings.declarations import from_mapping, one_of_two
 from dkel_lightning.settings.methods import PRESETS, peer_mistakes
 from dkel_lightning.settings.needs import Needs
-from dkel_lightning.settings.teacher import TeacherSettings, teacher_mistakes
+from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings, teacher_mistakes
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 # Lightning's name of each precision.
@@ -98,6 +98,8 @@ def _contradictions(values: Values) -> Iterator[str]:
         if needs is not None:
             yield from teacher_mistakes(f"method={name}", needs, teacher)
             yield from _training_contradictions(needs, teacher)
+    if values["checkpoint"] is None:  # which has it, or leaves it out
+        yield from from_mapping(ExtraTeacher, teacher.get("extra") or {}, ExtraTeacher.node).mistakes()
     yield from peer_mistakes(peers, method.get("peer_lr_scale"), method.get("frozen_peers") or ())
     for settings in (RampUp, EnsembleTerm):
         term = settings.node.removeprefix("method.")

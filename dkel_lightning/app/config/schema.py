@@ -30,7 +30,7 @@ from dkel_lightning.settings.grouping import Grouping
 from dkel_lightning.settings.keys import COMPUTED, LONGER, MACHINE, REQUIRED, Key, is_count
 from dkel_lightning.settings.methods import PRESETS, Arrangement
 from dkel_lightning.settings.targets import Targets
-from dkel_lightning.settings.teacher import TeacherSettings
+from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings
 
 Values = Mapping[str, Any]
 
@@ -47,6 +47,7 @@ DECLARED: tuple[type[Settings], ...] = (
     *NODES.values(),
     BackboneSettings,
     TeacherSettings,
+    ExtraTeacher,
     Arrangement,
     *dict.fromkeys(PRESETS[name].Settings for name in ("dkel", *SHIPPED)),
     OptimizerSettings,

@@ -21,7 +21,7 @@ from dkel_lightning.settings.data import NODES
 from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.methods import PRESETS, MethodPreset, usual_arrangement
-from dkel_lightning.settings.teacher import TEACHERS, TeacherPreset, TeacherSettings
+from dkel_lightning.settings.teacher import TEACHERS, ExtraTeacher, TeacherPreset, TeacherSettings
 
 GROUP_SETTINGS: tuple[type[Settings], ...] = (
     BackboneSettings,
@@ -80,7 +80,7 @@ def _declared() -> Iterator[tuple[str, str, str | None, Callable[[], dict[str, A
 
 
 def _root_node() -> dict[str, Any]:
-    return {**node_of(RunSettings), "method": usual_arrangement()}
+    return {**node_of(RunSettings), "method": usual_arrangement(), "teacher": {"extra": node_of(ExtraTeacher)}}
 
 
 def _trainer_node() -> dict[str, Any]:

@@ -79,9 +79,10 @@ def loaded(path: Path, values: Mapping[str, Any], **others: Any) -> tuple[Distil
     if values["trust"]:
         backbone = values["backbone"]["name"]
         others |= {"backbone": backbone} if reads_a_folder(backbone) else {}
-        again = teacher if reads_a_folder(teacher.get("backbone")) else again
+        folders = teacher.get("backbone"), (teacher.get("extra") or {}).get("backbone")
+        again = teacher if any(map(reads_a_folder, folders)) else again
     checkpoint = file_format.load(path)
-    if again and (again is teacher or file_format.left_out(checkpoint) is not None):
+    if again and (again is teacher or file_format.left_out(checkpoint)):
         others |= {"teacher": again}
     module: DistillationModule = rebuilt(DistillationModule, checkpoint, path, **others)
     if module.teacher is not None and module.teacher.is_away:

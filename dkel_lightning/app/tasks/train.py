@@ -125,7 +125,7 @@ def _train(run: Run, weights: Path | None) -> TrainResult:
 def _train_here(run: Run, weights: Path | None) -> TrainResult:
     values = run.values
     step: int | None = None
-    left_out: dict[str, Any] | None = None
+    left_out: dict[str, Any] = {}
     if run.resume is not None:
         checkpoint = file_format.load(run.resume)
         _refuse_edited(run, checkpoint)  # here, before anything is prepared
@@ -137,7 +137,7 @@ def _train_here(run: Run, weights: Path | None) -> TrainResult:
     begun = values
     if run.resume is not None:
         begun = stages.with_weights(values, None)  # they are in the checkpoint, but for a teacher from elsewhere
-        begun |= {"teacher": values["teacher"]} if left_out is not None else {}
+        begun |= {"teacher": values["teacher"]} if "teacher" in left_out else {}
     elif weights is not None:
         begun = stages.with_weights(values, weights)
     module = build.distillation(begun, images)
