@@ -93,6 +93,12 @@ def without_setting(command: str) -> list[str]:
     return words
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_what_is_shown_first_fits_the_column_of_a_telephone(page: str) -> None:
+    first = blocks(ROOT / page, "sh", "python")[:3]
+    assert [len(line) for body in first for line in body.splitlines() if len(line) > 39] == []  # 390 pixels
+
+
 def arguments_of(command: str) -> list[str] | None:
     """What a command passes to this library's program; None if it starts another."""
     words = without_setting(command)
