@@ -114,3 +114,10 @@ def test_the_experiment_trains(root: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert (run.values["precision"]["name"], run.values["execution"]["channels_last"]) == ("bf16", True)
     assert 0 <= train(run).objective <= 1
+
+
+def test_a_root_that_does_not_exist_is_named_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"^data\.root: .*nowhere is no folder: name the folder that holds train/<class>/"
+    ):
+        module(tmp_path / "nowhere")

@@ -181,14 +181,14 @@ def _failure(error: Exception) -> str:
 # ---------------------------------------------------------------------- files
 
 
-def write(result: BenchmarkResult) -> None:
+def write(result: BenchmarkResult, also: Sequence[str] = ()) -> None:
     """Write benchmark.csv, .md and .png, and growth.png where one side was timed at several sizes."""
     rows = [_row(result, each) for each in result.sides]
     write_csv(result.folder / "benchmark.csv", [[*rows[0]], *([*row.values()] for row in rows)])
     write_text(result.folder / "benchmark.md", "\n".join(_page(result)) + "\n")
-    drawing.save(figure(result), result.folder / "benchmark.png")
+    drawing.save(figure(result), result.folder / "benchmark.png", also)
     if result.over is not None:
-        drawing.save(growth(result), result.folder / "growth.png")
+        drawing.save(growth(result), result.folder / "growth.png", also)
 
 
 def _row(result: BenchmarkResult, each: Timed) -> dict[str, str]:

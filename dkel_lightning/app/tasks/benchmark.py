@@ -60,7 +60,7 @@ def benchmark(run: Run) -> BenchmarkResult:
     title = f"{values['method']['name']}, {values['backbone']['name']}, {provenance.device()['names'][0]}"
     about, over = _about(values, plan, images, load), values["benchmark"]["over"]
     result = BenchmarkResult(folder, title, about, found, missing, peak, over)
-    bench.write(result)
+    bench.write(result, values["figures"]["also"])
     console = Console(width=None if Console().is_terminal else 130)
     console.print(terminal_table(title, *bench.table(result)))
     print(f"{result.about}\nWritten to {folder}: benchmark.csv, benchmark.md, benchmark.png")

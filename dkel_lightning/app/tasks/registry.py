@@ -218,7 +218,7 @@ class BenchmarkSettings(Settings, node="benchmark"):
 class ComplexitySettings(Settings, node="complexity"):
     """task=complexity."""
 
-    images: Annotated[int, whole("Training images whose targets are looked at, evenly spread.", 2, 100_000)] = 256
+    images: Annotated[int, whole("Training images whose targets are looked at, evenly spread.", 2, 10_000)] = 256
     every_n_epochs: Annotated[int, whole("Epochs between two looks; the first is before the training.", 1, 10_000)] = 1
     ridge: Annotated[
         float, number("What is added to the kernel's diagonal, as a share of its mean.", 0, 1, above=True)
