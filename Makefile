@@ -31,7 +31,7 @@ $(VENV)/.dev: $(VENV)/.run
 	@touch $@
 
 run: $(VENV)/.run ## set up and run the main job; ARGS="..." are passed on
-	$(BIN)/python -m dkel_lightning $(ARGS)
+	$(BIN)/dkel $(ARGS)
 
 test: $(VENV)/.dev ## set up and run the tests; TESTS=path for some of them
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
@@ -61,7 +61,7 @@ audit: ## ask for known weaknesses of the pinned versions; CONSTRAINTS=constrain
 AUDITOR := pip-audit==2.10.1
 
 bench: $(VENV)/.run ## time training against a loop written by hand; ARGS="experiment=cifar100" for more than the quickstart
-	$(BIN)/python -m dkel_lightning task=benchmark $(ARGS)
+	$(BIN)/dkel task=benchmark $(ARGS)
 
 bench-cpu: $(VENV)/.run ## the measurements of docs/performance.md on this machine's processor: a quiet quarter of an hour
 	$(MEASURE) experiment=cifar100 benchmark.rounds=5 benchmark.steps=3 benchmark.warmup=1 benchmark.to=$(SPEED)/cpu_resnet32
@@ -72,7 +72,7 @@ bench-cpu: $(VENV)/.run ## the measurements of docs/performance.md on this machi
 	$(MEASURE) experiment=cifar100 backbone=vgg16 data.batch_size=32 $(FEW) benchmark.steps=1 $(LAYOUTS) benchmark.to=$(SPEED)/layout_vgg16
 
 SPEED := outputs/performance
-MEASURE := $(BIN)/python -m dkel_lightning task=benchmark trainer=cpu
+MEASURE := $(BIN)/dkel task=benchmark trainer=cpu
 FEW := benchmark.rounds=3 benchmark.warmup=1
 LAYOUTS := benchmark.sides=[eager,eager_contiguous]
 

@@ -6,7 +6,7 @@ reads your file, or makes one of scikit-learn's digits as MedMNIST ships its set
 [N, 1]), trains three peers on it and writes the kept network as `weights.pt` and `model.py`, which load without this
 library: about two minutes on a CPU. The same from the command line:
 
-    python -m dkel_lightning experiment=own_data data=npz data.root=FILE.npz backbone=resnet8 trainer.max_epochs=15
+    dkel experiment=own_data data=npz data.root=FILE.npz backbone=resnet8 trainer.max_epochs=15
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 trains it on scikit-learn's digits, about a minute on a CPU, and prints the test accuracy of all members. The command
 line knows it like the methods of the library (from this folder):
 
-    python -m dkel_lightning "modules=[own_method]" method=confident method.sharpness=2
+    dkel "modules=[own_method]" method=confident method.sharpness=2
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo
 failed=0
 
 measured() {
-  timeout "$1" python -m dkel_lightning task=benchmark trainer=gpu "benchmark.to=$folder/$2" "${@:3}" || failed=1
+  timeout "$1" dkel task=benchmark trainer=gpu "benchmark.to=$folder/$2" "${@:3}" || failed=1
 }
 
 case $part in

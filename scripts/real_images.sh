@@ -24,7 +24,7 @@ case $protocol in
   small) arguments=("${small[@]}" "compare.seeds=[0,1,2,3,4]" "compare.methods=[baseline,pcl,dkel,dml]") ;;
   tuning)
     # A seed that no table has. The sweep's table is ordered by validation; a finished job stands.
-    sweep=(python -m dkel_lightning -m "${small[@]}" method=dkel seed=10 "$@")
+    sweep=(dkel -m "${small[@]}" method=dkel seed=10 "$@")
     "${sweep[@]}" method.rampup.scale=0.1,0.3,1 "hydra.sweep.dir=$folder/lambda"
     exec "${sweep[@]}" protocol.ema.decay_share=null "protocol.ema.decay=0.99,0.999,{0:0.99,0.1:0.999}" \
       "hydra.sweep.dir=$folder/rate"
@@ -32,7 +32,7 @@ case $protocol in
   cifar10 | cifar100 | tinyimagenet) arguments=("experiment=$protocol" "${full[@]}") ;;
   *) echo "Unknown protocol $protocol: small, tuning, cifar10, cifar100 or tinyimagenet." >&2 && exit 2 ;;
 esac
-command=(python -m dkel_lightning task=compare "${arguments[@]}" "$@" "compare.folder=$folder")
+command=(dkel task=compare "${arguments[@]}" "$@" "compare.folder=$folder")
 
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 workers=${WORKERS:-$([ "$gpus" -gt 0 ] && echo "$gpus" || nproc)}

@@ -28,7 +28,7 @@ else
 fi
 
 code=0
-srun --kill-on-bad-exit=1 python -m dkel_lightning "${arguments[@]}" || code=$?
+srun --kill-on-bad-exit=1 dkel "${arguments[@]}" || code=$?
 if [ "$code" = 138 ]; then # 128 + SIGUSR1: saved
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -29,8 +29,9 @@ from torch.distributed import run
 from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import methods
+from dkel_lightning.app.cli.saved_settings import of_checkpoint
 from dkel_lightning.app.config import choices, reference, schema
-from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.runs.folder import Run, saved_values
 from tests.commands import dkel
 from tests.compose import compose, prepare
 from tests.own_code import forgotten
@@ -92,6 +93,12 @@ def without_setting(command: str) -> list[str]:
     return words
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_what_is_shown_first_fits_the_column_of_a_telephone(page: str) -> None:
+    first = blocks(ROOT / page, "sh", "python")[:3]
+    assert [len(line) for body in first for line in body.splitlines() if len(line) > 39] == []  # 390 pixels
+
+
 def arguments_of(command: str) -> list[str] | None:
     """What a command passes to this library's program; None if it starts another."""
     words = without_setting(command)
@@ -116,7 +123,7 @@ OURS = [command for command in SHOWN if arguments_of(command) is not None]
 
 def test_the_documents_show_commands() -> None:
     assert "make run" in SHOWN
-    assert "python -m dkel_lightning" in SHOWN
+    assert "python -m dkel_lightning experiment=tinyimagenet" in SHOWN
     assert "dkel experiment=cifar100" in SHOWN
     # In the middle of a sentence.
     assert any(command.startswith("torchrun --nproc-per-node=4") for command in OURS)
@@ -139,7 +146,8 @@ def test_each_shown_command_is_one_that_the_program_accepts(
             write_titled(page, tmp_path)
     typed = [item for item in arguments if item.startswith("data.root=")]
     newest = compose("experiment=own_data", *typed) if typed else compose("experiment=quickstart")
-    for folder, values in {"long": compose("experiment=cifar100"), "first": newest, "quickstart/TIME": newest}.items():
+    first = compose("experiment=own_data", "data.root=my_images")
+    for folder, values in {"long": compose("experiment=cifar100"), "first": first, "quickstart/TIME": newest}.items():
         checkpoints = tmp_path / "outputs" / folder / "checkpoints"
         checkpoints.mkdir(parents=True)
         for name in ("last.ckpt", "best.ckpt"):
@@ -148,6 +156,9 @@ def test_each_shown_command_is_one_that_the_program_accepts(
     with forgotten():
         prepared = prepare(arguments)
     arguments = [item.replace("data._target_=", "data=") for item in arguments]
+    read = [Path(item.removeprefix("checkpoint=")) for item in arguments if item.startswith("checkpoint=outputs/")]
+    for path in filter(Path.is_file, read):
+        of_checkpoint(saved_values(path), compose(*arguments), arguments, path.parents[1])
     # What is resumed is replaced by what it means at this moment; its keys are those of its run, and so forced.
     assert [item.lstrip("+") for item in prepared[: len(arguments)] if not item.startswith("resume=")] == [
         item.lstrip("+") for item in arguments if not item.startswith("resume=")
@@ -169,7 +180,7 @@ def test_files_of_ones_own_run_by_the_command_that_the_page_shows(name: str, tmp
     page = ROOT / "docs" / name
     assert write_titled(page, tmp_path)
     command = next(command for command in commands(page) if "modules=" in command)
-    done = dkel(*shlex.split(command)[3:], "trainer.fast_dev_run=true", cwd=tmp_path)
+    done = dkel(*arguments_of(command) or (), "trainer.fast_dev_run=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     shown = {
         "own_data.md": "dkel on stripes",
@@ -228,7 +239,7 @@ SCRIPTS = [
 def test_scripts_run_through_with_their_programs_replaced(page: Path, script: str, tmp_path: Path) -> None:
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("srun", "scontrol", "sbatch", "module", "python", "torchrun"):
+    for name in ("srun", "scontrol", "sbatch", "module", "python", "dkel", "torchrun"):
         (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "$CALLS"\n')
         (folder / name).chmod(0o755)
     calls = tmp_path / "calls"
@@ -330,7 +341,7 @@ def test_python_blocks_run_as_they_stand(page: Path, monkeypatch: pytest.MonkeyP
         original(self, *args, **{**kwargs, "enable_checkpointing": saves, "enable_progress_bar": False})
 
     monkeypatch.setattr(Trainer, "__init__", short)
-    if page.name == "README.md":
+    if page.name in ("README.md", "index.md"):
         images_of_ones_own(tmp_path / "my_images")
     names: dict[str, Any] = {"my_datamodule": Splits.loader(channels, size), "__name__": page.stem}
     try:

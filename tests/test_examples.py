@@ -120,7 +120,7 @@ def test_a_method_of_ones_own_in_python() -> None:
 
 
 def test_a_method_of_ones_own_on_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    shown = re.search(r"python -m dkel_lightning (.*modules=.*)", (EXAMPLES / "own_method.py").read_text("utf-8"))
+    shown = re.search(r"dkel (.*modules=.*)", (EXAMPLES / "own_method.py").read_text("utf-8"))
     assert shown is not None
     command = [item.strip('"') for item in shown[1].split()]
     run = [*command, "trainer.fast_dev_run=true", f"hydra.run.dir={tmp_path / 'run'}"]

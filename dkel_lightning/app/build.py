@@ -96,6 +96,8 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
     outside = ("peers", "views", "classifiers", "sharing", "peer_lr_scale", "frozen_peers")
     method = {key: value for key, value in values["method"].items() if key not in outside}
     of_run = {"samples": own.size(images, "train"), "student": values["backbone"]["name"]}
+    if (known := of_run["samples"]) is not None and (given := method.get("samples")) not in (None, known):
+        raise ConfigError(f"method.samples={given}: the data has {known} training samples. Leave it out.")
     method |= {key: value for key, value in of_run.items() if key in method and method[key] is None}
     channels, height, width = images.image_shape
     interval = values["scheduler"].get("interval", "epoch")

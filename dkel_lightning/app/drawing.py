@@ -33,6 +33,7 @@ STYLE: Any = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "svg.fonttype": "none",
+    "svg.hashsalt": "dkel",  # the same figure gives the same file
 }
 styled = matplotlib.rc_context(STYLE)
 """Decorates what makes a figure."""
@@ -103,14 +104,14 @@ def encoded(figure: Figure, form: str, dpi: int = 120) -> bytes:
     return written.getvalue()
 
 
-def save(figure: Figure, path: Path, dpi: int = 120) -> None:
-    """Write a figure in the form that its suffix names, whole at any moment."""
-    write_bytes(path, encoded(figure, path.suffix[1:], dpi))
+def save(figure: Figure, path: Path, also: Sequence[str] = (), dpi: int = 120) -> list[Path]:
+    """Write a figure in the form that its suffix names and in others beside it, each whole at any moment."""
+    paths = [path, *(path.with_suffix(f".{form}") for form in also)]
+    for each in paths:
+        write_bytes(each, encoded(figure, each.suffix[1:], dpi))
+    return paths
 
 
-def save_all(figures: Mapping[str, Figure], folder: Path, form: str = "png") -> list[Path]:
-    """Write figures into a folder, by name, and return their paths."""
-    paths = {folder / f"{name}.{form}": figure for name, figure in figures.items()}
-    for path, figure in paths.items():
-        save(figure, path)
-    return [*paths]
+def save_all(figures: Mapping[str, Figure], folder: Path, also: Sequence[str] = ()) -> list[Path]:
+    """Write figures into a folder as PNG and in other forms, by name, and return their paths."""
+    return [path for name, figure in figures.items() for path in save(figure, folder / f"{name}.png", also)]

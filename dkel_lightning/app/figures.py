@@ -64,11 +64,11 @@ ALIKE = ("diversity/", "share/")
 # ---------------------------------------------------------------------- a run
 
 
-def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:
+def draw_curves(curves: Mapping[str, Curve], path: Path, title: str, also: Sequence[str] = ()) -> None:
     """Write the curves of a run, less what says how alike its networks are."""
     figure = run_figure({name: curve for name, curve in curves.items() if not name.startswith(ALIKE)}, title)
     if figure is not None:
-        drawing.save(figure, path)
+        drawing.save(figure, path, also)
 
 
 @styled
@@ -293,7 +293,7 @@ def axis(values: Sequence[str]) -> tuple[Mapping[str, float], bool, str]:
 def courses(groups: Sequence[Group], keys: Sequence[str]) -> Figure | None:
     """Draw the courses of groups over the epochs, the mean of their seeds in a band from the lowest to the highest.
 
-    Of two keys the second makes columns of panels; of more, all together make the colours.
+    Of two keys the second makes columns of panels; of more, all together make the colours. The legend says it.
     """
     panels = {
         title: {group.values: (course, scale) for group in groups if (course := group.curve(name)) is not None}
@@ -317,8 +317,9 @@ def courses(groups: Sequence[Group], keys: Sequence[str]) -> Figure | None:
         each.set_xlabel("epoch")
     if keys:
         handles = _handles([plain(", ".join(values)) for values in lines], ordered=True)
-        varied = ", ".join(keys[_others(by)])
-        drawing.legend_below(figure, handles, 4, title=plain(varied))
+        most = max(len(runs) for found in panels.values() for (_, runs), _ in found.values())
+        seeds = f": mean of {most} seeds, from the lowest to the highest" if most > 1 else ""
+        drawing.legend_below(figure, handles, 4, title=plain(", ".join(keys[_others(by)]) + seeds))
     return figure
 
 

@@ -94,7 +94,9 @@ def write(sweep: Sweep) -> list[str]:
     if not is_search(sweep) and (courses := [*_courses(sweep)]):
         write_csv(sweep.folder / "curves.csv", courses)
         written.append("curves.csv")
-    return written + [f"figures/{path.name}" for path in drawing.save_all(drawn(sweep), sweep.folder / "figures")]
+    also = next((job.setting("figures.also") for job in sweep.jobs), None) or ()
+    paths = drawing.save_all(drawn(sweep), sweep.folder / "figures", also)
+    return written + [f"figures/{path.name}" for path in paths]
 
 
 def drawn(sweep: Sweep) -> dict[str, Figure]:

@@ -54,7 +54,7 @@ def train(
     out: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """Train as `python -m dkel_lightning` does, in this process, and give back the deployed network.
+    """Train as `dkel` does, in this process, and give back the deployed network.
 
     Args:
         model: a registered backbone, or `timm:`, `torchvision:` or `hf:` with a name; the experiment's by default.

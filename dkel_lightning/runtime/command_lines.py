@@ -26,4 +26,4 @@ def unquoted(value: str) -> str:
 
 def typed(*arguments: str) -> str:
     """Write a command of this program as it can be typed into a shell."""
-    return shlex.join(["python", "-m", "dkel_lightning", *arguments])
+    return shlex.join(["dkel", *arguments])

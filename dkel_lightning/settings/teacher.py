@@ -48,7 +48,7 @@ class OwnNetwork(Settings):
         bool, switch("Of a teacher of its own from a library: fetch weights that know the data's classes.")
     ] = False
     image_size: Annotated[
-        int | None, whole("Side of the images that a teacher of its own takes, in pixels; null: the data's.", 1, 4096)
+        int | None, whole("Side of the images that a teacher of its own takes, in pixels; null: the data's.", 1, 1024)
     ] = None
     mean: Annotated[
         tuple[float, ...] | None,

@@ -78,7 +78,7 @@ class EKDSettings(Distils):
 
     weight: Weight = 1.0
     feature_weight: Annotated[float, number("Weight of the guided modules' features (EKD).", 0, 1e6)] = 0.0
-    width: Annotated[int, whole("Features of a guided module (EKD).", 1, 65_536)] = 64
+    width: Annotated[int, whole("Features of a guided module (EKD).", 1, 4096)] = 64
     layers: Layers = None
     teacher_layers: Layers = None
 
@@ -150,5 +150,5 @@ class SoTeacherSettings(Settings, node="method"):
         str, choice("Visits of a sample: its own, or 0, 2, 3, ... by epoch (soteacher).", "uniform", "released")
     ] = "uniform"
     samples: Annotated[
-        int | None, whole("Training samples that are remembered; null: those of the data.", 1, 2**40)
+        int | None, whole("Training samples that are remembered; null: those of the data.", 1, 10**9)
     ] = None

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import derive_seed
 from dkel_lightning.studies.convergence import Array, Curves, Scheme, check
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
@@ -52,6 +53,9 @@ class Simulation:
 CHUNK = 500
 """Runs that are stepped together: few enough for a core's cache, many enough to outweigh numpy's calls."""
 
+MOST_KEPT = 2 << 30
+"""Bytes that the risks of all runs may take."""
+
 
 def monte_carlo(
     problem: ConvergenceSettings, schemes: Sequence[Scheme], runs: int, seed: int, workers: int = 1
@@ -61,9 +65,15 @@ def monte_carlo(
     The number of threads, `workers`, changes no result.
 
     Raises:
-        ConfigError: see `check`.
+        ConfigError: see `check`; or the risks of so many runs would fill the memory.
     """
     check(problem, schemes)
+    kept = 4 * runs * (problem.epochs + 1) * len(schemes)
+    if kept > MOST_KEPT:
+        raise ConfigError(
+            f"convergence.runs={runs}: the risks of all runs would take {kept / 2**30:,.0f} GiB, and may take "
+            f"{MOST_KEPT >> 30}. Take fewer runs or epochs."
+        )
     sizes = [min(CHUNK, runs - start) for start in range(0, runs, CHUNK)]
     seeds = [derive_seed(seed, "noise", part) for part in range(len(sizes))]
     with ThreadPoolExecutor(workers) as pool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hydra.conf import HydraConf
 
-from dkel_lightning.app.cli import composition, jobs, main, saved_settings
+from dkel_lightning.app.cli import composition, jobs, keys, main, saved_settings
 from dkel_lightning.app.cli.folders import find_resume, folder_of
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.jobs import Job
@@ -134,6 +134,12 @@ def test_a_key_of_another_choice_is_told_from_a_misspelt_one() -> None:
     assert "teacher.decay means nothing with teacher=none" in refused(
         "method=baseline", "teacher=none", "teacher.decay=0.9"
     )
+
+
+def test_a_composition_that_is_changed_changes_no_later_one() -> None:
+    first = keys.composed(["method=pcl"], None, [])
+    first.seed = 5
+    assert keys.composed(["method=pcl"], None, []).seed == 0
 
 
 def test_several_misspelt_keys_come_in_one_message() -> None:
@@ -428,7 +434,7 @@ def test_the_traceback_is_there_on_request(tmp_path: Path, monkeypatch: pytest.M
 def test_missing_data_ends_with_one_message_exit_code_1_and_no_empty_folder(tmp_path: Path) -> None:
     done = dkel("experiment=own_data", "data.root=nowhere", cwd=tmp_path)
     assert done.returncode == 1
-    assert "Error: nowhere has no folder train" in done.stderr
+    assert "Error: data.root: nowhere is no folder: name the folder that holds train/<class>/" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.rglob("20*")) == []
 

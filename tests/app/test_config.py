@@ -37,6 +37,8 @@ def test_every_choice_composes_and_each_of_its_keys_is_described_and_valid(choic
     values = compose(choice, *extra)
     undescribed = [key for key, _ in schema.leaves(values) if schema.describe(key) is None and "_target_" not in key]
     assert undescribed == []
+    group, _, option = choice.partition("=")
+    assert choices.meaning(group, option).partition(" ")[0] != "dkel"  # a sentence, and no command
     checks.check(values)
 
 

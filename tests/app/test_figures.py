@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def test_courses_are_means_in_a_band_from_the_lowest_to_the_highest_seed(tmp_pat
     assert len({*itertools.chain(*colours)}) == 2
     assert colours[1] == colours[0][:1]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0", "1"]
+    assert figure.legends[0].get_title().get_text() == "lr: mean of 2 seeds, from the lowest to the highest"
 
 
 def test_a_comparison_has_a_dot_a_seed_and_a_bar_at_the_mean(tmp_path: Path) -> None:
@@ -150,6 +152,17 @@ def test_a_name_is_no_formula_and_whatever_it_holds_can_be_drawn(tmp_path: Path)
     ):
         assert figure is not None
         assert "&lt;b&gt;" in drawing.encoded(figure, "svg").decode("utf-8")
+
+
+@pytest.mark.parametrize("form", ["pdf", "svg"])
+def test_a_figure_gives_the_same_file_again_with_no_date_in_it(form: str, tmp_path: Path) -> None:
+    written = []
+    for name in ("first", "second"):
+        figures.draw_curves({"train/loss": curve(1, 2)}, tmp_path / f"{name}.png", "t", [form])
+        written.append((tmp_path / f"{name}.{form}").read_bytes())
+        assert (tmp_path / f"{name}.png").is_file()
+    assert written[0] == written[1]
+    assert not re.search(rb"CreationDate|dc:date", written[0])
 
 
 def test_views_lie_in_a_sheet_a_row_a_view(tmp_path: Path) -> None:

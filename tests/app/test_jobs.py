@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,3 +73,20 @@ def test_a_job_whose_folder_is_renamed_makes_no_other(given: Given, capsys: pyte
     folders = sorted(path.name for path in Path("sweep").iterdir() if path.is_dir() and path.name != "figures")
     assert folders == ["1", "moved"]
     assert "jobs of the sweep failed: 0" in capsys.readouterr().err
+
+
+def test_each_job_of_a_sweep_says_which_of_how_many_it_is(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    swept = ("-m", "method=dkel,pcl", "seed=3", "+seed=0,1", "trainer.max_epochs=2")
+    assert given(lambda run: None, *swept) == 0
+    headings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert len(headings) == 4
+    assert headings[0] == "[1/4] method=dkel, seed=0"
+    assert headings[-1] == "[4/4] method=pcl, seed=1"
+
+
+def test_the_jobs_of_a_preset_and_of_a_search_are_counted_too(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    assert given(lambda run: None, "experiment=ablation/draw", "seed=0") == 0
+    assert "\n[2/2] teacher.draw=student\n" in capsys.readouterr().out
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.lr=interval(0.01,0.3)")
+    assert given(lambda run: None, "-m", *search) == 0
+    assert re.search(r"^\[2/2\] optimizer\.lr=0\.\d+$", capsys.readouterr().out, re.MULTILINE)

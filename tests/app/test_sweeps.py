@@ -110,8 +110,11 @@ def test_means_and_paired_differences_are_those_of_a_hand_computation(tmp_path: 
 
 @pytest.mark.usefixtures("drawn")
 def test_the_files_of_a_sweep_hold_every_job_with_its_failure(tmp_path: Path) -> None:
-    written = sweeps.write(three_rates(tmp_path))
-    assert written == ["sweep.csv", "sweep.md", "curves.csv", "figures/sweep.png", "figures/curves.png"]
+    sweep = three_rates(tmp_path)
+    (tmp_path / "0" / "config.yaml").write_text("figures: {also: [svg]}")
+    written = sweeps.write(sweep)
+    assert written[:3] == ["sweep.csv", "sweep.md", "curves.csv"]
+    assert written[3:] == [f"figures/{name}.{form}" for name in ("sweep", "curves") for form in ("png", "svg")]
     with (tmp_path / "sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["finished"] * 6 + ["failed", "finished", "unfinished"]

@@ -69,7 +69,7 @@ def test_a_training_view_is_torchvisions_random_part_of_its_image(root: Path) ->
     assert batch.views.shape == (4, 2, 3, 28, 28)
     stored: Any = data.training_images
     for sample, index in enumerate(batch.indices.tolist()):  # type: ignore[union-attr]
-        file = stored.images._name(stored.chosen[index])
+        file = stored.images.encoded(stored.chosen[index])[1]
         seeds = data.augment.draw(generator(0, "augment", 0, index), 1, 2).seeds[:, 0].tolist()
         for view, seed in enumerate(seeds):
             made: Tensor = v2.PILToTensor()(Image.open(file))
@@ -114,3 +114,10 @@ def test_the_experiment_trains(root: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert (run.values["precision"]["name"], run.values["execution"]["channels_last"]) == ("bf16", True)
     assert 0 <= train(run).objective <= 1
+
+
+def test_a_root_that_does_not_exist_is_named_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"^data\.root: .*nowhere is no folder: name the folder that holds train/<class>/"
+    ):
+        module(tmp_path / "nowhere")

@@ -81,7 +81,7 @@ def test_a_process_that_fails_ends_the_others_and_its_cause_is_printed_once(
     assert [re.match(f"Error: {LOST}", line) is not None for line in others] in ([], [True]), ended.text
     last = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
     assert file_format.load(last)["global_step"] == 12
-    assert kind not in ("memory", "hang") or f"Go on with: python -m dkel_lightning resume={last}" in ended.text
+    assert kind not in ("memory", "hang") or f"Go on with: dkel resume={last}" in ended.text
     assert ended.seconds is not None
     record(f"processes_{launcher}_{kind}_{rank}", seconds=round(ended.seconds, 1), bound=bound)
     assert ended.seconds < bound
@@ -135,7 +135,7 @@ def test_a_signal_saves_once_and_ends_all_processes(
     ended = command.wait()
     # The processes agree on the end; which of them has seen which signal is not told. torchrun has a code of its own.
     assert ended.code in ((128 + number, 128 + signal.SIGTERM) if launcher == DDP else (1,)), ended.text
-    assert ended.text.count("and saved. Go on with: python -m dkel_lightning resume=") == 1, ended.text
+    assert ended.text.count("and saved. Go on with: dkel resume=") == 1, ended.text
     assert ended.errors == [], ended.text
     assert launcher == TORCHRUN or "Traceback" not in ended.text
     step = file_format.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"]

@@ -130,10 +130,10 @@ def test_the_recipe_for_slurm_goes_on_with_a_run_that_was_killed_right_after_it_
     assert [path.name for path in run.parent.iterdir()] == ["7"]
 
 
-PYTHON = """#!/usr/bin/env bash
-# Notes what it was called with; a machine without GPUs.
+NOTING = """#!/usr/bin/env bash
+# Notes how and what it was called with; a machine without GPUs.
 if [ "$1" = -c ]; then echo 0; exit; fi
-printf '%s\\x1f' "${OMP_NUM_THREADS:-}" "$@" >> calls
+printf '%s\\x1f' "${OMP_NUM_THREADS:-}" "${0##*/}" "$@" >> calls
 echo >> calls
 """
 
@@ -142,15 +142,16 @@ def calls(script: str, cwd: Path, *arguments: str) -> list[tuple[str, list[str]]
     """Give the threads and the arguments of each command of this package that a script starts."""
     binaries = cwd / "bin"
     binaries.mkdir()
-    (binaries / "python").write_text(PYTHON)
-    (binaries / "python").chmod(0o755)
+    for name in ("python", "dkel"):
+        (binaries / name).write_text(NOTING)
+        (binaries / name).chmod(0o755)
     done = start(script, cwd, *arguments, WORKERS="2")
     assert done.returncode == 0, done.stderr
     found = []
     for line in (cwd / "calls").read_text().splitlines():
-        threads, *rest = line.split("\x1f")[:-1]
-        if rest[:2] == ["-m", "dkel_lightning"]:
-            found.append((threads, rest[2:]))
+        threads, program, *rest = line.split("\x1f")[:-1]
+        if program == "dkel":
+            found.append((threads, rest))
     return found
 
 

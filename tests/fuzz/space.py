@@ -53,7 +53,6 @@ BOUNDED: Mapping[str, tuple[Any, ...]] = {
     "teacher.backbone": (None, "resnet8", "vgg16", "resnet9", "torchvision:nothing", "timm:nothing"),
     "teacher.weights": (None, "nowhere.ckpt"),
     "teacher.training_epochs": (None, 1, 2),
-    "method.width": (1, 2, 64),
     "method.statistics_batches": (0, 1, 3),
     "method.fit_batches": (1, 3),
     "backbone.weights": (None, "nowhere.ckpt"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from dkel_lightning.app.config import schema
+from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data.readers.digits import DigitsDataModule
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import distillation
@@ -17,7 +20,10 @@ from dkel_lightning.settings.keys import Key
 from dkel_lightning.settings.methods import DKELSettings
 from dkel_lightning.settings.teacher import TeacherSettings
 from dkel_lightning.settings.weights import RampUp
-from tests.compose import check_arguments
+from dkel_lightning.studies.convergence import Scheme
+from dkel_lightning.studies.convergence_settings import ConvergenceSettings
+from dkel_lightning.studies.monte_carlo import monte_carlo
+from tests.compose import check_arguments, tiny_run
 from tests.fuzz.runs import Tally, attempt, each_composed_once, make_sets, temporary_folder
 from tests.fuzz.space import extremes
 from tests.reliability.record import record
@@ -99,3 +105,26 @@ def test_an_extreme_value_is_the_same_error_in_python_and_on_the_command_line(
 def test_an_extreme_argument_of_another_library_is_refused_before_that_sees_it(override: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{override.partition('=')[0]} must be "):
         check_arguments([override])
+
+
+@pytest.mark.long
+def test_the_widest_guided_modules_fit_into_the_memory_of_a_laptop(tmp_path: Path) -> None:
+    description = schema.describe("method.width")
+    assert description is not None
+    most = max(value for value in (2**n for n in range(40)) if description.fault(value) is None)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30,) * 2); "
+    start = limit + "from dkel_lightning.app.cli.main import main; main()"
+    small = ("data.limit=32", "data.batch_size=8", "data.eval_batch_size=8", "trainer=cpu", "debug=smoke")
+    done = subprocess.run(
+        [sys.executable, "-c", start, "method=ekd", f"method.width={most}", *small, "execution.threads=1"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_more_than_the_memory_can_hold_is_refused_before_it_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"convergence\.runs=1000000: .* would take \d+ GiB"):
+        monte_carlo(ConvergenceSettings(epochs=10_000), [Scheme("one")], 1_000_000, 0)
+    run = tiny_run(tmp_path, "method=soteacher", "teacher=none", "method.samples=1000000000")
+    with pytest.raises(ConfigError, match=r"method\.samples=1000000000: the data has \d+ training samples"):
+        train(run)

@@ -45,8 +45,8 @@ def test_the_five_minute_start_leads_from_a_folder_of_images_to_a_network_that_n
     assert [re.findall(r"task=(\w+)", command) for command in commands] == [[], ["report"], ["export"], ["predict"]]
     for command in commands:
         program, *arguments = shlex.split(command)
-        assert (program, arguments[:2]) == ("python", ["-m", "dkel_lightning"])
-        run(*arguments)
+        assert program == "dkel"
+        run(str(environment / "bin" / program), *arguments)
 
     summary = json.loads((tmp_path / "outputs" / "first" / "summary.json").read_text(encoding="utf-8"))
     shipped = json.loads((tmp_path / "shipped" / "export.json").read_text(encoding="utf-8"))

@@ -271,7 +271,7 @@ def test_a_run_whose_disk_is_full_ends_with_one_error_and_goes_on_when_there_is_
         at_fault = "checkpoints/last.ckpt" if leave else "metrics.csv"
         said = rf"Could not write {run.folder}/{at_fault} \(.*No space left on device\).*: free some space"
         assert re.match(said, str(error.value))
-        assert str(error.value).endswith(f"Go on with: python -m dkel_lightning resume={last}")
+        assert str(error.value).endswith(f"Go on with: dkel resume={last}")
         assert last.read_bytes() == before[0]
         assert file_format.load(last)["epoch"] == 0
         (disk / "filler").unlink()

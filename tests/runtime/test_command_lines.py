@@ -29,7 +29,7 @@ ODD = [
 
 
 def read_back(text: str) -> tuple[str, object]:
-    (argument,) = shlex.split(command_lines.typed(command_lines.override("resume", text)))[3:]
+    (argument,) = shlex.split(command_lines.typed(command_lines.override("resume", text)))[1:]
     parsed = OverridesParser.create().parse_override(argument)
     return parsed.key_or_group, parsed.value()
 
@@ -51,6 +51,7 @@ def test_any_path_is_read_back(text: str) -> None:
 
 
 def test_a_plain_path_is_not_quoted() -> None:
-    assert command_lines.typed(command_lines.override("resume", "outputs/q/last.ckpt")) == (
-        "python -m dkel_lightning resume=outputs/q/last.ckpt"
+    assert (
+        command_lines.typed(command_lines.override("resume", "outputs/q/last.ckpt"))
+        == "dkel resume=outputs/q/last.ckpt"
     )

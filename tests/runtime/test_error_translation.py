@@ -10,7 +10,7 @@ import torch
 from dkel_lightning.errors import ConfigError, DiskFullError, DkelError, MemoryFullError, ProcessError
 from dkel_lightning.runtime.error_translation import errors_named, named_error
 
-GO_ON = "Go on with: python -m dkel_lightning resume=last"
+GO_ON = "Go on with: dkel resume=last"
 LOST = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"
 
 

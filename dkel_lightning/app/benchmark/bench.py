@@ -78,7 +78,8 @@ class Timed:
 class BenchmarkResult:
     """All that was measured: of what, in which circumstances, and why sides are missing.
 
-    `memory` is the peak of the process where a single side was measured, None otherwise.
+    `memory` is the peak of the process where a single side was measured, None otherwise; `over` what a side was timed
+    against, if anything (`benchmark.over`).
     """
 
     folder: Path
@@ -87,6 +88,7 @@ class BenchmarkResult:
     sides: Sequence[Timed]
     missing: Mapping[str, str]
     memory: PeakMemory | None = None
+    over: str | None = None
 
     @property
     def objective(self) -> float:
@@ -179,12 +181,14 @@ def _failure(error: Exception) -> str:
 # ---------------------------------------------------------------------- files
 
 
-def write(result: BenchmarkResult) -> None:
-    """Write benchmark.csv, .md and .png."""
+def write(result: BenchmarkResult, also: Sequence[str] = ()) -> None:
+    """Write benchmark.csv, .md and .png, and growth.png where one side was timed at several sizes."""
     rows = [_row(result, each) for each in result.sides]
     write_csv(result.folder / "benchmark.csv", [[*rows[0]], *([*row.values()] for row in rows)])
     write_text(result.folder / "benchmark.md", "\n".join(_page(result)) + "\n")
-    drawing.save(figure(result), result.folder / "benchmark.png")
+    drawing.save(figure(result), result.folder / "benchmark.png", also)
+    if result.over is not None:
+        drawing.save(growth(result), result.folder / "growth.png", also)
 
 
 def _row(result: BenchmarkResult, each: Timed) -> dict[str, str]:
@@ -220,6 +224,8 @@ def _page(result: BenchmarkResult) -> Iterator[str]:
     yield from (f"# Speed: {result.title}", "", result.about, "")
     yield from markdown_table(*table(result))
     yield from ("", "Medians over the rounds, with the least and the most: docs/performance.md says of what.")
+    if result.over is not None:
+        yield f"A step divided by its number of {result.over}: {_each(result)}. ![a step](growth.png)"
     if result.missing:
         yield "Not measured: " + "; ".join(f"{_name(label)} ({why})" for label, why in result.missing.items()) + "."
     yield from ("", "![images a second](benchmark.png)")
@@ -238,4 +244,28 @@ def figure(result: BenchmarkResult) -> Figure:
     axes.set_ylim(len(result.sides) - 0.5, -0.5)
     axes.margins(x=0.15)
     drawing.name(axes, "training images a second (median, least and most)", "")
+    return drawn
+
+
+def _shares(result: BenchmarkResult) -> dict[int, Spread]:
+    """Give the milliseconds of a step, divided by the number of what it was timed against, by that number."""
+    sized = {each.side.size: each.seconds for each in result.sides if each.side.size is not None}
+    return {size: Spread.of([1000 * second / size for second in seconds]) for size, seconds in sized.items()}
+
+
+def _each(result: BenchmarkResult) -> str:
+    return ", ".join(f"{share} ms with {size}" for size, share in _shares(result).items())
+
+
+@drawing.styled
+def growth(result: BenchmarkResult) -> Figure:
+    """Draw the time of a step, divided by the number of peers or images, against that number."""
+    drawn, ((axes,),) = drawing.grid(1, 1, 6, 4)
+    shares = _shares(result)
+    middle = [share.median for share in shares.values()]
+    ends = [[share.median - share.low for share in shares.values()], [s.high - s.median for s in shares.values()]]
+    axes.errorbar([*shares], middle, yerr=ends, marker="o", capsize=3)
+    axes.set_ylim(bottom=0)
+    drawing.name(axes, f"a step, divided by its {result.over}", str(result.over), "ms", log_x=True)
+    axes.set_xticks([*shares])
     return drawn

@@ -11,7 +11,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from dkel_lightning.app.benchmark import plain
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.tasks.registry import SIDES
+from dkel_lightning.app.tasks.registry import GROWTH, SIDES
 from dkel_lightning.app.tasks.requirements import side_fault
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.data.imageset import Images, ImageSet
@@ -48,12 +48,14 @@ class Side:
         kind: `plain` (the loop written by hand), `trainer` or `bare` (without Lightning).
         execution: the settings of `execution.*` that are in force for it.
         residency: where its images lie, as in `data.residency`; None: as configured.
+        size: how many peers or images a batch it has (`benchmark.over`); None: as configured.
     """
 
     label: str
     kind: str
     execution: Mapping[str, Any]
     residency: str | None = None
+    size: int | None = None
 
 
 def chosen(values: Values, device: torch.device) -> tuple[list[Side], dict[str, str]]:
@@ -69,6 +71,10 @@ def chosen(values: Values, device: torch.device) -> tuple[list[Side], dict[str, 
             found.append(_side(label, values))
         elif asked or label == "plain":
             missing[label] = fault
+    over = values["benchmark"]["over"]
+    if over is not None and found:
+        side = found[0] if asked else next(each for each in found if each.kind == "trainer")
+        found = [replace(side, label=f"{side.label}_{size}_{over}", size=size) for size in GROWTH[over]]
     return found, missing
 
 
@@ -209,6 +215,9 @@ def begin(side: Side, run: Run, callbacks: Callbacks, *, most: int, invented: bo
     values = {**run.values, "execution": dict(side.execution)}
     if side.residency is not None:
         values["data"] = {**values["data"], "residency": side.residency}
+    if side.size is not None:
+        group, key = ("method", "peers") if values["benchmark"]["over"] == "peers" else ("data", "batch_size")
+        values[group] = {**values[group], key: side.size}
     if side.kind == "trainer":
         trained = Run(_as_timed(values, most), run.folder / "sides" / side.label)
         return Turns(lambda border: _fit(trained, callbacks, border, invented=invented))

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Glob, Override
 
 from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.cli.composition import options
-from dkel_lightning.app.cli.overrides import forced, is_given, line, parse, split
+from dkel_lightning.app.cli.overrides import forced, is_given, line, parse, split, values_of
 from dkel_lightning.app.config import choices
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.keys import did_you_mean, shortened
@@ -118,6 +118,12 @@ class Invocation:
     def for_hydra(self) -> list[Override]:
         """Overrides of Hydra's own settings."""
         return [item for item in self.overrides if item.is_hydra_override()]
+
+    @property
+    def varied(self) -> dict[str, int]:
+        """How many values each key has that jobs of a sweep differ in; the last word on a key counts."""
+        given = {item.get_key_element().lstrip("+"): item for item in (*map(parse, self.swept or ()), *self.for_run)}
+        return {key: len(values_of(item)) for key, item in given.items() if item.is_sweep_override()}
 
     @property
     def search(self) -> list[str]:

@@ -121,6 +121,8 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
 
     if job.launched_by("Joblib"):
         _end_with_sweep()
+    if ranks.is_first():
+        print(f"\n{_headed(job)}", flush=True)
     if job.in_search and job.goes_on and sweeps.has_failed(job.folder):
         # Had it not failed, the search would have gone on in another way than its jobs did.
         print(f"Job {job.number} has failed before; the search has gone on without it.", flush=True)
@@ -148,6 +150,14 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
             return result
         sweeps.note(job.folder, job.overrides, "failed" if failure else "finished", failure)
     return result
+
+
+def _headed(job: Job) -> str:
+    """Say which of how many jobs it is, and what tells it from the others."""
+    varied = job.invocation.varied
+    count = job.own.sweeper.n_trials if job.in_search else math.prod(varied.values())
+    own = ", ".join(item.lstrip("+") for item in job.overrides if split(item)[0] in varied)
+    return f"[{int(job.number) + 1}/{count}] {own}".rstrip()
 
 
 @functools.cache

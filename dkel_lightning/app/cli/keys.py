@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def composed(items: Sequence[str], config_dir: Path | None, search: Sequence[str
     groups = [item for item in parsed if options(item.key_or_group, config_dir)]
     check_groups(groups, config_dir)
     chosen = [*(item.input_line or "" for item in groups), *search]
-    base = composition.compose(chosen) if search else _chosen(*chosen)
+    base = composition.compose(chosen) if search else copy.deepcopy(_chosen(*chosen))
     keys = [item for item in parsed if item not in groups]
     check_keys(keys, base)
     return composition.compose([*map(line, parsed), *search]) if keys else base

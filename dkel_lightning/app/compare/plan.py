@@ -76,7 +76,7 @@ class Comparison:
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...]
     reference: str
-    go_on: str = "python -m dkel_lightning task=compare"
+    go_on: str = "dkel task=compare"
 
     def members(self) -> Iterator[tuple[Variant, int]]:
         """Give all members by seed; within a seed those whose length follows from the reference come last."""

@@ -57,15 +57,17 @@ def groups(comparison: Comparison, outcomes: Outcomes) -> dict[str, Group]:
 # ---------------------------------------------------------------------- files
 
 
-def write(folder: Path, comparison: Comparison, outcomes: Outcomes, notes: Sequence[str]) -> None:
-    """Write compare.md, compare.csv, members.csv and figures/compare.png."""
+def write(
+    folder: Path, comparison: Comparison, outcomes: Outcomes, notes: Sequence[str], also: Sequence[str] = ()
+) -> None:
+    """Write compare.md, compare.csv, members.csv and figures/compare.png, in other forms too."""
     write_text(folder / "compare.md", "\n".join(markdown(comparison, outcomes, notes)) + "\n")
     write_csv(folder / "compare.csv", _csv(comparison, outcomes))
     write_csv(folder / "members.csv", _members_csv(outcomes))
     found = groups(comparison, outcomes)
     figure = figures.comparison([*found.values()], found[comparison.reference])
     if figure is not None:
-        drawing.save(figure, folder / "figures" / "compare.png")
+        drawing.save(figure, folder / "figures" / "compare.png", also)
 
 
 def markdown(comparison: Comparison, outcomes: Outcomes, notes: Sequence[str]) -> list[str]:

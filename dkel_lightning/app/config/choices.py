@@ -72,4 +72,4 @@ def meaning(group: str, option: str) -> str:
         return str(_PRESETS[group][option].meaning)
     lines = (folder() / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
     comments = [line[1:].strip() for line in lines if line.startswith("# ")]
-    return next((line for line in comments if not line.startswith(("@package", "python -m"))), "")
+    return next((line for line in comments if line.partition(" ")[0] not in ("@package", "dkel")), "")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from dkel_lightning.app.config.nodes.run import RunSettings
+from dkel_lightning.app.config.nodes.run import FigureSettings, RunSettings
 from dkel_lightning.app.config.nodes.training import (
     CallbackSettings,
     LoggerSettings,
@@ -134,12 +134,12 @@ def lengthens(key: str, before: Any, after: Any) -> bool:
 def completed(saved: Values) -> dict[str, Any]:
     """Fill in the keys that came after a configuration was saved: their defaults are what was done before."""
     came_later = (DataSettings, BackboneSettings, TrainerSettings, Execution, LoggerSettings, CallbackSettings, Deploy)
-    values = copy.deepcopy(dict(saved))
+    values = {"figures": {}, **copy.deepcopy(dict(saved))}
     method = values.get("method")
     if isinstance(method, dict):
         once = {"label_smoothing": method.pop("label_smoothing")} if "label_smoothing" in method else {}
         values.setdefault("targets", once)  # label smoothing was the baseline's alone
-    for settings in (*came_later, Targets, Arrangement):
+    for settings in (*came_later, Targets, FigureSettings, Arrangement):
         group = settings.node
         if isinstance(values.get(group), Mapping):
             defaults = {key: value for key, value in node_of(settings).items() if value != REQUIRED}

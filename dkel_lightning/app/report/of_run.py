@@ -240,10 +240,9 @@ def _provenance(run: RunRecord) -> Section:
     seeds = ", ".join(f"{key}={show(value)}" for key, value in schema.leaves(run.config) if is_seed(key))
     names = dig(device, "names")
     commit = f"{dig(git, 'commit')}{', with uncommitted changes' if dig(git, 'dirty') else ''}"
-    command = str(found.get("command")).replace("__main__.py", "python -m dkel_lightning", 1)
     resumed = (run.folder / "provenance_resumed.json").is_file()
     pairs = {
-        "command": command,
+        "command": str(found.get("command")),
         "seeds": seeds or "unknown",
         "device": f"{dig(device, 'kind')}: {', '.join(map(str, names if isinstance(names, list) else []))}",
         "processors, threads, their waiting": ", ".join(

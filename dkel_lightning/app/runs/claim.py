@@ -62,13 +62,24 @@ def begin(folder: Path, settings: str) -> Path:
 
 
 def _give_name(written: Path, path: Path) -> None:
+    """Rename a file unless the name is taken.
+
+    Raises:
+        FileExistsError: it is, or another process is giving it at this moment.
+    """
     try:
         path.hardlink_to(written)
     except FileExistsError:
         raise
-    except OSError:  # a file system without links
-        with path.open("x", encoding="utf-8") as file:
-            file.write(written.read_text(encoding="utf-8"))
+    except OSError:  # a file system without links, where a rename would take the place of what is there
+        turn = path.with_name(f".begun{HALF_WRITTEN}")
+        turn.open("xb").close()
+        try:
+            if os.path.lexists(path):
+                raise FileExistsError(path) from None
+            written.rename(path)
+        finally:
+            turn.unlink()
 
 
 def release(folder: Path, *, begun: bool = False) -> None:

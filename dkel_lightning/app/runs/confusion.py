@@ -13,12 +13,12 @@ from dkel_lightning.app.runs.tables import write_csv
 FIGURE = Path("figures") / "confusion.png"
 
 
-def write(scores: Scores, names: Sequence[str], folder: Path) -> Path | None:
-    """Write both into a folder and return the figure; None where nothing was counted."""
+def write(scores: Scores, names: Sequence[str], folder: Path, also: Sequence[str] = ()) -> Path | None:
+    """Write both into a folder and return the PNG; None where nothing was counted."""
     if scores.confusion is None:
         return None
     lines = [["true class", *names]]
     lines += [[name, *map(str, row)] for name, row in zip(names, scores.confusion, strict=True)]
     write_csv(folder / CONFUSION, lines)
-    drawing.save(figures.confusion(scores.confusion, names), folder / FIGURE)
+    drawing.save(figures.confusion(scores.confusion, names), folder / FIGURE, also)
     return folder / FIGURE

@@ -50,8 +50,7 @@ def benchmark(run: Run) -> BenchmarkResult:
     run.describe()
     settings: dict[str, Any] = {"most": plan.most, "invented": why_invented is not None}
     begun = [(side, partial(sides.begin, side, run, _callbacks, **settings)) for side in chosen]
-    # As loops written by hand do, every side lets cuDNN choose the fastest kernels for its shapes.
-    with _empty_compile_cache(), mock.patch.object(torch.backends.cudnn, "benchmark", True):
+    with _empty_compile_cache(), _fastest_kernels():
         found, failed, peak = bench.measure(begun, plan, device, lambda line: print(line, flush=True))
     missing |= failed
     if not found:
@@ -59,8 +58,9 @@ def benchmark(run: Run) -> BenchmarkResult:
         raise DkelError(f"No side could be measured ({why}).")
     folder = Path(values["benchmark"]["to"]) if values["benchmark"]["to"] else run.folder
     title = f"{values['method']['name']}, {values['backbone']['name']}, {provenance.device()['names'][0]}"
-    result = BenchmarkResult(folder, title, _about(values, plan, images, load), found, missing, peak)
-    bench.write(result)
+    about, over = _about(values, plan, images, load), values["benchmark"]["over"]
+    result = BenchmarkResult(folder, title, about, found, missing, peak, over)
+    bench.write(result, values["figures"]["also"])
     console = Console(width=None if Console().is_terminal else 130)
     console.print(terminal_table(title, *bench.table(result)))
     print(f"{result.about}\nWritten to {folder}: benchmark.csv, benchmark.md, benchmark.png")
@@ -90,6 +90,16 @@ def _empty_compile_cache() -> Iterator[None]:
         mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _fastest_kernels() -> Iterator[None]:
+    """Let cuDNN choose the kernels for the shapes of every side, as loops written by hand do."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _about(values: Values, plan: Plan, images: str, load: str) -> str:

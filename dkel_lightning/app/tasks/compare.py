@@ -72,7 +72,8 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
                 continue
             own[variant.label, seed] = found
             with _alone(run.folder):
-                tables.write(run.folder, comparison, _outcomes(run.folder, members, own), _notes(run, comparison))
+                done = _outcomes(run.folder, members, own)
+                tables.write(run.folder, comparison, done, _notes(run, comparison), run.values["figures"]["also"])
     except (KeyboardInterrupt, SystemExit):
         folder = shlex.quote(command_lines.override("compare.folder", run.folder))
         print(f"Interrupted. Go on with: {comparison.go_on} {folder}", flush=True)

@@ -68,7 +68,7 @@ def complexity(run: Run) -> ComplexityResult:
         run.folder / "complexity.csv",
         [["epoch", *TARGETS], *([epoch, *(f"{found[name]:.6g}" for name in TARGETS)] for epoch, found in rows)],
     )
-    drawing.save_all({"complexity": draw(rows)}, run.folder / "figures")
+    drawing.save_all({"complexity": draw(rows)}, run.folder / "figures", run.values["figures"]["also"])
     shown = [[str(epoch), *(f"{found[name]:.3g}" for name in TARGETS)] for epoch, found in rows]
     print_table("Adjusted supervision complexity", ["epoch", *TARGETS.values()], shown)
     print(f"Written to {run.folder}: complexity.csv, figures/.")
@@ -91,5 +91,5 @@ def draw(rows: list[Row]) -> Figure:
     for number, (name, label) in enumerate(TARGETS.items()):
         axes.plot(epochs, [found[name] for _, found in rows], color=drawing.colour(number, len(TARGETS)), label=label)
     drawing.name(axes, "How hard targets are for the student's kernel", "epoch", "adjusted supervision complexity")
-    axes.legend()
+    drawing.legend_beside(axes)
     return figure

@@ -50,7 +50,7 @@ def convergence(run: Run) -> ConvergenceResult:
     written = tables(found)
     for name, lines in written.items():
         write_csv(run.folder / f"{name}.csv", lines)
-    drawing.save_all(convergence_figures.draw(found), run.folder / "figures")
+    drawing.save_all(convergence_figures.draw(found), run.folder / "figures", run.values["figures"]["also"])
     show(found, time.perf_counter() - begun)
     print(f"Written to {run.folder}: {', '.join(f'{name}.csv' for name in written)}, figures/*.png.")
     return ConvergenceResult(run.folder, found)

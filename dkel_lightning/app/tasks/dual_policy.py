@@ -106,7 +106,7 @@ def _trained(run: Run) -> DualPolicyResult:
     deployed = dual.learners[better]
     result = DualPolicyResult(run.folder, better, deployed.test(), evaluated[better])
     deployed.save(run.folder / "better_policy.zip")
-    _draw(written, settings, seed, run.folder / "figures" / "returns.png")
+    drawing.save(_draw(written, settings, seed), run.folder / "figures" / "returns.png", run.values["figures"]["also"])
     strip = _strip(deployed.film(), run.folder / "figures" / "frames.png")
     _report(run, result, settings, strip)
     return result
@@ -135,7 +135,7 @@ def _say(row: Mapping[str, float], steps: int, settings: DualPolicySettings, spe
     print("  ".join([*parts, f"{speed:,.0f} steps/s", f"{left} left"]), flush=True)
 
 
-def _draw(rows: Mapping[int, Mapping[str, float]], settings: DualPolicySettings, seed: int, path: Path) -> None:
+def _draw(rows: Mapping[int, Mapping[str, float]], settings: DualPolicySettings, seed: int) -> Figure:
     """Draw the mean return of each policy, with one deviation of its episodes to both sides."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -149,8 +149,8 @@ def _draw(rows: Mapping[int, Mapping[str, float]], settings: DualPolicySettings,
     axes.set_ylabel(f"return, mean ± deviation of {settings.episodes} episodes")
     axes.set_title(f"{settings.algorithm} on {settings.env}, seed {seed}", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend()
-    drawing.save(figure, path)
+    drawing.legend_beside(axes)
+    return figure
 
 
 def _strip(frames: list[Any], path: Path) -> bool:

@@ -62,7 +62,7 @@ def evaluate(run: Run) -> EvaluateResult:
     )
     result = EvaluateResult(scores.test(trainer, module, images, epoch), run.folder / "evaluation.json")
     _report(run, result, path)
-    rank_zero_only(confusion.write)(result.scores, images.class_names, run.folder)
+    rank_zero_only(confusion.write)(result.scores, images.class_names, run.folder, values["figures"]["also"])
     return result
 
 

@@ -58,7 +58,7 @@ def geometry(run: Run) -> GeometryResult:
     }
     for name, rows in tables.items():
         write_csv(run.folder / f"{name}.csv", ([_cell(value) for value in row] for row in rows))
-    drawn = drawing.save_all(geometry_figures.draw(found), run.folder / "figures")
+    drawn = drawing.save_all(geometry_figures.draw(found), run.folder / "figures", run.values["figures"]["also"])
     result = GeometryResult(run.folder, found, drawn)
     _show(result)
     return result

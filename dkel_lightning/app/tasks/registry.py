@@ -125,6 +125,9 @@ def _select(values: Values, key: str) -> Any:
 SIDES: tuple[str, ...] = ("plain", "eager", "compile", "cuda_graph", "cuda_graph_compiled", "eager_workers")
 SIDES += ("eager_contiguous", "bare_eager", "bare_compile", "bare_cuda_graph", "bare_cuda_graph_compiled")
 
+GROWTH: Mapping[str, tuple[int, ...]] = {"peers": (2, 3, 4, 8, 16), "images": (32, 64, 128, 256)}
+"""What task=benchmark may time a step against, and how much of it."""
+
 
 @dataclass(frozen=True)
 class CompareSettings(Settings, node="compare"):
@@ -198,6 +201,9 @@ class BenchmarkSettings(Settings, node="benchmark"):
         tuple[str, ...] | None,
         several("What is measured; null: all that the device and the method allow.", choice("", *SIDES)),
     ] = None
+    over: Annotated[
+        str | None, choice("What one side is timed with more and more of: peers, or images a batch.", *GROWTH)
+    ] = None
     rounds: Annotated[int, whole("Turns of every side.", 1, 1_000_000)] = 7
     steps: Annotated[int | None, whole("Steps of a turn that count; null: 3 on a CPU, 100 on a GPU.", 1, 1_000_000)] = (
         None
@@ -212,7 +218,7 @@ class BenchmarkSettings(Settings, node="benchmark"):
 class ComplexitySettings(Settings, node="complexity"):
     """task=complexity."""
 
-    images: Annotated[int, whole("Training images whose targets are looked at, evenly spread.", 2, 100_000)] = 256
+    images: Annotated[int, whole("Training images whose targets are looked at, evenly spread.", 2, 10_000)] = 256
     every_n_epochs: Annotated[int, whole("Epochs between two looks; the first is before the training.", 1, 10_000)] = 1
     ridge: Annotated[
         float, number("What is added to the kernel's diagonal, as a share of its mean.", 0, 1, above=True)

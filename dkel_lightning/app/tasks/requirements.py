@@ -30,6 +30,8 @@ def of_benchmark(values: Values) -> Iterator[str]:
         yield "task=benchmark measures ordinary training: leave trainer.fast_dev_run and trainer.overfit_batches out."
     if trainer["accumulate_grad_batches"] != 1:
         yield "task=benchmark takes a batch for a step: leave trainer.accumulate_grad_batches at 1."
+    if values["benchmark"]["over"] is not None and len(values["benchmark"]["sides"] or [0]) > 1:
+        yield "benchmark.over times one side against its size: name one in benchmark.sides, or none."
     for label in values["benchmark"]["sides"] or ():
         fault = side_fault(label, values)
         if fault is not None:

@@ -272,7 +272,7 @@ def _tell_tests(
     step: int,
 ) -> None:
     """Write the confusion matrix, and send it and the final scores to the loggers."""
-    figure = confusion.write(best or last, images.class_names, run.folder)
+    figure = confusion.write(best or last, images.class_names, run.folder, run.values["figures"]["also"])
     if figure is not None:
         trackers.log_picture(loggers, "confusion", figure, step)
     found = last.by_name("test/last") | ({} if best is None else best.by_name("test/best"))
@@ -410,7 +410,8 @@ def _report(run: Run, result: TrainResult, *, keep: bool) -> None:
     title = (
         f"{values['method']['name']} on {values['data']['name']}, {values['backbone']['name']}, seed {values['seed']}"
     )
-    figures.draw_curves(RunRecord(run.folder).curves, run.folder / "figures" / "curves.png", title)
+    curves = RunRecord(run.folder).curves
+    figures.draw_curves(curves, run.folder / "figures" / "curves.png", title, values["figures"]["also"])
     speed = f", {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
     there = [
         item

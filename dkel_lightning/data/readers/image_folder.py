@@ -72,7 +72,10 @@ def folder_fingerprint(*folders: Path) -> dict[str, str | int]:
 
 def _require_train(root: Path) -> None:
     if not (root / "train").is_dir():
-        raise DataError(f"{root} has no folder train: expected train/<class>/ and test/<class>/ or val/<class>/")
+        fault = "has no folder train" if root.is_dir() else "is no folder"
+        raise DataError(
+            f"data.root: {root} {fault}: name the folder that holds train/<class>/ and test/<class>/ or val/<class>/"
+        )
     if not (root / "test").is_dir() and not (root / "val").is_dir():
         raise DataError(f"{root} has neither a folder test nor val: put the test images into test/<class>/")
 

@@ -39,23 +39,24 @@ class ImageFiles:
         self.shape = (len(names), 3, size, size)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return self.shape[0]
 
     def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         size = self.shape[-1]
         scaled = round(size * MARGIN)
         first = (scaled - size) // 2
         part = slice(first, first + size)
-        names = [self._name(index) for index in indices]
-        return np.stack([decode_fitted(image_bytes(Path(name)), name, scaled)[:, part, part] for name in names])
+        files = [self.encoded(int(index)) for index in indices]
+        return np.stack([decode_fitted(*file, scaled)[:, part, part] for file in files])
 
     def original(self, index: int) -> Tensor:
         """Return a whole image, uint8 `[3, H, W]`."""
-        name = self._name(index)
-        return torch.from_numpy(decode_rgb(image_bytes(Path(name)), name))
+        return torch.from_numpy(decode_rgb(*self.encoded(index)))
 
-    def _name(self, index: int | np.int64) -> str:
-        return bytes(self._names[index]).decode()
+    def encoded(self, index: int) -> tuple[bytes, str]:
+        """Return a file's bytes and name."""
+        name = bytes(self._names[index]).decode()
+        return image_bytes(Path(name)), name
 
 
 @register_data("imagenet")

@@ -68,7 +68,7 @@ def write_run(
     }
     if summary:
         (folder / "summary.json").write_text(json.dumps(content))
-    provenance = {"command": "__main__.py seed=3", "python": "3.11.7", "packages": {"torch": "2.99.1"}, "git": None}
+    provenance = {"command": "dkel seed=3", "python": "3.11.7", "packages": {"torch": "2.99.1"}, "git": None}
     (folder / "provenance.json").write_text(json.dumps(provenance))
     write_metrics(folder, curves or {"val/acc": [0.5, 0.9], "train/loss": [2.0, 1.0]})
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -80,3 +81,27 @@ def test_of_processes_that_begin_in_one_folder_at_once_each_gets_its_own_with_it
     for folder in found:
         assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "mine"]
         assert (folder / "config.yaml").read_text() == f"number: {(folder / 'mine').read_text()}\n"
+
+
+def killed_while_renaming(folder: Path) -> None:
+    def ends(*_: object) -> None:
+        os._exit(9)
+
+    Path.rename = ends  # type: ignore[method-assign, assignment]
+    begin(folder, "a: 1\n")
+
+
+def test_a_configuration_is_whole_or_not_there_also_where_there_are_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    child = fork.Process(target=killed_while_renaming, args=(tmp_path / "job",))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 9
+    assert not (tmp_path / "job" / "config.yaml").exists()
+    assert begin(tmp_path / "job", "a: 2\n") == tmp_path / "job_1"
+    assert (tmp_path / "job_1" / "config.yaml").read_text() == "a: 2\n"

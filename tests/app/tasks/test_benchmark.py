@@ -179,3 +179,24 @@ def test_on_a_gpu_the_ratios_of_the_captured_step_are_there(tmp_path: Path) -> N
     against = found.ratio("cuda_graph", "plain")
     assert against is not None
     assert against.median > 1
+
+
+@pytest.mark.parametrize(("over", "sizes"), [("peers", (2, 4)), ("images", (4, 8))])
+def test_one_side_is_timed_against_its_size(
+    over: str, sizes: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sides, "GROWTH", {over: sizes})
+    values = compose(*TINY, f"benchmark.over={over}", "benchmark.sides=[bare_eager]", "backbone=resnet8")
+    checks.check(values)
+    found = benchmark(Run(values, tmp_path))
+    assert [(each.side.label, each.side.size) for each in found.sides] == [(f"bare_eager_{n}_{over}", n) for n in sizes]
+    assert {path.name for path in tmp_path.glob("*.png")} == {"benchmark.png", "growth.png"}
+    assert f"A step divided by its number of {over}: " in (tmp_path / "benchmark.md").read_text()
+    for each, size in zip(found.sides, sizes, strict=True):
+        images = each.seconds[0] * each.images_per_second[0]
+        assert images == pytest.approx(size if over == "images" else 8)
+
+
+def test_several_sides_are_not_timed_against_their_size() -> None:
+    with pytest.raises(ConfigError, match=r"name one in benchmark\.sides"):
+        checks.check(compose(*TINY, "benchmark.over=peers", "benchmark.sides=[eager,bare_eager]"))

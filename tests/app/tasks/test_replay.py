@@ -108,7 +108,7 @@ def test_a_run_that_fails_is_replayed_by_the_command_it_names(
     with pytest.raises(NonFiniteError) as caught:
         train(tiny_run(tmp_path, "optimizer.lr=1e30"))
     (path,) = (tmp_path / "collapse").glob("step_*.pt")
-    command = str(caught.value).rsplit("python -m dkel_lightning ", 1)[1].split()
+    command = str(caught.value).rsplit("Replay the step: dkel ", 1)[1].split()
     assert command == ["task=replay", f"checkpoint={path}"]
     (folder,) = [item for item in prepare(command) if item.startswith("hydra.run.dir=")]
     assert folder.endswith(f"replay_{path.stem}")

@@ -13,6 +13,7 @@ from dkel_lightning.settings.keys import (
     MACHINE,
     SEEDS,
     TIME,
+    choice,
     number,
     schedule,
     several,
@@ -67,6 +68,17 @@ class Protocol(Settings, node="protocol"):
 
 
 @dataclass(frozen=True)
+class FigureSettings(Settings, node="figures"):
+    """How figures are written."""
+
+    also: Annotated[
+        tuple[str, ...],
+        several("Forms in which each figure is written beside PNG.", choice("", "pdf", "svg"), least=0),
+        MACHINE,
+    ] = ()
+
+
+@dataclass(frozen=True)
 class RunSettings(Settings, node=""):
     """What every run has."""
 
@@ -91,4 +103,5 @@ class RunSettings(Settings, node=""):
     ] = False
     deploy: Deploy = field(default_factory=Deploy)
     targets: Targets = field(default_factory=Targets)
+    figures: FigureSettings = field(default_factory=FigureSettings)
     protocol: Protocol = field(default_factory=Protocol)
