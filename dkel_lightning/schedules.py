@@ -137,6 +137,26 @@ def swap_rate(schedule: str, time: float, length: float | None, start: float, pe
     return min(1.0, start + (1 - start) * time / (length / 2))
 
 
+CONSISTENCY_RAMPS = ("linear", "cosine", "cycle", "step")
+
+
+def consistency_ramp(form: str, epoch: int, epochs: float, start: float = 0.0) -> float:
+    """Give the share of c_max in an epoch, counted from 0: 0 in epoch 0, 1 in the last, with x = (e + 1) / epochs.
+
+    `linear` is x, `cosine` sin(pi x / 2), `cycle` a quarter of a circle, `step` 1 from the epoch `start` on.
+
+    Source: SoTeacher, released code.
+    """
+    if epoch == 0:
+        return 0.0
+    share = min((epoch + 1) / epochs, 1.0)
+    if form == "cosine":
+        return math.sin(math.pi / 2 * share)
+    if form == "cycle":
+        return math.sqrt(1 - (1 - share) ** 2)
+    return float(epoch >= start) if form == "step" else share
+
+
 def at_time(values: float | Mapping[float, float], time: float) -> float:
     """Read a number, or a schedule `{from: value}` whose last entry not after `time` is in force."""
     if not isinstance(values, Mapping):

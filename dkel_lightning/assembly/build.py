@@ -212,6 +212,8 @@ def build(  # noqa: D417
     )
     if prepared is not None:
         chosen.take_over(prepared)
+    if settings is not None and settings.init_student_from_branches and settings.weights is not None:
+        (chosen if prepared is None else prepared.method).start_student(student.network)
     if teacher_module is not None and settings is not None and (source := _outside(chosen, settings, prepared)):
         name = settings.backbone or (backbone if isinstance(backbone, str) else type(backbone).__name__)
         teacher_module.stay_outside(name, source)

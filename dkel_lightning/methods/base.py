@@ -100,6 +100,17 @@ class Method(nn.Module, ABC):
             ConfigError: it holds something else.
         """
 
+    def start_student(self, student: PeerNetwork) -> None:
+        """Give a student weights of parts that were trained beside its teacher by this method.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        raise ConfigError(
+            "teacher.init_student_from_branches takes the branches of a teacher that was trained by method=sftn: set "
+            "teacher.training=sftn, or give its checkpoint as teacher.weights."
+        )
+
     def lacks(self) -> str | None:
         """Say what should have been prepared in a stage before this one and was not; None where nothing is lacking."""
         return None

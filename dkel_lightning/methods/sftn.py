@@ -62,6 +62,26 @@ class SFTN(Method):
             of_branch = student if self.settings.share_branches else self._student(network)
             self.branches.append(nn.Sequential(first, *_blocks_after(of_branch, stage)))
 
+    def start_student(self, student: PeerNetwork) -> None:
+        """Give every peer of a student the blocks of the first branch: all that follows its first stage.
+
+        Raises:
+            ConfigError: they are blocks of another network.
+
+        Source: SFT-KD-Recon, released code ff1b347 (CC0).
+        """
+        _, *blocks = self.branches[0].children()
+        for index in range(student.num_peers):
+            try:
+                own = _blocks_after(student, stages_of(student.peer(index), "backbone")[0], index)
+                for block, trained in zip(own, blocks, strict=True):
+                    block.load_state_dict(trained.state_dict())
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise ConfigError(
+                    f"The branches of the teacher are blocks of {self.settings.student}, and the student is another "
+                    "network: set backbone to that, or leave out teacher.init_student_from_branches."
+                ) from error
+
     def _student(self, network: PeerNetwork) -> PeerNetwork:
         channels, *size = network.image_shape
         name = str(self.settings.student)
@@ -90,9 +110,9 @@ class SFTN(Method):
         }
 
 
-def _blocks_after(student: PeerNetwork, stage: str) -> list[nn.Module]:
-    """List what a registered backbone does after a stage, in order."""
-    peer = student.peer(0)
+def _blocks_after(student: PeerNetwork, stage: str, index: int = 0) -> list[nn.Module]:
+    """List what a peer of a registered backbone does after a stage, in order."""
+    peer = student.peer(index)
     assert isinstance(peer, SinglePeer)
     parts = {**dict(peer.trunk.named_children()), **dict(peer.branch.body.named_children())}
     names = list(parts)

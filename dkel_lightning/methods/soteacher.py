@@ -18,7 +18,7 @@ from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.runtime.processes import average_over_processes, world_size
-from dkel_lightning.schedules import Clock
+from dkel_lightning.schedules import Clock, consistency_ramp
 from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import SoTeacherSettings
@@ -31,7 +31,8 @@ class SoTeacher(Method):
     Lip sums over layers the L1 norm of a convolution, the largest |gamma| / sqrt(running variance + eps) of a
     BatchNorm, the largest L1 norm of a column of a linear layer. S_n is what the network has said of sample n so far,
     on average: `S_n <- (1 - tau) S_n + tau p_n` after the term is taken. `c(e) = c_max (e + 1) / epochs`, and 0 in
-    epoch 0. Detached: S and the running variance. Deployed: the network, from which any method then distils.
+    epoch 0, or another ramp. Detached: S and the running variance. Deployed: the network, from which any method then
+    distils.
 
     With several processes each writes what it sees, and all have the same memory after an epoch.
 
@@ -74,7 +75,9 @@ class SoTeacher(Method):
         if clock.steps is None:
             raise ConfigError("soteacher's consistency grows to the end of the run: set max_epochs or max_steps.")
         epochs = clock.steps / clock.steps_per_epoch
-        self.coefficient.fill_(consistency_weight(clock.epoch, epochs, self.settings.consistency_weight))
+        given = self.settings
+        ramp = consistency_ramp(given.ramp, clock.epoch, epochs, given.ramp_start)
+        self.coefficient.fill_(given.consistency_weight * ramp)
         self.rate.fill_(1 / (1 + released_count(clock.epoch)))
 
     def wants_batches(self, when: str, clock: Clock) -> int | None:
@@ -159,11 +162,6 @@ def lipschitz(layers: Iterable[nn.Module]) -> Tensor:
         elif isinstance(layer, _BatchNorm) and layer.running_var is not None:
             found.append((weight.abs() / (layer.running_var.detach() + layer.eps).sqrt()).max())
     return torch.stack(found).sum()
-
-
-def consistency_weight(epoch: int, epochs: float, most: float) -> float:
-    """Give `c_max (e + 1) / epochs`, and 0 in epoch 0, where nothing is remembered yet."""
-    return most * (epoch + 1) / epochs if epoch > 0 else 0.0
 
 
 def released_count(epoch: int) -> int:

@@ -36,7 +36,7 @@ EARLY = 150 / 240
 """Share of its training after which a teacher is stopped early. Source: reviews of SoTeacher."""
 DTYPES = ("float32", "bfloat16", "float16")
 CONSTANT, DEVIATION = number("", -1000, 1000), number("", 0, 1000, above=True)
-OF_ITS_OWN = ("backbone", "pretrained", "image_size", "mean", "std", "dtype")
+OF_ITS_OWN = ("backbone", "pretrained", "image_size", "mean", "std", "dtype", "init_student_from_branches")
 """Settings of a teacher that is a network of its own."""
 
 
@@ -143,6 +143,9 @@ class TeacherSettings(OwnNetwork, node="teacher"):
         int | None,
         whole("Length of that training in epochs; null: as the run's, of early_stopped 5/8 of it.", 1, 1_000_000),
     ] = None
+    init_student_from_branches: Annotated[
+        bool, switch("Start the student with the blocks of its sftn teacher's first branch.")
+    ] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

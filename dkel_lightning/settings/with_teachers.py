@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.schedules import SWAPS
+from dkel_lightning.schedules import CONSISTENCY_RAMPS, SWAPS
 from dkel_lightning.settings.declarations import Settings
 from dkel_lightning.settings.distils import Distils, Temperature, Weight
 from dkel_lightning.settings.keys import TIME, choice, either, number, registered, several, switch, whole
@@ -142,6 +142,10 @@ class SoTeacherSettings(Settings, node="method"):
     consistency_weight: Annotated[float, number("c_max, the consistency's weight at the end (soteacher).", 0, 1e6)] = (
         1.0
     )
+    ramp: Annotated[str, choice("Form of c(e) on its way to c_max (soteacher).", *CONSISTENCY_RAMPS)] = "linear"
+    ramp_start: Annotated[
+        float, number("Epoch from which the consistency counts with ramp=step (soteacher).", 0, TIME)
+    ] = 50
     counter: Annotated[
         str, choice("Visits of a sample: its own, or 0, 2, 3, ... by epoch (soteacher).", "uniform", "released")
     ] = "uniform"

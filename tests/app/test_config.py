@@ -14,7 +14,7 @@ from dkel_lightning.app.config import checks, choices, schema
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.settings.methods import PRESETS, usual_arrangement
-from dkel_lightning.settings.teacher import TeacherSettings
+from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings
 from tests.compose import compose
 
 GROUPS = ["backbone", "data", "experiment", "method", "optimizer", "precision", "scheduler", "teacher", "trainer"]
@@ -59,6 +59,7 @@ def test_a_method_begins_the_same_in_python_and_on_the_command_line(name: str) -
     assert arrangement == {**found, "peer_lr_scale": None, "frozen_peers": []}
     assert method.pop("name") == name
     assert method == asdict(methods.create(name, preset.arranged("peers")).settings)
+    assert from_mapping(ExtraTeacher, values["teacher"].pop("extra"), "teacher.extra") == ExtraTeacher()
     if preset.teacher == "none":
         assert values["teacher"] == {"update": "none"}
         return
@@ -118,8 +119,8 @@ def test_all_mistakes_of_values_come_in_one_message() -> None:
     assert message.splitlines() == [
         "seed must be a whole number between 0 and 9223372036854775807, got 'abc'.",
         "method.temperature must be a number between 0.01 and 100, got 0.",
-        "data.validation must be a number above 0 and up to 0.9, got 1.5.",
         "teacher.start must be one of keep, mean_teacher, copy, got 'keeep'. Did you mean keep?",
+        "data.validation must be a number above 0 and up to 0.9, got 1.5.",
     ]
 
 

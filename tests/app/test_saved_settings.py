@@ -23,7 +23,7 @@ HOSTILE = "http://127.0.0.1:9/../x"
 LOOKED_UP = {
     *("data.name", "backbone.name", "method.name", "method.peers", "teacher.backbone", "callbacks.monitor"),
     *("backbone.split_at", "trainer.accelerator", "trainer.strategy", "method.layers", "method.teacher_layers"),
-    *("method.layer", "method.teacher_layer", "method.student"),
+    *("method.layer", "method.teacher_layer", "method.student", "teacher.extra.backbone"),
 }
 """Takes any text, and does nothing with it but look it up among what is registered or known."""
 

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dkel_lightning import DistillationModule, methods
+from dkel_lightning.app.config import checks
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.assembly.file_checks import no_more_than
 from dkel_lightning.data import Batch, WithIndices
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
-from dkel_lightning.methods.soteacher import SoTeacher, consistency_weight, lipschitz, released_count
+from dkel_lightning.methods.soteacher import SoTeacher, lipschitz, released_count
 from dkel_lightning.networks import create
+from dkel_lightning.schedules import Clock, consistency_ramp
 from tests.compose import compose, tiny_run
 from tests.methods.family import check_gradient, golden, leaf, total
 from tests.modules.toy import CLASSES, SGD, EpochSampler, Toy, parameters_of, same, train_loader, trainer
@@ -118,6 +120,46 @@ def test_shared_branches_have_the_same_blocks_and_a_missing_student_is_named() -
         build("sftn", student="vgg16", image_size=(32, 32))
 
 
+@pytest.mark.parametrize("peers", [1, 2])
+def test_a_student_starts_from_the_branches_of_its_teacher(peers: int, tmp_path: Path) -> None:
+    teacher = build("sftn", "densenet40_12", student="resnet8")
+    fit = trainer()
+    fit.fit(teacher, train_loader())
+    fit.save_checkpoint(tmp_path / "teacher.ckpt")
+    given = {"backbone": "densenet40_12", "weights": str(tmp_path / "teacher.ckpt"), "init_student_from_branches": True}
+
+    def taught(backbone: str = "resnet8", **settings: Any) -> DistillationModule:
+        return DistillationModule.build(
+            backbone, CLASSES, "kd", peers, teacher={**given, **settings}, image_size=(8, 8), optimizer=SGD
+        )
+
+    module, drawn = taught(), taught(init_student_from_branches=False)
+    _, *blocks = teacher.method.branches[0]
+    for index in range(peers):
+        ours, first = (parameters_of(each.student.peer(index)) for each in (module, drawn))
+        for name, value in ours.items():
+            assert torch.equal(value, first[name]) == (".stem." in name or ".stage1." in name), name
+        own = [value for name, value in ours.items() if ".stem." not in name and ".stage1." not in name]
+        trained = [value for block in blocks for value in block.parameters()]
+        assert all(torch.equal(*pair) for pair in zip(own, trained, strict=True))
+    fit = trainer()
+    fit.fit(module, train_loader())
+    fit.save_checkpoint(tmp_path / "student.ckpt")
+    again = DistillationModule.load_from_checkpoint(tmp_path / "student.ckpt")
+    assert same(parameters_of(again.student), parameters_of(module.student))
+    with pytest.raises(ConfigError, match="are blocks of resnet8, and the student is another network"):
+        taught("wide_resnet20_8")
+    torch.save(teacher.student.peer(0).state_dict(), tmp_path / "plain.pt")
+    with pytest.raises(ConfigError, match=r"trained by method=sftn: set teacher\.training=sftn"):
+        taught(weights=str(tmp_path / "plain.pt"))
+
+
+def test_the_start_from_branches_needs_a_teacher_that_has_them() -> None:
+    with pytest.raises(ConfigError, match=r"the branches of an sftn teacher: set teacher\.training=sftn"):
+        checks.check(compose("method=kd", "teacher.init_student_from_branches=true"))
+    checks.check(compose("method=kd", "teacher.init_student_from_branches=true", "teacher.training=sftn"))
+
+
 # ---------------------------------------------------------------------- SoTeacher
 
 
@@ -149,15 +191,21 @@ def test_golden_lipschitz() -> None:
         check_gradient(layer.weight, expected)  # type: ignore[arg-type]
 
 
-def test_golden_coefficient() -> None:
-    case = golden()["soteacher"]["coefficient"][0]
-    given = case["settings"]
-    found = [consistency_weight(epoch, given["epochs"], given["c_max"]) for epoch in case["inputs"]["epoch"]]
+@pytest.mark.parametrize("index", range(4))
+def test_golden_coefficient(index: int) -> None:
+    case = golden()["soteacher"]["coefficient"][index]
+    given, epochs = case["settings"], case["inputs"]["epoch"]
+    ramp = {"ramp": given["scheduler"], "ramp_start": given.get("start_at", 0), "consistency_weight": given["c_max"]}
+    method = remembering("uniform", 1, 3, **ramp)
+    found = []
+    for epoch in epochs:
+        method.tell_time(Clock(epoch, steps_per_epoch=2, steps=2 * given["epochs"]), 0, 0)
+        found.append(method.coefficient.item())
     assert found == pytest.approx(case["expected"]["weight_in_training"], rel=1e-12)
 
 
-def remembering(counter: str, samples: int, classes: int) -> SoTeacher:
-    method = methods.create("soteacher", 1, {"counter": counter, "samples": samples})
+def remembering(counter: str, samples: int, classes: int, **settings: Any) -> SoTeacher:
+    method = methods.create("soteacher", 1, {"counter": counter, "samples": samples, **settings})
     assert isinstance(method, SoTeacher)
     method.attach(create("resnet8", classes, 1))
     return method.double()
@@ -171,12 +219,12 @@ def test_golden_memory(counter: str) -> None:
     for expected, logits in zip(case["expected"][counter], case["inputs"]["logits"], strict=True):
         epoch = expected["epoch"]
         method.rate.fill_(1 / (1 + released_count(epoch)))
-        weight = consistency_weight(epoch, given["epochs"], given["c_max"])
+        weight = given["c_max"] * consistency_ramp("linear", epoch, given["epochs"])
         assert weight == pytest.approx(expected["coefficient"], rel=1e-12)
         for batch, values, wanted in zip(case["inputs"]["batches"], logits, expected["batches"], strict=True):
             z = leaf(values)
             apart = method.consistency(z, torch.tensor(batch))
-            (weight * apart).backward()  # type: ignore[no-untyped-call]
+            (weight * apart).backward()
             check_gradient(z, wanted["grad_logits"])
             if epoch > 0:
                 assert apart.item() == pytest.approx(wanted["cons"], rel=1e-12)

@@ -146,6 +146,8 @@ def _unmet_needs(name: str, needs: Needs, method: Values, peers: int) -> Iterato
 
 def _training_contradictions(needs: Needs, teacher: Values) -> Iterator[str]:
     first = needs.foreign_teacher and teacher["update"] == "frozen" and teacher.get("weights") is None
+    if first and teacher.get("init_student_from_branches") and teacher.get("training") != "sftn":
+        yield "teacher.init_student_from_branches takes the branches of an sftn teacher: set teacher.training=sftn."
     for key, plain in (("training", "plain"), ("training_epochs", None)):
         if teacher.get(key, plain) != plain and not first:
             yield (
