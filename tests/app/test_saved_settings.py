@@ -21,7 +21,15 @@ from tests.compose import compose, prepare
 
 HOSTILE = "http://127.0.0.1:9/../x"
 LOOKED_UP = {
-    *("data.name", "backbone.name", "method.name", "method.peers", "teacher.backbone", "callbacks.monitor"),
+    *(
+        "data.name",
+        "backbone.name",
+        "method.name",
+        "method.peers",
+        "teacher.backbone",
+        "callbacks.monitor",
+        "teacher.extra.backbone",
+    ),
     *("backbone.split_at", "trainer.accelerator", "trainer.strategy", "method.layers", "method.teacher_layers"),
     *("method.layer", "method.teacher_layer", "method.student"),
 }
