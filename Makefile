@@ -12,7 +12,7 @@ CONSTRAINTS ?= constraints.txt
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-min lint format type audit bench bench-cpu docs docs-serve build clean
+.PHONY: help run test test-slow test-long test-min lint format type audit bench bench-cpu docs docs-serve build clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,13 +34,16 @@ run: $(VENV)/.run ## set up and run the main job; ARGS="..." are passed on
 	$(BIN)/dkel $(ARGS)
 
 test: $(VENV)/.dev ## set up and run the tests; TESTS=path for some of them
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+	$(BIN)/python -m pytest -m "not slow and not long" -n $(WORKERS) --dist worksteal $(TESTS)
+
+test-slow: $(VENV)/.dev ## the tests of more than four seconds each: whole commands, several processes, all pages
+	$(BIN)/python -m pytest -m "slow and not long" -n $(WORKERS) --dist worksteal $(TESTS)
 
 test-long: $(VENV)/.dev ## kills at random, fuzzing, thousands of epochs: an hour or two; figures go to docs/results/reliability
 	DKEL_RECORD=docs/results/reliability $(BIN)/python -m pytest -m long -n $(WORKERS) --dist worksteal $(TESTS)
 
 test-min: ## the tests with the oldest versions of all dependencies, in an environment of their own
-	$(MAKE) test VENV=.venv-min CONSTRAINTS=constraints-min.txt
+	$(MAKE) test test-slow VENV=.venv-min CONSTRAINTS=constraints-min.txt
 
 lint: $(VENV)/.dev ## check style and layout
 	$(BIN)/ruff check .

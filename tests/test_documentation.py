@@ -129,6 +129,7 @@ def test_the_documents_show_commands() -> None:
     assert any(command.startswith("torchrun --nproc-per-node=4") for command in OURS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", OURS)
 def test_each_shown_command_is_one_that_the_program_accepts(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -328,6 +329,7 @@ def images_of_ones_own(root: Path) -> None:
 RUN_HERE = [page for page in PAGES if blocks(page, "python") and page.name != "start.md"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN_HERE, ids=lambda page: page.name)
 def test_python_blocks_run_as_they_stand(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)

@@ -57,6 +57,7 @@ def as_script(*command: str, cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_cell_by_cell_and_holds_no_output() -> None:
     cells = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
     names: dict[str, Any] = {}
@@ -85,6 +86,7 @@ def test_each_example_begins_with_the_command_that_runs_it() -> None:
         assert f"    python examples/{path.name}" in docstring, path.name
 
 
+@pytest.mark.slow
 def test_a_torchvision_model_in_a_project_of_ones_own(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     accuracy = example("torchvision_model").main(epochs=1, **SHORT)
     printed = capfd.readouterr().out
@@ -95,6 +97,7 @@ def test_a_torchvision_model_in_a_project_of_ones_own(capfd: pytest.CaptureFixtu
     assert "val/acc" in rows.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_with_dicts_as_batches(capfd: pytest.CaptureFixture[str]) -> None:
     accuracy = example("timm_model").main(epochs=3, **{**SHORT, "limit_train_batches": 1.0})
     assert accuracy > 0.15  # ten classes, 200 images: 0.26 with torch 2.11, 0.27 with 2.14
@@ -114,6 +117,7 @@ def test_a_file_in_the_layout_of_medmnist(tmp_path: Path) -> None:
     assert (tmp_path / "outputs/examples/shipped/weights.pt").is_file()
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_in_python() -> None:
     # Three epochs are far from enough, and more than enough to leave chance.
     assert 0.3 < example("own_method").main(epochs=3, limit_val_batches=1) <= 1
@@ -150,6 +154,7 @@ def test_lightnings_own_command_line_trains_tests_and_goes_on(tmp_path: Path) ->
     assert type(gone_on.optimizers[0]) is torch.optim.AdamW
 
 
+@pytest.mark.slow
 def test_use_without_hydra(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import without_hydra; without_hydra.main(2, images=96)"
     printed = as_script("-c", code, cwd=tmp_path)
@@ -157,6 +162,7 @@ def test_use_without_hydra(tmp_path: Path) -> None:
     assert printed.splitlines()[-1] == "hydra was imported: False"
 
 
+@pytest.mark.slow
 def test_use_without_lightning(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import without_lightning; "

@@ -299,6 +299,7 @@ def test_the_objective_of_a_finished_job_is_that_of_its_validation(tmp_path: Pat
 # ---------------------------------------------------------------------- presets that sweep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_ablation_is_a_sweep_over_keys_and_values_that_exist(name: str) -> None:
     swept = main.prepared([f"experiment=ablation/{name}"]).swept

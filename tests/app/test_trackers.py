@@ -116,6 +116,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", [in_tensorboard, in_mlflow, in_wandb])
 def test_each_logger_has_each_value_of_metrics_csv_and_only_tensorboard_replaces_a_repeated_epoch(
     reader: Any, resumed: Path

@@ -23,6 +23,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {**os.environ})
 
 
+@pytest.mark.slow
 def test_a_call_gives_what_the_command_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(jobs.FOLDER, raising=False)
     found = dkel_lightning.train("resnet8", "digits", "dkel", epochs=1, out=tmp_path / "called", settings=SMALL)

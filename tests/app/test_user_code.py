@@ -185,6 +185,7 @@ def test_a_run_of_the_users_own_data_set_method_and_backbone() -> None:
     assert dkel("resume=run", MODULES).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_run_of_the_users_own_data_module_and_what_follows_it() -> None:
     done = dkel(NOISE, "data.count=48", *SHORT)
     assert done.returncode == 0, done.stderr

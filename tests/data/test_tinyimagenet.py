@@ -214,6 +214,7 @@ def test_nothing_there_says_what_to_put_where(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("DKEL_REAL_DATA" not in os.environ, reason="needs DKEL_REAL_DATA, a folder with tiny-imagenet-200")
 def test_the_real_images(tmp_path: Path) -> None:
     root = Path(os.environ["DKEL_REAL_DATA"])

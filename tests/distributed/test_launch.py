@@ -42,6 +42,7 @@ def test_both_stages_of_kd_train_on_two_processes(launcher: str, tmp_path: Path)
         assert torch.equal(held[name], trained[name.replace("teacher.", "student.")]), name
 
 
+@pytest.mark.slow
 def test_kd_in_two_processes_has_the_same_frozen_teacher_on_both(tmp_path: Path) -> None:
     short = (
         "trainer.max_epochs=1",

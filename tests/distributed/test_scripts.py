@@ -113,6 +113,7 @@ kill -KILL $!; wait $!
 """
 
 
+@pytest.mark.slow
 def test_the_recipe_for_slurm_goes_on_with_a_run_that_was_killed_right_after_it_took_its_folder(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "srun").write_text(KILLED_ONCE)

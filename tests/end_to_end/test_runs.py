@@ -273,6 +273,7 @@ def test_the_jobs_of_a_sweep_lie_in_one_folder_whatever_varies(tmp_path: Path) -
     assert "2 jobs: 2 finished." in (sweep / "sweep.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_job_whose_folder_is_anothers_leaves_it_as_it_is_and_is_credited_nothing(tmp_path: Path) -> None:
     first = dkel("-m", *SMALL, "method=dkel", "seed=0,1", "hydra.sweep.dir=sw", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
@@ -349,6 +350,7 @@ def test_a_sweep_on_a_full_disk_is_one_error_and_goes_on_once_there_is_room(tmp_
 
 
 # Without a buffer nothing is left to flush.
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.long)])
 def test_a_sweep_whose_output_nobody_reads_any_more_ends_quietly(unbuffered: str, tmp_path: Path) -> None:
     lines = ["debug=smoke", "trainer=cpu", "trainer.max_epochs=200", "callbacks.progress=lines"]

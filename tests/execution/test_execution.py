@@ -81,6 +81,7 @@ def assert_same_outcome(eager: Outcome, other: Outcome) -> None:
 # ---------------------------------------------------------------- equal to eager steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(methods.METHODS))
 def test_captured_steps_end_where_eager_ones_do(method: str, tape: type[Tape]) -> None:
     eager, captured = fitted(method), fitted(method, "cuda_graph")
@@ -507,6 +508,7 @@ def test_the_guard_sees_every_way_to_read_a_value() -> None:
 # ---------------------------------------------------------------- compiled networks
 
 
+@pytest.mark.slow
 def test_compiled_networks_change_no_name_no_copy_and_no_deployed_network(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = torch.compile
     # Without Inductor, which takes most of a minute; its numbers are compared in the test below.

@@ -68,6 +68,7 @@ def keys(number: int) -> list[str]:
     return [key for key, _ in schema.leaves(base(number)) if not key.endswith("_target_") and key != "task.name"]
 
 
+@pytest.mark.slow
 def test_every_value_of_every_key_is_allowed_or_named() -> None:
     counts = {"allowed": 0, "named": 0}
     for key in keys(0):
@@ -84,6 +85,7 @@ def test_every_value_of_every_key_is_allowed_or_named() -> None:
     assert counts["named"] > 2000, counts
 
 
+@pytest.mark.slow
 @settings(
     max_examples=500,
     derandomize=True,

@@ -235,6 +235,7 @@ def explore(examples: int, folder: Path) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.slow
 def test_hundreds_of_odd_command_lines_are_taken_or_answered(tmp_path: Path) -> None:
     counts = explore(250, tmp_path)
     assert counts["answered"] > 150, counts
@@ -249,6 +250,7 @@ def test_thousands_of_odd_command_lines(tmp_path: Path) -> None:
     assert counts["taken"] > 50, counts
 
 
+@pytest.mark.slow
 def test_a_node_that_becomes_a_value_is_named(tmp_path: Path) -> None:
     with working_in(tmp_path):
         for node, value in itertools.product(NODES, ("null", "1", "[]")):

@@ -40,6 +40,7 @@ def assert_clean(tally: Tally) -> None:
     assert not tally.failures, f"{len(tally.failures)} of {tally.trained + tally.refused} combinations:\n{listed}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")  # of the few that ask for it
 @pytest.mark.timeout(1200)
 def test_every_combination_trains_or_is_refused_with_one_clear_error(tmp_path: Path) -> None:

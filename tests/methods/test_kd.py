@@ -196,6 +196,7 @@ def test_a_dkel_teacher_of_several_peers_takes_those_of_a_checkpoint(tmp_path: P
     assert same(parameters_of(module.teacher.network), parameters_of(taught.teacher.network))
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_refused_with_the_keys(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     with pytest.raises(CheckpointError, match="No weights at"):
@@ -275,6 +276,7 @@ def test_teacher_and_student_of_one_architecture_do_not_start_alike() -> None:
     assert inner["data"] == values["data"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_an_interrupted_stage_goes_on_and_ends_where_it_would_have(
     stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

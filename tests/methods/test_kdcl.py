@@ -114,6 +114,7 @@ def independent_target(name: str, z: Array, labels: Array) -> Array:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["naive", "linear", "min_logit", "mean"])
 def test_loss_and_gradients_of_three_peers_whose_common_target_gets_none(name: str) -> None:
     draws = torch.Generator().manual_seed(5)

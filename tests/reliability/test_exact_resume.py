@@ -71,6 +71,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_a_run_killed_there_and_resumed_ends_as_if_nothing_had_happened(
     place: str, through: Path, tmp_path: Path
@@ -156,6 +157,7 @@ def test_checkpoints_within_an_epoch_go_on_exactly(through: Path, tmp_path: Path
     assert (run.folder / "metrics.csv").read_bytes() == (through / "metrics.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_whose_terminal_is_closed_is_saved_and_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ["trainer.max_epochs=100", f"hydra.run.dir={folder}", "callbacks.progress=lines"]

@@ -89,6 +89,7 @@ def strace_works() -> bool:
     return shutil.which("strace") is not None and subprocess.run(command, check=False).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "noted",
     [

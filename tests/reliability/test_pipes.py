@@ -23,6 +23,7 @@ NEEDED = ("config.yaml", ".claimed", "checkpoints/best.ckpt", "checkpoints/last.
 WRITTEN_BY_OTHERS = ("loggers.json", "collapse.json", "failed.txt", "job.json")
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_pipes_among_the_files_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "encoded", lambda *_: b"drawn")
     folder = tmp_path / "run"

@@ -45,6 +45,7 @@ def rounds(*, keep: bool) -> tuple[str, int, int]:
     return kept, int(most), int(least)
 
 
+@pytest.mark.slow
 @GLIBC
 def test_tensors_of_a_step_take_the_pages_that_those_of_the_last_one_have_freed() -> None:
     # Blocks below and above the 32 MiB from which glibc would always ask the system.

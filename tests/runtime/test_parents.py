@@ -93,6 +93,7 @@ def test_a_process_that_neither_lightning_nor_torchrun_started_outlives_its_pare
     assert in_child(tmp_path, work, parent_lives=0.1) == "ValueError later"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "rank", "error", "parent_lives", "said"),
     [

@@ -150,6 +150,7 @@ def test_the_command_line_refuses_a_sweep_of_comparisons_and_keys_of_none() -> N
 # ---------------------------------------------------------------------- the runs
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
 def test_a_comparison_writes_its_table_and_is_gone_on_with_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -274,6 +275,7 @@ def fake_summary(accuracy: float, speed: float = 100.0, epochs: int = 2) -> dict
     return {"test": {"last": test, "best": None}, **speeds, "peak_memory": memory, "deployed_parameters": 10}
 
 
+@pytest.mark.slow
 def test_the_control_of_equal_compute_trains_as_long_as_the_reference_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

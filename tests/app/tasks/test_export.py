@@ -96,6 +96,7 @@ def received_elsewhere(code: str, folders: dict[str, Path], images: Tensor, plac
     return found
 
 
+@pytest.mark.slow
 def test_graphs_give_the_training_networks_logits_where_this_library_cannot_be_imported(
     folders: dict[str, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ for network in (networks["torchvision"], networks["timm"], hf):
 """
 
 
+@pytest.mark.slow
 def test_weights_go_home_to_torchvision_timm_and_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed: extra hf")
     config = transformers.ViTConfig(
@@ -335,6 +337,7 @@ def test_an_export_that_finds_no_room_names_its_file_and_leaves_nothing(
         assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
+@pytest.mark.slow
 @as_root
 def test_the_command_line_leaves_no_empty_folder_of_an_export_that_found_no_room(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "16m") as disk:

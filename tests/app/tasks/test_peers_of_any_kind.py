@@ -21,6 +21,7 @@ MIXED = ("method.peers=[resnet8,resnet32,densenet40_12]", "data.batch_size=8")
 SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dkel", "pcl", "baseline"])
 def test_peers_of_three_architectures_train_resume_evaluate_and_deploy(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -105,6 +106,7 @@ def test_a_frozen_teacher_may_be_initialised_first(tmp_path: Path) -> None:
     assert int(end.teacher.updates) == 0
 
 
+@pytest.mark.slow
 def test_a_teacher_that_learns_by_gradient_never_sees_its_student(tmp_path: Path) -> None:
     _, plain = trained(tmp_path / "a", "teacher=gradient", "optimizer.momentum=0", "optimizer.nesterov=false")
     _, other = trained(

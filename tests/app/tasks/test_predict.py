@@ -75,6 +75,7 @@ def test_a_checkpoint_names_the_classes_of_image_files(
     assert f"{COUNT} images. Written to" in shown
 
 
+@pytest.mark.slow
 def test_exported_files_say_what_the_checkpoint_says(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     expected = probabilities(predicted(checkpoint, images, tmp_path / "checkpoint", "predict.top=10"))
     for kind in ("onnx", "safetensors", "state_dict"):
@@ -85,6 +86,7 @@ def test_exported_files_say_what_the_checkpoint_says(checkpoint: Path, images: P
         assert (tmp_path / kind / "predictions.csv").is_file()
 
 
+@pytest.mark.slow
 def test_an_export_speaks_only_for_the_network_that_it_holds(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     peer = exported(checkpoint, tmp_path, "export.format=onnx", "deploy.peer=1").shipped
     whole = exported(checkpoint, tmp_path, "deploy.network=ensemble").shipped

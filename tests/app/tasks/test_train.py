@@ -231,6 +231,7 @@ def test_no_step_is_read_from_what_is_no_checkpoint(content: Any, tmp_path: Path
     assert step_of(path) == -1
 
 
+@pytest.mark.slow
 def test_the_best_epoch_survives_a_move_of_the_run_and_a_worse_resume(tmp_path: Path) -> None:
     first = tmp_path / "first"
     settings = ["trainer.max_epochs=4", "trainer.limit_train_batches=20", "trainer.limit_val_batches=1.0"]
