@@ -73,10 +73,14 @@ def test_a_resume_within_the_epoch_goes_on_with_the_next_batch(shards: Path) -> 
     assert same(rest, batches[2:])
 
 
-def test_what_lies_behind_an_address_is_read_by_litdata(source: Path, shards: Path) -> None:
-    # litdata takes a folder behind `local:` for object storage.
+def test_what_lies_behind_an_address_is_read_by_litdata(
+    source: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # litdata takes a folder behind `local:` for object storage, and keeps copies of its shards.
+    monkeypatch.setattr("litdata.utilities.dataset_utilities._LITDATA_CACHE_DIR", str(tmp_path))
     ours = made(ShardsDataModule, f"local:{shards}")
     assert same(ours.test_dataloader(), made(ImageNetDataModule, source).test_dataloader())
+    assert [*tmp_path.rglob("chunk-*.bin")]
 
 
 def test_a_run_trains_on_shards(shards: Path, tmp_path: Path) -> None:
