@@ -224,6 +224,7 @@ def test_keys_that_came_after_a_run_have_the_declared_defaults_and_not_those_of_
     assert "threads" not in saved["execution"]
     assert schema.completed({"method": 3, "teacher": {"update": "none"}}) == {
         "method": 3,
+        "figures": {"also": []},
         "teacher": {"update": "none"},
     }
     old = compose("method=baseline")
