@@ -55,25 +55,27 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
     """Train every member that is not finished, and write the table after each.
 
     Raises:
-        DkelError: the folder is in use, or holds members of another configuration; or every member has failed.
+        DkelError: the folder holds members of another configuration; or every member has failed.
     """
     with _alone(run.folder):
         _refuse_others(run.folder, comparison)
         run.describe()
     members = [*comparison.members()]
     own: dict[tuple[str, int], RunRecord] = {}
-    elsewhere = 0
+    left = [*enumerate(members, 1)]
     try:
-        for position, (variant, seed) in enumerate(members, 1):
-            print(f"\n[{position}/{len(members)}] {variant.label}, seed {seed}", flush=True)
-            found = _member(run.folder, comparison, variant, seed)
-            if found is None:
-                elsewhere += 1
-                continue
-            own[variant.label, seed] = found
-            with _alone(run.folder):
-                done = _outcomes(run.folder, members, own)
-                tables.write(run.folder, comparison, done, _notes(run, comparison), run.values["figures"]["also"])
+        # What another process is at is passed over, and looked at again in the end: one that was killed lets go by then.
+        for patience in (0.0, locks.PATIENCE):
+            for position, (variant, seed) in left:
+                print(f"\n[{position}/{len(members)}] {variant.label}, seed {seed}", flush=True)
+                found = _member(run.folder, comparison, variant, seed, patience)
+                if found is None:
+                    continue
+                own[variant.label, seed] = found
+                with _alone(run.folder):
+                    done = _outcomes(run.folder, members, own)
+                    tables.write(run.folder, comparison, done, _notes(run, comparison), run.values["figures"]["also"])
+            left = [(position, (v, seed)) for position, (v, seed) in left if (v.label, seed) not in own]
     except (KeyboardInterrupt, SystemExit):
         folder = shlex.quote(command_lines.override("compare.folder", run.folder))
         print(f"Interrupted. Go on with: {comparison.go_on} {folder}", flush=True)
@@ -84,8 +86,8 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
     if failed and len(failed) == len(outcomes):
         raise DkelError(f"All {len(failed)} runs have failed, the first one so: {failed[0]}")
     print(f"Written to {run.folder}: compare.md, compare.csv, members.csv, figures/compare.png.")
-    if elsewhere:
-        print(f"Other processes train {elsewhere} of the {len(members)}: the last to end writes the whole table.")
+    if left:
+        print(f"Other processes train {len(left)} of the {len(members)}: the last to end writes the whole table.")
     if failed:
         folder = shlex.quote(command_lines.override("compare.folder", run.folder))
         print(f"{len(failed)} of {len(outcomes)} runs failed; the same with {folder} tries again.")
@@ -106,10 +108,10 @@ def _outcomes(folder: Path, members: Sequence[tuple[Variant, int]], own: tables.
 # ---------------------------------------------------------------------- one member
 
 
-def _member(folder: Path, comparison: Comparison, variant: Variant, seed: int) -> RunRecord | None:
+def _member(folder: Path, comparison: Comparison, variant: Variant, seed: int, patience: float) -> RunRecord | None:
     """Train a member, or read what it gave; None where another process is at it."""
     try:
-        with locks.held(folder / variant.label, f".seed_{seed}", locks.PATIENCE):
+        with locks.held(folder / variant.label, f".seed_{seed}", patience):
             return _trained(folder, comparison, variant, seed)
     except FolderInUseError:
         print("another process trains it", flush=True)
