@@ -64,7 +64,7 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
     own: dict[tuple[str, int], RunRecord] = {}
     left = [*enumerate(members, 1)]
     try:
-        # What another process is at is passed over, and looked at again in the end: one that was killed lets go by then.
+        # What another process is at is passed over, and looked at again in the end: a killed one lets go by then.
         for patience in (0.0, locks.PATIENCE):
             for position, (variant, seed) in left:
                 print(f"\n[{position}/{len(members)}] {variant.label}, seed {seed}", flush=True)
