@@ -77,7 +77,7 @@ def test_a_task_of_ones_own_is_a_choice_with_its_keys_and_runs(
 
 
 def test_a_method_without_a_teacher_gets_none_and_another_teacher_can_be_chosen() -> None:
-    assert composed(MODULES, "method=alone")["teacher"] == {"update": "none"}
+    assert composed(MODULES, "method=alone")["teacher"]["update"] == "none"
     assert composed(MODULES, "method=own_teacher", "teacher=follow")["teacher"] == compose("teacher=follow")["teacher"]
 
 

@@ -615,7 +615,7 @@ def open_folder(tmp_path: Path) -> Iterator[Path]:
     for make, _, read in UNREADABLE.values():
         make(tmp_path)
         read(tmp_path)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own folders are closed to nobody
         Path(name).chmod(0o777)
         yield Path(name)
 
