@@ -35,16 +35,19 @@ esac
 command=(dkel task=compare "${arguments[@]}" "$@" "compare.folder=$folder")
 
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
-workers=${WORKERS:-$([ "$gpus" -gt 0 ] && echo "$gpus" || nproc)}
+cores=$(python -c 'from dkel_lightning.runtime import processors; print(processors.allowed())')
+workers=${WORKERS:-$([ "$gpus" -gt 0 ] && echo "$gpus" || echo "$cores")}
+IFS=, read -r -a visible <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus > 0 ? gpus - 1 : 0)))}"
 mkdir -p "$folder"
 for ((k = 0; k < workers; k++)); do
   if [ "$gpus" -gt 0 ]; then
-    CUDA_VISIBLE_DEVICES=$((k % gpus)) "${command[@]}" > "$folder/worker_$k.log" 2>&1 &
+    CUDA_VISIBLE_DEVICES=${visible[k % gpus]} "${command[@]}" >> "$folder/worker_$k.log" 2>&1 &
   else
-    OMP_NUM_THREADS=1 "${command[@]}" trainer=cpu > "$folder/worker_$k.log" 2>&1 &
+    OMP_NUM_THREADS=1 "${command[@]}" trainer=cpu >> "$folder/worker_$k.log" 2>&1 &
   fi
 done
-trap 'kill -INT $(jobs -p) 2> /dev/null' INT TERM
+# SIGTERM saves what is trained; bash lets what it starts in the background ignore SIGINT.
+trap 'trap - INT TERM; kill -TERM $(jobs -p) 2> /dev/null; wait; exit 130' INT TERM
 echo "$workers processes at work; they write into $folder/worker_*.log"
 wait
 exec "${command[@]}" $([ "$gpus" -gt 0 ] || echo trainer=cpu)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from dkel_lightning.app import drawing, figures
+from dkel_lightning.app.config.schema import completed
 from dkel_lightning.app.runs.groups import COMPARED, Group, Sweep, has_collapsed
 from dkel_lightning.app.runs.kinds import NOTE
 from dkel_lightning.app.runs.records import WRONG_LABELS, RunRecord
@@ -59,7 +60,7 @@ def refuse_other(folder: Path, values: Mapping[str, Any]) -> None:
     """
     from dkel_lightning.app.runs.folder import values_in  # needs Lightning, which a page does without
 
-    found = differences(values_in(folder), as_written(values))
+    found = differences(completed(values_in(folder)), as_written(values))
     if found:
         raise OtherJobError(
             f"{folder} was trained with other settings ({'; '.join(found)}): "

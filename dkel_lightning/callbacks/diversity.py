@@ -235,7 +235,7 @@ def parameter_distances(module: Coordinator, pairs: Mapping[Pair, str]) -> dict[
 
 def _paths(module: Coordinator, *, whole: bool) -> list[Sequence[Tensor]]:
     found: list[Sequence[Tensor]] = []
-    for part in (module.student, module.teacher):
+    for part in (module.student, module.teacher_here):
         if part is not None:
             for i in range(part.num_peers):
                 own = part.network.peer(i) if whole else part.network.own_part(i)
@@ -249,7 +249,7 @@ def _peers_and_pairs(module: Coordinator) -> tuple[tuple[int, ...], dict[Pair, s
     Peers are counted student first, teacher after.
     """
     students = module.student.num_peers
-    teachers = module.teacher.num_peers if module.teacher is not None else 0
+    teachers = module.teacher_here.num_peers if module.teacher_here is not None else 0
     pairs: dict[Pair, str] = {}
     if teachers:
         pairs |= {(i, students + i % teachers): KINDS[0] for i in range(students)}
@@ -259,10 +259,10 @@ def _peers_and_pairs(module: Coordinator) -> tuple[tuple[int, ...], dict[Pair, s
 
 
 def _peer_names(module: Coordinator) -> list[str]:
-    parts = {"student": module.student, "teacher": module.teacher}
+    parts = {"student": module.student, "teacher": module.teacher_here}
     return [f"{name}_{i}" for name, part in parts.items() if part is not None for i in range(part.num_peers)]
 
 
 def _feature_widths(module: Coordinator) -> list[int]:
-    teacher = module.teacher.network.feature_dims if module.teacher is not None else ()
+    teacher = module.teacher_here.network.feature_dims if module.teacher_here is not None else ()
     return [*module.student.network.feature_dims, *teacher]

@@ -40,6 +40,10 @@ class Normalize:
         # Division, not a multiply-add: bit-equal to torchvision's ToTensor and Normalize.
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what lies on a device: workers get a copy, and cannot share the memory of every device."""
+        return {**self.__dict__, "_constants": {}}
+
     def _constants_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._constants:
             shape = (-1, 1, 1)

@@ -402,7 +402,7 @@ def _upload(split: StoredImages, device: torch.device) -> tuple[Tensor, Tensor |
     Those that are in the host's memory already stay there for a CPU. Others are copied in pieces: all at once would
     hold them twice in the host's memory.
     """
-    if device.type == "cpu" and type(split.images) is np.ndarray and split.images.flags.writeable:
+    if device.type == "cpu" and type(split.images) is np.ndarray and split.images.flags.carray:
         return torch.from_numpy(split.images), torch.from_numpy(split.chosen)
     result = torch.empty((len(split), *split.images.shape[1:]), dtype=torch.uint8, device=device)
     size = max(1, _PIECE_BYTES // math.prod(split.images.shape[1:]))

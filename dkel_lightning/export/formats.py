@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dkel_lightning.assembly.file_checks import no_more_than, refuse_folder
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
-from dkel_lightning.export.metadata import KEY, RECORD, Record, check_files
+from dkel_lightning.export.metadata import KEY, RECORD, Record, check_files, files_of
 from dkel_lightning.methods import preset
 from dkel_lightning.modules.deployment import EnsembleNetwork
 from dkel_lightning.modules.distillation import DistillationModule
@@ -259,7 +259,9 @@ def _file_in(path: Path) -> Path:
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
             raise CheckpointError(f"{path} holds no exported network ({', '.join(names)}).")
-        return found[0]
+        # Of several, such as those of an earlier export that a repository still holds: the one of the record.
+        recorded = files_of(path)
+        return next((file for file in found if file.name in recorded), found[0])
     if not path.is_file():
         raise CheckpointError(f"No exported network at {path}: give a file that task=export wrote, or its folder.")
     return path

@@ -149,19 +149,33 @@ def hashed(path: Path) -> str:
     return found.hexdigest()
 
 
+def files_of(folder: Path) -> dict[str, str]:
+    """Read which files an export has written, with their SHA-256 ("" where names alone are recorded).
+
+    Raises:
+        CheckpointError: the record is not as it was written.
+    """
+    record = folder / RECORD
+    try:
+        files = json.loads(text_of(record))["files"] if record.is_file() else {}
+        return dict.fromkeys(files, "") if isinstance(files, list) else dict(files)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{record} is damaged ({error}): export again.") from error
+
+
 def check_files(folder: Path) -> None:
     """Hold the files of an export against the hashes in its record, where that lies beside them.
 
     Raises:
         CheckpointError: one of them, or the record, is not as it was written.
     """
-    record = folder / RECORD
+    files = files_of(folder)
     try:
-        files = json.loads(text_of(record))["files"] if record.is_file() else {}
-        files = {} if isinstance(files, list) else files  # of a version that wrote names alone
-        wrong = [name for name in files if (folder / name).is_file() and hashed(folder / name) != files[name]]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{record} is damaged ({error}): export again.") from error
+        wrong = [
+            name for name, sha in files.items() if sha and (folder / name).is_file() and hashed(folder / name) != sha
+        ]
+    except (OSError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / RECORD} is damaged ({error}): export again.") from error
     if wrong:
         raise CheckpointError(
             f"{folder / wrong[0]} is damaged or was edited (its SHA-256 is not that of {RECORD}): export again."

@@ -10,6 +10,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import Clock, at_time, ema_rate, length_in_batches, time_of
 from dkel_lightning.settings.declarations import Settings
 from dkel_lightning.settings.keys import (
+    RESUMABLE,
     Follows,
     ShareOfRun,
     choice,
@@ -75,7 +76,7 @@ class ExtraTeacher(OwnNetwork, node="teacher.extra"):
     backbone: Annotated[
         str | None, registered("Network of a frozen teacher beside the peers: what backbone= takes; null: none.")
     ] = None
-    weights: Annotated[str | None, text("File of its weights: a checkpoint or a state_dict.")] = None
+    weights: Annotated[str | None, text("File of its weights: a checkpoint or a state_dict."), RESUMABLE] = None
     weight: Annotated[
         float, number("Weight of its distillation to each peer, at the method's temperature.", 0, 1e6)
     ] = 1.0
@@ -137,6 +138,7 @@ class TeacherSettings(OwnNetwork, node="teacher"):
     weights: Annotated[
         str | None,
         text("File of its first weights: a checkpoint or a state_dict; null: drawn, or (kd) trained first."),
+        RESUMABLE,
     ] = None
     training: Annotated[str, choice("How a teacher of its own is trained first.", *TRAININGS)] = "plain"
     training_epochs: Annotated[

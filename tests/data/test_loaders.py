@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
@@ -272,3 +273,12 @@ def test_workers_hand_over_bytes_and_what_arrives_is_what_one_process_makes(eras
     handed_over, made = augment.apply_in_worker(images, crops), augment.apply(images, crops)
     assert handed_over.dtype == kind
     assert torch.equal(augment.normalize(handed_over) if kind == torch.uint8 else handed_over, made)
+
+
+def test_what_workers_get_holds_nothing_that_lies_on_the_device() -> None:
+    normalize = Normalize((0.4,), (0.3,))
+    normalize(arrays()[0])
+    assert normalize._constants
+    sent = pickle.loads(pickle.dumps(normalize))
+    assert sent._constants == {}
+    assert torch.equal(sent(arrays()[0]), normalize(arrays()[0]))

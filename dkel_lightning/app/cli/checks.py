@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dkel_lightning.app.cli import composition, saved_settings, user_code
+from dkel_lightning.app.cli import composition, saved_settings
 from dkel_lightning.app.cli.composition import resolved
 from dkel_lightning.app.cli.folders import folder_of
 from dkel_lightning.app.cli.invocation import Invocation
@@ -100,7 +100,7 @@ def _check_resume(invocation: Invocation) -> None:
     if task is not None and "resume" in task.refuses:
         raise ConfigError(task.refusal)
     folder = folder_of(Path(invocation.values["resume"]))
-    saved = user_code.completed(values_in(folder))
+    saved = schema.completed(values_in(folder))
     chosen = [item for item in invocation.for_run if invocation.chooses(item)]
     check_groups(chosen, invocation.config_dir)
     others = [item for item in invocation.for_run if item not in chosen]

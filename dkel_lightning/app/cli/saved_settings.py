@@ -14,7 +14,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.config import checks, schema
 from dkel_lightning.app.runs.folder import values_in
@@ -132,9 +131,9 @@ def laid_over(saved: Values, given: Values, overrides: Sequence[str], outer: Val
         ConfigError: a key that changes the trajectory.
     """
     _refuse_lacking(saved, OF_EVERY_RUN)
-    values = user_code.completed(saved)
+    values = schema.completed(saved)
     _refuse_lacking(values, _of_every_composition(given))
-    begun = values if outer is None else user_code.completed(outer)
+    begun = values if outer is None else schema.completed(outer)
     given = as_written(given)
     for key in sorted(explicit(overrides)):
         group = key.split(".")[0]
@@ -238,7 +237,7 @@ def announce(folder: Path, given: Values, values: Values) -> None:
     saved = values_in(folder)
     if found := foreign(saved, given):
         print(f"Taken from {folder / 'config.yaml'} by trust=true: {_listed(found)}", flush=True)
-    before, now = dict(schema.leaves(user_code.completed(saved))), dict(schema.leaves(values))
+    before, now = dict(schema.leaves(schema.completed(saved))), dict(schema.leaves(values))
     changed = [key for key in now if key in before and before[key] != now[key] and schema.changes_figures(key)]
     if changed:
         said = "; ".join(f"{key}={now[key]}, and it was {before[key]}" for key in changed)
@@ -274,7 +273,7 @@ def of_checkpoint(saved: Values, given: Values, overrides: Sequence[str], folder
     taken = [group for group in OF_CHECKPOINT if group not in given_keys]
     _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
     values: dict[str, Any] = dict(given)
-    completed = user_code.completed(saved)
+    completed = schema.completed(saved)
     for group in taken:
         node = {**(completed.get(group) or (given[group] if group == "deploy" else {}))}
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in given_keys}

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import OverrideParseException
 
-from dkel_lightning.app.config import choices, messages, schema
+from dkel_lightning.app.config import choices, messages
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.backbone import BackboneSettings, is_external
 from dkel_lightning.settings.declarations import node_of
@@ -185,9 +185,3 @@ def with_own_data(values: Values) -> Node:
     if data.registered_at(path) is None:
         data.register_data(path)(build.data_at(path))
     return {**values, "data": data_settings(values["data"])}
-
-
-def completed(saved: Values) -> Node:
-    """Add keys that came after a run was saved, with their defaults; data of a user's own is as it was."""
-    found = schema.completed(saved)
-    return {**found, "data": dict(saved["data"])} if "_target_" in saved.get("data", {}) else found

@@ -141,9 +141,13 @@ def completed(saved: Values) -> dict[str, Any]:
         values.setdefault("targets", once)  # label smoothing was the baseline's alone
     for settings in (*came_later, Targets, FigureSettings, Arrangement):
         group = settings.node
-        if isinstance(values.get(group), Mapping):
+        if isinstance(values.get(group), Mapping) and "_target_" not in values[group]:  # a user's own has other keys
             defaults = {key: value for key, value in node_of(settings).items() if value != REQUIRED}
             values[group] = merge(defaults, values[group])
+    teacher = values.get("teacher")
+    if isinstance(teacher, dict):
+        own = {} if teacher.get("update") == "none" else node_of(TeacherSettings)
+        values["teacher"] = merge({**own, "extra": node_of(ExtraTeacher)}, teacher)
     return values
 
 

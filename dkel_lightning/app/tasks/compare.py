@@ -20,7 +20,7 @@ import torch
 
 from dkel_lightning.app.compare import tables
 from dkel_lightning.app.compare.plan import Comparison, Variant
-from dkel_lightning.app.config.schema import Values
+from dkel_lightning.app.config.schema import Values, completed
 from dkel_lightning.app.runs.folder import Run, values_in
 from dkel_lightning.app.runs.groups import COMPARED
 from dkel_lightning.app.runs.records import RunRecord
@@ -33,6 +33,8 @@ from dkel_lightning.runtime.texts import printable
 from dkel_lightning.studies import seed_statistics
 
 MEASURED_EPOCHS = 3
+_TURN = 300.0
+"""Seconds to wait while other processes of the comparison write its tables."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
     Raises:
         DkelError: the folder holds members of another configuration; or every member has failed.
     """
+    _refuse_others(run.folder, comparison)
     with _alone(run.folder):
-        _refuse_others(run.folder, comparison)
         run.describe()
     members = [*comparison.members()]
     own: dict[tuple[str, int], RunRecord] = {}
@@ -96,13 +98,13 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
 
 def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Hold the folder for as long as its own files are written, which is not what takes the time."""
-    return locks.held(folder, ".lock", locks.PATIENCE)
+    return locks.held(folder, ".lock", _TURN)
 
 
 def _outcomes(folder: Path, members: Sequence[tuple[Variant, int]], own: tables.Outcomes) -> tables.Outcomes:
     """Give what has ended so far: here, earlier, and by other processes."""
     records = {(v.label, seed): RunRecord(member_folder(folder, v.label, seed)) for v, seed in members}
-    return {key: own.get(key, record) for key, record in records.items() if key in own or record.whole}
+    return {key: record if record.whole else own[key] for key, record in records.items() if record.whole or key in own}
 
 
 # ---------------------------------------------------------------------- one member
@@ -112,13 +114,20 @@ def _member(folder: Path, comparison: Comparison, variant: Variant, seed: int, p
     """Train a member, or read what it gave; None where another process is at it."""
     try:
         with locks.held(folder / variant.label, f".seed_{seed}", patience):
-            return _trained(folder, comparison, variant, seed)
+            return _trained(folder, comparison, variant, seed, last=patience > 0)
+    except _ReferenceMissingError:
+        print("looked at again in the end: its length follows from a run that has not ended", flush=True)
+        return None
     except FolderInUseError:
         print("another process trains it", flush=True)
         return None
 
 
-def _trained(folder: Path, comparison: Comparison, variant: Variant, seed: int) -> RunRecord:
+class _ReferenceMissingError(DkelError):
+    """A label as long as the reference, of which no run has ended: another process may be at it."""
+
+
+def _trained(folder: Path, comparison: Comparison, variant: Variant, seed: int, *, last: bool) -> RunRecord:
     where = member_folder(folder, variant.label, seed)
     failure = where / "failed.txt"
     try:
@@ -133,6 +142,8 @@ def _trained(folder: Path, comparison: Comparison, variant: Variant, seed: int) 
     except FolderInUseError:
         raise
     except Exception as error:  # whatever one member fails of, the others are still wanted
+        if isinstance(error, _ReferenceMissingError) and not last:
+            raise
         message = str(error).strip() or type(error).__name__
         write_text(failure, traceback.format_exc())
         print(f"Failed: {printable(message)}", flush=True)
@@ -194,7 +205,9 @@ def _measured(folder: Path, comparison: Comparison, variant: Variant) -> dict[st
             "ratio": own / speed,
             "epochs": max(1, math.ceil(epochs * own / speed)),
         }
-    raise DkelError(f"Its length follows from {comparison.reference}, of which no run has finished so far.")
+    raise _ReferenceMissingError(
+        f"Its length follows from {comparison.reference}, of which no run has finished so far."
+    )
 
 
 def _own_speed(folder: Path, comparison: Comparison, variant: Variant, seed: int) -> float:
@@ -232,7 +245,7 @@ def _refuse_others(folder: Path, comparison: Comparison) -> None:
             mistakes.append(f"{where} was trained as long as {written['reference']}, not {comparison.reference}.")
             continue
         wanted = variant.values(seed, written["epochs"] if written else None)
-        found = differences(values_in(where), as_written(wanted))
+        found = differences(completed(values_in(where)), as_written(wanted))
         if found:
             mistakes.append(f"{where} was trained with other settings ({'; '.join(found)}).")
     if mistakes:
