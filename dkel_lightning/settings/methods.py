@@ -227,7 +227,7 @@ PRESETS: dict[str, MethodPreset] = {
         "Cross-entropy only; the same networks, the same teacher following passively.",
         NoSettings,
         Needs(teacher="none", minimum_peers=1),
-        teacher={"batchnorm": "ema"},
+        teacher="passive",
     ),
     "cl_ilr": MethodPreset(
         "Collaborative learning with intermediate-level sharing: heads on one trunk, gradient scaled where they meet.",

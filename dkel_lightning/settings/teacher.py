@@ -230,5 +230,9 @@ TEACHERS: Mapping[str, TeacherPreset] = {
         "Learns from the labels by itself, from the first step of its student on.",
         {"update": "gradient", "init_steps": 0},
     ),
+    "passive": TeacherPreset(
+        "Drawn on its own, and averaged with its statistics: it is passed no batch where no method reads it.",
+        {"batchnorm": "ema"},
+    ),
     "none": TeacherPreset("No teacher; for methods that can do without.", None),
 }

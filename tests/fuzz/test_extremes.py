@@ -41,7 +41,7 @@ def explore(count: int, seed: int, sets: dict[str, Path]) -> Tally:
 
 @pytest.mark.slow
 def test_extreme_numbers_train_or_are_refused_with_one_clear_error(tmp_path: Path) -> None:
-    tally = explore(12, 0, make_sets(tmp_path))
+    tally = explore(20, 0, make_sets(tmp_path))
     assert not tally.failures, "\n".join(tally.failures)
     assert min(tally.trained, tally.refused) > 2, tally
 
