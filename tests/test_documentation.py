@@ -82,8 +82,8 @@ RECORDS = ROOT / "docs" / "results" / "performance"
 SHOWN = sorted({command for page in PAGES if RECORDS not in page.parents for command in commands(page)})
 
 
-SCRIPTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "scripts").glob("*.sh")}
-SCRIPTS_OF_OURS = [name for name, text in SCRIPTS.items() if "arguments=(trainer=ddp" in text]
+SHELL = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "scripts").glob("*.sh")}
+SCRIPTS_OF_OURS = [name for name, text in SHELL.items() if "arguments=(trainer=ddp" in text]
 """Those that pass on what they are given as it is."""
 
 
