@@ -122,6 +122,14 @@ def test_what_is_given_again_or_trusted_is_taken_and_said(tmp_path: Path, capsys
     assert said in capsys.readouterr().out
 
 
+def test_what_is_given_instead_needs_no_trust_since_it_is_not_taken_from_the_file(tmp_path: Path) -> None:
+    folder = written(tmp_path, compose("method=kd", "teacher.backbone=resnet8", "teacher.weights=here.pt"))
+    moved = ["method=kd", "teacher.backbone=resnet8", "teacher.weights=moved/here.pt"]
+    assert saved_settings.resumed(folder, compose(*moved), moved[2:])["teacher"]["weights"] == "moved/here.pt"
+    with pytest.raises(CheckpointError, match=r"names teacher\.weights=here\.pt"):
+        saved_settings.resumed(folder, compose(), [])
+
+
 def test_the_settings_of_the_shipped_experiments_need_no_trust() -> None:
     for overrides in ((), ("experiment=tinyimagenet",), ("scheduler=cosine", "optimizer=adamw"), ("method=kd",)):
         assert saved_settings.foreign(compose(*overrides), compose()) == {}

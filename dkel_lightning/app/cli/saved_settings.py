@@ -112,7 +112,10 @@ def resumed(folder: Path, given: Values, overrides: Sequence[str]) -> dict[str, 
         raise ConfigError(f"{folder} is no training run, so there is nothing to resume.")
     outer = stages.run_around(folder)
     for path, values in ((folder, saved), *([] if outer is None else [(folder.parent, outer)])):
-        _refuse_foreign(foreign(values, given), path / "config.yaml", given)
+        # What this command gives instead, where it may, is not taken from the file.
+        instead = {key for key in explicit(overrides) if schema.may_change(key)}
+        found = {key: value for key, value in foreign(values, given).items() if key not in instead}
+        _refuse_foreign(found, path / "config.yaml", given)
     laid = {**laid_over(saved, given, overrides, outer), "resume": None, "trust": given["trust"]}
     check_values(laid, folder)
     return laid
