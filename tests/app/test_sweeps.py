@@ -20,10 +20,11 @@ from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.cli.sweep_session import SweepSession, begun
 from dkel_lightning.app.config import choices
+from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.groups import COMPARED, Group, Sweep, has_collapsed, read_sweep
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.errors import ConfigError, DataError, DkelError, NonFiniteError
-from tests.compose import prepare
+from tests.compose import compose, prepare
 
 PRESETS = sorted(path.stem for path in (choices.folder() / "experiment" / "ablation").glob("[a-z]*.yaml"))
 
@@ -258,11 +259,12 @@ def test_an_axis_is_numeric_where_its_values_are_and_stay_apart(
 
 
 def test_other_settings_in_a_jobs_folder_are_refused_with_the_differences(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("seed: 0\noptimizer: {lr: 0.1}\ndata: {mean: [0.5], workers: 2}\n")
-    same = {"seed": 0, "optimizer": {"lr": 0.1}, "data": {"mean": None, "workers": 0}}
-    sweeps.refuse_other(tmp_path, same)
-    with pytest.raises(ConfigError, match=r"other settings \(optimizer.lr: 0.1 there, 0.2 here\)"):
-        sweeps.refuse_other(tmp_path, {**same, "optimizer": {"lr": 0.2}})
+    begun = compose("data.mean=[0.5]", "data.workers=2")
+    del begun["teacher"]["extra"]  # of a version that had none
+    (tmp_path / "config.yaml").write_text(Run(begun, tmp_path).settings)
+    sweeps.refuse_other(tmp_path, compose("data.workers=0"))
+    with pytest.raises(ConfigError, match=r"other settings \(optimizer\.lr: 0\.1 there, 0\.2 here\)"):
+        sweeps.refuse_other(tmp_path, compose("optimizer.lr=0.2"))
 
 
 # ---------------------------------------------------------------------- searches
