@@ -96,7 +96,10 @@ class _Batches(Dataset["Batch | DataError"]):
                 "(such as docker run --shm-size=8g), lower data.workers or data.batch_size, or set data.workers=0."
             )
 
-    normalize: Normalize
+    @property
+    @abstractmethod
+    def normalize(self) -> Normalize:
+        """What makes float32 images of the pixels, once they have arrived."""
 
     @abstractmethod
     def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +113,11 @@ class _TrainingBatches(_Batches):
         self.stored = stored
         self.augment = augment
         self.views = views
-        self.normalize = augment.normalize
+
+    @property
+    def normalize(self) -> Normalize:
+        """That of the augmentation."""
+        return self.augment.normalize
 
     def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
         draws = [
@@ -127,7 +134,12 @@ class _EvaluationBatches(_Batches):
 
     def __init__(self, stored: StoredImages, normalize: Normalize) -> None:
         self.stored = stored
-        self.normalize = normalize
+        self._normalize = normalize
+
+    @property
+    def normalize(self) -> Normalize:
+        """What was given."""
+        return self._normalize
 
     def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self.stored.read(indices), self.stored.labels[indices]

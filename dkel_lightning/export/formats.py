@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from dkel_lightning.modules.deployment import EnsembleNetwork
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.networks import LogitsOf, SinglePeer, logits_of
 from dkel_lightning.runtime.atomic_files import naming, text_of, write_bytes
+from dkel_lightning.runtime.packages import need
 
 FORMATS = ("original", "state_dict", "safetensors", "torch_export", "onnx")
 _FOLDER = "model.safetensors"
@@ -69,21 +69,7 @@ def check(kind: str) -> None:
     if kind not in FORMATS:
         raise ConfigError(f"export.format is {kind!r}: choose one of {', '.join(FORMATS)}.")
     for package in _NEEDED[kind]:
-        need(package, f"export.format={kind}")
-
-
-def need(package: str, what: str, extra: str = "export") -> Any:
-    """Import a package of an extra.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ConfigError(
-            f'{what} needs {package.split(".")[0]} ({error}): pip install "dkel-lightning[{extra}]".'
-        ) from error
+        need(package, f"export.format={kind}", "export")
 
 
 # ---------------------------------------------------------------------- writing
@@ -129,7 +115,7 @@ def _write_weights(network: nn.Module, target: Path, record: Record) -> None:
         torch.save(tensors, written)
         write_bytes(target, written.getvalue())
     else:
-        save = need("safetensors.torch", "safetensors").save
+        save = need("safetensors.torch", "safetensors", "export").save
         write_bytes(target, save(tensors, metadata={"format": "pt", KEY: record.as_text()}))
 
 
@@ -333,7 +319,7 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _safetensors(path: Path) -> tuple[str | None, Mapping[str, Tensor]]:
-    library = need("safetensors", "A .safetensors file")
+    library = need("safetensors", "A .safetensors file", "export")
     try:
         with library.safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get(KEY), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -342,7 +328,7 @@ def _safetensors(path: Path) -> tuple[str | None, Mapping[str, Tensor]]:
 
 
 def _onnx(path: Path) -> tuple[str | None, Classifier]:
-    library = need("onnxruntime", "An .onnx file")
+    library = need("onnxruntime", "An .onnx file", "export")
     options = library.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3

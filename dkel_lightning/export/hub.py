@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from dkel_lightning.errors import CheckpointError, ConfigError, HubError
-from dkel_lightning.export.formats import Exported, need, open_exported
+from dkel_lightning.export.formats import Exported, open_exported
 from dkel_lightning.export.metadata import RECORD, Record
 from dkel_lightning.runtime.atomic_files import text_of, write_text
+from dkel_lightning.runtime.packages import need
+from dkel_lightning.runtime.texts import first_line
 
 _CARD = "README.md"
 _TASK = "image-classification"
@@ -115,5 +117,4 @@ def _explained(name: str, what: str, left: str) -> Iterator[None]:
             403: f"take a token that may {what} it",
             404: "see that the name is right, and that your token may see it",
         }.get(status or 0, "see that there is a network, and that HF_ENDPOINT and HF_HUB_OFFLINE are as you want them")
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise HubError(f"The Hub does not take {name} ({said}): {cure}. {left}") from error
+        raise HubError(f"The Hub does not take {name} ({first_line(error)}): {cure}. {left}") from error

@@ -18,6 +18,11 @@ def printable(text: object) -> str:
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(text))
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def markdown(text: object) -> str:
     """Write a text for a line or cell of Markdown: neither markup nor links."""
     line = " ".join(printable(text).split())

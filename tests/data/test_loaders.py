@@ -83,7 +83,6 @@ def test_batches_keep_the_contract(make: Make) -> None:
         plain.augment = exact
     elif isinstance(plain, WorkerLoader):
         plain.dataset_in_workers.augment = exact
-        plain.dataset_in_workers.normalize = exact.normalize
     for views, _, indices in each(plain):
         assert torch.equal(views[:, 1], Normalize((0.4,), (0.3,))(images[indices]))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,6 @@ from dkel_lightning.runtime.texts import printable
 CLASSES = "classes.json"
 """Names of the classes, in the folder of a run."""
 _MOST_NAMES = 16 << 20
-_AHEAD = 1
-"""Batches that are decoded before they are needed."""
 _SHOWN = 20
 _COLUMNS = 5
 """Rows and columns of the table; the files hold all."""
@@ -102,14 +100,10 @@ def _decoded(batches: Sequence[Sequence[Path]], known: Preprocessing) -> Iterato
     Threads are enough: Pillow decodes and scales without Python's lock.
     """
     with ThreadPoolExecutor(processors.allowed()) as pool:
-        ahead: deque[list[Future[tuple[Path, Tensor | str]]]] = deque()
+        submitted = ([pool.submit(_read, path, known) for path in batch] for batch in batches)
         try:
-            for batch in batches:
-                ahead.append([pool.submit(_read, path, known) for path in batch])
-                if len(ahead) > _AHEAD:
-                    yield [each.result() for each in ahead.popleft()]
-            while ahead:
-                yield [each.result() for each in ahead.popleft()]
+            for batch, _ in pairwise(chain(submitted, [[]])):  # which asks for the next one before it gives this
+                yield [each.result() for each in batch]
         finally:  # whoever ends early waits for no more than what is being decoded
             pool.shutdown(cancel_futures=True)
 

@@ -16,6 +16,7 @@ from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.readers.image_folder import image_bytes
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import ConfigError, DataError
+from dkel_lightning.runtime.texts import first_line
 
 SPLITS = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test", "validation", "val", "valid")}
 """Names under which a split is looked for; a set without a test split is tested on its validation images."""
@@ -115,10 +116,9 @@ class HuggingFaceDataModule(ImageDataModule):
             name = str(root) if root.exists() else self._name
             return datasets.load_dataset(name, download_mode=mode, download_config=config)
         except Exception as error:  # the Hub, the file system and each format fail in their own ways
-            said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise DataError(
-                f"data.root={self._name} cannot be read by datasets ({said}): give a name on the Hub, or a folder that "
-                "save_to_disk or the Hub has written."
+                f"data.root={self._name} cannot be read by datasets ({first_line(error)}): give a name on the Hub, or "
+                "a folder that save_to_disk or the Hub has written."
             ) from error
 
     def _column(self, features: Any, given: str | None, kind: Any, key: str, what: str) -> str:

@@ -23,7 +23,9 @@ from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.readers.image_folder import image_bytes, listed
 from dkel_lightning.data.readers.imagenet import ImageFiles, ImageNetDataModule
 from dkel_lightning.data.registry import register_data
-from dkel_lightning.errors import ConfigError, DataError
+from dkel_lightning.errors import DataError
+from dkel_lightning.runtime.packages import need
+from dkel_lightning.runtime.texts import first_line
 
 LABELS = "labels"
 """Of the shards beside the splits': one sample, an .npz of the classes' names and of each split's labels."""
@@ -45,10 +47,9 @@ class Shards:
                 self._opened = os.getpid(), self._open()
             sample = self._opened[1][index]
         except Exception as error:  # a disk and every object storage fail in their own ways
-            said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise DataError(
-                f"Sample {index} of the shards in {self.place} cannot be read ({said}): see that they are whole, and "
-                "that you may read them."
+                f"Sample {index} of the shards in {self.place} cannot be read ({first_line(error)}): see that they "
+                "are whole, and that you may read them."
             ) from error
         if not isinstance(sample, bytes | memoryview):
             kind = type(sample).__name__
@@ -161,7 +162,4 @@ def needed() -> Any:
     Raises:
         ConfigError: it is not installed.
     """
-    try:
-        return importlib.import_module("litdata")
-    except ImportError as error:
-        raise ConfigError(f'data=shards needs litdata ({error}): pip install "dkel-lightning[shards]".') from error
+    return need("litdata", "data=shards", "shards")
