@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from itertools import chain
 from pathlib import Path
 
@@ -98,6 +98,9 @@ pinned = pytest.mark.skipif(
 
 @pinned
 def test_the_pins_are_what_is_installed() -> None:
+    stated = {Requirement(line).name for line in requires("dkel-lightning") or []}
+    declared = {r.name for r in map(Requirement, PROJECT["optional-dependencies"]["dev"])}
+    assert declared <= stated, "the environment is older than pyproject.toml: make it again"
     unpinned = ("pip", "setuptools", "triton")
     brought = {name for name, _ in licences.needed("dkel-lightning", (*licences.EXTRAS, "dev"))} - {*unpinned}
     pins_ = pins("constraints.txt")
