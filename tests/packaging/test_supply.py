@@ -98,8 +98,8 @@ pinned = pytest.mark.skipif(
 
 @pinned
 def test_the_pins_are_what_is_installed() -> None:
-    stated = {Requirement(line).name for line in requires("dkel-lightning") or []}
-    declared = {r.name for r in map(Requirement, PROJECT["optional-dependencies"]["dev"])}
+    stated = {canonicalize_name(Requirement(line).name) for line in requires("dkel-lightning") or []}
+    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["optional-dependencies"]["dev"]}
     assert declared <= stated, "the environment is older than pyproject.toml: make it again"
     unpinned = ("pip", "setuptools", "triton")
     brought = {name for name, _ in licences.needed("dkel-lightning", (*licences.EXTRAS, "dev"))} - {*unpinned}
