@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from dkel_lightning import ema
 from dkel_lightning.checkpoints import file_format
@@ -78,13 +79,24 @@ class TeacherModule(PeersModule):
     def forward(self, views: Tensor) -> TeacherOutput:
         """Classify `views` as StudentModule does; without a graph unless it learns.
 
+        With `dtype=bfloat16` one that follows computes so, its weights and what it returns stay in the type of `views`.
+
         Raises:
             CheckpointError: its weights were left out of the checkpoint.
         """
         self.require()
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()), self._statistics_kept():
-            seen = self.pass_through(views)
+            if self._is_lowered:
+                # Each weight is read once a pass: what was cast of it need not be kept.
+                with torch.autocast(views.device.type, torch.bfloat16, cache_enabled=False):
+                    seen = tree_map_only(Tensor, lambda each: each.to(views.dtype), self.pass_through(views))
+            else:
+                seen = self.pass_through(views)
         return TeacherOutput(seen.logits, seen.features, seen.named)
+
+    @property
+    def _is_lowered(self) -> bool:
+        return self.settings.dtype == "bfloat16" and self.settings.update == "ema" and not self._alone
 
     def takes_part(self) -> bool:
         """Tell whether a training batch is to pass it: somebody reads what it says, or the passing changes it.

@@ -108,14 +108,19 @@ def _default(item: Field[Any]) -> Any:
     return REQUIRED if item.default is MISSING else item.default
 
 
-def keys_of(cls: type[Any], node: str | None = None) -> dict[str, Key]:
+def keys_of(cls: type[Any], node: str | None = None) -> Mapping[str, Key]:
     """Collect the keys that a dataclass declares, with those of nested ones, by their full names.
 
     Args:
         cls: the dataclass.
         node: the place in the configuration, by default what the class says.
     """
-    return dict(_walk(cls, cls.node if node is None else node, None))
+    return _keys_at(cast(Any, cls), cls.node if node is None else node)
+
+
+@functools.cache
+def _keys_at(cls: Any, node: str) -> Mapping[str, Key]:
+    return dict(_walk(cls, node, None))
 
 
 def _walk(cls: type[Any], node: str, instance: Any) -> Iterator[tuple[str, Key]]:

@@ -37,7 +37,7 @@ EARLY = 150 / 240
 """Share of its training after which a teacher is stopped early. Source: reviews of SoTeacher."""
 DTYPES = ("float32", "bfloat16", "float16")
 CONSTANT, DEVIATION = number("", -1000, 1000), number("", 0, 1000, above=True)
-OF_ITS_OWN = ("backbone", "pretrained", "image_size", "mean", "std", "dtype", "init_student_from_branches")
+OF_ITS_OWN = ("backbone", "pretrained", "image_size", "mean", "std", "init_student_from_branches")
 """Settings of a teacher that is a network of its own."""
 
 
@@ -56,7 +56,12 @@ class OwnNetwork(Settings):
         several("Channel means of its normalisation; null: the data's, with pretrained=true its own.", CONSTANT),
     ] = None
     std: Annotated[tuple[float, ...] | None, several("Channel deviations, likewise.", DEVIATION)] = None
-    dtype: Annotated[str, choice("Type in which a frozen teacher of its own computes.", *DTYPES)] = "float32"
+    dtype: Annotated[
+        str,
+        choice(
+            "Type in which a teacher computes: one of its own that is frozen, or (bfloat16) one that follows.", *DTYPES
+        ),
+    ] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,8 +156,10 @@ class TeacherSettings(OwnNetwork, node="teacher"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dtype != "float32" and self.update != "frozen":
+        if self.dtype != "float32" and self.update == "gradient":
             raise ConfigError(f"teacher.dtype={self.dtype} is for a teacher that does not learn: add teacher=frozen.")
+        if self.dtype == "float16" and self.update == "ema":
+            raise ConfigError("teacher.dtype=float16 is for a frozen teacher: set it to bfloat16.")
         if self.update == "none":
             raise ConfigError("teacher.update is none, and a teacher learns by ema, by gradient, or is frozen.")
 
@@ -179,7 +186,7 @@ def values_of(setting: float | Mapping[float, float] | None) -> list[float]:
 def teacher_mistakes(method: str, needs: Needs, teacher: Mapping[str, Any]) -> Iterator[str]:
     """Say which settings of a teacher contradict what the method needs, with their cure."""
     if not needs.foreign_teacher:
-        for key in OF_ITS_OWN:
+        for key in (*OF_ITS_OWN, *(() if teacher["update"] == "ema" else ("dtype",))):
             default = getattr(TeacherSettings, key)
             if teacher.get(key, default) != default:
                 yield f"teacher.{key} is set, but the teacher of {method} has the student's form: leave it out."

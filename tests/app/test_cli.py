@@ -49,7 +49,7 @@ def refused(*arguments: str, multirun: bool = False, config_dir: Path | None = N
             "Unknown choice method=dkell. Did you mean dkel? Choices: baseline, ",
         ),
         ("experiment=cifar", "Unknown choice experiment=cifar."),
-        ("precision=32", "Unknown choice precision=32. Did you mean fp32? Choices: bf16, fp16, fp32."),
+        ("precision=32", "Unknown choice precision=32. Did you mean fp32? Choices: auto, bf16, fp16, fp32."),
         ("method=dkel,pcl", "method=dkel,pcl gives several values: add -m"),
         ("foo bar", "Cannot read 'foo bar': write key=value"),
         ("data.root", "Cannot read 'data.root': write key=value"),

@@ -131,7 +131,7 @@ def test_a_signal_saves_once_and_ends_all_processes(
     launcher: str, number: signal.Signals, group: bool, tmp_path: Path
 ) -> None:
     slow = "+callbacks.extra.slow={_target_: faults.Slow}"
-    command = started(tmp_path, launcher, slow, "trainer.limit_train_batches=60")
+    command = started(tmp_path, launcher, slow, "trainer.limit_train_batches=30")
     command.until("epoch 1/2")
     (os.killpg if group else os.kill)(command.process.pid, number)
     ended = command.wait()
@@ -141,7 +141,7 @@ def test_a_signal_saves_once_and_ends_all_processes(
     assert ended.errors == [], ended.text
     assert launcher == TORCHRUN or "Traceback" not in ended.text
     step = file_format.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"]
-    assert 60 < step <= 120
+    assert 30 < step <= 60
     assert f"after step {step}, and saved" in ended.text
 
 

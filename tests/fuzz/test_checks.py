@@ -35,11 +35,12 @@ def base(number: int) -> dict[str, Any]:
 
 
 def changed(number: int, changes: dict[str, Any]) -> dict[str, Any]:
-    values = copy.deepcopy(base(number))
+    values = dict(base(number))
     for key, value in changes.items():
         *path, last = key.split(".")
         node = values
-        for part in path:
+        for part in path:  # what is not changed is shared
+            node[part] = dict(node[part])
             node = node[part]
         node[last] = copy.deepcopy(value)
     return values

@@ -16,7 +16,7 @@ from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings, teach
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 # Lightning's name of each precision.
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "auto": "auto"}
 
 
 def check(values: Values) -> None:

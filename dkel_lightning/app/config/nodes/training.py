@@ -113,8 +113,8 @@ class TrainerSettings(Settings, node="trainer", resumable=True, further="Argumen
 class PrecisionSettings(Settings, node="precision"):
     """Precision of the arithmetic."""
 
-    name: Annotated[str, choice("Precision.", "fp32", "bf16", "fp16")]
-    trainer: Annotated[str, choice("Lightning's name of it.", "32-true", "bf16-mixed", "16-mixed")]
+    name: Annotated[str, choice("Precision.", "fp32", "bf16", "fp16", "auto")]
+    trainer: Annotated[str, choice("Lightning's name of it.", "32-true", "bf16-mixed", "16-mixed", "auto")]
     matmul: Annotated[str, choice("Precision of float32 matrix products.", "highest", "high", "medium")]
 
 
