@@ -105,6 +105,7 @@ class CudaRecorder:
             torch.cuda.set_stream(current)
             with contextlib.suppress(Exception):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+            _out_of_the_capture(torch.cuda.default_generators[torch.cuda.current_device()])
             if not said or said == _first_line(error):
                 raise
             raise CaptureError(said) from error
@@ -119,6 +120,17 @@ class CudaRecorder:
         if device not in cls._sides:
             cls._sides[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         return cls._sides[device]
+
+
+def _out_of_the_capture(generator: torch.Generator) -> None:
+    """Give a generator whose capture was broken a state of its own, which may be restored and drawn from.
+
+    In torch 2.11 the state holds a flag that a capture sets and that only the end of one that succeeds takes back:
+    `set_state` leaves it, and the next draw raises "Offset increment outside graph capture". A clone is made without
+    it. In 2.14 the state keeps what captures draw by capture, and needs nothing. Read in `CUDAGeneratorImpl` and
+    `CUDAGraph` of torch's sources; no device has run it.
+    """
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 @contextlib.contextmanager
@@ -219,7 +231,8 @@ class CapturedStep:
             micro_batches: batches whose gradients make one optimizer step; the loss is divided by it.
 
         Raises:
-            CaptureError: it cannot be captured, and nothing has changed.
+            CaptureError: it cannot be captured, and nothing has changed. Where the recording itself broke, batches of
+                other shapes are no longer captured either.
         """
         given = unpack(batch)
         device = given.labels.device
@@ -317,7 +330,11 @@ class CapturedStep:
         if _host_draws(inputs.labels.device) != on_host:
             raise CaptureError("the step draws random numbers on the host, which a graph would repeat")
         kept.restore()
-        passed = recorder.capture(step)
+        try:
+            passed = recorder.capture(step)
+        except Exception:
+            self._graphs.clear()  # they draw from the state that the generator had
+            raise
         kept.restore()
         return _Graph(recorder, inputs, passed, [parameter.grad for parameter in self._parameters])
 

@@ -299,6 +299,21 @@ def test_a_capture_that_fails_changes_nothing(tape: type[Tape]) -> None:
     assert_equal(states("eager"), states("cuda_graph"))
 
 
+def test_a_recording_that_breaks_takes_along_the_graphs_before_it(
+    tape: type[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = CapturedStep(build().train())
+    step.capture(images_and_labels(8))
+
+    def broken(self: Tape, step: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Tape, "capture", broken)
+    with pytest.raises(CaptureError, match="RuntimeError: operation not permitted"):
+        step.capture(images_and_labels(4))
+    assert len(step) == 0
+
+
 def test_hooks_that_come_after_the_gradients_see_them(tape: type[Tape]) -> None:
     class Norms(Callback):
         def __init__(self) -> None:

@@ -20,12 +20,14 @@ class Device:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.told: list[str] = []
         self.breaks: Exception | None = None
+        self.generator = Generator()
         monkeypatch.setattr(CudaRecorder, "_sides", {})
         for name, value in {
             "CUDAGraph": lambda: "graph",
             "graph_pool_handle": lambda: (0, 1),
             "Stream": lambda: Stream(self, "side"),
             "current_device": lambda: 0,
+            "default_generators": [self.generator],
             "current_stream": lambda: Stream(self, "default"),
             "set_stream": lambda stream: self.told.append(f"on {stream.name}"),
             "stream": self.stream,
@@ -44,15 +46,32 @@ class Device:
     def graph(self, graph: Any, pool: Any, capture_error_mode: str) -> Iterator[None]:
         self.told.append(f"capture {pool} {capture_error_mode}")
         assert not gc.isenabled()
+        self.generator.state = {**self.generator.state, "capturing": True}
         try:
             yield
         finally:
             if self.breaks is not None:
                 raise self.breaks
+            self.generator.state["capturing"] = False
 
     def set_mode(self, mode: Any) -> None:
         warnings.warn("a prototype feature", stacklevel=2)
         self.told.append(f"mode {mode}")
+
+
+class Generator:
+    """As in torch 2.11: whether it is capturing is part of its state, which a clone has without."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {"seed": 7, "capturing": False}
+
+    def clone_state(self) -> Generator:
+        clone = Generator()
+        clone.state = {**self.state, "capturing": False}
+        return clone
+
+    def graphsafe_set_state(self, other: Generator) -> None:
+        self.state = other.state
 
 
 class Stream:
@@ -104,6 +123,7 @@ def test_a_capture_that_fails_says_what_broke_it_and_gives_the_stream_back(devic
         CudaRecorder().capture(lambda: passed)
     assert device.told.count("on default") == 3
     assert gc.isenabled()
+    assert device.generator.state == {"seed": 7, "capturing": False}
 
 
 def test_graphs_of_one_step_share_their_memory(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
