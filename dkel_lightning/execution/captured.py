@@ -61,7 +61,10 @@ class CudaRecorder:
     """
 
     _sides: ClassVar[dict[int, Any]] = {}
-    """A stream to rehearse on, by device: libraries keep workspaces for each stream that they have seen."""
+    """A stream to rehearse and capture on, by device: libraries keep workspaces for each stream that they have seen.
+
+    Without one torch captures every graph of the process on a stream of whichever device was captured on first.
+    """
 
     def __init__(self, earlier: Any = None) -> None:
         self._graph = torch.cuda.CUDAGraph()
@@ -93,7 +96,9 @@ class CudaRecorder:
         said = ""
         try:
             # Threads of a DataLoader may pin memory meanwhile, which the default mode would take for an error.
-            graph = torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local")
+            graph = torch.cuda.graph(
+                self._graph, pool=self._pool, stream=self._side(), capture_error_mode="thread_local"
+            )
             with _no_garbage_collected(), graph:
                 try:
                     return step()

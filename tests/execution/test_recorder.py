@@ -21,12 +21,13 @@ class Device:
         self.told: list[str] = []
         self.breaks: Exception | None = None
         self.generator = Generator()
+        self.current = 0
         monkeypatch.setattr(CudaRecorder, "_sides", {})
         for name, value in {
             "CUDAGraph": lambda: "graph",
             "graph_pool_handle": lambda: (0, 1),
-            "Stream": lambda: Stream(self, "side"),
-            "current_device": lambda: 0,
+            "Stream": lambda: Stream(self, "side" if self.current == 0 else f"side of {self.current}"),
+            "current_device": lambda: self.current,
             "default_generators": [self.generator],
             "current_stream": lambda: Stream(self, "default"),
             "set_stream": lambda stream: self.told.append(f"on {stream.name}"),
@@ -43,8 +44,8 @@ class Device:
         yield
 
     @contextmanager
-    def graph(self, graph: Any, pool: Any, capture_error_mode: str) -> Iterator[None]:
-        self.told.append(f"capture {pool} {capture_error_mode}")
+    def graph(self, graph: Any, pool: Any, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        self.told.append(f"capture {pool} on {stream.name} {capture_error_mode}")
         assert not gc.isenabled()
         self.generator.state = {**self.generator.state, "capturing": True}
         try:
@@ -113,7 +114,7 @@ def test_waiting_is_forbidden_without_a_word_and_allowed_again(device: Device) -
 def test_a_capture_that_fails_says_what_broke_it_and_gives_the_stream_back(device: Device) -> None:
     passed: Any = object()
     assert CudaRecorder().capture(lambda: passed) is passed
-    assert device.told == ["capture (0, 1) thread_local"]
+    assert device.told == ["capture (0, 1) on side thread_local"]
     with pytest.raises(RuntimeError, match="synchronizing"):
         CudaRecorder().capture(fail)
     device.breaks = RuntimeError("CUDA error: operation failed due to a previous error during capture")
@@ -131,3 +132,12 @@ def test_graphs_of_one_step_share_their_memory(device: Device, monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 2))
     assert CudaRecorder(first).pool == first.pool == (0, 1)
     assert CudaRecorder().pool == (0, 2)
+
+
+def test_each_device_captures_on_a_stream_of_its_own(device: Device) -> None:
+    passed: Any = object()
+    for device.current in (0, 1, 0):
+        CudaRecorder().capture(lambda: passed)
+    assert [said.split(" on ")[1] for said in device.told] == [
+        f"{stream} thread_local" for stream in ("side", "side of 1", "side")
+    ]
