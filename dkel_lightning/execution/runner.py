@@ -13,14 +13,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 from torch.nn.modules import module as nn_module
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from dkel_lightning.execution import captured
 from dkel_lightning.execution.captured import CapturedStep, CaptureError
 from dkel_lightning.execution.eager import compute_eagerly
+from dkel_lightning.execution.exchange import Exchange, of_plain_kind
 from dkel_lightning.modules.batch import Batch
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import InForce, StepResult
@@ -61,8 +63,8 @@ def wants_channels_last(asked: Execution, device: torch.device, trainer: Trainer
 def why_not_captured(module: Coordinator, trainer: Trainer) -> str | None:
     """Say what forbids to capture the training steps of this fit, None if nothing is known to."""
     device = trainer.strategy.root_device
-    checks = (_of_device(device), _of_trainer(trainer), _of_module(module), _of_callbacks(trainer))
-    return next((why for why in (*checks, _of_hooks(module)) if why is not None), None)
+    checks = (_of_device(device), _of_strategy(module, trainer), _of_trainer(trainer), _of_module(module))
+    return next((why for why in (*checks, _of_callbacks(trainer), _of_hooks(module)) if why is not None), None)
 
 
 def _of_device(device: torch.device) -> str | None:
@@ -71,9 +73,16 @@ def _of_device(device: torch.device) -> str | None:
     return None
 
 
+def _of_strategy(module: Coordinator, trainer: Trainer) -> str | None:
+    strategy = trainer.strategy
+    if type(strategy) is DDPStrategy:
+        return of_plain_kind(module, strategy._ddp_kwargs | {"ddp_comm_hook": strategy._ddp_comm_hook})
+    if not isinstance(strategy, SingleDeviceStrategy) or trainer.world_size > 1:
+        return f"{type(strategy).__name__} exchanges gradients during the backward pass"
+    return None
+
+
 def _of_trainer(trainer: Trainer) -> str | None:
-    if not isinstance(trainer.strategy, SingleDeviceStrategy) or trainer.world_size > 1:
-        return f"{type(trainer.strategy).__name__} exchanges gradients during the backward pass"
     plugin = trainer.precision_plugin
     if getattr(plugin, "scaler", None) is not None:
         return "the loss scaling of precision fp16 decides on the host"
@@ -150,25 +159,26 @@ class Runner:
         self.module = module
         self.trainer = trainer
         self.in_force = planned(module, trainer)
-        self._begun = False
+        self._exchange: Exchange | None = None
         self._looks_again = False
         self._captured: CapturedStep | None = None
         self._refused: set[tuple[Any, ...]] = set()
 
     def __call__(self, batch: Batch, batch_idx: int) -> StepResult:
         """Compute the loss of a batch, by a replay together with its gradients, or eagerly."""
+        if self._exchange is not None:
+            self._exchange.before_forward()
         replayed = self._replayed(batch, batch_idx)
         return replayed if replayed is not None else compute_eagerly(self.module, batch, batch_idx)
 
     def _replayed(self, batch: Batch, batch_idx: int) -> StepResult | None:
         """Compute loss and gradients by a replay; None where the step has to be made eagerly."""
-        if not self._begun:
-            self._begin()
         if self.in_force.compiled:
             self._compile(batch)
         # Who prunes, finetunes or hooks into parts of the networks does so between epochs.
         self._looks_again = self._looks_again or batch_idx == 0
-        if self.in_force.name != "cuda_graph" or self.module.observers:
+        wrapped = isinstance(self.trainer.strategy.model, DistributedDataParallel)
+        if self.in_force.name != "cuda_graph" or self.module.observers or wrapped:
             return None
         micro_batches = self.trainer.accumulate_grad_batches
         if not self._is_captured(batch, micro_batches):
@@ -188,17 +198,22 @@ class Runner:
         print_once(str(self.in_force))
 
     def release(self) -> None:
-        """Let go of graphs and their memory."""
-        self._captured = None
-        self._begun = False
+        """Let go of graphs and their memory, and of the processes."""
+        self._captured, self._exchange = None, None
 
-    def _begin(self) -> None:
-        """Look once more, now that the optimizer is there and all callbacks are."""
-        self._begun = True
+    def begin(self) -> None:
+        """Look once more, now that the optimizer is there and all callbacks are; who captures averages by himself."""
         fused = any(_is_fused(optimizer) for optimizer in self.trainer.optimizers)
         self.in_force = replace(planned(self.module, self.trainer), fused_optimizer=fused)
         if self.in_force.why:
             print_once(str(self.in_force))
+        if self.in_force.name == "cuda_graph" and self.trainer.strategy.model is not self.module:
+            self._exchange = Exchange(self.module, self.trainer)
+
+    def after_backward(self) -> None:
+        """Let processes exchange their gradients, where nobody else does."""
+        if self._exchange is not None:
+            self._exchange.after_backward()
 
     def _is_captured(self, batch: Batch, micro_batches: int) -> bool:
         thoroughly, self._looks_again = self._looks_again, False

@@ -192,9 +192,11 @@ class DistillationModule(Coordinator):
         return terms, loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Compute the gradients, unless a captured step has done it."""
+        """Compute the gradients, unless a captured step has done it, and average them where DDP does not."""
         if not self._gradients_ready:
             super().backward(loss, *args, **kwargs)
+        if self.runner is not None:
+            self.runner.after_backward()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Drop the gradients of the step before, unless a captured step has put its own in their place."""
@@ -252,6 +254,8 @@ class DistillationModule(Coordinator):
         """Do the same where a strategy restores the checkpoint only now; see that training goes on with its parts."""
         continuation.restore_processes(self, self._restored)
         continuation.check_parts_of_training(self, self._restored)
+        if self.runner is not None:
+            self.runner.begin()
 
     def teardown(self, stage: str) -> None:
         """Let go of what was captured: the tensors are going to move."""
