@@ -36,7 +36,7 @@ run: $(VENV)/.run ## set up and run the main job; ARGS="..." are passed on
 test: $(VENV)/.dev ## set up and run the tests; TESTS=path for some of them
 	$(BIN)/python -m pytest -m "not slow and not long" -n $(WORKERS) --dist worksteal $(TESTS)
 
-test-slow: $(VENV)/.dev ## the tests of more than four seconds each: whole commands, several processes, all pages
+test-slow: $(VENV)/.dev ## the tests of more than about three seconds each: whole commands, several processes, all pages
 	$(BIN)/python -m pytest -m "slow and not long" -n $(WORKERS) --dist worksteal $(TESTS)
 
 test-long: $(VENV)/.dev ## kills at random, fuzzing, thousands of epochs: an hour or two; figures go to docs/results/reliability

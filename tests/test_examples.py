@@ -104,6 +104,7 @@ def test_a_vision_transformer_with_dicts_as_batches(capfd: pytest.CaptureFixture
     assert re.search(r"predicted \[(\d, ){9}\d\] of \[(\d, ){9}\d\]", capfd.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_file_in_the_layout_of_medmnist(tmp_path: Path) -> None:
     module = example("medmnist_npz")
     assert module.main(epochs=1, **SHORT) < 1e-4
@@ -123,6 +124,7 @@ def test_a_method_of_ones_own_in_python() -> None:
     assert 0.3 < example("own_method").main(epochs=3, limit_val_batches=1) <= 1
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_on_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shown = re.search(r"dkel (.*modules=.*)", (EXAMPLES / "own_method.py").read_text("utf-8"))
     assert shown is not None
@@ -135,6 +137,7 @@ def test_a_method_of_ones_own_on_the_command_line(monkeypatch: pytest.MonkeyPatc
     check_arguments(command)  # which makes no folder beside the examples
 
 
+@pytest.mark.slow
 def test_lightnings_own_command_line_trains_tests_and_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("jsonargparse", reason="jsonargparse is not installed: see the extra cli")
     command = example("lightning_cli").DistillationCLI

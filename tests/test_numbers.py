@@ -209,6 +209,7 @@ def test_milestones_as_shares_are_whole_epochs_and_never_before_the_first(
     assert optimizer.param_groups[0]["lr"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_learning_rate_of_zero_and_an_unbounded_clip_train_without_moving(tmp_path: Path) -> None:
     """`trainer.gradient_clip_val=0` is no bound, as in Lightning; a rate of 0 leaves the weights where they are."""
     finished(tmp_path / "still", "optimizer.lr=0", "optimizer.weight_decay=0", "trainer.gradient_clip_val=0")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks.outline import IMAGE_SHAPE
+from dkel_lightning.runtime.packages import need
 from dkel_lightning.settings.backbone import reads_a_folder
 from dkel_lightning.settings.keys import did_you_mean
 
@@ -81,7 +81,7 @@ def make(
     size = image_size or IMAGE_SHAPE[1:]
     if source not in EXTRAS:
         return _torchvision(own_name, num_classes, in_channels, size, pretrained)
-    return _SOURCES[source](_library(source, name), own_name, num_classes, in_channels, size, pretrained)
+    return _SOURCES[source](need(EXTRAS[source], name, source), own_name, num_classes, in_channels, size, pretrained)
 
 
 def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
@@ -93,10 +93,10 @@ def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
     source, _, own_name = name.partition(":")
     try:
         if source == "timm":
-            told = _library(source, name).get_pretrained_cfg(own_name)
+            told = need(EXTRAS[source], name, source).get_pretrained_cfg(own_name)
             return told.mean, told.std
         if source == "hf":
-            told = _library(source, name).AutoImageProcessor.from_pretrained(own_name)
+            told = need(EXTRAS[source], name, source).AutoImageProcessor.from_pretrained(own_name)
             return told.image_mean, told.image_std
         from torchvision import models
 
@@ -117,21 +117,14 @@ def pretrained_classes(name: str) -> int:
     source, _, own_name = name.partition(":")
     try:
         if source == "timm":
-            return int(_library(source, name).get_pretrained_cfg(own_name).num_classes)
+            return int(need(EXTRAS[source], name, source).get_pretrained_cfg(own_name).num_classes)
         if source == "hf":
-            return int(_library(source, name).AutoConfig.from_pretrained(own_name).num_labels)
+            return int(need(EXTRAS[source], name, source).AutoConfig.from_pretrained(own_name).num_labels)
         from torchvision import models
 
         return len(models.get_model_weights(own_name).DEFAULT.meta["categories"])
     except (AttributeError, OSError, ValueError) as error:
         raise ConfigError(f"{name} has no pretrained weights that tell their classes ({error}).") from error
-
-
-def _library(source: str, name: str) -> Any:
-    try:
-        return importlib.import_module(EXTRAS[source])
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{name} needs {EXTRAS[source]}: pip install 'dkel-lightning[{source}]'.") from error
 
 
 def _torchvision(name: str, num_classes: int, in_channels: int, size: tuple[int, ...], pretrained: bool) -> nn.Module:

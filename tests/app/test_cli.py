@@ -414,6 +414,7 @@ def test_a_resumed_run_writes_into_its_own_folder(tmp_path: Path) -> None:
     assert split(prepared[-1]) == ("hydra.run.dir", str(checkpoint.parent.parent))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["trainer.max_epoch=3"], ["method=dkell"], ["seed=abc"], ["-m", "seed=0,x"]])
 def test_a_mistake_ends_with_one_message_exit_code_2_and_nothing_written(
     arguments: Sequence[str], tmp_path: Path

@@ -63,6 +63,7 @@ def test_an_interrupt_keeps_the_folder_of_a_run_that_has_written_something(given
     assert sorted(path.name for path in Path("outputs/it").iterdir()) == ["config.yaml", "provenance.json"]
 
 
+@pytest.mark.slow
 def test_a_job_whose_folder_is_renamed_makes_no_other(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
     def moved(run: Run) -> None:
         if run.values["seed"] == 0:
@@ -75,6 +76,7 @@ def test_a_job_whose_folder_is_renamed_makes_no_other(given: Given, capsys: pyte
     assert "jobs of the sweep failed: 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_says_which_of_how_many_it_is(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
     swept = ("-m", "method=dkel,pcl", "seed=3", "+seed=0,1", "trainer.max_epochs=2")
     assert given(lambda run: None, *swept) == 0
@@ -84,6 +86,7 @@ def test_each_job_of_a_sweep_says_which_of_how_many_it_is(given: Given, capsys: 
     assert headings[-1] == "[4/4] method=pcl, seed=1"
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_preset_and_of_a_search_are_counted_too(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
     assert given(lambda run: None, "experiment=ablation/draw", "seed=0") == 0
     assert "\n[2/2] teacher.draw=student\n" in capsys.readouterr().out

@@ -220,6 +220,7 @@ def test_a_logger_that_fails_later_ends_the_run_which_goes_on_without_it(tmp_pat
     assert len(read_rows(tmp_path / "metrics.csv")) == 2
 
 
+@pytest.mark.slow
 def test_a_logger_of_ones_own_may_be_put_into_the_folder_of_the_run(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "now")
     values = {

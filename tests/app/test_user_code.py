@@ -174,6 +174,7 @@ def test_an_argument_without_a_value_is_asked_for() -> None:
 # Runs
 
 
+@pytest.mark.slow
 def test_a_run_of_the_users_own_data_set_method_and_backbone() -> None:
     done = dkel(MODULES, "data=stripes", "method=own_teacher", "backbone=tiny", "data.batch_size=8", *SHORT)
     assert done.returncode == 0, done.stderr

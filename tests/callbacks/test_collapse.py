@@ -178,6 +178,7 @@ def test_a_peer_that_comes_and_goes_is_kept_once(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "collapse").iterdir()] == ["step_11.pt"]
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_sent_back_to_the_start_has_time_to_learn_before_it_is_judged_again(tmp_path: Path) -> None:
     guard = CollapseGuard("restore", grace=0.0, validations=1)
     fit(well_trained(), tmp_path, guard, Spoil(*range(12)), epochs=12)
@@ -198,6 +199,7 @@ def test_a_peer_is_judged_by_what_it_knew_in_the_state_that_was_restored(tmp_pat
     assert guard._well == set()
 
 
+@pytest.mark.slow
 def test_a_peer_that_never_left_chance_collapses_only_after_its_grace(tmp_path: Path) -> None:
     guard = CollapseGuard(grace=0.75)
     fit(well_trained(), tmp_path, guard, Spoil(*range(8)), epochs=8)
@@ -318,6 +320,7 @@ def test_a_loss_that_is_no_number_is_restored_too_and_the_epochs_sums_stay_finit
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.025)
 
 
+@pytest.mark.slow
 def test_restoring_ends_after_its_number_of_times(tmp_path: Path) -> None:
     guard = CollapseGuard("restore", times=2, validations=1)
     with pytest.raises(CollapseError, match=r"It was restored 2 times\."):
@@ -335,6 +338,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SCHEDULERS))
 def test_the_lowered_rate_survives_the_scheduler_and_a_resume(name: str, tmp_path: Path) -> None:
     def run(folder: Path, epochs: int, *callbacks: Callback, resume: Path | None = None) -> list[float]:

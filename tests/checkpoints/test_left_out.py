@@ -108,6 +108,7 @@ def test_what_a_method_keeps_of_the_teacher_stays_inside(method: Any, tmp_path: 
     assert same(dict(alone.method.state_dict()), dict(module.method.state_dict()))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_holds_its_teacher_goes_on_with_it(tmp_path: Path) -> None:
     given = weights_file(tmp_path)
     older = build(given)
@@ -139,6 +140,7 @@ def test_what_a_file_says_of_its_teacher_is_checked(tmp_path: Path) -> None:
         DistillationModule.load_from_checkpoint(tmp_path / "y.ckpt")
 
 
+@pytest.mark.slow
 def test_tasks_read_the_teacher_again_where_they_are_told_to(tmp_path: Path) -> None:
     given = weights_file(tmp_path, classes=10, channels=1)
     asked = ("method=kd", f"teacher.backbone={BACKBONE}", "trainer.max_epochs=1", "trainer.limit_train_batches=2")

@@ -112,6 +112,7 @@ def test_a_strangers_shards_run_nothing(tmp_path: Path) -> None:
     assert Trap.ran  # so the trap is one
 
 
+@pytest.mark.slow
 def test_what_is_not_there_or_cut_short_is_named(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Sample 0 of the shards in .*nowhere/labels cannot be read"):
         made(ShardsDataModule, tmp_path / "nowhere")

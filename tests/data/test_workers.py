@@ -39,6 +39,7 @@ def test_a_batch_for_which_shared_memory_has_no_room_is_one_error(monkeypatch: p
     assert not [path for path in {*Path("/dev/shm").glob("torch_*")} - before if not path.stat().st_size]
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_waited_for_no_longer_than_it_may_take_and_leaves_no_process() -> None:
     batches = iter(in_workers(workers=1))
     next(batches)

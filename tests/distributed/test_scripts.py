@@ -156,6 +156,7 @@ def calls(script: str, cwd: Path, *arguments: str) -> list[tuple[str, list[str]]
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("protocol", "labels", "epochs"),
     [("small", 4, 50), ("cifar10", 7, 300), ("cifar100", 7, 300), ("tinyimagenet", 7, 100)],
@@ -197,6 +198,7 @@ def test_the_rows_of_a_gpu_are_measured_by_commands_that_can_be_composed(part: s
         assert values["trainer"]["accelerator"] == "gpu"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = start("on_a_gpu.sh", tmp_path, "tests")

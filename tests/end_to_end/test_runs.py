@@ -113,6 +113,7 @@ def test_two_epochs_on_tinyimagenet_through_the_real_reader_end_with_a_finite_fa
     assert losses[1] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_images_trains(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 4)):
@@ -131,6 +132,7 @@ def test_a_folder_of_ones_own_images_trains(tmp_path: Path) -> None:
     assert summary(only_run(tmp_path, "own_data"))["test"]["last"]["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_an_npz_of_ones_own_trains_with_bf16_and_a_single_peer(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     arrays: dict[str, Any] = {
@@ -163,6 +165,7 @@ def test_two_processes_write_one_run_and_their_checkpoint_goes_on_in_one_process
     assert (folder / "evaluation_best" / "evaluation.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_each_job_into_a_folder_of_its_own(tmp_path: Path) -> None:
     done = dkel("-m", *SMALL, "method=dkel,pcl", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -190,6 +193,7 @@ def test_a_saved_configuration_that_names_something_foreign_to_run_is_refused(tr
     assert file_format.load(trained / "checkpoints" / "last.ckpt")["epoch"] == 0
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_runs_from_a_folder_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "conf" / "method").mkdir(parents=True)
     (tmp_path / "conf" / "method" / "own_teacher.yaml").write_text(
@@ -221,6 +225,7 @@ def test_a_method_of_ones_own_runs_from_a_folder_of_ones_own(tmp_path: Path) -> 
     assert (missing.returncode, "modules: gone cannot be imported" in missing.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_runs_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Path) -> None:
     both = [Command(*SMALL, "hydra.run.dir=outputs/smoke/now", f"seed={seed}", cwd=tmp_path) for seed in (1, 2)]
     assert [command.wait().returncode for command in both] == [0, 0]
@@ -313,6 +318,7 @@ def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(tmp_path: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_failing_job_does_not_end_the_sweep(tmp_path: Path) -> None:
     done = dkel("-m", *SMALL[:3], "trainer.limit_train_batches=3", "optimizer.lr=1e30,0.1", cwd=tmp_path)
     assert done.returncode == 1

@@ -179,6 +179,7 @@ def test_an_early_stopped_teacher_leaves_the_schedule_of_the_whole_run() -> None
     assert stage.values["scheduler"]["milestones"] == [8, 12]
 
 
+@pytest.mark.slow
 def test_one_command_trains_teacher_heads_and_student_and_each_goes_on_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ def test_the_labels_reach_the_peers_through_the_fusion_and_detached_targets_do_n
     assert learners("kd_ensemble") == {"fusion": False, "bodies": True, "classifiers": True}
 
 
+@pytest.mark.slow
 def test_a_run_deploys_a_peer_and_on_request_the_fusion(tmp_path: Path) -> None:
     result = train(tiny_run(tmp_path, "method=ffl"))
     assert result.last.deployed in ("student_0", "student_1")

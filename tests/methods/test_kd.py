@@ -251,6 +251,7 @@ def teacher_of(path: Path) -> dict[str, Tensor]:
     return dict(module.teacher.network.state_dict())
 
 
+@pytest.mark.slow
 def test_one_command_trains_the_teacher_and_then_the_student_from_it(tmp_path: Path) -> None:
     train(tiny_run(tmp_path, *TWO_STAGES, "method.peers=2"))
     first = tmp_path / "teacher"
@@ -326,6 +327,7 @@ def test_given_weights_skip_the_first_stage(tmp_path: Path) -> None:
     assert DistillationModule.load_from_checkpoint(last).teacher is not None
 
 
+@pytest.mark.slow
 def test_a_stranger_s_outer_configuration_is_checked_before_its_second_stage(tmp_path: Path) -> None:
     train(tiny_run(tmp_path, *TWO_STAGES))
     config = tmp_path / "config.yaml"

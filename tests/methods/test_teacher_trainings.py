@@ -283,6 +283,7 @@ def test_batches_must_tell_their_samples_and_how_many_there_are() -> None:
 # ---------------------------------------------------------------------- before a student
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", ["sftn", "soteacher"])
 def test_a_teacher_is_trained_so_before_its_student(training: str, tmp_path: Path) -> None:
     asked = ("method=kd", "backbone=resnet8", "teacher.backbone=densenet40_12", f"teacher.training={training}")

@@ -77,6 +77,7 @@ def test_it_teaches_each_peer_in_every_method(method: str, extra: dict[str, Any]
     assert any(each is not None and each.abs().sum() > 0 for each in gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dkel", "dml"])
 def test_a_training_leaves_it_alone_and_resumes_exactly_without_it_in_the_checkpoint(
     method: str, extra: dict[str, Any], tmp_path: Path
@@ -107,6 +108,7 @@ def test_a_training_leaves_it_alone_and_resumes_exactly_without_it_in_the_checkp
         trained(build(method, other), tmp_path / "x.ckpt", 2, tmp_path / "half.ckpt")
 
 
+@pytest.mark.slow
 def test_a_compiled_step_is_an_eager_one(extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     both = [build("dkel", extra, execution=execution) for execution in ("eager", "compile")]

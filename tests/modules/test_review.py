@@ -46,6 +46,7 @@ def classifiers(module: DistillationModule) -> list[Tensor]:
     return [next(branch.classifier.parameters()) for branch in network.branches if isinstance(branch, Branch)]
 
 
+@pytest.mark.slow
 def test_equal_classifiers_are_equal_in_a_model_of_ones_own_too() -> None:
     made = {
         name: classifiers(

@@ -80,6 +80,7 @@ def written(dual: DualPolicy) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ddpg", "ppo"])
 def test_both_policies_of_a_solvable_task_improve_and_go_on_from_a_checkpoint_as_they_would_have(
     algorithm: str, tmp_path: Path

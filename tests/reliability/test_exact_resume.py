@@ -131,6 +131,7 @@ def test_a_signal_in_the_test_ends_it_at_once_and_the_resumed_run_ends_as_if_not
     assert_equal_runs(run.folder, through)
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once_and_the_checkpoint_before_it_stands(
     through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

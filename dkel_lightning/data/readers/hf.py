@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +15,7 @@ from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.readers.image_folder import image_bytes
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import ConfigError, DataError
+from dkel_lightning.runtime.packages import need
 from dkel_lightning.runtime.texts import first_line
 
 SPLITS = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test", "validation", "val", "valid")}
@@ -72,8 +72,7 @@ class HuggingFaceDataModule(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if importlib.util.find_spec("datasets") is None:
-            raise ConfigError('data=hf needs datasets, which is not installed: pip install "dkel-lightning[datasets]".')
+        need("datasets", "data=hf", "datasets")
         self.image_size = image_size
         self.columns = (image_column, label_column)
         # As it was given: a name on the Hub is no path.

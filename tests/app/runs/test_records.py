@@ -118,6 +118,7 @@ def test_tables_keep_numbers_as_they_are_and_leave_cells_empty(tmp_path: Path) -
     assert Column("x", 100, 2).cell(None) == "n/a"
 
 
+@pytest.mark.slow
 def test_neither_records_nor_pages_need_torch() -> None:
     names = [f"runs.{name}" for name in ("records", "groups", "tables", "kinds", "settings")]
     names += [f"report.{name}" for name in ("of_run", "of_groups")]

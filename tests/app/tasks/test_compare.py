@@ -66,6 +66,7 @@ class Stop(Callback):
 # ---------------------------------------------------------------------- the plan
 
 
+@pytest.mark.slow
 def test_members_come_seed_by_seed_and_those_that_follow_the_reference_last() -> None:
     _, comparison = planned("compare.methods=[baseline_long,dkel,pcl]", "compare.reference=dkel")
     assert [(variant.label, seed) for variant, seed in comparison.members()] == [
@@ -91,6 +92,7 @@ def test_a_label_lays_its_overrides_over_those_of_the_command() -> None:
     assert fast["teacher"]["draw"] == "student"
 
 
+@pytest.mark.slow
 def test_other_epochs_stretch_milestones_that_are_epochs_and_leave_shares() -> None:
     settings = ("compare.methods=[dkel,baseline_long]", "trainer.max_epochs=10")
     for milestones, expected in (("[5,8]", [12, 20]), ("[0.5,0.75]", [0.5, 0.75])):
@@ -218,6 +220,7 @@ def test_a_comparison_writes_its_table_and_is_gone_on_with_where_it_was_interrup
     assert resumed == []
 
 
+@pytest.mark.slow
 def test_of_several_processes_each_trains_what_no_other_does_and_the_last_has_the_whole_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +247,7 @@ def test_of_several_processes_each_trains_what_no_other_does_and_the_last_has_th
     assert "All 4 runs, 0 failed" in (folder / "compare.md").read_text()
 
 
+@pytest.mark.slow
 def test_runs_of_an_earlier_version_are_gone_on_with() -> None:
     """Those under docs were made before some of today's keys were there."""
     given = ["task=compare", "experiment=own_data", "data=npz", "data.root=cifar100.npz", "backbone=resnet20"]
@@ -257,6 +261,7 @@ def test_runs_of_an_earlier_version_are_gone_on_with() -> None:
             module._refuse_others(runs, comparison)
 
 
+@pytest.mark.slow
 def test_a_member_that_fails_is_recorded_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -150,6 +150,7 @@ def test_weights_go_home_to_torchvision_timm_and_transformers(tmp_path: Path) ->
     assert not expected
 
 
+@pytest.mark.slow
 def test_a_timm_student_of_the_command_line_goes_home(tmp_path: Path) -> None:
     chosen = ("backbone=timm:test_resnet", "backbone.split_at=layer4", "method.peers=2")
     prepare(list(chosen))

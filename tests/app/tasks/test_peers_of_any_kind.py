@@ -122,6 +122,7 @@ def test_a_teacher_that_learns_by_gradient_never_sees_its_student(tmp_path: Path
     assert "teacher_0" in summary["test"]["last"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_frozen_teacher_of_dkel_may_be_the_teacher_of_another_run(tmp_path: Path) -> None:
     _, first = trained(tmp_path / "a")
     path = tmp_path / "a" / "checkpoints" / "last.ckpt"

@@ -110,6 +110,7 @@ def test_an_export_speaks_only_for_the_network_that_it_holds(checkpoint: Path, i
     of_file(whole.folder, images, tmp_path, "deploy.network=ensemble", "deploy.peer=best")
 
 
+@pytest.mark.slow
 def test_what_a_format_lets_run_is_not_opened_unless_it_is_trusted(
     checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:

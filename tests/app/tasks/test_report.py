@@ -23,6 +23,7 @@ def task(of: Path | None, where: Path | None = None) -> Run:
     return Run({"report": {"of": None if of is None else str(of)}}, where or of or Path())
 
 
+@pytest.mark.slow
 def test_a_real_run_is_reported_with_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     train(tiny_run(folder))
