@@ -53,7 +53,7 @@ class Exchange:
         if self._broadcasts and self._due:
             buffers = [value for name, value in self._module.named_buffers() if name not in self._ignored]
             group = torch.distributed.distributed_c10d._get_default_group()
-            torch.distributed._broadcast_coalesced(group, buffers, BUCKET, 0)
+            torch.distributed._broadcast_coalesced(group, buffers, BUCKET, 0)  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def after_backward(self) -> None:
@@ -66,6 +66,6 @@ class Exchange:
             of_type = [gradient for gradient in gradients if gradient.dtype == dtype]
             flat = torch.cat([gradient.reshape(-1) for gradient in of_type])
             average_over_processes([flat])
-            sizes = [gradient.numel() for gradient in of_type]
-            averaged = [part.view(each.shape) for part, each in zip(flat.split(sizes), of_type, strict=True)]
+            parts = torch.split(flat, [gradient.numel() for gradient in of_type])
+            averaged = [part.view(each.shape) for part, each in zip(parts, of_type, strict=True)]
             torch._foreach_copy_(of_type, averaged)
