@@ -269,10 +269,7 @@ class DistillationModule(Coordinator):
         return self.runner.in_force if self.runner is not None and self.is_attached else None
 
     def compile_networks(self, rows: int) -> None:
-        """Compile the networks for training batches of so many samples; others pass them as they are.
-
-        A Trainer does this by itself as `execution` says; call it for a loop of your own.
-        """
+        """Compile the networks for batches of so many samples, others not; a Trainer does it as `execution` says."""
         self.compiled = CompiledNetworks(self, rows)
 
     # ---------------------------------------------------------------------- what is measured
