@@ -133,6 +133,13 @@ def test_a_capture_that_breaks_leaves_the_stream_and_the_memory_as_they_were() -
     assert "captur" in why
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     torch.cuda.empty_cache()  # asserts that no capture is under way
+    assert torch.rand(3, device="cuda").isfinite().all()  # nor the generator's
+
+
+def test_graphs_follow_the_eager_steps_of_ddp() -> None:
+    eager, captured = build(execution="eager"), build(execution="cuda_graph")
+    assert_close(*(fitted(each, strategy="ddp", devices=1) for each in (eager, captured)), 1e-4)
+    assert mode_of(captured) == ("cuda_graph", "")
 
 
 class NoWaiting(Callback):
