@@ -138,7 +138,8 @@ def test_a_capture_that_breaks_leaves_the_stream_and_the_memory_as_they_were() -
 
 def test_graphs_follow_the_eager_steps_of_ddp() -> None:
     eager, captured = build(execution="eager"), build(execution="cuda_graph")
-    assert_close(*(fitted(each, strategy="ddp", devices=1) for each in (eager, captured)), 1e-4)
+    under_ddp = {"strategy": "ddp", "devices": 1}
+    assert_close(fitted(eager, **under_ddp), fitted(captured, **under_ddp), 1e-4)
     assert mode_of(captured) == ("cuda_graph", "")
 
 
