@@ -7,7 +7,6 @@ returns, so that `backward` and `optimizer_zero_grad` have nothing left to do; a
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -162,7 +161,6 @@ class Runner:
         self._exchange: Exchange | None = None
         self._looks_again = False
         self._captured: CapturedStep | None = None
-        self._refused: set[tuple[Any, ...]] = set()
 
     def __call__(self, batch: Batch, batch_idx: int) -> StepResult:
         """Compute the loss of a batch, by a replay together with its gradients, or eagerly."""
@@ -177,8 +175,9 @@ class Runner:
             self._compile(batch)
         # Who prunes, finetunes or hooks into parts of the networks does so between epochs.
         self._looks_again = self._looks_again or batch_idx == 0
-        wrapped = isinstance(self.trainer.strategy.model, DistributedDataParallel)
-        if self.in_force.name != "cuda_graph" or self.module.observers or wrapped:
+        if self.in_force.name == "cuda_graph" and isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            self.fall_back(f"{type(self.module).__name__}.on_train_start does not call that of its parent")
+        if self.in_force.name != "cuda_graph" or self.module.observers:
             return None
         micro_batches = self.trainer.accumulate_grad_batches
         if not self._is_captured(batch, micro_batches):

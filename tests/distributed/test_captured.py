@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from dkel_lightning import DistillationModule
 from dkel_lightning.execution.captured import CapturedStep, CaptureError
 from dkel_lightning.execution.runner import planned
 from tests.distributed.processes import fork
@@ -39,15 +42,18 @@ class Noted(Callback):
         self.seen = {name: each.clone() for name, each in pl_module.named_buffers() if "running" in name}
 
 
-def fitted(mode: str, settings: dict[str, Any], of_ddp: dict[str, Any], refused: bool = False) -> dict[str, Any]:
+def fitted(
+    mode: str, settings: dict[str, Any], of_ddp: dict[str, Any], why: str = "", wrapped: bool = False
+) -> dict[str, Any]:
     module, noted = build(execution=mode), Noted()
     strategy = DDPStrategy(process_group_backend="gloo", **of_ddp)
     fit = trainer(noted, devices=2, max_epochs=2, strategy=strategy, **settings)
     torch.manual_seed(7)
     fit.fit(module, train_loader(56))
     assert module.execution_in_force is not None
-    assert module.execution_in_force.name == ("eager" if refused else mode)
-    assert noted.wrapped == (mode == "eager")
+    assert module.execution_in_force.name == ("eager" if why else mode)
+    assert why in module.execution_in_force.why
+    assert noted.wrapped == (wrapped or mode == "eager")
     return {"parameters": parameters_of(module), "statistics": noted.seen}
 
 
@@ -56,14 +62,15 @@ def together(rank: int, folder: Path) -> None:
     for name, (settings, of_ddp) in CASES.items():
         outcomes |= {f"{name}, {mode}": fitted(mode, settings, of_ddp) for mode in ("eager", "cuda_graph")}
     outcomes["replays"] = Tape.replays
-    if rank == 1:  # it alone cannot capture, and goes on with the other
-        CapturedStep.capture = broken  # type: ignore[method-assign]
-    outcomes["refused"] = fitted("cuda_graph", {}, {}, refused=rank == 1)
+    with patch.object(DistillationModule, "on_train_start", lambda self: None):
+        outcomes["unwrapped by nobody"] = fitted("cuda_graph", {}, {}, "on_train_start does not call", wrapped=True)
+    # One alone cannot capture, and goes on with the other.
+    refusing = (
+        patch.object(CapturedStep, "capture", side_effect=CaptureError("not here")) if rank == 1 else nullcontext()
+    )
+    with refusing:
+        outcomes["refused"] = fitted("cuda_graph", {}, {}, "not here" if rank == 1 else "")
     torch.save(outcomes, folder / f"rank{rank}.pt")
-
-
-def broken(self: CapturedStep, batch: Any, micro_batches: int = 1) -> None:
-    raise CaptureError("not here")
 
 
 @pytest.mark.slow
@@ -73,7 +80,8 @@ def test_two_processes_capture_what_they_do_eagerly(tmp_path: Path, tape: type[T
     for rank in (first, second):
         for name in CASES:
             torch.testing.assert_close(rank[f"{name}, cuda_graph"], rank[f"{name}, eager"], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(rank["refused"], rank["as it is, eager"], rtol=1e-5, atol=1e-6)
+        for name in ("refused", "unwrapped by nobody"):
+            torch.testing.assert_close(rank[name], rank["as it is, eager"], rtol=1e-5, atol=1e-6)
         assert rank["replays"] > 3 * 6
     for name in (*(f"{name}, cuda_graph" for name in CASES), "refused"):
         torch.testing.assert_close(first[name]["parameters"], second[name]["parameters"], rtol=0, atol=0)
