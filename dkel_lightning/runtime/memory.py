@@ -61,6 +61,15 @@ def keep_freed() -> bool:
     return _Process.keeps_freed
 
 
+def give_back() -> None:
+    """Give what is free back to the system once, where this process keeps it.
+
+    What is made at first use lies between large blocks, and the holes beside it raise the peak of all that follows.
+    """
+    if _Process.keeps_freed:
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep_freed_as_asked(asked: bool | str, device: torch.device) -> None:
     """Follow `execution.keep_memory`; `auto` wants it on the CPU, unless the environment tunes an allocator."""
     own = any(name.startswith(ALLOCATORS) and value for name, value in os.environ.items())

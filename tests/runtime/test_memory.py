@@ -138,3 +138,33 @@ def test_more_threads_than_processors_are_pointed_out(
     torch.set_num_threads(before)
     said = "execution.threads=2: processors here: 1. More threads wait for each other."
     assert (said in capsys.readouterr().out) is (there == 1)
+
+
+HOLES = """
+from pathlib import Path
+
+import torch
+from dkel_lightning.runtime import memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20
+
+{keep}
+blocks = [torch.ones(4, 2**18) for _ in range(40)]
+between = [torch.ones(2**10) for _ in range(40)]
+last = torch.ones(4, 2**18)
+del blocks
+kept = resident()
+memory.give_back()
+print(kept - resident())
+"""
+
+
+@GLIBC
+@pytest.mark.parametrize(("keep", "least", "most"), [("memory.keep_freed()", 120, 170), ("", -5, 5)])
+def test_what_is_free_between_other_things_is_given_back_where_it_would_be_kept(
+    keep: str, least: int, most: int
+) -> None:
+    code = HOLES.format(keep=keep)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert least <= int(done.stdout) <= most
