@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from dkel_lightning import data, networks
+from dkel_lightning.app.config.checks import PRECISIONS
 from dkel_lightning.app.config.messages import unknown_choice
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.data import own
@@ -181,6 +182,28 @@ def _milestones(milestones: list[float], epochs: int) -> list[int]:
     return [math.ceil(round(milestone * epochs, 6)) for milestone in milestones]
 
 
+OF_PROCESSORS = ("amx_bf16", "avx512_bf16", "bf16")
+"""What torch calls a processor's instructions on bfloat16: those of x86, and ARM's."""
+
+
+def precision(values: Values) -> str:
+    """Name the precision in force: with `precision=auto` bf16 where the device computes in it by itself, else fp32."""
+    name = str(values["precision"]["name"])
+    if name != "auto":
+        return name
+    return "bf16" if has_bfloat16(device(values)) else "fp32"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether the device has instructions on bfloat16: a type that is emulated is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        known: Values = getattr(torch.cpu, "get_capabilities", dict)()
+        return any(known.get(name, False) for name in OF_PROCESSORS)
+    return False
+
+
 def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback], plugins: list[Any]) -> Trainer:
     """Build Lightning's Trainer."""
     settings = _with_strategy(values["trainer"])
@@ -191,7 +214,7 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
     torch.set_float32_matmul_precision(values["precision"]["matmul"])
     callbacks = [*callbacks, *extras(values["callbacks"]["extra"], "callbacks.extra", Callback)]
     settings.update(
-        precision=values["precision"]["trainer"],
+        precision=PRECISIONS[precision(values)],
         logger=loggers,
         callbacks=callbacks,
         plugins=plugins,

@@ -80,7 +80,8 @@ class TeacherModule(PeersModule):
     def forward(self, views: Tensor) -> TeacherOutput:
         """Classify `views` as StudentModule does; without a graph unless it learns.
 
-        With `dtype=bfloat16` one that follows computes so, its weights and what it returns stay in the type of `views`.
+        With `dtype=bfloat16` one that follows computes so in training; its weights and what it returns stay in the type
+        of `views`.
 
         Raises:
             CheckpointError: its weights were left out of the checkpoint.
@@ -97,7 +98,7 @@ class TeacherModule(PeersModule):
 
     @property
     def _is_lowered(self) -> bool:
-        return self.settings.dtype == "bfloat16" and self.settings.update == "ema" and not self._alone
+        return self.training and self.settings.dtype == "bfloat16" and self.settings.update == "ema" and not self._alone
 
     def takes_part(self) -> bool:
         """Tell whether a training batch is to pass it: somebody reads what it says, or the passing changes it.

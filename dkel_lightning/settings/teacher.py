@@ -56,12 +56,7 @@ class OwnNetwork(Settings):
         several("Channel means of its normalisation; null: the data's, with pretrained=true its own.", CONSTANT),
     ] = None
     std: Annotated[tuple[float, ...] | None, several("Channel deviations, likewise.", DEVIATION)] = None
-    dtype: Annotated[
-        str,
-        choice(
-            "Type in which a teacher computes: one of its own that is frozen, or (bfloat16) one that follows.", *DTYPES
-        ),
-    ] = "float32"
+    dtype: Annotated[str, choice("Type in which a frozen teacher of its own computes.", *DTYPES)] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,6 +105,12 @@ class TeacherSettings(OwnNetwork, node="teacher"):
 
     exclusive = ("decay", "decay_share")
 
+    dtype: Annotated[
+        str,
+        choice(
+            "Type in which a frozen teacher of its own computes, or (bfloat16) one that follows, in training.", *DTYPES
+        ),
+    ] = "float32"
     draw: Annotated[
         str, choice("First weights of the teacher: a draw of its own, or the student's.", "independent", "student")
     ] = "independent"
@@ -186,7 +187,12 @@ def values_of(setting: float | Mapping[float, float] | None) -> list[float]:
 def teacher_mistakes(method: str, needs: Needs, teacher: Mapping[str, Any]) -> Iterator[str]:
     """Say which settings of a teacher contradict what the method needs, with their cure."""
     if not needs.foreign_teacher:
-        for key in (*OF_ITS_OWN, *(() if teacher["update"] == "ema" else ("dtype",))):
+        if teacher["update"] != "ema" and teacher.get("dtype", "float32") != "float32":
+            yield (
+                f"teacher.dtype={teacher['dtype']} is of a teacher that follows, or of a frozen one of its own (kd), "
+                f"and that of {method} is neither: leave it out."
+            )
+        for key in OF_ITS_OWN:
             default = getattr(TeacherSettings, key)
             if teacher.get(key, default) != default:
                 yield f"teacher.{key} is set, but the teacher of {method} has the student's form: leave it out."

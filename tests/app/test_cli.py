@@ -142,6 +142,24 @@ def test_a_composition_that_is_changed_changes_no_later_one() -> None:
     assert keys.composed(["method=pcl"], None, []).seed == 0
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["method=pcl", "seed=3", "optimizer.lr=0.5"],
+        ["trainer.devices=[0,1]", "deploy.peer=best", "callbacks.early_stopping=null"],
+        ["teacher.decay={0:0.9,10:0.99}", "data.root='a b'", "seed=${trainer.max_epochs}"],
+        ["+callbacks.extra.mine={_target_: my.Callback}", "method.rampup={epochs:3}"],
+    ],
+)
+def test_keys_over_a_composition_are_what_hydra_composes(given: list[str]) -> None:
+    assert keys.composed(given, None, []) == composition.compose(given)
+
+
+def test_a_package_on_a_key_is_refused_as_hydra_refuses_it() -> None:
+    with pytest.raises(ConfigError, match="looks like a config group override"):
+        keys.composed(["seed@foo=3"], None, [])
+
+
 def test_several_misspelt_keys_come_in_one_message() -> None:
     message = refused("trainer.max_epoch=3", "method.temprature=3")
     assert "trainer.max_epochs" in message

@@ -124,7 +124,7 @@ def test_weights_and_normalisation_of_a_folder_teach_if_they_know_these_classes(
         ("kd", {"mean": [0.5]}, r"teacher\.mean and teacher\.std belong together"),
         ("kd", {"mean": [0.5], "std": [0.2]}, r"which is not known: pass normalize=\(mean, std\)"),
         ("kd", {"pretrained": True}, r"set teacher\.backbone to torchvision:NAME"),
-        ("dkel", {"dtype": "bfloat16", "update": "frozen"}, r"teacher\.dtype is set, but the teacher of DKEL has the"),
+        ("dkel", {"dtype": "bfloat16", "update": "frozen"}, r"teacher\.dtype=bfloat16 is of a teacher that follows"),
         ("dkel", {"dtype": "float16"}, r"teacher\.dtype=float16 is for a frozen teacher: set it to bfloat16"),
         ("kd", {"dtype": "bfloat16", "update": "gradient"}, r"for a teacher that does not learn: add teacher=frozen"),
     ],

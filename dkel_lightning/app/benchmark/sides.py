@@ -322,7 +322,7 @@ def _bare(values: Values, invented: bool) -> Iterator[int]:
     device, images = build.device(values), images_of(values, invented=invented)
     seed_process(values["seed"], "training", 0)
     module = build.distillation(values, images).train().to(device)
-    half = values["precision"]["name"] != "fp32"
+    half = build.precision(values) != "fp32"
     auto = module.execution.channels_last == "auto"
     if wants_channels_last(module.execution, device, None) or (auto and half and device.type == "cuda"):
         module.to(memory_format=torch.channels_last)

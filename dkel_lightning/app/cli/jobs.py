@@ -63,13 +63,8 @@ class Job:
 
     @functools.cached_property
     def values(self) -> dict[str, Any]:
-        """Its settings, with the precision that this device is given."""
-        values = user_code.with_own_data(resolved(self.cfg))
-        if values["precision"]["name"] == "auto":
-            from dkel_lightning.app import precision
-
-            values["precision"] = precision.chosen(values)
-        return values
+        """Its settings."""
+        return user_code.with_own_data(resolved(self.cfg))
 
     @property
     def task(self) -> Task:

@@ -42,7 +42,7 @@ def composed(items: Sequence[str], config_dir: Path | None, search: Sequence[str
     base = composition.compose(chosen) if search else copy.deepcopy(_chosen(*chosen))
     keys = [item for item in parsed if item not in groups]
     check_keys(keys, base)
-    if all(item.type is OverrideType.CHANGE for item in keys):
+    if all(item.type is OverrideType.CHANGE and item.package is None for item in keys):
         # What Hydra does once it has composed the choices, which takes it a hundred times as long.
         with contextlib.suppress(OmegaConfBaseException):  # which Hydra explains
             for item in keys:

@@ -15,8 +15,8 @@ from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings, teacher_mistakes
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
-# Lightning's name of each precision.
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "auto": "auto"}
+"""What Lightning knows nothing of is `auto`: `build.precision` chooses one of the others."""
 
 
 def check(values: Values) -> None:

@@ -108,7 +108,7 @@ def _about(values: Values, plan: Plan, images: str, load: str) -> str:
     versions = ", ".join(f"{name} {known['packages'][name]}" for name in ("dkel-lightning", "torch", "lightning"))
     return (
         f"Made by `{provenance.command()}`. {values['method']['peers']} peers, {images}, "
-        f"batch {values['data']['batch_size']}, {values['precision']['name']}, seed {values['seed']}; "
+        f"batch {values['data']['batch_size']}, {build.precision(values)}, seed {values['seed']}; "
         f"{plan.rounds} rounds of {plan.steps} steps after {plan.warmup}, the sides taking turns in one process. "
         f"{known['cpu_count']} processors, {known['threads']} threads, load before: {load}. {versions}."
     )

@@ -157,7 +157,7 @@ def _train_here(run: Run, weights: Path | None) -> TrainResult:
         plugins=[file_format.AtomicCheckpointIO()],
     )
     planned = runner.planned(module, trainer)
-    run.describe(asdict(planned))
+    run.describe({**asdict(planned), "precision": trainer.precision})
     run.write_json("classes.json", {"classes": list(images.class_names)})
     # Why it is not as asked for is said where it turns out, which may be at the first step.
     print_once(_opening(run, module, images) + ("" if planned.why else f"\n{planned}"))
@@ -171,7 +171,11 @@ def _train_here(run: Run, weights: Path | None) -> TrainResult:
             trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
         if module.execution_in_force is not None:
             run.note_execution(
-                {**asdict(module.execution_in_force), "images": getattr(images, "chosen_residency", "own")}
+                {
+                    **asdict(module.execution_in_force),
+                    "precision": trainer.precision,
+                    "images": getattr(images, "chosen_residency", "own"),
+                }
             )
         # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
         if last_checkpoint is not None and broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
@@ -456,6 +460,8 @@ def _opening(run: Run, module: DistillationModule, images: ClassificationData) -
         f"({describe_sizes(images)} images of "
         f"{channels}x{height}x{width}, {images.num_classes} classes)"
     )
+    if values["precision"]["name"] == "auto":
+        lines.append(f"precision: {build.precision(values)}")
     return "\n".join(lines)
 
 
