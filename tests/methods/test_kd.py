@@ -224,7 +224,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_keys(tmp_path: Path) -> No
 
 def test_a_missing_timm_is_answered_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"pip install 'dkel-lightning\[timm\]'"):
+    with pytest.raises(ConfigError, match=r'pip install "dkel-lightning\[timm\]"'):
         build(teacher={"backbone": "timm:resnet18"})
 
 
