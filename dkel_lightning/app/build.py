@@ -195,7 +195,7 @@ def precision(values: Values) -> str:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Tell whether the device has instructions on bfloat16: a type that is emulated is slower than float32."""
+    """Tell whether the device has instructions on bfloat16, rather than emulates it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":

@@ -81,7 +81,7 @@ def make(
     size = image_size or IMAGE_SHAPE[1:]
     if source not in EXTRAS:
         return _torchvision(own_name, num_classes, in_channels, size, pretrained)
-    return _SOURCES[source](need(EXTRAS[source], name, source), own_name, num_classes, in_channels, size, pretrained)
+    return _SOURCES[source](_library(name), own_name, num_classes, in_channels, size, pretrained)
 
 
 def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
@@ -93,10 +93,10 @@ def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
     source, _, own_name = name.partition(":")
     try:
         if source == "timm":
-            told = need(EXTRAS[source], name, source).get_pretrained_cfg(own_name)
+            told = _library(name).get_pretrained_cfg(own_name)
             return told.mean, told.std
         if source == "hf":
-            told = need(EXTRAS[source], name, source).AutoImageProcessor.from_pretrained(own_name)
+            told = _library(name).AutoImageProcessor.from_pretrained(own_name)
             return told.image_mean, told.image_std
         from torchvision import models
 
@@ -117,14 +117,20 @@ def pretrained_classes(name: str) -> int:
     source, _, own_name = name.partition(":")
     try:
         if source == "timm":
-            return int(need(EXTRAS[source], name, source).get_pretrained_cfg(own_name).num_classes)
+            return int(_library(name).get_pretrained_cfg(own_name).num_classes)
         if source == "hf":
-            return int(need(EXTRAS[source], name, source).AutoConfig.from_pretrained(own_name).num_labels)
+            return int(_library(name).AutoConfig.from_pretrained(own_name).num_labels)
         from torchvision import models
 
         return len(models.get_model_weights(own_name).DEFAULT.meta["categories"])
     except (AttributeError, OSError, ValueError) as error:
         raise ConfigError(f"{name} has no pretrained weights that tell their classes ({error}).") from error
+
+
+def _library(name: str) -> Any:
+    """Import what a network of an extra comes from."""
+    source = name.partition(":")[0]
+    return need(EXTRAS[source], name, source)
 
 
 def _torchvision(name: str, num_classes: int, in_channels: int, size: tuple[int, ...], pretrained: bool) -> nn.Module:

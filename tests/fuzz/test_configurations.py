@@ -44,7 +44,7 @@ def assert_clean(tally: Tally) -> None:
 @pytest.mark.usefixtures("drawn")  # of the few that ask for it
 @pytest.mark.timeout(1200)
 def test_every_combination_trains_or_is_refused_with_one_clear_error(tmp_path: Path) -> None:
-    tally = explore(24, make_sets(tmp_path))
+    tally = explore(36, make_sets(tmp_path))
     assert_clean(tally)
     # Else it would be a test of nothing.
     assert tally.trained > 6
