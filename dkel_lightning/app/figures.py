@@ -192,6 +192,8 @@ FIGURES_COLLAPSED = {
 COURSES = {
     "val/acc/student_mean": ("student peers,\nvalidation accuracy (%)", 100.0),
     "val/acc/teacher_mean": ("teacher peers,\nvalidation accuracy (%)", 100.0),
+    "val/acc/student_ensemble": ("mean of the students'\nprobabilities, validation (%)", 100.0),
+    "val/acc/teacher_ensemble": ("mean of the teachers'\nprobabilities, validation (%)", 100.0),
     "diversity/distance/student-teacher": ("distance of teacher\nand student", 1.0),
     "diversity/agreement/student-teacher": ("agreement of teacher\nand student (%)", 100.0),
     "diversity/agreement/student-student": ("agreement of the\nstudent peers (%)", 100.0),
@@ -202,24 +204,37 @@ COURSES = {
 
 
 @styled
-def comparison(groups: Sequence[Group], marked: Group | None) -> Figure | None:
-    """Draw the test accuracies of each group: a dot a seed, a bar at the mean; None where nothing has finished."""
-    found = [[100 * value for value in group.figures(COMPARED).values()] for group in groups]
-    if not any(found):
+def comparison(
+    groups: Sequence[Group], marked: Group | None, shown: Mapping[str, tuple[str, float]] = FIGURES
+) -> Figure | None:
+    """Draw figures of the test set, a row a group: a dot a seed, a bar at the mean; None where nothing has finished.
+
+    Args:
+        groups: from top to bottom.
+        marked: the group that the others are seen against, a dashed line at its mean.
+        shown: by name of the figure, what it is called and its scale.
+    """
+    found = {
+        name: [[scale * x for x in g.figures(name).values()] for g in groups] for name, (_, scale) in shown.items()
+    }
+    found = {name: rows for name, rows in found.items() if any(rows)}
+    if not found:
         return None
-    figure = Figure(figsize=(8, 1.4 + 0.42 * len(groups)))
-    axes = figure.subplots()
-    for row, (group, shown) in enumerate(zip(groups, found, strict=True)):
-        shade = TEACHER if group is marked else STUDENT
-        axes.plot(shown, [row] * len(shown), "o", color=shade, alpha=0.45, markersize=6)
-        if shown:
-            mean = sum(shown) / len(shown)
-            axes.plot(mean, row, "|", color=shade, markersize=20, markeredgewidth=2.5)
-            if group is marked:
-                axes.axvline(mean, color=shade, linewidth=0.8, linestyle="--", zorder=0)
-    axes.set_yticks(range(len(groups)), [plain(group.name) for group in groups])
-    axes.set_ylim(len(groups) - 0.5, -0.5)
-    drawing.name(axes, "", "test accuracy of the deployed network, selected epoch (%); a dot a seed, a bar at the mean")
+    size = 1.7 + 0.42 * len(groups)
+    figure, (panels,) = grid(1, len(found), 3.6 if len(found) > 1 else 8, size, sharey=True)
+    for axes, (name, rows) in zip(panels, found.items(), strict=True):
+        for row, (group, values) in enumerate(zip(groups, rows, strict=True)):
+            shade = TEACHER if group is marked else STUDENT
+            axes.plot(values, [row] * len(values), "o", color=shade, alpha=0.45, markersize=6)
+            if values:
+                mean = sum(values) / len(values)
+                axes.plot(mean, row, "|", color=shade, markersize=20, markeredgewidth=2.5)
+                if group is marked:
+                    axes.axvline(mean, color=shade, linewidth=0.8, linestyle="--", zorder=0)
+        drawing.name(axes, "", shown[name][0])
+    panels[0].set_yticks(range(len(groups)), [plain(group.name) for group in groups])
+    panels[0].set_ylim(len(groups) - 0.5, -0.5)
+    figure.suptitle("test set, the epoch that validation chose; a dot a seed, a bar at the mean")
     return figure
 
 
@@ -304,19 +319,29 @@ def courses(groups: Sequence[Group], keys: Sequence[str]) -> Figure | None:
         return None
     by = slice(1, 2) if len(keys) == 2 else slice(0, 0)
     lines, columns = ([*dict.fromkeys(group.values[role] for group in groups)] for role in (_others(by), by))
-    size = max(6.5 / len(columns), 3.6)
-    figure, axes = grid(len(panels), len(columns), size, 2.1, sharex=True, sharey="row")
-    for row, (title, found) in zip(axes, panels.items(), strict=True):
+    ordered = axis([", ".join(values) for values in lines])[1]
+    cells = [*itertools.product(panels.items(), columns)]
+    beside = len(columns) if by.stop else min(2, len(cells))  # without columns of their own, panels lie in two
+    size = (max(6.5 / beside, 3.6), 2.1 if by.stop else 2.6)
+    figure, axes = grid(-(-len(cells) // beside), beside, *size, sharex=True, sharey="row" if by.stop else False)
+    places = [each for row in axes for each in row]
+    for number, ((title, found), column) in enumerate(cells):
+        each = places[number]
         for values, ((epochs, runs), scale) in found.items():
-            shade = colour(lines.index(values[_others(by)]), len(lines), ordered=True)
-            drawing.band(row[columns.index(values[by])], epochs, scale * np.asarray(runs), color=shade)
-        row[0].set_ylabel(title)
-    for each, column in zip(axes[0], columns, strict=True):
-        each.set_title(plain("".join(f"{keys[1]}={value}" for value in column)))
-    for each in axes[-1]:
-        each.set_xlabel("epoch")
+            if values[by] == column:
+                shade = colour(lines.index(values[_others(by)]), len(lines), ordered=ordered)
+                drawing.band(each, epochs, scale * np.asarray(runs), color=shade)
+        if column == columns[0]:
+            each.set_ylabel(title)
+        if number < beside:
+            each.set_title(plain("".join(f"{keys[1]}={value}" for value in column)))
+        if number >= len(cells) - beside:
+            each.set_xlabel("epoch")
+            each.tick_params(labelbottom=True)
+    for each in places[len(cells) :]:
+        each.set_visible(False)
     if keys:
-        handles = _handles([plain(", ".join(values)) for values in lines], ordered=True)
+        handles = _handles([plain(", ".join(values)) for values in lines], ordered=ordered)
         most = max(len(runs) for found in panels.values() for (_, runs), _ in found.values())
         seeds = f": mean of {most} seeds, from the lowest to the highest" if most > 1 else ""
         drawing.legend_below(figure, handles, 4, title=plain(", ".join(keys[_others(by)]) + seeds))

@@ -116,6 +116,20 @@ def test_courses_are_means_in_a_band_from_the_lowest_to_the_highest_seed(tmp_pat
     assert figure.legends[0].get_title().get_text() == "lr: mean of 2 seeds, from the lowest to the highest"
 
 
+def test_courses_of_one_key_lie_two_in_a_row_and_the_lowest_of_each_column_has_the_epochs(tmp_path: Path) -> None:
+    found = groups(tmp_path, ("dkel",), ("pcl",))
+    for run in (run for group in found for run in group.runs.values()):
+        names = ("student_mean", "teacher_mean", "student_ensemble")
+        head = ",".join(f"val/acc/{name}" for name in names)
+        (run.folder / "metrics.csv").write_text(f"epoch,{head}\n0,0.1,0.2,0.3\n1,0.2,0.3,0.4\n")
+    figure = figures.courses(found, ("label",))
+    assert figure is not None
+    assert [axes.get_visible() for axes in figure.axes] == [True, True, True, False]
+    assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["", "epoch", "epoch"]
+    # Labels have no order, so their colours are no shades of one.
+    assert [to_hex(line.get_color()) for line in figure.axes[0].lines] == ["#1f77b4", "#ff7f0e"]
+
+
 def test_a_comparison_has_a_dot_a_seed_and_a_bar_at_the_mean(tmp_path: Path) -> None:
     found = groups(tmp_path, ("dkel",), ("pcl",))
     figure = figures.comparison(found, found[1])
@@ -124,6 +138,22 @@ def test_a_comparison_has_a_dot_a_seed_and_a_bar_at_the_mean(tmp_path: Path) -> 
     close([lines[0].get_xdata(), lines[2].get_xdata()], [[50, 52], [60, 62]])
     close([lines[place].get_xdata() for place in (1, 3)], [[51], [61]])
     close(lines[4].get_xdata(), [61, 61])  # dashed, of the marked one
+    assert len(figure.axes) == 1  # none for what these runs do not know
+
+
+def test_a_comparison_draws_a_panel_a_figure_that_is_known(tmp_path: Path) -> None:
+    found = groups(tmp_path, ("dkel",), ("pcl",))
+    first = found[0].runs["0"].folder / "summary.json"
+    said = json.loads(first.read_text())
+    said["test"]["best"]["accuracy"]["student_ensemble"] = 0.7
+    first.write_text(json.dumps(said))
+    figure = figures.comparison(found, None)
+    assert figure is not None
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        figures.FIGURES[name][0] for name in ("selected deployed accuracy", "selected students' ensemble accuracy")
+    ]
+    close(figure.axes[1].lines[0].get_xdata(), [70])
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["dkel", "pcl"]
 
 
 def test_a_sweep_joins_the_means_of_a_number_and_of_nothing_else(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from dkel_lightning.app import drawing, figures
@@ -60,14 +61,18 @@ def groups(comparison: Comparison, outcomes: Outcomes) -> dict[str, Group]:
 def write(
     folder: Path, comparison: Comparison, outcomes: Outcomes, notes: Sequence[str], also: Sequence[str] = ()
 ) -> None:
-    """Write compare.md, compare.csv, members.csv and figures/compare.png, in other forms too."""
+    """Write compare.md, compare.csv, members.csv and the figures, in other forms too."""
     write_text(folder / "compare.md", "\n".join(markdown(comparison, outcomes, notes)) + "\n")
     write_csv(folder / "compare.csv", _csv(comparison, outcomes))
     write_csv(folder / "members.csv", _members_csv(outcomes))
     found = groups(comparison, outcomes)
-    figure = figures.comparison([*found.values()], found[comparison.reference])
-    if figure is not None:
-        drawing.save(figure, folder / "figures" / "compare.png", also)
+    drawing.save_all(drawn([*found.values()], found[comparison.reference]), folder / "figures", also)
+
+
+def drawn(groups: Sequence[Group], reference: Group | None) -> dict[str, Figure]:
+    """Draw what the labels reached, and how, by name; nothing where no run has finished."""
+    found = {"compare": figures.comparison(groups, reference), "curves": figures.courses(groups, ("label",))}
+    return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def markdown(comparison: Comparison, outcomes: Outcomes, notes: Sequence[str]) -> list[str]:

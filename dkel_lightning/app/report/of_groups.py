@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from dkel_lightning.app import figures, sweeps
 from dkel_lightning.app.compare import tables
 from dkel_lightning.app.config import schema
@@ -50,7 +48,10 @@ def write_sweep(folder: Path, where: Path) -> Path:
         notes.append(f"In all jobs: {' '.join(sweep.constant)}")
     results = _results(sweep.groups, sweep.keys or ("setting",), COLUMNS, best)
     title = f"Sweep on {', '.join(data) or 'unknown data'}"
-    drawn = {**sweeps.drawn(sweep), **_accuracies(sweep.groups, best)}
+    drawn = sweeps.drawn(sweep)
+    accuracies = figures.comparison(sweep.groups, best, {COMPARED: figures.FIGURES[COMPARED]})
+    if accuracies is not None:
+        drawn["accuracies"] = accuracies
     return page.write(where, title, subtitle, [*warnings, *_warnings(sweep.jobs)], (
         Section("Settings", notes, results), Section("Figures", figures=drawn),
         _runs(sweep.groups, sweep.keys, where), page.files(folder, where, 1),
@@ -87,10 +88,9 @@ def write_comparison(folder: Path, where: Path) -> Path:
     subtitle += f" Compared to {reference.name}." if reference else ""
     warnings = [] if text is not None else ["No compare.md: no run of this comparison has ended."]
     notes = [line.removeprefix("- ") for line in (text or "").splitlines() if line and not line.startswith(("#", "|"))]
-    drawn = {**_accuracies(groups, reference), **_named("curves", figures.courses(groups, ("label",)))}
     return page.write(where, "Comparison", subtitle, [*warnings, *_warnings(runs)], (
         Section("Result", notes, _results(groups, ("label",), tables.COLUMNS, reference)),
-        Section("Figures", figures=drawn), _runs(groups, ("label",), where),
+        Section("Figures", figures=tables.drawn(groups, reference)), _runs(groups, ("label",), where),
         _differing(groups), page.files(folder, where),
     ))  # fmt: skip
 
@@ -136,14 +136,6 @@ def _results(
         title = f"{difference_title(reference.name, COMPARED)}, over the same seeds"
         found.append(Table(DIFFERENCE_HEADING, rows, title=title))
     return found
-
-
-def _accuracies(groups: Sequence[Group], marked: Group | None) -> dict[str, Figure]:
-    return _named("accuracies", figures.comparison(groups, marked))
-
-
-def _named(name: str, figure: Figure | None) -> dict[str, Figure]:
-    return {} if figure is None else {name: figure}
 
 
 def _warnings(runs: Sequence[RunRecord]) -> Iterator[str]:

@@ -87,7 +87,7 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
     failed = [record.failure for record in outcomes.values() if record.failure is not None]
     if failed and len(failed) == len(outcomes):
         raise DkelError(f"All {len(failed)} runs have failed, the first one so: {failed[0]}")
-    print(f"Written to {run.folder}: compare.md, compare.csv, members.csv, figures/compare.png.")
+    print(f"Written to {run.folder}: compare.md, compare.csv, members.csv, figures/.")
     if left:
         print(f"Other processes train {len(left)} of the {len(members)}: the last to end writes the whole table.")
     if failed:

@@ -58,7 +58,7 @@ def test_labels_and_reference_are_those_of_the_table(tmp_path: Path, drawn: Draw
     assert "Compared to dkel." in reader.text
     assert "Selected deployed accuracy less that of dkel, over the same seeds" in reader.text
     assert re.search("dkel, seed 0 dkel 0 finished 98.06 %", reader.text)
-    said = drawn(reader)["accuracies"]
+    said = drawn(reader)["compare"]
     assert all(group.name in said for group in groups)
 
 
