@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from dkel_lightning.data.readers.npz import read_npz
+from dkel_lightning.data import NpzDataModule
 from tests.commands import dkel
 from tests.compose import check_arguments
 from tests.own_code import forgotten
@@ -40,8 +40,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 def example(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -114,7 +112,7 @@ def test_a_file_in_the_layout_of_medmnist(tmp_path: Path) -> None:
     # As in medmnist.com's files of 28x28 grey images.
     assert shapes["train_images"] == ((1200, 28, 28), "uint8")
     assert shapes["test_labels"] == ((397, 1), "uint8")
-    assert len(read_npz(made).class_names) == 10
+    assert len(NpzDataModule(str(made)).read().class_names) == 10
     assert (tmp_path / "outputs/examples/shipped/weights.pt").is_file()
 
 

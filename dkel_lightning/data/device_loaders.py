@@ -27,16 +27,37 @@ class TrainingLoader(ABC):
     Indices count within the training images given, 0..N-1, for methods that keep a memory per sample.
 
     Args:
-        order: Which samples form which batch.
+        labels: int64 `[N]`.
+        batch_size: Samples a batch and process.
+        views: Views of each sample, 1 or the number of peers.
         seed: Seed of order and augmentation.
         epoch: The epoch to start in.
+        rank: This process, in 0..world-1.
+        world: Number of processes.
+        drop_last: Leave out a last batch that is smaller than `batch_size`.
+        balanced: Draw samples with replacement, so that all classes come equally often.
 
     Attributes:
         fixed_order: Whether every epoch has the order of epoch 0; the augmentation differs all the same.
     """
 
-    def __init__(self, order: TrainingOrder, seed: int, epoch: int) -> None:
-        self.order = order
+    def __init__(
+        self,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        views: int = 1,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
+        balanced: bool = False,
+    ) -> None:
+        weights = balancing_weights(labels) if balanced else None
+        self.order = TrainingOrder(len(labels), batch_size, rank, world, drop_last, weights)
+        self.labels = labels
+        self.views = views
         self.seed = seed
         self.epoch = epoch
         self._handed_out = 0
@@ -126,39 +147,17 @@ class DeviceLoader(TrainingLoader):
         images: uint8 `[M, C, H, W]`.
         labels: int64 `[N]`, on the same device.
         augment: Makes the views.
-        batch_size: Samples a batch and process.
-        views: Views of each sample, 1 or the number of peers.
-        seed: As in `TrainingLoader`.
-        epoch: As in `TrainingLoader`.
-        rank: This process, in 0..world-1.
-        world: Number of processes.
-        drop_last: Leave out a last batch that is smaller than `batch_size`.
-        balanced: Draw samples with replacement, so that all classes come equally often.
         rows: Which of the images are the samples, int64 `[N]`; None: all of them.
+        **settings: As in `TrainingLoader`: `batch_size`, and any of `views`, `seed`, `epoch`, `rank`, `world`,
+            `drop_last` and `balanced`.
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        augment: CropFlip,
-        *,
-        batch_size: int,
-        views: int = 1,
-        seed: int = 0,
-        epoch: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        drop_last: bool = False,
-        balanced: bool = False,
-        rows: Tensor | None = None,
+        self, images: Tensor, labels: Tensor, augment: CropFlip, *, rows: Tensor | None = None, **settings: Any
     ) -> None:
-        weights = balancing_weights(labels) if balanced else None
-        super().__init__(TrainingOrder(len(labels), batch_size, rank, world, drop_last, weights), seed, epoch)
+        super().__init__(labels, **settings)
         self.images = images
-        self.labels = labels
         self.augment = augment
-        self.views = views
         self.rows = rows
 
     def _make(self, batches: Sequence[Tensor], first: int, seed: int, *labels: Label) -> Iterator[Batch]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Literal
 
 import torch
-
-from dkel_lightning.errors import ConfigError
 
 Residency = Literal["device", "workers"]
 # The rest is for networks, activations and whoever else uses the device.
@@ -20,16 +19,9 @@ def choose_residency(wanted: str, needed: int, device: torch.device, processes: 
 
     `auto` means the device if they take at most `SHARE_OF_FREE_MEMORY` of its free memory; on the CPU, `processes`
     share the free memory.
-
-    Raises:
-        ConfigError: `wanted` is none of auto, device and workers.
     """
-    if wanted == "device":
-        return "device"
-    if wanted == "workers":
-        return "workers"
     if wanted != "auto":
-        raise ConfigError(f"residency={wanted!r} is unknown: choose auto, device or workers")
+        return "device" if wanted == "device" else "workers"
     available = _free_memory(device) // (processes if device.type == "cpu" else 1)
     return "device" if needed <= SHARE_OF_FREE_MEMORY * available else "workers"
 
@@ -44,18 +36,12 @@ def _free_memory(device: torch.device) -> int:
 
 def free_host_memory() -> int:
     """Return the bytes of the host's memory that are free or can be freed."""
-    for line in _meminfo():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError):  # another system
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         # A system that does not say (Windows): what any machine that trains has.
         return 4 << 30
-
-
-def _meminfo() -> list[str]:
-    try:
-        return Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return []

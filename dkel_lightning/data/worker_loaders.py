@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import weakref
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from dkel_lightning.data.augment import CropFlip, Crops, Normalize
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.device_loaders import TrainingLoader
-from dkel_lightning.data.order import TrainingOrder, balancing_weights, evaluation_batches
+from dkel_lightning.data.order import evaluation_batches
 from dkel_lightning.errors import DataError
 from dkel_lightning.runtime.seeding import Label, generator
 
@@ -77,7 +76,14 @@ class Request(NamedTuple):
 
 
 class _Batches(Dataset["Batch | DataError"]):
-    """Answers a request with a batch of uint8 images, or with what kept a worker from handing it over."""
+    """Answers a request with a batch of uint8 images, or with what kept a worker from handing it over.
+
+    `normalize` makes float32 images of the pixels, once they have arrived.
+    """
+
+    def __init__(self, stored: StoredImages, normalize: Normalize) -> None:
+        self.stored = stored
+        self.normalize = normalize
 
     def __getitem__(self, request: Request) -> Batch | DataError:
         indices = torch.from_numpy(request.indices)
@@ -96,30 +102,21 @@ class _Batches(Dataset["Batch | DataError"]):
                 "(such as docker run --shm-size=8g), lower data.workers or data.batch_size, or set data.workers=0."
             )
 
-    @property
-    @abstractmethod
-    def normalize(self) -> Normalize:
-        """What makes float32 images of the pixels, once they have arrived."""
-
-    @abstractmethod
     def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Make images and labels of the samples `indices` (int64)."""
+        """Make images and labels of the samples `indices` (int64): as an evaluation sees them."""
+        return self.stored.read(indices), self.stored.labels[indices]
 
 
 class _TrainingBatches(_Batches):
     """Answers a request with a training batch; the augmentation is keyed per sample, by (seed, *labels, index)."""
 
     def __init__(self, stored: StoredImages, augment: CropFlip, views: int) -> None:
-        self.stored = stored
+        super().__init__(stored, augment.normalize)
         self.augment = augment
         self.views = views
 
-    @property
-    def normalize(self) -> Normalize:
-        """That of the augmentation."""
-        return self.augment.normalize
-
     def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Make the views of training images."""
         draws = [
             self.augment.draw(generator(request.seed, *request.labels, index), 1, self.views)
             for index in indices.tolist()
@@ -127,22 +124,6 @@ class _TrainingBatches(_Batches):
         crops = Crops(*(torch.cat(parts, dim=1) for parts in zip(*draws, strict=True)))
         views = self.augment.apply_in_worker(self.augment.read(self.stored, indices), crops)
         return views, self.stored.labels[indices]
-
-
-class _EvaluationBatches(_Batches):
-    """Answers a request with an evaluation batch."""
-
-    def __init__(self, stored: StoredImages, normalize: Normalize) -> None:
-        self.stored = stored
-        self._normalize = normalize
-
-    @property
-    def normalize(self) -> Normalize:
-        """What was given."""
-        return self._normalize
-
-    def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self.stored.read(indices), self.stored.labels[indices]
 
 
 class _Requests:
@@ -256,16 +237,9 @@ class WorkerLoader(TrainingLoader):
     Args:
         stored: The training images.
         augment: Makes the views.
-        batch_size: Samples a batch and process.
-        views: Views of each sample, 1 or the number of peers.
-        seed: As in `TrainingLoader`.
-        epoch: As in `TrainingLoader`.
-        rank: This process, in 0..world-1.
-        world: Number of processes.
-        drop_last: Leave out a last batch that is smaller than `batch_size`.
-        balanced: Draw samples with replacement, so that all classes come equally often.
         workers: Worker processes; 0 makes the batches in this process.
         device: Where the images are wanted; labels and indices stay on the CPU.
+        **settings: As in `TrainingLoader`.
     """
 
     def __init__(
@@ -273,20 +247,12 @@ class WorkerLoader(TrainingLoader):
         stored: StoredImages,
         augment: CropFlip,
         *,
-        batch_size: int,
-        views: int = 1,
-        seed: int = 0,
-        epoch: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        drop_last: bool = False,
-        balanced: bool = False,
         workers: int = 0,
         device: torch.device | None = None,
+        **settings: Any,
     ) -> None:
-        weights = balancing_weights(stored.labels) if balanced else None
-        super().__init__(TrainingOrder(len(stored), batch_size, rank, world, drop_last, weights), seed, epoch)
-        self.dataset_in_workers = _TrainingBatches(stored, augment, views)
+        super().__init__(stored.labels, **settings)
+        self.dataset_in_workers = _TrainingBatches(stored, augment, self.views)
         self.workers = workers
         self.device = device or torch.device("cpu")
         self._pool = self._new_pool()
@@ -318,7 +284,7 @@ class WorkerEvaluationLoader:
         device: torch.device | None = None,
     ) -> None:
         self.batches = evaluation_batches(len(stored), batch_size, rank, world)
-        self._pool = _WorkerPool(_EvaluationBatches(stored, normalize), workers, device or torch.device("cpu"))
+        self._pool = _WorkerPool(_Batches(stored, normalize), workers, device or torch.device("cpu"))
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -16,6 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from dkel_lightning.data import DATASETS, ImageDataModule, ImageFolderDataModule, NpzDataModule, TinyImageNetDataModule
+
 WNIDS = ("n02", "n01", "n03")
 
 
@@ -60,6 +62,30 @@ def write_folder(path: Path, members: dict[str, bytes]) -> Path:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(content)
     return path
+
+
+def folder_of(root: Path, size: int = 4, cache: Path | None = None) -> ImageFolderDataModule:
+    return ImageFolderDataModule(str(root), image_size=size, cache_dir=None if cache is None else str(cache))
+
+
+def tiny_of(root: Path, **settings: Any) -> TinyImageNetDataModule:
+    return TinyImageNetDataModule(str(root), **{"download": False, **settings})
+
+
+def cifar_of(root: Path, name: str = "CIFAR10", download: bool = False) -> Any:
+    return DATASETS[name.lower()](root, download=download)  # type: ignore[call-arg]
+
+
+def npz_of(path: Path) -> NpzDataModule:
+    return NpzDataModule(str(path))
+
+
+def ready(kind: type[ImageDataModule], root: object, **settings: Any) -> Any:
+    """A data module of small images, set up."""
+    made = kind(str(root), **{"image_size": 28, "batch_size": 4, "views": 2, "workers": 0, **settings})
+    made.prepare_data()
+    made.setup()
+    return made
 
 
 def npz_arrays(count: int = 30, classes: int = 3, shape: tuple[int, ...] = (8, 8)) -> dict[str, NDArray[Any]]:

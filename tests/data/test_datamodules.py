@@ -162,12 +162,10 @@ def test_limit_takes_a_stratified_choice_of_the_training_images() -> None:
 
 
 @pytest.mark.parametrize("residency", ["device", "workers"])
-def test_overfitting_repeats_the_same_batches_and_training_does_not(residency: str) -> None:
+def test_overfitting_repeats_the_same_batches_and_training_does_not(tmp_path: Path, residency: str) -> None:
     for batches, same in ((2, True), (0, False)):
         module = Recorder()
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-        settings: dict[str, Any] = {**quiet, "overfit_batches": batches, "max_epochs": 2, "enable_model_summary": False}
-        Trainer(**settings).fit(module, digits(residency=residency))
+        trainer(tmp_path, overfit_batches=batches, max_epochs=2).fit(module, digits(residency=residency))
         first, second = ([seen[2] for seen in module.seen if seen[0] == epoch][:2] for epoch in (0, 1))
         assert (first == second) == same
 

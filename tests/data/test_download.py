@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import resource
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,10 +12,10 @@ import pytest
 from dkel_lightning.data.files import download
 from dkel_lightning.data.files.download import fetch
 from dkel_lightning.data.readers import tinyimagenet
-from dkel_lightning.data.readers.tinyimagenet import prepare_tinyimagenet, read_tinyimagenet
 from dkel_lightning.errors import DataError
+from tests.disks import file_size_limit
 
-from .archives import tiny_members, write_zip
+from .archives import tiny_members, tiny_of, write_zip
 
 CONTENT = bytes(range(256)) * 500
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -114,13 +113,9 @@ def test_a_full_disk_stops_a_download_which_goes_on_when_there_is_room(
 ) -> None:
     (tmp_path / "file.zip").write_bytes(b"an older file")
     monkeypatch.setattr(download, "_CHUNK", 1_000)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        with pytest.raises(DataError, match=r"stopped .*make room in .* and run again to go on from there"):
-            fetch(server.url, tmp_path / "file.zip", MD5)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = r"stopped .*make room in .* and run again to go on from there"
+    with file_size_limit(20_000), pytest.raises(DataError, match=message):
+        fetch(server.url, tmp_path / "file.zip", MD5)
     assert (tmp_path / "file.zip").read_bytes() == b"an older file"
     kept = (tmp_path / "file.zip.part").stat().st_size
     assert 0 < kept <= 20_000
@@ -138,7 +133,7 @@ def test_tinyimagenet_downloads_its_zip(server: Server, tmp_path: Path, monkeypa
     server.content = write_zip(tmp_path / "source.zip", tiny_members()).read_bytes()
     monkeypatch.setattr(tinyimagenet, "URL", server.url)
     monkeypatch.setattr(tinyimagenet, "MD5", hashlib.md5(server.content).hexdigest())
-    prepare_tinyimagenet(tmp_path / "data", download=True, cache_dir=None)
-    assert len(read_tinyimagenet(tmp_path / "data", None).train) == 6
-    prepare_tinyimagenet(tmp_path / "data", download=True, cache_dir=None)
+    tiny_of(tmp_path / "data", download=True).prepare_data()
+    assert len(tiny_of(tmp_path / "data").read().train) == 6
+    tiny_of(tmp_path / "data", download=True).prepare_data()
     assert len(server.requested) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from dkel_lightning.data import HuggingFaceDataModule
 from dkel_lightning.data.files.decode import decode_fitted
 from dkel_lightning.errors import ConfigError, DataError
 from tests.compose import tiny_run
+
+from .archives import ready
 
 datasets = pytest.importorskip("datasets")
 
@@ -42,11 +45,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-def module(root: Path, **settings: Any) -> HuggingFaceDataModule:
-    made = HuggingFaceDataModule(str(root), **{"image_size": 8, "batch_size": 4, "views": 2, "workers": 0, **settings})
-    made.prepare_data()
-    made.setup()
-    return made
+module = partial(ready, HuggingFaceDataModule, image_size=8)
 
 
 @pytest.mark.parametrize("residency", ["device", "workers"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.runtime.seeding import generator
 from tests.compose import tiny_run
 
-from .archives import write_folder
+from .archives import ready, write_folder
 
 SIZES = [(50, 40), (33, 61), (48, 48)]
 
@@ -32,22 +33,22 @@ def picture(index: int) -> Image.Image:
     return Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC)
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_pictures(folder: Path, train: int, val: int) -> Path:
     members = {}
-    for split, count in (("train", 12), ("val", 4)):
+    for split, count in (("train", train), ("val", val)):
         for index in range(count):
             buffer = io.BytesIO()
-            picture(index).save(buffer, "PNG")
+            picture(index).save(buffer, "PNG" if index % 3 else "JPEG")
             members[f"{split}/n0{index % 2}/{index:02d}.png"] = buffer.getvalue()
-    return write_folder(tmp_path_factory.mktemp("imagenet"), members)
+    return write_folder(folder, members)
 
 
-def module(root: Path, **settings: Any) -> ImageNetDataModule:
-    made = ImageNetDataModule(str(root), **{"image_size": 28, "batch_size": 4, "views": 2, "workers": 0, **settings})
-    made.prepare_data()
-    made.setup()
-    return made
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("imagenet"), 12, 4)
+
+
+module = partial(ready, ImageNetDataModule)
 
 
 def test_an_evaluation_sees_what_resize_and_central_crop_give(root: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_training_view_is_torchvisions_random_part_of_its_image(root: Path) ->
     batch = next(iter(data.train_dataloader()))
     assert batch.views.shape == (4, 2, 3, 28, 28)
     stored: Any = data.training_images
-    for sample, index in enumerate(batch.indices.tolist()):  # type: ignore[union-attr]
+    for sample, index in enumerate(batch.indices.tolist()):
         file = stored.images.encoded(stored.chosen[index])[1]
         seeds = data.augment.draw(generator(0, "augment", 0, index), 1, 2).seeds[:, 0].tolist()
         for view, seed in enumerate(seeds):

@@ -231,8 +231,6 @@ def test_both_evaluation_loaders_give_the_normalised_images_in_order() -> None:
 
 
 def test_a_memory_map_travels_to_a_worker_by_name(tmp_path: Any) -> None:
-    import pickle
-
     images, labels = arrays()
     np.save(tmp_path / "images.npy", np.tile(images.numpy(), (50, 1, 1, 1)))
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")

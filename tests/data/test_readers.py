@@ -9,14 +9,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dkel_lightning.data.files import decode
 from dkel_lightning.data.imageset import ImageSet
-from dkel_lightning.data.readers.cifar import prepare_cifar, read_cifar
-from dkel_lightning.data.readers.image_folder import prepare_image_folder, read_image_folder
-from dkel_lightning.data.readers.npz import read_npz
 from dkel_lightning.errors import DataError
 
-from .archives import fake_cifar, image_bytes, npz_arrays, write_folder
+from .archives import cifar_of, fake_cifar, folder_of, image_bytes, npz_arrays, npz_of, write_folder
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -32,7 +28,7 @@ def save(tmp_path: Path, arrays: Arrays) -> Path:
 def test_npz_keeps_grey_images_at_one_channel(tmp_path: Path) -> None:
     arrays = npz_arrays()
     arrays["train_labels"] = arrays["train_labels"][:, None].astype(np.uint8)
-    data = read_npz(save(tmp_path, arrays))
+    data = npz_of(save(tmp_path, arrays)).read()
     assert np.array_equal(data.train.images, arrays["train_images"][:, None])
     assert np.array_equal(data.train.labels, arrays["train_labels"][:, 0])
     assert data.class_names == ("0", "1", "2")
@@ -43,7 +39,7 @@ def test_npz_moves_colour_first_and_reads_validation_and_names(tmp_path: Path) -
     arrays = npz_arrays(shape=(8, 6, 3))
     arrays |= {"val_images": arrays["test_images"], "val_labels": arrays["test_labels"]}
     arrays["class_names"] = np.array(["a", "b", "c"])
-    data = read_npz(save(tmp_path, arrays))
+    data = npz_of(save(tmp_path, arrays)).read()
     assert data.train.images.shape == (30, 3, 8, 6)
     assert np.array_equal(data.train.images[:, 2], arrays["train_images"][..., 2])
     assert data.class_names == ("a", "b", "c")
@@ -71,7 +67,7 @@ BAD_NPZ: dict[str, tuple[Callable[[Arrays], Any], str]] = {
         "test_labels is float32 and contains NaN",
     ),
     "float labels": (lambda a: a.update(train_labels=a["train_labels"] * 1.0), "store class numbers .* as integers"),
-    "lengths": (lambda a: a.update(train_labels=a["train_labels"][:-1]), "holds 30 images but train_labels 29 labels"),
+    "lengths": (lambda a: a.update(train_labels=a["train_labels"][:-1]), "30 train images but 29 train labels"),
     "negative": (lambda a: a.update(train_labels=a["train_labels"] - 1), "train_labels contains -1; number .* from 0"),
     "too large": (
         lambda a: a.update(test_labels=a["test_labels"] + 1),
@@ -87,6 +83,27 @@ BAD_NPZ: dict[str, tuple[Callable[[Arrays], Any], str]] = {
     "other size": (lambda a: a.update(test_images=np.zeros((15, 9, 9), np.uint8)), r"test images are \(1, 9, 9\)"),
     "empty": (lambda a: a.update(test_images=np.zeros((0, 8, 8), np.uint8)), "test_images is empty"),
     "pickled": (lambda a: a.update(train_labels=np.array([None] * 30)), "train_labels cannot be read .*plain array"),
+    "from 1": (
+        lambda a: a.update(train_labels=a["train_labels"] + 1, test_labels=a["test_labels"] + 1),
+        r"no training image has the label 0, and the labels go up to 3; number the 3 classes 0 to 2 without a gap",
+    ),
+    "with a gap": (
+        lambda a: a.update(train_labels=np.where(a["train_labels"] == 1, 0, a["train_labels"])),
+        r"no training image has the label 1",
+    ),
+    "one of a billion": (
+        lambda a: a["train_labels"].__setitem__(3, 10**9),
+        r"no training image has the label 3, and the labels go up to 1000000000; number the 4 classes 0 to 3 without",
+    ),
+    "beyond 63 bits": (
+        lambda a: a.update(test_labels=np.full(15, 2**63, np.uint64)),
+        "test_labels contains 9223372036854775808; number the classes from 0",
+    ),
+    "no name": (lambda a: a.update(class_names=np.array([], "U1")), "class_names holds 0 names for 30 training images"),
+    "a name too many": (lambda a: a.update(class_names=np.array(["a", "b", "c", "d"])), r"has the label 3 \(d\)"),
+    "a name twice": (lambda a: a.update(class_names=np.array(["a", "b", "a"])), "the class 'a' is there twice"),
+    "names alike": (lambda a: a.update(class_names=np.array(["a", "b", "A"])), "'A' and 'a' differ only in capitals"),
+    "huge": (lambda a: a["test_labels"].__setitem__(3, 2**62), r"test labels run from 0 to 4611686018427387904"),
 }
 
 
@@ -96,19 +113,19 @@ def test_npz_says_which_array_is_wrong(tmp_path: Path, case: str) -> None:
     arrays = npz_arrays()
     spoil(arrays)
     with pytest.raises(DataError, match=message):
-        read_npz(save(tmp_path, arrays))
+        npz_of(save(tmp_path, arrays)).setup()
 
 
 def test_npz_that_is_torn_absent_or_something_else(tmp_path: Path) -> None:
     path = save(tmp_path, npz_arrays())
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"data\.npz is torn"):
-        read_npz(path)
+        npz_of(path).setup()
     with pytest.raises(DataError, match=r"no\.npz is not a file; set root to an \.npz file"):
-        read_npz(tmp_path / "no.npz")
+        npz_of(tmp_path / "no.npz").setup()
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(DataError, match="holds a single array"):
-        read_npz(tmp_path / "one.npy")
+        npz_of(tmp_path / "one.npy").setup()
 
 
 # CIFAR
@@ -119,8 +136,8 @@ def test_cifar_is_unpacked_from_an_archive_at_hand_without_download(
     name: Any, train: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_cifar(name, tmp_path, monkeypatch)
-    prepare_cifar(name, tmp_path, download=False)
-    data = read_cifar(name, tmp_path)
+    cifar_of(tmp_path, name).prepare_data()
+    data = cifar_of(tmp_path, name).read()
     assert data.train.images.shape == (train, 3, 32, 32)
     assert data.train.images.flags.c_contiguous
     assert data.train.images[0, :, 0, 1].tolist() == [1, 2, 3]
@@ -131,7 +148,7 @@ def test_cifar_is_unpacked_from_an_archive_at_hand_without_download(
 
 def test_cifar_that_is_missing_says_which_file_goes_where(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        prepare_cifar("CIFAR100", tmp_path / "new", download=False)
+        cifar_of(tmp_path / "new", "CIFAR100").prepare_data()
     message = str(caught.value)
     assert "is missing" in message
     assert "Put cifar-100-python.tar.gz (https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz, md5 " in message
@@ -144,23 +161,23 @@ def test_cifar_without_a_network_is_one_error(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(
         DataError, match=r"downloading http://127.* failed .*put cifar-10-python\.tar\.gz into .* by hand"
     ):
-        prepare_cifar("CIFAR10", tmp_path, download=True)
+        cifar_of(tmp_path, download=True).prepare_data()
 
 
 def test_cifar_that_is_damaged_is_named_and_an_archive_mends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = fake_cifar("CIFAR10", tmp_path, monkeypatch)
-    prepare_cifar("CIFAR10", tmp_path, download=False)
+    cifar_of(tmp_path).prepare_data()
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"broken")
     with pytest.raises(DataError, match="data_batch_3 is damaged"):
-        read_cifar("CIFAR10", tmp_path)
-    prepare_cifar("CIFAR10", tmp_path, download=False)
-    assert len(read_cifar("CIFAR10", tmp_path).train) == 50
+        cifar_of(tmp_path).read()
+    cifar_of(tmp_path).prepare_data()
+    assert len(cifar_of(tmp_path).read().train) == 50
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"broken")
     archive.write_bytes(b"torn")
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz is damaged"):
-        prepare_cifar("CIFAR10", tmp_path, download=False)
+        cifar_of(tmp_path).prepare_data()
 
 
 # Image folders
@@ -173,8 +190,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(root: Path, size: int = 4) -> ImageSet:
-    prepare_image_folder(root, size, None)
-    return read_image_folder(root, size, None)
+    folder_of(root, size).prepare_data()
+    return folder_of(root, size).read()
 
 
 def test_image_folder_reads_classes_in_order(tmp_path: Path) -> None:
@@ -194,7 +211,6 @@ def test_image_folder_with_test_and_val_has_both(tmp_path: Path) -> None:
     write_folder(root, {f"test/{c}/x.png": image_bytes(50) for c in ("cat", "cache")})
     data = read(root)
     assert data.test.images[:, 0, 0, 0].tolist() == [50, 50]
-    assert data.val is not None
     assert data.val.images[:, 0, 0, 0].tolist() == [101, 100]
 
 
@@ -206,73 +222,8 @@ def test_image_folder_crops_the_centre_and_follows_changes(tmp_path: Path) -> No
     assert (read(root).train.images[3] == 200).all()
     (root / "train/cat/0.png").unlink()
     with pytest.raises(DataError, match=r"no up-to-date image cache .*: call prepare_data\(\) first"):
-        read_image_folder(root, 4, None)
+        folder_of(root).read()
     assert len(read(root).train) == 5
     assert len(list((root / "dkel_cache").glob("image_folder-4-*"))) == 1
     assert read(root, size=6).train.images.shape == (5, 3, 6, 6)
-    assert len(read_image_folder(root, 4, None).train) == 5  # the other size is still there
-
-
-def test_a_thin_image_does_not_blow_up(tmp_path: Path) -> None:
-    root = folder(tmp_path)
-    (root / "train/cat/0.png").write_bytes(image_bytes(9, size=(30_000, 1)))
-    assert (read(root).train.images[3] == 9).all()
-
-
-def claims(width: int, height: int) -> bytes:
-    """A small image whose header claims another size."""
-    content = bytearray(image_bytes(0, form="BMP"))
-    content[18:26] = width.to_bytes(4, "little") + height.to_bytes(4, "little")
-    return bytes(content)
-
-
-def emptied(root: Path) -> None:
-    for path in (root / "train/cat").iterdir():
-        path.unlink()
-
-
-BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no train": (lambda r: (r / "train").rename(r / "training"), "has no folder train"),
-    "no test": (lambda r: (r / "val").rename(r / "validation"), "has neither a folder test nor val"),
-    "empty class": (
-        emptied,
-        r"train/cat holds no image .*add some or remove it",
-    ),
-    "other classes": (
-        lambda r: (r / "val/cat").rename(r / "val/dog"),
-        "must hold the same classes; only one has cat, dog",
-    ),
-    "no image": (lambda r: (r / "train/cat/1.png").write_text("text"), r"train/cat/1\.png is no readable image"),
-    "truncated": (
-        lambda r: (r / "train/cat/1.png").write_bytes(image_bytes(1)[:-40]),
-        r"train/cat/1\.png is no readable image",
-    ),
-    "bomb": (
-        lambda r: (r / "train/cat/1.bmp").write_bytes(claims(12_000, 12_000)),
-        r"train/cat/1\.bmp claims 12000x12000 pixels",
-    ),
-    "huge bomb": (
-        lambda r: (r / "train/cat/1.bmp").write_bytes(claims(40_000, 40_000)),
-        r"train/cat/1\.bmp is no readable image .*decompression bomb",
-    ),
-    "16 bits": (
-        lambda r: (r / "train/cat/1.png").write_bytes(image_bytes(999, mode="I;16")),
-        r"train/cat/1\.png has more than 8 bits",
-    ),
-}
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("case", BAD_FOLDERS)
-def test_image_folder_says_which_file_is_wrong(tmp_path: Path, case: str) -> None:
-    spoil, message = BAD_FOLDERS[case]
-    root = folder(tmp_path)
-    spoil(root)
-    with pytest.raises(DataError, match=message):
-        read(root)
-    assert not list(root.rglob("*image_folder-*"))
-
-
-def test_decoding_an_exact_size_refuses_another(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="x measures 63x64 pixels, not 64x64"):
-        decode.decode_exact(image_bytes(0, size=(63, 64)), "x", 64)
+    assert len(folder_of(root).read().train) == 5  # the other size is still there

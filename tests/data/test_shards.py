@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import shutil
 from itertools import islice
@@ -17,21 +16,15 @@ from dkel_lightning.data import ImageNetDataModule, ShardsDataModule, write_shar
 from dkel_lightning.data.readers.shards import Shards
 from dkel_lightning.errors import ConfigError, DataError
 from tests.compose import tiny_run
-from tests.data.archives import write_folder
-from tests.data.test_imagenet import picture
+from tests.data.archives import ready
+from tests.data.test_imagenet import write_pictures
 
 litdata = pytest.importorskip("litdata", reason="litdata is not installed: see the extra shards")
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    members = {}
-    for split, count in (("train", 14), ("val", 5)):
-        for index in range(count):
-            buffer = io.BytesIO()
-            picture(index).save(buffer, "PNG" if index % 3 else "JPEG")
-            members[f"{split}/n0{index % 2}/{index:02d}.png"] = buffer.getvalue()
-    return write_folder(tmp_path_factory.mktemp("files"), members)
+    return write_pictures(tmp_path_factory.mktemp("files"), 14, 5)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +37,6 @@ def shards(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def made(kind: type[ImageNetDataModule], root: object, **settings: Any) -> Any:
-    data = kind(str(root), **{"image_size": 28, "batch_size": 4, "views": 2, "workers": 0, **settings})
-    data.prepare_data()
-    data.setup()
-    return data
-
-
 def same(ours: Any, theirs: Any) -> bool:
     pairs = [*zip(ours, theirs, strict=True)]
     return bool(pairs) and all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
@@ -58,7 +44,7 @@ def same(ours: Any, theirs: Any) -> bool:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_batches_are_those_of_the_files_bit_for_bit(workers: int, source: Path, shards: Path) -> None:
-    files, ours = made(ImageNetDataModule, source), made(ShardsDataModule, shards, workers=workers)
+    files, ours = ready(ImageNetDataModule, source), ready(ShardsDataModule, shards, workers=workers)
     assert (ours.class_names, ours.train_size, ours.test_size) == (files.class_names, files.train_size, 5)
     assert same(ours.train_dataloader(), files.train_dataloader())
     assert same(ours.val_dataloader(), files.val_dataloader())
@@ -66,8 +52,8 @@ def test_the_batches_are_those_of_the_files_bit_for_bit(workers: int, source: Pa
 
 
 def test_a_resume_within_the_epoch_goes_on_with_the_next_batch(shards: Path) -> None:
-    batches = list(made(ShardsDataModule, shards).train_dataloader())
-    begun, rest = (made(ShardsDataModule, shards, workers=workers).train_dataloader() for workers in (2, 0))
+    batches = list(ready(ShardsDataModule, shards).train_dataloader())
+    begun, rest = (ready(ShardsDataModule, shards, workers=workers).train_dataloader() for workers in (2, 0))
     list(islice(begun, 2))
     rest.load_state_dict(begun.state_dict())
     assert same(rest, batches[2:])
@@ -78,8 +64,8 @@ def test_what_lies_behind_an_address_is_read_by_litdata(
 ) -> None:
     # litdata takes a folder behind `local:` for object storage, and keeps copies of its shards.
     monkeypatch.setattr("litdata.utilities.dataset_utilities._LITDATA_CACHE_DIR", str(tmp_path))
-    ours = made(ShardsDataModule, f"local:{shards}")
-    assert same(ours.test_dataloader(), made(ImageNetDataModule, source).test_dataloader())
+    ours = ready(ShardsDataModule, f"local:{shards}")
+    assert same(ours.test_dataloader(), ready(ImageNetDataModule, source).test_dataloader())
     assert [*tmp_path.rglob("chunk-*.bin")]
 
 
@@ -115,16 +101,16 @@ def test_a_strangers_shards_run_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_is_not_there_or_cut_short_is_named(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Sample 0 of the shards in .*nowhere/labels cannot be read"):
-        made(ShardsDataModule, tmp_path / "nowhere")
+        ready(ShardsDataModule, tmp_path / "nowhere")
     copied = shutil.copytree(shards, tmp_path / "copied")
     for chunk in (copied / "test").glob("*.bin"):
         chunk.write_bytes(chunk.read_bytes()[:40])
     with pytest.raises(DataError, match="copied/test"):
-        list(made(ShardsDataModule, copied).test_dataloader())
+        list(ready(ShardsDataModule, copied).test_dataloader())
     with pytest.raises(DataError, match=r"Sample 99 of the shards"):
         Shards(str(shards / "train"))[99]
 
 
 def test_what_means_nothing_here_is_refused(shards: Path) -> None:
     with pytest.raises(ConfigError, match="padding means nothing"):
-        made(ShardsDataModule, shards, padding=4)
+        ready(ShardsDataModule, shards, padding=4)

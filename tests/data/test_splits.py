@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.data.imageset import channel_statistics
-from dkel_lightning.data.readers.digits import read_digits
 from dkel_lightning.data.splits import limited, validation_split
 from dkel_lightning.errors import ConfigError
 
@@ -46,7 +46,7 @@ def test_an_empty_part_is_refused(share: float) -> None:
 
 
 def test_digits_are_divided_once_and_for_all() -> None:
-    data = read_digits()
+    data = DigitsDataModule().read()
     assert data.train.images.shape == (1437, 1, 8, 8)
     assert data.test.images.shape == (360, 1, 8, 8)
     assert np.bincount(data.test.labels).tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]

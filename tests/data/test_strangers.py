@@ -7,7 +7,6 @@ import io
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import stat
 import struct
@@ -26,22 +25,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from dkel_lightning.data.files import cache as cache_module
 from dkel_lightning.data.files.checks import unpack_tar
 from dkel_lightning.data.files.decode import MOST_PIXELS, decode_exact, decode_fitted
 from dkel_lightning.data.readers import cifar, image_folder, npz
-from dkel_lightning.data.readers.cifar import prepare_cifar, read_cifar
-from dkel_lightning.data.readers.image_folder import prepare_image_folder, read_image_folder
-from dkel_lightning.data.readers.npz import read_npz
-from dkel_lightning.data.readers.tinyimagenet import prepare_tinyimagenet
 from dkel_lightning.errors import DataError
-from tests.disks import as_root, small_disk
+from tests.disks import as_root, file_size_limit, small_disk
 from tests.pipes import not_waited_for, piped
 
-from .archives import fake_cifar, image_bytes, npz_arrays, tiny_members, write_folder, write_zip
+from .archives import (
+    cifar_of,
+    fake_cifar,
+    folder_of,
+    image_bytes,
+    npz_arrays,
+    npz_of,
+    tiny_members,
+    tiny_of,
+    write_folder,
+    write_zip,
+)
 
 ZIP = "tiny-imagenet-200.zip"
 NOBODY = 65534
@@ -61,6 +66,17 @@ def images(tmp_path: Path, count: int = 3) -> Path:
     files = {f"train/{c}/{k}.png": image_bytes(10 * i + k) for i, c in enumerate("ab") for k in range(count)}
     files |= {f"test/{c}/x.png": image_bytes(100 + i) for i, c in enumerate("ab")}
     return write_folder(tmp_path / "images", files)
+
+
+@contextmanager
+def small_in_memory(most: int = 32 << 20) -> Iterator[None]:
+    """Fail where more than this is allocated at once; what is imported for the first time counts too."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
 
 
 # Tar archives
@@ -140,7 +156,7 @@ def hostile_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: tuple[
     """An archive with one member too many whose md5 is taken for the official one."""
     archive = fake_cifar("CIFAR10", tmp_path, monkeypatch)
     with tarfile.open(archive) as old:
-        members = [(info, old.extractfile(info).read()) for info in old]  # type: ignore[union-attr]
+        members = [(info, old.extractfile(info).read()) for info in old]
     write_tar(archive, [*members, extra])
     official = import_module("torchvision.datasets").CIFAR10
     monkeypatch.setattr(official, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
@@ -154,7 +170,7 @@ def test_a_cifar_archive_with_an_alien_member_changes_nothing(
     write_folder(tmp_path, {"cifar-10-batches-py/data_batch_1": b"mine", "notes.txt": b"mine too"})
     before = contents(tmp_path)
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz: .* nothing was unpacked"):
-        prepare_cifar("CIFAR10", tmp_path, download=False)
+        cifar_of(tmp_path).prepare_data()
     assert contents(tmp_path) == before
 
 
@@ -163,7 +179,7 @@ def test_a_cifar_archive_that_swells_changes_nothing(tmp_path: Path, monkeypatch
     monkeypatch.setattr(cifar, "_MOST_BYTES", 10_000)
     before = contents(tmp_path)
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz unpacks to more than 10000 bytes"):
-        prepare_cifar("CIFAR10", tmp_path, download=False)
+        cifar_of(tmp_path).prepare_data()
     assert contents(tmp_path) == before
 
 
@@ -205,12 +221,12 @@ ZIPS: dict[str, tuple[Callable[[zipfile.ZipFile], None], str]] = {
 def test_a_zip_that_reaches_out_or_swells_is_refused(tmp_path: Path, case: str) -> None:
     spoil, message = ZIPS[case]
     path = write_zip(tmp_path / ZIP, tiny_members())
-    prepare_tinyimagenet(tmp_path, download=False, cache_dir=None)
+    tiny_of(tmp_path).prepare_data()
     with zipfile.ZipFile(path, "a") as archive:
         spoil(archive)
     before = contents(tmp_path.parent)
     with pytest.raises(DataError, match=rf"{ZIP}: .*{message}"):
-        prepare_tinyimagenet(tmp_path, download=False, cache_dir=None)
+        tiny_of(tmp_path).prepare_data()
     assert contents(tmp_path.parent) == before
 
 
@@ -227,12 +243,8 @@ def test_a_zip_bomb_that_understates_its_size_stays_small_in_memory(tmp_path: Pa
     name = "val/images/val_2.JPEG"
     path = write_zip(tmp_path / ZIP, {**tiny_members(), name: bytes(64 << 20)})
     understate(path, f"tiny-imagenet-200/{name}", 100)
-    tracemalloc.start()
-    with pytest.raises(DataError, match=r"val_2\.JPEG is damaged .*Delete"):
-        prepare_tinyimagenet(tmp_path, download=False, cache_dir=None)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 16 << 20
+    with small_in_memory(16 << 20), pytest.raises(DataError, match=r"val_2\.JPEG is damaged .*Delete"):
+        tiny_of(tmp_path).prepare_data()
     assert contents(tmp_path / "dkel_cache") == {}
 
 
@@ -276,12 +288,8 @@ def test_an_npz_whose_header_lies_is_refused_before_memory_is_reserved(tmp_path:
     content, message = NPZ_MEMBERS[case]
     path = npz_with(tmp_path, train_images=content)
     before = contents(tmp_path)
-    tracemalloc.start()
-    with pytest.raises(DataError, match=rf"data\.npz: .*{message}"):
-        read_npz(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 32 << 20  # what is imported for the first time counts too
+    with small_in_memory(), pytest.raises(DataError, match=rf"data\.npz: .*{message}"):
+        npz_of(path).setup()
     assert contents(tmp_path) == before
 
 
@@ -289,16 +297,12 @@ def test_names_that_take_no_bytes_are_not_counted_out(tmp_path: Path) -> None:
     path = npz_with(tmp_path)
     with zipfile.ZipFile(path, "a") as archive:
         member("class_names.npy", npy("(1000000000,)", kind="<U0"))(archive)
-    tracemalloc.start()
-    with pytest.raises(DataError, match="class_names holds 1000000000 names for 30 training images"):
-        read_npz(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 32 << 20  # what is imported for the first time counts too
+    with small_in_memory(), pytest.raises(DataError, match="class_names holds 1000000000 names for 30 training images"):
+        npz_of(path).setup()
 
 
 @pytest.mark.parametrize(
-    "read", [read_npz, image_folder.image_bytes, lambda path: prepare_tinyimagenet(path, False, None)]
+    "read", [lambda path: npz_of(path).setup(), image_folder.image_bytes, lambda path: tiny_of(path).prepare_data()]
 )
 def test_a_pipe_in_place_of_a_file_is_named_and_not_waited_for(tmp_path: Path, read: Callable[[Path], Any]) -> None:
     os.mkfifo(tmp_path / "pipe.png")
@@ -309,8 +313,8 @@ def test_a_pipe_in_place_of_a_file_is_named_and_not_waited_for(tmp_path: Path, r
 @pytest.mark.parametrize("name", ["about.json", "train_images.npy", "test_labels.npy"])
 def test_a_pipe_in_place_of_a_file_of_a_cache_is_damage_and_not_waited_for(name: str, tmp_path: Path) -> None:
     root = images(tmp_path)
-    prepare_image_folder(root, 4, None)
-    before = read_image_folder(root, 4, None).train.labels.tolist()
+    folder_of(root).prepare_data()
+    before = folder_of(root).read().train.labels.tolist()
     (cache,) = (root / "dkel_cache").glob("image_folder-*")
     piped(cache / name)
     if name != "about.json":
@@ -319,9 +323,9 @@ def test_a_pipe_in_place_of_a_file_of_a_cache_is_damage_and_not_waited_for(name:
         (cache / "about.json").write_text(json.dumps(about))
     with not_waited_for():
         with pytest.raises(DataError, match="has no up-to-date image cache"):
-            read_image_folder(root, 4, None)
-        prepare_image_folder(root, 4, None)
-    assert read_image_folder(root, 4, None).train.labels.tolist() == before
+            folder_of(root).read()
+        folder_of(root).prepare_data()
+    assert folder_of(root).read().train.labels.tolist() == before
 
 
 def test_an_npz_bomb_is_refused_by_the_size_that_it_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,18 +334,15 @@ def test_an_npz_bomb_is_refused_by_the_size_that_it_states(tmp_path: Path, monke
     assert (tmp_path / "data.npz").stat().st_size < 1 << 20
     monkeypatch.setattr(npz, "free_host_memory", lambda: 40 << 20)
     with pytest.raises(DataError, match=r"data\.npz unpacks to 30 MiB, more than half of the free memory \(20 MiB\)"):
-        read_npz(tmp_path / "data.npz")
+        npz_of(tmp_path / "data.npz").setup()
 
 
 def test_an_npz_bomb_that_understates_its_size_stays_small_in_memory(tmp_path: Path) -> None:
     path = npz_with(tmp_path, train_images=npy("(30, 1024, 1024)", bytes(30 << 20)))
     understate(path, "train_images.npy", 128 + 1920)
-    tracemalloc.start()
-    with pytest.raises(DataError, match=r"data\.npz: train_images cannot be read .*write the file again"):
-        read_npz(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 32 << 20  # what is imported for the first time counts too
+    damage = pytest.raises(DataError, match=r"data\.npz: train_images cannot be read .*write the file again")
+    with small_in_memory(), damage:
+        npz_of(path).setup()
 
 
 def test_an_array_that_is_in_the_file_twice_is_refused(tmp_path: Path) -> None:
@@ -349,43 +350,7 @@ def test_an_array_that_is_in_the_file_twice_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         member("train_labels.npy", npy("(30,)", bytes(30)))(archive)
     with pytest.raises(DataError, match=r"data\.npz: train_labels\.npy is there twice"):
-        read_npz(path)
-
-
-Arrays = dict[str, NDArray[Any]]
-LABELS: dict[str, tuple[Callable[[Arrays], Any], str]] = {
-    "from 1": (
-        lambda a: a.update(train_labels=a["train_labels"] + 1, test_labels=a["test_labels"] + 1),
-        r"no training image has the label 0, and the labels go up to 3; number the 3 classes 0 to 2 without a gap",
-    ),
-    "with a gap": (
-        lambda a: a.update(train_labels=np.where(a["train_labels"] == 1, 0, a["train_labels"])),
-        r"no training image has the label 1",
-    ),
-    "one of a billion": (
-        lambda a: a["train_labels"].__setitem__(3, 10**9),
-        r"no training image has the label 3, and the labels go up to 1000000000; number the 4 classes 0 to 3 without",
-    ),
-    "beyond 63 bits": (
-        lambda a: a.update(test_labels=np.full(15, 2**63, np.uint64)),
-        "test_labels contains 9223372036854775808; number the classes from 0",
-    ),
-    "no name": (lambda a: a.update(class_names=np.array([], "U1")), "class_names holds 0 names for 30 training images"),
-    "a name too many": (lambda a: a.update(class_names=np.array(["a", "b", "c", "d"])), r"has the label 3 \(d\)"),
-    "a name twice": (lambda a: a.update(class_names=np.array(["a", "b", "a"])), "the class 'a' is there twice"),
-    "names alike": (lambda a: a.update(class_names=np.array(["a", "b", "A"])), "'A' and 'a' differ only in capitals"),
-    "huge": (lambda a: a["test_labels"].__setitem__(3, 2**62), r"test labels run from 0 to 4611686018427387904"),
-}
-
-
-@pytest.mark.parametrize("case", LABELS)
-def test_labels_without_images_and_names_without_meaning_are_refused(tmp_path: Path, case: str) -> None:
-    spoil, message = LABELS[case]
-    arrays = npz_arrays()
-    spoil(arrays)
-    np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=rf"data\.npz: .*{message}"):
-        read_npz(tmp_path / "data.npz")
+        npz_of(path).setup()
 
 
 # Images
@@ -492,6 +457,17 @@ def pipe(root: Path) -> None:
 ACCENTED = ("e\u0301t\u00e9", "\u00e9t\u00e9")
 
 FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no train": (lambda r: (r / "train").rename(r / "training"), "has no folder train"),
+    "no test": (lambda r: (r / "test").rename(r / "testing"), "has neither a folder test nor val"),
+    "empty class": (
+        lambda r: [path.unlink() for path in (r / "train/a").iterdir()],
+        r"train/a holds no image .*add some or remove it",
+    ),
+    "other classes": (
+        lambda r: (r / "test/a").rename(r / "test/dog"),
+        "must hold the same classes; only one has a, dog",
+    ),
+    "no image": (lambda r: (r / "train/a/1.png").write_text("text"), r"train/a/1\.png is no readable image"),
     "a pipe": (pipe, r"train/a/9\.png is no regular file but a pipe, socket or device: remove it"),
     "a broken link": (
         lambda r: (r / "train/a/9.png").symlink_to("nowhere.png"),
@@ -525,11 +501,11 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_a_folder_of_images_with_something_alien_is_refused(tmp_path: Path, case: str) -> None:
     spoil, message = FOLDERS[case]
     root = images(tmp_path)
-    prepare_image_folder(root, 4, None)
+    folder_of(root).prepare_data()
     spoil(root)
     before = contents(root)
     with pytest.raises(DataError, match=message):
-        prepare_image_folder(root, 4, None)
+        folder_of(root).prepare_data()
     assert contents(root) == before
 
 
@@ -539,11 +515,11 @@ def test_links_to_images_and_classes_are_read_and_watched(tmp_path: Path) -> Non
     (root / "train/a").symlink_to(tmp_path / "elsewhere")
     (root / "train/b/9.png").symlink_to(tmp_path / "elsewhere/0.png")
     write_folder(root, {"train/a/.checkpoints/7.png": b"hidden"})
-    prepare_image_folder(root, 4, None)
-    assert read_image_folder(root, 4, None).train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12, 0]
+    folder_of(root).prepare_data()
+    assert folder_of(root).read().train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12, 0]
     (tmp_path / "elsewhere/5.png").write_bytes(image_bytes(5))
-    prepare_image_folder(root, 4, None)
-    assert len(read_image_folder(root, 4, None).train) == 8
+    folder_of(root).prepare_data()
+    assert len(folder_of(root).read().train) == 8
 
 
 def test_an_image_that_is_annotated_twice_is_refused(tmp_path: Path) -> None:
@@ -551,7 +527,7 @@ def test_an_image_that_is_annotated_twice_is_refused(tmp_path: Path) -> None:
     members["val/val_annotations.txt"] += b"\nval_0.JPEG\tn01\t0"
     write_zip(tmp_path / ZIP, members)
     with pytest.raises(DataError, match=r"line 6 of val/val_annotations\.txt names the image 'val_0\.JPEG' a second"):
-        prepare_tinyimagenet(tmp_path, download=False, cache_dir=None)
+        tiny_of(tmp_path).prepare_data()
 
 
 # What may not be read or written
@@ -579,32 +555,24 @@ def own(root: Path) -> None:
 
 
 def prepare_folder(root: Path) -> None:
-    prepare_image_folder(root / "images", 4, None)
+    folder_of(root / "images").prepare_data()
 
 
 def prepare_zip(root: Path) -> None:
-    prepare_tinyimagenet(root, download=False, cache_dir=None)
+    tiny_of(root).prepare_data()
 
 
 def make_zip(root: Path) -> None:
     write_zip(root / ZIP, tiny_members())
 
 
-def make_folder(root: Path) -> None:
-    images(root)
-
-
-def make_npz(root: Path) -> None:
-    npz_with(root)
-
-
 UNREADABLE: dict[str, tuple[Callable[[Path], Any], str, Callable[[Path], Any]]] = {
-    "image": (make_folder, "images/train/a/1.png", prepare_folder),
-    "class": (make_folder, "images/train/b", prepare_folder),
-    "training images": (make_folder, "images/train", prepare_folder),
-    "whole folder": (make_folder, "images", prepare_folder),
+    "image": (images, "images/train/a/1.png", prepare_folder),
+    "class": (images, "images/train/b", prepare_folder),
+    "training images": (images, "images/train", prepare_folder),
+    "whole folder": (images, "images", prepare_folder),
     "zip": (make_zip, ZIP, prepare_zip),
-    "npz": (make_npz, "data.npz", lambda root: read_npz(root / "data.npz")),
+    "npz": (npz_with, "data.npz", lambda root: npz_of(root / "data.npz").setup()),
 }
 
 
@@ -636,15 +604,15 @@ def test_what_may_not_be_read_is_named(open_folder: Path, case: str) -> None:
 
 def test_cifar_that_may_not_be_read_is_named(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cifar("CIFAR10", open_folder, monkeypatch)
-    prepare_cifar("CIFAR10", open_folder, download=False)
+    cifar_of(open_folder).prepare_data()
     own(open_folder)
     (open_folder / "cifar-10-batches-py/data_batch_2").chmod(0)
-    for use in (lambda: prepare_cifar("CIFAR10", open_folder, False), lambda: read_cifar("CIFAR10", open_folder)):
+    for use in (lambda: cifar_of(open_folder).prepare_data(), lambda: cifar_of(open_folder).read()):
         with pytest.raises(DataError, match=r"data_batch_2 cannot be read \(Permission denied\)"), as_nobody():
             use()
 
 
-@pytest.mark.parametrize(("make", "prepare"), [(make_folder, prepare_folder), (make_zip, prepare_zip)])
+@pytest.mark.parametrize(("make", "prepare"), [(images, prepare_folder), (make_zip, prepare_zip)])
 def test_a_place_that_may_not_be_written_is_named_unless_the_cache_is_there(
     open_folder: Path, make: Callable[[Path], Any], prepare: Callable[[Path], Any]
 ) -> None:
@@ -668,17 +636,6 @@ def test_a_place_that_may_not_be_written_is_named_unless_the_cache_is_there(
 # A full disk, a killed run, several runs at once
 
 
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Let no file grow beyond `size` bytes; the system then answers as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.fixture(name="small_disk")
 def small_disk_(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own with 256 KiB."""
@@ -688,29 +645,29 @@ def small_disk_(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_keeps_the_old_cache_whole(tmp_path: Path) -> None:
     root = images(tmp_path)
-    prepare_image_folder(root, 64, None)
+    folder_of(root, 64).prepare_data()
     (root / "train/a/9.png").write_bytes(image_bytes(9))
     before = contents(root)
     message = r"image_folder-64-\w+ cannot be written .*MiB of free disk; make room"
     with pytest.raises(DataError, match=message), file_size_limit(20_000):
-        prepare_image_folder(root, 64, None)
+        folder_of(root, 64).prepare_data()
     assert contents(root) == before
-    prepare_image_folder(root, 64, None)
-    assert len(read_image_folder(root, 64, None).train) == 7
+    folder_of(root, 64).prepare_data()
+    assert len(folder_of(root, 64).read().train) == 7
 
 
 @as_root
 def test_a_disk_that_is_really_full_keeps_the_old_cache_whole(tmp_path: Path, small_disk: Path) -> None:
     root = images(tmp_path)
-    prepare_image_folder(root, 64, small_disk)  # 8 images of 12 KiB each
+    folder_of(root, 64, small_disk).prepare_data()  # 8 images of 12 KiB each
     before = contents(small_disk)
     for k in range(10, 20):
         (root / f"train/a/{k}.png").write_bytes(image_bytes(k))
     with pytest.raises(DataError, match=r"cannot be written \(\[Errno 28\] No space left on device.*make room, or set"):
-        prepare_image_folder(root, 64, small_disk)
+        folder_of(root, 64, small_disk).prepare_data()
     assert contents(small_disk) == before
-    prepare_image_folder(root, 64, tmp_path / "roomy")
-    assert len(read_image_folder(root, 64, tmp_path / "roomy").train) == 16
+    folder_of(root, 64, tmp_path / "roomy").prepare_data()
+    assert len(folder_of(root, 64, tmp_path / "roomy").read().train) == 16
 
 
 @as_root
@@ -720,11 +677,11 @@ def test_cifar_on_a_full_disk_leaves_the_archive_alone(small_disk: Path, monkeyp
     filler.write_bytes(bytes(150_000))
     before = contents(small_disk)
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz cannot be unpacked .*No space left.*make room"):
-        prepare_cifar("CIFAR10", small_disk, download=False)
+        cifar_of(small_disk).prepare_data()
     assert contents(small_disk) == before
     filler.unlink()
-    prepare_cifar("CIFAR10", small_disk, download=False)
-    assert len(read_cifar("CIFAR10", small_disk).train) == 50
+    cifar_of(small_disk).prepare_data()
+    assert len(cifar_of(small_disk).read().train) == 50
 
 
 def die_at(call: int, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -750,7 +707,7 @@ def in_a_child(work: Callable[[], Any]) -> int | None:
 @pytest.mark.parametrize("when", ["first", "middle", "labels", "rename"])
 def test_a_preparation_that_is_killed_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     root = images(tmp_path)
-    prepare_image_folder(root, 64, None)
+    folder_of(root, 64).prepare_data()
     (old,) = (root / "dkel_cache").glob("image_folder-*")
     whole = contents(old)
     (root / "train/a/9.png").write_bytes(image_bytes(9))
@@ -762,11 +719,11 @@ def test_a_preparation_that_is_killed_is_done_again(tmp_path: Path, monkeypatch:
             patched.setattr(np, "save", die_at(1, np.save))
         else:
             patched.setattr(Path, "rename", die_at(0, Path.rename))
-        assert in_a_child(lambda: prepare_image_folder(root, 64, None)) == -signal.SIGKILL
+        assert in_a_child(lambda: folder_of(root, 64).prepare_data()) == -signal.SIGKILL
     assert contents(old) == whole
     assert len(list((root / "dkel_cache").glob(".*.tmp"))) == 1
-    prepare_image_folder(root, 64, None)
-    assert read_image_folder(root, 64, None).train.images[:, 0, 5, 5].tolist() == [0, 1, 2, 9, 10, 11, 12]
+    folder_of(root, 64).prepare_data()
+    assert folder_of(root, 64).read().train.images[:, 0, 5, 5].tolist() == [0, 1, 2, 9, 10, 11, 12]
     assert [path.name for path in (root / "dkel_cache").glob(".*.tmp")] == []
 
 
@@ -775,27 +732,29 @@ def test_an_unpacking_that_is_killed_is_done_again(tmp_path: Path, monkeypatch: 
     fake_cifar("CIFAR10", tmp_path, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(tarfile.TarFile, "extract", die_at(call, tarfile.TarFile.extract))
-        assert in_a_child(lambda: prepare_cifar("CIFAR10", tmp_path, download=False)) == -signal.SIGKILL
+        assert in_a_child(lambda: cifar_of(tmp_path).prepare_data()) == -signal.SIGKILL
     assert not (tmp_path / "cifar-10-batches-py").exists()
-    prepare_cifar("CIFAR10", tmp_path, download=False)
-    assert len(read_cifar("CIFAR10", tmp_path).train) == 50
+    cifar_of(tmp_path).prepare_data()
+    assert len(cifar_of(tmp_path).read().train) == 50
     assert [path.name for path in tmp_path.glob(".*.tmp")] == []
 
 
-@pytest.mark.parametrize("data", ["folder", "cifar"])
+@pytest.mark.parametrize(("data", "count"), [("folder", 6), ("tinyimagenet", 6), ("cifar", 50)])
 def test_runs_that_prepare_the_same_data_at_once_all_succeed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, count: int
 ) -> None:
     context = multiprocessing.get_context("fork")
     start, counted = context.Barrier(4), context.Value("i", 0)
-    module: Any
+    owner: Any = cache_module.ImageCache
+    name = "write"
     if data == "folder":
-        root = images(tmp_path)
-        module, name = cache_module.ImageCache, "write"
+        module: Any = folder_of(images(tmp_path), 64)
+    elif data == "tinyimagenet":
+        module = tiny_of(write_zip(tmp_path / ZIP, tiny_members()))
     else:
-        fake_cifar("CIFAR10", tmp_path, monkeypatch)
-        module, name = cifar, "_unpack"
-    original = getattr(module, name)
+        module = cifar_of(fake_cifar("CIFAR10", tmp_path, monkeypatch).parent)
+        owner, name = cifar, "_unpack"
+    original = getattr(owner, name)
 
     def counting(*args: Any) -> None:
         with counted.get_lock():
@@ -804,12 +763,9 @@ def test_runs_that_prepare_the_same_data_at_once_all_succeed(
 
     def work() -> None:
         start.wait(60)
-        if data == "folder":
-            prepare_image_folder(root, 64, None)
-        else:
-            prepare_cifar("CIFAR10", tmp_path, download=False)
+        module.prepare_data()
 
-    monkeypatch.setattr(module, name, counting)
+    monkeypatch.setattr(owner, name, counting)
     processes = [context.Process(target=work) for _ in range(4)]
     for process in processes:
         process.start()
@@ -817,10 +773,7 @@ def test_runs_that_prepare_the_same_data_at_once_all_succeed(
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 4
     assert counted.value == 1
-    if data == "folder":
-        assert read_image_folder(root, 64, None).train.images[:, 0, 5, 5].tolist() == [0, 1, 2, 10, 11, 12]
-    else:
-        assert len(read_cifar("CIFAR10", tmp_path).train) == 50
+    assert len(module.read().train) == count
 
 
 # More images than memory

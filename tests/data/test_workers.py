@@ -63,7 +63,7 @@ def test_the_time_in_which_this_process_was_stopped_is_no_waiting() -> None:
             return made
 
     pool = worker_loaders._WorkerPool(
-        worker_loaders._EvaluationBatches(stored(), Normalize((0.4,), (0.3,))), 0, torch.device("cpu")
+        worker_loaders._Batches(stored(), Normalize((0.4,), (0.3,))), 0, torch.device("cpu")
     )
     assert pool._next(Slow()) is made
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from dkel_lightning.data.imageset import Images, ImageSet, check_image_set
+from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.errors import DataError
 from dkel_lightning.runtime import processors
 from dkel_lightning.runtime.atomic_files import text_of
@@ -96,12 +96,11 @@ class ImageCache:
         """Return the memory-mapped images of `source`.
 
         Raises:
-            DataError: There is no up-to-date cache, or it does not hold what it should.
+            DataError: There is no up-to-date cache.
         """
         data = self.load()
         if data is None:
             raise DataError(f"{source} has no up-to-date image cache {self.path}: call prepare_data() first")
-        check_image_set(data, str(source))
         return data
 
     def _split(self, name: str) -> Images:

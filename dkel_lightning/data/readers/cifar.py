@@ -18,58 +18,8 @@ from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
 
-Name = Literal["CIFAR10", "CIFAR100"]
 # Either archive unpacks to 186 MB.
 _MOST_BYTES = 512 << 20
-
-
-def _dataset_class(name: Name) -> Any:
-    # Imported on use: torchvision takes seconds.
-    return getattr(import_module("torchvision.datasets"), name)
-
-
-def prepare_cifar(name: Name, root: Path, download: bool) -> None:
-    """Make sure that the unpacked files of a CIFAR set lie under `root`, intact.
-
-    An intact archive found there is unpacked even with `download=False`: that needs no network.
-
-    Raises:
-        DataError: Files are missing or damaged and cannot be had.
-    """
-    official = _dataset_class(name)
-    archive = root / official.filename
-    with reading(root):
-        faults = list(_faults(official, root))
-        if not faults:
-            return
-        if not download and not _intact(archive, official.tgz_md5):
-            fault = f"{archive} is damaged (its md5 is not {official.tgz_md5})" if archive.exists() else faults[0]
-            raise DataError(f"{name}: {fault}. {_cure(official, root)}")
-    with taking_turns(root, name.lower()), reading(root):
-        if not list(_faults(official, root)):
-            return  # another process was faster
-        if not _intact(archive, official.tgz_md5):
-            fetch(official.url, archive, official.tgz_md5)
-        _unpack(official, root)
-
-
-def read_cifar(name: Name, root: Path) -> ImageSet:
-    """Return the official 50,000 training and 10,000 test images `[3, 32, 32]`.
-
-    Raises:
-        DataError: Files are missing or damaged.
-    """
-    official = _dataset_class(name)
-    with reading(root):
-        for fault in _faults(official, root):
-            raise DataError(f"{name}: {fault}. {_cure(official, root)}")
-    try:
-        train, test = official(root, train=True), official(root, train=False)
-    except (RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise DataError(
-            f"{name}: {root / official.base_folder} cannot be read ({error}). {_cure(official, root)}"
-        ) from error
-    return ImageSet(train=_split(train), test=_split(test), class_names=tuple(train.classes))
 
 
 def _split(dataset: Any) -> Images:
@@ -122,22 +72,61 @@ def _cure(official: Any, root: Path) -> str:
 
 
 class _CIFARDataModule(ImageDataModule):
-    _official: ClassVar[Name]
+    _name: ClassVar[Literal["CIFAR10", "CIFAR100"]]
+
+    @property
+    def _official(self) -> Any:
+        # Imported on use: torchvision takes seconds.
+        return getattr(import_module("torchvision.datasets"), self._name)
 
     def prepare_data(self) -> None:
-        """Download the official archive into `root` unless its files are there."""
-        prepare_cifar(self._official, self.root, self.download)
+        """Download the official archive into `root` unless its files are there, and unpack it.
+
+        An intact archive found there is unpacked even with `download=False`: that needs no network.
+
+        Raises:
+            DataError: Files are missing or damaged and cannot be had.
+        """
+        official, root = self._official, self.root
+        archive = root / official.filename
+        with reading(root):
+            faults = list(_faults(official, root))
+            if not faults:
+                return
+            if not self.download and not _intact(archive, official.tgz_md5):
+                fault = f"{archive} is damaged (its md5 is not {official.tgz_md5})" if archive.exists() else faults[0]
+                raise DataError(f"{self._name}: {fault}. {_cure(official, root)}")
+        with taking_turns(root, self._name.lower()), reading(root):
+            if not list(_faults(official, root)):
+                return  # another process was faster
+            if not _intact(archive, official.tgz_md5):
+                fetch(official.url, archive, official.tgz_md5)
+            _unpack(official, root)
 
     def read(self) -> ImageSet:
-        """Read the images."""
-        return read_cifar(self._official, self.root)
+        """Read the official 50,000 training and 10,000 test images `[3, 32, 32]`.
+
+        Raises:
+            DataError: Files are missing or damaged.
+        """
+        official, root = self._official, self.root
+        with reading(root):
+            for fault in _faults(official, root):
+                raise DataError(f"{self._name}: {fault}. {_cure(official, root)}")
+        try:
+            train, test = official(root, train=True), official(root, train=False)
+        except (RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            raise DataError(
+                f"{self._name}: {root / official.base_folder} cannot be read ({error}). {_cure(official, root)}"
+            ) from error
+        return ImageSet(train=_split(train), test=_split(test), class_names=tuple(train.classes))
 
 
 @register_data("cifar10")
 class CIFAR10DataModule(_CIFARDataModule):
     """CIFAR-10: 50,000 training and 10,000 test images `[3, 32, 32]`. Arguments: `ImageDataModule`."""
 
-    _official = "CIFAR10"
+    _name = "CIFAR10"
     default_mean = (0.4914, 0.4822, 0.4465)
     default_std = (0.2470, 0.2435, 0.2616)
 
@@ -146,6 +135,6 @@ class CIFAR10DataModule(_CIFARDataModule):
 class CIFAR100DataModule(_CIFARDataModule):
     """CIFAR-100: 50,000 training and 10,000 test images `[3, 32, 32]`. Arguments: `ImageDataModule`."""
 
-    _official = "CIFAR100"
+    _name = "CIFAR100"
     default_mean = (0.5071, 0.4866, 0.4409)
     default_std = (0.2675, 0.2565, 0.2761)

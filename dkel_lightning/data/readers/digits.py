@@ -14,21 +14,6 @@ TEST_IMAGES = 360
 TEST_SPLIT_SEED = 1797
 
 
-def read_digits() -> ImageSet:
-    """Return 1,437 training and 360 test images `[1, 8, 8]`, grey values 0..16 stretched to 0..255."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
-    labels = bunch.target.astype(np.int64)
-    train, test = hold_out(labels, TEST_IMAGES, TEST_SPLIT_SEED, "digits test set")
-    return ImageSet(
-        train=Images(images[train], labels[train]),
-        test=Images(images[test], labels[test]),
-        class_names=tuple(str(name) for name in bunch.target_names),
-    )
-
-
 @register_data("digits")
 class DigitsDataModule(ImageDataModule):
     """scikit-learn's digits: 1,437 training and 360 test images `[1, 8, 8]` of 10 classes.
@@ -43,5 +28,15 @@ class DigitsDataModule(ImageDataModule):
     default_std = (0.3758,)
 
     def read(self) -> ImageSet:
-        """Read the images."""
-        return read_digits()
+        """Read 1,437 training and 360 test images `[1, 8, 8]`, grey values 0..16 stretched to 0..255."""
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+        labels = bunch.target.astype(np.int64)
+        train, test = hold_out(labels, TEST_IMAGES, TEST_SPLIT_SEED, "digits test set")
+        return ImageSet(
+            train=Images(images[train], labels[train]),
+            test=Images(images[test], labels[test]),
+            class_names=tuple(str(name) for name in bunch.target_names),
+        )

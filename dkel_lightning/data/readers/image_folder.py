@@ -24,36 +24,6 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", "
 _MOST_FILE_BYTES = 256 << 20
 
 
-def prepare_image_folder(root: Path, image_size: int, cache_dir: Path | None) -> None:
-    """Decode all images into the cache unless that is up to date.
-
-    Raises:
-        DataError: The layout is not as it should be, or an image cannot be used; the message names the file.
-    """
-    with reading(root):
-        _require_train(root)
-        cache = _cache(root, image_size, cache_dir)
-    if cache.load() is not None:  # without the lock: a folder that cannot be written to may hold a good cache
-        return
-    with taking_turns(cache.folder, "image_folder"), reading(root):
-        if cache.load() is None:
-            cache.write(_recipe(root, image_size))
-
-
-def read_image_folder(root: Path, image_size: int, cache_dir: Path | None) -> ImageSet:
-    """Return the cached images `[3, image_size, image_size]`.
-
-    Without `test/`, the images of `val/` are the test split; with both, `val/` is the validation split.
-
-    Raises:
-        DataError: There is no up-to-date cache.
-    """
-    with reading(root):
-        _require_train(root)
-        cache = _cache(root, image_size, cache_dir)
-    return cache.read(root)
-
-
 def folder_fingerprint(*folders: Path) -> dict[str, str | int]:
     """Return number, total size, newest change and a hash of the names of all files below some folders."""
     files = sorted(
@@ -80,11 +50,6 @@ def _require_train(root: Path) -> None:
         raise DataError(f"{root} has neither a folder test nor val: put the test images into test/<class>/")
 
 
-def _cache(root: Path, image_size: int, cache_dir: Path | None) -> ImageCache:
-    fingerprint = folder_fingerprint(*(root / name for name in _folders(root).values()))
-    return ImageCache(cache_dir or root / CACHE_FOLDER, f"image_folder-{image_size}", fingerprint, root)
-
-
 def _folders(root: Path) -> dict[str, str]:
     """Return which folder holds which split."""
     if not (root / "test").is_dir():
@@ -104,15 +69,6 @@ def listed(root: Path) -> tuple[dict[str, Listing], list[str]]:
     for folder in folders.values():
         _require_same_classes(folder, classes)
     return {split: _listing(folder, classes) for split, folder in folders.items()}, classes
-
-
-def _recipe(root: Path, image_size: int) -> Recipe:
-    splits, classes = listed(root)
-
-    def decode(name: str) -> NDArray[np.uint8]:
-        return decode_fitted(image_bytes(Path(name)), name, image_size)
-
-    return Recipe(splits, classes, (3, image_size, image_size), decode)
 
 
 def _classes(folder: Path) -> list[str]:
@@ -175,7 +131,8 @@ def image_bytes(path: Path) -> bytes:
 class ImageFolderDataModule(ImageDataModule):
     """A folder of images: `root/train/<class>/...` and `root/test/<class>/...` or `root/val/<class>/...`.
 
-    With both, `val` is the validation split. Every image becomes RGB: its central square, scaled.
+    With both, `val` is the validation split. Every image becomes RGB: its central square, scaled; it is decoded once,
+    into a cache.
 
     Args:
         *args: As in `ImageDataModule`.
@@ -192,9 +149,33 @@ class ImageFolderDataModule(ImageDataModule):
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
 
     def prepare_data(self) -> None:
-        """Decode the images into the cache unless that is up to date."""
-        prepare_image_folder(self.root, self.image_size, self.cache_dir)
+        """Decode all images into the cache unless that is up to date.
+
+        Raises:
+            DataError: The layout is not as it should be, or an image cannot be used; the message names the file.
+        """
+        cache = self._cache()
+        if cache.load() is not None:  # without the lock: a folder that cannot be written to may hold a good cache
+            return
+        with taking_turns(cache.folder, "image_folder"), reading(self.root):
+            if cache.load() is None:
+                splits, classes = listed(self.root)
+                cache.write(Recipe(splits, classes, (3, self.image_size, self.image_size), self._decode))
 
     def read(self) -> ImageSet:
-        """Read the images."""
-        return read_image_folder(self.root, self.image_size, self.cache_dir)
+        """Read the cached images `[3, image_size, image_size]`.
+
+        Raises:
+            DataError: There is no up-to-date cache.
+        """
+        return self._cache().read(self.root)
+
+    def _cache(self) -> ImageCache:
+        with reading(self.root):
+            _require_train(self.root)
+            fingerprint = folder_fingerprint(*(self.root / name for name in _folders(self.root).values()))
+        folder = self.cache_dir or self.root / CACHE_FOLDER
+        return ImageCache(folder, f"image_folder-{self.image_size}", fingerprint, self.root)
+
+    def _decode(self, name: str) -> NDArray[np.uint8]:
+        return decode_fitted(image_bytes(Path(name)), name, self.image_size)

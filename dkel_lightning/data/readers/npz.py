@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.files.checks import BROKEN_ZIP, check_members, open_member, reading, refuse_lookalikes
-from dkel_lightning.data.imageset import Images, ImageSet, check_image_set
+from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.data.residency import free_host_memory
 from dkel_lightning.errors import DataError
@@ -25,33 +25,6 @@ _LAYOUT = (
 )
 _MOST_CHANNELS = 4
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-
-
-def read_npz(path: Path) -> ImageSet:
-    """Read images and labels; grey images keep their one channel.
-
-    Nothing is unpickled, so a file from a stranger cannot run code, and nothing larger than half of the free memory is
-    unpacked, nor anything that is not as large as it claims.
-
-    Raises:
-        DataError: The file, or an array in it, is missing, damaged or not what the layout promises.
-    """
-    with reading(path):
-        if not path.is_file():
-            raise DataError(f"{path} is not a file; set root to an .npz file that holds {_LAYOUT}")
-        with path.open("rb") as file:
-            if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
-                raise DataError(f"{path} holds a single array; write an .npz file with {_LAYOUT}")
-            try:
-                archive = zipfile.ZipFile(file)
-            except BROKEN_ZIP as error:
-                raise _torn(path, error) from error
-            with archive:
-                return _Arrays(archive, path).image_set()
-
-
-def _torn(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} is torn or no .npz file ({error}); write it again with numpy.savez")
 
 
 class _Arrays:
@@ -79,9 +52,7 @@ class _Arrays:
         self._check_sizes()
         train, test = self._split("train"), self._split("test")
         val = self._split("val") if "val_images" in self._members else None
-        data = ImageSet(train=train, test=test, val=val, class_names=self._class_names(train))
-        check_image_set(data, str(self._path))
-        return data
+        return ImageSet(train=train, test=test, val=val, class_names=self._class_names(train))
 
     def _check_sizes(self) -> None:
         total = sum(info.file_size for info in self._members.values())
@@ -94,12 +65,7 @@ class _Arrays:
 
     def _split(self, split: str) -> Images:
         images = _images(self._array(f"{split}_images"), f"{self._path}: {split}_images")
-        labels = _labels(self._array(f"{split}_labels"), f"{self._path}: {split}_labels")
-        if len(images) != len(labels):
-            raise DataError(
-                f"{self._path}: {split}_images holds {len(images)} images but {split}_labels {len(labels)} labels"
-            )
-        return Images(images, labels)
+        return Images(images, _labels(self._array(f"{split}_labels"), f"{self._path}: {split}_labels"))
 
     def _array(self, key: str) -> NDArray[Any]:
         info = self._members[key]
@@ -196,5 +162,26 @@ class NpzDataModule(ImageDataModule):
     default_flip = False
 
     def read(self) -> ImageSet:
-        """Read the images."""
-        return read_npz(self.root)
+        """Read images and labels; grey images keep their one channel.
+
+        Nothing is unpickled, so a file from a stranger cannot run code, and nothing larger than half of the free memory
+        is unpacked, nor anything that is not as large as it claims.
+
+        Raises:
+            DataError: The file, or an array in it, is missing, damaged or not what the layout promises.
+        """
+        path = self.root
+        with reading(path):
+            if not path.is_file():
+                raise DataError(f"{path} is not a file; set root to an .npz file that holds {_LAYOUT}")
+            with path.open("rb") as file:
+                if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
+                    raise DataError(f"{path} holds a single array; write an .npz file with {_LAYOUT}")
+                try:
+                    archive = zipfile.ZipFile(file)
+                except BROKEN_ZIP as error:
+                    raise DataError(
+                        f"{path} is torn or no .npz file ({error}); write it again with numpy.savez"
+                    ) from error
+                with archive:
+                    return _Arrays(archive, path).image_set()

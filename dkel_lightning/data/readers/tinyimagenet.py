@@ -102,44 +102,6 @@ def find_tinyimagenet(root: Path) -> Path | None:
     return None
 
 
-def prepare_tinyimagenet(root: Path, download: bool, cache_dir: Path | None) -> None:
-    """Download the zip if there is nothing and that is allowed, and decode it into the cache unless that is up to date.
-
-    Raises:
-        DataError: The data are missing, torn, or not what they should be; the message names the file.
-    """
-    cache_folder = _cache_folder(root, cache_dir)
-    with reading(root):
-        source = find_tinyimagenet(root)
-        if source is None and (not download or root.suffix == ".zip"):
-            raise _missing(root)
-        if source is not None and _cache(source, cache_folder).load() is not None:
-            return  # without the lock: a folder that cannot be written to may hold a good cache
-    with taking_turns(cache_folder, "tinyimagenet"), reading(root):
-        source = find_tinyimagenet(root)
-        if source is None:
-            fetch(URL, root / f"{FOLDER}.zip", MD5)
-            source = root / f"{FOLDER}.zip"
-        cache = _cache(source, cache_folder)
-        if cache.load() is None:
-            with _files(source) as files:
-                cache.write(_recipe(files))
-
-
-def read_tinyimagenet(root: Path, cache_dir: Path | None) -> ImageSet:
-    """Return the cached training images and, as the test split, the official validation images `[3, 64, 64]`.
-
-    Raises:
-        DataError: There is no up-to-date cache, or it does not hold what it should.
-    """
-    with reading(root):
-        source = find_tinyimagenet(root)
-        if source is None:
-            raise _missing(root)
-        cache = _cache(source, _cache_folder(root, cache_dir))
-    return cache.read(source)
-
-
 def _missing(root: Path) -> DataError:
     return DataError(
         f"no TinyImageNet at {root}: put {FOLDER}.zip ({URL}, 237 MB, md5 {MD5}) or the folder {FOLDER} there, "
@@ -149,15 +111,6 @@ def _missing(root: Path) -> DataError:
 
 def _zip_cure(path: Path) -> str:
     return f"Delete {path} and get it again ({URL}, md5 {MD5}), or set data.download=true"
-
-
-def _cache_folder(root: Path, cache_dir: Path | None) -> Path:
-    return cache_dir or (root.parent if root.suffix == ".zip" else root) / CACHE_FOLDER
-
-
-def _cache(source: Path, folder: Path) -> ImageCache:
-    fingerprint = folder_fingerprint(source) if source.is_dir() else _zip_fingerprint(source)
-    return ImageCache(folder, "tinyimagenet", fingerprint, source)
 
 
 def _zip_fingerprint(path: Path) -> dict[str, str | int]:
@@ -280,9 +233,45 @@ class TinyImageNetDataModule(ImageDataModule):
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
 
     def prepare_data(self) -> None:
-        """Download the zip unless there is one, and decode it into the cache unless that is up to date."""
-        prepare_tinyimagenet(self.root, self.download, self.cache_dir)
+        """Download the zip if there is nothing and that is allowed, and decode it into the cache unless up to date.
+
+        Raises:
+            DataError: The data are missing, torn, or not what they should be; the message names the file.
+        """
+        root = self.root
+        with reading(root):
+            source = find_tinyimagenet(root)
+            if source is None and (not self.download or root.suffix == ".zip"):
+                raise _missing(root)
+            if source is not None and self._cache(source).load() is not None:
+                return  # without the lock: a folder that cannot be written to may hold a good cache
+        with taking_turns(self._cache_folder, "tinyimagenet"), reading(root):
+            source = find_tinyimagenet(root)
+            if source is None:
+                source = root / f"{FOLDER}.zip"
+                fetch(URL, source, MD5)
+            cache = self._cache(source)
+            if cache.load() is None:
+                with _files(source) as files:
+                    cache.write(_recipe(files))
 
     def read(self) -> ImageSet:
-        """Read the images."""
-        return read_tinyimagenet(self.root, self.cache_dir)
+        """Read the cached training images and, as the test split, the official validation images `[3, 64, 64]`.
+
+        Raises:
+            DataError: There is no up-to-date cache.
+        """
+        with reading(self.root):
+            source = find_tinyimagenet(self.root)
+            if source is None:
+                raise _missing(self.root)
+            cache = self._cache(source)
+        return cache.read(source)
+
+    @property
+    def _cache_folder(self) -> Path:
+        return self.cache_dir or (self.root.parent if self.root.suffix == ".zip" else self.root) / CACHE_FOLDER
+
+    def _cache(self, source: Path) -> ImageCache:
+        fingerprint = folder_fingerprint(source) if source.is_dir() else _zip_fingerprint(source)
+        return ImageCache(self._cache_folder, "tinyimagenet", fingerprint, source)
