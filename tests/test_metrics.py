@@ -124,7 +124,6 @@ def test_relative_distance_by_hand_and_none_where_shapes_differ() -> None:
     student = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]], requires_grad=True)]
     teacher = [torch.tensor([3.0, 6.0]), torch.tensor([[12.0]])]
     distance = relative_distance(teacher, student)
-    assert distance is not None
     assert distance.item() == pytest.approx(10 / 5)
     assert relative_distance(student, student) == 0
     assert relative_distance(teacher[:1], student) is None
@@ -136,7 +135,6 @@ def test_mutual_distance_of_equal_opposite_and_orthogonal_weights() -> None:
     long = [7 * tensor for tensor in b]  # of another length than a
     for other, expected in ((a, 0.0), (opposite, 2.0), (b, math.sqrt(2)), (long, math.sqrt(2))):
         distance = mutual_distance(a, other)
-        assert distance is not None
         assert distance.item() == pytest.approx(expected)
     assert mutual_distance(a, a[:1]) is None
 

@@ -68,7 +68,7 @@ def test_no_key_of_a_file_says_where_to_go_or_what_to_run() -> None:
         assert found, f"{key}={value!r} would be taken from a stranger's file: is it looked up (`registered`)?"
         assert not saved_settings.foreign(put(values, key, value), put(given, key, value)), key
     assert tried > 40
-    assert {key for key, value in hostile_values() if not schema.KEYS.get(key, schema.describe(key)).is_free} <= {  # type: ignore[union-attr]
+    assert {key for key, value in hostile_values() if not schema.KEYS.get(key, schema.describe(key)).is_free} <= {
         *LOOKED_UP, "name", *(key for key, described in schema.KEYS.items() if described.fault("word") is None)
     }  # fmt: skip
 

@@ -44,13 +44,12 @@ class KnownLoader(DataLoader[Any]):
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_initialisation_is_that_many_plain_sgd_steps_at_a_share_of_the_rate(steps: int) -> None:
     module = build(peers=2, seed=5, teacher={"init_steps": steps, "init_lr_scale": 0.5, "init_weight_decay": 0.1})
-    assert module.teacher is not None
     expected = copy.deepcopy(module.teacher.network).train().requires_grad_(True)
     loader, recorder = KnownLoader(Toy(), batch_size=8), Recorder()
     for images, labels in loader.initialisation_batches(5, steps):
         logits, _ = expected(images)
         expected.zero_grad()
-        ((F.cross_entropy(logits[0], labels) + F.cross_entropy(logits[1], labels)) / 2).backward()  # type: ignore[no-untyped-call]
+        ((F.cross_entropy(logits[0], labels) + F.cross_entropy(logits[1], labels)) / 2).backward()
         with torch.no_grad():
             for parameter in expected.parameters():
                 assert parameter.grad is not None
@@ -148,7 +147,6 @@ def test_initialisation_is_never_repeated_on_resume(tmp_path: Path, monkeypatch:
     resumed = build()
     trainer(max_epochs=2).fit(resumed, train_loader(), ckpt_path=tmp_path / "last.ckpt")
     assert counter.count == 1
-    assert resumed.teacher is not None
     assert resumed.teacher.updates.item() == 6
     trainer().fit(resumed, train_loader())  # nor by a second fit of the same module
     assert counter.count == 1
@@ -259,7 +257,6 @@ def test_a_loader_without_batches_is_named() -> None:
 
 def test_initialisation_runs_in_the_precision_of_the_run() -> None:
     module = build(teacher={"init_steps": 2})
-    assert module.teacher is not None
     before = parameters_of(module.teacher.network)
     recorder = Recorder()
     trainer(recorder, precision="64-true", limit_train_batches=1).fit(module, train_loader())
@@ -293,7 +290,6 @@ def test_the_teacher_is_initialised_on_augmented_views_of_each_peer() -> None:
         return images + torch.rand(images.shape, generator=generator)
 
     module = build(peers=2, augmentation=augmentation, teacher={"init_steps": 1})
-    assert module.teacher is not None
     module.teacher.network.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
     trainer(limit_train_batches=1).fit(module, train_loader(batch_size=8))
     assert shapes == [(8, 2, 3, 8, 8)] * 2

@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader, IterableDataset
 
-from dkel_lightning import DistillationModule
 from dkel_lightning.callbacks.schedules import clock, set_weights
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import Clock
@@ -29,9 +28,7 @@ class Watch(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.clocks.append(clock(trainer))
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        assert isinstance(pl_module, DistillationModule)
-        assert pl_module.ensemble is not None
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         self.weights.append((pl_module.method.rampup_weight.item(), pl_module.ensemble.weight.item()))
 
 
@@ -55,9 +52,6 @@ def test_a_loop_of_ones_own_is_given_the_weights_that_a_trainer_sets() -> None:
         build(settings, teacher={"decay": {0: 0.5, 1: 0.9}}),
     )
     trainer(watch, max_epochs=3, limit_train_batches=2).fit(trained, train_loader())
-    assert module.ensemble is not None
-    assert module.teacher is not None
-    assert trained.teacher is not None
     for now, weights in zip(watch.clocks, watch.weights, strict=True):
         set_weights(module, now)
         assert (module.method.rampup_weight.item(), module.ensemble.weight.item()) == weights
@@ -151,7 +145,6 @@ def test_a_stream_of_unknown_length_trains(settings: dict[str, Any], expected: t
     watch, module = Watch(), build(teacher={"init_steps": 1})
     trainer(watch, StopAfter(), **settings).fit(module, DataLoader(Stream(), batch_size=8))
     assert {(c.steps_per_epoch, c.steps) for c in watch.clocks} == {expected}
-    assert module.teacher is not None
     assert module.teacher.updates.item() >= 3
 
 
@@ -164,8 +157,6 @@ def test_the_rate_in_force_is_logged_and_kept_in_the_checkpoint() -> None:
 
 def test_changing_weights_neither_replaces_nor_moves_their_buffers() -> None:
     module = build()
-    assert module.ensemble is not None
-    assert module.teacher is not None
     buffers = [module.method.rampup_weight, module.ensemble.weight, module.teacher.rate, module.teacher.updates]
     before = [buffer.data_ptr() for buffer in buffers]
     trainer(max_epochs=2, limit_train_batches=1).fit(module, train_loader())

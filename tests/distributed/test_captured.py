@@ -50,7 +50,6 @@ def fitted(
     fit = trainer(noted, devices=2, max_epochs=2, strategy=strategy, **settings)
     torch.manual_seed(7)
     fit.fit(module, train_loader(56))
-    assert module.execution_in_force is not None
     assert module.execution_in_force.name == ("eager" if why else mode)
     assert why in module.execution_in_force.why
     assert noted.wrapped == (wrapped or mode == "eager")
@@ -98,6 +97,6 @@ def test_two_processes_capture_what_they_do_eagerly(tmp_path: Path, tape: type[T
 def test_what_only_ddp_does_is_left_to_it(given: dict[str, Any], reason: str, tape: type[Tape]) -> None:
     module = build(execution="cuda_graph")
     assert planned(module, trainer(strategy=DDPStrategy(**given), devices=2)).why == reason
-    module.student.network.trunk.append(torch.nn.SyncBatchNorm(8))  # type: ignore[operator, union-attr]
+    module.student.network.trunk.append(torch.nn.SyncBatchNorm(8))  # type: ignore[operator]
     why = planned(module, trainer(strategy=DDPStrategy(), devices=2)).why
     assert why == "SyncBatchNorm exchanges statistics during the forward pass"

@@ -365,8 +365,6 @@ def test_a_sweep_whose_output_nobody_reads_any_more_ends_quietly(unbuffered: str
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
     ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.readline()
         process.stdout.close()
         assert (process.wait(timeout=200), process.stderr.read()) == (141, "")

@@ -41,7 +41,7 @@ class NoReadsInPython(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class NoReadsBelow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class NoReadsBelow(TorchDispatchMode):
     """Refuse the operations that read a value on their way, also a mask that chooses."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,13 +58,13 @@ def _has_mask(indices: Any) -> bool:
 
 @contextmanager
 def no_host_reads() -> Iterator[None]:
-    with NoReadsInPython(), NoReadsBelow():  # type: ignore[no-untyped-call]
+    with NoReadsInPython(), NoReadsBelow():
         yield
 
 
 class _Recording(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.operations: list[Operation] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

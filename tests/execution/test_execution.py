@@ -62,7 +62,6 @@ def fitted(
     if method == "soteacher":
         loader = DataLoader(WithIndices(loader.dataset), batch_size=8, sampler=loader.sampler)
     fit.fit(module, loader, val_loader())
-    assert module.execution_in_force is not None
     assert module.execution_in_force.name == mode
     return module.state_dict(), {name: torch.as_tensor(value) for name, value in fit.callback_metrics.items()}
 
@@ -211,7 +210,7 @@ class OwnStep(DistillationModule):
 
 class OwnBackward(DistillationModule):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
 
 class Counting(Baseline):
@@ -238,13 +237,13 @@ class DrawingOnHost(Baseline):
 
 def hooked() -> DistillationModule:
     module = build(execution="cuda_graph")
-    module.student.network.branches[0].register_forward_hook(lambda *_: None)  # type: ignore[index, union-attr]
+    module.student.network.branches[0].register_forward_hook(lambda *_: None)  # type: ignore[index]
     return module
 
 
 def with_a_hooked_gradient() -> DistillationModule:
     module = build(execution="cuda_graph")
-    next(module.student.parameters()).register_hook(lambda gradient: gradient)  # type: ignore[no-untyped-call]
+    next(module.student.parameters()).register_hook(lambda gradient: gradient)
     return module
 
 
@@ -280,7 +279,6 @@ def test_what_cannot_be_captured_runs_eagerly_and_one_line_says_why(
     module = (make or (lambda: build(execution="cuda_graph")))()
     fit = trainer(DiversityMonitor("none"), *(make_one() for make_one in callbacks), **settings)
     fit.fit(module, train_loader(SAMPLES))
-    assert module.execution_in_force is not None
     assert module.execution_in_force.name == "eager"
     assert fit.global_step >= 4
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("execution: ")]
@@ -332,8 +330,7 @@ def test_hooks_that_come_after_the_gradients_see_them(tape: type[Tape]) -> None:
 class Thaw(BaseFinetuning):
     """Freeze the branches, and let them learn from the second epoch on."""
 
-    def freeze_before_training(self, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, DistillationModule)
+    def freeze_before_training(self, pl_module: Any) -> None:
         self.freeze(pl_module.student.network.branches)
 
     def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: torch.optim.Optimizer) -> None:
@@ -361,13 +358,12 @@ class AtEpoch(Callback):
 
 def replaced(module: DistillationModule) -> None:
     norm = next(part for part in module.student.modules() if isinstance(part, nn.BatchNorm2d))
-    assert norm.running_mean is not None
     norm.running_mean = norm.running_mean.clone()
 
 
 def pruned(module: DistillationModule) -> None:
     layer = next(part for part in module.student.modules() if isinstance(part, nn.Conv2d))
-    prune.l1_unstructured(layer, "weight", 0.5)  # type: ignore[no-untyped-call]
+    prune.l1_unstructured(layer, "weight", 0.5)
 
 
 @pytest.mark.parametrize(("change", "mode"), [(replaced, "cuda_graph"), (pruned, "eager")])
@@ -376,12 +372,11 @@ def test_parts_that_are_replaced_or_hooked_between_epochs_are_seen(change: Any, 
     for execution in ("eager", "cuda_graph"):
         module = build(execution=execution)
         # The average matches the networks by name, which pruning changes.
-        module.teacher.follow = lambda student: None  # type: ignore[union-attr, method-assign]
+        module.teacher.follow = lambda student: None  # type: ignore[method-assign]
         torch.manual_seed(7)
         trainer(AtEpoch(change), DiversityMonitor("none"), max_epochs=2).fit(module, train_loader(SAMPLES))
         states.append(module.state_dict())
     assert_equal(*states)
-    assert module.execution_in_force is not None
     assert module.execution_in_force.name == mode
 
 
@@ -447,7 +442,6 @@ def test_nothing_is_captured_where_no_recorder_is(capsys: pytest.CaptureFixture[
 def test_a_choice_left_open_is_eager_on_the_cpu_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     module = build(execution="auto")
     trainer(limit_train_batches=1).fit(module, train_loader())
-    assert module.execution_in_force is not None
     assert (module.execution_in_force.name, module.execution_in_force.why) == ("eager", "")
     assert "execution" not in capsys.readouterr().out
 
@@ -531,7 +525,6 @@ def test_compiled_networks_change_no_name_no_copy_and_no_deployed_network(monkey
     eager, module = build(), build(execution="compile")
     for each in (eager, module):
         trainer(max_epochs=2).fit(each, train_loader(SAMPLES), val_loader())
-    assert module.execution_in_force is not None
     assert (module.execution_in_force.name, module.execution_in_force.why) == ("compile", "")
     assert [*module.state_dict()] == [*eager.state_dict()]
     for name, value in eager.state_dict().items():

@@ -74,7 +74,6 @@ def test_every_value_of_every_key_is_allowed_or_named() -> None:
     counts = {"allowed": 0, "named": 0}
     for key in keys(0):
         description = schema.describe(key)
-        assert description is not None
         fitting, others = values_of(key)
         for value in [*fitting, *others]:
             said = fault(0, {key: value})

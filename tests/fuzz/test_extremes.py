@@ -111,7 +111,6 @@ def test_an_extreme_argument_of_another_library_is_refused_before_that_sees_it(o
 @pytest.mark.long
 def test_the_widest_guided_modules_fit_into_the_memory_of_a_laptop(tmp_path: Path) -> None:
     description = schema.describe("method.width")
-    assert description is not None
     most = max(value for value in (2**n for n in range(40)) if description.fault(value) is None)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30,) * 2); "
     start = limit + "from dkel_lightning.app.cli.main import main; main()"

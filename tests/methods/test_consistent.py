@@ -58,7 +58,7 @@ def test_golden_losses(case: dict[str, Any]) -> None:
             loss = feature_loss(student, rearranged(teacher, places, group))
             assert loss.item() == pytest.approx(expected[f"loss_{when}{suffix}"], rel=1e-10, abs=1e-12)
             if f"grad_{when}{suffix}" in expected:
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 check_gradient(student, expected[f"grad_{when}{suffix}"])
 
 
@@ -78,7 +78,6 @@ def build(backbone: str = "resnet8", teacher: str = "resnet8", **settings: Any) 
 @torch.no_grad()
 def shuffled(module: DistillationModule) -> Tensor:
     """Make the teacher the student with the channels of its last stage shuffled; return the shuffle."""
-    assert module.teacher is not None
     module.teacher.network.load_state_dict(module.student.network.state_dict())
     block: Any = find(module.teacher.network.peer(0), "stage3", "x")[0]  # type: ignore[index]
     order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
@@ -98,7 +97,7 @@ def test_a_teacher_that_is_the_student_with_shuffled_channels_is_unshuffled(matc
     shuffled(module)  # by the same order, of the student after its step
     module.eval()
     with torch.no_grad():
-        seen = module(images).named, module.teacher.teach(images).named  # type: ignore[union-attr]
+        seen = module(images).named, module.teacher.teach(images).named
     ours, theirs = (each["stage3"][0] for each in seen if each is not None)
     after = feature_loss(ours, rearranged(theirs, module.method.places_0)).item()
     if matcher == "greedy":  # what three classes say of two channels may be alike up to rounding
@@ -116,8 +115,8 @@ def test_a_refit_of_what_has_not_changed_changes_nothing_and_a_resume_does_not_f
     for module in (once, again):
         fit = trainer(max_epochs=2)
         for part in (module.student, module.teacher):
-            part.network.requires_grad_(False)  # type: ignore[union-attr]
-        module.student.network.peer(0).branch.classifier.bias.requires_grad_(True)  # type: ignore[union-attr]
+            part.network.requires_grad_(False)
+        module.student.network.peer(0).branch.classifier.bias.requires_grad_(True)
         fit.fit(module, train_loader())
     assert bool(once.method.fitted)
     fit.save_checkpoint(tmp_path / "x.ckpt")

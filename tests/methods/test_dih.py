@@ -47,7 +47,7 @@ def test_golden_losses_and_gradients_as_released_and_with_the_labels_once(index:
         student, taught = outputs_of(case)
         found = total(method_of(case, **settings).terms_of(student, torch.stack(taught).detach(), labels, labels))
         assert found.item() == pytest.approx(case["expected"][f"{name}_total"], rel=1e-12)
-        found.backward()  # type: ignore[no-untyped-call]
+        found.backward()
         check_gradient(student, case["expected"][f"{name}_grad_student"])
 
 
@@ -103,10 +103,10 @@ def test_heads_are_fitted_on_a_frozen_network_and_teach_unchanged(tmp_path: Path
     assert module.method.lacks() is None
     theirs = prepared.method.heads
     assert torch.equal(module.method.heads[0][1].weight, theirs[2][1].weight)
-    frozen = {**parameters_of(module.method.heads), **parameters_of(module.teacher.network)}  # type: ignore[union-attr]
+    frozen = {**parameters_of(module.method.heads), **parameters_of(module.teacher.network)}
     fit = trainer()
     fit.fit(module, train_loader(views=2))
-    assert same(frozen, {**parameters_of(module.method.heads), **parameters_of(module.teacher.network)})  # type: ignore[union-attr]
+    assert same(frozen, {**parameters_of(module.method.heads), **parameters_of(module.teacher.network)})
     assert [group["name"] for group in fit.optimizers[0].param_groups] == ["student"]
     assert float(fit.callback_metrics["train/kd_heads"]) > 0
     fit.save_checkpoint(tmp_path / "dih.ckpt")

@@ -107,7 +107,7 @@ def test_no_gradient_of_one_network_leaks_into_another() -> None:
     module = build("dml", peers=2).double()
     images, labels = images_and_labels(6)
     images = images.double()
-    module.training_step((images, labels), 0).backward()  # type: ignore[no-untyped-call]
+    module.training_step((images, labels), 0).backward()
     network = module.student.network
     assert isinstance(network, IndependentPeers)
     targets = network(images)[0].detach().softmax(-1)

@@ -55,7 +55,7 @@ def test_golden_mixing(index: int) -> None:
             torch.testing.assert_close(hidden.detach(), torch.tensor(output, dtype=torch.float64))
         loss = cross_entropy(hidden @ classifier.t(), torch.tensor(given["labels"]))
         assert loss.item() == pytest.approx(expected["loss"], rel=1e-12)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for own, grad in zip(both[0], expected["grad_student_weights"], strict=True):
             check_gradient(own.weight, grad)
 
@@ -95,7 +95,7 @@ def test_with_none_of_them_it_is_the_teacher_s_trunk_under_the_student_s_head() 
     module.method.tell_time(Clock(0), 0, 0)
     assert module.teacher is not None
     images = torch.randn(4, 3, 8, 8)
-    teacher, student = (release_(part.network.peer(0)) for part in (build().teacher, build().student))  # type: ignore[union-attr]
+    teacher, student = (release_(part.network.peer(0)) for part in (build().teacher, build().student))
     hidden = find(student, "stem", "x")(images)
     for stage in ("stage1", "stage2", "stage3"):
         hidden = find(teacher, stage, "x").eval()(hidden)
@@ -131,9 +131,7 @@ def test_statistics_are_estimated_anew_and_training_does_not_notice() -> None:
     images = torch.cat([batch[0] for batch in train_loader()])
     # Its three batches are the whole set, so the plain mean of their means is the mean of all.
     torch.testing.assert_close(stem[1].running_mean, stem[0](images).mean((0, 2, 3)), rtol=1e-4, atol=1e-5)  # type: ignore[index]
-    assert modules[0].teacher is not None
     untouched = build().teacher
-    assert untouched is not None
     assert same(dict(modules[0].teacher.network.state_dict()), dict(untouched.network.state_dict()))
 
 

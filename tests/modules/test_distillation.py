@@ -51,8 +51,6 @@ ALL_METHODS = ["baseline", "pcl", "dkel", "dkel_released"]
 
 def test_the_loss_of_a_step_is_recomputed_from_the_networks_by_hand() -> None:
     module = build(peers=3, teacher={"init_steps": 0}).double()
-    assert module.teacher is not None
-    assert module.ensemble is not None
     module.method.rampup_weight.fill_(0.3)
     module.ensemble.weight.fill_(0.25)
     images, labels = images_and_labels(6)
@@ -77,7 +75,7 @@ def test_the_loss_of_a_step_is_recomputed_from_the_networks_by_hand() -> None:
 def test_one_summed_loss_reaches_every_trained_parameter_and_no_other(method: str) -> None:
     module = build(method, peers=3)
     images, labels = images_and_labels(6)
-    module.training_step((images, labels), 0).backward()  # type: ignore[no-untyped-call]
+    module.training_step((images, labels), 0).backward()
     trained = [*module.student.parameters(), *(module.ensemble.parameters() if module.ensemble else [])]
     assert all(p.grad is not None for p in trained)
     assert {id(p) for p in module.parameters() if p.requires_grad} == {id(p) for p in trained}
@@ -131,7 +129,6 @@ def test_a_term_that_a_method_does_not_name_is_not_lost_in_silence() -> None:
 def test_the_teacher_moves_once_for_each_optimizer_step(accumulate: int) -> None:
     module, fit = build(), trainer(max_epochs=2, accumulate_grad_batches=accumulate)
     fit.fit(module, train_loader(samples=40, batch_size=8))  # 5 batches: 3 steps of two, the last of one
-    assert module.teacher is not None
     assert fit.global_step == {1: 10, 2: 6}[accumulate]
     assert module.teacher.updates.item() == fit.global_step
 
@@ -145,9 +142,8 @@ def test_accumulation_equals_one_large_batch_in_parameters_and_teacher() -> None
         images, labels = images_and_labels(16)
         data = list(zip(images.double(), labels, strict=True))
         trainer(accumulate_grad_batches=accumulate).fit(module, DataLoader(data, batch_size=batch_size))  # type: ignore[arg-type]
-        assert module.teacher is not None
         assert module.teacher.updates.item() == 2
-        results.append(parameters_of(module.teacher.network) | {"ensemble": module.ensemble.classifier.weight.detach()})  # type: ignore[union-attr]
+        results.append(parameters_of(module.teacher.network) | {"ensemble": module.ensemble.classifier.weight.detach()})
     for name, value in results[0].items():
         torch.testing.assert_close(value, results[1][name], rtol=1e-8, atol=1e-10)
 
@@ -166,7 +162,6 @@ def test_optimizer_groups_carry_names_for_rates_of_their_own() -> None:
         return torch.optim.SGD([group | {"lr": {"student": 0.1, "ensemble": 0.0}[group["name"]]} for group in groups])
 
     module = build(optimizer=factory)
-    assert module.ensemble is not None
     before = parameters_of(module.ensemble.classifier)
     trainer(limit_train_batches=2).fit(module, train_loader())
     assert same(parameters_of(module.ensemble.classifier), before)
@@ -178,7 +173,7 @@ def test_the_scheduler_steps_as_often_as_its_interval_says() -> None:
         module = build(scheduler=halve, interval=interval)
         trainer(max_epochs=2).fit(module, train_loader())
         optimizer = module.optimizers()
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)  # type: ignore[union-attr]
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------- batches
@@ -242,7 +237,6 @@ def test_a_mapping_may_call_its_images_and_labels_what_it_likes() -> None:
 def test_a_batch_may_carry_its_own_views() -> None:
     module = build(peers=2)
     trainer().fit(module, train_loader(views=2), val_loader())
-    assert module.teacher is not None
     assert module.teacher.updates.item() == 3
 
 
@@ -311,10 +305,7 @@ def test_needed_callbacks_are_attached_once_and_the_users_are_kept() -> None:
     from dkel_lightning import callbacks
 
     class MyRampUp(callbacks.RampUpSchedule):
-        def on_train_batch_start(
-            self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-        ) -> None:
-            assert isinstance(pl_module, DistillationModule)
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
             pl_module.method.rampup_weight.fill_(0.125)
 
     class MyOwn(Callback):
@@ -470,8 +461,7 @@ def test_a_sanity_check_does_not_choose_a_peer() -> None:
     module, seen = build(peers=2), []
 
     class Look(Callback):
-        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            assert isinstance(pl_module, DistillationModule)
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
             seen.append(pl_module.validation_accuracy.isnan().all().item())
 
     trainer(Look(), num_sanity_val_steps=2).fit(module, train_loader(), val_loader())
@@ -619,7 +609,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     assert len([name for name in ours if name.startswith("momentum")]) > 0
-    assert resumed.teacher is not None
     assert resumed.teacher.updates.item() == rest.global_step == whole.global_step == 12
     logged = [{k: float(v) for k, v in fit.callback_metrics.items()} for fit in (rest, whole)]
     assert logged[0] == logged[1]
@@ -670,7 +659,6 @@ def test_what_stands_beside_the_method_is_not_taken_for_a_setting_of_it() -> Non
 
 def test_settings_are_taken_as_what_they_are_and_anything_else_is_named() -> None:
     module = build(teacher=TeacherSettings(decay=0.5), deploy=Deploy("student", 1))
-    assert module.teacher is not None
     assert (module.teacher.settings.decay, module.deployment) == (0.5, Deploy("student", 1))
     with pytest.raises(ConfigError, match="deploy is 'x'"):
         build(deploy="x")

@@ -52,7 +52,6 @@ def extra(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("method", sorted(PRESETS.keys() - IN_STAGES))
 def test_it_teaches_each_peer_in_every_method(method: str, extra: dict[str, Any]) -> None:
     module, without = build(method, {**extra, "weight": 0.3}), build(method, None)
-    assert module.extra is not None
     assert same(parameters_of(module.student), parameters_of(without.student))
     views = module.num_views if module.num_views > 1 else 1
     images = torch.randn(4, views, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -69,7 +68,7 @@ def test_it_teaches_each_peer_in_every_method(method: str, extra: dict[str, Any]
     others = torch.stack([terms[name] for name in module.method.terms]).sum()
     if module.teacher is None or not module.teacher.learns:
         torch.testing.assert_close(loss, others + expected, rtol=1e-5, atol=1e-6)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert all(parameter.grad is None for parameter in module.extra.parameters())
     gradient = torch.autograd.grad(
         module.losses(module.forward_all(batch))[0]["kd_extra"], [*module.student.parameters()], allow_unused=True
@@ -83,9 +82,7 @@ def test_a_training_leaves_it_alone_and_resumes_exactly_without_it_in_the_checkp
     method: str, extra: dict[str, Any], tmp_path: Path
 ) -> None:
     whole = trained(build(method, extra), tmp_path / "whole.ckpt", 2)
-    assert whole.extra is not None
     untouched = build(method, extra).extra
-    assert untouched is not None
     assert same(dict(whole.extra.network.state_dict()), dict(untouched.network.state_dict()))
     assert not whole.extra.network.training
     trained(build(method, extra), tmp_path / "half.ckpt")
@@ -121,7 +118,6 @@ def test_a_compiled_step_is_an_eager_one(extra: dict[str, Any], monkeypatch: pyt
 def test_images_are_converted_for_it(extra: dict[str, Any]) -> None:
     constants = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     module = build("dml", {**extra, "mean": [0.1] * 3, "std": [0.4] * 3, "dtype": "bfloat16"}, normalize=constants)
-    assert module.extra is not None
     assert {each.dtype for each in module.extra.network.parameters()} == {torch.bfloat16}
     assert module.recipe is not None
     assert module.recipe["normalize"] is not None

@@ -38,7 +38,6 @@ def test_the_rate_that_lightning_finds_is_the_one_that_is_trained_with(method: s
     before = parameters_of(module)
     fit = trainer(tmp_path, max_epochs=1)
     finder = Tuner(fit).lr_find(module, loader(64, batch_size=4), num_training=16, min_lr=1e-4)
-    assert finder is not None
     assert len(finder.results["loss"]) == 16
     assert module.lr == finder.suggestion()
     assert same(before, parameters_of(module))  # the search leaves no trace
@@ -146,7 +145,6 @@ def test_the_first_of_several_loaders_chooses_and_the_others_have_names_of_their
     assert {name.replace("test_1/", "test/") for name in tested if name.startswith("test_1/")} == {
         name for name in tested if name.startswith("test/")
     } - {"test/images", "test/disagreement", "test/distance"}
-    assert module.tested_confusion is not None
     assert int(module.tested_confusion.sum()) == 16
 
 

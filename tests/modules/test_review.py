@@ -23,7 +23,6 @@ def small(**settings: object) -> DistillationModule:
 @pytest.mark.parametrize("rule", ["ema", "copy", "own"])
 def test_statistics_of_the_teacher_follow_the_student_alone_although_it_runs_in_train_mode(rule: str) -> None:
     module = small(teacher={"batchnorm": rule, "decay": 0.75}).train()
-    assert module.teacher is not None
     teacher, student = (dict(part.network.named_buffers()) for part in (module.teacher, module.student))
     name = next(key for key in teacher if key.endswith("running_mean"))
     images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -98,7 +97,6 @@ def test_the_ensembles_classifier_starts_as_its_backbone_starts_linear_layers(
     backbone: str | None, peers: int | list[str], scale: str, biased: bool
 ) -> None:
     module = DistillationModule.build(backbone or "resnet8", 100, "baseline", peers, teacher={"update": "none"})
-    assert module.ensemble is not None
     weight, bias = (each.detach() for each in module.ensemble.classifier.parameters())
     assert bool(bias.any()) is biased
     if scale == "deviation":

@@ -123,8 +123,8 @@ def test_a_frozen_peer_keeps_weights_and_statistics_while_the_rest_learns(peers:
 def test_a_shared_trunk_learns_from_the_frozen_branch_as_well() -> None:
     views, labels = torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
     module = build(frozen_peers=[1])
-    nn.functional.cross_entropy(module.student(views).logits[1], labels).backward()  # type: ignore[no-untyped-call]
-    trunk = [p.grad for p in module.student.network.trunk.parameters()]  # type: ignore[union-attr]
+    nn.functional.cross_entropy(module.student(views).logits[1], labels).backward()
+    trunk = [p.grad for p in module.student.network.trunk.parameters()]
     assert all(grad is not None and bool(grad.abs().sum() > 0) for grad in trunk)
 
 

@@ -132,7 +132,6 @@ def test_a_teacher_begins_with_parameters_and_statistics_of_its_student_only_if_
 
 def test_an_independent_draw_shares_no_random_tensor_with_its_student() -> None:
     module = build(peers=3)
-    assert module.teacher is not None
     student = parameters_of(module.student.network)
     shared = [
         name for name, value in parameters_of(module.teacher.network).items() if torch.equal(value, student[name])
@@ -145,7 +144,6 @@ def test_an_independent_draw_shares_no_random_tensor_with_its_student() -> None:
 
 def test_a_student_draw_is_an_equal_but_separate_network() -> None:
     module = build(peers=3, teacher={"draw": "student"})
-    assert module.teacher is not None
     ours, theirs = module.teacher.network.state_dict(), module.student.network.state_dict()
     assert same(ours, theirs)
     assert not {value.data_ptr() for value in ours.values()} & {value.data_ptr() for value in theirs.values()}
@@ -162,22 +160,20 @@ def test_a_student_draw_takes_weights_that_were_loaded_after_building() -> None:
 def test_a_teacher_never_receives_a_gradient(settings: dict[str, Any]) -> None:
     module = build(peers=2, teacher=settings)
     trainer(limit_train_batches=2).fit(module, train_loader())
-    assert module.teacher is not None
     for parameter in module.teacher.network.parameters():
         assert parameter.grad is None
         assert not parameter.requires_grad
     assert all(p.grad is not None for p in module.student.network.parameters())
-    optimised = {id(p) for group in module.optimizers().param_groups for p in group["params"]}  # type: ignore[union-attr]
+    optimised = {id(p) for group in module.optimizers().param_groups for p in group["params"]}
     assert not optimised & {id(p) for p in module.teacher.parameters()}
 
 
 def test_a_teacher_that_learns_by_gradient_is_optimised_and_never_averaged() -> None:
     module = build(peers=2, teacher={"update": "gradient", "init_steps": 0})
-    assert module.teacher is not None
     before = parameters_of(module.teacher.network)
     trainer(limit_train_batches=1).fit(module, train_loader())
     assert module.teacher.updates.item() == 0
-    assert [group["name"] for group in module.optimizers().param_groups] == ["student", "ensemble", "teacher"]  # type: ignore[union-attr]
+    assert [group["name"] for group in module.optimizers().param_groups] == ["student", "ensemble", "teacher"]
     # SGD's first step at lr 0.05: theta - lr (g + weight decay theta), with g the labels' gradient alone.
     reference = copy.deepcopy(module.teacher.network)
     reference.load_state_dict(before, strict=False)
@@ -186,7 +182,7 @@ def test_a_teacher_that_learns_by_gradient_is_optimised_and_never_averaged() -> 
     logits, _ = reference(images)
     loss = sum(torch.nn.functional.cross_entropy(peer, labels) for peer in logits)
     assert isinstance(loss, torch.Tensor)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     for name, value in module.teacher.network.named_parameters():
         gradient = reference.get_parameter(name).grad
         assert gradient is not None
@@ -196,7 +192,6 @@ def test_a_teacher_that_learns_by_gradient_is_optimised_and_never_averaged() -> 
 
 def test_a_frozen_teacher_neither_moves_nor_leaves_eval_mode() -> None:
     module, modes = build(teacher={"update": "frozen", "init_steps": 0}), []
-    assert module.teacher is not None
     module.teacher.network.register_forward_hook(lambda network, *_: modes.append(network.training))
     before = copy.deepcopy(module.teacher.network.state_dict())
     trainer(max_epochs=2, limit_train_batches=2).fit(module, train_loader(), train_loader())
@@ -207,7 +202,6 @@ def test_a_frozen_teacher_neither_moves_nor_leaves_eval_mode() -> None:
 
 def test_an_averaged_teacher_runs_in_train_mode_with_statistics_of_its_own() -> None:
     module = build(teacher={"init_steps": 0})
-    assert module.teacher is not None
     trainer(limit_train_batches=2).fit(module, train_loader())
     counted = [v for name, v in module.teacher.network.named_buffers() if name.endswith("num_batches_tracked")]
     assert [int(value) for value in counted] == [2] * len(counted)
@@ -216,12 +210,10 @@ def test_an_averaged_teacher_runs_in_train_mode_with_statistics_of_its_own() -> 
 @pytest.mark.parametrize("schedule", [{0: 0.99, 2: 0.999}, {0: 0.99, 0.5: 0.999}])
 def test_a_decay_schedule_takes_effect_at_its_epoch_or_share_of_the_run(schedule: dict[float, float]) -> None:
     module = build(teacher={"decay": schedule, "init_steps": 0})
-    assert module.teacher is not None
     moved: list[float] = []
     follow = module.teacher.follow
 
     def recorded(student: PeerNetwork) -> None:
-        assert module.teacher is not None
         name, target = next(iter(module.teacher.network.named_parameters()))
         before, source = target.detach().clone().double(), student.get_parameter(name).detach().double()
         follow(student)
@@ -254,7 +246,6 @@ def test_a_fit_of_its_own_teaches_and_freezes_again() -> None:
 
 def test_what_a_teacher_learnt_alone_is_not_initialised_over() -> None:
     module = build(teacher={"draw": "student"})
-    assert module.teacher is not None
     alone = TeacherModule(peers_network(seed=4), module.teacher.settings)
     trainer(limit_train_batches=2).fit(alone, train_loader())
     learnt = parameters_of(alone.network)
@@ -313,7 +304,6 @@ def test_impossible_teachers_are_refused(settings: dict[str, Any], text: str) ->
 def test_a_teacher_that_nobody_reads_is_passed_batches_for_its_own_statistics_alone(rule: str, passes: int) -> None:
     module = build("baseline", teacher={"batchnorm": rule, "init_steps": 0})
     passed: list[bool] = []
-    assert module.teacher is not None
     module.teacher.network.register_forward_hook(lambda network, *_: passed.append(network.training))
     fit = trainer(limit_val_batches=0)
     fit.fit(module, train_loader())
@@ -323,15 +313,12 @@ def test_a_teacher_that_nobody_reads_is_passed_batches_for_its_own_statistics_al
 
 def test_the_moving_average_of_the_baseline_is_passed_nothing() -> None:
     teacher = build("baseline").teacher
-    assert teacher is not None
     assert teacher.settings.batchnorm == "ema"
 
 
 def test_a_teacher_that_follows_may_compute_in_bfloat16_and_is_kept_in_float32() -> None:
     exact, lowered = (build("dkel", teacher={"dtype": dtype}) for dtype in ("float32", "bfloat16"))
     views = torch.rand(4, 2, 3, 8, 8)
-    assert exact.teacher is not None
-    assert lowered.teacher is not None
     assert torch.equal(lowered.teacher.eval()(views).logits, exact.teacher.eval()(views).logits)  # as it is deployed
     expected, seen = exact.teacher.train()(views), lowered.teacher.train()(views)
     assert (seen.logits.dtype, seen.features.dtype) == (torch.float32, torch.float32)

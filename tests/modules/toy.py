@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -114,8 +114,7 @@ class Recorder(Callback):
         self.teachers: list[dict[str, Tensor]] = []
         self.students: list[dict[str, Tensor]] = []
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        assert isinstance(pl_module, DistillationModule)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.batches.append(batch)
         self.students.append(parameters_of(pl_module.student.network))
         if pl_module.teacher is not None:

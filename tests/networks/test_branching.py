@@ -233,7 +233,7 @@ def test_peers_are_the_users_model_and_give_its_logits_features_and_gradients(
     expected = torch.stack([logits_of(model(view)) for view in views.unbind(1)])
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     logits.square().sum().backward()
-    expected.square().sum().backward()  # type: ignore[no-untyped-call]
+    expected.square().sum().backward()
     theirs, peers = dict(model.named_parameters()), [network.peer(i) for i in (0, 1)]
     own = {id(parameter) for i in (0, 1) for parameter in network.own_part(i).parameters()}
     for peer in peers:

@@ -55,7 +55,7 @@ def step(module: DistillationModule) -> tuple[Tensor, int]:
         loss = module.train().training_step((views, labels), 0)
     size = sum(kept.values())
     torch.rand(3)  # others draw in between
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return loss.detach(), size
 
 

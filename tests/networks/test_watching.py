@@ -86,7 +86,6 @@ def test_each_peer_s_modules_are_seen_as_hooks_see_them_on_the_peer_alone(kind: 
 def test_an_ordinary_pass_keeps_nothing_and_a_deployed_copy_has_its_own_forwards() -> None:
     network = split("all")
     network.watch(["layer2", "layer4"])
-    assert network._watched is not None
     network(torch.randn(2, 3, *SIZE))
     assert network._watched._seen.outputs is None
     deployed = networks.release_(copy.deepcopy(network.peer(1)))
@@ -101,7 +100,7 @@ def test_the_gradient_flows_through_what_is_seen() -> None:
     network.watch(["stage2"])
     seen = network.stages(torch.randn(4, 2, 3, 8, 8)).named
     assert seen is not None
-    seen["stage2"][1].square().mean().backward()  # type: ignore[no-untyped-call]
+    seen["stage2"][1].square().mean().backward()
     touched = {name.split(".")[1] for name, value in network.named_parameters() if value.grad is not None}
     assert touched == {"stem", "stage1", "stage2"}
 

@@ -51,7 +51,6 @@ def licence(name: str) -> str:
     if name in READ:
         return READ[name]
     found = _installed(name)
-    assert found is not None
     stated = found.metadata["License-Expression"] if "License-Expression" in found.metadata else None  # noqa: SIM401  (it has no get before Python 3.12)
     if stated:
         return str(stated)

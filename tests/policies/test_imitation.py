@@ -42,7 +42,7 @@ def test_losses_and_gradients_are_the_golden_ones(case: dict[str, Any], weightin
     # alpha = 0 is plain cloning on the peer's states.
     alpha, kind = (0.0, "normalised_sum") if weighting == "plain_cloning" else (case["settings"]["alpha"], weighting)
     loss = weighted(distance, tensor(given["own_values"]), tensor(given["peer_values"]), alpha, kind)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert loss.item() == pytest.approx(expected["loss"][weighting], rel=1e-12)
     assert own.grad is not None
     torch.testing.assert_close(own.grad, tensor(expected["grad_own_actions"][weighting]), rtol=1e-11, atol=1e-16)
@@ -73,7 +73,7 @@ def test_gradients_reach_the_own_actor_and_neither_a_critic_nor_the_peer() -> No
     (case,) = GOLDEN["networks"]
     own, peer = GoldenActor(case["inputs"]["own"]), GoldenActor(case["inputs"]["peer"])
     found = imitation(own, peer, tensor(case["inputs"]["states"]), case["settings"]["alpha"], "normalised_sum")
-    found.loss.backward()  # type: ignore[no-untyped-call]
+    found.loss.backward()
     expected = case["expected"]["card"]
     assert found.loss.item() == pytest.approx(expected["normalised_sum"], rel=1e-12)
     assert found.peer_better.item() == pytest.approx(sum(weight > 1 for weight in expected["weights"]) / 5)
@@ -101,7 +101,7 @@ def test_two_steps_of_imitation_by_hand() -> None:
     optimizer = torch.optim.SGD([own.slope], lr=0.1)
     for expected in (0.2, 0.36):
         optimizer.zero_grad()
-        imitation(own, peer, torch.ones(1, 1), 1.0, "normalised_sum").loss.backward()  # type: ignore[no-untyped-call]
+        imitation(own, peer, torch.ones(1, 1), 1.0, "normalised_sum").loss.backward()
         optimizer.step()
         assert own.slope.item() == pytest.approx(expected)
 

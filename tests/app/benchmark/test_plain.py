@@ -68,7 +68,7 @@ def test_its_losses_and_weights_are_those_of_the_library_step_for_step(
             weights.rate = min(1 - 1 / (step + 1), 0.9)
         terms, loss = module.losses(module.forward_all(Batch(views, labels, None)))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         module.teacher.follow(module.student.network)
         assert loop.step(list(views.unbind(1)), labels) == pytest.approx(float(loss.detach()), rel=1e-5)
