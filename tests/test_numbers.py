@@ -283,12 +283,7 @@ def own_set(folder: Path, labels: list[int], **arrays: Any) -> Path:
         ([0, 1, 0, 1], {}, {"batch_size": 8, "drop_last": True, "validation": 0.5}, "lower batch_size"),
         ([0, 1, 0, 1], {}, {"limit": 1, "validation": 0.5}, "data.limit must be a whole number between 2 and"),
         ([0, 1, 0, 1], {}, {"mean": [0.5, 0.5], "std": [1.0, 1.0]}, "mean has 2 values, but the images have 1 channel"),
-        (
-            [0, 1, 0, 1],
-            {},
-            {"mean": [0.5], "std": [0.0]},
-            "data.std must be a list, each a number between 1e-06 and",
-        ),
+        ([0, 1, 0, 1], {}, {"mean": [0.5], "std": [0.0]}, "data.std must be a list, each a number between 1e-06 and"),
     ],
 )
 def test_own_data_without_sense_is_one_error(

@@ -64,11 +64,7 @@ def test_the_released_form_jumps_after_its_last_epoch_and_underflows_to_zero() -
     assert rampup_released(3, 1e-300, 80) == 0.0
 
 
-@given(
-    st.floats(0.01, 10),
-    st.floats(0.1, 300),
-    st.lists(st.floats(0, 400), min_size=2, max_size=8).map(sorted),
-)
+@given(st.floats(0.01, 10), st.floats(0.1, 300), st.lists(st.floats(0, 400), min_size=2, max_size=8).map(sorted))
 def test_the_correct_rampup_never_falls_and_never_exceeds_lambda(
     scale: float, length: float, times: list[float]
 ) -> None:
@@ -174,10 +170,7 @@ def test_impossible_rampups_are_refused(settings: dict[str, Any], text: str) -> 
         ({"decay_share": 0.1}, "method.ensemble.decay and method.ensemble.decay_share exclude each other, and both"),
         ({"decay": None}, "One of method.ensemble.decay and method.ensemble.decay_share must be given, and both are"),
         ({"decay": -0.5}, "method.ensemble.decay must be a number between 0 and 1e+06, got -0.5."),
-        (
-            {"decay": None, "decay_share": -0.5},
-            "method.ensemble.decay_share must be a number between 1e-09 and",
-        ),
+        ({"decay": None, "decay_share": -0.5}, "method.ensemble.decay_share must be a number between 1e-09 and"),
         ({"cutoff": 1.0}, "method.ensemble.cutoff must be a number between 0 and 0.999999, got 1.0."),
         ({"cutoff": -0.1}, "method.ensemble.cutoff must be a number between 0 and 0.999999, got -0.1."),
         ({"space": "votes"}, "method.ensemble.space must be one of logits, probabilities, got 'votes'."),

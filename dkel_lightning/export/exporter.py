@@ -200,10 +200,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     draft, old, lock = (target.with_name(f".{target.name}.dkel_{kind}") for kind in ("part", "old", "lock"))
     missing = [parent for parent in target.parents if not parent.exists()]
     try:
-        with (
-            locks.taking_turns(lock.parent, lock.name, f"the export {target}"),
-            _swept(target, draft, old),
-        ):
+        with locks.taking_turns(lock.parent, lock.name, f"the export {target}"), _swept(target, draft, old):
             if target.exists() and not (target.is_dir() and _replaceable(target)):
                 raise ConfigError(f"{target} holds something else than an export: choose another export.to.")
             draft.mkdir()

@@ -107,13 +107,7 @@ def study(settings: ConvergenceSettings, seed: int, workers: int = 1) -> Study:
 
 def base_scheme(settings: ConvergenceSettings) -> Scheme:
     """Read the scheme that the others vary: dkel with a kept draw of its own."""
-    return Scheme(
-        "dkel",
-        scale=settings.lambda_,
-        k=settings.k,
-        rampup=settings.rampup,
-        decay=settings.decay,
-    )
+    return Scheme("dkel", scale=settings.lambda_, k=settings.k, rampup=settings.rampup, decay=settings.decay)
 
 
 def schemes_of(settings: ConvergenceSettings) -> dict[str, Scheme]:

@@ -18,8 +18,7 @@ class BowlSettings(Settings, node="geometry.bowl"):
     """Two points in a bowl."""
 
     curvatures: Annotated[
-        tuple[float, ...],
-        several("Curvature of a bowl's second direction, one bowl each; the other is 1.", POSITIVE),
+        tuple[float, ...], several("Curvature of a bowl's second direction, one bowl each; the other is 1.", POSITIVE)
     ] = (1, 0.3, 0.05)
     weights: Annotated[tuple[float, ...], several("Weights of the teacher, each constant and decaying.", POSITIVE)] = (
         1,

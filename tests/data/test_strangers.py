@@ -104,10 +104,7 @@ TARS: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
     "climbing inside": ([plain("a/../../evil.txt")], "leads out of the archive's folder"),
     "absolute": ([plain("/tmp/dkel_evil.txt")], "/tmp/dkel_evil.txt leads out of the archive's folder"),
     "symbolic link": ([special("out", tarfile.SYMTYPE, "/etc")], "out is a link to /etc; nothing was unpacked"),
-    "link, then through it": (
-        [special("out", tarfile.SYMTYPE, ".."), plain("out/evil.txt")],
-        r"out is a link to \.\.",
-    ),
+    "link, then through it": ([special("out", tarfile.SYMTYPE, ".."), plain("out/evil.txt")], r"out is a link to \.\."),
     "hard link": ([special("passwords", tarfile.LNKTYPE, "/etc/passwd")], "passwords is a link to /etc/passwd"),
     "character device": ([special("null", tarfile.CHRTYPE)], "null is no plain file"),
     "block device": ([special("disk", tarfile.BLKTYPE)], "disk is no plain file"),
@@ -116,10 +113,7 @@ TARS: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
     "twice": ([plain("a"), plain("a", b"other")], "a is there twice"),
     "bomb": ([plain("zeros", bytes(2 << 20))], r"unpacks to more than 1048576 bytes: get it from another place"),
     "bomb of many": ([plain(str(k), bytes(300_000)) for k in range(4)], "unpacks to more than 1048576 bytes"),
-    "bomb in a header": (
-        [plain("a", pax_headers={"comment": "x" * (2 << 20)})],
-        "unpacks to more than 1048576 bytes",
-    ),
+    "bomb in a header": ([plain("a", pax_headers={"comment": "x" * (2 << 20)})], "unpacks to more than 1048576 bytes"),
 }
 
 

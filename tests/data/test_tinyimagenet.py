@@ -107,10 +107,7 @@ def flipped(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [
-        (truncated, rf"{ZIP} is torn or no zip .*Delete .*download=true"),
-        (flipped, r"n01_1\.JPEG is damaged"),
-    ],
+    [(truncated, rf"{ZIP} is torn or no zip .*Delete .*download=true"), (flipped, r"n01_1\.JPEG is damaged")],
 )
 def test_a_torn_zip_is_named_with_its_cure(tmp_path: Path, spoil: Callable[[Path], None], message: str) -> None:
     spoil(write_zip(tmp_path / ZIP, tiny_members()))

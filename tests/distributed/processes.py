@@ -23,15 +23,8 @@ MARK = "DKEL_TEST_COMMAND"
 """Environment variable that only the processes of one command have."""
 FAULTS = Path(__file__).with_name("faults.py")
 TINY = (
-    "debug=smoke",
-    "backbone=resnet8",
-    "method.peers=2",
-    "trainer.max_epochs=2",
-    "trainer.limit_train_batches=12",
-    "trainer.limit_val_batches=1",
-    "trainer.limit_test_batches=1",
-    "data.batch_size=8",
-    "execution.threads=1",
+    *("debug=smoke", "backbone=resnet8", "method.peers=2", "trainer.max_epochs=2", "trainer.limit_train_batches=12"),
+    *("trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "data.batch_size=8", "execution.threads=1"),
 )
 
 

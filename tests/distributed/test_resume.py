@@ -24,14 +24,7 @@ from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import Interrupted
 from tests.compose import tiny_run
 from tests.distributed.processes import fork
-from tests.reliability.harness import (
-    Noise,
-    assert_equal_runs,
-    differences,
-    noisy_run,
-    patched,
-    without_times,
-)
+from tests.reliability.harness import Noise, assert_equal_runs, differences, noisy_run, patched, without_times
 
 pytestmark = pytest.mark.slow
 TWO = ("trainer=ddp_cpu", "trainer.accumulate_grad_batches=2", "method.peers=2")

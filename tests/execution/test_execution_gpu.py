@@ -23,10 +23,7 @@ from dkel_lightning.methods.baseline import Baseline
 from tests.execution.test_execution import Reading, dropping
 from tests.modules.toy import build, images_and_labels, train_loader, trainer, val_loader
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 @pytest.fixture(autouse=True)

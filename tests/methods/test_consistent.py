@@ -12,14 +12,7 @@ from torch import Tensor
 from dkel_lightning import DistillationModule
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods.consistent import (
-    feature_loss,
-    greedy,
-    hungarian,
-    natural,
-    rearranged,
-    similarity,
-)
+from dkel_lightning.methods.consistent import feature_loss, greedy, hungarian, natural, rearranged, similarity
 from dkel_lightning.networks import find
 from dkel_lightning.schedules import Clock
 from tests.compose import tiny_run

@@ -278,14 +278,8 @@ RATES = "teacher.decay must be a number between 0 and 1, or a schedule {from: va
         ),
         ({"init_lr_scale": -1.0}, "teacher.init_lr_scale must be a number between 0 and 1000, got -1.0."),
         ({"init_weight_decay": -1.0}, "teacher.init_weight_decay must be a number between 0 and 1000, got -1.0."),
-        (
-            {"decay": 1.5},
-            f"{RATES}, got 1.5.",
-        ),
-        (
-            {"decay": {0: 0.9, 3: 2.0}},
-            f"{RATES}, got {{0: 0.9, 3: 2.0}}.",
-        ),
+        ({"decay": 1.5}, f"{RATES}, got 1.5."),
+        ({"decay": {0: 0.9, 3: 2.0}}, f"{RATES}, got {{0: 0.9, 3: 2.0}}."),
         ({"decay": {}}, f"{RATES}, got {{}}."),
         ({"decay": None}, "One of teacher.decay and teacher.decay_share must be given, and both are null."),
         ({"decay_share": 0.1}, "teacher.decay and teacher.decay_share exclude each other, and both are given"),

@@ -133,11 +133,7 @@ def test_no_installed_package_has_a_licence_that_reaches_the_code_that_uses_it_o
 
 ALL_UNKNOWN = {"dependencies": [{"name": "numpy", "skip_reason": "not found"}]}
 CLEAN = {"dependencies": [{"name": "numpy", "version": "2.4.6", "vulns": []}, {"name": "x", "skip_reason": ""}]}
-WEAK = {
-    "dependencies": [
-        {"name": "numpy", "version": "2.4.6", "vulns": [{"id": "CVE-1", "fix_versions": ["2.4.7"]}]},
-    ]
-}
+WEAK = {"dependencies": [{"name": "numpy", "version": "2.4.6", "vulns": [{"id": "CVE-1", "fix_versions": ["2.4.7"]}]}]}
 
 
 @pytest.mark.parametrize(

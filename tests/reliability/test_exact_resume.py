@@ -28,15 +28,7 @@ from dkel_lightning.errors import CheckpointError, DkelError, Interrupted
 from dkel_lightning.runtime import locks
 from tests.disks import as_root, fill, small_disk
 from tests.modules.toy import Toy, build, trainer
-from tests.reliability.harness import (
-    Noise,
-    assert_equal_runs,
-    differences,
-    in_a_child,
-    noisy_run,
-    patched,
-    resumed,
-)
+from tests.reliability.harness import Noise, assert_equal_runs, differences, in_a_child, noisy_run, patched, resumed
 from tests.runtime.test_locks import held_elsewhere
 
 

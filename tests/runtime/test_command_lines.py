@@ -12,19 +12,8 @@ from hypothesis import strategies as st
 from dkel_lightning.runtime import command_lines
 
 ODD = [
-    "outputs/my run (é)/last.ckpt",
-    "a'b",
-    "a\\b",
-    "a\\'b",
-    "a\\",
-    "a=b",
-    "a,b",
-    "[a]",
-    "{a}",
-    "a:b",
-    "$HOME",
-    "~",
-    "null",
+    *("outputs/my run (é)/last.ckpt", "a'b", "a\\b", "a\\'b", "a\\", "a=b", "a,b", "[a]", "{a}", "a:b", "$HOME", "~"),
+    *("null",),
 ]
 
 

@@ -14,8 +14,7 @@ from dkel_lightning.runtime import provenance
 
 
 @pytest.mark.parametrize(
-    ("program", "typed"),
-    [("/venv/lib/dkel_lightning/__main__.py", "dkel"), ("/venv/bin/dkel", "dkel")],
+    ("program", "typed"), [("/venv/lib/dkel_lightning/__main__.py", "dkel"), ("/venv/bin/dkel", "dkel")]
 )
 def test_the_command_can_be_typed_again(program: str, typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [program, "seed=3", "name=two words"])
