@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,10 +57,6 @@ class Cost:
     bytes: int
     flops: int | None
     latencies: tuple[Latency, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return primitives."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from torch import Tensor
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.export import card, costs, formats
 from dkel_lightning.export.costs import Cost
-from dkel_lightning.export.metadata import RECORD, Agreement, Facts, Preprocessing, Record, hashed
+from dkel_lightning.export.metadata import RECORD, Agreement, Facts, Preprocessing, Record
 from dkel_lightning.modules.deployment import choose, deploy, deployed_member
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.evaluation import evaluate
 from dkel_lightning.runtime import locks, provenance
-from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.runtime.atomic_files import digest, write_text
 
 _BATCH = 64
 
@@ -113,7 +113,17 @@ def export(
                 repeats=repeats,
             )
         where = {"device": provenance.device(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        _describe(draft, record, files, agreement, measured, facts, where, title)
+        own = {
+            "title": title,
+            "files": {path.name: digest(path, "sha256") for path in sorted(draft.iterdir()) if path.is_file()},
+            "agreement": vars(agreement),
+            "costs": [asdict(cost) for cost in measured],
+            "measured_on": where,
+            "facts": {name: dict(value) for name, value in vars(facts).items() if name != "title"},
+        }
+        write_text(draft / RECORD, json.dumps({**record.as_dict(), **own}, indent=2) + "\n")
+        text = card.write(record, [path.name for path in files], agreement, measured, facts, where, title)
+        write_text(draft / "README.md", text)
     place = Path(folder)
     return Shipped(place, place / files[0].name, member, agreement, measured)
 
@@ -164,29 +174,6 @@ def _agreement(
     difference = (found.double() - expected.double()).abs().max()
     same = int((found.argmax(-1) == expected.argmax(-1)).sum())
     return Agreement(len(images), float(difference), float(expected.abs().max()), same, tolerance)
-
-
-def _describe(
-    folder: Path,
-    record: Record,
-    files: list[Path],
-    agreement: Agreement,
-    measured: tuple[Cost, ...],
-    facts: Facts,
-    where: Mapping[str, Any],
-    title: str,
-) -> None:
-    own = {
-        "title": title,
-        "files": {path.name: hashed(path) for path in sorted(folder.iterdir()) if path.is_file()},
-        "agreement": vars(agreement),
-        "costs": [cost.as_dict() for cost in measured],
-        "measured_on": where,
-        "facts": {name: dict(value) for name, value in vars(facts).items() if name != "title"},
-    }
-    write_text(folder / RECORD, json.dumps({**record.as_dict(), **own}, indent=2) + "\n")
-    text = card.write(record, [path.name for path in files], agreement, measured, facts, where, title)
-    write_text(folder / "README.md", text)
 
 
 @contextlib.contextmanager

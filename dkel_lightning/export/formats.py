@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ from dkel_lightning.networks import LogitsOf, SinglePeer, logits_of
 from dkel_lightning.runtime.atomic_files import naming, text_of, write_bytes
 from dkel_lightning.runtime.packages import need
 
-FORMATS = ("original", "state_dict", "safetensors", "torch_export", "onnx")
 _FOLDER = "model.safetensors"
 """Of a model of transformers in its own form."""
 _FILES = {
@@ -34,16 +34,11 @@ _FILES = {
     "torch_export": "model.pt2",
     "onnx": "model.onnx",
 }
+FORMATS = tuple(_FILES)
 _OF_TRAINING = ("deploy", "peer_lr_scale", "frozen_peers")
 _OF_TEACHER = ("update", "backbone", "batchnorm", "draw")
 _INSIDE_PT2 = f"{KEY}.json"
-_NEEDED = {
-    "original": (),
-    "state_dict": (),
-    "safetensors": ("safetensors.torch",),
-    "torch_export": (),
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-}
+_NEEDED = {"safetensors": ("safetensors.torch",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 Classifier = Callable[[Tensor], Tensor]
 """Normalised images [B, C, H, W] -> logits [B, num_classes], on the CPU."""
@@ -68,7 +63,7 @@ def check(kind: str) -> None:
     """Raise a ConfigError for an unknown format, or one whose packages are not installed."""
     if kind not in FORMATS:
         raise ConfigError(f"export.format is {kind!r}: choose one of {', '.join(FORMATS)}.")
-    for package in _NEEDED[kind]:
+    for package in _NEEDED.get(kind, ()):
         need(package, f"export.format={kind}", "export")
 
 
@@ -353,8 +348,6 @@ def _program(path: Path) -> Classifier:
 
 
 def _inside_pt2(path: Path) -> str | None:
-    import zipfile
-
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.split("/")[-1].startswith(_INSIDE_PT2)]

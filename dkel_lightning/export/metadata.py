@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from dkel_lightning.data.augment import Normalize
 from dkel_lightning.errors import CheckpointError
-from dkel_lightning.runtime.atomic_files import opened, text_of
+from dkel_lightning.runtime.atomic_files import digest, text_of
 
 KEY = "dkel_lightning"
 """Under which a file holds its record, in ONNX and safetensors metadata; `.pt2` archives have it as a file."""
@@ -140,15 +139,6 @@ class Record:
         return cls(kind, member, classes, Preprocessing.from_dict(preprocessing), recipe)
 
 
-def hashed(path: Path) -> str:
-    """Give the SHA-256 of a file."""
-    found = hashlib.sha256()
-    with opened(path) as file:
-        while piece := file.read(1 << 20):
-            found.update(piece)
-    return found.hexdigest()
-
-
 def files_of(folder: Path) -> dict[str, str]:
     """Read which files an export has written, with their SHA-256 ("" where names alone are recorded).
 
@@ -172,7 +162,9 @@ def check_files(folder: Path) -> None:
     files = files_of(folder)
     try:
         wrong = [
-            name for name, sha in files.items() if sha and (folder / name).is_file() and hashed(folder / name) != sha
+            name
+            for name, sha in files.items()
+            if sha and (folder / name).is_file() and digest(folder / name, "sha256") != sha
         ]
     except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / RECORD} is damaged ({error}): export again.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -98,6 +99,19 @@ def text_of(path: Path) -> str:
     """
     with opened(path) as file:
         return file.read().decode("utf-8")
+
+
+def digest(path: Path, kind: str) -> str:
+    """Give the `md5` or `sha256` of a regular file in hexadecimal.
+
+    Raises:
+        OSError: as `opened`.
+    """
+    found = hashlib.new(kind, usedforsecurity=False)
+    with opened(path) as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
 
 
 @contextlib.contextmanager

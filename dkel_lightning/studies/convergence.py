@@ -16,15 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock, one_of
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
-from dkel_lightning.studies.recursion import ema_rates, is_stable, total_weight
-
-Array = NDArray[np.float64]
+from dkel_lightning.studies.recursion import Array, ema_rates, is_stable, total_weight
 
 
 @dataclass(frozen=True)

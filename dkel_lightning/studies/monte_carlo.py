@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import derive_seed
-from dkel_lightning.studies.convergence import Array, Curves, Scheme, check
+from dkel_lightning.studies.convergence import Curves, Scheme, check
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
+from dkel_lightning.studies.recursion import Array
 
 Single = NDArray[np.float32]
 EXPECTED = tuple(field.name for field in fields(Curves))

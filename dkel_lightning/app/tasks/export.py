@@ -23,10 +23,10 @@ from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.export import Preprocessing, Shipped, export, formats, hub
-from dkel_lightning.export.metadata import Facts, hashed
+from dkel_lightning.export.metadata import Facts
 from dkel_lightning.modules.batch import renamed, unpack
 from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.runtime.atomic_files import text_of
+from dkel_lightning.runtime.atomic_files import digest, text_of
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _accuracy(tested: scores.Scores) -> dict[str, str]:
 
 
 def _provenance(path: Path, folder: Path | None) -> dict[str, str]:
-    found = {"checkpoint": f"{path.name}, SHA-256 {hashed(path)}"}
+    found = {"checkpoint": f"{path.name}, SHA-256 {digest(path, 'sha256')}"}
     try:
         told = json.loads(text_of(folder / Run.PROVENANCE)) if folder is not None else {}
         packages = {name: version for name, version in dict(told.get("packages") or {}).items() if version}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import http.client
 import logging
 import sys
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from dkel_lightning.errors import DataError
 from dkel_lightning.runtime import locks
+from dkel_lightning.runtime.atomic_files import digest
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +44,6 @@ def taking_turns(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def file_md5(path: Path) -> str:
-    """Return the md5 of a file in hexadecimal."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def fetch(url: str, target: Path, md5: str) -> None:
     """Download `url` to `target`, which appears only once it is complete and has this md5.
 
@@ -77,7 +68,7 @@ def fetch(url: str, target: Path, md5: str) -> None:
             f"downloading {url} failed ({error or type(error).__name__}). Run again to go on where it "
             f"stopped. {by_hand}"
         ) from error
-    found = file_md5(part)
+    found = digest(part, "md5")
     if found != md5:
         part.unlink()
         raise DataError(f"{url} gave a file with md5 {found} instead of {md5}; it was removed. Try again. {by_hand}")

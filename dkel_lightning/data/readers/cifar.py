@@ -13,10 +13,11 @@ import numpy as np
 
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.files.checks import reading, unpack_tar
-from dkel_lightning.data.files.download import fetch, file_md5, taking_turns
+from dkel_lightning.data.files.download import fetch, taking_turns
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
+from dkel_lightning.runtime.atomic_files import digest
 
 # Either archive unpacks to 186 MB.
 _MOST_BYTES = 512 << 20
@@ -61,7 +62,7 @@ def _faults(official: Any, root: Path) -> Iterator[str]:
 
 
 def _intact(path: Path, md5: str) -> bool:
-    return path.is_file() and file_md5(path) == md5
+    return path.is_file() and digest(path, "md5") == md5
 
 
 def _cure(official: Any, root: Path) -> str:

@@ -17,11 +17,12 @@ from dkel_lightning.data.files.cache import FOLDER as CACHE_FOLDER
 from dkel_lightning.data.files.cache import ImageCache, Listing, Recipe
 from dkel_lightning.data.files.checks import BROKEN_ZIP, check_members, file_bytes, read_member, reading, regular_files
 from dkel_lightning.data.files.decode import decode_exact
-from dkel_lightning.data.files.download import fetch, file_md5, taking_turns
+from dkel_lightning.data.files.download import fetch, taking_turns
 from dkel_lightning.data.imageset import ImageSet
 from dkel_lightning.data.readers.image_folder import folder_fingerprint
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
+from dkel_lightning.runtime.atomic_files import digest
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ def _notes(files: Files, splits: dict[str, Listing]) -> dict[str, str | bool]:
     if files.where.is_dir():
         logger.info("%s is a folder, so its images cannot be checked against the official zip: %s", files.where, count)
         return {"official": False}
-    md5 = file_md5(files.where)
+    md5 = digest(files.where, "md5")
     if md5 != MD5:
         logger.warning("%s is not the official zip (md5 %s, not %s): %s", files.where, md5, MD5, count)
     return {"md5": md5, "official": md5 == MD5}
