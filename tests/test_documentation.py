@@ -17,14 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from PIL import Image
 from torch.distributed import run
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -35,6 +33,7 @@ from dkel_lightning.app.runs.folder import Run, saved_values
 from tests.commands import dkel
 from tests.compose import compose, prepare
 from tests.own_code import forgotten
+from tests.pictures import write_noise
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -318,16 +317,6 @@ class Splits:
         return DataLoader(TensorDataset(images, torch.arange(16) % 10), batch_size=8)
 
 
-def images_of_ones_own(root: Path) -> None:
-    """Write pictures of two classes as a reader has them, 20 to train and 4 to test with."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 20), ("test", 4)):
-        for number in range(count):
-            path = root / split / f"class_{number % 2}" / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-
-
 # The blocks of the start belong between its commands: tests/packaging/test_start.py runs both in their order.
 RUN_HERE = [page for page in PAGES if blocks(page, "python") and page.name != "start.md"]
 
@@ -347,7 +336,7 @@ def test_python_blocks_run_as_they_stand(page: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Trainer, "__init__", short)
     if page.name in ("README.md", "index.md"):
-        images_of_ones_own(tmp_path / "my_images")
+        write_noise(tmp_path / "my_images", 10, 2, size=64, classes=("class_0", "class_1"))
     names: dict[str, Any] = {"my_datamodule": Splits.loader(channels, size), "__name__": page.stem}
     try:
         with forgotten():

@@ -113,18 +113,17 @@ class Command:
     def text(self) -> str:
         return (self.folder / "log.txt").read_text()
 
-    def until(self, pattern: str, seconds: float = 200) -> None:
+    def until(self, pattern: str) -> None:
         """Wait until it has printed this."""
-        deadline = time.monotonic() + seconds
-        while re.search(pattern, self.text) is None:
-            assert self.process.poll() is None, self.text
-            assert time.monotonic() < deadline, self.text
-            time.sleep(0.05)
+        self._wait_for(lambda: re.search(pattern, self.text) is not None)
 
-    def until_there(self, name: str, seconds: float = 200) -> None:
+    def until_there(self, name: str) -> None:
         """Wait until a file is in its folder."""
+        self._wait_for((self.folder / name).is_file)
+
+    def _wait_for(self, happened: Callable[[], bool], seconds: float = 200) -> None:
         deadline = time.monotonic() + seconds
-        while not (self.folder / name).is_file():
+        while not happened():
             assert self.process.poll() is None, self.text
             assert time.monotonic() < deadline, self.text
             time.sleep(0.05)

@@ -11,10 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dkel_lightning.app.callbacks.saving import SaveOnSignal
 from dkel_lightning.app.cli.folders import find_resume
@@ -24,6 +22,7 @@ from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import Interrupted
 from tests.compose import tiny_run
 from tests.distributed.processes import fork
+from tests.pictures import write_noise
 from tests.reliability.harness import Noise, assert_equal_runs, differences, noisy_run, patched, without_times
 
 pytestmark = pytest.mark.slow
@@ -152,13 +151,7 @@ def note_writes(places: list[Path], notes: Path) -> None:
 @pytest.mark.slow
 def test_only_the_first_process_writes_and_only_one_prepares_the_data(tmp_path: Path) -> None:
     data, outputs = tmp_path / "images", tmp_path / "run"
-    draws = np.random.default_rng(0)
-    for split, count in (("train", 20), ("test", 4)):
-        for label in ("one", "two"):
-            folder = data / split / label
-            folder.mkdir(parents=True)
-            for index in range(count):
-                Image.fromarray(draws.integers(0, 255, (12, 12, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    write_noise(data, 20, 4)
     run = tiny_run(
         outputs, "experiment=own_data", f"data.root={data}", "data.image_size=12", "backbone=resnet8",
         "trainer=ddp_cpu", "data.batch_size=8", "data.eval_batch_size=8", "trainer.max_epochs=2", "trainer.devices=4",

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from hypothesis import HealthCheck, Phase, settings
 
 from dkel_lightning.app import drawing, tasks
 from dkel_lightning.app.cli import composition
@@ -33,6 +33,15 @@ from dkel_lightning.errors import ConfigError, DkelError
 from tests import blank
 from tests.compose import check_arguments
 from tests.fuzz.space import INTERNALS, Combination
+from tests.pictures import write_noise
+
+
+def reproducible(examples: int) -> settings:
+    """Try so many examples, the same ones every time, without shrinking: each is short, and takes its time."""
+    return settings(
+        max_examples=examples, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
 
 
 @dataclass
@@ -60,12 +69,7 @@ def make_sets(folder: Path) -> dict[str, Path]:
     labels = np.arange(18) % 3
     images = draws.integers(0, 256, (18, 8, 8, 3), dtype=np.uint8)
     np.savez(folder / "set.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    for split, each in (("train", 6), ("test", 3)):
-        for name in ("cat", "dog"):
-            (folder / "images" / split / name).mkdir(parents=True)
-            for number in range(each):
-                pixels = draws.integers(0, 256, (9, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / "images" / split / name / f"{number}.png")
+    write_noise(folder / "images", 6, 3, size=9, classes=("cat", "dog"))
     return {"npz": folder / "set.npz", "image_folder": folder / "images", "nowhere": folder / "nowhere"}
 
 

@@ -10,12 +10,13 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dkel_lightning.app.config import checks, schema
 from dkel_lightning.errors import ConfigError
 from tests.compose import compose
+from tests.fuzz.runs import reproducible
 from tests.fuzz.space import INTERNALS, POOL, values_of
 
 BASES = (
@@ -86,14 +87,7 @@ def test_every_value_of_every_key_is_allowed_or_named() -> None:
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=500,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+@reproducible(500)
 @given(st.data())
 def test_values_that_contradict_each_other_are_named(data: st.DataObject) -> None:
     number = data.draw(st.integers(0, len(BASES) - 1))

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dkel_lightning.app.cli import composition, main
 from dkel_lightning.app.config import schema
 from dkel_lightning.errors import DkelError
 from tests.compose import prepare
-from tests.fuzz.runs import each_composed_once
+from tests.fuzz.runs import each_composed_once, reproducible
 from tests.fuzz.space import INTERNALS, options
 from tests.reliability.record import record
 
@@ -117,14 +117,7 @@ def explore(examples: int, folder: Path) -> dict[str, int]:
     """Try so many command lines, the same ones every time."""
     counts = {"taken": 0, "answered": 0}
 
-    @settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @reproducible(examples)
     @given(command_lines())
     def each(arguments: list[str]) -> None:
         counts["answered" if answer(arguments) else "taken"] += 1

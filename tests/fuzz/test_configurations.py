@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 
-from tests.fuzz.runs import Tally, attempt, each_composed_once, make_sets, temporary_folder
+from tests.fuzz.runs import Tally, attempt, each_composed_once, make_sets, reproducible, temporary_folder
 from tests.fuzz.space import Combination, combinations
 from tests.reliability.record import record
 
@@ -16,15 +16,7 @@ def explore(examples: int, sets: dict[str, Path]) -> Tally:
     """Try so many combinations, the same ones every time; all of them, whatever fails."""
     tally = Tally()
 
-    # Without shrinking: a command is short, and trying it takes a second.
-    @settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @reproducible(examples)
     @given(combinations(sets))
     def each(combination: Combination) -> None:
         with temporary_folder() as folder:

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+
+from tests.pictures import write_noise
 
 ROOT = Path(__file__).parents[2]
 RUN = (
@@ -74,16 +74,6 @@ def in_trace(line: str, folder: Path) -> Iterator[str]:
             yield f"write {Path((beside[1] or beside[2]) if beside else folder, path)}"
 
 
-def images(folder: Path) -> None:
-    draws = np.random.default_rng(0)
-    for split, count in (("train", 10), ("test", 4)):
-        for label in ("one", "two"):
-            (folder / split / label).mkdir(parents=True)
-            for index in range(count):
-                pixels = draws.integers(0, 255, (12, 12, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / label / f"{index}.png")
-
-
 def strace_works() -> bool:
     command = ["strace", "-o", os.devnull, "true"]
     return shutil.which("strace") is not None and subprocess.run(command, check=False).returncode == 0
@@ -101,7 +91,7 @@ def test_a_run_writes_nowhere_else_and_asks_nobody(noted: Callable[[Path], list[
     work, log = tmp_path / "work", tmp_path / "log"
     for name in ("work", "tmp", "home"):
         (tmp_path / name).mkdir()
-    images(work / "images")
+    write_noise(work / "images", 10, 4)
     # Nothing else of ours: libraries are silent where they see a test.
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
     places = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
