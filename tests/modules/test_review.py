@@ -23,6 +23,7 @@ def small(**settings: object) -> DistillationModule:
 @pytest.mark.parametrize("rule", ["ema", "copy", "own"])
 def test_statistics_of_the_teacher_follow_the_student_alone_although_it_runs_in_train_mode(rule: str) -> None:
     module = small(teacher={"batchnorm": rule, "decay": 0.75}).train()
+    assert module.teacher is not None
     teacher, student = (dict(part.network.named_buffers()) for part in (module.teacher, module.student))
     name = next(key for key in teacher if key.endswith("running_mean"))
     images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -83,11 +83,6 @@ def difference_coupling(weight: float, peers: int) -> float:
     return -weight / (peers - 1)
 
 
-def escape_factor(weight: float, lr: float, decay: float) -> float:
-    """Give the factor a step by which student and teacher leave the saddle together: the mode matrix at h = -1."""
-    return growth(mode_matrix(SADDLE, weight, lr, decay, weight))
-
-
 def independent_amplitude(weight: float, lr: float, decay: float) -> float:
     """Give the escaping amplitude of two independent starts over that of two equal ones, root mean square.
 
