@@ -20,7 +20,6 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
-    IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -30,7 +29,17 @@ from torch.utils.data import (
 
 from dkel_lightning.callbacks.initialisation import initialisation_batches
 from dkel_lightning.errors import DataError
-from tests.modules.toy import Recorder, Toy, build, images_and_labels, parameters_of, same, train_loader, trainer
+from tests.modules.toy import (
+    Recorder,
+    Stream,
+    Toy,
+    build,
+    images_and_labels,
+    parameters_of,
+    same,
+    train_loader,
+    trainer,
+)
 
 
 class KnownLoader(DataLoader[Any]):
@@ -152,12 +161,8 @@ def test_initialisation_is_never_repeated_on_resume(tmp_path: Path, monkeypatch:
     assert counter.count == 1
 
 
-class Stream(IterableDataset[Any]):
+class Counted(Stream):
     """Without an order that could be drawn anew, but with a length."""
-
-    def __iter__(self) -> Iterator[Any]:
-        images, labels = images_and_labels(24)
-        return iter(list(zip(images, labels, strict=True)))
 
     def __len__(self) -> int:
         return 24
@@ -165,7 +170,7 @@ class Stream(IterableDataset[Any]):
 
 def test_batches_of_a_stream_with_a_length_are_iterated() -> None:
     images, labels = images_and_labels(24)
-    batches = list(initialisation_batches(DataLoader(Stream(), batch_size=10), 0, 4, 0))
+    batches = list(initialisation_batches(DataLoader(Counted(), batch_size=10), 0, 4, 0))
     assert [len(batch[1]) for batch in batches] == [10, 10, 4, 10]
     assert torch.equal(batches[1][0], images[10:20])
     assert torch.equal(batches[3][1], labels[:10])

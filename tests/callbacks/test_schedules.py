@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from dkel_lightning.callbacks.schedules import clock, set_weights
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import Clock
-from tests.modules.toy import build, images_and_labels, train_loader, trainer
+from tests.modules.toy import Stream, build, images_and_labels, train_loader, trainer
 
 
 class Watch(Callback):
@@ -125,12 +124,6 @@ def test_the_clock_ends_at_max_steps() -> None:
     watch = Watch()
     trainer(watch, max_epochs=-1, max_steps=5).fit(build(), train_loader())
     assert {(c.steps_per_epoch, c.steps) for c in watch.clocks} == {(3, 5)}
-
-
-class Stream(IterableDataset[Any]):
-    def __iter__(self) -> Iterator[Any]:
-        images, labels = images_and_labels(24)
-        return iter(list(zip(images, labels, strict=True)))
 
 
 @pytest.mark.parametrize(

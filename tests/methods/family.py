@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from dkel_lightning import DistillationModule, methods
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput, TeacherOutput
+from tests.modules.toy import CLASSES, SGD
 
 PATH = Path(__file__).parents[1] / "golden" / "teachers.json"
 
@@ -23,9 +26,22 @@ def golden() -> dict[str, Any]:
     return loaded
 
 
+def tensor(values: Any) -> Tensor:
+    """Make a float64 tensor."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def leaf(values: Any) -> Tensor:
     """Make a float64 tensor that collects a gradient."""
     return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+def build(name: str, backbone: str = "resnet8", teacher: str | None = "resnet8", **settings: Any) -> DistillationModule:
+    """Build a method by its settings, with a teacher of its own, for images of 8x8."""
+    beside = {key: settings.pop(key) for key in ("peers", "execution", "image_size") if key in settings}
+    own = None if teacher is None else {"backbone": teacher}
+    given = {"teacher": own, "optimizer": SGD, "image_size": (8, 8), **beside}
+    return DistillationModule.build(backbone, CLASSES, {"name": name, **settings}, **given)
 
 
 def step(student: Tensor, teacher: Tensor | None, labels: Any, /, **named: Any) -> MethodInputs:
@@ -40,6 +56,29 @@ def check_gradient(found: Tensor, expected: Any) -> None:
     """Compare a leaf's gradient to 1e-10; none at all is one of zeros."""
     grad = torch.zeros_like(found) if found.grad is None else found.grad
     torch.testing.assert_close(grad, torch.tensor(expected, dtype=torch.float64).view_as(grad), rtol=1e-10, atol=1e-10)
+
+
+def loss_of(name: str, logits: Tensor, labels: Tensor, **settings: Any) -> Tensor:
+    """Sum the terms of a method that looks at student logits [P, B, C] alone."""
+    method = methods.create(name, len(logits), settings)
+    terms = method.loss_terms(step(logits, None, labels))
+    assert tuple(terms) == method.terms
+    return total(terms)
+
+
+def from_mean_of_others(
+    logits: Tensor, labels: Tensor, labels_weight: float, weight: float, temperature: float, detach: bool
+) -> Tensor:
+    """Sum, in plain torch, over three peers that learn from labels and from the mean logits of the two others."""
+    summed = torch.zeros((), dtype=logits.dtype)
+    for k in range(3):
+        a, b = (other for other in range(3) if other != k)
+        target = ((logits[a] + logits[b]) / 2 / temperature).softmax(-1)
+        target = target.detach() if detach else target
+        student = (logits[k] / temperature).log_softmax(-1)
+        summed = summed + labels_weight * F.cross_entropy(logits[k], labels)
+        summed = summed + weight * temperature**2 * F.kl_div(student, target, reduction="batchmean")
+    return summed
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dkel_lightning import DistillationModule, MethodInputs, StudentOutput, methods
+from dkel_lightning import DistillationModule, methods
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import BranchedNetwork, SinglePeer
 from dkel_lightning.schedules import Clock
 from tests.compose import tiny_run
+from tests.methods.family import from_mean_of_others, step, total
 from tests.modules.toy import build, images_and_labels, parameters_of
 
 LABELS = torch.tensor([0, 2, 1, 2])
@@ -31,9 +31,9 @@ def peers_logits() -> Tensor:
 def loss(logits: Tensor, labels: Tensor, epoch: int = 0, **settings: Any) -> Tensor:
     method = methods.create("cl_ilr", len(logits), settings).double()
     method.rampup_weight.fill_(method.rampup.weight(Clock(epoch)))
-    terms = method.loss_terms(MethodInputs(labels, StudentOutput(logits, logits), None, None, torch.zeros(())))
+    terms = method.loss_terms(step(logits, None, labels))
     assert tuple(terms) == method.terms
-    return torch.stack(list(terms.values())).sum()
+    return total(terms)
 
 
 def test_two_heads_by_explicit_numbers() -> None:
@@ -47,18 +47,6 @@ def test_two_heads_by_explicit_numbers() -> None:
     # 0.5 (p - y) + 0.5 T (soft p - soft q): 0.5 (-0.1) + 0.25, and 0.5 (-0.5) - 0.25.
     found = torch.autograd.grad(value, logits)[0]
     torch.testing.assert_close(found[:, 0].tolist(), [[0.2, -0.2], [-0.5, 0.5]], atol=1e-12, rtol=0)
-
-
-def plain(logits: Tensor, labels_weight: float, weight: float, temperature: float, detach: bool) -> Tensor:
-    total = torch.zeros((), dtype=logits.dtype)
-    for k in range(3):
-        a, b = (other for other in range(3) if other != k)
-        target = ((logits[a] + logits[b]) / 2 / temperature).softmax(-1)
-        target = target.detach() if detach else target
-        student = (logits[k] / temperature).log_softmax(-1)
-        total = total + labels_weight * F.cross_entropy(logits[k], LABELS)
-        total = total + weight * temperature**2 * F.kl_div(student, target, reduction="batchmean")
-    return total
 
 
 @pytest.mark.parametrize(
@@ -75,7 +63,7 @@ def test_loss_and_gradients_of_three_heads_are_those_of_plain_torch(
     settings: dict[str, Any], epoch: int, expected: tuple[float, float, float, bool]
 ) -> None:
     logits = peers_logits()
-    value, by_hand = loss(logits, LABELS, epoch, **settings), plain(logits, *expected)
+    value, by_hand = loss(logits, LABELS, epoch, **settings), from_mean_of_others(logits, LABELS, *expected)
     assert value.item() == pytest.approx(by_hand.item(), rel=1e-12)
     torch.testing.assert_close(torch.autograd.grad(value, logits)[0], torch.autograd.grad(by_hand, logits)[0])
 

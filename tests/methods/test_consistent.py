@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,11 @@ from dkel_lightning.methods.consistent import feature_loss, greedy, hungarian, n
 from dkel_lightning.networks import find
 from dkel_lightning.schedules import Clock
 from tests.compose import tiny_run
-from tests.methods.family import check_gradient, golden, leaf
-from tests.modules.toy import CLASSES, SGD, parameters_of, same, train_loader, trainer
+from tests.methods import family
+from tests.methods.family import check_gradient, golden, leaf, tensor
+from tests.modules.toy import parameters_of, same, train_loader, trainer
 
 CASES = golden()["consistent"]
-
-
-def tensor(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
@@ -55,17 +53,7 @@ def test_golden_losses(case: dict[str, Any]) -> None:
                 check_gradient(student, expected[f"grad_{when}{suffix}"])
 
 
-def build(backbone: str = "resnet8", teacher: str = "resnet8", **settings: Any) -> DistillationModule:
-    beside = {key: settings.pop(key) for key in ("peers",) if key in settings}
-    return DistillationModule.build(
-        backbone,
-        CLASSES,
-        {"name": "consistent", "fit_batches": 3, **settings},
-        teacher={"backbone": teacher},
-        optimizer=SGD,
-        image_size=(8, 8),
-        **beside,
-    )
+build = partial(family.build, "consistent", fit_batches=3)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkel_lightning import DistillationModule, MethodInputs, StudentOutput, methods
+from dkel_lightning import DistillationModule, methods
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import IndependentPeers, SinglePeer
 from tests.compose import tiny_run
+from tests.methods.family import from_mean_of_others, loss_of
 from tests.modules.toy import build, images_and_labels
 
 LABELS = torch.tensor([0, 2, 1, 2])
@@ -26,11 +28,7 @@ def peers_logits(peers: int = 3) -> Tensor:
     return (2 * torch.randn(peers, 4, 3, generator=draws, dtype=torch.float64)).requires_grad_()
 
 
-def loss(logits: Tensor, labels: Tensor, **settings: Any) -> Tensor:
-    method = methods.create("dml", len(logits), settings)
-    terms = method.loss_terms(MethodInputs(labels, StudentOutput(logits, logits), None, None, torch.zeros(())))
-    assert tuple(terms) == method.terms
-    return torch.stack(list(terms.values())).sum()
+loss = partial(loss_of, "dml")
 
 
 def gradient(value: Tensor, logits: Tensor) -> Tensor:
@@ -64,23 +62,11 @@ def test_three_peers_learn_from_the_mean_divergence_to_the_two_others_which_get_
     torch.testing.assert_close(gradient(value, logits), expected_gradient)
 
 
-def plain_mean_logits(logits: Tensor, temperature: float, detach: bool) -> Tensor:
-    total = torch.zeros((), dtype=logits.dtype)
-    for k in range(3):
-        a, b = (other for other in range(3) if other != k)
-        target = ((logits[a] + logits[b]) / 2 / temperature).softmax(-1)
-        target = target.detach() if detach else target
-        student = (logits[k] / temperature).log_softmax(-1)
-        total = total + F.cross_entropy(logits[k], LABELS)
-        total = total + temperature**2 * F.kl_div(student, target, reduction="batchmean")
-    return total
-
-
 @pytest.mark.parametrize("detach", [True, False])
 def test_mean_logits_of_the_others_with_and_without_gradient_into_the_teaching_peers(detach: bool) -> None:
     logits = peers_logits()
     value = loss(logits, LABELS, temperature=3.0, targets="mean_logits", detach=detach)
-    expected = plain_mean_logits(logits, 3.0, detach)
+    expected = from_mean_of_others(logits, LABELS, 1.0, 1.0, 3.0, detach)
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(gradient(value, logits), gradient(expected, logits))
 

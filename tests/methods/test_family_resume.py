@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dkel_lightning import DistillationModule
-from tests.modules.toy import CLASSES, SGD, train_loader, trainer, val_loader
+from tests.methods import family
+from tests.modules.toy import train_loader, trainer, val_loader
 
 METHODS: dict[str, dict[str, Any]] = {
     "heads": {},
@@ -24,15 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def build(method: str) -> DistillationModule:
-    alone = method in ("heads", "sftn")
-    return DistillationModule.build(
-        "resnet8",
-        CLASSES,
-        {"name": method, **METHODS[method]},
-        teacher=None if alone else {"backbone": "resnet8"},
-        optimizer=SGD,
-        image_size=(8, 8),
-    )
+    return family.build(method, teacher=None if method in ("heads", "sftn") else "resnet8", **METHODS[method])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -16,6 +16,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.ffl import FFL
 from dkel_lightning.networks import create
 from tests.compose import tiny_run
+from tests.methods.family import total
 
 LABELS = torch.tensor([0, 2, 1])
 
@@ -37,7 +38,7 @@ def test_loss_and_gradients_are_those_of_the_formula_and_both_targets_are_detach
     expected = F.cross_entropy(fused, LABELS) + 0.7 * kd(fused, sum(logits[i] for i in range(peers)) / peers)  # type: ignore[arg-type]
     for peer in logits:
         expected = expected + F.cross_entropy(peer, LABELS) + 0.7 * kd(peer, fused)
-    value = torch.stack(list(terms.values())).sum()
+    value = total(terms)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
     learning = [logits, fused]
     for ours, wanted in zip(torch.autograd.grad(value, learning), torch.autograd.grad(expected, learning), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from dkel_lightning.modules.interface import coordinator
 from dkel_lightning.networks import find, release_
 from dkel_lightning.schedules import Clock, swap_rate
 from tests.compose import tiny_run
+from tests.methods import family
 from tests.methods.family import check_gradient, golden, leaf
-from tests.modules.toy import CLASSES, SGD, same, train_loader, trainer, val_loader
+from tests.modules import toy
+from tests.modules.toy import same, train_loader, trainer, val_loader
 
 
 class Block(nn.Module):
@@ -70,12 +73,7 @@ def test_golden_schedules() -> None:
         swap_rate("linear", 0, None, 0.5, 1)
 
 
-def build(backbone: str = "resnet8", teacher: str = "resnet8", **settings: Any) -> DistillationModule:
-    beside = {key: settings.pop(key) for key in ("execution", "peers") if key in settings}
-    given = {"name": "iakd", "schedule": "uniform", **settings}
-    return DistillationModule.build(
-        backbone, CLASSES, given, teacher={"backbone": teacher}, optimizer=SGD, image_size=(8, 8), **beside
-    )
+build = partial(family.build, "iakd", schedule="uniform")
 
 
 def fitted(module: DistillationModule, **settings: Any) -> dict[str, Tensor]:
@@ -84,9 +82,7 @@ def fitted(module: DistillationModule, **settings: Any) -> dict[str, Tensor]:
 
 
 def test_with_the_student_s_own_blocks_alone_it_is_plain_training_bit_for_bit() -> None:
-    plain = DistillationModule.build(
-        "resnet8", CLASSES, "baseline", 1, teacher={"update": "none"}, optimizer=SGD, image_size=(8, 8)
-    )
+    plain = toy.build("baseline", 1, teacher={"update": "none"}, image_size=(8, 8))
     assert same(fitted(build(start=1.0)), fitted(plain))
 
 

@@ -22,17 +22,11 @@ from dkel_lightning.app.runs.folder import Run, saved_values
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import CheckpointError, ConfigError
-from dkel_lightning.modules.outputs import MethodInputs, StudentOutput, TeacherOutput
 from tests.compose import compose, tiny_run
+from tests.methods.family import step
 from tests.modules.toy import CLASSES, SGD, parameters_of, same, train_loader, trainer, val_loader
 
 TWO_STAGES = ("method=kd", "backbone=resnet8", "teacher.backbone=densenet40_12")
-
-
-def step(student: Tensor, teacher: Tensor, labels: list[int]) -> MethodInputs:
-    features = torch.zeros(*student.shape[:2], 1)
-    outputs = StudentOutput(student, features), TeacherOutput(teacher, features)
-    return MethodInputs(torch.tensor(labels), *outputs, None, torch.zeros(()))
 
 
 def test_loss_and_gradient_of_two_peers_by_hand_and_no_gradient_into_the_teacher() -> None:

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from dkel_lightning import DistillationModule, MethodInputs, StudentOutput, methods
+from dkel_lightning import DistillationModule, methods
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods import kdcl
 from dkel_lightning.networks import SinglePeer
 from tests.compose import tiny_run
+from tests.methods.family import loss_of
 from tests.modules.toy import build, images_and_labels
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -32,13 +32,6 @@ BY_HAND = {
     "min_logit": [[0.0, -1.0, -2.0], [-3.0, -2.0, 0.0]],
     "mean": [[1.5, 2.0, -0.5], [0.5, 0.5, 1.5]],
 }
-
-
-def loss(logits: Tensor, labels: Tensor, **settings: Any) -> Tensor:
-    method = methods.create("kdcl", len(logits), settings)
-    terms = method.loss_terms(MethodInputs(labels, StudentOutput(logits, logits), None, None, torch.zeros(())))
-    assert tuple(terms) == method.terms
-    return torch.stack(list(terms.values())).sum()
 
 
 @pytest.mark.parametrize("name", list(BY_HAND))
@@ -120,7 +113,7 @@ def test_loss_and_gradients_of_three_peers_whose_common_target_gets_none(name: s
     draws = torch.Generator().manual_seed(5)
     logits = torch.randn(3, 4, 3, generator=draws, dtype=torch.float64).mul(2).requires_grad_()
     labels, T, weight = torch.tensor([0, 2, 1, 1]), 3.0, 0.7
-    value = loss(logits, labels, target=name, weight=weight, temperature=T)
+    value = loss_of("kdcl", logits, labels, target=name, weight=weight, temperature=T)
     target = torch.from_numpy(independent_target(name, logits.detach().numpy(), labels.numpy()))
     t = (target / T).softmax(-1)
     expected, expected_gradient = 0.0, torch.zeros(3, 4, 3, dtype=torch.float64)

@@ -20,6 +20,7 @@ from dkel_lightning.settings.distils import LOSSES as WORDS
 from dkel_lightning.settings.distils import Distils
 from dkel_lightning.settings.methods import PRESETS
 from tests.compose import compose
+from tests.methods.family import tensor
 from tests.modules.toy import build, images_and_labels
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text(encoding="utf-8"))
@@ -30,10 +31,6 @@ OF_NETWORKS: dict[str, dict[str, float]] = {"consistent": {"kd_weight": 1.0, "we
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def tensor(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])

@@ -17,6 +17,7 @@ from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import SinglePeer
 from tests.compose import tiny_run
+from tests.methods.family import total
 from tests.modules.toy import Recorder, build, images_and_labels, train_loader, trainer
 
 
@@ -26,7 +27,7 @@ def loss(student: Tensor, teacher: Tensor, labels: Tensor, rampup: float, **sett
     step = MethodInputs(labels, StudentOutput(student, student), TeacherOutput(teacher, teacher), None, torch.zeros(()))
     terms = method.loss_terms(step)
     assert tuple(terms) == method.terms
-    return torch.stack(list(terms.values())).sum()
+    return total(terms)
 
 
 def test_two_pairs_by_explicit_numbers_each_student_pulled_to_its_own_teacher() -> None:

@@ -16,6 +16,7 @@ from dkel_lightning.methods.okddip import OKDDip
 from dkel_lightning.networks import create
 from dkel_lightning.settings.methods import OKDDipSettings
 from tests.compose import tiny_run
+from tests.methods.family import total
 
 LABELS = torch.tensor([0, 2])
 
@@ -62,7 +63,7 @@ def test_loss_and_gradients_are_those_of_the_formula_with_nothing_detached(peers
     okddip, (logits, features) = method(peers), inputs(peers)
     terms = okddip.loss_terms(MethodInputs(LABELS, StudentOutput(logits, features), None, None, torch.zeros(())))
     assert tuple(terms) == okddip.terms
-    value, expected = torch.stack(list(terms.values())).sum(), by_hand(okddip, logits, features)
+    value, expected = total(terms), by_hand(okddip, logits, features)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
     learning = [logits, features, *okddip.parameters()]
     for ours, wanted in zip(torch.autograd.grad(value, learning), torch.autograd.grad(expected, learning), strict=True):

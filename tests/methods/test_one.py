@@ -18,6 +18,7 @@ from dkel_lightning.methods.one import ONE, pooled
 from dkel_lightning.networks import create
 from dkel_lightning.settings.methods import ONESettings
 from tests.compose import tiny_run
+from tests.methods.family import total
 from tests.modules.toy import parameters_of
 
 LABELS = torch.tensor([0, 2, 1, 2])
@@ -66,7 +67,7 @@ def test_loss_and_gradients_are_those_of_the_formula(peers: int, detach: bool) -
     one, (logits, trunk) = method(peers, detach=detach), inputs(peers)
     terms = loss(one, logits, trunk)
     assert tuple(terms) == one.terms
-    value, expected = torch.stack(list(terms.values())).sum(), by_hand(one, logits, trunk, detach=detach)
+    value, expected = total(terms), by_hand(one, logits, trunk, detach=detach)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
     learning = [logits, *one.parameters()]
     for ours, wanted in zip(torch.autograd.grad(value, learning), torch.autograd.grad(expected, learning), strict=True):

@@ -17,8 +17,9 @@ from dkel_lightning.callbacks import CollapseGuard, TeacherCheckpoints
 from dkel_lightning.callbacks.collapse_criteria import Collapse
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.functional import distillation
-from dkel_lightning.modules.outputs import MethodInputs, StudentOutput, TeacherOutput
 from tests.compose import compose
+from tests.methods.family import step
+from tests.modules import toy
 from tests.modules.toy import CLASSES, SGD, parameters_of, same, train_loader, trainer
 
 
@@ -34,9 +35,7 @@ def build(folder: Path | None = None, backbone: str = "resnet8", **settings: Any
 
 
 def teacher_of_its_own() -> DistillationModule:
-    return DistillationModule.build(
-        "resnet8", CLASSES, "baseline", 1, teacher={"update": "none"}, optimizer=SGD, in_channels=3, seed=7
-    )
+    return toy.build("baseline", 1, teacher={"update": "none"}, in_channels=3, seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +66,7 @@ class Watch(Callback):
 def test_the_loss_is_kd_without_labels_unless_they_are_weighed() -> None:
     draws = torch.Generator().manual_seed(0)
     student, taught = (torch.randn(1, 4, 3, generator=draws, dtype=torch.float64) for _ in range(2))
-    features = torch.zeros(1, 4, 1)
-    inputs = MethodInputs(
-        torch.tensor([0, 1, 2, 2]),
-        StudentOutput(student, features),
-        TeacherOutput(taught, features),
-        None,
-        torch.zeros(()),
-    )
-    terms = methods.create("online_checkpoints", 1).loss_terms(inputs)
+    terms = methods.create("online_checkpoints", 1).loss_terms(step(student, taught, [0, 1, 2, 2]))
     assert terms["ce"].item() == 0
     torch.testing.assert_close(terms["kd"], distillation(student, taught, 4.0).sum(), rtol=1e-12, atol=0)
 
@@ -97,9 +88,9 @@ def test_each_step_is_taught_by_the_newest_checkpoint_of_its_moment(
     assert {path.name for path in folder.iterdir()} == {f"epoch={e}-step={s}.ckpt" for e, s in ((0, 2), (1, 4), (1, 6))}
     watch = Watch()
     trainer(watch, max_epochs=3).fit(build(folder), train_loader())
-    for step, seen in watch.seen.items():
-        moment = min(max(2, step - step % 2), 6)
-        assert same(seen, kept[moment]), step
+    for begun, seen in watch.seen.items():
+        moment = min(max(2, begun - begun % 2), 6)
+        assert same(seen, kept[moment]), begun
 
 
 def test_a_resumed_run_goes_on_with_the_teacher_of_its_step(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from dkel_lightning import DistillationModule, methods
@@ -22,26 +23,19 @@ from dkel_lightning.methods.soteacher import SoTeacher, lipschitz, released_coun
 from dkel_lightning.networks import create
 from dkel_lightning.schedules import Clock, consistency_ramp
 from tests.compose import compose, tiny_run
-from tests.methods.family import check_gradient, golden, leaf, total
+from tests.methods import family
+from tests.methods.family import check_gradient, golden, leaf, tensor, total
+from tests.modules import toy
 from tests.modules.toy import CLASSES, SGD, EpochSampler, Toy, parameters_of, same, train_loader, trainer
 
 SAMPLES = 24
 
 
-def tensor(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def build(method: str, backbone: str = "resnet8", **settings: Any) -> DistillationModule:
-    size = settings.pop("image_size", (8, 8))
-    given = {"name": method, **settings}
-    return DistillationModule.build(backbone, CLASSES, given, 1, optimizer=SGD, image_size=size)
+build = partial(family.build, teacher=None, peers=1)
 
 
 def plain() -> DistillationModule:
-    return DistillationModule.build(
-        "resnet8", CLASSES, "baseline", 1, teacher={"update": "none"}, optimizer=SGD, image_size=(8, 8)
-    )
+    return toy.build("baseline", 1, teacher={"update": "none"}, image_size=(8, 8))
 
 
 def indexed_loader() -> DataLoader[Any]:

@@ -35,6 +35,7 @@ from tests.modules.toy import (
     Toy,
     build,
     images_and_labels,
+    jitter,
     parameters_of,
     peers_network,
     same,
@@ -268,10 +269,6 @@ def test_a_label_out_of_range_stops_validation_too() -> None:
     bad: DataLoader[Any] = DataLoader([(torch.zeros(3, 8, 8), torch.tensor(7))] * 2)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="Label 7 lies outside the 3 classes"):
         trainer().validate(build(), bad)
-
-
-def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
-    return images + 0.1 * torch.randn(images.shape, generator=generator)
 
 
 def test_augmented_views_differ_between_peers_and_repeat_by_seed_and_key() -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
-from tests.modules.toy import parameters_of, same
+from tests.modules.toy import jitter, parameters_of, same
 
 
 class Net(nn.Module):
@@ -50,9 +50,9 @@ class Wrapped(LightningModule):
         return logits
 
 
-def images(channels: int = 3, dtype: torch.dtype = torch.float32) -> TensorDataset:
+def images(channels: int = 3) -> TensorDataset:
     drawn = torch.Generator().manual_seed(0)
-    return TensorDataset(torch.randn(16, channels, 8, 8, generator=drawn).to(dtype), torch.arange(16) % 10)
+    return TensorDataset(torch.randn(16, channels, 8, 8, generator=drawn), torch.arange(16) % 10)
 
 
 class Data(LightningDataModule):
@@ -163,11 +163,6 @@ def test_labels_beyond_the_classes_are_named_before_the_teacher_is_initialised(
         trainer(tmp_path).fit(build(Net(classes=5), num_classes=classes), Data())
 
 
-def test_images_of_bytes_are_named_with_their_cure(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"Images of a batch are torch\.uint8.*ToDtype\(torch\.float32, scale=True\)"):
-        trainer(tmp_path).fit(build(), DataLoader(images(dtype=torch.uint8), 8))
-
-
 def test_grey_images_train_a_model_of_ones_own(tmp_path: Path) -> None:
     module = build(Net(channels=1), in_channels=1)
     trainer(tmp_path).fit(module, DataLoader(images(1), 8))
@@ -273,16 +268,11 @@ def test_a_peer_that_there_is_not_is_not_deployed(peer: int) -> None:
 
 def test_a_frozen_teacher_that_nobody_trained_is_warned_of(tmp_path: Path) -> None:
     module = DistillationModule.build("resnet8", 10, "kd", image_size=(8, 8))
-    quick: dict[str, Any] = {"accelerator": "cpu", "max_steps": 1, "logger": False, "enable_checkpointing": False}
     with pytest.warns(UserWarning, match="The teacher of KD has random weights"):
-        Trainer(**quick, enable_progress_bar=False, default_root_dir=tmp_path).fit(module, DataLoader(images(), 8))
+        trainer(tmp_path, max_steps=1).fit(module, DataLoader(images(), 8))
 
 
 # ---------------------------------------------------------------------- what a checkpoint cannot hold
-
-
-def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
-    return images + 0.1 * torch.randn(images.shape, generator=generator)
 
 
 def parts(**others: Any) -> dict[str, Any]:

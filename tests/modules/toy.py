@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.networks import PeerNetwork, create
@@ -26,6 +26,18 @@ def images_and_labels(samples: int, seed: int = 0, size: int = 8) -> tuple[Tenso
     images = 0.3 * torch.randn(samples, 3, size, size, generator=draws)
     images[torch.arange(samples), labels] += 1.0
     return images, labels
+
+
+def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Augment images by noise."""
+    return images + 0.1 * torch.randn(images.shape, generator=generator)
+
+
+class Stream(IterableDataset[Any]):
+    """The 24 images above, without a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return zip(*images_and_labels(24), strict=True)
 
 
 class Toy(Dataset[tuple[Tensor, Tensor]]):

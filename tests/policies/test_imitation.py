@@ -14,12 +14,9 @@ from torch import Tensor
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.imitation import Actor, distances, imitation, weighted, weights
 from dkel_lightning.policies.settings import DualPolicySettings
+from tests.methods.family import tensor
 
 GOLDEN: dict[str, Any] = json.loads(Path("tests/golden/dual_policy.json").read_text(encoding="utf-8"))
-
-
-def tensor(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("case", GOLDEN["loss"], ids=lambda case: case["name"])

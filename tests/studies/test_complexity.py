@@ -9,17 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import create
 from dkel_lightning.studies.complexity import centred, gradient_kernel, supervision_complexity
+from tests.methods.family import tensor
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "supervision_complexity.json").read_text(encoding="utf-8"))
-
-
-def tensor(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("case", GOLDEN["kernel"], ids=[case["name"] for case in GOLDEN["kernel"]])
