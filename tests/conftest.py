@@ -21,8 +21,7 @@ from tests import blank
 def golden() -> dict[str, Any]:
     """Read the numbers of `golden/dkel.json`, all in float64."""
     text = (Path(__file__).parent / "golden" / "dkel.json").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded
+    return json.loads(text)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,8 +26,7 @@ TOO_OLD = sys.version_info < (3, 11)
 def settings() -> dict[str, Any]:
     # Without the function that makes anchors, which is of no interest here and which a safe loader refuses.
     text = re.sub(r"!!python/\S+", "", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    found: dict[str, Any] = yaml.safe_load(text)
-    return found
+    return yaml.safe_load(text)
 
 
 def in_nav(entry: Any) -> Iterator[str]:

@@ -50,5 +50,4 @@ class LabelNoise(settings.LabelNoise):
             return np.ones(samples, np.int64)
         # RandomState: frozen, as in `stratified_order`. Drawn for all samples, so that the rate moves no draw.
         random = np.random.RandomState(derive_seed(self.seed, "wrong labels") % 2**32)
-        steps: Labels = random.randint(1, classes, samples).astype(np.int64)
-        return steps
+        return random.randint(1, classes, samples).astype(np.int64)

@@ -84,8 +84,7 @@ class Bowl:
 
 def bowl_loss(positions: Array, curvature: float) -> Array:
     """Give `(x^2 + h y^2) / 2` at positions [..., 2]."""
-    losses: Array = 0.5 * (positions[..., 0] ** 2 + curvature * positions[..., 1] ** 2)
-    return losses
+    return 0.5 * (positions[..., 0] ** 2 + curvature * positions[..., 1] ** 2)
 
 
 def on_circle(radius: float, degrees: float) -> tuple[float, float]:

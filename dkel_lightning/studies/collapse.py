@@ -131,10 +131,8 @@ def simulate(landscape: CollapseSettings, case: Case, runs: int, seed: int, step
 
 
 def _loss(points: Points) -> Points:
-    loss: Points = np.float32(0.5) * (points[0] * points[1] - 1) ** 2
-    return loss
+    return np.float32(0.5) * (points[0] * points[1] - 1) ** 2
 
 
 def _gradient(points: Points) -> Points:
-    gradient: Points = (points[0] * points[1] - 1) * points[::-1]
-    return gradient
+    return (points[0] * points[1] - 1) * points[::-1]

@@ -61,14 +61,12 @@ TRAINED_MIRROR = "trained, mirror branch"
 
 def mirror_loss(positions: Array) -> Array:
     """Give `(u v - 1)^2 / 2` at positions [..., 2]."""
-    losses: Array = 0.5 * (positions[..., 0] * positions[..., 1] - 1) ** 2
-    return losses
+    return 0.5 * (positions[..., 0] * positions[..., 1] - 1) ** 2
 
 
 def mirror_gradient(positions: Array) -> Array:
     """Give its gradient, `(u v - 1) (v, u)`."""
-    gradients: Array = (positions[..., :1] * positions[..., 1:] - 1) * positions[..., ::-1]
-    return gradients
+    return (positions[..., :1] * positions[..., 1:] - 1) * positions[..., ::-1]
 
 
 def simulate_mirror(mirror: MirrorSettings, lr: float, decay: float) -> Mirror:

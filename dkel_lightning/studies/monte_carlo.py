@@ -159,8 +159,7 @@ def _measure(h: Single, student: Single, teacher: Single) -> Single:
     middle, middle_teacher = student.mean(2, keepdims=True), teacher.mean(2, keepdims=True)
 
     def summed(values: Single) -> Single:
-        each: Single = values.mean(2).sum(1)
-        return each
+        return values.mean(2).sum(1)
 
     return np.stack(
         [

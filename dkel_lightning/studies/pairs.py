@@ -128,8 +128,7 @@ def first_below(values: Array, bound: float) -> int | None:
 
 def length_of(vectors: Array) -> Array:
     """Give the lengths of vectors [..., 2]."""
-    lengths: Array = np.linalg.norm(vectors, axis=-1)
-    return lengths
+    return np.linalg.norm(vectors, axis=-1)
 
 
 def alignment(pair: Pair) -> Array:
@@ -151,5 +150,4 @@ def swept_area(pair: Pair) -> float:
 
 def _triangles(a: Array, b: Array, c: Array) -> Array:
     u, v = b - a, c - a
-    areas: Array = 0.5 * (u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0])
-    return areas
+    return 0.5 * (u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0])

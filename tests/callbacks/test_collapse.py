@@ -79,8 +79,7 @@ def fit(module: DistillationModule, folder: Path, *callbacks: Callback, epochs: 
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((folder / "collapse.json").read_text())["events"]
-    return found
+    return json.loads((folder / "collapse.json").read_text())["events"]
 
 
 def test_the_bound_of_chance_is_the_binomial_quantile() -> None:

@@ -42,8 +42,7 @@ def column(folder: Path, name: str) -> list[float]:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return loaded
+    return json.loads((folder / "summary.json").read_text())
 
 
 SMALL: tuple[str, ...] = ("debug=smoke", "trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=1")

@@ -138,8 +138,7 @@ class Dropping(nn.Module):
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(8, CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.stem(x))
-        return logits
+        return self.head(self.stem(x))
 
 
 def dropping(mode: str, **settings: Any) -> DistillationModule:

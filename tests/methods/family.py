@@ -22,8 +22,7 @@ PATH = Path(__file__).parents[1] / "golden" / "teachers.json"
 @cache
 def golden() -> dict[str, Any]:
     """Read `golden/teachers.json`; the `source` and `evidence` of each case say whence its numbers are."""
-    loaded: dict[str, Any] = json.loads(PATH.read_text(encoding="utf-8"))
-    return loaded
+    return json.loads(PATH.read_text(encoding="utf-8"))
 
 
 def tensor(values: Any) -> Tensor:

@@ -41,8 +41,7 @@ def test_targets_by_explicit_numbers(name: str) -> None:
 
 
 def mix(weights: Array, logits: Array) -> Array:
-    mixed: Array = np.tensordot(weights, logits, 1)
-    return mixed
+    return np.tensordot(weights, logits, 1)
 
 
 def mixed_loss(weights: Array, logits: Array, labels: Array) -> float:

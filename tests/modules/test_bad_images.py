@@ -231,8 +231,7 @@ class Casts(nn.Module):
         self.head = nn.Linear(8, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.body(self.stem(images.float())).mean((2, 3)))
-        return logits
+        return self.head(self.body(self.stem(images.float())).mean((2, 3)))
 
 
 def test_a_network_that_casts_its_images_is_left_alone(tmp_path: Path) -> None:

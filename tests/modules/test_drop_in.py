@@ -28,8 +28,7 @@ class Net(nn.Module):
         self.head = nn.Linear(8, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.body(self.stem(images)).mean((2, 3)))
-        return logits
+        return self.head(self.body(self.stem(images)).mean((2, 3)))
 
 
 class Wrapped(LightningModule):
@@ -46,8 +45,7 @@ class Wrapped(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         assert self.net is not None
-        logits: Tensor = self.net(images)
-        return logits
+        return self.net(images)
 
 
 def images(channels: int = 3) -> TensorDataset:

@@ -33,15 +33,13 @@ class Convolutional(nn.Module):
         self.head = nn.Linear(6, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.third(self.second(self.first(images))).mean((2, 3)))
-        return logits
+        return self.head(self.third(self.second(self.first(images))).mean((2, 3)))
 
 
 class Skipping(Convolutional):
     def forward(self, images: Tensor) -> Tensor:
         first = self.first(images)
-        logits: Tensor = self.head((self.third(self.second(first)) + first).mean((2, 3)))
-        return logits
+        return self.head((self.third(self.second(first)) + first).mean((2, 3)))
 
 
 class Branching(Convolutional):
@@ -49,8 +47,7 @@ class Branching(Convolutional):
         first = self.first(images)
         if first.sum() > 0:
             first = -first
-        logits: Tensor = self.head(self.third(self.second(first)).mean((2, 3)))
-        return logits
+        return self.head(self.third(self.second(first)).mean((2, 3)))
 
 
 class Softmaxed(Convolutional):
@@ -66,20 +63,17 @@ class Tied(Convolutional):
 
 class Twice(Convolutional):
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.third(self.third(self.first(images))).mean((2, 3)))
-        return logits
+        return self.head(self.third(self.third(self.first(images))).mean((2, 3)))
 
 
 class Unpooled(Convolutional):
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.third(self.first(images)).movedim(1, -1))
-        return logits
+        return self.head(self.third(self.first(images)).movedim(1, -1))
 
 
 class ModeDependent(Convolutional):
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = super().forward(images * 2 if self.training else images)
-        return logits
+        return super().forward(images * 2 if self.training else images)
 
 
 class InPlace(Convolutional):
@@ -87,15 +81,13 @@ class InPlace(Convolutional):
         first = self.first(images)
         second = self.third(first)
         first.mul_(2)
-        logits: Tensor = self.head((second + first).mean((2, 3)))
-        return logits
+        return self.head((second + first).mean((2, 3)))
 
 
 class FunctionalDropout(Convolutional):
     def forward(self, images: Tensor) -> Tensor:
         features = self.third(self.first(images)).mean((2, 3))
-        logits: Tensor = self.head(F.dropout(features, 0.5, training=self.training))
-        return logits
+        return self.head(F.dropout(features, 0.5, training=self.training))
 
 
 class Scaled(Convolutional):
@@ -113,8 +105,7 @@ class Scaled(Convolutional):
         if mask is not None:
             first = first * mask
         features = self.third(self.second(first)).mean((2, 3)) * self.scale
-        logits: Tensor = self.head(features)
-        return logits
+        return self.head(features)
 
 
 class WithoutLinear(nn.Sequential):
@@ -132,8 +123,7 @@ class Positions(Convolutional):
     def forward(self, images: Tensor) -> Tensor:
         first = self.first(images)
         table = self.table()
-        logits: Tensor = self.head((self.third(first + table) * table).mean((2, 3)))
-        return logits
+        return self.head((self.third(first + table) * table).mean((2, 3)))
 
 
 class Table(nn.Module):
@@ -170,8 +160,7 @@ class Remembering(Convolutional):
 
     def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
-        logits: Tensor = self.head(self.third(self.first(images)).mean((2, 3)) + self.calls)
-        return logits
+        return self.head(self.third(self.first(images)).mean((2, 3)) + self.calls)
 
 
 class Wayward(Convolutional):
@@ -179,13 +168,11 @@ class Wayward(Convolutional):
         hidden = self.first(images)
         if images.sum() > 0:
             hidden = self.second(hidden)
-        logits: Tensor = self.head(self.third(hidden).mean((2, 3)))
-        return logits
+        return self.head(self.third(hidden).mean((2, 3)))
 
 
 def torchvision_mobilenet() -> nn.Module:
-    model: nn.Module = tv.mobilenet_v3_small(num_classes=10)
-    return model
+    return tv.mobilenet_v3_small(num_classes=10)
 
 
 def hf_vit() -> nn.Module:
@@ -194,8 +181,7 @@ def hf_vit() -> nn.Module:
         hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8,
         num_labels=10,
     )  # fmt: skip
-    model: nn.Module = transformers.ViTForImageClassification(config)
-    return model
+    return transformers.ViTForImageClassification(config)
 
 
 MODELS: list[tuple[str, Callable[[], nn.Module], str, int, int]] = [
@@ -316,8 +302,7 @@ class Noisy(Convolutional):
 
     def forward(self, images: Tensor) -> Tensor:
         first = F.dropout(self.drop(self.first(images)), 0.5, training=self.training)
-        logits: Tensor = self.head(self.third(first).mean((2, 3)))
-        return logits
+        return self.head(self.third(first).mean((2, 3)))
 
 
 def test_dropout_before_the_split_is_drawn_once_for_all_peers() -> None:

@@ -23,8 +23,7 @@ class Dropping(nn.Module):
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.behind(self.before(images)))
-        return logits
+        return self.head(self.behind(self.before(images)))
 
 
 def build(kind: str, checkpoint: bool) -> DistillationModule:

@@ -20,8 +20,7 @@ SIZE = (16, 16)
 
 
 def resnet18() -> nn.Module:
-    model: nn.Module = models.resnet18(weights=None, num_classes=3)
-    return model
+    return models.resnet18(weights=None, num_classes=3)
 
 
 def shared(views_per_pass: str) -> PeerNetwork:
@@ -131,8 +130,7 @@ class Twice(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.relu(self.norm(self.conv(images))).mean((2, 3))
-        output: Tensor = self.fc(self.again(self.again(hidden)))
-        return output
+        return self.fc(self.again(self.again(hidden)))
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,7 @@ def written(dual: DualPolicy) -> dict[str, Any]:
     file = io.BytesIO()
     torch.save(dual.state_dict(), file)
     file.seek(0)
-    found: dict[str, Any] = torch.load(file, weights_only=True)
-    return found
+    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.slow

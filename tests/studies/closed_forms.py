@@ -61,8 +61,7 @@ def stationary_covariance(matrix: Array, decay: float, step_variance: float = 1.
     The student's variance is about h / (h + W) of that without a teacher.
     """
     direction = noise_direction(decay)
-    solved: Array = solve_discrete_lyapunov(matrix, step_variance * np.outer(direction, direction))
-    return solved
+    return solve_discrete_lyapunov(matrix, step_variance * np.outer(direction, direction))
 
 
 def distance_variance(decay: float, step_variance: float) -> float:

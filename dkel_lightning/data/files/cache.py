@@ -163,8 +163,7 @@ class ImageCache:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    about: dict[str, Any] = json.loads(text_of(path / _ABOUT))
-    return about
+    return json.loads(text_of(path / _ABOUT))
 
 
 def _write_images(path: Path, split: str, names: Sequence[str], recipe: Recipe) -> None:

@@ -113,5 +113,4 @@ def _refuse_deep(image: Image.Image, name: str) -> None:
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     pixels: NDArray[np.uint8] = np.asarray(image.convert("RGB"), dtype=np.uint8)
-    planes: NDArray[np.uint8] = pixels.transpose(2, 0, 1)
-    return planes
+    return pixels.transpose(2, 0, 1)
