@@ -95,7 +95,7 @@ class Learner(Actor):
     @property
     def steps(self) -> int:
         """Environment steps so far."""
-        return int(self.algorithm.num_timesteps)
+        return self.algorithm.num_timesteps
 
     def begin(self, stage: int) -> None:
         """Seed what draws random actions; the global generators are the caller's."""
@@ -107,7 +107,7 @@ class Learner(Actor):
 
     def tensor(self, states: Any) -> Tensor:
         """Make a batch of states a tensor, as the networks read it."""
-        return cast(Tensor, self.algorithm.policy.obs_to_tensor(states)[0])
+        return self.algorithm.policy.obs_to_tensor(states)[0]
 
     def evaluate(self) -> list[float]:
         """Give the returns of episodes without exploration, from starts that are the same for all policies."""
@@ -183,16 +183,16 @@ class DDPGLearner(Learner):
         """None while it acts at random."""
         if self.steps <= self.algorithm.learning_starts:
             return 0
-        given = int(self.algorithm.gradient_steps)
+        given = self.algorithm.gradient_steps
         return self.used.turn if given < 0 else given
 
     def actions(self, states: Tensor) -> Tensor:
         """Give the actor's output."""
-        return cast(Tensor, self.algorithm.actor(states))
+        return self.algorithm.actor(states)
 
     def values(self, states: Tensor, actions: Tensor) -> Tensor:
         """Give the critic's values of the actions."""
-        return cast(Tensor, self.algorithm.critic.q1_forward(states, actions).squeeze(-1))
+        return self.algorithm.critic.q1_forward(states, actions).squeeze(-1)
 
     def state_dict(self) -> dict[str, Any]:
         """Add the replay buffer as far as it is filled."""
@@ -235,19 +235,18 @@ class PPOLearner(Learner):
     @property
     def gradient_steps(self) -> int:
         """Passes over the turn, in batches."""
-        batches: int = math.ceil(self.used.turn / self.algorithm.batch_size)
-        return batches * int(self.algorithm.n_epochs)
+        return math.ceil(self.used.turn / self.algorithm.batch_size) * self.algorithm.n_epochs
 
     def actions(self, states: Tensor) -> Tensor:
         """Give means or probabilities."""
         policy: ActorCriticPolicy = self.algorithm.policy
         found = policy.get_distribution(states)
         drawn_from: Any = found.distribution
-        return cast(Tensor, drawn_from.probs if isinstance(found, CategoricalDistribution) else drawn_from.mean)
+        return drawn_from.probs if isinstance(found, CategoricalDistribution) else drawn_from.mean
 
     def values(self, states: Tensor, actions: Tensor) -> Tensor:
         """Give the value network's output."""
-        return cast(Tensor, self.algorithm.policy.predict_values(states).squeeze(-1))
+        return self.algorithm.policy.predict_values(states).squeeze(-1)
 
 
 LEARNERS: Mapping[str, type[Learner]] = {"ddpg": DDPGLearner, "ppo": PPOLearner}

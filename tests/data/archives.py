@@ -73,7 +73,7 @@ def tiny_of(root: Path, **settings: Any) -> TinyImageNetDataModule:
 
 
 def cifar_of(root: Path, name: str = "CIFAR10", download: bool = False) -> Any:
-    return DATASETS[name.lower()](root, download=download)  # type: ignore[call-arg]
+    return DATASETS[name.lower()](root, download=download)
 
 
 def npz_of(path: Path) -> NpzDataModule:

@@ -499,24 +499,23 @@ def test_redraw_keeps_mean_and_deviation_and_changes_every_weight() -> None:
 
 
 def test_redraw_keeps_constants_and_resets_trained_norms() -> None:
-    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.LayerNorm(4))
+    linear, zeroed, trained, layer = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.LayerNorm(4)
+    module = nn.Sequential(linear, zeroed, trained, layer)
     scale = nn.Parameter(torch.full((4,), 1e-6))
     module.register_parameter("layer_scale", scale)
-    linear, zeroed, trained, layer = module
     with torch.no_grad():
-        cast(Tensor, linear.bias).zero_()
-        cast(Tensor, zeroed.weight).zero_()
+        linear.bias.zero_()
+        zeroed.weight.zero_()
         for norm in (trained, layer):
-            cast(Tensor, norm.weight).copy_(torch.arange(4.0))
-            cast(Tensor, norm.bias).copy_(torch.arange(4.0))
+            norm.weight.copy_(torch.arange(4.0))
+            norm.bias.copy_(torch.arange(4.0))
     module(torch.randn(8, 4))
     redraw_(module)
     assert torch.equal(scale, torch.full((4,), 1e-6))
-    assert torch.equal(cast(Tensor, linear.bias), torch.zeros(4))
-    assert torch.equal(cast(Tensor, zeroed.weight), torch.zeros(4))
+    assert torch.equal(linear.bias, torch.zeros(4))
+    assert torch.equal(zeroed.weight, torch.zeros(4))
     for norm in (trained, layer):
-        assert torch.equal(cast(Tensor, norm.weight), torch.ones(4))
-        assert torch.equal(cast(Tensor, norm.bias), torch.zeros(4))
-    assert isinstance(trained, nn.BatchNorm1d)
-    assert torch.equal(cast(Tensor, trained.running_mean), torch.zeros(4))
-    assert int(cast(Tensor, trained.num_batches_tracked)) == 0
+        assert torch.equal(norm.weight, torch.ones(4))
+        assert torch.equal(norm.bias, torch.zeros(4))
+    assert torch.equal(trained.get_buffer("running_mean"), torch.zeros(4))
+    assert trained.get_buffer("num_batches_tracked") == 0
