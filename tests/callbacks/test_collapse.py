@@ -286,7 +286,7 @@ def test_restore_takes_weights_momentum_and_the_teachers_counter_back(tmp_path: 
             if trainer.current_epoch == 1:
                 break_down(trainer)
 
-    guard.on_validation_end = lambda t, m: guard._remember(t, module) if t.current_epoch == 0 else None  # type: ignore[method-assign, assignment]
+    guard.on_validation_end = lambda t, m: guard._remember(t, module) if t.current_epoch == 0 else None  # type: ignore[assignment]
     fit(module, tmp_path, guard, BreakDown(), Look(), epochs=2)
     in_force = {"method.rampup_weight", "ensemble.weight", "teacher.rate"}
     skipped = {"validation_accuracy", *in_force}

@@ -282,8 +282,8 @@ def test_transfer_hooks_see_the_batches_of_the_initialisation() -> None:
         seen.append("after")
         return batch
 
-    module.on_before_batch_transfer = before  # type: ignore[method-assign]
-    module.on_after_batch_transfer = after  # type: ignore[method-assign]
+    module.on_before_batch_transfer = before
+    module.on_after_batch_transfer = after
     trainer(limit_train_batches=1).fit(module, train_loader())
     assert seen == ["before", "after"] * 3
 

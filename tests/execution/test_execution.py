@@ -371,7 +371,7 @@ def test_parts_that_are_replaced_or_hooked_between_epochs_are_seen(change: Any, 
     for execution in ("eager", "cuda_graph"):
         module = build(execution=execution)
         # The average matches the networks by name, which pruning changes.
-        module.teacher.follow = lambda student: None  # type: ignore[method-assign]
+        module.teacher.follow = lambda student: None
         torch.manual_seed(7)
         trainer(AtEpoch(change), DiversityMonitor("none"), max_epochs=2).fit(module, train_loader(SAMPLES))
         states.append(module.state_dict())

@@ -185,7 +185,7 @@ def test_without_observers_nothing_is_made_eagerly_but_the_capture() -> None:
     module = build(execution="cuda_graph")
     made: list[int] = []
     original = module.compute_step
-    module.compute_step = lambda batch: (made.append(len(batch.labels)), original(batch))[1]  # type: ignore[method-assign, func-returns-value]
+    module.compute_step = lambda batch: (made.append(len(batch.labels)), original(batch))[1]
     fitted(module, DiversityMonitor("none"), max_epochs=3)
     # For each of the two shapes: warm-up, the step that must not wait, the capture, and the one it is compared with.
     assert made == [8] * 6 + [4] * 6

@@ -53,7 +53,7 @@ def test_a_student_learns_alone_and_logs_each_peer() -> None:
 def test_a_student_alone_minimises_the_sum_of_its_peers_losses() -> None:
     student = StudentModule(peers_network())
     seen: list[float] = []
-    student.log = lambda name, value, **_: seen.append(float(value))  # type: ignore[method-assign]
+    student.log = lambda name, value, **_: seen.append(float(value))
     images, labels = images_and_labels(6)
     loss = student.training_step((images, labels), 0)
     logits, _ = student.network(images)

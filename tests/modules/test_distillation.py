@@ -288,7 +288,7 @@ def test_ready_views_and_evaluation_are_not_augmented() -> None:
     views = torch.stack([images_and_labels(4)[0]] * 2, 1)
     assert module.make_views(views, 0, 0, 0) is views
     calls: list[int] = []
-    module.augmentation = lambda images, generator: (calls.append(1), images)[1]  # type: ignore[func-returns-value]
+    module.augmentation = lambda images, generator: (calls.append(1), images)[1]
     trainer().validate(module, val_loader())
     assert calls == []
     trainer(limit_train_batches=1).fit(module, train_loader())

@@ -200,7 +200,7 @@ def test_a_decay_schedule_takes_effect_at_its_epoch_or_share_of_the_run(schedule
         gap = source - before
         moved.append(float(1 - ((target.double() - before) * gap).sum() / (gap * gap).sum()))
 
-    module.teacher.follow = recorded  # type: ignore[method-assign]
+    module.teacher.follow = recorded
     trainer(max_epochs=4, limit_train_batches=1).fit(module, train_loader())
     assert moved == pytest.approx([0.99, 0.99, 0.999, 0.999], abs=1e-6)
 

@@ -87,7 +87,7 @@ def killed_while_renaming(folder: Path) -> None:
     def ends(*_: object) -> None:
         os._exit(9)
 
-    Path.rename = ends  # type: ignore[method-assign, assignment]
+    Path.rename = ends  # type: ignore[assignment]
     begin(folder, "a: 1\n")
 
 
