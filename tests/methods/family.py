@@ -39,7 +39,7 @@ def build(name: str, backbone: str = "resnet8", teacher: str | None = "resnet8",
     """Build a method by its settings, with a teacher of its own, for images of 8x8."""
     beside = {key: settings.pop(key) for key in ("peers", "execution", "image_size") if key in settings}
     own = None if teacher is None else {"backbone": teacher}
-    given = {"teacher": own, "optimizer": SGD, "image_size": (8, 8), **beside}
+    given: dict[str, Any] = {"teacher": own, "optimizer": SGD, "image_size": (8, 8), **beside}
     return DistillationModule.build(backbone, CLASSES, {"name": name, **settings}, **given)
 
 

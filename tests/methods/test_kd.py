@@ -49,6 +49,7 @@ def test_loss_and_gradient_of_two_peers_by_hand_and_no_gradient_into_the_teacher
 def test_every_peer_learns_from_the_teachers_word_on_its_own_view() -> None:
     module = build(peers=2)
     views = torch.randn(4, 2, 3, 8, 8)
+    assert module.teacher is not None
     taught = module.teacher.teach(views).logits
     assert taught.shape == (2, 4, CLASSES)
     for peer in range(2):

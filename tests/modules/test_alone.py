@@ -97,6 +97,7 @@ def test_assembled_knowledge_carries_no_graph_and_is_none_without_a_term() -> No
 
     teachers = torch.randn(2, 3, CLASSES, requires_grad=True)
     target = EnsembleModule([2, 2], CLASSES, EnsembleTerm()).assemble(teachers, 3.0)
+    assert target is not None
     assert not target.requires_grad
     assert torch.equal(target, teachers.detach().flip(0))
     assert EnsembleModule([2, 2], CLASSES).assemble(teachers, 3.0) is None
