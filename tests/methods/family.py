@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dkel_lightning import DistillationModule, methods
+from dkel_lightning.app.tasks.train import TrainResult, train
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput, TeacherOutput
+from dkel_lightning.networks import SinglePeer
+from tests.compose import tiny_run
 from tests.modules.toy import CLASSES, SGD
 
 PATH = Path(__file__).parents[1] / "golden" / "teachers.json"
@@ -78,6 +81,17 @@ def from_mean_of_others(
         summed = summed + labels_weight * F.cross_entropy(logits[k], labels)
         summed = summed + weight * temperature**2 * F.kl_div(student, target, reduction="batchmean")
     return summed
+
+
+def trained_and_deployed(folder: Path, *overrides: str) -> tuple[TrainResult, DistillationModule, nn.Module]:
+    """Train as the command line does; what is deployed is a plain network with the logits of its member."""
+    result = train(tiny_run(folder, *overrides))
+    module = DistillationModule.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").eval()
+    network, images = module.deploy(), torch.randn(4, 1, 8, 8)
+    assert type(network) is SinglePeer
+    members = dict(zip(module.members, module.member_logits(images), strict=True))
+    torch.testing.assert_close(network(images), members[module.deployed_member()])
+    return result, module, network
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

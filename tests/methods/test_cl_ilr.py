@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from dkel_lightning import DistillationModule, methods
-from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.networks import BranchedNetwork, SinglePeer
+from dkel_lightning.networks import BranchedNetwork
 from dkel_lightning.schedules import Clock
-from tests.compose import tiny_run
-from tests.methods.family import from_mean_of_others, step, total
+from tests.methods.family import from_mean_of_others, step, total, trained_and_deployed
 from tests.modules.toy import build, images_and_labels, parameters_of
 
 LABELS = torch.tensor([0, 2, 1, 2])
@@ -102,13 +100,8 @@ def test_a_beta_outside_its_range_is_refused(beta: float) -> None:
 
 @pytest.mark.parametrize("extra", [[], ["method.beta=null", "method.detach=false", "method.rampup.epochs=80"]])
 def test_a_run_deploys_a_plain_head(extra: list[str], tmp_path: Path) -> None:
-    result = train(tiny_run(tmp_path, "method=cl_ilr", *extra))
+    result, module, network = trained_and_deployed(tmp_path, "method=cl_ilr", *extra)
     assert result.last.deployed.startswith("student_")
-    module = DistillationModule.load_from_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     assert (module.teacher, module.ensemble) == (None, None)
-    network, images = module.deploy(), torch.randn(4, 1, 8, 8)
-    assert type(network) is SinglePeer
-    peer = int(module.deployed_member()[-1])
-    torch.testing.assert_close(network(images), module.eval().student.network(images)[0][peer])
     # Alone, one head trains its trunk with its whole gradient.
     assert not any(hasattr(part, "gradient_scale") for part in network.modules())

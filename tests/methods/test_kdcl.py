@@ -13,13 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dkel_lightning import DistillationModule, methods
-from dkel_lightning.app.tasks.train import train
+from dkel_lightning import methods
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods import kdcl
-from dkel_lightning.networks import SinglePeer
-from tests.compose import tiny_run
-from tests.methods.family import loss_of
+from tests.methods.family import loss_of, trained_and_deployed
 from tests.modules.toy import build, images_and_labels
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -144,10 +141,5 @@ def test_an_unknown_target_is_refused() -> None:
 
 @pytest.mark.parametrize("target", ["min_logit", "linear"])
 def test_a_run_deploys_a_plain_student(target: str, tmp_path: Path) -> None:
-    result = train(tiny_run(tmp_path, "method=kdcl", "method.peers=2", f"method.target={target}"))
+    result, *_ = trained_and_deployed(tmp_path, "method=kdcl", "method.peers=2", f"method.target={target}")
     assert result.last.deployed in ("student_0", "student_1")
-    module = DistillationModule.load_from_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
-    network, images = module.deploy(), torch.randn(4, 1, 8, 8)
-    assert type(network) is SinglePeer
-    peer = int(module.deployed_member()[-1])
-    torch.testing.assert_close(network(images), module.eval().student.network(images)[0][peer])

@@ -13,11 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dkel_lightning import DistillationModule, MethodInputs, StudentOutput, TeacherOutput, methods
-from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.networks import SinglePeer
-from tests.compose import tiny_run
-from tests.methods.family import total
+from tests.methods.family import total, trained_and_deployed
 from tests.modules.toy import Recorder, build, images_and_labels, train_loader, trainer
 
 
@@ -112,14 +109,8 @@ def test_one_pair_is_the_default_and_settings_are_checked() -> None:
 
 @pytest.mark.parametrize("extra", [[], ["method.peers=2", "teacher=independent", "method.consistency=kl"]])
 def test_a_run_ramps_up_and_deploys_a_plain_teacher(extra: list[str], tmp_path: Path) -> None:
-    result = train(tiny_run(tmp_path, "method=mean_teacher", "deploy.network=teacher", *extra))
+    result, *_ = trained_and_deployed(tmp_path, "method=mean_teacher", "deploy.network=teacher", *extra)
     assert result.last.deployed.startswith("teacher_")
     with (tmp_path / "metrics.csv").open(newline="") as file:
         weights = [float(row["weights/rampup"]) for row in csv.DictReader(file)]
     assert weights == pytest.approx([10 * math.exp(-5), 10 * math.exp(-5 * 0.8**2)], rel=1e-5)
-    module = DistillationModule.load_from_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
-    network, images = module.deploy(), torch.randn(4, 1, 8, 8)
-    assert type(network) is SinglePeer
-    peer = int(module.deployed_member()[-1])
-    module.eval()
-    torch.testing.assert_close(network(images), module.teacher.peer(peer)(images))

@@ -9,14 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkel_lightning import DistillationModule, MethodInputs, StudentOutput
-from dkel_lightning.app.tasks.train import train
+from dkel_lightning import MethodInputs, StudentOutput
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.okddip import OKDDip
 from dkel_lightning.networks import create
 from dkel_lightning.settings.methods import OKDDipSettings
-from tests.compose import tiny_run
-from tests.methods.family import total
+from tests.methods.family import total, trained_and_deployed
 
 LABELS = torch.tensor([0, 2])
 
@@ -99,9 +97,5 @@ def test_two_peers_and_peers_of_differing_widths_are_refused() -> None:
 
 @pytest.mark.parametrize("sharing", ["trunk", "nothing"])
 def test_a_run_deploys_the_leader(sharing: str, tmp_path: Path) -> None:
-    result = train(tiny_run(tmp_path, "method=okddip", f"method.sharing={sharing}"))
-    assert result.last.deployed == "student_3"
-    module = DistillationModule.load_from_checkpoint(tmp_path / "checkpoints" / "last.ckpt").eval()
-    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    rows = dict(zip(module.members, module.member_logits(images), strict=True))
-    torch.testing.assert_close(module.deploy()(images), rows["student_3"])
+    result, module, _ = trained_and_deployed(tmp_path, "method=okddip", f"method.sharing={sharing}")
+    assert result.last.deployed == module.deployed_member() == "student_3"
