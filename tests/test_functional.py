@@ -19,14 +19,11 @@ from dkel_lightning.functional import (
     peer_mean,
     targets_of,
 )
+from tests.methods.family import draw
 
 # KL((3/4, 1/4) || (1/2, 1/2)) and its reverse, by hand.
 KL_STEEP_FLAT = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
 KL_FLAT_STEEP = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def steep(temperature: float) -> Tensor:

@@ -34,6 +34,7 @@ from dkel_lightning.data.readers import cifar, image_folder, npz
 from dkel_lightning.errors import DataError
 from tests.disks import as_root, file_size_limit, small_disk
 from tests.pipes import not_waited_for, piped
+from tests.reliability.harness import in_a_child
 
 from .archives import (
     cifar_of,
@@ -688,13 +689,6 @@ def die_at(call: int, original: Callable[..., Any]) -> Callable[..., Any]:
         return original(*args, **kwargs)
 
     return deadly
-
-
-def in_a_child(work: Callable[[], Any]) -> int | None:
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    process.join(60)
-    return process.exitcode
 
 
 # The first image, in the middle, all decoded, and all written but not yet renamed.

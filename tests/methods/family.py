@@ -33,15 +33,21 @@ def tensor(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    """Draw float64 logits."""
+    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def leaf(values: Any) -> Tensor:
     """Make a float64 tensor that collects a gradient."""
     return torch.tensor(values, dtype=torch.float64, requires_grad=True)
 
 
-def build(name: str, backbone: str = "resnet8", teacher: str | None = "resnet8", **settings: Any) -> DistillationModule:
-    """Build a method by its settings, with a teacher of its own, for images of 8x8."""
-    beside = {key: settings.pop(key) for key in ("peers", "execution", "image_size") if key in settings}
-    own = None if teacher is None else {"backbone": teacher}
+def build(name: str, backbone: str = "resnet8", teacher: Any = "resnet8", **settings: Any) -> DistillationModule:
+    """Build a method by its settings for images of 8x8; its teacher by a backbone or what else it has, or without."""
+    names = ("peers", "seed", "sharing", "execution", "image_size")
+    beside = {key: settings.pop(key) for key in names if key in settings}
+    own = {"backbone": teacher} if isinstance(teacher, str) else teacher and {"backbone": "resnet8", **teacher}
     given: dict[str, Any] = {"teacher": own, "optimizer": SGD, "image_size": (8, 8), **beside}
     return DistillationModule.build(backbone, CLASSES, {"name": name, **settings}, **given)
 

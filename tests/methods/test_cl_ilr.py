@@ -14,16 +14,11 @@ from dkel_lightning import DistillationModule, methods
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import BranchedNetwork
 from dkel_lightning.schedules import Clock
-from tests.methods.family import from_mean_of_others, step, total, trained_and_deployed
+from tests.methods.family import draw, from_mean_of_others, step, total, trained_and_deployed
 from tests.modules.toy import build, images_and_labels, parameters_of
 
 LABELS = torch.tensor([0, 2, 1, 2])
 OKDDIP_PORT: dict[str, Any] = {"beta": None, "temperature": 3.0, "detach": False, "rampup": {"epochs": 80}}
-
-
-def peers_logits() -> Tensor:
-    draws = torch.Generator().manual_seed(1)
-    return (2 * torch.randn(3, 4, 3, generator=draws, dtype=torch.float64)).requires_grad_()
 
 
 def loss(logits: Tensor, labels: Tensor, epoch: int = 0, **settings: Any) -> Tensor:
@@ -60,7 +55,7 @@ def test_two_heads_by_explicit_numbers() -> None:
 def test_loss_and_gradients_of_three_heads_are_those_of_plain_torch(
     settings: dict[str, Any], epoch: int, expected: tuple[float, float, float, bool]
 ) -> None:
-    logits = peers_logits()
+    logits = draw(3, 4, 3, seed=1).requires_grad_()
     value, by_hand = loss(logits, LABELS, epoch, **settings), from_mean_of_others(logits, LABELS, *expected)
     assert value.item() == pytest.approx(by_hand.item(), rel=1e-12)
     torch.testing.assert_close(torch.autograd.grad(value, logits)[0], torch.autograd.grad(by_hand, logits)[0])

@@ -19,9 +19,10 @@ from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import Batch
 from dkel_lightning.errors import ConfigError
 from tests.compose import compose, tiny_run
+from tests.methods import family
 from tests.methods.family import check_gradient, golden, leaf, total
 from tests.methods.test_kd import Interrupt
-from tests.modules.toy import CLASSES, SGD, parameters_of, same, train_loader, trainer
+from tests.modules.toy import parameters_of, same, train_loader, trainer
 
 THREE_STAGES = ("method=dih", "backbone=resnet8", "teacher.backbone=resnet8", "teacher.training_epochs=1")
 
@@ -77,10 +78,7 @@ def test_without_heads_it_is_kd() -> None:
 
 
 def build(method: str, teacher: dict[str, Any] | None = None, **settings: Any) -> DistillationModule:
-    beside: dict[str, Any] = {"teacher": {"backbone": "resnet8", **(teacher or {})}} if method == "dih" else {}
-    beside |= {key: settings.pop(key) for key in ("peers", "seed") if key in settings}
-    given = {"name": method, **settings}
-    return DistillationModule.build("resnet8", CLASSES, given, optimizer=SGD, image_size=(8, 8), **beside)
+    return family.build(method, teacher=teacher or "resnet8" if method == "dih" else None, **settings)
 
 
 def fitted_heads(path: Path, **settings: Any) -> DistillationModule:

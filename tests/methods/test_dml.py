@@ -15,15 +15,14 @@ from torch import Tensor
 from dkel_lightning import DistillationModule, methods
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import IndependentPeers
-from tests.methods.family import from_mean_of_others, loss_of, trained_and_deployed
+from tests.methods.family import draw, from_mean_of_others, loss_of, trained_and_deployed
 from tests.modules.toy import build, images_and_labels
 
 LABELS = torch.tensor([0, 2, 1, 2])
 
 
 def peers_logits(peers: int = 3) -> Tensor:
-    draws = torch.Generator().manual_seed(peers)
-    return (2 * torch.randn(peers, 4, 3, generator=draws, dtype=torch.float64)).requires_grad_()
+    return draw(peers, 4, 3, seed=peers).requires_grad_()
 
 
 loss = partial(loss_of, "dml")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from dkel_lightning import methods
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods import kdcl
-from tests.methods.family import loss_of, trained_and_deployed
+from tests.methods.family import draw, loss_of, trained_and_deployed
 from tests.modules.toy import build, images_and_labels
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -106,8 +106,7 @@ def independent_target(name: str, z: Array, labels: Array) -> Array:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["naive", "linear", "min_logit", "mean"])
 def test_loss_and_gradients_of_three_peers_whose_common_target_gets_none(name: str) -> None:
-    draws = torch.Generator().manual_seed(5)
-    logits = torch.randn(3, 4, 3, generator=draws, dtype=torch.float64).mul(2).requires_grad_()
+    logits = draw(3, 4, 3, seed=5).requires_grad_()
     labels, T, weight = torch.tensor([0, 2, 1, 1]), 3.0, 0.7
     value = loss_of("kdcl", logits, labels, target=name, weight=weight, temperature=T)
     target = torch.from_numpy(independent_target(name, logits.detach().numpy(), labels.numpy()))

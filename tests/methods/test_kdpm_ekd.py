@@ -15,19 +15,13 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.methods.ekd import GuidedModule
 from tests.compose import tiny_run
+from tests.methods import family
 from tests.methods.family import check_gradient, golden, leaf, step, total
-from tests.modules.toy import CLASSES, SGD, parameters_of, same, train_loader, trainer
+from tests.modules.toy import parameters_of, same, train_loader, trainer
 
 
-def build(
-    method: str, peers: int, backbone: str = "resnet8", teacher: Any = None, **settings: Any
-) -> DistillationModule:
-    beside = {key: settings.pop(key) for key in ("seed", "execution", "sharing") if key in settings}
-    own = {"backbone": "resnet8", **(teacher or {})}
-    given = {"name": method, **settings}
-    return DistillationModule.build(
-        backbone, CLASSES, given, peers, teacher=own, optimizer=SGD, image_size=(8, 8), **beside
-    )
+def build(method: str, peers: int, backbone: str = "resnet8", **settings: Any) -> DistillationModule:
+    return family.build(method, backbone, peers=peers, **settings)
 
 
 # ---------------------------------------------------------------------- KDPM

@@ -20,17 +20,13 @@ from dkel_lightning.settings.distils import LOSSES as WORDS
 from dkel_lightning.settings.distils import Distils
 from dkel_lightning.settings.methods import PRESETS
 from tests.compose import compose
-from tests.methods.family import tensor
+from tests.methods.family import draw, tensor
 from tests.modules.toy import build, images_and_labels
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text(encoding="utf-8"))
 DISTILLING = [name for name, preset in PRESETS.items() if issubclass(preset.Settings, Distils)]
 OF_NETWORKS: dict[str, dict[str, float]] = {"consistent": {"kd_weight": 1.0, "weight": 0.0}, "dih": {}, "ekd": {}}
 """Those that cannot be asked about logits alone: they need parts of the networks."""
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])

@@ -9,19 +9,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
 
 from dkel_lightning import DistillationModule
-from tests.modules.toy import build, images_and_labels, parameters_of, same, train_loader, trainer, val_loader
+from tests.modules.toy import build, images_and_labels, parameters_of, same, state_of, train_loader, trainer, val_loader
 
 PEERS = {"one": 3, "okddip": 4, "ffl": 2}
 METHODS = list(PEERS)
-
-
-def state_of(module: DistillationModule, fit: Trainer) -> dict[str, Tensor]:
-    momentum = fit.optimizers[0].state_dict()["state"]
-    state = {name: value for name, value in module.state_dict().items() if "accuracy" not in name}
-    return state | {f"momentum.{index}": entry["momentum_buffer"] for index, entry in momentum.items()}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -39,6 +39,7 @@ from tests.modules.toy import (
     parameters_of,
     peers_network,
     same,
+    state_of,
     train_loader,
     trainer,
     val_loader,
@@ -568,12 +569,6 @@ def test_a_method_of_ones_own_is_asked_for_when_loading(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="was trained with a method of its own: pass method= to load it"):
         DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt")
     assert DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt", method=Baseline(2)).method.peers == 2
-
-
-def state_of(module: DistillationModule, fit: Trainer) -> dict[str, Any]:
-    optimizer = fit.optimizers[0].state_dict()
-    momentum = {f"momentum.{k}": v["momentum_buffer"] for k, v in optimizer["state"].items()}
-    return {k: v for k, v in module.state_dict().items() if "accuracy" not in k} | momentum
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,13 @@ def parameters_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in network.named_parameters()}
 
 
+def state_of(module: DistillationModule, fit: Trainer) -> dict[str, Tensor]:
+    """Give the module's state without its metrics, and the momentum of its optimizer."""
+    momentum = fit.optimizers[0].state_dict()["state"]
+    state = {name: value for name, value in module.state_dict().items() if "accuracy" not in name}
+    return state | {f"momentum.{index}": entry["momentum_buffer"] for index, entry in momentum.items()}
+
+
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
