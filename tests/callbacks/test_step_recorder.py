@@ -13,7 +13,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from dkel_lightning import DistillationModule
 from dkel_lightning.callbacks import CollapseGuard
 from dkel_lightning.callbacks.step_recorder import Verdict, all_finite, non_finite
 from dkel_lightning.data import WithIndices
@@ -30,20 +29,16 @@ def poisoned_loader(bad_batch: int, value: float = float("nan")) -> DataLoader[A
 class PoisonGradient(Callback):
     """Makes one gradient infinite in the second step, after a loss that is finite."""
 
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.global_step == 1:
-            assert isinstance(pl_module, DistillationModule)
-            weight = next(pl_module.student.parameters())
-            assert weight.grad is not None
-            weight.grad[0] = float("inf")
+            next(pl_module.student.parameters()).grad[0] = float("inf")
 
 
 class PoisonWeight(Callback):
     """Spoils a weight after the last step of the epoch, whose loss was finite."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.is_last_batch:
-            assert isinstance(pl_module, DistillationModule)
             next(pl_module.student.parameters()).data[0] = float("nan")
 
 
@@ -55,7 +50,22 @@ class Before(Callback):
         self.step = trainer.global_step
 
 
+class States(Callback):
+    """Keeps the state of the module at the start of each step, and of some parts at its end."""
+
+    def __init__(self, *at_end: str) -> None:
+        self.at_end = at_end
+        self.seen: list[dict[str, Any]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.seen.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.seen[-1] |= {name: value.clone() for name, value in pl_module.state_dict().items() if name in self.at_end}
+
+
 IN_FORCE = ("method.rampup_weight", "ensemble.weight", "teacher.rate")
+"""What the schedules set, only after the start of the batch."""
 
 
 class LateGuard(CollapseGuard):
@@ -108,27 +118,17 @@ def test_weights_optimizer_and_teacher_are_those_from_before_the_step(tmp_path: 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
 def test_a_late_verdict_still_records_the_step_as_it_began(tmp_path: Path, step: int) -> None:
-    states: list[dict[str, Any]] = []
-
-    class Watch(Callback):
-        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-            states.append({name: value.clone() for name, value in pl_module.state_dict().items()})
-
-        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-            # What the schedules set is in force only after the start of the batch.
-            states[-1] |= {name: value.clone() for name, value in pl_module.state_dict().items() if name in IN_FORCE}
-
-    guard = LateGuard()
+    watch, guard = States(*IN_FORCE), LateGuard()
     # As on a GPU: everything is copied at the start of each step.
     guard._recorder.copies_all = guard._other.copies_all = True
     scheduler = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
     module = build(teacher={"init_steps": 0}, scheduler=scheduler, interval="step")
     with pytest.raises(NonFiniteError, match=rf"non-finite terms: ce, .* \(step {step}, epoch 1\)"):
-        trainer(guard, Watch(), default_root_dir=tmp_path).fit(module, poisoned_loader(step))
+        trainer(guard, watch, default_root_dir=tmp_path).fit(module, poisoned_loader(step))
     # Read two steps later, or at the end of the epoch.
-    assert len(states) == min(step + 2, 5)
+    assert len(watch.seen) == min(step + 2, 5)
     record = torch.load(tmp_path / "collapse" / f"step_{step}.pt", weights_only=True)
-    differing = [name for name, value in record["state_dict"].items() if not torch.equal(value, states[step][name])]
+    differing = [name for name, value in record["state_dict"].items() if not torch.equal(value, watch.seen[step][name])]
     # NaN before the first validation, and sums for the log: no part of a step.
     assert {name.split(".")[0] for name in differing} <= {"validation_accuracy", "term_means", "train_scores"}
     assert all(v["momentum_buffer"].isfinite().all() for v in record["optimizer"]["state"].values())
@@ -147,17 +147,8 @@ def test_a_late_verdict_still_records_the_step_as_it_began(tmp_path: Path, step:
 def test_a_method_s_buffers_are_those_of_the_step(
     method: dict[str, Any], told: tuple[str, ...], written: tuple[str, ...], whole: bool, tmp_path: Path
 ) -> None:
-    states: list[dict[str, Any]] = []
-
-    class Watch(Callback):
-        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-            states.append({name: value.clone() for name, value in pl_module.state_dict().items()})
-
-        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-            # The time is told after the start of the batch; the memory is written by its forward pass.
-            names = [f"method.{name}" for name in told]
-            states[-1] |= {name: value.clone() for name, value in pl_module.state_dict().items() if name in names}
-
+    # The time is told after the start of the batch; the memory is written by its forward pass.
+    watch = States(*(f"method.{name}" for name in told))
     teacher = {"backbone": "resnet8"} if method["name"] == "iakd" else None
     module = build(method, 1, teacher=teacher, image_size=(8, 8))
     guard = LateGuard() if whole else CollapseGuard()
@@ -165,14 +156,14 @@ def test_a_method_s_buffers_are_those_of_the_step(
     data = poisoned_loader(3).dataset
     loader = DataLoader(WithIndices(data), batch_size=8)
     with pytest.raises(NonFiniteError):
-        trainer(guard, Watch(), default_root_dir=tmp_path, max_epochs=2).fit(module, loader)
+        trainer(guard, watch, default_root_dir=tmp_path, max_epochs=2).fit(module, loader)
     record = torch.load(tmp_path / "collapse" / "step_3.pt", weights_only=True)["state_dict"]
     checked = [*written, *(told if whole else ())]
     if not whole:  # the step does not end, so nobody has seen what it was told
-        states[3] |= {f"method.{name}": module.state_dict()[f"method.{name}"] for name in told}
+        watch.seen[3] |= {f"method.{name}": module.state_dict()[f"method.{name}"] for name in told}
         checked += told
     for name in checked:
-        assert torch.equal(record[f"method.{name}"], states[3][f"method.{name}"]), name
+        assert torch.equal(record[f"method.{name}"], watch.seen[3][f"method.{name}"]), name
         assert not written or record["method.visits"].sum() == 24
 
 

@@ -332,9 +332,8 @@ class Thaw(BaseFinetuning):
     def freeze_before_training(self, pl_module: Any) -> None:
         self.freeze(pl_module.student.network.branches)
 
-    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+    def finetune_function(self, pl_module: Any, epoch: int, optimizer: torch.optim.Optimizer) -> None:
         if epoch == 1:
-            assert isinstance(pl_module, DistillationModule)
             self.unfreeze_and_add_param_group(pl_module.student.network.branches, optimizer)
 
 
