@@ -61,7 +61,6 @@ CASES = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "rank", "launcher", "cause"),
     [pytest.param(*case, marks=[pytest.mark.long] if n else []) for n, case in enumerate(CASES)],
@@ -118,7 +117,6 @@ def test_whoever_started_the_processes_is_killed_and_takes_also_a_hanging_one_al
     assert file_format.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"] == 12
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "number", "group"),
     [

@@ -63,7 +63,6 @@ def holds_what_each_process_has(checkpoint: dict[str, Any]) -> None:
     assert any(name.startswith("teacher.") and name.endswith("running_var") for name in unequal)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "place", ["batch:8", *(pytest.param(place, marks=pytest.mark.long) for place in ("validation:3", "writing:3"))]
 )
@@ -89,7 +88,6 @@ def test_a_run_killed_within_an_epoch_goes_on_bit_for_bit(place: str, through: P
         assert differences(without_times(ours), without_times(others)) == []
 
 
-@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_the_same_step_and_they_go_on_bit_for_bit(
     through: Path, tmp_path: Path
 ) -> None:
@@ -148,7 +146,6 @@ def note_writes(places: list[Path], notes: Path) -> None:
     sys.addaudithook(hook)
 
 
-@pytest.mark.slow
 def test_only_the_first_process_writes_and_only_one_prepares_the_data(tmp_path: Path) -> None:
     data, outputs = tmp_path / "images", tmp_path / "run"
     write_noise(data, 20, 4)

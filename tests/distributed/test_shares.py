@@ -187,7 +187,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return train_on(1, "dkel")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 def test_processes_train_and_score_as_one_does(world: int, alone: dict[str, Any], tmp_path: Path) -> None:
     def work() -> dict[str, Any]:

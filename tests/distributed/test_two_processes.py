@@ -43,7 +43,6 @@ def unequal(seen: list[dict[str, Any]], key: str, prefix: str = "") -> list[str]
     return [name for name in chosen if not torch.equal(ours[name], theirs[name])]
 
 
-@pytest.mark.slow
 def test_dkel_ends_equal_on_two_processes_that_saw_different_data(run: Path) -> None:
     seen = read(run, "dkel")
     for one, other in zip(seen[0]["images"], seen[1]["images"], strict=True):
