@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
@@ -19,8 +19,6 @@ from dkel_lightning.networks import PeerNetwork, StandIn, adapter, check_pairs, 
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.runtime.seeding import generator
 from dkel_lightning.schedules import Clock, swap_rate
-from dkel_lightning.settings.methods import PRESETS
-from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import IAKDSettings
 
 
@@ -62,9 +60,8 @@ class IAKD(Method):
     Source: the abstract has idea and names of the schedules; their shapes and values are our reading.
     """
 
-    Settings: ClassVar[type[IAKDSettings]] = IAKDSettings
-    needs: ClassVar[Needs] = PRESETS["iakd"].needs
     settings: IAKDSettings
+    terms = ("ce",)
 
     own_blocks: Tensor
     chance: Tensor
@@ -152,11 +149,6 @@ class IAKD(Method):
         self._coins.own = coins
         found = [each for layer in layers for each in (layer.running_mean, layer.running_var) if each is not None]
         average_over_processes(found)
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the term."""
-        return ("ce",)
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the cross-entropy of the student with the blocks of this step."""

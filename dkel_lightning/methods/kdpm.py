@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
@@ -14,8 +12,6 @@ from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, adapter, at_common_size, stages_of
-from dkel_lightning.settings.methods import PRESETS
-from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import KDPMSettings
 
 
@@ -30,8 +26,6 @@ class KDPM(Distilling):
     Source: the shape of the paper's abstract and of its successor's (2212.02931); the weights are neutral, ours.
     """
 
-    Settings: ClassVar[type[KDPMSettings]] = KDPMSettings
-    needs: ClassVar[Needs] = PRESETS["kdpm"].needs
     settings: KDPMSettings
 
     def __init__(self, peers: int, settings: KDPMSettings | None = None) -> None:
