@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,14 +29,8 @@ class TermMeans(Metric):
         self.add_state("sums", torch.zeros(len(self.names)), dist_reduce_fx="sum", persistent=True)
         self.add_state("steps", torch.zeros(()), dist_reduce_fx="sum", persistent=True)
 
-    def update(self, terms: Mapping[str, Tensor]) -> None:
-        """Add the terms of one step, scalars without gradient."""
-        self.add(torch.stack([terms[name].detach() for name in self.names]))
-
-    def add(self, values: Tensor) -> None:
-        """Add the terms of one step, stacked in the order of the names."""
-        self._computed = None
-        self._update_count += 1
+    def update(self, values: Tensor) -> None:
+        """Add the terms of one step, stacked in the order of the names and without gradient."""
         self.sums += values
         self.steps += 1
 
@@ -60,14 +54,8 @@ class NetworkScores(Metric):
         self.add_state("nll", torch.zeros(networks), dist_reduce_fx="sum", persistent=persistent)
         self.add_state("samples", torch.zeros(()), dist_reduce_fx="sum", persistent=persistent)
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: `logits` [N, B, C] of the N networks, `labels` as `scores_of` takes them."""
-        self.add(*scores_of(logits, labels), len(labels))
-
-    def add(self, correct: Tensor, nll: Tensor, samples: int) -> None:
+    def update(self, correct: Tensor, nll: Tensor, samples: int) -> None:
         """Add what `scores_of` gives of a batch of so many samples."""
-        self._computed = None
-        self._update_count += 1
         self.correct += correct
         self.nll += nll
         self.samples += samples

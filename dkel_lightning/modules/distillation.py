@@ -139,8 +139,8 @@ class DistillationModule(Coordinator):
         self._gradients_ready = result.gradients_ready
         for read in self.readers:
             read(result.terms, result.loss.detach())
-        self.term_means.add(result.values)
-        self.train_scores.add(result.correct, result.nll, len(given.labels))
+        self.term_means.update(result.values)
+        self.train_scores.update(result.correct, result.nll, len(given.labels))
         return result.loss
 
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:
