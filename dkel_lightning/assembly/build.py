@@ -27,6 +27,7 @@ from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
+from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.backbone import is_external
 from dkel_lightning.settings.declarations import from_mapping, merge, unknown
 from dkel_lightning.settings.deploy import Deploy
@@ -162,8 +163,7 @@ def build(  # noqa: D417
         chosen, preset = choose_method(method, len(peers) if isinstance(peers, Sequence) else peers, schedules)
     peers = chosen.peers if peers is None else peers
     share = sharing or preset.arranged("sharing")
-    if share not in ("trunk", "nothing"):
-        raise ConfigError(f"method.sharing is {share!r}: choose one of trunk, nothing.")
+    one_of("method.sharing", share, ("trunk", "nothing"))
     if isinstance(peers, int) and share == "nothing" and registered and isinstance(backbone, str):
         peers = [backbone] * peers
     settings = teacher_settings(chosen, preset, teacher, schedules)

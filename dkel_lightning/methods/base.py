@@ -191,8 +191,7 @@ def register(
 
     def add(method: M) -> M:
         meaning = (method.__doc__ or name).strip().splitlines()[0]
-        chosen = teacher or ("none" if method.needs.teacher == "none" else "independent")
-        given = method.Settings, method.needs, settings or {}, chosen, arrangement, views_per_pass
+        given = method.Settings, method.needs, settings or {}, teacher or "", arrangement, views_per_pass
         _known(name, method)
         PRESETS[name] = MethodPreset(meaning, *given)
         return method

@@ -42,10 +42,8 @@ class KDPM(Distilling):
     def attach(self, network: PeerNetwork) -> None:
         """Look at the students' maps, where one of them has these for a channel."""
         if self.of_features:
-            layer = self.settings.layer or stages_of(network.peer(0), "method.layer")[-1]
-            seen = network.watch([layer], "method.layer").named
-            assert seen is not None
-            self._layers, self._shapes = (layer, ""), [output.shape for output in seen[layer]]
+            layer, self._shapes = _watched(network, self.settings.layer, "method.layer")
+            self._layers = (layer, "")
 
     def attach_teacher(self, network: PeerNetwork) -> None:
         """Make a layer from each such student's maps to the teacher's.
@@ -54,13 +52,11 @@ class KDPM(Distilling):
             ConfigError: no layer joins the two.
         """
         if self.of_features:
-            layer = self.settings.teacher_layer or stages_of(network.peer(0), "method.teacher_layer")[-1]
-            seen = network.watch([layer], "method.teacher_layer").named
-            assert seen is not None
+            layer, (shape, *_) = _watched(network, self.settings.teacher_layer, "method.teacher_layer")
             self._layers = (self._layers[0], layer)
             what = f"{self._layers[0]} of the student and {layer} of the teacher"
             for peer in self.of_features:
-                self.adapters.append(adapter(self._shapes[peer], seen[layer][0].shape, what))
+                self.adapters.append(adapter(self._shapes[peer], shape, what))
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -97,3 +93,11 @@ class KDPM(Distilling):
             pair = at_common_size(adapt(ours[layer][peer]), seen[peer if len(seen) > 1 else 0].detach())
             total = total + F.mse_loss(at_least_float32(pair[0]), at_least_float32(pair[1]))
         return total
+
+
+def _watched(network: PeerNetwork, layer: str | None, setting: str) -> tuple[str, list[Size]]:
+    """Watch a module, by default the last stage; give its name and the shape of what it returns of each peer."""
+    layer = layer or stages_of(network.peer(0), setting)[-1]
+    seen = network.watch([layer], setting).named
+    assert seen is not None
+    return layer, [output.shape for output in seen[layer]]
