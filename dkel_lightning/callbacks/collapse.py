@@ -24,7 +24,7 @@ from dkel_lightning.callbacks.collapse_criteria import (
 )
 from dkel_lightning.callbacks.step_recorder import StepRecorder, Verdict, all_finite, non_finite, on_host
 from dkel_lightning.errors import CollapseError, NonFiniteError
-from dkel_lightning.metrics import ClassShares
+from dkel_lightning.metrics import Predictions
 from dkel_lightning.modules.batch import DATA_CURE, sync_blocks
 from dkel_lightning.modules.deployment import peer_names
 from dkel_lightning.modules.interface import Coordinator, coordinator
@@ -120,7 +120,7 @@ class CollapseGuard(Callback):
         self._recorder, self._other = StepRecorder(), StepRecorder()
         self._pending: list[tuple[Verdict, StepRecorder]] = []
         self._due: Collapse | None = None
-        self._shares: ClassShares | None = None
+        self._predictions: Predictions | None = None
         self._good: dict[str, Any] = {}
         # Networks whose outputs were no numbers in the validation of this epoch.
         self._overflown: list[str] = []
@@ -256,10 +256,10 @@ class CollapseGuard(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count."""
         module = coordinator(pl_module)
-        if self._shares is None:
-            self._shares = ClassShares(module.student.num_peers, module.student.num_classes)
-        self._shares.to(module.device)
-        self._shares.reset()
+        if self._predictions is None:
+            self._predictions = Predictions(module.student.num_peers, module.student.num_classes)
+        self._predictions.to(module.device)
+        self._predictions.reset()
 
     def on_validation_batch_end(
         self,
@@ -271,18 +271,18 @@ class CollapseGuard(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count which classes the student peers predict."""
-        if self._shares is not None and isinstance(outputs, Mapping):
+        if self._predictions is not None and isinstance(outputs, Mapping):
             peers = coordinator(pl_module).student.num_peers
-            self._shares.update(outputs["evaluated"].logits[:peers], outputs["labels"])
+            self._predictions.update(outputs["evaluated"].logits[:peers], outputs["labels"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge each student peer."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or self._shares is None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or self._predictions is None:
             return
         module = coordinator(pl_module)
         logged = trainer.callback_metrics.items()
         self._overflown = non_finite((n.removeprefix("val/nll/"), v) for n, v in logged if n.startswith("val/nll/"))
-        found = {name: value.reshape(-1).tolist() for name, value in self._shares.compute().items()}
+        found = {name: value.reshape(-1).tolist() for name, value in self._predictions.compute().items()}
         chance, samples = found["commonest"][0], int(found["samples"][0])
         bound = chance_bound(chance, samples)
         peers = peer_names(module, "student")

@@ -98,7 +98,7 @@ class DiversityMonitor(Callback):
             return
         evaluated = outputs["evaluated"]
         self._between.update(evaluated.logits[list(self._peers)], evaluated.features)
-        self._each.update(evaluated.logits)
+        self._each.update(evaluated.logits, outputs["labels"])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log all measures."""

@@ -55,7 +55,6 @@ class StepRecorder:
     validation, whose verdict comes after the step too, it is copied everywhere.
 
     Attributes:
-        copies_all: whether all of the state is copied; None: as the device asks.
         whole: whether all of the state from before the step under way has been copied, so that it can be saved later.
     """
 
@@ -71,7 +70,6 @@ class StepRecorder:
         self._scheduled: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._rates: list[dict[str, Any]] = []
         self._tracked: tuple[int, int, bool] = (-1, -1, False)
-        self.copies_all: bool | None = None
         self.whole = False
 
     @torch.no_grad()
@@ -87,8 +85,7 @@ class StepRecorder:
         self._random = {"torch": torch.random.get_rng_state()}
         if module.device.type == "cuda":
             self._random["cuda"] = torch.cuda.get_rng_state(module.device)
-        late = self.copies_all or (self.copies_all is None and sync_blocks(module.device))
-        self.whole = late or validates_after(trainer, batch_idx)
+        self.whole = sync_blocks(module.device) or validates_after(trainer, batch_idx)
         # Optimizers make their state in the first step; otherwise the tensors stay the same ones.
         optimizer = trainer.optimizers[0]
         states = trainer.current_epoch, sum(map(len, optimizer.state.values())), self.whole
