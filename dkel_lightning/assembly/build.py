@@ -218,10 +218,9 @@ def build(  # noqa: D417
         name = settings.backbone or (backbone if isinstance(backbone, str) else type(backbone).__name__)
         teacher_module.stay_outside(name, source)
     sees_otherwise = any(part.settings.mean is not None for part in module.teachers.values())
-    taught: dict[str, Any] = teacher_module.settings_as_dict() if teacher_module is not None else {"update": "none"}
+    taught: dict[str, Any] = asdict(teacher_module.settings) if teacher_module is not None else {"update": "none"}
     if extra is not None:
-        own = extra.settings_as_dict()
-        taught["extra"] = {**asdict(voice), **{key: own[key] for key in asdict(voice).keys() & own.keys()}}
+        taught["extra"] = {key: getattr(extra.settings, key, value) for key, value in asdict(voice).items()}
     module.batch_keys = batch_keys_of(batch_keys)
     module.recipe = {
         **draw.recipe(),

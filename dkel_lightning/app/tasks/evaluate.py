@@ -13,7 +13,7 @@ from dkel_lightning.app import build
 from dkel_lightning.app.runs import confusion, scores
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import prepared
-from dkel_lightning.assembly import rebuilt
+from dkel_lightning.assembly.build import rebuilt
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.errors import CheckpointError
