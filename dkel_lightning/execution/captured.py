@@ -69,12 +69,7 @@ class CudaRecorder:
 
     def __init__(self, earlier: Any = None) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        self._pool = earlier.pool if earlier is not None else torch.cuda.graph_pool_handle()
-
-    @property
-    def pool(self) -> Any:
-        """Its memory."""
-        return self._pool
+        self.pool: Any = earlier.pool if earlier is not None else torch.cuda.graph_pool_handle()
 
     def rehearse(self, step: Callable[[], object]) -> None:
         """Run `step` on a side stream, as capture asks for, the last time with waiting forbidden."""
@@ -98,7 +93,7 @@ class CudaRecorder:
         try:
             # Threads of a DataLoader may pin memory meanwhile, which the default mode would take for an error.
             graph = torch.cuda.graph(
-                self._graph, pool=self._pool, stream=self._side(), capture_error_mode="thread_local"
+                self._graph, pool=self.pool, stream=self._side(), capture_error_mode="thread_local"
             )
             with _no_garbage_collected(), graph:
                 try:
@@ -110,7 +105,7 @@ class CudaRecorder:
             # Where a capture is broken its end fails as well, says less, and leaves stream and memory as in a capture.
             torch.cuda.set_stream(current)
             with contextlib.suppress(Exception):
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
             _out_of_the_capture(torch.cuda.default_generators[torch.cuda.current_device()])
             if not said or said == _first_line(error):
                 raise
