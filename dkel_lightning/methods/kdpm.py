@@ -73,10 +73,7 @@ class KDPM(Distilling):
             # No indexing by a list, which copies that from the host in every step.
             ours, theirs = (torch.stack([each[peer] for peer in self.of_logits]) for each in (logits, taught))
             told = self.distil(ours, theirs, inputs.classes).sum()
-        terms = {
-            "ce": settings.ce_weight * cross_entropy(logits, inputs.labels).sum(),
-            "kd": settings.weight * told,
-        }
+        terms = {"ce": settings.ce_weight * cross_entropy(logits, inputs.labels).sum(), "kd": settings.weight * told}
         if self.of_features:
             terms["features"] = settings.weight * self._features(inputs)
         if self.peers > 1:

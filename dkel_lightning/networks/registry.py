@@ -144,23 +144,8 @@ for _name, (_spec, _summary) in resnet.SPECS.items():
     # Padding keeps a 1x1 image 1x1 through every stride.
     _parts = partial(resnet.make_trunk, _spec), partial(resnet.make_branch, _spec)
     register_backbone(Backbone(_name, *_parts, min_size=1, summary=_summary))
-register_backbone(
-    Backbone(
-        "vgg16",
-        vgg.make_trunk,
-        vgg.make_branch,
-        min_size=32,
-        summary="VGG-16 with BatchNorm, head 512-512-C",
-        start_linear=vgg.start_linear,
-    )
-)
-register_backbone(
-    Backbone(
-        "densenet40_12",
-        densenet.make_trunk,
-        densenet.make_branch,
-        min_size=4,
-        summary="DenseNet-BC, dense blocks of 6 layers, growth 12",
-        start_linear=densenet.start_linear,
-    )
-)
+for _name, _module, _size, _summary in (
+    ("vgg16", vgg, 32, "VGG-16 with BatchNorm, head 512-512-C"),
+    ("densenet40_12", densenet, 4, "DenseNet-BC, dense blocks of 6 layers, growth 12"),
+):
+    register_backbone(Backbone(_name, _module.make_trunk, _module.make_branch, _size, _summary, _module.start_linear))

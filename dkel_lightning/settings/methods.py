@@ -10,17 +10,7 @@ from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.distils import Detach, Distils, LabelsWeight, Temperature, Weight
-from dkel_lightning.settings.keys import (
-    REQUIRED,
-    choice,
-    either,
-    names,
-    number,
-    registered,
-    several,
-    text,
-    whole,
-)
+from dkel_lightning.settings.keys import REQUIRED, choice, either, names, number, registered, several, text, whole
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.teacher import TEACHERS
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
@@ -110,8 +100,7 @@ class OnlineCheckpointsSettings(KDSettings):
     ce_weight: LabelsWeight = 0.0
     weight: Weight = 1.0
     checkpoints: Annotated[
-        str | None,
-        text("Folder of checkpoints of a frozen teacher, *step=N.ckpt; null: it learns beside its student."),
+        str | None, text("Folder of checkpoints of a frozen teacher, *step=N.ckpt; null: it learns beside its student.")
     ] = None
 
 
@@ -143,8 +132,7 @@ class CLILRSettings(Distils):
 
     temperature: Temperature = 2.0
     beta: Annotated[
-        float | None,
-        number("Weight of the labels, against 1 - beta of the other heads; null: both 1 (CL-ILR).", 0, 1),
+        float | None, number("Weight of the labels, against 1 - beta of the other heads; null: both 1 (CL-ILR).", 0, 1)
     ] = 0.5
     detach: Detach = True
     rampup: RampUp = field(default_factory=lambda: RampUp(epochs=0))
