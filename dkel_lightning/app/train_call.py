@@ -152,8 +152,6 @@ def _trained(job: jobs.Job) -> Trained:
     record = RunRecord(folder)
     chosen = record.selected
     assert chosen is not None
-    assert chosen.deployed is not None
-    assert chosen.deployed_accuracy is not None
     checkpoints = folder / "checkpoints"
     best = checkpoints / "best.ckpt"
     # The caller has named what is read.

@@ -106,7 +106,7 @@ def _networks(run: RunRecord) -> Section:
         return Section("Networks", ["Nothing was tested."])
     heading = ["network"]
     for name, test in columns:
-        heading += [f"accuracy, {name} epoch ({_or_unknown(test.epoch)})", "NLL", "ECE"]
+        heading += [f"accuracy, {name} epoch ({test.epoch or 'unknown'})", "NLL", "ECE"]
     tested = sorted(dict.fromkeys(m for _, test in columns for m in test.accuracy), key=members.order)
     validated = all(test.validated for _, test in columns)
     shown = [member for member in tested if validated or not member.endswith("_best")]
@@ -114,7 +114,7 @@ def _networks(run: RunRecord) -> Section:
     marked = next((i for i, member in enumerate(shown) if member == columns[0][1].deployed), None)
     notes = [
         f"{percent(chosen.deployed_accuracy)} test accuracy of the deployed network: "
-        f"{members.described(chosen.deployed or 'unknown')}, epoch {_or_unknown(chosen.epoch)}.",
+        f"{members.described(chosen.deployed or 'unknown')}, epoch {chosen.epoch or 'unknown'}.",
         _selection(run),
         _uncertainty(chosen),
         "* deployed. NLL: negative log-likelihood in nats; ECE: expected calibration error, 15 bins.",
@@ -139,12 +139,12 @@ def _selection(run: RunRecord) -> str:
     where = "the test set itself" if on_test_set(run) else "held-out training images"
     monitor = run.setting("callbacks.monitor") or "validation"
     asked = ", ".join(f"deploy.{key}={_or_unknown(run.setting(f'deploy.{key}'))}" for key in ("network", "peer"))
-    return f"Epoch {_or_unknown(run.best.epoch)} was selected by {monitor} on {where}; the network by {asked}."
+    return f"Epoch {run.best.epoch or 'unknown'} was selected by {monitor} on {where}; the network by {asked}."
 
 
 def _uncertainty(test: Test) -> str:
     """Say how far the number of test images alone leaves the accuracy open."""
-    if not test.images or test.deployed_accuracy is None or not 0 <= test.deployed_accuracy <= 1:
+    if not test.images or not 0 <= test.deployed_accuracy <= 1:
         return ""
     low, high = seed_statistics.wilson(round(test.deployed_accuracy * test.images), test.images)
     return (

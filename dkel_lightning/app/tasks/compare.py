@@ -193,7 +193,7 @@ def _measured(folder: Path, comparison: Comparison, variant: Variant) -> dict[st
     for seed in comparison.seeds:
         where = member_folder(folder, comparison.reference, seed)
         last, speed = RunRecord(where).last, _speed(where)
-        if last is None or last.epoch is None or not speed:
+        if last is None or not last.epoch or not speed:
             continue
         own, epochs = _own_speed(folder, comparison, variant, seed), last.epoch
         return {

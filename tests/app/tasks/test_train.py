@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dkel_lightning.app import tasks
 from dkel_lightning.app.runs.folder import Run, newest_checkpoint, saved_values
-from dkel_lightning.app.tasks.evaluate import _check_classes, evaluate
-from dkel_lightning.app.tasks.train import TrainResult, train
+from dkel_lightning.app.tasks.evaluate import check_fits, evaluate
+from dkel_lightning.app.tasks.train import TrainResult, prepared, train
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.checkpoints.archive import step_of
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError, DkelError, NonFiniteError
@@ -108,7 +108,7 @@ def test_the_teachers_deployed_accuracy_is_that_of_the_reloaded_checkpoint(
     assert trained.best is not None
     assert evaluated.scores == trained.best
     written = json.loads(evaluated.file.read_text())
-    assert written["test"] == trained.best.as_dict()
+    assert written["test"] == asdict(trained.best)
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -187,9 +187,10 @@ def test_of_equally_good_epochs_the_latest_is_kept(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_class_count_is_refused_by_the_data(trained_once: tuple[Run, TrainResult]) -> None:
     path = trained_once[0].checkpoints / "last.ckpt"
-    module = DistillationModule.load_from_checkpoint(path)
+    module, images = DistillationModule.load_from_checkpoint(path), prepared(trained_once[0].values)
+    images.num_classes = 12
     with pytest.raises(CheckpointError, match="knows 10 classes, the data has 12"):
-        _check_classes(module, 12, path)
+        check_fits(module, images, path)
 
 
 def test_resume_last_finds_the_newest_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
