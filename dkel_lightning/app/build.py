@@ -33,6 +33,7 @@ from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.optim import Grouped, OptimizerFactory, ParameterGroups, SchedulerFactory
+from dkel_lightning.runtime.texts import first_line
 from dkel_lightning.settings.grouping import Grouping
 from dkel_lightning.settings.keys import did_you_mean
 
@@ -67,12 +68,8 @@ def data_at(path: str) -> type[LightningDataModule]:
     Raises:
         ConfigError: there is none.
     """
-    _find_beside_working_folder()
     module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's module raises is what is wrong with it
-        raise ConfigError(f"data._target_: {path} cannot be imported ({type(error).__name__}: {error}).") from error
+    found = _imported(f"data._target_: {path}", module, name)
     if not (isinstance(found, type) and issubclass(found, LightningDataModule)):
         raise ConfigError(f"data._target_: {path} is no LightningDataModule.")
     return found
@@ -241,7 +238,7 @@ def trainer_settings_named() -> Iterator[None]:
     except (MisconfigurationException, ValueError) as error:
         if isinstance(error, DkelError) or not _raised_by_lightning(error):
             raise
-        raise ConfigError(f"trainer: {_first_line(error)}") from error
+        raise ConfigError(f"trainer: {first_line(error)}") from error
 
 
 def _raised_by_lightning(error: Exception) -> bool:
@@ -304,16 +301,17 @@ def import_modules(names: list[str]) -> None:
         ConfigError: one cannot be imported.
     """
     for name in names:
-        _find_beside_working_folder()
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # whatever the user's module raises is what is wrong with it
-            raise ConfigError(f"modules: {name} cannot be imported ({type(error).__name__}: {error}).") from error
+        _imported(f"modules: {name}", name)
 
 
-def _find_beside_working_folder() -> None:
+def _imported(where: str, module: str, name: str | None = None) -> Any:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.import_module(module)
+        return found if name is None else getattr(found, name)
+    except Exception as error:  # whatever the user's module raises is what is wrong with it
+        raise ConfigError(f"{where} cannot be imported ({type(error).__name__}: {error}).") from error
 
 
 def _partial(settings: Values, where: str) -> Callable[..., Any]:
@@ -333,13 +331,7 @@ def _try(where: str, build: Callable[[], Any]) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # whatever a class raises that was given these settings is what is wrong with them
-        raise ConfigError(f"{where}: {_first_line(error)}{_nearest_argument(str(error), build)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    # The text of a KeyError is the representation of what it says.
-    said = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"{where}: {first_line(error)}{_nearest_argument(str(error), build)}") from error
 
 
 def _nearest_argument(message: str, build: Any) -> str:

@@ -17,12 +17,12 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import OverrideParseException
 
 from dkel_lightning.app.config import choices, messages
+from dkel_lightning.app.config.schema import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.backbone import BackboneSettings, is_external
 from dkel_lightning.settings.declarations import node_of
 
 GROUPS = ("data", "backbone")
-Values = Mapping[str, Any]
 Node = dict[str, Any]
 
 OF_EVERY_DATA: Node = {

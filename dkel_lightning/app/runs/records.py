@@ -18,14 +18,14 @@ from dkel_lightning.app.runs.kinds import NOTE
 from dkel_lightning.app.runs.parsing import (
     Confusion,
     Curve,
-    dig,
-    first_line,
     number,
     parse_confusion,
     parse_curves,
     parse_settings,
     read_text,
 )
+from dkel_lightning.runtime.texts import first_line
+from dkel_lightning.settings.declarations import at
 
 CONFUSION = "confusion.csv"
 MEMBERS = {
@@ -257,7 +257,7 @@ class RunRecord:
 
     def setting(self, key: str) -> Any:
         """Return a setting by its dotted key, None if it is not there."""
-        return dig(self.config, *key.split("."))
+        return at(self.config, key)
 
     @property
     def seed(self) -> str:
@@ -275,12 +275,12 @@ class RunRecord:
     @cached_property
     def last(self) -> Test | None:
         """The test of the last epoch."""
-        return _test(dig(self.summary, "test", "last"))
+        return _test(at(self.summary, "test.last"))
 
     @cached_property
     def best(self) -> Test | None:
         """The test of the epoch that validation chose."""
-        return _test(dig(self.summary, "test", "best"))
+        return _test(at(self.summary, "test.best"))
 
     @property
     def selected(self) -> Test | None:
@@ -295,7 +295,7 @@ class RunRecord:
     @property
     def whole(self) -> bool:
         """Whether summary.json holds every test with all that any table needs of it."""
-        last, best = (dig(self.summary, "test", which) for which in ("last", "best"))
+        last, best = (at(self.summary, f"test.{which}") for which in ("last", "best"))
         tests = [last] if best is None else [last, best]
         return all(isinstance(test, dict) and all(name in test for name in _EVERY_TEST) for test in tests)
 
@@ -323,7 +323,7 @@ class RunRecord:
         return {
             "ensemble accuracy": self._ensemble_accuracy(),
             "images per second": number(self.summary.get("images_per_second")),
-            "peak memory": number(dig(self.summary, "peak_memory", "bytes")),
+            "peak memory": number(at(self.summary, "peak_memory.bytes")),
             "parameters deployed": number(self.summary.get("deployed_parameters")),
         }
 
