@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,19 +12,16 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from dkel_lightning.app import drawing
-from dkel_lightning.app.callbacks.saving import ended_by_signals
 from dkel_lightning.app.config.extras import missing_extra
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.tasks import stages
+from dkel_lightning.app.tasks.train import interruptible
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.runtime import locks
-from dkel_lightning.runtime.atomic_files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -62,18 +57,8 @@ def dual_policy(run: Run) -> DualPolicyResult:
     fault = missing_extra("task=dual_policy", "rl")
     if fault is not None:
         raise ConfigError(fault)
-    with locks.held(run.folder, locks.CLAIM, locks.PATIENCE), _going_on_told(run):
+    with locks.held(run.folder, locks.CLAIM, locks.PATIENCE), interruptible(run):
         return _trained(run)
-
-
-@contextlib.contextmanager
-def _going_on_told(run: Run) -> Iterator[None]:
-    try:
-        with ended_by_signals():
-            yield
-    except SystemExit:
-        print(f"Interrupted. Go on with: {stages.go_on(run)}", flush=True)
-        raise
 
 
 def _trained(run: Run) -> DualPolicyResult:
@@ -156,9 +141,7 @@ def _draw(rows: Mapping[int, Mapping[str, float]], settings: DualPolicySettings,
 def _strip(frames: list[Any], path: Path) -> bool:
     """Put frames of an episode side by side into a PNG; tells whether there were any."""
     if frames:
-        drawn = io.BytesIO()
-        Image.fromarray(np.concatenate([np.asarray(frame)[::2, ::2] for frame in frames], axis=1)).save(drawn, "PNG")
-        write_bytes(path, drawn.getvalue())
+        drawing.save_pixels(np.concatenate([np.asarray(frame)[::2, ::2] for frame in frames], axis=1), path)
     return bool(frames)
 
 

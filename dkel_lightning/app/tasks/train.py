@@ -160,7 +160,7 @@ def _train_here(run: Run, weights: Path | None) -> TrainResult:
     run.write_json("classes.json", {"classes": list(images.class_names)})
     # Why it is not as asked for is said where it turns out, which may be at the first step.
     print_once(_opening(run, module, images) + ("" if planned.why else f"\n{planned}"))
-    with _interruptible(run), trackers.opened(others, run):
+    with interruptible(run), trackers.opened(others, run):
         device = trainer.strategy.root_device
         memory.begin(device)
         started = time.perf_counter()
@@ -245,7 +245,7 @@ def prepared(values: Values) -> ClassificationData:
 
 
 @contextlib.contextmanager
-def _interruptible(run: Run) -> Iterator[None]:
+def interruptible(run: Run) -> Iterator[None]:
     """End on signals before, in and after the training, and say how to go on."""
     try:
         with ended_by_signals():
