@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.config.schema import Values
+from dkel_lightning.app.runs.folder import values_in
 
 
 def as_written(values: Values) -> dict[str, Any]:
@@ -26,3 +28,12 @@ def differences(saved: Values, wanted: Values) -> list[str]:
         and schema.changes_figures(key)
         and not (schema.is_computed(key) and here.get(key) is None)
     ]
+
+
+def differences_of(folder: Path, wanted: Values) -> list[str]:
+    """List the keys in which the run in a folder would give other figures than the wanted settings.
+
+    Raises:
+        CheckpointError: its config.yaml cannot be read.
+    """
+    return differences(schema.completed(values_in(folder)), as_written(wanted))

@@ -20,11 +20,11 @@ import torch
 
 from dkel_lightning.app.compare import tables
 from dkel_lightning.app.compare.plan import Comparison, Variant
-from dkel_lightning.app.config.schema import Values, completed
-from dkel_lightning.app.runs.folder import Run, values_in
+from dkel_lightning.app.config.schema import Values
+from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.groups import COMPARED
 from dkel_lightning.app.runs.records import RunRecord
-from dkel_lightning.app.runs.settings import as_written, differences
+from dkel_lightning.app.runs.settings import differences_of
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError, DkelError, FolderInUseError
 from dkel_lightning.runtime import command_lines, locks
@@ -245,8 +245,7 @@ def _refuse_others(folder: Path, comparison: Comparison) -> None:
             mistakes.append(f"{where} was trained as long as {written['reference']}, not {comparison.reference}.")
             continue
         wanted = variant.values(seed, written["epochs"] if written else None)
-        found = differences(completed(values_in(where)), as_written(wanted))
-        if found:
+        if found := differences_of(where, wanted):
             mistakes.append(f"{where} was trained with other settings ({'; '.join(found)}).")
     if mistakes:
         raise ConfigError("\n".join([*mistakes, "Give the same settings, or another compare.folder."]))

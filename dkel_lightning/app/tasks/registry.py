@@ -18,7 +18,7 @@ from dkel_lightning.app.tasks import requirements
 from dkel_lightning.app.tasks.requirements import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
-from dkel_lightning.settings.declarations import Settings
+from dkel_lightning.settings.declarations import Settings, at
 from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, several, switch, text, whole
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.geometry_settings import GeometrySettings
@@ -97,7 +97,7 @@ class Task:
     def contradictions(self, values: Values) -> Iterator[str]:
         """Say what it lacks, and what does not go with it."""
         for key, what in self.needs.items():
-            if _select(values, key) is None:
+            if at(values, key) is None:
                 yield f"task={self.name} needs {key}=PATH of {what}."
         if any(values[key] is not None for key in self.refuses):
             yield self.refusal
@@ -108,13 +108,6 @@ def load(function: str) -> Callable[..., Any]:
     """Import what a row names as `module:function`."""
     module, _, name = function.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
-
-
-def _select(values: Values, key: str) -> Any:
-    found: Any = values
-    for part in key.split("."):
-        found = found[part]
     return found
 
 
@@ -314,6 +307,7 @@ _ROWS = (
         mistakes=requirements.of_benchmark,
         no_sweep="lets its sides take turns by itself: leave -m out, and run it once a setting",
         named_after_itself=True,
+        keeps_memory=True,
     ),
     Task(
         "geometry",
