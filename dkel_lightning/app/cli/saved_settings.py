@@ -26,7 +26,7 @@ from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.ranks import is_first
 from dkel_lightning.settings.backbone import reads_a_folder
 from dkel_lightning.settings.declarations import at
-from dkel_lightning.settings.keys import shortened
+from dkel_lightning.settings.keys import MACHINE, shortened
 from dkel_lightning.settings.methods import PRESETS
 
 OF_EVERY_RUN = ("method.name", "method.peers", "backbone.name", "teacher.update", "data.name", "data.root")
@@ -241,7 +241,7 @@ def announce(folder: Path, given: Values, values: Values) -> None:
     if found := foreign(saved, given):
         print(f"Taken from {folder / 'config.yaml'} by trust=true: {_listed(found)}", flush=True)
     before, now = dict(schema.leaves(schema.completed(saved))), dict(schema.leaves(values))
-    changed = [key for key in now if key in before and before[key] != now[key] and schema.changes_figures(key)]
+    changed = [key for key in now if key in before and before[key] != now[key] and MACHINE not in schema.flags(key)]
     if changed:
         said = "; ".join(f"{key}={now[key]}, and it was {before[key]}" for key in changed)
         print(f"The run goes on with {said}.", flush=True)

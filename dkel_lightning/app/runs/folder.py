@@ -69,20 +69,17 @@ class Run:
         return self.folder / "checkpoints"
 
     @_by_the_first
-    def describe(self, execution: Mapping[str, Any] | None = None) -> None:
-        """Write config.yaml and provenance.json; a resumed run keeps the configuration that it began with.
-
-        What is known of how the steps are executed is written too, `execution`; see `note_execution`.
-        """
+    def describe(self) -> None:
+        """Write config.yaml and provenance.json; a resumed run keeps the configuration that it began with."""
         if self.resume is None:
             write_text(self.folder / "config.yaml", self.settings)
         from dkel_lightning.runtime import provenance  # needs torch, which the command line does without
 
-        self.write_json(self._provenance, {**provenance.collect(), "execution": execution})
+        self.write_json(self._provenance, provenance.collect())
 
     @_by_the_first
-    def note_execution(self, execution: Mapping[str, Any] | None) -> None:
-        """Write into provenance.json how the steps were executed in the end."""
+    def note_execution(self, execution: Mapping[str, Any]) -> None:
+        """Write into provenance.json how the steps are executed, as far as it is known."""
         path = self.folder / self._provenance
         self.write_json(path.name, {**json.loads(text_of(path)), "execution": execution})
 

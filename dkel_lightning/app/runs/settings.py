@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.runs.folder import values_in
+from dkel_lightning.settings.keys import COMPUTED, MACHINE
 
 
 def as_written(values: Values) -> dict[str, Any]:
@@ -25,8 +26,8 @@ def differences(saved: Values, wanted: Values) -> list[str]:
         f"{key}: {there.get(key)} there, {here.get(key)} here"
         for key in dict.fromkeys([*there, *here])
         if there.get(key) != here.get(key)
-        and schema.changes_figures(key)
-        and not (schema.is_computed(key) and here.get(key) is None)
+        and MACHINE not in schema.flags(key)
+        and not (COMPUTED in schema.flags(key) and here.get(key) is None)
     ]
 
 

@@ -156,7 +156,8 @@ def _train_here(run: Run, weights: Path | None) -> TrainResult:
         plugins=[file_format.AtomicCheckpointIO()],
     )
     planned = runner.planned(module, trainer)
-    run.describe({**asdict(planned), "precision": trainer.precision})
+    run.describe()
+    run.note_execution({**asdict(planned), "precision": trainer.precision})
     run.write_json("classes.json", {"classes": list(images.class_names)})
     # Why it is not as asked for is said where it turns out, which may be at the first step.
     print_once(_opening(run, module, images) + ("" if planned.why else f"\n{planned}"))
@@ -169,13 +170,8 @@ def _train_here(run: Run, weights: Path | None) -> TrainResult:
         with build.trainer_settings_named():
             trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
         if module.execution_in_force is not None:
-            run.note_execution(
-                {
-                    **asdict(module.execution_in_force),
-                    "precision": trainer.precision,
-                    "images": getattr(images, "chosen_residency", "own"),
-                }
-            )
+            where = {"precision": trainer.precision, "images": getattr(images, "chosen_residency", "own")}
+            run.note_execution({**asdict(module.execution_in_force), **where})
         # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
         if last_checkpoint is not None and broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
             # Killed after the last epoch's best.ckpt, before its last.ckpt or with a torn one; resumed from the former.
