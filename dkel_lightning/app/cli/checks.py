@@ -23,7 +23,7 @@ from dkel_lightning.app.cli.overrides import MOST_JOBS, forced, line, parse, too
 from dkel_lightning.app.compare import plan
 from dkel_lightning.app.config import checks, extras, schema
 from dkel_lightning.app.runs.folder import values_in
-from dkel_lightning.app.tasks import registry
+from dkel_lightning.app.tasks import registry, requirements
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import command_lines
 from dkel_lightning.settings.declarations import keys_of
@@ -124,8 +124,7 @@ def _check_plugins(hydra_settings: DictConfig, overrides: Sequence[Override]) ->
     for group, target in targets.items():
         for extra, packages in extras.EXTRAS.items():
             if target.startswith(f"{packages[0]}."):
-                fault = extras.missing_extra(f"hydra/{group}={extra}", extra)
-                if fault is not None:
+                for fault in extras.missing_extra(f"hydra/{group}={extra}", extra):
                     raise ConfigError(fault)
     for item in overrides:
         if item.is_interval_sweep() and "optuna" not in targets["sweeper"]:
@@ -190,9 +189,8 @@ def _check_whole(values: Mapping[str, Any]) -> None:
 def _launches_processes(trainer: Mapping[str, Any]) -> bool:
     """Tell whether Lightning would run this command once more for each further process, or with strategy auto might."""
     devices = trainer["devices"]
-    one = str(devices) == "1" or (isinstance(devices, list) and len(devices) == 1)
     one_cpu = trainer["accelerator"] == "cpu" and devices == "auto"
-    return not one and not one_cpu
+    return not requirements.names_one(devices) and not one_cpu
 
 
 def _check_processes(trainer: Mapping[str, Any], launcher: DictConfig) -> None:

@@ -27,7 +27,7 @@ from dkel_lightning.app.cli.overrides import split
 from dkel_lightning.app.cli.refusals import fail, refusal
 from dkel_lightning.app.cli.sweep_session import KEY, SweepSession
 from dkel_lightning.app.runs.claim import SETTINGS, begin, claim, release
-from dkel_lightning.app.runs.folder import Run, saved_values
+from dkel_lightning.app.runs.folder import Run, run_folder, saved_values
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.app.tasks.registry import Place, Task
@@ -239,15 +239,14 @@ def _note_running(job: Job) -> None:
 
 def _with_checkpoint(job: Job) -> dict[str, Any]:
     """Take from the run of the checkpoint what it decides."""
-    given, source = job.values["checkpoint"], None  # the folder whose config.yaml is laid under what was given
-    values = job.values
+    given, values = job.values["checkpoint"], job.values
+    source: Path | None = None  # the folder whose config.yaml is laid under what was given
     if given and job.task.reads_checkpoint:
         path = Path(given)
         if job.task.reads_exports and _is_export(path):
             # An export says itself all that is known of it; a run around it has nothing to add.
             saved_settings.refuse_decided(saved_settings.explicit(job.overrides), "export")
-        elif (path.resolve().parent.parent / "config.yaml").is_file():
-            source = path.resolve().parent.parent
+        elif (source := run_folder(path)) is not None:
             values = saved_settings.of_checkpoint(saved_values(path), values, job.overrides, source)
     saved_settings.check_values(values, source)
     return values

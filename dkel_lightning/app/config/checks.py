@@ -122,11 +122,9 @@ def _contradictions(values: Values) -> Iterator[str]:
     # A configuration that was saved before there were loggers to choose lacks the group.
     for node in values.get("logger", {"extra": {}})["extra"].values():
         extra = TRACKERS.get(str(node.get("_target_")) if isinstance(node, Mapping) else "")
-        fault = None if extra is None else missing_extra(f"logger={extra}", extra)
-        yield from [] if fault is None else [fault]
+        yield from () if extra is None else missing_extra(f"logger={extra}", extra)
     if str(values["optimizer"].get("_target_")).startswith("timm."):
-        fault = missing_extra("optimizer=lamb", "timm")
-        yield from [] if fault is None else [fault]
+        yield from missing_extra("optimizer=lamb", "timm")
     yield from registry.of(values).contradictions(values)
 
 

@@ -249,12 +249,6 @@ class RunRecord:
         pairs = [str(item).strip("'\"").lstrip("+").partition("=") for item in given]
         return {key: value.strip("'\"") for key, _, value in pairs}
 
-    @property
-    def last_checkpoint(self) -> Path | None:
-        """The checkpoint of the latest epoch, None where there is none."""
-        path = self.folder / "checkpoints" / "last.ckpt"
-        return path if path.is_file() else None
-
     def setting(self, key: str) -> Any:
         """Return a setting by its dotted key, None if it is not there."""
         return at(self.config, key)

@@ -25,6 +25,7 @@ from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.groups import COMPARED
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.runs.settings import differences_of
+from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError, DkelError, FolderInUseError
 from dkel_lightning.runtime import command_lines, locks
@@ -63,6 +64,7 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
     with _alone(run.folder):
         run.describe()
     members = [*comparison.members()]
+    again = shlex.quote(command_lines.override("compare.folder", run.folder))
     own: dict[tuple[str, int], RunRecord] = {}
     left = [*enumerate(members, 1)]
     try:
@@ -79,8 +81,7 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
                     tables.write(run.folder, comparison, done, _notes(run, comparison), run.values["figures"]["also"])
             left = [(position, (v, seed)) for position, (v, seed) in left if (v.label, seed) not in own]
     except (KeyboardInterrupt, SystemExit):
-        folder = shlex.quote(command_lines.override("compare.folder", run.folder))
-        print(f"Interrupted. Go on with: {comparison.go_on} {folder}", flush=True)
+        print(f"Interrupted. Go on with: {comparison.go_on} {again}", flush=True)
         raise
     outcomes = _outcomes(run.folder, members, own)
     tables.show(comparison, outcomes)
@@ -91,8 +92,7 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
     if left:
         print(f"Other processes train {len(left)} of the {len(members)}: the last to end writes the whole table.")
     if failed:
-        folder = shlex.quote(command_lines.override("compare.folder", run.folder))
-        print(f"{len(failed)} of {len(outcomes)} runs failed; the same with {folder} tries again.")
+        print(f"{len(failed)} of {len(outcomes)} runs failed; the same with {again} tries again.")
     return CompareResult(run.folder, outcomes, comparison.reference)
 
 
@@ -160,7 +160,7 @@ def _train(values: Values, where: Path) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    resume = RunRecord(where).last_checkpoint if (where / "config.yaml").is_file() else None
+    resume = stages.last_checkpoint(where) if (where / "config.yaml").is_file() else None
     train(Run(values, where, resume=resume, part=True))
 
 

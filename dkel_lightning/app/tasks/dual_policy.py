@@ -54,8 +54,7 @@ def dual_policy(run: Run) -> DualPolicyResult:
         CheckpointError: the run that is resumed has been edited.
         NonFiniteError: the environment gave a reward or a state that is not finite.
     """
-    fault = missing_extra("task=dual_policy", "rl")
-    if fault is not None:
+    for fault in missing_extra("task=dual_policy", "rl"):
         raise ConfigError(fault)
     with locks.held(run.folder, locks.CLAIM, locks.PATIENCE), interruptible(run):
         return _trained(run)
