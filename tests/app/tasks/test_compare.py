@@ -24,7 +24,7 @@ from dkel_lightning.app.tasks.compare import compare
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.runtime import locks
-from tests.compose import TINY, check_arguments, compose, tiny_run
+from tests.compose import TINY, compose, tiny_run
 from tests.runtime.test_locks import held_elsewhere
 
 TWO = "compare.methods=[dkel,baseline]"
@@ -141,13 +141,6 @@ def test_a_mistake_is_named_with_its_label_before_anything_trains(overrides: tup
 def test_mistakes_of_several_labels_come_in_one_message() -> None:
     message = refused("compare.methods=[{x:['method=pcll']},{y:['method=dkell']}]")
     assert [line.split(":")[0] for line in message.splitlines()] == ["x", "y"]
-
-
-def test_the_command_line_refuses_a_sweep_of_comparisons_and_keys_of_none() -> None:
-    with pytest.raises(ConfigError, match="leave out -m"):
-        check_arguments(["task=compare"], None, True)
-    with pytest.raises(ConfigError, match=r"compare\.seeds belongs to task=compare: choose that"):
-        check_arguments(["compare.seeds=[1]"], None, False)
 
 
 # ---------------------------------------------------------------------- the runs
