@@ -23,9 +23,8 @@ TINY = (
 
 
 def compose(*overrides: str) -> dict[str, Any]:
-    """Compose and resolve a configuration; the same one, less a user's own, is composed once."""
-    own = any("searchpath" in item for item in overrides)
-    return composition.resolved(composition.compose(list(overrides))) if own else copy.deepcopy(plain(*overrides))
+    """Compose and resolve a configuration; the same one is composed once."""
+    return copy.deepcopy(plain(*overrides))
 
 
 @functools.cache

@@ -72,7 +72,7 @@ def train(
     overrides = [*_overrides(model, str(data), method, epochs, dict(settings or {}))]
     where = [] if out is None else [command_lines.override("hydra.run.dir", out)]
     invocation = prepared([*overrides, *where])
-    whole = compose([*invocation.arguments], with_hydra=True)
+    whole = compose(invocation.arguments, with_hydra=True)
     cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     job = jobs.Job(cfg, Path(whole.hydra.run.dir), overrides, invocation, None, whole.hydra)
     try:

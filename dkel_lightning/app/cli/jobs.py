@@ -243,19 +243,15 @@ def _with_checkpoint(job: Job) -> dict[str, Any]:
     source: Path | None = None  # the folder whose config.yaml is laid under what was given
     if given and job.task.reads_checkpoint:
         path = Path(given)
-        if job.task.reads_exports and _is_export(path):
+        from dkel_lightning.export import formats
+
+        if job.task.reads_exports and formats.is_exported(path):
             # An export says itself all that is known of it; a run around it has nothing to add.
             saved_settings.refuse_decided(saved_settings.explicit(job.overrides), "export")
         elif (source := run_folder(path)) is not None:
             values = saved_settings.of_checkpoint(saved_values(path), values, job.overrides, source)
     saved_settings.check_values(values, source)
     return values
-
-
-def _is_export(path: Path) -> bool:
-    from dkel_lightning.export import formats
-
-    return formats.is_exported(path)
 
 
 def _begin(job: Job, run: Run) -> None:
