@@ -43,6 +43,8 @@ COLUMNS = (
     Column("parameters deployed", 1, 0, measured=False),
 )
 SHOWN = ("last accuracy", ACCURACY, "NLL", "calibration error", "ensemble accuracy")
+PAIRED = ("last accuracy", "NLL", "calibration error", "ensemble accuracy", "peer disagreement")
+"""What is compared over the same seeds beside the selected accuracy."""
 
 
 def groups(comparison: Comparison, outcomes: Outcomes) -> dict[str, Group]:
@@ -89,7 +91,16 @@ def markdown(comparison: Comparison, outcomes: Outcomes, notes: Sequence[str]) -
     lines += ["", *markdown_table(*group_table(["label"], found.values(), COLUMNS))]
     if len(found) > 1:
         lines += ["", f"## {difference_title(comparison.reference, ACCURACY)}, over the same seeds", ""]
-        lines += markdown_table(*difference_table(found.values(), found[comparison.reference]))
+        reference = found[comparison.reference]
+        lines += markdown_table(*difference_table(found.values(), reference))
+        columns = [column for column in COLUMNS if column.name in PAIRED]
+        rows = [
+            [label, *(column.difference(group.less(reference, column.of)) for column in columns)]
+            for label, group in found.items()
+            if group is not reference
+        ]
+        lines += ["", f"## Other figures less those of {reference.name}: mean (95 % interval)", ""]
+        lines += markdown_table(["label", *(column.heading for column in columns)], rows)
     return lines
 
 

@@ -65,6 +65,14 @@ class Column:
             return mean
         return f"{mean} ± {summary.deviation * self.scale:,.{self.digits}f}"
 
+    def difference(self, found: Paired | None) -> str:
+        """Write a difference of pairs with its 95 % interval."""
+        if found is None:
+            return NOT_KNOWN
+        ends = [found.mean, *(end for end in (found.low, found.high) if end is not None)]
+        mean, *interval = [f"{end * self.scale:+,.{self.digits}f}" for end in ends]
+        return f"{mean} ({' to '.join(interval) or NOT_KNOWN})"
+
 
 OBJECTIVE = "selected validation accuracy"
 """What a search maximises."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -62,7 +61,7 @@ class TrainResult:
         last: test of the last epoch.
         best: test of the epoch that validation chose; None where no checkpoint was written.
         images_per_second: training throughput, all processes together.
-        seconds: wall time of the fit.
+        seconds: wall time of the fit, also before a resume.
         memory: its peak memory.
         deployed_parameters: parameters of the network that is deployed.
     """
@@ -164,7 +163,6 @@ def _train_here(run: Run, weights: Path | None) -> TrainResult:
     with interruptible(run), trackers.opened(others, run):
         device = trainer.strategy.root_device
         memory.begin(device)
-        started = time.perf_counter()
         # Dropout and a user's transforms draw from the global generators; a resume puts them where they were.
         seed_process(values["seed"], "training", trainer.global_rank)
         with build.trainer_settings_named():
@@ -176,7 +174,7 @@ def _train_here(run: Run, weights: Path | None) -> TrainResult:
         if last_checkpoint is not None and broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
             # Killed after the last epoch's best.ckpt, before its last.ckpt or with a torn one; resumed from the former.
             last_checkpoint.save(trainer)
-        seconds, peak = time.perf_counter() - started, memory.peak(device)
+        seconds, peak = throughput.seconds, memory.peak(device)
         there = RunRecord(run.folder)
         # A run that was made longer has figures of its first end.
         told = there.whole and there.last is not None and there.last.epoch == trainer.current_epoch

@@ -284,14 +284,16 @@ def test_resuming_a_finished_run_leaves_its_figures_alone(finished: Run) -> None
     assert summary.read_bytes() == before
 
 
-def test_the_speed_of_a_run_that_only_lacked_its_summary_is_still_known(
+def test_a_run_that_only_lacked_its_summary_still_has_its_speed_and_its_time(
     finished: Run, trained_once: tuple[Run, TrainResult]
 ) -> None:
-    summary = finished.folder / "summary.json"
+    summary, last = finished.folder / "summary.json", finished.checkpoints / "last.ckpt"
     summary.unlink()
-    train(replace(finished, resume=finished.checkpoints / "last.ckpt"))
-    speed = trained_once[1].images_per_second
-    assert json.loads(summary.read_text())["images_per_second"] == pytest.approx(speed)
+    train(replace(finished, resume=last))
+    said = json.loads(summary.read_text())
+    assert said["images_per_second"] == pytest.approx(trained_once[1].images_per_second)
+    before = file_format.load(last)["callbacks"]["Throughput"]["seconds"]
+    assert 0.5 * trained_once[1].seconds < before < said["seconds"]
 
 
 def test_without_validation_nothing_is_said_to_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
