@@ -36,6 +36,7 @@ from dkel_lightning.modules.optim import Grouped, OptimizerFactory, ParameterGro
 from dkel_lightning.runtime.texts import first_line
 from dkel_lightning.settings.grouping import Grouping
 from dkel_lightning.settings.keys import did_you_mean
+from dkel_lightning.settings.methods import usual_arrangement
 
 
 def datamodule(values: Values) -> LightningDataModule:
@@ -91,14 +92,13 @@ def set_up(images: LightningDataModule, values: Values) -> data.ClassificationDa
 
 def distillation(values: Values, images: data.ClassificationData) -> DistillationModule:
     """Build the module for these images (prepared and set up)."""
-    outside = ("peers", "views", "classifiers", "sharing", "peer_lr_scale", "frozen_peers")
-    method = {key: value for key, value in values["method"].items() if key not in outside}
+    arrangement = {key: values["method"].get(key) for key in usual_arrangement()}
+    method = {key: value for key, value in values["method"].items() if key not in arrangement}
     of_run = {"samples": own.size(images, "train"), "student": values["backbone"]["name"]}
     if (known := of_run["samples"]) is not None and (given := method.get("samples")) not in (None, known):
         raise ConfigError(f"method.samples={given}: the data has {known} training samples. Leave it out.")
     method |= {key: value for key, value in of_run.items() if key in method and method[key] is None}
     channels, height, width = images.image_shape
-    interval = values["scheduler"].get("interval", "epoch")
     targets = dict(values["targets"])
     if targets["class_weights"] == "balanced" and isinstance(images, data.ImageDataModule):
         targets["class_weights"] = images.balanced_weights()
@@ -106,7 +106,7 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         values["backbone"]["name"],
         images.num_classes,
         method,
-        values["method"]["peers"],
+        **arrangement,
         teacher=values["teacher"],
         in_channels=channels,
         image_size=(height, width),
@@ -115,16 +115,11 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         split_at=values["backbone"].get("split_at"),
         pretrained=values["backbone"].get("pretrained", False),
         weights=values["backbone"].get("weights"),
-        classifiers=values["method"]["classifiers"],
-        sharing=values["method"].get("sharing"),
-        peer_lr_scale=values["method"].get("peer_lr_scale"),
-        frozen_peers=values["method"].get("frozen_peers"),
-        views=values["method"]["views"],
         targets=targets,
         batch_keys=images.batch_keys,
         optimizer=optimizer(values["optimizer"]),
         scheduler=scheduler(values),
-        interval=interval,
+        interval=values["scheduler"].get("interval", "epoch"),
         augmentation=getattr(images, "augmentation", None),
         deploy={key: value for key, value in values["deploy"].items() if value != "auto"},
         seed=values["seed"],
@@ -179,10 +174,6 @@ def _milestones(milestones: list[float], epochs: int) -> list[int]:
     return [math.ceil(round(milestone * epochs, 6)) for milestone in milestones]
 
 
-OF_PROCESSORS = ("amx_bf16", "avx512_bf16", "bf16")
-"""What torch calls a processor's instructions on bfloat16: those of x86, and ARM's."""
-
-
 def precision(values: Values) -> str:
     """Name the precision in force: with `precision=auto` bf16 where the device computes in it by itself, else fp32."""
     name = str(values["precision"]["name"])
@@ -197,7 +188,7 @@ def has_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         known: Values = getattr(torch.cpu, "get_capabilities", dict)()
-        return any(known.get(name, False) for name in OF_PROCESSORS)
+        return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))  # of x86, and of ARM
     return False
 
 
@@ -205,7 +196,7 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
     """Build Lightning's Trainer."""
     settings = _with_strategy(values["trainer"])
     if settings["accelerator"] in ("gpu", "cuda") and not _sees_gpu():
-        raise ConfigError(_NO_GPU)
+        raise ConfigError("trainer: PyTorch sees no GPU here; choose trainer=cpu (or ddp_cpu), or check the driver.")
     if values["precision"]["name"] == "fp16" and not _sees_gpu():
         raise ConfigError("precision=fp16 needs a GPU, and PyTorch sees none here: choose precision=bf16 or fp32.")
     torch.set_float32_matmul_precision(values["precision"]["matmul"])
@@ -273,9 +264,6 @@ def _several(settings: Values) -> bool:
         return settings["accelerator"] != "cpu" and torch.cuda.device_count() > 1
     count = devices if isinstance(devices, int) else len(devices if isinstance(devices, list) else devices.split(","))
     return bool(count > 1 or settings["num_nodes"] > 1)
-
-
-_NO_GPU = "trainer: PyTorch sees no GPU here; choose trainer=cpu (or ddp_cpu), or check the driver."
 
 
 def extras(nodes: Values | None, where: str, kind: type[Any]) -> list[Any]:

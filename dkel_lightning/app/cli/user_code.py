@@ -124,11 +124,11 @@ def _store_all(config_dir: Path | None) -> None:
         _store("backbone", name, {"defaults": ["_base"], "name": name}, config_dir)
 
 
-def _store(group: str, name: str, node: Node, config_dir: Path | None, package: str | None = None) -> None:
+def _store(group: str, name: str, node: Node, config_dir: Path | None) -> None:
     # Under the name of a file Hydra would lay it under the file.
     places = [place / group / f"{name}.yaml" for place in (choices.folder(), config_dir) if place is not None]
     if not any(place.is_file() for place in places):
-        ConfigStore.instance().store(name, node, group=group, package=package)
+        ConfigStore.instance().store(name, node, group=group)
 
 
 def _data_node(name: str, kind: Any) -> Node:

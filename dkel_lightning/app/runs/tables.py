@@ -110,14 +110,8 @@ def _difference(found: Paired | None) -> list[str]:
     if found is None:
         return ["0", NOT_KNOWN, NOT_KNOWN, NOT_KNOWN]
     detectable = NOT_KNOWN if found.detectable is None else f"{100 * found.detectable:.2f}"
-    return [str(found.n), f"{100 * found.mean:+.2f}", interval(found), detectable]
-
-
-def interval(found: Paired) -> str:
-    """Write the 95 % interval of a difference in points."""
-    return (
-        NOT_KNOWN if found.low is None or found.high is None else f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
-    )
+    ends = " to ".join(f"{100 * end:+.2f}" for end in (found.low, found.high) if end is not None)
+    return [str(found.n), f"{100 * found.mean:+.2f}", ends or NOT_KNOWN, detectable]
 
 
 def difference_title(reference: str, name: str) -> str:

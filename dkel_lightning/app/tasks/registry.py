@@ -6,8 +6,8 @@ that is registered. Imports neither torch nor Lightning: the rows are read befor
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Annotated, Any
@@ -37,11 +37,6 @@ class Place(Enum):
     """A folder in the run of the checkpoint."""
     REPORTED = "reported"
     """The folder that it reads."""
-
-
-def nothing(_: Values) -> Iterator[str]:
-    """Find no mistake."""
-    yield from ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class Task:
     needs: Mapping[str, str] = field(default_factory=dict)
     refuses: tuple[str, ...] = ()
     refusal: str = ""
-    mistakes: Callable[[Values], Iterator[str]] = nothing
+    mistakes: Callable[[Values], Iterable[str]] = lambda _: ()
     no_sweep: str = ""
     named_after_itself: bool = False
     plans: bool = False
@@ -106,8 +101,7 @@ class Task:
 
 def load(function: str) -> Callable[..., Any]:
     """Import what a row names as `module:function`."""
-    module, _, name = function.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    found: Callable[..., Any] = pkgutil.resolve_name(function)
     return found
 
 

@@ -131,11 +131,8 @@ def with_weights(values: Mapping[str, Any], weights: Path | None) -> dict[str, A
 
 def trained_weights(folder: Path) -> Path | None:
     """Return the checkpoint of a finished stage that validation chose; None where none was written."""
-    for name in ("best.ckpt", "last.ckpt"):
-        path = folder / "checkpoints" / name
-        if path.is_file():
-            return path
-    return None
+    found = (folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    return next((path for path in found if path.is_file()), None)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -24,7 +24,7 @@ from dkel_lightning.app.tasks.compare import compare
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.runtime import locks
-from tests.compose import TINY, compose, tiny_run
+from tests.compose import TINY, compose, tiny_run, with_callback
 from tests.runtime.test_locks import held_elsewhere
 
 TWO = "compare.methods=[dkel,baseline]"
@@ -174,8 +174,7 @@ def test_a_comparison_writes_its_table_and_is_gone_on_with_where_it_was_interrup
     def interrupted(run: Run) -> Any:
         started.append(run.folder)
         if len(started) == 2:
-            extra = {"stop": {"_target_": f"{__name__}.Stop"}}
-            train(Run({**run.values, "callbacks": {**run.values["callbacks"], "extra": extra}}, run.folder, part=True))
+            train(with_callback(run, f"{__name__}.Stop"))
         return train(run)
 
     monkeypatch.setattr(module, "train", interrupted)

@@ -23,7 +23,7 @@ from dkel_lightning.checkpoints import file_format
 from dkel_lightning.checkpoints.archive import step_of
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError, DkelError, NonFiniteError
 from dkel_lightning.modules.distillation import DistillationModule
-from tests.compose import compose, tiny_run
+from tests.compose import compose, tiny_run, with_callback
 
 
 class Interrupt(Callback):
@@ -124,10 +124,8 @@ def test_an_interrupted_and_resumed_run_equals_one_that_went_through(
     train(tiny_run(through, *settings))
 
     first = tiny_run(broken, *settings)
-    interrupting = {**first.values, "callbacks": {**first.values["callbacks"]}}
-    interrupting["callbacks"]["extra"] = {"interrupt": {"_target_": f"{__name__}.Interrupt"}}
     with pytest.raises(SystemExit):
-        train(Run(interrupting, broken))
+        train(with_callback(first, f"{__name__}.Interrupt"))
     last = broken / "checkpoints" / "last.ckpt"
     assert f"resume={last}" in capsys.readouterr().out
     assert state(broken)["epoch"] == 1
@@ -237,16 +235,13 @@ def test_the_best_epoch_survives_a_move_of_the_run_and_a_worse_resume(tmp_path: 
     first = tmp_path / "first"
     settings = ["trainer.max_epochs=4", "trainer.limit_train_batches=20", "trainer.limit_val_batches=1.0"]
     full = tiny_run(first, *settings)
-    interrupting = {**full.values, "callbacks": {**full.values["callbacks"]}}
-    interrupting["callbacks"]["extra"] = {"interrupt": {"_target_": f"{__name__}.Interrupt"}}
     with pytest.raises(SystemExit):
-        train(Run(interrupting, first))
+        train(with_callback(full, f"{__name__}.Interrupt"))
     best = state_of(first / "checkpoints" / "best.ckpt")["validation_accuracy"]
     moved = tmp_path / "moved"
     first.rename(moved)
-    spoiling = {**full.values, "callbacks": {**full.values["callbacks"]}}
-    spoiling["callbacks"]["extra"] = {"spoil": {"_target_": f"{__name__}.Spoil"}}
-    train(Run(spoiling, moved, resume=moved / "checkpoints" / "last.ckpt"))
+    spoiling = with_callback(full, f"{__name__}.Spoil")
+    train(replace(spoiling, folder=moved, resume=moved / "checkpoints" / "last.ckpt"))
     assert torch.equal(state_of(moved / "checkpoints" / "best.ckpt")["validation_accuracy"], best)
 
 
@@ -327,9 +322,8 @@ class Move(Callback):
 
 def test_a_run_whose_folder_is_renamed_ends_with_one_error_and_makes_no_other(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", "callbacks.checkpoint_every_n_steps=1", "logger=tensorboard")
-    run.values["callbacks"]["extra"]["move"] = {"_target_": f"{__name__}.Move", "folder": str(run.folder)}
     with pytest.raises(DkelError, match=f"{run.folder} has gone: it was moved or removed during the run"):
-        train(run)
+        train(with_callback(run, f"{__name__}.Move", folder=str(run.folder)))
     assert [path.name for path in tmp_path.iterdir()] == ["renamed"]
 
 
