@@ -60,7 +60,7 @@ def _value_mistakes(values: Values) -> Iterator[str]:
         if key.rsplit(".", 1)[-1] in ("_target_", "_partial_") or (own_data and key.startswith("data.")):
             continue
         description = describe(key, name if isinstance(name, str) else None)
-        if description is None and (below := _keys_below(key)):
+        if description is None and (below := [each[len(key) + 1 :] for each in KEYS if each.startswith(f"{key}.")]):
             yield f"{key} must hold its keys ({', '.join(below)}), got {value!r}."
         elif description is None:
             # Methods and data sets of the user's own bring their own keys, which whoever builds them checks.
@@ -68,10 +68,6 @@ def _value_mistakes(values: Values) -> Iterator[str]:
                 yield unknown_key(key, KEYS)
         elif (mistake := description.mistake(key, value)) is not None:
             yield mistake
-
-
-def _keys_below(node: str) -> list[str]:
-    return [key[len(node) + 1 :] for key in KEYS if key.startswith(f"{node}.")]
 
 
 def _contradictions(values: Values) -> Iterator[str]:

@@ -91,8 +91,10 @@ def _trained(run: Run) -> DualPolicyResult:
     result = DualPolicyResult(run.folder, better, deployed.test(), evaluated[better])
     deployed.save(run.folder / "better_policy.zip")
     drawing.save(_draw(written, settings, seed), run.folder / "figures" / "returns.png", run.values["figures"]["also"])
-    strip = _strip(deployed.film(), run.folder / "figures" / "frames.png")
-    _report(run, result, settings, strip)
+    frames = [np.asarray(frame)[::2, ::2] for frame in deployed.film()]
+    if frames:
+        drawing.save_pixels(np.concatenate(frames, axis=1), run.folder / "figures" / "frames.png")
+    _report(run, result, settings, pictured=bool(frames))
     return result
 
 
@@ -137,14 +139,7 @@ def _draw(rows: Mapping[int, Mapping[str, float]], settings: DualPolicySettings,
     return figure
 
 
-def _strip(frames: list[Any], path: Path) -> bool:
-    """Put frames of an episode side by side into a PNG; tells whether there were any."""
-    if frames:
-        drawing.save_pixels(np.concatenate([np.asarray(frame)[::2, ::2] for frame in frames], axis=1), path)
-    return bool(frames)
-
-
-def _report(run: Run, result: DualPolicyResult, settings: DualPolicySettings, strip: bool) -> None:
+def _report(run: Run, result: DualPolicyResult, settings: DualPolicySettings, *, pictured: bool) -> None:
     mean, deviation = statistics.fmean(result.returns), statistics.stdev(result.returns)
     run.write_json(
         "result.json",
@@ -168,6 +163,6 @@ def _report(run: Run, result: DualPolicyResult, settings: DualPolicySettings, st
         f"Policy {result.better} was better in the last evaluation; from {len(result.returns)} other starts it returns "
         f"{mean:.1f} ± {deviation:.1f}."
     )
-    if settings.frames and not strip:
+    if settings.frames and not pictured:
         print(f"{settings.env} draws no pictures (rgb_array), so there is no frames.png.")
     print(f"Written to {run.folder}: better_policy.zip, metrics.csv, result.json, figures/.")
