@@ -67,12 +67,12 @@ def matched_parameters(teacher: nn.Module, student: nn.Module) -> tuple[list[Ten
     Raises:
         ConfigError: names or shapes differ; the first differences are listed.
     """
-    return _matched(dict(teacher.named_parameters()), dict(student.named_parameters()))
+    return _matched(teacher, student, "parameters")
 
 
 def matched_statistics(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Pair the buffers (BatchNorm's running statistics and counters) of two networks by name."""
-    return _matched(dict(teacher.named_buffers()), dict(student.named_buffers()))
+    return _matched(teacher, student, "buffers")
 
 
 class Matching:
@@ -87,23 +87,22 @@ class Matching:
     def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
         self.student = student
         self._networks = (teacher, student)
-        matched_parameters(teacher, student)  # raises where they differ
-        names = [name for name, _ in teacher.named_parameters()]
-        self._parameters = [[_place(network, name, "_parameters") for name in names] for network in self._networks]
-        self._statistics: list[list[tuple[dict[str, Any], str]]] = []
+        self._places: dict[str, list[list[tuple[dict[str, Any], str]]]] = {}
 
     def parameters(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return what `matched_parameters` does."""
-        ours, theirs = self._parameters
-        return [held[name] for held, name in ours], [held[name] for held, name in theirs]
+        return self._held("parameters")
 
     def statistics(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return what `matched_statistics` does."""
-        if not self._statistics:
-            matched_statistics(*self._networks)
-            names = [name for name, _ in self._networks[0].named_buffers()]
-            self._statistics = [[_place(network, name, "_buffers") for name in names] for network in self._networks]
-        ours, theirs = self._statistics
+        return self._held("buffers")
+
+    def _held(self, kind: str) -> tuple[list[Tensor], list[Tensor]]:
+        if kind not in self._places:
+            _matched(*self._networks, kind)  # raises where they differ
+            names = [*_named(self._networks[0], kind)]
+            self._places[kind] = [[_place(network, name, f"_{kind}") for name in names] for network in self._networks]
+        ours, theirs = self._places[kind]
         return [held[name] for held, name in ours], [held[name] for held, name in theirs]
 
 
@@ -112,7 +111,12 @@ def _place(network: nn.Module, name: str, kind: str) -> tuple[dict[str, Any], st
     return getattr(network.get_submodule(owner), kind), own
 
 
-def _matched(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def _named(network: nn.Module, kind: str) -> dict[str, Tensor]:
+    return dict(network.named_parameters() if kind == "parameters" else network.named_buffers())
+
+
+def _matched(teacher: nn.Module, student: nn.Module, kind: str) -> tuple[list[Tensor], list[Tensor]]:
+    ours, theirs = _named(teacher, kind), _named(student, kind)
     wrong = sorted(ours.keys() ^ theirs.keys())
     wrong += [name for name in ours if name in theirs and ours[name].shape != theirs[name].shape]
     if wrong:

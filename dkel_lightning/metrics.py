@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,14 +29,8 @@ class TermMeans(Metric):
         self.add_state("sums", torch.zeros(len(self.names)), dist_reduce_fx="sum", persistent=True)
         self.add_state("steps", torch.zeros(()), dist_reduce_fx="sum", persistent=True)
 
-    def update(self, terms: Mapping[str, Tensor]) -> None:
-        """Add the terms of one step, scalars without gradient."""
-        self.add(torch.stack([terms[name].detach() for name in self.names]))
-
-    def add(self, values: Tensor) -> None:
-        """Add the terms of one step, stacked in the order of the names."""
-        self._computed = None
-        self._update_count += 1
+    def update(self, values: Tensor) -> None:
+        """Add the terms of one step, stacked in the order of the names and without gradient."""
         self.sums += values
         self.steps += 1
 
@@ -60,14 +54,8 @@ class NetworkScores(Metric):
         self.add_state("nll", torch.zeros(networks), dist_reduce_fx="sum", persistent=persistent)
         self.add_state("samples", torch.zeros(()), dist_reduce_fx="sum", persistent=persistent)
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: `logits` [N, B, C] of the N networks, `labels` as `scores_of` takes them."""
-        self.add(*scores_of(logits, labels), len(labels))
-
-    def add(self, correct: Tensor, nll: Tensor, samples: int) -> None:
+    def update(self, correct: Tensor, nll: Tensor, samples: int) -> None:
         """Add what `scores_of` gives of a batch of so many samples."""
-        self._computed = None
-        self._update_count += 1
         self.correct += correct
         self.nll += nll
         self.samples += samples
@@ -154,55 +142,37 @@ class Disagreement(Metric):
 
 
 class Predictions(Metric):
-    """Entropy of the predictions of several networks, and how often each predicts each class."""
+    """Entropy of the predictions of several networks, and how often each predicts each class, beside the labels."""
 
     full_state_update = False
     entropy: Tensor
-    predicted: Tensor
-
-    def __init__(self, networks: int, classes: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("entropy", torch.zeros(networks), dist_reduce_fx="sum")
-        self.add_state("predicted", torch.zeros(networks, classes), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor) -> None:
-        """Add a batch: `logits` [N, B, C] of the N networks."""
-        logits = logits.detach().to(self.entropy.dtype)
-        log_probabilities = logits.log_softmax(-1)
-        self.entropy -= (log_probabilities.exp() * log_probabilities).sum((-2, -1))
-        predicted = logits.argmax(-1)
-        self.predicted.scatter_add_(1, predicted, torch.ones_like(predicted, dtype=self.predicted.dtype))
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return, each [N]: `entropy` in nats, and `classes`, how many are predicted."""
-        samples = self.predicted.sum(1)
-        return {
-            "entropy": self.entropy / samples,
-            "classes": (self.predicted > 0).sum(1).to(samples.dtype),
-        }
-
-
-class ClassShares(Metric):
-    """How large a share the commonest class has, of the predictions of several networks and of the labels."""
-
-    full_state_update = False
     predicted: Tensor
     labelled: Tensor
 
     def __init__(self, networks: int, classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.add_state("entropy", torch.zeros(networks), dist_reduce_fx="sum")
         self.add_state("predicted", torch.zeros(networks, classes), dist_reduce_fx="sum")
         self.add_state("labelled", torch.zeros(1, classes), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: `logits` [N, B, C] of the N networks, `labels` [B]."""
-        for counts, classes in ((self.predicted, logits.detach().argmax(-1)), (self.labelled, labels.unsqueeze(0))):
+        logits = logits.detach().to(self.entropy.dtype)
+        log_probabilities = logits.log_softmax(-1)
+        self.entropy -= (log_probabilities.exp() * log_probabilities).sum((-2, -1))
+        for counts, classes in ((self.predicted, logits.argmax(-1)), (self.labelled, labels.unsqueeze(0))):
             counts.scatter_add_(1, classes, torch.ones_like(classes, dtype=counts.dtype))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `top_share` [N] of the predictions, `commonest` [1] of the labels, and `samples` [1]."""
+        """Return means and shares over the samples.
+
+        Of each network [N] `entropy` in nats, `classes`, how many it predicts, and `top_share` of the commonest among
+        them; `commonest` [1], the same share among the labels, and `samples` [1].
+        """
         samples = self.labelled.sum(1)
         return {
+            "entropy": self.entropy / samples,
+            "classes": (self.predicted > 0).sum(1).to(samples.dtype),
             "top_share": self.predicted.max(1).values / samples,
             "commonest": self.labelled.max(1).values / samples,
             "samples": samples,

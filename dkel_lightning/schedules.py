@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,23 +89,12 @@ def rampup_released(epoch: float, scale: float, length: float) -> float:
 RAMPUP_FORMS = {"correct": rampup, "released": rampup_released}
 
 
-def _complement(v: Any, r: Any, g: Any, scale: float) -> tuple[Any, Any]:
-    return g * v, r * (1 - v)
-
-
-def _decay(v: Any, r: Any, g: Any, scale: float) -> tuple[Any, Any]:
-    return g * v, 0 * r
-
-
-def _ramp(v: Any, r: Any, g: Any, scale: float) -> tuple[Any, Any]:
-    return 0 * v, r
-
-
-def _constant(v: Any, r: Any, g: Any, scale: float) -> tuple[Any, Any]:
-    return 0 * v, 0 * r + scale
-
-
-TEACHER_WEIGHTS = {"complement": _complement, "decay": _decay, "ramp": _ramp, "constant": _constant}
+TEACHER_WEIGHTS: Mapping[str, Callable[[Any, Any, Any, float], tuple[Any, Any]]] = {
+    "complement": lambda v, r, g, scale: (g * v, r * (1 - v)),
+    "decay": lambda v, r, g, scale: (g * v, 0 * r),
+    "ramp": lambda v, r, g, scale: (0 * v, r),
+    "constant": lambda v, r, g, scale: (0 * v, 0 * r + scale),
+}
 """Named pairs (G, H): the weight of the assembled teachers and that of the individual ones.
 
 `complement` is DKEL's: G = g v, H = r (1 - v). `decay`: only the assembled teachers, H = 0. `ramp`: only the

@@ -46,11 +46,7 @@ class Confident(Method):
 
     Settings = ConfidentSettings
     needs = Needs(ensemble="none")
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the loss terms; each is logged as train/<term>."""
-        return ("ce", "confident")
+    terms = ("ce", "confident")  # each is logged as train/<term>
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute both terms as sums over the peers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ TINY = (
 
 
 def compose(*overrides: str) -> dict[str, Any]:
-    """Compose and resolve a configuration; the same one, less a user's own, is composed once."""
-    own = any("searchpath" in item for item in overrides)
-    return composition.resolved(composition.compose(list(overrides))) if own else copy.deepcopy(plain(*overrides))
+    """Compose and resolve a configuration; the same one is composed once."""
+    return copy.deepcopy(plain(*overrides))
 
 
 @functools.cache
@@ -43,6 +43,12 @@ def check_arguments(given: Sequence[str], config_dir: Path | None = None, multir
     """Check the arguments without looking for folders."""
     flags = [*(["-m"] if multirun else []), *([] if config_dir is None else [f"--config-dir={config_dir}"])]
     checks.check(*checks.with_preset_sweep(Invocation.of([*flags, *given])))
+
+
+def with_callback(run: Run, target: str, **settings: Any) -> Run:
+    """Give the same run with a callback of the test's."""
+    extra = {"of_the_test": {"_target_": target, **settings}}
+    return replace(run, values={**run.values, "callbacks": {**run.values["callbacks"], "extra": extra}})
 
 
 def tiny_run(folder: Path, *overrides: str) -> Run:

@@ -33,8 +33,10 @@ from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.optim import Grouped, OptimizerFactory, ParameterGroups, SchedulerFactory
+from dkel_lightning.runtime.texts import first_line
 from dkel_lightning.settings.grouping import Grouping
 from dkel_lightning.settings.keys import did_you_mean
+from dkel_lightning.settings.methods import usual_arrangement
 
 
 def datamodule(values: Values) -> LightningDataModule:
@@ -67,12 +69,8 @@ def data_at(path: str) -> type[LightningDataModule]:
     Raises:
         ConfigError: there is none.
     """
-    _find_beside_working_folder()
     module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's module raises is what is wrong with it
-        raise ConfigError(f"data._target_: {path} cannot be imported ({type(error).__name__}: {error}).") from error
+    found = _imported(f"data._target_: {path}", module, name)
     if not (isinstance(found, type) and issubclass(found, LightningDataModule)):
         raise ConfigError(f"data._target_: {path} is no LightningDataModule.")
     return found
@@ -94,14 +92,13 @@ def set_up(images: LightningDataModule, values: Values) -> data.ClassificationDa
 
 def distillation(values: Values, images: data.ClassificationData) -> DistillationModule:
     """Build the module for these images (prepared and set up)."""
-    outside = ("peers", "views", "classifiers", "sharing", "peer_lr_scale", "frozen_peers")
-    method = {key: value for key, value in values["method"].items() if key not in outside}
+    arrangement = {key: values["method"].get(key) for key in usual_arrangement()}
+    method = {key: value for key, value in values["method"].items() if key not in arrangement}
     of_run = {"samples": own.size(images, "train"), "student": values["backbone"]["name"]}
     if (known := of_run["samples"]) is not None and (given := method.get("samples")) not in (None, known):
         raise ConfigError(f"method.samples={given}: the data has {known} training samples. Leave it out.")
     method |= {key: value for key, value in of_run.items() if key in method and method[key] is None}
     channels, height, width = images.image_shape
-    interval = values["scheduler"].get("interval", "epoch")
     targets = dict(values["targets"])
     if targets["class_weights"] == "balanced" and isinstance(images, data.ImageDataModule):
         targets["class_weights"] = images.balanced_weights()
@@ -109,7 +106,7 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         values["backbone"]["name"],
         images.num_classes,
         method,
-        values["method"]["peers"],
+        **arrangement,
         teacher=values["teacher"],
         in_channels=channels,
         image_size=(height, width),
@@ -118,16 +115,11 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         split_at=values["backbone"].get("split_at"),
         pretrained=values["backbone"].get("pretrained", False),
         weights=values["backbone"].get("weights"),
-        classifiers=values["method"]["classifiers"],
-        sharing=values["method"].get("sharing"),
-        peer_lr_scale=values["method"].get("peer_lr_scale"),
-        frozen_peers=values["method"].get("frozen_peers"),
-        views=values["method"]["views"],
         targets=targets,
         batch_keys=images.batch_keys,
         optimizer=optimizer(values["optimizer"]),
         scheduler=scheduler(values),
-        interval=interval,
+        interval=values["scheduler"].get("interval", "epoch"),
         augmentation=getattr(images, "augmentation", None),
         deploy={key: value for key, value in values["deploy"].items() if value != "auto"},
         seed=values["seed"],
@@ -182,10 +174,6 @@ def _milestones(milestones: list[float], epochs: int) -> list[int]:
     return [math.ceil(round(milestone * epochs, 6)) for milestone in milestones]
 
 
-OF_PROCESSORS = ("amx_bf16", "avx512_bf16", "bf16")
-"""What torch calls a processor's instructions on bfloat16: those of x86, and ARM's."""
-
-
 def precision(values: Values) -> str:
     """Name the precision in force: with `precision=auto` bf16 where the device computes in it by itself, else fp32."""
     name = str(values["precision"]["name"])
@@ -200,7 +188,7 @@ def has_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         known: Values = getattr(torch.cpu, "get_capabilities", dict)()
-        return any(known.get(name, False) for name in OF_PROCESSORS)
+        return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))  # of x86, and of ARM
     return False
 
 
@@ -208,7 +196,7 @@ def trainer(values: Values, *, loggers: list[Logger], callbacks: list[Callback],
     """Build Lightning's Trainer."""
     settings = _with_strategy(values["trainer"])
     if settings["accelerator"] in ("gpu", "cuda") and not _sees_gpu():
-        raise ConfigError(_NO_GPU)
+        raise ConfigError("trainer: PyTorch sees no GPU here; choose trainer=cpu (or ddp_cpu), or check the driver.")
     if values["precision"]["name"] == "fp16" and not _sees_gpu():
         raise ConfigError("precision=fp16 needs a GPU, and PyTorch sees none here: choose precision=bf16 or fp32.")
     torch.set_float32_matmul_precision(values["precision"]["matmul"])
@@ -241,7 +229,7 @@ def trainer_settings_named() -> Iterator[None]:
     except (MisconfigurationException, ValueError) as error:
         if isinstance(error, DkelError) or not _raised_by_lightning(error):
             raise
-        raise ConfigError(f"trainer: {_first_line(error)}") from error
+        raise ConfigError(f"trainer: {first_line(error)}") from error
 
 
 def _raised_by_lightning(error: Exception) -> bool:
@@ -278,9 +266,6 @@ def _several(settings: Values) -> bool:
     return bool(count > 1 or settings["num_nodes"] > 1)
 
 
-_NO_GPU = "trainer: PyTorch sees no GPU here; choose trainer=cpu (or ddp_cpu), or check the driver."
-
-
 def extras(nodes: Values | None, where: str, kind: type[Any]) -> list[Any]:
     """Build the user's own loggers or callbacks, given as name: {_target_: ...}.
 
@@ -304,16 +289,17 @@ def import_modules(names: list[str]) -> None:
         ConfigError: one cannot be imported.
     """
     for name in names:
-        _find_beside_working_folder()
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # whatever the user's module raises is what is wrong with it
-            raise ConfigError(f"modules: {name} cannot be imported ({type(error).__name__}: {error}).") from error
+        _imported(f"modules: {name}", name)
 
 
-def _find_beside_working_folder() -> None:
+def _imported(where: str, module: str, name: str | None = None) -> Any:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.import_module(module)
+        return found if name is None else getattr(found, name)
+    except Exception as error:  # whatever the user's module raises is what is wrong with it
+        raise ConfigError(f"{where} cannot be imported ({type(error).__name__}: {error}).") from error
 
 
 def _partial(settings: Values, where: str) -> Callable[..., Any]:
@@ -333,13 +319,7 @@ def _try(where: str, build: Callable[[], Any]) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # whatever a class raises that was given these settings is what is wrong with them
-        raise ConfigError(f"{where}: {_first_line(error)}{_nearest_argument(str(error), build)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    # The text of a KeyError is the representation of what it says.
-    said = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"{where}: {first_line(error)}{_nearest_argument(str(error), build)}") from error
 
 
 def _nearest_argument(message: str, build: Any) -> str:

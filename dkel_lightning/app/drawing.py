@@ -15,7 +15,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from dkel_lightning.runtime.atomic_files import write_bytes
 
@@ -110,6 +111,13 @@ def save(figure: Figure, path: Path, also: Sequence[str] = (), dpi: int = 120) -
     for each in paths:
         write_bytes(each, encoded(figure, each.suffix[1:], dpi))
     return paths
+
+
+def save_pixels(pixels: NDArray[np.uint8], path: Path) -> None:
+    """Write pixels [H, W, 3] as a PNG, whole at any moment."""
+    written = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(written, "PNG")
+    write_bytes(path, written.getvalue())
 
 
 def save_all(figures: Mapping[str, Figure], folder: Path, also: Sequence[str] = ()) -> list[Path]:

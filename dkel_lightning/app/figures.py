@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -14,13 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
-from PIL import Image
 
 from dkel_lightning.app import drawing
 from dkel_lightning.app.drawing import STUDENT, TEACHER, colour, grid, plain, styled
 from dkel_lightning.app.runs.groups import COMPARED, Group
 from dkel_lightning.app.runs.parsing import Curve
-from dkel_lightning.runtime.atomic_files import write_bytes
 
 COLOURS = {"student": STUDENT, "teacher": TEACHER, "ensemble": "#2ca02c", "teacher_ensemble": "#ff7f0e"}
 COLOURS |= {"student_ensemble": "#17becf", "student-teacher": "#9467bd", "student-student": STUDENT}
@@ -137,9 +134,7 @@ def draw_views(views: NDArray[np.uint8], path: Path) -> None:
         large = large[:, :, :1].repeat(3, axis=2)
     framed = np.pad(large, ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap)), constant_values=255)
     sheet = framed.transpose(1, 3, 0, 4, 2).reshape(rows * framed.shape[3], samples * framed.shape[4], 3)
-    drawn = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(sheet[:-gap, :-gap])).save(drawn, "PNG")
-    write_bytes(path, drawn.getvalue())
+    drawing.save_pixels(sheet[:-gap, :-gap], path)
 
 
 MOST_NAMED_CLASSES = 25

@@ -9,22 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from dkel_lightning.app import drawing, figures
-from dkel_lightning.app.config.schema import completed
 from dkel_lightning.app.runs.groups import COMPARED, Group, Sweep, has_collapsed
 from dkel_lightning.app.runs.kinds import NOTE
 from dkel_lightning.app.runs.records import WRONG_LABELS, RunRecord
-from dkel_lightning.app.runs.settings import as_written, differences
+from dkel_lightning.app.runs.settings import differences_of
 from dkel_lightning.app.runs.tables import (
     COLUMNS,
-    DIFFERENCE_HEADING,
     OBJECTIVE,
     Column,
-    difference_rows,
+    difference_table,
     difference_title,
-    group_rows,
+    group_table,
     markdown_table,
     print_table,
     write_csv,
@@ -58,10 +55,7 @@ def refuse_other(folder: Path, values: Mapping[str, Any]) -> None:
     Raises:
         OtherJobError: with the differences.
     """
-    from dkel_lightning.app.runs.folder import values_in  # needs Lightning, which a page does without
-
-    found = differences(completed(values_in(folder)), as_written(values))
-    if found:
+    if found := differences_of(folder, values):
         raise OtherJobError(
             f"{folder} was trained with other settings ({'; '.join(found)}): "
             "give the same settings, or another hydra.sweep.dir."
@@ -72,16 +66,6 @@ def is_of_other(folder: Path, overrides: Sequence[str]) -> bool:
     """Tell whether a job's folder holds the note of a job that was set otherwise."""
     noted = RunRecord(folder).job
     return bool(noted) and noted.get("overrides") != list(overrides)
-
-
-def objective(folder: Path) -> float | None:
-    """Read the objective of a finished job, as tasks.train gives it; None where it has not finished."""
-    return RunRecord(folder).objective
-
-
-def has_failed(folder: Path) -> bool:
-    """Tell whether a job has failed."""
-    return RunRecord(folder).job.get("state") == "failed"
 
 
 # ---------------------------------------------------------------------- files
@@ -153,21 +137,16 @@ def _markdown(sweep: Sweep) -> list[str]:
     if is_search(sweep):
         return lines + _search_lines(sweep)
     noisy = [column for column in NOISE_COLUMNS if any(column.name in job.figures for job in sweep.jobs)]
-    columns = (*COLUMNS, *noisy)
-    lines += markdown_table(_heading(sweep, columns), group_rows(sweep.groups, columns))
+    lines += markdown_table(*group_table(sweep.keys or ("setting",), sweep.groups, (*COLUMNS, *noisy)))
     settings = [_in_full(sweep, group) for group in sweep.finished]
     if len(settings) > 1:
         lines += ["", f"## {difference_title(settings[0].name, COMPARED)}, over the same seeds", ""]
-        lines += markdown_table(DIFFERENCE_HEADING, difference_rows(settings, settings[0]))
+        lines += markdown_table(*difference_table(settings, settings[0]))
     if any(map(has_collapsed, sweep.jobs)):
         lines += ["", "## Collapsed by its outcome: non-finite, or at chance after the last epoch", ""]
         rows = [_collapse_row(_in_full(sweep, group)) for group in sweep.groups]
         lines += markdown_table(["label", "collapsed", "of", "share", "95 % Wilson interval"], rows)
     return lines
-
-
-def _heading(sweep: Sweep, columns: Sequence[Column]) -> list[str]:
-    return [*(sweep.keys or ("setting",)), "n", *(column.heading for column in columns)]
 
 
 def _in_full(sweep: Sweep, group: Group) -> Group:
@@ -228,11 +207,11 @@ def _short(value: str) -> str:
         return value
 
 
-def show(sweep: Sweep, console: Console | None = None) -> None:
+def show(sweep: Sweep) -> None:
     """Print the main columns, a row a setting."""
     if is_search(sweep):
         rows = [[job.name, *map(_short, sweep.setting(job)), f"{value:.2f}"] for job, value in best_first(sweep)[:10]]
-        print_table("The best of the search", ["job", *sweep.keys, "validation accuracy (%)"], rows, console)
+        print_table("The best of the search", ["job", *sweep.keys, "validation accuracy (%)"], rows)
         return
     columns = [column for column in COLUMNS if column.name in SHOWN]
-    print_table("Mean ± deviation over seeds", _heading(sweep, columns), group_rows(sweep.groups, columns), console)
+    print_table("Mean ± deviation over seeds", *group_table(sweep.keys or ("setting",), sweep.groups, columns))

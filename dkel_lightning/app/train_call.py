@@ -72,7 +72,7 @@ def train(
     overrides = [*_overrides(model, str(data), method, epochs, dict(settings or {}))]
     where = [] if out is None else [command_lines.override("hydra.run.dir", out)]
     invocation = prepared([*overrides, *where])
-    whole = compose([*invocation.arguments], with_hydra=True)
+    whole = compose(invocation.arguments, with_hydra=True)
     cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     job = jobs.Job(cfg, Path(whole.hydra.run.dir), overrides, invocation, None, whole.hydra)
     try:
@@ -152,8 +152,6 @@ def _trained(job: jobs.Job) -> Trained:
     record = RunRecord(folder)
     chosen = record.selected
     assert chosen is not None
-    assert chosen.deployed is not None
-    assert chosen.deployed_accuracy is not None
     checkpoints = folder / "checkpoints"
     best = checkpoints / "best.ckpt"
     # The caller has named what is read.

@@ -27,6 +27,7 @@ from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
+from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.backbone import is_external
 from dkel_lightning.settings.declarations import from_mapping, merge, unknown
 from dkel_lightning.settings.deploy import Deploy
@@ -162,8 +163,7 @@ def build(  # noqa: D417
         chosen, preset = choose_method(method, len(peers) if isinstance(peers, Sequence) else peers, schedules)
     peers = chosen.peers if peers is None else peers
     share = sharing or preset.arranged("sharing")
-    if share not in ("trunk", "nothing"):
-        raise ConfigError(f"method.sharing is {share!r}: choose one of trunk, nothing.")
+    one_of("method.sharing", share, ("trunk", "nothing"))
     if isinstance(peers, int) and share == "nothing" and registered and isinstance(backbone, str):
         peers = [backbone] * peers
     settings = teacher_settings(chosen, preset, teacher, schedules)
@@ -218,10 +218,9 @@ def build(  # noqa: D417
         name = settings.backbone or (backbone if isinstance(backbone, str) else type(backbone).__name__)
         teacher_module.stay_outside(name, source)
     sees_otherwise = any(part.settings.mean is not None for part in module.teachers.values())
-    taught: dict[str, Any] = teacher_module.settings_as_dict() if teacher_module is not None else {"update": "none"}
+    taught: dict[str, Any] = asdict(teacher_module.settings) if teacher_module is not None else {"update": "none"}
     if extra is not None:
-        own = extra.settings_as_dict()
-        taught["extra"] = {**asdict(voice), **{key: own[key] for key in asdict(voice).keys() & own.keys()}}
+        taught["extra"] = {key: getattr(extra.settings, key, value) for key, value in asdict(voice).items()}
     module.batch_keys = batch_keys_of(batch_keys)
     module.recipe = {
         **draw.recipe(),

@@ -13,6 +13,7 @@ from torch import nn
 from dkel_lightning import networks
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import seeded
+from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.backbone import is_external
 
 NO_SPLIT = 'A model of your own needs split_at=, the module at which branches begin ("layer4").'
@@ -54,7 +55,9 @@ class NetworkDraw:
             if not isinstance(self.peers, int):
                 raise ConfigError("A model of your own is given with the number of peers, not with their names.")
             if self.peers == 1 and self.split_at is None:
-                return self._separate([self._whole(redraw)])
+                model = self._model(redraw)
+                whole = networks.whole_model(model, self.num_classes, self.classifier, self._image_shape)
+                return self._separate([whole])
             if self.sharing == "nothing":
                 return self._separate([self._split(1, redraw).peers[0] for _ in range(self.peers)])
             network = self._split(self.peers, redraw)
@@ -67,10 +70,6 @@ class NetworkDraw:
         network = networks.IndependentPeers(peers)
         network.image_shape = self._image_shape
         return network
-
-    def _whole(self, redraw: bool) -> networks.WholeModel:
-        model = self._model(redraw)
-        return networks.whole_model(model, self.num_classes, self.classifier, self._image_shape)
 
     def _split(self, peers: int, redraw: bool) -> networks.SplitModel:
         model = self._model(redraw)
@@ -119,8 +118,7 @@ class NetworkDraw:
             networks.start_linear({self.backbone} if isinstance(self.peers, int) else {*self.peers}, classifier)
 
     def _equal_classifiers(self) -> bool:
-        if self.classifiers not in ("own", "equal", "released"):
-            raise ConfigError(f"method.classifiers is {self.classifiers!r}: choose one of own, equal, released.")
+        one_of("method.classifiers", self.classifiers, ("own", "equal", "released"))
         # The released VGG draws each branch's classifier; the released ResNets and DenseNet repeat the first.
         return self.classifiers == "equal" or (self.classifiers == "released" and self.backbone != "vgg16")
 

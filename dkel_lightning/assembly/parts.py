@@ -17,6 +17,7 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork, SharedTrunk
 from dkel_lightning.runtime.seeding import seeded
+from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.declarations import from_mapping, merge
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.methods import Arrangement, MethodPreset
@@ -32,8 +33,7 @@ _SHARES: dict[str, dict[str, float | None]] = {
 
 def _lengths(name: str, given: Any, schedules: str) -> Mapping[str, Any]:
     """Give what `schedules` says of the length of `name`, unless the user has set it."""
-    if schedules not in ("epochs", "shares"):
-        raise ConfigError(f"schedules is {schedules!r}: choose one of epochs, shares.")
+    one_of("schedules", schedules, ("epochs", "shares"))
     set_by_user = isinstance(given, Mapping) and any(given.get(key) is not None for key in _SHARES[name])
     return {} if schedules == "epochs" or set_by_user else _SHARES[name]
 
@@ -43,7 +43,7 @@ def choose_method(
 ) -> tuple[Method, MethodPreset]:
     """Make a method from its name or settings, with its preset."""
     if isinstance(method, Method):
-        return method, MethodPreset("", type(method).Settings, method.needs)
+        return method, MethodPreset("", type(method).Settings, method.needs, teacher="independent")
     if not isinstance(method, str | Mapping):
         raise ConfigError(f"method is {method!r}: give a name, a mapping with a name, or a Method that is built.")
     settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)

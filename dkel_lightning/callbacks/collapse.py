@@ -22,14 +22,16 @@ from dkel_lightning.callbacks.collapse_criteria import (
     describe,
     fault_of,
 )
-from dkel_lightning.callbacks.step_recorder import StepRecorder, Verdict, all_finite, non_finite
-from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
-from dkel_lightning.metrics import ClassShares
+from dkel_lightning.callbacks.step_recorder import StepRecorder, Verdict, all_finite, non_finite, on_host
+from dkel_lightning.errors import CollapseError, NonFiniteError
+from dkel_lightning.metrics import Predictions
 from dkel_lightning.modules.batch import DATA_CURE, sync_blocks
+from dkel_lightning.modules.deployment import peer_names
 from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.runtime import command_lines
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.processes import any_process, print_once
+from dkel_lightning.schedules import one_of
 
 ACTIONS = ("warn", "stop", "restore")
 CURE = "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32."
@@ -99,8 +101,7 @@ class CollapseGuard(Callback):
         grace: float = 0.25,
         validations: int = 3,
     ) -> None:
-        if on_collapse not in ACTIONS:
-            raise ConfigError(f"callbacks.on_collapse is {on_collapse!r}: choose one of {', '.join(ACTIONS)}.")
+        one_of("callbacks.on_collapse", on_collapse, ACTIONS)
         self.on_collapse = on_collapse
         self.folder = folder
         self.lr_scale = lr_scale
@@ -119,7 +120,7 @@ class CollapseGuard(Callback):
         self._recorder, self._other = StepRecorder(), StepRecorder()
         self._pending: list[tuple[Verdict, StepRecorder]] = []
         self._due: Collapse | None = None
-        self._shares: ClassShares | None = None
+        self._predictions: Predictions | None = None
         self._good: dict[str, Any] = {}
         # Networks whose outputs were no numbers in the validation of this epoch.
         self._overflown: list[str] = []
@@ -255,10 +256,10 @@ class CollapseGuard(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count."""
         module = coordinator(pl_module)
-        if self._shares is None:
-            self._shares = ClassShares(module.student.num_peers, module.student.num_classes)
-        self._shares.to(module.device)
-        self._shares.reset()
+        if self._predictions is None:
+            self._predictions = Predictions(module.student.num_peers, module.student.num_classes)
+        self._predictions.to(module.device)
+        self._predictions.reset()
 
     def on_validation_batch_end(
         self,
@@ -270,28 +271,29 @@ class CollapseGuard(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count which classes the student peers predict."""
-        if self._shares is not None and isinstance(outputs, Mapping):
+        if self._predictions is not None and isinstance(outputs, Mapping):
             peers = coordinator(pl_module).student.num_peers
-            self._shares.update(outputs["evaluated"].logits[:peers], outputs["labels"])
+            self._predictions.update(outputs["evaluated"].logits[:peers], outputs["labels"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge each student peer."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or self._shares is None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or self._predictions is None:
             return
         module = coordinator(pl_module)
         logged = trainer.callback_metrics.items()
         self._overflown = non_finite((n.removeprefix("val/nll/"), v) for n, v in logged if n.startswith("val/nll/"))
-        found = {name: value.reshape(-1).tolist() for name, value in self._shares.compute().items()}
+        found = {name: value.reshape(-1).tolist() for name, value in self._predictions.compute().items()}
         chance, samples = found["commonest"][0], int(found["samples"][0])
         bound = chance_bound(chance, samples)
-        peers = [f"student_{i}" for i in range(module.student.num_peers)]
-        accuracy = module.validation_accuracy[: len(peers)].tolist()
+        peers = peer_names(module, "student")
+        accuracy = dict(zip(peers, module.validation_accuracy.tolist(), strict=False))  # its first entries are theirs
+        shares = dict(zip(peers, found["top_share"], strict=True))
         faults = {
             peer: fault
-            for peer, right, share in zip(peers, accuracy, found["top_share"], strict=True)
-            if (fault := fault_of(right, share, chance, bound, self.one_class_share)) is not None
+            for peer in peers
+            if (fault := fault_of(accuracy[peer], shares[peer], chance, bound, self.one_class_share)) is not None
         }
-        self._well |= {peer for peer, right in zip(peers, accuracy, strict=True) if right >= clearly_better(bound)}
+        self._well |= {peer for peer in peers if accuracy[peer] >= clearly_better(bound)}
         for peer in peers:
             before = self._streak.get(peer, 0)
             self._streak[peer] = max(before, 0) + 1 if peer in faults else min(before, 0) - 1
@@ -299,26 +301,16 @@ class CollapseGuard(Callback):
         ill = [p for p in faults if self._streak[p] >= self.validations and (late or p in self._well)]
         if not faults:
             self._remember(trainer, module)
-        self._withdraw(trainer, dict(zip(peers, accuracy, strict=True)))
+        self._withdraw(trainer, accuracy)
         fresh, self._ill = set(ill) - self._ill, set(ill)
         if not fresh:
             return
         kind = "chance" if "chance" in [faults[peer] for peer in ill] else "one_class"
-        chosen = [peers.index(peer) for peer in ill]
-        what = describe(kind, ill, [accuracy[i] for i in chosen], [found["top_share"][i] for i in chosen], chance)
-        event = Collapse(
-            kind,
-            trainer.current_epoch,
-            trainer.global_step,
-            what,
-            tuple(ill),
-            tuple(accuracy[i] for i in chosen),
-            tuple(found["top_share"][i] for i in chosen),
-            chance,
-            bound,
-            _homogenised(trainer),
-            record=self._last_step(trainer, module, what),
-        )
+        reached, predicted = (tuple(each[peer] for peer in ill) for each in (accuracy, shares))
+        what = describe(kind, ill, reached, predicted, chance)
+        seen = (reached, predicted, chance, bound, _homogenised(trainer))
+        record = self._last_step(trainer, module, what)
+        event = Collapse(kind, trainer.current_epoch, trainer.global_step, what, tuple(ill), *seen, record=record)
         self._act(trainer, module, event)
 
     def _last_step(self, trainer: Trainer, module: Coordinator, what: str) -> str | None:
@@ -365,20 +357,10 @@ class CollapseGuard(Callback):
         """Keep what a restoration goes back to, on the host."""
         if self.on_collapse == "restore":
             with torch.inference_mode(False):
-                state = trainer.optimizers[0].state_dict()["state"]
+                kept, state = _kept(module), module.state_dict()
                 self._good = {
-                    "weights": {
-                        name: value.detach().to("cpu", copy=True)
-                        for name, value in module.state_dict().items()
-                        if not name.startswith(_kept(module))
-                    },
-                    "optimizer": {
-                        key: {
-                            name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
-                            for name, value in values.items()
-                        }
-                        for key, values in state.items()
-                    },
+                    "weights": on_host({name: value for name, value in state.items() if not name.startswith(kept)}),
+                    "optimizer": on_host(trainer.optimizers[0].state_dict()["state"]),
                     "well": set(self._well),
                     "step": trainer.global_step,
                 }

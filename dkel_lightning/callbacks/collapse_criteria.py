@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scipy import stats
@@ -75,11 +76,10 @@ def fault_of(accuracy: float, top_share: float, chance: float, bound: float, lim
     return "one_class" if top_share >= limit > chance else None
 
 
-def describe(kind: str, peers: list[str], accuracy: list[float], shares: list[float], chance: float) -> str:
+def describe(kind: str, peers: Sequence[str], accuracy: Sequence[float], shares: Sequence[float], chance: float) -> str:
     """Say what is wrong with some peers, by the `kind` that `fault_of` has found."""
     names = f"{', '.join(peers)} {'is' if len(peers) == 1 else 'are'}"
+    reached = ", ".join(f"{100 * value:.1f} %" for value in (accuracy if kind == "chance" else shares))
     if kind == "chance":
-        reached = ", ".join(f"{100 * value:.1f} %" for value in accuracy)
         return f"{names} at chance in validation ({reached}; the best constant prediction {100 * chance:.1f} %)"
-    reached = ", ".join(f"{100 * value:.1f} %" for value in shares)
     return f"{names} predicting one class for nearly all validation images ({reached})"

@@ -10,12 +10,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.metrics import PairDiversity, Predictions, mutual_distance, relative_distance
+from dkel_lightning.modules.deployment import peer_names
 from dkel_lightning.modules.evaluation import teacher_distance
 from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.runtime.processes import average_over_processes
+from dkel_lightning.schedules import one_of
 
 DETAILS = ("none", "means", "pairs")
 KINDS = ("student-teacher", "student-student", "teacher-teacher")
@@ -58,8 +59,7 @@ class DiversityMonitor(Callback):
         return True
 
     def __init__(self, detail: str = "means", *, alike: float = 0.95, poor: float = 0.5) -> None:
-        if detail not in DETAILS:
-            raise ConfigError(f"callbacks.diversity is {detail!r}: choose one of {', '.join(DETAILS)}.")
+        one_of("callbacks.diversity", detail, DETAILS)
         self.detail = detail
         self.alike = alike
         self.poor = poor
@@ -98,7 +98,7 @@ class DiversityMonitor(Callback):
             return
         evaluated = outputs["evaluated"]
         self._between.update(evaluated.logits[list(self._peers)], evaluated.features)
-        self._each.update(evaluated.logits)
+        self._each.update(evaluated.logits, outputs["labels"])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log all measures."""
@@ -259,8 +259,7 @@ def _peers_and_pairs(module: Coordinator) -> tuple[tuple[int, ...], dict[Pair, s
 
 
 def _peer_names(module: Coordinator) -> list[str]:
-    parts = {"student": module.student, "teacher": module.teacher_here}
-    return [f"{name}_{i}" for name, part in parts.items() if part is not None for i in range(part.num_peers)]
+    return [*peer_names(module, "student"), *peer_names(module, "teacher")]
 
 
 def _feature_widths(module: Coordinator) -> list[int]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from dkel_lightning.data.datamodule import ImageDataModule
+from dkel_lightning.modules.deployment import peer_names
 from dkel_lightning.modules.interface import coordinator
 
 
@@ -40,15 +38,7 @@ class LabelNoiseFit(Callback):
                 hits += (predicted == targets[:, None]).sum(-1)
                 samples += len(wrong)
         if samples:
-            module.log_dict(_by_network(module.members, hits / samples))
-
-
-def _by_network(members: Sequence[str], shares: Tensor) -> dict[str, Tensor]:
-    """Average shares `[2, N]` of the wrong and the true labels over the peers of each network."""
-    logs: dict[str, Tensor] = {}
-    for network in ("student", "teacher"):
-        peers = [i for i, name in enumerate(members) if name.removeprefix(f"{network}_").isdigit()]
-        if peers:
-            wrong, true = shares[:, peers].mean(-1)
-            logs |= {f"train/noise/fit_wrong/{network}_mean": wrong, f"train/noise/fit_true/{network}_mean": true}
-    return logs
+            for network in ("student", "teacher"):
+                if peers := [module.members.index(name) for name in peer_names(module, network)]:
+                    for kind, share in zip(("wrong", "true"), (hits / samples)[:, peers].mean(-1), strict=True):
+                        module.log(f"train/noise/fit_{kind}/{network}_mean", share)

@@ -1,7 +1,7 @@
 """Callbacks that put the schedules' values in force.
 
-They are functions of the clock and hold no state, so a resume loses nothing. Each derives from Lightning's Callback
-by a class of its own, because a model's callback replaces those of the user whose class it derives from.
+They are functions of the clock and hold no state, so a resume loses nothing. They derive from no class that a user may
+take, because a model's callback replaces those of the user whose class it derives from.
 """
 
 from __future__ import annotations
@@ -69,7 +69,20 @@ def _planned(trainer: Trainer) -> int | None:
     return int(steps)
 
 
-class RampUpSchedule(Callback):
+class _Schedule(Callback):
+    """Puts what it says of the moment in force before every training batch."""
+
+    @staticmethod
+    def put_in_force(module: Coordinator, now: Clock) -> None:
+        """Put in force what holds at this moment."""
+        raise NotImplementedError
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Put in force what holds now."""
+        self.put_in_force(coordinator(pl_module), clock(trainer))
+
+
+class RampUpSchedule(_Schedule):
     """Set the method's ramp-up weight r before every training batch, and warn of one that the run does not reach."""
 
     @staticmethod
@@ -92,27 +105,19 @@ class RampUpSchedule(Callback):
                 "schedules='shares') to fit it to the run."
             )
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Put r in force."""
-        self.put_in_force(coordinator(pl_module), clock(trainer))
-
     @staticmethod
     def put_in_force(module: Coordinator, now: Clock) -> None:
         """Put r of this moment in force."""
         module.method.rampup_weight.fill_(module.method.rampup.weight(now))
 
 
-class EnsembleDecaySchedule(Callback):
+class EnsembleDecaySchedule(_Schedule):
     """Set the ensemble's decaying weight v before every training batch."""
 
     @staticmethod
     def needed_by(module: Coordinator) -> bool:
         """Needed by a method with a decaying ensemble."""
         return module.method.ensemble is not None
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Put v in force."""
-        self.put_in_force(coordinator(pl_module), clock(trainer))
 
     @staticmethod
     def put_in_force(module: Coordinator, now: Clock) -> None:
@@ -121,7 +126,7 @@ class EnsembleDecaySchedule(Callback):
         module.ensemble.weight.fill_(module.method.ensemble.weight(now))
 
 
-class EMARateSchedule(Callback):
+class EMARateSchedule(_Schedule):
     """Set the teacher's EMA rate before every training batch, and warn of a teacher too slow for the run."""
 
     @staticmethod
@@ -149,10 +154,6 @@ class EMARateSchedule(Callback):
                 "so it will classify badly: lower teacher.decay, set teacher.decay_share (in Python "
                 "schedules='shares'), or deploy the student."
             )
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Put the rate in force."""
-        self.put_in_force(coordinator(pl_module), clock(trainer))
 
     @staticmethod
     def put_in_force(module: Coordinator, now: Clock) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from dkel_lightning.checkpoints.file_format import AtomicCheckpointIO
 from dkel_lightning.modules.batch import Batch, broken_images, describe_broken_images, sync_blocks, unpack
 from dkel_lightning.modules.interface import Coordinator
-from dkel_lightning.modules.peers import batch_norms
+from dkel_lightning.modules.peers import running_statistics
 
 KEY = "failing_step"
 FORMAT = 1
@@ -55,7 +55,6 @@ class StepRecorder:
     validation, whose verdict comes after the step too, it is copied everywhere.
 
     Attributes:
-        copies_all: whether all of the state is copied; None: as the device asks.
         whole: whether all of the state from before the step under way has been copied, so that it can be saved later.
     """
 
@@ -71,7 +70,6 @@ class StepRecorder:
         self._scheduled: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._rates: list[dict[str, Any]] = []
         self._tracked: tuple[int, int, bool] = (-1, -1, False)
-        self.copies_all: bool | None = None
         self.whole = False
 
     @torch.no_grad()
@@ -87,8 +85,7 @@ class StepRecorder:
         self._random = {"torch": torch.random.get_rng_state()}
         if module.device.type == "cuda":
             self._random["cuda"] = torch.cuda.get_rng_state(module.device)
-        late = self.copies_all or (self.copies_all is None and sync_blocks(module.device))
-        self.whole = late or validates_after(trainer, batch_idx)
+        self.whole = sync_blocks(module.device) or validates_after(trainer, batch_idx)
         # Optimizers make their state in the first step; otherwise the tensors stay the same ones.
         optimizer = trainer.optimizers[0]
         states = trainer.current_epoch, sum(map(len, optimizer.state.values())), self.whole
@@ -159,7 +156,7 @@ class StepRecorder:
         }
         suffix = f"_rank{clock['rank']}" if trainer.world_size > 1 else ""
         path = folder / f"step_{clock['step']}{suffix}.pt"
-        AtomicCheckpointIO().save_checkpoint(_on_host(record), path)
+        AtomicCheckpointIO().save_checkpoint(on_host(record), path)
         return path
 
     def _made(self, module: Coordinator) -> Batch:
@@ -170,7 +167,7 @@ class StepRecorder:
     def _track(self, module: Coordinator, optimizer: Optimizer) -> None:
         # Not two copies at a time.
         self._groups, self._kept, self._scheduled = [], {}, ([], [])
-        tensors = [*_statistics(module), *_own_buffers(module).values()]
+        tensors = [*running_statistics(module), *_own_buffers(module).values()]
         if self.whole:
             state = chain.from_iterable(values.values() for values in optimizer.state.values())
             tensors = [*module.state_dict(keep_vars=True).values(), *(t for t in state if isinstance(t, Tensor))]
@@ -221,11 +218,6 @@ def validates_after(trainer: Trainer, batch_idx: int) -> bool:
     return trainer.enable_validation and (trainer.is_last_batch or within)
 
 
-def _statistics(module: nn.Module) -> Iterator[Tensor]:
-    for layer in batch_norms(module):
-        yield from (each for each in (layer.running_mean, layer.running_var) if each is not None)
-
-
 def _own_buffers(module: Coordinator) -> dict[str, Tensor]:
     """Give what the method's forward pass writes."""
     return {name: module.method.get_buffer(name) for name in module.method.own_buffers}
@@ -241,9 +233,10 @@ def _in_force(module: Coordinator) -> list[Tensor]:
     return weights + ([module.teacher.rate] if module.teacher is not None else [])
 
 
-def _on_host(value: Any) -> Any:
+def on_host(value: Any) -> Any:
+    """Copy all tensors in nested mappings and lists to the host."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {key: _on_host(each) for key, each in value.items()}
-    return [_on_host(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: on_host(each) for key, each in value.items()}
+    return [on_host(each) for each in value] if isinstance(value, list | tuple) else value

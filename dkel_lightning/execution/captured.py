@@ -26,6 +26,7 @@ from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import StepResult
 from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.runtime.seeding import random_state, restore_random_state
+from dkel_lightning.runtime.texts import first_line
 
 WARM_UP = 3
 TOLERANCE = 0.02
@@ -68,12 +69,7 @@ class CudaRecorder:
 
     def __init__(self, earlier: Any = None) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        self._pool = earlier.pool if earlier is not None else torch.cuda.graph_pool_handle()
-
-    @property
-    def pool(self) -> Any:
-        """Its memory."""
-        return self._pool
+        self.pool: Any = earlier.pool if earlier is not None else torch.cuda.graph_pool_handle()
 
     def rehearse(self, step: Callable[[], object]) -> None:
         """Run `step` on a side stream, as capture asks for, the last time with waiting forbidden."""
@@ -97,7 +93,7 @@ class CudaRecorder:
         try:
             # Threads of a DataLoader may pin memory meanwhile, which the default mode would take for an error.
             graph = torch.cuda.graph(
-                self._graph, pool=self._pool, stream=self._side(), capture_error_mode="thread_local"
+                self._graph, pool=self.pool, stream=self._side(), capture_error_mode="thread_local"
             )
             with _no_garbage_collected(), graph:
                 try:
@@ -109,7 +105,7 @@ class CudaRecorder:
             # Where a capture is broken its end fails as well, says less, and leaves stream and memory as in a capture.
             torch.cuda.set_stream(current)
             with contextlib.suppress(Exception):
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
             _out_of_the_capture(torch.cuda.default_generators[torch.cuda.current_device()])
             if not said or said == _first_line(error):
                 raise
@@ -246,18 +242,9 @@ class CapturedStep:
         earlier = next((graph.recorder for graph in self._graphs.values()), None)
         inputs = Batch(*(None if each is None else torch.empty_like(each) for each in given))  # type: ignore[arg-type]
         _fill(inputs, given)
-        kept = _Kept(self.module, self._parameters, device)
-        try:
-            with _current(device):
-                graph = self._captured(RECORDERS[device.type](earlier), inputs, micro_batches, kept)
-                self._prove(graph, micro_batches, kept)
-        except (DkelError, CaptureError):
-            raise
-        except Exception as error:  # whatever a step of the user's own does that a graph cannot
-            raise CaptureError(_first_line(error)) from error
-        finally:
-            kept.restore()
-            kept.give_gradients_back()
+        with self._undone(device) as kept, _current(device):
+            graph = self._captured(RECORDERS[device.type](earlier), inputs, micro_batches, kept)
+            self._prove(graph, micro_batches, kept)
         self._graphs[_shape(given, micro_batches)] = graph
 
     def try_out(self, batch: Any) -> None:
@@ -267,16 +254,8 @@ class CapturedStep:
             CaptureError: it fails, and nothing has changed.
         """
         given = unpack(batch)
-        kept = _Kept(self.module, self._parameters, given.labels.device)
-        try:
+        with self._undone(given.labels.device):
             self._once(given, 1)
-        except DkelError:
-            raise
-        except Exception as error:  # compilers fail in any way they like
-            raise CaptureError(_first_line(error)) from error
-        finally:
-            kept.restore()
-            kept.give_gradients_back()
 
     def replay(self, batch: Any, *, first: bool = True, micro_batches: int = 1) -> StepResult:
         """Compute loss and gradients of a batch whose shape is captured.
@@ -309,6 +288,20 @@ class CapturedStep:
         return loss
 
     # ------------------------------------------------------------------ inside
+
+    @contextlib.contextmanager
+    def _undone(self, device: torch.device) -> Iterator[_Kept]:
+        """Put back what is changed within; whatever fails there, but for an error of ours, is a CaptureError."""
+        kept = _Kept(self.module, self._parameters, device)
+        try:
+            yield kept
+        except (DkelError, CaptureError):
+            raise
+        except Exception as error:  # compilers, and steps of the user's own, fail in any way they like
+            raise CaptureError(_first_line(error)) from error
+        finally:
+            kept.restore()
+            kept.give_gradients_back()
 
     def _once(self, batch: Batch, micro_batches: int) -> StepResult:
         """Make the step with gradients that it allocates itself, as eager execution does."""
@@ -486,5 +479,5 @@ def _norm(tensors: list[Tensor]) -> float:
 
 
 def _first_line(error: Exception) -> str:
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"

@@ -62,14 +62,10 @@ def wants_channels_last(asked: Execution, device: torch.device, trainer: Trainer
 def why_not_captured(module: Coordinator, trainer: Trainer) -> str | None:
     """Say what forbids to capture the training steps of this fit, None if nothing is known to."""
     device = trainer.strategy.root_device
-    checks = (_of_device(device), _of_strategy(module, trainer), _of_trainer(trainer), _of_module(module))
-    return next((why for why in (*checks, _of_callbacks(trainer), _of_hooks(module)) if why is not None), None)
-
-
-def _of_device(device: torch.device) -> str | None:
     if device.type not in captured.RECORDERS:
         return f"the device is {device.type}, not cuda"
-    return None
+    forbids = _of_strategy(module, trainer) or _of_trainer(trainer) or _of_module(module)
+    return forbids or _of_callbacks(trainer) or _of_hooks(module)
 
 
 def _of_strategy(module: Coordinator, trainer: Trainer) -> str | None:

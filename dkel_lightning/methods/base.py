@@ -32,7 +32,8 @@ class Method(nn.Module, ABC):
 
     Attributes:
         Settings: frozen dataclass of primitives (nested dataclasses allowed) from which the method is rebuilt.
-        needs: what it needs of what stands around it: teacher, ensemble, views, peers.
+        needs: what it needs of what stands around it: teacher, ensemble, views, peers. Of the shipped methods both are
+            said in `settings.methods.PRESETS`.
         own_buffers: buffers of which each process has its own between the moments when the method makes them equal.
         rampup: the ramp-up of its distillation weight, None without one.
         ensemble: its decaying ensemble of teachers, None without one.
@@ -132,7 +133,7 @@ class Method(nn.Module, ABC):
     @property
     @abstractmethod
     def terms(self) -> tuple[str, ...]:
-        """Name the loss terms, in the order in which they are logged."""
+        """Name the loss terms, in the order in which they are logged; a class attribute will do."""
 
     @abstractmethod
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
@@ -190,9 +191,8 @@ def register(
 
     def add(method: M) -> M:
         meaning = (method.__doc__ or name).strip().splitlines()[0]
-        chosen = teacher or ("none" if method.needs.teacher == "none" else "independent")
-        given = method.Settings, method.needs, settings or {}, chosen, arrangement, views_per_pass
-        shipped(name)(method)
+        given = method.Settings, method.needs, settings or {}, teacher or "", arrangement, views_per_pass
+        _known(name, method)
         PRESETS[name] = MethodPreset(meaning, *given)
         return method
 
@@ -200,16 +200,21 @@ def register(
 
 
 def shipped(name: str) -> Callable[[M], M]:
-    """Make a method known under a name of `settings.methods.PRESETS`, which says the rest; may be stacked."""
+    """Make a method known under a name of `settings.methods.PRESETS`, which says its settings and needs."""
 
     def add(method: M) -> M:
-        taken = METHODS.get(name)
-        if taken is not None and taken.__qualname__ != method.__qualname__:
-            raise ConfigError(f"The method name {name!r} is taken by {taken.__qualname__}: choose another.")
-        METHODS[name] = method
+        _known(name, method)
+        method.Settings, method.needs = PRESETS[name].Settings, PRESETS[name].needs
         return method
 
     return add
+
+
+def _known(name: str, method: type[Method]) -> None:
+    taken = METHODS.get(name)
+    if taken is not None and taken.__qualname__ != method.__qualname__:
+        raise ConfigError(f"The method name {name!r} is taken by {taken.__qualname__}: choose another.")
+    METHODS[name] = method
 
 
 def preset(name: str) -> MethodPreset:

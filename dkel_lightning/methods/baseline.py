@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.methods import PRESETS
-from dkel_lightning.settings.needs import Needs
 
 
 @shipped("baseline")
@@ -20,8 +16,6 @@ class Baseline(Method):
     The teacher follows passively as a moving average and is deployed as elsewhere, so that what averaging alone
     gives is not credited to distillation. A single peer has no ensemble classifier: it would be the peer again.
     """
-
-    needs: ClassVar[Needs] = PRESETS["baseline"].needs
 
     @property
     def wants_ensemble_classifier(self) -> bool:

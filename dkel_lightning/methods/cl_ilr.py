@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
@@ -12,8 +10,7 @@ from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, SharedTrunk
-from dkel_lightning.settings.methods import PRESETS, CLILRSettings
-from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.methods import CLILRSettings
 
 
 @shipped("cl_ilr")
@@ -24,9 +21,8 @@ class CLILR(Distilling):
     Detached: the mean as a target (unless `detach` is false). Deployed: the best peer of the student.
     """
 
-    Settings: ClassVar[type[CLILRSettings]] = CLILRSettings
-    needs: ClassVar[Needs] = PRESETS["cl_ilr"].needs
     settings: CLILRSettings
+    terms = ("ce", "kd_peers")  # labels, and the other heads
 
     def attach(self, network: PeerNetwork) -> None:
         """Scale the gradient at the split by 1 / P.
@@ -40,11 +36,6 @@ class CLILR(Distilling):
                 "set method.sharing=trunk and give method.peers as a number, or choose method=dml."
             )
         network.gradient_scale = 1.0 / network.num_peers
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, and the other heads."""
-        return ("ce", "kd_peers")
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,8 +20,6 @@ from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, at_common_size, check_pairs, maps_of
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.schedules import Clock
-from dkel_lightning.settings.methods import PRESETS
-from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import ConsistentSettings
 
 _WHY = "consistent compares maps"
@@ -40,8 +37,6 @@ class Consistent(Distilling):
     Source: idea and moment of the fit are the paper's; the matching and the weights are our reading.
     """
 
-    Settings: ClassVar[type[ConsistentSettings]] = ConsistentSettings
-    needs: ClassVar[Needs] = PRESETS["consistent"].needs
     settings: ConsistentSettings
 
     fitted: Tensor

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -15,8 +13,6 @@ from dkel_lightning.methods.heads import SETTING, Classifiers, Heads
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.settings.methods import PRESETS
-from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import DIHSettings
 
 
@@ -30,9 +26,8 @@ class DIH(Distilling):
     Source: released code 9bddcd9 (MIT); `ce_once` is ours.
     """
 
-    Settings: ClassVar[type[DIHSettings]] = DIHSettings
-    needs: ClassVar[Needs] = PRESETS["dih"].needs
     settings: DIHSettings
+    terms = ("ce", "kd", "kd_heads")  # labels, the teacher's output, its heads
 
     heads: Classifiers
     fitted: Tensor
@@ -79,11 +74,6 @@ class DIH(Distilling):
             "The heads of DIH have random weights and stay as they are: fit them by method=heads on the teacher, and "
             "give teacher.weights its checkpoint."
         )
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, the teacher's output, its heads."""
-        return ("ce", "kd", "kd_heads")
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from dkel_lightning.functional import (
+    cross_entropy,
     decoupled,
     distillation,
     distillation_from_each,
@@ -15,6 +16,7 @@ from dkel_lightning.functional import (
     standardised,
 )
 from dkel_lightning.methods.base import Method
+from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.settings.distils import Distils
 
 Loss = Callable[[Tensor, Tensor, Tensor, Distils], Tensor]
@@ -50,6 +52,17 @@ class Distilling(Method):
         Nothing is detached.
         """
         return LOSSES[self.settings.loss](student, teacher, labels, self.settings)
+
+    def ensemble_terms(self, inputs: MethodInputs, *, detach: bool = True) -> dict[str, Tensor]:
+        """Compute what labels teach the peers and their ensemble, and the ensemble its peers, ramped."""
+        student, labels = inputs.student, inputs.labels
+        assert student.ensemble_logits is not None
+        target = student.ensemble_logits.detach() if detach else student.ensemble_logits
+        return {
+            "ce": cross_entropy(student.logits, labels).sum(),
+            "ce_ensemble": cross_entropy(student.ensemble_logits, labels),
+            "kd_ensemble": self.rampup_weight * self.distil(student.logits, target, inputs.classes).sum(),
+        }
 
     def distil_from_each(
         self, student: Tensor, teachers: Tensor, labels: Tensor, *, include_self: bool = False

@@ -6,16 +6,13 @@ the arithmetic of the code; they differ in settings only.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.pcl import PCL
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.schedules import TEACHER_WEIGHTS
-from dkel_lightning.settings.methods import PRESETS, DKELSettings
-from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.methods import DKELSettings
 
 
 @shipped("dkel")
@@ -30,14 +27,8 @@ class DKEL(PCL):
     only through the total weight G + H. Detached and deployed as in PCL.
     """
 
-    Settings: ClassVar[type[DKELSettings]] = DKELSettings
-    needs: ClassVar[Needs] = PRESETS["dkel"].needs
     settings: DKELSettings
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the terms: PCL's, and the assembled teachers to peers."""
-        return (*super().terms, "kd_assembled")
+    terms = (*PCL.terms, "kd_assembled")  # and the assembled teachers to peers
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""
@@ -45,7 +36,7 @@ class DKEL(PCL):
         assembled_weight, individual_weight = self.teacher_weights(inputs.ensemble_weight)
         assembled = self.distil(inputs.student.logits, inputs.assembled.detach(), inputs.classes)
         individual = self.from_individual_teachers(inputs, include_self=self.settings.ensemble.include_self)
-        terms = self.supervised_terms(inputs)
+        terms = self.ensemble_terms(inputs)
         terms["kd_individual"] = individual_weight * individual
         terms["kd_assembled"] = assembled_weight * assembled.sum()
         return terms

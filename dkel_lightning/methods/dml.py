@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from dkel_lightning.functional import cross_entropy, peer_mean
 from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.methods import PRESETS, DMLSettings
-from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.methods import DMLSettings
 
 
 @shipped("dml")
@@ -21,14 +18,8 @@ class DML(Distilling):
     Detached: every z_j as a target (unless `detach` is false). Deployed: the best peer of the student.
     """
 
-    Settings: ClassVar[type[DMLSettings]] = DMLSettings
-    needs: ClassVar[Needs] = PRESETS["dml"].needs
     settings: DMLSettings
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, and the other peers."""
-        return ("ce", "kd_peers")
+    terms = ("ce", "kd_peers")  # labels, and the other peers
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,6 @@ from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import Named, PeerNetwork, check_pairs, maps_of
-from dkel_lightning.settings.methods import PRESETS
-from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import EKDSettings
 
 _WHY = "ekd guides blocks"
@@ -46,9 +44,9 @@ class EKD(Distilling):
     Source: only the paper's abstract could be read; formula, modules and weights are our reading.
     """
 
-    Settings: ClassVar[type[EKDSettings]] = EKDSettings
-    needs: ClassVar[Needs] = PRESETS["ekd"].needs
     settings: EKDSettings
+    # Labels, teacher, and the guided modules' labels, teacher, features; the teacher's labels.
+    terms = ("ce", "kd", "ce_guided", "kd_guided", "features", "ce_guided_teacher")
 
     layers: tuple[str, ...]
     teacher_layers: tuple[str, ...]
@@ -74,11 +72,6 @@ class EKD(Distilling):
         return nn.ModuleList(
             GuidedModule(output[peer].shape[1], self.settings.width, classes) for output in seen.values()
         )
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, teacher, and the guided modules' labels, teacher, features; the teacher's labels."""
-        return ("ce", "kd", "ce_guided", "kd_guided", "features", "ce_guided_teacher")
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over peers and blocks, and weighted."""

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import cross_entropy
 from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.settings.methods import PRESETS, FFLSettings
-from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.methods import FFLSettings
 
 
 @shipped("ffl")
@@ -26,9 +22,9 @@ class FFL(Distilling):
     peer of the student; the fused classifier with `deploy.network=ensemble`.
     """
 
-    Settings: ClassVar[type[FFLSettings]] = FFLSettings
-    needs: ClassVar[Needs] = PRESETS["ffl"].needs
     settings: FFLSettings
+    # Labels, the fusion's labels, fusion to peers, peers to fusion.
+    terms = ("ce", "ce_ensemble", "kd_ensemble", "kd_fusion")
 
     fusion: nn.Sequential
 
@@ -61,11 +57,6 @@ class FFL(Distilling):
             if isinstance(module, nn.Conv2d):  # N(0, sqrt(2 / (k^2 out)))
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, the fusion's labels, fusion to peers, peers to fusion."""
-        return ("ce", "ce_ensemble", "kd_ensemble", "kd_fusion")
-
     def combine(self, student: StudentOutput) -> Tensor:
         """Classify the peers' concatenated maps, [B, C]."""
         assert student.maps is not None
@@ -75,10 +66,7 @@ class FFL(Distilling):
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, weighted; those of the peers are sums."""
         logits, fused = inputs.student.logits, inputs.student.ensemble_logits
+        terms = self.ensemble_terms(inputs)
         assert fused is not None
-        return {
-            "ce": cross_entropy(logits, inputs.labels).sum(),
-            "ce_ensemble": cross_entropy(fused, inputs.labels),
-            "kd_ensemble": self.rampup_weight * self.distil(logits, fused.detach(), inputs.classes).sum(),
-            "kd_fusion": self.rampup_weight * self.distil(fused, logits.detach().mean(0), inputs.classes),
-        }
+        terms["kd_fusion"] = self.rampup_weight * self.distil(fused, logits.detach().mean(0), inputs.classes)
+        return terms

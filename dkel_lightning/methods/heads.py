@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,6 @@ from dkel_lightning.functional import at_least_float32, cross_entropy
 from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import Named, PeerNetwork, layers_of
-from dkel_lightning.settings.methods import PRESETS
-from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import HeadsSettings
 
 SETTING = "method.layers"
@@ -67,9 +64,8 @@ class Heads(Method):
     Deployed: the network as it was. `method=dih` takes the heads from this training's checkpoint.
     """
 
-    Settings: ClassVar[type[HeadsSettings]] = HeadsSettings
-    needs: ClassVar[Needs] = PRESETS["heads"].needs
     settings: HeadsSettings
+    terms = ("ce_heads",)
 
     heads: Classifiers
 
@@ -84,11 +80,6 @@ class Heads(Method):
                 "method.layers is empty, so there is no head to fit: name modules, or null for all stages."
             )
         self.heads = Classifiers(network, self.settings.layers)
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the term."""
-        return ("ce_heads",)
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Sum the heads' cross-entropies."""

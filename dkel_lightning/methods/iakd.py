@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
@@ -14,13 +14,11 @@ from dkel_lightning.functional import cross_entropy
 from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.modules.peers import batch_norms
+from dkel_lightning.modules.peers import batch_norms, running_statistics
 from dkel_lightning.networks import PeerNetwork, StandIn, adapter, check_pairs, find, layers_of
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.runtime.seeding import generator
 from dkel_lightning.schedules import Clock, swap_rate
-from dkel_lightning.settings.methods import PRESETS
-from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import IAKDSettings
 
 
@@ -37,7 +35,7 @@ class _Swapped(StandIn):
     a gradient on all processes.
     """
 
-    def __init__(self, module: nn.Module, number: int, coins: _Coins, other: Any) -> None:
+    def __init__(self, module: nn.Module, number: int, coins: _Coins, other: _Between) -> None:
         super().__init__(module)
         self.module, self.number, self.coins, self.other = module, number, coins, other
 
@@ -62,9 +60,8 @@ class IAKD(Method):
     Source: the abstract has idea and names of the schedules; their shapes and values are our reading.
     """
 
-    Settings: ClassVar[type[IAKDSettings]] = IAKDSettings
-    needs: ClassVar[Needs] = PRESETS["iakd"].needs
     settings: IAKDSettings
+    terms = ("ce",)
 
     own_blocks: Tensor
     chance: Tensor
@@ -92,18 +89,13 @@ class IAKD(Method):
             what = f"{name} of the student and {other_name} of the teacher"
             if [each[2:] for each in ours] != [each[2:] for each in theirs]:
                 raise ConfigError(f"{what} cannot be swapped: their maps are {_shown(ours)} and {_shown(theirs)}.")
-            _Swapped(own, number, self._coins, self._other(number, other, ours, theirs, what))
+            before = self._joined(f"{number}_before", ours[0], theirs[0], what)
+            after = self._joined(f"{number}_after", theirs[1], ours[1], what)
+            _Swapped(own, number, self._coins, _Between(before, other, after))
         self.register_buffer("own_blocks", torch.ones(len(blocks), dtype=torch.bool))
         self.register_buffer("chance", torch.ones(()))
         self._coins.own = self.own_blocks
         del self._blocks, self._borders
-
-    def _other(self, number: int, block: nn.Module, ours: _Border, theirs: _Border, what: str) -> Any:
-        """Give the teacher's block as a function of the student's maps."""
-        before, after = (self._joined(f"{number}_{side}", *pair, what) for side, pair in (
-            ("before", (ours[0], theirs[0])), ("after", (theirs[1], ours[1])),
-        ))  # fmt: skip
-        return _Between(before, block, after)
 
     def _joined(self, name: str, source: Size, target: Size, what: str) -> nn.Module | None:
         if source[1:] == target[1:]:
@@ -150,13 +142,7 @@ class IAKD(Method):
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         self._coins.own = coins
-        found = [each for layer in layers for each in (layer.running_mean, layer.running_var) if each is not None]
-        average_over_processes(found)
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the term."""
-        return ("ce",)
+        average_over_processes(running_statistics(module.student.network))
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the cross-entropy of the student with the blocks of this step."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.methods import PRESETS, KDSettings
-from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.methods import KDSettings
 
 
 @shipped("kd")
@@ -23,14 +20,8 @@ class KD(Distilling):
     Source: g, a, T of RepDistiller's code; OKDDip's code has 1, 1, 3.
     """
 
-    Settings: ClassVar[type[KDSettings]] = KDSettings
-    needs: ClassVar[Needs] = PRESETS["kd"].needs
     settings: KDSettings
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, and the teacher to each peer."""
-        return ("ce", "kd")
+    terms = ("ce", "kd")  # labels, and the teacher to each peer
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +11,7 @@ from dkel_lightning.functional import at_least_float32, cross_entropy, one_hot, 
 from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.methods import PRESETS, KDCLSettings
-from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.methods import KDCLSettings
 
 LINEAR_STEPS = 50
 
@@ -93,19 +91,13 @@ class KDCL(Distilling):
     Detached: t. Deployed: the best peer of the student.
     """
 
-    Settings: ClassVar[type[KDCLSettings]] = KDCLSettings
-    needs: ClassVar[Needs] = PRESETS["kdcl"].needs
     settings: KDCLSettings
+    terms = ("ce", "kd_target")  # labels, and the common target
 
     @property
     def wants_classes(self) -> bool:
         """Whether the target is made of margins to one true class, or the divergence sets it apart."""
         return super().wants_classes or self.settings.target == "min_logit"
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, and the common target."""
-        return ("ce", "kd_target")
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
@@ -14,8 +12,6 @@ from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, adapter, at_common_size, stages_of
-from dkel_lightning.settings.methods import PRESETS
-from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import KDPMSettings
 
 
@@ -30,8 +26,6 @@ class KDPM(Distilling):
     Source: the shape of the paper's abstract and of its successor's (2212.02931); the weights are neutral, ours.
     """
 
-    Settings: ClassVar[type[KDPMSettings]] = KDPMSettings
-    needs: ClassVar[Needs] = PRESETS["kdpm"].needs
     settings: KDPMSettings
 
     def __init__(self, peers: int, settings: KDPMSettings | None = None) -> None:
@@ -48,10 +42,8 @@ class KDPM(Distilling):
     def attach(self, network: PeerNetwork) -> None:
         """Look at the students' maps, where one of them has these for a channel."""
         if self.of_features:
-            layer = self.settings.layer or stages_of(network.peer(0), "method.layer")[-1]
-            seen = network.watch([layer], "method.layer").named
-            assert seen is not None
-            self._layers, self._shapes = (layer, ""), [output.shape for output in seen[layer]]
+            layer, self._shapes = _watched(network, self.settings.layer, "method.layer")
+            self._layers = (layer, "")
 
     def attach_teacher(self, network: PeerNetwork) -> None:
         """Make a layer from each such student's maps to the teacher's.
@@ -60,13 +52,11 @@ class KDPM(Distilling):
             ConfigError: no layer joins the two.
         """
         if self.of_features:
-            layer = self.settings.teacher_layer or stages_of(network.peer(0), "method.teacher_layer")[-1]
-            seen = network.watch([layer], "method.teacher_layer").named
-            assert seen is not None
+            layer, (shape, *_) = _watched(network, self.settings.teacher_layer, "method.teacher_layer")
             self._layers = (self._layers[0], layer)
             what = f"{self._layers[0]} of the student and {layer} of the teacher"
             for peer in self.of_features:
-                self.adapters.append(adapter(self._shapes[peer], seen[layer][0].shape, what))
+                self.adapters.append(adapter(self._shapes[peer], shape, what))
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -83,10 +73,7 @@ class KDPM(Distilling):
             # No indexing by a list, which copies that from the host in every step.
             ours, theirs = (torch.stack([each[peer] for peer in self.of_logits]) for each in (logits, taught))
             told = self.distil(ours, theirs, inputs.classes).sum()
-        terms = {
-            "ce": settings.ce_weight * cross_entropy(logits, inputs.labels).sum(),
-            "kd": settings.weight * told,
-        }
+        terms = {"ce": settings.ce_weight * cross_entropy(logits, inputs.labels).sum(), "kd": settings.weight * told}
         if self.of_features:
             terms["features"] = settings.weight * self._features(inputs)
         if self.peers > 1:
@@ -103,3 +90,11 @@ class KDPM(Distilling):
             pair = at_common_size(adapt(ours[layer][peer]), seen[peer if len(seen) > 1 else 0].detach())
             total = total + F.mse_loss(at_least_float32(pair[0]), at_least_float32(pair[1]))
         return total
+
+
+def _watched(network: PeerNetwork, layer: str | None, setting: str) -> tuple[str, list[Size]]:
+    """Watch a module, by default the last stage; give its name and the shape of what it returns of each peer."""
+    layer = layer or stages_of(network.peer(0), setting)[-1]
+    seen = network.watch([layer], setting).named
+    assert seen is not None
+    return layer, [output.shape for output in seen[layer]]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
 from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.methods import PRESETS, MeanTeacherSettings
-from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.methods import MeanTeacherSettings
 
 
 @shipped("mean_teacher")
@@ -20,14 +17,8 @@ class MeanTeacher(Method):
     Student and teacher see views of their own. Detached: t_i. Deployed: a peer of the teacher.
     """
 
-    Settings: ClassVar[type[MeanTeacherSettings]] = MeanTeacherSettings
-    needs: ClassVar[Needs] = PRESETS["mean_teacher"].needs
     settings: MeanTeacherSettings
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, and consistency with the teacher."""
-        return ("ce", "consistency")
+    terms = ("ce", "consistency")  # labels, and consistency with the teacher
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +11,7 @@ from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.settings.methods import PRESETS, OKDDipSettings
-from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.methods import OKDDipSettings
 
 
 @shipped("okddip")
@@ -26,9 +23,8 @@ class OKDDip(Distilling):
     flow through the targets into the peers, and so queries and keys learn. Deployed: the leader.
     """
 
-    Settings: ClassVar[type[OKDDipSettings]] = OKDDipSettings
-    needs: ClassVar[Needs] = PRESETS["okddip"].needs
     settings: OKDDipSettings
+    terms = ("ce", "kd_peers", "kd_leader")  # labels, attended peers to peers, mean of the peers to the leader
 
     query: nn.Linear
     key: nn.Linear
@@ -46,11 +42,6 @@ class OKDDip(Distilling):
         narrow = max(1, width // self.settings.attention_divisor)
         self.query = nn.Linear(width, narrow, bias=False)
         self.key = nn.Linear(width, narrow, bias=False)
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, attended peers to peers, mean of the peers to the leader."""
-        return ("ce", "kd_peers", "kd_leader")
 
     def attention(self, features: Tensor) -> Tensor:
         """Weigh the auxiliary peers for each other: features [A, B, D] -> [B, A, A], each row a distribution."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import at_least_float32, cross_entropy
+from dkel_lightning.functional import at_least_float32
 from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork, SharedTrunk
-from dkel_lightning.settings.methods import PRESETS, ONESettings
-from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.methods import ONESettings
 
 
 @shipped("one")
@@ -25,9 +22,8 @@ class ONE(Distilling):
     `detach` is false), so the gate learns from `CE(z_E)` alone. Deployed: the first peer of the student.
     """
 
-    Settings: ClassVar[type[ONESettings]] = ONESettings
-    needs: ClassVar[Needs] = PRESETS["one"].needs
     settings: ONESettings
+    terms = ("ce", "ce_ensemble", "kd_ensemble")  # labels, the gated ensemble's labels, the gated ensemble to peers
 
     gate: nn.Module
 
@@ -44,11 +40,6 @@ class ONE(Distilling):
             nn.Linear(width, self.peers), nn.BatchNorm1d(self.peers), nn.ReLU(), nn.Softmax(dim=1)
         )
 
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, the gated ensemble's labels, the gated ensemble to peers."""
-        return ("ce", "ce_ensemble", "kd_ensemble")
-
     def combine(self, student: StudentOutput) -> Tensor:
         """Weigh the peers' logits by the gate, [B, C]."""
         assert student.trunk is not None
@@ -60,14 +51,7 @@ class ONE(Distilling):
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, each summed over the peers and weighted."""
-        student = inputs.student
-        assert student.ensemble_logits is not None
-        target = student.ensemble_logits.detach() if self.settings.detach else student.ensemble_logits
-        return {
-            "ce": cross_entropy(student.logits, inputs.labels).sum(),
-            "ce_ensemble": cross_entropy(student.ensemble_logits, inputs.labels),
-            "kd_ensemble": self.rampup_weight * self.distil(student.logits, target, inputs.classes).sum(),
-        }
+        return self.ensemble_terms(inputs, detach=self.settings.detach)
 
 
 def pooled(output: Tensor) -> Tensor:

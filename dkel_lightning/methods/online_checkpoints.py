@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.kd import KD
-from dkel_lightning.settings.methods import PRESETS, OnlineCheckpointsSettings
-from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.methods import OnlineCheckpointsSettings
 
 
 @shipped("online_checkpoints")
@@ -18,8 +17,6 @@ class OnlineCheckpoints(KD):
     `callbacks.TeacherCheckpoints` puts in force one after the other. Detached: t_k. Deployed: the student.
     """
 
-    Settings: ClassVar[type[OnlineCheckpointsSettings]] = OnlineCheckpointsSettings
-    needs: ClassVar[Needs] = PRESETS["online_checkpoints"].needs
     settings: OnlineCheckpointsSettings
 
     def settings_as_dict(self) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +10,6 @@ from dkel_lightning.functional import cross_entropy, distillation
 from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, SinglePeer, adapter, create, layers_of, stages_of
-from dkel_lightning.settings.methods import PRESETS
-from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import SFTNSettings
 
 
@@ -29,9 +25,8 @@ class SFTN(Method):
     branches share nothing unless told to are recollection or reading.
     """
 
-    Settings: ClassVar[type[SFTNSettings]] = SFTNSettings
-    needs: ClassVar[Needs] = PRESETS["sftn"].needs
     settings: SFTNSettings
+    terms = ("ce", "kd_branches", "ce_branches")  # labels, the trunk to its branches and back, the branches' labels
 
     branches: nn.ModuleList
 
@@ -86,11 +81,6 @@ class SFTN(Method):
         channels, *size = network.image_shape
         name = str(self.settings.student)
         return create(name, network.num_classes, 1, in_channels=channels, image_size=(size[0], size[1]))
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, the trunk to its branches and back, the branches' labels."""
-        return ("ce", "kd_branches", "ce_branches")
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the terms, weighted."""

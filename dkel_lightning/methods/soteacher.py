@@ -19,8 +19,6 @@ from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.runtime.processes import average_over_processes, world_size
 from dkel_lightning.schedules import Clock, consistency_ramp
-from dkel_lightning.settings.methods import PRESETS
-from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.with_teachers import SoTeacherSettings
 
 
@@ -39,9 +37,8 @@ class SoTeacher(Method):
     Source: released code 0148005 (MIT); a counter for each sample (`uniform`) is ours, its own counts 0, 2, 3, ...
     """
 
-    Settings: ClassVar[type[SoTeacherSettings]] = SoTeacherSettings
-    needs: ClassVar[Needs] = PRESETS["soteacher"].needs
     settings: SoTeacherSettings
+    terms = ("ce", "lipschitz", "consistency")  # labels, Lipschitz constants, consistency
     own_buffers: ClassVar[tuple[str, ...]] = ("memory", "visits", "written")
 
     memory: Tensor
@@ -93,11 +90,6 @@ class SoTeacher(Method):
             average_over_processes([total, weight])
             held.copy_(torch.where(weight > 0, total / weight.clamp_min(1e-12), held))
         self.written.zero_()
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, Lipschitz constants, consistency."""
-        return ("ce", "lipschitz", "consistency")
 
     def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
         """Name c."""

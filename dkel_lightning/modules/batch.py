@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dkel_lightning.data.batch import Batch as Batch
 from dkel_lightning.errors import ConfigError, DataError
+from dkel_lightning.schedules import one_of
 
 IMAGE_KEYS = ("views", "images", "image", "pixel_values", "img", "x", "inputs", "input")
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
@@ -207,8 +208,7 @@ def number_of_views(kind: str, peers: int) -> int:
         ConfigError: another word.
     """
     counts = {"per_peer": peers, "shared": 1, "per_peer_and_teacher": 2 * peers}
-    if kind not in counts:
-        raise ConfigError(f"method.views is {kind!r}: choose one of {', '.join(counts)}.")
+    one_of("method.views", kind, counts)
     return counts[kind]
 
 

@@ -25,7 +25,7 @@ from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.modules import deployment, evaluation
 from dkel_lightning.modules.interface import Coordinator
-from dkel_lightning.modules.peers import batch_norms
+from dkel_lightning.modules.peers import running_statistics
 from dkel_lightning.runtime.processes import average_over_processes, world_size
 from dkel_lightning.runtime.seeding import random_state, restore_random_state
 
@@ -241,6 +241,4 @@ def average_statistics(module: nn.Module, state_dict: dict[str, Any]) -> None:
 
 def synchronise_statistics(module: nn.Module) -> None:
     """Average BatchNorm's running statistics over the processes; parameters are equal anyway."""
-    layers = batch_norms(module)
-    statistics = [each for layer in layers for each in (layer.running_mean, layer.running_var)]
-    average_over_processes([each for each in statistics if each is not None])
+    average_over_processes(running_statistics(module))

@@ -17,7 +17,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dkel_lightning import assembly, callbacks
+from dkel_lightning import callbacks
+from dkel_lightning.assembly import build as building
+from dkel_lightning.assembly import parts
 from dkel_lightning.execution.compiled import CompiledNetworks
 from dkel_lightning.execution.eager import compute_eagerly
 from dkel_lightning.execution.runner import Runner, wants_channels_last
@@ -34,7 +36,6 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.targets import TargetMaker, peers_first
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.processes import outlast_threads
-from dkel_lightning.runtime.seeding import generator
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.targets import Targets
@@ -89,12 +90,12 @@ class DistillationModule(Coordinator):
         execution: str | Mapping[str, Any] | Execution = "eager",
     ) -> None:
         super().__init__()
-        assembly.check_parts(student, method, teacher, ensemble, extra)
+        parts.check_parts(student, method, teacher, ensemble, extra)
         check_factories(optimizer, scheduler, interval)
         self.student, self.teacher, self.ensemble, self.method, self.extra = student, teacher, ensemble, method, extra
         if teacher is not None:
             teacher.stand_alone(False)  # a fit of its own that was interrupted leaves it unfrozen
-        self.execution = assembly.executed(student.network, execution)
+        self.execution = parts.executed(student.network, execution)
         self.augmentation = augmentation
         self.num_views = number_of_views(views, student.num_peers)
         self.targets = TargetMaker(targets or Targets(), student.num_classes, student.num_peers, method.wants_classes)
@@ -103,7 +104,7 @@ class DistillationModule(Coordinator):
         self._factories = (optimizer, scheduler, interval)
         self.deployment = deploy or Deploy()
         deployment.check_deployment(self, self.deployment)
-        assembly.attach(self)
+        parts.attach(self)
         self.members = deployment.members(self)
         evaluation.attach_metrics(self)
         self.observers, self.readers = [], []
@@ -112,8 +113,8 @@ class DistillationModule(Coordinator):
         self._gradients_ready = False  # set by each step: a captured one has made them
         self._restored = continuation.Restored()
 
-    build = assembly.ConstructedBy(assembly.build)
-    load_from_checkpoint = assembly.ConstructedBy(assembly.load_from_checkpoint)  # type: ignore[assignment]
+    build = building.ConstructedBy(building.build)
+    load_from_checkpoint = building.ConstructedBy(building.load_from_checkpoint)  # type: ignore[assignment]
 
     # ---------------------------------------------------------------------- a training step
 
@@ -129,7 +130,7 @@ class DistillationModule(Coordinator):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute the loss of a batch: the sum of the method's terms, and the teacher's own where it learns."""
         if batch_idx == 0:
-            assembly.check_is_trained_itself(self)
+            parts.check_is_trained_itself(self)
         student, teacher_too = self.student, self.method.needs.teacher_views
         given = checked(self.read(batch), batch_idx, student.num_peers, student.num_classes, teacher_too)
         rank, epoch = (self.global_rank, self.trainer.current_epoch) if self.is_attached else (0, 0)
@@ -139,19 +140,9 @@ class DistillationModule(Coordinator):
         self._gradients_ready = result.gradients_ready
         for read in self.readers:
             read(result.terms, result.loss.detach())
-        self.term_means.add(result.values)
-        self.train_scores.add(result.correct, result.nll, len(given.labels))
+        self.term_means.update(result.values)
+        self.train_scores.update(result.correct, result.nll, len(given.labels))
         return result.loss
-
-    def make_views(self, images: Tensor, *key: int | str) -> Tensor:
-        """Augment images [B, C, H, W] once for each view, [B, V, C, H, W], drawn from (seed, key).
-
-        Without an augmentation, or given views already, they are returned as they are.
-        """
-        if self.augmentation is None or images.dim() != 4:
-            return images
-        drawn = generator(self.seed, "views", *key, device=images.device)
-        return torch.stack([self.augmentation(images, drawn) for _ in range(self.num_views)], dim=1)
 
     def compute_step(self, batch: Batch) -> StepResult:
         """Compute all of a training step that lies before its gradients; a function of tensors alone."""
@@ -204,11 +195,7 @@ class DistillationModule(Coordinator):
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | Any,
-        optimizer_closure: Callable[[], Any] | None = None,
+        self, epoch: int, batch_idx: int, optimizer: Optimizer | Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         """Step the optimizer, then let the teacher follow.
 
@@ -236,10 +223,10 @@ class DistillationModule(Coordinator):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Put all that learns into one optimizer, one named parameter group a network."""
-        parts = {"student": self.student.network, "ensemble": self.ensemble, "method": self.method}
+        learning = {"student": self.student.network, "ensemble": self.ensemble, "method": self.method}
         if self.teacher is not None and self.teacher.learns:
-            parts["teacher"] = self.teacher.network
-        present = {name: part for name, part in parts.items() if part is not None}
+            learning["teacher"] = self.teacher.network
+        present = {name: part for name, part in learning.items() if part is not None}
         optimizer, scheduler, interval = self._factories
         optimizer = fused_if_wanted(optimizer, self.execution.fused_optimizer, self)
         return configure(present, optimizer, scheduler, interval, own=self.student.scaled_parts("student"), lr=self.lr)
@@ -248,7 +235,7 @@ class DistillationModule(Coordinator):
         """Go on with the random numbers of the checkpoint: before the loaders, which may draw from them, are made."""
         continuation.restore_processes(self, self._restored)
         continuation.let_learn_what_is_unfrozen(self)
-        assembly.warn_of_an_untrained_teacher(self)
+        parts.warn_of_an_untrained_teacher(self)
 
     def on_train_start(self) -> None:
         """Do the same where a strategy restores the checkpoint only now; see that training goes on with its parts."""

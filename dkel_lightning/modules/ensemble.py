@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from dkel_lightning.functional import assemble, cross_entropy
-from dkel_lightning.metrics import NetworkScores
+from dkel_lightning.metrics import NetworkScores, scores_of
 from dkel_lightning.modules.batch import check_labels, unpack
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.networks import PeerFeatures
@@ -77,7 +77,8 @@ class EnsembleModule(LightningModule):
         """Score the classifier (only when fitted on its own)."""
         features, labels, _ = unpack(batch)
         check_labels(labels, self.classifier.out_features)
-        self.scores.update(self(features.transpose(0, 1)).unsqueeze(0), labels)
+        logits = self(features.transpose(0, 1)).unsqueeze(0)
+        self.scores.update(*scores_of(logits, labels), len(labels))
 
     def on_validation_epoch_end(self) -> None:
         """Log the classifier's accuracy."""

@@ -145,7 +145,7 @@ def score(module: Coordinator, batch: Any, batch_idx: int, stage: str, loader: i
     evaluated = evaluate(module, views)
     correct, nll = scores_of(evaluated.logits, labels)
     module.finite_watch.look(nll, views, batch_idx, stage)
-    scores_of_loader(module, loader)[0].add(correct, nll, len(labels))
+    scores_of_loader(module, loader)[0].update(correct, nll, len(labels))
     return evaluated, classes_of(labels)
 
 

@@ -23,6 +23,7 @@ from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, St
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.targets import TargetMaker
 from dkel_lightning.modules.teacher import TeacherModule
+from dkel_lightning.runtime.seeding import generator
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 
@@ -55,6 +56,7 @@ class Coordinator(LightningModule):
         observers: callables for the next eager training steps; while there are any, no step is captured.
         readers: callables for every training step; what a captured one hands them is overwritten by the next.
         compiled: the networks as compiled for this fit.
+        num_views: the views that the augmentation makes of an image.
         batch_keys: what images, labels and indices are called in batches that are mappings; empty: as usual.
         lr: the learning rate of all groups, before their factors; None: the optimizer's own. `Tuner.lr_find` sets it.
         test_flips: whether an evaluation takes the mean probability of each image and its mirror image.
@@ -68,6 +70,7 @@ class Coordinator(LightningModule):
     execution: Execution
     deployment: Deploy
     augmentation: Augmentation | None
+    num_views: int
     targets: TargetMaker
     seed: int
     recipe: dict[str, Any] | None
@@ -124,9 +127,15 @@ class Coordinator(LightningModule):
         """Make the views of a batch, and mix them and its labels where that is asked for; drawn from (seed, key)."""
         return self.targets.mixed(batch._replace(views=self.make_views(batch.views, *key)), self.seed, *key)
 
-    @abstractmethod
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:
-        """Augment images [B, C, H, W] once for each view, [B, V, C, H, W], drawn from (seed, key)."""
+        """Augment images [B, C, H, W] once for each view, [B, V, C, H, W], drawn from (seed, key).
+
+        Without an augmentation, or given views already, they are returned as they are.
+        """
+        if self.augmentation is None or images.dim() != 4:
+            return images
+        drawn = generator(self.seed, "views", *key, device=images.device)
+        return torch.stack([self.augmentation(images, drawn) for _ in range(self.num_views)], dim=1)
 
     @abstractmethod
     def compute_step(self, batch: Batch) -> StepResult:

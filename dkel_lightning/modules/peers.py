@@ -128,7 +128,7 @@ class PeersModule(LightningModule):
             logits = self(views).logits
         correct, nll = scores_of(logits, labels)
         self._finite.look(nll, views, batch_idx, stage)
-        self.scores.add(correct, nll, len(labels))
+        self.scores.update(correct, nll, len(labels))
 
     def _log_scores(self, stage: str) -> None:
         accuracy = self.scores.per_network()["accuracy"]
@@ -141,3 +141,9 @@ def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """List the BatchNorm layers that keep running statistics."""
     layers = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     return [layer for layer in layers if layer.running_mean is not None]
+
+
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """List their means and variances."""
+    layers = batch_norms(network)
+    return [each for layer in layers for each in (layer.running_mean, layer.running_var) if each is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -294,7 +294,3 @@ class TeacherModule(PeersModule):
         super()._load_from_state_dict(*args, **kwargs)
         if not torch.equal(self.rate, torch.full_like(self.rate, self._host_rate)):
             self._host_rate = float(self.rate)
-
-    def settings_as_dict(self) -> dict[str, Any]:
-        """Return the settings as a dict of primitives."""
-        return asdict(self.settings)

@@ -1,20 +1,12 @@
 """Networks of peers: the backbones of DKEL by name, and any torch classifier cut into a trunk and branches."""
 
 from dkel_lightning.networks.adapters import adapter, at_common_size
-from dkel_lightning.networks.branching import (
-    SplitModel,
-    WholeModel,
-    branch_model,
-    is_trained,
-    redraw_,
-    whole_model,
-)
+from dkel_lightning.networks.branching import SplitModel, WholeModel, branch_model, is_trained, redraw_, whole_model
 from dkel_lightning.networks.conversion import Constants, Conversion, convert_before
 from dkel_lightning.networks.external import default_cut, make, normalisation, pretrained_classes
 from dkel_lightning.networks.maps import check_pairs, maps_of
 from dkel_lightning.networks.outline import IMAGE_SHAPE, LogitsOf, classes_of, logits_of
 from dkel_lightning.networks.peers import (
-    VIEWS_PER_PASS,
     Branch,
     BranchedNetwork,
     IndependentPeers,
@@ -30,7 +22,6 @@ from dkel_lightning.networks.watching import Named, StandIn, find, layers_of, re
 __all__ = [
     "BACKBONES",
     "IMAGE_SHAPE",
-    "VIEWS_PER_PASS",
     "Backbone",
     "Branch",
     "BranchedNetwork",

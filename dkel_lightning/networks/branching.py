@@ -83,10 +83,7 @@ def branch_model(
 
 
 def whole_model(
-    model: nn.Module,
-    num_classes: int,
-    classifier: str | None = None,
-    image_shape: tuple[int, int, int] = IMAGE_SHAPE,
+    model: nn.Module, num_classes: int, classifier: str | None = None, image_shape: tuple[int, int, int] = IMAGE_SHAPE
 ) -> WholeModel:
     """Make one peer of a copy of `model`, its weights kept; arguments and errors of `branch_model`."""
     model = copy.deepcopy(model)

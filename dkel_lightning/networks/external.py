@@ -11,6 +11,7 @@ from torch import nn
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks.outline import IMAGE_SHAPE
 from dkel_lightning.runtime.packages import need
+from dkel_lightning.runtime.texts import first_line
 from dkel_lightning.settings.backbone import reads_a_folder
 from dkel_lightning.settings.keys import did_you_mean
 
@@ -81,7 +82,8 @@ def make(
     size = image_size or IMAGE_SHAPE[1:]
     if source not in EXTRAS:
         return _torchvision(own_name, num_classes, in_channels, size, pretrained)
-    return _SOURCES[source](_library(name), own_name, num_classes, in_channels, size, pretrained)
+    build = _timm if source == "timm" else _hf
+    return build(_library(name), own_name, num_classes, in_channels, size, pretrained)
 
 
 def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
@@ -182,13 +184,10 @@ def _hf(
         model: nn.Module = auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises what it likes, in many lines
         raise ConfigError(
-            f"hf:{name} is no image classifier that is here ({str(error).strip().splitlines()[0]}): give a folder with "
+            f"hf:{name} is no image classifier that is here ({first_line(error)}): give a folder with "
             "a config.json (one beside you is hf:./NAME), or a type such as hf:vit; backbone.pretrained=true downloads."
         ) from error
     return model
-
-
-_SOURCES: dict[str, Callable[..., nn.Module]] = {"torchvision": _torchvision, "timm": _timm, "hf": _hf}
 
 
 def _had(name: str, load: Callable[[], nn.Module], pretrained: bool = True) -> nn.Module:
@@ -196,9 +195,9 @@ def _had(name: str, load: Callable[[], nn.Module], pretrained: bool = True) -> n
         return load()
     except Exception as error:  # of the network, the disk, or the model's arguments
         if not pretrained:
-            raise ConfigError(f"{name} cannot be built ({str(error).strip().splitlines()[0]}).") from error
+            raise ConfigError(f"{name} cannot be built ({first_line(error)}).") from error
         raise ConfigError(
-            f"The pretrained weights of {name} cannot be had ({str(error).strip().splitlines()[0]}): see to the "
+            f"The pretrained weights of {name} cannot be had ({first_line(error)}): see to the "
             "network or the cache, give a folder that holds them (hf:FOLDER), or set backbone.pretrained=false."
         ) from error
 

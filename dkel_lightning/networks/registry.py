@@ -140,44 +140,12 @@ def _find(name: str | None, image_size: tuple[int, int] | None) -> Backbone:
     return backbone
 
 
-def _register_resnet(name: str, spec: resnet.ResNetSpec, summary: str) -> None:
+for _name, (_spec, _summary) in resnet.SPECS.items():
     # Padding keeps a 1x1 image 1x1 through every stride.
-    trunk, branch = partial(resnet.make_trunk, spec), partial(resnet.make_branch, spec)
-    register_backbone(Backbone(name, trunk, branch, min_size=1, summary=summary))
-
-
-_register_resnet("resnet8", resnet.RESNET8, "CIFAR ResNet, one basic block a stage: the quickstart's")
-_register_resnet("resnet20", resnet.RESNET20, "CIFAR ResNet, basic blocks 3/3/3, widths 16-32-64")
-_register_resnet("resnet32", resnet.RESNET32, "CIFAR ResNet, basic blocks 5/5/5, widths 16-32-64")
-_register_resnet("resnet56", resnet.RESNET56, "CIFAR ResNet, basic blocks 9/9/9, widths 16-32-64")
-_register_resnet("resnet110_basic", resnet.RESNET110_BASIC, "CIFAR ResNet, basic blocks 18/18/18, widths 16-32-64")
-_register_resnet("resnet110", resnet.RESNET110, "CIFAR ResNet, bottleneck blocks 12/12/12")
-_register_resnet("wide_resnet20_8", resnet.WIDE_RESNET20_8, "CIFAR ResNet, bottleneck blocks 2/2/2, inner width x8")
-_register_resnet("wrn_16_2", resnet.WRN_16_2, "wide ResNet, pre-activation blocks 2/2/2, widths 32-64-128")
-_register_resnet("wrn_40_2", resnet.WRN_40_2, "wide ResNet, pre-activation blocks 6/6/6, widths 32-64-128")
-_register_resnet("cifar_resnet18", resnet.CIFAR_RESNET18, "ResNet-18 for 32 pixels: 3x3 stem, no max-pool")
-_register_resnet("cifar_resnet34", resnet.CIFAR_RESNET34, "ResNet-34 for 32 pixels: 3x3 stem, no max-pool")
-_register_resnet("resnet18", resnet.RESNET18, "ImageNet ResNet-18: 7x7 stem with stride 2, max-pool")
-_register_resnet("resnet34", resnet.RESNET34, "ImageNet ResNet-34: 7x7 stem with stride 2, max-pool")
-_register_resnet("tiny_resnet18", resnet.TINY_RESNET18, "ResNet-18 for 64 pixels: 7x7 stem with stride 2, no max-pool")
-_register_resnet("tiny_resnet34", resnet.TINY_RESNET34, "ResNet-34 for 64 pixels: 7x7 stem with stride 2, no max-pool")
-register_backbone(
-    Backbone(
-        "vgg16",
-        vgg.make_trunk,
-        vgg.make_branch,
-        min_size=32,
-        summary="VGG-16 with BatchNorm, head 512-512-C",
-        start_linear=vgg.start_linear,
-    )
-)
-register_backbone(
-    Backbone(
-        "densenet40_12",
-        densenet.make_trunk,
-        densenet.make_branch,
-        min_size=4,
-        summary="DenseNet-BC, dense blocks of 6 layers, growth 12",
-        start_linear=densenet.start_linear,
-    )
-)
+    _parts = partial(resnet.make_trunk, _spec), partial(resnet.make_branch, _spec)
+    register_backbone(Backbone(_name, *_parts, min_size=1, summary=_summary))
+for _name, _module, _size, _summary in (
+    ("vgg16", vgg, 32, "VGG-16 with BatchNorm, head 512-512-C"),
+    ("densenet40_12", densenet, 4, "DenseNet-BC, dense blocks of 6 layers, growth 12"),
+):
+    register_backbone(Backbone(_name, _module.make_trunk, _module.make_branch, _size, _summary, _module.start_linear))

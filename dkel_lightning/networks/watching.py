@@ -41,11 +41,15 @@ def release_(model: nn.Module) -> nn.Module:
     for module in model.modules():
         forward = module.__dict__.get("forward")
         while isinstance(forward, StandIn):
-            del module.forward
             forward = forward.forward
-            if getattr(forward, "__func__", None) is not type(module).forward:
-                module.forward = forward  # the user's own stand-in
+            _put_back(module, forward)
     return model
+
+
+def _put_back(module: nn.Module, forward: Any) -> None:
+    del module.forward
+    if getattr(forward, "__func__", None) is not type(module).forward:
+        module.forward = forward  # another stand-in, ours or the user's own
 
 
 class _Seen:
@@ -79,9 +83,7 @@ class _Watch(StandIn):
         """Give the module the forward of before; nothing where it was released meanwhile."""
         outer = self.module.__dict__.get("forward")
         if outer is self:
-            del self.module.forward
-            if getattr(self.forward, "__func__", None) is not type(self.module).forward:
-                self.module.forward = self.forward
+            _put_back(self.module, self.forward)
         while isinstance(outer, StandIn):
             if outer.forward is self:
                 outer.forward = self.forward

@@ -18,9 +18,11 @@ def printable(text: object) -> str:
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(text))
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its kind where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def first_line(said: object) -> str:
+    """Return the first line of what an error or a text says, or its kind where it says nothing."""
+    # The text of a KeyError is the representation of what it says.
+    text = str(said.args[0] if isinstance(said, KeyError) and said.args else said)
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(said).__name__)
 
 
 def markdown(text: object) -> str:

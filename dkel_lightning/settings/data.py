@@ -49,8 +49,7 @@ class DataSettings(Settings, node="data"):
     ] = "constant"
     flip: Annotated[bool | None, switch("Mirror half of the training views; null: as the set defines.")] = None
     augment: Annotated[
-        str,
-        choice("What follows crop and flip, by torchvision.", "standard", "randaugment", "trivial", "augmix"),
+        str, choice("What follows crop and flip, by torchvision.", "standard", "randaugment", "trivial", "augmix")
     ] = "standard"
     erasing: Annotated[float, number("Probability that a rectangle of a training view is erased.", 0, 1)] = 0.0
     mean: Annotated[

@@ -246,6 +246,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def at(values: Any, key: str) -> Any:
+    """Give what nested mappings hold at a dotted key; None where one of them is missing, or is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build the (nested) dataclass `cls` from a mapping of primitives.
 

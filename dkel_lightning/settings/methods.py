@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.distils import Detach, Distils, LabelsWeight, Temperature, Weight
-from dkel_lightning.settings.keys import (
-    REQUIRED,
-    choice,
-    either,
-    names,
-    number,
-    registered,
-    several,
-    text,
-    whole,
-)
+from dkel_lightning.settings.keys import REQUIRED, choice, either, names, number, registered, several, text, whole
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.teacher import TEACHERS
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
@@ -110,8 +100,7 @@ class OnlineCheckpointsSettings(KDSettings):
     ce_weight: LabelsWeight = 0.0
     weight: Weight = 1.0
     checkpoints: Annotated[
-        str | None,
-        text("Folder of checkpoints of a frozen teacher, *step=N.ckpt; null: it learns beside its student."),
+        str | None, text("Folder of checkpoints of a frozen teacher, *step=N.ckpt; null: it learns beside its student.")
     ] = None
 
 
@@ -143,8 +132,7 @@ class CLILRSettings(Distils):
 
     temperature: Temperature = 2.0
     beta: Annotated[
-        float | None,
-        number("Weight of the labels, against 1 - beta of the other heads; null: both 1 (CL-ILR).", 0, 1),
+        float | None, number("Weight of the labels, against 1 - beta of the other heads; null: both 1 (CL-ILR).", 0, 1)
     ] = 0.5
     detach: Detach = True
     rampup: RampUp = field(default_factory=lambda: RampUp(epochs=0))
@@ -197,7 +185,8 @@ class MethodPreset:
         needs: what it needs.
         settings: differences from the defaults of `Settings`; a ramp-up or ensemble that is named here keeps its length
             whatever the experiment.
-        teacher: name of the teacher's preset, or differences from the defaults of `TeacherSettings`.
+        teacher: name of the teacher's preset, or differences from the defaults of `TeacherSettings`; by default
+            `independent`, or `none` where the method reads none.
         arrangement: differences from the defaults of `Arrangement`.
         views_per_pass: how views pass the trunk, see `BackboneSettings`.
     """
@@ -206,9 +195,13 @@ class MethodPreset:
     Settings: type[Any]
     needs: Needs = field(default_factory=Needs)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    teacher: str | Mapping[str, Any] = "independent"
+    teacher: str | Mapping[str, Any] = ""
     arrangement: Mapping[str, Any] = field(default_factory=dict)
     views_per_pass: str = BackboneSettings.views_per_pass
+
+    def __post_init__(self) -> None:
+        usual = "none" if self.needs.teacher == "none" else "independent"
+        object.__setattr__(self, "teacher", self.teacher or usual)  # the class is frozen
 
     @property
     def teacher_settings(self) -> Mapping[str, Any]:
@@ -221,6 +214,10 @@ class MethodPreset:
 
 
 STUDENT = Deploy("student", "best")
+OF_ONE_TEACHER = Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT)
+"""Students that learn from one network of its own."""
+OF_A_TEACHER = Needs(teacher="none", ensemble="none", minimum_peers=1, maximum_peers=1, deploy=STUDENT)
+"""What a teacher itself is trained by, or what is fitted on it, before its student."""
 
 PRESETS: dict[str, MethodPreset] = {
     "baseline": MethodPreset(
@@ -233,7 +230,6 @@ PRESETS: dict[str, MethodPreset] = {
         "Collaborative learning with intermediate-level sharing: heads on one trunk, gradient scaled where they meet.",
         CLILRSettings,
         Needs(teacher="none", ensemble="none", trunk=True, deploy=STUDENT),
-        teacher="none",
         arrangement={"views": "shared"},
     ),
     "dkel": MethodPreset(
@@ -250,14 +246,14 @@ PRESETS: dict[str, MethodPreset] = {
     "consistent": MethodPreset(
         "A frozen teacher's channels are rearranged for this student before their maps are compared.",
         ConsistentSettings,
-        Needs(foreign_teacher=True, ensemble="none", batches=True, minimum_peers=1, maximum_peers=1, deploy=STUDENT),
+        replace(OF_ONE_TEACHER, batches=True, maximum_peers=1),
         teacher="frozen",
         arrangement={"peers": 1},
     ),
     "dih": MethodPreset(
         "Intermediate classifier heads, fitted on the frozen teacher's stages, teach beside its own output.",
         DIHSettings,
-        Needs(foreign_teacher=True, fitted_by="heads", ensemble="none", minimum_peers=1, deploy=STUDENT),
+        replace(OF_ONE_TEACHER, fitted_by="heads"),
         teacher="frozen",
         arrangement={"peers": 1},
     ),
@@ -265,13 +261,12 @@ PRESETS: dict[str, MethodPreset] = {
         "Deep mutual learning: separate networks on one view learn from each other's predictions.",
         DMLSettings,
         Needs(teacher="none", ensemble="none", deploy=STUDENT),
-        teacher="none",
         arrangement={"sharing": "nothing", "views": "shared"},
     ),
     "ekd": MethodPreset(
         "Evolutionary distillation (our reading): teacher and student from scratch together, guided block by block.",
         EKDSettings,
-        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        OF_ONE_TEACHER,
         teacher="online",
         arrangement={"peers": 1},
     ),
@@ -279,35 +274,25 @@ PRESETS: dict[str, MethodPreset] = {
         "Feature fusion: peers and a classifier of their fused feature maps teach each other.",
         FFLSettings,
         Needs(teacher="none", ensemble="own", stages=True, deploy=STUDENT),
-        teacher="none",
         arrangement={"peers": 2, "views": "shared"},
     ),
     "heads": MethodPreset(
         "Linear classifiers on the stages of a frozen network (backbone.weights): the second stage of dih.",
         HeadsSettings,
-        Needs(teacher="none", ensemble="none", fixed_student=True, minimum_peers=1, maximum_peers=1, deploy=STUDENT),
-        teacher="none",
+        replace(OF_A_TEACHER, fixed_student=True),
         arrangement={"peers": 1},
     ),
     "iakd": MethodPreset(
         "Interactive distillation: blocks of a frozen teacher stand in the student's forward pass at random.",
         IAKDSettings,
-        Needs(
-            foreign_teacher=True,
-            ensemble="none",
-            time=True,
-            batches=True,
-            minimum_peers=1,
-            maximum_peers=1,
-            deploy=STUDENT,
-        ),
+        replace(OF_ONE_TEACHER, time=True, batches=True, maximum_peers=1),
         teacher="frozen",
         arrangement={"peers": 1},
     ),
     "kd": MethodPreset(
         "Offline distillation in two stages: a teacher is trained (or loaded), then frozen and taught from.",
         KDSettings,
-        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        OF_ONE_TEACHER,
         teacher="frozen",
         arrangement={"peers": 1},
     ),
@@ -315,13 +300,12 @@ PRESETS: dict[str, MethodPreset] = {
         "Collaborative learning: separate networks with a view each learn from one target made of all of them.",
         KDCLSettings,
         Needs(teacher="none", ensemble="none", deploy=STUDENT),
-        teacher="none",
         arrangement={"sharing": "nothing"},
     ),
     "kdpm": MethodPreset(
         "One teacher that learns online, and students that learn from it and from each other.",
         KDPMSettings,
-        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        OF_ONE_TEACHER,
         teacher="online",
         arrangement={"peers": 2, "sharing": "nothing", "views": "shared"},
     ),
@@ -336,36 +320,30 @@ PRESETS: dict[str, MethodPreset] = {
         "Diverse peers: auxiliary peers attend to each other and teach a group leader, the last peer.",
         OKDDipSettings,
         Needs(teacher="none", ensemble="none", minimum_peers=3, deploy=Deploy("student", -1)),
-        teacher="none",
         arrangement={"peers": 4, "views": "shared"},
     ),
     "one": MethodPreset(
         "On-the-fly native ensemble: branches learn from their gated ensemble.",
         ONESettings,
         Needs(teacher="none", ensemble="own", stages=True, trunk=True, deploy=Deploy("student", 0)),
-        teacher="none",
         arrangement={"views": "shared"},
     ),
     "sftn": MethodPreset(
         "A student-friendly teacher: it is trained with branches of its student's blocks (teacher.training=sftn).",
         SFTNSettings,
-        Needs(teacher="none", ensemble="none", minimum_peers=1, maximum_peers=1, deploy=STUDENT),
-        teacher="none",
+        OF_A_TEACHER,
         arrangement={"peers": 1},
     ),
     "soteacher": MethodPreset(
         "A student-oriented teacher: smooth, and consistent with itself over time (teacher.training=soteacher).",
         SoTeacherSettings,
-        Needs(
-            teacher="none", ensemble="none", time=True, batches=True, minimum_peers=1, maximum_peers=1, deploy=STUDENT
-        ),
-        teacher="none",
+        replace(OF_A_TEACHER, time=True, batches=True),
         arrangement={"peers": 1},
     ),
     "online_checkpoints": MethodPreset(
         "The student follows the teacher of the same moment, which learns from the labels alone.",
         OnlineCheckpointsSettings,
-        Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT),
+        OF_ONE_TEACHER,
         teacher="gradient",
         arrangement={"peers": 1},
     ),

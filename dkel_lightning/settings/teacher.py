@@ -138,8 +138,7 @@ class TeacherSettings(OwnNetwork, node="teacher"):
     batchnorm: Annotated[str, choice("Running statistics of the teacher.", "own", "copy", "ema")] = "own"
     update: Annotated[str, choice("How the teacher learns.", "ema", "gradient", "frozen", "none")] = "ema"
     backbone: Annotated[
-        str | None,
-        registered("Network of a teacher of its own (kd): what backbone= takes; null: the student's."),
+        str | None, registered("Network of a teacher of its own (kd): what backbone= takes; null: the student's.")
     ] = None
     weights: Annotated[
         str | None,

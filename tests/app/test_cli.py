@@ -137,9 +137,9 @@ def test_a_key_of_another_choice_is_told_from_a_misspelt_one() -> None:
 
 
 def test_a_composition_that_is_changed_changes_no_later_one() -> None:
-    first = keys.composed(["method=pcl"], None, [])
+    first = keys.composed(["method=pcl"])
     first.seed = 5
-    assert keys.composed(["method=pcl"], None, []).seed == 0
+    assert keys.composed(["method=pcl"]).seed == 0
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ def test_a_composition_that_is_changed_changes_no_later_one() -> None:
     ],
 )
 def test_keys_over_a_composition_are_what_hydra_composes(given: list[str]) -> None:
-    assert keys.composed(given, None, []) == composition.compose(given)
+    assert keys.composed(given) == composition.compose(given)
 
 
 def test_a_package_on_a_key_is_refused_as_hydra_refuses_it() -> None:
     with pytest.raises(ConfigError, match="looks like a config group override"):
-        keys.composed(["seed@foo=3"], None, [])
+        keys.composed(["seed@foo=3"])
 
 
 def test_several_misspelt_keys_come_in_one_message() -> None:

@@ -138,8 +138,6 @@ def test_all_mistakes_of_values_come_in_one_message() -> None:
         (("precision=fp16", "trainer=cpu"), {}, "precision=fp16 needs a GPU"),
         (("trainer.max_epochs=-1",), {}, "The run has no end"),
         (("trainer.max_epochs=0",), {}, "trainer.max_epochs is 0"),
-        (("task=evaluate",), {}, "task=evaluate needs checkpoint=PATH"),
-        (("checkpoint=x.ckpt",), {}, "checkpoint= belongs to task=evaluate"),
         (("data.mean=[0.5]",), {}, "data.mean and data.std belong together"),
         (("method=baseline", "method.peers=1", "deploy.network=ensemble"), {}, "needs at least 2 peers"),
     ],

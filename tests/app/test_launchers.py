@@ -21,6 +21,7 @@ from dkel_lightning.app.config import choices, extras
 from dkel_lightning.app.report import of_groups
 from dkel_lightning.app.runs.groups import read_sweep
 from dkel_lightning.app.runs.kinds import NOTE
+from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import ranks
 from tests.compose import check_arguments
@@ -169,7 +170,7 @@ def test_optuna_searches_through_parallel_jobs_and_the_report_shows_it(tmp_path:
     folder = tmp_path / "sweep"
     assert states(folder) == ["finished", "finished"]
     found = OmegaConf.load(folder / sweeps.SEARCH)
-    objectives = [sweeps.objective(folder / number) for number in "01"]
+    objectives = [RunRecord(folder / number).objective for number in "01"]
     assert found.best_value == max(value for value in objectives if value is not None)
     rates = [(job.overrides or {})["optimizer.lr"] for job in read_sweep(folder).jobs]
     assert len({*rates}) == 2

@@ -232,15 +232,6 @@ def test_a_run_takes_its_folder_with_its_settings_or_not_at_all(
     assert begin(folder, "c") == tmp_path / "job_2"
 
 
-def test_a_file_system_without_links_is_served_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(Path, "hardlink_to", forbidden)
-    assert [begin(tmp_path / "it", text).name for text in "ab"] == ["it", "it_1"]
-    assert (tmp_path / "it_1" / "config.yaml").read_text() == "b"
-
-
 def test_the_newest_run_is_one_that_has_no_checkpoint_yet_and_no_analysis(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

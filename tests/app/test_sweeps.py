@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from dkel_lightning.app import figures, sweeps
 from dkel_lightning.app.cli import checks, composition, main
@@ -176,12 +175,13 @@ def test_a_sweep_of_seeds_alone_is_one_setting(tmp_path: Path) -> None:
     assert "| all | 2 | 90.50 ± 0.71 |" in (tmp_path / "sweep.md").read_text()
 
 
-def test_a_sweep_without_any_finished_job_still_has_its_table(tmp_path: Path) -> None:
+def test_a_sweep_without_any_finished_job_still_has_its_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     job(tmp_path, 0, ["seed=0", "optimizer.lr=1e30"], error=NonFiniteError("The loss is NaN."))
     assert sweeps.write(read_sweep(tmp_path)) == ["sweep.csv", "sweep.md"]
-    console = Console(width=120, record=True)
-    sweeps.show(read_sweep(tmp_path), console)
-    assert "n/a" in console.export_text()
+    sweeps.show(read_sweep(tmp_path))
+    assert "n/a" in capsys.readouterr().out
 
 
 def test_torn_files_of_a_job_leave_its_row_empty(tmp_path: Path) -> None:
@@ -270,7 +270,9 @@ def test_other_settings_in_a_jobs_folder_are_refused_with_the_differences(tmp_pa
 # ---------------------------------------------------------------------- searches
 
 
-def test_a_search_is_listed_by_validation_accuracy_and_names_the_test_accuracy_apart(tmp_path: Path) -> None:
+def test_a_search_is_listed_by_validation_accuracy_and_names_the_test_accuracy_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number, (rate, accuracy) in enumerate([("0.0123456789", 0.91), ("0.1", 0.95), ("0.25", 0.93)]):
         job(tmp_path, number, [f"optimizer.lr={rate}", "teacher.draw=independent"], accuracy)
     job(tmp_path, 3, ["optimizer.lr=0.9", "teacher.draw=student"], error=NonFiniteError("The loss is NaN."))
@@ -284,18 +286,9 @@ def test_a_search_is_listed_by_validation_accuracy_and_names_the_test_accuracy_a
         "| 0 | 0.01235 | independent | 92.00 | 91.00 |",
     ]
     assert "Job 3 (optimizer.lr=0.9, teacher.draw=student) failed" in (tmp_path / "sweep.md").read_text()
-    console = Console(width=120, record=True)
-    sweeps.show(sweep, console)
-    shown = console.export_text()
+    sweeps.show(sweep)
+    shown = capsys.readouterr().out
     assert shown.index("96.00") < shown.index("94.00") < shown.index("92.00")
-
-
-def test_the_objective_of_a_finished_job_is_that_of_its_validation(tmp_path: Path) -> None:
-    job(tmp_path, 0, ["seed=0"], 0.9)
-    assert sweeps.objective(tmp_path / "0") == pytest.approx(0.91)
-    (tmp_path / "0" / "summary.json").write_text('{"test": {"best": null, "last": {"deployed_accuracy": 0.7}}}')
-    assert sweeps.objective(tmp_path / "0") == 0.7  # of a run before validation accuracies were kept
-    assert sweeps.objective(tmp_path / "1") is None
 
 
 # ---------------------------------------------------------------------- presets that sweep

@@ -23,7 +23,7 @@ from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import ConfigError, DataError, DkelError
-from tests.compose import compose, tiny_run
+from tests.compose import compose, tiny_run, with_callback
 
 ALL = ("logger=[tensorboard,wandb,mlflow]", "logger.extra.wandb.mode=offline")
 
@@ -107,9 +107,8 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train with all trackers, interrupted after an epoch that no checkpoint holds, and go on."""
     folder = tmp_path_factory.mktemp("run")
     run = tiny_run(folder, *ALL, "trainer.max_epochs=4", "callbacks.checkpoint_every_n_epochs=2")
-    callbacks = {**run.values["callbacks"], "extra": {"interrupt": {"_target_": f"{__name__}.Interrupt"}}}
     with pytest.raises(SystemExit):
-        train(Run({**run.values, "callbacks": callbacks}, folder))
+        train(with_callback(run, f"{__name__}.Interrupt"))
     assert max(row["epoch"] for row in read_rows(folder / "metrics.csv").values()) == 2
     last = folder / "checkpoints" / "last.ckpt"
     train(Run(run.values, folder, resume=last))

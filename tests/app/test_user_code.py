@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from dkel_lightning.app import build, tasks
-from dkel_lightning.app.cli import saved_settings, user_code
+from dkel_lightning.app.cli import composition, saved_settings, user_code
 from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks import registry
@@ -101,8 +101,7 @@ def test_a_preset_in_a_folder_of_the_users_own_stands_for_what_is_registered(tmp
     (tmp_path / "conf" / "backbone" / "tiny.yaml").write_text("defaults: [_base]\nname: tiny\nviews_per_pass: one\n")
     user_code.load([MODULES], tmp_path / "conf")
     assert "tiny" not in user_code.chosen_from("backbone")
-    search = f"hydra.searchpath=['{(tmp_path / 'conf').as_uri()}']"
-    assert compose("backbone=tiny", search)["backbone"]["views_per_pass"] == "one"
+    assert composition.compose(["backbone=tiny"], tmp_path / "conf").backbone.views_per_pass == "one"
 
 
 def test_without_modules_nothing_of_the_users_is_imported_and_torch_neither() -> None:

@@ -6,6 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from dkel_lightning.callbacks import CollapseGuard
+from dkel_lightning.callbacks import CollapseGuard, step_recorder
 from dkel_lightning.callbacks.step_recorder import Verdict, all_finite, non_finite
 from dkel_lightning.data import WithIndices
 from dkel_lightning.errors import NonFiniteError
@@ -119,11 +120,11 @@ def test_weights_optimizer_and_teacher_are_those_from_before_the_step(tmp_path: 
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
 def test_a_late_verdict_still_records_the_step_as_it_began(tmp_path: Path, step: int) -> None:
     watch, guard = States(*IN_FORCE), LateGuard()
-    # As on a GPU: everything is copied at the start of each step.
-    guard._recorder.copies_all = guard._other.copies_all = True
     scheduler = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
     module = build(teacher={"init_steps": 0}, scheduler=scheduler, interval="step")
-    with pytest.raises(NonFiniteError, match=rf"non-finite terms: ce, .* \(step {step}, epoch 1\)"):
+    found = pytest.raises(NonFiniteError, match=rf"non-finite terms: ce, .* \(step {step}, epoch 1\)")
+    # As on a GPU: everything is copied at the start of each step.
+    with found, patch.object(step_recorder, "sync_blocks", return_value=True):
         trainer(guard, watch, default_root_dir=tmp_path).fit(module, poisoned_loader(step))
     # Read two steps later, or at the end of the epoch.
     assert len(watch.seen) == min(step + 2, 5)
@@ -152,10 +153,9 @@ def test_a_method_s_buffers_are_those_of_the_step(
     teacher = {"backbone": "resnet8"} if method["name"] == "iakd" else None
     module = build(method, 1, teacher=teacher, image_size=(8, 8))
     guard = LateGuard() if whole else CollapseGuard()
-    guard._recorder.copies_all = guard._other.copies_all = whole or None
     data = poisoned_loader(3).dataset
     loader = DataLoader(WithIndices(data), batch_size=8)
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError), patch.object(step_recorder, "sync_blocks", return_value=whole):
         trainer(guard, watch, default_root_dir=tmp_path, max_epochs=2).fit(module, loader)
     record = torch.load(tmp_path / "collapse" / "step_3.pt", weights_only=True)["state_dict"]
     checked = [*written, *(told if whole else ())]

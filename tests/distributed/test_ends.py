@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import NonFiniteError
 from dkel_lightning.runtime import processes
-from tests.compose import tiny_run
+from tests.compose import tiny_run, with_callback
 from tests.distributed.processes import TINY, Command, fork, run_folder
 from tests.modules.toy import build, train_loader, trainer
 from tests.reliability.record import record
@@ -89,13 +88,12 @@ def test_a_process_that_fails_ends_the_others_and_its_cause_is_printed_once(
 
 def test_a_loss_that_is_no_number_in_one_process_stops_both_at_the_same_step(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", "trainer=ddp_cpu", "method.peers=2", "data.batch_size=8", "teacher.init_steps=0")
-    fault = {"_target_": "tests.distributed.faults.Fault", "kind": "no_number", "rank": 1, "step": 4}
-    values = {**run.values, "callbacks": {**run.values["callbacks"], "extra": {"fault": fault}}}
+    run = with_callback(run, "tests.distributed.faults.Fault", kind="no_number", rank=1, step=4)
 
     def work(rank: int) -> None:
         os.chdir(tmp_path)
         try:
-            train(replace(run, values=values))
+            train(run)
         except NonFiniteError as error:
             (tmp_path / f"said{rank}").write_text(str(error))
 

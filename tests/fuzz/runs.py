@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -215,12 +215,12 @@ def each_composed_once() -> Iterator[None]:
     compose: Callable[..., Any] = composition.compose
     known: dict[Any, Any] = {}
 
-    def remembered(overrides: list[str], *, with_hydra: bool = False) -> Any:
-        key = (tuple(overrides), with_hydra)
+    def remembered(overrides: Sequence[str], config_dir: Path | None = None, *, with_hydra: bool = False) -> Any:
+        key = (tuple(overrides), config_dir, with_hydra)
         if key not in known:
             if len(known) > 500:
                 known.clear()
-            known[key] = compose(overrides, with_hydra=with_hydra)
+            known[key] = compose(overrides, config_dir, with_hydra=with_hydra)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -27,7 +27,7 @@ from dkel_lightning.app.tasks.train import TrainResult, train
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.modules import teacher
 from dkel_lightning.runtime import processes
-from tests.compose import tiny_run
+from tests.compose import tiny_run, with_callback
 
 # Three epochs of five batches, two accumulated: every epoch ends in a window of one.
 SHORT = (
@@ -52,9 +52,7 @@ class Noise(Callback):
 
 def noisy_run(folder: Path, *overrides: str) -> Run:
     """Compose a run whose results depend on the global generators."""
-    run = tiny_run(folder, *SHORT, *overrides)
-    callbacks = {**run.values["callbacks"], "extra": {"noise": {"_target_": f"{__name__}.Noise"}}}
-    return replace(run, values={**run.values, "callbacks": callbacks, "trust": True})
+    return with_callback(tiny_run(folder, *SHORT, "trust=true", *overrides), f"{__name__}.Noise")
 
 
 def resumed(run: Run) -> TrainResult:

@@ -172,13 +172,13 @@ def test_all_mistakes_of_a_dataclass_are_named_at_once(values: Mapping[str, Any]
 
 
 def test_what_changes_no_figure_may_also_change_on_a_resumed_run() -> None:
-    machine = [key for key in schema.KEYS if not schema.changes_figures(key)]
+    machine = [key for key in schema.KEYS if MACHINE in schema.flags(key)]
     assert machine == [
         *("resume", "trust", "figures.also", "data.root", "data.download", "data.workers", "logger.extra.*"),
         "callbacks.progress",
     ]
     assert all(schema.may_change(key) for key in machine)
-    assert [key for key in schema.KEYS if schema.is_computed(key)] == ["data.mean", "data.std"]
+    assert [key for key in schema.KEYS if COMPUTED in schema.flags(key)] == ["data.mean", "data.std"]
     assert schema.resumable_groups() == ("task", "trainer", "execution", "logger")
     assert {key for key in schema.KEYS if schema.may_change(key)} - {*machine} == {
         *(f"execution.{key}" for key in ("name", "compile", "channels_last", "fused_optimizer", "threads")),

@@ -18,7 +18,7 @@ class Throughput(Callback):
     """Measure training images a second, all processes together, without validation and without the first epoch.
 
     The first epoch holds warm-up and allocation; it counts only where there is no other. Epochs before a resume
-    count too.
+    count too, and so does their time.
 
     Attributes:
         measured: epochs measured by this process itself.
@@ -26,10 +26,16 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self.measured = 0
+        self._begun, self._before = time.perf_counter(), 0.0
         self._first: tuple[int, float] | None = None
         self._images_after, self._seconds_after = 0, 0.0
         self._images = 0
         self._started: float | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin with the fit, and with no test after it."""
+        if stage == "fit":
+            self._begun = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock with the first batch."""
@@ -47,13 +53,23 @@ class Throughput(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what was measured in the checkpoint."""
-        return {"first": self._first and list(self._first), "after": [self._images_after, self._seconds_after]}
+        return {
+            "first": self._first and list(self._first),
+            "after": [self._images_after, self._seconds_after],
+            "seconds": self.seconds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what was measured before."""
         if "after" in state_dict:
             self._first = state_dict["first"] and tuple(state_dict["first"])
             self._images_after, self._seconds_after = state_dict["after"]
+            self._before = state_dict.get("seconds", 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the fit began, and of the processes before a resume up to the checkpoint."""
+        return self._before + time.perf_counter() - self._begun
 
     @property
     def images_per_second(self) -> float | None:

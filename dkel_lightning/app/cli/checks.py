@@ -23,7 +23,7 @@ from dkel_lightning.app.cli.overrides import MOST_JOBS, forced, line, parse, too
 from dkel_lightning.app.compare import plan
 from dkel_lightning.app.config import checks, extras, schema
 from dkel_lightning.app.runs.folder import values_in
-from dkel_lightning.app.tasks import registry
+from dkel_lightning.app.tasks import registry, requirements
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import command_lines
 from dkel_lightning.settings.declarations import keys_of
@@ -44,7 +44,7 @@ def with_preset_sweep(invocation: Invocation) -> tuple[Invocation, DictConfig | 
         return invocation, None
     check_groups(chosen, invocation.config_dir)
     lines = [item.input_line or "" for item in (*chosen, *invocation.for_hydra)]
-    hydra_settings = composition.compose([*lines, *invocation.search], with_hydra=True).hydra
+    hydra_settings = composition.compose(lines, invocation.config_dir, with_hydra=True).hydra
     return replace(invocation, swept=_swept(hydra_settings)), hydra_settings
 
 
@@ -81,13 +81,13 @@ def check(invocation: Invocation, hydra_settings: DictConfig | None) -> None:
         _check_presets(invocation)
         launcher = hydra_settings.launcher
     first, others = _jobs(given)
-    base = _composed(invocation, first)
+    base = composed(first, invocation.config_dir)
     _check_composed(base, first, invocation, launcher)
     for position, option in others:
         items = [*first[:position], option, *first[position + 1 :]]
         item = parse(option)
         if invocation.chooses(item):
-            changed = _composed(invocation, items)
+            changed = composed(items, invocation.config_dir)
         else:  # composing anew would give the same, in a hundred times the time
             changed = copy.deepcopy(base)
             OmegaConf.update(changed, item.key_or_group, item.value(), merge=False)
@@ -104,13 +104,9 @@ def _check_resume(invocation: Invocation) -> None:
     chosen = [item for item in invocation.for_run if invocation.chooses(item)]
     check_groups(chosen, invocation.config_dir)
     others = [item for item in invocation.for_run if item not in chosen]
-    given = resolved(composition.compose([*map(line, chosen), *map(forced, others), *invocation.search]))
+    given = resolved(composition.compose([*map(line, chosen), *map(forced, others)], invocation.config_dir))
     check_keys(others, OmegaConf.create({**given, **saved, "logger": given["logger"]}))
     saved_settings.resumed(folder, given, [item.input_line or "" for item in invocation.for_run])
-
-
-def _composed(invocation: Invocation, items: Sequence[str]) -> DictConfig:
-    return composed(items, invocation.config_dir, invocation.search)
 
 
 def _check_plugins(hydra_settings: DictConfig, overrides: Sequence[Override]) -> None:
@@ -124,8 +120,7 @@ def _check_plugins(hydra_settings: DictConfig, overrides: Sequence[Override]) ->
     for group, target in targets.items():
         for extra, packages in extras.EXTRAS.items():
             if target.startswith(f"{packages[0]}."):
-                fault = extras.missing_extra(f"hydra/{group}={extra}", extra)
-                if fault is not None:
+                for fault in extras.missing_extra(f"hydra/{group}={extra}", extra):
                     raise ConfigError(fault)
     for item in overrides:
         if item.is_interval_sweep() and "optuna" not in targets["sweeper"]:
@@ -137,7 +132,7 @@ def _check_presets(invocation: Invocation) -> None:
     presets = [item for item in invocation.for_run if item.key_or_group == "experiment" and item.is_sweep_override()]
     for choice in (choice for item in presets for choice in values_of(item)):
         check_groups([parse(choice)], invocation.config_dir)
-        if _swept(composition.compose([choice, *invocation.search], with_hydra=True).hydra) is not None:
+        if _swept(composition.compose([choice], invocation.config_dir, with_hydra=True).hydra) is not None:
             raise ConfigError(f"{choice} is a sweep by itself: give it alone.")
 
 
@@ -190,9 +185,8 @@ def _check_whole(values: Mapping[str, Any]) -> None:
 def _launches_processes(trainer: Mapping[str, Any]) -> bool:
     """Tell whether Lightning would run this command once more for each further process, or with strategy auto might."""
     devices = trainer["devices"]
-    one = str(devices) == "1" or (isinstance(devices, list) and len(devices) == 1)
     one_cpu = trainer["accelerator"] == "cpu" and devices == "auto"
-    return not one and not one_cpu
+    return not requirements.names_one(devices) and not one_cpu
 
 
 def _check_processes(trainer: Mapping[str, Any], launcher: DictConfig) -> None:
@@ -227,7 +221,7 @@ def planned(values: Mapping[str, Any], given: Sequence[str], invocation: Invocat
         return resolved(changed)
 
     def composer(overrides: list[str]) -> plan.Settle:
-        return partial(settle, _composed(invocation, overrides))
+        return partial(settle, composed(overrides, invocation.config_dir))
 
     repeated = [item for item in invocation.arguments if not item.startswith(("compare.folder=", "hydra.run.dir="))]
     go_on = command_lines.typed(*repeated)

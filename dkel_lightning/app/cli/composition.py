@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -56,17 +54,18 @@ def groups_explained(config_dir: Path | None) -> str:
     return "\n".join(lines)
 
 
-def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
-    """Compose the configuration, on request with Hydra's own.
+def compose(overrides: Sequence[str], config_dir: Path | None = None, *, with_hydra: bool = False) -> DictConfig:
+    """Compose the configuration, also of choices in a folder of the user's own, on request with Hydra's settings.
 
     Raises:
         ConfigError: what Hydra finds wrong, without its hints.
     """
-    prefer_own_presets(next((own for item in overrides if (own := _searched(item)) is not None), None))
+    prefer_own_presets(config_dir)
+    search = [] if config_dir is None else [f"hydra.searchpath=['{config_dir.as_uri()}']"]
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(choices.folder()), version_base="1.3", job_name="dkel_lightning"):
-            return hydra.compose("config", overrides=overrides, return_hydra_config=with_hydra)
+            return hydra.compose("config", overrides=[*overrides, *search], return_hydra_config=with_hydra)
     except (CompactHydraException, OmegaConfBaseException, ValueError) as error:
         if "Could not override 'scale'" in str(error):
             raise ConfigError("scale= belongs to an ablation: choose one with experiment=ablation/NAME.") from error
@@ -76,12 +75,6 @@ def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     except TypeError as error:  # Hydra joins a list of lists to a path
         given = shortened(" ".join(overrides))
         raise ConfigError(f"Cannot compose {given}: a group takes the name of one choice, group=CHOICE.") from error
-
-
-def _searched(override: str) -> Path | None:
-    """Give the user's folder of choices that an override names to Hydra, None of any other override."""
-    found = re.fullmatch(r"hydra\.searchpath=\['(file:.*)'\]", override)
-    return None if found is None else Path(url2pathname(urlsplit(found[1]).path))
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

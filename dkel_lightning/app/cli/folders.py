@@ -45,7 +45,10 @@ def found(invocation: Invocation) -> Invocation:
         CheckpointError: there is none.
     """
     resumed = _resumed(invocation.values, invocation.multirun)
-    return invocation.with_arguments([_fixed_resume(argument, resumed) for argument in invocation.arguments])
+    if resumed is None or Path(invocation.values["resume"]) == resumed:
+        return invocation
+    named = command_lines.override("resume", resumed.resolve())
+    return invocation.with_arguments([named if split(a)[0] == "resume" else a for a in invocation.arguments])
 
 
 def _resumed(values: Mapping[str, str], multirun: bool) -> Path | None:
@@ -72,14 +75,6 @@ def _composed_later(folder: str) -> Path:
     return Path(f"{before}x").parent if interpolation else Path(folder)
 
 
-def _fixed_resume(argument: str, resumed: Path | None) -> str:
-    """Name the checkpoint that was found, in the place of `last` or of a run's folder."""
-    key, value = split(argument)
-    if key != "resume" or resumed is None or Path(value) == resumed:
-        return argument
-    return command_lines.override("resume", resumed.resolve())
-
-
 def _check_writable(folder: Path, key: str) -> None:
     """Make the folder of all runs, so that Hydra does not fail with a traceback where it cannot."""
     cure = f"run in another folder, or choose one with {key}=PATH"
@@ -96,8 +91,11 @@ def _check_writable(folder: Path, key: str) -> None:
 
 
 def _folder(values: Mapping[str, str], task: Task | None, resumed: Path | None) -> list[str]:
-    if task is not None and task.place is Place.REPORTED:
-        return _of_report(values.get("report.of", "null"))
+    if task is not None and task.place is Place.REPORTED:  # and which one is the newest is settled now
+        named = values.get("report.of", "null")
+        of = kinds.find(None if named == "null" else named).resolve()
+        keys = ("report.of", "hydra.run.dir") if named == "null" else ("hydra.run.dir",)
+        return [command_lines.override(key, of) for key in keys]
     checkpoint = values.get("checkpoint", "null")
     if resumed is not None:
         return [command_lines.override("hydra.run.dir", folder_of(resumed))]
@@ -109,19 +107,8 @@ def _folder(values: Mapping[str, str], task: Task | None, resumed: Path | None) 
 
 def folder_beside(checkpoint: Path, task: Task) -> Path | None:
     """Give the folder in a checkpoint's run into which a task writes what it makes of it; None without a run."""
-    path = checkpoint.resolve()
-    run = path.parent.parent
-    return run / f"{task.folder}_{path.stem}" if (run / "config.yaml").is_file() else None
-
-
-def _of_report(of: str) -> list[str]:
-    """Write a report into the folder that it is about, and settle now which one is the newest."""
-    named = None if of == "null" else of
-    found = kinds.find(named).resolve()
-    return [
-        *([command_lines.override("report.of", found)] if named is None else []),
-        command_lines.override("hydra.run.dir", found),
-    ]
+    run = run_folder(checkpoint)
+    return None if run is None else run / f"{task.folder}_{checkpoint.resolve().stem}"
 
 
 def find_resume(text: str) -> Path:

@@ -126,11 +126,6 @@ class Invocation:
         return {key: len(values_of(item)) for key, item in given.items() if item.is_sweep_override()}
 
     @property
-    def search(self) -> list[str]:
-        """What tells Hydra of the user's folder of choices."""
-        return [] if self.config_dir is None else [f"hydra.searchpath=['{self.config_dir.as_uri()}']"]
-
-    @property
     def values(self) -> Mapping[str, str]:
         """What was given for each key, as text."""
         return dict(split(item.input_line or "") for item in self.overrides)

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from dkel_lightning.app.cli.overrides import split
 from dkel_lightning.app.cli.refusals import fail, refusal
 from dkel_lightning.app.cli.sweep_session import KEY, SweepSession
 from dkel_lightning.app.runs.claim import SETTINGS, begin, claim, release
-from dkel_lightning.app.runs.folder import Run, saved_values
+from dkel_lightning.app.runs.folder import Run, run_folder, saved_values
+from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.app.tasks.registry import Place, Task
 from dkel_lightning.errors import DkelError, OtherJobError
@@ -123,7 +124,7 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
         _end_with_sweep()
     if ranks.is_first():
         print(f"\n{_headed(job)}", flush=True)
-    if job.in_search and job.goes_on and sweeps.has_failed(job.folder):
+    if job.in_search and job.goes_on and RunRecord(job.folder).job.get("state") == "failed":
         # Had it not failed, the search would have gone on in another way than its jobs did.
         print(f"Job {job.number} has failed before; the search has gone on without it.", flush=True)
         return None
@@ -170,13 +171,26 @@ def _end_with_sweep() -> None:
 
 def work(job: Job) -> float | None:
     """Run the task of a job in its folder, or go on with what lies there; returns the objective of a sweep."""
-    before = os.environ.get(FOLDER)
-    try:
+    with environment(FOLDER, os.environ.get(FOLDER)):  # it is of this job, and no later one's of this process
         return _work(job)
+
+
+@contextlib.contextmanager
+def environment(name: str, value: str | None) -> Iterator[None]:
+    """Set a variable of the environment for a while; None: leave it out."""
+    before = os.environ.get(name)
+    _set(name, value)
+    try:
+        yield
     finally:
-        os.environ.pop(FOLDER, None)  # of this job, and no later one's of this process
-        if before is not None:
-            os.environ[FOLDER] = before
+        _set(name, before)
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def _work(job: Job) -> float | None:
@@ -225,24 +239,19 @@ def _note_running(job: Job) -> None:
 
 def _with_checkpoint(job: Job) -> dict[str, Any]:
     """Take from the run of the checkpoint what it decides."""
-    given, source = job.values["checkpoint"], None  # the folder whose config.yaml is laid under what was given
-    values = job.values
+    given, values = job.values["checkpoint"], job.values
+    source: Path | None = None  # the folder whose config.yaml is laid under what was given
     if given and job.task.reads_checkpoint:
         path = Path(given)
-        if job.task.reads_exports and _is_export(path):
+        from dkel_lightning.export import formats
+
+        if job.task.reads_exports and formats.is_exported(path):
             # An export says itself all that is known of it; a run around it has nothing to add.
             saved_settings.refuse_decided(saved_settings.explicit(job.overrides), "export")
-        elif (path.resolve().parent.parent / "config.yaml").is_file():
-            source = path.resolve().parent.parent
+        elif (source := run_folder(path)) is not None:
             values = saved_settings.of_checkpoint(saved_values(path), values, job.overrides, source)
     saved_settings.check_values(values, source)
     return values
-
-
-def _is_export(path: Path) -> bool:
-    from dkel_lightning.export import formats
-
-    return formats.is_exported(path)
 
 
 def _begin(job: Job, run: Run) -> None:
@@ -278,9 +287,9 @@ def _claim_by_settings(job: Job, values: Mapping[str, Any]) -> Path:
 
 def _go_on(job: Job) -> float:
     """Return the objective of a job that has finished before; resume one that was begun."""
-    from dkel_lightning.app import sweeps, tasks
+    from dkel_lightning.app import tasks
 
-    objective = sweeps.objective(job.folder)
+    objective = RunRecord(job.folder).objective
     if objective is not None:
         print(f"Job {job.number} has finished before, in {job.folder}.", flush=True)
         return objective

@@ -29,7 +29,7 @@ SEVERAL = ("logger",)
 _MISSING: Any = object()
 
 
-def composed(items: Sequence[str], config_dir: Path | None, search: Sequence[str]) -> DictConfig:
+def composed(items: Sequence[str], config_dir: Path | None = None) -> DictConfig:
     """Compose overrides whose groups and keys exist.
 
     Raises:
@@ -38,8 +38,7 @@ def composed(items: Sequence[str], config_dir: Path | None, search: Sequence[str
     parsed = [parse(item) for item in items]
     groups = [item for item in parsed if options(item.key_or_group, config_dir)]
     check_groups(groups, config_dir)
-    chosen = [*(item.input_line or "" for item in groups), *search]
-    base = composition.compose(chosen) if search else copy.deepcopy(_chosen(*chosen))
+    base = copy.deepcopy(_chosen(tuple(item.input_line or "" for item in groups), config_dir))
     keys = [item for item in parsed if item not in groups]
     check_keys(keys, base)
     if all(item.type is OverrideType.CHANGE and item.package is None for item in keys):
@@ -48,13 +47,13 @@ def composed(items: Sequence[str], config_dir: Path | None, search: Sequence[str
             for item in keys:
                 OmegaConf.update(base, item.key_or_group, item.value(), merge=True)
             return base
-    return composition.compose([*map(line, parsed), *search])
+    return composition.compose([*map(line, parsed)], config_dir)
 
 
 @functools.lru_cache(maxsize=16)
-def _chosen(*groups: str) -> DictConfig:
+def _chosen(groups: tuple[str, ...], config_dir: Path | None) -> DictConfig:
     """Compose a choice in groups, which a sweep and a comparison ask for again and again."""
-    return composition.compose([*groups])
+    return composition.compose(groups, config_dir)
 
 
 def check_groups(groups: Sequence[Override], config_dir: Path | None) -> None:

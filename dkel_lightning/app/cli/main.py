@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -132,30 +131,12 @@ def _hand_to_hydra(invocation: Invocation, session: SweepSession | None) -> None
     asked = os.environ.get(TRACEBACK)
 
     def job(cfg: DictConfig) -> float | None:
-        with _environment(TRACEBACK, asked):
+        with jobs.environment(TRACEBACK, asked):
             return jobs.run(cfg, invocation, session)
 
     sys.argv[1:] = invocation.arguments
     explained = partial(groups_explained, invocation.config_dir)
     OmegaConf.register_new_resolver("dkel_groups", explained, replace=True)
     # Hydra then raises what it fails of, which it would print as a traceback and exit.
-    with _environment(TRACEBACK, "1"):
+    with jobs.environment(TRACEBACK, "1"):
         hydra.main(config_path=str(choices.folder()), config_name="config", version_base="1.3")(job)()
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str | None) -> Iterator[None]:
-    """Set a variable of the environment for a while; None: leave it out."""
-    before = os.environ.get(name)
-    _set(name, value)
-    try:
-        yield
-    finally:
-        _set(name, before)
-
-
-def _set(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.config import checks, schema
+from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.runs.folder import values_in
 from dkel_lightning.app.runs.settings import as_written, differences
 from dkel_lightning.app.tasks import registry, stages
@@ -24,10 +25,9 @@ from dkel_lightning.runtime import command_lines
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.ranks import is_first
 from dkel_lightning.settings.backbone import reads_a_folder
-from dkel_lightning.settings.keys import shortened
+from dkel_lightning.settings.declarations import at
+from dkel_lightning.settings.keys import MACHINE, shortened
 from dkel_lightning.settings.methods import PRESETS
-
-Values = Mapping[str, Any]
 
 OF_EVERY_RUN = ("method.name", "method.peers", "backbone.name", "teacher.update", "data.name", "data.root")
 OF_CHECKPOINT = ("data", "backbone", "method", "teacher", "deploy")
@@ -150,12 +150,12 @@ def laid_over(saved: Values, given: Values, overrides: Sequence[str], outer: Val
             place = values
             for part in path:
                 place = place[part]
-            place[name] = _at(given, key)
+            place[name] = at(given, key)
         elif key != "task":
             _refuse_other(key, begun, given, overrides)
     for key in PROCESSES:
-        if _at(values, key) != _at(saved, key):
-            used = ", ".join(f"{each}={_at(saved, each)}" for each in PROCESSES)
+        if at(values, key) != at(saved, key):
+            used = ", ".join(f"{each}={at(saved, each)}" for each in PROCESSES)
             raise ConfigError(
                 f"The run used {used}: another number of processes changes the batches, so resume with the same."
             )
@@ -168,7 +168,7 @@ def _lengthens(key: str, begun: Values, given: Values, outer: Values | None) -> 
     Raises:
         ConfigError: with the schedules that do not.
     """
-    before, after = _at(begun, key), _at(given, key)
+    before, after = at(begun, key), at(given, key)
     if outer is not None or not schema.lengthens(key, before, after):
         return False
     if moved := [*_moved(begun, key, after)]:
@@ -204,7 +204,7 @@ def _refuse_other(key: str, begun: Values, given: Values, overrides: Sequence[st
         ConfigError: with what it was begun with, and what may change.
     """
     if "." in key or key in schema.KEYS:
-        if (before := _at(begun, key)) == _at(given, key):
+        if (before := at(begun, key)) == at(given, key):
             return
         why = f" (it began with {shortened(str(before))})"
     elif key in begun:
@@ -241,7 +241,7 @@ def announce(folder: Path, given: Values, values: Values) -> None:
     if found := foreign(saved, given):
         print(f"Taken from {folder / 'config.yaml'} by trust=true: {_listed(found)}", flush=True)
     before, now = dict(schema.leaves(schema.completed(saved))), dict(schema.leaves(values))
-    changed = [key for key in now if key in before and before[key] != now[key] and schema.changes_figures(key)]
+    changed = [key for key in now if key in before and before[key] != now[key] and MACHINE not in schema.flags(key)]
     if changed:
         said = "; ".join(f"{key}={now[key]}, and it was {before[key]}" for key in changed)
         print(f"The run goes on with {said}.", flush=True)
@@ -346,9 +346,3 @@ def _refuse_lacking(values: Values, keys: Sequence[str]) -> None:
 def _method(values: Values) -> str | None:
     name = values.get("method", {}).get("name")
     return name if isinstance(name, str) else None
-
-
-def _at(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values

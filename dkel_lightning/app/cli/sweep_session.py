@@ -129,7 +129,7 @@ def _composed(invocation: Invocation) -> Path:
     """Give the folder with what Hydra fills into its name, such as the time."""
     items = [item.input_line or "" for item in invocation.overrides if not item.is_sweep_override()]
     try:
-        return Path(composition.compose([*items, *invocation.search], with_hydra=True).hydra.sweep.dir)
+        return Path(composition.compose(items, invocation.config_dir, with_hydra=True).hydra.sweep.dir)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
 

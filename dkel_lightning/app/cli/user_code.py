@@ -17,12 +17,12 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import OverrideParseException
 
 from dkel_lightning.app.config import choices, messages
+from dkel_lightning.app.config.schema import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.backbone import BackboneSettings, is_external
 from dkel_lightning.settings.declarations import node_of
 
 GROUPS = ("data", "backbone")
-Values = Mapping[str, Any]
 Node = dict[str, Any]
 
 OF_EVERY_DATA: Node = {
@@ -124,11 +124,11 @@ def _store_all(config_dir: Path | None) -> None:
         _store("backbone", name, {"defaults": ["_base"], "name": name}, config_dir)
 
 
-def _store(group: str, name: str, node: Node, config_dir: Path | None, package: str | None = None) -> None:
+def _store(group: str, name: str, node: Node, config_dir: Path | None) -> None:
     # Under the name of a file Hydra would lay it under the file.
     places = [place / group / f"{name}.yaml" for place in (choices.folder(), config_dir) if place is not None]
     if not any(place.is_file() for place in places):
-        ConfigStore.instance().store(name, node, group=group, package=package)
+        ConfigStore.instance().store(name, node, group=group)
 
 
 def _data_node(name: str, kind: Any) -> Node:

@@ -6,25 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from dkel_lightning.app import drawing, figures
 from dkel_lightning.app.compare.plan import Comparison
 from dkel_lightning.app.runs.groups import COMPARED, Group
-from dkel_lightning.app.runs.parsing import dig
 from dkel_lightning.app.runs.records import MEMORY_OF, RunRecord
 from dkel_lightning.app.runs.tables import (
-    DIFFERENCE_HEADING,
     Column,
-    difference_rows,
+    difference_table,
     difference_title,
-    group_rows,
+    group_table,
     markdown_table,
     print_table,
     write_csv,
 )
 from dkel_lightning.runtime import texts
 from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.settings.declarations import at
 
 Outcomes = Mapping[tuple[str, int], RunRecord]
 """What has ended so far, by label and seed."""
@@ -45,6 +43,8 @@ COLUMNS = (
     Column("parameters deployed", 1, 0, measured=False),
 )
 SHOWN = ("last accuracy", ACCURACY, "NLL", "calibration error", "ensemble accuracy")
+PAIRED = ("last accuracy", "NLL", "calibration error", "ensemble accuracy", "peer disagreement")
+"""What is compared over the same seeds beside the selected accuracy."""
 
 
 def groups(comparison: Comparison, outcomes: Outcomes) -> dict[str, Group]:
@@ -80,7 +80,7 @@ def markdown(comparison: Comparison, outcomes: Outcomes, notes: Sequence[str]) -
     total = len(comparison.variants) * len(comparison.seeds)
     failures = {key: run.failure for key, run in outcomes.items() if run.failure is not None}
     state = f"{len(outcomes)} of {total} runs" if len(outcomes) < total else f"All {total} runs"
-    memory = {str(dig(run.summary, "peak_memory", "of")) for run in outcomes.values() if run.figures} & {*MEMORY_OF}
+    memory = {str(at(run.summary, "peak_memory.of")) for run in outcomes.values() if run.figures} & {*MEMORY_OF}
     lines = ["# Comparison", "", f"{state}, {len(failures)} failed. Mean ± sample deviation over n seeds."]
     lines += ["", *(f"- {note}" for note in notes)]
     if memory:
@@ -88,15 +88,20 @@ def markdown(comparison: Comparison, outcomes: Outcomes, notes: Sequence[str]) -
     failed = (f"{label}, seed {seed}, failed: {message}" for (label, seed), message in failures.items())
     lines += [f"- {texts.markdown(line)}" for line in failed]
     found = groups(comparison, outcomes)
-    lines += ["", *markdown_table(_heading(COLUMNS), group_rows(found.values(), COLUMNS))]
+    lines += ["", *markdown_table(*group_table(["label"], found.values(), COLUMNS))]
     if len(found) > 1:
         lines += ["", f"## {difference_title(comparison.reference, ACCURACY)}, over the same seeds", ""]
-        lines += markdown_table(DIFFERENCE_HEADING, difference_rows(found.values(), found[comparison.reference]))
+        reference = found[comparison.reference]
+        lines += markdown_table(*difference_table(found.values(), reference))
+        columns = [column for column in COLUMNS if column.name in PAIRED]
+        rows = [
+            [label, *(column.difference(group.less(reference, column.of)) for column in columns)]
+            for label, group in found.items()
+            if group is not reference
+        ]
+        lines += ["", f"## Other figures less those of {reference.name}: mean (95 % interval)", ""]
+        lines += markdown_table(["label", *(column.heading for column in columns)], rows)
     return lines
-
-
-def _heading(columns: Sequence[Column]) -> list[str]:
-    return ["label", "n", *(column.heading for column in columns)]
 
 
 def _csv(comparison: Comparison, outcomes: Outcomes) -> Iterator[list[object]]:
@@ -122,13 +127,12 @@ def _members_csv(outcomes: Outcomes) -> Iterator[list[object]]:
 # ---------------------------------------------------------------------- terminal
 
 
-def show(comparison: Comparison, outcomes: Outcomes, console: Console | None = None) -> None:
+def show(comparison: Comparison, outcomes: Outcomes) -> None:
     """Print the main columns, and the differences to the reference."""
     found = groups(comparison, outcomes)
     columns = [column for column in COLUMNS if column.name in SHOWN]
     seeds = ", ".join(map(str, comparison.seeds))
-    rows = group_rows(found.values(), columns)
-    print_table(f"Mean ± deviation over seeds {seeds}", _heading(columns), rows, console)
+    print_table(f"Mean ± deviation over seeds {seeds}", *group_table(["label"], found.values(), columns))
     if len(found) > 1:
-        rows = difference_rows(found.values(), found[comparison.reference])
-        print_table(difference_title(comparison.reference, ACCURACY), DIFFERENCE_HEADING, rows, console)
+        differences = difference_table(found.values(), found[comparison.reference])
+        print_table(difference_title(comparison.reference, ACCURACY), *differences)

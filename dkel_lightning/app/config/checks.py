@@ -60,7 +60,7 @@ def _value_mistakes(values: Values) -> Iterator[str]:
         if key.rsplit(".", 1)[-1] in ("_target_", "_partial_") or (own_data and key.startswith("data.")):
             continue
         description = describe(key, name if isinstance(name, str) else None)
-        if description is None and (below := _keys_below(key)):
+        if description is None and (below := [each[len(key) + 1 :] for each in KEYS if each.startswith(f"{key}.")]):
             yield f"{key} must hold its keys ({', '.join(below)}), got {value!r}."
         elif description is None:
             # Methods and data sets of the user's own bring their own keys, which whoever builds them checks.
@@ -68,10 +68,6 @@ def _value_mistakes(values: Values) -> Iterator[str]:
                 yield unknown_key(key, KEYS)
         elif (mistake := description.mistake(key, value)) is not None:
             yield mistake
-
-
-def _keys_below(node: str) -> list[str]:
-    return [key[len(node) + 1 :] for key in KEYS if key.startswith(f"{node}.")]
 
 
 def _contradictions(values: Values) -> Iterator[str]:
@@ -122,11 +118,9 @@ def _contradictions(values: Values) -> Iterator[str]:
     # A configuration that was saved before there were loggers to choose lacks the group.
     for node in values.get("logger", {"extra": {}})["extra"].values():
         extra = TRACKERS.get(str(node.get("_target_")) if isinstance(node, Mapping) else "")
-        fault = None if extra is None else missing_extra(f"logger={extra}", extra)
-        yield from [] if fault is None else [fault]
+        yield from () if extra is None else missing_extra(f"logger={extra}", extra)
     if str(values["optimizer"].get("_target_")).startswith("timm."):
-        fault = missing_extra("optimizer=lamb", "timm")
-        yield from [] if fault is None else [fault]
+        yield from missing_extra("optimizer=lamb", "timm")
     yield from registry.of(values).contradictions(values)
 
 

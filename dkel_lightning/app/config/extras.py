@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 
 # What each extra of the package brings, by the names under which it is imported.
 EXTRAS = {
@@ -23,13 +24,13 @@ TRACKERS = {
 }
 
 
-def missing_extra(choice: str, extra: str) -> str | None:
-    """Say what is not installed that `choice` needs, and how it is; None if nothing."""
+def missing_extra(choice: str, extra: str) -> Iterator[str]:
+    """Say of the first package that `choice` needs and that is not installed how it is."""
     for package in EXTRAS[extra]:
         try:
             found = importlib.util.find_spec(package)
         except ModuleNotFoundError:  # of a package that it lies in
             found = None
         if found is None:
-            return f'{choice} needs {package}, which is not installed: pip install "dkel-lightning[{extra}]".'
-    return None
+            yield f'{choice} needs {package}, which is not installed: pip install "dkel-lightning[{extra}]".'
+            return

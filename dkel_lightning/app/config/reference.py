@@ -5,6 +5,7 @@ python -m dkel_lightning.app.config.reference > docs/configuration.md
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +54,7 @@ def row(name: str, key: Key, default: Any) -> str:
     return f"| `{name}`{star} | {value} | {kind.replace('|', '/')} | {key.meaning} |"
 
 
+@functools.cache
 def defaults() -> dict[str, Any]:
     """Gather each key's default, unresolved; of groups that declare none, that of their first choice."""
     found: dict[str, Any] = {"method.name": "dkel"}  # which config.yaml chooses too

@@ -27,7 +27,7 @@ from dkel_lightning.settings.declarations import Settings, keys_of, merge, node_
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.grouping import Grouping
-from dkel_lightning.settings.keys import COMPUTED, LONGER, MACHINE, REQUIRED, Key, is_count
+from dkel_lightning.settings.keys import LONGER, REQUIRED, Flag, Key, is_count
 from dkel_lightning.settings.methods import PRESETS, Arrangement
 from dkel_lightning.settings.targets import Targets
 from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings
@@ -126,9 +126,7 @@ def may_change(key: str, method: str | None = None) -> bool:
 
 def lengthens(key: str, before: Any, after: Any) -> bool:
     """Tell whether a value only makes a run longer that had another one."""
-    described = describe(key)
-    longer = described is not None and LONGER in described.flags
-    return longer and is_count(before) and is_count(after) and 0 < before < after
+    return LONGER in flags(key) and is_count(before) and is_count(after) and 0 < before < after
 
 
 def completed(saved: Values) -> dict[str, Any]:
@@ -165,13 +163,7 @@ def with_changes(saved: Values, given: Values) -> dict[str, Any]:
     return {**merge(saved, changed), **{key: given[key] for key in ("logger",) if key in given}}
 
 
-def changes_figures(key: str) -> bool:
-    """Tell whether a run with another value of `key` could give other figures."""
+def flags(key: str) -> frozenset[Flag]:
+    """Tell what is true of a key beyond the value that it holds; nothing of one that nobody declares."""
     described = describe(key)
-    return described is None or MACHINE not in described.flags
-
-
-def is_computed(key: str) -> bool:
-    """Tell whether a run fills in the value of `key` where it is null."""
-    described = describe(key)
-    return described is not None and COMPUTED in described.flags
+    return frozenset() if described is None else described.flags

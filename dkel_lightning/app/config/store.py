@@ -18,18 +18,10 @@ from dkel_lightning.app.config.nodes.training import CallbackSettings, LoggerSet
 from dkel_lightning.app.tasks.registry import TASKS, Place, Task
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.data import NODES
-from dkel_lightning.settings.declarations import Settings, node_of
+from dkel_lightning.settings.declarations import node_of
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.methods import PRESETS, MethodPreset, usual_arrangement
 from dkel_lightning.settings.teacher import TEACHERS, ExtraTeacher, TeacherPreset, TeacherSettings
-
-GROUP_SETTINGS: tuple[type[Settings], ...] = (
-    BackboneSettings,
-    TeacherSettings,
-    Execution,
-    LoggerSettings,
-    CallbackSettings,
-)
 
 
 class _Made:
@@ -66,8 +58,8 @@ def register(own: Path | None = None) -> None:
 
 def _declared() -> Iterator[tuple[str, str, str | None, Callable[[], dict[str, Any]]]]:
     yield "", "_base", None, _root_node
-    for settings in GROUP_SETTINGS:
-        yield settings.node, "_base", None, partial(node_of, settings)
+    for of_group in (BackboneSettings, TeacherSettings, Execution, LoggerSettings, CallbackSettings):
+        yield of_group.node, "_base", None, partial(node_of, of_group)
     yield "trainer", "_base", None, _trainer_node
     for name, settings in NODES.items():
         yield "data", name, None, partial(node_of, settings)

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from dkel_lightning.app.runs.parsing import parse_metrics
 from dkel_lightning.errors import DataError
 from dkel_lightning.runtime.atomic_files import text_of, write_text
 
@@ -75,7 +76,7 @@ class MetricsFile(Logger):
 
     def rows(self) -> dict[int, Row]:
         """Return all rows by step."""
-        return parse_rows([_line(["epoch", "step", *self._columns]), *self._lines.values()])
+        return _by_step([_line(["epoch", "step", *self._columns]), *self._lines.values()])
 
     def _update(self, step: int, metrics: Row) -> None:
         if step != self._step:
@@ -107,32 +108,15 @@ def read_rows(path: Path) -> dict[int, Row]:
         DataError: it is damaged.
     """
     try:
-        return parse_rows(text_of(path).splitlines())
-    except (ValueError, csv.Error) as error:
+        return _by_step(text_of(path).splitlines())
+    except (ValueError, OverflowError, csv.Error) as error:
         raise DataError(f"{path} is damaged ({error}): move it away to go on without its rows.") from error
 
 
-def parse_rows(lines: list[str]) -> dict[int, Row]:
-    """Read the lines of a metrics.csv, header first, into rows by step.
-
-    Raises:
-        ValueError: with the line and the cell that is no number.
-    """
+def _by_step(lines: list[str]) -> dict[int, Row]:
     found: dict[int, Row] = {}
-    reader = csv.DictReader(lines)
-    for row in reader:
-        cells = {name: cell for name, cell in row.items() if cell not in ("", None)}
-        if None in cells:
-            raise ValueError(f"line {reader.line_num} has more cells than the heading")
-        if "step" not in cells:
-            raise ValueError(f"line {reader.line_num} has no step")
-        numbers = {name: _number(cell, name, reader.line_num) for name, cell in cells.items()}
-        found[int(numbers.pop("step"))] = numbers
+    for line, (row, faults) in enumerate(parse_metrics(lines), 2):
+        if faults or "step" not in row:
+            raise ValueError(faults[0] if faults else f"line {line} has no step")
+        found[int(row.pop("step"))] = row
     return found
-
-
-def _number(cell: str, name: str, line: int) -> float:
-    try:
-        return int(cell) if name == "step" else float(cell)
-    except ValueError:
-        raise ValueError(f"line {line}: {name} is {cell!r}") from None

@@ -17,11 +17,10 @@ from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.runs.settings import differences
 from dkel_lightning.app.runs.tables import (
     COLUMNS,
-    DIFFERENCE_HEADING,
     Column,
-    difference_rows,
+    difference_table,
     difference_title,
-    group_rows,
+    group_table,
 )
 
 # ---------------------------------------------------------------------- a sweep
@@ -129,12 +128,10 @@ def _results(
 ) -> list[Table]:
     """Give means and deviations of all groups, and the paired differences to one of them."""
     marked = next((place for place, group in enumerate(groups) if group is reference), None)
-    heading = [*keys, "n", *(column.heading for column in columns)]
-    found = [Table(heading, group_rows(groups, columns), len(keys), marked)]
+    found = [Table(*group_table(keys, groups, columns), len(keys), marked)]
     if reference is not None and len(groups) > 1:
-        rows = difference_rows(groups, reference)
         title = f"{difference_title(reference.name, COMPARED)}, over the same seeds"
-        found.append(Table(DIFFERENCE_HEADING, rows, title=title))
+        found.append(Table(*difference_table(groups, reference), title=title))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ from dkel_lightning.app.report import page
 from dkel_lightning.app.report.page import Section, Table, on_test_set, percent, show
 from dkel_lightning.app.runs import members
 from dkel_lightning.app.runs.groups import is_seed
-from dkel_lightning.app.runs.parsing import Confusion, dig, number
+from dkel_lightning.app.runs.parsing import Confusion, number
 from dkel_lightning.app.runs.records import CONFUSION, MEMORY_OF, RunRecord, Test
 from dkel_lightning.runtime import command_lines
+from dkel_lightning.settings.declarations import at
 from dkel_lightning.studies import seed_statistics
 
 MISTAKES = 20
@@ -75,14 +75,14 @@ def _warnings(run: RunRecord) -> Iterator[str]:
 
 def _collapses(found: Any) -> Iterator[str]:
     """Say what the collapse guard has written, also if it is of a form that is not known here."""
-    events = dig(found, "events")
+    events = at(found, "events")
     for event in events if isinstance(events, list) else [found]:
-        epoch = number(dig(event, "epoch"))
-        if epoch is None or dig(event, "what") is None:
+        epoch = number(at(event, "epoch"))
+        if epoch is None or at(event, "what") is None:
             said = json.dumps(event, default=str)[:4000]
             yield f"The collapse guard has reported a collapse (collapse.json): {said}"
             continue
-        action, record = dig(event, "action"), event.get("record")
+        action, record = at(event, "action"), event.get("record")
         said = f"Collapse in epoch {epoch + 1:.0f}: {event['what']}." + (f" Action: {action}." if action else "")
         alike = " Teacher and student were indistinguishable." if event.get("homogenised") is True else ""
         replay = command_lines.typed("task=replay", command_lines.override("checkpoint", record))
@@ -106,7 +106,7 @@ def _networks(run: RunRecord) -> Section:
         return Section("Networks", ["Nothing was tested."])
     heading = ["network"]
     for name, test in columns:
-        heading += [f"accuracy, {name} epoch ({_or_unknown(test.epoch)})", "NLL", "ECE"]
+        heading += [f"accuracy, {name} epoch ({test.epoch or 'unknown'})", "NLL", "ECE"]
     tested = sorted(dict.fromkeys(m for _, test in columns for m in test.accuracy), key=members.order)
     validated = all(test.validated for _, test in columns)
     shown = [member for member in tested if validated or not member.endswith("_best")]
@@ -114,7 +114,7 @@ def _networks(run: RunRecord) -> Section:
     marked = next((i for i, member in enumerate(shown) if member == columns[0][1].deployed), None)
     notes = [
         f"{percent(chosen.deployed_accuracy)} test accuracy of the deployed network: "
-        f"{members.described(chosen.deployed or 'unknown')}, epoch {_or_unknown(chosen.epoch)}.",
+        f"{members.described(chosen.deployed or 'unknown')}, epoch {chosen.epoch or 'unknown'}.",
         _selection(run),
         _uncertainty(chosen),
         "* deployed. NLL: negative log-likelihood in nats; ECE: expected calibration error, 15 bins.",
@@ -139,12 +139,12 @@ def _selection(run: RunRecord) -> str:
     where = "the test set itself" if on_test_set(run) else "held-out training images"
     monitor = run.setting("callbacks.monitor") or "validation"
     asked = ", ".join(f"deploy.{key}={_or_unknown(run.setting(f'deploy.{key}'))}" for key in ("network", "peer"))
-    return f"Epoch {_or_unknown(run.best.epoch)} was selected by {monitor} on {where}; the network by {asked}."
+    return f"Epoch {run.best.epoch or 'unknown'} was selected by {monitor} on {where}; the network by {asked}."
 
 
 def _uncertainty(test: Test) -> str:
     """Say how far the number of test images alone leaves the accuracy open."""
-    if not test.images or test.deployed_accuracy is None or not 0 <= test.deployed_accuracy <= 1:
+    if not test.images or not 0 <= test.deployed_accuracy <= 1:
         return ""
     low, high = seed_statistics.wilson(round(test.deployed_accuracy * test.images), test.images)
     return (
@@ -193,7 +193,7 @@ def _facts(title: str, pairs: Mapping[str, object], *notes: str) -> Section:
 def _costs(run: RunRecord) -> Section:
     speed, memory, size = (run.costs[name] for name in ("images per second", "peak memory", "parameters deployed"))
     seconds = number(run.summary.get("seconds"))
-    of = MEMORY_OF.get(str(dig(run.summary, "peak_memory", "of")), "")
+    of = MEMORY_OF.get(str(at(run.summary, "peak_memory.of")), "")
     pairs = {
         "training images a second": None if speed is None else f"{speed:,.0f} (without validation)",
         "wall time of the fit": None if seconds is None else f"{seconds:,.1f} s",
@@ -214,12 +214,11 @@ def _configuration(run: RunRecord) -> Section:
 
 
 NO_DEFAULT = "(none)"
-_defaults = functools.cache(reference.defaults)
 
 
 def changed(run: RunRecord) -> Iterator[tuple[str, Any, Any]]:
     """Give the settings that differ from their defaults, with these; interpolated defaults are followed."""
-    defaults = _defaults()
+    defaults = reference.defaults()
     for key, value in schema.leaves(run.config):
         if key.endswith(("_target_", "_partial_")) and key not in defaults:
             continue
@@ -235,16 +234,16 @@ def _provenance(run: RunRecord) -> Section:
     found = run.provenance
     if not found:
         return Section("Provenance", ["No provenance.json."])
-    packages, git, device = (dig(found, key) for key in ("packages", "git", "device"))
+    packages, git, device = (at(found, key) for key in ("packages", "git", "device"))
     versions = packages.items() if isinstance(packages, Mapping) else []
     seeds = ", ".join(f"{key}={show(value)}" for key, value in schema.leaves(run.config) if is_seed(key))
-    names = dig(device, "names")
-    commit = f"{dig(git, 'commit')}{', with uncommitted changes' if dig(git, 'dirty') else ''}"
+    names = at(device, "names")
+    commit = f"{at(git, 'commit')}{', with uncommitted changes' if at(git, 'dirty') else ''}"
     resumed = (run.folder / "provenance_resumed.json").is_file()
     pairs = {
         "command": str(found.get("command")),
         "seeds": seeds or "unknown",
-        "device": f"{dig(device, 'kind')}: {', '.join(map(str, names if isinstance(names, list) else []))}",
+        "device": f"{at(device, 'kind')}: {', '.join(map(str, names if isinstance(names, list) else []))}",
         "processors, threads, their waiting": ", ".join(
             str(found.get(key)) for key in ("cpu_count", "threads", "threads_wait")
         ),

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from omegaconf import OmegaConf
 
+from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.parsing import parse_settings
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.checkpoints.archive import is_whole, step_of
@@ -20,10 +21,6 @@ from dkel_lightning.errors import CheckpointError
 from dkel_lightning.runtime.atomic_files import text_of, write_text
 from dkel_lightning.runtime.ranks import is_first
 from dkel_lightning.runtime.texts import printable
-
-_GROUPS: tuple[str, ...] = ("task", "data", "backbone", "method", "teacher", "deploy", "optimizer", "scheduler")
-_GROUPS += ("trainer", "precision", "execution", "logger", "callbacks")
-"""Of a run's config.yaml, what holds keys of its own."""
 
 
 def _by_the_first(write: Callable[..., None]) -> Callable[..., None]:
@@ -69,20 +66,17 @@ class Run:
         return self.folder / "checkpoints"
 
     @_by_the_first
-    def describe(self, execution: Mapping[str, Any] | None = None) -> None:
-        """Write config.yaml and provenance.json; a resumed run keeps the configuration that it began with.
-
-        What is known of how the steps are executed is written too, `execution`; see `note_execution`.
-        """
+    def describe(self) -> None:
+        """Write config.yaml and provenance.json; a resumed run keeps the configuration that it began with."""
         if self.resume is None:
             write_text(self.folder / "config.yaml", self.settings)
         from dkel_lightning.runtime import provenance  # needs torch, which the command line does without
 
-        self.write_json(self._provenance, {**provenance.collect(), "execution": execution})
+        self.write_json(self._provenance, provenance.collect())
 
     @_by_the_first
-    def note_execution(self, execution: Mapping[str, Any] | None) -> None:
-        """Write into provenance.json how the steps were executed in the end."""
+    def note_execution(self, execution: Mapping[str, Any]) -> None:
+        """Write into provenance.json how the steps are executed, as far as it is known."""
         path = self.folder / self._provenance
         self.write_json(path.name, {**json.loads(text_of(path)), "execution": execution})
 
@@ -137,7 +131,7 @@ def values_in(folder: Path) -> dict[str, Any]:
     for key, text in _texts(values):
         if "${" in text:
             raise CheckpointError(f"{path} was not read: {key} holds {text!r}, and no run writes a ${{...}}; {cure}")
-    for group in _GROUPS:
+    for group in dict.fromkeys(key.partition(".")[0] for key in schema.KEYS if "." in key):
         if not isinstance(values.get(group, {}), dict):
             raise CheckpointError(f"{path} holds {values[group]!r} for {group}, which has keys of its own: {cure}")
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -51,10 +52,9 @@ def jobs(sweep: Path) -> list[Path]:
 def members(comparison: Path) -> Iterator[tuple[str, int, Path]]:
     """Give label, seed and folder of each member of a comparison that has begun."""
     for label in sorted(_folders(comparison)):
-        found = [path for path in _folders(label) if path.name.removeprefix("seed_").isdecimal() and is_run(path)]
-        for path in sorted(found, key=lambda path: int(path.name.removeprefix("seed_"))):
-            if path.name.startswith("seed_"):
-                yield label.name, int(path.name.removeprefix("seed_")), path
+        seeds = {path: re.fullmatch(r"seed_(\d+)", path.name) for path in _folders(label) if is_run(path)}
+        found = [(int(seed[1]), path) for path, seed in seeds.items() if seed is not None]
+        yield from ((label.name, seed, path) for seed, path in sorted(found))
 
 
 def find(of: str | Path | None, outputs: Path = Path("outputs")) -> Path:

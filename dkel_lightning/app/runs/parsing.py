@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from dkel_lightning.runtime.texts import plain_cell
+from dkel_lightning.runtime.texts import first_line, plain_cell
 
 LARGEST = 64 * 2**20
 """Bytes above which a file is not read: none of ours comes near."""
@@ -78,7 +78,7 @@ def parse_settings(text: str) -> dict[str, Any]:
         found = None if aliased else OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except Exception as error:  # YAML and OmegaConf fail in many ways; all mean the same here
         problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-        raise ValueError(f"line {mark.line + 1}: {problem}" if problem and mark else first_line(str(error))) from error
+        raise ValueError(f"line {mark.line + 1}: {problem}" if problem and mark else first_line(error)) from error
     if aliased:  # a few lines of them can stand for gigabytes
         raise ValueError("it uses YAML aliases, which no run writes")
     if not isinstance(found, dict) or all(value is None for value in found.values()):
@@ -97,13 +97,15 @@ def number(value: Any) -> float | None:
     return value if isinstance(value, int) else read
 
 
-def dig(found: Any, *keys: str) -> Any:
-    """Follow keys into nested mappings, None where one is missing."""
-    for key in keys:
-        if not isinstance(found, Mapping):
-            return None
-        found = found.get(key)
-    return found
+def parse_metrics(lines: Iterable[str]) -> Iterator[tuple[dict[str, float], list[str]]]:
+    """Read each row of a metrics.csv: its numbers by column, and what is wrong with it."""
+    reader = csv.DictReader(lines)
+    for row in reader:
+        there = {name: cell for name, cell in row.items() if cell not in (None, "")}
+        numbers = {name: value for name, cell in there.items() if (value := number(cell)) is not None}
+        wrong = {name: cell for name, cell in there.items() if name not in numbers}
+        faults = [" has more cells than the heading" if n is None else f": {n} is {c!r}" for n, c in wrong.items()]
+        yield numbers, [f"line {reader.line_num}{fault}" for fault in faults]
 
 
 def parse_curves(text: str) -> tuple[dict[str, Curve], list[str]]:
@@ -112,21 +114,14 @@ def parse_curves(text: str) -> tuple[dict[str, Curve], list[str]]:
     faults: list[str] = []
     bad = 0
     try:
-        for row in csv.DictReader(text.splitlines(), strict=False):
-            epoch = number(row.pop("epoch", None))
-            if epoch is None or not math.isfinite(epoch):
-                bad += 1
-                continue
-            for name, cell in row.items():
-                if name in (None, "", "step") or cell in (None, ""):
-                    continue
-                value = number(cell)
-                if value is None:
-                    bad += 1
-                    continue
-                epochs, values = found.setdefault(name, ([], []))
-                epochs.append(epoch + 1)
-                values.append(value)
+        for row, wrong in parse_metrics(text.splitlines()):
+            epoch = row.pop("epoch", math.nan)
+            bad += len(wrong) or not math.isfinite(epoch)
+            for name, value in row.items() if math.isfinite(epoch) else ():
+                if name not in ("", "step"):
+                    epochs, values = found.setdefault(name, ([], []))
+                    epochs.append(epoch + 1)
+                    values.append(value)
     except csv.Error as error:
         faults.append(f"metrics.csv is damaged ({error}); what stands before is drawn.")
     if bad:
@@ -146,8 +141,3 @@ def parse_confusion(text: str) -> Confusion | None:
     square = all(len(row) == len(heading) - 1 == len(counts) for row in counts)
     countable = all(0 <= count < 2**63 for row in counts for count in row)
     return Confusion([*map(plain_cell, heading[1:])], counts) if counts and square and countable else None
-
-
-def first_line(text: str) -> str:
-    """Give the first line of a message."""
-    return (text.strip().splitlines() or ["unreadable"])[0]

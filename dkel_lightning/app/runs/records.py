@@ -18,14 +18,14 @@ from dkel_lightning.app.runs.kinds import NOTE
 from dkel_lightning.app.runs.parsing import (
     Confusion,
     Curve,
-    dig,
-    first_line,
     number,
     parse_confusion,
     parse_curves,
     parse_settings,
     read_text,
 )
+from dkel_lightning.runtime.texts import first_line
+from dkel_lightning.settings.declarations import at
 
 CONFUSION = "confusion.csv"
 MEMBERS = {
@@ -49,38 +49,72 @@ State = Literal["finished", "failed", "unfinished"]
 
 @dataclass(frozen=True)
 class Test:
-    """One test of one checkpoint; what summary.json does not say is None or empty.
+    """One test of one checkpoint, as summary.json holds it; what a file does not say is None, 0 or empty.
 
     Attributes:
-        accuracy: by member, in [0, 1]; likewise nll, in nats, and calibration, the expected calibration error.
+        epoch: epochs trained when the checkpoint was written.
+        images: test images it was tested on, all processes together.
+        classes: classes that these have.
+        validated: whether a validation has chosen the best peers.
+        was_chosen: whether it chose the deployed one too, rather than the user or the method.
+        deployed: the member that is deployed.
+        deployed_accuracy: of that.
+        validation_accuracy: of that, in the validation before this checkpoint; None without one.
+        passed_over: the `network` that the method itself would have deployed, and its `validation_accuracy`; None where
+            that is the deployed one.
+        accuracy: by member (student_0, ..., student_mean, student_best, ensemble, teacher_0, ...), in [0, 1].
+        nll: negative log-likelihood by member, in nats.
+        calibration: expected calibration error by member, in 15 bins.
+        disagreement: share of samples on which two student peers differ, mean over pairs; None with a single peer.
+        distance: `||theta_t - theta_s|| / ||theta_s||`; None without a teacher of the student's form.
     """
 
+    deployed_accuracy: float
     accuracy: Mapping[str, float]
     nll: Mapping[str, float]
     calibration: Mapping[str, float]
-    deployed: str | None
-    deployed_accuracy: float | None
-    validation_accuracy: float | None
-    epoch: int | None
-    images: int | None
-    classes: int | None
-    validated: bool
-    disagreement: float | None
-    distance: float | None
+    epoch: int = 0
+    images: int = 0
+    classes: int = 0
+    validated: bool = True
+    was_chosen: bool = True
+    deployed: str = ""
+    validation_accuracy: float | None = None
+    passed_over: Mapping[str, Any] | None = None
+    disagreement: float | None = None
+    distance: float | None = None
+
+    @property
+    def objective(self) -> float:
+        """What a search maximises: the deployed network's accuracy in validation, in the test where there was none."""
+        return self.deployed_accuracy if self.validation_accuracy is None else self.validation_accuracy
+
+    @property
+    def without_number(self) -> list[str]:
+        """Name the networks whose likelihood or calibration is not finite: their outputs overflow."""
+        values = (self.nll, self.calibration)
+        return [name for name in self.accuracy if not all(math.isfinite(each.get(name, 0.0)) for each in values)]
 
     def figures(self) -> dict[str, float | None]:
         """Give what is tabled of it, by name."""
-        deployed = self.deployed or ""
         return {
-            "epoch": self.epoch,
+            "epoch": self.epoch or None,
             "deployed accuracy": self.deployed_accuracy,
             "validation accuracy": self.validation_accuracy,
             **{f"{name} accuracy": self.accuracy.get(member) for member, name in MEMBERS.items()},
-            "NLL": self.nll.get(deployed),
-            "calibration error": self.calibration.get(deployed),
+            "NLL": self.nll.get(self.deployed),
+            "calibration error": self.calibration.get(self.deployed),
             "peer disagreement": self.disagreement,
             "teacher distance": self.distance,
         }
+
+    def logged(self, prefix: str) -> dict[str, float]:
+        """Give all scores by names as they are logged: `<prefix>/acc`, `<prefix>/acc/teacher_0`, ..."""
+        found = {f"{prefix}/acc": self.deployed_accuracy, f"{prefix}/epoch": float(self.epoch)}
+        for kind, scores in (("acc", self.accuracy), ("nll", self.nll), ("ece", self.calibration)):
+            found |= {f"{prefix}/{kind}/{member}": value for member, value in scores.items()}
+        others = {f"{prefix}/disagreement": self.disagreement, f"{prefix}/distance": self.distance}
+        return found | {name: value for name, value in others.items() if value is not None}
 
 
 class RunRecord:
@@ -215,15 +249,9 @@ class RunRecord:
         pairs = [str(item).strip("'\"").lstrip("+").partition("=") for item in given]
         return {key: value.strip("'\"") for key, _, value in pairs}
 
-    @property
-    def last_checkpoint(self) -> Path | None:
-        """The checkpoint of the latest epoch, None where there is none."""
-        path = self.folder / "checkpoints" / "last.ckpt"
-        return path if path.is_file() else None
-
     def setting(self, key: str) -> Any:
         """Return a setting by its dotted key, None if it is not there."""
-        return dig(self.config, *key.split("."))
+        return at(self.config, key)
 
     @property
     def seed(self) -> str:
@@ -241,12 +269,12 @@ class RunRecord:
     @cached_property
     def last(self) -> Test | None:
         """The test of the last epoch."""
-        return _test(dig(self.summary, "test", "last"))
+        return _test(at(self.summary, "test.last"))
 
     @cached_property
     def best(self) -> Test | None:
         """The test of the epoch that validation chose."""
-        return _test(dig(self.summary, "test", "best"))
+        return _test(at(self.summary, "test.best"))
 
     @property
     def selected(self) -> Test | None:
@@ -261,17 +289,14 @@ class RunRecord:
     @property
     def whole(self) -> bool:
         """Whether summary.json holds every test with all that any table needs of it."""
-        last, best = (dig(self.summary, "test", which) for which in ("last", "best"))
+        last, best = (at(self.summary, f"test.{which}") for which in ("last", "best"))
         tests = [last] if best is None else [last, best]
         return all(isinstance(test, dict) and all(name in test for name in _EVERY_TEST) for test in tests)
 
     @property
     def objective(self) -> float | None:
-        """What a search maximises: the deployed network's accuracy in validation, else in the test."""
-        chosen = self.selected
-        if chosen is None:
-            return None
-        return chosen.deployed_accuracy if chosen.validation_accuracy is None else chosen.validation_accuracy
+        """What a search maximises; None where nothing was tested."""
+        return None if self.selected is None else self.selected.objective
 
     @cached_property
     def figures(self) -> Mapping[str, float | None]:
@@ -292,7 +317,7 @@ class RunRecord:
         return {
             "ensemble accuracy": self._ensemble_accuracy(),
             "images per second": number(self.summary.get("images_per_second")),
-            "peak memory": number(dig(self.summary, "peak_memory", "bytes")),
+            "peak memory": number(at(self.summary, "peak_memory.bytes")),
             "parameters deployed": number(self.summary.get("deployed_parameters")),
         }
 
@@ -304,7 +329,7 @@ class RunRecord:
         """Take the ensemble classifier's, or the mean probabilities' of the networks of the deployed kind."""
         if self.selected is None:
             return None
-        kind = (self.selected.deployed or "").split("_")[0]
+        kind = self.selected.deployed.split("_")[0]
         of_peers = "student_ensemble" if kind == "ensemble" else f"{kind}_ensemble"
         return self.selected.accuracy.get("ensemble", self.selected.accuracy.get(of_peers))
 
@@ -336,30 +361,27 @@ class RunRecord:
 
 
 def _test(found: Any) -> Test | None:
-    if not isinstance(found, dict):
-        return None
-    accuracy, own = _numbers(found.get("accuracy")), number(found.get("deployed_accuracy"))
-    if not accuracy and own is None:
+    if not isinstance(found, dict) or (own := number(found.get("deployed_accuracy"))) is None:
         return None
     return Test(
-        accuracy=accuracy,
+        own,
+        accuracy=_numbers(found.get("accuracy")),
         nll=_numbers(found.get("nll")),
         calibration=_numbers(found.get("calibration")),
-        deployed=found["deployed"] if isinstance(found.get("deployed"), str) else None,
-        deployed_accuracy=own,
-        validation_accuracy=number(found.get("validation_accuracy")),
         epoch=_count(found.get("epoch")),
         images=_count(found.get("images")),
         classes=_count(found.get("classes")),
         validated=found.get("validated") is not False,
+        deployed=found["deployed"] if isinstance(found.get("deployed"), str) else "",
+        validation_accuracy=number(found.get("validation_accuracy")),
         disagreement=number(found.get("disagreement")),
         distance=number(found.get("distance")),
     )
 
 
-def _count(value: Any) -> int | None:
+def _count(value: Any) -> int:
     read = number(value)
-    return None if read is None or not math.isfinite(read) else int(read)
+    return 0 if read is None or not math.isfinite(read) else int(read)
 
 
 def _numbers(found: Any) -> dict[str, float]:

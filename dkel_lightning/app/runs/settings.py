@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.config.schema import Values
+from dkel_lightning.app.runs.folder import values_in
+from dkel_lightning.settings.keys import COMPUTED, MACHINE
 
 
 def as_written(values: Values) -> dict[str, Any]:
@@ -23,6 +26,15 @@ def differences(saved: Values, wanted: Values) -> list[str]:
         f"{key}: {there.get(key)} there, {here.get(key)} here"
         for key in dict.fromkeys([*there, *here])
         if there.get(key) != here.get(key)
-        and schema.changes_figures(key)
-        and not (schema.is_computed(key) and here.get(key) is None)
+        and MACHINE not in schema.flags(key)
+        and not (COMPUTED in schema.flags(key) and here.get(key) is None)
     ]
+
+
+def differences_of(folder: Path, wanted: Values) -> list[str]:
+    """List the keys in which the run in a folder would give other figures than the wanted settings.
+
+    Raises:
+        CheckpointError: its config.yaml cannot be read.
+    """
+    return differences(schema.completed(values_in(folder)), as_written(wanted))

@@ -19,9 +19,11 @@ from dkel_lightning.runtime.texts import csv_cell, markdown, printable
 from dkel_lightning.studies.seed_statistics import Paired, Sample
 
 NOT_KNOWN = "n/a"
-WITHOUT_TERMINAL = 120
+WITHOUT_TERMINAL = 130
 """Columns of text where there is no terminal: rich's own 80 are too few for these tables."""
 Row = Sequence[object]
+Rows = tuple[list[str], list[list[str]]]
+"""The heading of a table, and what stands under it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,14 @@ class Column:
             return mean
         return f"{mean} ± {summary.deviation * self.scale:,.{self.digits}f}"
 
+    def difference(self, found: Paired | None) -> str:
+        """Write a difference of pairs with its 95 % interval."""
+        if found is None:
+            return NOT_KNOWN
+        ends = [found.mean, *(end for end in (found.low, found.high) if end is not None)]
+        mean, *interval = [f"{end * self.scale:+,.{self.digits}f}" for end in ends]
+        return f"{mean} ({' to '.join(interval) or NOT_KNOWN})"
+
 
 OBJECTIVE = "selected validation accuracy"
 """What a search maximises."""
@@ -82,38 +92,26 @@ COLUMNS = (
 """The columns of a setting of a sweep."""
 
 
-def group_rows(groups: Iterable[Group], columns: Sequence[Column]) -> list[list[str]]:
+def group_table(keys: Sequence[str], groups: Iterable[Group], columns: Sequence[Column]) -> Rows:
     """Write a row a group: what it is, how many of its runs have finished, and mean and deviation of each column."""
-    return [
-        [
-            *(group.values or (group.name,)),
-            str(len(group.figures(COMPARED))),
-            *(c.cell(group.sample(c.of)) for c in columns),
-        ]
-        for group in groups
+    cells = ((group, [column.cell(group.sample(column.of)) for column in columns]) for group in groups)
+    return [*keys, "n", *(column.heading for column in columns)], [
+        [*(group.values or (group.name,)), str(len(group.figures(COMPARED))), *row] for group, row in cells
     ]
 
 
-DIFFERENCE_HEADING = ("label", "n", "difference (points)", "95 % interval", "smallest detectable")
-
-
-def difference_rows(groups: Iterable[Group], reference: Group) -> list[list[str]]:
+def difference_table(groups: Iterable[Group], reference: Group) -> Rows:
     """Write the differences of accuracies to those of a reference in points, with what their pairs allow to say."""
-    return [[group.name, *_difference(group.less(reference))] for group in groups if group is not reference]
+    rows = [[group.name, *_difference(group.less(reference))] for group in groups if group is not reference]
+    return ["label", "n", "difference (points)", "95 % interval", "smallest detectable"], rows
 
 
 def _difference(found: Paired | None) -> list[str]:
     if found is None:
         return ["0", NOT_KNOWN, NOT_KNOWN, NOT_KNOWN]
     detectable = NOT_KNOWN if found.detectable is None else f"{100 * found.detectable:.2f}"
-    return [str(found.n), f"{100 * found.mean:+.2f}", interval(found), detectable]
-
-
-def interval(found: Paired) -> str:
-    """Write the 95 % interval of a difference in points."""
-    return (
-        NOT_KNOWN if found.low is None or found.high is None else f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
-    )
+    ends = " to ".join(f"{100 * end:+.2f}" for end in (found.low, found.high) if end is not None)
+    return [str(found.n), f"{100 * found.mean:+.2f}", ends or NOT_KNOWN, detectable]
 
 
 def difference_title(reference: str, name: str) -> str:
@@ -134,16 +132,6 @@ def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
     return [f"| {' | '.join(row)} |" for row in (map(markdown, heading), rule, *(map(markdown, row) for row in rows))]
 
 
-def terminal_table(title: str, heading: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Make a table for the terminal: text in the first column, numbers in the others."""
-    table = Table(title=cell(title), title_justify="left")
-    for position, name in enumerate(heading):
-        table.add_column(cell(name), justify="left" if position == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(cell, row))
-    return table
-
-
 def cell(text: str) -> Text:
     """Make a text of a table on the terminal, in which nothing is markup."""
     return Text(printable(text))
@@ -152,6 +140,10 @@ def cell(text: str) -> Text:
 def print_table(
     title: str, heading: Sequence[str], rows: Iterable[Sequence[str]], console: Console | None = None
 ) -> None:
-    """Print a table."""
-    console = console or Console(width=None if sys.stdout.isatty() else WITHOUT_TERMINAL)
-    console.print(terminal_table(title, heading, rows))
+    """Print a table: text in the first column, numbers in the others."""
+    table = Table(title=cell(title), title_justify="left")
+    for position, name in enumerate(heading):
+        table.add_column(cell(name), justify="left" if position == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(cell, row))
+    (console or Console(width=None if sys.stdout.isatty() else WITHOUT_TERMINAL)).print(table)

@@ -13,7 +13,6 @@ from unittest import mock
 
 import torch
 from lightning.pytorch import Callback
-from rich.console import Console
 
 from dkel_lightning.app import build
 from dkel_lightning.app.benchmark import bench, sides
@@ -21,10 +20,10 @@ from dkel_lightning.app.benchmark.bench import BenchmarkResult, Plan
 from dkel_lightning.app.callbacks import Throughput
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.runs.tables import terminal_table
+from dkel_lightning.app.runs.tables import print_table
 from dkel_lightning.app.tasks.train import usual_callbacks
 from dkel_lightning.errors import DkelError
-from dkel_lightning.runtime import memory, provenance
+from dkel_lightning.runtime import provenance
 
 
 def benchmark(run: Run) -> BenchmarkResult:
@@ -44,7 +43,6 @@ def benchmark(run: Run) -> BenchmarkResult:
         print(f"Random images of the same shape stand for {name}: {why_invented}.", flush=True)
     for label, why in missing.items():
         print(f"{label} is left out: {why}", flush=True)
-    memory.keep_freed_as_asked(values["execution"]["keep_memory"], device)
     torch.set_float32_matmul_precision(values["precision"]["matmul"])
     plan = _plan(values, device)
     run.describe()
@@ -61,8 +59,7 @@ def benchmark(run: Run) -> BenchmarkResult:
     about, over = _about(values, plan, images, load), values["benchmark"]["over"]
     result = BenchmarkResult(folder, title, about, found, missing, peak, over)
     bench.write(result, values["figures"]["also"])
-    console = Console(width=None if Console().is_terminal else 130)
-    console.print(terminal_table(title, *bench.table(result)))
+    print_table(title, *bench.table(result))
     print(f"{result.about}\nWritten to {folder}: benchmark.csv, benchmark.md, benchmark.png")
     return result
 

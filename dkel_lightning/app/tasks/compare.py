@@ -20,11 +20,12 @@ import torch
 
 from dkel_lightning.app.compare import tables
 from dkel_lightning.app.compare.plan import Comparison, Variant
-from dkel_lightning.app.config.schema import Values, completed
-from dkel_lightning.app.runs.folder import Run, values_in
+from dkel_lightning.app.config.schema import Values
+from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.groups import COMPARED
 from dkel_lightning.app.runs.records import RunRecord
-from dkel_lightning.app.runs.settings import as_written, differences
+from dkel_lightning.app.runs.settings import differences_of
+from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError, DkelError, FolderInUseError
 from dkel_lightning.runtime import command_lines, locks
@@ -63,6 +64,7 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
     with _alone(run.folder):
         run.describe()
     members = [*comparison.members()]
+    again = shlex.quote(command_lines.override("compare.folder", run.folder))
     own: dict[tuple[str, int], RunRecord] = {}
     left = [*enumerate(members, 1)]
     try:
@@ -79,8 +81,7 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
                     tables.write(run.folder, comparison, done, _notes(run, comparison), run.values["figures"]["also"])
             left = [(position, (v, seed)) for position, (v, seed) in left if (v.label, seed) not in own]
     except (KeyboardInterrupt, SystemExit):
-        folder = shlex.quote(command_lines.override("compare.folder", run.folder))
-        print(f"Interrupted. Go on with: {comparison.go_on} {folder}", flush=True)
+        print(f"Interrupted. Go on with: {comparison.go_on} {again}", flush=True)
         raise
     outcomes = _outcomes(run.folder, members, own)
     tables.show(comparison, outcomes)
@@ -91,8 +92,7 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
     if left:
         print(f"Other processes train {len(left)} of the {len(members)}: the last to end writes the whole table.")
     if failed:
-        folder = shlex.quote(command_lines.override("compare.folder", run.folder))
-        print(f"{len(failed)} of {len(outcomes)} runs failed; the same with {folder} tries again.")
+        print(f"{len(failed)} of {len(outcomes)} runs failed; the same with {again} tries again.")
     return CompareResult(run.folder, outcomes, comparison.reference)
 
 
@@ -160,7 +160,7 @@ def _train(values: Values, where: Path) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    resume = RunRecord(where).last_checkpoint if (where / "config.yaml").is_file() else None
+    resume = stages.last_checkpoint(where) if (where / "config.yaml").is_file() else None
     train(Run(values, where, resume=resume, part=True))
 
 
@@ -193,7 +193,7 @@ def _measured(folder: Path, comparison: Comparison, variant: Variant) -> dict[st
     for seed in comparison.seeds:
         where = member_folder(folder, comparison.reference, seed)
         last, speed = RunRecord(where).last, _speed(where)
-        if last is None or last.epoch is None or not speed:
+        if last is None or not last.epoch or not speed:
             continue
         own, epochs = _own_speed(folder, comparison, variant, seed), last.epoch
         return {
@@ -245,8 +245,7 @@ def _refuse_others(folder: Path, comparison: Comparison) -> None:
             mistakes.append(f"{where} was trained as long as {written['reference']}, not {comparison.reference}.")
             continue
         wanted = variant.values(seed, written["epochs"] if written else None)
-        found = differences(completed(values_in(where)), as_written(wanted))
-        if found:
+        if found := differences_of(where, wanted):
             mistakes.append(f"{where} was trained with other settings ({'; '.join(found)}).")
     if mistakes:
         raise ConfigError("\n".join([*mistakes, "Give the same settings, or another compare.folder."]))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from dkel_lightning.app import drawing
 from dkel_lightning.app.runs.folder import Run
@@ -45,7 +44,8 @@ def convergence(run: Run) -> ConvergenceResult:
     """
     settings = from_mapping(ConvergenceSettings, run.values["convergence"], "convergence")
     begun = time.perf_counter()
-    found = study(settings, run.values["seed"], workers(run.values["execution"]["threads"]))
+    threads = run.values["execution"]["threads"] or min(4, processors.allowed())  # which change no result
+    found = study(settings, run.values["seed"], threads)
     run.describe()
     written = tables(found)
     for name, lines in written.items():
@@ -54,11 +54,6 @@ def convergence(run: Run) -> ConvergenceResult:
     show(found, time.perf_counter() - begun)
     print(f"Written to {run.folder}: {', '.join(f'{name}.csv' for name in written)}, figures/*.png.")
     return ConvergenceResult(run.folder, found)
-
-
-def workers(threads: int | None) -> int:
-    """Give the number of threads that simulate; it changes no result."""
-    return threads or min(4, processors.allowed())
 
 
 # ---------------------------------------------------------------------- files
@@ -148,11 +143,11 @@ def _sweeps(found: Study) -> Rows:
 # ---------------------------------------------------------------------- terminal
 
 
-def show(found: Study, seconds: float, console: Console | None = None) -> None:
+def show(found: Study, seconds: float) -> None:
     """Print the table of risks, the true risks and the outcomes of the collapse experiment."""
-    print_table("Risk times 1000 after epochs", *_risk_table(found.risks), console)
-    print_table("True risk times 1000 at the end, training optimum shifted", *_over_fit_table(found.over_fit), console)
-    print_table("Stuck runs / median exit step / homogenised share", *_collapse_table(found.collapse), console)
+    print_table("Risk times 1000 after epochs", *_risk_table(found.risks))
+    print_table("True risk times 1000 at the end, training optimum shifted", *_over_fit_table(found.over_fit))
+    print_table("Stuck runs / median exit step / homogenised share", *_collapse_table(found.collapse))
     print(f"{seconds:.0f} seconds.")
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,19 +12,16 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from dkel_lightning.app import drawing
-from dkel_lightning.app.callbacks.saving import ended_by_signals
 from dkel_lightning.app.config.extras import missing_extra
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.tasks import stages
+from dkel_lightning.app.tasks.train import interruptible
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.runtime import locks
-from dkel_lightning.runtime.atomic_files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -59,21 +54,10 @@ def dual_policy(run: Run) -> DualPolicyResult:
         CheckpointError: the run that is resumed has been edited.
         NonFiniteError: the environment gave a reward or a state that is not finite.
     """
-    fault = missing_extra("task=dual_policy", "rl")
-    if fault is not None:
+    for fault in missing_extra("task=dual_policy", "rl"):
         raise ConfigError(fault)
-    with locks.held(run.folder, locks.CLAIM, locks.PATIENCE), _going_on_told(run):
+    with locks.held(run.folder, locks.CLAIM, locks.PATIENCE), interruptible(run):
         return _trained(run)
-
-
-@contextlib.contextmanager
-def _going_on_told(run: Run) -> Iterator[None]:
-    try:
-        with ended_by_signals():
-            yield
-    except SystemExit:
-        print(f"Interrupted. Go on with: {stages.go_on(run)}", flush=True)
-        raise
 
 
 def _trained(run: Run) -> DualPolicyResult:
@@ -107,8 +91,10 @@ def _trained(run: Run) -> DualPolicyResult:
     result = DualPolicyResult(run.folder, better, deployed.test(), evaluated[better])
     deployed.save(run.folder / "better_policy.zip")
     drawing.save(_draw(written, settings, seed), run.folder / "figures" / "returns.png", run.values["figures"]["also"])
-    strip = _strip(deployed.film(), run.folder / "figures" / "frames.png")
-    _report(run, result, settings, strip)
+    frames = [np.asarray(frame)[::2, ::2] for frame in deployed.film()]
+    if frames:
+        drawing.save_pixels(np.concatenate(frames, axis=1), run.folder / "figures" / "frames.png")
+    _report(run, result, settings, pictured=bool(frames))
     return result
 
 
@@ -153,16 +139,7 @@ def _draw(rows: Mapping[int, Mapping[str, float]], settings: DualPolicySettings,
     return figure
 
 
-def _strip(frames: list[Any], path: Path) -> bool:
-    """Put frames of an episode side by side into a PNG; tells whether there were any."""
-    if frames:
-        drawn = io.BytesIO()
-        Image.fromarray(np.concatenate([np.asarray(frame)[::2, ::2] for frame in frames], axis=1)).save(drawn, "PNG")
-        write_bytes(path, drawn.getvalue())
-    return bool(frames)
-
-
-def _report(run: Run, result: DualPolicyResult, settings: DualPolicySettings, strip: bool) -> None:
+def _report(run: Run, result: DualPolicyResult, settings: DualPolicySettings, *, pictured: bool) -> None:
     mean, deviation = statistics.fmean(result.returns), statistics.stdev(result.returns)
     run.write_json(
         "result.json",
@@ -186,6 +163,6 @@ def _report(run: Run, result: DualPolicyResult, settings: DualPolicySettings, st
         f"Policy {result.better} was better in the last evaluation; from {len(result.returns)} other starts it returns "
         f"{mean:.1f} ± {deviation:.1f}."
     )
-    if settings.frames and not strip:
+    if settings.frames and not pictured:
         print(f"{settings.env} draws no pictures (rgb_array), so there is no frames.png.")
     print(f"Written to {run.folder}: better_policy.zip, metrics.csv, result.json, figures/.")

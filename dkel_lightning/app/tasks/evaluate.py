@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from dkel_lightning.app import build
-from dkel_lightning.app.runs import confusion, scores
+from dkel_lightning.app.runs import scores
 from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.runs.records import Test
 from dkel_lightning.app.tasks.train import prepared
-from dkel_lightning.assembly import rebuilt
+from dkel_lightning.assembly.build import rebuilt
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.errors import CheckpointError
@@ -29,7 +29,7 @@ OF_RESULT = ("seed", "data", "deploy", "precision", "trainer", "execution", "eva
 class EvaluateResult:
     """What an evaluation gave: the test of the checkpoint, and the file in which it is written."""
 
-    scores: scores.Scores
+    scores: Test
     file: Path
 
     @property
@@ -57,12 +57,9 @@ def evaluate(run: Run) -> EvaluateResult:
     module.test_flips = values["evaluate"]["flips"]
     images = prepared(values)
     check_fits(module, images, path)
-    trainer = build.trainer(
-        {**values, "callbacks": {**values["callbacks"], "extra": {}}}, loggers=[], callbacks=[], plugins=[]
-    )
-    result = EvaluateResult(scores.test(trainer, module, images, epoch), run.folder / "evaluation.json")
+    result = EvaluateResult(scores.test_alone(values, module, images, epoch), run.folder / "evaluation.json")
     _report(run, result, path)
-    rank_zero_only(confusion.write)(result.scores, images.class_names, run.folder, values["figures"]["also"])
+    rank_zero_only(scores.write_confusion)(module, images.class_names, run.folder, values["figures"]["also"])
     return result
 
 
@@ -93,28 +90,21 @@ def loaded(path: Path, values: Mapping[str, Any], **others: Any) -> tuple[Distil
 
 def check_fits(module: DistillationModule, images: ClassificationData, path: Path) -> None:
     """Raise a CheckpointError unless the data has the classes and channels that the checkpoint knows."""
-    _check_classes(module, images.num_classes, path)
-    _check_channels(module, images.image_shape[0], path)
-
-
-def _check_channels(module: DistillationModule, channels: int, path: Path) -> None:
-    expected = (module.recipe or {}).get("in_channels", channels)
-    if expected != channels:
-        raise CheckpointError(f"{path} takes images of {expected} channels, the data has {channels}: set data.root.")
-
-
-def _check_classes(module: DistillationModule, classes: int, path: Path) -> None:
+    classes, channels = images.num_classes, images.image_shape[0]
     if module.student.num_classes != classes:
         raise CheckpointError(
             f"{path} knows {module.student.num_classes} classes, the data has {classes}: "
             "set data and data.root to the data it was trained on."
         )
+    expected = (module.recipe or {}).get("in_channels", channels)
+    if expected != channels:
+        raise CheckpointError(f"{path} takes images of {expected} channels, the data has {channels}: set data.root.")
 
 
 @rank_zero_only
 def _report(run: Run, result: EvaluateResult, path: Path) -> None:
     title = f"Test accuracy of {path}"
     scores.show({f"epoch {result.scores.epoch}": result.scores}, title, "* deployed.")
-    content = {"checkpoint": str(path), "settings": settings(run.values), "test": result.scores.as_dict()}
+    content = {"checkpoint": str(path), "settings": settings(run.values), "test": asdict(result.scores)}
     run.write_json("evaluation.json", content)
     print(f"Written to {result.file}")

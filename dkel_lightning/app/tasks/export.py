@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dkel_lightning.app import build
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.runs import scores
 from dkel_lightning.app.runs.folder import Run, run_folder, values_in
+from dkel_lightning.app.runs.records import Test
 from dkel_lightning.app.runs.tables import print_table
 from dkel_lightning.app.tasks.evaluate import check_fits, loaded
 from dkel_lightning.app.tasks.train import prepared
@@ -34,7 +34,7 @@ class ExportResult:
     """What an export gave: the files, and the test of the exported network."""
 
     shipped: Shipped
-    scores: scores.Scores
+    scores: Test
 
     @property
     def objective(self) -> float:
@@ -59,7 +59,9 @@ def export_checkpoint(run: Run) -> ExportResult:
     images = prepared(values)
     check_fits(module, images, path)
     preprocessing = _preprocessing(images)
-    tested = _test(values, module, images, epoch)
+    # One process: all of them would write the same files.
+    alone = {**values["trainer"], "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    tested = scores.test_alone({**values, "trainer": alone}, module, images, epoch)
     member = module.deployed_member()
     target = Path(settings["to"]) if settings["to"] else run.folder / f"{member}_{settings['format']}"
     shipped = export(
@@ -79,13 +81,6 @@ def export_checkpoint(run: Run) -> ExportResult:
     if settings["hub"]:
         print(f"Sent to {hub.push(shipped.folder, settings['hub'])}")
     return ExportResult(shipped, tested)
-
-
-def _test(values: Values, module: DistillationModule, images: ClassificationData, epoch: int) -> scores.Scores:
-    # One process: all of them would write the same files.
-    alone = {**values["trainer"], "devices": 1, "num_nodes": 1, "strategy": "auto"}
-    plain = {**values, "trainer": alone, "callbacks": {**values["callbacks"], "extra": {}}}
-    return scores.test(build.trainer(plain, loggers=[], callbacks=[], plugins=[]), module, images, epoch)
 
 
 def spread(images: ClassificationData, most: int, total: int) -> Tensor:
@@ -115,9 +110,7 @@ def _preprocessing(images: ClassificationData) -> Preprocessing:
 # ---------------------------------------------------------------------- what the model card says
 
 
-def _facts(
-    path: Path, values: Values, module: DistillationModule, images: ClassificationData, tested: scores.Scores
-) -> Facts:
+def _facts(path: Path, values: Values, module: DistillationModule, images: ClassificationData, tested: Test) -> Facts:
     folder = run_folder(path)
     saved = values_in(folder) if folder is not None else {}
     recipe = module.recipe or {}
@@ -134,7 +127,7 @@ def _facts(
         accuracy=_accuracy(tested),
         provenance=_provenance(path, folder),
         metrics={
-            "accuracy": tested.accuracy[tested.deployed],
+            "accuracy": tested.deployed_accuracy,
             "negative_log_likelihood": tested.nll[tested.deployed],
             "expected_calibration_error": tested.calibration[tested.deployed],
         },
@@ -142,7 +135,7 @@ def _facts(
 
 
 def _protocol(
-    recipe: Mapping[str, Any], saved: Mapping[str, Any], tested: scores.Scores, method: str, selection: str
+    recipe: Mapping[str, Any], saved: Mapping[str, Any], tested: Test, method: str, selection: str
 ) -> dict[str, str]:
     peers = recipe.get("peers")
     optimizer, trainer, data = (saved.get(group, {}) for group in ("optimizer", "trainer", "data"))
@@ -160,7 +153,7 @@ def _protocol(
     return found
 
 
-def _chosen(tested: scores.Scores, selection: str) -> str:
+def _chosen(tested: Test, selection: str) -> str:
     """Say what chose the exported network."""
     if not tested.was_chosen:
         return "set beforehand, by the method or by deploy.*"
@@ -170,10 +163,10 @@ def _chosen(tested: scores.Scores, selection: str) -> str:
     return f"the network with the highest accuracy in the last validation of this checkpoint, on {where}"
 
 
-def _accuracy(tested: scores.Scores) -> dict[str, str]:
+def _accuracy(tested: Test) -> dict[str, str]:
     name = tested.deployed
     return {
-        "test accuracy": f"{tested.accuracy[name]:.2%} on {tested.images:,} test images, measured at this export",
+        "test accuracy": f"{tested.deployed_accuracy:.2%} on {tested.images:,} test images, measured at this export",
         "negative log-likelihood": f"{tested.nll[name]:.4f} nats",
         "calibration": f"expected calibration error {tested.calibration[name]:.2%} in 15 bins; temperature 1",
         "other members": ", ".join(f"{key} {value:.2%}" for key, value in tested.accuracy.items() if key != name),
@@ -195,7 +188,7 @@ def _provenance(path: Path, folder: Path | None) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
-def _report(shipped: Shipped, tested: scores.Scores) -> None:
+def _report(shipped: Shipped, tested: Test) -> None:
     agreement = shipped.agreement
     print(
         f"{shipped.member}: test accuracy {tested.deployed_accuracy:.2%}, calibration error "

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from dkel_lightning.app import build
 from dkel_lightning.app.runs.folder import Run, run_folder
 from dkel_lightning.app.runs.tables import print_table, write_csv
 from dkel_lightning.app.tasks.evaluate import loaded
@@ -174,7 +175,7 @@ def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
     prepared = Preprocessing(channels, height, width, tuple(mean), tuple(std), _class_names(folder))
     member = module.deployed_member()
     record = Record("checkpoint", member, module.student.num_classes, prepared)
-    device = _device(str(values["trainer"]["accelerator"]))
+    device = build.device(values)
     network = module.deploy().to(device)
 
     def classify(images: Tensor) -> Tensor:
@@ -189,11 +190,6 @@ def _class_names(folder: Path) -> tuple[str, ...]:
         return tuple(map(str, json.loads(file_bytes(folder / CLASSES, _MOST_NAMES))["classes"]))
     except (DataError, ValueError, TypeError, KeyError):
         return ()  # a run of an earlier version: classes go by their numbers
-
-
-def _device(accelerator: str) -> torch.device:
-    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return torch.device("cuda" if gpu else "cpu")
 
 
 # ---------------------------------------------------------------------- what is written and shown

@@ -6,8 +6,8 @@ that is registered. Imports neither torch nor Lightning: the rows are read befor
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from dkel_lightning.app.tasks import requirements
 from dkel_lightning.app.tasks.requirements import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
-from dkel_lightning.settings.declarations import Settings
+from dkel_lightning.settings.declarations import Settings, at
 from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, several, switch, text, whole
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.geometry_settings import GeometrySettings
@@ -37,11 +37,6 @@ class Place(Enum):
     """A folder in the run of the checkpoint."""
     REPORTED = "reported"
     """The folder that it reads."""
-
-
-def nothing(_: Values) -> Iterator[str]:
-    """Find no mistake."""
-    yield from ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class Task:
     needs: Mapping[str, str] = field(default_factory=dict)
     refuses: tuple[str, ...] = ()
     refusal: str = ""
-    mistakes: Callable[[Values], Iterator[str]] = nothing
+    mistakes: Callable[[Values], Iterable[str]] = lambda _: ()
     no_sweep: str = ""
     named_after_itself: bool = False
     plans: bool = False
@@ -97,7 +92,7 @@ class Task:
     def contradictions(self, values: Values) -> Iterator[str]:
         """Say what it lacks, and what does not go with it."""
         for key, what in self.needs.items():
-            if _select(values, key) is None:
+            if at(values, key) is None:
                 yield f"task={self.name} needs {key}=PATH of {what}."
         if any(values[key] is not None for key in self.refuses):
             yield self.refusal
@@ -106,15 +101,7 @@ class Task:
 
 def load(function: str) -> Callable[..., Any]:
     """Import what a row names as `module:function`."""
-    module, _, name = function.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
-
-
-def _select(values: Values, key: str) -> Any:
-    found: Any = values
-    for part in key.split("."):
-        found = found[part]
+    found: Callable[..., Any] = pkgutil.resolve_name(function)
     return found
 
 
@@ -314,6 +301,7 @@ _ROWS = (
         mistakes=requirements.of_benchmark,
         no_sweep="lets its sides take turns by itself: leave -m out, and run it once a setting",
         named_after_itself=True,
+        keeps_memory=True,
     ),
     Task(
         "geometry",

@@ -1,4 +1,4 @@
-"""What a comparison and a benchmark ask of the settings. Imports neither torch nor Lightning."""
+"""What a comparison, a benchmark and task=complexity ask of the settings. Imports neither torch nor Lightning."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import Any
 Values = Mapping[str, Any]
 
 
+def names_one(devices: Any) -> bool:
+    """Tell whether `trainer.devices` is of one device: a number, or a list of one."""
+    return str(devices) == "1" or (isinstance(devices, list) and len(devices) == 1)
+
+
 def of_comparison(values: Values) -> Iterator[str]:
     """Say what makes a comparison meaningless."""
     trainer = values["trainer"]
-    if trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1:
+    if not names_one(trainer["devices"]) or trainer["num_nodes"] != 1:
         yield "task=compare trains on one device: leave trainer.devices at 1."
     if trainer["fast_dev_run"]:
         yield "trainer.fast_dev_run leaves nothing to compare: set trainer.max_epochs=1 instead."
@@ -20,9 +25,7 @@ def of_comparison(values: Values) -> Iterator[str]:
 def of_benchmark(values: Values) -> Iterator[str]:
     """Say what cannot be measured."""
     trainer = values["trainer"]
-    if trainer["devices"] not in (1, "1") and not (
-        isinstance(trainer["devices"], list) and len(trainer["devices"]) == 1
-    ):
+    if not names_one(trainer["devices"]):
         yield "task=benchmark measures one device: leave trainer.devices at 1 (trainer=auto, cpu or gpu)."
     elif trainer["num_nodes"] != 1 or trainer["strategy"] != "auto":
         yield "task=benchmark measures one process: leave trainer.num_nodes at 1 and trainer.strategy at auto."
@@ -47,7 +50,7 @@ def of_complexity(values: Values) -> Iterator[str]:
         yield "task=complexity compares labels with a teacher, and there is none: choose method=online_checkpoints."
     if teacher.get("update") == "frozen" and teacher.get("weights") is None:
         yield "task=complexity trains in one stage: give teacher.weights, or choose method=online_checkpoints."
-    if trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1:
+    if not names_one(trainer["devices"]) or trainer["num_nodes"] != 1:
         yield "task=complexity trains on one device: leave trainer.devices at 1."
 
 

@@ -50,7 +50,8 @@ def before(values: Mapping[str, Any]) -> list[Stage]:
         ConfigError: they ask for stages on the images of a teacher that was trained elsewhere.
     """
     folders, teacher = folders_before(values), values["teacher"]
-    if folders and from_mapping(TeacherSettings, _itself(teacher), "teacher").sees_otherwise:
+    itself = {key: value for key, value in teacher.items() if key != "extra"}
+    if folders and from_mapping(TeacherSettings, itself, "teacher").sees_otherwise:
         raise ConfigError(
             f"The stages before this training ({', '.join(folders)}) are of the images as they are, and "
             "teacher.image_size, mean, std or dtype is of a teacher that was trained elsewhere: give teacher.weights "
@@ -131,11 +132,8 @@ def with_weights(values: Mapping[str, Any], weights: Path | None) -> dict[str, A
 
 def trained_weights(folder: Path) -> Path | None:
     """Return the checkpoint of a finished stage that validation chose; None where none was written."""
-    for name in ("best.ckpt", "last.ckpt"):
-        path = folder / "checkpoints" / name
-        if path.is_file():
-            return path
-    return None
+    found = (folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    return next((path for path in found if path.is_file()), None)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -158,10 +156,6 @@ def go_on(run: Run) -> str:
 def _needs(values: Mapping[str, Any]) -> Needs:
     preset = PRESETS.get(str(values["method"].get("name")))
     return preset.needs if preset is not None else Needs()
-
-
-def _itself(teacher: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in teacher.items() if key != "extra"}
 
 
 def _backbone(values: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,9 +31,9 @@ from dkel_lightning.app.config import checks, schema
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.loggers import trackers
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
-from dkel_lightning.app.runs import confusion, members, scores
+from dkel_lightning.app.runs import members, scores
 from dkel_lightning.app.runs.folder import Run, values_in
-from dkel_lightning.app.runs.records import RunRecord
+from dkel_lightning.app.runs.records import RunRecord, Test
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
@@ -62,14 +61,14 @@ class TrainResult:
         last: test of the last epoch.
         best: test of the epoch that validation chose; None where no checkpoint was written.
         images_per_second: training throughput, all processes together.
-        seconds: wall time of the fit.
+        seconds: wall time of the fit, also before a resume.
         memory: its peak memory.
         deployed_parameters: parameters of the network that is deployed.
     """
 
     folder: Path
-    last: scores.Scores
-    best: scores.Scores | None
+    last: Test
+    best: Test | None
     images_per_second: float | None
     seconds: float
     memory: PeakMemory
@@ -81,8 +80,7 @@ class TrainResult:
 
         Where nothing was validated, its test accuracy.
         """
-        chosen = self.best or self.last
-        return chosen.deployed_accuracy if chosen.validation_accuracy is None else chosen.validation_accuracy
+        return (self.best or self.last).objective
 
 
 def train(run: Run) -> TrainResult:
@@ -157,31 +155,26 @@ def _train_here(run: Run, weights: Path | None) -> TrainResult:
         plugins=[file_format.AtomicCheckpointIO()],
     )
     planned = runner.planned(module, trainer)
-    run.describe({**asdict(planned), "precision": trainer.precision})
+    run.describe()
+    run.note_execution({**asdict(planned), "precision": trainer.precision})
     run.write_json("classes.json", {"classes": list(images.class_names)})
     # Why it is not as asked for is said where it turns out, which may be at the first step.
     print_once(_opening(run, module, images) + ("" if planned.why else f"\n{planned}"))
-    with _interruptible(run), trackers.opened(others, run):
+    with interruptible(run), trackers.opened(others, run):
         device = trainer.strategy.root_device
         memory.begin(device)
-        started = time.perf_counter()
         # Dropout and a user's transforms draw from the global generators; a resume puts them where they were.
         seed_process(values["seed"], "training", trainer.global_rank)
         with build.trainer_settings_named():
             trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
         if module.execution_in_force is not None:
-            run.note_execution(
-                {
-                    **asdict(module.execution_in_force),
-                    "precision": trainer.precision,
-                    "images": getattr(images, "chosen_residency", "own"),
-                }
-            )
+            where = {"precision": trainer.precision, "images": getattr(images, "chosen_residency", "own")}
+            run.note_execution({**asdict(module.execution_in_force), **where})
         # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
         if last_checkpoint is not None and broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
             # Killed after the last epoch's best.ckpt, before its last.ckpt or with a torn one; resumed from the former.
             last_checkpoint.save(trainer)
-        seconds, peak = time.perf_counter() - started, memory.peak(device)
+        seconds, peak = throughput.seconds, memory.peak(device)
         there = RunRecord(run.folder)
         # A run that was made longer has figures of its first end.
         told = there.whole and there.last is not None and there.last.epoch == trainer.current_epoch
@@ -195,7 +188,7 @@ def _train_here(run: Run, weights: Path | None) -> TrainResult:
         last = scores.test(trainer, module, images, trainer.current_epoch)
         best = _test_best(trainer, module, images)
         if not complete:
-            _tell_tests(run, others, images, last, best, trainer.global_step)
+            _tell_tests(run, others, module, images, last, best)
         deployed = sum(parameter.numel() for parameter in module.deploy().parameters())
         result = TrainResult(run.folder, last, best, throughput.images_per_second, seconds, peak, deployed)
         _report(run, result, keep=complete)
@@ -246,7 +239,7 @@ def prepared(values: Values) -> ClassificationData:
 
 
 @contextlib.contextmanager
-def _interruptible(run: Run) -> Iterator[None]:
+def interruptible(run: Run) -> Iterator[None]:
     """End on signals before, in and after the training, and say how to go on."""
     try:
         with ended_by_signals():
@@ -270,17 +263,17 @@ def _pictures(run: Run, loggers: trackers.Loggers) -> list[Callback]:
 def _tell_tests(
     run: Run,
     loggers: trackers.Loggers,
+    module: DistillationModule,
     images: ClassificationData,
-    last: scores.Scores,
-    best: scores.Scores | None,
-    step: int,
+    last: Test,
+    best: Test | None,
 ) -> None:
     """Write the confusion matrix, and send it and the final scores to the loggers."""
-    figure = confusion.write(best or last, images.class_names, run.folder, run.values["figures"]["also"])
+    step = module.trainer.global_step
+    figure = scores.write_confusion(module, images.class_names, run.folder, run.values["figures"]["also"])
     if figure is not None:
         trackers.log_picture(loggers, "confusion", figure, step)
-    found = last.by_name("test/last") | ({} if best is None else best.by_name("test/best"))
-    trackers.log_tests(loggers, run.values, found, step)
+    trackers.log_tests(loggers, run.values, last.logged("test/last") | (best.logged("test/best") if best else {}), step)
 
 
 def _check_monitor(monitor: str, module: DistillationModule) -> None:
@@ -358,7 +351,7 @@ def _is_behind(path: Path, trainer: Trainer) -> bool:
     return not is_whole(path) or int(file_format.load(path)["global_step"]) < trainer.global_step
 
 
-def _test_best(trainer: Trainer, module: DistillationModule, images: ClassificationData) -> scores.Scores | None:
+def _test_best(trainer: Trainer, module: DistillationModule, images: ClassificationData) -> Test | None:
     kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
     # Processes that torchrun starts may have named folders of their own; only the first one writes.
     path = broadcast_from_rank_zero(kept[0].best_model_path if kept else "")
@@ -369,7 +362,7 @@ def _test_best(trainer: Trainer, module: DistillationModule, images: Classificat
     return scores.test(trainer, module, images, int(checkpoint["epoch"]) + 1)
 
 
-def _overflow(column: str, tested: scores.Scores) -> str:
+def _overflow(column: str, tested: Test) -> str:
     return (
         f"in the test of the {column} the outputs of {', '.join(tested.without_number)} overflow, and likelihood and "
         "calibration are no numbers: lower optimizer.lr, or clip gradients (trainer.gradient_clip_val=1)."
@@ -390,10 +383,7 @@ def _report(run: Run, result: TrainResult, *, keep: bool) -> None:
         "peers": values["method"]["peers"],
         "seed": values["seed"],
         "selection": values["data"]["selection"],
-        "test": {
-            "last": result.last.as_dict(),
-            "best": result.best.as_dict() if result.best is not None else None,
-        },
+        "test": {"last": asdict(result.last), "best": asdict(result.best) if result.best is not None else None},
         "images_per_second": result.images_per_second,
         "seconds": result.seconds,
         "peak_memory": {"bytes": result.memory.bytes, "of": result.memory.of},
@@ -438,14 +428,14 @@ def _note(values: Values, result: TrainResult) -> str:
     return f"* deployed. {what} chosen on {where}. {tested}{_passed_over(shown)}"
 
 
-def _passed_over(tested: scores.Scores) -> str:
+def _passed_over(tested: Test) -> str:
     """Say that the network that the method itself deploys would be worse, and by how much."""
     if tested.passed_over is None or tested.validation_accuracy is None:
         return ""
-    name, accuracy = tested.passed_over
+    own = tested.passed_over
     return (
         f"\n{members.described(tested.deployed).capitalize()} had {tested.validation_accuracy:.1%} in validation, "
-        f"and {members.described(name)}, which the method itself deploys, {accuracy:.1%}."
+        f"and {members.described(own['network'])}, which the method itself deploys, {own['validation_accuracy']:.1%}."
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dkel_lightning.app.runs import scores
+from dkel_lightning.app.runs import records, scores
 from dkel_lightning.app.runs.parsing import parse_confusion
 from dkel_lightning.app.runs.tables import markdown_table, print_table, write_csv
 from dkel_lightning.export import card
@@ -34,7 +34,7 @@ def test_a_table_on_the_terminal_shows_names_as_they_are(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_so_does_the_closing_table_of_a_run(name: str) -> None:
-    found = scores.Scores({"student_0": 0.5}, {"student_0": 1.0}, {"student_0": 0.1}, "student_0", epoch=1)
+    found = records.Test(0.5, {"student_0": 0.5}, {"student_0": 1.0}, {"student_0": 0.1}, epoch=1, deployed="student_0")
     console, shown = on_terminal()
     scores.show({name: found}, f"Test accuracy of outputs/{name}/last.ckpt", name, console)
     assert shown.getvalue().count(name.replace("\x1b", r"\x1b")) == 3

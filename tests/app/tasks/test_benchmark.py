@@ -152,16 +152,6 @@ def test_what_cannot_be_measured_is_refused_with_its_cure(overrides: list[str], 
     assert message in str(caught.value)
 
 
-def test_a_benchmark_in_a_sweep_is_refused() -> None:
-    with pytest.raises(ConfigError, match="task=benchmark lets its sides take turns by itself: leave -m out"):
-        check_arguments(["task=benchmark", "seed=0,1"], None, multirun=True)
-
-
-def test_its_keys_without_it_say_what_to_add() -> None:
-    with pytest.raises(ConfigError, match=r"benchmark\.rounds belongs to task=benchmark"):
-        check_arguments(["benchmark.rounds=3"], None, multirun=False)
-
-
 # ---------------------------------------------------------------------- on a GPU
 
 

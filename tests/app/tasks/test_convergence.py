@@ -19,7 +19,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.studies import convergence_study as studies
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
-from tests.compose import check_arguments, compose
+from tests.compose import compose
 
 SMALL = (
     "task=convergence",
@@ -151,8 +151,3 @@ def test_values_that_cannot_be_are_named_all_at_once() -> None:
         "convergence.curvatures must be a list, each a number above 0 and up to 1000, got [1, -1].",
         "convergence.sweeps.k must be a list, each a number between 0 and 1000, got [].",
     ]
-
-
-def test_a_key_of_the_task_without_the_task_says_what_to_add() -> None:
-    with pytest.raises(ConfigError, match=r"convergence\.runs belongs to task=convergence"):
-        check_arguments(["convergence.runs=3"], None, multirun=False)

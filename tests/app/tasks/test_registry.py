@@ -13,7 +13,9 @@ from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.app.tasks.registry import TASKS, Place, Task
-from tests.compose import compose
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.declarations import keys_of
+from tests.compose import check_arguments, compose
 
 
 def test_every_task_is_a_choice_and_every_choice_a_task() -> None:
@@ -64,6 +66,23 @@ def test_what_a_task_lacks_and_what_does_not_go_with_it_follows_from_its_row(
 ) -> None:
     values = compose(*overrides)
     assert [*registry.of(values).contradictions(values)] == said
+
+
+OF_ITS_NAME = [task for task in TASKS.values() if task.settings is not None and task.settings.node == task.name]
+
+
+@pytest.mark.parametrize("task", OF_ITS_NAME, ids=lambda task: task.name)
+def test_a_key_of_a_task_without_the_task_says_what_to_add(task: Task) -> None:
+    assert task.settings is not None
+    key = next(iter(keys_of(task.settings)))
+    with pytest.raises(ConfigError, match=re.escape(f"{key} belongs to task={task.name}: choose that")):
+        check_arguments([f"{key}=1"])
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS.values() if task.no_sweep], ids=lambda task: task.name)
+def test_what_is_no_job_of_a_sweep_is_refused_with_its_reason(task: Task) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"task={task.name} {task.no_sweep}.")):
+        check_arguments([f"task={task.name}", "seed=0,1"], multirun=True)
 
 
 def test_a_row_is_all_that_a_new_task_needs() -> None:

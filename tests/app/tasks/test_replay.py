@@ -18,7 +18,7 @@ from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.replay import replay_step
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.callbacks import CollapseGuard
-from dkel_lightning.errors import CheckpointError, CollapseError, ConfigError, NonFiniteError
+from dkel_lightning.errors import CheckpointError, CollapseError, NonFiniteError
 from tests.callbacks.test_collapse import Deaden
 from tests.callbacks.test_step_recorder import PoisonGradient, poisoned_loader
 from tests.compose import compose, prepare, tiny_run
@@ -155,5 +155,3 @@ def test_what_is_no_recorded_step_is_refused(tmp_path: Path) -> None:
         replay_step(tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match="No checkpoint at"):
         replay_step(tmp_path / "step_7.pt")
-    with pytest.raises(ConfigError, match="task=replay needs checkpoint=PATH"):
-        checks.check(compose("task=replay"))

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dkel_lightning.app import tasks
 from dkel_lightning.app.runs.folder import Run, newest_checkpoint, saved_values
-from dkel_lightning.app.tasks.evaluate import _check_classes, evaluate
-from dkel_lightning.app.tasks.train import TrainResult, train
+from dkel_lightning.app.tasks.evaluate import check_fits, evaluate
+from dkel_lightning.app.tasks.train import TrainResult, prepared, train
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.checkpoints.archive import step_of
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError, DkelError, NonFiniteError
 from dkel_lightning.modules.distillation import DistillationModule
-from tests.compose import compose, tiny_run
+from tests.compose import compose, tiny_run, with_callback
 
 
 class Interrupt(Callback):
@@ -108,7 +108,7 @@ def test_the_teachers_deployed_accuracy_is_that_of_the_reloaded_checkpoint(
     assert trained.best is not None
     assert evaluated.scores == trained.best
     written = json.loads(evaluated.file.read_text())
-    assert written["test"] == trained.best.as_dict()
+    assert written["test"] == asdict(trained.best)
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -124,10 +124,8 @@ def test_an_interrupted_and_resumed_run_equals_one_that_went_through(
     train(tiny_run(through, *settings))
 
     first = tiny_run(broken, *settings)
-    interrupting = {**first.values, "callbacks": {**first.values["callbacks"]}}
-    interrupting["callbacks"]["extra"] = {"interrupt": {"_target_": f"{__name__}.Interrupt"}}
     with pytest.raises(SystemExit):
-        train(Run(interrupting, broken))
+        train(with_callback(first, f"{__name__}.Interrupt"))
     last = broken / "checkpoints" / "last.ckpt"
     assert f"resume={last}" in capsys.readouterr().out
     assert state(broken)["epoch"] == 1
@@ -187,9 +185,10 @@ def test_of_equally_good_epochs_the_latest_is_kept(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_class_count_is_refused_by_the_data(trained_once: tuple[Run, TrainResult]) -> None:
     path = trained_once[0].checkpoints / "last.ckpt"
-    module = DistillationModule.load_from_checkpoint(path)
+    module, images = DistillationModule.load_from_checkpoint(path), prepared(trained_once[0].values)
+    images.num_classes = 12
     with pytest.raises(CheckpointError, match="knows 10 classes, the data has 12"):
-        _check_classes(module, 12, path)
+        check_fits(module, images, path)
 
 
 def test_resume_last_finds_the_newest_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,16 +235,13 @@ def test_the_best_epoch_survives_a_move_of_the_run_and_a_worse_resume(tmp_path: 
     first = tmp_path / "first"
     settings = ["trainer.max_epochs=4", "trainer.limit_train_batches=20", "trainer.limit_val_batches=1.0"]
     full = tiny_run(first, *settings)
-    interrupting = {**full.values, "callbacks": {**full.values["callbacks"]}}
-    interrupting["callbacks"]["extra"] = {"interrupt": {"_target_": f"{__name__}.Interrupt"}}
     with pytest.raises(SystemExit):
-        train(Run(interrupting, first))
+        train(with_callback(full, f"{__name__}.Interrupt"))
     best = state_of(first / "checkpoints" / "best.ckpt")["validation_accuracy"]
     moved = tmp_path / "moved"
     first.rename(moved)
-    spoiling = {**full.values, "callbacks": {**full.values["callbacks"]}}
-    spoiling["callbacks"]["extra"] = {"spoil": {"_target_": f"{__name__}.Spoil"}}
-    train(Run(spoiling, moved, resume=moved / "checkpoints" / "last.ckpt"))
+    spoiling = with_callback(full, f"{__name__}.Spoil")
+    train(replace(spoiling, folder=moved, resume=moved / "checkpoints" / "last.ckpt"))
     assert torch.equal(state_of(moved / "checkpoints" / "best.ckpt")["validation_accuracy"], best)
 
 
@@ -283,14 +279,16 @@ def test_resuming_a_finished_run_leaves_its_figures_alone(finished: Run) -> None
     assert summary.read_bytes() == before
 
 
-def test_the_speed_of_a_run_that_only_lacked_its_summary_is_still_known(
+def test_a_run_that_only_lacked_its_summary_still_has_its_speed_and_its_time(
     finished: Run, trained_once: tuple[Run, TrainResult]
 ) -> None:
-    summary = finished.folder / "summary.json"
+    summary, last = finished.folder / "summary.json", finished.checkpoints / "last.ckpt"
     summary.unlink()
-    train(replace(finished, resume=finished.checkpoints / "last.ckpt"))
-    speed = trained_once[1].images_per_second
-    assert json.loads(summary.read_text())["images_per_second"] == pytest.approx(speed)
+    train(replace(finished, resume=last))
+    said = json.loads(summary.read_text())
+    assert said["images_per_second"] == pytest.approx(trained_once[1].images_per_second)
+    before = file_format.load(last)["callbacks"]["Throughput"]["seconds"]
+    assert 0.5 * trained_once[1].seconds < before < said["seconds"]
 
 
 def test_without_validation_nothing_is_said_to_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -324,9 +322,8 @@ class Move(Callback):
 
 def test_a_run_whose_folder_is_renamed_ends_with_one_error_and_makes_no_other(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", "callbacks.checkpoint_every_n_steps=1", "logger=tensorboard")
-    run.values["callbacks"]["extra"]["move"] = {"_target_": f"{__name__}.Move", "folder": str(run.folder)}
     with pytest.raises(DkelError, match=f"{run.folder} has gone: it was moved or removed during the run"):
-        train(run)
+        train(with_callback(run, f"{__name__}.Move", folder=str(run.folder)))
     assert [path.name for path in tmp_path.iterdir()] == ["renamed"]
 
 
