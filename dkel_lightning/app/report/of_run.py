@@ -170,17 +170,12 @@ def _curves(run: RunRecord) -> Iterator[Section]:
     """Draw every column of metrics.csv."""
     alike = {name: curve for name, curve in run.curves.items() if name.startswith(figures.ALIKE)}
     others = {name: curve for name, curve in run.curves.items() if name not in alike}
-    for title, name, curves, absent in (
-        ("Curves", "curves", others, "metrics.csv holds no curve."),
-        (
-            "Diversity",
-            "diversity",
-            alike,
-            "metrics.csv has no column diversity/...: the diversity monitor did not run.",
-        ),
+    for title, curves, absent in (
+        ("Curves", others, "metrics.csv holds no curve."),
+        ("Diversity", alike, "metrics.csv has no column diversity/...: the diversity monitor did not run."),
     ):
         figure = figures.run_figure(curves)
-        yield Section(title, [absent]) if figure is None else Section(title, figures={name: figure})
+        yield Section(title, [absent]) if figure is None else Section(title, figures={title.lower(): figure})
 
 
 # ---------------------------------------------------------------------- costs, settings, provenance

@@ -90,6 +90,13 @@ class Test:
         return self.deployed_accuracy if self.validation_accuracy is None else self.validation_accuracy
 
     @property
+    def ensemble_accuracy(self) -> float | None:
+        """Accuracy of the ensemble classifier, or of the mean probabilities of the networks of the deployed kind."""
+        kind = self.deployed.split("_")[0]
+        of_peers = "student_ensemble" if kind == "ensemble" else f"{kind}_ensemble"
+        return self.accuracy.get("ensemble", self.accuracy.get(of_peers))
+
+    @property
     def without_number(self) -> list[str]:
         """Name the networks whose likelihood or calibration is not finite: their outputs overflow."""
         values = (self.nll, self.calibration)
@@ -315,7 +322,7 @@ class RunRecord:
     def costs(self) -> Mapping[str, float | None]:
         """What a comparison tables beside the figures."""
         return {
-            "ensemble accuracy": self._ensemble_accuracy(),
+            "ensemble accuracy": None if self.selected is None else self.selected.ensemble_accuracy,
             "images per second": number(self.summary.get("images_per_second")),
             "peak memory": number(at(self.summary, "peak_memory.bytes")),
             "parameters deployed": number(self.summary.get("deployed_parameters")),
@@ -324,14 +331,6 @@ class RunRecord:
     def figure(self, name: str) -> float | None:
         """Give a figure or a cost of a finished run."""
         return self.figures.get(name, self.costs.get(name)) if self.figures else None
-
-    def _ensemble_accuracy(self) -> float | None:
-        """Take the ensemble classifier's, or the mean probabilities' of the networks of the deployed kind."""
-        if self.selected is None:
-            return None
-        kind = self.selected.deployed.split("_")[0]
-        of_peers = "student_ensemble" if kind == "ensemble" else f"{kind}_ensemble"
-        return self.selected.accuracy.get("ensemble", self.selected.accuracy.get(of_peers))
 
     # ---------------------------------------------------------------------- reading
 
