@@ -174,14 +174,14 @@ def test_each_process_gets_the_same_comparison_and_the_last_command_shows_the_ta
     assert values["trainer"]["max_epochs"] == epochs
 
 
-def test_tuning_is_two_sweeps_with_a_seed_that_no_table_has(tmp_path: Path) -> None:
+def test_tuning_is_two_sweeps_over_the_seeds_of_the_protocol(tmp_path: Path) -> None:
     found = [
         arguments for _, arguments in calls("real_images.sh", tmp_path, "tuning", str(tmp_path / "images.npz"), "out")
     ]
     assert [arguments[0] for arguments in found] == ["-m", "-m"]
     assert [arguments[-1] for arguments in found] == ["hydra.sweep.dir=out/lambda", "hydra.sweep.dir=out/rate"]
     for arguments in found:
-        assert "seed=10" in arguments
+        assert "seed=0,1" in arguments
         check_arguments(arguments[1:], multirun=True)
         assert sum(item.endswith(("=0.1,0.3,1", "=0.99,0.999,{0:0.99,0.1:0.999}")) for item in arguments) == 1
 
