@@ -197,7 +197,7 @@ def test_what_is_learnt_by_heart_is_logged_for_student_and_teacher(monkeypatch: 
         return torch.stack([student, teacher])
 
     monkeypatch.setattr(module, "member_logits", member_logits)
-    monkeypatch.setattr(module, "log_dict", lambda shares: logged.update({k: float(v) for k, v in shares.items()}))
+    monkeypatch.setattr(module, "log", lambda name, share: logged.update({name: float(share)}))
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     monkeypatch.setattr(trainer, "datamodule", data, raising=False)
     assert tuple(module.members) == ("student_0", "teacher_0")
