@@ -7,6 +7,7 @@ take, because a model's callback replaces those of the user whose class it deriv
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
 
@@ -69,13 +70,13 @@ def _planned(trainer: Trainer) -> int | None:
     return int(steps)
 
 
-class _Schedule(Callback):
+class _Schedule(Callback, ABC):
     """Puts what it says of the moment in force before every training batch."""
 
     @staticmethod
+    @abstractmethod
     def put_in_force(module: Coordinator, now: Clock) -> None:
         """Put in force what holds at this moment."""
-        raise NotImplementedError
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put in force what holds now."""

@@ -259,6 +259,7 @@ def test_wandb_refuses_a_mode_that_does_not_exist(tmp_path: Path) -> None:
         (["0,1,0.5", "1,2,0.6", "2,3,0.7x"], "line 4: loss is '0.7x'"),
         (["0,1,0.5,9"], "line 2 has more cells than the heading"),
         (["0,,0.5"], "line 2 has no step"),
+        (["0,1.5,0.5"], "line 2: step is '1.5'"),
     ],
 )
 def test_of_a_damaged_metrics_csv_the_line_and_the_cell_are_named(

@@ -109,7 +109,7 @@ def read_rows(path: Path) -> dict[int, Row]:
     """
     try:
         return _by_step(text_of(path).splitlines())
-    except (ValueError, OverflowError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise DataError(f"{path} is damaged ({error}): move it away to go on without its rows.") from error
 
 
@@ -118,5 +118,7 @@ def _by_step(lines: list[str]) -> dict[int, Row]:
     for line, (row, faults) in enumerate(parse_metrics(lines), 2):
         if faults or "step" not in row:
             raise ValueError(faults[0] if faults else f"line {line} has no step")
-        found[int(row.pop("step"))] = row
+        if not float(step := row.pop("step")).is_integer():
+            raise ValueError(f"line {line}: step is '{step}'")
+        found[int(step)] = row
     return found

@@ -69,9 +69,8 @@ class Column:
         """Write a difference of pairs with its 95 % interval."""
         if found is None:
             return NOT_KNOWN
-        ends = [found.mean, *(end for end in (found.low, found.high) if end is not None)]
-        mean, *interval = [f"{end * self.scale:+,.{self.digits}f}" for end in ends]
-        return f"{mean} ({' to '.join(interval) or NOT_KNOWN})"
+        mean, interval = _signed(found, self.scale, self.digits)
+        return f"{mean} ({interval})"
 
 
 OBJECTIVE = "selected validation accuracy"
@@ -110,8 +109,13 @@ def _difference(found: Paired | None) -> list[str]:
     if found is None:
         return ["0", NOT_KNOWN, NOT_KNOWN, NOT_KNOWN]
     detectable = NOT_KNOWN if found.detectable is None else f"{100 * found.detectable:.2f}"
-    ends = " to ".join(f"{100 * end:+.2f}" for end in (found.low, found.high) if end is not None)
-    return [str(found.n), f"{100 * found.mean:+.2f}", ends or NOT_KNOWN, detectable]
+    return [str(found.n), *_signed(found, 100, 2), detectable]
+
+
+def _signed(found: Paired, scale: float, digits: int) -> tuple[str, str]:
+    """Write the mean of a difference and its 95 % interval."""
+    mean, *ends = [f"{scale * each:+,.{digits}f}" for each in (found.mean, found.low, found.high) if each is not None]
+    return mean, " to ".join(ends) or NOT_KNOWN
 
 
 def difference_title(reference: str, name: str) -> str:

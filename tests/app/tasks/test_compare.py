@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dkel_lightning.app.cli.checks import planned as planned_of
@@ -144,6 +145,18 @@ def test_mistakes_of_several_labels_come_in_one_message() -> None:
 
 
 # ---------------------------------------------------------------------- the runs
+
+
+def test_a_member_whose_checkpoint_is_torn_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last, resumed = tmp_path / "checkpoints" / "last.ckpt", []
+    last.parent.mkdir()
+    (tmp_path / "config.yaml").touch()
+    monkeypatch.setattr(module, "train", lambda run: resumed.append(run.resume))
+    torch.save({}, last)
+    module._train({}, tmp_path)
+    last.write_bytes(last.read_bytes()[:-50])
+    module._train({}, tmp_path)
+    assert resumed == [last, None]
 
 
 @pytest.mark.slow
