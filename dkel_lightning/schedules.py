@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,18 +153,28 @@ def at_time(values: float | Mapping[float, float], time: float) -> float:
     return values[max((start for start in values if start <= time), default=min(values))]
 
 
-def time_of(values: float | Mapping[float, float], clock: Clock, key: str) -> float:
-    """Give the time in which a schedule `{from: value}` counts: the whole epoch, or the share of the run.
+def are_shares(times: Iterable[float]) -> bool:
+    """Tell whether times of a schedule are shares of the run: all lie below 1, and not all are 0."""
+    return 0 < max(times, default=0) < 1
 
-    It is the share if all starts lie below 1 and not all are 0.
+
+def milestones_in_epochs(milestones: Sequence[float], epochs: int) -> list[int]:
+    """Turn shares of the run into epochs, and leave what is epochs."""
+    if not are_shares(milestones):
+        return [int(milestone) for milestone in milestones]
+    # Rounded up, so that each stage of the rate has an epoch where there are enough; 0 would skip the first one.
+    return [math.ceil(round(milestone * epochs, 6)) for milestone in milestones]
+
+
+def time_of(values: float | Mapping[float, float], clock: Clock, key: str) -> float:
+    """Give the time in which a schedule `{from: value}` counts: the whole epoch, or where its starts are, the share.
 
     Raises:
         ConfigError: naming `key`: a share of a run that has no end.
     """
-    starts = [*values] if isinstance(values, Mapping) else [0.0]
-    if max(starts) == 0 or max(starts) >= 1:
-        return clock.epoch
-    return clock.step / clock.share_in_steps(1.0, key)
+    if isinstance(values, Mapping) and are_shares(values):
+        return clock.step / clock.share_in_steps(1.0, key)
+    return clock.epoch
 
 
 EPOCHS = re.compile(r"(\d+(?:\.\d+)?) ?epochs?")

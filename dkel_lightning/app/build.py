@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +33,7 @@ from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.optim import Grouped, OptimizerFactory, ParameterGroups, SchedulerFactory
 from dkel_lightning.runtime.texts import first_line
+from dkel_lightning.schedules import are_shares, milestones_in_epochs
 from dkel_lightning.settings.grouping import Grouping
 from dkel_lightning.settings.keys import did_you_mean
 from dkel_lightning.settings.methods import usual_arrangement
@@ -159,19 +159,13 @@ def scheduler(values: Values) -> SchedulerFactory | None:
     if "_target_" not in settings:
         return None
     if "milestones" in settings:
-        settings["milestones"] = _milestones(settings["milestones"], values["trainer"]["max_epochs"])
+        epochs = values["trainer"]["max_epochs"]
+        if are_shares(settings["milestones"]) and epochs < 1:
+            raise ConfigError("scheduler.milestones are shares of a run without a length: set trainer.max_epochs.")
+        settings["milestones"] = milestones_in_epochs(settings["milestones"], epochs)
     build: SchedulerFactory = _partial(settings, "scheduler")
     _try("scheduler", lambda: build(optimizer(values["optimizer"])(_one_parameter())))
     return build
-
-
-def _milestones(milestones: list[float], epochs: int) -> list[int]:
-    if not milestones or not all(0 < milestone < 1 for milestone in milestones):
-        return [int(milestone) for milestone in milestones]
-    if epochs < 1:
-        raise ConfigError("scheduler.milestones are shares of a run without a length: set trainer.max_epochs.")
-    # Rounded up, so that each stage of the rate has an epoch where there are enough; 0 would skip the first one.
-    return [math.ceil(round(milestone * epochs, 6)) for milestone in milestones]
 
 
 def precision(values: Values) -> str:

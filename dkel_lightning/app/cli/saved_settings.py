@@ -24,6 +24,7 @@ from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.runtime import command_lines
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.ranks import is_first
+from dkel_lightning.schedules import are_shares
 from dkel_lightning.settings.backbone import reads_a_folder
 from dkel_lightning.settings.declarations import at
 from dkel_lightning.settings.keys import MACHINE, shortened
@@ -185,11 +186,11 @@ def _moved(values: Values, key: str, length: int) -> Iterator[str]:
         described = schema.describe(name, _method(values))
         if described is not None and described.instead is not None and value is not None:
             yield f"{name}={value} (give {described.instead})"
-        elif isinstance(value, Mapping) and value and 0 < max(value) < 1:
+        elif isinstance(value, Mapping) and are_shares(value):
             yield f"{name} (let it count in epochs)"
     scheduler = values["scheduler"]
-    milestones = scheduler.get("milestones") or [1]
-    if all(0 < each < 1 for each in milestones):
+    milestones = scheduler.get("milestones") or ()
+    if are_shares(milestones):
         yield f"scheduler.milestones={milestones} (give them in epochs)"
     for name in ENDS:
         in_epochs = scheduler.get("interval") == "epoch" and key == "trainer.max_epochs"

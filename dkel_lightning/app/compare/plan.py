@@ -13,6 +13,7 @@ from typing import Any
 from dkel_lightning.app.config import checks, messages
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.schedules import are_shares
 from dkel_lightning.settings.teacher import TRAININGS
 
 Settle = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -136,7 +137,7 @@ def _stretched(scheduler: Values, own: Values, epochs: int) -> dict[str, Any]:
     factor = epochs / own["trainer"]["max_epochs"]
     found = dict(scheduler)
     milestones = found.get("milestones")
-    if milestones and not all(0 < milestone < 1 for milestone in milestones):
+    if milestones and not are_shares(milestones):
         found["milestones"] = sorted({max(1, round(milestone * factor)) for milestone in milestones})
     if found.get("T_max") is not None and found["T_max"] == own["scheduler"]["T_max"]:
         found["T_max"] = max(1, round(found["T_max"] * factor))

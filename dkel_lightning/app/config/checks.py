@@ -9,6 +9,7 @@ from dkel_lightning.app.config.messages import unknown_key
 from dkel_lightning.app.config.schema import KEYS, Values, describe, leaves
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.schedules import are_shares
 from dkel_lightning.settings.declarations import from_mapping, one_of_two
 from dkel_lightning.settings.methods import PRESETS, peer_mistakes
 from dkel_lightning.settings.needs import Needs
@@ -186,13 +187,13 @@ def _scheduler_contradictions(scheduler: Values, trainer: Values) -> Iterator[st
     milestones = scheduler.get("milestones")
     by_step = scheduler.get("interval") == "step"
     if milestones is not None:
-        shares = [0 < milestone < 1 for milestone in milestones]
-        whole_numbers = [milestone >= 1 and milestone == int(milestone) for milestone in milestones]
-        if not (all(shares) or all(whole_numbers)) or sorted(set(milestones)) != list(milestones):
+        shares = are_shares(milestones)
+        fits = [milestone > 0 and (shares or milestone == int(milestone)) for milestone in milestones]
+        if not all(fits) or sorted(set(milestones)) != list(milestones):
             yield f"scheduler.milestones is {milestones}: give rising epochs (150, 225) or rising shares (0.5, 0.75)."
-        elif by_step and milestones and all(shares):
+        elif by_step and shares:
             yield "scheduler.interval=step counts milestones in steps: give scheduler.milestones in steps."
-    if milestones and 0 < milestones[0] < 1 and trainer["max_steps"] != -1:
+    if are_shares(milestones or ()) and trainer["max_steps"] != -1:
         yield "scheduler.milestones are shares of max_epochs, and trainer.max_steps is set: give milestones in epochs."
     if (
         not by_step

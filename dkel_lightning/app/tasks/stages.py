@@ -20,6 +20,7 @@ from dkel_lightning.app.runs.folder import Run, values_in
 from dkel_lightning.checkpoints.archive import is_whole
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.runtime import command_lines
+from dkel_lightning.schedules import milestones_in_epochs
 from dkel_lightning.settings.declarations import from_mapping, node_of
 from dkel_lightning.settings.methods import PRESETS, usual_arrangement
 from dkel_lightning.settings.needs import Needs
@@ -172,18 +173,14 @@ def _teacher(values: Mapping[str, Any]) -> dict[str, Any]:
     whole, length = trainer["max_epochs"], teacher.get("training_epochs")
     if training == "early_stopped":
         # The rate falls as in the whole run, which is left early.
-        scheduler |= {key: _in_epochs(scheduler[key], whole) for key in ("milestones",) if key in scheduler}
+        if whole > 0 and "milestones" in scheduler:
+            scheduler["milestones"] = milestones_in_epochs(scheduler["milestones"], whole)
         trainer |= {key: math.ceil(EARLY * trainer[key]) for key in ("max_epochs", "max_steps") if trainer[key] > 0}
         trainer["max_epochs"] = length or trainer["max_epochs"]
     elif length is not None:
         trainer["max_epochs"] = length
         scheduler |= {key: length for key in ("T_max",) if scheduler.get(key) == whole}
     return {**alone, "trainer": trainer, "scheduler": scheduler}
-
-
-def _in_epochs(milestones: Any, epochs: int) -> Any:
-    shares = milestones and all(0 < each < 1 for each in milestones)
-    return [math.ceil(round(each * epochs, 6)) for each in milestones] if shares and epochs > 0 else milestones
 
 
 def _fitted(values: Mapping[str, Any], name: str) -> dict[str, Any]:
