@@ -20,7 +20,7 @@ from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.declarations import from_mapping, merge
 from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.methods import Arrangement, MethodPreset
+from dkel_lightning.settings.methods import Arrangement, MethodPreset, unmet_needs
 from dkel_lightning.settings.teacher import TeacherSettings, teacher_mistakes
 
 # Lengths of the CIFAR protocol of 300 epochs as shares of it; experiment=own_data has the same.
@@ -71,10 +71,9 @@ def teacher_settings(
     given = dict(given or {})
     name = type(method).__name__
     if given.get("update") == "none" or (preset.teacher == "none" and not given):
-        others = [key for key in given if key != "update"]
-        if method.needs.teacher == "required":
-            raise ConfigError(f"{name} needs a teacher, but teacher.update is none: choose ema, gradient or frozen.")
-        if others:
+        for mistake in teacher_mistakes(name, method.needs, {"update": "none"}):
+            raise ConfigError(mistake)
+        if others := [key for key in given if key != "update"]:
             raise ConfigError(f"{name} has no teacher, so teacher.{others[0]} means nothing: choose teacher=none.")
         return None
     given |= _lengths("teacher", given, schedules)
@@ -112,6 +111,7 @@ def check_parts(
     teacher: TeacherModule | None,
     ensemble: EnsembleModule | None,
     extra: TeacherModule | None,
+    views: str,
 ) -> None:
     """Refuse parts that do not belong together.
 
@@ -121,6 +121,9 @@ def check_parts(
     name = type(method).__name__
     if student.num_peers != method.peers:
         raise ConfigError(f"{name} was built for {method.peers} peers, the student has {student.num_peers}.")
+    trunk = isinstance(student.network, SharedTrunk)
+    for mistake in unmet_needs(name, method.needs, method.peers, trunk, views):
+        raise ConfigError(mistake)
     if method.needs.teacher == "required" and teacher is None:
         raise ConfigError(f"{name} needs a teacher: pass teacher=TeacherModule(...).")
     if method.wants_ensemble_classifier and ensemble is None:

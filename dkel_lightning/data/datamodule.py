@@ -17,18 +17,16 @@ from torch import Tensor
 
 from dkel_lightning.data.augment import CropFlip
 from dkel_lightning.data.batch import Batch
-from dkel_lightning.data.device_loaders import DeviceEvaluationLoader, DeviceLoader, TrainingLoader
+from dkel_lightning.data.device_loaders import DeviceImages, EvaluationLoader, Source, TrainingLoader
 from dkel_lightning.data.imageset import Images, ImageSet, channel_statistics, check_image_set
 from dkel_lightning.data.label_noise import LabelNoise
 from dkel_lightning.data.own import ClassificationData
 from dkel_lightning.data.residency import Residency, choose_residency
 from dkel_lightning.data.splits import limited, validation_split
-from dkel_lightning.data.worker_loaders import StoredImages, WorkerEvaluationLoader, WorkerLoader
+from dkel_lightning.data.worker_loaders import StoredImages, WorkerImages
 from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.settings.data import DataSettings
 from dkel_lightning.settings.declarations import from_mapping, keys_of
-
-EvaluationLoader = DeviceEvaluationLoader | WorkerEvaluationLoader
 
 _PIECE_BYTES = 16 << 20
 
@@ -221,27 +219,26 @@ class ImageDataModule(ClassificationData, ABC):
         return self._training_loader(_Place(device, 0, 1))
 
     def _training_loader(self, place: _Place) -> TrainingLoader:
-        settings: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "views": self.views,
-            "seed": self.seed,
-            "epoch": self.trainer.current_epoch if self.trainer is not None else 0,
-            "rank": place.rank,
-            "world": place.world,
-            "drop_last": self.drop_last,
-            "balanced": self.balanced,
-        }
-        stored = self._splits_or_error()["train"]
-        if self._residency(place) == "device":
-            return DeviceLoader(augment=self.augment, **self._on_device("train", place.device), **settings)
-        return WorkerLoader(stored, self.augment, **settings, **self._of_workers(place))
+        return TrainingLoader(
+            self._source("train", place, self.views),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            epoch=self.trainer.current_epoch if self.trainer is not None else 0,
+            rank=place.rank,
+            world=place.world,
+            drop_last=self.drop_last,
+            balanced=self.balanced,
+        )
 
-    def _of_workers(self, place: _Place) -> dict[str, Any]:
+    def _source(self, name: str, place: _Place, views: int = 1) -> Source:
+        stored = self._splits_or_error()[name]
+        if self._residency(place) == "device":
+            return DeviceImages(augment=self.augment, views=views, **self._on_device(name, place.device))
         cores = os.cpu_count() or 1
         most = max(32, 4 * cores)
         if self.workers > most:
             raise ConfigError(f"data.workers={self.workers}, and this machine has {cores} cores: give {most} at most.")
-        return {"workers": self.workers, "device": place.device}
+        return WorkerImages(stored, self.augment, views, workers=self.workers, device=place.device)
 
     def val_dataloader(self) -> EvaluationLoader:
         """Return the loader that chooses epochs: held-out training images, or the test set for `selection="paper"`."""
@@ -316,13 +313,9 @@ class ImageDataModule(ClassificationData, ABC):
         return _Place(trainer.strategy.root_device, trainer.global_rank, trainer.world_size)
 
     def _evaluation(self, name: str) -> EvaluationLoader:
-        stored = self._splits_or_error()[name]
         place = self._place()
-        settings: dict[str, Any] = {"batch_size": self.eval_batch_size, "rank": place.rank, "world": place.world}
-        if self.chosen_residency == "device":
-            images = self._on_device(name, place.device)
-            return DeviceEvaluationLoader(normalize=self.augment.normalize, **images, **settings)
-        return WorkerEvaluationLoader(stored, self.augment.normalize, **settings, **self._of_workers(place))
+        source = self._source(name, place)
+        return EvaluationLoader(source, batch_size=self.eval_batch_size, rank=place.rank, world=place.world)
 
     def _on_device(self, name: str, device: torch.device) -> dict[str, Any]:
         """Give images, labels and rows of a split as the loaders take them; held until `teardown`."""

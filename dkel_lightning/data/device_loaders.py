@@ -1,23 +1,57 @@
-"""Loaders: their order, their place in the epoch, and batches made on the device that holds the images."""
+"""Loaders, which give order and place in the epoch, and batches made on the device that holds the images."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dkel_lightning.data.augment import CropFlip, Normalize
+from dkel_lightning.data.augment import CropFlip
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.order import TrainingOrder, balancing_weights, evaluation_batches
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import Label, generator
 
 
-class TrainingLoader(ABC):
+class Key(NamedTuple):
+    """Names the augmentation of a pass; with a batch's or a sample's number it gives the generator of its draws."""
+
+    seed: int
+    labels: tuple[Label, ...]
+
+    def generator(self, *labels: Label, device: torch.device | str = "cpu") -> torch.Generator:
+        """Make the generator of what `labels` number."""
+        return generator(self.seed, *self.labels, *labels, device=device)
+
+
+class Source(ABC):
+    """Makes batches of the samples whose indices a loader gives: `DeviceImages` and `WorkerImages`.
+
+    Attributes:
+        labels: int64 `[N]`.
+        loader: What checkpoints call a loader of it.
+    """
+
+    labels: Tensor
+    loader: str
+
+    @abstractmethod
+    def make(self, batches: Sequence[Tensor], key: Key | None = None, rank: int = 0, first: int = 0) -> Iterator[Batch]:
+        """Yield the batches of these indices; `first` is the number of the first in its pass.
+
+        Training batches, augmented by what `key` draws; without a key, batches as an evaluation sees them.
+        """
+
+    def apart(self) -> Source:
+        """Give a source for a second pass at the same time."""
+        return self
+
+
+class TrainingLoader:
     """An iterable of training batches whose order and augmentation are functions of (seed, epoch, rank).
 
     It is not a torch `DataLoader`, so Lightning neither wraps nor rebuilds it. Lightning calls `set_epoch` on what it
@@ -27,9 +61,8 @@ class TrainingLoader(ABC):
     Indices count within the training images given, 0..N-1, for methods that keep a memory per sample.
 
     Args:
-        labels: int64 `[N]`.
+        source: Makes the batches.
         batch_size: Samples a batch and process.
-        views: Views of each sample, 1 or the number of peers.
         seed: Seed of order and augmentation.
         epoch: The epoch to start in.
         rank: This process, in 0..world-1.
@@ -43,10 +76,9 @@ class TrainingLoader(ABC):
 
     def __init__(
         self,
-        labels: Tensor,
+        source: Source,
         *,
         batch_size: int,
-        views: int = 1,
         seed: int = 0,
         epoch: int = 0,
         rank: int = 0,
@@ -54,10 +86,9 @@ class TrainingLoader(ABC):
         drop_last: bool = False,
         balanced: bool = False,
     ) -> None:
-        weights = balancing_weights(labels) if balanced else None
-        self.order = TrainingOrder(len(labels), batch_size, rank, world, drop_last, weights)
-        self.labels = labels
-        self.views = views
+        weights = balancing_weights(source.labels) if balanced else None
+        self.order = TrainingOrder(len(source.labels), batch_size, rank, world, drop_last, weights)
+        self.source = source
         self.seed = seed
         self.epoch = epoch
         self._handed_out = 0
@@ -84,7 +115,8 @@ class TrainingLoader(ABC):
         self._check_layout(start)
         self._handed_out = start
         batches = self.order.batches(self.seed, "order", 0 if self.fixed_order else self.epoch)
-        for batch in self._make(batches[start:], start, self.seed, "augment", self.epoch):
+        key = Key(self.seed, ("augment", self.epoch))
+        for batch in self.source.make(batches[start:], key, self.order.rank, start):
             # Counted before the batch leaves: a checkpoint written while it is being trained on includes it.
             self._handed_out += 1
             yield batch
@@ -107,14 +139,15 @@ class TrainingLoader(ABC):
         return islice(self._initialisation_passes(seed), steps)
 
     def _initialisation_passes(self, seed: int) -> Iterator[Batch]:
+        source = self.source.apart()
         for number in count():
             batches = self.order.batches(seed, "init", "order", number)
-            yield from self._make(batches, 0, seed, "init", "augment", number)
+            yield from source.make(batches, Key(seed, ("init", "augment", number)), self.order.rank)
 
     def _layout(self) -> dict[str, int | str]:
         order = self.order
         return {
-            "loader": type(self).__name__,
+            "loader": self.source.loader,
             "samples": order.samples,
             "batch_size": order.batch_size,
             "world": order.world,
@@ -132,13 +165,30 @@ class TrainingLoader(ABC):
             f"({changes}): resume with the same settings, or from a checkpoint written at the end of an epoch"
         )
 
-    @abstractmethod
-    def _make(self, batches: Sequence[Tensor], first: int, seed: int, *labels: Label) -> Iterator[Batch]:
-        """Yield the batches of these indices; `first` is the number of the first, `labels` name the augmentation."""
+
+class EvaluationLoader:
+    """Evaluation batches, in order; how they are shared out between processes: see `evaluation_batches`.
+
+    Args:
+        source: Makes the batches.
+        batch_size: Samples a batch and process.
+        rank: This process, in 0..world-1.
+        world: Number of processes.
+    """
+
+    def __init__(self, source: Source, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.source = source
+        self.batches = evaluation_batches(len(source.labels), batch_size, rank, world)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.source.make(self.batches)
 
 
-class DeviceLoader(TrainingLoader):
-    """Training batches cut from uint8 images that lie on the device, augmented there in batched operations.
+class DeviceImages(Source):
+    """Batches cut from uint8 images that lie on the device, augmented or normalised there in batched operations.
 
     The augmentation of a batch is keyed by (seed, "augment", epoch, rank, batch number), its generator lies on the
     device of the images: equal seeds repeat on one kind of device, not across kinds.
@@ -147,70 +197,51 @@ class DeviceLoader(TrainingLoader):
         images: uint8 `[M, C, H, W]`.
         labels: int64 `[N]`, on the same device.
         augment: Makes the views.
+        views: Views of each sample, 1 or the number of peers.
         rows: Which of the images are the samples, int64 `[N]`; None: all of them.
-        **settings: As in `TrainingLoader`: `batch_size`, and any of `views`, `seed`, `epoch`, `rank`, `world`,
-            `drop_last` and `balanced`.
     """
 
+    loader = "DeviceLoader"
+
     def __init__(
-        self, images: Tensor, labels: Tensor, augment: CropFlip, *, rows: Tensor | None = None, **settings: Any
+        self, images: Tensor, labels: Tensor, augment: CropFlip, views: int = 1, *, rows: Tensor | None = None
     ) -> None:
-        super().__init__(labels, **settings)
         self.images = images
+        self.labels = labels
         self.augment = augment
+        self.views = views
         self.rows = rows
 
-    def _make(self, batches: Sequence[Tensor], first: int, seed: int, *labels: Label) -> Iterator[Batch]:
+    def make(self, batches: Sequence[Tensor], key: Key | None = None, rank: int = 0, first: int = 0) -> Iterator[Batch]:
+        """Yield the batches."""
         device = self.images.device
-        # One copy an epoch, not one a batch.
-        lengths = [len(batch) for batch in batches]
-        indices = torch.split(torch.cat(list(batches)).to(device), lengths) if batches else ()
+        # One copy a pass, not one a batch.
+        indices = torch.split(torch.cat([*batches]).to(device), [*map(len, batches)]) if batches else ()
         for number, chosen in enumerate(indices, start=first):
-            draws = generator(seed, *labels, self.order.rank, number, device=device)
-            views = self.augment(_select(self.images, self.rows, chosen), draws, self.views)
-            yield Batch(views, self.labels.index_select(0, chosen), chosen)
+            images = self.images.index_select(0, chosen if self.rows is None else self.rows.index_select(0, chosen))
+            if key is None:
+                images = self.augment.normalize(images)
+            else:
+                images = self.augment(images, key.generator(rank, number, device=device), self.views)
+            yield Batch(images, self.labels.index_select(0, chosen), chosen)
 
 
-class DeviceEvaluationLoader:
-    """Evaluation batches, in order, of uint8 images that lie on the device.
-
-    How the images are shared out between processes: see `evaluation_batches`.
+class DeviceLoader(TrainingLoader):
+    """A `TrainingLoader` of `DeviceImages`, in one call.
 
     Args:
-        images: uint8 `[M, C, H, W]`.
-        labels: int64 `[N]`, on the same device.
-        normalize: Makes float32 images.
-        batch_size: Samples a batch and process.
-        rank: This process, in 0..world-1.
-        world: Number of processes.
-        rows: As in `DeviceLoader`.
+        images: As in `DeviceImages`, and so `labels`, `augment`, `views` and `rows`.
+        **settings: As in `TrainingLoader`.
     """
 
     def __init__(
         self,
         images: Tensor,
         labels: Tensor,
-        normalize: Normalize,
+        augment: CropFlip,
         *,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
+        views: int = 1,
         rows: Tensor | None = None,
+        **settings: Any,
     ) -> None:
-        self.images = images
-        self.labels = labels
-        self.normalize = normalize
-        self.rows = rows
-        self.batches = [batch.to(images.device) for batch in evaluation_batches(len(labels), batch_size, rank, world)]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for chosen in self.batches:
-            images = self.normalize(_select(self.images, self.rows, chosen))
-            yield Batch(images, self.labels.index_select(0, chosen), chosen)
-
-
-def _select(images: Tensor, rows: Tensor | None, chosen: Tensor) -> Tensor:
-    return images.index_select(0, chosen if rows is None else rows.index_select(0, chosen))
+        super().__init__(DeviceImages(images, labels, augment, views, rows=rows), **settings)

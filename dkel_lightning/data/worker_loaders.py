@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from dkel_lightning.data.augment import CropFlip, Crops, Normalize
+from dkel_lightning.data.augment import CropFlip, Crops
 from dkel_lightning.data.batch import Batch
-from dkel_lightning.data.device_loaders import TrainingLoader
-from dkel_lightning.data.order import evaluation_batches
+from dkel_lightning.data.device_loaders import Key, Source
 from dkel_lightning.errors import DataError
-from dkel_lightning.runtime.seeding import Label, generator
 
 PATIENCE = 600.0
 """Seconds of waiting for a batch, after which its worker hangs."""
@@ -65,29 +63,30 @@ class StoredImages:
 
 
 class Request(NamedTuple):
-    """One batch asked of a worker: which samples, and the seed and labels that key their augmentation.
+    """One batch asked of a worker: which samples, and what keys their augmentation in training.
 
     The samples are an array, which travels in the request itself: a tensor would need room in shared memory.
     """
 
     indices: NDArray[np.int64]
-    seed: int
-    labels: tuple[Label, ...]
+    key: Key | None
 
 
 class _Batches(Dataset["Batch | DataError"]):
-    """Answers a request with a batch of uint8 images, or with what kept a worker from handing it over.
+    """Answers a request with a batch, or with what kept a worker from handing it over.
 
-    `normalize` makes float32 images of the pixels, once they have arrived.
+    The augmentation is keyed per sample, by (seed, *labels, index). Images are uint8, to be normalised once they have
+    arrived, unless the augmentation makes float32 ones.
     """
 
-    def __init__(self, stored: StoredImages, normalize: Normalize) -> None:
+    def __init__(self, stored: StoredImages, augment: CropFlip, views: int) -> None:
         self.stored = stored
-        self.normalize = normalize
+        self.augment = augment
+        self.views = views
 
     def __getitem__(self, request: Request) -> Batch | DataError:
         indices = torch.from_numpy(request.indices)
-        parts = (*self.make(request, indices), indices)
+        parts = self.make(indices, request.key), self.stored.labels[indices], indices
         if get_worker_info() is None:
             return Batch(*parts)
         try:
@@ -102,28 +101,13 @@ class _Batches(Dataset["Batch | DataError"]):
                 "(such as docker run --shm-size=8g), lower data.workers or data.batch_size, or set data.workers=0."
             )
 
-    def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Make images and labels of the samples `indices` (int64): as an evaluation sees them."""
-        return self.stored.read(indices), self.stored.labels[indices]
-
-
-class _TrainingBatches(_Batches):
-    """Answers a request with a training batch; the augmentation is keyed per sample, by (seed, *labels, index)."""
-
-    def __init__(self, stored: StoredImages, augment: CropFlip, views: int) -> None:
-        super().__init__(stored, augment.normalize)
-        self.augment = augment
-        self.views = views
-
-    def make(self, request: Request, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Make the views of training images."""
-        draws = [
-            self.augment.draw(generator(request.seed, *request.labels, index), 1, self.views)
-            for index in indices.tolist()
-        ]
+    def make(self, indices: Tensor, key: Key | None) -> Tensor:
+        """Make the images of the samples `indices` (int64): their views in training, or as an evaluation sees them."""
+        if key is None:
+            return self.stored.read(indices)
+        draws = [self.augment.draw(key.generator(index), 1, self.views) for index in indices.tolist()]
         crops = Crops(*(torch.cat(parts, dim=1) for parts in zip(*draws, strict=True)))
-        views = self.augment.apply_in_worker(self.augment.read(self.stored, indices), crops)
-        return views, self.stored.labels[indices]
+        return self.augment.apply_in_worker(self.augment.read(self.stored, indices), crops)
 
 
 class _Requests:
@@ -171,54 +155,80 @@ def _end_all() -> None:
         _end(batches)
 
 
-class _WorkerPool:
-    """A `DataLoader` whose workers each make whole batches and stay alive between passes.
+class WorkerImages(Source):
+    """Batches read and augmented in worker processes, which each make whole ones and stay alive between passes.
 
-    Their pixels travel as uint8, in page-locked memory where that is for a CUDA device, and are normalised there.
+    The augmentation of a sample is keyed by (seed, "augment", epoch, index), so that it does not depend on the number
+    of workers, nor on the number of processes. The crops drawn are other ones than those of `DeviceImages`.
+
+    Pixels travel as uint8, in page-locked memory where that is for a CUDA device, and are normalised there.
+
+    Args:
+        stored: The images.
+        augment: Makes the views.
+        views: Views of each sample, 1 or the number of peers.
+        workers: Worker processes; 0 makes the batches in this process.
+        device: Where the images are wanted; labels and indices stay on the CPU.
     """
 
-    def __init__(self, dataset: _Batches, workers: int, device: torch.device) -> None:
-        self._dataset = dataset
-        self._device = device
+    loader = "WorkerLoader"
+
+    def __init__(
+        self,
+        stored: StoredImages,
+        augment: CropFlip,
+        views: int = 1,
+        *,
+        workers: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        self.labels = stored.labels
+        self.batches = _Batches(stored, augment, views)
+        self.device = device or torch.device("cpu")
         self._requests = _Requests()
         self._loader: DataLoader[Batch | DataError] = DataLoader(
-            dataset,
+            self.batches,
             batch_size=None,
             sampler=self._requests,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
+            pin_memory=self.device.type == "cuda",
             timeout=TURN if workers else 0,
             # torch seeds workers from the global generator by default, which would move a user's random numbers.
             generator=torch.Generator(),
             worker_init_fn=_begin,
         )
 
-    def make(self, requests: Sequence[Request]) -> Iterator[Batch]:
+    def apart(self) -> WorkerImages:
+        """Give one with workers of its own: two passes at once would steal each other's batches."""
+        made = self.batches
+        return WorkerImages(made.stored, made.augment, made.views, workers=self._loader.num_workers, device=self.device)
+
+    def make(self, batches: Sequence[Tensor], key: Key | None = None, rank: int = 0, first: int = 0) -> Iterator[Batch]:
         """Yield the batches.
 
         Raises:
             DataError: a worker cannot hand over its batch, or does not answer.
         """
-        self._requests.pending = requests
-        batches = iter(self._loader)
-        _passes.add(batches)
-        while (made := self._next(batches)) is not None:
+        self._requests.pending = [Request(batch.numpy(), key) for batch in batches]
+        answers = iter(self._loader)
+        _passes.add(answers)
+        while (made := self._next(answers)) is not None:
             if isinstance(made, DataError):
-                _end(batches)
+                _end(answers)
                 raise made
             yield self._finished(made)
 
     def _finished(self, batch: Batch) -> Batch:
-        views = batch.views.to(self._device, non_blocking=True)
+        views = batch.views.to(self.device, non_blocking=True)
         if views.dtype == torch.uint8:
-            views = self._dataset.normalize(views)
+            views = self.batches.augment.normalize(views)
         return Batch(views, batch.labels, batch.indices)
 
-    def _next(self, batches: Iterator[Batch | DataError]) -> Batch | DataError | None:
+    def _next(self, answers: Iterator[Batch | DataError]) -> Batch | DataError | None:
         for _ in range(round(PATIENCE / TURN)):
             try:
-                return next(batches, None)
+                return next(answers, None)
             except RuntimeError as error:
                 if not str(error).startswith("DataLoader timed out"):
                     raise
@@ -226,68 +236,3 @@ class _WorkerPool:
             f"The {self._loader.num_workers} workers have made no batch in {PATIENCE:g} seconds: they were stopped, "
             "or the files that they read do not answer. Set data.workers=0 to see where."
         )
-
-
-class WorkerLoader(TrainingLoader):
-    """Training batches read and augmented in worker processes.
-
-    The augmentation of a sample is keyed by (seed, "augment", epoch, index), so that it does not depend on the number
-    of workers, nor on the number of processes. The order is that of `DeviceLoader`; the crops drawn are other ones.
-
-    Args:
-        stored: The training images.
-        augment: Makes the views.
-        workers: Worker processes; 0 makes the batches in this process.
-        device: Where the images are wanted; labels and indices stay on the CPU.
-        **settings: As in `TrainingLoader`.
-    """
-
-    def __init__(
-        self,
-        stored: StoredImages,
-        augment: CropFlip,
-        *,
-        workers: int = 0,
-        device: torch.device | None = None,
-        **settings: Any,
-    ) -> None:
-        super().__init__(stored.labels, **settings)
-        self.dataset_in_workers = _TrainingBatches(stored, augment, self.views)
-        self.workers = workers
-        self.device = device or torch.device("cpu")
-        self._pool = self._new_pool()
-
-    def _new_pool(self) -> _WorkerPool:
-        return _WorkerPool(self.dataset_in_workers, self.workers, self.device)
-
-    def _make(self, batches: Sequence[Tensor], first: int, seed: int, *labels: Label) -> Iterator[Batch]:
-        # The initialisation gets workers of its own: two passes at once would steal each other's batches.
-        pool = self._new_pool() if labels[0] == "init" else self._pool
-        return pool.make([Request(batch.numpy(), seed, labels) for batch in batches])
-
-
-class WorkerEvaluationLoader:
-    """Evaluation batches, in order, read in worker processes.
-
-    Arguments: as in `DeviceEvaluationLoader` and `WorkerLoader`.
-    """
-
-    def __init__(
-        self,
-        stored: StoredImages,
-        normalize: Normalize,
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-        workers: int = 0,
-        device: torch.device | None = None,
-    ) -> None:
-        self.batches = evaluation_batches(len(stored), batch_size, rank, world)
-        self._pool = _WorkerPool(_Batches(stored, normalize), workers, device or torch.device("cpu"))
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self._pool.make([Request(batch.numpy(), 0, ()) for batch in self.batches])

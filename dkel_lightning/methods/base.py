@@ -18,7 +18,7 @@ from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.schedules import Clock
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import from_mapping, merge, unknown
-from dkel_lightning.settings.methods import PRESETS, MethodPreset, NoSettings
+from dkel_lightning.settings.methods import PRESETS, MethodPreset, NoSettings, unmet_needs
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
@@ -48,13 +48,8 @@ class Method(nn.Module, ABC):
     def __init__(self, peers: int, settings: Any = None) -> None:
         super().__init__()
         self.settings = settings if settings is not None else self.Settings()
-        if peers < self.needs.minimum_peers:
-            raise ConfigError(
-                f"{type(self).__name__} needs at least {self.needs.minimum_peers} peers, got {peers}: "
-                "raise method.peers, or choose method=baseline for a single network."
-            )
-        if (most := self.needs.maximum_peers) is not None and peers > most:
-            raise ConfigError(f"{type(self).__name__} is of {most} peer: set method.peers to {most}, not {peers}.")
+        for mistake in unmet_needs(type(self).__name__, self.needs, peers):
+            raise ConfigError(mistake)
         self.peers = peers
         self.rampup: RampUp | None = getattr(self.settings, "rampup", None)
         self.ensemble: EnsembleTerm | None = getattr(self.settings, "ensemble", None)

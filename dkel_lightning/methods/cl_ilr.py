@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy, peer_mean
 from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
@@ -25,16 +24,8 @@ class CLILR(Distilling):
     terms = ("ce", "kd_peers")  # labels, and the other heads
 
     def attach(self, network: PeerNetwork) -> None:
-        """Scale the gradient at the split by 1 / P.
-
-        Raises:
-            ConfigError: the peers share no trunk.
-        """
-        if not isinstance(network, SharedTrunk):
-            raise ConfigError(
-                "CL-ILR scales the gradient where branches leave their trunk, and these peers share none: "
-                "set method.sharing=trunk and give method.peers as a number, or choose method=dml."
-            )
+        """Scale the gradient at the split by 1 / P."""
+        assert isinstance(network, SharedTrunk)
         network.gradient_scale = 1.0 / network.num_peers
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32
 from dkel_lightning.methods.base import shipped
 from dkel_lightning.methods.distilling import Distilling
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
-from dkel_lightning.networks import PeerNetwork, SharedTrunk
+from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.settings.methods import ONESettings
 
 
@@ -31,10 +30,8 @@ class ONE(Distilling):
         """Make the gate.
 
         Raises:
-            ConfigError: the peers share no trunk, or it takes no image of the size that the network was built for.
+            ConfigError: the trunk takes no image of the size that the network was built for.
         """
-        if not isinstance(network, SharedTrunk):
-            raise ConfigError("one gates its peers by their shared trunk: set method.sharing=trunk.")
         width = pooled(network.probe().trunk[0]).shape[1]
         self.gate = nn.Sequential(
             nn.Linear(width, self.peers), nn.BatchNorm1d(self.peers), nn.ReLU(), nn.Softmax(dim=1)

@@ -90,7 +90,7 @@ class DistillationModule(Coordinator):
         execution: str | Mapping[str, Any] | Execution = "eager",
     ) -> None:
         super().__init__()
-        parts.check_parts(student, method, teacher, ensemble, extra)
+        parts.check_parts(student, method, teacher, ensemble, extra, views)
         check_factories(optimizer, scheduler, interval)
         self.student, self.teacher, self.ensemble, self.method, self.extra = student, teacher, ensemble, method, extra
         if teacher is not None:

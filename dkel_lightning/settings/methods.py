@@ -65,6 +65,19 @@ def peer_mistakes(peers: int, scale: Sequence[float] | None, frozen: Sequence[in
         yield "method.frozen_peers names all peers: at least one must learn."
 
 
+def unmet_needs(method: str, needs: Needs, peers: int, trunk: bool = True, views: str = "per_peer") -> Iterator[str]:
+    """Say what of its peers, of a trunk that they share and of their views a method does without, with the cure."""
+    if peers < (least := needs.minimum_peers):
+        yield f"{method} needs at least {least} peers, got {peers}: raise method.peers, or choose method=baseline."
+    if (most := needs.maximum_peers) is not None and peers > most:
+        yield f"{method} is of {most} peer: set method.peers to {most}, not {peers}."
+    if needs.trunk and not trunk:
+        yield f"{method} works on a trunk that its peers share: give method.peers as a number and method.sharing=trunk."
+    if views == "per_peer_and_teacher" and not needs.teacher_views:
+        whose = next(name for name, preset in PRESETS.items() if preset.needs.teacher_views)
+        yield f"method.views=per_peer_and_teacher belongs to {whose}: choose per_peer or shared."
+
+
 @dataclass(frozen=True)
 class NoSettings(Settings, node="method"):
     """The settings of a method that has none."""

@@ -185,6 +185,11 @@ def values_of(setting: float | Mapping[float, float] | None) -> list[float]:
 
 def teacher_mistakes(method: str, needs: Needs, teacher: Mapping[str, Any]) -> Iterator[str]:
     """Say which settings of a teacher contradict what the method needs, with their cure."""
+    if teacher["update"] == "none":
+        if needs.teacher == "required":
+            cure = "frozen" if needs.foreign_teacher else "independent, copy or follow"
+            yield f"teacher=none, but {method} needs a teacher: choose teacher={cure}."
+        return
     if not needs.foreign_teacher:
         if teacher["update"] != "ema" and teacher.get("dtype", "float32") != "float32":
             yield (

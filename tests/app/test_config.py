@@ -127,7 +127,7 @@ def test_all_mistakes_of_values_come_in_one_message() -> None:
 @pytest.mark.parametrize(
     ("overrides", "changes", "message"),
     [
-        ((), {"method__peers": 1}, "method.peers is 1, and dkel needs at least 2"),
+        ((), {"method__peers": 1}, "method=dkel needs at least 2 peers, got 1: raise method.peers"),
         ((), {"method__rampup__epochs": 10}, "method.rampup.epochs and method.rampup.share exclude each other"),
         ((), {"method__rampup__share": None}, "One of method.rampup.epochs and method.rampup.share must be given"),
         ((), {"teacher__decay": 0.9}, "teacher.decay and teacher.decay_share exclude each other"),

@@ -21,9 +21,9 @@ from dkel_lightning.data import (
     TinyImageNetDataModule,
 )
 from dkel_lightning.data import residency as residency_module
-from dkel_lightning.data.device_loaders import DeviceEvaluationLoader, DeviceLoader, TrainingLoader
+from dkel_lightning.data.device_loaders import DeviceImages, TrainingLoader
 from dkel_lightning.data.residency import choose_residency
-from dkel_lightning.data.worker_loaders import WorkerLoader
+from dkel_lightning.data.worker_loaders import WorkerImages
 from dkel_lightning.errors import ConfigError, DataError
 from tests.distributed.processes import fork
 
@@ -274,8 +274,8 @@ def test_a_memory_mapped_set_gives_the_same_evaluation_in_both_residencies(tmp_p
         module.prepare_data()
         module.setup()
         batches.append([*module.val_dataloader(), *module.test_dataloader()])
-        expected_type = DeviceLoader if residency == "device" else WorkerLoader
-        assert type(module.train_dataloader()) is expected_type
+        expected_type = DeviceImages if residency == "device" else WorkerImages
+        assert type(module.train_dataloader().source) is expected_type
         assert len(list(module.train_dataloader())) == 2
     for device, alone, shared in zip(*batches, strict=True):
         for parts in zip(device, alone, shared, strict=True):
@@ -289,11 +289,11 @@ def test_on_a_cpu_images_in_memory_are_not_copied() -> None:
     pixels = torch.from_numpy(module.training_images.images)
     loaders = module.train_dataloader(), module.val_dataloader()
     for loader in loaders:
-        assert isinstance(loader, DeviceLoader | DeviceEvaluationLoader)
-        assert loader.images.data_ptr() == pixels.data_ptr()
+        assert isinstance(loader.source, DeviceImages)
+        assert loader.source.images.data_ptr() == pixels.data_ptr()
     module._splits["train"].images = module.training_images.images[:, :, ::-1]  # a view that torch cannot take
     module.teardown()
-    assert torch.equal(module.train_dataloader().images[0], pixels[module.training_images.chosen[0]].flip(1))  # type: ignore[attr-defined]
+    assert torch.equal(module.train_dataloader().source.images[0], pixels[module.training_images.chosen[0]].flip(1))  # type: ignore[attr-defined]
     held_out = {image.numpy().tobytes() for batch in loaders[1] for image in batch.views}
     assert len(held_out) > 200
     assert not held_out & {view.numpy().tobytes() for batch in loaders[0] for view in batch.views[:, 0]}

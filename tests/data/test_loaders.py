@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dkel_lightning.data.augment import CropFlip, Normalize
 from dkel_lightning.data.batch import Batch
-from dkel_lightning.data.device_loaders import DeviceEvaluationLoader, DeviceLoader, TrainingLoader
-from dkel_lightning.data.worker_loaders import StoredImages, WorkerEvaluationLoader, WorkerLoader
+from dkel_lightning.data.device_loaders import DeviceImages, DeviceLoader, EvaluationLoader, TrainingLoader
+from dkel_lightning.data.worker_loaders import StoredImages, WorkerImages
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import generator
 
@@ -39,8 +39,8 @@ def on_device(**settings: Any) -> TrainingLoader:
     return DeviceLoader(*arrays(), AUGMENT, **{"batch_size": 4, "views": 2, **settings})
 
 
-def in_workers(**settings: Any) -> TrainingLoader:
-    return WorkerLoader(stored(), AUGMENT, **{"batch_size": 4, "views": 2, **settings})
+def in_workers(workers: int = 0, **settings: Any) -> TrainingLoader:
+    return TrainingLoader(WorkerImages(stored(), AUGMENT, 2, workers=workers), **{"batch_size": 4, **settings})
 
 
 def in_place(**settings: Any) -> TrainingLoader:
@@ -79,10 +79,10 @@ def test_batches_keep_the_contract(make: Make) -> None:
     assert sorted(seen) == list(range(COUNT))
     plain = make()
     exact = CropFlip(0, False, (0.4,), (0.3,))
-    if isinstance(plain, DeviceLoader):
-        plain.augment = exact
-    elif isinstance(plain, WorkerLoader):
-        plain.dataset_in_workers.augment = exact
+    if isinstance(plain.source, DeviceImages):
+        plain.source.augment = exact
+    elif isinstance(plain.source, WorkerImages):
+        plain.source.batches.augment = exact
     for views, _, indices in each(plain):
         assert torch.equal(views[:, 1], Normalize((0.4,), (0.3,))(images[indices]))
 
@@ -168,6 +168,13 @@ def test_a_resume_in_the_middle_of_an_epoch_with_other_batches_is_refused(make: 
     assert_same(later, make(batch_size=5, epoch=1))
 
 
+def test_checkpoints_know_both_kinds_of_loader_by_the_names_that_they_always_had() -> None:
+    assert [make().state_dict()["layout"]["loader"] for make in (on_device, in_workers)] == [
+        "DeviceLoader",
+        "WorkerLoader",
+    ]
+
+
 @both_loaders
 def test_initialisation_batches_disturb_nothing_and_repeat(make: Make) -> None:
     undisturbed = list(make(seed=1))
@@ -216,12 +223,14 @@ def test_worker_augmentation_follows_the_sample_whatever_the_ranks() -> None:
             assert torch.equal(view, by_index[int(index)])
 
 
-def test_both_evaluation_loaders_give_the_normalised_images_in_order() -> None:
+def test_both_sources_give_an_evaluation_the_normalised_images_in_order() -> None:
     images, labels = arrays()
     normalize = Normalize((0.4,), (0.3,))
     for rank in range(2):
-        device = DeviceEvaluationLoader(images, labels, normalize, batch_size=4, rank=rank, world=2)
-        workers = WorkerEvaluationLoader(stored(), normalize, batch_size=4, rank=rank, world=2)
+        device, workers = (
+            EvaluationLoader(source, batch_size=4, rank=rank, world=2)
+            for source in (DeviceImages(images, labels, AUGMENT), WorkerImages(stored(), AUGMENT))
+        )
         assert len(device) == len(workers) == 3
         assert_same(device, workers)
         parts = [torch.cat(part) for part in zip(*device, strict=True)]
@@ -247,10 +256,12 @@ def test_balanced_batches_hold_all_classes_equally_often_and_go_on_in_the_epoch(
     augment = CropFlip(2, True, (0.0,) * 3, (1.0,) * 3, policy="trivial", erasing=0.5)
 
     def make(epoch: int) -> TrainingLoader:
-        settings: dict[str, Any] = {"batch_size": 20, "views": 2, "balanced": True, "epoch": epoch}
-        if residency == "device":
-            return DeviceLoader(images, labels, augment, **settings)
-        return WorkerLoader(StoredImages(images.numpy(), labels.numpy(), np.arange(100)), augment, **settings)
+        source = (
+            DeviceImages(images, labels, augment, 2)
+            if residency == "device"
+            else WorkerImages(StoredImages(images.numpy(), labels.numpy(), np.arange(100)), augment, 2)
+        )
+        return TrainingLoader(source, batch_size=20, balanced=True, epoch=epoch)
 
     drawn = torch.cat([batch.labels for epoch in range(9) for batch in make(epoch)])
     # 900 draws of three classes: each 300, with a deviation of 14.

@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from dkel_lightning.data import worker_loaders
-from dkel_lightning.data.augment import Normalize
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.readers.digits import DigitsDataModule
 from dkel_lightning.errors import ConfigError, DataError
-from tests.data.test_loaders import in_workers, stored
+from tests.data.test_loaders import AUGMENT, in_workers, stored
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +60,7 @@ def test_the_time_in_which_this_process_was_stopped_is_no_waiting() -> None:
                 raise error
             return made
 
-    pool = worker_loaders._WorkerPool(
-        worker_loaders._Batches(stored(), Normalize((0.4,), (0.3,))), 0, torch.device("cpu")
-    )
-    assert pool._next(Slow()) is made
+    assert worker_loaders.WorkerImages(stored(), AUGMENT)._next(Slow()) is made
 
 
 def test_a_worker_that_was_stopped_keeps_no_process_from_its_end() -> None:

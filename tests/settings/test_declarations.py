@@ -93,7 +93,7 @@ def test_a_method_of_ones_own_with_a_teacher_of_its_own_has_it_trained_first(scr
     ("overrides", "message"),
     [
         (("teacher=none",), "teacher=none, but method=scratch needs a teacher: choose teacher=frozen."),
-        (("method.peers=1",), "method.peers is 1, and scratch needs at least 2"),
+        (("method.peers=1",), "method=scratch needs at least 2 peers, got 1"),
         (("teacher=independent",), "the teacher of method=scratch is a network of its own"),
         (("method.views=per_peer_and_teacher",), "belongs to mean_teacher"),
     ],

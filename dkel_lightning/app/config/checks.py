@@ -11,7 +11,7 @@ from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import are_shares
 from dkel_lightning.settings.declarations import from_mapping, one_of_two
-from dkel_lightning.settings.methods import PRESETS, peer_mistakes
+from dkel_lightning.settings.methods import PRESETS, peer_mistakes, unmet_needs
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings, teacher_mistakes
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
@@ -79,13 +79,13 @@ def _contradictions(values: Values) -> Iterator[str]:
     # What an unregistered method of the user's own needs is known when it is built.
     needs = preset.needs if preset is not None else None
     if needs is not None:
-        yield from _unmet_needs(name, needs, method, peers)
+        trunk = isinstance(method["peers"], int) and method.get("sharing") != "nothing"
+        yield from unmet_needs(f"method={name}", needs, peers, trunk, method.get("views", "per_peer"))
     if teacher["update"] == "none" and "decay" in teacher:
         yield "teacher.update=none: choose teacher=none, which leaves out the other keys too."
     elif teacher["update"] == "none":
-        if needs is not None and needs.teacher == "required":
-            cure = "frozen" if needs.foreign_teacher else "independent, copy or follow"
-            yield f"teacher=none, but method={name} needs a teacher: choose teacher={cure}."
+        if needs is not None:
+            yield from teacher_mistakes(f"method={name}", needs, teacher)
         if values["deploy"]["network"] == "teacher":
             yield "deploy.network=teacher, but teacher=none: choose deploy.network=student."
     elif "decay" not in teacher:
@@ -123,20 +123,6 @@ def _contradictions(values: Values) -> Iterator[str]:
     if str(values["optimizer"].get("_target_")).startswith("timm."):
         yield from missing_extra("optimizer=lamb", "timm")
     yield from registry.of(values).contradictions(values)
-
-
-def _unmet_needs(name: str, needs: Needs, method: Values, peers: int) -> Iterator[str]:
-    least = needs.minimum_peers
-    if peers < least:
-        yield f"method.peers is {peers}, and {name} needs at least {least}: raise it, or choose method=baseline."
-    if (most := needs.maximum_peers) is not None and peers > most:
-        yield f"method={name} is of {most} peer: set method.peers to {most}, not {peers}."
-    separate = method.get("sharing") == "nothing" or not isinstance(method["peers"], int)
-    if needs.trunk and separate:
-        yield f"{name} works on a trunk that its peers share: give method.peers as a number, and method.sharing=trunk."
-    if method.get("views") == "per_peer_and_teacher" and not needs.teacher_views:
-        whose = next(other for other, preset in PRESETS.items() if preset.needs.teacher_views)
-        yield f"method.views=per_peer_and_teacher belongs to {whose}: choose per_peer or shared."
 
 
 def _training_contradictions(needs: Needs, teacher: Values) -> Iterator[str]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import stat
-import tarfile
 import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO
 
 from dkel_lightning.errors import DataError
 
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 """What `zipfile` raises for a file that is torn, encrypted or of a kind it does not know."""
 
-_BROKEN_TAR = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
 # The others unpack a whole block at once, whatever size is asked for.
 _BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -136,46 +133,6 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: Path, mo
         return member.read(most + 1)
 
 
-def unpack_tar(archive: Path, folder: Path, most: int) -> None:
-    """Unpack a gzipped tar of plain files into the new folder `folder`.
-
-    What is unpacked is counted, headers included, so that an archive which understates its size stops at the bound.
-
-    Raises:
-        DataError: It is damaged, unpacks to more than `most` bytes, or holds anything but plain files and folders, a
-            name twice, or one that leads out of the folder.
-        OSError: The folder cannot be written, or the disk is full.
-    """
-    folder.mkdir()
-    seen: set[str] = set()
-    try:
-        with gzip.open(archive) as stream:
-            counted = _Counted(stream, archive, most)
-            # As a stream, of which tarfile asks nothing but `read`.
-            with tarfile.open(fileobj=cast("IO[bytes]", counted), mode="r|") as tar:
-                for member in tar:
-                    fault = _fault(member, seen)
-                    if fault:
-                        raise _refused(archive, member.name, fault)
-                    seen.add(member.name)
-                    tar.extract(member, folder, filter="data")
-            while counted.read(1 << 16):
-                pass  # to the end, where the checksum is
-    except _BROKEN_TAR as error:
-        raise DataError(f"{archive} is damaged or no gzipped tar ({error}): get it again") from error
-
-
-def _fault(member: tarfile.TarInfo, seen: set[str]) -> str | None:
-    if _climbs(member.name):
-        return "leads out of the archive's folder"
-    if member.issym() or member.islnk():
-        return f"is a link to {member.linkname}"
-    # A sparse file claims any size at no cost.
-    if member.issparse() or not (member.isreg() or member.isdir()):
-        return "is no plain file"
-    return "is there twice" if member.name in seen and not member.isdir() else None
-
-
 def _climbs(name: str) -> bool:
     # A zip made on Windows may hold backslashes and drive letters.
     path = PurePosixPath(name.replace("\\", "/"))
@@ -184,19 +141,3 @@ def _climbs(name: str) -> bool:
 
 def _refused(where: Path, name: str, why: str) -> DataError:
     return DataError(f"{where}: {name} {why}; nothing was unpacked. Get the archive from a place that you trust")
-
-
-class _Counted:
-    """A stream that ends with an error after `most` bytes."""
-
-    def __init__(self, stream: gzip.GzipFile, archive: Path, most: int) -> None:
-        self._stream = stream
-        self._archive = archive
-        self._most = self._left = most
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self._left -= len(data)
-        if self._left < 0:
-            raise DataError(f"{self._archive} unpacks to more than {self._most} bytes: get it from another place")
-        return data

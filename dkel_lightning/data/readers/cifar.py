@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import shutil
+import tarfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -12,15 +12,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from dkel_lightning.data.datamodule import ImageDataModule
-from dkel_lightning.data.files.checks import reading, unpack_tar
+from dkel_lightning.data.files.checks import reading
 from dkel_lightning.data.files.download import fetch, taking_turns
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
 from dkel_lightning.runtime.atomic_files import digest
-
-# Either archive unpacks to 186 MB.
-_MOST_BYTES = 512 << 20
 
 
 def _split(dataset: Any) -> Images:
@@ -29,31 +26,20 @@ def _split(dataset: Any) -> Images:
 
 
 def _unpack(official: Any, root: Path) -> None:
-    """Unpack the archive beside its place, and move the files there only when all are as they should be."""
-    temporary = root / f".{official.base_folder}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    """Unpack the official archive: its md5 was found to be right, so nothing in it is anybody else's."""
     try:
-        unpack_tar(root / official.filename, temporary, _MOST_BYTES)
-        for fault in _faults(official, temporary):
-            raise DataError(f"{official.filename} does not hold what it should: {fault}. {_cure(official, root)}")
-        (root / official.base_folder).mkdir(exist_ok=True)
-        for filename, _ in _listed(official):
-            (temporary / official.base_folder / filename).replace(root / official.base_folder / filename)
+        with tarfile.open(root / official.filename) as tar:
+            tar.extractall(root, filter="data")
     except OSError as error:
         raise DataError(
             f"{root / official.filename} cannot be unpacked ({error}): it needs 186 MB of free disk; make room, or set "
             "data.root to a folder with room"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _listed(official: Any) -> list[tuple[str, str]]:
-    return [*official.train_list, *official.test_list, (official.meta["filename"], official.meta["md5"])]
 
 
 def _faults(official: Any, root: Path) -> Iterator[str]:
-    for filename, md5 in _listed(official):
+    meta = official.meta["filename"], official.meta["md5"]
+    for filename, md5 in (*official.train_list, *official.test_list, meta):
         path = root / official.base_folder / filename
         if not path.is_file():
             yield f"{path} is missing"
