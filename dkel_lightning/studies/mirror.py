@@ -39,10 +39,6 @@ class Mirror:
     pairs: Sequence[Pair]
     rows: Sequence[MirrorRow]
 
-    def row(self, start: str, weight: float) -> MirrorRow:
-        """Find the row of a start and a weight."""
-        return next(row for row in self.rows if (row.start, row.weight) == (start, weight))
-
     @property
     def starts(self) -> list[str]:
         """The starts, in order."""

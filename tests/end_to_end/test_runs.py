@@ -113,25 +113,6 @@ def test_two_epochs_on_tinyimagenet_through_the_real_reader_end_with_a_finite_fa
 
 
 @pytest.mark.slow
-def test_a_folder_of_ones_own_images_trains(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 12), ("test", 4)):
-        for label, name in enumerate(("dark", "light")):
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = generator.integers(0, 100, (20, 24, 3)) + 150 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
-    done = dkel(
-        "experiment=own_data", "data.root=images", "data.image_size=16", "backbone=resnet8", "data.batch_size=8",
-        "trainer.max_epochs=2", "data.validation=0.25", "trainer=cpu", cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "2 classes" in done.stdout
-    assert summary(only_run(tmp_path, "own_data"))["test"]["last"]["epoch"] == 2
-
-
-@pytest.mark.slow
 def test_an_npz_of_ones_own_trains_with_bf16_and_a_single_peer(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     arrays: dict[str, Any] = {
