@@ -9,8 +9,7 @@ ARGS ?=
 TESTS ?= tests
 WORKERS ?= 2
 CONSTRAINTS ?= constraints.txt
-# Python compiles what it imports; pip would take half of its time for all that nobody imports.
-PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile $(addprefix --constraint ,$(CONSTRAINTS))
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-long test-min lint format type audit bench bench-cpu docs docs-serve build clean
