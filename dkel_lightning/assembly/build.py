@@ -148,7 +148,6 @@ def build(  # noqa: D417
         raise ConfigError(f"image_size is {image_size!r}: give (height, width).")
     if isinstance(targets, Targets):
         targets = asdict(targets)
-    method, targets = _smoothing_apart(method, dict(targets or {}))
     with seeded(seed, "method"):
         chosen, preset = choose_method(method, len(peers) if isinstance(peers, Sequence) else peers, schedules)
     peers = chosen.peers if peers is None else peers
@@ -188,7 +187,7 @@ def build(  # noqa: D417
         interval=interval,
         augmentation=augmentation,
         views=views or preset.arranged("views"),
-        targets=from_mapping(Targets, targets, "targets"),
+        targets=from_mapping(Targets, targets or {}, "targets"),
         deploy=from_mapping(Deploy, deploy or {}, "deploy"),
         seed=seed,
         execution=execution,
@@ -254,14 +253,6 @@ def _without_files(teacher: Mapping[str, Any], again: Mapping[str, Any], path: s
     if isinstance(teacher.get("extra"), Mapping):
         found["extra"] = _without_files(teacher["extra"], again.get("extra") or {}, path)
     return found
-
-
-def _smoothing_apart(method: Any, targets: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Take the label smoothing, which once was the baseline's alone, from its settings; checkpoints still hold it."""
-    if not isinstance(method, Mapping) or method.get("name") != "baseline" or "label_smoothing" not in method:
-        return method, targets
-    others = {key: value for key, value in method.items() if key != "label_smoothing"}
-    return others, {"label_smoothing": method["label_smoothing"], **targets}
 
 
 def load_from_checkpoint(  # noqa: D417

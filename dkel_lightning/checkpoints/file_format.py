@@ -25,8 +25,6 @@ FORMAT = 3
 NEITHER_NETWORK_NOR_LOSS = ("deploy", "image_size", "seed")
 _MOST_SPREAD = 16
 _MOST_SETTINGS = 100_000
-_WITHOUT_CONTENTS = 2
-"""The format whose hash knows names, shapes and types, and not what the tensors hold."""
 
 
 def sign(
@@ -53,10 +51,10 @@ def sign(
     }
 
 
-def networks_hash(recipe: Mapping[str, Any] | None, state_dict: Mapping[str, Any], *, contents: bool = True) -> str:
+def networks_hash(recipe: Mapping[str, Any] | None, state_dict: Mapping[str, Any]) -> str:
     """Hash what built the networks, and the names, shapes and types of what they hold, and a checksum of each."""
     held = [
-        [name, [*value.shape], str(value.dtype), *([_checksum(value)] if contents else [])]
+        [name, [*value.shape], str(value.dtype), _checksum(value)]
         for name, value in state_dict.items()
         if isinstance(value, Tensor)
     ]
@@ -72,7 +70,7 @@ def _checksum(value: Tensor) -> int:
 
 
 def own_states(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what each process held of its own; nothing in a checkpoint of format 1."""
+    """Return what each process held of its own; nothing where the checkpoint does not say so."""
     found = checkpoint[KEY].get("processes", [])
     return list(found)
 
@@ -166,7 +164,7 @@ def recipe(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]
     """Return what rebuilds the networks of this checkpoint.
 
     Raises:
-        CheckpointError: not written by this library, by a newer one, or from parts that the user put together.
+        CheckpointError: not written by this library, in another format, or from parts that the user put together.
     """
     found = _signed_recipe(checkpoint, path)
     if found is None:
@@ -241,13 +239,16 @@ def _signed_recipe(checkpoint: Mapping[str, Any], name: str | Path) -> Mapping[s
     signed = checkpoint.get(KEY)
     if not isinstance(signed, Mapping):
         raise CheckpointError(f"{name} was not written by a DistillationModule.")
-    signed = _migrated(signed, name)
+    if (version := signed.get("format")) != FORMAT:
+        raise CheckpointError(
+            f"{name} has format {version}, and this version reads format {FORMAT} alone: "
+            "install the version of dkel_lightning that wrote it."
+        )
     found = signed.get("recipe")
     recipe = found if isinstance(found, Mapping) else None
-    weights, contents = checkpoint["state_dict"], signed["format"] > _WITHOUT_CONTENTS
     try:
         _refuse_many(recipe)
-        itself = signed["hash"] in (None, networks_hash(recipe, weights, contents=contents))
+        itself = signed.get("hash") == networks_hash(recipe, checkpoint["state_dict"])
     except (TypeError, ValueError, RecursionError):  # of a recipe that nothing writes
         itself = False
     if not itself:
@@ -268,24 +269,6 @@ def _refuse_many(recipe: Any) -> None:
         if left < 0:
             raise ValueError("a recipe of too many settings")
         open_ones += inside
-
-
-def _migrated(signed: Mapping[str, Any], name: str | Path) -> Mapping[str, Any]:
-    """Bring the signature of an older version into today's form.
-
-    Raises:
-        CheckpointError: it is of a newer version, or of none.
-    """
-    version = signed.get("format")
-    if version == 1:
-        # It lacked the random generators: it resumes, and what draws from them goes on with other numbers.
-        return {**signed, "format": FORMAT, "hash": None, "processes": []}
-    if version in (_WITHOUT_CONTENTS, FORMAT) and isinstance(signed.get("hash"), str):
-        return signed
-    raise CheckpointError(
-        f"{name} has format {version}, this version reads 1 to {FORMAT}: "
-        "install the version of dkel_lightning that wrote it."
-    )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

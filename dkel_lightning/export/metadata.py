@@ -140,15 +140,14 @@ class Record:
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """Read which files an export has written, with their SHA-256 ("" where names alone are recorded).
+    """Read which files an export has written, with their SHA-256.
 
     Raises:
         CheckpointError: the record is not as it was written.
     """
     record = folder / RECORD
     try:
-        files = json.loads(text_of(record))["files"] if record.is_file() else {}
-        return dict.fromkeys(files, "") if isinstance(files, list) else dict(files)
+        return dict(json.loads(text_of(record))["files"] if record.is_file() else {})
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{record} is damaged ({error}): export again.") from error
 
@@ -162,9 +161,7 @@ def check_files(folder: Path) -> None:
     files = files_of(folder)
     try:
         wrong = [
-            name
-            for name, sha in files.items()
-            if sha and (folder / name).is_file() and digest(folder / name, "sha256") != sha
+            name for name, sha in files.items() if (folder / name).is_file() and digest(folder / name, "sha256") != sha
         ]
     except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / RECORD} is damaged ({error}): export again.") from error

@@ -7,7 +7,6 @@ others' own state travels to it; a resume with as many processes gives each its 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,12 +122,6 @@ def read(module: Coordinator, checkpoint: dict[str, Any]) -> Restored:
     complete(module, checkpoint)
     if not module.is_attached or module.trainer.state.fn != "fit":
         return Restored()
-    cut = re.compile(r"student\.network\.(trunk|branches|peers\.\d+\.(trunk|branch))\.")
-    if any(map(cut.match, checkpoint["state_dict"])) and not any(map(cut.match, module.state_dict())):
-        raise CheckpointError(
-            "This checkpoint is of a version that cut a foreign network in two, and its optimizer knows the weights in "
-            "another order: load_from_checkpoint reads its weights, but a training goes on with that version only."
-        )
     return Restored(file_format.own_states(checkpoint), file_format.trained_with(checkpoint))
 
 

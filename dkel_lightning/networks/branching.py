@@ -284,12 +284,6 @@ class WholeModel(nn.Module):
         """The classifier."""
         return cast(nn.Linear, self.model.get_submodule(self.classifier))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Of format 2 up to version 0.1: a trunk and a branch cut out of the model.
-        for old, new in (("trunk.", ""), ("branch.body.", ""), ("branch.classifier.", f"{self.classifier}.")):
-            _rename(state_dict, prefix + old, [f"{prefix}model.{new}"])
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
 
 class SplitModel(SharedTrunk):
     """Whole copies of one model, whose modules before a split are the same ones; made by `branch_model`."""
@@ -386,15 +380,6 @@ class SplitModel(SharedTrunk):
         scaled = self._scaled(leaf) if leaf.is_floating_point() else leaf
         return scaled.chunk(parts) if is_batch and parts > 1 else [scaled] * parts
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Of format 2 up to version 0.1: a trunk and branches cut out of the model.
-        peers = [f"{prefix}peers.{index}.model." for index in range(self.num_peers)]
-        _rename(state_dict, f"{prefix}trunk.", peers)
-        for index, peer in enumerate(peers):
-            _rename(state_dict, f"{prefix}branches.{index}.body.", [peer])
-            _rename(state_dict, f"{prefix}branches.{index}.classifier.", [f"{peer}{self.outline.classifier}."])
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
 
 class OwnPart(nn.Module):
     """What a peer shares with no other: its modules from the split on, and the parameters of those around it."""
@@ -431,12 +416,6 @@ def _shared(model: nn.Module, outline: Outline) -> dict[int, Any]:
     found = [part for module in modules for part in (*module.modules(), *module.parameters(), *module.buffers())]
     tensors = tensors_of(model)
     return {id(part): part for part in (*found, *(tensors[name] for name in outline.used_before))}
-
-
-def _rename(state_dict: dict[str, Any], old: str, new: Sequence[str]) -> None:
-    for key in [key for key in state_dict if key.startswith(old)]:
-        value = state_dict.pop(key)
-        state_dict |= {each + key.removeprefix(old): value for each in new}
 
 
 def _stop_working_in_place(part: nn.Module) -> None:

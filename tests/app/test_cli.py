@@ -328,7 +328,7 @@ def test_an_evaluation_replaces_its_own_and_another_one_stays_beside_it(
 
 def test_what_may_be_the_result_of_another_evaluation_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "evaluation_best").mkdir()
-    (tmp_path / "evaluation_best" / "evaluation.json").touch()  # of a version that claimed nothing
+    (tmp_path / "evaluation_best" / "evaluation.json").touch()  # of a copy that left hidden files out
     (tmp_path / "evaluation_best_1").mkdir()
     (tmp_path / "evaluation_best_1" / ".claimed").touch()  # of a process that has just begun, or was killed
     assert evaluated(tmp_path) == tmp_path / "evaluation_best_2"

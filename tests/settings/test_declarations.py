@@ -218,7 +218,3 @@ def test_keys_that_came_after_a_run_have_the_declared_defaults_and_not_those_of_
     found = schema.completed({"method": 3, "teacher": {"update": "none"}})
     assert found.pop("teacher") == compose("method=dml")["teacher"]
     assert found == {"method": 3, "figures": {"also": []}}
-    old = compose("method=baseline")
-    del old["targets"]
-    old["method"]["label_smoothing"] = 0.1
-    assert schema.completed(old) == compose("method=baseline", "targets.label_smoothing=0.1")

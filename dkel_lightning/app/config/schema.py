@@ -133,10 +133,6 @@ def completed(saved: Values) -> dict[str, Any]:
     """Fill in the keys that came after a configuration was saved: their defaults are what was done before."""
     came_later = (DataSettings, BackboneSettings, TrainerSettings, Execution, LoggerSettings, CallbackSettings, Deploy)
     values = {"figures": {}, **copy.deepcopy(dict(saved))}
-    method = values.get("method")
-    if isinstance(method, dict):
-        once = {"label_smoothing": method.pop("label_smoothing")} if "label_smoothing" in method else {}
-        values.setdefault("targets", once)  # label smoothing was the baseline's alone
     for settings in (*came_later, Targets, FigureSettings, Arrangement):
         group = settings.node
         if isinstance(values.get(group), Mapping) and "_target_" not in values[group]:  # a user's own has other keys

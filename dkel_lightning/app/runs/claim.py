@@ -29,7 +29,7 @@ def claim(folder: Path, owner: str = "") -> Path:
         candidate.mkdir(parents=True, exist_ok=True)
         file = candidate / CLAIM
         if owner and not file.exists() and any(candidate.iterdir()):
-            continue  # of a version that claimed no folder
+            continue  # of a copy that left hidden files out
         try:
             with file.open("xb") as created:
                 created.write(owner.encode())

@@ -243,15 +243,9 @@ class RunRecord:
 
     @cached_property
     def overrides(self) -> Mapping[str, str] | None:
-        """Of a job of a sweep, what was set on the command line, as it was written; None where it is not known.
-
-        From job.json, or from where Hydra writes it when told to (hydra.output_subdir).
-        """
+        """Of a job of a sweep, what was set on the command line, as it was written; None where it is not known."""
         given = self.job.get("overrides")
         if not isinstance(given, list):
-            text = read_text(self.folder / ".hydra" / "overrides.yaml")
-            given = None if text is None else [line[2:].strip() for line in text.splitlines() if line.startswith("- ")]
-        if given is None:
             return None
         pairs = [str(item).strip("'\"").lstrip("+").partition("=") for item in given]
         return {key: value.strip("'\"") for key, _, value in pairs}

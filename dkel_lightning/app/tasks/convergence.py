@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,13 @@ import numpy as np
 
 from dkel_lightning.app import drawing
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.runs.tables import print_table, write_csv
+from dkel_lightning.app.runs.tables import write_csv
 from dkel_lightning.app.study_figures import convergence_figures
 from dkel_lightning.runtime import processors
 from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.studies.convergence import Curves, settled
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.convergence_study import Collapse, OverFit, Panel, Risks, Study, study
-
-Lines = list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,6 @@ def convergence(run: Run) -> ConvergenceResult:
         ConfigError: settings under which the model diverges.
     """
     settings = from_mapping(ConvergenceSettings, run.values["convergence"], "convergence")
-    begun = time.perf_counter()
     threads = run.values["execution"]["threads"] or min(4, processors.allowed())  # which change no result
     found = study(settings, run.values["seed"], threads)
     run.describe()
@@ -51,7 +47,6 @@ def convergence(run: Run) -> ConvergenceResult:
     for name, lines in written.items():
         write_csv(run.folder / f"{name}.csv", lines)
     drawing.save_all(convergence_figures.draw(found), run.folder / "figures", run.values["figures"]["also"])
-    show(found, time.perf_counter() - begun)
     print(f"Written to {run.folder}: {', '.join(f'{name}.csv' for name in written)}, figures/*.png.")
     return ConvergenceResult(run.folder, found)
 
@@ -59,7 +54,7 @@ def convergence(run: Run) -> ConvergenceResult:
 # ---------------------------------------------------------------------- files
 
 
-def tables(found: Study) -> dict[str, Lines]:
+def tables(found: Study) -> dict[str, list[list[str]]]:
     """Give the CSV files by name, numbers with six digits."""
     made = {
         "risks": _risks(found.risks),
@@ -138,50 +133,3 @@ def _sweeps(found: Study) -> Rows:
     for point in found.sweeps:
         outcome = [getattr(point.outcome, name) for name in OUTCOME]
         yield [point.sweep, point.value, *_at(point.curves, quantities, epochs), *outcome]
-
-
-# ---------------------------------------------------------------------- terminal
-
-
-def show(found: Study, seconds: float) -> None:
-    """Print the table of risks, the true risks and the outcomes of the collapse experiment."""
-    print_table("Risk times 1000 after epochs", *_risk_table(found.risks))
-    print_table("True risk times 1000 at the end, training optimum shifted", *_over_fit_table(found.over_fit))
-    print_table("Stuck runs / median exit step / homogenised share", *_collapse_table(found.collapse))
-    print(f"{seconds:.0f} seconds.")
-
-
-def _thousandths(value: float) -> str:
-    """Show a risk times 1000 with about three figures."""
-    return f"{1000 * value:.{2 if value < 0.001 else 1 if value < 0.1 else 0}f}"
-
-
-def _risk_table(risks: Risks) -> tuple[list[str], Lines]:
-    last = risks.problem.first_phase
-    epochs = [*dict.fromkeys([*risks.epochs[:3], risks.epochs[-1]])]
-    students = [f"student {epoch}" for epoch in epochs]
-    heading = ["scheme", *students, f"teacher {epochs[0]}", f"diversity {last}", "settled"]
-    rows = []
-    for role, scheme in risks.schemes.items():
-        curves = risks.curves[role]
-        values = [*curves.student_risk[epochs], curves.teacher_risk[epochs[0]], curves.diversity[last]]
-        rows.append([scheme.label, *map(_thousandths, values), str(settled(curves.student_risk[: last + 1]))])
-    return heading, rows
-
-
-def _over_fit_table(over_fit: OverFit) -> tuple[list[str], Lines]:
-    """Give true risks at the end, with both kinds of teacher."""
-    rows = []
-    for name, label in over_fit.labels.items():
-        ends = [over_fit.averaged[name], over_fit.trained[name]]
-        rows.append([label, *(_thousandths(r[-1]) for c in ends for r in (c.student_risk, c.teacher_risk))])
-    return ["teacher's weight", "student", "averaged teacher", "student of a trained teacher", "trained teacher"], rows
-
-
-def _collapse_table(collapse: Collapse) -> tuple[list[str], Lines]:
-    rows: dict[str, list[str]] = {}
-    for (weight, _), outcome in collapse.outcomes.items():
-        cell = f"{outcome.share:.2%} / {outcome.median_exit:.0f} / {outcome.homogenised:.2f}"
-        rows.setdefault(weight, [weight]).append(cell)
-    starts = dict.fromkeys(start for _, start in collapse.outcomes)
-    return ["W", *(f"teacher: {start}" for start in starts)], [*rows.values()]

@@ -11,13 +11,13 @@ import numpy as np
 
 from dkel_lightning.app import drawing
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.runs.tables import print_table, write_csv
+from dkel_lightning.app.runs.tables import write_csv
 from dkel_lightning.app.study_figures import geometry_figures
 from dkel_lightning.settings.declarations import from_mapping
-from dkel_lightning.studies.bowl import COSINES_AT, DISTANCES_AT, NO_TEACHER, initialised_label
+from dkel_lightning.studies.bowl import COSINES_AT, DISTANCES_AT, initialised_label
 from dkel_lightning.studies.geometry import Geometry, simulate
 from dkel_lightning.studies.geometry_settings import GeometrySettings
-from dkel_lightning.studies.mirror import MirrorRow, mirror_loss
+from dkel_lightning.studies.mirror import mirror_loss
 from dkel_lightning.studies.pairs import Pair, Pull, alignment
 from dkel_lightning.studies.recursion import Array
 
@@ -59,9 +59,8 @@ def geometry(run: Run) -> GeometryResult:
     for name, rows in tables.items():
         write_csv(run.folder / f"{name}.csv", ([_cell(value) for value in row] for row in rows))
     drawn = drawing.save_all(geometry_figures.draw(found), run.folder / "figures", run.values["figures"]["also"])
-    result = GeometryResult(run.folder, found, drawn)
-    _show(result)
-    return result
+    print(f"Written to {run.folder}: {', '.join(f'{name}.csv' for name in tables)}, figures/*.png.")
+    return GeometryResult(run.folder, found, drawn)
 
 
 # ---------------------------------------------------------------------- tables
@@ -121,26 +120,3 @@ def _steps_of(pair: Pair, landscape: Sequence[Any], loss: Callable[[Array], Arra
     )
     for step, values in enumerate(columns.tolist()):
         yield [*landscape, pair.start.label, pair.pull.weight, pair.pull.time, step, *values]
-
-
-# ---------------------------------------------------------------------- on the screen
-
-
-def _show(result: GeometryResult) -> None:
-    found, bowl, mirror = result.found, result.found.settings.bowl, result.found.mirror
-    pull = Pull(bowl.weights[0])
-    rows = []
-    for start in dict.fromkeys(row.start for row in found.bowls[0].rows):
-        each = [one.alone if start == NO_TEACHER else one.row(start, pull) for one in found.bowls]
-        rows.append([start, *(f"> {bowl.max_steps}" if r.arrival is None else str(r.arrival) for r in each)])
-    title = f"Steps until the student's distance stays below {100 * bowl.tolerance:g} % of its first, {pull.label}"
-    print_table(title, ["start", *(f"curvature {one.curvature:g}" for one in found.bowls)], rows)
-    title = f"Two mirror optima: steps until its loss stays below {found.settings.mirror.threshold:g}"
-    between = [[start, *(_mirror_cell(mirror.row(start, w)) for w in mirror.weights)] for start in mirror.starts]
-    print_table(title, ["start", *(f"W = {weight:g}" for weight in mirror.weights)], between)
-    print("* ends in the other branch.")
-    print(f"Written to {result.folder}: bowl.csv, directions.csv, mirror.csv, series.csv, figures/.")
-
-
-def _mirror_cell(row: MirrorRow) -> str:
-    return f"{'-' if row.arrival is None else row.arrival}{' *' if row.crossed else ''}"

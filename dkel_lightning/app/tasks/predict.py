@@ -189,7 +189,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     try:
         return tuple(map(str, json.loads(file_bytes(folder / CLASSES, _MOST_NAMES))["classes"]))
     except (DataError, ValueError, TypeError, KeyError):
-        return ()  # a run of an earlier version: classes go by their numbers
+        return ()  # none, or damaged: classes go by their numbers
 
 
 # ---------------------------------------------------------------------- what is written and shown

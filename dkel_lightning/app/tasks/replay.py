@@ -139,8 +139,8 @@ def _rebuilt(
         )
     module = DistillationModule.build(**recipe)
     file_format.load_weights(module, record, path)
-    # Convolutions in another memory layout sum in another order. Records of earlier versions do not tell: they had one.
-    layout = torch.channels_last if record.get("channels_last") else torch.contiguous_format
+    # Convolutions in another memory layout sum in another order.
+    layout = torch.channels_last if record["channels_last"] else torch.contiguous_format
     return module.to(memory_format=layout).train()
 
 

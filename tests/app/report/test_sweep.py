@@ -75,18 +75,6 @@ def test_two_varied_keys_make_four_settings(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_overrides_that_hydra_wrote_down_are_read_where_no_job_has_noted_any(tmp_path: Path) -> None:
-    folder = sweep(tmp_path / "sweep", *TWO_BY_TWO)
-    for number, (_, overrides) in enumerate(TWO_BY_TWO):
-        (folder / str(number) / "job.json").unlink()
-        (folder / str(number) / ".hydra").mkdir()
-        lines = "".join(f"- {item}\n" for item in ["data=digits", *overrides])
-        (folder / str(number) / ".hydra" / "overrides.yaml").write_text(lines)
-    record = read_sweep(folder)
-    assert record.keys == ("optimizer.lr",)
-    assert grouped(record) == {"lr=0.1": [0, 1], "lr=0.2": [2, 3]}
-
-
 def test_jobs_of_which_nothing_is_known_are_not_taken_for_repetitions(tmp_path: Path) -> None:
     for number in range(2):
         write_run(tmp_path / "sweep" / str(number), f"seed={number}")

@@ -117,13 +117,7 @@ def test_the_task_is_run_by_its_name(found: ConvergenceResult, tmp_path: Path, m
     assert tasks.run(Run(compose(*SMALL), tmp_path)) == found.objective
 
 
-def test_it_prints_its_tables_and_where_the_files_lie(
-    found: ConvergenceResult, capsys: pytest.CaptureFixture[str]
-) -> None:
-    module.show(found.study, 3.2)
-    printed = capsys.readouterr().out
-    assert "dkel: k 0.5, own draw, keep" in printed
-    assert "3 seconds." in printed
+def test_it_prints_where_the_files_lie(found: ConvergenceResult) -> None:
     assert f"Written to {found.folder}: risks.csv" in (found.folder.parent / "printed.txt").read_text()
 
 
