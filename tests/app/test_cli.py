@@ -19,7 +19,6 @@ from dkel_lightning.app.cli import composition, jobs, keys, main, saved_settings
 from dkel_lightning.app.cli.folders import find_resume, folder_of
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.jobs import Job
-from dkel_lightning.app.cli.overrides import split
 from dkel_lightning.app.cli.refusals import refusal
 from dkel_lightning.app.cli.saved_settings import check_values
 from dkel_lightning.app.config import checks, choices
@@ -421,15 +420,6 @@ def test_resume_of_nothing_says_where_it_looked(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "alone.ckpt").touch()
     with pytest.raises(CheckpointError, match=r"its run's config\.yaml should lie at"):
         find_resume("alone.ckpt")
-
-
-def test_a_resumed_run_writes_into_its_own_folder(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "it's a run" / "checkpoints" / "last.ckpt"
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.touch()
-    (checkpoint.parent.parent / "config.yaml").write_text(Run(compose(), tmp_path).settings)
-    prepared = prepare([command_lines.override("resume", checkpoint)])
-    assert split(prepared[-1]) == ("hydra.run.dir", str(checkpoint.parent.parent))
 
 
 @pytest.mark.slow

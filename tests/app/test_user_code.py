@@ -153,6 +153,7 @@ def test_what_a_data_module_does_not_say_is_given_by_a_key() -> None:
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
+        (("modules=[gone]",), r"modules: gone cannot be imported \(ModuleNotFoundError"),
         (("data._target_=my_code.Nose",), r"data._target_: my_code.Nose cannot be imported \(AttributeError"),
         (("data._target_=my_code.OwnTeacher",), "my_code.OwnTeacher is no LightningDataModule"),
         (("data._target_=gone.Noise",), r"gone.Noise cannot be imported \(ModuleNotFoundError"),
@@ -160,7 +161,7 @@ def test_what_a_data_module_does_not_say_is_given_by_a_key() -> None:
         ((NOISE, "data.validation=0.3"), r"Unknown key data.validation"),
     ],
 )
-def test_a_mistake_in_a_data_module_is_named_before_a_run_begins(typed: tuple[str, ...], message: str) -> None:
+def test_a_mistake_in_what_is_imported_is_named_before_a_run_begins(typed: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         prepare(typed)
 

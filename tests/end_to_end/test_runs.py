@@ -164,14 +164,6 @@ def test_two_processes_write_one_run_and_their_checkpoint_goes_on_in_one_process
     assert (folder / "evaluation_best" / "evaluation.json").is_file()
 
 
-@pytest.mark.slow
-def test_a_sweep_runs_each_job_into_a_folder_of_its_own(tmp_path: Path) -> None:
-    done = dkel("-m", *SMALL, "method=dkel,pcl", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    sweep = only_run(tmp_path, "smoke")
-    assert [summary(sweep / job)["method"] for job in ("0", "1")] == ["dkel", "pcl"]
-
-
 def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(trained: Path, tmp_path: Path) -> None:
     last = trained / "checkpoints" / "last.ckpt"
     metrics = (trained / "metrics.csv").read_bytes()
@@ -190,38 +182,6 @@ def test_a_saved_configuration_that_names_something_foreign_to_run_is_refused(tr
     assert done.returncode == 1
     assert "names optimizer._target_=os.system" in done.stderr
     assert file_format.load(trained / "checkpoints" / "last.ckpt")["epoch"] == 0
-
-
-@pytest.mark.slow
-def test_a_method_of_ones_own_runs_from_a_folder_of_ones_own(tmp_path: Path) -> None:
-    (tmp_path / "conf" / "method").mkdir(parents=True)
-    (tmp_path / "conf" / "method" / "own_teacher.yaml").write_text(
-        "# @package _global_\nmethod:\n  name: own_teacher\n  peers: 2\n  views: per_peer\n  weight: 1.0\n"
-    )
-    (tmp_path / "my_methods.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from dkel_lightning import Method\n"
-        "from dkel_lightning.functional import cross_entropy, distillation\n"
-        "from dkel_lightning.methods import Needs, register\n"
-        "@dataclass(frozen=True)\n"
-        "class Settings:\n    weight: float = 1.0\n"
-        "@register('own_teacher')\n"
-        "class OwnTeacher(Method):\n"
-        "    Settings = Settings\n    needs = Needs(ensemble='none')\n    terms = ('ce', 'kd')\n"
-        "    def loss_terms(self, step):\n"
-        "        z, t = step.student.logits, step.teacher.logits.detach()\n"
-        "        return {'ce': cross_entropy(z, step.labels).sum(),\n"
-        "                'kd': self.settings.weight * distillation(z, t, 3.0).sum()}\n"
-    )
-    arguments = ["--config-dir", "conf", "method=own_teacher", "modules=[my_methods]", "method.weight=0.5"]
-    done = dkel(*arguments, *SMALL, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folder = only_run(tmp_path, "smoke")
-    assert summary(folder)["method"] == "own_teacher"
-    refused = dkel("resume=last", cwd=tmp_path)
-    assert (refused.returncode, "names modules='[my_methods]'" in refused.stderr) == (1, True)
-    missing = dkel("--config-dir", "conf", "method=own_teacher", "modules=[gone]", "debug=smoke", cwd=tmp_path)
-    assert (missing.returncode, "modules: gone cannot be imported" in missing.stderr) == (2, True)
 
 
 @pytest.mark.slow

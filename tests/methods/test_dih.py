@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dkel_lightning import DistillationModule, methods
@@ -21,7 +21,6 @@ from dkel_lightning.errors import ConfigError
 from tests.compose import compose, tiny_run
 from tests.methods import family
 from tests.methods.family import check_gradient, golden, leaf, total
-from tests.methods.test_kd import Interrupt
 from tests.modules.toy import parameters_of, same, train_loader, trainer
 
 THREE_STAGES = ("method=dih", "backbone=resnet8", "teacher.backbone=resnet8", "teacher.training_epochs=1")
@@ -177,11 +176,19 @@ def test_an_early_stopped_teacher_leaves_the_schedule_of_the_whole_run() -> None
     assert stage.values["scheduler"]["milestones"] == [8, 12]
 
 
+class Interrupt(Callback):
+    """Stands for Ctrl-C at the start of the second epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 def test_one_command_trains_teacher_heads_and_student_and_each_goes_on_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = (*THREE_STAGES, "trainer.max_epochs=2", "trainer.limit_train_batches=2")
+    tiny = (*THREE_STAGES, "teacher.training_epochs=2", "trainer.max_epochs=2", "trainer.limit_train_batches=2")
     whole = train(tiny_run(tmp_path / "whole", *tiny))
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
     fits = [
@@ -194,7 +201,7 @@ def test_one_command_trains_teacher_heads_and_student_and_each_goes_on_where_it_
 
     real = module.usual_callbacks
     run = broken
-    for where in ("heads", "broken"):
+    for where in ("teacher", "heads", "broken"):
 
         def callbacks(run: Run, *rest: Any, where: str = where) -> list[Callback]:
             return [*real(run, *rest), *([Interrupt()] if run.folder.name == where else [])]
@@ -209,6 +216,7 @@ def test_one_command_trains_teacher_heads_and_student_and_each_goes_on_where_it_
         run = Run(saved_values(checkpoint), checkpoint.parent.parent, checkpoint)
     written = (broken.folder / "teacher" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     result = train(run)
+    assert result.last.accuracy == whole.last.accuracy
     assert result.folder == broken.folder
     assert (broken.folder / "teacher" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == written
     ours, theirs = (

@@ -10,14 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchvision import models
 
 from dkel_lightning import DistillationModule, methods
-from dkel_lightning.app.callbacks import Throughput
 from dkel_lightning.app.cli import saved_settings
-from dkel_lightning.app.cli.folders import find_resume
 from dkel_lightning.app.runs.folder import Run, saved_values
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
@@ -225,14 +222,6 @@ def test_torchvision_says_that_it_needs_three_channels() -> None:
 # ---------------------------------------------------------------------- two stages with one command
 
 
-class Interrupt(Callback):
-    """Stands for Ctrl-C at the start of the second epoch."""
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch == 1:
-            raise KeyboardInterrupt
-
-
 def teacher_of(path: Path) -> dict[str, Tensor]:
     module = DistillationModule.load_from_checkpoint(path)
     return dict(module.teacher.network.state_dict())
@@ -262,42 +251,6 @@ def test_teacher_and_student_of_one_architecture_do_not_start_alike() -> None:
     assert inner["backbone"]["name"] == values["backbone"]["name"]
     assert inner["seed"] != values["seed"]
     assert inner["data"] == values["data"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2])
-def test_an_interrupted_stage_goes_on_and_ends_where_it_would_have(
-    stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = train(tiny_run(tmp_path / "whole", *TWO_STAGES))
-    broken = tiny_run(tmp_path / "outputs" / "broken", *TWO_STAGES)
-    with monkeypatch.context() as patch:
-        patch.setattr("dkel_lightning.app.tasks.train.usual_callbacks", interrupted(stage))
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            train(broken)
-    monkeypatch.chdir(tmp_path)
-    checkpoint = find_resume("last").resolve()
-    assert checkpoint.parent.parent.name == ("teacher" if stage == 1 else "broken")
-    result = train(Run(saved_values(checkpoint), checkpoint.parent.parent, checkpoint))
-    assert result.folder.name == "broken"
-    assert result.last.accuracy == whole.last.accuracy
-    ours, theirs = (
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for folder in (broken.folder, tmp_path / "whole")
-    )
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-def interrupted(stage: int) -> Any:
-    from dkel_lightning.app.tasks import train as module
-
-    real = module.usual_callbacks
-
-    def callbacks(run: Run, throughput: Throughput | None = None) -> list[Callback]:
-        hit = (run.folder.name == "teacher") == (stage == 1)
-        return [*real(run, throughput), *([Interrupt()] if hit else [])]
-
-    return callbacks
 
 
 def test_given_weights_skip_the_first_stage(tmp_path: Path) -> None:

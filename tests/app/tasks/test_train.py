@@ -115,33 +115,6 @@ def state(folder: Path) -> dict[str, Any]:
     return file_format.load(folder / "checkpoints" / "last.ckpt")
 
 
-@pytest.mark.slow
-def test_an_interrupted_and_resumed_run_equals_one_that_went_through(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    through, broken = tmp_path / "through", tmp_path / "broken"
-    settings = ["trainer.max_epochs=4", "teacher.init_steps=3"]
-    train(tiny_run(through, *settings))
-
-    first = tiny_run(broken, *settings)
-    with pytest.raises(SystemExit):
-        train(with_callback(first, f"{__name__}.Interrupt"))
-    last = broken / "checkpoints" / "last.ckpt"
-    assert f"resume={last}" in capsys.readouterr().out
-    assert state(broken)["epoch"] == 1
-
-    train(Run(first.values, broken, resume=last))
-    assert (broken / "metrics.csv").read_bytes() == (through / "metrics.csv").read_bytes()
-    expected, found = state(through), state(broken)
-    assert all(torch.equal(value, found["state_dict"][name]) for name, value in expected["state_dict"].items())
-    assert expected["global_step"] == found["global_step"] == 12
-    assert expected["lr_schedulers"] == found["lr_schedulers"]
-    for mine, theirs in zip(
-        expected["optimizer_states"][0]["state"].values(), found["optimizer_states"][0]["state"].values(), strict=True
-    ):
-        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
-
-
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
     trained_once: tuple[Run, TrainResult], tmp_path: Path
 ) -> None:
