@@ -140,7 +140,7 @@ def build(  # noqa: D417
             raise ConfigError(f"{key}={value!r} belongs to a model of your own or a library's; {backbone} has its own.")
     if isinstance(peers, str) or not isinstance(peers, int | Sequence | None):
         raise ConfigError(f"peers is {peers!r}: give a number of peers, or a list of backbones.")
-    teacher, voice = _teachers_apart(teacher)
+    laid_over, voice = _teachers_apart(teacher)
     deploy = asdict(deploy) if isinstance(deploy, Deploy) else deploy
     if deploy is not None and not isinstance(deploy, Mapping):
         raise ConfigError(f'deploy is {deploy!r}: give its settings, such as {{"network": "student"}}.')
@@ -155,7 +155,7 @@ def build(  # noqa: D417
     one_of("method.sharing", share, ("trunk", "nothing"))
     if isinstance(peers, int) and share == "nothing" and registered and isinstance(backbone, str):
         peers = [backbone] * peers
-    settings = teacher_settings(chosen, preset, teacher, schedules)
+    settings = teacher_settings(chosen, preset, laid_over, schedules)
     if num_classes is None:
         shape = image_shape(in_channels, image_size)
         num_classes = 100 if isinstance(backbone, str) else networks.classes_of(made(backbone), classifier, shape)
