@@ -47,6 +47,15 @@ def grid(rows: int, columns: int, width: float, height: float, **options: Any) -
     return figure, [list(row) for row in figure.subplots(rows, columns, squeeze=False, **options)]
 
 
+def panels(count: int, beside: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Make a figure with so many axes, `beside` each other in a row; what is left of the last row stays empty."""
+    figure, rows = grid(-(-count // beside), beside, width, height, **options)
+    places = [each for row in rows for each in row]
+    for each in places[count:]:
+        each.set_visible(False)
+    return figure, places[:count]
+
+
 def plain(text: object) -> str:
     """Take a name as it stands: nothing in it is a formula, and what no file may hold is replaced."""
     return UNPRINTABLE.sub("\ufffd", str(text)).replace("$", r"\$")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from dkel_lightning.app import drawing
-from dkel_lightning.app.drawing import STUDENT, TEACHER, colour, grid, plain, styled
+from dkel_lightning.app.drawing import STUDENT, TEACHER, colour, panels, plain, styled
 from dkel_lightning.app.runs.groups import COMPARED, Group
 from dkel_lightning.app.runs.parsing import Curve
 
@@ -71,24 +70,20 @@ def draw_curves(curves: Mapping[str, Curve], path: Path, title: str, also: Seque
 @styled
 def run_figure(curves: Mapping[str, Curve], title: str = "") -> Figure | None:
     """Draw columns of metrics.csv over the epochs, a panel for those that begin alike; None without any."""
-    panels: dict[str, dict[str, Curve]] = {}
+    found: dict[str, dict[str, Curve]] = {}
     for name, curve in curves.items():
         head, _, last = name.rpartition("/")
         if name != "train/loss_per_peer" and not name.endswith("_best"):
-            panels.setdefault(name if name in ("val/acc", "val/nll") else head or name, {})[last] = curve
+            found.setdefault(name if name in ("val/acc", "val/nll") else head or name, {})[last] = curve
     for head in ("val/acc", "val/nll"):  # a column by itself is the deployed network's
-        if head in panels and head.rpartition("/")[2] in panels[head]:
-            panels[head]["deployed"] = panels[head].pop(head.rpartition("/")[2])
-    if not panels:
+        if head in found and head.rpartition("/")[2] in found[head]:
+            found[head]["deployed"] = found[head].pop(head.rpartition("/")[2])
+    if not found:
         return None
-    first = [key for key in TITLES if key in panels]
-    figure, axes = grid(math.ceil(len(panels) / 2), min(2, len(panels)), 6, 3.2)
-    places = [each for row in axes for each in row]
-    for each, key in itertools.zip_longest(places, [*first, *(key for key in panels if key not in first)]):
-        if key is None:
-            each.set_visible(False)
-        else:
-            _panel(each, key, panels[key])
+    figure, places = panels(len(found), min(2, len(found)), 6, 3.2)
+    first = [key for key in TITLES if key in found]
+    for each, key in zip(places, [*first, *(key for key in found if key not in first)], strict=True):
+        _panel(each, key, found[key])
     figure.suptitle(plain(title))
     return figure
 
@@ -216,8 +211,8 @@ def comparison(
     if not found:
         return None
     size = 1.7 + 0.42 * len(groups)
-    figure, (panels,) = grid(1, len(found), 3.6 if len(found) > 1 else 8, size, sharey=True)
-    for axes, (name, rows) in zip(panels, found.items(), strict=True):
+    figure, places = panels(len(found), len(found), 3.6 if len(found) > 1 else 8, size, sharey=True)
+    for axes, (name, rows) in zip(places, found.items(), strict=True):
         for row, (group, values) in enumerate(zip(groups, rows, strict=True)):
             shade = TEACHER if group is marked else STUDENT
             axes.plot(values, [row] * len(values), "o", color=shade, alpha=0.45, markersize=6)
@@ -227,8 +222,8 @@ def comparison(
                 if group is marked:
                     axes.axvline(mean, color=shade, linewidth=0.8, linestyle="--", zorder=0)
         drawing.name(axes, "", shown[name][0])
-    panels[0].set_yticks(range(len(groups)), [plain(group.name) for group in groups])
-    panels[0].set_ylim(len(groups) - 0.5, -0.5)
+    places[0].set_yticks(range(len(groups)), [plain(group.name) for group in groups])
+    places[0].set_ylim(len(groups) - 0.5, -0.5)
     figure.suptitle("test set, the epoch that validation chose; a dot a seed, a bar at the mean")
     return figure
 
@@ -242,17 +237,14 @@ def sweep(groups: Sequence[Group], keys: Sequence[str], shown: Mapping[str, tupl
         keys: what was varied; the first is the horizontal axis, the others make the series.
         shown: by name of the figure, what it is called and its scale.
     """
-    panels = {name: title for name, title in shown.items() if any(group.figures(name) for group in groups)}
-    if not panels:
+    found = {name: title for name, title in shown.items() if any(group.figures(name) for group in groups)}
+    if not found:
         return None
-    figure, axes = grid(-(-len(panels) // 2), min(2, len(panels)), 5.2, 3.7)
+    figure, axes = panels(len(found), min(2, len(found)), 5.2, 3.7)
     places, numeric, note = axis([*dict.fromkeys((group.values or ("",))[0] for group in groups)])
     series = [*dict.fromkeys(group.values[1:] for group in groups)]
     step = min((after - before for before, after in itertools.pairwise(places.values())), default=1.0)
-    every = [each for row in axes for each in row]
-    for each in every[len(panels) :]:
-        each.set_visible(False)
-    for each, (name, (title, scale)) in zip(every, panels.items(), strict=False):
+    for each, (name, (title, scale)) in zip(axes, found.items(), strict=True):
         for number, rest in enumerate(series):
             look = {"color": colour(number, len(series)), "markersize": 4, "marker": MARKERS[number % len(MARKERS)]}
             means = {}
@@ -305,23 +297,21 @@ def courses(groups: Sequence[Group], keys: Sequence[str]) -> Figure | None:
 
     Of two keys the second makes columns of panels; of more, all together make the colours. The legend says it.
     """
-    panels = {
+    drawn = {
         title: {group.values: (course, scale) for group in groups if (course := group.curve(name)) is not None}
         for name, (title, scale) in COURSES.items()
     }
-    panels = {title: found for title, found in panels.items() if found}
-    if not panels:
+    drawn = {title: found for title, found in drawn.items() if found}
+    if not drawn:
         return None
     by = slice(1, 2) if len(keys) == 2 else slice(0, 0)
     lines, columns = ([*dict.fromkeys(group.values[role] for group in groups)] for role in (_others(by), by))
     ordered = axis([", ".join(values) for values in lines])[1]
-    cells = [*itertools.product(panels.items(), columns)]
+    cells = [*itertools.product(drawn.items(), columns)]
     beside = len(columns) if by.stop else min(2, len(cells))  # without columns of their own, panels lie in two
     size = (max(6.5 / beside, 3.6), 2.1 if by.stop else 2.6)
-    figure, axes = grid(-(-len(cells) // beside), beside, *size, sharex=True, sharey="row" if by.stop else False)
-    places = [each for row in axes for each in row]
-    for number, ((title, found), column) in enumerate(cells):
-        each = places[number]
+    figure, places = panels(len(cells), beside, *size, sharex=True, sharey="row" if by.stop else False)
+    for number, (each, ((title, found), column)) in enumerate(zip(places, cells, strict=True)):
         for values, ((epochs, runs), scale) in found.items():
             if values[by] == column:
                 shade = colour(lines.index(values[_others(by)]), len(lines), ordered=ordered)
@@ -333,11 +323,9 @@ def courses(groups: Sequence[Group], keys: Sequence[str]) -> Figure | None:
         if number >= len(cells) - beside:
             each.set_xlabel("epoch")
             each.tick_params(labelbottom=True)
-    for each in places[len(cells) :]:
-        each.set_visible(False)
     if keys:
         handles = _handles([plain(", ".join(values)) for values in lines], ordered=ordered)
-        most = max(len(runs) for found in panels.values() for (_, runs), _ in found.values())
+        most = max(len(runs) for found in drawn.values() for (_, runs), _ in found.values())
         seeds = f": mean of {most} seeds, from the lowest to the highest" if most > 1 else ""
         drawing.legend_below(figure, handles, 4, title=plain(", ".join(keys[_others(by)]) + seeds))
     return figure

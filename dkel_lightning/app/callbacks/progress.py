@@ -61,10 +61,9 @@ class Throughput(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what was measured before."""
-        if "after" in state_dict:
-            self._first = state_dict["first"] and tuple(state_dict["first"])
-            self._images_after, self._seconds_after = state_dict["after"]
-            self._before = state_dict.get("seconds", 0.0)
+        self._first = state_dict["first"] and tuple(state_dict["first"])
+        self._images_after, self._seconds_after = state_dict["after"]
+        self._before = state_dict.get("seconds", 0.0)
 
     @property
     def seconds(self) -> float:

@@ -116,8 +116,7 @@ def _contradictions(values: Values) -> Iterator[str]:
     if noise["kind"] == "none" and noise["rate"] > 0:
         yield f"data.label_noise.rate={noise['rate']:g} without a kind: choose data.label_noise.kind=symmetric or pair."
     yield from _device_contradictions(values, trainer)
-    # A configuration that was saved before there were loggers to choose lacks the group.
-    for node in values.get("logger", {"extra": {}})["extra"].values():
+    for node in values["logger"]["extra"].values():
         extra = TRACKERS.get(str(node.get("_target_")) if isinstance(node, Mapping) else "")
         yield from () if extra is None else missing_extra(f"logger={extra}", extra)
     if str(values["optimizer"].get("_target_")).startswith("timm."):

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dkel_lightning.app import drawing
-from dkel_lightning.app.drawing import colour, grid
+from dkel_lightning.app.drawing import colour, grid, panels
 from dkel_lightning.studies.collapse import Outcome
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.convergence_study import Collapse, OverFit, Panel, Risks, Study, SweepPoint
@@ -48,24 +48,23 @@ def _errors(outcomes: list[Outcome]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _risk(risks: Risks) -> Figure:
-    figure, axes = grid(2, 3, 4.4, 4.2)
-    panels = [each for row in axes for each in row]
+    figure, places = panels(6, 3, 4.4, 4.2)
     epochs = np.arange(risks.problem.epochs + 1)
     dots = np.unique(np.geomspace(1, risks.problem.epochs, 12).astype(int))
     names = ("student_risk", "teacher_risk", "", "diversity", "distance", "relative_distance")
     for position, (role, scheme) in enumerate(risks.schemes.items()):
         look, curves, runs = {"color": colour(position, 10)}, risks.curves[role], risks.simulated[role]
         weights = [np.nan, *(scheme.weight(epoch) for epoch in epochs[:-1])]
-        for each, name in zip(panels, names, strict=True):
+        for each, name in zip(places, names, strict=True):
             values = getattr(curves, name) if name else weights
             each.plot(epochs[1:], values[1:], label=scheme.label, **look)
             if name:
                 each.plot(dots, getattr(runs.mean, name)[dots], "o", markersize=3, **look)
         if role in BANDS:
-            panels[0].fill_between(epochs[1:], runs.low[1:], runs.high[1:], alpha=0.13, linewidth=0, **look)
+            places[0].fill_between(epochs[1:], runs.low[1:], runs.high[1:], alpha=0.13, linewidth=0, **look)
     titles = ["student risk; bands: 95 % of the runs", "teacher risk", "W(e), total weight (equal ones overlap)"]
     titles += ["peer diversity", "root mean square |teacher - student|", "the same / |teacher - optimum|"]
-    for each, name, title in zip(panels, names, titles, strict=True):
+    for each, name, title in zip(places, names, titles, strict=True):
         each.set(xscale="log", yscale="log" if name else "linear")
         _milestones(each, risks.problem)
         drawing.name(each, title, "epochs done")

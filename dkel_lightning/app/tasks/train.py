@@ -207,7 +207,7 @@ def _refuse_edited(run: Run, checkpoint: Mapping[str, Any]) -> None:
     text = checkpoint.get("callbacks", {}).get(SettingsKept.__name__, {}).get("text")
     path = run.folder / "config.yaml"
     if not text or not path.is_file():
-        return  # of an earlier version, or of a process that does not see the folder
+        return  # of a process that does not see the folder
     given: Any = OmegaConf.to_container(OmegaConf.create(text))
     begun, now = dict(schema.leaves(given)), dict(schema.leaves(values_in(run.folder)))
     for key in [*begun, *(now.keys() - begun.keys())]:
@@ -386,7 +386,7 @@ def _report(run: Run, result: TrainResult, *, keep: bool) -> None:
         "test": {"last": asdict(result.last), "best": asdict(result.best) if result.best is not None else None},
         "images_per_second": result.images_per_second,
         "seconds": result.seconds,
-        "peak_memory": {"bytes": result.memory.bytes, "of": result.memory.of},
+        "peak_memory": asdict(result.memory),
         "deployed_parameters": result.deployed_parameters,
     }
     stages_before = [RunRecord(run.folder / name) for name in stages.folders_before(values)]

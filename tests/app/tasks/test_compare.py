@@ -380,16 +380,3 @@ def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
     outcomes = {("pcl", 0): ended(tmp_path, "pcl", 0, 0.9), ("dkel", 0): ended(tmp_path, "dkel", 0, 0.95)}
     outcomes |= {("pcl", 1): RunRecord(tmp_path, failure="NaN"), ("dkel", 1): ended(tmp_path, "dkel", 1, 0.1)}
     assert "| dkel | 1 | +5.00 | n/a | n/a |" in markdown(comparison, outcomes, [])
-
-
-def test_tests_report_calibration_disagreement_and_distance_of_every_member(tmp_path: Path) -> None:
-    train(tiny_run(tmp_path))
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    tested = summary["test"]["last"]
-    assert set(tested["calibration"]) == set(tested["accuracy"])
-    assert all(0 <= value <= 1 for value in tested["calibration"].values())
-    assert 0 <= tested["disagreement"] <= 1
-    assert tested["distance"] >= 0
-    assert summary["peak_memory"]["of"] == "process"
-    assert summary["peak_memory"]["bytes"] > 2**20
-    assert summary["deployed_parameters"] == 77754

@@ -66,12 +66,19 @@ def test_a_run_writes_what_it_promises(method: str, tmp_path: Path) -> None:
     result = train(tiny_run(tmp_path, f"method={method}"))
     summary = json.loads((tmp_path / "summary.json").read_text())
     expected = {f"{network}_{peer}" for network in ("student", "teacher") for peer in (0, 1, 2, "mean", "best")}
-    assert set(summary["test"]["last"]["accuracy"]) == expected | {"ensemble", "student_ensemble", "teacher_ensemble"}
+    tested = summary["test"]["last"]
+    assert set(tested["accuracy"]) == expected | {"ensemble", "student_ensemble", "teacher_ensemble"}
+    assert set(tested["calibration"]) == set(tested["accuracy"])
+    assert all(0 <= value <= 1 for value in (*tested["calibration"].values(), tested["disagreement"]))
+    assert tested["distance"] >= 0
     assert summary["method"] == method
     # What a search maximises must not look at the test set.
     assert summary["test"]["best"]["validation_accuracy"] == result.objective
     assert result.objective == pytest.approx(max(float(row["val/acc"]) for row in rows(tmp_path)), abs=1e-6)
     assert summary["images_per_second"] > 0
+    assert summary["peak_memory"]["of"] == "process"
+    assert summary["peak_memory"]["bytes"] > 2**20
+    assert summary["deployed_parameters"] == 77754
     assert [row["epoch"] for row in rows(tmp_path)] == ["0", "1"]
     assert all(row["train/loss"] and row["val/acc"] and row["train/ce"] for row in rows(tmp_path))
     assert not any(column.startswith("test/") for column in rows(tmp_path)[0])

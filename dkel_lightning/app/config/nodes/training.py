@@ -139,7 +139,7 @@ class RestoreSettings(Settings, node="callbacks.restore"):
 class CallbackSettings(Settings, node="callbacks"):
     """Checkpoints, progress, and what watches the training."""
 
-    monitor: Annotated[str, registered("Metric that makes a checkpoint the best; higher is better.")] = "val/acc"
+    monitor: Annotated[str, registered("Metric whose best is kept: the lowest nll, else the highest.")] = "val/acc"
     checkpoint_every_n_epochs: Annotated[int, whole("Epochs between checkpoints.", 1, 1_000_000)] = 1
     checkpoint_every_n_steps: Annotated[
         int | None, whole("Optimizer steps between checkpoints within an epoch.", 1, 1_000_000_000)
