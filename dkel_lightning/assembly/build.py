@@ -199,8 +199,8 @@ def build(  # noqa: D417
     module.batch_keys = batch_keys_of(batch_keys)
     module.recipe = {
         **draw.recipe(),
-        **_recipe_of_parts(module, voice, normalize),
         "method": method_recipe(method, chosen),
+        **_recipe_of_parts(module, voice, normalize),
         "views": views or preset.arranged("views"),
         "interval": interval,
     }
