@@ -13,9 +13,9 @@ from torch import nn
 from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw, image_shape, made
 from dkel_lightning.assembly.file_checks import no_more_than, refuse_folder, refuse_non_finite
-from dkel_lightning.assembly.own_teacher import extra_teacher, teacher_of_its_own
+from dkel_lightning.assembly.own_teacher import TeacherMaker
 from dkel_lightning.assembly.parts import choose_method, method_recipe, teacher_settings
-from dkel_lightning.assembly.teacher_weights import load_student, load_teacher
+from dkel_lightning.assembly.teacher_weights import load_student
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
@@ -25,7 +25,6 @@ from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Coordinator
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
-from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.backbone import is_external
@@ -141,17 +140,8 @@ def build(  # noqa: D417
             raise ConfigError(f"{key}={value!r} belongs to a model of your own or a library's; {backbone} has its own.")
     if isinstance(peers, str) or not isinstance(peers, int | Sequence | None):
         raise ConfigError(f"peers is {peers!r}: give a number of peers, or a list of backbones.")
-    if isinstance(teacher, TeacherSettings):
-        teacher = asdict(teacher)
-    elif isinstance(teacher, str):
-        if teacher not in TEACHERS:
-            raise ConfigError(unknown("teacher", teacher, TEACHERS))
-        teacher = TEACHERS[teacher].settings or {"update": "none"}
+    laid_over, voice = _teachers_apart(teacher)
     deploy = asdict(deploy) if isinstance(deploy, Deploy) else deploy
-    voice = ExtraTeacher()
-    if isinstance(teacher, Mapping) and "extra" in teacher:
-        voice = from_mapping(ExtraTeacher, teacher["extra"] or {}, ExtraTeacher.node)
-        teacher = {key: value for key, value in teacher.items() if key != "extra"}
     if deploy is not None and not isinstance(deploy, Mapping):
         raise ConfigError(f'deploy is {deploy!r}: give its settings, such as {{"network": "student"}}.')
     if image_size is not None and not isinstance(image_size, Sequence):
@@ -165,7 +155,7 @@ def build(  # noqa: D417
     one_of("method.sharing", share, ("trunk", "nothing"))
     if isinstance(peers, int) and share == "nothing" and registered and isinstance(backbone, str):
         peers = [backbone] * peers
-    settings = teacher_settings(chosen, preset, teacher, schedules)
+    settings = teacher_settings(chosen, preset, laid_over, schedules)
     if num_classes is None:
         shape = image_shape(in_channels, image_size)
         num_classes = 100 if isinstance(backbone, str) else networks.classes_of(made(backbone), classifier, shape)
@@ -176,18 +166,11 @@ def build(  # noqa: D417
     student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
     if weights is not None:
         load_student(student.network, Path(weights), cls.load_from_checkpoint, backbone)
+    maker = TeacherMaker(draw, seed, normalize, cls.load_from_checkpoint)
     teacher_module, prepared = None, None
     if settings is not None:
-        if chosen.needs.foreign_teacher:
-            teacher_module = teacher_of_its_own(draw, settings, seed, normalize)
-        else:
-            # A model of the user's own comes with weights, which an independent draw must not keep.
-            teacher_module = TeacherModule(draw(seed, "teacher", redraw=settings.draw == "independent"), settings)
-        teacher_module.start_from(student.network)
-        prepared = load_teacher(teacher_module, cls.load_from_checkpoint)
-    extra = None
-    if voice.backbone is not None:
-        extra = extra_teacher(draw, voice, seed, normalize, cls.load_from_checkpoint)
+        teacher_module, prepared = maker.main(chosen.needs, settings, student.network)
+    extra = maker.extra(voice) if voice.backbone is not None else None
     ensemble = None
     if chosen.wants_ensemble_classifier or chosen.ensemble is not None:
         with seeded(seed, "ensemble"):
@@ -213,30 +196,49 @@ def build(  # noqa: D417
         chosen.take_over(prepared)
     if settings is not None and settings.init_student_from_branches and settings.weights is not None:
         (chosen if prepared is None else prepared.method).start_student(student.network)
-    if teacher_module is not None and settings is not None and (source := _outside(chosen, settings, prepared)):
-        name = settings.backbone or (backbone if isinstance(backbone, str) else type(backbone).__name__)
-        teacher_module.stay_outside(name, source)
-    sees_otherwise = any(part.settings.mean is not None for part in module.teachers.values())
-    taught: dict[str, Any] = asdict(teacher_module.settings) if teacher_module is not None else {"update": "none"}
-    if extra is not None:
-        taught["extra"] = {key: getattr(extra.settings, key, value) for key, value in asdict(voice).items()}
     module.batch_keys = batch_keys_of(batch_keys)
     module.recipe = {
         **draw.recipe(),
-        **({"normalize": [list(each) for each in normalize]} if normalize is not None and sees_otherwise else {}),
         "method": method_recipe(method, chosen),
-        "teacher": taught,
-        "deploy": {"network": module.deployment.network, "peer": module.deployment.peer},
-        "peer_lr_scale": list(peer_lr_scale) if peer_lr_scale is not None else None,
-        "frozen_peers": list(frozen_peers) if frozen_peers else None,
+        **_recipe_of_parts(module, voice, normalize),
         "views": views or preset.arranged("views"),
-        "targets": asdict(module.targets.settings),
         "interval": interval,
-        "seed": seed,
     }
     # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
     module.save_hyperparameters({"distillation": module.recipe})
     return module
+
+
+def _teachers_apart(given: str | Mapping[str, Any] | TeacherSettings | None) -> tuple[Any, ExtraTeacher]:
+    """Give the settings that are laid over the method's teacher, and those of the extra one."""
+    if isinstance(given, TeacherSettings):
+        given = asdict(given)
+    elif isinstance(given, str):
+        if given not in TEACHERS:
+            raise ConfigError(unknown("teacher", given, TEACHERS))
+        given = TEACHERS[given].settings or {"update": "none"}
+    if not isinstance(given, Mapping) or "extra" not in given:
+        return given, ExtraTeacher()
+    voice = from_mapping(ExtraTeacher, given["extra"] or {}, ExtraTeacher.node)
+    return {key: value for key, value in given.items() if key != "extra"}, voice
+
+
+def _recipe_of_parts(module: Coordinator, voice: ExtraTeacher, normalize: networks.Constants | None) -> dict[str, Any]:
+    """Give what `build` takes of the parts as they are now, as primitives."""
+    student, teacher, extra = module.student, module.teacher, module.extra
+    taught: dict[str, Any] = {"update": "none"} if teacher is None else asdict(teacher.settings)
+    if extra is not None:
+        taught["extra"] = {key: getattr(extra.settings, key, value) for key, value in asdict(voice).items()}
+    sees_otherwise = any(part.settings.mean is not None for part in module.teachers.values())
+    return {
+        **({"normalize": [list(each) for each in normalize]} if normalize is not None and sees_otherwise else {}),
+        "teacher": taught,
+        "deploy": asdict(module.deployment),
+        "peer_lr_scale": list(student.peer_lr_scale) if student.peer_lr_scale is not None else None,
+        "frozen_peers": list(student.frozen_peers) or None,
+        "targets": asdict(module.targets.settings),
+        "seed": module.seed,
+    }
 
 
 def _without_files(teacher: Mapping[str, Any], again: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
@@ -251,15 +253,6 @@ def _without_files(teacher: Mapping[str, Any], again: Mapping[str, Any], path: s
     if isinstance(teacher.get("extra"), Mapping):
         found["extra"] = _without_files(teacher["extra"], again.get("extra") or {}, path)
     return found
-
-
-def _outside(method: Method, settings: TeacherSettings, prepared: Coordinator | None) -> str | None:
-    """Name whence a frozen teacher of its own has its weights; None where a training of this library gave them."""
-    if not method.needs.foreign_teacher or settings.update != "frozen" or prepared is not None:
-        return None
-    if settings.weights is not None:
-        return Path(settings.weights).name
-    return "pretrained" if settings.pretrained else None
 
 
 def load_from_checkpoint(  # noqa: D417

@@ -146,27 +146,34 @@ class _AtSplitError(Exception):
 
 
 class _Notes:
-    """What a first pass writes down, what a peer's pass is told of it, and the features that it leaves.
+    """What modules up to the split do in a pass: compute, as in any model; write down; or answer.
+
+    A first pass over all views writes, then each peer's own pass is answered. With three peers of a ResNet that is
+    split at `layer4`, and 128 images a view:
+
+    * Writing, `conv1` to `layer3` compute on 384 images, and each appends its name and output. `layer4` appends what
+      it was given, and ends the pass by an exception, as no other way leads out of a forward that is not ours.
+    * Answering, each peer has the part of that list that is of its 128 images. `conv1` to `layer3` take their outputs
+      off it and compute nothing; `layer4` takes its input off it, and from there on the peer computes.
 
     Attributes:
-        written: in a first pass, the name of each module before the split with what it returned, and of the split with
-            what it was given.
-        told: in a peer's pass, the same for its own view, still to be answered.
+        writing: the list that a first pass fills; else None.
+        answers: what is left of a peer's list until it is at the split; else None.
         features: what the classifier was given last.
-        skips: whether a branch reads more of the trunk than what the split is given. Where it does not, of the others
-            only the form is written down, so that their memory is free before the branches run.
+        whole: whether outputs are written down whole, for a branch that reads more of the trunk than what the split is
+            given. Where none does only their form is, so that their memory is free before the branches run.
     """
 
     def __init__(self) -> None:
-        self.skips = True
-        self.written: _Told | None = None
-        self.told: _Told | None = None
+        self.whole = True
+        self.writing: _Told | None = None
+        self.answers: _Told | None = None
         self.features: Tensor | None = None
 
     def answer(self, name: str) -> Any:
         """Give the next answer, which must be that of the module that asks."""
-        assert self.told is not None
-        expected, value = self.told.pop(0) if self.told else ("nothing", None)
+        assert self.answers is not None
+        expected, value = self.answers.pop(0) if self.answers else ("nothing", None)
         if expected != name:
             raise ConfigError(
                 f"A peer calls {name!r} where the pass over all views called {expected!r}: what runs before the split "
@@ -188,11 +195,11 @@ class _Before(_OfPass):
     """Of a module before the split: it computes once, and then answers."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.notes.told is not None:
+        if self.notes.answers is not None:
             return self.notes.answer(self.name)
         output = self.forward(*args, **kwargs)
-        if self.notes.written is not None:
-            self.notes.written.append((self.name, output if self.notes.skips else tree_map(_form, output)))
+        if self.notes.writing is not None:
+            self.notes.writing.append((self.name, output if self.notes.whole else tree_map(_form, output)))
         return output
 
 
@@ -200,12 +207,12 @@ class _Split(_OfPass):
     """Of the module at the split: a first pass ends here, and each peer's own begins."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.notes.written is not None:
-            self.notes.written.append((self.name, (args, kwargs)))
+        if self.notes.writing is not None:
+            self.notes.writing.append((self.name, (args, kwargs)))
             raise _AtSplitError
-        if self.notes.told is not None:
+        if self.notes.answers is not None:
             args, kwargs = self.notes.answer(self.name)
-            self.notes.told = None  # from here on the peer computes
+            self.notes.answers = None  # from here on the peer computes
         return self.forward(*args, **kwargs)
 
 
@@ -331,11 +338,11 @@ class SplitModel(SharedTrunk):
     def _passes(self, views: Tensor, told: Sequence[_Told]) -> Iterator[tuple[Tensor, Tensor]]:
         images = views.expand(-1, self.num_peers, -1, -1, -1).unbind(1)
         for peer, image, own in zip(self.peers, images, told, strict=True):
-            self._notes.told = list(own)
+            self._notes.answers = list(own)
             try:
                 yield peer(image)
             finally:
-                self._notes.told = None
+                self._notes.answers = None
 
     def _told(self, views: Tensor) -> Sequence[_Told]:
         """Pass the trunk, and return for each peer what it is told of it."""
@@ -358,13 +365,13 @@ class SplitModel(SharedTrunk):
 
     def _written(self, images: Tensor) -> _Told:
         written: _Told = []
-        self._notes.written = written
+        self._notes.writing = written
         try:
             self.peers[0](images)
         except _AtSplitError:
             pass
         finally:
-            self._notes.written = None
+            self._notes.writing = None
         return written
 
     def _chunks(self, leaf: Any, is_batch: bool, parts: int) -> Sequence[Any]:
@@ -439,9 +446,9 @@ def _check_same_features(network: SplitModel) -> None:
             f"Cut at {network.outline.split_at!r}, the model computes other features than whole: its forward must "
             "depend on its images alone. Split elsewhere."
         )
-    network._notes.skips = False
+    network._notes.whole = False
     try:
         formal = torch.cat([features for _, features in network._passes(views, network._told(views))])
-        network._notes.skips = not torch.allclose(formal, found, rtol=1e-3, atol=1e-4 * float(found.abs().max()))
+        network._notes.whole = not torch.allclose(formal, found, rtol=1e-3, atol=1e-4 * float(found.abs().max()))
     except Exception:  # a forward that reads what is not there fails in any way it likes
-        network._notes.skips = True
+        network._notes.whole = True

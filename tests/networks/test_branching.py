@@ -408,25 +408,6 @@ def test_a_branched_model_compiles_as_one_graph() -> None:
     assert torch.equal(compiled(views)[0], network(views)[0])
 
 
-def test_weights_of_a_trunk_and_branches_cut_out_by_earlier_versions_load() -> None:
-    network = branch_model(Scaled(), "second", 2, 10, image_shape=TINY)
-    old: dict[str, Tensor] = {}
-    for index in (0, 1):
-        state = network.peer(index).state_dict()
-        for key, tensor in state.items():
-            if key.startswith(("first", "offset")):
-                old[f"trunk.{key}"] = tensor + 1
-            else:
-                part = "classifier" + key.removeprefix("head") if key.startswith("head") else f"body.{key}"
-                old[f"branches.{index}.{part}"] = tensor + 2 + index
-    expected = {f"{i}.{key}": tensor.clone() for i in (0, 1) for key, tensor in network.peer(i).state_dict().items()}
-    network.load_state_dict(old)
-    for name, tensor in expected.items():
-        peer, _, key = name.partition(".")
-        added = 1 if key.startswith(("first", "offset")) else 2 + int(peer)
-        torch.testing.assert_close(network.peer(int(peer)).state_dict()[key], tensor + added)
-
-
 # --- errors ---
 
 
