@@ -99,7 +99,7 @@ OUT_OF_RANGE: list[tuple[Any, dict[str, Any]]] = [
     *(({"name": name, "temperature": t}, {}) for name in ("dkel", "dml") for t in (0, -1, NAN, INF, "x", None)),
     *(({"name": "dml", "weight": value}, {}) for value in (-1, NAN, INF)),
     *(({"name": "cl_ilr", "beta": value}, {}) for value in (-0.1, 1.5, NAN)),
-    *(({"name": "baseline", "label_smoothing": value}, {}) for value in (-0.1, 1.0, NAN)),
+    *(("baseline", {"targets": {"label_smoothing": value}}) for value in (-0.1, 1.0, NAN)),
     *(({"name": "dkel", "rampup": {"scale": value}}, {}) for value in (-1, NAN, INF)),
     *(({"name": "dkel", "rampup": {"epochs": value}}, {}) for value in (-1, NAN)),
     *(({"name": "dkel", "ensemble": {"cutoff": value}}, {}) for value in (-1, 1, NAN)),
