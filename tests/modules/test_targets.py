@@ -122,13 +122,6 @@ def test_settings_out_of_range_are_named(targets: dict[str, Any], message: str) 
         build(targets=targets)
 
 
-def test_the_baselines_old_key_is_the_common_one() -> None:
-    old = build({"name": "baseline", "label_smoothing": 0.1})
-    assert old.targets.settings.label_smoothing == 0.1
-    assert old.recipe is not None
-    assert old.recipe["method"] == {"name": "baseline"}
-
-
 # ---------------------------------------------------------------------- mixing
 
 
