@@ -134,8 +134,8 @@ def test_the_recipe_for_slurm_goes_on_with_a_run_that_was_killed_right_after_it_
 NOTING = """#!/usr/bin/env bash
 # Notes how and what it was called with; a machine without GPUs.
 if [ "$1" = -c ]; then echo 0; exit; fi
-printf '%s\\x1f' "${OMP_NUM_THREADS:-}" "${0##*/}" "$@" >> calls
-echo >> calls
+line=$(printf '%s\\x1f' "${OMP_NUM_THREADS:-}" "${0##*/}" "$@")
+echo "$line" >> calls # at once: others write too
 """
 
 
