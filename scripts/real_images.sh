@@ -24,7 +24,7 @@ case $protocol in
   small) arguments=("${small[@]}" "compare.seeds=[0,1,2,3,4]" "compare.methods=[baseline,pcl,dkel,dml]") ;;
   tuning)
     # By validation, which sweep.csv has beside the test figures that nothing is chosen by; a finished job stands.
-    sweep=(dkel -m "${small[@]}" method=dkel seed=0,1 "$@")
+    sweep=(dkel -m "${small[@]}" method=dkel seed=0,1,2 "$@")
     "${sweep[@]}" method.rampup.scale=0.1,0.3,1 "hydra.sweep.dir=$folder/lambda"
     exec "${sweep[@]}" protocol.ema.decay_share=null "protocol.ema.decay=0.99,0.999,{0:0.99,0.1:0.999}" \
       "hydra.sweep.dir=$folder/rate"

@@ -181,7 +181,7 @@ def test_tuning_is_two_sweeps_over_the_seeds_of_the_protocol(tmp_path: Path) -> 
     assert [arguments[0] for arguments in found] == ["-m", "-m"]
     assert [arguments[-1] for arguments in found] == ["hydra.sweep.dir=out/lambda", "hydra.sweep.dir=out/rate"]
     for arguments in found:
-        assert "seed=0,1" in arguments
+        assert "seed=0,1,2" in arguments
         check_arguments(arguments[1:], multirun=True)
         assert sum(item.endswith(("=0.1,0.3,1", "=0.99,0.999,{0:0.99,0.1:0.999}")) for item in arguments) == 1
 
