@@ -293,7 +293,9 @@ def test_on_a_cpu_images_in_memory_are_not_copied() -> None:
         assert loader.source.images.data_ptr() == pixels.data_ptr()
     module._splits["train"].images = module.training_images.images[:, :, ::-1]  # a view that torch cannot take
     module.teardown()
-    assert torch.equal(module.train_dataloader().source.images[0], pixels[module.training_images.chosen[0]].flip(1))  # type: ignore[attr-defined]
+    source = module.train_dataloader().source
+    assert isinstance(source, DeviceImages)
+    assert torch.equal(source.images[0], pixels[module.training_images.chosen[0]].flip(1))
     held_out = {image.numpy().tobytes() for batch in loaders[1] for image in batch.views}
     assert len(held_out) > 200
     assert not held_out & {view.numpy().tobytes() for batch in loaders[0] for view in batch.views[:, 0]}

@@ -169,16 +169,14 @@ def _execution_contradictions(values: Values) -> Iterator[str]:
 
 
 def _scheduler_contradictions(scheduler: Values, trainer: Values) -> Iterator[str]:
-    milestones = scheduler.get("milestones")
-    by_step = scheduler.get("interval") == "step"
-    if milestones is not None:
-        shares = are_shares(milestones)
-        fits = [milestone > 0 and (shares or milestone == int(milestone)) for milestone in milestones]
-        if not all(fits) or sorted(set(milestones)) != list(milestones):
-            yield f"scheduler.milestones is {milestones}: give rising epochs (150, 225) or rising shares (0.5, 0.75)."
-        elif by_step and shares:
-            yield "scheduler.interval=step counts milestones in steps: give scheduler.milestones in steps."
-    if are_shares(milestones or ()) and trainer["max_steps"] != -1:
+    milestones = scheduler.get("milestones", ())
+    by_step, shares = scheduler.get("interval") == "step", are_shares(milestones)
+    fits = [milestone > 0 and (shares or milestone == int(milestone)) for milestone in milestones]
+    if not all(fits) or sorted(set(milestones)) != list(milestones):
+        yield f"scheduler.milestones is {milestones}: give rising epochs (150, 225) or rising shares (0.5, 0.75)."
+    elif by_step and shares:
+        yield "scheduler.interval=step counts milestones in steps: give scheduler.milestones in steps."
+    if shares and trainer["max_steps"] != -1:
         yield "scheduler.milestones are shares of max_epochs, and trainer.max_steps is set: give milestones in epochs."
     if (
         not by_step
