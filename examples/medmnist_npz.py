@@ -3,8 +3,8 @@
     python examples/medmnist_npz.py [FILE.npz]
 
 reads your file, or makes one of scikit-learn's digits as MedMNIST ships its sets (28x28 grey images in uint8, labels
-[N, 1]), trains three peers on it and writes the kept network as `weights.pt` and `model.py`, which load without this
-library: about two minutes on a CPU. The same from the command line:
+[N, 1]), trains three peers on it and writes the weights of the kept network, a ResNet-8 of this
+library, as `weights.pt`: about two minutes on a CPU. The same from the command line:
 
     dkel experiment=own_data data=npz data.root=FILE.npz backbone=resnet8 trainer.max_epochs=15
 """

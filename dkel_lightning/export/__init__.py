@@ -1,4 +1,4 @@
-"""Shipping a trained network: files that load without this library, checked against what was trained."""
+"""Shipping a trained network: files for use elsewhere, checked against what was trained."""
 
 from dkel_lightning.export.exporter import Shipped, export
 from dkel_lightning.export.formats import FORMATS, Exported, open_exported

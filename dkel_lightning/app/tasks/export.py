@@ -1,4 +1,4 @@
-"""task=export: write the deployed network of a checkpoint as files that load without this library."""
+"""task=export: write the deployed network of a checkpoint as files for use elsewhere."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ _ROWS = (
     ),
     Task(
         "export",
-        "Write the deployed network of checkpoint= as files that load without this library, checked against it.",
+        "Write the deployed network of checkpoint= as files for use elsewhere, checked against it.",
         f"{_HERE}.export:export_checkpoint",
         ExportSettings,
         Place.BESIDE_CHECKPOINT,
