@@ -104,7 +104,8 @@ def _preprocessing(images: ClassificationData) -> Preprocessing:
             "An export says how images are prepared, and the data module does not: give it attributes mean and std (of "
             "images in [0, 1], one a channel), or data.mean=[...] and data.std=[...]."
         )
-    return Preprocessing(*images.image_shape, normalize.mean, normalize.std, tuple(images.class_names))
+    margin = getattr(images, "margin", 1.0)  # which a data module of a user's own need not have
+    return Preprocessing(*images.image_shape, normalize.mean, normalize.std, tuple(images.class_names), margin)
 
 
 # ---------------------------------------------------------------------- what the model card says
