@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dkel_lightning.app.cli.checks import planned as planned_of
 from dkel_lightning.app.cli.invocation import Invocation
+from dkel_lightning.app.compare import tables
 from dkel_lightning.app.compare.plan import Comparison
 from dkel_lightning.app.compare.tables import COLUMNS, markdown
 from dkel_lightning.app.config.checks import check
@@ -403,7 +404,7 @@ def test_a_label_without_a_seed_in_common_is_not_taken_for_the_reference(tmp_pat
     _, comparison = planned("compare.methods=[pcl,dkel,baseline]")
     outcomes = {(label, 0): ended(tmp_path, label, 0, 0.9) for label in ("pcl", "dkel")}
     outcomes["baseline", 0] = RunRecord(tmp_path, failure="NaN")
-    write_csv(tmp_path / "compare.csv", module.tables._csv(comparison, outcomes))
+    write_csv(tmp_path / "compare.csv", tables._csv(comparison, outcomes))
     _, reference = of_groups.read_comparison(tmp_path)
     assert reference is not None
     assert reference.name == "pcl"
