@@ -13,11 +13,12 @@ from torchvision.transforms import v2
 from dkel_lightning.runtime.seeding import seeded
 
 
-class _AugMix(v2.AugMix):
+class _AugMix(v2.AugMix):  # type: ignore[misc]  # torchvision declares no types
     """Draws its weights on the CPU, as torchvision's other policies do: there the generator is seeded."""
 
     def _sample_dirichlet(self, params: Tensor) -> Tensor:
-        return super()._sample_dirichlet(params.cpu()).to(params.device)
+        drawn: Tensor = super()._sample_dirichlet(params.cpu())
+        return drawn.to(params.device)
 
 
 POLICIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {

@@ -62,8 +62,8 @@ class Preprocessing:
         """Return primitives, with the steps in words."""
         width, height = round(self.width * self.margin), round(self.height * self.margin)
         steps = (
-            f"scale until the image just covers {width}x{height} (Pillow, bilinear), cut {self.width}x{self.height} from "
-            f"its centre, {'grey' if self.channels == 1 else 'RGB'}, "
+            f"scale until the image just covers {width}x{height} (Pillow, bilinear), cut {self.width}x{self.height} "
+            f"from its centre, {'grey' if self.channels == 1 else 'RGB'}, "
             "divide by 255, subtract mean, divide by std; float32 [batch, channels, height, width]"
         )
         own = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

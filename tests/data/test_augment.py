@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -153,13 +154,13 @@ def test_the_weights_of_augmix_are_drawn_where_the_generator_is_seeded() -> None
     asked = []
 
     class OnDevice(Tensor):
-        def cpu(self, *_: object) -> Tensor:  # type: ignore[override]
+        def cpu(self, *_: object) -> Tensor:
             asked.append(True)
             return self.as_subclass(Tensor)
 
-    params = torch.ones(1, 3).as_subclass(OnDevice)
+    augmix: Any = POLICIES["augmix"]()
     with seeded(0):
-        drawn = POLICIES["augmix"]()._sample_dirichlet(params)  # type: ignore[attr-defined]
+        drawn = augmix._sample_dirichlet(torch.ones(1, 3).as_subclass(OnDevice))
     with seeded(0):
         assert torch.equal(drawn, torch._sample_dirichlet(torch.ones(1, 3)))
     assert asked

@@ -173,8 +173,8 @@ def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
             "put config.yaml back, or predict with what task=export writes."
         )
     channels, (height, width) = int(recipe["in_channels"]), size
-    name, path = values["data"]["name"], values["data"].get("_target_")
-    kind = DATASETS.get(name) if path is None else registered_at(path)
+    own = values["data"].get("_target_")
+    kind = registered_at(own) if own is not None else DATASETS.get(values["data"]["name"])
     margin = getattr(kind, "margin", 1.0)
     prepared = Preprocessing(channels, height, width, tuple(mean), tuple(std), _class_names(folder), margin)
     member = module.deployed_member()
