@@ -121,15 +121,15 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
     """
     if job.launched_by("Joblib"):
         _end_with_sweep()
-    if ranks.is_first():
-        print(f"\n{_headed(job)}", flush=True)
-    if job.in_search and job.goes_on and RunRecord(job.folder).job.get("state") == "failed":
-        # Had it not failed, the search would have gone on in another way than its jobs did.
-        print(f"Job {job.number} has failed before; the search has gone on without it.", flush=True)
-        return None
     failure: Exception | None = None
     result: float | None = None
     try:
+        if ranks.is_first():
+            print(f"\n{_headed(job)}", flush=True)
+        if job.in_search and job.goes_on and RunRecord(job.folder).job.get("state") == "failed":
+            # Had it not failed, the search would have gone on in another way than its jobs did.
+            print(f"Job {job.number} has failed before; the search has gone on without it.", flush=True)
+            return None
         result = work(job)
         result = None if result is None or math.isnan(result) else result
     except Exception as error:
