@@ -128,15 +128,19 @@ class CollapseGuard(Callback):
     # ------------------------------------------------------------------ every step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch the losses; what training starts from is good."""
+        """Watch the losses."""
         module = coordinator(pl_module)
-        self._pending, self._due = [], None
+        self._pending, self._due, self._good = [], None, {}
         if self._read_loss not in module.readers:
             module.readers.append(self._read_loss)
-        self._remember(trainer, module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Read the verdict on an earlier step, and keep what a replay of this one needs."""
+        """Read the verdict on an earlier step, and keep what a replay of this one needs.
+
+        What the first one begins with is good: only now has the teacher been initialised.
+        """
+        if not self._good:
+            self._remember(trainer, coordinator(pl_module))
         self._read(trainer, pl_module, all_but=1 if self._reads_late(pl_module.device) else 0)
         if self._pending:
             self._recorder, self._other = self._other, self._recorder
