@@ -101,7 +101,9 @@ def _evaluated(module: Coordinator, views: Tensor, teacher_views: Tensor) -> Eva
         rows.append(student.ensemble_logits.float().unsqueeze(0))
     features = [*student.features]
     if (teacher := module.teacher_here) is not None:
-        taught = teacher(teacher_views)
+        # One teacher of peers with a view each is scored on the first one's.
+        single = teacher.num_peers == 1 and teacher_views.dim() == 5
+        taught = teacher(teacher_views[:, 0] if single else teacher_views)
         teachers = taught.logits.float()
         rows += [teachers, _mean_probability(teachers)] if teacher.num_peers > 1 else [teachers]
         features += [*taught.features]

@@ -62,7 +62,7 @@ class TeacherModule(PeersModule):
         self.is_away = False
         self.place, self.weight = TeacherSettings.node, 1.0
         self._alone, self._taught = False, 0  # batches since it last followed
-        self.is_read = True  # by the method; else it follows passively
+        self.is_read = True  # by the method; else no batch need pass it
         self._matching: ema.Matching | None = None
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("updates", torch.tensor(0, dtype=torch.int64))
@@ -104,7 +104,11 @@ class TeacherModule(PeersModule):
         """Tell whether a training batch is to pass it: somebody reads what it says, or the passing changes it.
 
         Outside of a Trainer it warns where nobody has asked it to follow for long.
+
+        Raises:
+            CheckpointError: its weights were left out of the checkpoint.
         """
+        self.require()
         self._taught += 1
         if self._taught == _NEVER_FOLLOWED and self.settings.update == "ema":
             rank_zero_warn(
@@ -119,16 +123,21 @@ class TeacherModule(PeersModule):
 
         Its logits are then [V, B, C]: entry i belongs to peer i's view.
         """
-        if self.num_peers > 1 or views.dim() != 5 or views.shape[1] == 1:
-            output: TeacherOutput = self(views)
+        rows_of_all = self._in_rows(views)
+        output: TeacherOutput = self(rows_of_all)
+        if rows_of_all is views:
             return output
-        output = self(views.transpose(0, 1).flatten(0, 1))
         rows = (views.shape[1], views.shape[0], -1)
         assert isinstance(output.features, Tensor)
         named = output.named
         if named is not None:
             named = {name: tuple(of_views.chunk(views.shape[1])) for name, (of_views,) in named.items()}
         return TeacherOutput(output.logits.reshape(rows), output.features.reshape(rows), named)
+
+    def _in_rows(self, views: Tensor) -> Tensor:
+        """Let a single teacher see each of several views as an image of its own, [V B, C, H, W]; else as they are."""
+        several = self.num_peers == 1 and views.dim() == 5 and views.shape[1] > 1
+        return views.transpose(0, 1).flatten(0, 1) if several else views
 
     def train(self, mode: bool = True) -> TeacherModule:
         """Follow the root's mode: in training the teacher normalises with batch statistics, unless it is frozen.
@@ -210,8 +219,8 @@ class TeacherModule(PeersModule):
                     give_back()
                 views, labels, _ = unpack(batch)
                 with with_shape_errors_explained(views, self.network):
-                    logits, _ = self.network(views)
-                loss = cross_entropy(logits, labels).mean()
+                    logits, _ = self.network(self._in_rows(views))
+                loss = cross_entropy(logits.reshape(-1, len(labels), logits.shape[-1]), labels).mean()
                 # Read here, before the training: a teacher that is spoilt now would spoil a first step on sound images.
                 if not bool(loss.detach().isfinite()):
                     refuse_broken_images(views, index, "teacher's initialisation")
