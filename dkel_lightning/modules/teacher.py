@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from dkel_lightning import ema
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError
-from dkel_lightning.functional import cross_entropy
+from dkel_lightning.functional import HALF_TYPES, cross_entropy, not_halved
 from dkel_lightning.modules.batch import refuse_broken_images, unpack, with_shape_errors_explained
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.outputs import TeacherOutput
@@ -80,25 +80,27 @@ class TeacherModule(PeersModule):
     def forward(self, views: Tensor) -> TeacherOutput:
         """Classify `views` as StudentModule does; without a graph unless it learns.
 
-        With `dtype=bfloat16` one that follows computes so in training; its weights and what it returns stay in the type
-        of `views`.
+        With `dtype=bfloat16` one that follows computes so in training, and of views in a half type (`bf16-true`) in
+        theirs; its weights stay in float32, and what it returns is of the type of `views`.
 
         Raises:
             CheckpointError: its weights were left out of the checkpoint.
         """
         self.require()
-        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()), self._statistics_kept():
-            if self._is_lowered:
-                # Each weight is read once a pass: what was cast of it need not be kept.
-                with torch.autocast(views.device.type, torch.bfloat16, cache_enabled=False):
-                    seen = tree_map_only(Tensor, lambda each: each.to(views.dtype), self.pass_through(views))
-            else:
-                seen = self.pass_through(views)
+        follows = self.settings.update == "ema"
+        lowered = follows and self.training and self.settings.dtype == "bfloat16" and not self._alone
+        kind = torch.bfloat16 if lowered else views.dtype
+        learning = self.learns and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learning), self._statistics_kept(), _autocast(views, kind):
+            seen = self.pass_through(views)
+        if kind in HALF_TYPES:
+            seen = tree_map_only(Tensor, lambda each: each.to(views.dtype), seen)
         return TeacherOutput(seen.logits, seen.features, seen.named)
 
-    @property
-    def _is_lowered(self) -> bool:
-        return self.training and self.settings.dtype == "bfloat16" and self.settings.update == "ema" and not self._alone
+    def _apply(self, fn: Any, recurse: bool = True) -> TeacherModule:
+        """Keep an average out of half types, in which a step towards the student is rounded away."""
+        super()._apply(not_halved(fn) if self.settings.update == "ema" else fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def takes_part(self) -> bool:
         """Tell whether a training batch is to pass it: somebody reads what it says, or the passing changes it.
@@ -218,7 +220,7 @@ class TeacherModule(PeersModule):
                 if index < 2:
                     give_back()
                 views, labels, _ = unpack(batch)
-                with with_shape_errors_explained(views, self.network):
+                with with_shape_errors_explained(views, self.network), _autocast(views, views.dtype):
                     logits, _ = self.network(self._in_rows(views))
                 loss = cross_entropy(logits.reshape(-1, len(labels), logits.shape[-1]), labels).mean()
                 # Read here, before the training: a teacher that is spoilt now would spoil a first step on sound images.
@@ -303,3 +305,8 @@ class TeacherModule(PeersModule):
         super()._load_from_state_dict(*args, **kwargs)
         if not torch.equal(self.rate, torch.full_like(self.rate, self._host_rate)):
             self._host_rate = float(self.rate)
+
+
+def _autocast(views: Tensor, kind: torch.dtype) -> AbstractContextManager[Any]:
+    """Compute in a half type with weights of another; each is read once a pass, so what was cast of it is not kept."""
+    return torch.autocast(views.device.type, kind, cache_enabled=False) if kind in HALF_TYPES else nullcontext()
