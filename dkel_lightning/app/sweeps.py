@@ -1,20 +1,15 @@
-"""What the jobs of a sweep note of themselves, and the tables and figures that are made of their folders."""
+"""The tables and figures that are made of the folders of a sweep's jobs."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from dkel_lightning.app import drawing, figures
 from dkel_lightning.app.runs.groups import COMPARED, Group, Sweep, has_collapsed
-from dkel_lightning.app.runs.kinds import NOTE
 from dkel_lightning.app.runs.records import WRONG_LABELS, RunRecord
-from dkel_lightning.app.runs.settings import differences_of
 from dkel_lightning.app.runs.tables import (
     COLUMNS,
     OBJECTIVE,
@@ -26,46 +21,19 @@ from dkel_lightning.app.runs.tables import (
     print_table,
     write_csv,
 )
-from dkel_lightning.errors import OtherJobError
 from dkel_lightning.runtime import texts
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.studies.seed_statistics import wilson
 
 SEARCH = "optimization_results.yaml"
 """What Optuna's sweeper writes at the end."""
+SEARCHED = (
+    "Chosen by the accuracy in validation. The highest of many is too high by luck; the test accuracy is not what "
+    "was searched for."
+)
 NOISE_COLUMNS = tuple(Column(name, 100, 2, "%") for name in WRONG_LABELS)
 SHOWN = ("last deployed accuracy", COMPARED, "selected peer disagreement", "selected NLL")
 TABLED = (*figures.COURSES, "diversity/agreement/teacher-teacher", "diversity/distance/student-student")
-
-
-# ---------------------------------------------------------------------- what a job leaves behind
-
-
-def note(folder: Path, overrides: Sequence[str], state: str, error: BaseException | None = None) -> None:
-    """Note in a job's folder what it was and how it ended."""
-    content = {"overrides": list(overrides), "state": state}
-    if error is not None:
-        content |= {"error": type(error).__name__, "message": str(error) or type(error).__name__}
-    write_text(folder / NOTE, json.dumps(content, indent=2) + "\n")
-
-
-def refuse_other(folder: Path, values: Mapping[str, Any]) -> None:
-    """Refuse to go on with a job that was begun with other settings.
-
-    Raises:
-        OtherJobError: with the differences.
-    """
-    if found := differences_of(folder, values):
-        raise OtherJobError(
-            f"{folder} was trained with other settings ({'; '.join(found)}): "
-            "give the same settings, or another hydra.sweep.dir."
-        )
-
-
-def is_of_other(folder: Path, overrides: Sequence[str]) -> bool:
-    """Tell whether a job's folder holds the note of a job that was set otherwise."""
-    noted = RunRecord(folder).job
-    return bool(noted) and noted.get("overrides") != list(overrides)
 
 
 # ---------------------------------------------------------------------- files
@@ -192,8 +160,7 @@ def _search_lines(sweep: Sweep) -> list[str]:
     return [
         "## Search, best first",
         "",
-        "Chosen by the accuracy in validation. The highest of many is too high by luck; the test accuracy is not what "
-        "was searched for.",
+        SEARCHED,
         "",
         *markdown_table(["job", *sweep.keys, "validation accuracy (%)", "test accuracy (%)"], rows),
     ]

@@ -16,6 +16,7 @@ from dkel_lightning.app.cli.main import prepared
 from dkel_lightning.app.cli.refusals import refusal
 from dkel_lightning.app.runs.claim import release
 from dkel_lightning.app.runs.records import RunRecord
+from dkel_lightning.app.tasks import requirements
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import command_lines
 
@@ -76,7 +77,7 @@ def train(
     cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     job = jobs.Job(cfg, Path(whole.hydra.run.dir), overrides, invocation, None, whole.hydra)
     try:
-        _refuse(cfg)
+        _refuse(job.values["trainer"])
         jobs.work(job)
     except BaseException as error:
         release(job.folder, begun=job.begun)
@@ -86,19 +87,18 @@ def train(
     return _trained(job)
 
 
-def _refuse(cfg: Any) -> None:
+def _refuse(trainer: Mapping[str, Any]) -> None:
     """Refuse what leaves no network here.
 
     Raises:
         ConfigError: several processes, of which each would run the caller's script, or a trial that writes nothing.
     """
-    trainer = cfg.trainer
-    if trainer.devices not in (1, "1", "auto") or trainer.num_nodes != 1 or "ddp" in str(trainer.strategy):
+    if not requirements.one_process(trainer) or trainer["num_nodes"] != 1 or "ddp" in str(trainer["strategy"]):
         raise ConfigError(
             "train() trains in one process: start a training on several devices on the command line, or pass "
             "settings={'trainer': 'gpu'} or 'cpu'."
         )
-    if trainer.fast_dev_run:
+    if trainer["fast_dev_run"]:
         raise ConfigError("train() gives back a network, and trainer.fast_dev_run writes none: leave it out.")
 
 

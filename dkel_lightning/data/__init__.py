@@ -3,7 +3,6 @@
 from dkel_lightning.data.augment import CropFlip
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.datamodule import ImageDataModule
-from dkel_lightning.data.device_loaders import DeviceLoader
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.indexed import WithIndices
 from dkel_lightning.data.own import ClassificationData
@@ -24,7 +23,6 @@ __all__ = [
     "CIFAR100DataModule",
     "ClassificationData",
     "CropFlip",
-    "DeviceLoader",
     "DigitsDataModule",
     "HuggingFaceDataModule",
     "ImageDataModule",

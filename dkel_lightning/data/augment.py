@@ -12,10 +12,19 @@ from torchvision.transforms import v2
 
 from dkel_lightning.runtime.seeding import seeded
 
+
+class _AugMix(v2.AugMix):  # type: ignore[misc]  # torchvision declares no types
+    """Draws its weights on the CPU, as torchvision's other policies do: there the generator is seeded."""
+
+    def _sample_dirichlet(self, params: Tensor) -> Tensor:
+        drawn: Tensor = super()._sample_dirichlet(params.cpu())
+        return drawn.to(params.device)
+
+
 POLICIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "randaugment": v2.RandAugment,
     "trivial": v2.TrivialAugmentWide,
-    "augmix": v2.AugMix,
+    "augmix": _AugMix,
 }
 """What follows crop and flip, by torchvision with its own defaults; drawn for each view of each image."""
 

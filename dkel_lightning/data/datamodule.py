@@ -176,22 +176,26 @@ class ImageDataModule(ClassificationData, ABC):
         return {**self._fingerprint(), "residency": self.chosen_residency}
 
     def _fingerprint(self) -> dict[str, Any]:
-        labels = self._splits_or_error()["train"].labels
+        train = self._splits_or_error()["train"]
         return {
             "classes": self.num_classes,
             "shape": list(self.image_shape),
             "sizes": [self.train_size, self.val_size, self.test_size],
-            "labels": zlib.crc32(labels.cpu().numpy().tobytes()),
+            "labels": zlib.crc32(train.labels.cpu().numpy().tobytes()),
+            "chosen": zlib.crc32(train.chosen.tobytes()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on with other data than the run began with; `residency="auto"` stays as it was decided then.
 
         Raises:
-            DataError: sizes, shape, classes or training labels differ.
+            DataError: sizes, shape, classes, training labels or the choice of training images differ.
         """
-        ours = self._fingerprint()
-        wrong = [f"{key} {state_dict[key]} then, {ours[key]} now" for key in ours if state_dict.get(key) != ours[key]]
+        wrong = [
+            f"{key} {state_dict[key]} then, {ours} now"
+            for key, ours in self._fingerprint().items()
+            if state_dict.get(key, ours) != ours  # an older checkpoint may lack a key
+        ]
         if wrong:
             raise DataError(f"{self.root} is not the data that this run began with ({'; '.join(wrong)}).")
         kept = state_dict.get("residency")

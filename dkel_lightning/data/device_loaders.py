@@ -29,7 +29,7 @@ class Key(NamedTuple):
 
 
 class Source(ABC):
-    """Makes batches of the samples whose indices a loader gives: `DeviceImages` and `WorkerImages`.
+    """Makes batches of the samples that a loader draws: `DeviceImages` and `WorkerImages`.
 
     Attributes:
         labels: int64 `[N]`.
@@ -41,7 +41,7 @@ class Source(ABC):
 
     @abstractmethod
     def make(self, batches: Sequence[Tensor], key: Key | None = None, rank: int = 0, first: int = 0) -> Iterator[Batch]:
-        """Yield the batches of these indices; `first` is the number of the first in its pass.
+        """Yield the batches of these draws of a `TrainingOrder`; `first` is the number of the first in its pass.
 
         Training batches, augmented by what `key` draws; without a key, batches as an evaluation sees them.
         """
@@ -216,7 +216,8 @@ class DeviceImages(Source):
         """Yield the batches."""
         device = self.images.device
         # One copy a pass, not one a batch.
-        indices = torch.split(torch.cat([*batches]).to(device), [*map(len, batches)]) if batches else ()
+        drawn = (torch.cat([*batches]) % len(self.labels)).to(device) if batches else None
+        indices = torch.split(drawn, [*map(len, batches)]) if drawn is not None else ()
         for number, chosen in enumerate(indices, start=first):
             images = self.images.index_select(0, chosen if self.rows is None else self.rows.index_select(0, chosen))
             if key is None:
@@ -224,24 +225,3 @@ class DeviceImages(Source):
             else:
                 images = self.augment(images, key.generator(rank, number, device=device), self.views)
             yield Batch(images, self.labels.index_select(0, chosen), chosen)
-
-
-class DeviceLoader(TrainingLoader):
-    """A `TrainingLoader` of `DeviceImages`, in one call.
-
-    Args:
-        images: As in `DeviceImages`, and so `labels`, `augment`, `views` and `rows`.
-        **settings: As in `TrainingLoader`.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        augment: CropFlip,
-        *,
-        views: int = 1,
-        rows: Tensor | None = None,
-        **settings: Any,
-    ) -> None:
-        super().__init__(DeviceImages(images, labels, augment, views, rows=rows), **settings)

@@ -20,7 +20,8 @@ class TrainingOrder:
     dropped (unless batches of one were asked for), since BatchNorm cannot normalise it; no batch is ever larger than
     `batch_size`, so buffers of that size hold every one.
 
-    With `weights`, [samples], the permutation gives way to as many draws with replacement, in their proportion.
+    With `weights`, [samples], the permutation gives way to as many draws with replacement, in their proportion. A draw
+    is a number: the sample's index, and `samples` more for each time that the pass, on any rank, has drawn it before.
     """
 
     samples: int
@@ -45,13 +46,16 @@ class TrainingOrder:
         return full + int(rest > 1 and not self.drop_last)
 
     def batches(self, seed: int, *labels: Label) -> list[Tensor]:
-        """Return the sample indices (int64, on the CPU) of each batch in the pass that `labels` name."""
+        """Return the draws (int64, on the CPU) of each batch in the pass that `labels` name."""
         # Always drawn on the CPU: the order is then the same whatever device the images lie on.
         draws = generator(seed, *labels)
         if self.weights is None:
             order = torch.randperm(self.samples, generator=draws)
         else:
             order = torch.multinomial(self.weights, self.samples, replacement=True, generator=draws)
+            ordered, places = order.sort(stable=True)
+            repeats = torch.arange(self.samples) - torch.searchsorted(ordered, ordered)
+            order = order.index_add(0, places, repeats * self.samples)
         mine = order[self.rank :: self.world][: self.samples // self.world]
         return list(torch.split(mine, self.batch_size)[: len(self)])
 

@@ -26,6 +26,7 @@ class ClassificationData(LightningDataModule):
         image_shape: (channels, height, width).
         normalize: how uint8 images became those of the batches; None where nobody says.
         batch_keys: what images, labels and indices are called in batches that are mappings, where that is not usual.
+        margin: how much larger than its central crop an evaluated image is scaled.
     """
 
     num_classes: int
@@ -33,6 +34,7 @@ class ClassificationData(LightningDataModule):
     image_shape: tuple[int, int, int]
     normalize: Normalize | None
     batch_keys: Mapping[str, str] | None = None
+    margin: float = 1.0
 
 
 def parameters(kind: type[LightningDataModule]) -> dict[str, inspect.Parameter]:

@@ -63,19 +63,19 @@ class StoredImages:
 
 
 class Request(NamedTuple):
-    """One batch asked of a worker: which samples, and what keys their augmentation in training.
+    """One batch asked of a worker: which draws, and what keys their augmentation in training.
 
-    The samples are an array, which travels in the request itself: a tensor would need room in shared memory.
+    The draws are an array, which travels in the request itself: a tensor would need room in shared memory.
     """
 
-    indices: NDArray[np.int64]
+    draws: NDArray[np.int64]
     key: Key | None
 
 
 class _Batches(Dataset["Batch | DataError"]):
-    """Answers a request with a batch, or with what kept a worker from handing it over.
+    """Answers a request with a batch, or with what kept it from being made or handed over.
 
-    The augmentation is keyed per sample, by (seed, *labels, index). Images are uint8, to be normalised once they have
+    The augmentation is keyed per draw, by (seed, *labels, draw). Images are uint8, to be normalised once they have
     arrived, unless the augmentation makes float32 ones.
     """
 
@@ -85,8 +85,12 @@ class _Batches(Dataset["Batch | DataError"]):
         self.views = views
 
     def __getitem__(self, request: Request) -> Batch | DataError:
-        indices = torch.from_numpy(request.indices)
-        parts = self.make(indices, request.key), self.stored.labels[indices], indices
+        draws = torch.from_numpy(request.draws)
+        indices = draws % len(self.stored)
+        try:
+            parts = self.make(indices, draws, request.key), self.stored.labels[indices], indices
+        except DataError as error:
+            return error  # raised in a worker, torch would wrap it in its traceback
         if get_worker_info() is None:
             return Batch(*parts)
         try:
@@ -101,12 +105,12 @@ class _Batches(Dataset["Batch | DataError"]):
                 "(such as docker run --shm-size=8g), lower data.workers or data.batch_size, or set data.workers=0."
             )
 
-    def make(self, indices: Tensor, key: Key | None) -> Tensor:
+    def make(self, indices: Tensor, draws: Tensor, key: Key | None) -> Tensor:
         """Make the images of the samples `indices` (int64): their views in training, or as an evaluation sees them."""
         if key is None:
             return self.stored.read(indices)
-        draws = [self.augment.draw(key.generator(index), 1, self.views) for index in indices.tolist()]
-        crops = Crops(*(torch.cat(parts, dim=1) for parts in zip(*draws, strict=True)))
+        drawn = [self.augment.draw(key.generator(draw), 1, self.views) for draw in draws.tolist()]
+        crops = Crops(*(torch.cat(parts, dim=1) for parts in zip(*drawn, strict=True)))
         return self.augment.apply_in_worker(self.augment.read(self.stored, indices), crops)
 
 
@@ -134,6 +138,10 @@ def _begin(worker: int) -> None:
     torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
 
 
+def _timed_out(error: RuntimeError) -> bool:
+    return str(error).startswith("DataLoader timed out")
+
+
 _passes: weakref.WeakSet[Any] = weakref.WeakSet()
 """The iterators of torch's whose workers may be alive."""
 
@@ -158,8 +166,9 @@ def _end_all() -> None:
 class WorkerImages(Source):
     """Batches read and augmented in worker processes, which each make whole ones and stay alive between passes.
 
-    The augmentation of a sample is keyed by (seed, "augment", epoch, index), so that it does not depend on the number
-    of workers, nor on the number of processes. The crops drawn are other ones than those of `DeviceImages`.
+    The augmentation of a sample is keyed by (seed, "augment", epoch, draw), so that it does not depend on the number of
+    workers, nor on the number of processes; the draw is the sample's index, unless an epoch draws it again. The crops
+    drawn are other ones than those of `DeviceImages`.
 
     Pixels travel as uint8, in page-locked memory where that is for a CUDA device, and are normalised there.
 
@@ -208,10 +217,10 @@ class WorkerImages(Source):
         """Yield the batches.
 
         Raises:
-            DataError: a worker cannot hand over its batch, or does not answer.
+            DataError: an image cannot be read, or a worker cannot hand over its batch, or does not answer.
         """
         self._requests.pending = [Request(batch.numpy(), key) for batch in batches]
-        answers = iter(self._loader)
+        answers = self._begun()
         _passes.add(answers)
         while (made := self._next(answers)) is not None:
             if isinstance(made, DataError):
@@ -225,13 +234,32 @@ class WorkerImages(Source):
             views = self.batches.augment.normalize(views)
         return Batch(views, batch.labels, batch.indices)
 
+    def _begun(self) -> Any:
+        earlier = self._loader._iterator
+        if earlier is None:
+            return iter(self._loader)
+        # Here torch waits for what workers still make for a pass that was cut short, and cannot be asked a second time.
+        earlier._timeout = PATIENCE
+        try:
+            return iter(self._loader)
+        except RuntimeError as error:
+            if not _timed_out(error):
+                raise
+            _end(earlier)
+            raise self._hanging() from error
+        finally:
+            earlier._timeout = TURN
+
     def _next(self, answers: Iterator[Batch | DataError]) -> Batch | DataError | None:
         for _ in range(round(PATIENCE / TURN)):
             try:
                 return next(answers, None)
             except RuntimeError as error:
-                if not str(error).startswith("DataLoader timed out"):
+                if not _timed_out(error):
                     raise
+        return self._hanging()
+
+    def _hanging(self) -> DataError:
         return DataError(
             f"The {self._loader.num_workers} workers have made no batch in {PATIENCE:g} seconds: they were stopped, "
             "or the files that they read do not answer. Set data.workers=0 to see where."

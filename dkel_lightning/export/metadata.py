@@ -24,8 +24,8 @@ RECORD = "export.json"
 class Preprocessing:
     """How an image becomes the network's input.
 
-    It is scaled until it just covers the input's size (bilinear, antialiased, as Pillow does it), that size is cut from
-    its centre, turned to RGB (to grey for one channel), scaled to [0, 1] and normalised.
+    It is scaled until it just covers `margin` times the input's size (bilinear, antialiased, as Pillow does it), that
+    size is cut from its centre, turned to RGB (to grey for one channel), scaled to [0, 1] and normalised.
 
     Attributes:
         channels: 1 or 3 for image files; other numbers come from arrays.
@@ -34,6 +34,7 @@ class Preprocessing:
         mean: of each channel, of values in [0, 1].
         std: likewise.
         classes: names in the order of the logits; empty where unknown.
+        margin: 8/7 where an image is scaled to 256 pixels and 224 of them are cut.
     """
 
     channels: int
@@ -42,6 +43,7 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...] = ()
+    margin: float = 1.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -58,9 +60,10 @@ class Preprocessing:
 
     def as_dict(self) -> dict[str, Any]:
         """Return primitives, with the steps in words."""
+        width, height = round(self.width * self.margin), round(self.height * self.margin)
         steps = (
-            f"scale until the image just covers {self.width}x{self.height} (Pillow, bilinear), cut that from its "
-            f"centre, {'grey' if self.channels == 1 else 'RGB'}, "
+            f"scale until the image just covers {width}x{height} (Pillow, bilinear), cut {self.width}x{self.height} "
+            f"from its centre, {'grey' if self.channels == 1 else 'RGB'}, "
             "divide by 255, subtract mean, divide by std; float32 [batch, channels, height, width]"
         )
         own = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
@@ -76,11 +79,12 @@ class Preprocessing:
         try:
             channels, height, width = (int(values[name]) for name in ("channels", "height", "width"))
             mean, std = (tuple(float(item) for item in values[name]) for name in ("mean", "std"))
-            found = cls(channels, height, width, mean, std, tuple(str(item) for item in values.get("classes", ())))
+            classes, margin = tuple(str(item) for item in values.get("classes", ())), float(values.get("margin", 1.0))
+            found = cls(channels, height, width, mean, std, classes, margin)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"The recorded preprocessing cannot be read ({error}): export again.") from error
         fits = len(found.mean) == len(found.std) == found.channels and min(found.shape) > 0 and all(found.std)
-        if not fits:
+        if not (fits and 1 <= found.margin <= 2):
             raise CheckpointError("The recorded preprocessing contradicts itself: export again.")
         return found
 
@@ -137,6 +141,18 @@ class Record:
         if version > FORMAT:
             raise CheckpointError(f"{path} is of version {version}, this reads 1 to {FORMAT}: update dkel_lightning.")
         return cls(kind, member, classes, Preprocessing.from_dict(preprocessing), recipe)
+
+
+def backbone_of(recipe: Mapping[str, Any] | None, member: str) -> str:
+    """Name the network that a member is, as `build` takes it; several of an ensemble, none of a user's own."""
+    recipe = recipe or {}
+    network, _, number = member.partition("_")
+    if network == "teacher" and (own := recipe.get("teacher", {}).get("backbone")):
+        return str(own)
+    peers = recipe.get("peers")
+    if isinstance(peers, list):
+        return peers[int(number)] if number.isdecimal() else ", ".join(peers)
+    return str(recipe.get("backbone") or "")
 
 
 def files_of(folder: Path) -> dict[str, str]:

@@ -11,8 +11,13 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:+-]+")
 def override(key: str, value: object) -> str:
     """Write `key=value` so that it is read as this text, whatever that holds."""
     text = str(value)
+    return f"{key}={text if _PLAIN.fullmatch(text) else quoted(text)}"
+
+
+def quoted(text: str) -> str:
+    """Write a text in quotes, so that it is read as this text, whatever it holds."""
     escaped = re.sub(r"(\\*)(?='|$)", r"\1\1", text).replace("'", "\\'")
-    return f"{key}={text}" if _PLAIN.fullmatch(text) else f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def unquoted(value: str) -> str:

@@ -40,7 +40,9 @@ class Paired:
 
 
 def sample(values: Sequence[float]) -> Sample:
-    """Summarise at least one value."""
+    """Summarise at least one value; where one is not finite (a likelihood that overflowed), there is no mean."""
+    if not all(map(math.isfinite, values)):
+        return Sample(len(values), math.nan, math.nan if len(values) > 1 else None)
     return Sample(len(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 

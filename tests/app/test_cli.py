@@ -195,11 +195,12 @@ def test_a_sweep_of_process_groups_is_refused_because_each_process_would_repeat_
     check_arguments(["trainer=cpu", "trainer.devices=auto", "seed=0,1"], None, True)
 
 
-def test_a_folder_of_the_users_own_adds_choices(tmp_path: Path) -> None:
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\nseed: 7\n")
-    check_arguments(["experiment=mine"], tmp_path, False)
-    assert "Did you mean mine?" in refused("experiment=mini", config_dir=tmp_path)
+@pytest.mark.parametrize("name", ["conf", "my conf", "mücke", "a%20b", "it's"])
+def test_a_folder_of_the_users_own_adds_choices(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "experiment").mkdir(parents=True)
+    (tmp_path / name / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\nseed: 7\n")
+    check_arguments(["experiment=mine"], tmp_path / name, False)
+    assert "Did you mean mine?" in refused("experiment=mini", config_dir=tmp_path / name)
 
 
 def test_resume_refuses_what_would_change_the_trajectory() -> None:

@@ -16,8 +16,10 @@ from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.claim import begin, release
 from dkel_lightning.app.runs.folder import Run, newest_checkpoint, values_in
 from dkel_lightning.app.runs.kinds import newest
-from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
+from dkel_lightning.errors import CheckpointError, ConfigError, DkelError, FolderInUseError
+from dkel_lightning.runtime import locks
 from tests.compose import compose, prepare
+from tests.runtime.test_locks import held_elsewhere
 
 HOSTILE = "http://127.0.0.1:9/../x"
 LOOKED_UP = {
@@ -179,10 +181,18 @@ def test_a_key_of_the_trainer_leaves_the_devices_as_they_were_and_a_change_is_sa
     assert "The run goes on with trainer.accelerator=cpu, and it was gpu." in capsys.readouterr().out
 
 
-def test_a_run_can_be_made_longer_where_no_schedule_depends_on_its_length(tmp_path: Path) -> None:
+def test_a_run_can_be_made_longer_where_no_schedule_depends_on_its_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = written(tmp_path / "long", compose("experiment=cifar100"))
     values = resumed(folder, "trainer.max_epochs=400")
     assert values["trainer"]["max_epochs"] == 400
+    # A run that another process trains keeps its settings.
+    with held_elsewhere(folder), monkeypatch.context() as patched:
+        patched.setattr(locks, "PATIENCE", 0.0)
+        with pytest.raises(FolderInUseError):
+            saved_settings.announce(folder, compose(), values)
+    assert values_in(folder) == compose("experiment=cifar100")
     saved_settings.announce(folder, compose(), values)
     assert values_in(folder) == put(compose("experiment=cifar100"), "trainer.max_epochs", 400)
     assert resumed(folder)["trainer"]["max_epochs"] == 400

@@ -19,10 +19,12 @@ from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.cli.sweep_session import SweepSession, begun
 from dkel_lightning.app.config import choices
+from dkel_lightning.app.runs import notes
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.groups import COMPARED, Group, Sweep, has_collapsed, read_sweep
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.errors import ConfigError, DataError, DkelError, NonFiniteError
+from tests.app.report.pages import write_run
 from tests.compose import compose, prepare
 
 PRESETS = sorted(path.stem for path in (choices.folder() / "experiment" / "ablation").glob("[a-z]*.yaml"))
@@ -57,9 +59,9 @@ def job(
 ) -> None:
     folder = sweep / str(number)
     if accuracy is None:
-        sweeps.note(folder, overrides, "failed" if error else "running", error)
+        notes.note(folder, overrides, "failed" if error else "running", error)
         return
-    sweeps.note(folder, overrides, "finished")
+    notes.note(folder, overrides, "finished")
     best, at_end = scores(accuracy), scores(accuracy if last is None else last)
     (folder / "summary.json").write_text(json.dumps({"test": {"last": at_end, "best": best}, "seconds": 3.0}))
     rows = [(0, 0, accuracy / 2, 0.8), (10, 1, accuracy, 0.4)]
@@ -199,7 +201,7 @@ def test_torn_files_of_a_job_leave_its_row_empty(tmp_path: Path) -> None:
 def test_figures_are_those_of_a_job_that_has_finished_and_of_no_other(tmp_path: Path, state: str) -> None:
     job(tmp_path, 0, ["seed=0", "method=dkel"], 0.9, last=0.1)
     job(tmp_path, 1, ["seed=0", "method=baseline"], 0.8)
-    sweeps.note(tmp_path / "0", ["seed=0", "method=pcl"], state)
+    notes.note(tmp_path / "0", ["seed=0", "method=pcl"], state)
     sweep = read_sweep(tmp_path)
     assert (sweep.jobs[0].figures, has_collapsed(sweep.jobs[0])) == ({}, None)
     sweeps.write(sweep)
@@ -210,10 +212,10 @@ def test_figures_are_those_of_a_job_that_has_finished_and_of_no_other(tmp_path: 
 
 
 def test_a_note_of_other_overrides_is_that_of_another_job(tmp_path: Path) -> None:
-    assert not sweeps.is_of_other(tmp_path, ["seed=0"])
-    sweeps.note(tmp_path, ["seed=0"], "finished")
-    assert not sweeps.is_of_other(tmp_path, ["seed=0"])
-    assert sweeps.is_of_other(tmp_path, ["seed=1"])
+    assert not notes.is_of_other(tmp_path, ["seed=0"])
+    notes.note(tmp_path, ["seed=0"], "finished")
+    assert not notes.is_of_other(tmp_path, ["seed=0"])
+    assert notes.is_of_other(tmp_path, ["seed=1"])
 
 
 def test_collapse_is_counted_by_its_outcome(tmp_path: Path) -> None:
@@ -262,9 +264,9 @@ def test_other_settings_in_a_jobs_folder_are_refused_with_the_differences(tmp_pa
     begun = compose("data.mean=[0.5]", "data.workers=2")
     del begun["teacher"]["extra"]  # of a version that had none
     (tmp_path / "config.yaml").write_text(Run(begun, tmp_path).settings)
-    sweeps.refuse_other(tmp_path, compose("data.workers=0"))
+    notes.refuse_other(tmp_path, compose("data.workers=0"))
     with pytest.raises(ConfigError, match=r"other settings \(optimizer\.lr: 0\.1 there, 0\.2 here\)"):
-        sweeps.refuse_other(tmp_path, compose("optimizer.lr=0.2"))
+        notes.refuse_other(tmp_path, compose("optimizer.lr=0.2"))
 
 
 # ---------------------------------------------------------------------- searches
@@ -385,3 +387,21 @@ def test_the_time_of_a_sweep_is_filled_in_once_and_its_jobs_know_that_nobody_nam
         assert session.refused() == []
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
         assert elsewhere.goes_on
+
+
+def test_a_job_that_is_finished_by_itself_is_no_longer_noted_as_failed(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "0", "seed=0")
+    notes.note(folder, ["seed=0"], "failed", OSError("full"))
+    (folder / "failed.txt").write_text("OSError: full")
+    notes.note_finished(folder)
+    record = RunRecord(folder)
+    assert (record.state, record.failure, record.overrides) == ("finished", None, {"seed": "0"})
+    alone = write_run(tmp_path / "alone", "seed=0")
+    notes.note_finished(alone)
+    assert not (alone / "job.json").exists()
+
+
+def test_a_search_without_validation_is_refused() -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    with pytest.raises(ConfigError, match=r"A search chooses by validation, and trainer\.limit_val_batches is 0"):
+        prepare(["-m", "hydra/sweeper=optuna", "optimizer.lr=interval(0.01,0.2)", "trainer.limit_val_batches=0"])

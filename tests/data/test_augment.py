@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from dkel_lightning.data.augment import CropFlip, Crops, Normalize
+from dkel_lightning.data.augment import POLICIES, CropFlip, Crops, Normalize
+from dkel_lightning.runtime.seeding import seeded
 
 F = import_module("torchvision.transforms.functional")
 MEAN, STD = (0.5071, 0.4866, 0.4409), (0.2675, 0.2565, 0.2761)
@@ -136,6 +138,32 @@ def test_a_policy_is_torchvisions_drawn_for_each_view_alone(policy: str, channel
         for view in range(2):
             torch.manual_seed(int(crops.seeds[view, sample]))
             assert torch.equal(views[sample, view], Normalize(mean, std)(theirs(cut[sample, view])))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("policy", ["randaugment", "trivial", "augmix"])
+def test_a_policy_on_the_device_is_a_function_of_what_was_drawn(policy: str) -> None:
+    augment, batch = CropFlip(2, True, MEAN, STD, policy=policy), images(3, size=12).cuda()
+    crops = augment.draw(torch.Generator("cuda").manual_seed(3), 3, 2)
+    assert torch.equal(augment.apply(batch, crops), augment.apply(batch, crops))
+
+
+def test_the_weights_of_augmix_are_drawn_where_the_generator_is_seeded() -> None:
+    """A device that stands for CUDA: nothing may be drawn on it."""
+    asked = []
+
+    class OnDevice(Tensor):
+        def cpu(self, *_: object) -> Tensor:
+            asked.append(True)
+            return self.as_subclass(Tensor)
+
+    augmix: Any = POLICIES["augmix"]()
+    with seeded(0):
+        drawn = augmix._sample_dirichlet(torch.ones(1, 3).as_subclass(OnDevice))
+    with seeded(0):
+        assert torch.equal(drawn, torch._sample_dirichlet(torch.ones(1, 3)))
+    assert asked
 
 
 def test_erasing_puts_a_rectangle_of_the_mean_into_the_share_that_was_asked_for() -> None:

@@ -143,6 +143,25 @@ def test_the_seed_of_the_run_does_not_move_the_validation_images() -> None:
     assert not torch.equal(validation_images(), validation_images(split_seed=1))
 
 
+def test_a_resume_with_other_held_out_images_is_refused_also_where_labels_are_sorted(tmp_path: Path) -> None:
+    arrays = npz_arrays()
+    for split in ("train", "test"):
+        arrays[f"{split}_labels"].sort()
+    np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
+
+    def sorted_npz(split_seed: int) -> NpzDataModule:
+        made = NpzDataModule(str(tmp_path / "data.npz"), split_seed=split_seed)
+        made.setup()
+        return made
+
+    state = sorted_npz(0).state_dict()
+    assert state["labels"] == sorted_npz(1).state_dict()["labels"]
+    with pytest.raises(DataError, match=r"not the data that this run began with \(chosen \d+ then, \d+ now\)"):
+        sorted_npz(1).load_state_dict(state)
+    sorted_npz(0).load_state_dict(state)
+    sorted_npz(1).load_state_dict({key: value for key, value in state.items() if key != "chosen"})
+
+
 @pytest.mark.parametrize("residency", ["device", "workers"])
 def test_paper_selection_trains_on_everything_and_chooses_on_the_test_set(residency: str) -> None:
     module = digits(selection="paper", limit=None, residency=residency)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import HuggingFaceDataModule
-from dkel_lightning.data.files.decode import decode_fitted
+from dkel_lightning.data.files.decode import decode_to
 from dkel_lightning.errors import ConfigError, DataError
 from tests.compose import tiny_run
 
@@ -55,7 +55,7 @@ def test_a_saved_folder_is_read_with_its_classes(saved: Path, residency: str) ->
     assert (data.train_size, data.val_size, data.test_size) == (18, 2, 6)
     (batch,) = data.test_dataloader()
     for index, image in enumerate(batch.views):
-        expected = torch.from_numpy(decode_fitted(png(index), "", 8)) / 255
+        expected = torch.from_numpy(decode_to(png(index), "", (3, 8, 8))) / 255
         torch.testing.assert_close(image, expected)
     assert batch.labels.tolist() == [0, 1] * 3
     assert next(iter(data.train_dataloader())).views.shape == (4, 2, 3, 8, 8)
@@ -66,7 +66,7 @@ def test_files_of_the_hubs_layout_are_read_and_the_statistics_measured(tmp_path:
         table(count).to_parquet(str(tmp_path / "files" / f"{split}-00000-of-00001.parquet"))
     data = module(tmp_path / "files", download=False)
     assert (data.train_size + data.val_size, data.test_size) == (12, 4)
-    pixels = np.stack([decode_fitted(png(i), "", 8) for i in range(12)]) / 255
+    pixels = np.stack([decode_to(png(i), "", (3, 8, 8)) for i in range(12)]) / 255
     np.testing.assert_allclose(data.augment.normalize.mean, pixels.mean((0, 2, 3)))
 
 

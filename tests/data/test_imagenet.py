@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,11 +16,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from dkel_lightning.app.tasks import export as export_task
+from dkel_lightning.app.tasks import predict as predict_task
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import ImageNetDataModule
 from dkel_lightning.data.augment import Normalize
 from dkel_lightning.errors import ConfigError, DataError
+from dkel_lightning.export import Preprocessing
 from dkel_lightning.runtime.seeding import generator
+from tests.app.tasks.exporting import values_of
 from tests.compose import tiny_run
 
 from .archives import ready, write_folder
@@ -108,13 +113,36 @@ def test_what_means_nothing_here_is_refused_and_a_broken_file_named(root: Path, 
         list(module(broken).test_dataloader())
 
 
-def test_the_experiment_trains(root: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 alone")
+def test_a_file_whose_name_is_no_utf8_is_read(root: Path, tmp_path: Path) -> None:
+    for file in root.rglob("*.png"):
+        named = (tmp_path / file.relative_to(root)).with_name(f"{file.stem}\udce9.png")  # the byte E9 alone
+        named.parent.mkdir(parents=True, exist_ok=True)
+        named.write_bytes(file.read_bytes())
+    (ours,), (theirs,) = module(tmp_path).test_dataloader(), module(root).test_dataloader()
+    assert torch.equal(ours.views, theirs.views)
+
+
+def test_the_experiment_trains_and_is_shipped_with_the_preprocessing_of_its_evaluation(
+    root: Path, tmp_path: Path
+) -> None:
     run = tiny_run(
         tmp_path, "experiment=imagenet", f"data.root={root}", "data.image_size=28", "data.batch_size=4",
         "data.workers=0", "backbone=resnet8", "trainer.devices=1", "trainer.strategy=auto",
     )  # fmt: skip
     assert (run.values["precision"]["name"], run.values["execution"]["channels_last"]) == ("bf16", True)
     assert 0 <= train(run).objective <= 1
+    known = export_task._preprocessing(module(root))
+    assert known.as_dict()["steps"].startswith("scale until the image just covers 32x32 (Pillow, bilinear), cut 28x28 ")
+    assert Preprocessing.from_dict(known.as_dict()) == known
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    values = values_of(checkpoint, "task=predict", f"checkpoint='{checkpoint}'", "predict.images=photos", "trainer=cpu")
+    assert predict_task._checkpoint(checkpoint, values).record.preprocessing == known
+    (batch,) = module(root).test_dataloader()
+    for image, file in zip(batch.views, sorted((root / "val").rglob("*.png")), strict=True):
+        prepared = predict_task._read(file, known)[1]
+        assert isinstance(prepared, Tensor)
+        assert torch.equal(known.normalised(prepared), image)
 
 
 def test_a_root_that_does_not_exist_is_named_with_its_key(tmp_path: Path) -> None:

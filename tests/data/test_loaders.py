@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dkel_lightning.data.augment import CropFlip, Normalize
 from dkel_lightning.data.batch import Batch
-from dkel_lightning.data.device_loaders import DeviceImages, DeviceLoader, EvaluationLoader, TrainingLoader
+from dkel_lightning.data.device_loaders import DeviceImages, EvaluationLoader, TrainingLoader
 from dkel_lightning.data.worker_loaders import StoredImages, WorkerImages
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import generator
@@ -36,7 +36,7 @@ def stored() -> StoredImages:
 
 
 def on_device(**settings: Any) -> TrainingLoader:
-    return DeviceLoader(*arrays(), AUGMENT, **{"batch_size": 4, "views": 2, **settings})
+    return TrainingLoader(DeviceImages(*arrays(), AUGMENT, 2), **{"batch_size": 4, **settings})
 
 
 def in_workers(workers: int = 0, **settings: Any) -> TrainingLoader:
@@ -46,7 +46,7 @@ def in_workers(workers: int = 0, **settings: Any) -> TrainingLoader:
 def in_place(**settings: Any) -> TrainingLoader:
     images, labels = arrays()
     rows = torch.arange(COUNT).flip(0)
-    return DeviceLoader(images.flip(0), labels, AUGMENT, rows=rows, **{"batch_size": 4, "views": 2, **settings})
+    return TrainingLoader(DeviceImages(images.flip(0), labels, AUGMENT, 2, rows=rows), **{"batch_size": 4, **settings})
 
 
 def test_images_that_stay_where_they_are_give_the_batches_of_a_copy() -> None:
@@ -271,6 +271,24 @@ def test_balanced_batches_hold_all_classes_equally_often_and_go_on_in_the_epoch(
     rest = make(0)
     rest.load_state_dict(begun.state_dict())
     assert_same(rest, list(make(4))[2:])
+
+
+def test_a_sample_that_an_epoch_draws_again_has_another_view_each_time_and_the_same_on_any_number_of_ranks() -> None:
+    images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = np.array([0] * 39 + [1])
+    source = WorkerImages(StoredImages(images.numpy(), labels, np.arange(40)), CropFlip(4, True, (0.0,), (1.0,)))
+
+    def rare(world: int) -> list[tuple[float, ...]]:
+        loaders = [TrainingLoader(source, batch_size=4, balanced=True, rank=r, world=world) for r in range(world)]
+        batches = [batch for loader in loaders for batch in loader]
+        return sorted(
+            tuple(view.flatten().tolist()) for views, _, indices in each(batches) for view in views[indices == 39]
+        )
+
+    alone = rare(1)
+    assert len(alone) > 10
+    assert len({*alone}) > 0.7 * len(alone)  # of 162 views, some come twice
+    assert rare(2) == alone
 
 
 @pytest.mark.parametrize(("erasing", "kind"), [(0.0, torch.uint8), (0.5, torch.float32)])

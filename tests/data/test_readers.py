@@ -227,3 +227,12 @@ def test_image_folder_crops_the_centre_and_follows_changes(tmp_path: Path) -> No
     assert len(list((root / "dkel_cache").glob("image_folder-4-*"))) == 1
     assert read(root, size=6).train.images.shape == (5, 3, 6, 6)
     assert len(folder_of(root).read().train) == 5  # the other size is still there
+
+
+def test_two_class_folders_that_are_swapped_are_other_images(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    before = read(root)
+    for old, new in (("cat", "other"), ("cache", "cat"), ("other", "cache")):
+        (root / "train" / old).rename(root / "train" / new)
+    assert before.train.images[:, 0, 0, 0].tolist() == [10, 11, 12, 0, 1, 2]
+    assert read(root).train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]

@@ -16,6 +16,7 @@ import tempfile
 import tracemalloc
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +24,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from dkel_lightning.data.files import cache as cache_module
-from dkel_lightning.data.files.decode import MOST_PIXELS, decode_exact, decode_fitted
+from dkel_lightning.data.files.decode import MOST_PIXELS, decode_exact, decode_to
 from dkel_lightning.data.readers import cifar, image_folder, npz
 from dkel_lightning.errors import DataError
 from tests.disks import as_root, file_size_limit, small_disk
@@ -278,6 +280,18 @@ def palette(transparent: bool) -> bytes:
     return encoded(image, "PNG", **({"transparency": 1} if transparent else {}))
 
 
+def deep_png(*colour: int) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow reads and does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    row = b"\0" + struct.pack(">3H", *colour) * 64
+    header = struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(row * 64)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
 SIZE = (64, 64)
 ACCEPTED: dict[str, tuple[bytes, tuple[int, int, int]]] = {
     "grey": (image_bytes(90, mode="L"), (90, 90, 90)),
@@ -288,6 +302,7 @@ ACCEPTED: dict[str, tuple[bytes, tuple[int, int, int]]] = {
     "palette with a transparent colour": (palette(True), (200, 100, 50)),
     "CMYK": (encoded(Image.new("CMYK", SIZE, (55, 155, 205, 0)), "TIFF"), (200, 100, 50)),
     "YCbCr": (encoded(Image.new("RGB", SIZE, (90, 90, 90)), "JPEG"), (90, 90, 90)),
+    "16 bits a colour, of which the upper 8": (deep_png(200 << 8 | 255, 100 << 8, 50 << 8 | 128), (200, 100, 50)),
     "a GIF called otherwise": (encoded(Image.new("L", SIZE, 90), "GIF"), (90, 90, 90)),
 }
 
@@ -295,15 +310,19 @@ ACCEPTED: dict[str, tuple[bytes, tuple[int, int, int]]] = {
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_images_of_every_kind_become_rgb(case: str) -> None:
     content, colour = ACCEPTED[case]
-    for decoded in (decode_exact(content, "x.jpg", 64), decode_fitted(content, "x.jpg", 64)):
+    for decoded in (decode_exact(content, "x.jpg", 64), decode_square(content, "x.jpg", 64)):
         assert decoded.shape == (3, 64, 64)
         assert decoded.dtype == np.uint8
         assert (decoded == np.array(colour)[:, None, None]).all()
 
 
 def test_a_cmyk_photograph_becomes_rgb() -> None:
-    decoded = decode_fitted(encoded(Image.new("CMYK", SIZE, (55, 155, 205, 0)), "JPEG", quality=100), "x.jpg", 8)
+    decoded = decode_square(encoded(Image.new("CMYK", SIZE, (55, 155, 205, 0)), "JPEG", quality=100), "x.jpg", 8)
     assert np.abs(decoded.astype(int) - np.array([200, 100, 50])[:, None, None]).max() <= 3
+
+
+def decode_square(content: bytes, name: str, size: int) -> NDArray[np.uint8]:
+    return decode_to(content, name, (3, size, size))
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(evil) run\nshowpage\n%%EOF\n"
@@ -319,7 +338,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("decode", [decode_exact, decode_fitted])
+@pytest.mark.parametrize("decode", [decode_exact, decode_square])
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_image_is_named(case: str, decode: Callable[[bytes, str, int], Any]) -> None:
     content, message = REFUSED[case]
@@ -337,8 +356,8 @@ def bmp_that_claims(width: int, height: int) -> bytes:
 def test_an_image_of_a_million_pixels_is_read_and_one_over_the_bound_is_not_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert (decode_fitted(image_bytes(9, size=(1000, 1000)), "x.png", 8) == 9).all()
-    assert (decode_fitted(image_bytes(9, size=(1_000_000, 1)), "x.png", 8) == 9).all()
+    assert (decode_square(image_bytes(9, size=(1000, 1000)), "x.png", 8) == 9).all()
+    assert (decode_square(image_bytes(9, size=(1_000_000, 1)), "x.png", 8) == 9).all()
     decoded: list[tuple[int, int]] = []
 
     def load(image: ImageFile.ImageFile) -> None:
@@ -353,7 +372,7 @@ def test_an_image_of_a_million_pixels_is_read_and_one_over_the_bound_is_not_deco
         ((width, 9459), r"x\.bmp is no readable image \(truncated\)"),
     ):
         with pytest.raises(DataError, match=message):
-            decode_fitted(bmp_that_claims(*size), "x.bmp", 8)
+            decode_square(bmp_that_claims(*size), "x.bmp", 8)
     assert decoded == [(width, 9459)]
 
 
@@ -615,7 +634,7 @@ def test_a_preparation_that_is_killed_is_done_again(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(cache_module, "_CHUNK_BYTES", 2 * 64 * 64 * 3)
     with monkeypatch.context() as patched:
         if when in ("first", "middle"):
-            patched.setattr(image_folder, "decode_fitted", die_at({"first": 0, "middle": 5}[when], decode_fitted))
+            patched.setattr(image_folder, "decode_to", die_at({"first": 0, "middle": 5}[when], decode_to))
         elif when == "labels":
             patched.setattr(np, "save", die_at(1, np.save))
         else:

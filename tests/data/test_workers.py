@@ -6,16 +6,22 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
+from torch import Tensor
 
 from dkel_lightning.data import worker_loaders
 from dkel_lightning.data.batch import Batch
+from dkel_lightning.data.device_loaders import EvaluationLoader
 from dkel_lightning.data.readers.digits import DigitsDataModule
+from dkel_lightning.data.worker_loaders import StoredImages
 from dkel_lightning.errors import ConfigError, DataError
-from tests.data.test_loaders import AUGMENT, in_workers, stored
+from tests.data.test_loaders import AUGMENT, COUNT, arrays, in_workers, stored
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +67,34 @@ def test_the_time_in_which_this_process_was_stopped_is_no_waiting() -> None:
             return made
 
     assert worker_loaders.WorkerImages(stored(), AUGMENT)._next(Slow()) is made
+
+
+class Slow(StoredImages):
+    """Images that take longer to read than one look lasts."""
+
+    def read(self, indices: Tensor) -> Tensor:
+        time.sleep(0.2)
+        return super().read(indices)
+
+
+def test_what_is_still_being_made_when_a_pass_is_cut_short_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_loaders, "PATIENCE", 60.0)
+    monkeypatch.setattr(worker_loaders, "TURN", 0.1)
+    slow = Slow(arrays()[0].numpy(), arrays()[1].numpy(), np.arange(COUNT))
+    loader = EvaluationLoader(worker_loaders.WorkerImages(slow, AUGMENT, workers=1), batch_size=11)
+    for _ in range(2):
+        assert [len(batch.labels) for batch in islice(loader, 1)] == [11]
+
+
+def test_a_broken_image_that_a_worker_meets_is_one_error_without_its_traceback() -> None:
+    class Broken(StoredImages):
+        def read(self, indices: Tensor) -> Tensor:
+            raise DataError("7.png is no readable image: replace or remove it")
+
+    broken = Broken(arrays()[0].numpy(), arrays()[1].numpy(), np.arange(COUNT))
+    with pytest.raises(DataError, match=r"^7\.png is no readable image: replace or remove it$"):
+        list(EvaluationLoader(worker_loaders.WorkerImages(broken, AUGMENT, workers=1), batch_size=11))
+    assert not multiprocessing.active_children()
 
 
 def test_a_worker_that_was_stopped_keeps_no_process_from_its_end() -> None:

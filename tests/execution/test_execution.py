@@ -27,7 +27,7 @@ from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor, collapse, 
 from dkel_lightning.callbacks.step_recorder import Verdict
 from dkel_lightning.data import WithIndices
 from dkel_lightning.data.augment import CropFlip
-from dkel_lightning.data.device_loaders import DeviceLoader
+from dkel_lightning.data.device_loaders import DeviceImages, TrainingLoader
 from dkel_lightning.errors import ConfigError, NonFiniteError
 from dkel_lightning.execution.captured import CapturedStep, CaptureError
 from dkel_lightning.methods.baseline import Baseline
@@ -175,7 +175,8 @@ def test_a_run_resumed_from_any_step_ends_where_an_uninterrupted_one_does(
         # A loader of ours keeps its place within the epoch in the checkpoint.
         images, labels = images_and_labels(SAMPLES)
         pixels = (images.clamp(-1, 1) * 100 + 128).to(torch.uint8)
-        loader = DeviceLoader(pixels, labels, CropFlip(1, True, [0.5] * 3, [0.5] * 3), batch_size=8, views=2)
+        augment = CropFlip(1, True, [0.5] * 3, [0.5] * 3)
+        loader = TrainingLoader(DeviceImages(pixels, labels, augment, 2), batch_size=8)
         fit = trainer(*callbacks, **({"max_epochs": 2} | settings))
         fit.fit(module, loader, val_loader(), ckpt_path=resumed, weights_only=True)
 

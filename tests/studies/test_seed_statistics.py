@@ -33,6 +33,16 @@ def test_the_interval_has_the_quantile_of_the_printed_table(n: int, quantile: fl
     assert found.high == pytest.approx(mean + half, abs=2e-4 * quantile)
 
 
+def test_a_value_that_is_no_number_leaves_no_mean_and_stops_nothing() -> None:
+    for values in ([1.0, math.nan], [math.inf, -math.inf], [math.inf, 2.0]):
+        assert (sample(values).n, math.isnan(sample(values).mean), math.isnan(sample(values).deviation or 0)) == (
+            2,
+            True,
+            True,
+        )
+    assert math.isnan(paired([math.inf, 1.0], [math.inf, 1.0]).mean)
+
+
 def test_only_the_differences_of_pairs_count_and_not_how_seeds_differ() -> None:
     near = paired([0.11, 0.12, 0.13], [0.1, 0.1, 0.1])
     far = paired([0.11, 0.92, 0.53], [0.1, 0.9, 0.5])

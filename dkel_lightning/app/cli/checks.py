@@ -83,6 +83,9 @@ def check(invocation: Invocation, hydra_settings: DictConfig | None) -> None:
     first, others = _jobs(given)
     base = composed(first, invocation.config_dir)
     _check_composed(base, first, invocation, launcher)
+    searches = hydra_settings is not None and "optuna" in str(hydra_settings.sweeper.get("_target_"))
+    if searches and base.trainer.limit_val_batches == 0:
+        raise ConfigError("A search chooses by validation, and trainer.limit_val_batches is 0.")
     for position, option in others:
         items = [*first[:position], option, *first[position + 1 :]]
         item = parse(option)
@@ -158,7 +161,8 @@ def _check_composed(
         raise ConfigError(f"task={task.name} {task.no_sweep}.")
     if task.plans:
         planned(values, items, invocation)
-    if launcher is not None and _launches_processes(values["trainer"]):
+    # Lightning would run this command once more for each further process, or with strategy auto might.
+    if launcher is not None and not requirements.one_process(values["trainer"]):
         _check_processes(values["trainer"], launcher)
 
 
@@ -180,13 +184,6 @@ def _check_whole(values: Mapping[str, Any]) -> None:
     lacking = [key for key in declared if key.split(".")[1] not in (*method, "*")]
     if lacking:
         raise ConfigError(f"The chosen method has no {lacking[0]}: begin its file with `defaults: [{name}]`.")
-
-
-def _launches_processes(trainer: Mapping[str, Any]) -> bool:
-    """Tell whether Lightning would run this command once more for each further process, or with strategy auto might."""
-    devices = trainer["devices"]
-    one_cpu = trainer["accelerator"] == "cpu" and devices == "auto"
-    return not requirements.names_one(devices) and not one_cpu
 
 
 def _check_processes(trainer: Mapping[str, Any], launcher: DictConfig) -> None:

@@ -19,6 +19,7 @@ from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.cli.refusals import refusal
 from dkel_lightning.app.config import choices, store
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.runtime import command_lines
 from dkel_lightning.settings.keys import shortened
 
 
@@ -61,7 +62,9 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, with_hy
         ConfigError: what Hydra finds wrong, without its hints.
     """
     prefer_own_presets(config_dir)
-    search = [] if config_dir is None else [f"hydra.searchpath=['{config_dir.as_uri()}']"]
+    # Hydra takes what follows file:// as it is: a URI, whose blanks and umlauts are written otherwise, names no folder.
+    place = "" if config_dir is None else command_lines.quoted(f"file://{config_dir.as_posix()}")
+    search = [] if config_dir is None else [f"hydra.searchpath=[{place}]"]
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(choices.folder()), version_base="1.3", job_name="dkel_lightning"):

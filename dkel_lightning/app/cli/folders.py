@@ -23,8 +23,8 @@ def settled(invocation: Invocation) -> Invocation:
         DkelError: it cannot be written, or what is to be resumed is not there or would go on elsewhere.
     """
     values, multirun = invocation.values, invocation.multirun
-    resumed = _resumed(values, multirun)
-    if resumed is not None and not multirun:
+    resumed = _resumed(values)
+    if resumed is not None:
         _refuse_elsewhere(values, folder_of(resumed))
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"  # of the two only this one is in force
     task = registry.TASKS.get(values.get("task", "train"))
@@ -43,18 +43,21 @@ def found(invocation: Invocation) -> Invocation:
 
     Raises:
         CheckpointError: there is none.
+        ConfigError: several jobs would go on with it.
     """
-    resumed = _resumed(invocation.values, invocation.multirun)
+    if invocation.multirun and is_given(invocation.values.get("resume")):
+        raise ConfigError("resume= goes on with one run, without -m; a sweep goes on with hydra.sweep.dir=FOLDER.")
+    resumed = _resumed(invocation.values)
     if resumed is None or Path(invocation.values["resume"]) == resumed:
         return invocation
     named = command_lines.override("resume", resumed.resolve())
     return invocation.with_arguments([named if split(a)[0] == "resume" else a for a in invocation.arguments])
 
 
-def _resumed(values: Mapping[str, str], multirun: bool) -> Path | None:
+def _resumed(values: Mapping[str, str]) -> Path | None:
     """Find what `resume=` means now, once: it reads whole checkpoints, and another run may write a newer one."""
     text = values.get("resume", "null")
-    return find_resume(text) if is_given(text) and (text == "last" or not multirun) else None
+    return find_resume(text) if is_given(text) else None
 
 
 def _refuse_elsewhere(values: Mapping[str, str], folder: Path) -> None:

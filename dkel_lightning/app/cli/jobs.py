@@ -26,6 +26,7 @@ from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.overrides import split
 from dkel_lightning.app.cli.refusals import fail, refusal
 from dkel_lightning.app.cli.sweep_session import KEY, SweepSession
+from dkel_lightning.app.runs import notes
 from dkel_lightning.app.runs.claim import SETTINGS, begin, claim, release
 from dkel_lightning.app.runs.folder import Run, run_folder, saved_values
 from dkel_lightning.app.runs.records import RunRecord
@@ -118,8 +119,6 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
 
     Whatever it fails of, the others are still wanted. It then has no objective, by which Optuna knows it as failed.
     """
-    from dkel_lightning.app import sweeps
-
     if job.launched_by("Joblib"):
         _end_with_sweep()
     if ranks.is_first():
@@ -146,10 +145,10 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
     with contextlib.suppress(OSError):  # a full disk, as the job has said
         if not ranks.is_first() or (job.running and not job.folder.is_dir()):
             return result  # a folder that was moved away is not made anew
-        if isinstance(failure, OtherJobError) or (failure and sweeps.is_of_other(job.folder, job.overrides)):
+        if isinstance(failure, OtherJobError) or (failure and notes.is_of_other(job.folder, job.overrides)):
             session.refuse(job.number)
             return result
-        sweeps.note(job.folder, job.overrides, "failed" if failure else "finished", failure)
+        notes.note(job.folder, job.overrides, "failed" if failure else "finished", failure)
     return result
 
 
@@ -199,23 +198,21 @@ def _work(job: Job) -> float | None:
     resume = find_resume(job.values["resume"]) if job.values["resume"] else None
     begun = resume is None and job.goes_on and (job.folder / SETTINGS).is_file()
     if job.session is not None:
-        from dkel_lightning.app import sweeps  # imports what draws
-
         if begun:
-            sweeps.refuse_other(job.folder, job.values)
-        if resume is not None and sweeps.is_of_other(job.folder, job.overrides):
-            raise OtherJobError(f"{job.folder} holds another job: give another hydra.sweep.dir.")
+            notes.refuse_other(job.folder, job.values)
         if not job.launched_by("BasicLauncher") and job.values["callbacks"]["progress"] == "auto":
             # One terminal has no room for the bars of several jobs.
             job.values["callbacks"] = {**job.values["callbacks"], "progress": "lines"}
     if resume is not None:
         folder = folder_of(resume)
         values = saved_settings.resumed(folder, job.values, job.overrides)
-        _note_running(job)
         saved_settings.announce(folder, job.values, values)
         again = tuple(item.lstrip("+") for item in job.overrides if split(item)[0] != "resume")
         # A run that never came to a checkpoint begins anew, which gives what it would have given.
-        return tasks.run(Run(values, job.folder, None if resume.is_dir() else resume, again=again))
+        objective = tasks.run(Run(values, job.folder, None if resume.is_dir() else resume, again=again))
+        if ranks.is_first():
+            notes.note_finished(folder)
+        return objective
     if begun:
         _note_running(job)
         return _go_on(job)
@@ -230,10 +227,8 @@ def _work(job: Job) -> float | None:
 
 def _note_running(job: Job) -> None:
     """Note in the folder of a sweep's job that it runs."""
-    from dkel_lightning.app import sweeps
-
     if job.session is not None and ranks.is_first():
-        sweeps.note(job.folder, job.overrides, "running")
+        notes.note(job.folder, job.overrides, "running")
         job.running = True
 
 

@@ -21,7 +21,7 @@ from dkel_lightning.app.runs.folder import values_in
 from dkel_lightning.app.runs.settings import as_written, differences
 from dkel_lightning.app.tasks import registry, stages
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
-from dkel_lightning.runtime import command_lines
+from dkel_lightning.runtime import command_lines, locks
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.ranks import is_first
 from dkel_lightning.schedules import are_shares
@@ -250,7 +250,8 @@ def announce(folder: Path, given: Values, values: Values) -> None:
     if longer:
         trainer = {**saved["trainer"], **{key.split(".")[1]: now[key] for key in longer}}
         text = OmegaConf.to_yaml(OmegaConf.create({**saved, "trainer": trainer}))
-        write_text(folder / "config.yaml", text)
+        with locks.held(folder, locks.CLAIM, locks.PATIENCE):  # not that of a run that another process trains
+            write_text(folder / "config.yaml", text)
 
 
 # ---------------------------------------------------------------------- checkpoints that are read

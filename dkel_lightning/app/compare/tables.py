@@ -113,7 +113,10 @@ def _csv(comparison: Comparison, outcomes: Outcomes) -> Iterator[list[object]]:
         samples = [group.sample(column.of) for column in COLUMNS]
         cells = [value for s in samples for value in ((None, None) if s is None else (s.mean, s.deviation))]
         pair = None if group is reference else group.less(reference)
-        less = [None] * 5 if pair is None else [pair.n, pair.mean, pair.low, pair.high, pair.detectable]
+        # The reference alone has no number of pairs: a label without a seed in common has none, which is 0.
+        less: list[object] = [None if group is reference else 0, None, None, None, None]
+        if pair is not None:
+            less = [pair.n, pair.mean, pair.low, pair.high, pair.detectable]
         yield [label, len(group.figures(COMPARED)), *cells, *less]
 
 

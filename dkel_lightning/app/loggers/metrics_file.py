@@ -51,11 +51,6 @@ class MetricsFile(Logger):
         """Return the folder of the run; a run has one version."""
         return self.path.parent.name
 
-    @property
-    def root_dir(self) -> str:
-        """Return the folder of the file."""
-        return str(self.path.parent)
-
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: config.yaml beside the file has them."""

@@ -38,10 +38,11 @@ def write_sweep(folder: Path, where: Path) -> Path:
     if missing:
         listed = ", ".join(map(str, missing))
         warnings.append(f"Jobs {listed} left no folder: they failed before they began.")
-    best = sweep.best if len(sweep.groups) > 1 else None
+    searched = sweeps.is_search(sweep)
+    best = sweep.best if len(sweep.groups) > 1 and not searched else None
     notes = [
         "Mean ± sample deviation over the n seeds that finished; test set, selected epoch.",
-        *_caution(best, sweep),
+        *([sweeps.SEARCHED] if searched else _caution(best, sweep)),
     ]
     if sweep.constant:
         notes.append(f"In all jobs: {' '.join(sweep.constant)}")

@@ -14,7 +14,9 @@ Kind = Literal["run", "sweep", "comparison"]
 
 NOTE = "job.json"
 """What a job of a sweep was set to, and how it ended."""
-RUN_FILES = ("config.yaml", "summary.json", "metrics.csv", "provenance.json", "failed.txt", NOTE)
+FAILED = "failed.txt"
+"""Why a run of a comparison has failed."""
+RUN_FILES = ("config.yaml", "summary.json", "metrics.csv", "provenance.json", FAILED, NOTE)
 COMPARISON_FILES = ("compare.md", "compare.csv", "members.csv")
 SWEEP_FILES = ("multirun.yaml", "sweep.csv")
 PAGE = "report.html"

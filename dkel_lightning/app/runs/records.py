@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dkel_lightning.app.config.schema import Values
-from dkel_lightning.app.runs.kinds import NOTE
+from dkel_lightning.app.runs.kinds import FAILED, NOTE
 from dkel_lightning.app.runs.parsing import (
     Confusion,
     Curve,
@@ -159,7 +159,7 @@ class RunRecord:
         """Why it failed, in full."""
         if self._failure is not None:
             return self._failure
-        lines = [line.strip() for line in (read_text(self.folder / "failed.txt") or "").splitlines() if line.strip()]
+        lines = [line.strip() for line in (read_text(self.folder / FAILED) or "").splitlines() if line.strip()]
         if lines:
             return lines[-1]  # of a traceback
         return str(self.job.get("message") or "no reason was noted") if self.job.get("state") == "failed" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,19 @@ def differences(saved: Values, wanted: Values) -> list[str]:
         f"{key}: {there.get(key)} there, {here.get(key)} here"
         for key in dict.fromkeys([*there, *here])
         if there.get(key) != here.get(key)
-        and MACHINE not in schema.flags(key)
+        and (MACHINE not in schema.flags(key) or (key == "data.root" and _are_other_images(there, here)))
         and not (COMPUTED in schema.flags(key) and here.get(key) is None)
     ]
+
+
+PUBLISHED = ("digits", "cifar10", "cifar100", "tinyimagenet", "imagenet")
+"""Data sets whose images are known by their name, wherever they lie."""
+
+
+def _are_other_images(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Tell whether a data set of one's own is another: one that has moved keeps the name of its file or folder."""
+    places = [Path(str(values.get("data.root"))).name for values in (there, here)]
+    return here.get("data.name") not in PUBLISHED and places[0] != places[1]
 
 
 def differences_of(folder: Path, wanted: Values) -> list[str]:

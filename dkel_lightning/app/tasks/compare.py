@@ -11,7 +11,7 @@ import json
 import math
 import shlex
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from dkel_lightning.app.compare.plan import Comparison, Variant
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.groups import COMPARED
+from dkel_lightning.app.runs.kinds import FAILED
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.runs.settings import differences_of
 from dkel_lightning.app.tasks import stages
@@ -60,7 +61,7 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
     Raises:
         DkelError: the folder holds members of another configuration; or every member has failed.
     """
-    _refuse_others(run.folder, comparison)
+    _refuse_others(run.folder, comparison, comparison.members())
     with _alone(run.folder):
         run.describe()
     members = [*comparison.members()]
@@ -129,7 +130,9 @@ class _ReferenceMissingError(DkelError):
 
 def _trained(folder: Path, comparison: Comparison, variant: Variant, seed: int, *, last: bool) -> RunRecord:
     where = member_folder(folder, variant.label, seed)
-    failure = where / "failed.txt"
+    failure = where / FAILED
+    # Another process may have begun it since the start, of a command that differs.
+    _refuse_others(folder, comparison, [(variant, seed)])
     try:
         if RunRecord(where).whole:
             print("finished before")
@@ -233,10 +236,14 @@ def _speed(where: Path) -> float:
 # ---------------------------------------------------------------------- going on, and saying what was done
 
 
-def _refuse_others(folder: Path, comparison: Comparison) -> None:
-    """Refuse a folder with members of another configuration, before anything is trained."""
+def _refuse_others(folder: Path, comparison: Comparison, members: Iterable[tuple[Variant, int]]) -> None:
+    """Refuse a folder with members of another configuration, before anything is trained.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
     mistakes = []
-    for variant, seed in comparison.members():
+    for variant, seed in members:
         where = member_folder(folder, variant.label, seed)
         if not (where / "config.yaml").is_file():
             continue

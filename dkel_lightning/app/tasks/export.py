@@ -23,7 +23,7 @@ from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.export import Preprocessing, Shipped, export, formats, hub
-from dkel_lightning.export.metadata import Facts
+from dkel_lightning.export.metadata import Facts, backbone_of
 from dkel_lightning.modules.batch import renamed, unpack
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.runtime.atomic_files import digest, text_of
@@ -104,7 +104,8 @@ def _preprocessing(images: ClassificationData) -> Preprocessing:
             "An export says how images are prepared, and the data module does not: give it attributes mean and std (of "
             "images in [0, 1], one a channel), or data.mean=[...] and data.std=[...]."
         )
-    return Preprocessing(*images.image_shape, normalize.mean, normalize.std, tuple(images.class_names))
+    margin = getattr(images, "margin", 1.0)  # which a data module of a user's own need not have
+    return Preprocessing(*images.image_shape, normalize.mean, normalize.std, tuple(images.class_names), margin)
 
 
 # ---------------------------------------------------------------------- what the model card says
@@ -117,7 +118,7 @@ def _facts(path: Path, values: Values, module: DistillationModule, images: Class
     method = str((recipe.get("method") or {}).get("name", type(module.method).__name__))
     data = values["data"]["name"]
     return Facts(
-        title=f"{recipe.get('backbone') or 'network'} trained with {method} on {data}: {tested.deployed}",
+        title=f"{backbone_of(recipe, tested.deployed) or 'network'} trained with {method} on {data}: {tested.deployed}",
         data={
             "set": data,
             "images": describe_sizes(images),

@@ -13,6 +13,11 @@ def names_one(devices: Any) -> bool:
     return str(devices) == "1" or (isinstance(devices, list) and len(devices) == 1)
 
 
+def one_process(trainer: Values) -> bool:
+    """Tell whether a training certainly stays in one process, of whatever devices the machine has."""
+    return names_one(trainer["devices"]) or (trainer["accelerator"] == "cpu" and trainer["devices"] == "auto")
+
+
 def of_comparison(values: Values) -> Iterator[str]:
     """Say what makes a comparison meaningless."""
     trainer = values["trainer"]

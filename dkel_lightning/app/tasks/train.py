@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
@@ -27,6 +27,7 @@ from dkel_lightning.app.callbacks.saving import (
     SettingsKept,
     ended_by_signals,
 )
+from dkel_lightning.app.callbacks.stopping import EarlyStopping
 from dkel_lightning.app.config import checks, schema
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.app.loggers import trackers

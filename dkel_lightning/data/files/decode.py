@@ -1,9 +1,10 @@
-"""Turning the bytes of an image file into an array, or into an error that names the file."""
+"""Turning the bytes of an image file into an array, or into an error that names the file; at once, or at each use."""
 
 from __future__ import annotations
 
 import io
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,7 +26,7 @@ def decode_exact(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
     """Return an image that must measure `size` by `size` as uint8 RGB `[3, size, size]`; grey becomes RGB.
 
     Raises:
-        DataError: It cannot be decoded, has another size, or more than 8 bits a channel.
+        DataError: It cannot be decoded, has another size, or more than 8 bits in its one channel.
     """
     with _opened(data, name) as image:
         if image.size != (size, size):
@@ -34,26 +35,18 @@ def decode_exact(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
         return _rgb(image)
 
 
-def decode_fitted(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
-    """Return the central square of an image, scaled to uint8 RGB `[3, size, size]`.
-
-    Cropping first gives what "resize the shorter side, then crop the centre" gives, and cannot blow up a thin image.
-
-    Raises:
-        DataError: It cannot be decoded, is absurdly large, or has more than 8 bits a channel.
-    """
-    return decode_to(data, name, (3, size, size))
-
-
-def decode_to(data: bytes, name: str, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def decode_to(data: bytes, name: str, shape: tuple[int, int, int], margin: float = 1.0) -> NDArray[np.uint8]:
     """Return the largest central part of an image with the proportions of `shape`, scaled to it, uint8 `[C, H, W]`.
 
-    C is 3 for RGB or 1 for grey.
+    C is 3 for RGB or 1 for grey. Cropping first gives what "resize the shorter side, then crop the centre" gives, and
+    cannot blow up a thin image. With a `margin` it is scaled to that many times the size, whose centre is cut.
 
     Raises:
-        DataError: As for `decode_fitted`.
+        DataError: It cannot be decoded, is absurdly large, or has more than 8 bits in its one channel.
     """
     channels, height, width = shape
+    scaled_width, scaled_height = round(width * margin), round(height * margin)
+    over, above = (scaled_width - width) // 2, (scaled_height - height) // 2
     with _opened(data, name) as image:
         own_width, own_height = image.size
         _refuse_large(image, name)
@@ -62,7 +55,8 @@ def decode_to(data: bytes, name: str, shape: tuple[int, int, int]) -> NDArray[np
         cut_height = min(own_height, max(1, own_width * height // width))
         left, top = (own_width - cut_width) // 2, (own_height - cut_height) // 2
         box = (left, top, left + cut_width, top + cut_height)
-        rgb = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, box=box)
+        rgb = image.convert("RGB").resize((scaled_width, scaled_height), Image.Resampling.BILINEAR, box=box)
+        rgb = rgb.crop((over, above, over + width, above + height))
         return _rgb(rgb) if channels == 3 else np.asarray(rgb.convert("L"), dtype=np.uint8)[None]
 
 
@@ -70,12 +64,40 @@ def decode_rgb(data: bytes, name: str) -> NDArray[np.uint8]:
     """Return a whole image as uint8 RGB `[3, H, W]`.
 
     Raises:
-        DataError: As for `decode_fitted`.
+        DataError: As for `decode_to`.
     """
     with _opened(data, name) as image:
         _refuse_large(image, name)
         _refuse_deep(image, name)
         return np.ascontiguousarray(_rgb(image))
+
+
+class EncodedImages(ABC):
+    """Encoded images as an array, uint8 `[N, 3, size, size]`: each is decoded where it is indexed, as `decode_to` does.
+
+    Args:
+        count: N.
+        size: Height and width.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+    margin = 1.0
+
+    def __init__(self, count: int, size: int) -> None:
+        self.shape = (count, 3, size, size)
+        self.size = count * 3 * size * size
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        indices = range(len(self))[chosen] if isinstance(chosen, slice) else chosen.tolist()
+        return np.stack([decode_to(*self.encoded(index), self.shape[1:], self.margin) for index in indices])
+
+    @abstractmethod
+    def encoded(self, index: int) -> tuple[bytes, str]:
+        """Return an image's bytes, and what to call it."""
 
 
 _UNREADABLE = (

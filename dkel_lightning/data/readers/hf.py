@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkel_lightning.data.datamodule import ImageDataModule
-from dkel_lightning.data.files.decode import decode_fitted
+from dkel_lightning.data.files.decode import EncodedImages
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.readers.image_folder import image_bytes
 from dkel_lightning.data.registry import register_data
@@ -22,30 +21,19 @@ SPLITS = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("
 """Names under which a split is looked for; a set without a test split is tested on its validation images."""
 
 
-class EncodedImages:
-    """A column of encoded images as an array, uint8 `[N, 3, size, size]`: each is decoded where it is indexed."""
-
-    dtype = np.dtype(np.uint8)
-    ndim = 4
+class ColumnOfImages(EncodedImages):
+    """A column of encoded images as an array."""
 
     def __init__(self, rows: Any, column: str, size: int) -> None:
+        super().__init__(len(rows), size)
         self.rows = rows
         self.column = column
-        self.shape = (len(rows), 3, size, size)
-        self.size = math.prod(self.shape)
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
-        indices = range(len(self))[chosen] if isinstance(chosen, slice) else chosen.tolist()
-        return np.stack([self._decoded(index) for index in indices])
-
-    def _decoded(self, index: int) -> NDArray[np.uint8]:
+    def encoded(self, index: int) -> tuple[bytes, str]:
+        """Return an image's bytes and its path."""
         image = self.rows[index][self.column]
         name = f"image {index} ({image['path'] or 'no path'})"
-        data = image["bytes"] if image["bytes"] is not None else image_bytes(Path(image["path"]))
-        return decode_fitted(data, name, self.shape[-1])
+        return image["bytes"] if image["bytes"] is not None else image_bytes(Path(image["path"])), name
 
 
 @register_data("hf")
@@ -96,7 +84,7 @@ class HuggingFaceDataModule(ImageDataModule):
 
         def images(rows: Any) -> Images:
             encoded = rows.cast_column(image, datasets.Image(decode=False))
-            array = cast("NDArray[np.uint8]", EncodedImages(encoded, image, self.image_size))
+            array = cast("NDArray[np.uint8]", ColumnOfImages(encoded, image, self.image_size))
             return Images(array, np.asarray(rows[label], dtype=np.int64))
 
         val = splits["val"] if splits["val"] is not None and "test" in found else None

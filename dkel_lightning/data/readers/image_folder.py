@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.files.cache import FOLDER as CACHE_FOLDER
 from dkel_lightning.data.files.cache import ImageCache, Listing, Recipe
 from dkel_lightning.data.files.checks import file_bytes, reading, refuse_lookalikes, regular_files
-from dkel_lightning.data.files.decode import decode_fitted
+from dkel_lightning.data.files.decode import decode_to
 from dkel_lightning.data.files.download import taking_turns
 from dkel_lightning.data.imageset import ImageSet
 from dkel_lightning.data.registry import register_data
@@ -25,19 +26,14 @@ _MOST_FILE_BYTES = 256 << 20
 
 
 def folder_fingerprint(*folders: Path) -> dict[str, str | int]:
-    """Return number, total size, newest change and a hash of the names of all files below some folders."""
+    """Return the number of all files below some folders, and a hash of their names, sizes and times."""
     files = sorted(
         (path.relative_to(folder.parent).as_posix(), status.st_size, status.st_mtime_ns)
         for folder in folders
         for path, status in regular_files(folder, skip=CACHE_FOLDER)
     )
-    return {
-        "kind": "folder",
-        "files": len(files),
-        "size": sum(size for _, size, _ in files),
-        "mtime_ns": max((mtime for _, _, mtime in files), default=0),
-        "names": hashlib.sha256("\n".join(name for name, _, _ in files).encode("utf-8", "replace")).hexdigest(),
-    }
+    # As JSON, which can hold any name that a file may have.
+    return {"kind": "folder", "files": len(files), "sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
 
 
 def _require_train(root: Path) -> None:
@@ -178,4 +174,4 @@ class ImageFolderDataModule(ImageDataModule):
         return ImageCache(folder, f"image_folder-{self.image_size}", fingerprint, self.root)
 
     def _decode(self, name: str) -> NDArray[np.uint8]:
-        return decode_fitted(image_bytes(Path(name)), name, self.image_size)
+        return decode_to(image_bytes(Path(name)), name, (3, self.image_size, self.image_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from torch import Tensor
 from dkel_lightning.data.augment import ResizedCropFlip
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.files.checks import reading
-from dkel_lightning.data.files.decode import decode_fitted, decode_rgb
+from dkel_lightning.data.files.decode import EncodedImages, decode_rgb
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.readers.image_folder import image_bytes, listed
 from dkel_lightning.data.registry import register_data
@@ -24,38 +25,27 @@ MARGIN = 8 / 7
 """How much larger than its central crop an evaluated image is scaled: 256 pixels for 224."""
 
 
-class ImageFiles:
-    """Image files as an array, uint8 `[N, 3, size, size]`: each is decoded where it is indexed.
+class WithOriginals(EncodedImages):
+    """Images whose central crops evaluations see; training cuts its own parts of the `original`."""
 
-    What is indexed is the central crop that evaluations see; training cuts its own parts of the `original`.
-    """
-
-    dtype = np.dtype(np.uint8)
-    ndim = 4
-
-    def __init__(self, names: Sequence[str], size: int) -> None:
-        # One block of bytes: as many objects would be copied to every worker that touches them.
-        self._names = np.array([name.encode() for name in names])
-        self.shape = (len(names), 3, size, size)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        size = self.shape[-1]
-        scaled = round(size * MARGIN)
-        first = (scaled - size) // 2
-        part = slice(first, first + size)
-        files = [self.encoded(int(index)) for index in indices]
-        return np.stack([decode_fitted(*file, scaled)[:, part, part] for file in files])
+    margin = MARGIN
 
     def original(self, index: int) -> Tensor:
         """Return a whole image, uint8 `[3, H, W]`."""
         return torch.from_numpy(decode_rgb(*self.encoded(index)))
 
+
+class ImageFiles(WithOriginals):
+    """Image files as an array."""
+
+    def __init__(self, names: Sequence[str], size: int) -> None:
+        super().__init__(len(names), size)
+        # One block of bytes: as many objects would be copied to every worker that touches them.
+        self._names = np.array([os.fsencode(name) for name in names])
+
     def encoded(self, index: int) -> tuple[bytes, str]:
         """Return a file's bytes and name."""
-        name = bytes(self._names[index]).decode()
+        name = os.fsdecode(bytes(self._names[index]))
         return image_bytes(Path(name)), name
 
 
@@ -77,6 +67,7 @@ class ImageNetDataModule(ImageDataModule):
     default_padding = 0
     default_mean = (0.485, 0.456, 0.406)
     default_std = (0.229, 0.224, 0.225)
+    margin = MARGIN
 
     def __init__(self, *args: Any, image_size: int = 224, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

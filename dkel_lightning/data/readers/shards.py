@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dkel_lightning.data.files.checks import reading
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.readers.image_folder import image_bytes, listed
-from dkel_lightning.data.readers.imagenet import ImageFiles, ImageNetDataModule
+from dkel_lightning.data.readers.imagenet import ImageNetDataModule, WithOriginals
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
 from dkel_lightning.runtime.packages import need
@@ -67,12 +67,12 @@ class Shards:
         return {**self.__dict__, "_opened": None}
 
 
-class ShardedImages(ImageFiles):
-    """Images in shards as an array, as `ImageFiles` are."""
+class ShardedImages(WithOriginals):
+    """Images in shards as an array."""
 
     def __init__(self, place: str, count: int, size: int) -> None:
+        super().__init__(count, size)
         self._shards = Shards(place)
-        self.shape = (count, 3, size, size)
 
     def encoded(self, index: int) -> tuple[bytes, str]:
         """Return an image as it was written, and what to call it."""

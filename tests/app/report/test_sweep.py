@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from dkel_lightning.app import sweeps
 from dkel_lightning.app.report import of_groups
+from dkel_lightning.app.runs import notes
 from dkel_lightning.app.runs.groups import Sweep, read_sweep
 from tests.app.report.pages import Drawn, Reader, read, write_run
 
 
 def sweep(folder: Path, *jobs: tuple[float, list[str]]) -> Path:
     for number, (accuracy, overrides) in enumerate(jobs):
-        sweeps.note(write_run(folder / str(number), *overrides, accuracy=accuracy), overrides, "finished")
+        notes.note(write_run(folder / str(number), *overrides, accuracy=accuracy), overrides, "finished")
     return folder
 
 
@@ -51,6 +51,15 @@ def test_jobs_are_grouped_over_seeds_with_mean_deviation_and_n(tmp_path: Path) -
 def test_one_seed_a_setting_is_not_taken_for_a_finding(tmp_path: Path) -> None:
     said = page(sweep(tmp_path / "sweep", TWO_BY_TWO[0], TWO_BY_TWO[2])).text
     assert "With one seed a setting nothing tells a difference from the luck of the seed." in said
+
+
+def test_a_search_marks_nothing_by_its_test_accuracy(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", TWO_BY_TWO[0], TWO_BY_TWO[2])
+    (folder / "optimization_results.yaml").touch()
+    found = page(folder)
+    assert "Chosen by the accuracy in validation." in found.text
+    assert not [one for one in found.all("tr") if "class" in one]
+    assert "less that of" not in found.text
 
 
 def test_what_follows_from_a_chosen_method_is_not_a_variation_of_its_own(tmp_path: Path) -> None:

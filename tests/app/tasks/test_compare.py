@@ -15,11 +15,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dkel_lightning.app.cli.checks import planned as planned_of
 from dkel_lightning.app.cli.invocation import Invocation
+from dkel_lightning.app.compare import tables
 from dkel_lightning.app.compare.plan import Comparison
 from dkel_lightning.app.compare.tables import COLUMNS, markdown
 from dkel_lightning.app.config.checks import check
+from dkel_lightning.app.report import of_groups
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.records import RunRecord
+from dkel_lightning.app.runs.tables import write_csv
 from dkel_lightning.app.tasks import compare as module
 from dkel_lightning.app.tasks.compare import compare
 from dkel_lightning.app.tasks.train import train
@@ -263,7 +266,22 @@ def test_runs_of_an_earlier_version_are_gone_on_with() -> None:
         values = compose(*given, f"compare.methods={methods}")
         comparison = planned_of(values, [*given, f"compare.methods={methods}"], Invocation(()))
         with pytest.raises(ConfigError, match=refused) if refused else contextlib.nullcontext():
-            module._refuse_others(runs, comparison)
+            module._refuse_others(runs, comparison, comparison.members())
+
+
+def test_what_another_command_has_begun_meanwhile_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    """A process that shares a comparison looks at each run when its turn comes, and not only at the start."""
+    _, comparison = planned("compare.methods=[dkel]", "compare.seeds=[0]", "data=npz", "data.root=mine.npz")
+    (variant, seed), *_ = comparison.members()
+    for changed in ("optimizer.lr=0.3", "data.root=elsewhere/other.npz"):
+        other, where = compose(*TINY, "data=npz", "data.root=mine.npz", changed), tmp_path / changed[:4]
+        Run(other, module.member_folder(where, "dkel", 0)).describe()
+        with pytest.raises(ConfigError, match=f"was trained with other settings .*{changed.split('=')[0]}"):
+            module._trained(where, comparison, variant, seed, last=True)
+        assert not [*where.rglob("failed.txt")]
+    moved = compose(*TINY, "data=npz", "data.root=/elsewhere/mine.npz")
+    Run(moved, module.member_folder(tmp_path / "moved", "dkel", 0)).describe()
+    module._refuse_others(tmp_path / "moved", comparison, comparison.members())
 
 
 @pytest.mark.slow
@@ -380,3 +398,13 @@ def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
     outcomes = {("pcl", 0): ended(tmp_path, "pcl", 0, 0.9), ("dkel", 0): ended(tmp_path, "dkel", 0, 0.95)}
     outcomes |= {("pcl", 1): RunRecord(tmp_path, failure="NaN"), ("dkel", 1): ended(tmp_path, "dkel", 1, 0.1)}
     assert "| dkel | 1 | +5.00 | n/a | n/a |" in markdown(comparison, outcomes, [])
+
+
+def test_a_label_without_a_seed_in_common_is_not_taken_for_the_reference(tmp_path: Path) -> None:
+    _, comparison = planned("compare.methods=[pcl,dkel,baseline]")
+    outcomes = {(label, 0): ended(tmp_path, label, 0, 0.9) for label in ("pcl", "dkel")}
+    outcomes["baseline", 0] = RunRecord(tmp_path, failure="NaN")
+    write_csv(tmp_path / "compare.csv", tables._csv(comparison, outcomes))
+    _, reference = of_groups.read_comparison(tmp_path)
+    assert reference is not None
+    assert reference.name == "pcl"

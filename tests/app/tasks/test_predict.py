@@ -69,7 +69,7 @@ def test_a_checkpoint_names_the_classes_of_image_files(
     assert float(first["probability"]) == pytest.approx(float(expected[0].max()), abs=1e-6)
     written = json.loads((tmp_path / "predictions.json").read_text())
     assert (written["member"], written["unreadable"], len(written["predictions"])) == ("teacher_1", [], COUNT)
-    assert "just covers 8x8 (Pillow, bilinear), cut that from its centre, grey" in written["preprocessing"]["steps"]
+    assert "just covers 8x8 (Pillow, bilinear), cut 8x8 from its centre, grey" in written["preprocessing"]["steps"]
     shown = capsys.readouterr().out
     assert "0.png" in shown
     assert f"{COUNT} images. Written to" in shown

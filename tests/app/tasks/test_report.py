@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dkel_lightning.app import figures, sweeps
-from dkel_lightning.app.runs import kinds
+from dkel_lightning.app import figures
+from dkel_lightning.app.runs import kinds, notes
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.tasks.report import report
@@ -65,7 +65,7 @@ def test_jobs_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 def test_the_newest_folder_is_the_one_that_was_written_to_last(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     write_run(outputs / "a" / "old")
-    sweeps.note(write_run(outputs / "b" / "sweep_x" / "0"), ["seed=0"], "finished")
+    notes.note(write_run(outputs / "b" / "sweep_x" / "0"), ["seed=0"], "finished")
     (outputs / "b" / "empty").mkdir()
     for path in (outputs / "a").rglob("*"):
         os.utime(path, (1, 1))

@@ -151,6 +151,14 @@ def test_early_stopping_stops(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, "trainer.max_epochs=30", "optimizer.lr=0", "callbacks.early_stopping=2")
     result = train(run)
     assert result.last.epoch <= 10
+    # Complete: a resume trains nothing, whether it was tested before or was killed in between.
+    before = (run.checkpoints / "best.ckpt").read_bytes(), rows(tmp_path)
+    for summary in (True, False):
+        if not summary:
+            (tmp_path / "summary.json").unlink()
+        again = train(replace(run, resume=run.checkpoints / "last.ckpt"))
+        assert again.last.epoch == result.last.epoch
+        assert ((run.checkpoints / "best.ckpt").read_bytes(), rows(tmp_path)) == before
 
 
 def test_of_equally_good_epochs_the_latest_is_kept(tmp_path: Path) -> None:

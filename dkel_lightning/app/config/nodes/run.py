@@ -98,8 +98,6 @@ class RunSettings(Settings, node=""):
         bool,
         switch("Let a saved configuration name folders, hosts, loggers and code, and predict open a .pt2 file."),
         MACHINE,
-        SEEDS,
-        TIME,
     ] = False
     deploy: Deploy = field(default_factory=Deploy)
     targets: Targets = field(default_factory=Targets)
