@@ -25,7 +25,8 @@ from dkel_lightning.metrics import (
 
 
 def test_sums_go_on_growing_in_a_module_of_a_half_type() -> None:
-    means, scores = nn.ModuleList([TermMeans(["ce"]), NetworkScores(1)]).to(torch.bfloat16)
+    means, scores = TermMeans(["ce"]), NetworkScores(1)
+    nn.ModuleList([means, scores]).to(torch.bfloat16)
     for _ in range(400):
         means.update(torch.tensor([1.2345]))
         scores.update(torch.tensor([64.0]), torch.tensor([256.0]), 128)

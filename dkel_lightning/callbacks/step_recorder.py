@@ -213,7 +213,8 @@ def all_finite(tensors: list[Tensor]) -> bool:
 
 def validates_after(trainer: Trainer) -> bool:
     """Tell whether a validation is due after this batch, as Lightning itself asks; by the clock, as it is now."""
-    return bool(trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
+    batches = trainer.fit_loop._data_fetcher
+    return batches is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(batches)
 
 
 def _own_buffers(module: Coordinator) -> dict[str, Tensor]:
