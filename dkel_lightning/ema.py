@@ -45,7 +45,10 @@ def average_(teacher: Sequence[Tensor], student: Sequence[Tensor], rate: float |
     """
     if not teacher:
         return
-    targets, sources = list(teacher), list(student)
+    targets = list(teacher)
+    sources = [
+        theirs.to(ours.dtype) for ours, theirs in zip(teacher, student, strict=True)
+    ]  # of a student in bf16-true
     if isinstance(rate, float | int):
         torch._foreach_lerp_(targets, sources, 1.0 - rate)
         return

@@ -6,6 +6,8 @@ logits of one peer or of all of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -14,10 +16,23 @@ from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
 
+HALF_TYPES = (torch.float16, torch.bfloat16)
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Raise half types to float32 and leave float32 and float64 as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in HALF_TYPES else x
+
+
+def not_halved(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Let what a module's `_apply` is given turn no tensor into a half type, of `bf16-true`; it is moved as it is."""
+
+    @wraps(fn)  # torchmetrics reads the name
+    def applied(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return tensor.to(moved.device) if moved.dtype in HALF_TYPES and tensor.dtype not in HALF_TYPES else moved
+
+    return applied
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

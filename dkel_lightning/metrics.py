@@ -7,19 +7,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
-from dkel_lightning.functional import classes_of, cross_entropy
+from dkel_lightning.functional import classes_of, cross_entropy, not_halved
 
 
-class TermMeans(Metric):
+class Sums(Metric):
+    """Sums that stay exact where a module is turned into a half type (`bf16-true`), in which they soon stop growing."""
+
+    full_state_update = False
+
+    def _apply(self, fn: Any, exclude_state: Sequence[str] = "") -> nn.Module:
+        return super()._apply(not_halved(fn), exclude_state)
+
+
+class TermMeans(Sums):
     """Average the loss terms of an epoch over its steps.
 
     The sums stay on the device and in the checkpoint; they are read once an epoch.
     """
 
-    full_state_update = False
     sums: Tensor
     steps: Tensor
 
@@ -40,10 +48,9 @@ class TermMeans(Metric):
         return {name: means[i] for i, name in enumerate(self.names)}
 
 
-class NetworkScores(Metric):
+class NetworkScores(Sums):
     """Top-1 accuracy and negative log-likelihood of several networks on the same samples."""
 
-    full_state_update = False
     correct: Tensor
     nll: Tensor
     samples: Tensor
@@ -79,7 +86,7 @@ def scores_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return correct, cross_entropy(logits, labels) * logits.shape[-2]
 
 
-class CalibrationErrors(Metric):
+class CalibrationErrors(Sums):
     """Expected calibration error of several networks on the same samples: `sum_b n_b / n |accuracy_b - confidence_b|`.
 
     The value of torchmetrics' MulticlassCalibrationError with the l1 norm, which keeps every confidence until the
@@ -89,7 +96,6 @@ class CalibrationErrors(Metric):
     Source: Guo et al. 2017, "On calibration of modern neural networks".
     """
 
-    full_state_update = False
     samples: Tensor
     correct: Tensor
     confidence: Tensor
@@ -115,10 +121,9 @@ class CalibrationErrors(Metric):
         return (self.correct - self.confidence).abs().sum(1) / self.samples.sum(1)
 
 
-class Disagreement(Metric):
+class Disagreement(Sums):
     """Share of samples on which two peers predict different classes, averaged over all pairs of peers."""
 
-    full_state_update = False
     different: Tensor
     samples: Tensor
 
@@ -141,10 +146,9 @@ class Disagreement(Metric):
         return self.different / self.samples
 
 
-class Predictions(Metric):
+class Predictions(Sums):
     """Entropy of the predictions of several networks, and how often each predicts each class, beside the labels."""
 
-    full_state_update = False
     entropy: Tensor
     predicted: Tensor
     labelled: Tensor
@@ -179,14 +183,13 @@ class Predictions(Metric):
         }
 
 
-class Confusion(Metric):
+class Confusion(Sums):
     """How often images of each class are given each class by one network.
 
     The value of torchmetrics' MulticlassConfusionMatrix, which under deterministic algorithms compares every image
     with every cell: gigabytes for a thousand classes.
     """
 
-    full_state_update = False
     counts: Tensor
 
     def __init__(self, classes: int, **kwargs: Any) -> None:
@@ -204,7 +207,7 @@ class Confusion(Metric):
         return self.counts
 
 
-class PairDiversity(Metric):
+class PairDiversity(Sums):
     """How far apart pairs of networks are on the same samples.
 
     * `agreement`: share of samples on which both predict the same class.
@@ -222,7 +225,6 @@ class PairDiversity(Metric):
     Source: CKA of Kornblith et al. 2019, "Similarity of neural network representations revisited".
     """
 
-    full_state_update = False
     WIDEST = 2048
     """Wider features are left out: their products would take more memory than the networks."""
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -21,6 +22,16 @@ from dkel_lightning.metrics import (
     relative_distance,
     scores_of,
 )
+
+
+def test_sums_go_on_growing_in_a_module_of_a_half_type() -> None:
+    means, scores = TermMeans(["ce"]), NetworkScores(1)
+    nn.ModuleList([means, scores]).to(torch.bfloat16)
+    for _ in range(400):
+        means.update(torch.tensor([1.2345]))
+        scores.update(torch.tensor([64.0]), torch.tensor([256.0]), 128)
+    assert means.compute()["ce"].item() == pytest.approx(1.2345, rel=1e-5)
+    assert {name: value.item() for name, value in scores.compute().items()} == {"accuracy": 0.5, "nll": 2.0}
 
 
 def test_term_means_by_hand_and_without_graph() -> None:

@@ -214,13 +214,29 @@ def _teachers_apart(given: str | Mapping[str, Any] | TeacherSettings | None) -> 
     if isinstance(given, TeacherSettings):
         given = asdict(given)
     elif isinstance(given, str):
-        if given not in TEACHERS:
-            raise ConfigError(unknown("teacher", given, TEACHERS))
-        given = TEACHERS[given].settings or {"update": "none"}
+        named = _of_preset(given)
+        # All that the name stands for, but for the rate, whose length `schedules` may give.
+        usual = {key: value for key, value in asdict(TeacherSettings()).items() if key not in TeacherSettings.exclusive}
+        given = named if named.get("update") == "none" else {**usual, **named}
     if not isinstance(given, Mapping) or "extra" not in given:
         return given, ExtraTeacher()
     voice = from_mapping(ExtraTeacher, given["extra"] or {}, ExtraTeacher.node)
     return {key: value for key, value in given.items() if key != "extra"}, voice
+
+
+def _of_preset(name: str) -> Mapping[str, Any]:
+    if name not in TEACHERS:
+        raise ConfigError(unknown("teacher", name, TEACHERS))
+    settings = TEACHERS[name].settings
+    return {"update": "none"} if settings is None else settings
+
+
+def _given_again(teacher: Any) -> Any:
+    """Give what a teacher's name or settings change of a checkpoint's own."""
+    if isinstance(teacher, TeacherSettings):
+        usual = asdict(TeacherSettings())
+        return {key: value for key, value in asdict(teacher).items() if value != usual[key]}
+    return _of_preset(teacher) if isinstance(teacher, str) else teacher or {}
 
 
 def _recipe_of_parts(module: Coordinator, voice: ExtraTeacher, normalize: networks.Constants | None) -> dict[str, Any]:
@@ -269,13 +285,14 @@ def load_from_checkpoint(  # noqa: D417
 
     Args:
         checkpoint_path: a file written by a Trainer.
-        map_location: the device on which the tensors are put.
+        map_location: the device on which the module is put.
         backbone: the model it was built from, if that was not a name, or hf:FOLDER.
         method: the method, if that was not a registered name.
         others: passed to `build`: `optimizer`, `scheduler` and `augmentation`, which no checkpoint holds and a
-            training that goes on needs as it had them; and what is to differ, such as `deploy`. A teacher from
-            elsewhere, which the checkpoint leaves out, is read again with `teacher={"weights": FILE}` or
-            `{"pretrained": True}`; without it the student is evaluated and deployed, and the teacher refused.
+            training that goes on needs as it had them; and what is to differ, such as `deploy`. Settings of a
+            `teacher` are laid over the checkpoint's. A teacher from elsewhere, which the checkpoint leaves out, is read
+            again with `teacher={"weights": FILE}` or `{"pretrained": True}`; without it the student is evaluated and
+            deployed, and the teacher refused.
 
     Raises:
         CheckpointError: missing, torn, unsafe, not written by this library, or with weights that are no numbers.
@@ -292,7 +309,7 @@ def load_from_checkpoint(  # noqa: D417
         )
     checkpoint = file_format.load(checkpoint_path, map_location)
     module: Coordinator = rebuilt(cls, checkpoint, checkpoint_path, backbone=backbone, method=method, **others)
-    return module
+    return module.to(next(iter(checkpoint["state_dict"].values())).device)
 
 
 def rebuilt(
@@ -320,15 +337,15 @@ def rebuilt(
     if backbone is None:
         refuse_folder(checkpoint_path, "backbone", recipe["backbone"])
     teacher, left_out = recipe.get("teacher"), file_format.left_out(checkpoint)
-    again = others.get("teacher")
-    if isinstance(teacher, Mapping) and (again is None or (left_out and isinstance(again, Mapping))):
+    again = _given_again(others.get("teacher"))
+    if isinstance(teacher, Mapping) and isinstance(again, Mapping):
         # What the teacher once began with may be anywhere; its weights are in the checkpoint, or given again.
-        others["teacher"] = merge(_without_files(teacher, again or {}, checkpoint_path), again or {})
+        others["teacher"] = merge(_without_files(teacher, again, checkpoint_path), again)
     beside = sum(told["parameters"] for told in left_out.values())
     with no_more_than(checkpoint["state_dict"], recipe, checkpoint_path, beside):
         module: Coordinator = cls.build(**(recipe | others))
     for part, told in left_out.items():
-        given_again = (again or {}) if part == "teacher" else (again or {}).get(part, {})
+        given_again = again if part == "teacher" else again.get(part, {})
         if part in module.teachers and not (given_again.get("weights") or given_again.get("pretrained")):
             continuation.go_without(module, part, told)
     continuation.load(module, checkpoint, checkpoint_path)

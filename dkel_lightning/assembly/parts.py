@@ -164,7 +164,7 @@ def attach(module: Coordinator) -> None:
     with seeded(seed, "method parts"):
         method.attach(student.network)
     if teacher is not None:
-        teacher.is_read = method.needs.teacher != "none"
+        teacher.is_read = method.needs.teacher != "none" and method.needs.teacher_outputs
         with seeded(seed, "method parts of the teacher"):  # the same whoever its student is
             method.attach_teacher(teacher.network)
     # DDP would overwrite them with those of the first process before every step; a frozen teacher has the same on all.

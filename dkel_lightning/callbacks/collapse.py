@@ -24,7 +24,6 @@ from dkel_lightning.callbacks.collapse_criteria import (
 )
 from dkel_lightning.callbacks.step_recorder import StepRecorder, Verdict, all_finite, non_finite, on_host
 from dkel_lightning.errors import CollapseError, NonFiniteError
-from dkel_lightning.metrics import Predictions
 from dkel_lightning.modules.batch import DATA_CURE, sync_blocks
 from dkel_lightning.modules.deployment import peer_names
 from dkel_lightning.modules.interface import Coordinator, coordinator
@@ -120,7 +119,6 @@ class CollapseGuard(Callback):
         self._recorder, self._other = StepRecorder(), StepRecorder()
         self._pending: list[tuple[Verdict, StepRecorder]] = []
         self._due: Collapse | None = None
-        self._predictions: Predictions | None = None
         self._good: dict[str, Any] = {}
         # Networks whose outputs were no numbers in the validation of this epoch.
         self._overflown: list[str] = []
@@ -128,15 +126,19 @@ class CollapseGuard(Callback):
     # ------------------------------------------------------------------ every step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch the losses; what training starts from is good."""
+        """Watch the losses."""
         module = coordinator(pl_module)
-        self._pending, self._due = [], None
+        self._pending, self._due, self._good = [], None, {}
         if self._read_loss not in module.readers:
             module.readers.append(self._read_loss)
-        self._remember(trainer, module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Read the verdict on an earlier step, and keep what a replay of this one needs."""
+        """Read the verdict on an earlier step, and keep what a replay of this one needs.
+
+        What the first one begins with is good: only now has the teacher been initialised.
+        """
+        if not self._good:
+            self._remember(trainer, coordinator(pl_module))
         self._read(trainer, pl_module, all_but=1 if self._reads_late(pl_module.device) else 0)
         if self._pending:
             self._recorder, self._other = self._other, self._recorder
@@ -253,41 +255,20 @@ class CollapseGuard(Callback):
 
     # ------------------------------------------------------------------ every validation
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to count."""
-        module = coordinator(pl_module)
-        if self._predictions is None:
-            self._predictions = Predictions(module.student.num_peers, module.student.num_classes)
-        self._predictions.to(module.device)
-        self._predictions.reset()
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count which classes the student peers predict."""
-        if self._predictions is not None and isinstance(outputs, Mapping):
-            peers = coordinator(pl_module).student.num_peers
-            self._predictions.update(outputs["evaluated"].logits[:peers], outputs["labels"])
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge each student peer."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or self._predictions is None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         module = coordinator(pl_module)
         logged = trainer.callback_metrics.items()
         self._overflown = non_finite((n.removeprefix("val/nll/"), v) for n, v in logged if n.startswith("val/nll/"))
-        found = {name: value.reshape(-1).tolist() for name, value in self._predictions.compute().items()}
+        found = {name: value.reshape(-1).tolist() for name, value in module.predictions.compute().items()}
         chance, samples = found["commonest"][0], int(found["samples"][0])
         bound = chance_bound(chance, samples)
         peers = peer_names(module, "student")
-        accuracy = dict(zip(peers, module.validation_accuracy.tolist(), strict=False))  # its first entries are theirs
-        shares = dict(zip(peers, found["top_share"], strict=True))
+        # The first members are they.
+        accuracy = dict(zip(peers, module.validation_accuracy.tolist(), strict=False))
+        shares = dict(zip(peers, found["top_share"], strict=False))
         faults = {
             peer: fault
             for peer in peers

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from dkel_lightning.metrics import PairDiversity, Predictions, mutual_distance, relative_distance
+from dkel_lightning.metrics import PairDiversity, mutual_distance, relative_distance
 from dkel_lightning.modules.deployment import peer_names
 from dkel_lightning.modules.evaluation import teacher_distance
 from dkel_lightning.modules.interface import Coordinator, coordinator
@@ -66,7 +66,6 @@ class DiversityMonitor(Callback):
         self._peers: tuple[int, ...] = ()
         self._pairs: dict[Pair, str] = {}
         self._between: PairDiversity | None = None
-        self._each: Predictions | None = None
         self._gradients: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------ validation
@@ -76,13 +75,11 @@ class DiversityMonitor(Callback):
         module = coordinator(pl_module)
         if self.detail == "none" or trainer.sanity_checking:
             return
-        if self._between is None or self._each is None:
+        if self._between is None:
             self._peers, self._pairs = _peers_and_pairs(module)
             self._between = PairDiversity(_feature_widths(module), [*self._pairs])
-            self._each = Predictions(len(module.members), module.student.num_classes)
-        for metric in (self._between, self._each):
-            metric.to(module.device)
-            metric.reset()
+        self._between.to(module.device)
+        self._between.reset()
 
     def on_validation_batch_end(
         self,
@@ -94,15 +91,13 @@ class DiversityMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add a batch."""
-        if self._between is None or self._each is None or trainer.sanity_checking or not isinstance(outputs, Mapping):
-            return
-        evaluated = outputs["evaluated"]
-        self._between.update(evaluated.logits[list(self._peers)], evaluated.features)
-        self._each.update(evaluated.logits, outputs["labels"])
+        if self._between is not None and not trainer.sanity_checking and isinstance(outputs, Mapping):
+            evaluated = outputs["evaluated"]
+            self._between.update(evaluated.logits[list(self._peers)], evaluated.features)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log all measures."""
-        if self._between is None or self._each is None or trainer.sanity_checking:
+        if self._between is None or trainer.sanity_checking:
             return
         module = coordinator(pl_module)
         logs: dict[str, Tensor] = {}
@@ -114,7 +109,7 @@ class DiversityMonitor(Callback):
             whole = teacher_distance(module)
             if whole is not None:
                 logs["diversity/distance/whole"] = whole
-        of_members = self._each.compute()
+        of_members = module.predictions.compute()
         for measure in ("entropy", "classes"):
             logs |= self._of_members(module, measure, of_members[measure].reshape(-1))
         logs |= self._homogenised(module, logs.get("diversity/agreement/student-teacher"))

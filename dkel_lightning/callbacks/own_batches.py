@@ -30,7 +30,7 @@ class MethodBatches(Callback):
     """Give the method training batches of its own at an epoch's start and end, from a loader of their own.
 
     The end is after its last batch, before its validation and its checkpoint; the same are given at the run's last step
-    and before a validation within an epoch, where these come earlier. A stream has no last batch.
+    and before a validation within an epoch, where these come earlier.
     """
 
     @staticmethod
@@ -46,8 +46,8 @@ class MethodBatches(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Give those of the end."""
-        last = batch_idx + 1 == trainer.num_training_batches or trainer.global_step == trainer.max_steps
-        if last or validates_after(trainer, batch_idx):
+        last = trainer.is_last_batch or trainer.global_step == trainer.max_steps
+        if last or validates_after(trainer):
             self._give(trainer, coordinator(pl_module), "end")
 
     def _give(self, trainer: Trainer, module: Coordinator, when: str) -> None:

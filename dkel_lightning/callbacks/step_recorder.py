@@ -85,7 +85,7 @@ class StepRecorder:
         self._random = {"torch": torch.random.get_rng_state()}
         if module.device.type == "cuda":
             self._random["cuda"] = torch.cuda.get_rng_state(module.device)
-        self.whole = sync_blocks(module.device) or validates_after(trainer, batch_idx)
+        self.whole = sync_blocks(module.device) or validates_after(trainer)
         # Optimizers make their state in the first step; otherwise the tensors stay the same ones.
         optimizer = trainer.optimizers[0]
         states = trainer.current_epoch, sum(map(len, optimizer.state.values())), self.whole
@@ -211,11 +211,10 @@ def all_finite(tensors: list[Tensor]) -> bool:
     return bool(torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]).isfinite().all())
 
 
-def validates_after(trainer: Trainer, batch_idx: int) -> bool:
-    """Tell whether a validation is due after this batch; one that is due by the clock is not foreseen."""
-    every = trainer.val_check_batch
-    within = isinstance(every, int) and (batch_idx + 1) % every == 0
-    return trainer.enable_validation and (trainer.is_last_batch or within)
+def validates_after(trainer: Trainer) -> bool:
+    """Tell whether a validation is due after this batch, as Lightning itself asks; by the clock, as it is now."""
+    batches = trainer.fit_loop._data_fetcher
+    return batches is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(batches)
 
 
 def _own_buffers(module: Coordinator) -> dict[str, Tensor]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from dkel_lightning.export.costs import Cost
-from dkel_lightning.export.metadata import Agreement, Facts, Record
+from dkel_lightning.export.formats import FOLDER
+from dkel_lightning.export.metadata import Agreement, Facts, Record, backbone_of
+from dkel_lightning.networks import size_arguments
 from dkel_lightning.runtime.texts import markdown
 
 LICENCE = (
@@ -47,20 +50,24 @@ _OWN = {
 import torch
 from torchvision.models import get_model
 
-network = get_model("{name}", num_classes={classes})
+network = get_model("{name}", num_classes={classes}{size})
 network.load_state_dict(torch.load("{file}", weights_only=True))""",
     "timm": """\
 import timm
 
-network = timm.create_model("{name}", num_classes={classes}, in_chans={channels}, checkpoint_path="{file}")""",
+network = timm.create_model("{name}", num_classes={classes}, in_chans={channels}{size}, checkpoint_path="{file}")""",
     "hf": """\
 from transformers import AutoModelForImageClassification
 
 network = AutoModelForImageClassification.from_pretrained(".")""",
-    "": """\
+    ".pt": """\
 import torch
 
 network.load_state_dict(torch.load("{file}", weights_only=True))  # a network of the class that was trained""",
+    ".safetensors": """\
+from safetensors.torch import load_file
+
+network.load_state_dict(load_file("{file}"))  # a network of the class that was trained""",
 }
 _TRACED = """\
 import torch
@@ -85,10 +92,14 @@ _USE = {
 
 
 def _use(record: Record, file: str) -> list[str]:
-    needs, code = _USE[record.format]
     channels, height, width = record.preprocessing.shape
-    source, _, name = str((record.recipe or {}).get("backbone") or "").rpartition(":")
-    code = (code or _OWN[source]).format(file=file, name=name, classes=record.num_classes, channels=channels)
+    backbone = backbone_of(record.recipe, record.member)
+    source, _, name = backbone.rpartition(":")
+    needs, code = _USE["original" if record.recipe is None and file.startswith("weights.") else record.format]
+    size = "".join(f", {key}={value}" for key, value in size_arguments(backbone, (height, width)).items())
+    own = "hf" if file == FOLDER else source or PurePath(file).suffix
+    code = code or _OWN[own]
+    code = code.format(file=file, name=name, classes=record.num_classes, channels=channels, size=size)
     form = f"Images [B, {channels}, {height}, {width}], float32 -> logits [B, {record.num_classes}]."
     return [f"`{file}`: {form} {needs}", "", "```python", code, "```", ""]
 

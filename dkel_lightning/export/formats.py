@@ -21,11 +21,11 @@ from dkel_lightning.export.metadata import KEY, RECORD, Record, check_files, fil
 from dkel_lightning.methods import preset
 from dkel_lightning.modules.deployment import EnsembleNetwork
 from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.networks import LogitsOf, SinglePeer, logits_of
+from dkel_lightning.networks import LogitsOf, SinglePeer, converts, logits_of
 from dkel_lightning.runtime.atomic_files import naming, text_of, write_bytes
 from dkel_lightning.runtime.packages import need
 
-_FOLDER = "model.safetensors"
+FOLDER = "model.safetensors"
 """Of a model of transformers in its own form."""
 _FILES = {
     "original": "weights.pt",
@@ -36,7 +36,8 @@ _FILES = {
 }
 FORMATS = tuple(_FILES)
 _OF_TRAINING = ("deploy", "peer_lr_scale", "frozen_peers")
-_OF_TEACHER = ("update", "backbone", "batchnorm", "draw")
+_OF_TEACHER = ("update", "batchnorm", "draw")
+_OF_ITS_OWN = ("backbone", "image_size", "mean", "std", "dtype")
 _INSIDE_PT2 = f"{KEY}.json"
 _NEEDED = {"safetensors": ("safetensors.torch",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 
@@ -90,6 +91,13 @@ def write(network: nn.Module, example: Tensor, folder: Path, record: Record) -> 
             f"export.format=original is for networks of torchvision, timm, transformers or your own, and "
             f"{record.member} is this library's: choose one of {', '.join(FORMATS[1:])}."
         )
+    alone = record.format == "original" or (record.format in FORMATS[:3] and record.recipe is None)
+    if alone and converts(network):
+        others = FORMATS[1:] if record.recipe is not None else FORMATS[3:]
+        raise ConfigError(
+            f"{record.member} converts its images first (teacher.image_size, mean or dtype), which is not among its "
+            f"weights: choose export.format {' or '.join(others)}."
+        )
     if record.format == "original" and hasattr(network, "save_pretrained"):
         return _write_folder(network, folder, record)
     if record.format in ("original", "state_dict", "safetensors"):
@@ -119,9 +127,9 @@ def _write_folder(network: Any, folder: Path, record: Record) -> list[Path]:
     if names := record.preprocessing.classes:
         network.config.id2label = dict(enumerate(names))
         network.config.label2id = {name: index for index, name in enumerate(names)}
-    with naming(folder / _FOLDER):
+    with naming(folder / FOLDER):
         network.save_pretrained(folder)
-    return [folder / _FOLDER, folder / "config.json"]
+    return [folder / FOLDER, folder / "config.json"]
 
 
 def _write_onnx(network: nn.Module, example: Tensor, target: Path, record: Record) -> None:
@@ -184,7 +192,7 @@ def received(path: Path, record: Record, network: nn.Module) -> Classifier:
         return _onnx(path)[1]
     if path.suffix == ".pt2":
         return _program(path)
-    if path.name == _FOLDER:
+    if path.name == FOLDER:
         return _without_gradient(_from_folder(path))
     tensors = _safetensors(path)[1] if path.suffix == ".safetensors" else _tensors(path)
     if record.recipe is not None:
@@ -224,7 +232,7 @@ def open_exported(path: Path, *, trust: bool = False) -> Exported:
     if inside is None and beside.is_file():
         inside = text_of(beside)
     record = Record.from_text(inside, path)
-    if path.name == _FOLDER:
+    if path.name == FOLDER:
         return Exported(path, record, _without_gradient(_from_folder(path)))
     return Exported(path, record, _without_gradient(_rebuilt(record, tensors, path, trust=trust)))
 
@@ -236,7 +244,7 @@ def is_exported(path: Path) -> bool:
 
 def _file_in(path: Path) -> Path:
     if path.is_dir():
-        names = dict.fromkeys([*_FILES.values(), _FOLDER])
+        names = dict.fromkeys([*_FILES.values(), FOLDER])
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
             raise CheckpointError(f"{path} holds no exported network ({', '.join(names)}).")
@@ -280,9 +288,8 @@ def _shaping(recipe: Mapping[str, Any], member: str) -> tuple[dict[str, Any], st
     """
     settings = {name: value for name, value in recipe.items() if name not in _OF_TRAINING}
     kind, _, number = member.partition("_")
-    teacher = {name: value for name, value in recipe.get("teacher", {}).items() if name in _OF_TEACHER}
-    if kind == "student":
-        teacher.pop("backbone", None)  # of a teacher of another form
+    shaping = (*_OF_TEACHER, *_OF_ITS_OWN) if kind == "teacher" else _OF_TEACHER
+    teacher = {name: value for name, value in recipe.get("teacher", {}).items() if name in shaping}
     if kind != "ensemble":
         fewest = preset(recipe["method"]["name"]).needs.minimum_peers
         peers = recipe["peers"]

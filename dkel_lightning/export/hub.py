@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dkel_lightning.errors import CheckpointError, ConfigError, HubError
-from dkel_lightning.export.formats import Exported, open_exported
-from dkel_lightning.export.metadata import RECORD, Record
+from dkel_lightning.export.formats import FOLDER, Exported, open_exported
+from dkel_lightning.export.metadata import RECORD
 from dkel_lightning.runtime.atomic_files import text_of, write_text
 from dkel_lightning.runtime.packages import need
 from dkel_lightning.runtime.texts import first_line
@@ -82,7 +82,8 @@ def describe(folder: Path, name: str) -> None:
     library, path = check(name), folder / RECORD
     try:
         written, card = text_of(path), library.ModelCard(text_of(folder / _CARD))
-        record, facts = Record.from_text(written, path), json.loads(written)["facts"]
+        told = json.loads(written)
+        facts, own_form = told["facts"], FOLDER in told["files"]
         data = str(facts["data"].get("set", "unknown"))
         figures = {str(kind): float(value) for kind, value in facts.get("metrics", {}).items()}
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -94,8 +95,6 @@ def describe(folder: Path, name: str) -> None:
         )
         for kind, value in figures.items()
     ]  # fmt: skip
-    backbone = str((record.recipe or {}).get("backbone"))
-    own_form = record.format == "original" and backbone.startswith("hf:")
     card.data = library.ModelCardData(
         library_name="transformers" if own_form else "dkel_lightning",
         pipeline_tag=_TASK,

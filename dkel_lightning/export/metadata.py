@@ -143,6 +143,18 @@ class Record:
         return cls(kind, member, classes, Preprocessing.from_dict(preprocessing), recipe)
 
 
+def backbone_of(recipe: Mapping[str, Any] | None, member: str) -> str:
+    """Name the network that a member is, as `build` takes it; several of an ensemble, none of a user's own."""
+    recipe = recipe or {}
+    network, _, number = member.partition("_")
+    if network == "teacher" and (own := recipe.get("teacher", {}).get("backbone")):
+        return str(own)
+    peers = recipe.get("peers")
+    if isinstance(peers, list):
+        return peers[int(number)] if number.isdecimal() else ", ".join(peers)
+    return str(recipe.get("backbone") or "")
+
+
 def files_of(folder: Path) -> dict[str, str]:
     """Read which files an export has written, with their SHA-256.
 

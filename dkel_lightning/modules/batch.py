@@ -28,6 +28,7 @@ def unpack(batch: Any) -> Batch:
     """Read a batch: a tuple or list `(images, labels[, indices])`, or a mapping with the usual names.
 
     Labels of shape [B, 1] become [B], and all integers int64. Float labels [B, C] are distributions over the classes.
+    Indices that are no tensor, such as the images' paths, are left out.
     Batches of several loaders at once become one, whose indices are left out: each loader has its own.
 
     Raises:
@@ -62,7 +63,7 @@ def unpack(batch: Any) -> Batch:
         )
     if not labels.is_floating_point() and labels.dtype != torch.bool:
         labels = labels.long()  # cross-entropy takes no other integers
-    return Batch(views, labels, indices)
+    return Batch(views, labels, indices if isinstance(indices, Tensor) else None)
 
 
 def parts_of(batch: Any) -> list[Any] | None:

@@ -25,6 +25,7 @@ from dkel_lightning.metrics import (
     Confusion,
     Disagreement,
     NetworkScores,
+    Predictions,
     TermMeans,
     relative_distance,
     scores_of,
@@ -43,6 +44,7 @@ def attach_metrics(module: Coordinator) -> None:
     module.scores = NetworkScores(members)
     module.calibration = CalibrationErrors(members)
     module.further_scores = []
+    module.predictions = Predictions(members, module.student.num_classes)
     module.disagreement = Disagreement()
     module.confusion = Confusion(module.student.num_classes)
     module.finite_watch = FiniteWatch()
@@ -101,7 +103,9 @@ def _evaluated(module: Coordinator, views: Tensor, teacher_views: Tensor) -> Eva
         rows.append(student.ensemble_logits.float().unsqueeze(0))
     features = [*student.features]
     if (teacher := module.teacher_here) is not None:
-        taught = teacher(teacher_views)
+        # One teacher of peers with a view each is scored on the first one's.
+        single = teacher.num_peers == 1 and teacher_views.dim() == 5
+        taught = teacher(teacher_views[:, 0] if single else teacher_views)
         teachers = taught.logits.float()
         rows += [teachers, _mean_probability(teachers)] if teacher.num_peers > 1 else [teachers]
         features += [*taught.features]
@@ -116,6 +120,7 @@ def _mean_probability(logits: Tensor) -> Tensor:
 def begin_validation(module: Coordinator) -> None:
     """Begin anew, also after a validation that was broken off."""
     module.scores.reset()
+    module.predictions.reset()
     module.further_scores.clear()
     module.finite_watch.begin()
 
@@ -146,7 +151,10 @@ def score(module: Coordinator, batch: Any, batch_idx: int, stage: str, loader: i
     correct, nll = scores_of(evaluated.logits, labels)
     module.finite_watch.look(nll, views, batch_idx, stage)
     scores_of_loader(module, loader)[0].update(correct, nll, len(labels))
-    return evaluated, classes_of(labels)
+    classes = classes_of(labels)
+    if stage == "validation" and loader == 0:
+        module.predictions.update(evaluated.logits, classes)
+    return evaluated, classes
 
 
 def score_test(module: Coordinator, batch: Any, batch_idx: int, loader: int = 0) -> None:

@@ -16,7 +16,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from dkel_lightning.metrics import CalibrationErrors, Confusion, Disagreement, NetworkScores, TermMeans
+from dkel_lightning.functional import not_halved
+from dkel_lightning.metrics import CalibrationErrors, Confusion, Disagreement, NetworkScores, Predictions, TermMeans
 from dkel_lightning.modules.batch import Batch, FiniteWatch, renamed
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
@@ -53,6 +54,7 @@ class Coordinator(LightningModule):
         validation_accuracy: [N] of the members in the last validation; chooses the deployed peer. A buffer.
         tested_confusion: of the deployed member in the last test: rows are true classes, columns predicted ones.
         scores: of the first loader of a validation or test; `further_scores` of the others, as they come.
+        predictions: of all members, of the first loader of a validation.
         observers: callables for the next eager training steps; while there are any, no step is captured.
         readers: callables for every training step; what a captured one hands them is overwritten by the next.
         compiled: the networks as compiled for this fit.
@@ -80,6 +82,7 @@ class Coordinator(LightningModule):
     term_means: TermMeans
     train_scores: NetworkScores
     scores: NetworkScores
+    predictions: Predictions
     calibration: CalibrationErrors
     further_scores: list[tuple[NetworkScores, CalibrationErrors]]
     disagreement: Disagreement
@@ -93,6 +96,13 @@ class Coordinator(LightningModule):
     lr: float | None = None
     test_flips: bool = False
     _ddp_params_and_buffers_to_ignore: list[str]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Coordinator:
+        """Keep the scores that choose a peer out of half types, in which many are equal."""
+        accuracy = self.validation_accuracy
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.validation_accuracy = not_halved(fn)(accuracy)
+        return self
 
     @property
     def is_attached(self) -> bool:

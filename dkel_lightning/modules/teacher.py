@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from dkel_lightning import ema
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError
-from dkel_lightning.functional import cross_entropy
+from dkel_lightning.functional import HALF_TYPES, cross_entropy, not_halved
 from dkel_lightning.modules.batch import refuse_broken_images, unpack, with_shape_errors_explained
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.outputs import TeacherOutput
@@ -62,7 +62,7 @@ class TeacherModule(PeersModule):
         self.is_away = False
         self.place, self.weight = TeacherSettings.node, 1.0
         self._alone, self._taught = False, 0  # batches since it last followed
-        self.is_read = True  # by the method; else it follows passively
+        self.is_read = True  # by the method; else no batch need pass it
         self._matching: ema.Matching | None = None
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("updates", torch.tensor(0, dtype=torch.int64))
@@ -80,31 +80,37 @@ class TeacherModule(PeersModule):
     def forward(self, views: Tensor) -> TeacherOutput:
         """Classify `views` as StudentModule does; without a graph unless it learns.
 
-        With `dtype=bfloat16` one that follows computes so in training; its weights and what it returns stay in the type
-        of `views`.
+        With `dtype=bfloat16` one that follows computes so in training, and of views in a half type (`bf16-true`) in
+        theirs; its weights stay in float32, and what it returns is of the type of `views`.
 
         Raises:
             CheckpointError: its weights were left out of the checkpoint.
         """
         self.require()
-        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()), self._statistics_kept():
-            if self._is_lowered:
-                # Each weight is read once a pass: what was cast of it need not be kept.
-                with torch.autocast(views.device.type, torch.bfloat16, cache_enabled=False):
-                    seen = tree_map_only(Tensor, lambda each: each.to(views.dtype), self.pass_through(views))
-            else:
-                seen = self.pass_through(views)
+        follows = self.settings.update == "ema"
+        lowered = follows and self.training and self.settings.dtype == "bfloat16" and not self._alone
+        kind = torch.bfloat16 if lowered else views.dtype
+        learning = self.learns and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learning), self._statistics_kept(), _autocast(views, kind):
+            seen = self.pass_through(views)
+        if kind in HALF_TYPES:
+            seen = tree_map_only(Tensor, lambda each: each.to(views.dtype), seen)
         return TeacherOutput(seen.logits, seen.features, seen.named)
 
-    @property
-    def _is_lowered(self) -> bool:
-        return self.training and self.settings.dtype == "bfloat16" and self.settings.update == "ema" and not self._alone
+    def _apply(self, fn: Any, recurse: bool = True) -> TeacherModule:
+        """Keep an average out of half types, in which a step towards the student is rounded away."""
+        super()._apply(not_halved(fn) if self.settings.update == "ema" else fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def takes_part(self) -> bool:
         """Tell whether a training batch is to pass it: somebody reads what it says, or the passing changes it.
 
         Outside of a Trainer it warns where nobody has asked it to follow for long.
+
+        Raises:
+            CheckpointError: its weights were left out of the checkpoint.
         """
+        self.require()
         self._taught += 1
         if self._taught == _NEVER_FOLLOWED and self.settings.update == "ema":
             rank_zero_warn(
@@ -119,16 +125,21 @@ class TeacherModule(PeersModule):
 
         Its logits are then [V, B, C]: entry i belongs to peer i's view.
         """
-        if self.num_peers > 1 or views.dim() != 5 or views.shape[1] == 1:
-            output: TeacherOutput = self(views)
+        rows_of_all = self._in_rows(views)
+        output: TeacherOutput = self(rows_of_all)
+        if rows_of_all is views:
             return output
-        output = self(views.transpose(0, 1).flatten(0, 1))
         rows = (views.shape[1], views.shape[0], -1)
         assert isinstance(output.features, Tensor)
         named = output.named
         if named is not None:
             named = {name: tuple(of_views.chunk(views.shape[1])) for name, (of_views,) in named.items()}
         return TeacherOutput(output.logits.reshape(rows), output.features.reshape(rows), named)
+
+    def _in_rows(self, views: Tensor) -> Tensor:
+        """Let a single teacher see each of several views as an image of its own, [V B, C, H, W]; else as they are."""
+        several = self.num_peers == 1 and views.dim() == 5 and views.shape[1] > 1
+        return views.transpose(0, 1).flatten(0, 1) if several else views
 
     def train(self, mode: bool = True) -> TeacherModule:
         """Follow the root's mode: in training the teacher normalises with batch statistics, unless it is frozen.
@@ -209,9 +220,9 @@ class TeacherModule(PeersModule):
                 if index < 2:
                     give_back()
                 views, labels, _ = unpack(batch)
-                with with_shape_errors_explained(views, self.network):
-                    logits, _ = self.network(views)
-                loss = cross_entropy(logits, labels).mean()
+                with with_shape_errors_explained(views, self.network), _autocast(views, views.dtype):
+                    logits, _ = self.network(self._in_rows(views))
+                loss = cross_entropy(logits.reshape(-1, len(labels), logits.shape[-1]), labels).mean()
                 # Read here, before the training: a teacher that is spoilt now would spoil a first step on sound images.
                 if not bool(loss.detach().isfinite()):
                     refuse_broken_images(views, index, "teacher's initialisation")
@@ -294,3 +305,8 @@ class TeacherModule(PeersModule):
         super()._load_from_state_dict(*args, **kwargs)
         if not torch.equal(self.rate, torch.full_like(self.rate, self._host_rate)):
             self._host_rate = float(self.rate)
+
+
+def _autocast(views: Tensor, kind: torch.dtype) -> AbstractContextManager[Any]:
+    """Compute in a half type with weights of another; each is read once a pass, so what was cast of it is not kept."""
+    return torch.autocast(views.device.type, kind, cache_enabled=False) if kind in HALF_TYPES else nullcontext()

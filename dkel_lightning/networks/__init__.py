@@ -2,8 +2,8 @@
 
 from dkel_lightning.networks.adapters import adapter, at_common_size
 from dkel_lightning.networks.branching import SplitModel, WholeModel, branch_model, is_trained, redraw_, whole_model
-from dkel_lightning.networks.conversion import Constants, Conversion, convert_before
-from dkel_lightning.networks.external import default_cut, make, normalisation, pretrained_classes
+from dkel_lightning.networks.conversion import Constants, Conversion, convert_before, converts
+from dkel_lightning.networks.external import default_cut, make, normalisation, pretrained_classes, size_arguments
 from dkel_lightning.networks.maps import check_pairs, maps_of
 from dkel_lightning.networks.outline import IMAGE_SHAPE, LogitsOf, classes_of, logits_of
 from dkel_lightning.networks.peers import (
@@ -44,6 +44,7 @@ __all__ = [
     "check_pairs",
     "classes_of",
     "convert_before",
+    "converts",
     "create",
     "default_cut",
     "find",
@@ -57,6 +58,7 @@ __all__ = [
     "redraw_",
     "register_backbone",
     "release_",
+    "size_arguments",
     "stages_of",
     "start_linear",
     "whole_model",

@@ -54,6 +54,11 @@ class Conversion:
         return self._on[device]
 
 
+def converts(module: nn.Module) -> bool:
+    """Tell whether a module, or a part of it, converts its images first."""
+    return any(isinstance(hook, Conversion) for part in module.modules() for hook in part._forward_pre_hooks.values())
+
+
 def convert_before(network: PeerNetwork, conversion: Conversion) -> None:
     """Let a network of one peer, and what is deployed of it, convert its images first; its weights keep their names.
 

@@ -86,6 +86,18 @@ def make(
     return build(_library(name), own_name, num_classes, in_channels, size, pretrained)
 
 
+def size_arguments(name: str, size: Sequence[int]) -> dict[str, Any]:
+    """Give what the library of a model of one size alone is told to build it for images of `size`; else nothing.
+
+    Of transformers the size is in the configuration.
+    """
+    source, _, own_name = name.partition(":")
+    if source == "torchvision":
+        return {"image_size": size[0]} if own_name.startswith("vit_") else {}
+    fixed = source == "timm" and _library(name).get_pretrained_cfg_value(own_name, "fixed_input_size")
+    return {"img_size": tuple(size)} if fixed else {}
+
+
 def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
     """Return mean and deviation of the images on which the pretrained model `name` was trained.
 
@@ -146,7 +158,7 @@ def _torchvision(name: str, num_classes: int, in_channels: int, size: tuple[int,
             f"torchvision:{name} takes images of 3 channels, the data has {in_channels}: take a registered backbone, "
             "or timm:NAME, which adapts to the channels."
         )
-    given: dict[str, Any] = {"image_size": size[0]} if name.startswith("vit_") else {}
+    given = size_arguments(f"torchvision:{name}", size)
     if pretrained:
         return _had(f"torchvision:{name}", lambda: models.get_model(name, weights="DEFAULT", **given))
     model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **given)
@@ -158,9 +170,8 @@ def _timm(
 ) -> nn.Module:
     if not timm.is_model(name):
         raise ConfigError(_unknown("timm", name, timm.list_models()))
-    given: dict[str, Any] = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": in_channels}
-    if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
-        given["img_size"] = size
+    given = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": in_channels}
+    given |= size_arguments(f"timm:{name}", size)
     return _had(f"timm:{name}", lambda: timm.create_model(name, **given), pretrained)
 
 

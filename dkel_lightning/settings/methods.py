@@ -298,7 +298,7 @@ PRESETS: dict[str, MethodPreset] = {
     "iakd": MethodPreset(
         "Interactive distillation: blocks of a frozen teacher stand in the student's forward pass at random.",
         IAKDSettings,
-        replace(OF_ONE_TEACHER, time=True, batches=True, maximum_peers=1),
+        replace(OF_ONE_TEACHER, teacher_outputs=False, time=True, batches=True, maximum_peers=1),
         teacher="frozen",
         arrangement={"peers": 1},
     ),

@@ -16,6 +16,8 @@ class Needs:
         teacher: whether teacher peers are `required` or `optional`. With `none` it reads nothing of them, and they
             follow passively where its preset or the user wants the student's moving average: one whose statistics are
             averaged too (`teacher.batchnorm=ema`) is passed no batch.
+        teacher_outputs: it reads what its teacher says of a batch; else it takes parts of the teacher's network alone,
+            and no batch passes one that is frozen.
         foreign_teacher: its teacher is one network of its own, of any architecture, rather than peers of the student's
             form; it teaches all peers. One that is frozen and given no weights is trained first, in a stage of its own.
         fitted_by: the method that fits what this one builds on to the frozen teacher, in a stage of its own.
@@ -35,6 +37,7 @@ class Needs:
     """
 
     teacher: str = "required"
+    teacher_outputs: bool = True
     foreign_teacher: bool = False
     fitted_by: str | None = None
     fixed_student: bool = False

@@ -20,7 +20,7 @@ from dkel_lightning.callbacks.collapse import scale_rates
 from dkel_lightning.callbacks.collapse_criteria import Collapse, can_tell, chance_bound, clearly_better, fault_of
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
 from tests.callbacks.test_step_recorder import Before, poisoned_loader
-from tests.modules.toy import SGD, build, parameters_of, same, train_loader, trainer, val_loader
+from tests.modules.toy import SGD, Recorder, build, parameters_of, same, train_loader, trainer, val_loader
 
 
 class Spoil(Callback):
@@ -300,9 +300,13 @@ def test_restore_takes_weights_momentum_and_the_teachers_counter_back(tmp_path: 
 def test_a_loss_that_is_no_number_is_restored_too_and_the_epochs_sums_stay_finite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = build("dkel", 2)
-    run = trainer(CollapseGuard("restore"), max_epochs=1, default_root_dir=tmp_path)
+    module, seen = build("dkel", 2), Recorder()
+    run = trainer(seen, CollapseGuard("restore"), max_epochs=1, default_root_dir=tmp_path)
     run.fit(module, poisoned_loader(2))
+    # Before any validation it goes back to where the first step began: to an initialised teacher.
+    assert module.teacher.initialised
+    assert same(seen.teachers[3], seen.teachers[0])
+    assert same(seen.students[3], seen.students[0])
     assert run.global_step == 5
     assert all(bool(value.isfinite().all()) for value in module.parameters())
     assert torch.isfinite(run.callback_metrics["train/loss"])

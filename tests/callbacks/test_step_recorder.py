@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from dkel_lightning.callbacks import CollapseGuard, step_recorder
-from dkel_lightning.callbacks.step_recorder import Verdict, all_finite, non_finite
+from dkel_lightning.callbacks.step_recorder import Verdict, all_finite, non_finite, validates_after
 from dkel_lightning.data import WithIndices
 from dkel_lightning.errors import NonFiniteError
-from tests.modules.toy import Toy, build, parameters_of, same, train_loader, trainer, val_loader
+from tests.modules.toy import Stream, Toy, build, parameters_of, same, train_loader, trainer, val_loader
 
 
 def poisoned_loader(bad_batch: int, value: float = float("nan")) -> DataLoader[Any]:
@@ -226,6 +226,45 @@ def test_what_overflows_after_the_last_step_is_caught_before_saving(part: str, w
     with pytest.raises(NonFiniteError, match=what):
         fit.fit(build(), train_loader(), val_loader())
     assert list(tmp_path.glob("*.ckpt")) == []
+
+
+class Foreseen(Callback):
+    """Asks at the start and the end of each batch whether a validation follows, and notes after which one did."""
+
+    def __init__(self) -> None:
+        self.said: list[list[bool]] = []
+        self.came: list[int] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        self.said.append([validates_after(trainer)])
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        self.said[-1].append(validates_after(trainer))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.came.append(len(self.said) - 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "after"),
+    [
+        ({}, [2, 5]),
+        ({"val_check_interval": 2}, [1, 4]),
+        ({"check_val_every_n_epoch": 2}, [5]),
+        ({"check_val_every_n_epoch": None, "val_check_interval": 4}, [3]),  # counted over epochs
+        ({"limit_val_batches": 0}, []),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_validation_is_foreseen_however_its_batches_are_counted(
+    settings: dict[str, Any], after: list[int], stream: bool
+) -> None:
+    watch = Foreseen()
+    data = DataLoader(Stream(), batch_size=8) if stream else train_loader()
+    module = build("baseline", 1, teacher={"update": "none"})
+    trainer(watch, max_epochs=2, **settings).fit(module, data, val_loader(5))
+    assert watch.came == after
+    assert watch.said == [[step in after] * 2 for step in range(6)]
 
 
 def test_finite_runs_pass(tmp_path: Path) -> None:

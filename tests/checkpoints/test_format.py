@@ -10,6 +10,7 @@ import stat
 import threading
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from dkel_lightning import DistillationModule
+from dkel_lightning.assembly import build as building
 from dkel_lightning.assembly import teacher_weights
 from dkel_lightning.checkpoints import archive, file_format
 from dkel_lightning.checkpoints.file_format import AtomicCheckpointIO
 from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.settings.teacher import TeacherSettings
 from tests.modules.toy import SGD, build, train_loader, trainer
 
 
@@ -284,6 +287,27 @@ def test_what_lightning_takes_is_taken_where_it_holds(written: Path) -> None:
     for name, value in {"strict": False, "hparams_file": "x.yaml", "weights_only": False, "lr": 0.1}.items():
         with pytest.raises(ConfigError, match=rf"load_from_checkpoint takes no {name}: .*backbone, num_classes"):
             DistillationModule.load_from_checkpoint(written, **{name: value})  # type: ignore[arg-type]
+
+
+def test_the_module_goes_where_its_tensors_are_put(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    where = torch.empty(0, device="meta")  # which tensors of a file cannot be
+    monkeypatch.setattr(file_format, "load", lambda path, device: asked.append(device) or {"state_dict": {"x": where}})
+    monkeypatch.setattr(building, "rebuilt", lambda *_, **__: build())
+    module = DistillationModule.load_from_checkpoint("x.ckpt", map_location="meta")
+    assert asked == ["meta"]
+    assert {str(tensor.device) for tensor in module.state_dict().values()} == {"meta"}
+    assert module.device == where.device
+
+
+def test_settings_of_a_teacher_are_laid_over_the_checkpoint_s(tmp_path: Path) -> None:
+    module = build("pcl", teacher={"decay": 0.5})
+    fit = trainer()
+    fit.fit(module, train_loader())
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    for given, rate in (({"decay": 0.9}, 0.9), (TeacherSettings(decay=0.9), 0.9), ("follow", 0.5)):
+        settings = DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt", teacher=given).teacher.settings
+        assert settings == replace(module.teacher.settings, decay=rate)
 
 
 @pytest.mark.parametrize("name", ["build", "load_from_checkpoint"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dkel_lightning import DistillationModule
+from dkel_lightning import DistillationModule, TeacherSettings
 from dkel_lightning.app.cli import saved_settings
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.evaluate import evaluate
@@ -93,8 +93,10 @@ def test_without_its_teacher_a_checkpoint_is_evaluated_and_deployed_and_the_teac
         trainer().fit(alone, train_loader())
     with pytest.raises(CheckpointError, match=missing):
         DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt", deploy={"network": "teacher"}).deploy()
-    again = DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt", teacher={"weights": given})
-    torch.testing.assert_close(again.deploy("teacher")(images), module.deploy("teacher")(images))
+    for form in ({"weights": given}, TeacherSettings(weights=given)):
+        again = DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt", teacher=form)
+        torch.testing.assert_close(again.deploy("teacher")(images), module.deploy("teacher")(images))
+    assert DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt", teacher="frozen").members == ("student_0",)
     with pytest.raises(CheckpointError, match=r"and the one here is .*from_elsewhere_1\.pt"):
         DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt", teacher={"weights": weights_file(tmp_path, 1)})
 

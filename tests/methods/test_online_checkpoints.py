@@ -15,6 +15,7 @@ from dkel_lightning import DistillationModule, methods
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.callbacks import CollapseGuard, TeacherCheckpoints
 from dkel_lightning.callbacks.collapse_criteria import Collapse
+from dkel_lightning.data import Batch
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.functional import distillation
 from tests.compose import compose
@@ -79,6 +80,25 @@ def test_a_teacher_beside_its_student_learns_as_if_it_were_alone() -> None:
     ours, theirs = module.teacher.network.state_dict(), alone.student.network.state_dict()
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_one_teacher_of_several_peers_learns_and_is_scored_where_each_has_a_view() -> None:
+    # First it is initialised on all views, each as an image of its own.
+    several, single = (toy.build("online_checkpoints", 2).teacher for _ in range(2))
+    images, labels = next(iter(train_loader(views=2)))
+    several.initialise([Batch(images, labels, None)], 0.1)
+    single.initialise([Batch(images.transpose(0, 1).flatten(0, 1), labels.repeat(2), None)], 0.1)
+    assert same(parameters_of(several.network), parameters_of(single.network))
+    # Then a whole run, also of a validation set with a view each.
+    module = toy.build("online_checkpoints", 2)
+    assert module.teacher is not None
+    assert module.teacher.settings.init_steps
+    run = trainer()
+    run.fit(module, train_loader(views=2), train_loader(views=2))
+    assert "val/acc/teacher_0" in run.callback_metrics
+    module.eval()
+    teacher = module.members.index("teacher_0")
+    torch.testing.assert_close(module.member_logits(images)[teacher], module.teacher(images[:, 0]).logits[0])
 
 
 def test_each_step_is_taught_by_the_newest_checkpoint_of_its_moment(

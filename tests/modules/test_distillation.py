@@ -215,6 +215,12 @@ def test_batches_of_any_usual_form_train_alike(collate: Any) -> None:
     assert same(after_training_on(collate), after_training_on(None))
 
 
+def test_indices_that_are_no_tensor_are_left_out() -> None:
+    images, labels = images_and_labels(2)
+    for batch in ((images, labels, ["a.png", "b.png"]), {"image": images, "label": labels, "index": [0, 1]}):
+        assert unpack(batch).indices is None
+
+
 def test_a_mapping_may_call_its_images_and_labels_what_it_likes() -> None:
     def collate(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         images, labels = zip(*samples, strict=True)

@@ -14,6 +14,7 @@ from torch.optim import SGD, AdamW
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules.optim import Grouped, WarmupCosine, fused, parameter_groups
 from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 from tests.modules.toy import build, images_and_labels, train_loader, trainer, val_loader
 
 
@@ -106,6 +107,13 @@ def test_any_method_can_have_its_students_moving_average_beside_it(name: str) ->
     assert averaged.teacher.updates.item() == 3
     assert averaged.deployed_member().startswith("teacher_")
     assert "val/acc/teacher_mean" in fit.callback_metrics
+
+
+@pytest.mark.parametrize("name", [name for name, preset in TEACHERS.items() if preset.settings is not None])
+def test_a_teacher_by_name_is_all_that_the_name_stands_for(name: str) -> None:
+    for method in ("dkel", "pcl", "baseline"):  # whose own differ
+        settings = build(method, teacher=name, schedules="shares").teacher.settings
+        assert settings == TeacherSettings(**{**(TEACHERS[name].settings or {}), "decay": None, "decay_share": 0.01})
 
 
 def test_an_unknown_teacher_by_name_is_answered() -> None:

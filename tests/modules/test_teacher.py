@@ -44,6 +44,23 @@ def test_golden_trajectory_through_the_module(golden: dict[str, Any], start: str
         torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("start", ["keep", "mean_teacher"])
+def test_the_average_of_a_student_in_a_half_type_is_that_of_float32(start: str) -> None:
+    teacher, student = teacher_and_student(start=start, decay=0.999, batchnorm="ema")
+    exact = copy.deepcopy(teacher)
+    halves = student.to(torch.bfloat16), copy.deepcopy(student).float()
+    teacher.to(torch.bfloat16)
+    for _ in range(3):
+        for one, followed in zip((teacher, exact), halves, strict=True):
+            one.follow(followed)
+    assert same(dict(teacher.state_dict()), dict(exact.state_dict()))
+    images = torch.randn(2, 3, 8, 8)
+    seen = teacher(images.to(torch.bfloat16))
+    assert seen.logits.dtype == torch.bfloat16
+    torch.testing.assert_close(seen.logits.float(), exact(images).logits, rtol=0.1, atol=0.1)
+    teacher.initialise([(images.to(torch.bfloat16), torch.tensor([0, 1]))], 0.1)
+
+
 def test_counter_and_rate_survive_a_state_dict() -> None:
     teacher, student = teacher_and_student(start="copy")
     for _ in range(3):

@@ -23,7 +23,7 @@ from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.export import Preprocessing, Shipped, export, formats, hub
-from dkel_lightning.export.metadata import Facts
+from dkel_lightning.export.metadata import Facts, backbone_of
 from dkel_lightning.modules.batch import renamed, unpack
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.runtime.atomic_files import digest, text_of
@@ -118,7 +118,7 @@ def _facts(path: Path, values: Values, module: DistillationModule, images: Class
     method = str((recipe.get("method") or {}).get("name", type(module.method).__name__))
     data = values["data"]["name"]
     return Facts(
-        title=f"{recipe.get('backbone') or 'network'} trained with {method} on {data}: {tested.deployed}",
+        title=f"{backbone_of(recipe, tested.deployed) or 'network'} trained with {method} on {data}: {tested.deployed}",
         data={
             "set": data,
             "images": describe_sizes(images),
