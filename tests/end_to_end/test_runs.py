@@ -21,7 +21,7 @@ from PIL import Image
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.runtime import command_lines, locks
-from tests.commands import Command, dkel
+from tests.commands import MAIN, Command, dkel
 from tests.disks import as_root, fill, small_disk
 
 
@@ -181,12 +181,18 @@ def test_sweeps_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Pa
     (tmp_path / "conf" / "experiment" / "now.yaml").write_text(
         "# @package _global_\nhydra: {sweep: {dir: 'outputs/${name}/now'}}\n"
     )
+    # Programs of their own: one that is forked, as by `Command`, waits for joblib's workers until these give up.
     both = [
-        Command("-m", "--config-dir=conf", "experiment=now", *SMALL, *arguments, cwd=tmp_path)
+        subprocess.Popen(
+            [sys.executable, MAIN, "-m", "--config-dir=conf", "experiment=now", *SMALL, *arguments],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for arguments in (["method=dkel", "seed=0"], ["hydra/launcher=joblib", "method=pcl", "seed=1"])
     ]
-    ended = [command.wait() for command in both]
-    assert [done.returncode for done in ended] == [0, 0]
+    said = [process.communicate(timeout=250)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
     folders = sorted((tmp_path / "outputs" / "smoke").iterdir())
     assert [folder.name for folder in folders] == ["now", "now_1"]
     for folder in folders:
@@ -196,7 +202,7 @@ def test_sweeps_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Pa
         ("dkel", 0),
         ("pcl", 1),
     }
-    named = [done.stdout.rsplit(" in ", 1)[1].strip() for done in ended]
+    named = [text.rsplit(" in ", 1)[1].strip() for text in said]
     assert sorted(named) == ["outputs/smoke/now", "outputs/smoke/now_1"]
 
 
@@ -305,7 +311,9 @@ def test_a_sweep_whose_output_nobody_reads_any_more_ends_quietly(unbuffered: str
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
     ) as process:
-        process.stdout.readline()
+        while process.stdout.readline() != "[1/2] seed=0\n":
+            pass
+        process.stdout.readline()  # of the job itself
         process.stdout.close()
         assert (process.wait(timeout=200), process.stderr.read()) == (141, "")
     # The job is gone on with, and the other one has not begun.
