@@ -33,7 +33,7 @@ COLUMNS = (
     Column(ACCURACY, 100, 2, "%", figure=COMPARED),
     Column("NLL", 1, 4, figure="selected NLL"),
     Column("calibration error", 100, 2, "%", figure="selected calibration error"),
-    Column("ensemble accuracy", 100, 2, "%"),
+    Column("students' ensemble accuracy", 100, 2, "%", figure="selected students' ensemble accuracy"),
     Column("peer disagreement", 100, 2, "%", figure="selected peer disagreement"),
     Column("teacher distance", 1, 3, figure="selected teacher distance"),
     Column("epochs", 1, 0, measured=False, figure="last epoch"),
@@ -42,8 +42,8 @@ COLUMNS = (
     Column("peak memory", 2**-20, 0, "MiB"),
     Column("parameters deployed", 1, 0, measured=False),
 )
-SHOWN = ("last accuracy", ACCURACY, "NLL", "calibration error", "ensemble accuracy")
-PAIRED = ("last accuracy", "NLL", "calibration error", "ensemble accuracy", "peer disagreement")
+SHOWN = ("last accuracy", ACCURACY, "NLL", "calibration error", "students' ensemble accuracy")
+PAIRED = ("last accuracy", "NLL", "calibration error", "students' ensemble accuracy", "peer disagreement")
 """What is compared over the same seeds beside the selected accuracy."""
 
 

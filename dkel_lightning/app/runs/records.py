@@ -90,13 +90,6 @@ class Test:
         return self.deployed_accuracy if self.validation_accuracy is None else self.validation_accuracy
 
     @property
-    def ensemble_accuracy(self) -> float | None:
-        """Accuracy of the ensemble classifier, or of the mean probabilities of the networks of the deployed kind."""
-        kind = self.deployed.split("_")[0]
-        of_peers = "student_ensemble" if kind == "ensemble" else f"{kind}_ensemble"
-        return self.accuracy.get("ensemble", self.accuracy.get(of_peers))
-
-    @property
     def without_number(self) -> list[str]:
         """Name the networks whose likelihood or calibration is not finite: their outputs overflow."""
         values = (self.nll, self.calibration)
@@ -316,7 +309,6 @@ class RunRecord:
     def costs(self) -> Mapping[str, float | None]:
         """What a comparison tables beside the figures."""
         return {
-            "ensemble accuracy": None if self.selected is None else self.selected.ensemble_accuracy,
             "images per second": number(self.summary.get("images_per_second")),
             "peak memory": number(at(self.summary, "peak_memory.bytes")),
             "parameters deployed": number(self.summary.get("deployed_parameters")),
