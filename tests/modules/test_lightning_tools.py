@@ -93,10 +93,10 @@ def test_the_trunk_stands_still_until_it_is_unfrozen_and_a_resume_goes_on_so(
     drawn = build(backbone, split_at).student.peer(0).state_dict()
     still = fine_tuned("still", 1)
     kept = {name for name, value in still.student.peer(0).state_dict().items() if torch.equal(value, drawn[name])}
-    assert kept == trunk
+    # A bias before a BatchNorm moves by rounding alone, or not at all.
+    assert {name for name in kept if not name.endswith("body.0.bias")} == trunk
     through = fine_tuned("through", 3)
     moved = through.student.peer(0).state_dict()
-    # A bias before a BatchNorm moves nothing.
     assert not any(torch.equal(moved[name], drawn[name]) for name in trunk if not name.endswith("bias"))
     resumed = fine_tuned("resumed", 3, tmp_path / "through" / "epoch=1.ckpt")
     assert same(parameters_of(through), parameters_of(resumed))
