@@ -46,9 +46,9 @@ def average_(teacher: Sequence[Tensor], student: Sequence[Tensor], rate: float |
     if not teacher:
         return
     targets = list(teacher)
-    sources = [
-        theirs.to(ours.dtype) for ours, theirs in zip(teacher, student, strict=True)
-    ]  # of a student in bf16-true
+    # A student in bf16-true has an average in float32.
+    pairs = zip(teacher, student, strict=True)
+    sources = [theirs if theirs.dtype == ours.dtype else theirs.to(ours.dtype) for ours, theirs in pairs]
     if isinstance(rate, float | int):
         torch._foreach_lerp_(targets, sources, 1.0 - rate)
         return
