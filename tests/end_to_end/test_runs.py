@@ -248,7 +248,7 @@ def test_a_job_whose_folder_is_anothers_leaves_it_as_it_is_and_is_credited_nothi
         assert (folder / "sweep.md").read_text() == table
         assert not [*folder.glob(".refused*")]
     done = dkel("-m", "resume=sw/0", "hydra.sweep.dir=sw", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert (
         done.stderr == "Error: resume= goes on with one run, without -m; a sweep goes on with hydra.sweep.dir=FOLDER.\n"
     )
