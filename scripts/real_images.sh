@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The comparisons on real images, on whatever device there is. What has ended stands: call it again to go on.
 #
-#   scripts/real_images.sh small cifar100.npz results/small           # docs/results/cifar100: 40 to 51 minutes of a busy core a run
+#   scripts/real_images.sh small cifar100.npz results/small           # docs/results/cifar100: up to half an hour of a core a run
 #   scripts/real_images.sh tuning cifar100.npz results/tuning         # lambda and the EMA rate, by validation alone
 #   scripts/real_images.sh cifar10 DATA results/cifar10               # the full protocols, for GPUs: 300 epochs of
 #   scripts/real_images.sh cifar100 DATA results/cifar100             # CIFAR, 100 of TinyImageNet, five seeds
@@ -18,10 +18,11 @@ shift 3
 
 small=(experiment=own_data data=npz "data.root=$data" backbone=resnet20 data.padding=4 data.flip=true data.limit=5000
   trainer.max_epochs=50 trainer.check_val_every_n_epoch=5 precision=bf16)
-full=(precision=bf16 "data.root=$data" "compare.seeds=[0,1,2,3,4]"
-  "compare.methods=[baseline,baseline_smoothing,pcl,dkel,dkel_released,dml,one]")
+single="{single:['method=baseline','method.peers=1','teacher=none']}"
+table="compare.methods=[baseline,$single,baseline_smoothing,pcl,dkel,dkel_released,dml,one]"
+full=(precision=bf16 "data.root=$data" "compare.seeds=[0,1,2,3,4]" "$table")
 case $protocol in
-  small) arguments=("${small[@]}" "compare.seeds=[0,1,2,3,4]" "compare.methods=[baseline,pcl,dkel,dml]") ;;
+  small) arguments=("${small[@]}" "compare.seeds=[0,1,2,3,4]" "$table") ;;
   tuning)
     # By validation, which sweep.csv has beside the test figures that nothing is chosen by; a finished job stands.
     sweep=(dkel -m "${small[@]}" method=dkel seed=0,1,2 "$@")
