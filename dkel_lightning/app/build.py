@@ -52,15 +52,19 @@ def datamodule(values: Values) -> LightningDataModule:
     return built
 
 
-def _data_class(settings: Values) -> type[LightningDataModule]:
+def known_data(settings: Values) -> type[LightningDataModule] | None:
+    """Find the registered data module that `data` names; None where there is none, and nothing is imported."""
     path = settings.get("_target_")
-    if path is not None:
-        return data.registered_at(path) or data_at(path)
-    name = settings["name"]
-    if name not in data.DATASETS:
-        cure = " One of your own is registered by a module that modules=[...] names."
-        raise ConfigError(unknown_choice("data", name, list(data.DATASETS)) + cure)
-    return data.DATASETS[name]
+    return data.DATASETS.get(settings["name"]) if path is None else data.registered_at(path)
+
+
+def _data_class(settings: Values) -> type[LightningDataModule]:
+    if (known := known_data(settings)) is not None:
+        return known
+    if (path := settings.get("_target_")) is not None:
+        return data_at(path)
+    cure = " One of your own is registered by a module that modules=[...] names."
+    raise ConfigError(unknown_choice("data", settings["name"], list(data.DATASETS)) + cure)
 
 
 def data_at(path: str) -> type[LightningDataModule]:

@@ -403,5 +403,7 @@ def test_a_job_that_is_finished_by_itself_is_no_longer_noted_as_failed(tmp_path:
 
 def test_a_search_without_validation_is_refused() -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    with pytest.raises(ConfigError, match=r"A search chooses by validation, and trainer\.limit_val_batches is 0"):
-        prepare(["-m", "hydra/sweeper=optuna", "optimizer.lr=interval(0.01,0.2)", "trainer.limit_val_batches=0"])
+    for batches in ("0", "1.0,0"):  # in all jobs, or in some
+        with pytest.raises(ConfigError, match=r"A search chooses by validation, and trainer\.limit_val_batches is 0"):
+            prepare(["-m", "hydra/sweeper=optuna", "optimizer.lr=0.1,0.2", f"trainer.limit_val_batches={batches}"])
+    prepare(["hydra/sweeper=optuna", "trainer.limit_val_batches=0"])  # a single run searches nothing

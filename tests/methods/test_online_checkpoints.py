@@ -92,7 +92,7 @@ def test_one_teacher_of_several_peers_learns_and_is_scored_where_each_has_a_view
     # Then a whole run, also of a validation set with a view each.
     module = toy.build("online_checkpoints", 2)
     assert module.teacher is not None
-    assert module.teacher.settings.init_steps
+    assert module.teacher.settings.init_steps == 2
     run = trainer()
     run.fit(module, train_loader(views=2), train_loader(views=2))
     assert "val/acc/teacher_0" in run.callback_metrics

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -74,18 +75,13 @@ def check(invocation: Invocation, hydra_settings: DictConfig | None) -> None:
         _check_resume(invocation)
         return
     given = [*map(parse, invocation.swept or ()), *invocation.for_run]
-    launcher = None
-    if invocation.multirun:
-        assert hydra_settings is not None
-        _check_plugins(hydra_settings, given)
+    sweep = hydra_settings if invocation.multirun else None
+    if sweep is not None:
+        _check_plugins(sweep, given)
         _check_presets(invocation)
-        launcher = hydra_settings.launcher
     first, others = _jobs(given)
     base = composed(first, invocation.config_dir)
-    _check_composed(base, first, invocation, launcher)
-    searches = hydra_settings is not None and "optuna" in str(hydra_settings.sweeper.get("_target_"))
-    if searches and base.trainer.limit_val_batches == 0:
-        raise ConfigError("A search chooses by validation, and trainer.limit_val_batches is 0.")
+    _check_composed(base, first, invocation, sweep)
     for position, option in others:
         items = [*first[:position], option, *first[position + 1 :]]
         item = parse(option)
@@ -94,7 +90,7 @@ def check(invocation: Invocation, hydra_settings: DictConfig | None) -> None:
         else:  # composing anew would give the same, in a hundred times the time
             changed = copy.deepcopy(base)
             OmegaConf.update(changed, item.key_or_group, item.value(), merge=False)
-        _check_composed(changed, items, invocation, launcher)
+        _check_composed(changed, items, invocation, sweep)
 
 
 def _check_resume(invocation: Invocation) -> None:
@@ -112,6 +108,11 @@ def _check_resume(invocation: Invocation) -> None:
     saved_settings.resumed(folder, given, [item.input_line or "" for item in invocation.for_run])
 
 
+def searches(hydra_settings: DictConfig | HydraConf) -> bool:
+    """Tell whether what a job of a sweep is depends on how those before it ended."""
+    return "optuna" in str(hydra_settings.sweeper.get("_target_"))
+
+
 def _check_plugins(hydra_settings: DictConfig, overrides: Sequence[Override]) -> None:
     """Check what launches the jobs of a sweep, and what chooses them.
 
@@ -126,7 +127,7 @@ def _check_plugins(hydra_settings: DictConfig, overrides: Sequence[Override]) ->
                 for fault in extras.missing_extra(f"hydra/{group}={extra}", extra):
                     raise ConfigError(fault)
     for item in overrides:
-        if item.is_interval_sweep() and "optuna" not in targets["sweeper"]:
+        if item.is_interval_sweep() and not searches(hydra_settings):
             raise ConfigError(f"{item.input_line} is a range to search in: add hydra/sweeper=optuna, or list values.")
 
 
@@ -149,21 +150,23 @@ def _jobs(overrides: Sequence[Override]) -> tuple[list[str], list[tuple[int, str
     return [found[0] for found in values], others
 
 
-def _check_composed(
-    found: DictConfig, items: Sequence[str], invocation: Invocation, launcher: DictConfig | None
-) -> None:
-    """Check one composition; `launcher` is what starts the jobs of a sweep, None for a single run."""
+def _check_composed(found: DictConfig, items: Sequence[str], invocation: Invocation, sweep: DictConfig | None) -> None:
+    """Check one composition; `sweep` is Hydra's own settings of the sweep that it belongs to, None for a single run."""
     values = resolved(found)
     _check_whole(values)
     checks.check(values)
     task = registry.of(values)
-    if launcher is not None and task.no_sweep:
+    if sweep is not None and task.no_sweep:
         raise ConfigError(f"task={task.name} {task.no_sweep}.")
     if task.plans:
         planned(values, items, invocation)
+    if sweep is None:
+        return
+    if searches(sweep) and values["trainer"]["limit_val_batches"] == 0:
+        raise ConfigError("A search chooses by validation, and trainer.limit_val_batches is 0.")
     # Lightning would run this command once more for each further process, or with strategy auto might.
-    if launcher is not None and not requirements.one_process(values["trainer"]):
-        _check_processes(values["trainer"], launcher)
+    if not requirements.one_process(values["trainer"]):
+        _check_processes(values["trainer"], sweep.launcher)
 
 
 def _check_whole(values: Mapping[str, Any]) -> None:

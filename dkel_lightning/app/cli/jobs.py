@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dkel_lightning.app.cli import saved_settings, user_code
-from dkel_lightning.app.cli.checks import planned
+from dkel_lightning.app.cli.checks import planned, searches
 from dkel_lightning.app.cli.composition import resolved
 from dkel_lightning.app.cli.folders import find_resume, folder_beside, folder_of
 from dkel_lightning.app.cli.invocation import Invocation
@@ -86,7 +86,7 @@ class Job:
     @property
     def in_search(self) -> bool:
         """Whether what it is depends on how those before it ended."""
-        return "optuna" in str(self.own.sweeper.get("_target_"))
+        return searches(self.own)
 
     def launched_by(self, launcher: str) -> bool:
         """Tell what runs the jobs of its sweep."""

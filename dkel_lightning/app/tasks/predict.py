@@ -21,7 +21,6 @@ from dkel_lightning.app import build
 from dkel_lightning.app.runs.folder import Run, run_folder
 from dkel_lightning.app.runs.tables import print_table, write_csv
 from dkel_lightning.app.tasks.evaluate import loaded
-from dkel_lightning.data import DATASETS, registered_at
 from dkel_lightning.data.files.checks import file_bytes
 from dkel_lightning.data.files.decode import decode_to
 from dkel_lightning.data.readers.image_folder import image_bytes, images_in
@@ -173,9 +172,7 @@ def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
             "put config.yaml back, or predict with what task=export writes."
         )
     channels, (height, width) = int(recipe["in_channels"]), size
-    own = values["data"].get("_target_")
-    kind = registered_at(own) if own is not None else DATASETS.get(values["data"]["name"])
-    margin = getattr(kind, "margin", 1.0)
+    margin = getattr(build.known_data(values["data"]), "margin", 1.0)
     prepared = Preprocessing(channels, height, width, tuple(mean), tuple(std), _class_names(folder), margin)
     member = module.deployed_member()
     record = Record("checkpoint", member, module.student.num_classes, prepared)

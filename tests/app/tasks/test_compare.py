@@ -406,6 +406,6 @@ def test_a_label_without_a_seed_in_common_is_not_taken_for_the_reference(tmp_pat
     outcomes = {(label, 0): ended(tmp_path, label, 0, 0.9) for label in ("pcl", "dkel")}
     outcomes["baseline", 0] = RunRecord(tmp_path, failure="NaN")
     write_csv(tmp_path / "compare.csv", tables._csv(comparison, outcomes))
-    _, reference = of_groups.read_comparison(tmp_path)
-    assert reference is not None
-    assert reference.name == "pcl"
+    groups, reference = of_groups.read_comparison(tmp_path)
+    assert reference is groups[0]
+    assert groups[0].name == "pcl"
