@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import types
@@ -12,7 +11,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import Annotated, Any, ClassVar, TypeVar, cast, get_type_hints
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.settings.keys import AUTO, REQUIRED, Flag, Follows, Key, ShareOfRun, anything
+from dkel_lightning.settings.keys import AUTO, REQUIRED, Flag, Follows, Key, ShareOfRun, anything, unknown_key
 
 T = TypeVar("T")
 
@@ -264,7 +263,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(unknown(f"key {where}.", str(key), known))
+            raise ConfigError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in known]))
         nested = hints[known[key]]
         if is_dataclass(nested) and isinstance(value, Mapping):
             value = from_mapping(nested, value, f"{where}.{key}")  # type: ignore[arg-type]
@@ -276,11 +275,3 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     if not isinstance(made, Settings):  # which has checked itself
         check(made, where)
     return made
-
-
-def unknown(kind: str, name: str, choices: Mapping[str, Any] | set[str]) -> str:
-    """Say that `name` is no known `kind`, with the nearest choices first."""
-    near = difflib.get_close_matches(name, list(choices), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    label = f"Unknown {kind}{name}" if kind.endswith(".") else f"Unknown {kind} {name!r}"
-    return f"{label}.{hint} Choices: {', '.join(sorted(choices))}."

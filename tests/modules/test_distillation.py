@@ -493,7 +493,7 @@ def test_a_deployed_network_is_a_copy_without_this_library_around_it() -> None:
         ),
         ({"deploy": {"peer": 2}}, "deploy.peer=2, but peers are numbered 0 to 1"),
         ({"deploy": {"peer": -3}}, "deploy.peer=-3, but peers are numbered 0 to 1"),
-        ({"deploy": {"peers": 1}}, "Unknown key deploy.peers. Did you mean 'peer'?"),
+        ({"deploy": {"peers": 1}}, "Unknown key deploy.peers. Did you mean deploy.peer?"),
         ({"method": "baseline", "teacher": {"update": "none"}, "deploy": {"network": "teacher"}}, "has no teacher"),
         ({"method": "baseline", "peers": 1, "deploy": {"network": "ensemble"}}, "there is no ensemble classifier"),
         (
@@ -505,7 +505,7 @@ def test_a_deployed_network_is_a_copy_without_this_library_around_it() -> None:
         ({"method": {"temperature": 2.0}}, 'A method given as a mapping needs its "name"'),
         ({"method": Baseline(3), "peers": 2}, "Baseline was built for 3 peers, the student has 2"),
         ({"classifiers": "none"}, "method.classifiers is 'none': choose one of own, equal, released"),
-        ({"teacher": {"deacy": 0.5}}, "Unknown key teacher.deacy. Did you mean 'decay'?"),
+        ({"teacher": {"deacy": 0.5}}, "Unknown key teacher.deacy. Did you mean teacher.decay?"),
     ],
 )
 def test_impossible_modules_are_refused(settings: dict[str, Any], text: str) -> None:

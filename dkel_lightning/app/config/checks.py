@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from dkel_lightning.app.config.extras import TRACKERS, missing_extra
-from dkel_lightning.app.config.messages import unknown_key
 from dkel_lightning.app.config.schema import KEYS, Values, describe, leaves
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import are_shares
 from dkel_lightning.settings.declarations import from_mapping, one_of_two
+from dkel_lightning.settings.keys import unknown_key
 from dkel_lightning.settings.methods import PRESETS, peer_mistakes, unmet_needs
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings, teacher_mistakes
