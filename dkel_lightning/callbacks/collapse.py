@@ -226,7 +226,7 @@ class CollapseGuard(Callback):
         while len(self._pending) > all_but:
             verdict, recorder = self._pending.pop(0)
             if verdict.read():
-                names = recorder.culprits()
+                names = non_finite(recorder.terms.items())
                 terms = f"; non-finite terms: {', '.join(names)}" if names else ""
                 images = _broken_images(recorder, coordinator(module))
                 what = f"The training loss became NaN or infinite{terms}{f'; {images}' if images else ''}"
