@@ -238,12 +238,14 @@ def configure(
         raise ConfigError(
             "ReduceLROnPlateau looks at the validation of an epoch: set interval (scheduler.interval) to epoch."
         )
-    watched = plateau or {"max": PLATEAU["max"]}
-    if schedule.mode not in watched:
+    monitor = (plateau or {"max": PLATEAU["max"]}).get(schedule.mode)
+    if monitor is None:
         raise ConfigError("A part that is fitted alone logs val/acc: let ReduceLROnPlateau have mode='max'.")
     every = getattr(trainer, "check_val_every_n_epoch", None) or 1
-    config = {"scheduler": schedule, "interval": interval, "monitor": watched[schedule.mode], "frequency": every}
-    return {"optimizer": built, "lr_scheduler": config}
+    return {
+        "optimizer": built,
+        "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": monitor, "frequency": every},
+    }
 
 
 def _scaled(group: dict[str, Any]) -> float:
