@@ -260,6 +260,7 @@ def test_a_batch_may_carry_its_own_views() -> None:
         ((torch.zeros(2, 3, 8, 8), torch.zeros(3).long()), DataError, r"for 2 images, got torch.int64 of shape \(3,\)"),
         ((torch.zeros(2, 3, 3, 8, 8), torch.tensor([0, 1])), ConfigError, r"V = 1 or V = 2 \(the peers\), got \(2,"),
         ((torch.zeros(2, 8, 8), torch.tensor([0, 1])), ConfigError, r"Views must be \[B, C, H, W\] or .*\(2, 8, 8\)"),
+        ((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), torch.ones(2)), DataError, "Losses weigh classes .* no samp"),
         (torch.zeros(2, 3, 8, 8), DataError, r"A batch must be \(images, labels\), .*; got Tensor\."),
         ([torch.zeros(2, 3, 8, 8)], DataError, "got list of 1"),
         ({"pixels": torch.zeros(2), "label": torch.zeros(2)}, DataError, "No images in a batch with keys pixels"),
