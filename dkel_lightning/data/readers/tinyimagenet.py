@@ -267,6 +267,6 @@ class TinyImageNetDataModule(ImageDataModule):
 
     def _cache(self, source: Path) -> ImageCache:
         status = source.stat()
-        of_zip = {"kind": "zip", "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        of_zip: dict[str, str | int] = {"kind": "zip", "size": status.st_size, "mtime_ns": status.st_mtime_ns}
         fingerprint = folder_fingerprint(source) if source.is_dir() else of_zip
         return ImageCache(self._cache_folder, "tinyimagenet", fingerprint, source)
