@@ -51,6 +51,11 @@ def with_callback(run: Run, target: str, **settings: Any) -> Run:
     return replace(run, values={**run.values, "callbacks": {**run.values["callbacks"], "extra": extra}})
 
 
+def interrupted_at(epoch: int, run: Run) -> Run:
+    """Give the same run with an interruption at the start of an epoch, counted from 0."""
+    return with_callback(run, "tests.modules.toy.Interrupt", epoch=epoch)
+
+
 def tiny_run(folder: Path, *overrides: str) -> Run:
     """Compose a run of a few steps on the digits."""
     return Run(compose(*TINY, *overrides), folder)

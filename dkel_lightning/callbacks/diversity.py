@@ -77,7 +77,9 @@ class DiversityMonitor(Callback):
             return
         if self._between is None:
             self._peers, self._pairs = _peers_and_pairs(module)
-            self._between = PairDiversity(_feature_widths(module), [*self._pairs])
+            both = (module.student, module.teacher_here)
+            widths = [width for part in both if part is not None for width in part.network.feature_dims]
+            self._between = PairDiversity(widths, [*self._pairs])
         self._between.to(module.device)
         self._between.reset()
 
@@ -255,8 +257,3 @@ def _peers_and_pairs(module: Coordinator) -> tuple[tuple[int, ...], dict[Pair, s
 
 def _peer_names(module: Coordinator) -> list[str]:
     return [*peer_names(module, "student"), *peer_names(module, "teacher")]
-
-
-def _feature_widths(module: Coordinator) -> list[int]:
-    teacher = module.teacher_here.network.feature_dims if module.teacher_here is not None else ()
-    return [*module.student.network.feature_dims, *teacher]

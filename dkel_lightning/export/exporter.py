@@ -188,7 +188,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     missing = [parent for parent in target.parents if not parent.exists()]
     try:
         with locks.taking_turns(lock.parent, lock.name, f"the export {target}"), _swept(target, draft, old):
-            if target.exists() and not (target.is_dir() and _replaceable(target)):
+            inside = {path.name for path in target.iterdir()} if target.is_dir() else {""}
+            if target.exists() and inside and RECORD not in inside:
                 raise ConfigError(f"{target} holds something else than an export: choose another export.to.")
             draft.mkdir()
             yield draft
@@ -220,8 +221,3 @@ def _swept(target: Path, draft: Path, old: Path) -> Iterator[None]:
         yield
     finally:
         sweep()
-
-
-def _replaceable(folder: Path) -> bool:
-    inside = {path.name for path in folder.iterdir()}
-    return not inside or RECORD in inside

@@ -104,9 +104,7 @@ class PeersModule(LightningModule):
         self.scores.reset()
         self._finite.begin()
 
-    def on_test_epoch_start(self) -> None:
-        """Begin anew, also after an evaluation that was broken off."""
-        self.on_validation_epoch_start()
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
         """Log each peer's accuracy and their mean."""

@@ -90,7 +90,9 @@ class _Pass(TorchFunctionMode):
             call = _Call(name, self._inside[-1] if self._inside else None, (args, kwargs))
             if name == self.split_at and self._is_before:
                 self._is_before = False
-                self.before = [done for done in self.calls if not done.is_open and _is_open(done.caller)]
+                self.before = [
+                    done for done in self.calls if not done.is_open and (done.caller is None or done.caller.is_open)
+                ]
             self.calls.append(call)
             self._inside.append(call)
 
@@ -99,10 +101,6 @@ class _Pass(TorchFunctionMode):
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         call = self._inside.pop()
         call.returned, call.is_open = output, False
-
-
-def _is_open(call: _Call | None) -> bool:
-    return call is None or call.is_open
 
 
 @torch.no_grad()
@@ -157,17 +155,15 @@ def observe(
 
 
 def _batched(two: _Pass, three: _Pass) -> dict[str, list[bool]]:
-    sizes: list[dict[str, list[int | None]]] = []
+    sizes: list[dict[str, list[Any]]] = []
     for each in (two, three):
         crossing = {call.name: call.returned for call in each.before}
         crossing |= {call.name: call.given for call in each.calls if call.name == each.split_at}
-        sizes.append({name: [_first_size(leaf) for leaf in tree_leaves(value)] for name, value in crossing.items()})
+        sizes.append(
+            {name: [getattr(leaf, "shape", ())[:1] for leaf in tree_leaves(value)] for name, value in crossing.items()}
+        )
     names = sizes[0].keys() & sizes[1].keys()
     return {name: [a != b for a, b in zip(sizes[0][name], sizes[1][name], strict=False)] for name in names}
-
-
-def _first_size(leaf: Any) -> int | None:
-    return leaf.shape[0] if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
 
 
 def logits_of(output: Any) -> Tensor:

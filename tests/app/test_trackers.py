@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 
@@ -23,17 +22,9 @@ from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.errors import ConfigError, DataError, DkelError
-from tests.compose import compose, tiny_run, with_callback
+from tests.compose import compose, interrupted_at, tiny_run
 
 ALL = ("logger=[tensorboard,wandb,mlflow]", "logger.extra.wandb.mode=offline")
-
-
-class Interrupt(Callback):
-    """Stands for Ctrl-C at the start of the fourth epoch."""
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch == 3:
-            raise KeyboardInterrupt
 
 
 Points = dict[str, list[tuple[int, float]]]
@@ -108,7 +99,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     run = tiny_run(folder, *ALL, "trainer.max_epochs=4", "callbacks.checkpoint_every_n_epochs=2")
     with pytest.raises(SystemExit):
-        train(with_callback(run, f"{__name__}.Interrupt"))
+        train(interrupted_at(3, run))
     assert max(row["epoch"] for row in read_rows(folder / "metrics.csv").values()) == 2
     last = folder / "checkpoints" / "last.ckpt"
     train(Run(run.values, folder, resume=last))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from torch import Tensor
 
 from dkel_lightning import DistillationModule, methods
@@ -21,7 +21,7 @@ from dkel_lightning.errors import ConfigError
 from tests.compose import compose, tiny_run
 from tests.methods import family
 from tests.methods.family import check_gradient, golden, leaf, total
-from tests.modules.toy import parameters_of, same, train_loader, trainer
+from tests.modules.toy import Interrupt, parameters_of, same, train_loader, trainer
 
 THREE_STAGES = ("method=dih", "backbone=resnet8", "teacher.backbone=resnet8", "teacher.training_epochs=1")
 
@@ -176,14 +176,6 @@ def test_an_early_stopped_teacher_leaves_the_schedule_of_the_whole_run() -> None
     assert stage.values["scheduler"]["milestones"] == [8, 12]
 
 
-class Interrupt(Callback):
-    """Stands for Ctrl-C at the start of the second epoch."""
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch == 1:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.slow
 def test_one_command_trains_teacher_heads_and_student_and_each_goes_on_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -204,7 +196,7 @@ def test_one_command_trains_teacher_heads_and_student_and_each_goes_on_where_it_
     for where in ("teacher", "heads", "broken"):
 
         def callbacks(run: Run, *rest: Any, where: str = where) -> list[Callback]:
-            return [*real(run, *rest), *([Interrupt()] if run.folder.name == where else [])]
+            return [*real(run, *rest), *([Interrupt(1)] if run.folder.name == where else [])]
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "usual_callbacks", callbacks)

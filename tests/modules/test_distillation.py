@@ -32,6 +32,7 @@ from dkel_lightning.settings.weights import EnsembleTerm
 from tests.modules.toy import (
     CLASSES,
     SGD,
+    Interrupt,
     Toy,
     build,
     images_and_labels,
@@ -593,13 +594,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     straight, whole = build(**settings), trainer(saving(tmp_path / "whole"), **fits)
     whole.fit(straight, train_loader(), val_loader())
 
-    class Stop(Callback):
-        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            if trainer.current_epoch == 2:
-                raise KeyboardInterrupt
-
     with pytest.raises(SystemExit):
-        trainer(saving(tmp_path / "half"), Stop(), **fits).fit(build(**settings), train_loader(), val_loader())
+        trainer(saving(tmp_path / "half"), Interrupt(2), **fits).fit(build(**settings), train_loader(), val_loader())
     resumed, rest = build(**settings), trainer(saving(tmp_path / "rest"), **fits)
     rest.fit(resumed, train_loader(), val_loader(), ckpt_path=tmp_path / "half" / "last.ckpt")
     ours, theirs = state_of(resumed, rest), state_of(straight, whole)

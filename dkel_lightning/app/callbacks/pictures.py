@@ -17,10 +17,11 @@ from dkel_lightning.modules.batch import unpack
 from dkel_lightning.modules.interface import coordinator
 
 Send = Callable[[Path, int], None]
+IMAGES = 8
 
 
 class AugmentedViews(Callback):
-    """Draw the views of the first images of the first batch that is trained on, once a run.
+    """Draw the views of the first `IMAGES` of the first batch that is trained on, once a run.
 
     It reads that batch back from the device, before the first step and never again.
 
@@ -29,14 +30,12 @@ class AugmentedViews(Callback):
         mean: channel means that the data subtracts.
         std: channel deviations by which it divides.
         send: called with the PNG and the step.
-        images: how many.
     """
 
-    def __init__(self, path: Path, mean: Sequence[float], std: Sequence[float], send: Send, images: int = 8) -> None:
+    def __init__(self, path: Path, mean: Sequence[float], std: Sequence[float], send: Send) -> None:
         self.path = path
         self.mean, self.std = mean, std
         self.send = send
-        self.images = images
         self._done = path.is_file()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -44,7 +43,7 @@ class AugmentedViews(Callback):
         if self._done or not trainer.is_global_zero:
             return
         self._done = True
-        views = unpack(coordinator(pl_module).read(batch)).views[: self.images]
+        views = unpack(coordinator(pl_module).read(batch)).views[:IMAGES]
         figures.draw_views(pixels(views if views.dim() == 5 else views.unsqueeze(1), self.mean, self.std), self.path)
         self.send(self.path, trainer.global_step)
 

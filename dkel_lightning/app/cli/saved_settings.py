@@ -136,7 +136,9 @@ def laid_over(saved: Values, given: Values, overrides: Sequence[str], outer: Val
     """
     _refuse_lacking(saved, OF_EVERY_RUN)
     values = schema.completed(saved)
-    _refuse_lacking(values, _of_every_composition(given))
+    # Of a composition the keys that do not depend on what is chosen.
+    chosen = ("method.", "optimizer.", "scheduler.", "teacher.", "data.", "trust", "task.")
+    _refuse_lacking(values, [key for key, _ in schema.leaves(given) if not key.startswith(chosen)])
     begun = values if outer is None else schema.completed(outer)
     given = as_written(given)
     for key in sorted(explicit(overrides)):
@@ -328,12 +330,6 @@ def check_values(values: Values, source: Path | None) -> None:
         raise CheckpointError(
             f"{source / 'config.yaml'} is of another version, or damaged ({type(error).__name__}: {error})."
         ) from error
-
-
-def _of_every_composition(given: Values) -> list[str]:
-    """List the keys of a composition that do not depend on what is chosen."""
-    chosen = ("method.", "optimizer.", "scheduler.", "teacher.", "data.", "trust", "task.")
-    return [key for key, _ in schema.leaves(given) if not key.startswith(chosen)]
 
 
 def _refuse_lacking(values: Values, keys: Sequence[str]) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from lightning.pytorch import Callback
 
 from dkel_lightning.app import build
 from dkel_lightning.app.benchmark import bench, sides
@@ -47,7 +46,9 @@ def benchmark(run: Run) -> BenchmarkResult:
     plan = _plan(values, device)
     run.describe()
     settings: dict[str, Any] = {"most": plan.most, "invented": why_invented is not None}
-    begun = [(side, partial(sides.begin, side, run, _callbacks, **settings)) for side in chosen]
+    # All that task=train attaches but what writes checkpoints.
+    settings["callbacks"] = lambda run: [Throughput(), *usual_callbacks(run)]
+    begun = [(side, partial(sides.begin, side, run, **settings)) for side in chosen]
     with _empty_compile_cache(), _fastest_kernels():
         found, failed, peak = bench.measure(begun, plan, device, lambda line: print(line, flush=True))
     missing |= failed
@@ -62,11 +63,6 @@ def benchmark(run: Run) -> BenchmarkResult:
     print_table(title, *bench.table(result))
     print(f"{result.about}\nWritten to {folder}: benchmark.csv, benchmark.md, benchmark.png")
     return result
-
-
-def _callbacks(run: Run) -> list[Callback]:
-    """Make all that task=train attaches but what writes checkpoints."""
-    return [Throughput(), *usual_callbacks(run)]
 
 
 def _plan(values: Values, device: torch.device) -> Plan:

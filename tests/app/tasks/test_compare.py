@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dkel_lightning.app.cli.checks import planned as planned_of
 from dkel_lightning.app.cli.invocation import Invocation
@@ -28,7 +27,7 @@ from dkel_lightning.app.tasks.compare import compare
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.runtime import locks
-from tests.compose import TINY, compose, tiny_run, with_callback
+from tests.compose import TINY, compose, interrupted_at, tiny_run
 from tests.runtime.test_locks import held_elsewhere
 
 TWO = "compare.methods=[dkel,baseline]"
@@ -57,14 +56,6 @@ def table(folder: Path) -> list[dict[str, str]]:
     with (folder / "compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
-
-
-class Stop(Callback):
-    """Stands for Ctrl-C in the second epoch of a run."""
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch == 1:
-            raise KeyboardInterrupt
 
 
 # ---------------------------------------------------------------------- the plan
@@ -190,7 +181,7 @@ def test_a_comparison_writes_its_table_and_is_gone_on_with_where_it_was_interrup
     def interrupted(run: Run) -> Any:
         started.append(run.folder)
         if len(started) == 2:
-            train(with_callback(run, f"{__name__}.Stop"))
+            train(interrupted_at(1, run))
         return train(run)
 
     monkeypatch.setattr(module, "train", interrupted)

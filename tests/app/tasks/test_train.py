@@ -23,15 +23,7 @@ from dkel_lightning.checkpoints import file_format
 from dkel_lightning.checkpoints.archive import step_of
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError, DkelError, NonFiniteError
 from dkel_lightning.modules.distillation import DistillationModule
-from tests.compose import compose, tiny_run, with_callback
-
-
-class Interrupt(Callback):
-    """Stands for Ctrl-C at the start of the third epoch."""
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch == 2:
-            raise KeyboardInterrupt
+from tests.compose import compose, interrupted_at, tiny_run, with_callback
 
 
 class Spoil(Callback):
@@ -224,7 +216,7 @@ def test_the_best_epoch_survives_a_move_of_the_run_and_a_worse_resume(tmp_path: 
     settings = ["trainer.max_epochs=4", "trainer.limit_train_batches=20", "trainer.limit_val_batches=1.0"]
     full = tiny_run(first, *settings)
     with pytest.raises(SystemExit):
-        train(with_callback(full, f"{__name__}.Interrupt"))
+        train(interrupted_at(2, full))
     best = state_of(first / "checkpoints" / "best.ckpt")["validation_accuracy"]
     moved = tmp_path / "moved"
     first.rename(moved)
