@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock, one_of
+from dkel_lightning.schedules import Clock
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.recursion import Array, ema_rates, is_stable, total_weight
@@ -51,11 +51,6 @@ class Scheme:
     draw: str = "independent"
     init_steps: int = 0
     update: str = "ema"
-
-    def __post_init__(self) -> None:
-        one_of("weights", self.weights, TEACHER_WEIGHTS)
-        one_of("draw", self.draw, ("independent", "student"))
-        one_of("update", self.update, ("ema", "gradient"))
 
     def weight(self, epoch: int) -> float:
         """Give W in an epoch."""

@@ -129,9 +129,6 @@ def test_all_mistakes_of_values_come_in_one_message() -> None:
     [
         ((), {"method__peers": 1}, "method=dkel needs at least 2 peers, got 1: raise method.peers"),
         ((), {"method__rampup__epochs": 10}, "method.rampup.epochs and method.rampup.share exclude each other"),
-        ((), {"method__rampup__share": None}, "One of method.rampup.epochs and method.rampup.share must be given"),
-        ((), {"teacher__decay": 0.9}, "teacher.decay and teacher.decay_share exclude each other"),
-        ((), {"method__ensemble__decay": 0.5}, "method.ensemble.decay and method.ensemble.decay_share exclude"),
         (("teacher=none",), {}, "teacher=none, but method=dkel needs a teacher"),
         (("teacher=none", "method=baseline", "deploy.network=teacher"), {}, "deploy.network=teacher, but teacher=none"),
         (("deploy.peer=3",), {}, "deploy.peer=3, but 3 peers are numbered 0 to 2"),

@@ -215,11 +215,6 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
         digits(**settings)
 
 
-def test_constants_for_another_number_of_channels_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"mean has 3 values, but the images have 1 channel"):
-        digits(mean=[0.1, 0.2, 0.3]).setup()
-
-
 def test_padding_that_cannot_be_reflected_is_refused() -> None:
     digits(padding=7, padding_mode="reflect").setup()
     with pytest.raises(
