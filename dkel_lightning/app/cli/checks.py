@@ -96,8 +96,8 @@ def check(invocation: Invocation, hydra_settings: DictConfig | None) -> None:
 def _check_resume(invocation: Invocation) -> None:
     """Check what is given for a run that goes on against that run, whose choices are not those composed here."""
     task = registry.TASKS.get(invocation.values.get("task", "train"))
-    if task is not None and "resume" in task.refuses:
-        raise ConfigError(task.refusal)
+    if task is not None and not task.resumable:
+        raise ConfigError(task.refusal("resume"))
     folder = folder_of(Path(invocation.values["resume"]))
     saved = schema.completed(values_in(folder))
     chosen = [item for item in invocation.for_run if invocation.chooses(item)]
