@@ -196,7 +196,7 @@ class DiversityMonitor(Callback):
 
 
 def gradient_shares(terms: Mapping[str, Tensor], logits: Tensor) -> dict[str, Tensor]:
-    """Compute `|d term / d logits|` of each term, divided by the sum of these norms; 0 where all are; keeps the graph."""
+    """Compute `|d term / d logits|` of each term, divided by the sum of these norms (or 0); the graph is kept."""
     gradients = []
     for value in terms.values():
         gradient = None
