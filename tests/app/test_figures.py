@@ -18,6 +18,7 @@ from dkel_lightning.app import drawing, figures
 from dkel_lightning.app.runs.groups import Group
 from dkel_lightning.app.runs.parsing import Curve
 from dkel_lightning.app.runs.records import RunRecord
+from tests.app.report.pages import write_metrics
 
 pytestmark = pytest.mark.usefixtures("drawn")
 
@@ -94,7 +95,7 @@ def groups(folder: Path, *values: tuple[str, ...]) -> list[Group]:
             test = {"epoch": 2, "deployed": "student_0", "deployed_accuracy": 0.5 + 0.1 * place + 0.02 * seed,
                     "accuracy": {"student_0": 0.5}}  # fmt: skip
             (run / "summary.json").write_text(json.dumps({"test": {"last": test, "best": test}}))
-            (run / "metrics.csv").write_text(f"epoch,val/acc/student_mean\n0,0.{seed}\n1,0.{2 + seed}\n")
+            write_metrics(run, {"val/acc/student_mean": [0.1 * seed, 0.2 + 0.1 * seed]})
             runs[str(seed)] = RunRecord(run)
         found.append(Group(", ".join(setting), setting, runs))
     return found
@@ -119,9 +120,8 @@ def test_courses_are_means_in_a_band_from_the_lowest_to_the_highest_seed(tmp_pat
 def test_courses_of_one_key_lie_two_in_a_row_and_the_lowest_of_each_column_has_the_epochs(tmp_path: Path) -> None:
     found = groups(tmp_path, ("dkel",), ("pcl",))
     for run in (run for group in found for run in group.runs.values()):
-        names = ("student_mean", "teacher_mean", "student_ensemble")
-        head = ",".join(f"val/acc/{name}" for name in names)
-        (run.folder / "metrics.csv").write_text(f"epoch,{head}\n0,0.1,0.2,0.3\n1,0.2,0.3,0.4\n")
+        of = {"student_mean": [0.1, 0.2], "teacher_mean": [0.2, 0.3], "student_ensemble": [0.3, 0.4]}
+        write_metrics(run.folder, {f"val/acc/{name}": values for name, values in of.items()})
     figure = figures.courses(found, ("label",))
     assert figure is not None
     assert [axes.get_visible() for axes in figure.axes] == [True, True, True, False]

@@ -24,7 +24,7 @@ from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.groups import COMPARED, Group, Sweep, has_collapsed, read_sweep
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.errors import ConfigError, DataError, DkelError, NonFiniteError
-from tests.app.report.pages import write_run
+from tests.app.report.pages import write_metrics, write_run
 from tests.compose import compose, prepare
 
 PRESETS = sorted(path.stem for path in (choices.folder() / "experiment" / "ablation").glob("[a-z]*.yaml"))
@@ -64,10 +64,8 @@ def job(
     notes.note(folder, overrides, "finished")
     best, at_end = scores(accuracy), scores(accuracy if last is None else last)
     (folder / "summary.json").write_text(json.dumps({"test": {"last": at_end, "best": best}, "seconds": 3.0}))
-    rows = [(0, 0, accuracy / 2, 0.8), (10, 1, accuracy, 0.4)]
-    lines = [f"{step},{epoch},{acc},{apart}" for step, epoch, acc, apart in rows]
-    heading = "step,epoch,val/acc/student_mean,diversity/distance/student-teacher"
-    (folder / "metrics.csv").write_text("\n".join([heading, *lines]) + "\n")
+    accuracies, apart = [accuracy / 2, accuracy], [0.8, 0.4]
+    write_metrics(folder, {"val/acc/student_mean": accuracies, "diversity/distance/student-teacher": apart})
 
 
 def by_setting(sweep: Sweep) -> dict[tuple[str, ...], Group]:
@@ -147,10 +145,9 @@ def test_wrong_labels_that_were_learnt_are_tabled_and_drawn_only_where_there_wer
     three_rates(tmp_path)
     sweeps.write(read_sweep(tmp_path))
     assert "learnt" not in (tmp_path / "sweep.md").read_text() + (tmp_path / "curves.csv").read_text()
-    for number, learnt in ((0, (0.1, 0.25)), (2, (0.1, 0.35)), (4, (0.1, 0.45)), (10, (0.1, 0.35))):
-        rows = [f"{step},{step // 10},{share},0.5" for step, share in zip((0, 10), learnt, strict=True)]
-        heading = "step,epoch,train/noise/fit_wrong/student_mean,val/acc/student_mean"
-        (tmp_path / str(number) / "metrics.csv").write_text("\n".join([heading, *rows]) + "\n")
+    for number, learnt in (("0", 0.25), ("2", 0.35), ("4", 0.45), ("10", 0.35)):
+        curves = {"train/noise/fit_wrong/student_mean": [0.1, learnt], "val/acc/student_mean": [0.5, 0.5]}
+        write_metrics(tmp_path / number, curves)
     sweep = read_sweep(tmp_path)
     sweeps.write(sweep)
     (heading,) = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if "wrong labels learnt" in line]

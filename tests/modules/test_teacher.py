@@ -11,6 +11,7 @@ import torch
 
 from dkel_lightning import TeacherModule, TeacherSettings
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.schedules import Clock
 from tests.modules.toy import Recorder, build, parameters_of, peers_network, same, train_loader, trainer
@@ -100,22 +101,26 @@ def statistics_of(network: PeerNetwork) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("rule", ["own", "copy", "ema"])
-def test_running_statistics_follow_their_rule(rule: str) -> None:
+def test_running_statistics_follow_their_rule_alone_although_the_teacher_runs_in_train_mode(rule: str) -> None:
     teacher, student = teacher_and_student(batchnorm=rule, decay=0.75)
-    student.train()(torch.randn(4, 3, 8, 8))
+    images, drawn = torch.randn(4, 3, 8, 8), statistics_of(teacher.network)
+    student.train()(images)
+    teacher.train()(images)
     before = statistics_of(teacher.network)
+    assert all(torch.equal(before[name], drawn[name]) for name in drawn if "running" in name) is (rule != "own")
     teacher.follow(student)
     share = {"own": 1.0, "copy": 0.0, "ema": 0.75}[rule]
     moved = 0
     for name, value in teacher.network.named_buffers():
         source = student.get_buffer(name)
         if name.endswith("num_batches_tracked"):
-            assert value.item() == (0 if rule == "own" else 1)
+            assert value.item() == 1
         else:
             expected = share * before[name] + (1 - share) * source
             torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
-            moved += int(not torch.equal(before[name], source))
+            moved += int(not torch.equal(drawn[name], source))
     assert moved > 0
+    assert {layer.momentum for layer in batch_norms(teacher.network)} == {0.1}
 
 
 def test_a_teacher_begins_with_parameters_and_statistics_of_its_student_only_if_drawn_so() -> None:
