@@ -107,7 +107,7 @@ def write(network: nn.Module, example: Tensor, folder: Path, record: Record) -> 
         torch.export.save(_program_of(LogitsOf(network), example), written, extra_files={_INSIDE_PT2: record.as_text()})
         write_bytes(target, written.getvalue())
     else:
-        _write_onnx(LogitsOf(network), example, target, record)
+        _write_onnx(LogitsOf(network).eval(), example, target, record)
     return [target]
 
 

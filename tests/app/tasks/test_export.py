@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def folders(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     root = tmp_path_factory.mktemp("exports")
     found = {}
     for kind in FORMATS[1:]:
-        result = exported(checkpoint, root, f"export.format={kind}", "deploy.peer=1")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".* in training mode")
+            result = exported(checkpoint, root, f"export.format={kind}", "deploy.peer=1")
         assert result.shipped.folder == root / f"teacher_1_{kind}"
         found[kind] = result.shipped.folder
     return found
