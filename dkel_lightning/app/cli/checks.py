@@ -38,7 +38,7 @@ def with_preset_sweep(invocation: Invocation) -> tuple[Invocation, DictConfig | 
         the invocation that knows it, and Hydra's own settings; None where nothing chosen could change them.
 
     Raises:
-        ConfigError: a choice that there is none of.
+        ConfigError: a choice that there is none of, or a change of folder before the job.
     """
     chosen = [item for item in invocation.for_run if invocation.chooses(item) and not item.is_sweep_override()]
     if not (chosen or invocation.for_hydra or invocation.multirun):
@@ -46,6 +46,8 @@ def with_preset_sweep(invocation: Invocation) -> tuple[Invocation, DictConfig | 
     check_groups(chosen, invocation.config_dir)
     lines = [item.input_line or "" for item in (*chosen, *invocation.for_hydra)]
     hydra_settings = composition.compose(lines, invocation.config_dir, with_hydra=True).hydra
+    if hydra_settings.job.chdir:
+        raise ConfigError("hydra.job.chdir=true would look for relative paths in the run's folder: leave it out.")
     return replace(invocation, swept=_swept(hydra_settings)), hydra_settings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -28,8 +29,11 @@ from dkel_lightning.runtime import processors, ranks, unread_output
 def main() -> Any:
     """Run the command line; on a mistake print one message and exit with 2 (configuration) or 1 (anything else).
 
-    Where nobody reads what is printed any more it ends without a word, as other programs do.
+    Where nobody reads what is printed any more it ends without a word, as other programs do. A sign that the terminal's
+    encoding lacks is written by its number.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _main()
     except BrokenPipeError as error:
