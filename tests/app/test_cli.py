@@ -296,6 +296,12 @@ def test_a_run_goes_on_in_its_own_folder_only(tmp_path: Path) -> None:
     assert prepare([resume, f"hydra.run.dir={tmp_path / 'run'}"])[0] == resume
 
 
+@pytest.mark.parametrize("typed", ["hydra.run.dir=~/my runs", "hydra.run.dir='~/my runs'"])
+def test_a_path_from_home_is_one_in_any_key(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert prepare([typed]) == [f"hydra.run.dir='{tmp_path}/my runs'"]
+
+
 def test_a_sign_that_the_terminal_lacks_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))

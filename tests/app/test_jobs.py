@@ -65,6 +65,13 @@ def test_an_interrupt_keeps_the_folder_of_a_run_that_has_written_something(given
     assert sorted(path.name for path in Path("outputs/it").iterdir()) == ["config.yaml", "provenance.json"]
 
 
+def test_an_interpolation_that_leads_nowhere_is_one_error(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    assert given(interrupted, "hydra.run.dir=${oc.env:NO_SUCH_VARIABLE}/x") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Error: hydra.run.dir: ")
+    assert "'NO_SUCH_VARIABLE' not found" in said
+
+
 @pytest.mark.slow
 def test_a_job_whose_folder_is_renamed_makes_no_other(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
     def moved(run: Run) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dkel_lightning import __version__
 from dkel_lightning.app.cli import jobs, sweep_session
@@ -22,8 +23,9 @@ from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.refusals import TRACEBACK, fail, refusal
 from dkel_lightning.app.cli.sweep_session import SweepSession
 from dkel_lightning.app.config import choices
-from dkel_lightning.errors import DkelError
+from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.runtime import processors, ranks, unread_output
+from dkel_lightning.runtime.texts import first_line
 
 
 def main() -> Any:
@@ -70,6 +72,8 @@ def _main() -> None:
         fail(refusal(error))
     except CompactHydraException as error:
         fail(DkelError(str(error)))
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        fail(ConfigError(f"{error.full_key}: {first_line(error)}"))
 
 
 def prepared(arguments: Sequence[str]) -> Invocation:
