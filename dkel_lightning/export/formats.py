@@ -35,6 +35,8 @@ _FILES = {
     "onnx": "model.onnx",
 }
 FORMATS = tuple(_FILES)
+WRITTEN = {*_FILES.values(), FOLDER, "config.json", "model.onnx.data", RECORD, "README.md"}
+"""Names of all files that an export may consist of."""
 _OF_TRAINING = ("deploy", "peer_lr_scale", "frozen_peers")
 _OF_TEACHER = ("update", "batchnorm", "draw")
 _OF_ITS_OWN = ("backbone", "image_size", "mean", "std", "dtype")

@@ -394,6 +394,13 @@ def test_an_earlier_export_is_replaced_whole_and_anything_else_is_left_alone(che
     with pytest.raises(ConfigError, match="holds something else than an export"):
         exported(checkpoint, tmp_path, f"export.to='{tmp_path / 'thesis'}'")
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+    (place / ".git").mkdir()  # a clone of where it is published
+    with pytest.raises(ConfigError, match="holds something else than an export"):
+        exported(checkpoint, tmp_path, f"export.to='{place}'")
+    assert len([*place.iterdir()]) == 4
+    for here in (".", ".."):
+        with pytest.raises(ConfigError, match="takes the place of its whole folder"), exporter.whole_folder(Path(here)):
+            pass
 
 
 @pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxscript"), ("safetensors", "safetensors")])
