@@ -51,6 +51,7 @@ def refused(*arguments: str, multirun: bool = False, config_dir: Path | None = N
         ("experiment=cifar", "Unknown choice experiment=cifar."),
         ("precision=32", "Unknown choice precision=32. Did you mean fp32? Choices: auto, bf16, fp16, fp32."),
         ("method=dkel,pcl", "method=dkel,pcl gives several values: add -m"),
+        ("compare.methods=dkel,pcl", "gives several values: write compare.methods=[dkel,pcl]."),
         ("foo bar", "Cannot read 'foo bar': write key=value"),
         ("data.root", "Cannot read 'data.root': write key=value"),
         ("~teacher", "~teacher: a group cannot be removed"),

@@ -20,7 +20,7 @@ from dkel_lightning.app.cli.composition import resolved
 from dkel_lightning.app.cli.folders import folder_of
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.keys import check_groups, check_keys, composed
-from dkel_lightning.app.cli.overrides import MOST_JOBS, forced, line, parse, too_many, values_of
+from dkel_lightning.app.cli.overrides import MOST_JOBS, forced, line, parse, split, too_many, values_of
 from dkel_lightning.app.compare import plan
 from dkel_lightning.app.config import checks, extras, schema
 from dkel_lightning.app.runs.folder import values_in
@@ -72,7 +72,11 @@ def check(invocation: Invocation, hydra_settings: DictConfig | None) -> None:
     if not invocation.multirun:
         for item in invocation.for_run:
             if item.is_sweep_override():
-                raise ConfigError(f"{item.input_line} gives several values: add -m to run one job for each.")
+                key, value = split(item.input_line or "")
+                known = schema.describe(key)
+                lists = known is not None and known.kind.startswith("a list")
+                cure = f"write {key}=[{value}]" if lists else "add -m to run one job for each"
+                raise ConfigError(f"{item.input_line} gives several values: {cure}.")
     if invocation.resumes and not invocation.shows:
         _check_resume(invocation)
         return
