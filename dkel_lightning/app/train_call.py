@@ -70,7 +70,7 @@ def train(
     Raises:
         DkelError: what the command line would refuse, with its cure; OSError where a file cannot be read or written.
     """
-    overrides = [*_overrides(model, str(data), method, epochs, dict(settings or {}))]
+    overrides = [*_overrides(model, data, method, epochs, dict(settings or {}))]
     where = [] if out is None else [command_lines.override("hydra.run.dir", out)]
     invocation = prepared([*overrides, *where])
     whole = compose(invocation.arguments, with_hydra=True)
@@ -103,13 +103,16 @@ def _refuse(trainer: Mapping[str, Any]) -> None:
 
 
 def _overrides(
-    model: str | None, data: str, method: str | None, epochs: int | None, settings: dict[str, Any]
+    model: str | None, data: str | Path, method: str | None, epochs: int | None, settings: dict[str, Any]
 ) -> Iterator[str]:
     """Write the arguments as the command line takes them.
 
     Raises:
-        ConfigError: a key that is an argument of this function, or of another task.
+        ConfigError: a key that is an argument of this function, or of another task; or an object that has no name.
     """
+    if not isinstance(data, str | Path):
+        raise _nameless(data)
+    data = str(data)
     for key in REST:
         if key in settings:
             raise ConfigError(f"train() takes no {key}: give out=, and run other tasks on the command line.")
@@ -142,7 +145,16 @@ def _written(value: Any) -> str:
         return "[" + ",".join(map(_written, value)) + "]"
     if isinstance(value, str | Path):
         return command_lines.override("", value)[1:]
-    return repr(int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value)
+    if not isinstance(value, Real):
+        raise _nameless(value)
+    return repr(int(value) if isinstance(value, Integral) else float(value))
+
+
+def _nameless(given: Any) -> ConfigError:
+    return ConfigError(
+        f"train() takes names, numbers and lists of them, and no {type(given).__name__}: with objects of your own "
+        "build a DistillationModule and fit it in a Trainer (docs/python.md)."
+    )
 
 
 def _trained(job: jobs.Job) -> Trained:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -140,10 +139,10 @@ class NetworkDraw:
 
 def made(model: nn.Module) -> nn.Module:
     """Copy a model; a LightningModule that makes its layers in `configure_model` makes them now."""
-    copied = copy.deepcopy(model)
-    if isinstance(copied, LightningModule):
-        copied.configure_model()
-    return copied
+    own = networks.copied(model)
+    if isinstance(own, LightningModule):
+        own.configure_model()
+    return own
 
 
 def image_shape(in_channels: int, image_size: tuple[int, int] | None) -> tuple[int, int, int]:

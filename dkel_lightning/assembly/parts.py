@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dkel_lightning.errors import ConfigError
@@ -187,6 +188,21 @@ def check_is_trained_itself(module: Coordinator) -> None:
             "calls its hooks: the teacher would never follow, and weights would stay at their start. Pass it to "
             "Trainer.fit itself, and derive from it what it should do differently."
         )
+
+
+def check_nobody_averages_scores(module: Coordinator) -> None:
+    """Refuse Lightning's WeightAveraging, which averages all buffers too: scores that choose the peer, and counters.
+
+    Raises:
+        ConfigError: the Trainer has such a callback.
+    """
+    for callback in getattr(module.trainer, "callbacks", ()):
+        if isinstance(callback, WeightAveraging):
+            raise ConfigError(
+                f"{type(callback).__name__} averages scores and counters with the weights, so that no peer could be "
+                "chosen any longer: leave it out. A teacher that follows is the student's average (teacher='follow' "
+                "for a method without one), and may be deployed."
+            )
 
 
 def warn_of_an_untrained_teacher(module: Coordinator) -> None:

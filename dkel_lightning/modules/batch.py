@@ -28,7 +28,7 @@ def unpack(batch: Any) -> Batch:
     """Read a batch: a tuple or list `(images, labels[, indices])`, or a mapping with the usual names.
 
     Labels of shape [B, 1] become [B], and all integers int64. Float labels [B, C] are distributions over the classes.
-    Indices that are no tensor, such as the images' paths, are left out.
+    Indices that are no tensor, such as the images' paths, are left out; weights of samples are refused.
     Batches of several loaders at once become one, whose indices are left out: each loader has its own.
 
     Raises:
@@ -55,6 +55,11 @@ def unpack(batch: Any) -> Batch:
         raise DataError(
             f"Labels must be [B] class indices, or float [B, C], for {views.shape[0]} images, got {labels.dtype} of "
             f"shape {tuple(labels.shape)}. {_purpose_against(labels, views)}."
+        )
+    if isinstance(indices, Tensor) and indices.is_floating_point():
+        raise DataError(
+            f"What follows the labels of a batch are the indices of its samples, and these are {indices.dtype} "
+            f"{list(indices.shape)}: leave them out. Losses weigh classes (targets.class_weights), and no samples."
         )
     if len(labels) == 0:
         raise DataError(

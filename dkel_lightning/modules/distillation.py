@@ -30,7 +30,14 @@ from dkel_lightning.modules import continuation, deployment, evaluation
 from dkel_lightning.modules.batch import Batch, checked, number_of_views, with_shape_errors_explained
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Compiled, Coordinator
-from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, check_factories, configure, fused_if_wanted
+from dkel_lightning.modules.optim import (
+    PLATEAU,
+    OptimizerFactory,
+    SchedulerFactory,
+    check_factories,
+    configure,
+    fused_if_wanted,
+)
 from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.targets import TargetMaker, peers_first
@@ -229,12 +236,14 @@ class DistillationModule(Coordinator):
         present = {name: part for name, part in learning.items() if part is not None}
         optimizer, scheduler, interval = self._factories
         optimizer = fused_if_wanted(optimizer, self.execution.fused_optimizer, self)
-        return configure(present, optimizer, scheduler, interval, own=self.student.scaled_parts("student"), lr=self.lr)
+        own = self.student.scaled_parts("student")
+        return configure(present, optimizer, scheduler, interval, own, self.lr, plateau=PLATEAU, trainer=self._trainer)
 
     def on_fit_start(self) -> None:
         """Go on with the random numbers of the checkpoint: before the loaders, which may draw from them, are made."""
         continuation.restore_processes(self, self._restored)
         continuation.let_learn_what_is_unfrozen(self)
+        parts.check_nobody_averages_scores(self)
         parts.warn_of_an_untrained_teacher(self)
 
     def on_train_start(self) -> None:

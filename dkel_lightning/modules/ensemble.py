@@ -87,4 +87,4 @@ class EnsembleModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimise the classifier (only when fitted on its own)."""
-        return configure({"ensemble": self.classifier}, *self._factories)
+        return configure({"ensemble": self.classifier}, *self._factories, trainer=self._trainer)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ SCALE = "peer_lr_scale"
 """Entry of a group: the factor on its learning rate, of a peer's part and of a layer."""
 
 PLATEAU = {"min": "val/nll/student_mean", "max": "val/acc"}
-"""What ReduceLROnPlateau watches, by its mode."""
+"""What ReduceLROnPlateau watches, by its mode; of a part that is fitted alone `val/acc`."""
 
 
 @dataclass(frozen=True)
@@ -202,16 +202,19 @@ def configure(
     interval: str,
     own: OwnParts | None = None,
     lr: float | None = None,
+    *,
+    plateau: Mapping[str, str] | None = None,
+    trainer: Trainer | None = None,
 ) -> OptimizerLRScheduler:
     """Give Lightning one optimizer over all networks and, if any, its scheduler stepped every `interval`.
 
     `lr` stands for the rate of every group, before its factor.
 
-    ReduceLROnPlateau follows the validation: `PLATEAU` of its mode.
+    ReduceLROnPlateau follows the validation, as often as `trainer` validates: what `plateau` says of its mode.
 
     Raises:
         ConfigError: the scheduler sets rates of its own and would undo the factors of groups, or ReduceLROnPlateau is
-            to be stepped every step.
+            to be stepped every step, or finds nothing to watch.
     """
     grouping = optimizer if isinstance(optimizer, Grouped) else None
     built = (optimizer or DEFAULT_OPTIMIZER)(parameter_groups(networks, own, grouping))
@@ -235,8 +238,14 @@ def configure(
         raise ConfigError(
             "ReduceLROnPlateau looks at the validation of an epoch: set interval (scheduler.interval) to epoch."
         )
-    monitor = PLATEAU[schedule.mode]
-    return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": monitor}}
+    monitor = (plateau or {"max": PLATEAU["max"]}).get(schedule.mode)
+    if monitor is None:
+        raise ConfigError("A part that is fitted alone logs val/acc: let ReduceLROnPlateau have mode='max'.")
+    every = getattr(trainer, "check_val_every_n_epoch", None) or 1
+    return {
+        "optimizer": built,
+        "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": monitor, "frequency": every},
+    }
 
 
 def _scaled(group: dict[str, Any]) -> float:

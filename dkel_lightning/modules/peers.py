@@ -120,7 +120,7 @@ class PeersModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimise the network (only when fitted on its own)."""
-        return configure({"network": self.network}, *self._factories)
+        return configure({"network": self.network}, *self._factories, trainer=self._trainer)
 
     def _score(self, batch: Any, batch_idx: int, stage: str) -> None:
         views, labels, _ = checked(batch, batch_idx, self.num_peers, self.num_classes)

@@ -76,7 +76,8 @@ class StudentModule(PeersModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimise the network (only when fitted on its own)."""
-        return configure({"network": self.network}, *self._factories, own=self.scaled_parts("network"))
+        own = self.scaled_parts("network")
+        return configure({"network": self.network}, *self._factories, own, trainer=self._trainer)
 
     def forward(self, views: Tensor) -> StudentOutput:
         """Classify `views`, [B, V, C, H, W] (peer i sees view i) or [B, C, H, W] (all see the same)."""

@@ -1,7 +1,15 @@
 """Networks of peers: the backbones of DKEL by name, and any torch classifier cut into a trunk and branches."""
 
 from dkel_lightning.networks.adapters import adapter, at_common_size
-from dkel_lightning.networks.branching import SplitModel, WholeModel, branch_model, is_trained, redraw_, whole_model
+from dkel_lightning.networks.branching import (
+    SplitModel,
+    WholeModel,
+    branch_model,
+    copied,
+    is_trained,
+    redraw_,
+    whole_model,
+)
 from dkel_lightning.networks.conversion import Constants, Conversion, convert_before, converts
 from dkel_lightning.networks.external import default_cut, make, normalisation, pretrained_classes, size_arguments
 from dkel_lightning.networks.maps import check_pairs, maps_of
@@ -15,6 +23,7 @@ from dkel_lightning.networks.peers import (
     PeerStages,
     SharedTrunk,
     SinglePeer,
+    momentum,
 )
 from dkel_lightning.networks.registry import BACKBONES, Backbone, create, register_backbone, start_linear
 from dkel_lightning.networks.watching import Named, StandIn, find, layers_of, release_, stages_of
@@ -45,6 +54,7 @@ __all__ = [
     "classes_of",
     "convert_before",
     "converts",
+    "copied",
     "create",
     "default_cut",
     "find",
@@ -53,6 +63,7 @@ __all__ = [
     "logits_of",
     "make",
     "maps_of",
+    "momentum",
     "normalisation",
     "pretrained_classes",
     "redraw_",

@@ -15,12 +15,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks.outline import IMAGE_SHAPE, Outline, check_name, logits_of, observe, tensors_of
 from dkel_lightning.networks.peers import PeerFeatures, PeerStages, SharedTrunk
 from dkel_lightning.networks.watching import StandIn
+from dkel_lightning.runtime.texts import first_line
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -66,8 +68,8 @@ def branch_model(
     """
     if peers < 1:
         raise ConfigError(f"peers must be at least 1, not {peers}.")
+    model = copied(model)
     check_name(model, split_at, "split_at")
-    model = copy.deepcopy(model)
     outline = observe(model, image_shape, classifier, split_at)
     shared = _shared(model, outline)
     copies = [model, *(copy.deepcopy(model, dict(shared)) for _ in range(peers - 1))]
@@ -86,10 +88,33 @@ def whole_model(
     model: nn.Module, num_classes: int, classifier: str | None = None, image_shape: tuple[int, int, int] = IMAGE_SHAPE
 ) -> WholeModel:
     """Make one peer of a copy of `model`, its weights kept; arguments and errors of `branch_model`."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     peer = WholeModel(model, observe(model, image_shape, classifier))
     peer.start(num_classes, None)
     return peer.train()
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model of the user's own.
+
+    Raises:
+        ConfigError: it is compiled or scripted, has layers without weights, or cannot be copied.
+    """
+    kind = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        raise ConfigError(
+            f"{kind} is compiled, and peers are made of a model as it was before: give that one; execution='compile' "
+            "compiles what is trained."
+        )
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ConfigError(f"{name!r} of {kind} has no form yet: pass the model a batch of images first.")
+        if not (parameter.is_floating_point() or parameter.is_complex()):
+            raise ConfigError(f"{name!r} of {kind} is a parameter of {parameter.dtype}: let it be a buffer.")
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # what a model of the user's own holds may be anything
+        raise ConfigError(f"{kind} cannot be copied, and peers are copies of it ({first_line(error)}).") from error
 
 
 @torch.no_grad()
@@ -271,6 +296,11 @@ class WholeModel(nn.Module):
         if num_classes < 2:
             raise ConfigError(f"num_classes must be at least 2, not {num_classes}.")
         old = self.linear
+        if "weight" not in old._parameters:
+            raise ConfigError(
+                f"The classifier {self.classifier!r} computes its weight (spectral or weight norm), and one is drawn "
+                "for each peer: leave the norm of this layer out."
+            )
         new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None).to(old.weight.device, old.weight.dtype)
         old.weight, old.bias, old.out_features = new.weight, new.bias, num_classes
         self.num_classes = num_classes
@@ -441,10 +471,12 @@ def _check_same_features(network: SplitModel) -> None:
             "A branch changes a tensor that crosses the split in place, which would spoil it for the others: split "
             "elsewhere, or replace the in-place operation."
         )
-    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+    like = found.shape == expected.shape
+    if not like or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
         raise ConfigError(
             f"Cut at {network.outline.split_at!r}, the model computes other features than whole: its forward must "
-            "depend on its images alone. Split elsewhere."
+            "depend on its images alone, and the batch come first in what crosses the cut. Split elsewhere, or set "
+            "views_per_pass=one."
         )
     network._notes.whole = False
     try:

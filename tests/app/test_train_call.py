@@ -52,6 +52,9 @@ def test_a_call_gives_what_the_command_gives(tmp_path: Path, monkeypatch: pytest
         ({"epochs": 0}, "trainer.max_epochs"),
         ({"settings": {"trainer": "ddp_cpu"}}, "trains in one process"),
         ({"settings": {"trainer.fast_dev_run": True}}, "writes none"),
+        ({"model": torch.nn.Linear(2, 2)}, "no Linear: with objects of your own build a DistillationModule"),
+        ({"data": torch.utils.data.TensorDataset(torch.zeros(2))}, "no TensorDataset: with objects of your own"),
+        ({"settings": {"optimizer": torch.optim.SGD}}, "no type: with objects of your own"),
     ],
 )
 def test_what_the_command_line_refuses_is_refused_with_its_cure_and_leaves_nothing(

@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import EnsembleModule, StudentModule, TeacherModule, TeacherSettings
-from dkel_lightning.errors import DataError
+from dkel_lightning.errors import ConfigError, DataError
 from tests.modules.toy import CLASSES, SGD, images_and_labels, peers_network, train_loader, trainer, val_loader
 
 
@@ -48,6 +49,18 @@ def test_a_student_learns_alone_and_logs_each_peer() -> None:
     assert float(fit.callback_metrics["val/acc"]) == pytest.approx(mean, rel=1e-6)
     tested = trainer().test(student, val_loader(), verbose=False)[0]
     assert tested["test/acc"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_a_plateau_of_a_student_alone_is_one_of_accuracy() -> None:
+    for mode in ("max", "min"):
+        plateau: Any = partial(ReduceLROnPlateau, mode=mode)
+        student, fit = StudentModule(peers_network(), optimizer=SGD, scheduler=plateau), trainer(max_epochs=1)
+        if mode == "max":
+            fit.fit(student, train_loader(), val_loader())
+            assert fit.lr_scheduler_configs[0].monitor == "val/acc"
+        else:
+            with pytest.raises(ConfigError, match="let ReduceLROnPlateau have mode='max'"):
+                fit.fit(student, train_loader(), val_loader())
 
 
 def test_a_student_alone_minimises_the_sum_of_its_peers_losses() -> None:

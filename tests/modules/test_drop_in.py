@@ -248,7 +248,7 @@ def test_a_teacher_that_gets_away_from_its_start_is_not_warned_of(
         ({"peers": 2.5}, "peers is 2.5: give a number of peers"),
         ({"image_size": 8}, r"image_size is 8: give \(height, width\)"),
         ({"teacher": 3}, "teacher is 3: give its settings"),
-        ({"teacher": "copie"}, "Unknown teacher 'copie'. Did you mean 'copy'"),
+        ({"teacher": "copie"}, "Unknown choice teacher=copie. Did you mean copy"),
         ({"interval": "steps"}, "interval"),
         ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)}, "optimizer= is made when"),
     ],
@@ -318,6 +318,9 @@ def test_a_rate_that_waits_for_a_plateau_follows_validation(mode: Any, watched: 
     assert config.monitor == watched
     # The first epoch is better than nothing; the others are not.
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01)
+    seldom = trainer(tmp_path, max_epochs=6, check_val_every_n_epoch=2)
+    seldom.fit(build(optimizer=partial(torch.optim.SGD, lr=1.0), scheduler=never_better), Data())
+    assert seldom.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01)  # three validations, as above
     with pytest.raises(ConfigError, match="ReduceLROnPlateau looks at the validation of an epoch"):
         trainer(tmp_path).fit(build(scheduler=never_better, interval="step"), Data())
 

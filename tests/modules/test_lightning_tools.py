@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
+from lightning.pytorch.callbacks import BackboneFinetuning, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.tuner.tuning import Tuner
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
@@ -114,6 +114,11 @@ def test_fine_tuning_on_several_processes_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(continuation, "world_size", lambda: 2)
     with pytest.raises(ConfigError, match=r"BackboneFinetuning lets weights learn later.*train on one device"):
         trainer(tmp_path, BackboneFinetuning(1)).fit(build(), loader())
+
+
+def test_an_average_of_scores_and_counters_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"EMAWeightAveraging averages scores.*teacher='follow'"):
+        trainer(tmp_path, EMAWeightAveraging()).fit(build(), loader())
 
 
 # ---------------------------------------------------------------------- several loaders

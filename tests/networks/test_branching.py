@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import weakref
 from collections.abc import Callable
 from importlib import import_module
@@ -161,6 +162,39 @@ class Remembering(Convolutional):
     def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
         return self.head(self.third(self.first(images)).mean((2, 3)) + self.calls)
+
+
+class BatchSecond(Convolutional):
+    def __init__(self) -> None:
+        super().__init__()
+        self.third = nn.Linear(6, 6)  # type: ignore[assignment]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.third(self.first(images).mean((2, 3)).unsqueeze(0))[0])
+
+
+class Lazy(Convolutional):
+    def __init__(self) -> None:
+        super().__init__()
+        self.third = nn.LazyConv2d(6, 3)
+
+
+class Ordered(Convolutional):
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = nn.Parameter(torch.arange(6), requires_grad=False)
+
+
+class Uncopied(Convolutional):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class NormedClassifier(Convolutional):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.spectral_norm(self.head)
 
 
 class Wayward(Convolutional):
@@ -435,6 +469,12 @@ def test_a_branched_model_compiles_as_one_graph() -> None:
         (Auxiliary, "third", r"gives different things in training and evaluation \(tuple and Tensor\)"),
         (Early, "third", r"The classifier 'head' comes before 'third'"),
         (Remembering, "third", r"Cut at 'third', the model computes other features than whole"),
+        (BatchSecond, "third", r"the batch come first .* or set views_per_pass=one"),
+        (Lazy, "third", r"'third.weight' of Lazy has no form yet: pass the model a batch of images first"),
+        (Ordered, "third", r"'order' of Ordered is a parameter of torch.int64: let it be a buffer"),
+        (lambda: torch.compile(Convolutional()), "third", "OptimizedModule is compiled, and peers are made"),
+        (Uncopied, "third", r"Uncopied cannot be copied, and peers are copies of it \(cannot pickle"),
+        (NormedClassifier, "third", "The classifier 'head' computes its weight"),
     ],
 )
 def test_a_model_that_cannot_be_split_is_told_why(make: Callable[[], nn.Module], split_at: str, message: str) -> None:

@@ -13,13 +13,12 @@ from enum import Enum
 from typing import Annotated, Any
 
 from dkel_lightning.app.config import kinds
-from dkel_lightning.app.config.messages import unknown_choice
 from dkel_lightning.app.tasks import requirements
 from dkel_lightning.app.tasks.requirements import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.declarations import Settings, at
-from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, several, switch, text, whole
+from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, several, switch, text, unknown_choice, whole
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.geometry_settings import GeometrySettings
 
@@ -53,8 +52,7 @@ class Task:
         owner: gives what of the settings decides how it ends, as `module:function`: the same again takes the same
             folder, and anything else one beside it. None: such a folder is written over.
         needs: keys without which it has nothing to do, and of what their PATH is.
-        refuses: of `resume` and `checkpoint`, those that mean nothing to it.
-        refusal: what is said then.
+        instead: what to give in place of a `resume=` or `checkpoint=` that means nothing to it.
         mistakes: finds what else in the settings does not fit it.
         no_sweep: why it is no job of a sweep; empty: it may be one.
         named_after_itself: whether its run is named after it rather than after the experiment.
@@ -73,8 +71,7 @@ class Task:
     folder: str = ""
     owner: str | None = None
     needs: Mapping[str, str] = field(default_factory=dict)
-    refuses: tuple[str, ...] = ()
-    refusal: str = ""
+    instead: str = "leave it out"
     mistakes: Callable[[Values], Iterable[str]] = lambda _: ()
     no_sweep: str = ""
     named_after_itself: bool = False
@@ -89,13 +86,18 @@ class Task:
         """Whether `checkpoint=` names what it works on."""
         return "checkpoint" in self.needs
 
+    def refusal(self, key: str) -> str:
+        """Say that `resume` or `checkpoint` means nothing to it."""
+        return f"task={self.name} takes no {key}=: {self.instead}."
+
     def contradictions(self, values: Values) -> Iterator[str]:
         """Say what it lacks, and what does not go with it."""
         for key, what in self.needs.items():
             if at(values, key) is None:
                 yield f"task={self.name} needs {key}=PATH of {what}."
-        if any(values[key] is not None for key in self.refuses):
-            yield self.refusal
+        for key, taken in (("resume", self.resumable), ("checkpoint", self.reads_checkpoint)):
+            if values[key] is not None and not taken:
+                yield self.refusal(key)
         yield from self.mistakes(values)
 
 
@@ -219,8 +221,7 @@ _ROWS = (
         "train",
         "Train, then test the last and the best checkpoint.",
         f"{_HERE}.train:train",
-        refuses=("checkpoint",),
-        refusal="checkpoint= belongs to task=evaluate, export or predict; to go on with a run use resume=PATH.",
+        instead="choose task=evaluate, export or predict, or go on with a run by resume=PATH",
         resumable=True,
         keeps_memory=True,
     ),
@@ -266,8 +267,7 @@ _ROWS = (
         f"{_HERE}.compare:compare",
         CompareSettings,
         Place.SHARED,
-        refuses=("resume", "checkpoint"),
-        refusal="resume= and checkpoint= belong to single runs: go on with a comparison by compare.folder=PATH.",
+        instead="go on with a comparison by compare.folder=PATH",
         mistakes=requirements.of_comparison,
         no_sweep="runs its methods and seeds itself: leave out -m, or the preset that sweeps",
         plans=True,
@@ -287,8 +287,7 @@ _ROWS = (
         f"{_HERE}.report:report",
         ReportSettings,
         Place.REPORTED,
-        refuses=("resume", "checkpoint"),
-        refusal="task=report reads the folder of a run: give it as report.of=PATH, without resume= and checkpoint=.",
+        instead="give the folder of a run as report.of=PATH",
         no_sweep="reads what runs have written: leave -m out, and give the folder of a sweep",
     ),
     Task(
@@ -296,8 +295,6 @@ _ROWS = (
         "Time a training step: a loop written by hand, the Trainer in every mode, the step without Lightning.",
         f"{_HERE}.benchmark:benchmark",
         BenchmarkSettings,
-        refuses=("resume", "checkpoint"),
-        refusal="task=benchmark begins anew: leave resume= and checkpoint= out.",
         mistakes=requirements.of_benchmark,
         no_sweep="lets its sides take turns by itself: leave -m out, and run it once a setting",
         named_after_itself=True,
@@ -308,8 +305,6 @@ _ROWS = (
         "Student and teacher as two points, in a bowl and between two mirror optima: figures and tables.",
         f"{_HERE}.geometry:geometry",
         GeometrySettings,
-        refuses=("resume", "checkpoint"),
-        refusal="task=geometry computes without a network: leave resume= and checkpoint= out.",
         named_after_itself=True,
     ),
     Task(
@@ -317,8 +312,6 @@ _ROWS = (
         "Simulate when and why teachers help, in a noisy quadratic model, and when training collapses.",
         f"{_HERE}.convergence:convergence",
         ConvergenceSettings,
-        refuses=("resume", "checkpoint"),
-        refusal="task=convergence computes without a network: leave resume= and checkpoint= out.",
         named_after_itself=True,
     ),
     Task(
@@ -326,8 +319,6 @@ _ROWS = (
         "Train, and measure how hard labels and teacher are for the student's kernel as it changes.",
         f"{_HERE}.complexity:complexity",
         ComplexitySettings,
-        refuses=("resume", "checkpoint"),
-        refusal="task=complexity trains anew: leave resume= and checkpoint= out.",
         mistakes=requirements.of_complexity,
         named_after_itself=True,
         keeps_memory=True,
@@ -337,8 +328,7 @@ _ROWS = (
         "Two reinforcement learners in one environment that teach each other; needs the extra `rl`.",
         f"{_HERE}.dual_policy:dual_policy",
         DualPolicySettings,
-        refuses=("checkpoint",),
-        refusal="task=dual_policy trains anew, or goes on with a run by resume=PATH: leave checkpoint= out.",
+        instead="go on with a run by resume=PATH",
         named_after_itself=True,
         resumable=True,
     ),

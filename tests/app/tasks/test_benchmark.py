@@ -135,7 +135,7 @@ def test_images_of_ones_own_must_be_there(tmp_path: Path) -> None:
         (["trainer.num_nodes=2"], "task=benchmark measures one process"),
         (["trainer.fast_dev_run=true"], "task=benchmark measures ordinary training"),
         (["trainer.accumulate_grad_batches=2"], "task=benchmark takes a batch for a step"),
-        (["resume=somewhere"], "task=benchmark begins anew: leave resume="),
+        (["resume=somewhere"], "task=benchmark takes no resume=: leave it out"),
         (["benchmark.sides=[plane]"], "benchmark.sides must be a list, each one of plain, eager, "),
         (
             ["benchmark.sides=[plain]", "method=pcl"],

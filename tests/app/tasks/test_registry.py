@@ -28,7 +28,6 @@ def test_the_functions_of_a_row_are_there_and_take_what_they_are_given(task: Tas
     assert taken == (["run", "comparison"] if task.plans else ["run"])
     assert task.owner is None or [*inspect.signature(registry.load(task.owner)).parameters] == ["values"]
     assert bool(task.folder) is (task.place is Place.BESIDE_CHECKPOINT)
-    assert bool(task.refuses) is bool(task.refusal)
 
 
 @pytest.mark.parametrize(
@@ -47,17 +46,24 @@ def test_the_functions_of_a_row_are_there_and_take_what_they_are_given(task: Tas
         (["task=export"], ["task=export needs checkpoint=PATH of a .ckpt file."]),
         (
             ["checkpoint=x"],
-            ["checkpoint= belongs to task=evaluate, export or predict; to go on with a run use resume=PATH."],
+            [
+                "task=train takes no checkpoint=: choose task=evaluate, export or predict, or go on with a run by "
+                "resume=PATH."
+            ],
         ),
         (
             ["task=compare", "resume=x", "trainer.devices=2", "trainer.fast_dev_run=true"],
             [
-                "resume= and checkpoint= belong to single runs: go on with a comparison by compare.folder=PATH.",
+                "task=compare takes no resume=: go on with a comparison by compare.folder=PATH.",
                 "task=compare trains on one device: leave trainer.devices at 1.",
                 "trainer.fast_dev_run leaves nothing to compare: set trainer.max_epochs=1 instead.",
             ],
         ),
-        (["task=benchmark", "checkpoint=x"], ["task=benchmark begins anew: leave resume= and checkpoint= out."]),
+        (["task=benchmark", "checkpoint=x"], ["task=benchmark takes no checkpoint=: leave it out."]),
+        (
+            ["task=evaluate", "checkpoint=x", "resume=y"],
+            ["task=evaluate takes no resume=: leave it out."],
+        ),
         (["task=geometry"], []),
     ],
     ids=str,
@@ -89,7 +95,8 @@ def test_what_is_no_job_of_a_sweep_is_refused_with_its_reason(task: Task) -> Non
 def test_a_row_is_all_that_a_new_task_needs() -> None:
     task = Task("mine", "Mine.", "os.path:basename", needs={"data.root": "a folder"}, no_sweep="is run once")
     assert registry.load(task.function)("a/b") == "b"
-    assert [*task.contradictions({"data": {"root": None}})] == ["task=mine needs data.root=PATH of a folder."]
+    values = {"data": {"root": None}, "resume": None, "checkpoint": None}
+    assert [*task.contradictions(values)] == ["task=mine needs data.root=PATH of a folder."]
     assert not task.reads_checkpoint
 
 
