@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,21 +25,9 @@ ENDED = "summary.json"
 """Written when a run has been tested, which comes last."""
 
 
-def _by_the_first(write: Callable[..., None]) -> Callable[..., None]:
-    """Let only the first process write, which Lightning knows best; it is imported when something is written."""
-
-    @functools.wraps(write)
-    def written(*arguments: Any) -> None:
-        from lightning.pytorch.utilities import rank_zero_only
-
-        rank_zero_only(write)(*arguments)
-
-    return written
-
-
 @dataclass(frozen=True)
 class Run:
-    """A run: its resolved settings and its folder.
+    """A run: its resolved settings and its folder, into which only the first process writes.
 
     Attributes:
         values: the resolved configuration.
@@ -68,29 +55,28 @@ class Run:
         """The folder of last.ckpt and best.ckpt."""
         return self.folder / "checkpoints"
 
-    @_by_the_first
     def describe(self) -> None:
         """Write config.yaml and provenance.json; a resumed run keeps the configuration that it began with."""
-        if self.resume is None:
+        if self.resume is None and is_first():
             write_text(self.folder / "config.yaml", self.settings)
         from dkel_lightning.runtime import provenance  # needs torch, which the command line does without
 
         self.write_json(self._provenance, provenance.collect())
 
-    @_by_the_first
     def note_execution(self, execution: Mapping[str, Any]) -> None:
         """Write into provenance.json how the steps are executed, as far as it is known."""
-        path = self.folder / self._provenance
-        self.write_json(path.name, {**json.loads(text_of(path)), "execution": execution})
+        if is_first():
+            known = json.loads(text_of(self.folder / self._provenance))
+            self.write_json(self._provenance, {**known, "execution": execution})
 
     @property
     def _provenance(self) -> str:
         return self.PROVENANCE if self.resume is None else "provenance_resumed.json"
 
-    @_by_the_first
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file into the folder."""
-        write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
+        if is_first():
+            write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
 
 
 def run_folder(checkpoint: Path) -> Path | None:
