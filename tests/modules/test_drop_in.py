@@ -91,6 +91,8 @@ def test_callbacks_logger_and_hyperparameters_of_ones_own_work_beside_ours(tmp_p
     predicted = fit.predict(module, Data(), ckpt_path="best")
     assert predicted is not None
     again = DistillationModule.load_from_checkpoint(best.best_model_path, backbone=Net()).eval()
+    with pytest.raises(ConfigError, match=r"split_at is 'body' in .*ckpt, and 'head' here: leave it out"):
+        DistillationModule.load_from_checkpoint(best.best_model_path, backbone=Net(), split_at="head")
     first = images()[:8][0]
     expected = again.member_logits(first)[again.members.index(again.deployed_member())]
     torch.testing.assert_close(predicted[0], expected)
