@@ -293,7 +293,7 @@ def test_augmented_views_differ_between_peers_and_repeat_by_seed_and_key() -> No
 
 
 def test_a_transform_that_takes_no_generator_is_told_how_it_is_passed() -> None:
-    with pytest.raises(ConfigError, match="gives a tuple in place of images: .*pass lambda images, generator: tr"):
+    with pytest.raises(ConfigError, match=r"gives a tuple in place of images: .*pass lambda images, generator: tr"):
         build(augmentation=v2.RandomHorizontalFlip()).training_step(images_and_labels(4), 0)
 
 
