@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from dkel_lightning.functional import classes_of, cross_entropy, not_halved
+from dkel_lightning.functional import classes_of, not_halved, sample_cross_entropy
 
 
 class Sums(Metric):
@@ -79,11 +79,13 @@ class NetworkScores(Sums):
 def scores_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Count the right predictions and sum the negative log-likelihood, each [N], of `logits` [N, B, C].
 
-    Of labels that are distributions, [B, C] or [N, B, C], the largest is the right one.
+    Of labels that are distributions, [B, C] or [N, B, C], the largest is the right one. An output that is no number is
+    wrong, whatever the label: its largest entry would be the first NaN, and a network of nothing else be chosen.
     """
     logits = logits.detach()
-    correct = (logits.argmax(-1) == classes_of(labels)).sum(-1).to(torch.float32)
-    return correct, cross_entropy(logits, labels) * logits.shape[-2]
+    nll = sample_cross_entropy(logits, labels)
+    correct = (logits.argmax(-1) == classes_of(labels)) & nll.isfinite()
+    return correct.sum(-1).to(torch.float32), nll.sum(-1)
 
 
 class CalibrationErrors(Sums):

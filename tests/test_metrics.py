@@ -53,6 +53,13 @@ def test_scores_by_hand_for_two_networks() -> None:
     assert result["nll"].tolist() == pytest.approx([math.log(4 / 3), math.log(4)], rel=1e-6)
 
 
+@pytest.mark.parametrize("broken", [[math.nan, math.nan], [math.nan, 0.0], [math.inf, 0.0]])
+def test_an_output_that_is_no_number_is_never_right(broken: list[float]) -> None:
+    correct, nll = scores_of(torch.tensor([[broken, [1.0, 0.0]]]), torch.tensor([0, 0]))
+    assert correct.tolist() == [1.0]
+    assert not nll.isfinite().any()
+
+
 def test_batches_of_different_size_are_weighted_by_their_samples() -> None:
     logits = torch.tensor([[[1.0, 0.0]] * 4])
     labels = torch.tensor([0, 1, 1, 1])

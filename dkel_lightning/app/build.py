@@ -25,7 +25,6 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from dkel_lightning import data, networks
 from dkel_lightning.app.config.checks import PRECISIONS
-from dkel_lightning.app.config.messages import unknown_choice
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.data import own
 from dkel_lightning.errors import ConfigError, DkelError
@@ -35,7 +34,7 @@ from dkel_lightning.modules.optim import Grouped, OptimizerFactory, ParameterGro
 from dkel_lightning.runtime.texts import first_line
 from dkel_lightning.schedules import are_shares, milestones_in_epochs
 from dkel_lightning.settings.grouping import Grouping
-from dkel_lightning.settings.keys import did_you_mean
+from dkel_lightning.settings.keys import did_you_mean, unknown_choice
 from dkel_lightning.settings.methods import usual_arrangement
 
 

@@ -28,9 +28,10 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.backbone import is_external
-from dkel_lightning.settings.declarations import from_mapping, merge, unknown
+from dkel_lightning.settings.declarations import from_mapping, merge
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.keys import unknown_choice
 from dkel_lightning.settings.targets import Targets
 from dkel_lightning.settings.teacher import TEACHERS, ExtraTeacher, TeacherSettings
 
@@ -226,7 +227,7 @@ def _teachers_apart(given: str | Mapping[str, Any] | TeacherSettings | None) -> 
 
 def _of_preset(name: str) -> Mapping[str, Any]:
     if name not in TEACHERS:
-        raise ConfigError(unknown("teacher", name, TEACHERS))
+        raise ConfigError(unknown_choice("teacher", name, TEACHERS))
     settings = TEACHERS[name].settings
     return {"update": "none"} if settings is None else settings
 

@@ -14,14 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dkel_lightning.callbacks.collapse_criteria import (
-    Collapse,
-    can_tell,
-    chance_bound,
-    clearly_better,
-    describe,
-    fault_of,
-)
+from dkel_lightning.callbacks.collapse_criteria import Collapse, can_tell, clearly_better, describe, fault_of
 from dkel_lightning.callbacks.step_recorder import StepRecorder, Verdict, all_finite, non_finite, on_host
 from dkel_lightning.errors import CollapseError, NonFiniteError
 from dkel_lightning.modules.batch import DATA_CURE, sync_blocks
@@ -31,6 +24,7 @@ from dkel_lightning.runtime import command_lines
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.processes import any_process, print_once
 from dkel_lightning.schedules import one_of
+from dkel_lightning.studies.seed_statistics import chance_bound
 
 ACTIONS = ("warn", "stop", "restore")
 CURE = "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32."
@@ -226,7 +220,7 @@ class CollapseGuard(Callback):
         while len(self._pending) > all_but:
             verdict, recorder = self._pending.pop(0)
             if verdict.read():
-                names = recorder.culprits()
+                names = non_finite(recorder.terms.items())
                 terms = f"; non-finite terms: {', '.join(names)}" if names else ""
                 images = _broken_images(recorder, coordinator(module))
                 what = f"The training loss became NaN or infinite{terms}{f'; {images}' if images else ''}"

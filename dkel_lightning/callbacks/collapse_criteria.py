@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
-QUANTILE = 0.999
-
 
 @dataclass(frozen=True)
 class Collapse:
@@ -43,11 +39,6 @@ class Collapse:
     action: str = ""
     record: str | None = None
     recovered: int | None = None
-
-
-def chance_bound(chance: float, samples: int) -> float:
-    """Return the accuracy that guessing right with probability `chance` exceeds once in a thousand times."""
-    return float(stats.binom.ppf(QUANTILE, samples, chance)) / samples
 
 
 def can_tell(chance: float, bound: float) -> bool:

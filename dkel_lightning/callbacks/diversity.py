@@ -196,7 +196,7 @@ class DiversityMonitor(Callback):
 
 
 def gradient_shares(terms: Mapping[str, Tensor], logits: Tensor) -> dict[str, Tensor]:
-    """Compute `|d term / d logits|` of each term, divided by the sum of these norms; the graph is kept."""
+    """Compute `|d term / d logits|` of each term, divided by the sum of these norms (or 0); the graph is kept."""
     gradients = []
     for value in terms.values():
         gradient = None
@@ -205,8 +205,9 @@ def gradient_shares(terms: Mapping[str, Tensor], logits: Tensor) -> dict[str, Te
         gradients.append(torch.zeros_like(logits) if gradient is None else gradient.detach())
     flat = torch.stack(gradients).float().flatten(1)
     # Scaled, since the square of a large gradient overflows where the gradient does not.
-    stacked = (flat / flat.abs().max().clamp(min=torch.finfo(flat.dtype).tiny)).norm(dim=1)
-    return dict(zip(terms, (stacked / stacked.sum()).unbind(), strict=True))
+    least = torch.finfo(flat.dtype).tiny
+    stacked = (flat / flat.abs().max().clamp(min=least)).norm(dim=1)
+    return dict(zip(terms, (stacked / stacked.sum().clamp(min=least)).unbind(), strict=True))
 
 
 def parameter_distances(module: Coordinator, pairs: Mapping[Pair, str]) -> dict[Pair, Tensor]:

@@ -106,10 +106,6 @@ class StepRecorder:
         values = torch.stack([value.detach() for value in terms.values()]).unbind()
         self.terms, self.loss = dict(zip(terms, values, strict=True)), loss.detach()
 
-    def culprits(self) -> list[str]:
-        """Name the terms that are NaN or infinite."""
-        return [name for name, value in self.terms.items() if not bool(torch.isfinite(value).all())]
-
     def broken_images(self, module: Coordinator) -> str | None:
         """Say which images of the step are NaN or infinite, or which the augmentation has made so; None if none."""
         (views, *_), clock = unpack(module.read(self._batch)), self._clock
@@ -167,7 +163,7 @@ class StepRecorder:
     def _track(self, module: Coordinator, optimizer: Optimizer) -> None:
         # Not two copies at a time.
         self._groups, self._kept, self._scheduled = [], {}, ([], [])
-        tensors = [*running_statistics(module), *_own_buffers(module).values()]
+        tensors = [*running_statistics(module), *map(module.method.get_buffer, module.method.own_buffers)]
         if self.whole:
             state = chain.from_iterable(values.values() for values in optimizer.state.values())
             tensors = [*module.state_dict(keep_vars=True).values(), *(t for t in state if isinstance(t, Tensor))]
@@ -215,11 +211,6 @@ def validates_after(trainer: Trainer) -> bool:
     """Tell whether a validation is due after this batch, as Lightning itself asks; by the clock, as it is now."""
     batches = trainer.fit_loop._data_fetcher
     return batches is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(batches)
-
-
-def _own_buffers(module: Coordinator) -> dict[str, Tensor]:
-    """Give what the method's forward pass writes."""
-    return {name: module.method.get_buffer(name) for name in module.method.own_buffers}
 
 
 def _in_force(module: Coordinator) -> list[Tensor]:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dkel_lightning.data.augment import CropFlip
@@ -341,7 +340,7 @@ class ImageDataModule(ClassificationData, ABC):
             val = _whole(data.val)
         else:
             train, held_out = validation_split(train_labels, self.validation, self.split_seed)
-            val = _part(data.train, held_out)
+            val = StoredImages(data.train.images, train_labels[held_out], held_out)
         if self.limit is not None:
             if self.limit < len(data.class_names):
                 raise ConfigError(f"limit={self.limit} is less than the {len(data.class_names)} classes: raise it.")
@@ -387,10 +386,6 @@ class ImageDataModule(ClassificationData, ABC):
 
 def _whole(split: Images) -> StoredImages:
     return StoredImages(split.images, split.labels, np.arange(len(split)))
-
-
-def _part(split: Images, chosen: NDArray[np.int64]) -> StoredImages:
-    return StoredImages(split.images, split.labels[chosen], chosen)
 
 
 def _upload(split: StoredImages, device: torch.device) -> tuple[Tensor, Tensor | None]:

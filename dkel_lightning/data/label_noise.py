@@ -24,11 +24,6 @@ class LabelNoise(settings.LabelNoise):
         ConfigError: A setting is out of range.
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kind == "none" and self.rate > 0:
-            raise ConfigError(f"{self.node}.rate={self.rate} without a kind: choose symmetric or pair, or set it to 0.")
-
     def apply(self, labels: Labels, classes: int) -> Labels:
         """Return a copy of `labels` `[N]` with the wrong ones among them.
 

@@ -16,7 +16,6 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 from torch.nn.modules import module as nn_module
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from dkel_lightning.execution import captured
 from dkel_lightning.execution.captured import CapturedStep, CaptureError
@@ -198,7 +197,7 @@ class Runner:
 
     def begin(self) -> None:
         """Look once more, now that the optimizer is there and all callbacks are; who captures averages by himself."""
-        fused = any(_is_fused(optimizer) for optimizer in self.trainer.optimizers)
+        fused = any(group.get("fused") for optimizer in self.trainer.optimizers for group in optimizer.param_groups)
         self.in_force = replace(planned(self.module, self.trainer), fused_optimizer=fused)
         if self.in_force.why:
             print_once(str(self.in_force))
@@ -247,7 +246,3 @@ class Runner:
             else:
                 self.in_force = replace(self.in_force, why=f"the networks cannot be compiled ({error})")
                 print_once(str(self.in_force))
-
-
-def _is_fused(optimizer: Optimizer) -> bool:
-    return any(bool(group.get("fused")) for group in optimizer.param_groups)

@@ -17,7 +17,8 @@ from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.schedules import Clock
 from dkel_lightning.settings.backbone import BackboneSettings
-from dkel_lightning.settings.declarations import from_mapping, merge, unknown
+from dkel_lightning.settings.declarations import from_mapping, merge
+from dkel_lightning.settings.keys import unknown_choice
 from dkel_lightning.settings.methods import PRESETS, MethodPreset, NoSettings, unmet_needs
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
@@ -215,7 +216,7 @@ def _known(name: str, method: type[Method]) -> None:
 def preset(name: str) -> MethodPreset:
     """Find what is chosen under the name of a method, or raise a ConfigError that lists the names."""
     if name not in METHODS:
-        raise ConfigError(unknown("method", name, METHODS))
+        raise ConfigError(unknown_choice("method", name, METHODS))
     return PRESETS[name]
 
 

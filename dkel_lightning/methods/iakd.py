@@ -15,7 +15,7 @@ from dkel_lightning.methods.base import Method, shipped
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.modules.peers import batch_norms, running_statistics
-from dkel_lightning.networks import PeerNetwork, StandIn, adapter, check_pairs, find, layers_of
+from dkel_lightning.networks import PeerNetwork, StandIn, adapter, check_pairs, find, layers_of, momentum
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.runtime.seeding import generator
 from dkel_lightning.schedules import Clock, swap_rate
@@ -132,15 +132,12 @@ class IAKD(Method):
     def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
         """Estimate the statistics of the student's BatchNorm anew, with its own blocks alone."""
         layers = batch_norms(module.student.network)
-        momenta = [layer.momentum for layer in layers]
         coins, self._coins.own = self._coins.own, None
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum = None  # a plain mean
-        for batch in batches:
-            module.student.network(batch.views)
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+        with momentum(layers, None):
+            for batch in batches:
+                module.student.network(batch.views)
         self._coins.own = coins
         average_over_processes(running_statistics(module.student.network))
 

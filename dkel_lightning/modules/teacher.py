@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from dkel_lightning.modules.batch import refuse_broken_images, unpack, with_shap
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.outputs import TeacherOutput
 from dkel_lightning.modules.peers import PeersModule, batch_norms
-from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.networks import PeerNetwork, momentum
 from dkel_lightning.runtime.memory import give_back
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings, values_of
@@ -91,7 +91,9 @@ class TeacherModule(PeersModule):
         lowered = follows and self.training and self.settings.dtype == "bfloat16" and not self._alone
         kind = torch.bfloat16 if lowered else views.dtype
         learning = self.learns and torch.is_grad_enabled()
-        with torch.set_grad_enabled(learning), self._statistics_kept(), _autocast(views, kind):
+        # Running statistics that are not its own are left to `follow`.
+        layers = batch_norms(self.network) if self.training and self.settings.batchnorm != "own" else []
+        with torch.set_grad_enabled(learning), momentum(layers, 0.0), _autocast(views, kind):
             seen = self.pass_through(views)
         if kind in HALF_TYPES:
             seen = tree_map_only(Tensor, lambda each: each.to(views.dtype), seen)
@@ -250,19 +252,6 @@ class TeacherModule(PeersModule):
         if self.settings.batchnorm != "own":
             self._follow_statistics(*self._matching.statistics(), rate)
         self.updates += 1
-
-    @contextmanager
-    def _statistics_kept(self) -> Iterator[None]:
-        """Leave the running statistics to `follow` where they are not the teacher's own."""
-        layers = batch_norms(self.network) if self.training and self.settings.batchnorm != "own" else []
-        momenta = [layer.momentum for layer in layers]
-        for layer in layers:
-            layer.momentum = 0.0
-        try:
-            yield
-        finally:
-            for layer, momentum in zip(layers, momenta, strict=True):
-                layer.momentum = momentum
 
     def _follow_statistics(self, ours: list[Tensor], theirs: list[Tensor], rate: float | Tensor) -> None:
         averaged = [self.settings.batchnorm == "ema" and each.is_floating_point() for each in ours]

@@ -23,6 +23,7 @@ from dkel_lightning.networks.peers import (
     PeerStages,
     SharedTrunk,
     SinglePeer,
+    momentum,
 )
 from dkel_lightning.networks.registry import BACKBONES, Backbone, create, register_backbone, start_linear
 from dkel_lightning.networks.watching import Named, StandIn, find, layers_of, release_, stages_of
@@ -62,6 +63,7 @@ __all__ = [
     "logits_of",
     "make",
     "maps_of",
+    "momentum",
     "normalisation",
     "pretrained_classes",
     "redraw_",

@@ -304,18 +304,30 @@ class SharedTrunk(PeerNetwork):
 
 
 @contextmanager
-def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Let no normalisation count a batch that it has counted already."""
-    layers = [each for each in network.modules() if isinstance(each, _NormBase) and each.track_running_stats]
-    before = [(layer.momentum, cast(Tensor, layer.num_batches_tracked).clone()) for layer in layers]
+def momentum(layers: Sequence[nn.Module], value: float | None) -> Iterator[None]:
+    """Give normalisation layers this momentum for a while: at 0 their statistics stay, of None they are plain means."""
+    before = [layer.momentum for layer in layers]
     for layer in layers:
-        layer.momentum = 0.0
+        layer.momentum = value  # type: ignore[assignment]
     try:
         yield
     finally:
-        for layer, (momentum, counted) in zip(layers, before, strict=True):
-            layer.momentum = momentum
-            cast(Tensor, layer.num_batches_tracked).copy_(counted)
+        for layer, own in zip(layers, before, strict=True):
+            layer.momentum = own
+
+
+@contextmanager
+def _statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Let no normalisation count a batch that it has counted already."""
+    layers = [each for each in network.modules() if isinstance(each, _NormBase) and each.track_running_stats]
+    counts = [cast(Tensor, layer.num_batches_tracked) for layer in layers]
+    before = [count.clone() for count in counts]
+    try:
+        with momentum(layers, 0.0):
+            yield
+    finally:
+        for count, counted in zip(counts, before, strict=True):
+            count.copy_(counted)
 
 
 class BranchedNetwork(SharedTrunk):

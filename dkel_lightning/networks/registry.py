@@ -11,7 +11,7 @@ from torch import nn
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import densenet, resnet, vgg
 from dkel_lightning.networks.peers import Branch, BranchedNetwork, IndependentPeers, PeerNetwork, SinglePeer
-from dkel_lightning.settings.keys import did_you_mean
+from dkel_lightning.settings.keys import unknown_choice
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,7 @@ def _independent(
 
 def _find(name: str | None, image_size: tuple[int, int] | None) -> Backbone:
     if name not in BACKBONES:
-        hint = did_you_mean(str(name), BACKBONES, most=2)
-        raise ConfigError(f"There is no backbone {name!r}.{hint} The choices are {', '.join(sorted(BACKBONES))}.")
+        raise ConfigError(unknown_choice("backbone", str(name), BACKBONES))
     backbone = BACKBONES[name]
     if image_size is not None and min(image_size) < backbone.min_size:
         height, width = image_size

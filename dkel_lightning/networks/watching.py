@@ -92,15 +92,12 @@ class _Watch(StandIn):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.forward(*args, **kwargs)
         if self.seen.outputs is not None:
-            first = output if isinstance(output, Tensor) else _first_tensor(output)
+            leaves = [output] if isinstance(output, Tensor) else tree_leaves(output)
+            first = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
             self.seen.outputs[self.number].append(first)
             if self.seen.versions is not None:
                 self.seen.versions.append((first, first._version))
         return output
-
-
-def _first_tensor(output: Any) -> Tensor:
-    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
 class Watched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -30,6 +31,11 @@ class LabelNoise(Settings, node="data.label_noise"):
     ] = "none"
     rate: Annotated[float, number("Share of wrong labels; exact.", 0, 1)] = 0.0
     seed: Annotated[int, whole("Seed of that choice.", 0, SEEDS)] = 0
+
+    def contradictions(self) -> Iterator[str]:
+        """Say it of a rate without a kind."""
+        if self.kind == "none" and self.rate > 0:
+            yield f"{self.node}.rate={self.rate:g} without a kind: choose {self.node}.kind=symmetric or pair."
 
 
 @dataclass(frozen=True)

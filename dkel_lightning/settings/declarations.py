@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import types
@@ -12,7 +11,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import Annotated, Any, ClassVar, TypeVar, cast, get_type_hints
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.settings.keys import AUTO, REQUIRED, Flag, Follows, Key, ShareOfRun, anything
+from dkel_lightning.settings.keys import AUTO, REQUIRED, Flag, Follows, Key, ShareOfRun, anything, unknown_key
 
 T = TypeVar("T")
 
@@ -45,6 +44,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         check(self, self.node)
+
+    def contradictions(self) -> Iterator[str]:
+        """Say which of its values, each of which is allowed, do not go together."""
+        if self.exclusive is None:
+            return
+        node, (first, second) = self.node, self.exclusive
+        given = [name for name in self.exclusive if getattr(self, name) is not None]
+        if len(given) == 2:
+            cure = f"add {node}.{second}=null, or {node}.{first}=null"
+            yield f"{node}.{first} and {node}.{second} exclude each other, and both are given: {cure}."
+        if not given:
+            yield f"One of {node}.{first} and {node}.{second} must be given, and both are null."
 
 
 def _in_doc(key: Key) -> str:
@@ -187,51 +198,23 @@ def _undeclared(cls: type[Any]) -> dict[str, Any]:
 
 
 def check(settings: Any, node: str) -> None:
-    """Check a dataclass that has been built.
+    """Check a dataclass that has been built, under the place `node`.
 
     Raises:
         ConfigError: naming every mistake.
     """
-    mistakes = [*mistakes_in(settings, node)]
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-
-
-def mistakes_in(settings: Any, node: str) -> Iterator[str]:
-    """Say what is wrong with the values of a dataclass under the place `node`."""
-    hints = _hints(type(settings))
-    faults = 0
+    hints, keys, mistakes = _hints(type(settings)), _keys(type(settings)), []
     for item in fields(settings):
         name, value, hint = f"{node}.{_written(item.name)}", getattr(settings, item.name), hints[item.name]
-        key = _keys(type(settings)).get(item.name)
-        if key is not None:
-            found = key.mistake(name, value)
+        if item.name in keys:
+            mistakes.append(keys[item.name].mistake(name, value))
         elif is_dataclass(hint) and not isinstance(value, hint):  # type: ignore[arg-type]
             inside = ", ".join(_written(each.name) for each in fields(hint))
-            found = f"{name} must hold its keys ({inside}), got {value!r}."
-        else:
-            found = None
-        if found is not None:
-            faults += 1
-            yield found
-    if not faults:
-        yield from one_of_two(
-            type(settings), {each.name: getattr(settings, each.name) for each in fields(settings)}, node
-        )
-
-
-def one_of_two(cls: type[Any], values: Mapping[str, Any], node: str) -> Iterator[str]:
-    """Say whether both or none are given of the two fields that exclude each other."""
-    exclusive = getattr(cls, "exclusive", None)
-    if exclusive is None:
-        return
-    first, second = exclusive
-    given = [name for name in exclusive if values.get(name) is not None]
-    if len(given) == 2:
-        cure = f"add {node}.{second}=null, or {node}.{first}=null"
-        yield f"{node}.{first} and {node}.{second} exclude each other, and both are given: {cure}."
-    if not given:
-        yield f"One of {node}.{first} and {node}.{second} must be given, and both are null."
+            mistakes.append(f"{name} must hold its keys ({inside}), got {value!r}.")
+    if not any(mistakes) and isinstance(settings, Settings):
+        mistakes += settings.contradictions()
+    if any(mistakes):
+        raise ConfigError("\n".join(filter(None, mistakes)))
 
 
 # ---------------------------------------------------------------------- from and to mappings
@@ -260,15 +243,21 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         ConfigError: an unknown key, with the nearest known ones; or a value of the wrong kind.
     """
     known = {_written(item.name): item.name for item in fields(cls)}  # type: ignore[arg-type]
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     arguments: dict[str, Any] = {}
+    mistakes: list[str] = []
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(unknown(f"key {where}.", str(key), known))
+            raise ConfigError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in known]))
         nested = hints[known[key]]
         if is_dataclass(nested) and isinstance(value, Mapping):
-            value = from_mapping(nested, value, f"{where}.{key}")  # type: ignore[arg-type]
+            try:
+                value = from_mapping(nested, value, f"{where}.{key}")  # type: ignore[arg-type]
+            except ConfigError as error:
+                mistakes.append(str(error))
         arguments[known[key]] = value
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
     try:
         made = cls(**arguments)
     except (TypeError, AttributeError) as error:
@@ -278,9 +267,10 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return made
 
 
-def unknown(kind: str, name: str, choices: Mapping[str, Any] | set[str]) -> str:
-    """Say that `name` is no known `kind`, with the nearest choices first."""
-    near = difflib.get_close_matches(name, list(choices), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    label = f"Unknown {kind}{name}" if kind.endswith(".") else f"Unknown {kind} {name!r}"
-    return f"{label}.{hint} Choices: {', '.join(sorted(choices))}."
+def contradictions_in(cls: type[Any], values: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Say what does not go together in a mapping whose values are allowed; other keys may stand beside its own."""
+    known = {_written(item.name) for item in fields(cls)}
+    try:
+        from_mapping(cls, {key: value for key, value in values.items() if key in known}, where)
+    except ConfigError as error:
+        yield str(error)

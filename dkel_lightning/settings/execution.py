@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import Settings, from_mapping
 from dkel_lightning.settings.keys import AUTO, RESUMABLE, choice, either, switch, whole
 
@@ -53,10 +52,10 @@ class Execution(Settings, node="execution", resumable=True):
         RESUMABLE,
     ] = "auto"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def contradictions(self) -> Iterator[str]:
+        """Say it of a trunk that is computed again."""
         if self.checkpoint_trunk and (self.compile or self.name in ("compile", "cuda_graph")):
-            raise ConfigError(
+            yield (
                 "execution.checkpoint_trunk computes the trunk again in an eager step: choose execution=eager or auto, "
                 "without execution.compile."
             )

@@ -229,3 +229,22 @@ def did_you_mean(name: str, options: Iterable[str], most: int = 1) -> str:
     """Ask for the options that are nearest to a name, so many at most; empty where none is near."""
     near = difflib.get_close_matches(name, list(options), n=most)
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Say that a key does not exist, with the nearest ones and its siblings."""
+    known = list(known)
+    group = key.rsplit(".", 1)[0] + "." if "." in key else ""
+    siblings = sorted(name for name in known if name.startswith(group) and not name.endswith("*"))
+    groups = {name.split(".")[0] for name in known}
+    hint = did_you_mean(key, known if group else [*groups, *known])
+    listed = (
+        f" Keys of {group[:-1]}: {', '.join(name[len(group) :] for name in siblings)}." if group and siblings else ""
+    )
+    return f"Unknown key {key}.{hint}{listed}"
+
+
+def unknown_choice(group: str, name: str, options: Iterable[str]) -> str:
+    """Say that a group has no such option."""
+    options = sorted(options)
+    return f"Unknown choice {group}={shortened(name)}.{did_you_mean(name, options)} Choices: {', '.join(options)}."

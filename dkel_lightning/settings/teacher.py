@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import Clock, at_time, ema_rate, length_in_batches, time_of
 from dkel_lightning.settings.declarations import Settings
 from dkel_lightning.settings.keys import (
@@ -58,10 +57,11 @@ class OwnNetwork(Settings):
     std: Annotated[tuple[float, ...] | None, several("Channel deviations, likewise.", DEVIATION)] = None
     dtype: Annotated[str, choice("Type in which a frozen teacher of its own computes.", *DTYPES)] = "float32"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def contradictions(self) -> Iterator[str]:
+        """Say it of mean and std."""
+        yield from super().contradictions()
         if (self.mean is None) != (self.std is None):
-            raise ConfigError(f"{self.node}.mean and {self.node}.std belong together: give both.")
+            yield f"{self.node}.mean and {self.node}.std belong together: give both."
 
     @property
     def sees_otherwise(self) -> bool:
@@ -154,14 +154,15 @@ class TeacherSettings(OwnNetwork, node="teacher"):
         bool, switch("Start the student with the blocks of its sftn teacher's first branch.")
     ] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def contradictions(self) -> Iterator[str]:
+        """Say it of its type and of how it learns."""
+        yield from super().contradictions()
         if self.dtype != "float32" and self.update == "gradient":
-            raise ConfigError(f"teacher.dtype={self.dtype} is for a teacher that does not learn: add teacher=frozen.")
+            yield f"teacher.dtype={self.dtype} is for a teacher that does not learn: add teacher=frozen."
         if self.dtype == "float16" and self.update == "ema":
-            raise ConfigError("teacher.dtype=float16 is for a frozen teacher: set it to bfloat16.")
+            yield "teacher.dtype=float16 is for a frozen teacher: set it to bfloat16."
         if self.update == "none":
-            raise ConfigError("teacher.update is none, and a teacher learns by ema, by gradient, or is frozen.")
+            yield "teacher.update is none, and a teacher learns by ema, by gradient, or is frozen."
 
     def rate(self, clock: Clock) -> float:
         """Give the EMA rate a at this moment, before the start rule."""

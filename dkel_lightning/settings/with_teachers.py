@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import CONSISTENCY_RAMPS, SWAPS
 from dkel_lightning.settings.declarations import Settings
 from dkel_lightning.settings.distils import Distils, Temperature, Weight
@@ -43,13 +43,13 @@ class DIHSettings(Distils):
     layers: Layers = None
     ce_once: Annotated[bool, switch("Count the labels once rather than once for each output (DIH).")] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def contradictions(self) -> Iterator[str]:
+        """Say it of the weights of outputs."""
         several_weights = not isinstance(self.weights, int | float)
         if several_weights and self.ce_once:
-            raise ConfigError("method.ce_once is of one weight for all outputs: give method.weights as a number.")
+            yield "method.ce_once is of one weight for all outputs: give method.weights as a number."
         if not any(self.weights if several_weights else [self.weights]):  # type: ignore[arg-type]
-            raise ConfigError("method.weights leaves nothing to learn from: give one of the outputs a weight above 0.")
+            yield "method.weights leaves nothing to learn from: give one of the outputs a weight above 0."
 
 
 @dataclass(frozen=True)

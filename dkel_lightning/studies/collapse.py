@@ -13,17 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import derive_seed
 from dkel_lightning.schedules import Clock
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 from dkel_lightning.studies.convergence_settings import CollapseSettings
+from dkel_lightning.studies.mirror import mirror_gradient, mirror_loss
 from dkel_lightning.studies.recursion import Array, ema_rates, total_weight
 from dkel_lightning.studies.seed_statistics import wilson
-
-Points = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,11 @@ def simulate(landscape: CollapseSettings, case: Case, runs: int, seed: int, step
         ConfigError: the loss overflows, because the learning rate is too large.
     """
     draws = np.random.default_rng(derive_seed(seed, "collapse"))
-    student, other = np.float32(landscape.spread) * draws.standard_normal((2, 2, runs), np.float32)
+    student, other = np.float32(landscape.spread) * draws.standard_normal((2, 2, runs), np.float32).swapaxes(1, 2)
     teacher = student.copy() if case.draw == "student" else other
     lr, noise = np.float32(landscape.lr), np.float32(landscape.noise)
     for _ in range(case.init_steps):
-        teacher = teacher - lr * _gradient(teacher)
+        teacher = teacher - lr * mirror_gradient(teacher)
     weights = case.weights(landscape.steps, steps_per_epoch).astype(np.float32)
     rates = ema_rates(case.start, case.decay, landscape.steps).astype(np.float32)
     left = np.full(runs, np.inf)
@@ -109,15 +107,14 @@ def simulate(landscape: CollapseSettings, case: Case, runs: int, seed: int, step
     with np.errstate(over="ignore", invalid="ignore"):
         for step in range(landscape.steps):
             pull = weights[step] * (student - teacher)
-            student = student - lr * (
-                _gradient(student) + pull + noise * draws.standard_normal(student.shape, np.float32)
-            )
+            push = noise * draws.standard_normal((2, runs), np.float32).T
+            student = student - lr * (mirror_gradient(student) + pull + push)
             teacher = rates[step] * teacher + (1 - rates[step]) * student
-            left[np.isinf(left) & (_loss(student) <= landscape.solved)] = step + 1
+            left[np.isinf(left) & (mirror_loss(student) <= landscape.solved)] = step + 1
             waiting = np.isinf(left)
-            close = ((student - teacher) ** 2).sum(0) < landscape.near**2
+            close = ((student - teacher) ** 2).sum(-1) < landscape.near**2
             plateau += int(waiting.sum())
-            homogenised += int((waiting & close & (_loss(teacher) > landscape.solved)).sum())
+            homogenised += int((waiting & close & (mirror_loss(teacher) > landscape.solved)).sum())
     if not np.isfinite(student).all():
         raise ConfigError(
             f"convergence.collapse.lr is {landscape.lr:g}, and runs with a teacher weight of {case.weight:g} and noise "
@@ -128,11 +125,3 @@ def simulate(landscape: CollapseSettings, case: Case, runs: int, seed: int, step
     exits = left[np.isfinite(left)]
     median = float(np.median(exits)) if exits.size else float("nan")
     return Outcome(runs, stuck, low, high, median, homogenised / plateau if plateau else 0.0)
-
-
-def _loss(points: Points) -> Points:
-    return np.float32(0.5) * (points[0] * points[1] - 1) ** 2
-
-
-def _gradient(points: Points) -> Points:
-    return (points[0] * points[1] - 1) * points[::-1]

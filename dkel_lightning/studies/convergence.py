@@ -109,13 +109,13 @@ def check(problem: ConvergenceSettings, schemes: Sequence[Scheme]) -> None:
     """Refuse what cannot be computed.
 
     Raises:
-        ConfigError: a scheme whose mean mode diverges.
+        ConfigError: a scheme whose peers diverge, which their differences do before their mean.
     """
     for scheme in schemes:
         heaviest = max(scheme.weight(epoch) for epoch in range(problem.epochs))
         decay = 1.0 if scheme.update == "gradient" else scheme.decay
         for curvature in problem.curvatures:
-            if not is_stable(curvature, heaviest, problem.lr, decay):
+            if not is_stable(curvature, heaviest, problem.lr, decay, -heaviest / (problem.peers - 1)):
                 raise ConfigError(
                     f"{scheme.label} diverges where the curvature is {curvature:g}: a learning rate of {problem.lr:g} "
                     f"is too large for a teacher weight of {heaviest:.3g}. Lower convergence.lr or convergence.lambda."

@@ -32,7 +32,7 @@ def simulate(settings: GeometrySettings) -> Geometry:
     lr, decay = settings.lr, settings.decay
     for curvature in (1.0, *settings.bowl.curvatures):
         for weight in (0.0, *settings.bowl.weights):
-            if not is_stable(curvature, weight, lr, decay):
+            if not is_stable(curvature, weight, lr, decay, weight):
                 raise ConfigError(
                     f"geometry.lr={lr:g} diverges in a direction of curvature {curvature:g} with teacher "
                     f"weight {weight:g}: lower it below about 2 / (curvature + weight)."

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import Settings
 from dkel_lightning.settings.keys import number, several, whole
 
@@ -44,12 +44,10 @@ class BowlSettings(Settings, node="geometry.bowl"):
         tuple[int, ...], several("Steps at which a line joins student and teacher.", whole("", 0, 100_000), least=0)
     ] = (1, 5, 15, 40)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def contradictions(self) -> Iterator[str]:
+        """Say it of the steps."""
         if self.max_steps < self.steps:
-            raise ConfigError(
-                f"geometry.bowl.max_steps is {self.max_steps}, below geometry.bowl.steps={self.steps}: raise it."
-            )
+            yield f"geometry.bowl.max_steps is {self.max_steps}, below geometry.bowl.steps={self.steps}: raise it."
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,11 @@ class MirrorSettings(Settings, node="geometry.mirror"):
     threshold: Annotated[float, number("Loss below which a network counts as trained.", 0, 1000, above=True)] = 0.01
     steps: Annotated[int, whole("Length of the simulation.", 1, 100_000)] = 600
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def contradictions(self) -> Iterator[str]:
+        """Say which is no point of the plane."""
         for name in ("student", "trained", "untrained"):
             if len(getattr(self, name)) != 2:
-                raise ConfigError(f"geometry.mirror.{name} is {list(getattr(self, name))}: give two coordinates.")
+                yield f"geometry.mirror.{name} is {list(getattr(self, name))}: give two coordinates."
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dkel_lightning.studies.geometry_settings import MirrorSettings
 from dkel_lightning.studies.pairs import COPY, Pair, Pull, Start, first_below, follow, settled
-from dkel_lightning.studies.recursion import Array
+
+Points = TypeVar("Points", NDArray[np.float32], NDArray[np.float64])
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,12 @@ TRAINED_SAME = "trained, same branch"
 TRAINED_MIRROR = "trained, mirror branch"
 
 
-def mirror_loss(positions: Array) -> Array:
+def mirror_loss(positions: Points) -> Points:
     """Give `(u v - 1)^2 / 2` at positions [..., 2]."""
     return 0.5 * (positions[..., 0] * positions[..., 1] - 1) ** 2
 
 
-def mirror_gradient(positions: Array) -> Array:
+def mirror_gradient(positions: Points) -> Points:
     """Give its gradient, `(u v - 1) (v, u)`."""
     return (positions[..., :1] * positions[..., 1:] - 1) * positions[..., ::-1]
 

@@ -65,9 +65,13 @@ def mode_matrix(curvature: float, weight: float, lr: float, decay: float, coupli
     return np.array([[kept, lr * coupling], [(1 - decay) * kept, decay + (1 - decay) * lr * coupling]])
 
 
-def is_stable(curvature: float, weight: float, lr: float, decay: float) -> bool:
-    """Say whether the mean mode converges: `h > 0` and `eta ((1 + a) h + 2 a W) < 2 (1 + a)`."""
-    return curvature > 0 and lr * ((1 + decay) * curvature + 2 * decay * weight) < 2 * (1 + decay)
+def is_stable(curvature: float, weight: float, lr: float, decay: float, coupling: float) -> bool:
+    """Say whether a mode converges: `h + W > c` and `eta ((1 + a) (h + W) - (1 - a) c) < 2 (1 + a)`, c its coupling.
+
+    Of the mean mode, c = W: `h > 0` and `eta ((1 + a) h + 2 a W) < 2 (1 + a)`. In a bowl the others diverge first.
+    """
+    kept = (1 + decay) * (curvature + weight) - (1 - decay) * coupling
+    return curvature + weight > coupling and lr * kept < 2 * (1 + decay)
 
 
 def relative_distance_floor(curvature: float, weight: float) -> float:

@@ -11,6 +11,7 @@ from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 POWER = 0.8
+LUCK = 0.999
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     """Give the 95 % Wilson interval of a share that was seen `successes` times in `n`."""
     interval = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def chance_bound(chance: float, samples: int) -> float:
+    """Return the accuracy that guessing right with probability `chance` exceeds once in a thousand times."""
+    return float(stats.binom.ppf(LUCK, samples, chance)) / samples

@@ -148,11 +148,6 @@ def test_contradictions_are_named_with_their_cure(
     assert message in mistakes(*overrides, **changes)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "0.1", None, []])
-def test_what_is_no_finite_number_is_refused_where_a_number_belongs(value: Any) -> None:
-    assert "method.temperature must be a number between 0.01 and 100" in mistakes(method__temperature=value)
-
-
 def test_schedules_of_the_ema_rate_are_checked_value_by_value() -> None:
     values = compose("experiment=cifar100")
     values["teacher"]["decay"] = {0: 0.99, 80: 0.999}

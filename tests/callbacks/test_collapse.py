@@ -17,8 +17,9 @@ from dkel_lightning import DistillationModule
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.callbacks import CollapseGuard
 from dkel_lightning.callbacks.collapse import scale_rates
-from dkel_lightning.callbacks.collapse_criteria import Collapse, can_tell, chance_bound, clearly_better, fault_of
+from dkel_lightning.callbacks.collapse_criteria import Collapse, can_tell, clearly_better, fault_of
 from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
+from dkel_lightning.studies.seed_statistics import chance_bound
 from tests.callbacks.test_step_recorder import Before, poisoned_loader
 from tests.modules.toy import SGD, Recorder, build, parameters_of, same, train_loader, trainer, val_loader
 

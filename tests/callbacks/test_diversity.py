@@ -147,6 +147,8 @@ def test_gradient_shares_by_hand() -> None:
     assert [shares[name].item() for name in "abcd"] == pytest.approx((norms / norms.sum()).tolist())
     terms["a"].backward()
     assert logits.grad.tolist() == [[3.0, 3.0]]
+    # As of heads on a frozen network.
+    assert gradient_shares({"c": elsewhere * 2}, logits) == {"c": 0.0}
 
 
 def test_watching_changes_no_weight() -> None:

@@ -90,8 +90,8 @@ def test_no_noise_leaves_the_labels_as_they_are() -> None:
         ),
         ({"kind": "pair", "rate": 1.5}, "data.label_noise.rate must be a number between 0 and 1, got 1.5"),
         ({"kind": "pair", "rate": float("nan")}, "data.label_noise.rate must be a number between 0 and 1, got nan"),
-        ({"rate": 0.4}, "label_noise.rate=0.4 without a kind: choose symmetric or pair"),
-        ({"type": "pair"}, "Unknown key data.label_noise.type. .*Choices: kind, rate, seed"),
+        ({"rate": 0.4}, "label_noise.rate=0.4 without a kind: choose data.label_noise.kind=symmetric or pair"),
+        ({"type": "pair"}, "Unknown key data.label_noise.type. .*Keys of data.label_noise: kind, rate, seed"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -602,7 +602,9 @@ def test_settings_are_a_name_or_a_mapping_and_mistakes_are_named() -> None:
         ConfigError, match=r"execution\.name must be one of auto, eager, compile, cuda_graph, got 'fast'"
     ):
         build(execution="fast")
-    with pytest.raises(ConfigError, match=r"Unknown key execution\.mode\. Choices: channels_last, checkpoint_trunk, "):
+    with pytest.raises(
+        ConfigError, match=r"Unknown key execution\.mode\..* Keys of execution: channels_last, checkpoint_trunk, "
+    ):
         build(execution={"mode": "eager"})
     with pytest.raises(ConfigError, match=r"execution\.channels_last must be true or false, or one of auto, got 'x'"):
         build(execution={"name": "eager", "channels_last": "x"})

@@ -87,12 +87,6 @@ def test_peers_without_a_common_trunk_are_refused(peers: Any) -> None:
         DistillationModule.build("resnet8", 3, "cl_ilr", peers, sharing="nothing")
 
 
-@pytest.mark.parametrize("beta", [-0.1, 1.1])
-def test_a_beta_outside_its_range_is_refused(beta: float) -> None:
-    with pytest.raises(ConfigError, match=r"method\.beta must be a number between 0 and 1"):
-        methods.create("cl_ilr", 2, {"beta": beta})
-
-
 @pytest.mark.parametrize("extra", [[], ["method.beta=null", "method.detach=false", "method.rampup.epochs=80"]])
 def test_a_run_deploys_a_plain_head(extra: list[str], tmp_path: Path) -> None:
     result, module, network = trained_and_deployed(tmp_path, "method=cl_ilr", *extra)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkel_lightning import DistillationModule, methods
-from dkel_lightning.errors import ConfigError
+from dkel_lightning import DistillationModule
 from dkel_lightning.networks import IndependentPeers
 from tests.methods.family import draw, from_mean_of_others, loss_of, trained_and_deployed
 from tests.modules.toy import build, images_and_labels
@@ -134,16 +132,3 @@ def test_mixed_architectures_train_and_the_deployed_one_is_plain(tmp_path: Path)
     sizes = [sum(p.numel() for p in module.student.peer(k).parameters()) for k in (0, 1)]
     assert sizes[0] != sizes[1]
     assert sum(p.numel() for p in network.parameters()) == sizes[1]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"targets": "all"}, r"method\.targets must be one of pairwise, mean_logits, got 'all'"),
-        ({"weight": -1.0}, r"method\.weight must be a number between 0 and 1e\+06"),
-        ({"temperature": 0.0}, r"method\.temperature must be a number between 0\.01 and 100"),
-    ],
-)
-def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        methods.create("dml", 2, settings)

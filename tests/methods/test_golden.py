@@ -253,13 +253,14 @@ def test_presets_differ_as_the_method_page_says() -> None:
 @pytest.mark.parametrize(
     ("name", "peers", "settings", "text"),
     [
-        ("dkl", 3, {}, r"Unknown method 'dkl'\. Did you mean 'dkel'\? Choices: baseline, "),
+        ("dkl", 3, {}, r"Unknown choice method=dkl\. Did you mean dkel\? Choices: baseline, "),
         ("dkel", 1, {}, r"DKEL needs at least 2 peers, got 1: raise method\.peers, or choose method=baseline"),
-        ("pcl", 3, {"temperature": 0.0}, r"method\.temperature must be a number between 0\.01 and 100, got 0\.0\."),
-        ("pcl", 3, {"temperature": math.inf}, r"method\.temperature must be a number between 0\.01 and 100, got inf\."),
-        ("pcl", 3, {"temperature": math.nan}, r"method\.temperature must be a number between 0\.01 and 100, got nan\."),
-        ("pcl", 3, {"temperature": "hot"}, r"method\.temperature must be a number between 0\.01 and 100, got 'hot'\."),
-        ("dkel", 3, {"rampup": {"scales": 1}}, r"Unknown key method\.rampup\.scales\. Did you mean 'scale'\?"),
+        (
+            "dkel",
+            3,
+            {"rampup": {"scales": 1}},
+            r"Unknown key method\.rampup\.scales\. Did you mean method\.rampup\.scale\?",
+        ),
         ("baseline", 3, {"temperature": 3.0}, r"Unknown key method\.temperature\."),
     ],
 )

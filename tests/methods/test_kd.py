@@ -109,7 +109,7 @@ def test_a_teacher_that_learns_beside_its_student_is_in_the_optimizer() -> None:
         ("kd", {"draw": "student"}, "is a network of its own"),
         ("kd", {"update": "none"}, "KD needs a teacher"),
         ("dkel", {"backbone": "resnet8"}, "has the student's form"),
-        ("kd", {"backbone": "resnet9"}, "There is no backbone 'resnet9'"),
+        ("kd", {"backbone": "resnet9"}, "Unknown choice backbone=resnet9"),
         ("kd", {"backbone": "torchvision:resnet51"}, "torchvision has no classifier 'resnet51'. Did you mean resnet"),
         ("kd", {"backbone": "timm:resnet51x"}, "timm has no classifier 'resnet51x'."),
     ],

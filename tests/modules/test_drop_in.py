@@ -250,7 +250,7 @@ def test_a_teacher_that_gets_away_from_its_start_is_not_warned_of(
         ({"peers": 2.5}, "peers is 2.5: give a number of peers"),
         ({"image_size": 8}, r"image_size is 8: give \(height, width\)"),
         ({"teacher": 3}, "teacher is 3: give its settings"),
-        ({"teacher": "copie"}, "Unknown teacher 'copie'. Did you mean 'copy'"),
+        ({"teacher": "copie"}, "Unknown choice teacher=copie. Did you mean copy"),
         ({"interval": "steps"}, "interval"),
         ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)}, "optimizer= is made when"),
     ],

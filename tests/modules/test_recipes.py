@@ -117,7 +117,7 @@ def test_a_teacher_by_name_is_all_that_the_name_stands_for(name: str) -> None:
 
 
 def test_an_unknown_teacher_by_name_is_answered() -> None:
-    with pytest.raises(ConfigError, match=r"Unknown teacher 'folow'\. Did you mean 'follow'"):
+    with pytest.raises(ConfigError, match=r"Unknown choice teacher=folow\. Did you mean follow"):
         build(teacher="folow")
 
 

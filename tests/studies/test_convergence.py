@@ -248,5 +248,8 @@ def test_times_are_the_first_epoch_of_a_run_and_the_last_crossing_of_a_curve() -
 def test_what_cannot_be_computed_is_named_with_its_cure() -> None:
     with pytest.raises(ConfigError, match=r"heavy diverges where the curvature is 1: .* of 30\. Lower convergence\.lr"):
         exact(problem_of(), [replace(DKEL, label="heavy", scale=30.0)])
+    # The mean of the peers would converge, their differences do not.
+    with pytest.raises(ConfigError, match="apart diverges where the curvature is 1"):
+        exact(problem_of(peers=2), [replace(DKEL, label="apart", scale=12.0, decay=0.0)])
     with pytest.raises(ConfigError, match="draw is 'both': choose one of independent, student"):
         Scheme("typo", draw="both")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -121,16 +122,17 @@ def test_the_determinant_does_not_depend_on_the_coupling() -> None:
 
 def test_the_bound_on_the_learning_rate_is_where_the_largest_eigenvalue_reaches_one() -> None:
     seen = set()
-    for curvature in (-0.1, 0.01, 0.1, 1.0):
-        for weight in (0.0, 1.0, 3.0):
-            for decay in (0.0, 0.5, 0.98, 0.999):
-                # On both sides of the bound, and close to it.
-                bound = 2 * (1 + decay) / ((1 + decay) * abs(curvature) + 2 * decay * weight)
-                for lr in (0.05, 0.99 * bound, 1.01 * bound):
-                    matrix = recursion.mode_matrix(curvature, weight, lr, decay, weight)
-                    stable = recursion.is_stable(curvature, weight, lr, decay)
-                    assert stable == (closed_forms.growth(matrix) < 1), (curvature, weight, decay, lr)
-                    seen.add(stable)
+    for curvature, weight, decay, peers in itertools.product(
+        (-0.1, 0.01, 0.1, 1.0), (0.0, 1.0, 3.0), (0.0, 0.5, 0.98, 0.999), (1, 2, 3)
+    ):
+        coupling = weight if peers == 1 else closed_forms.difference_coupling(weight, peers)
+        # On both sides of the bound, and close to it.
+        bound = 2 * (1 + decay) / abs((1 + decay) * (curvature + weight) - (1 - decay) * coupling)
+        for lr in (0.05, 0.99 * bound, 1.01 * bound):
+            matrix = recursion.mode_matrix(curvature, weight, lr, decay, coupling)
+            stable = recursion.is_stable(curvature, weight, lr, decay, coupling)
+            assert stable == (closed_forms.growth(matrix) < 1), (curvature, weight, decay, peers, lr)
+            seen.add(stable)
     assert seen == {True, False}
 
 

@@ -225,7 +225,8 @@ def _page(result: BenchmarkResult) -> Iterator[str]:
     yield from markdown_table(*table(result))
     yield from ("", "Medians over the rounds, with the least and the most: docs/performance.md says of what.")
     if result.over is not None:
-        yield f"A step divided by its number of {result.over}: {_each(result)}. ![a step](growth.png)"
+        each = ", ".join(f"{share} ms with {size}" for size, share in _shares(result).items())
+        yield f"A step divided by its number of {result.over}: {each}. ![a step](growth.png)"
     if result.missing:
         yield "Not measured: " + "; ".join(f"{_name(label)} ({why})" for label, why in result.missing.items()) + "."
     yield from ("", "![images a second](benchmark.png)")
@@ -251,10 +252,6 @@ def _shares(result: BenchmarkResult) -> dict[int, Spread]:
     """Give the milliseconds of a step, divided by the number of what it was timed against, by that number."""
     sized = {each.side.size: each.seconds for each in result.sides if each.side.size is not None}
     return {size: Spread.of([1000 * second / size for second in seconds]) for size, seconds in sized.items()}
-
-
-def _each(result: BenchmarkResult) -> str:
-    return ", ".join(f"{share} ms with {size}" for size, share in _shares(result).items())
 
 
 @drawing.styled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -79,18 +79,8 @@ def check(invocation: Invocation, hydra_settings: DictConfig | None) -> None:
     if sweep is not None:
         _check_plugins(sweep, given)
         _check_presets(invocation)
-    first, others = _jobs(given)
-    base = composed(first, invocation.config_dir)
-    _check_composed(base, first, invocation, sweep)
-    for position, option in others:
-        items = [*first[:position], option, *first[position + 1 :]]
-        item = parse(option)
-        if invocation.chooses(item):
-            changed = composed(items, invocation.config_dir)
-        else:  # composing anew would give the same, in a hundred times the time
-            changed = copy.deepcopy(base)
-            OmegaConf.update(changed, item.key_or_group, item.value(), merge=False)
-        _check_composed(changed, items, invocation, sweep)
+    for items in _jobs(given):
+        _check_composed(composed(items, invocation.config_dir), items, invocation, sweep)
 
 
 def _check_resume(invocation: Invocation) -> None:
@@ -140,14 +130,20 @@ def _check_presets(invocation: Invocation) -> None:
             raise ConfigError(f"{choice} is a sweep by itself: give it alone.")
 
 
-def _jobs(overrides: Sequence[Override]) -> tuple[list[str], list[tuple[int, str]]]:
-    """Give the first value of every sweep, and each further value with its place; the last word on a key counts."""
+def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
+    """Give the first value of every sweep, and each further one with the others' first; the last word on a key counts.
+
+    Raises:
+        ConfigError: so many jobs are a slip of the finger.
+    """
     items = {item.get_key_element(): item for item in overrides}.values()
     values = [values_of(item) for item in items]
     if math.prod(len(found) for item, found in zip(items, values, strict=True) if item.is_discrete_sweep()) > MOST_JOBS:
         raise too_many(" ".join(item.input_line or "" for item in items if item.is_sweep_override()))
-    others = [(position, option) for position, found in enumerate(values) for option in found[1:]]
-    return [found[0] for found in values], others
+    first = [found[0] for found in values]
+    yield first
+    for position, found in enumerate(values):
+        yield from ([*first[:position], option, *first[position + 1 :]] for option in found[1:])
 
 
 def _check_composed(found: DictConfig, items: Sequence[str], invocation: Invocation, sweep: DictConfig | None) -> None:

@@ -16,9 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from dkel_lightning.app.cli import composition
 from dkel_lightning.app.cli.composition import options, resolved
 from dkel_lightning.app.cli.overrides import line, parse
-from dkel_lightning.app.config import choices, messages, schema
+from dkel_lightning.app.config import choices, schema
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.keys import unknown_choice, unknown_key
 
 # What Lightning's Trainer takes and this library decides.
 DECIDED = ["logger", "callbacks", "plugins", "precision", "use_distributed_sampler", "default_root_dir"]
@@ -74,7 +75,7 @@ def check_groups(groups: Sequence[Override], config_dir: Path | None) -> None:
             raise ConfigError(f"{item.input_line} names none: choose from {', '.join(there)}.")
         for chosen in map(str, value if several else [value]):  # type: ignore[arg-type]
             if chosen not in there:
-                raise ConfigError(messages.unknown_choice(item.key_or_group, chosen, there))
+                raise ConfigError(unknown_choice(item.key_or_group, chosen, there))
 
 
 def check_keys(overrides: Sequence[Override], base: DictConfig) -> None:
@@ -120,9 +121,9 @@ def _absent(key: str, known: list[str], opened: bool, base: DictConfig) -> str:
     if key in schema.KEYS and key.split(".")[0] in registry.TASKS:
         return f"{key} belongs to task={key.split('.')[0]}: choose that."
     if opened:
-        return f"{messages.unknown_key(key, known)} Any other argument goes with a plus: +{key}=VALUE."
+        return f"{unknown_key(key, known)} Any other argument goes with a plus: +{key}=VALUE."
     if key in schema.KEYS and "." in key:
         group = key.split(".", 1)[0]
         choice = OmegaConf.select(base, f"{group}.name") or ("none" if group == "teacher" else "this choice")
         return f"{key} means nothing with {group}={choice}: remove it, or choose another {group}."
-    return messages.unknown_key(key, known)
+    return unknown_key(key, known)

@@ -16,11 +16,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import OverrideParseException
 
-from dkel_lightning.app.config import choices, messages
+from dkel_lightning.app.config import choices
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.backbone import BackboneSettings, is_external
 from dkel_lightning.settings.declarations import node_of
+from dkel_lightning.settings.keys import unknown_key
 
 GROUPS = ("data", "backbone")
 Node = dict[str, Any]
@@ -96,7 +97,7 @@ def _refuse_unused(arguments: Sequence[str]) -> None:
         for item in _overrides(arguments, "data."):
             key = item.key_or_group
             if "defaults" not in node and key.split(".")[1] not in node:
-                raise ConfigError(messages.unknown_key(key, [f"data.{name}" for name in node if name != "_target_"]))
+                raise ConfigError(unknown_key(key, [f"data.{name}" for name in node if name != "_target_"]))
 
 
 def chosen_from(group: str) -> set[str]:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dkel_lightning.app.config import checks, messages
+from dkel_lightning.app.config import checks
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import are_shares
+from dkel_lightning.settings.keys import unknown_choice
 from dkel_lightning.settings.teacher import TRAININGS
 
 Settle = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -160,13 +161,13 @@ def _entries(entries: Sequence[Any], methods: Sequence[str]) -> Iterator[tuple[s
         elif label in methods:
             yield label, (f"method={label}",)
         else:
-            raise ConfigError(messages.unknown_choice("compare.methods", label, [*methods, *CONTROLS]))
+            raise ConfigError(unknown_choice("compare.methods", label, [*methods, *CONTROLS]))
 
 
 def _own_mistakes(values: Values, given: Sequence[str], labels: Mapping[str, Any]) -> Iterator[str]:
     reference = values["compare"]["reference"]
     if reference is not None and reference not in labels:
-        yield messages.unknown_choice("compare.reference", reference, list(labels))
+        yield unknown_choice("compare.reference", reference, list(labels))
     if any(_key(item) == "seed" for item in given):
         yield "seed= belongs to a single run: a comparison takes compare.seeds=[...]."
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from dkel_lightning.app.config.extras import TRACKERS, missing_extra
-from dkel_lightning.app.config.messages import unknown_key
 from dkel_lightning.app.config.schema import KEYS, Values, describe, leaves
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import are_shares
-from dkel_lightning.settings.declarations import from_mapping, one_of_two
+from dkel_lightning.settings.data import LabelNoise
+from dkel_lightning.settings.declarations import contradictions_in, from_mapping
+from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.keys import unknown_key
 from dkel_lightning.settings.methods import PRESETS, peer_mistakes, unmet_needs
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings, teacher_mistakes
-from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "auto": "auto"}
 """What Lightning knows nothing of is `auto`: `build.precision` chooses one of the others."""
@@ -81,6 +82,7 @@ def _contradictions(values: Values) -> Iterator[str]:
     if needs is not None:
         trunk = isinstance(method["peers"], int) and method.get("sharing") != "nothing"
         yield from unmet_needs(f"method={name}", needs, peers, trunk, method.get("views", "per_peer"))
+        yield from contradictions_in(PRESETS[name].Settings, method, "method")
     if teacher["update"] == "none" and "decay" in teacher:
         yield "teacher.update=none: choose teacher=none, which leaves out the other keys too."
     elif teacher["update"] == "none":
@@ -91,17 +93,13 @@ def _contradictions(values: Values) -> Iterator[str]:
     elif "decay" not in teacher:
         yield f"teacher.update={teacher['update']}, but teacher=none has no other key: choose another teacher=."
     else:
-        yield from one_of_two(TeacherSettings, teacher, "teacher")
+        yield from contradictions_in(TeacherSettings, teacher, "teacher")
         if needs is not None:
             yield from teacher_mistakes(f"method={name}", needs, teacher)
             yield from _training_contradictions(needs, teacher)
     if values["checkpoint"] is None:  # which has it, or leaves it out
         yield from from_mapping(ExtraTeacher, teacher.get("extra") or {}, ExtraTeacher.node).mistakes()
     yield from peer_mistakes(peers, method.get("peer_lr_scale"), method.get("frozen_peers") or ())
-    for settings in (RampUp, EnsembleTerm):
-        term = settings.node.removeprefix("method.")
-        if term in method:
-            yield from one_of_two(settings, method[term], settings.node)
     peer = values["deploy"]["peer"]
     # Of a checkpoint its own peers count, which whoever loads it knows.
     if values["checkpoint"] is None and isinstance(peer, int) and peer not in range(-peers, peers):
@@ -112,9 +110,7 @@ def _contradictions(values: Values) -> Iterator[str]:
         yield "deploy.network=ensemble needs at least 2 peers: raise method.peers."
     if (data["mean"] is None) != (data["std"] is None):
         yield "data.mean and data.std belong together: give both or neither."
-    noise = data.get("label_noise", {"kind": "none", "rate": 0})
-    if noise["kind"] == "none" and noise["rate"] > 0:
-        yield f"data.label_noise.rate={noise['rate']:g} without a kind: choose data.label_noise.kind=symmetric or pair."
+    yield from contradictions_in(LabelNoise, data.get("label_noise", {}), LabelNoise.node)
     yield from _device_contradictions(values, trainer)
     for node in values["logger"]["extra"].values():
         extra = TRACKERS.get(str(node.get("_target_")) if isinstance(node, Mapping) else "")
@@ -158,6 +154,7 @@ def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:
 
 def _execution_contradictions(values: Values) -> Iterator[str]:
     execution, trainer = values["execution"], values["trainer"]
+    yield from contradictions_in(Execution, execution, "execution")
     if execution["name"] == "eager" and execution["compile"]:
         yield "execution.compile=true means nothing in eager execution: choose execution=compile, cuda_graph or auto."
     mixed = values["precision"]["name"] != "fp32"

@@ -19,42 +19,37 @@ SETTINGS = "config.yaml"
 def claim(folder: Path, owner: str = "") -> Path:
     """Make the folder and take it, or the first of those beside it that nobody has taken.
 
-    Two processes that start in the same second must not mix their files.
-
     Args:
         folder: the one that is wanted.
         owner: what it is taken for; the same owner gets the same folder again. Empty: whoever comes gets a new one.
     """
-    for candidate in numbered(folder):
-        candidate.mkdir(parents=True, exist_ok=True)
-        file = candidate / CLAIM
-        if owner and not file.exists() and any(candidate.iterdir()):
-            continue  # of a copy that left hidden files out
-        try:
-            with file.open("xb") as created:
-                created.write(owner.encode())
-        except FileExistsError:
-            if not owner or read_text(file) != owner:
-                continue  # of another owner, or not yet written
-        return candidate
-    raise AssertionError("unreachable")
+    return _taken(folder, CLAIM, owner, again=bool(owner))
 
 
 def begin(folder: Path, settings: str) -> Path:
     """Make the folder of a run with its config.yaml, or the first of those beside it that holds none.
 
-    The file is there whole or not at all, and whoever makes it owns the folder: of two processes that start in the same
-    second one goes on to the next folder, and a run that is killed right after this can be resumed.
+    A run that is killed right after this can be resumed.
+    """
+    return _taken(folder, SETTINGS, settings)
+
+
+def _taken(folder: Path, name: str, text: str, *, again: bool = False) -> Path:
+    """Take a folder by a file that is there whole or not at all: whoever makes it owns the folder.
+
+    Of two processes that start in the same second, which must not mix their files, one goes on to the next folder.
     """
     for candidate in numbered(folder):
         candidate.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(candidate / SETTINGS):
-            continue
+        if again and read_text(candidate / name) == text:
+            return candidate
+        if os.path.lexists(candidate / name) or (again and any(candidate.iterdir())):
+            continue  # of somebody else, or of a copy that left hidden files out
         written = candidate / f".begun.{uuid.uuid4().hex}{HALF_WRITTEN}"
         try:
-            write_text(written, settings)
+            write_text(written, text)
             with contextlib.suppress(FileExistsError):  # another process was first
-                _give_name(written, candidate / SETTINGS)
+                _give_name(written, candidate / name)
                 return candidate
         finally:
             written.unlink(missing_ok=True)

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from scipy import stats
-
 from dkel_lightning.app.runs import kinds
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.errors import NonFiniteError
-from dkel_lightning.studies.seed_statistics import Paired, Sample, paired, sample
+from dkel_lightning.studies.seed_statistics import Paired, Sample, chance_bound, paired, sample
 
 COMPARED = "selected deployed accuracy"
 """The figure by which groups are compared: the deployed network's test accuracy at the epoch that validation chose."""
-CHANCE_QUANTILE = 0.999
 SEED = "seed"
 
 
@@ -157,5 +154,4 @@ def has_collapsed(run: RunRecord) -> bool | None:
     last = run.last if run.figures else None
     if last is None or not last.classes or not last.images or "student_mean" not in last.accuracy:
         return None
-    guessed = stats.binom.ppf(CHANCE_QUANTILE, last.images, 1 / last.classes) / last.images
-    return bool(last.accuracy["student_mean"] <= guessed)
+    return last.accuracy["student_mean"] <= chance_bound(1 / last.classes, last.images)

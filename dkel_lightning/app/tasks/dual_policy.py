@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,11 +16,12 @@ from dkel_lightning.app import drawing
 from dkel_lightning.app.config.extras import missing_extra
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.tasks.train import interruptible
+from dkel_lightning.app.tasks.train import interruptible, refuse_edited
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.runtime import locks
+from dkel_lightning.runtime.atomic_files import text_of
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,15 @@ def _trained(run: Run) -> DualPolicyResult:
 
     settings, seed = DualPolicySettings(**run.values["rl"]), run.values["seed"]
     dual, step = DualPolicy(settings, seed), None
-    begun = {"rl": dict(run.values["rl"]), "seed": seed}
     if run.resume is not None:
         checkpoint = file_format.load(run.resume)
-        _refuse_edited(begun, checkpoint, run)
+        if "settings" not in checkpoint:
+            raise CheckpointError(f"{run.resume} was not written by task=dual_policy.")
+        refuse_edited(run, checkpoint["settings"])
         dual.load_state_dict(checkpoint["state_dict"])
         step = dual.steps + 1  # the row of the checkpoint's own step stays
     run.describe()
+    begun = text_of(run.folder / "config.yaml")
     rows, started, before = MetricsFile(run.folder / "metrics.csv", step), time.perf_counter(), dual.steps
     while not dual.finished:
         found = dual.advance()
@@ -79,7 +81,7 @@ def _trained(run: Run) -> DualPolicyResult:
         row |= {f"deviation_{number}": statistics.stdev(each) for number, each in enumerate(found.returns)}
         rows.log_metrics({"epoch": float(dual.stage), **row, **found.logged}, found.steps)
         rows.save()
-        content = {"state_dict": dual.state_dict(), "global_step": found.steps, "begun": begun}
+        content = {"state_dict": dual.state_dict(), "global_step": found.steps, "settings": begun}
         file_format.AtomicCheckpointIO().save_checkpoint(content, run.checkpoints / "last.ckpt")
         if run.values["callbacks"]["progress"] != "none":
             _say(row, found.steps, settings, (found.steps - before) / (time.perf_counter() - started))
@@ -96,18 +98,6 @@ def _trained(run: Run) -> DualPolicyResult:
         drawing.save_pixels(np.concatenate(frames, axis=1), run.folder / "figures" / "frames.png")
     _report(run, result, settings, pictured=bool(frames))
     return result
-
-
-def _refuse_edited(begun: Mapping[str, Any], checkpoint: Mapping[str, Any], run: Run) -> None:
-    before = checkpoint.get("begun")
-    if not isinstance(before, Mapping):
-        raise CheckpointError(f"{run.resume} was not written by task=dual_policy.")
-    now, then = {**begun["rl"], "seed": begun["seed"]}, {**before["rl"], "seed": before["seed"]}
-    for key in (key for key in now if now[key] != then.get(key)):
-        raise CheckpointError(
-            f"{run.folder / 'config.yaml'} has been edited since the run began ({key}: {now[key]}, and it was "
-            f"{then.get(key)}): put it back, or begin another run."
-        )
 
 
 # ---------------------------------------------------------------------- what is shown

@@ -13,13 +13,12 @@ from enum import Enum
 from typing import Annotated, Any
 
 from dkel_lightning.app.config import kinds
-from dkel_lightning.app.config.messages import unknown_choice
 from dkel_lightning.app.tasks import requirements
 from dkel_lightning.app.tasks.requirements import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.declarations import Settings, at
-from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, several, switch, text, whole
+from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, several, switch, text, unknown_choice, whole
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.geometry_settings import GeometrySettings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -127,7 +127,8 @@ def _train_here(run: Run, weights: Path | None) -> TrainResult:
     left_out: dict[str, Any] = {}
     if run.resume is not None:
         checkpoint = file_format.load(run.resume)
-        _refuse_edited(run, checkpoint)  # here, before anything is prepared
+        kept = checkpoint.get("callbacks", {}).get(SettingsKept.__name__, {})
+        refuse_edited(run, kept.get("text", ""))  # here, before anything is prepared
         step, left_out = int(checkpoint["global_step"]), file_format.left_out(checkpoint)
         del checkpoint  # Lightning loads it again, on the device
     images = prepared(values)
@@ -199,16 +200,19 @@ def _train_here(run: Run, weights: Path | None) -> TrainResult:
 MOVES = ("callbacks.extra", "modules")
 
 
-def _refuse_edited(run: Run, checkpoint: Mapping[str, Any]) -> None:
+def refuse_edited(run: Run, text: str) -> None:
     """Refuse to go on where config.yaml says what the run was not begun with: its records would be wrong.
+
+    Args:
+        run: that goes on.
+        text: of config.yaml, as its checkpoint has it; empty of a process that does not see the folder.
 
     Raises:
         CheckpointError: it was edited.
     """
-    text = checkpoint.get("callbacks", {}).get(SettingsKept.__name__, {}).get("text")
     path = run.folder / "config.yaml"
     if not text or not path.is_file():
-        return  # of a process that does not see the folder
+        return
     given: Any = OmegaConf.to_container(OmegaConf.create(text))
     begun, now = dict(schema.leaves(given)), dict(schema.leaves(values_in(run.folder)))
     for key in [*begun, *(now.keys() - begun.keys())]:

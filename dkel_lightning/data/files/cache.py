@@ -116,7 +116,8 @@ class ImageCache:
             DataError: An image cannot be decoded, or the cache cannot be written; nothing half-written remains.
         """
         temporary = self.folder / f".{self.kind}.{os.getpid()}.tmp"
-        self._remove_leftovers()
+        for leftover in self.folder.glob(f".{self.kind}.*.tmp"):  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
             self._write_files(temporary, recipe)
@@ -140,11 +141,6 @@ class ImageCache:
             return bool(_about(path)["origin"] == self.origin)
         except (OSError, ValueError, KeyError, TypeError):
             return False
-
-    def _remove_leftovers(self) -> None:
-        # Of a run that was killed: whoever holds the lock is the only writer.
-        for leftover in self.folder.glob(f".{self.kind}.*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
 
     def _write_files(self, folder: Path, recipe: Recipe) -> None:
         for name, listing in recipe.splits.items():

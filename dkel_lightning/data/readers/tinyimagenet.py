@@ -60,7 +60,8 @@ class ZipFiles:
         self._archive = archive
         check_members(archive, where)
         regular = [info for info in archive.infolist() if not info.is_dir()]
-        prefix = next((i.filename[: -len("wnids.txt")] for i in regular if _is_wnids(i.filename)), f"{FOLDER}/")
+        # It may hold the files of the folder, or the folder.
+        prefix = "" if any(info.filename == "wnids.txt" for info in regular) else f"{FOLDER}/"
         self._members = {i.filename.removeprefix(prefix): i for i in regular if i.filename.startswith(prefix)}
 
     def names(self) -> set[str]:
@@ -112,11 +113,6 @@ def _missing(root: Path) -> DataError:
 
 def _zip_cure(path: Path) -> str:
     return f"Delete {path} and get it again ({URL}, md5 {MD5}), or set data.download=true"
-
-
-def _zip_fingerprint(path: Path) -> dict[str, str | int]:
-    status = path.stat()
-    return {"kind": "zip", "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 @contextmanager
@@ -209,10 +205,6 @@ def _notes(files: Files, splits: dict[str, Listing]) -> dict[str, str | bool]:
     return {"md5": md5, "official": md5 == MD5}
 
 
-def _is_wnids(name: str) -> bool:
-    return name in ("wnids.txt", f"{FOLDER}/wnids.txt")
-
-
 @register_data("tinyimagenet")
 class TinyImageNetDataModule(ImageDataModule):
     """TinyImageNet: 100,000 training and 10,000 test images `[3, 64, 64]` of 200 classes.
@@ -274,5 +266,7 @@ class TinyImageNetDataModule(ImageDataModule):
         return self.cache_dir or (self.root.parent if self.root.suffix == ".zip" else self.root) / CACHE_FOLDER
 
     def _cache(self, source: Path) -> ImageCache:
-        fingerprint = folder_fingerprint(source) if source.is_dir() else _zip_fingerprint(source)
+        status = source.stat()
+        of_zip: dict[str, str | int] = {"kind": "zip", "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        fingerprint = folder_fingerprint(source) if source.is_dir() else of_zip
         return ImageCache(self._cache_folder, "tinyimagenet", fingerprint, source)

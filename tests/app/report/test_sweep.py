@@ -148,12 +148,6 @@ def test_jobs_of_a_stranger_do_not_break_the_page(tmp_path: Path, config: str) -
     page(folder)
 
 
-def test_a_sweep_of_seeds_alone_is_one_group(tmp_path: Path) -> None:
-    record = read_sweep(sweep(tmp_path / "sweep", (0.9, ["seed=0"]), (0.92, ["seed=1"])))
-    assert grouped(record) == {"all": [0, 1]}
-    assert "all 2 90.00 ± 1.41 91.00 ± 1.41" in page(record.folder).text
-
-
 def test_an_empty_sweep_says_so(tmp_path: Path) -> None:
     (tmp_path / "multirun.yaml").write_text("hydra: {}")
     assert "No job has written anything so far." in page(tmp_path).text

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from dkel_lightning.app.runs.groups import Group
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.runs.tables import Column, markdown_table, write_csv
 
@@ -96,19 +95,6 @@ def test_a_folder_that_is_not_there_gives_an_empty_record(tmp_path: Path) -> Non
     assert [problem.split(":")[0] for problem in run.problems] == [
         "No config.yaml", "No summary.json", "No provenance.json", "No metrics.csv",
     ]  # fmt: skip
-
-
-def test_only_seeds_that_both_groups_have_are_compared(tmp_path: Path) -> None:
-    def group(name: str, accuracies: dict[str, float]) -> Group:
-        tests = {seed: {"last": {**TEST, "deployed_accuracy": a}, "best": None} for seed, a in accuracies.items()}
-        runs = {seed: write(tmp_path / name / seed, summary={"test": test}) for seed, test in tests.items()}
-        return Group(name, (name,), runs)
-
-    one, other = group("one", {"0": 0.5, "1": 0.75, "2": 0.25}), group("other", {"1": 0.5, "2": 0.5, "3": 0.9})
-    found = one.less(other)
-    assert found is not None
-    assert (found.n, found.mean) == (2, 0.0)
-    assert group("third", {"7": 0.5}).less(other) is None
 
 
 def test_tables_keep_numbers_as_they_are_and_leave_cells_empty(tmp_path: Path) -> None:

@@ -79,9 +79,10 @@ def test_an_edited_run_and_one_of_another_task_are_not_gone_on_with(run: Run, tm
     path = tmp_path / "checkpoints" / "last.ckpt"
     path.parent.mkdir()
     shutil.copy(run.checkpoints / "last.ckpt", path)
-    edited = {**run.values, "rl": {**run.values["rl"], "alpha": 2.0}}
-    with pytest.raises(CheckpointError, match=r"edited since the run began \(alpha: 2.0, and it was 1.0\)"):
-        task.dual_policy(Run(edited, tmp_path, path))
+    edited = Run({**run.values, "rl": {**run.values["rl"], "alpha": 2.0}}, tmp_path, path)
+    (tmp_path / "config.yaml").write_text(edited.settings)
+    with pytest.raises(CheckpointError, match=r"edited since the run began \(rl\.alpha: 2.0, and it was 1.0\)"):
+        task.dual_policy(edited)
     file_format.AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, path)
     with pytest.raises(CheckpointError, match="was not written by task=dual_policy"):
         task.dual_policy(Run(run.values, tmp_path, path))

@@ -188,7 +188,7 @@ def test_weights_of_another_network_than_the_record_names_are_refused(
         of_file(shipped.file, images, tmp_path)
     record["recipe"]["backbone"] = "os.system"
     (shipped.folder / "export.json").write_text(json.dumps(record))
-    with pytest.raises(ConfigError, match=r"There is no backbone 'os.system'"):
+    with pytest.raises(ConfigError, match=r"Unknown choice backbone=os.system"):
         of_file(shipped.file, images, tmp_path)
 
 
