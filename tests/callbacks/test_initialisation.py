@@ -202,7 +202,7 @@ def open_file(_: int) -> None:
 
 def test_what_opens_files_in_a_worker_does_so_before_the_initialisation() -> None:
     for sampler in ({"batch_size": 4}, {"batch_sampler": BatchSampler(range(8), 4, drop_last=False)}):
-        loader: DataLoader[Any] = DataLoader(Unopened(), num_workers=2, worker_init_fn=open_file, **sampler)  # type: ignore[arg-type]
+        loader: DataLoader[Any] = DataLoader(Unopened(), num_workers=2, worker_init_fn=open_file, **sampler)
         assert sorted(chain(*drawn(loader, 2))) == [*range(8)]
 
 

@@ -144,6 +144,12 @@ def test_types_that_a_network_of_ones_own_holds_on_purpose_are_deployed_as_they_
     assert (exact.dtype, exact.item()) == (torch.float64, 0.1)
 
 
+def test_a_buffer_of_ones_own_is_taken_for_no_running_statistic(tmp_path: Path) -> None:
+    network = Net()
+    network.body.register_buffer("running_count", torch.tensor(3))
+    trainer(tmp_path, max_epochs=1).fit(build(network), Data())
+
+
 def test_a_lightning_module_that_makes_its_layers_late_is_split_like_any_other(tmp_path: Path) -> None:
     module = build(Wrapped(), split_at="net.body", num_classes=10)
     trainer(tmp_path).fit(module, Data())
