@@ -21,7 +21,7 @@ from dkel_lightning.settings.needs import Needs
     [("dkel", None, "all"), ("dkel_released", None, "one"), ("dkel_released", "all", "all")],
 )
 def test_the_released_method_takes_a_pass_a_view(method: str, given: str | None, expected: str) -> None:
-    module = DistillationModule.build("resnet8", 4, method, views_per_pass=given)  # type: ignore[arg-type]
+    module = DistillationModule.build("resnet8", 4, method, views_per_pass=given)
     assert module.teacher is not None
     for part in (module.student, module.teacher):
         assert isinstance(part.network, BranchedNetwork)
