@@ -29,12 +29,12 @@ def linear(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def linear_weights(logits: Tensor, labels: Tensor, steps: int = LINEAR_STEPS) -> Tensor:
+def linear_weights(logits: Tensor, labels: Tensor) -> Tensor:
     """Find the convex weights of the peers whose mixed logits have the lowest cross-entropy over the batch: [P].
 
     Exponentiated gradient from equal weights. A step that lowers the objective is kept and the next one is twice as
     long, any other is dropped and the next a quarter as long: never worse than the plain mean, deterministic, always
-    `steps` steps, nothing read back to the host.
+    `LINEAR_STEPS` steps, nothing read back to the host.
     """
     logits = at_least_float32(logits)
     # Weights sum to 1, so what all peers say alike has no part in the gradient.
@@ -54,7 +54,7 @@ def linear_weights(logits: Tensor, labels: Tensor, steps: int = LINEAR_STEPS) ->
     length = 4 / spread.square().mean().clamp_min(torch.finfo(logits.dtype).tiny ** 0.5)
     log_weights = logits.new_zeros(logits.shape[0]).log_softmax(0)
     value, gradient = objective(log_weights.exp())
-    for _ in range(steps):
+    for _ in range(LINEAR_STEPS):
         tried = (log_weights - length * gradient).log_softmax(0)
         tried_value, tried_gradient = objective(tried.exp())
         better = tried_value < value

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dkel_lightning.policies import learners
 from dkel_lightning.policies.imitation import Imitation, imitation
-from dkel_lightning.policies.learners import Learner
+from dkel_lightning.policies.learners import LEARNERS
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.runtime.seeding import seed_process
 
@@ -41,15 +40,14 @@ class DualPolicy:
     Args:
         settings: of the run.
         seed: of weights, episodes, exploration and batches.
-        members: the learners; None makes them.
 
     Raises:
         ConfigError: the environment cannot be made, or does not fit the algorithm.
     """
 
-    def __init__(self, settings: DualPolicySettings, seed: int = 0, members: Sequence[Learner] | None = None) -> None:
+    def __init__(self, settings: DualPolicySettings, seed: int = 0) -> None:
         self.settings, self.seed, self.stage = settings, seed, 0
-        self.learners = [*(learners.learners(settings, seed) if members is None else members)]
+        self.learners = [LEARNERS[settings.algorithm](settings, seed, number) for number in range(settings.policies)]
         self._owed = [0.0 for _ in self.learners]
 
     @property

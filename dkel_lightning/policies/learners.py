@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -250,11 +250,6 @@ class PPOLearner(Learner):
 
 
 LEARNERS: Mapping[str, type[Learner]] = {"ddpg": DDPGLearner, "ppo": PPOLearner}
-
-
-def learners(settings: DualPolicySettings, seed: int) -> Sequence[Learner]:
-    """Make the learners of a run, whose first weights differ."""
-    return [LEARNERS[settings.algorithm](settings, seed, number) for number in range(settings.policies)]
 
 
 def returns(policy: Any, env: str, episodes: int, seed: int) -> list[float]:
