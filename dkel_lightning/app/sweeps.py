@@ -25,8 +25,6 @@ from dkel_lightning.runtime import texts
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.studies.seed_statistics import wilson
 
-SEARCH = "optimization_results.yaml"
-"""What Optuna's sweeper writes at the end."""
 SEARCHED = (
     "Chosen by the accuracy in validation. The highest of many is too high by luck; the test accuracy is not what "
     "was searched for."
@@ -141,8 +139,11 @@ def _collapse_row(group: Group) -> list[str]:
 
 
 def is_search(sweep: Sweep) -> bool:
-    """Tell whether a search chose the settings: each is then one of many, and their mean over seeds means nothing."""
-    return (sweep.folder / SEARCH).is_file()
+    """Tell whether a search chose the settings: each is then one of many, and their mean over seeds means nothing.
+
+    Its jobs say so from their start: what Optuna writes at its end an interrupted search lacks.
+    """
+    return any(job.job.get("search") is True for job in sweep.jobs)
 
 
 def best_first(sweep: Sweep) -> list[tuple[RunRecord, float]]:

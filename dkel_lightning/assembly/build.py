@@ -297,7 +297,7 @@ def load_from_checkpoint(  # noqa: D417
 
     Raises:
         CheckpointError: missing, torn, unsafe, not written by this library, or with weights that are no numbers.
-        ConfigError: `build` does not take one of `others`.
+        ConfigError: `build` does not take one of `others`, or peers would share other weights than in the file.
     """
     known = inspect.signature(cls.build).parameters.keys()
     for name, fixed in _OF_LIGHTNING.items():
@@ -329,6 +329,9 @@ def rebuilt(
         raise CheckpointError(
             f"{checkpoint_path} cannot be rebuilt from its recipe, which has unknown keys: {', '.join(unknown)}."
         )
+    for key in ("split_at", "sharing"):  # other weights would be one and the same, and the last of a file stand for all
+        if others.get(key, recipe.get(key)) != recipe.get(key):
+            raise ConfigError(f"{key} is {recipe[key]!r} in {checkpoint_path}, and {others[key]!r} here: leave it out.")
     given = {"backbone": backbone, "method": method}
     for key, value in given.items():
         if value is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sized
@@ -109,8 +110,15 @@ def initialisation_batches(loader: Any, seed: int, steps: int, rank: int) -> Ite
 
 def _in_own_order(loader: Iterable[Any], draws: torch.Generator) -> Iterable[Any]:
     """Return what gives the loader's batches in an order drawn from `draws`, the loader itself where that cannot be."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+    if not isinstance(loader, DataLoader):
         return loader
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:  # samples are batches already
+        again = copy.copy(loader)
+        again._iterator = None  # persistent workers are those of the training, which goes on where they stop
+        return again
+    # What prepares a worker may open the files of the data set.
+    prepared: dict[str, Any] = {"worker_init_fn": loader.worker_init_fn, "num_workers": 1}
+    beside = prepared if loader.num_workers > 0 and loader.worker_init_fn is not None else {}
     if loader.batch_size is not None:
         sampler = _shuffled(loader.sampler, loader, draws)
         return DataLoader(
@@ -119,11 +127,10 @@ def _in_own_order(loader: Iterable[Any], draws: torch.Generator) -> Iterable[Any
             sampler=sampler,
             collate_fn=loader.collate_fn,
             drop_last=not isinstance(sampler, Sized) or len(sampler) >= loader.batch_size,
+            **beside,
         )
-    if loader.batch_sampler is None:  # samples that are batches already
-        return loader
     batch_sampler: Any = _shuffled(loader.batch_sampler, loader, draws)
-    return DataLoader(loader.dataset, batch_sampler=batch_sampler, collate_fn=loader.collate_fn)
+    return DataLoader(loader.dataset, batch_sampler=batch_sampler, collate_fn=loader.collate_fn, **beside)
 
 
 def _shuffled(sampler: Iterable[Any], loader: DataLoader[Any], draws: torch.Generator) -> Iterable[Any]:

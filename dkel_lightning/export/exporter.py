@@ -67,7 +67,7 @@ def export(
         module: trained; it is put on the CPU and into eval mode. One in another precision than float32 is compared, and
             timed, with its weights in float32, and keeps its own.
         images: real images [N, C, H, W], normalised, of the test set where there is one.
-        folder: is made, or replaced if it holds an earlier export.
+        folder: is made, or replaced if it holds an earlier export and nothing else.
         preprocessing: how images become such as `images`.
         format: one of FORMATS.
         network: `teacher`, `student` or `ensemble`; as the module deploys by default.
@@ -181,9 +181,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """Give a folder to write into that takes the place of `target` at the end; on any error nothing is left of it.
 
     Raises:
-        ConfigError: `target` holds something that is no export.
+        ConfigError: `target` holds something that is no export, or is the folder in which this runs.
         OSError: with the name that the file would have had in `target`.
     """
+    if not target.name.strip("."):
+        raise ConfigError(f"An export takes the place of its whole folder, and {target} has no name: give one in it.")
     draft, old, lock = (target.with_name(f".{target.name}.dkel_{kind}") for kind in ("part", "old", "lock"))
     missing = [parent for parent in target.parents if not parent.exists()]
     try:
@@ -223,5 +225,6 @@ def _swept(target: Path, draft: Path, old: Path) -> Iterator[None]:
 
 
 def _replaceable(folder: Path) -> bool:
+    """Tell whether a folder is empty, or holds an export and nothing of anybody else's."""
     inside = {path.name for path in folder.iterdir()}
-    return not inside or RECORD in inside
+    return not inside or (RECORD in inside and inside <= formats.WRITTEN)

@@ -35,6 +35,8 @@ _FILES = {
     "onnx": "model.onnx",
 }
 FORMATS = tuple(_FILES)
+WRITTEN = {*_FILES.values(), FOLDER, "config.json", "model.onnx.data", RECORD, "README.md"}
+"""Names of all files that an export may consist of."""
 _OF_TRAINING = ("deploy", "peer_lr_scale", "frozen_peers")
 _OF_TEACHER = ("update", "batchnorm", "draw")
 _OF_ITS_OWN = ("backbone", "image_size", "mean", "std", "dtype")
@@ -107,7 +109,7 @@ def write(network: nn.Module, example: Tensor, folder: Path, record: Record) -> 
         torch.export.save(_program_of(LogitsOf(network), example), written, extra_files={_INSIDE_PT2: record.as_text()})
         write_bytes(target, written.getvalue())
     else:
-        _write_onnx(LogitsOf(network), example, target, record)
+        _write_onnx(LogitsOf(network).eval(), example, target, record)
     return [target]
 
 

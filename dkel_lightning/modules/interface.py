@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import not_halved
 from dkel_lightning.metrics import CalibrationErrors, Confusion, Disagreement, NetworkScores, Predictions, TermMeans
 from dkel_lightning.modules.batch import Batch, FiniteWatch, renamed
@@ -141,11 +142,20 @@ class Coordinator(LightningModule):
         """Augment images [B, C, H, W] once for each view, [B, V, C, H, W], drawn from (seed, key).
 
         Without an augmentation, or given views already, they are returned as they are.
+
+        Raises:
+            ConfigError: the augmentation returns something else.
         """
         if self.augmentation is None or images.dim() != 4:
             return images
         drawn = generator(self.seed, "views", *key, device=images.device)
-        return torch.stack([self.augmentation(images, drawn) for _ in range(self.num_views)], dim=1)
+        views = [self.augmentation(images, drawn) for _ in range(self.num_views)]
+        if not isinstance(views[0], Tensor):
+            raise ConfigError(
+                f"augmentation(images, generator) gives a {type(views[0]).__name__} in place of images: where it is a "
+                "transform of torchvision, pass lambda images, generator: transform(images)."
+            )
+        return torch.stack(views, dim=1)
 
     @abstractmethod
     def compute_step(self, batch: Batch) -> StepResult:

@@ -246,6 +246,8 @@ def _check_split(model: nn.Module, split_at: str, calls: list[_Call], classifier
 
 def check_name(model: nn.Module, name: str, setting: str) -> None:
     """Raise a ConfigError unless `model` has a module of this name; the nearest are named."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{setting} is a {type(name).__name__}: give the module's name, as in named_modules().")
     names = [known for known, _ in model.named_modules() if known]
     if name in names:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import subprocess
@@ -50,6 +51,7 @@ def refused(*arguments: str, multirun: bool = False, config_dir: Path | None = N
         ("experiment=cifar", "Unknown choice experiment=cifar."),
         ("precision=32", "Unknown choice precision=32. Did you mean fp32? Choices: auto, bf16, fp16, fp32."),
         ("method=dkel,pcl", "method=dkel,pcl gives several values: add -m"),
+        ("compare.methods=dkel,pcl", "gives several values: write compare.methods=[dkel,pcl]."),
         ("foo bar", "Cannot read 'foo bar': write key=value"),
         ("data.root", "Cannot read 'data.root': write key=value"),
         ("~teacher", "~teacher: a group cannot be removed"),
@@ -244,6 +246,9 @@ def test_resume_takes_the_folder_of_a_run_and_begins_anew_where_it_has_no_checkp
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     assert find_resume(str(tmp_path)) == tmp_path
     assert folder_of(tmp_path) == tmp_path
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has ended, and its checkpoints are gone: start a new run"):
+        find_resume(str(tmp_path))
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
     for name in ("best.ckpt", "last.ckpt"):
@@ -290,6 +295,26 @@ def test_a_run_goes_on_in_its_own_folder_only(tmp_path: Path) -> None:
     ):
         prepare([resume, f"hydra.run.dir={tmp_path / 'elsewhere'}"])
     assert prepare([resume, f"hydra.run.dir={tmp_path / 'run'}"])[0] == resume
+
+
+@pytest.mark.parametrize("typed", ["hydra.run.dir=~/my runs", "hydra.run.dir='~/my runs'"])
+def test_a_path_from_home_is_one_in_any_key(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert prepare([typed]) == [f"hydra.run.dir='{tmp_path}/my runs'"]
+
+
+def test_a_sign_that_the_terminal_lacks_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["dkel", "--version"])
+    main.main()
+    print("93.1 ± 0.2", flush=True)
+    assert written.getvalue().endswith(b"93.1 \\xb1 0.2\n")
+
+
+def test_a_change_of_folder_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"hydra\.job\.chdir=true would look for relative paths in the run's folder"):
+        prepare(["hydra.job.chdir=true"])
 
 
 def test_an_evaluation_refuses_to_be_told_what_the_checkpoint_decides() -> None:

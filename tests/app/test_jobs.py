@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from dkel_lightning.app import tasks
 from dkel_lightning.app.cli import main
 from dkel_lightning.app.cli.folders import find_resume
 from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.tasks import stages
 from dkel_lightning.errors import DkelError
 
 Given = Callable[..., int]
@@ -63,6 +65,13 @@ def test_an_interrupt_keeps_the_folder_of_a_run_that_has_written_something(given
     assert sorted(path.name for path in Path("outputs/it").iterdir()) == ["config.yaml", "provenance.json"]
 
 
+def test_an_interpolation_that_leads_nowhere_is_one_error(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    assert given(interrupted, "hydra.run.dir=${oc.env:NO_SUCH_VARIABLE}/x") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Error: hydra.run.dir: ")
+    assert "'NO_SUCH_VARIABLE' not found" in said
+
+
 @pytest.mark.slow
 def test_a_job_whose_folder_is_renamed_makes_no_other(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
     def moved(run: Run) -> None:
@@ -74,6 +83,24 @@ def test_a_job_whose_folder_is_renamed_makes_no_other(given: Given, capsys: pyte
     folders = sorted(path.name for path in Path("sweep").iterdir() if path.is_dir() and path.name != "figures")
     assert folders == ["1", "moved"]
     assert "jobs of the sweep failed: 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_job_of_a_sweep_goes_on_in_the_stage_in_which_it_was_stopped(given: Given) -> None:
+    def stopped(run: Run) -> None:
+        stage = run.folder / "teacher"
+        (stage / "checkpoints").mkdir(parents=True)
+        (stage / "config.yaml").write_text(Run(stages.before(run.values)[0].values, stage).settings)
+        torch.save({}, stage / "checkpoints" / "last.ckpt")
+        raise KeyboardInterrupt
+
+    command = ("-m", "method=kd", "hydra.sweep.dir=sweep")
+    assert given(stopped, *command) == 130
+    found: list[Run] = []
+    assert given(lambda run: found.extend(stage for _, stage in stages.sequence(run)), *command) == 0
+    teacher, student = found
+    assert teacher.resume == teacher.folder / "checkpoints" / "last.ckpt"
+    assert (student.resume, student.folder) == (None, Path("sweep/0").absolute())
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dkel_lightning.app import sweeps
 from dkel_lightning.app.cli import composition
 from dkel_lightning.app.config import choices, extras
 from dkel_lightning.app.report import of_groups
@@ -169,7 +168,7 @@ def test_optuna_searches_through_parallel_jobs_and_the_report_shows_it(tmp_path:
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "sweep"
     assert states(folder) == ["finished", "finished"]
-    found = OmegaConf.load(folder / sweeps.SEARCH)
+    found = OmegaConf.load(folder / "optimization_results.yaml")
     objectives = [RunRecord(folder / number).objective for number in "01"]
     assert found.best_value == max(value for value in objectives if value is not None)
     rates = [(job.overrides or {})["optimizer.lr"] for job in read_sweep(folder).jobs]

@@ -252,6 +252,9 @@ def test_the_newest_run_is_one_that_has_no_checkpoint_yet_and_no_analysis(
     assert newest_checkpoint(tmp_path) == training
     assert capsys.readouterr().out == f"{training} has no checkpoint yet: it begins anew.\n"
     assert newest(tmp_path) == training
+    (training / "summary.json").write_text("{}")  # it has ended, and its checkpoints were removed
+    with pytest.raises(CheckpointError, match=r"No last\.ckpt of a run under"):
+        newest_checkpoint(tmp_path)
 
 
 def test_folders_however_deep_and_numbers_however_long_are_one_error(

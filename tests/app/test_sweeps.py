@@ -56,12 +56,13 @@ def job(
     *,
     last: float | None = None,
     error: Exception | None = None,
+    search: bool = False,
 ) -> None:
     folder = sweep / str(number)
     if accuracy is None:
-        notes.note(folder, overrides, "failed" if error else "running", error)
+        notes.note(folder, overrides, "failed" if error else "running", error, search=search)
         return
-    notes.note(folder, overrides, "finished")
+    notes.note(folder, overrides, "finished", search=search)
     best, at_end = scores(accuracy), scores(accuracy if last is None else last)
     (folder / "summary.json").write_text(json.dumps({"test": {"last": at_end, "best": best}, "seconds": 3.0}))
     rows = [(0, 0, accuracy / 2, 0.8), (10, 1, accuracy, 0.4)]
@@ -276,9 +277,10 @@ def test_a_search_is_listed_by_validation_accuracy_and_names_the_test_accuracy_a
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, (rate, accuracy) in enumerate([("0.0123456789", 0.91), ("0.1", 0.95), ("0.25", 0.93)]):
-        job(tmp_path, number, [f"optimizer.lr={rate}", "teacher.draw=independent"], accuracy)
-    job(tmp_path, 3, ["optimizer.lr=0.9", "teacher.draw=student"], error=NonFiniteError("The loss is NaN."))
-    (tmp_path / sweeps.SEARCH).write_text("name: optuna\n")
+        job(tmp_path, number, [f"optimizer.lr={rate}", "teacher.draw=independent"], accuracy, search=True)
+    failure = NonFiniteError("The loss is NaN.")
+    job(tmp_path, 3, ["optimizer.lr=0.9", "teacher.draw=student"], error=failure, search=True)
+    notes.note_finished(tmp_path / "0")  # gone on with by itself, it is still one of the search
     sweep = read_sweep(tmp_path)
     assert sweeps.write(sweep) == ["sweep.csv", "sweep.md"]
     rows = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if line.startswith("| ")][2:]

@@ -25,6 +25,7 @@ from torch.utils.data import (
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
+    get_worker_info,
 )
 
 from dkel_lightning.callbacks.initialisation import initialisation_batches
@@ -174,6 +175,35 @@ def test_batches_of_a_stream_with_a_length_are_iterated() -> None:
     assert [len(batch[1]) for batch in batches] == [10, 10, 4, 10]
     assert torch.equal(batches[1][0], images[10:20])
     assert torch.equal(batches[3][1], labels[:10])
+
+
+def test_persistent_workers_of_a_stream_go_on_where_training_stands() -> None:
+    loader = DataLoader(Counted(), batch_size=10, num_workers=1, persistent_workers=True)
+    training = iter(loader)
+    assert len(list(initialisation_batches(loader, 0, 2, 0))) == 2
+    assert [len(labels) for _, labels in training] == [10, 10, 4]
+
+
+class Unopened(Dataset[tuple[Tensor, int]]):
+    file: Tensor | None = None
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        assert self.file is not None
+        return self.file, index
+
+
+def open_file(_: int) -> None:
+    worker: Any = get_worker_info()
+    worker.dataset.file = torch.ones(3, 8, 8)
+
+
+def test_what_opens_files_in_a_worker_does_so_before_the_initialisation() -> None:
+    for sampler in ({"batch_size": 4}, {"batch_sampler": BatchSampler(range(8), 4, drop_last=False)}):
+        loader: DataLoader[Any] = DataLoader(Unopened(), num_workers=2, worker_init_fn=open_file, **sampler)
+        assert sorted(chain(*drawn(loader, 2))) == [*range(8)]
 
 
 def test_batches_are_keyed_by_seed_and_rank() -> None:

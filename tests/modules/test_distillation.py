@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from dkel_lightning import (
     Deploy,
@@ -283,6 +284,11 @@ def test_augmented_views_differ_between_peers_and_repeat_by_seed_and_key() -> No
     drawn += [module.make_views(images, *key) for key in ((3, 7, 0), (2, 8, 0), (2, 7, 1))]
     distinct = torch.cat([one.unbind(1)[peer][None] for one in drawn for peer in range(3)]).flatten(1)
     assert len(torch.unique(distinct, dim=0)) == 15
+
+
+def test_a_transform_that_takes_no_generator_is_told_how_it_is_passed() -> None:
+    with pytest.raises(ConfigError, match=r"gives a tuple in place of images: .*pass lambda images, generator: tr"):
+        build(augmentation=v2.RandomHorizontalFlip()).training_step(images_and_labels(4), 0)
 
 
 def test_ready_views_and_evaluation_are_not_augmented() -> None:

@@ -92,6 +92,8 @@ def test_callbacks_logger_and_hyperparameters_of_ones_own_work_beside_ours(tmp_p
     predicted = fit.predict(module, Data(), ckpt_path="best")
     assert predicted is not None
     again = DistillationModule.load_from_checkpoint(best.best_model_path, backbone=Net()).eval()
+    with pytest.raises(ConfigError, match=r"split_at is 'body' in .*ckpt, and 'head' here: leave it out"):
+        DistillationModule.load_from_checkpoint(best.best_model_path, backbone=Net(), split_at="head")
     first = images()[:8][0]
     expected = again.member_logits(first)[again.members.index(again.deployed_member())]
     torch.testing.assert_close(predicted[0], expected)
@@ -141,6 +143,12 @@ def test_types_that_a_network_of_ones_own_holds_on_purpose_are_deployed_as_they_
     network.body.register_buffer("exact", torch.tensor(0.1, dtype=torch.float64))
     (exact,) = [value for name, value in build(network).deploy().named_buffers() if name.endswith("exact")]
     assert (exact.dtype, exact.item()) == (torch.float64, 0.1)
+
+
+def test_a_buffer_of_ones_own_is_taken_for_no_running_statistic(tmp_path: Path) -> None:
+    network = Net()
+    network.body.register_buffer("running_count", torch.tensor(3))
+    trainer(tmp_path, max_epochs=1).fit(build(network), Data())
 
 
 def test_a_lightning_module_that_makes_its_layers_late_is_split_like_any_other(tmp_path: Path) -> None:

@@ -449,6 +449,7 @@ def test_a_branched_model_compiles_as_one_graph() -> None:
     ("make", "split_at", "message"),
     [
         (Convolutional, "thrid", r"^split_at names 'thrid', but Convolutional has no such .* Did you mean third\?"),
+        (Convolutional, nn.Conv2d(6, 6, 3), r"split_at is a Conv2d: give the module's name, as in named_modules"),
         (Convolutional, "xyzzy", r"has no such module\. Its children are first, second, third, head\."),
         (
             Softmaxed,
@@ -477,7 +478,7 @@ def test_a_branched_model_compiles_as_one_graph() -> None:
         (NormedClassifier, "third", "The classifier 'head' computes its weight"),
     ],
 )
-def test_a_model_that_cannot_be_split_is_told_why(make: Callable[[], nn.Module], split_at: str, message: str) -> None:
+def test_a_model_that_cannot_be_split_is_told_why(make: Callable[[], nn.Module], split_at: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         branch_model(make(), split_at, 2, 10, image_shape=(1, 8, 8) if "1 channels" in message else TINY)
 

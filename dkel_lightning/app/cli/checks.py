@@ -20,7 +20,7 @@ from dkel_lightning.app.cli.composition import resolved
 from dkel_lightning.app.cli.folders import folder_of
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.keys import check_groups, check_keys, composed
-from dkel_lightning.app.cli.overrides import MOST_JOBS, forced, line, parse, too_many, values_of
+from dkel_lightning.app.cli.overrides import MOST_JOBS, forced, line, parse, split, too_many, values_of
 from dkel_lightning.app.compare import plan
 from dkel_lightning.app.config import checks, extras, schema
 from dkel_lightning.app.runs.folder import values_in
@@ -38,7 +38,7 @@ def with_preset_sweep(invocation: Invocation) -> tuple[Invocation, DictConfig | 
         the invocation that knows it, and Hydra's own settings; None where nothing chosen could change them.
 
     Raises:
-        ConfigError: a choice that there is none of.
+        ConfigError: a choice that there is none of, or a change of folder before the job.
     """
     chosen = [item for item in invocation.for_run if invocation.chooses(item) and not item.is_sweep_override()]
     if not (chosen or invocation.for_hydra or invocation.multirun):
@@ -46,6 +46,8 @@ def with_preset_sweep(invocation: Invocation) -> tuple[Invocation, DictConfig | 
     check_groups(chosen, invocation.config_dir)
     lines = [item.input_line or "" for item in (*chosen, *invocation.for_hydra)]
     hydra_settings = composition.compose(lines, invocation.config_dir, with_hydra=True).hydra
+    if hydra_settings.job.chdir:
+        raise ConfigError("hydra.job.chdir=true would look for relative paths in the run's folder: leave it out.")
     return replace(invocation, swept=_swept(hydra_settings)), hydra_settings
 
 
@@ -70,7 +72,11 @@ def check(invocation: Invocation, hydra_settings: DictConfig | None) -> None:
     if not invocation.multirun:
         for item in invocation.for_run:
             if item.is_sweep_override():
-                raise ConfigError(f"{item.input_line} gives several values: add -m to run one job for each.")
+                key, value = split(item.input_line or "")
+                known = schema.describe(key)
+                lists = known is not None and known.kind.startswith("a list")
+                cure = f"write {key}=[{value}]" if lists else "add -m to run one job for each"
+                raise ConfigError(f"{item.input_line} gives several values: {cure}.")
     if invocation.resumes and not invocation.shows:
         _check_resume(invocation)
         return

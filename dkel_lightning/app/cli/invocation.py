@@ -14,6 +14,7 @@ from dkel_lightning.app.cli.composition import options
 from dkel_lightning.app.cli.overrides import forced, is_given, line, parse, split, values_of
 from dkel_lightning.app.config import choices
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.runtime import command_lines
 from dkel_lightning.settings.keys import did_you_mean, shortened
 
 FLAGS_WITH_VALUE = ["--config-dir", "-cd", "--package", "-p", "--info", "-i", "--cfg", "-c"]
@@ -70,7 +71,7 @@ class Invocation:
             raise ConfigError(f"--config-dir {config_dir} is no folder.")
         for taken in [] if config_dir is None else choices.hidden_by(config_dir):
             raise ConfigError(f"{taken} would hide what is shipped under its name: give it another.")
-        arguments = user_code.load(arguments, config_dir)
+        arguments = user_code.load([*map(_at_home, arguments)], config_dir)
         read, overrides = [*arguments], []
         for position in _positions(arguments):
             item = _listed(parse(arguments[position]), config_dir)
@@ -137,6 +138,13 @@ class Invocation:
     def chooses(self, item: Override) -> bool:
         """Tell whether an override chooses in a group."""
         return bool(self.options(item.key_or_group))
+
+
+def _at_home(argument: str) -> str:
+    """Write out the ~ of a path, which no shell does behind a key."""
+    key, _, value = argument.partition("=")
+    path = command_lines.unquoted(value)
+    return command_lines.override(key, Path(path).expanduser()) if path.startswith("~/") else argument
 
 
 def _positions(arguments: Sequence[str]) -> Iterator[int]:

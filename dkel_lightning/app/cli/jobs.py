@@ -30,7 +30,7 @@ from dkel_lightning.app.runs import notes
 from dkel_lightning.app.runs.claim import SETTINGS, begin, claim, release
 from dkel_lightning.app.runs.folder import Run, run_folder, saved_values
 from dkel_lightning.app.runs.records import RunRecord
-from dkel_lightning.app.tasks import registry
+from dkel_lightning.app.tasks import registry, stages
 from dkel_lightning.app.tasks.registry import Place, Task
 from dkel_lightning.errors import DkelError, OtherJobError
 from dkel_lightning.runtime import ranks, unread_output
@@ -148,7 +148,7 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
         if isinstance(failure, OtherJobError) or (failure and notes.is_of_other(job.folder, job.overrides)):
             session.refuse(job.number)
             return result
-        notes.note(job.folder, job.overrides, "failed" if failure else "finished", failure)
+        notes.note(job.folder, job.overrides, "failed" if failure else "finished", failure, search=job.in_search)
     return result
 
 
@@ -228,7 +228,7 @@ def _work(job: Job) -> float | None:
 def _note_running(job: Job) -> None:
     """Note in the folder of a sweep's job that it runs."""
     if job.session is not None and ranks.is_first():
-        notes.note(job.folder, job.overrides, "running")
+        notes.note(job.folder, job.overrides, "running", search=job.in_search)
         job.running = True
 
 
@@ -288,5 +288,4 @@ def _go_on(job: Job) -> float:
     if objective is not None:
         print(f"Job {job.number} has finished before, in {job.folder}.", flush=True)
         return objective
-    checkpoint = find_resume(str(job.folder))
-    return tasks.run(Run(job.values, job.folder, None if checkpoint.is_dir() else checkpoint))
+    return tasks.run(Run(job.values, job.folder, stages.last_checkpoint(job.folder)))

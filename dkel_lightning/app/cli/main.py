@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import hydra
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dkel_lightning import __version__
 from dkel_lightning.app.cli import jobs, sweep_session
@@ -21,15 +23,19 @@ from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.refusals import TRACEBACK, fail, refusal
 from dkel_lightning.app.cli.sweep_session import SweepSession
 from dkel_lightning.app.config import choices
-from dkel_lightning.errors import DkelError
+from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.runtime import processors, ranks, unread_output
+from dkel_lightning.runtime.texts import first_line
 
 
 def main() -> Any:
     """Run the command line; on a mistake print one message and exit with 2 (configuration) or 1 (anything else).
 
-    Where nobody reads what is printed any more it ends without a word, as other programs do.
+    Where nobody reads what is printed any more it ends without a word, as other programs do. A sign that the terminal's
+    encoding lacks is written by its number.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _main()
     except BrokenPipeError as error:
@@ -66,6 +72,8 @@ def _main() -> None:
         fail(refusal(error))
     except CompactHydraException as error:
         fail(DkelError(str(error)))
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        fail(ConfigError(f"{error.full_key}: {first_line(error)}"))
 
 
 def prepared(arguments: Sequence[str]) -> Invocation:

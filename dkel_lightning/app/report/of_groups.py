@@ -30,7 +30,7 @@ def write_sweep(folder: Path, where: Path) -> Path:
     """Write the page of a sweep, whatever state it is in, into the folder `where`."""
     sweep = read_sweep(folder)
     missing = _missing(sweep)
-    done = sum(bool(run.figures) for run in sweep.jobs)
+    done = sum(run.state == "finished" for run in sweep.jobs)
     data = dict.fromkeys(show(run.setting("data.name")) for run in sweep.jobs if run.config)
     varied = ", ".join(sweep.keys) or "the seed alone"
     subtitle = f"{done} of {len(sweep.jobs) + len(missing)} jobs finished. Varied: {varied}."
@@ -144,7 +144,8 @@ def _warnings(runs: Sequence[RunRecord]) -> Iterator[str]:
     for reason, names in reasons.items():
         yield f"Failed: {'; '.join(names)} ({reason})."
     said: Mapping[str, list[RunRecord]] = {
-        "Begun and not finished": [run for run in runs if not run.figures and run.failure is None],
+        "Begun and not finished": [run for run in runs if run.state == "unfinished"],
+        "Finished without test results": [run for run in runs if run.state == "finished" and not run.figures],
         "The collapse guard has reported a collapse (collapse.json)": [run for run in runs if run.collapse is not None],
         f"Epoch and peer were {page.ON_TEST_SET}, which biases the figures upwards": [*filter(on_test_set, runs)],
         "Finished without curves": [run for run in runs if run.figures and not run.curves],

@@ -55,7 +55,8 @@ def _warnings(run: RunRecord) -> Iterator[str]:
     if not run.tested:
         planned = run.setting("trainer.max_epochs")
         length = f" of {planned}" if isinstance(planned, int) and planned > 0 else ""
-        yield f"Unfinished: no test results. {run.epochs_done}{length} epochs are in metrics.csv."
+        earlier = "" if run.last is None else f" but those of epoch {run.last.epoch}"
+        yield f"Unfinished: no test results{earlier}. {run.epochs_done}{length} epochs are in metrics.csv."
     if run.collapse is not None:
         yield from _collapses(run.collapse)
     if on_test_set(run):

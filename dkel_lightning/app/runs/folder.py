@@ -22,6 +22,9 @@ from dkel_lightning.runtime.atomic_files import text_of, write_text
 from dkel_lightning.runtime.ranks import is_first
 from dkel_lightning.runtime.texts import printable
 
+ENDED = "summary.json"
+"""Written when a run has been tested, which comes last."""
+
 
 def _by_the_first(write: Callable[..., None]) -> Callable[..., None]:
     """Let only the first process write, which Lightning knows best; it is imported when something is written."""
@@ -150,7 +153,7 @@ def newest_checkpoint(outputs: Path) -> Path:
     """Find where the newest run under `outputs` goes on (`resume=last`): its whole checkpoint of most steps.
 
     A run whose checkpoints are all torn is stepped over, which is said. Of a training that never came to a checkpoint
-    it is the folder: it begins anew.
+    it is the folder: it begins anew. One that has ended, and whose checkpoints were removed, keeps what it has.
 
     Raises:
         CheckpointError: there is none.
@@ -170,12 +173,11 @@ def newest_checkpoint(outputs: Path) -> Path:
         whole = [path for path in found if is_whole(path)]
         torn += [path for path in found if path not in whole]
         if whole:
-            # Not the newest file, which a copy may have made of any. Of equally many steps last.ckpt, which is later.
-            chosen = max(whole, key=lambda path: (step_of(path), path.name == "last.ckpt"))
+            chosen = max(whole, key=progress)
             if torn and is_first():
                 print(printable(f"{_listed(torn)} torn: going on from {chosen}."), flush=True)
             return chosen
-        if not found and is_training(folder):
+        if not found and is_training(folder) and not (folder / ENDED).is_file():
             if is_first():
                 print(f"{folder} has no checkpoint yet: it begins anew.", flush=True)
             return folder
@@ -196,6 +198,14 @@ def _files(outputs: Path, *names: str) -> Iterator[Path]:
                     open_folders.append(Path(entry.path))
                 elif entry.name in names and entry.is_file():
                     yield Path(entry.path)
+
+
+def progress(checkpoint: Path) -> tuple[int, bool]:
+    """Give by what a checkpoint is further than another: not by the time of its file, which a copy may have changed.
+
+    Of equally many steps last.ckpt is later.
+    """
+    return step_of(checkpoint), checkpoint.name == "last.ckpt"
 
 
 def _written(folder: Path, checkpoints: Sequence[Path]) -> float:

@@ -14,9 +14,11 @@ from dkel_lightning.errors import OtherJobError
 from dkel_lightning.runtime.atomic_files import write_text
 
 
-def note(folder: Path, overrides: Sequence[str], state: str, error: BaseException | None = None) -> None:
-    """Note in a job's folder what it was and how it ended."""
-    content = {"overrides": list(overrides), "state": state}
+def note(
+    folder: Path, overrides: Sequence[str], state: str, error: BaseException | None = None, *, search: bool = False
+) -> None:
+    """Note in a job's folder what it was and how it ended, and whether a search proposed it."""
+    content: dict[str, Any] = {"overrides": list(overrides), "state": state, "search": search}
     if error is not None:
         content |= {"error": type(error).__name__, "message": str(error) or type(error).__name__}
     write_text(folder / NOTE, json.dumps(content, indent=2) + "\n")
@@ -27,7 +29,7 @@ def note_finished(folder: Path) -> None:
     (folder / FAILED).unlink(missing_ok=True)
     noted = RunRecord(folder).job
     if noted:
-        note(folder, noted.get("overrides", []), "finished")
+        note(folder, noted.get("overrides", []), "finished", search=noted.get("search") is True)
 
 
 def refuse_other(folder: Path, values: Mapping[str, Any]) -> None:

@@ -140,7 +140,8 @@ class RunRecord:
         if self.failure is not None:
             return "failed"
         noted = self.job.get("state", "finished" if self.tested else None)
-        return "finished" if noted == "finished" else "unfinished"
+        behind = self.last is not None and not self.tested
+        return "finished" if noted == "finished" and not behind else "unfinished"
 
     @property
     def failure(self) -> str | None:
@@ -277,8 +278,8 @@ class RunRecord:
 
     @property
     def tested(self) -> bool:
-        """Whether it was tested, which comes last."""
-        return self.last is not None
+        """Whether it was tested, which comes last; a longer one has the tests of its first end until then."""
+        return self.last is not None and not 0 < self.last.epoch < self.epochs_done
 
     @property
     def whole(self) -> bool:

@@ -59,8 +59,10 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
     """Train every member that is not finished, and write the table after each.
 
     Raises:
-        DkelError: the folder holds members of another configuration; or every member has failed.
+        DkelError: the folder holds a run, or members of another configuration; or every member has failed.
     """
+    if RunRecord(run.folder).setting("task.name") not in (None, "compare"):
+        raise ConfigError(f"compare.folder={run.folder} holds a run, whose settings would be lost: give another.")
     _refuse_others(run.folder, comparison, comparison.members())
     with _alone(run.folder):
         run.describe()

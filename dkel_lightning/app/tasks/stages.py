@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dkel_lightning.app.config import schema
-from dkel_lightning.app.runs.folder import Run, values_in
+from dkel_lightning.app.runs.folder import Run, progress, values_in
 from dkel_lightning.checkpoints.archive import is_whole
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.runtime import command_lines
@@ -139,8 +139,8 @@ def trained_weights(folder: Path) -> Path | None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint from which a run in a folder goes on; None where it has none that is whole."""
-    path = folder / "checkpoints" / "last.ckpt"
-    return path if path.is_file() and is_whole(path) else None
+    found = (folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    return max(filter(is_whole, found), key=progress, default=None)
 
 
 def go_on(run: Run) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pytest
 
 from dkel_lightning.app.report import of_run
-from dkel_lightning.app.runs import parsing
+from dkel_lightning.app.runs import notes, parsing
 from dkel_lightning.app.runs.records import RunRecord
 from tests.app.report.pages import Drawn, Reader, a_test, read, write_metrics, write_run
 
@@ -156,6 +156,16 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 def test_a_run_under_way_is_called_unfinished(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", "trainer.max_epochs=20", summary=False)
     assert "Unfinished: no test results. 2 of 20 epochs are in metrics.csv." in page(folder).text
+
+
+@pytest.mark.parametrize("job", [False, True])
+def test_a_run_that_is_being_made_longer_is_called_unfinished(tmp_path: Path, job: bool) -> None:
+    folder = write_run(tmp_path / "run", "trainer.max_epochs=20", curves={"val/acc": [0.5] * 8})
+    if job:
+        notes.note(folder, [], "finished")
+    said = "Unfinished: no test results but those of epoch 6. 8 of 20 epochs are in metrics.csv."
+    assert said in page(folder).text
+    assert (RunRecord(folder).state, RunRecord(folder).figures) == ("unfinished", {})
 
 
 def test_warnings_come_first(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from dkel_lightning.app.runs.groups import Sweep, read_sweep
 from tests.app.report.pages import Drawn, Reader, read, write_run
 
 
-def sweep(folder: Path, *jobs: tuple[float, list[str]]) -> Path:
+def sweep(folder: Path, *jobs: tuple[float, list[str]], search: bool = False) -> Path:
     for number, (accuracy, overrides) in enumerate(jobs):
-        notes.note(write_run(folder / str(number), *overrides, accuracy=accuracy), overrides, "finished")
+        where = write_run(folder / str(number), *overrides, accuracy=accuracy)
+        notes.note(where, overrides, "finished", search=search)
     return folder
 
 
@@ -53,10 +54,17 @@ def test_one_seed_a_setting_is_not_taken_for_a_finding(tmp_path: Path) -> None:
     assert "With one seed a setting nothing tells a difference from the luck of the seed." in said
 
 
-def test_a_search_marks_nothing_by_its_test_accuracy(tmp_path: Path) -> None:
-    folder = sweep(tmp_path / "sweep", TWO_BY_TWO[0], TWO_BY_TWO[2])
-    (folder / "optimization_results.yaml").touch()
-    found = page(folder)
+def test_jobs_that_test_nothing_are_not_called_unfinished(tmp_path: Path) -> None:
+    for number in range(2):  # of -m task=evaluate
+        notes.note(tmp_path / str(number), [f"checkpoint={number}.ckpt"], "finished")
+    said = page(tmp_path).text
+    assert "2 of 2 jobs finished" in said
+    assert "Finished without test results: 0; 1." in said
+    assert "not finished" not in said
+
+
+def test_a_search_marks_nothing_by_its_test_accuracy_also_before_its_end(tmp_path: Path) -> None:
+    found = page(sweep(tmp_path / "sweep", TWO_BY_TWO[0], TWO_BY_TWO[2], search=True))
     assert "Chosen by the accuracy in validation." in found.text
     assert not [one for one in found.all("tr") if "class" in one]
     assert "less that of" not in found.text
@@ -122,9 +130,9 @@ def test_jobs_that_failed_or_never_began_are_named(tmp_path: Path) -> None:
     (folder / "2").rename(folder / "5")
     said = page(folder).text
     assert "Jobs 2, 4 left no folder" in said
-    assert "Begun and not finished: 1." in said
+    assert "Finished without test results: 1." in said
     assert "reported a collapse (collapse.json): 0." in said
-    assert "3 of 6 jobs finished" in said
+    assert "4 of 6 jobs finished" in said
 
 
 def test_each_job_has_a_row_with_a_link(tmp_path: Path) -> None:

@@ -159,7 +159,18 @@ def test_a_member_whose_checkpoint_is_torn_begins_anew(tmp_path: Path, monkeypat
     module._train({}, tmp_path)
     last.write_bytes(last.read_bytes()[:-50])
     module._train({}, tmp_path)
-    assert resumed == [last, None]
+    best = last.with_name("best.ckpt")
+    torch.save({}, best)
+    module._train({}, tmp_path)
+    assert resumed == [last, None, best]
+
+
+def test_the_folder_of_a_run_is_not_taken_for_a_comparison(tmp_path: Path) -> None:
+    settings = Run(compose(), tmp_path).settings
+    (tmp_path / "config.yaml").write_text(settings)
+    with pytest.raises(ConfigError, match=r"holds a run, whose settings would be lost: give another"):
+        run_it(tmp_path, TWO)
+    assert (tmp_path / "config.yaml").read_text() == settings
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def folders(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     root = tmp_path_factory.mktemp("exports")
     found = {}
     for kind in FORMATS[1:]:
-        result = exported(checkpoint, root, f"export.format={kind}", "deploy.peer=1")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".* in training mode")
+            result = exported(checkpoint, root, f"export.format={kind}", "deploy.peer=1")
         assert result.shipped.folder == root / f"teacher_1_{kind}"
         found[kind] = result.shipped.folder
     return found
@@ -391,6 +394,13 @@ def test_an_earlier_export_is_replaced_whole_and_anything_else_is_left_alone(che
     with pytest.raises(ConfigError, match="holds something else than an export"):
         exported(checkpoint, tmp_path, f"export.to='{tmp_path / 'thesis'}'")
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+    (place / ".git").mkdir()  # a clone of where it is published
+    with pytest.raises(ConfigError, match="holds something else than an export"):
+        exported(checkpoint, tmp_path, f"export.to='{place}'")
+    assert len([*place.iterdir()]) == 4
+    for here in (".", ".."):
+        with pytest.raises(ConfigError, match="takes the place of its whole folder"), exporter.whole_folder(Path(here)):
+            pass
 
 
 @pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxscript"), ("safetensors", "safetensors")])
