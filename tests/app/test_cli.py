@@ -246,9 +246,11 @@ def test_resume_takes_the_folder_of_a_run_and_begins_anew_where_it_has_no_checkp
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     assert find_resume(str(tmp_path)) == tmp_path
     assert folder_of(tmp_path) == tmp_path
-    (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="has ended, and its checkpoints are gone: start a new run"):
-        find_resume(str(tmp_path))
+    for name in ("summary.json", "result.json"):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(CheckpointError, match="has ended, and its checkpoints are gone: start a new run"):
+            find_resume(str(tmp_path))
+        (tmp_path / name).unlink()
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
     for name in ("best.ckpt", "last.ckpt"):
@@ -262,6 +264,19 @@ def test_resume_takes_the_folder_of_a_run_and_begins_anew_where_it_has_no_checkp
     (checkpoints / "best.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"best\.ckpt, .*last\.ckpt are torn\. Start the run again"):
         find_resume(str(tmp_path))
+
+
+def test_a_resume_of_a_comparison_takes_none_of_its_members_for_it(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "dkel" / "seed_0" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    for folder, task in ((tmp_path, "compare"), (checkpoints.parent, "train")):
+        (folder / "config.yaml").write_text(Run(compose(f"task={task}"), folder).settings)
+    with zipfile.ZipFile(checkpoints / "last.ckpt", "w") as archive:
+        archive.writestr("data", b"x" * 1000)
+    assert find_resume(str(tmp_path)) == tmp_path
+    with pytest.raises(ConfigError, match=r"A comparison goes on by compare\.folder=PATH"):
+        prepare([f"resume={tmp_path}"])
+    assert find_resume(str(checkpoints.parent)) == checkpoints / "last.ckpt"
 
 
 @pytest.mark.parametrize("name", ["it's", "my run (é)", "a\\", 'a "b"'])

@@ -9,7 +9,7 @@ from pathlib import Path
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.overrides import is_given, split
 from dkel_lightning.app.runs import kinds
-from dkel_lightning.app.runs.folder import ENDED, newest_checkpoint, run_folder
+from dkel_lightning.app.runs.folder import has_ended, is_training, newest_checkpoint, run_folder
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.app.tasks.registry import Place, Task
 from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError
@@ -118,9 +118,11 @@ def find_resume(text: str) -> Path:
     """Find the checkpoint that `resume=` names; of the folder of a run that has none yet, the folder itself."""
     path = newest_checkpoint(Path("outputs")) if text == "last" else Path(text)
     if (path / "config.yaml").is_file():
+        if not is_training(path):  # which whoever resumes it says, and not of a member of a comparison
+            return path
         if any(path.rglob("last.ckpt")) or any(path.rglob("best.ckpt")):
             return newest_checkpoint(path)
-        if (path / ENDED).is_file():
+        if has_ended(path):
             raise CheckpointError(f"{path} has ended, and its checkpoints are gone: start a new run.")
         return path
     if not path.is_file():

@@ -110,7 +110,9 @@ def resumed(folder: Path, given: Values, overrides: Sequence[str]) -> dict[str, 
     saved = values_in(folder)
     kept = registry.TASKS.get(saved.get("task", {}).get("name", "train"))
     if kept is None or not kept.resumable:
-        raise ConfigError(f"{folder} is no training run, so there is nothing to resume.")
+        raise ConfigError(
+            f"{folder} is no training run, so there is nothing to resume. A comparison goes on by compare.folder=PATH."
+        )
     outer = stages.run_around(folder)
     for path, values in ((folder, saved), *([] if outer is None else [(folder.parent, outer)])):
         # What this command gives instead, where it may, is not taken from the file.

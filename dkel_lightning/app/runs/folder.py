@@ -22,8 +22,8 @@ from dkel_lightning.runtime.atomic_files import text_of, write_text
 from dkel_lightning.runtime.ranks import is_first
 from dkel_lightning.runtime.texts import printable
 
-ENDED = "summary.json"
-"""Written when a run has been tested, which comes last."""
+ENDED = ("summary.json", "result.json")
+"""Written when a run has been tested, which comes last; the latter by task=dual_policy."""
 
 
 def _by_the_first(write: Callable[..., None]) -> Callable[..., None]:
@@ -177,7 +177,7 @@ def newest_checkpoint(outputs: Path) -> Path:
             if torn and is_first():
                 print(printable(f"{_listed(torn)} torn: going on from {chosen}."), flush=True)
             return chosen
-        if not found and is_training(folder) and not (folder / ENDED).is_file():
+        if not found and is_training(folder) and not has_ended(folder):
             if is_first():
                 print(f"{folder} has no checkpoint yet: it begins anew.", flush=True)
             return folder
@@ -210,6 +210,11 @@ def progress(checkpoint: Path) -> tuple[int, bool]:
 
 def _written(folder: Path, checkpoints: Sequence[Path]) -> float:
     return max(path.stat().st_mtime for path in checkpoints or [folder / "config.yaml"])
+
+
+def has_ended(folder: Path) -> bool:
+    """Tell whether a run has come to its end at least once."""
+    return any((folder / name).is_file() for name in ENDED)
 
 
 def is_training(folder: Path) -> bool:
