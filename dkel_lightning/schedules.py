@@ -45,7 +45,7 @@ class Clock:
                 f"{key} is a share of the run, but the run has no end: set max_epochs or max_steps (max_steps where "
                 "the training loader has no length)."
             )
-        return max(share * self.steps, 1e-9)
+        return share * self.steps
 
     def share_in_epochs(self, share: float, key: str) -> float:
         """Turn a share of the run into epochs, or raise a ConfigError that names `key`."""

@@ -49,6 +49,7 @@ def test_rampup_starts_at_lambda_over_e_to_the_fifth_and_ends_at_lambda(scale: f
 def test_a_rampup_of_no_length_is_lambda_at_once() -> None:
     assert rampup(0, 0.7, 0) == 0.7
     assert RampUp(0.7, 0).weight(Clock(0)) == 0.7
+    assert RampUp(0.7, None, share=0.0).weight(Clock(0, steps=100)) == 0.7
 
 
 def test_only_the_released_form_divides_by_lambda() -> None:

@@ -34,7 +34,6 @@ _SHARES: dict[str, dict[str, float | None]] = {
 
 def _lengths(name: str, given: Any, schedules: str) -> Mapping[str, Any]:
     """Give what `schedules` says of the length of `name`, unless the user has set it."""
-    one_of("schedules", schedules, ("epochs", "shares"))
     set_by_user = isinstance(given, Mapping) and any(given.get(key) is not None for key in _SHARES[name])
     return {} if schedules == "epochs" or set_by_user else _SHARES[name]
 
@@ -42,7 +41,11 @@ def _lengths(name: str, given: Any, schedules: str) -> Mapping[str, Any]:
 def choose_method(
     method: str | Mapping[str, Any] | Method, peers: int | None, schedules: str
 ) -> tuple[Method, MethodPreset]:
-    """Make a method from its name or settings, with its preset."""
+    """Make a method from its name or settings, with its preset.
+
+    A ramp-up or ensemble that its settings begin in their own way, or its preset names, keeps its length.
+    """
+    one_of("schedules", schedules, ("epochs", "shares"))
     if isinstance(method, Method):
         return method, MethodPreset("", type(method).Settings, method.needs, teacher="independent")
     if not isinstance(method, str | Mapping):
@@ -57,8 +60,8 @@ def choose_method(
     if beside:
         raise ConfigError(f"method.{beside[0]} is a key of the command line: pass {beside[0]}= beside method=.")
     for term in ("rampup", "ensemble"):
-        lengths = _lengths(term, settings.get(term), schedules)
-        if lengths and term in own:
+        lengths, begins = _lengths(term, settings.get(term), schedules), getattr(preset.Settings(), term, None)
+        if lengths and begins is not None and begins == type(begins)() and term not in preset.settings:
             settings[term] = {**(settings.get(term) or {}), **lengths}
     return create(name, preset.arranged("peers") if peers is None else peers, settings), preset
 

@@ -13,9 +13,9 @@ class Needs:
     """What a method needs, said once in its class; whoever builds or checks a training reads it here.
 
     Attributes:
-        teacher: whether teacher peers are `required` or `optional`. With `none` it reads nothing of them, and they
-            follow passively where its preset or the user wants the student's moving average: one whose statistics are
-            averaged too (`teacher.batchnorm=ema`) is passed no batch.
+        teacher: `required`, teacher peers. With `none` it reads nothing of them, and they follow passively where its
+            preset or the user wants the student's moving average: one whose statistics are averaged too
+            (`teacher.batchnorm=ema`) is passed no batch.
         teacher_outputs: it reads what its teacher says of a batch; else it takes parts of the teacher's network alone,
             and no batch passes one that is frozen.
         foreign_teacher: its teacher is one network of its own, of any architecture, rather than peers of the student's
@@ -53,5 +53,5 @@ class Needs:
     deploy: Deploy = field(default_factory=lambda: Deploy("teacher", "best"))
 
     def __post_init__(self) -> None:
-        one_of("Needs.teacher", self.teacher, ("required", "optional", "none"))
+        one_of("Needs.teacher", self.teacher, ("required", "none"))
         one_of("Needs.ensemble", self.ensemble, ("classifier", "own", "none"))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from dkel_lightning import DistillationModule
+from dkel_lightning.assembly.parts import choose_method
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from tests.modules.toy import jitter, parameters_of, same
 
@@ -218,12 +219,20 @@ def test_schedules_as_shares_of_the_run_are_those_of_the_protocol_and_yield_to_t
         build(schedules="share")
 
 
-@pytest.mark.parametrize("method", ["baseline", "kd", "one", "dml", "mean_teacher", "okddip"])
+@pytest.mark.parametrize("method", ["baseline", "kd", "one", "dml", "okddip"])
 def test_schedules_as_shares_suit_methods_without_them(method: str) -> None:
     peers = 1 if method == "kd" else 3
     module = DistillationModule.build("resnet8", 10, method, peers=peers, schedules="shares")
     if module.method.rampup is not None:
         assert module.method.rampup.share == 0.27
+
+
+@pytest.mark.parametrize(("method", "epochs"), [("cl_ilr", 0), ("mean_teacher", 5), ("dkel_released", 80)])
+def test_a_ramp_up_of_a_length_of_the_method_s_own_keeps_it_as_on_the_command_line(method: str, epochs: int) -> None:
+    rampup = choose_method(method, None, "shares")[0].rampup
+    assert (rampup.epochs, rampup.share) == (epochs, None)
+    given = choose_method({"name": method, "rampup": {"epochs": None, "share": 0.5}}, None, "shares")[0].rampup
+    assert (given.epochs, given.share) == (None, 0.5)
 
 
 def test_a_run_too_short_for_its_schedules_is_warned_of(tmp_path: Path) -> None:
