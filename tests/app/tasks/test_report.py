@@ -108,7 +108,7 @@ def test_the_command_line_writes_into_the_folder_that_it_reports_on(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["task=report", "checkpoint=x.ckpt"], "give it as report.of=PATH"),
+        (["task=report", "checkpoint=x.ckpt"], "give the folder of a run as report.of=PATH"),
         (["task=report", "report.off=x"], r"Unknown key report.off. Did you mean report.of\?"),
     ],
 )
