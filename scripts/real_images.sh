@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The comparisons on real images, on whatever device there is. What has ended stands: call it again to go on.
 #
-#   scripts/real_images.sh small cifar100.npz results/small           # docs/results/cifar100: up to half an hour of a core a run
+#   scripts/real_images.sh small cifar100.npz results/small           # docs/results/cifar100: half an hour or more of a core a run
 #   scripts/real_images.sh tuning cifar100.npz results/tuning         # lambda and the EMA rate, by validation alone
 #   scripts/real_images.sh cifar10 DATA results/cifar10               # the full protocols, for GPUs: 300 epochs of
 #   scripts/real_images.sh cifar100 DATA results/cifar100             # CIFAR, 100 of TinyImageNet, five seeds
