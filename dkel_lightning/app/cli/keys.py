@@ -84,7 +84,6 @@ def check_keys(overrides: Sequence[Override], base: DictConfig) -> None:
     Raises:
         ConfigError: naming all that do not, and their nearest.
     """
-    known = [key for key, _ in schema.leaves(resolved(base))]
     mistakes = []
     for item in overrides:
         key = item.key_or_group
@@ -103,7 +102,7 @@ def check_keys(overrides: Sequence[Override], base: DictConfig) -> None:
         elif not exists and (logger := _logger_not_chosen(key, overrides, base)) is not None:
             mistakes.append(f"{key} belongs to logger={logger}: choose that.")
         elif not exists and not (opened and adds):
-            mistakes.append(_absent(key, known, opened, base))
+            mistakes.append(_absent(key, opened, base))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
 
@@ -117,7 +116,8 @@ def _logger_not_chosen(key: str, overrides: Sequence[Override], base: DictConfig
     return node if ours and not there else None
 
 
-def _absent(key: str, known: list[str], opened: bool, base: DictConfig) -> str:
+def _absent(key: str, opened: bool, base: DictConfig) -> str:
+    known = [name for name, _ in schema.leaves(resolved(base))]
     if key in schema.KEYS and key.split(".")[0] in registry.TASKS:
         return f"{key} belongs to task={key.split('.')[0]}: choose that."
     if opened:
