@@ -59,7 +59,6 @@ class OwnNetwork(Settings):
 
     def contradictions(self) -> Iterator[str]:
         """Say it of mean and std."""
-        yield from super().contradictions()
         if (self.mean is None) != (self.std is None):
             yield f"{self.node}.mean and {self.node}.std belong together: give both."
 
