@@ -63,7 +63,7 @@ class TeacherModule(PeersModule):
         self.place, self.weight = TeacherSettings.node, 1.0
         self._alone = False
         self._missed = 0  # steps of the optimizer since it last followed
-        self._version: int | None = None  # of the student's weights
+        self._student_version: int | None = None  # of the student's weights
         self.is_read = True  # by the method; else no batch need pass it
         self._matching: ema.Matching | None = None
         self.register_buffer("initialised", torch.tensor(False))
@@ -115,8 +115,8 @@ class TeacherModule(PeersModule):
             CheckpointError: its weights were left out of the checkpoint.
         """
         self.require()
-        before, self._version = self._version, next(student.parameters())._version  # raised by each step alone
-        self._missed += before not in (None, self._version)
+        before, self._student_version = self._student_version, next(student.parameters())._version
+        self._missed += before not in (None, self._student_version)  # which each step raises, and no batch
         if self._missed == _NEVER_FOLLOWED and self.settings.update == "ema":
             self._missed += 1
             rank_zero_warn(

@@ -178,7 +178,7 @@ def test_classes_of_other_names_are_told_of(
     module, images = DistillationModule.load_from_checkpoint(path), prepared(trained_once[0].values)
     check_fits(module, images, path)
     assert "other names" not in capsys.readouterr().out
-    images.class_names = ["0", "2", "1", *images.class_names[3:]]
+    images.class_names = ("0", "2", "1", *images.class_names[3:])
     check_fits(module, images, path)
     assert "(1, here 2; 2, here 1) and are compared by their order" in capsys.readouterr().out
 
