@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from dkel_lightning import callbacks
 from dkel_lightning.assembly import build as building
 from dkel_lightning.assembly import parts
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.execution.compiled import CompiledNetworks
 from dkel_lightning.execution.eager import compute_eagerly
 from dkel_lightning.execution.runner import Runner, wants_channels_last
@@ -341,20 +340,6 @@ class DistillationModule(Coordinator):
             ConfigError: there is no such network or peer.
         """
         return deployment.deploy(self, deployment.choose(self, network, peer))
-
-    def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse to export the training.
-
-        Raises:
-            ConfigError: with what exports the deployed network.
-        """
-        raise ConfigError(
-            "A DistillationModule is a training, and what is exported is the network that it deploys: use "
-            'dkel_lightning.export.export(module, images, folder, preprocessing, format="onnx"), which checks the file '
-            "(docs/export.md), or torch.onnx.export(module.deploy(), (images,), file)."
-        )
-
-    to_torchscript = to_tensorrt = to_onnx
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the deployed network's logits [B, C] for a batch of images, a tuple that starts so, or a mapping."""
