@@ -191,7 +191,7 @@ def test_a_sweep_of_evaluations_tables_their_scores(tmp_path: Path) -> None:
     sweeps.write(read_sweep(tmp_path))
     table = (tmp_path / "sweep.md").read_text()
     assert "| 0.ckpt | 1 | 50.00 | 50.00 |" in table
-    assert "| checkpoint=1.ckpt | 1 | +25.00 |" in table
+    assert "| 1.ckpt | 1 | 75.00 | 75.00 |" in table
 
 
 def test_torn_files_of_a_job_leave_its_row_empty(tmp_path: Path) -> None:
