@@ -20,7 +20,7 @@ from dkel_lightning.errors import CollapseError, NonFiniteError
 from dkel_lightning.modules.batch import DATA_CURE, sync_blocks
 from dkel_lightning.modules.deployment import peer_names
 from dkel_lightning.modules.interface import Coordinator, coordinator
-from dkel_lightning.modules.peers import running_statistics
+from dkel_lightning.modules.peers import named_weights
 from dkel_lightning.runtime import command_lines
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.processes import any_process, print_once
@@ -179,8 +179,7 @@ class CollapseGuard(Callback):
         """
         self._read(trainer, pl_module)
         module = coordinator(pl_module)
-        statistics = {id(each) for each in running_statistics(module)}
-        weights = [*module.named_parameters(), *(pair for pair in module.named_buffers() if id(pair[1]) in statistics)]
+        weights = named_weights(module)
         overflown, self._overflown = self._overflown, []
         what = ""
         if not all_finite([parameter.detach() for _, parameter in weights]) and (names := non_finite(weights)):
