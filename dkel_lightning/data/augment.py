@@ -217,7 +217,7 @@ class ResizedCropFlip(CropFlip):
 
     def read(self, stored: Stored, indices: Tensor) -> list[Tensor]:
         """Read the whole images of these samples, uint8 `[C, H, W]` of any size each."""
-        return [stored.images.original(int(index)) for index in stored.chosen[indices.numpy()]]
+        return [torch.from_numpy(stored.images.original(int(index))) for index in stored.chosen[indices.numpy()]]
 
 
 def _one_by_one(views: Tensor, seeds: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
