@@ -17,12 +17,12 @@ from torch import Tensor
 from dkel_lightning.data.augment import CropFlip
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.device_loaders import DeviceImages, EvaluationLoader, Source, TrainingLoader
-from dkel_lightning.data.imageset import Images, ImageSet, channel_statistics, check_image_set
+from dkel_lightning.data.imageset import Images, ImageSet, StoredImages, channel_statistics, check_image_set
 from dkel_lightning.data.label_noise import LabelNoise
 from dkel_lightning.data.own import ClassificationData
 from dkel_lightning.data.residency import Residency, choose_residency
 from dkel_lightning.data.splits import limited, validation_split
-from dkel_lightning.data.worker_loaders import StoredImages, WorkerImages
+from dkel_lightning.data.worker_loaders import WorkerImages
 from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.settings.data import DataSettings
 from dkel_lightning.settings.declarations import from_mapping, keys_of
