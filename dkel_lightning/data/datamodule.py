@@ -18,13 +18,13 @@ from dkel_lightning.data.augment import CropFlip
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.device_loaders import DeviceImages, EvaluationLoader, Source, TrainingLoader
 from dkel_lightning.data.imageset import Images, ImageSet, StoredImages, channel_statistics, check_image_set
-from dkel_lightning.data.label_noise import LabelNoise
+from dkel_lightning.data.label_noise import with_wrong_labels
 from dkel_lightning.data.own import ClassificationData
 from dkel_lightning.data.residency import Residency, choose_residency
 from dkel_lightning.data.splits import limited, validation_split
 from dkel_lightning.data.worker_loaders import WorkerImages
 from dkel_lightning.errors import ConfigError, DataError
-from dkel_lightning.settings.data import DataSettings
+from dkel_lightning.settings.data import DataSettings, LabelNoise
 from dkel_lightning.settings.declarations import from_mapping, keys_of
 
 _PIECE_BYTES = 16 << 20
@@ -330,7 +330,7 @@ class ImageDataModule(ClassificationData, ABC):
             train = train[limited(train_labels[train], self.limit, self.split_seed)]
         self.true_labels = torch.from_numpy(train_labels[train])
         # Last, so that neither the held-out part nor the limit looks at a wrong label, and the rate is exact.
-        noisy = self.label_noise.apply(train_labels[train], len(data.class_names))
+        noisy = with_wrong_labels(train_labels[train], len(data.class_names), self.label_noise)
         return {"train": StoredImages(data.train.images, noisy, train), "val": val, "test": test}
 
     def _make_augment(self, data: ImageSet) -> CropFlip:
