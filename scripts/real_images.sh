@@ -18,11 +18,13 @@ shift 3
 
 small=(experiment=own_data data=npz "data.root=$data" backbone=resnet20 data.padding=4 data.flip=true data.limit=5000
   trainer.max_epochs=50 trainer.check_val_every_n_epoch=5 precision=bf16)
-single="{single:['method=baseline','method.peers=1','teacher=none']}"
-table="compare.methods=[baseline,$single,baseline_smoothing,pcl,dkel,dkel_released,dml,one]"
-full=(precision=bf16 "data.root=$data" "compare.seeds=[0,1,2,3,4]" "$table")
+alone="'method=baseline','method.peers=1','teacher=none'"
+single="{single:[$alone]},{single_smoothing:[$alone,'targets.label_smoothing=0.1']}"
+labels="baseline,$single,baseline_smoothing,pcl,dkel,dkel_released,dml,one,mean_teacher,ffl"
+fitted="{dkel_released_fitted:['method=dkel_released','method.rampup.epochs=null','method.rampup.share=0.27']}"
+seeds="compare.seeds=[0,1,2,3,4]"
 case $protocol in
-  small) arguments=("${small[@]}" "compare.seeds=[0,1,2,3,4]" "$table") ;;
+  small) arguments=("${small[@]}" "$seeds" "compare.methods=[$labels,$fitted]") ;;
   tuning)
     # By validation, which sweep.csv has beside the test figures that nothing is chosen by; a finished job stands.
     sweep=(dkel -m "${small[@]}" method=dkel seed=0,1,2 "$@")
@@ -30,7 +32,9 @@ case $protocol in
     exec "${sweep[@]}" protocol.ema.decay_share=null "protocol.ema.decay=0.99,0.999,{0:0.99,0.1:0.999}" \
       "hydra.sweep.dir=$folder/rate"
     ;;
-  cifar10 | cifar100 | tinyimagenet) arguments=("experiment=$protocol" "${full[@]}") ;;
+  cifar10 | cifar100 | tinyimagenet)
+    arguments=("experiment=$protocol" precision=bf16 "data.root=$data" "$seeds" "compare.methods=[$labels]")
+    ;;
   *) echo "Unknown protocol $protocol: small, tuning, cifar10, cifar100 or tinyimagenet." >&2 && exit 2 ;;
 esac
 command=(dkel task=compare "${arguments[@]}" "$@" "compare.folder=$folder")

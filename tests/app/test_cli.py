@@ -205,6 +205,12 @@ def test_a_folder_of_the_users_own_adds_choices(tmp_path: Path, name: str) -> No
     assert "Did you mean mine?" in refused("experiment=mini", config_dir=tmp_path / name)
 
 
+def test_a_choice_of_ones_own_does_not_say_which_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nresume: outputs/first\n")
+    assert "resume= is typed" in refused("experiment=mine", config_dir=tmp_path)
+
+
 def test_resume_refuses_what_would_change_the_trajectory() -> None:
     saved = compose("seed=1")
     for override in ("seed=2", "trainer.max_epochs=3", "optimizer.lr=1", "method=pcl", "data.batch_size=8"):

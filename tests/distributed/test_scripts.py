@@ -159,7 +159,7 @@ def calls(script: str, cwd: Path, *arguments: str) -> list[tuple[str, list[str]]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("protocol", "labels", "epochs"),
-    [("small", 8, 50), ("cifar10", 8, 300), ("cifar100", 8, 300), ("tinyimagenet", 8, 100)],
+    [("small", 12, 50), ("cifar10", 11, 300), ("cifar100", 11, 300), ("tinyimagenet", 11, 100)],
 )
 def test_each_process_gets_the_same_comparison_and_the_last_command_shows_the_table(
     protocol: str, labels: int, epochs: int, tmp_path: Path

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torchvision import models
 
 from dkel_lightning import DistillationModule, methods
-from dkel_lightning.app.cli import saved_settings
 from dkel_lightning.app.runs.folder import Run, saved_values
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import CheckpointError, ConfigError
-from tests.compose import compose, tiny_run
+from tests.compose import prepare, tiny_run
 from tests.methods.family import step
 from tests.modules.toy import CLASSES, SGD, parameters_of, same, train_loader, trainer, val_loader
 
@@ -267,11 +266,16 @@ def test_given_weights_skip_the_first_stage(tmp_path: Path) -> None:
     assert DistillationModule.load_from_checkpoint(last).teacher is not None
 
 
-@pytest.mark.slow
-def test_a_stranger_s_outer_configuration_is_checked_before_its_second_stage(tmp_path: Path) -> None:
-    train(tiny_run(tmp_path, *TWO_STAGES))
-    config = tmp_path / "config.yaml"
+def test_a_resume_of_a_stage_is_one_of_the_run_around_it_with_what_that_was_given(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", *TWO_STAGES)
+    stage = tmp_path / "run" / "teacher"
+    for folder, values in ((run.folder, run.values), (stage, stages.before(run.values)[0].values)):
+        folder.mkdir()
+        (folder / "config.yaml").write_text(Run(values, folder).settings)
+    typed = prepare([f"resume={stage}", "method=kd", "trainer.log_every_n_steps=3"])
+    assert typed[0] == f"resume={run.folder}"
+    assert typed[-1] == f"hydra.run.dir={run.folder}"
+    config = run.folder / "config.yaml"
     config.write_text(config.read_text().replace("_target_: torch.optim.SGD", "_target_: os.system"))
-    first = tmp_path / "teacher" / "checkpoints" / "last.ckpt"
     with pytest.raises(CheckpointError, match=rf"{config} names optimizer\._target_=os\.system"):
-        saved_settings.resumed(first.parent.parent, compose(), [])
+        prepare([f"resume={stage}"])

@@ -189,19 +189,6 @@ def test_what_changes_no_figure_may_also_change_on_a_resumed_run() -> None:
     }
 
 
-def test_what_may_change_is_laid_over_a_saved_configuration_and_nothing_else() -> None:
-    saved = compose("method=kd", "trainer.max_epochs=7", "logger=tensorboard")
-    given = compose("method=kd", "trainer.max_epochs=9", "trainer.process_timeout=3", "data.root=there", "seed=5",
-                    "execution=eager")  # fmt: skip
-    assert schema.with_changes(saved, given) == {
-        **saved,
-        "trainer": {**saved["trainer"], "process_timeout": 3},
-        "data": {**saved["data"], "root": "there"},
-        "execution": {**saved["execution"], "name": "eager"},
-        "logger": {"extra": {}},
-    }
-
-
 @pytest.mark.parametrize("name", [name for name, preset in TEACHERS.items() if preset.settings is not None])
 def test_every_preset_of_the_teacher_is_a_teacher(name: str) -> None:
     settings = TEACHERS[name].settings

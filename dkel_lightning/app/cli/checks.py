@@ -20,7 +20,7 @@ from dkel_lightning.app.cli.composition import resolved
 from dkel_lightning.app.cli.folders import folder_of
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.keys import check_groups, check_keys, composed
-from dkel_lightning.app.cli.overrides import MOST_JOBS, forced, line, parse, split, too_many, values_of
+from dkel_lightning.app.cli.overrides import MOST_JOBS, forced, is_given, line, parse, split, too_many, values_of
 from dkel_lightning.app.compare import plan
 from dkel_lightning.app.config import checks, extras, schema
 from dkel_lightning.app.runs.folder import values_in
@@ -157,6 +157,8 @@ def _check_composed(found: DictConfig, items: Sequence[str], invocation: Invocat
     values = resolved(found)
     _check_whole(values)
     checks.check(values)
+    if values["resume"] and not is_given(invocation.values.get("resume")):
+        raise ConfigError("resume= is typed: no file of choices says which run goes on.")
     task = registry.of(values)
     if sweep is not None and task.no_sweep:
         raise ConfigError(f"task={task.name} {task.no_sweep}.")

@@ -10,7 +10,7 @@ from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.overrides import is_given, split
 from dkel_lightning.app.runs import kinds
 from dkel_lightning.app.runs.folder import has_ended, is_training, newest_checkpoint, run_folder
-from dkel_lightning.app.tasks import registry
+from dkel_lightning.app.tasks import registry, stages
 from dkel_lightning.app.tasks.registry import Place, Task
 from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError
 from dkel_lightning.runtime import command_lines
@@ -23,7 +23,7 @@ def settled(invocation: Invocation) -> Invocation:
         DkelError: it cannot be written, or what is to be resumed is not there or would go on elsewhere.
     """
     values, multirun = invocation.values, invocation.multirun
-    resumed = _resumed(values)
+    resumed = Path(values["resume"]) if invocation.resumes else None
     if resumed is not None:
         _refuse_elsewhere(values, folder_of(resumed))
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"  # of the two only this one is in force
@@ -41,23 +41,18 @@ def settled(invocation: Invocation) -> Invocation:
 def found(invocation: Invocation) -> Invocation:
     """Name the checkpoint that `resume=` means, in the place of `last` or of a run's folder.
 
+    Once: it reads whole checkpoints, and another run may write a newer one.
+
     Raises:
         CheckpointError: there is none.
         ConfigError: several jobs would go on with it.
     """
-    if invocation.multirun and is_given(invocation.values.get("resume")):
-        raise ConfigError("resume= goes on with one run, without -m; a sweep goes on with hydra.sweep.dir=FOLDER.")
-    resumed = _resumed(invocation.values)
-    if resumed is None or Path(invocation.values["resume"]) == resumed:
+    if not is_given(invocation.values.get("resume")):
         return invocation
-    named = command_lines.override("resume", resumed.resolve())
+    if invocation.multirun:
+        raise ConfigError("resume= goes on with one run, without -m; a sweep goes on with hydra.sweep.dir=FOLDER.")
+    named = command_lines.override("resume", find_resume(invocation.values["resume"]).resolve())
     return invocation.with_arguments([named if split(a)[0] == "resume" else a for a in invocation.arguments])
-
-
-def _resumed(values: Mapping[str, str]) -> Path | None:
-    """Find what `resume=` means now, once: it reads whole checkpoints, and another run may write a newer one."""
-    text = values.get("resume", "null")
-    return find_resume(text) if is_given(text) else None
 
 
 def _refuse_elsewhere(values: Mapping[str, str], folder: Path) -> None:
@@ -115,7 +110,15 @@ def folder_beside(checkpoint: Path, task: Task) -> Path | None:
 
 
 def find_resume(text: str) -> Path:
-    """Find the checkpoint that `resume=` names; of the folder of a run that has none yet, the folder itself."""
+    """Find the checkpoint that `resume=` names; of a run that has none yet, its folder. Of a stage its run is meant."""
+    found = _named(text)
+    if not stages.is_stage(folder_of(found)):
+        return found
+    run = folder_of(found).parent
+    return stages.last_checkpoint(run) or run
+
+
+def _named(text: str) -> Path:
     path = newest_checkpoint(Path("outputs")) if text == "last" else Path(text)
     if (path / "config.yaml").is_file():
         if not is_training(path):  # which whoever resumes it says, and not of a member of a comparison

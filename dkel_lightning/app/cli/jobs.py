@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from dkel_lightning.app.cli import saved_settings, user_code
 from dkel_lightning.app.cli.checks import planned, searches
 from dkel_lightning.app.cli.composition import resolved
-from dkel_lightning.app.cli.folders import find_resume, folder_beside, folder_of
+from dkel_lightning.app.cli.folders import folder_beside, folder_of
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.overrides import split
 from dkel_lightning.app.cli.refusals import fail, refusal
@@ -195,7 +195,7 @@ def _set(name: str, value: str | None) -> None:
 def _work(job: Job) -> float | None:
     from dkel_lightning.app import tasks
 
-    resume = find_resume(job.values["resume"]) if job.values["resume"] else None
+    resume = Path(job.values["resume"]) if job.values["resume"] else None
     begun = resume is None and job.goes_on and (job.folder / SETTINGS).is_file()
     if job.session is not None:
         if begun:

@@ -113,25 +113,22 @@ def resumed(folder: Path, given: Values, overrides: Sequence[str]) -> dict[str, 
         raise ConfigError(
             f"{folder} is no training run, so there is nothing to resume. A comparison goes on by compare.folder=PATH."
         )
-    outer = stages.run_around(folder)
-    for path, values in ((folder, saved), *([] if outer is None else [(folder.parent, outer)])):
-        # What this command gives instead, where it may, is not taken from the file.
-        instead = {key for key in explicit(overrides) if schema.may_change(key)}
-        found = {key: value for key, value in foreign(values, given).items() if key not in instead}
-        _refuse_foreign(found, path / "config.yaml", given)
-    laid = {**laid_over(saved, given, overrides, outer), "resume": None, "trust": given["trust"]}
+    # What this command gives instead, where it may, is not taken from the file.
+    instead = {key for key in explicit(overrides) if schema.may_change(key)}
+    found = {key: value for key, value in foreign(saved, given).items() if key not in instead}
+    _refuse_foreign(found, folder / "config.yaml", given)
+    laid = {**laid_over(saved, given, overrides), "resume": None, "trust": given["trust"]}
     check_values(laid, folder)
     return laid
 
 
-def laid_over(saved: Values, given: Values, overrides: Sequence[str], outer: Values | None = None) -> dict[str, Any]:
+def laid_over(saved: Values, given: Values, overrides: Sequence[str]) -> dict[str, Any]:
     """Lay what may change over the configuration of a resumed run.
 
     Args:
         saved: the configuration.
         given: what this command composes.
         overrides: of what was given; a value that the run has already may be repeated.
-        outer: the configuration of the run whose first stage this is: it is what was given then.
 
     Raises:
         ConfigError: a key that changes the trajectory.
@@ -141,7 +138,6 @@ def laid_over(saved: Values, given: Values, overrides: Sequence[str], outer: Val
     # Of a composition the keys that do not depend on what is chosen.
     chosen = ("method.", "optimizer.", "scheduler.", "teacher.", "data.", "trust", "task.")
     _refuse_lacking(values, [key for key, _ in schema.leaves(given) if not key.startswith(chosen)])
-    begun = values if outer is None else schema.completed(outer)
     given = as_written(given)
     for key in sorted(explicit(overrides)):
         group = key.split(".")[0]
@@ -150,14 +146,14 @@ def laid_over(saved: Values, given: Values, overrides: Sequence[str], outer: Val
                 values[key][name] = given[key][name]
         elif group == "logger":  # chosen as a whole: those of before are not laid under them
             values["logger"] = given["logger"]
-        elif key != "task" and (schema.may_change(key, _method(saved)) or _lengthens(key, begun, given, outer)):
+        elif key != "task" and (schema.may_change(key, _method(saved)) or _lengthens(key, values, given)):
             *path, name = key.split(".")
             place = values
             for part in path:
                 place = place[part]
             place[name] = at(given, key)
         elif key != "task":
-            _refuse_other(key, begun, given, overrides)
+            _refuse_other(key, values, given, overrides)
     for key in PROCESSES:
         if at(values, key) != at(saved, key):
             used = ", ".join(f"{each}={at(saved, each)}" for each in PROCESSES)
@@ -167,14 +163,14 @@ def laid_over(saved: Values, given: Values, overrides: Sequence[str], outer: Val
     return values
 
 
-def _lengthens(key: str, begun: Values, given: Values, outer: Values | None) -> bool:
+def _lengthens(key: str, begun: Values, given: Values) -> bool:
     """Tell whether a key makes a run longer whose schedules allow it.
 
     Raises:
         ConfigError: with the schedules that do not.
     """
     before, after = at(begun, key), at(given, key)
-    if outer is not None or not schema.lengthens(key, before, after):
+    if not schema.lengthens(key, before, after):
         return False
     if moved := [*_moved(begun, key, after)]:
         raise ConfigError(

@@ -145,20 +145,6 @@ def completed(saved: Values) -> dict[str, Any]:
     return values
 
 
-def with_changes(saved: Values, given: Values) -> dict[str, Any]:
-    """Lay what may change of a resumed run over its saved configuration."""
-    changed: dict[str, Any] = {}
-    for key, value in leaves(given):
-        *path, last = key.split(".")
-        if may_change(key):
-            place = changed
-            for part in path:
-                place = place.setdefault(part, {})
-            place[last] = value
-    # Loggers are chosen as a whole: those of before are not laid under them.
-    return {**merge(saved, changed), **{key: given[key] for key in ("logger",) if key in given}}
-
-
 def flags(key: str) -> frozenset[Flag]:
     """Tell what is true of a key beyond the value that it holds; nothing of one that nobody declares."""
     described = describe(key)

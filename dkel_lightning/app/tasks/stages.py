@@ -1,9 +1,10 @@
-"""Training in stages: which runs come before a run, and which follow one that is gone on with.
+"""Training in stages: which runs come before a run.
 
-Pure functions from runs to runs; `tasks.train` trains them one after the other. Each stage is an ordinary run with
-settings, checkpoints and figures of its own, in a folder inside the run's, and ends with a file of weights with which
-the next one begins. A method whose frozen teacher is a network of its own (`Needs.foreign_teacher`), and that is given
-no weights, has it trained first as `teacher.training` says, in `teacher`; one that builds on parts fitted on the frozen
+Pure functions from runs to runs; `tasks.train` trains them one after the other, and each goes on from what lies in its
+folder: nobody asks whether a stage has ended. Each is an ordinary run with settings, checkpoints and figures of its
+own, in a folder inside the run's, and ends with a file of weights with which the next one begins. What is resumed is
+the run around it. A method whose frozen teacher is a network of its own (`Needs.foreign_teacher`), and that is given no
+weights, has it trained first as `teacher.training` says, in `teacher`; one that builds on parts fitted on the frozen
 teacher (`Needs.fitted_by`) has these fitted by that method, in the folder of its name.
 """
 
@@ -15,7 +16,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.folder import Run, progress, values_in
 from dkel_lightning.checkpoints.archive import is_whole
 from dkel_lightning.errors import CheckpointError, ConfigError
@@ -82,39 +82,20 @@ def folders_before(values: Mapping[str, Any]) -> list[str]:
     return [*([] if given else [TEACHER]), *([] if made else [str(fitted)])]
 
 
-def sequence(run: Run) -> list[tuple[str, Run]]:
-    """List what is trained, in order, with what each is in words; the run itself is the last.
-
-    What lies in the folder of a stage is gone on with. Of a run that is resumed only what is left: a stage that is
-    resumed goes on into those that follow, with what it was resumed with where that may change.
-    """
-    values, outer, resume = run.values, run.folder, run.resume
-    resumed = None
-    if run.resume is not None:
-        saved = run_around(run.folder)
-        if saved is None:
-            return [("", run)]
-        values, outer, resumed = schema.with_changes(saved, run.values), run.folder.parent, run.folder.name
-        resume = last_checkpoint(outer)
-    found: list[tuple[str, Run]] = []
-    for stage in before(values):
-        folder = outer / stage.folder
-        if stage.folder == resumed:
-            found = [(stage.meaning, run)]
-        else:
-            found.append(
-                (stage.meaning, replace(run, values=stage.values, folder=folder, resume=last_checkpoint(folder)))
-            )
-    student = f"the student, {values['backbone']['name']}"
-    return [*found, (student, replace(run, values=values, folder=outer, resume=resume))]
+def earlier(run: Run) -> list[tuple[str, Run]]:
+    """List what is trained before a run, each in words; nothing where the run itself has a checkpoint."""
+    found = []
+    for stage in before(run.values) if run.resume is None else ():
+        folder = run.folder / stage.folder
+        found.append((stage.meaning, replace(run, values=stage.values, folder=folder, resume=last_checkpoint(folder))))
+    return found
 
 
-def run_around(folder: Path) -> dict[str, Any] | None:
-    """Read the configuration of the run whose stage lies in a folder; None if it is no stage."""
+def is_stage(folder: Path) -> bool:
+    """Tell whether a run's folder is that of a stage of the run around it."""
     if not (folder.parent / "config.yaml").is_file():
-        return None
-    saved = {"teacher": {}, "method": {}, **values_in(folder.parent)}
-    return saved if folder.name in folders_before(saved) else None
+        return False
+    return folder.name in folders_before({"teacher": {}, "method": {}, **values_in(folder.parent)})
 
 
 def with_weights(values: Mapping[str, Any], weights: Path | None) -> dict[str, Any]:
@@ -145,9 +126,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def go_on(run: Run) -> str:
     """Return the command that goes on with a run; one without a checkpoint begins anew, with its seeds."""
-    folders = [run.folder, *(run.folder / name for name in reversed(folders_before(run.values)))]
-    found = (folder / "checkpoints" / "last.ckpt" for folder in folders)
-    place = next((path for path in found if path.is_file()), run.folder)
+    last = run.checkpoints / "last.ckpt"
+    place = last if last.is_file() else run.folder
     return command_lines.typed(command_lines.override("resume", place), *run.again)
 
 

@@ -90,38 +90,32 @@ def train(run: Run) -> TrainResult:
     Raises:
         DkelError: with the thing at fault and its cure; the last good checkpoint stays whole.
     """
-    *earlier, (meaning, last) = stages.sequence(run)
-    if earlier and run.resume is None:
-        for _, stage in earlier:
-            checks.check(stage.values)
-        run.describe()  # a stage that is resumed goes on with this run
+    with contextlib.ExitStack() as until_the_end:
+        if ranks.is_first():  # two runs in one folder would mix their checkpoints and rows
+            until_the_end.enter_context(locks.held(run.folder, locks.CLAIM, locks.PATIENCE))
+        return _in_stages(run)
+
+
+def _in_stages(run: Run) -> TrainResult:
+    earlier = stages.earlier(run)
+    for _, stage in earlier:
+        checks.check(stage.values)
+    if not earlier:
+        return _train(run)
+    run.describe()  # it is what is resumed of a stage
     weights: Path | None = None
     for number, (what, stage) in enumerate(earlier, 1):
         print_once(f"Stage {number} of {len(earlier) + 1}: {what}")
-        _train(_same_on_all(stage), weights)
+        _train(stage, weights)
         weights = broadcast_from_rank_zero(stages.trained_weights(stage.folder))
-    if earlier:
-        print_once(f"Stage {len(earlier) + 1} of {len(earlier) + 1}: {meaning}")
-    return _train(_same_on_all(last), weights)
+    print_once(f"Stage {len(earlier) + 1} of {len(earlier) + 1}: the student, {run.values['backbone']['name']}")
+    return _train(run, weights)
 
 
-def _same_on_all(run: Run) -> Run:
-    """Let all processes go on from what the first one sees: those that torchrun starts may have other folders."""
-    return replace(run, resume=broadcast_from_rank_zero(run.resume))
-
-
-def _train(run: Run, weights: Path | None) -> TrainResult:
-    """Train in the run's folder, which only one run may hold: two would mix their checkpoints and rows.
-
-    Begin with `weights`, what the stage before has given; else with what the settings say.
-    """
-    if not ranks.is_first():
-        return _train_here(run, weights)
-    with locks.held(run.folder, locks.CLAIM, locks.PATIENCE):
-        return _train_here(run, weights)
-
-
-def _train_here(run: Run, weights: Path | None) -> TrainResult:
+def _train(run: Run, weights: Path | None = None) -> TrainResult:
+    """Train one stage; begin with `weights`, what the one before has given, else with what the settings say."""
+    # Processes that torchrun starts may have other folders: all go on from what the first one sees.
+    run = replace(run, resume=broadcast_from_rank_zero(run.resume))
     values = run.values
     step: int | None = None
     left_out: dict[str, Any] = {}
