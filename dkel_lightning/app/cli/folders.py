@@ -16,7 +16,7 @@ from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullEr
 from dkel_lightning.runtime import command_lines
 
 
-def settled(invocation: Invocation) -> Invocation:
+def with_folder(invocation: Invocation) -> Invocation:
     """Add the folder where a resumed run, a report or a task on a checkpoint writes, and make that of all runs.
 
     Raises:
@@ -38,7 +38,7 @@ def settled(invocation: Invocation) -> Invocation:
     return invocation.with_arguments([*invocation.arguments, *added])
 
 
-def found(invocation: Invocation) -> Invocation:
+def with_checkpoint(invocation: Invocation) -> Invocation:
     """Name the checkpoint that `resume=` means, in the place of `last` or of a run's folder.
 
     Once: it reads whole checkpoints, and another run may write a newer one.

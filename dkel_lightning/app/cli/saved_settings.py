@@ -278,18 +278,14 @@ def of_checkpoint(saved: Values, given: Values, overrides: Sequence[str], folder
     taken = [group for group in OF_CHECKPOINT if group not in given_keys]
     _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
     values: dict[str, Any] = dict(given)
-    completed = schema.completed(saved)
+    # The checkpoint has the weights of its teacher, wherever they were once read, or this command says it again.
+    completed = stages.with_weights(schema.completed(saved), None)
+    for teacher in (completed["teacher"], completed["teacher"].get("extra") or {}):
+        teacher.update({key: value for key, value in (("weights", None), ("pretrained", False)) if key in teacher})
     for group in taken:
         node = {**(completed.get(group) or (given[group] if group == "deploy" else {}))}
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in given_keys}
         values[group] = node
-    # The checkpoint has the weights of its teacher, wherever they were once read, or this command says it again.
-    values = stages.with_weights(values, None)
-    again = {key: given["teacher"][key] for key in ("weights", "pretrained") if f"teacher.{key}" in given_keys}
-    values["teacher"] = {**values["teacher"], **({"pretrained": False} if "pretrained" in values["teacher"] else {})}
-    values["teacher"] |= again
-    if values["teacher"].get("extra"):
-        values["teacher"]["extra"] = {**values["teacher"]["extra"], "weights": None, "pretrained": False}
     if registry.of(given).reads_data:
         _refuse_foreign(foreign(values, given), folder / "config.yaml", given)
     if saved.get("modules") and values["method"]["name"] not in PRESETS:

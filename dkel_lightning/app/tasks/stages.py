@@ -1,7 +1,7 @@
 """Training in stages: which runs come before a run.
 
-Pure functions from runs to runs; `tasks.train` trains them one after the other, and each goes on from what lies in its
-folder: nobody asks whether a stage has ended. Each is an ordinary run with settings, checkpoints and figures of its
+Pure functions from settings to settings; `tasks.train` trains the stages one after the other, each from what lies in
+its folder: nobody asks whether one has ended. Each is an ordinary run with settings, checkpoints and figures of its
 own, in a folder inside the run's, and ends with a file of weights with which the next one begins. What is resumed is
 the run around it. A method whose frozen teacher is a network of its own (`Needs.foreign_teacher`), and that is given no
 weights, has it trained first as `teacher.training` says, in `teacher`; one that builds on parts fitted on the frozen
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def before(values: Mapping[str, Any]) -> list[Stage]:
     return [
         Stage(TEACHER, f"the teacher, {_backbone(values)}", _teacher(values))
         if folder == TEACHER
-        else Stage(folder, f"{folder} on the frozen teacher", _fitted(values, folder))
+        else Stage(folder, f"{folder} on the frozen teacher", _on_the_teacher(values, folder, folder, values["method"]))
         for folder in folders
     ]
 
@@ -82,15 +82,6 @@ def folders_before(values: Mapping[str, Any]) -> list[str]:
     return [*([] if given else [TEACHER]), *([] if made else [str(fitted)])]
 
 
-def earlier(run: Run) -> list[tuple[str, Run]]:
-    """List what is trained before a run, each in words; nothing where the run itself has a checkpoint."""
-    found = []
-    for stage in before(run.values) if run.resume is None else ():
-        folder = run.folder / stage.folder
-        found.append((stage.meaning, replace(run, values=stage.values, folder=folder, resume=last_checkpoint(folder))))
-    return found
-
-
 def is_stage(folder: Path) -> bool:
     """Tell whether a run's folder is that of a stage of the run around it."""
     if not (folder.parent / "config.yaml").is_file():
@@ -103,13 +94,11 @@ def with_weights(values: Mapping[str, Any], weights: Path | None) -> dict[str, A
 
     None takes away what is named: a checkpoint has all weights.
     """
-    found = {group: dict(values[group]) for group in ("teacher", "backbone") if "weights" in values[group]}
-    if weights is None:
-        found = {group: {**node, "weights": None} for group, node in found.items()}
-    else:
-        group = "teacher" if _needs(values).foreign_teacher else "backbone"
-        found[group] = {**values[group], "weights": str(weights)}
-    return {**values, **found}
+    groups = [group for group in ("teacher", "backbone") if "weights" in values[group]]
+    if weights is not None:
+        groups = ["teacher" if _needs(values).foreign_teacher else "backbone"]
+    given = None if weights is None else str(weights)
+    return {**values, **{group: {**values[group], "weights": given} for group in groups}}
 
 
 def trained_weights(folder: Path) -> Path | None:
@@ -148,7 +137,7 @@ def _teacher(values: Mapping[str, Any]) -> dict[str, Any]:
     teacher = values["teacher"]
     training = teacher.get("training", "plain")
     student = {"student": values["backbone"]["name"]} if training == "sftn" else {}
-    alone = _on_the_teacher(values, TRAININGS[training], "teacher stage", student)
+    alone = _on_the_teacher(values, TEACHER, TRAININGS[training], student)
     trainer, scheduler = dict(values["trainer"]), dict(values["scheduler"])
     whole, length = trainer["max_epochs"], teacher.get("training_epochs")
     if training == "early_stopped":
@@ -163,30 +152,23 @@ def _teacher(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**alone, "trainer": trainer, "scheduler": scheduler}
 
 
-def _fitted(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Fit parts on a frozen teacher; settings of the same name are the run's."""
-    own = {item.name for item in fields(PRESETS[name].Settings)}
-    shared = {key: value for key, value in values["method"].items() if key in own}
-    return _on_the_teacher(values, name, f"{name} stage", shared)
-
-
-def _on_the_teacher(
-    values: Mapping[str, Any], name: str, purpose: str, settings: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def _on_the_teacher(values: Mapping[str, Any], folder: str, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Make the settings of a training of the teacher's network as a single peer, by the method `name`.
 
-    Its seed is derived from the run's, or a teacher of the student's architecture would start as its student does.
+    Of `settings` it takes those that this method has. Its seed is derived from the run's, or a teacher of the student's
+    architecture would start as its student does.
     """
     from dkel_lightning.runtime.seeding import derive_seed  # needs torch, which the command line does without
 
     preset = PRESETS[name]
     arrangement = {**usual_arrangement(), **preset.arrangement, "peers": 1}
+    shared = {item.name: settings[item.name] for item in fields(preset.Settings) if item.name in settings}
     backbone = {**values["backbone"], "name": _backbone(values), "split_at": None, "pretrained": False}
     given = values["teacher"].get("weights")
     return {
         **values,
-        "seed": derive_seed(values["seed"], purpose) % 2**31,
-        "method": {"name": name, **arrangement, **node_of(preset.Settings, settings)},
+        "seed": derive_seed(values["seed"], f"{folder} stage") % 2**31,
+        "method": {"name": name, **arrangement, **node_of(preset.Settings, shared)},
         "backbone": {**backbone, "weights": given},
         "teacher": {"update": "none"},
         "deploy": {"network": "student", "peer": "auto"},

@@ -97,17 +97,18 @@ def train(run: Run) -> TrainResult:
 
 
 def _in_stages(run: Run) -> TrainResult:
-    earlier = stages.earlier(run)
-    for _, stage in earlier:
-        checks.check(stage.values)
+    earlier = stages.before(run.values) if run.resume is None else []
     if not earlier:
         return _train(run)
-    run.describe()  # it is what is resumed of a stage
+    for stage in earlier:
+        checks.check(stage.values)
+    run.describe()  # what is resumed of a stage is this run
     weights: Path | None = None
-    for number, (what, stage) in enumerate(earlier, 1):
-        print_once(f"Stage {number} of {len(earlier) + 1}: {what}")
-        _train(stage, weights)
-        weights = broadcast_from_rank_zero(stages.trained_weights(stage.folder))
+    for number, stage in enumerate(earlier, 1):
+        print_once(f"Stage {number} of {len(earlier) + 1}: {stage.meaning}")
+        folder = run.folder / stage.folder
+        _train(replace(run, values=stage.values, folder=folder, resume=stages.last_checkpoint(folder)), weights)
+        weights = broadcast_from_rank_zero(stages.trained_weights(folder))
     print_once(f"Stage {len(earlier) + 1} of {len(earlier) + 1}: the student, {run.values['backbone']['name']}")
     return _train(run, weights)
 
