@@ -32,12 +32,14 @@ class SweepSession:
         invocation: what was given, with the folder.
         folder: of the sweep.
         named: whether it was named, and what lies there is gone on with.
+        cwd: where the command was given.
         failed: the numbers of the jobs of this process that failed.
     """
 
     invocation: Invocation
     folder: Path
     named: bool
+    cwd: Path = field(default_factory=Path.cwd)
     failed: list[str] = field(default_factory=list)
 
     @property
@@ -50,7 +52,7 @@ class SweepSession:
 
     def refuse(self, number: str) -> None:
         """Tell the process of the sweep that a job's folder is another's."""
-        (self.folder / f"{REFUSED}{number}").touch()
+        (self.cwd / self.folder / f"{REFUSED}{number}").touch()
 
     def refused(self) -> list[str]:
         """Give the numbers of the jobs that were refused, and remove their files."""
