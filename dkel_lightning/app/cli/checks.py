@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,14 +202,16 @@ def planned(values: Mapping[str, Any], given: Sequence[str], invocation: Invocat
         ConfigError: all mistakes, each with its label.
     """
 
-    def settle(base: DictConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
-        changed = copy.deepcopy(base)
-        for key, value in changes.items():
-            OmegaConf.update(changed, key, value)
-        return resolved(changed)
-
     def composer(overrides: list[str]) -> plan.Settle:
-        return partial(settle, composed(overrides, invocation.config_dir))
+        base = composed(overrides, invocation.config_dir)
+
+        def settle(changes: Mapping[str, Any]) -> dict[str, Any]:
+            changed = copy.deepcopy(base)
+            for key, value in changes.items():
+                OmegaConf.update(changed, key, value)
+            return resolved(changed)
+
+        return settle
 
     repeated = [item for item in invocation.arguments if not item.startswith(("compare.folder=", "hydra.run.dir="))]
     go_on = command_lines.typed(*repeated)

@@ -178,19 +178,13 @@ def work(job: Job) -> float | None:
 @contextlib.contextmanager
 def environment(name: str, value: str | None) -> Iterator[None]:
     """Set a variable of the environment for a while; None: leave it out."""
-    before = os.environ.get(name)
-    _set(name, value)
+    before = os.environ.pop(name, None)
+    os.environ.update({} if value is None else {name: value})
     try:
         yield
     finally:
-        _set(name, before)
-
-
-def _set(name: str, value: str | None) -> None:
-    if value is None:
         os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
+        os.environ.update({} if before is None else {name: before})
 
 
 def _work(job: Job) -> float | None:

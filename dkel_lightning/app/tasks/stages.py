@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,8 @@ from dkel_lightning.settings.teacher import EARLY, TRAININGS, TeacherSettings
 TEACHER = "teacher"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A run that comes before another.
-
-    Attributes:
-        folder: its folder inside the run's.
-        meaning: what it trains, in words.
-        values: its settings.
-    """
-
-    folder: str
-    meaning: str
-    values: dict[str, Any]
-
-
-def before(values: Mapping[str, Any]) -> list[Stage]:
-    """List the stages that these settings ask for before their own training.
+def before(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Give the settings of the stages that these settings ask for before their own training, by folder, in order.
 
     Raises:
         ConfigError: they ask for stages on the images of a teacher that was trained elsewhere.
@@ -63,12 +48,10 @@ def before(values: Mapping[str, Any]) -> list[Stage]:
             f"{folders[0]} is fitted on a teacher in a file, and teacher.pretrained fetches one: train it "
             "on these images first, and give teacher.weights."
         )
-    return [
-        Stage(TEACHER, f"the teacher, {_backbone(values)}", _teacher(values))
-        if folder == TEACHER
-        else Stage(folder, f"{folder} on the frozen teacher", _on_the_teacher(values, folder, folder, values["method"]))
-        for folder in folders
-    ]
+    return {
+        name: _teacher(values) if name == TEACHER else _on_the_teacher(values, name, name, values["method"])
+        for name in folders
+    }
 
 
 def folders_before(values: Mapping[str, Any]) -> list[str]:
@@ -103,14 +86,16 @@ def with_weights(values: Mapping[str, Any], weights: Path | None) -> dict[str, A
 
 def trained_weights(folder: Path) -> Path | None:
     """Return the checkpoint of a finished stage that validation chose; None where none was written."""
-    found = (folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
-    return next((path for path in found if path.is_file()), None)
+    return next((path for path in _checkpoints(folder) if path.is_file()), None)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint from which a run in a folder goes on; None where it has none that is whole."""
-    found = (folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
-    return max(filter(is_whole, found), key=progress, default=None)
+    return max(filter(is_whole, _checkpoints(folder)), key=progress, default=None)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
 
 
 def go_on(run: Run) -> str:
@@ -126,10 +111,6 @@ def go_on(run: Run) -> str:
 def _needs(values: Mapping[str, Any]) -> Needs:
     preset = PRESETS.get(str(values["method"].get("name")))
     return preset.needs if preset is not None else Needs()
-
-
-def _backbone(values: Mapping[str, Any]) -> str:
-    return str(values["teacher"].get("backbone") or values["backbone"]["name"])
 
 
 def _teacher(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,13 +144,14 @@ def _on_the_teacher(values: Mapping[str, Any], folder: str, name: str, settings:
     preset = PRESETS[name]
     arrangement = {**usual_arrangement(), **preset.arrangement, "peers": 1}
     shared = {item.name: settings[item.name] for item in fields(preset.Settings) if item.name in settings}
-    backbone = {**values["backbone"], "name": _backbone(values), "split_at": None, "pretrained": False}
-    given = values["teacher"].get("weights")
+    teacher = values["teacher"]
+    network = teacher.get("backbone") or values["backbone"]["name"]
+    backbone = {**values["backbone"], "name": network, "split_at": None, "pretrained": False}
     return {
         **values,
         "seed": derive_seed(values["seed"], f"{folder} stage") % 2**31,
         "method": {"name": name, **arrangement, **node_of(preset.Settings, shared)},
-        "backbone": {**backbone, "weights": given},
+        "backbone": {**backbone, "weights": teacher.get("weights")},
         "teacher": {"update": "none"},
         "deploy": {"network": "student", "peer": "auto"},
     }
