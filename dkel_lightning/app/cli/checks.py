@@ -63,12 +63,11 @@ def check(invocation: Invocation) -> None:
         _check_resume(invocation)
         return
     given = [*map(parse, invocation.swept or ()), *invocation.for_run]
-    sweep = invocation.hydra if invocation.multirun else None
-    if sweep is not None:
-        _check_plugins(sweep, given)
+    if invocation.hydra is not None and invocation.multirun:
+        _check_plugins(invocation.hydra, given)
         _check_presets(invocation)
     for items in _jobs(given):
-        _check_composed(composed(items, invocation.config_dir), items, invocation, sweep)
+        _check_composed(resolved(composed(items, invocation.config_dir)), items, invocation)
 
 
 def _check_resume(invocation: Invocation) -> None:
@@ -136,14 +135,14 @@ def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
         yield from ([*first[:position], option, *first[position + 1 :]] for option in found[1:])
 
 
-def _check_composed(found: DictConfig, items: Sequence[str], invocation: Invocation, sweep: DictConfig | None) -> None:
-    """Check one composition; `sweep` is Hydra's own settings of the sweep that it belongs to, None for a single run."""
-    values = resolved(found)
+def _check_composed(values: dict[str, Any], items: Sequence[str], invocation: Invocation) -> None:
+    """Check what one composition has come to, alone or as a job of a sweep."""
     _check_whole(values)
     checks.check(values)
     if values["resume"] and not is_given(invocation.values.get("resume")):
         raise ConfigError("resume= is typed: no file of choices says which run goes on.")
     task = registry.of(values)
+    sweep = invocation.hydra if invocation.multirun else None
     if sweep is not None and task.no_sweep:
         raise ConfigError(f"task={task.name} {task.no_sweep}.")
     if task.plans:

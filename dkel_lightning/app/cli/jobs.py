@@ -190,15 +190,8 @@ def environment(name: str, value: str | None) -> Iterator[None]:
 def _work(job: Job) -> float | None:
     from dkel_lightning.app import tasks
 
-    resume = Path(job.values["resume"]) if job.values["resume"] else None
-    begun = resume is None and job.goes_on and (job.folder / SETTINGS).is_file()
-    if job.session is not None:
-        if begun:
-            notes.refuse_other(job.folder, job.values)
-        if not job.launched_by("BasicLauncher") and job.values["callbacks"]["progress"] == "auto":
-            # One terminal has no room for the bars of several jobs.
-            job.values["callbacks"] = {**job.values["callbacks"], "progress": "lines"}
-    if resume is not None:
+    if job.values["resume"]:
+        resume = Path(job.values["resume"])
         folder = folder_of(resume)
         values = saved_settings.resumed(folder, job.values, job.overrides)
         saved_settings.announce(folder, job.values, values)
@@ -208,7 +201,12 @@ def _work(job: Job) -> float | None:
         if ranks.is_first():
             notes.note_finished(folder)
         return done
-    if begun:
+    shown = job.values["callbacks"]
+    if job.session is not None and shown["progress"] == "auto" and not job.launched_by("BasicLauncher"):
+        # One terminal has no room for the bars of several jobs.
+        job.values["callbacks"] = {**shown, "progress": "lines"}
+    if job.goes_on and (job.folder / SETTINGS).is_file():
+        notes.refuse_other(job.folder, job.values)
         _note_running(job)
         objective = RunRecord(job.folder).objective
         if objective is None:
