@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dkel_lightning.app import drawing
 from dkel_lightning.app.drawing import STUDENT, TEACHER, colour, panels, plain, styled
@@ -90,7 +90,6 @@ def run_figure(curves: Mapping[str, Curve], title: str = "") -> Figure | None:
 
 def _panel(axes: Axes, key: str, columns: Mapping[str, Curve]) -> None:
     title = TITLES.get(key, plain(key))
-    scale = 100 if title.endswith("(%)") else 1
     kinds = {label: kind_of(label) for label in columns}
     means = {kind for label, kind in kinds.items() if label in (kind, f"{kind}_mean")}
     shades = {
@@ -104,12 +103,18 @@ def _panel(axes: Axes, key: str, columns: Mapping[str, Curve]) -> None:
         named |= {kind} if name else set()
         look: dict[str, Any] = {"alpha": 0.3, "linewidth": 1} if kind in means and not one else {}
         look |= {"color": shades[kind], "marker": "." if len(curve.values) == 1 else None}
-        values = scale * np.asarray(curve.values, dtype=float)
-        axes.plot(curve.epochs, values, label=plain(name.replace("_", " ")) if name else "_", **look)
+        axes.plot(
+            curve.epochs, _scaled(curve.values, title), label=plain(name.replace("_", " ")) if name else "_", **look
+        )
     if key == "train":
         axes.set_yscale("symlog", linthresh=0.01)
     drawing.name(axes, title, "epoch")
     drawing.legend_beside(axes)
+
+
+def _scaled(values: ArrayLike, title: str) -> NDArray[np.float64]:
+    """Give values as the title of their axis counts them, shares in percent where it says so."""
+    return np.asarray(values, dtype=float) * (100 if title.endswith("(%)") else 1)
 
 
 def kind_of(label: str) -> str:
@@ -168,60 +173,55 @@ MARKERS = "osD^vPX*"
 EVEN_FROM = 8
 """Numbers whose range is this many times their smallest step are drawn at even steps, or the small ones would merge."""
 FIGURES = {
-    COMPARED: ("test accuracy of the deployed network (%)", 100.0),
-    "selected students' ensemble accuracy": ("test accuracy of the students' mean probabilities (%)", 100.0),
-    "selected peer disagreement": ("disagreement of the student peers (%)", 100.0),
-    "selected NLL": ("negative log-likelihood, deployed network (nats)", 1.0),
+    COMPARED: "test accuracy of the deployed network (%)",
+    "selected students' ensemble accuracy": "test accuracy of the students' mean probabilities (%)",
+    "selected peer disagreement": "disagreement of the student peers (%)",
+    "selected NLL": "negative log-likelihood, deployed network (nats)",
 }
 """What a sweep draws against what was varied."""
 # Where trainings collapse, the likelihood of their last weights is without measure.
 FIGURES_COLLAPSED = {
-    **{name: panel for name, panel in FIGURES.items() if name != "selected NLL"},
-    "last students' mean accuracy": ("mean test accuracy of the student peers, last epoch (%)", 100.0),
+    **{name: title for name, title in FIGURES.items() if name != "selected NLL"},
+    "last students' mean accuracy": "mean test accuracy of the student peers, last epoch (%)",
 }
 COURSES = {
-    "val/acc/student_mean": ("student peers,\nvalidation accuracy (%)", 100.0),
-    "val/acc/teacher_mean": ("teacher peers,\nvalidation accuracy (%)", 100.0),
-    "val/acc/student_ensemble": ("mean of the students'\nprobabilities, validation (%)", 100.0),
-    "val/acc/teacher_ensemble": ("mean of the teachers'\nprobabilities, validation (%)", 100.0),
-    "diversity/distance/student-teacher": ("distance of teacher\nand student", 1.0),
-    "diversity/agreement/student-teacher": ("agreement of teacher\nand student (%)", 100.0),
-    "diversity/agreement/student-student": ("agreement of the\nstudent peers (%)", 100.0),
-    "train/noise/fit_wrong/student_mean": ("student peers, share of\nwrong labels learnt (%)", 100.0),
-    "train/noise/fit_wrong/teacher_mean": ("teacher peers, share of\nwrong labels learnt (%)", 100.0),
+    "val/acc/student_mean": "student peers,\nvalidation accuracy (%)",
+    "val/acc/teacher_mean": "teacher peers,\nvalidation accuracy (%)",
+    "val/acc/student_ensemble": "mean of the students'\nprobabilities, validation (%)",
+    "val/acc/teacher_ensemble": "mean of the teachers'\nprobabilities, validation (%)",
+    "diversity/distance/student-teacher": "distance of teacher\nand student",
+    "diversity/agreement/student-teacher": "agreement of teacher\nand student (%)",
+    "diversity/agreement/student-student": "agreement of the\nstudent peers (%)",
+    "train/noise/fit_wrong/student_mean": "student peers, share of\nwrong labels learnt (%)",
+    "train/noise/fit_wrong/teacher_mean": "teacher peers, share of\nwrong labels learnt (%)",
 }
 """The columns of metrics.csv whose courses groups are compared by."""
 
 
 @styled
-def comparison(
-    groups: Sequence[Group], marked: Group | None, shown: Mapping[str, tuple[str, float]] = FIGURES
-) -> Figure | None:
+def comparison(groups: Sequence[Group], marked: Group | None, shown: Mapping[str, str] = FIGURES) -> Figure | None:
     """Draw figures of the test set, a row a group: a dot a seed, a bar at the mean; None where nothing has finished.
 
     Args:
         groups: from top to bottom.
         marked: the group that the others are seen against, a dashed line at its mean.
-        shown: by name of the figure, what it is called and its scale.
+        shown: by name of the figure, what it is called.
     """
-    found = {
-        name: [[scale * x for x in g.figures(name).values()] for g in groups] for name, (_, scale) in shown.items()
-    }
-    found = {name: rows for name, rows in found.items() if any(rows)}
+    found = {title: rows for name, title in shown.items() if any(rows := [g.figures(name) for g in groups])}
     if not found:
         return None
     size = 1.7 + 0.42 * len(groups)
     figure, places = panels(len(found), len(found), 3.6 if len(found) > 1 else 8, size, sharey=True)
-    for axes, (name, rows) in zip(places, found.items(), strict=True):
-        for row, (group, values) in enumerate(zip(groups, rows, strict=True)):
-            shade = TEACHER if group is marked else STUDENT
+    for axes, (title, rows) in zip(places, found.items(), strict=True):
+        for row, (group, by_seed) in enumerate(zip(groups, rows, strict=True)):
+            shade, values = TEACHER if group is marked else STUDENT, _scaled([*by_seed.values()], title)
             axes.plot(values, [row] * len(values), "o", color=shade, alpha=0.45, markersize=6)
-            if values:
-                mean = sum(values) / len(values)
+            if by_seed:
+                mean = values.mean()
                 axes.plot(mean, row, "|", color=shade, markersize=20, markeredgewidth=2.5)
                 if group is marked:
                     axes.axvline(mean, color=shade, linewidth=0.8, linestyle="--", zorder=0)
-        drawing.name(axes, "", shown[name][0])
+        drawing.name(axes, "", title)
     places[0].set_yticks(range(len(groups)), [plain(group.name) for group in groups])
     places[0].set_ylim(len(groups) - 0.5, -0.5)
     figure.suptitle("test set, the epoch that validation chose; a dot a seed, a bar at the mean")
@@ -229,13 +229,13 @@ def comparison(
 
 
 @styled
-def sweep(groups: Sequence[Group], keys: Sequence[str], shown: Mapping[str, tuple[str, float]]) -> Figure | None:
+def sweep(groups: Sequence[Group], keys: Sequence[str], shown: Mapping[str, str]) -> Figure | None:
     """Draw figures against what was varied: a dot a seed, a bar at the mean, a line where it is a number.
 
     Args:
         groups: that have finished.
         keys: what was varied; the first is the horizontal axis, the others make the series.
-        shown: by name of the figure, what it is called and its scale.
+        shown: by name of the figure, what it is called.
     """
     found = {name: title for name, title in shown.items() if any(group.figures(name) for group in groups)}
     if not found:
@@ -244,16 +244,17 @@ def sweep(groups: Sequence[Group], keys: Sequence[str], shown: Mapping[str, tupl
     places, numeric, note = axis([*dict.fromkeys((group.values or ("",))[0] for group in groups)])
     series = [*dict.fromkeys(group.values[1:] for group in groups)]
     step = min((after - before for before, after in itertools.pairwise(places.values())), default=1.0)
-    for each, (name, (title, scale)) in zip(axes, found.items(), strict=True):
+    for each, (name, title) in zip(axes, found.items(), strict=True):
         for number, rest in enumerate(series):
             look = {"color": colour(number, len(series)), "markersize": 4, "marker": MARKERS[number % len(MARKERS)]}
             means = {}
             for group in (group for group in groups if group.values[1:] == rest):
                 # Series lie beside each other rather than on top.
                 place = places[(group.values or ("",))[0]] + step * 0.6 * ((number + 0.5) / len(series) - 0.5)
-                if values := [scale * value for value in group.figures(name).values()]:
+                if by_seed := group.figures(name):
+                    values = _scaled([*by_seed.values()], title)
                     each.plot([place] * len(values), values, linestyle="", alpha=0.4, markeredgewidth=0, **look)
-                    means[place] = sum(values) / len(values)
+                    means[place] = values.mean()
             bars = {**look, "marker": "_", "markersize": 11, "markeredgewidth": 2.5, "linewidth": 1}
             means = dict(sorted(means.items()))
             each.plot([*means], [*means.values()], linestyle="-" if numeric else "", **bars)
@@ -298,8 +299,8 @@ def courses(groups: Sequence[Group], keys: Sequence[str]) -> Figure | None:
     Of two keys the second makes columns of panels; of more, all together make the colours. The legend says it.
     """
     drawn = {
-        title: {group.values: (course, scale) for group in groups if (course := group.curve(name)) is not None}
-        for name, (title, scale) in COURSES.items()
+        title: {group.values: course for group in groups if (course := group.curve(name)) is not None}
+        for name, title in COURSES.items()
     }
     drawn = {title: found for title, found in drawn.items() if found}
     if not drawn:
@@ -312,10 +313,10 @@ def courses(groups: Sequence[Group], keys: Sequence[str]) -> Figure | None:
     size = (max(6.5 / beside, 3.6), 2.1 if by.stop else 2.6)
     figure, places = panels(len(cells), beside, *size, sharex=True, sharey="row" if by.stop else False)
     for number, (each, ((title, found), column)) in enumerate(zip(places, cells, strict=True)):
-        for values, ((epochs, runs), scale) in found.items():
+        for values, (epochs, runs) in found.items():
             if values[by] == column:
                 shade = colour(lines.index(values[_others(by)]), len(lines), ordered=ordered)
-                drawing.band(each, epochs, scale * np.asarray(runs), color=shade)
+                drawing.band(each, epochs, _scaled(runs, title), color=shade)
         if column == columns[0]:
             each.set_ylabel(title)
         if number < beside:
@@ -325,7 +326,7 @@ def courses(groups: Sequence[Group], keys: Sequence[str]) -> Figure | None:
             each.tick_params(labelbottom=True)
     if keys:
         handles = _handles([plain(", ".join(values)) for values in lines], ordered=ordered)
-        most = max(len(runs) for found in drawn.values() for (_, runs), _ in found.values())
+        most = max(len(runs) for found in drawn.values() for _, runs in found.values())
         seeds = f": mean of {most} seeds, from the lowest to the highest" if most > 1 else ""
         drawing.legend_below(figure, handles, 4, title=plain(", ".join(keys[_others(by)]) + seeds))
     return figure

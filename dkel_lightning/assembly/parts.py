@@ -19,7 +19,7 @@ from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork, SharedTrunk
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.schedules import one_of
-from dkel_lightning.settings.declarations import from_mapping, merge
+from dkel_lightning.settings.declarations import from_mapping, keys_of, merge
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.methods import Arrangement, MethodPreset, unmet_needs
 from dkel_lightning.settings.teacher import TeacherSettings, teacher_mistakes
@@ -43,7 +43,7 @@ def choose_method(
 ) -> tuple[Method, MethodPreset]:
     """Make a method from its name or settings, with its preset.
 
-    A ramp-up or ensemble that its settings begin in their own way, or its preset names, keeps its length.
+    A ramp-up or ensemble whose length follows the experiment's on the command line follows `schedules` here.
     """
     one_of("schedules", schedules, ("epochs", "shares"))
     if isinstance(method, Method):
@@ -59,9 +59,9 @@ def choose_method(
     beside = [item.name for item in fields(Arrangement) if item.name in settings and item.name not in own]
     if beside:
         raise ConfigError(f"method.{beside[0]} is a key of the command line: pass {beside[0]}= beside method=.")
-    for term in ("rampup", "ensemble"):
-        lengths, begins = _lengths(term, settings.get(term), schedules), getattr(preset.Settings(), term, None)
-        if lengths and begins is not None and begins == type(begins)() and term not in preset.settings:
+    follows = {name.partition(".")[0] for name, key in keys_of(preset.Settings, "").items() if key.follows}
+    for term in follows & {"rampup", "ensemble"} - {*preset.settings}:
+        if lengths := _lengths(term, settings.get(term), schedules):
             settings[term] = {**(settings.get(term) or {}), **lengths}
     return create(name, preset.arranged("peers") if peers is None else peers, settings), preset
 

@@ -184,7 +184,6 @@ class _Notes:
     Attributes:
         writing: the list that a first pass fills; else None.
         answers: what is left of a peer's list until it is at the split; else None.
-        features: what the classifier was given last.
         whole: whether outputs are written down whole, for a branch that reads more of the trunk than what the split is
             given. Where none does only their form is, so that their memory is free before the branches run.
     """
@@ -193,7 +192,6 @@ class _Notes:
         self.whole = True
         self.writing: _Told | None = None
         self.answers: _Told | None = None
-        self.features: Tensor | None = None
 
     def answer(self, name: str) -> Any:
         """Give the next answer, which must be that of the module that asks."""
@@ -207,7 +205,7 @@ class _Notes:
         return value
 
 
-class _OfPass(StandIn):
+class _UpToSplit(StandIn):
     """Of a module whose pass is written down under a name."""
 
     def __init__(self, module: nn.Module, name: str, notes: _Notes) -> None:
@@ -216,7 +214,7 @@ class _OfPass(StandIn):
         self.notes = notes
 
 
-class _Before(_OfPass):
+class _Before(_UpToSplit):
     """Of a module before the split: it computes once, and then answers."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -228,7 +226,7 @@ class _Before(_OfPass):
         return output
 
 
-class _Split(_OfPass):
+class _Split(_UpToSplit):
     """Of the module at the split: a first pass ends here, and each peer's own begins."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -248,11 +246,15 @@ def _form(leaf: Any) -> Any:
     return leaf.new_full((), float("nan") if leaf.is_floating_point() else 0).expand(leaf.shape)
 
 
-class _Classifier(_OfPass):
-    """Of the final linear layer: its input are the features."""
+class _Classifier(StandIn):
+    """Of the final linear layer: what it was given last are the features."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.features: Tensor | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.notes.features = args[0] if args else next(iter(kwargs.values()))
+        self.features = args[0] if args else next(iter(kwargs.values()))
         return self.forward(*args, **kwargs)
 
 
@@ -265,8 +267,7 @@ class WholeModel(nn.Module):
         self.classifier = outline.classifier
         self.feature_dim = outline.feature_dim
         self.num_classes = outline.num_classes
-        self.notes = _Notes()
-        _Classifier(model.get_submodule(outline.classifier), outline.classifier, self.notes)
+        self._end = _Classifier(model.get_submodule(outline.classifier))
 
     @property
     def plain(self) -> nn.Module:
@@ -275,8 +276,8 @@ class WholeModel(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits [B, num_classes] and features [B, D]."""
-        logits, features = logits_of(self.model(images)), self.notes.features
-        self.notes.features = None
+        logits, features = logits_of(self.model(images)), self._end.features
+        self._end.features = None
         assert features is not None
         return logits, features
 
@@ -332,12 +333,12 @@ class SplitModel(SharedTrunk):
     def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
         """Return logits [P, B, num_classes] and features; see `PeerNetwork.forward`."""
         views = self._with_view_axis(views)
-        return self._gather(self._passes(views, self._told(views)))
+        return self._gather(self._passes(views, self._crossing(views)))
 
     def _stages(self, views: Tensor) -> PeerStages:
         # For the trunk's output the first tensor of what crosses the split.
         views = self._with_view_axis(views)
-        told = self._told(views)
+        told = self._crossing(views)
         trunk = [next(leaf for leaf in tree_leaves(each[-1][1]) if isinstance(leaf, Tensor)) for each in told]
         return self._gather_stages(trunk, [(*outputs, None) for outputs in self._passes(views, told)])
 
@@ -373,14 +374,6 @@ class SplitModel(SharedTrunk):
                 yield peer(image)
             finally:
                 self._notes.answers = None
-
-    def _told(self, views: Tensor) -> Sequence[_Told]:
-        """Pass the trunk, and return for each peer what it is told of it."""
-        if views.shape[1] == 1:
-            return [self._first_pass(views[:, 0], 1)[0]] * self.num_peers
-        if self.views_per_pass == "one":
-            return [self._first_pass(view, 1)[0] for view in views.unbind(1)]
-        return self._first_pass(views.transpose(0, 1).flatten(0, 1), self.num_peers)
 
     def _first_pass(self, images: Tensor, parts: int) -> Sequence[_Told]:
         """Pass `images` up to the split; return what was written down, for each of so many parts of the batch."""
@@ -462,7 +455,7 @@ def _check_same_features(network: SplitModel) -> None:
     noise = torch.randn(1, network.num_peers, *network.image_shape, generator=torch.Generator().manual_seed(1))
     views = noise.to(weight.device, weight.dtype)
     _, expected = first(views[0].clone())
-    told = network._told(views)
+    told = network._crossing(views)
     crossing = [leaf for leaf in tree_leaves(told) if isinstance(leaf, Tensor)]
     versions = [leaf._version for leaf in crossing]
     found = torch.cat([features for _, features in network._passes(views, told)])
@@ -480,7 +473,7 @@ def _check_same_features(network: SplitModel) -> None:
         )
     network._notes.whole = False
     try:
-        formal = torch.cat([features for _, features in network._passes(views, network._told(views))])
+        formal = torch.cat([features for _, features in network._passes(views, network._crossing(views))])
         network._notes.whole = not torch.allclose(formal, found, rtol=1e-3, atol=1e-4 * float(found.abs().max()))
     except Exception:  # a forward that reads what is not there fails in any way it likes
         network._notes.whole = True

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -291,6 +291,18 @@ class SharedTrunk(PeerNetwork):
         self.gradient_scale = 1.0
         self.checkpointing = False
 
+    def _crossing(self, views: Tensor) -> Sequence[Any]:
+        """Pass the trunk, and return what of it each peer is given."""
+        if views.shape[1] == 1:
+            return [self._first_pass(views[:, 0], 1)[0]] * self.num_peers
+        if self.views_per_pass == "one":
+            return [self._first_pass(view, 1)[0] for view in views.unbind(1)]
+        return self._first_pass(views.transpose(0, 1).flatten(0, 1), self.num_peers)
+
+    @abstractmethod
+    def _first_pass(self, images: Tensor, parts: int) -> Sequence[Any]:
+        """Pass `images` up to the branches; return what crosses, for each of so many parts of the batch."""
+
     def _run(self, trunk: Callable[[Tensor], T], images: Tensor) -> T:
         """Compute the trunk of `images`."""
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
@@ -340,11 +352,11 @@ class BranchedNetwork(SharedTrunk):
 
     def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
         """Return logits [P, B, num_classes] and features; see `PeerNetwork.forward`."""
-        trunk_outputs = self._trunk_outputs(self._with_view_axis(views))
+        trunk_outputs = self._crossing(self._with_view_axis(views))
         return self._gather(branch(output) for branch, output in zip(self.branches, trunk_outputs, strict=True))
 
     def _stages(self, views: Tensor) -> PeerStages:
-        trunk_outputs = self._trunk_outputs(self._with_view_axis(views))
+        trunk_outputs = self._crossing(self._with_view_axis(views))
         branches = cast("Iterable[Branch]", self.branches)
         outputs = [branch.stages(output) for branch, output in zip(branches, trunk_outputs, strict=True)]
         return self._gather_stages(trunk_outputs, outputs)
@@ -364,12 +376,9 @@ class BranchedNetwork(SharedTrunk):
     def _own_part(self, index: int) -> nn.Module:
         return self.branches[index]
 
-    def _trunk_outputs(self, views: Tensor) -> Sequence[Tensor]:
-        if views.shape[1] == 1:
-            return [self._scaled(self._run(self.trunk, views[:, 0]))] * self.num_peers
-        if self.views_per_pass == "one":
-            return [self._scaled(self._run(self.trunk, view)) for view in views.unbind(1)]
-        return self._scaled(self._run(self.trunk, views.transpose(0, 1).flatten(0, 1))).chunk(self.num_peers)
+    def _first_pass(self, images: Tensor, parts: int) -> Sequence[Tensor]:
+        output = self._scaled(self._run(self.trunk, images))
+        return output.chunk(parts) if parts > 1 else [output]
 
 
 class WholePeer(Ends, Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import enum
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -242,6 +242,12 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
         f" Keys of {group[:-1]}: {', '.join(name[len(group) :] for name in siblings)}." if group and siblings else ""
     )
     return f"Unknown key {key}.{hint}{listed}"
+
+
+def apart(node: str, mean: object, std: object) -> Iterator[str]:
+    """Say it of constants of a normalisation of which one is given."""
+    if (mean is None) != (std is None):
+        yield f"{node}.mean and {node}.std belong together: give both or neither."
 
 
 def unknown_choice(group: str, name: str, options: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from dkel_lightning.settings.keys import (
     RESUMABLE,
     Follows,
     ShareOfRun,
+    apart,
     choice,
     either,
     epochs,
@@ -60,8 +61,7 @@ class OwnNetwork(Settings):
     def contradictions(self) -> Iterator[str]:
         """Say it of mean and std."""
         yield from super().contradictions()
-        if (self.mean is None) != (self.std is None):
-            yield f"{self.node}.mean and {self.node}.std belong together: give both."
+        yield from apart(self.node, self.mean, self.std)
 
     @property
     def sees_otherwise(self) -> bool:

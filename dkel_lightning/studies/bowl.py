@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, product
 
 import numpy as np
 
@@ -122,24 +123,11 @@ def simulate_bowls(bowl: BowlSettings, lr: float, decay: float) -> list[Bowl]:
     """Follow every start under every weight, and the student alone, in every bowl; all of them side by side."""
     student = on_circle(bowl.radius, bowl.student_angle)
     alone = (Start(NO_TEACHER, student, "copy"), Pull(0.0))
-    wanted = [
-        [alone, *((start, pull) for start in bowl_starts(bowl, curvature, lr) for pull in pulls(bowl))]
-        for curvature in bowl.curvatures
-    ]
-    count = len(wanted[0])
-    scale = _curvatures(bowl, count)
-    flat = [pair for pairs in wanted for pair in pairs]
-    pairs = follow(lambda x: x * scale, student, flat, bowl.max_steps, lr, decay)
-    bowls = []
-    for position, curvature in enumerate(bowl.curvatures):
-        own = pairs[position * count : (position + 1) * count]
-        bowls.append(Bowl(curvature, own, [_measured(pair, bowl, curvature) for pair in own]))
-    return bowls
-
-
-def _curvatures(settings: BowlSettings, count: int) -> Array:
-    """Give the curvatures of both directions for `count` pairs in each bowl: [bowls x count, 2]."""
-    return np.repeat([(1.0, curvature) for curvature in settings.curvatures], count, axis=0)
+    wanted = [[alone, *product(bowl_starts(bowl, curvature, lr), pulls(bowl))] for curvature in bowl.curvatures]
+    scale = np.repeat([(1.0, curvature) for curvature in bowl.curvatures], len(wanted[0]), axis=0)
+    pairs = iter(follow(lambda x: x * scale, student, [*chain(*wanted)], bowl.max_steps, lr, decay))
+    found = [(curvature, [next(pairs) for _ in own]) for curvature, own in zip(bowl.curvatures, wanted, strict=True)]
+    return [Bowl(curvature, own, [_measured(pair, bowl, curvature) for pair in own]) for curvature, own in found]
 
 
 def _measured(pair: Pair, settings: BowlSettings, curvature: float) -> BowlRow:
@@ -184,23 +172,24 @@ def all_directions(bowl: BowlSettings, lr: float, decay: float, bowls: Sequence[
     around = [replace(bowl, teacher_angle=360 * i / bowl.directions) for i in range(bowl.directions)]
     # Bowl by bowl, start by start, weight by weight, and within these the directions.
     wanted = [
-        (start, pull)
+        (each, start, pull)
         for each in bowls
         for same in zip(*(bowl_starts(one, each.curvature, lr)[1:] for one in around), strict=True)
         for pull in pulls(bowl)
         for start in same
     ]
-    scale = _curvatures(bowl, len(wanted) // len(bowls))
+    scale = np.array([(1.0, each.curvature) for each, *_ in wanted])
     arrivals = np.zeros(len(wanted))
     student = on_circle(bowl.radius, bowl.student_angle)
-    moments = walk(lambda x: x * scale, student, wanted, bowl.max_steps, lr, decay)
+    moments = walk(
+        lambda x: x * scale, student, [(start, pull) for _, start, pull in wanted], bowl.max_steps, lr, decay
+    )
     for step, (students, _) in enumerate(moments):
         arrivals[length_of(students) >= bowl.tolerance * bowl.radius] = step + 1
     arrivals[arrivals > bowl.max_steps] = np.inf
     rows = []
-    of_bowl = [each for each in bowls for _ in range(len(wanted) // len(bowls) // bowl.directions)]
-    for each, (start, pull), steps in zip(
-        of_bowl, wanted[:: bowl.directions], arrivals.reshape(-1, bowl.directions), strict=True
+    for (each, start, pull), steps in zip(
+        wanted[:: bowl.directions], arrivals.reshape(-1, bowl.directions), strict=True
     ):
         alone = math.inf if each.alone.arrival is None else each.alone.arrival
         rows.append(

@@ -16,11 +16,10 @@ import numpy as np
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import derive_seed
-from dkel_lightning.schedules import Clock
-from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 from dkel_lightning.studies.convergence_settings import CollapseSettings
 from dkel_lightning.studies.mirror import mirror_gradient, mirror_loss
-from dkel_lightning.studies.recursion import Array, ema_rates, total_weight
+from dkel_lightning.studies.pairs import Pull
+from dkel_lightning.studies.recursion import Array, ema_rates
 from dkel_lightning.studies.seed_statistics import wilson
 
 
@@ -29,7 +28,7 @@ class Case:
     """One choice of weight and start.
 
     Attributes:
-        weight: teacher weight W at the start.
+        scale: teacher weight W at the start.
         k: its decay an epoch, read at every step; 0 for a constant weight.
         decay: EMA rate a.
         start: rule of the first updates.
@@ -37,7 +36,7 @@ class Case:
         init_steps: noise-free gradient steps on the teacher before the run.
     """
 
-    weight: float = 3.0
+    scale: float = 3.0
     k: float = 0.0
     decay: float = 0.98
     start: str = "keep"
@@ -45,14 +44,8 @@ class Case:
     init_steps: int = 0
 
     def weights(self, steps: int, per_epoch: int) -> Array:
-        """Give W at every step, from the schedules that a training uses: [steps]."""
-        ramp = RampUp(scale=self.weight, epochs=0)
-        if self.k == 0:
-            ensemble = EnsembleTerm(weights="constant")
-        else:
-            ensemble = EnsembleTerm(decay=None, decay_share=per_epoch / self.k / steps, cutoff=0.0, weights="decay")
-        clocks = (Clock(step // per_epoch, step, per_epoch, steps) for step in range(steps))
-        return np.array([total_weight(ramp, ensemble, clock) for clock in clocks])
+        """Give W at every step: [steps]."""
+        return Pull(self.scale, per_epoch / self.k if self.k else None).over(steps)
 
 
 @dataclass(frozen=True)
@@ -117,7 +110,7 @@ def simulate(landscape: CollapseSettings, case: Case, runs: int, seed: int, step
             homogenised += int((waiting & close & (mirror_loss(teacher) > landscape.solved)).sum())
     if not np.isfinite(student).all():
         raise ConfigError(
-            f"convergence.collapse.lr is {landscape.lr:g}, and runs with a teacher weight of {case.weight:g} and noise "
+            f"convergence.collapse.lr is {landscape.lr:g}, and runs with a teacher weight of {case.scale:g} and noise "
             f"of {landscape.noise:g} overflow: lower it."
         )
     stuck = int(np.isinf(left).sum())

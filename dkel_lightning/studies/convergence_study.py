@@ -201,7 +201,7 @@ def collapse(settings: ConvergenceSettings, seed: int) -> Collapse:
     heaviest = max(own.weights)
     weights.append((f"{heaviest:g} exp(-{settings.k:g} e)", heaviest, settings.k))
     outcomes = {
-        (label, start): simulate(own, replace(case, weight=weight, k=k), own.runs, seed, settings.steps_per_epoch)
+        (label, start): simulate(own, replace(case, scale=weight, k=k), own.runs, seed, settings.steps_per_epoch)
         for label, weight, k in weights
         for start, case in starts.items()
     }
@@ -214,23 +214,20 @@ def collapse(settings: ConvergenceSettings, seed: int) -> Collapse:
 def sweeps(problem: ConvergenceSettings, seed: int) -> Iterator[SweepPoint]:
     """Vary one thing at a time: exact curves of the quadratic model, shares of stuck runs of the other."""
     own, lists, per_epoch = problem.collapse, problem.sweeps, problem.steps_per_epoch
-    scheme, case = base_scheme(problem), Case(weight=own.weight, decay=problem.decay)
-    varied: list[tuple[str, str, Scheme, Case]] = []
-    varied += [("k", f"{k:g}", replace(scheme, k=k), replace(case, k=k)) for k in lists.k]
-    varied += [("lambda", f"{x:g}", replace(scheme, scale=x), replace(case, weight=x)) for x in lists.lambda_]
-    varied += [("EMA rate", f"{a:g}", replace(scheme, decay=a), replace(case, decay=a)) for a in lists.decay]
-    for draw in ("student", "independent"):
-        for start in START_OFFSETS:
-            label = f"{'copy' if draw == 'student' else 'own'}, {start}"
-            how = replace(scheme, draw=draw, start=start), replace(case, draw=draw, start=start)
-            varied.append(("draw, start rule", label, *how))
+    scheme, case = base_scheme(problem), Case(scale=own.weight, decay=problem.decay)
+    varied: list[tuple[str, str, dict[str, Any]]] = [("k", f"{k:g}", {"k": k}) for k in lists.k]
+    varied += [("lambda", f"{scale:g}", {"scale": scale}) for scale in lists.lambda_]
+    varied += [("EMA rate", f"{decay:g}", {"decay": decay}) for decay in lists.decay]
     varied += [
-        ("initialisation steps", str(count), replace(scheme, init_steps=count), replace(case, init_steps=count))
-        for count in lists.init_steps
+        ("draw, start rule", f"{name}, {start}", {"draw": how["draw"], "start": start})
+        for name, how in STARTS.items()
+        for start in START_OFFSETS
     ]
-    found = exact(problem, [each[2] for each in varied])
-    for (sweep, value, _, each), curves in zip(varied, found, strict=True):
-        yield SweepPoint(sweep, value, curves, simulate(own, each, own.sweep_runs, seed, per_epoch))
+    varied += [("initialisation steps", str(count), {"init_steps": count}) for count in lists.init_steps]
+    found = exact(problem, [replace(scheme, **change) for *_, change in varied])
+    for (sweep, value, change), curves in zip(varied, found, strict=True):
+        outcome = simulate(own, replace(case, **change), own.sweep_runs, seed, per_epoch)
+        yield SweepPoint(sweep, value, curves, outcome)
     for factor in lists.noise:
         louder = replace(problem, noise=factor * problem.noise), replace(own, noise=factor * own.noise)
         outcome = simulate(louder[1], case, own.sweep_runs, seed, per_epoch)

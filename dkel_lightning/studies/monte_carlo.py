@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -46,9 +45,8 @@ class Simulation:
 
     def times(self, threshold: float) -> tuple[float, float, float]:
         """Give 2.5 % quantile, median and 97.5 % quantile of these epochs, each that of a run; inf for never."""
-        found = np.sort(self.first_below(threshold))
-        low, middle, high = (float(found[math.floor(share * (len(found) - 1))]) for share in (0.025, 0.5, 0.975))
-        return low, middle, high
+        low, middle, high = np.quantile(self.first_below(threshold), (0.025, 0.5, 0.975), method="lower")
+        return float(low), float(middle), float(high)
 
 
 CHUNK = 500

@@ -28,13 +28,8 @@ Array = NDArray[np.float64]
 # ---------------------------------------------------------------------- what a training uses
 
 
-def ema_rate(rule: str, decay: float, t: int) -> float:
-    """Give `a_t`, the rate of the update after `t` earlier ones, by start rule (see `ema.START_OFFSETS`)."""
-    return float(update_rate(torch.tensor(t), decay, rule))
-
-
 def ema_rates(rule: str, decay: float, steps: int) -> Array:
-    """Give the rates `a_0 .. a_{steps - 1}`: [steps]."""
+    """Give the rates of the first updates, `a_0 .. a_{steps - 1}`, by start rule (see `ema.START_OFFSETS`): [steps]."""
     rates = update_rate(torch.arange(steps), decay, rule)
     return np.full(steps, rates) if isinstance(rates, float) else rates.double().numpy()
 

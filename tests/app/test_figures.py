@@ -150,7 +150,7 @@ def test_a_comparison_draws_a_panel_a_figure_that_is_known(tmp_path: Path) -> No
     figure = figures.comparison(found, None)
     assert figure is not None
     assert [axes.get_xlabel() for axes in figure.axes] == [
-        figures.FIGURES[name][0] for name in ("selected deployed accuracy", "selected students' ensemble accuracy")
+        figures.FIGURES[name] for name in ("selected deployed accuracy", "selected students' ensemble accuracy")
     ]
     close(figure.axes[1].lines[0].get_xdata(), [70])
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["dkel", "pcl"]

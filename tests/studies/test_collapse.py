@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.schedules import Clock
+from dkel_lightning.settings.weights import EnsembleTerm
 from dkel_lightning.studies.collapse import Case, simulate
 from dkel_lightning.studies.convergence_settings import CollapseSettings
 from tests.studies.closed_forms import independent_amplitude
@@ -25,7 +27,7 @@ def test_the_escape_factor_is_that_of_the_simulated_landscape() -> None:
     steps = {}
     for spread in (1e-4, 1e-6):
         landscape = CollapseSettings(spread=spread, noise=0.0, steps=1200)
-        case = Case(weight=1.0, start="copy", draw="student")
+        case = Case(scale=1.0, start="copy", draw="student")
         steps[spread] = simulate(landscape, case, 4001, 0).median_exit
     assert steps[1e-6] - steps[1e-4] == pytest.approx(math.log(100) / math.log(1.0235), abs=2)
 
@@ -74,7 +76,9 @@ def test_without_a_teachers_weight_nothing_is_stuck_and_the_start_of_the_teacher
 
 def test_the_decaying_weight_is_the_one_of_the_schedules_at_every_step() -> None:
     weights = Case(3.0, 0.5).weights(600, 20)
-    assert weights == pytest.approx(3 * np.exp(-np.arange(600) / 40))
+    schedule = EnsembleTerm(decay=None, decay_share=40 / 600, cutoff=0.0)
+    trained = [3 * schedule.weight(Clock(step // 20, step, 20, 600)) for step in range(600)]
+    assert weights == pytest.approx(np.array(trained))
     assert (Case(3.0, 0.0).weights(600, 20) == 3.0).all()
 
 

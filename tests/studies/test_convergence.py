@@ -91,8 +91,7 @@ def test_a_mode_moves_as_the_recursion_of_both_analyses_says(start: str) -> None
     risk = 0.0
     for share, coupling, variance in ((1 / 3, 1.0, 0.3 + 0.7 / 3), (2 / 3, -0.5, 0.7 * 2 / 3)):
         moments = share * np.eye(2)
-        for step in range(problem.length):
-            a = recursion.ema_rate(start, 0.98, step)
+        for a in recursion.ema_rates(start, 0.98, problem.length):
             matrix = recursion.mode_matrix(0.1, 1.0, 0.1, a, coupling)
             moments = closed_forms.moment_step(moments, matrix, a, 0.1**2 * 0.1 * variance)
         risk += 0.05 * moments[1, 1]

@@ -12,7 +12,7 @@ from dkel_lightning.schedules import are_shares
 from dkel_lightning.settings.data import LabelNoise
 from dkel_lightning.settings.declarations import contradictions_in, from_mapping
 from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.keys import unknown_key
+from dkel_lightning.settings.keys import apart, unknown_key
 from dkel_lightning.settings.methods import PRESETS, peer_mistakes, unmet_needs
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings, teacher_mistakes
@@ -108,8 +108,7 @@ def _contradictions(values: Values) -> Iterator[str]:
         yield f"deploy.peer={peer} means nothing with deploy.network=ensemble: leave it out."
     if values["deploy"]["network"] == "ensemble" and peers < 2:
         yield "deploy.network=ensemble needs at least 2 peers: raise method.peers."
-    if (data["mean"] is None) != (data["std"] is None):
-        yield "data.mean and data.std belong together: give both or neither."
+    yield from apart("data", data["mean"], data["std"])
     yield from contradictions_in(LabelNoise, data.get("label_noise", {}), LabelNoise.node)
     yield from _device_contradictions(values, trainer)
     for node in values["logger"]["extra"].values():

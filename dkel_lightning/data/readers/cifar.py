@@ -97,15 +97,12 @@ class _CIFARDataModule(ImageDataModule):
             DataError: Files are missing or damaged.
         """
         official, root = self._official, self.root
-        with reading(root):
-            for fault in _faults(official, root):
-                raise DataError(f"{self._name}: {fault}. {_cure(official, root)}")
         try:
-            train, test = official(root, train=True), official(root, train=False)
+            train, test = official(root, train=True), official(root, train=False)  # which compare the md5 of each file
         except (RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
-            raise DataError(
-                f"{self._name}: {root / official.base_folder} cannot be read ({error}). {_cure(official, root)}"
-            ) from error
+            with reading(root):
+                fault = next(_faults(official, root), f"{root / official.base_folder} cannot be read ({error})")
+            raise DataError(f"{self._name}: {fault}. {_cure(official, root)}") from error
         return ImageSet(train=_split(train), test=_split(test), class_names=tuple(train.classes))
 
 
