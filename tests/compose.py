@@ -42,7 +42,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
 def check_arguments(given: Sequence[str], config_dir: Path | None = None, multirun: bool = False) -> None:
     """Check the arguments without looking for folders."""
     flags = [*(["-m"] if multirun else []), *([] if config_dir is None else [f"--config-dir={config_dir}"])]
-    checks.check(*checks.with_preset_sweep(Invocation.of([*flags, *given])))
+    checks.check(checks.with_hydra(Invocation.of([*flags, *given])))
 
 
 def with_callback(run: Run, target: str, **settings: Any) -> Run:

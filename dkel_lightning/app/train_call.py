@@ -16,7 +16,7 @@ from dkel_lightning.app.cli.main import prepared
 from dkel_lightning.app.cli.refusals import refusal
 from dkel_lightning.app.runs.claim import release
 from dkel_lightning.app.runs.records import RunRecord
-from dkel_lightning.app.tasks import requirements
+from dkel_lightning.app.tasks import requirements, stages
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import command_lines
 
@@ -164,10 +164,9 @@ def _trained(job: jobs.Job) -> Trained:
     record = RunRecord(folder)
     chosen = record.selected
     assert chosen is not None
-    checkpoints = folder / "checkpoints"
-    best = checkpoints / "best.ckpt"
-    # The caller has named what is read.
-    module, _ = loaded(best if best.is_file() else checkpoints / "last.ckpt", {**job.values, "trust": True})
+    checkpoint = stages.trained_weights(folder)
+    assert checkpoint is not None
+    module, _ = loaded(checkpoint, {**job.values, "trust": True})  # the caller has named what is read
     network, _, peer = chosen.deployed.partition("_")
     return Trained(
         module.deploy(network, int(peer or 0)), chosen.deployed, chosen.deployed_accuracy, record.summary, folder

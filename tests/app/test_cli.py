@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.conf import HydraConf
@@ -211,39 +212,42 @@ def test_a_choice_of_ones_own_does_not_say_which_run_goes_on(tmp_path: Path) -> 
     assert "resume= is typed" in refused("experiment=mine", config_dir=tmp_path)
 
 
-def test_resume_refuses_what_would_change_the_trajectory() -> None:
+def resumed(folder: Path, saved: dict[str, Any], *overrides: str) -> dict[str, Any]:
+    (folder / "config.yaml").write_text(Run(saved, folder).settings)
+    return saved_settings.resumed(folder, compose(*overrides), ["resume=last", *overrides])
+
+
+def test_resume_refuses_what_would_change_the_trajectory(tmp_path: Path) -> None:
     saved = compose("seed=1")
     for override in ("seed=2", "trainer.max_epochs=3", "optimizer.lr=1", "method=pcl", "data.batch_size=8"):
         with pytest.raises(ConfigError, match=f"{override.split('=')[0]} would change a run that is being resumed"):
-            saved_settings.laid_over(saved, compose(override), ["resume=last", override])
+            resumed(tmp_path, saved, override)
 
 
-def test_resume_lays_device_and_place_over_the_saved_configuration() -> None:
-    saved = compose("seed=1", "trainer.max_epochs=7")
-    given = compose("trainer=cpu", "data.root=/elsewhere")
-    values = saved_settings.laid_over(saved, given, ["resume=last", "trainer=cpu", "data.root=/elsewhere"])
+def test_resume_lays_device_and_place_over_the_saved_configuration(tmp_path: Path) -> None:
+    values = resumed(tmp_path, compose("seed=1", "trainer.max_epochs=7"), "trainer=cpu", "data.root=/elsewhere")
     assert values["seed"] == 1
     assert values["trainer"]["max_epochs"] == 7
     assert values["trainer"]["accelerator"] == "cpu"
     assert values["data"]["root"] == "/elsewhere"
 
 
-def test_resume_refuses_another_number_of_processes_which_would_change_the_batches() -> None:
+def test_resume_refuses_another_number_of_processes_which_would_change_the_batches(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another number of processes changes the batches"):
-        saved_settings.laid_over(compose("trainer=cpu"), compose("trainer=ddp_cpu"), ["resume=last", "trainer=ddp_cpu"])
+        resumed(tmp_path, compose("trainer=cpu"), "trainer=ddp_cpu")
 
 
-def test_resume_of_a_configuration_that_lacks_keys_names_them() -> None:
+def test_resume_of_a_configuration_that_lacks_keys_names_them(tmp_path: Path) -> None:
     saved = compose()
     del saved["seed"]
     with pytest.raises(ConfigError, match=r"The saved config\.yaml lacks seed: "):
-        saved_settings.laid_over(saved, compose(), ["resume=last"])
+        resumed(tmp_path, saved)
 
 
-def test_resume_fills_in_keys_that_came_after_the_run_and_leaves_its_own() -> None:
+def test_resume_fills_in_keys_that_came_after_the_run_and_leaves_its_own(tmp_path: Path) -> None:
     saved = compose("callbacks.monitor=val/acc/ensemble")
     del saved["callbacks"]["checkpoint_every_n_steps"]
-    values = saved_settings.laid_over(saved, compose(), ["resume=last"])
+    values = resumed(tmp_path, saved)
     assert values["callbacks"]["checkpoint_every_n_steps"] is None
     assert values["callbacks"]["monitor"] == "val/acc/ensemble"
 
@@ -438,7 +442,7 @@ def test_an_odd_config_beside_a_checkpoint_is_one_error(what: str, task: str, tm
 def test_an_odd_config_of_a_run_to_resume_is_one_error(what: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(ODD[what][0])
     with pytest.raises(DkelError) as caught:
-        saved_settings.laid_over(values_in(tmp_path), compose(), ["resume=last"])
+        saved_settings.resumed(tmp_path, compose(), ["resume=last"])
     assert "\n" not in str(caught.value)
 
 

@@ -90,7 +90,7 @@ def test_a_job_of_a_sweep_goes_on_in_the_stage_in_which_it_was_stopped(given: Gi
     def stopped(run: Run) -> None:
         stage = run.folder / "teacher"
         (stage / "checkpoints").mkdir(parents=True)
-        (stage / "config.yaml").write_text(Run(stages.before(run.values)[0].values, stage).settings)
+        (stage / "config.yaml").write_text(Run(stages.before(run.values)["teacher"], stage).settings)
         torch.save({}, stage / "checkpoints" / "last.ckpt")
         raise KeyboardInterrupt
 
@@ -99,8 +99,8 @@ def test_a_job_of_a_sweep_goes_on_in_the_stage_in_which_it_was_stopped(given: Gi
     found: list[Run] = []
     assert given(found.append, *command) == 0
     (student,) = found
-    ((_, teacher),) = stages.earlier(student)
-    assert teacher.resume == teacher.folder / "checkpoints" / "last.ckpt"
+    teacher = student.folder / "teacher"
+    assert stages.last_checkpoint(teacher) == teacher / "checkpoints" / "last.ckpt"
     assert (student.resume, student.folder) == (None, Path("sweep/0").absolute())
 
 

@@ -237,11 +237,12 @@ def test_a_data_module_that_only_a_file_names_is_never_imported(target: str, str
     assert not (strangers.parent / "trace").exists()
 
 
-def test_naming_another_data_module_lets_no_other_pass() -> None:
+def test_naming_another_data_module_lets_no_other_pass(tmp_path: Path) -> None:
     saved = {**compose(), "data": {**compose()["data"], "_target_": "evil.Evil"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
     given = composed(NOISE, "data.count=48")
     with pytest.raises(ConfigError, match="data would change a run that is being resumed"):
-        saved_settings.laid_over(saved, given, ["data=my_code.Noise"])
+        saved_settings.resumed(tmp_path, given, ["data=my_code.Noise"])
     chosen = saved_settings.of_checkpoint(saved, given, ["data=my_code.Noise"], Path())
     assert chosen["data"]["_target_"] == "my_code.Noise"
 

@@ -207,12 +207,12 @@ def test_sweeps_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Pa
 
 
 def test_a_folder_of_a_sweep_that_hydra_fills_in_is_held_too(tmp_path: Path) -> None:
-    with locks.held(tmp_path / "outputs" / "smoke", ".lock"):
+    with locks.held(tmp_path / "outputs" / "smoke", locks.CLAIM):
         done = dkel("-m", *SMALL, "seed=0", "hydra.sweep.dir='outputs/${name}'", cwd=tmp_path)
     holder = f"Process {os.getpid()} on {socket.gethostname()}"
     message = f"Error: {holder} is working on outputs/smoke: wait for it, or choose another folder.\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
-    assert [path.name for path in (tmp_path / "outputs" / "smoke").iterdir()] == [".lock"]
+    assert [path.name for path in (tmp_path / "outputs" / "smoke").iterdir()] == [locks.CLAIM]
 
 
 @pytest.mark.long

@@ -145,36 +145,30 @@ def test_heads_that_do_not_fit_and_weights_without_meaning_are_refused(tmp_path:
 
 def test_the_stages_are_settled_by_what_is_given(tmp_path: Path) -> None:
     values = compose(*THREE_STAGES, "method.layers=[stage1]")
-    first, second = stages.before(values)
-    assert (first.folder, first.values["method"]["name"], first.values["trainer"]["max_epochs"]) == (
-        "teacher",
-        "baseline",
-        1,
-    )
-    assert (second.folder, second.values["method"]["name"], second.values["method"]["layers"]) == (
-        "heads",
-        "heads",
-        ["stage1"],
-    )
-    assert first.values["seed"] != second.values["seed"] != values["seed"]
+    found = stages.before(values)
+    assert [*found] == ["teacher", "heads"]
+    first, second = found.values()
+    assert (first["method"]["name"], first["trainer"]["max_epochs"]) == ("baseline", 1)
+    assert (second["method"]["name"], second["method"]["layers"]) == ("heads", ["stage1"])
+    assert first["seed"] != second["seed"] != values["seed"]
     fitted_heads(tmp_path / "heads.ckpt")
     plain = build("heads", seed=1)
     torch.save(plain.deploy().state_dict(), tmp_path / "plain.pt")
     given = compose(*THREE_STAGES, f"teacher.weights={tmp_path / 'plain.pt'}")
-    (only,) = stages.before(given)
-    assert (only.folder, only.values["backbone"]["weights"]) == ("heads", str(tmp_path / "plain.pt"))
-    assert stages.before(compose(*THREE_STAGES, f"teacher.weights={tmp_path / 'heads.ckpt'}")) == []
-    assert stages.before(compose(*THREE_STAGES, "teacher.update=gradient")) == []
+    ((name, only),) = stages.before(given).items()
+    assert (name, only["backbone"]["weights"]) == ("heads", str(tmp_path / "plain.pt"))
+    assert stages.before(compose(*THREE_STAGES, f"teacher.weights={tmp_path / 'heads.ckpt'}")) == {}
+    assert stages.before(compose(*THREE_STAGES, "teacher.update=gradient")) == {}
 
 
 def test_an_early_stopped_teacher_leaves_the_schedule_of_the_whole_run() -> None:
     asked = ("experiment=cifar100", "method=kd", "teacher.training=early_stopped")
-    (stage,) = stages.before(compose(*asked, "trainer.max_epochs=240"))
-    assert stage.values["trainer"]["max_epochs"] == 150
-    assert stage.values["scheduler"]["milestones"] == [150, 225]
-    (stage,) = stages.before(compose("method=kd", "teacher.training=early_stopped", "trainer.max_epochs=16"))
-    assert stage.values["trainer"]["max_epochs"] == 10
-    assert stage.values["scheduler"]["milestones"] == [8, 12]
+    (stage,) = stages.before(compose(*asked, "trainer.max_epochs=240")).values()
+    assert stage["trainer"]["max_epochs"] == 150
+    assert stage["scheduler"]["milestones"] == [150, 225]
+    (stage,) = stages.before(compose("method=kd", "teacher.training=early_stopped", "trainer.max_epochs=16")).values()
+    assert stage["trainer"]["max_epochs"] == 10
+    assert stage["scheduler"]["milestones"] == [8, 12]
 
 
 @pytest.mark.slow

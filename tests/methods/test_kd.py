@@ -246,7 +246,7 @@ def test_one_command_trains_the_teacher_and_then_the_student_from_it(tmp_path: P
 
 def test_teacher_and_student_of_one_architecture_do_not_start_alike() -> None:
     values = tiny_run(Path(), "method=kd").values
-    inner = stages.before(values)[0].values
+    inner = stages.before(values)["teacher"]
     assert inner["backbone"]["name"] == values["backbone"]["name"]
     assert inner["seed"] != values["seed"]
     assert inner["data"] == values["data"]
@@ -269,7 +269,7 @@ def test_given_weights_skip_the_first_stage(tmp_path: Path) -> None:
 def test_a_resume_of_a_stage_is_one_of_the_run_around_it_with_what_that_was_given(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", *TWO_STAGES)
     stage = tmp_path / "run" / "teacher"
-    for folder, values in ((run.folder, run.values), (stage, stages.before(run.values)[0].values)):
+    for folder, values in ((run.folder, run.values), (stage, stages.before(run.values)["teacher"])):
         folder.mkdir()
         (folder / "config.yaml").write_text(Run(values, folder).settings)
     typed = prepare([f"resume={stage}", "method=kd", "trainer.log_every_n_steps=3"])

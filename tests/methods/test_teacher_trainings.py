@@ -289,11 +289,11 @@ def test_batches_must_tell_their_samples_and_how_many_there_are() -> None:
 @pytest.mark.parametrize("training", ["sftn", "soteacher"])
 def test_a_teacher_is_trained_so_before_its_student(training: str, tmp_path: Path) -> None:
     asked = ("method=kd", "backbone=resnet8", "teacher.backbone=densenet40_12", f"teacher.training={training}")
-    (stage,) = stages.before(compose(*asked))
-    assert stage.values["method"]["name"] == training
-    assert stage.values["backbone"]["name"] == "densenet40_12"
+    (stage,) = stages.before(compose(*asked)).values()
+    assert stage["method"]["name"] == training
+    assert stage["backbone"]["name"] == "densenet40_12"
     if training == "sftn":
-        assert stage.values["method"]["student"] == "resnet8"
+        assert stage["method"]["student"] == "resnet8"
     train(tiny_run(tmp_path, *asked, "trainer.max_epochs=2", "trainer.limit_train_batches=2"))
     best = DistillationModule.load_from_checkpoint(tmp_path / "teacher" / "checkpoints" / "best.ckpt")
     taught = DistillationModule.load_from_checkpoint(tmp_path / "checkpoints" / "best.ckpt").teacher

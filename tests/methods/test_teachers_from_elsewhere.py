@@ -131,8 +131,8 @@ def test_what_cannot_be_is_refused(method: str, teacher: dict[str, Any], message
 def test_a_teacher_that_is_trained_first_sees_what_its_student_sees(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"before this training \(teacher\) are of the images as they are"):
         stages.before(compose("method=kd", "teacher.image_size=16"))
-    assert stages.before(compose("method=kd", "teacher.image_size=16", "teacher.weights=x.pt")) == []
+    assert stages.before(compose("method=kd", "teacher.image_size=16", "teacher.weights=x.pt")) == {}
     fetched = ("method=kd", "teacher.backbone=hf:vit", "teacher.pretrained=true")
-    assert stages.before(compose(*fetched)) == []
+    assert stages.before(compose(*fetched)) == {}
     with pytest.raises(ConfigError, match="heads is fitted on a teacher in a file"):
         stages.before(compose("method=dih", *fetched[1:]))

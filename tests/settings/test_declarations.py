@@ -76,8 +76,7 @@ def test_a_setting_is_found_wherever_its_declaration_is_read(scratch: type[Metho
 
 def test_a_method_of_ones_own_with_a_teacher_of_its_own_has_it_trained_first(scratch: type[Method]) -> None:
     values = compose("experiment=cifar100", "method=scratch", "teacher.backbone=resnet110")
-    (stage,) = stages.before(values)
-    first = stage.values
+    (first,) = stages.before(values).values()
     assert (first["method"]["name"], first["method"]["peers"], first["backbone"]["name"]) == (
         "baseline",
         1,
@@ -85,8 +84,8 @@ def test_a_method_of_ones_own_with_a_teacher_of_its_own_has_it_trained_first(scr
     )
     assert first["teacher"] == {"update": "none"}
     checks.check(first)
-    assert stages.before(compose("method=scratch", "teacher.weights=best.ckpt")) == []
-    assert stages.before(compose("method=dkel", "teacher=frozen")) == []
+    assert stages.before(compose("method=scratch", "teacher.weights=best.ckpt")) == {}
+    assert stages.before(compose("method=dkel", "teacher=frozen")) == {}
 
 
 @pytest.mark.parametrize(

@@ -6,21 +6,19 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.core.override_parser.types import Override
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dkel_lightning.app.cli import composition, saved_settings
 from dkel_lightning.app.cli.composition import resolved
 from dkel_lightning.app.cli.folders import folder_of
-from dkel_lightning.app.cli.invocation import Invocation
+from dkel_lightning.app.cli.invocation import Invocation, swept_by
 from dkel_lightning.app.cli.keys import check_groups, check_keys, composed
-from dkel_lightning.app.cli.overrides import MOST_JOBS, forced, is_given, line, parse, split, too_many, values_of
+from dkel_lightning.app.cli.overrides import MOST_JOBS, forced, is_given, parse, split, too_many, values_of
 from dkel_lightning.app.compare import plan
 from dkel_lightning.app.config import checks, extras, schema
 from dkel_lightning.app.runs.folder import values_in
@@ -31,62 +29,45 @@ from dkel_lightning.settings.declarations import keys_of
 from dkel_lightning.settings.methods import PRESETS
 
 
-def with_preset_sweep(invocation: Invocation) -> tuple[Invocation, DictConfig | None]:
-    """Read what a chosen preset sweeps over.
-
-    Returns:
-        the invocation that knows it, and Hydra's own settings; None where nothing chosen could change them.
+def with_hydra(invocation: Invocation) -> Invocation:
+    """Compose Hydra's own settings, where something chosen could change them: a preset may make a sweep by itself.
 
     Raises:
         ConfigError: a choice that there is none of, or a change of folder before the job.
     """
     chosen = [item for item in invocation.for_run if invocation.chooses(item) and not item.is_sweep_override()]
     if not (chosen or invocation.for_hydra or invocation.multirun):
-        return invocation, None
+        return invocation
     check_groups(chosen, invocation.config_dir)
     lines = [item.input_line or "" for item in (*chosen, *invocation.for_hydra)]
     hydra_settings = composition.compose(lines, invocation.config_dir, with_hydra=True).hydra
     if hydra_settings.job.chdir:
         raise ConfigError("hydra.job.chdir=true would look for relative paths in the run's folder: leave it out.")
-    return replace(invocation, swept=_swept(hydra_settings)), hydra_settings
+    return replace(invocation, hydra=hydra_settings)
 
 
-def _swept(hydra_settings: DictConfig) -> tuple[str, ...] | None:
-    if hydra_settings.mode is not RunMode.MULTIRUN:
-        return None
-    params = OmegaConf.to_container(hydra_settings.sweeper.params or OmegaConf.create(), resolve=True)
-    assert isinstance(params, dict)
-    return tuple(f"{key!s}={value!s}" for key, value in params.items())
-
-
-def check(invocation: Invocation, hydra_settings: DictConfig | None) -> None:
+def check(invocation: Invocation) -> None:
     """Check every override by itself, then each composition they lead to.
-
-    Args:
-        invocation: what was given.
-        hydra_settings: Hydra's own settings, of a sweep.
 
     Raises:
         ConfigError: naming the key and the choices.
     """
-    if not invocation.multirun:
-        for item in invocation.for_run:
-            if item.is_sweep_override():
-                key, value = split(item.input_line or "")
-                known = schema.describe(key)
-                lists = known is not None and known.kind.startswith("a list")
-                cure = f"write {key}=[{value}]" if lists else "add -m to run one job for each"
-                raise ConfigError(f"{item.input_line} gives several values: {cure}.")
+    for item in invocation.for_run if not invocation.multirun else ():
+        if item.is_sweep_override():
+            key, value = split(item.input_line or "")
+            known = schema.describe(key)
+            lists = known is not None and known.kind.startswith("a list")
+            cure = f"write {key}=[{value}]" if lists else "add -m to run one job for each"
+            raise ConfigError(f"{item.input_line} gives several values: {cure}.")
     if invocation.resumes and not invocation.shows:
         _check_resume(invocation)
         return
     given = [*map(parse, invocation.swept or ()), *invocation.for_run]
-    sweep = hydra_settings if invocation.multirun else None
-    if sweep is not None:
-        _check_plugins(sweep, given)
+    if invocation.hydra is not None and invocation.multirun:
+        _check_plugins(invocation.hydra, given)
         _check_presets(invocation)
     for items in _jobs(given):
-        _check_composed(composed(items, invocation.config_dir), items, invocation, sweep)
+        _check_composed(resolved(composed(items, invocation.config_dir)), items, invocation)
 
 
 def _check_resume(invocation: Invocation) -> None:
@@ -99,7 +80,9 @@ def _check_resume(invocation: Invocation) -> None:
     chosen = [item for item in invocation.for_run if invocation.chooses(item)]
     check_groups(chosen, invocation.config_dir)
     others = [item for item in invocation.for_run if item not in chosen]
-    given = resolved(composition.compose([*map(line, chosen), *map(forced, others)], invocation.config_dir))
+    given = resolved(
+        composition.compose([*(item.input_line or "" for item in chosen), *map(forced, others)], invocation.config_dir)
+    )
     check_keys(others, OmegaConf.create({**given, **saved, "logger": given["logger"]}))
     saved_settings.resumed(folder, given, [item.input_line or "" for item in invocation.for_run])
 
@@ -132,7 +115,7 @@ def _check_presets(invocation: Invocation) -> None:
     presets = [item for item in invocation.for_run if item.key_or_group == "experiment" and item.is_sweep_override()]
     for choice in (choice for item in presets for choice in values_of(item)):
         check_groups([parse(choice)], invocation.config_dir)
-        if _swept(composition.compose([choice], invocation.config_dir, with_hydra=True).hydra) is not None:
+        if swept_by(composition.compose([choice], invocation.config_dir, with_hydra=True).hydra) is not None:
             raise ConfigError(f"{choice} is a sweep by itself: give it alone.")
 
 
@@ -152,14 +135,14 @@ def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
         yield from ([*first[:position], option, *first[position + 1 :]] for option in found[1:])
 
 
-def _check_composed(found: DictConfig, items: Sequence[str], invocation: Invocation, sweep: DictConfig | None) -> None:
-    """Check one composition; `sweep` is Hydra's own settings of the sweep that it belongs to, None for a single run."""
-    values = resolved(found)
+def _check_composed(values: dict[str, Any], items: Sequence[str], invocation: Invocation) -> None:
+    """Check what one composition has come to, alone or as a job of a sweep."""
     _check_whole(values)
     checks.check(values)
     if values["resume"] and not is_given(invocation.values.get("resume")):
         raise ConfigError("resume= is typed: no file of choices says which run goes on.")
     task = registry.of(values)
+    sweep = invocation.hydra if invocation.multirun else None
     if sweep is not None and task.no_sweep:
         raise ConfigError(f"task={task.name} {task.no_sweep}.")
     if task.plans:
@@ -218,15 +201,17 @@ def planned(values: Mapping[str, Any], given: Sequence[str], invocation: Invocat
         ConfigError: all mistakes, each with its label.
     """
 
-    def settle(base: DictConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
-        changed = copy.deepcopy(base)
-        for key, value in changes.items():
-            OmegaConf.update(changed, key, value)
-        return resolved(changed)
-
     def composer(overrides: list[str]) -> plan.Settle:
-        return partial(settle, composed(overrides, invocation.config_dir))
+        base = composed(overrides, invocation.config_dir)
+
+        def settle(changes: Mapping[str, Any]) -> dict[str, Any]:
+            changed = copy.deepcopy(base)
+            for key, value in changes.items():
+                OmegaConf.update(changed, key, value)
+            return resolved(changed)
+
+        return settle
 
     repeated = [item for item in invocation.arguments if not item.startswith(("compare.folder=", "hydra.run.dir="))]
     go_on = command_lines.typed(*repeated)
-    return plan.plan(values, given, invocation.options("method"), composer, go_on)
+    return plan.plan(values, given, composition.options("method", invocation.config_dir), composer, go_on)

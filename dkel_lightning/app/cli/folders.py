@@ -16,29 +16,32 @@ from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullEr
 from dkel_lightning.runtime import command_lines
 
 
-def settled(invocation: Invocation) -> Invocation:
+def with_folder(invocation: Invocation) -> Invocation:
     """Add the folder where a resumed run, a report or a task on a checkpoint writes, and make that of all runs.
 
     Raises:
         DkelError: it cannot be written, or what is to be resumed is not there or would go on elsewhere.
     """
     values, multirun = invocation.values, invocation.multirun
-    resumed = Path(values["resume"]) if invocation.resumes else None
-    if resumed is not None:
-        _refuse_elsewhere(values, folder_of(resumed))
+    resumed = folder_of(Path(values["resume"])) if invocation.resumes else None
+    if resumed is not None and Path(values.get("hydra.run.dir", resumed)).resolve() != resumed.resolve():
+        # Elsewhere it would lack its best epoch, its rows and its settings.
+        raise ConfigError(
+            f"A run goes on in its own folder: leave out hydra.run.dir, or copy {resumed} and resume the copy."
+        )
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"  # of the two only this one is in force
     task = registry.TASKS.get(values.get("task", "train"))
     added = [] if multirun or key in values else _folder(values, task, resumed)
     given = {**values, **dict(map(split, added))}
     folder = given.get("compare.folder", given.get(key, "outputs"))
-    _check_writable(_composed_later(folder), key)
+    _check_writable(folder, key)
     if task is not None and task.named_after_itself and "name" not in values:
         # The experiment's name says nothing of it.
         added = [*added, f"name={task.name}"]
     return invocation.with_arguments([*invocation.arguments, *added])
 
 
-def found(invocation: Invocation) -> Invocation:
+def with_checkpoint(invocation: Invocation) -> Invocation:
     """Name the checkpoint that `resume=` means, in the place of `last` or of a run's folder.
 
     Once: it reads whole checkpoints, and another run may write a newer one.
@@ -55,26 +58,10 @@ def found(invocation: Invocation) -> Invocation:
     return invocation.with_arguments([named if split(a)[0] == "resume" else a for a in invocation.arguments])
 
 
-def _refuse_elsewhere(values: Mapping[str, str], folder: Path) -> None:
-    """Let a run go on in its own folder only: elsewhere it would lack its best epoch, its rows and its settings.
-
-    Raises:
-        ConfigError: resume= and hydra.run.dir= name two folders.
-    """
-    if Path(values.get("hydra.run.dir", folder)).resolve() != folder.resolve():
-        raise ConfigError(
-            f"A run goes on in its own folder: leave out hydra.run.dir, or copy {folder} and resume the copy."
-        )
-
-
-def _composed_later(folder: str) -> Path:
-    """Give the folder that a path lies in whatever Hydra fills into its ${...}."""
-    before, interpolation, _ = folder.partition("${")
-    return Path(f"{before}x").parent if interpolation else Path(folder)
-
-
-def _check_writable(folder: Path, key: str) -> None:
+def _check_writable(path: str, key: str) -> None:
     """Make the folder of all runs, so that Hydra does not fail with a traceback where it cannot."""
+    before, interpolation, _ = path.partition("${")  # which Hydra fills in later
+    folder = Path(f"{before}x").parent if interpolation else Path(path)
     cure = f"run in another folder, or choose one with {key}=PATH"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +83,7 @@ def _folder(values: Mapping[str, str], task: Task | None, resumed: Path | None) 
         return [command_lines.override(key, of) for key in keys]
     checkpoint = values.get("checkpoint", "null")
     if resumed is not None:
-        return [command_lines.override("hydra.run.dir", folder_of(resumed))]
+        return [command_lines.override("hydra.run.dir", resumed)]
     if task is not None and task.reads_checkpoint and is_given(checkpoint):
         beside = folder_beside(Path(checkpoint), task)
         return [] if beside is None else [command_lines.override("hydra.run.dir", beside)]
@@ -112,10 +99,8 @@ def folder_beside(checkpoint: Path, task: Task) -> Path | None:
 def find_resume(text: str) -> Path:
     """Find the checkpoint that `resume=` names; of a run that has none yet, its folder. Of a stage its run is meant."""
     found = _named(text)
-    if not stages.is_stage(folder_of(found)):
-        return found
     run = folder_of(found).parent
-    return stages.last_checkpoint(run) or run
+    return stages.last_checkpoint(run) or run if stages.is_stage(folder_of(found)) else found
 
 
 def _named(text: str) -> Path:

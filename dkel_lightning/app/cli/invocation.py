@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Glob, Override
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
 from dkel_lightning.app.cli import user_code
 from dkel_lightning.app.cli.composition import options
-from dkel_lightning.app.cli.overrides import forced, is_given, line, parse, split, values_of
+from dkel_lightning.app.cli.overrides import forced, is_given, parse, split, values_of
 from dkel_lightning.app.config import choices
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime import command_lines
@@ -34,13 +36,13 @@ class Invocation:
         arguments: as they are handed to Hydra.
         overrides: those of them that are no flags.
         config_dir: the user's folder of choices.
-        swept: what a chosen preset sweeps over, as overrides; None where it makes no sweep by itself.
+        hydra: Hydra's own settings; None where nothing chosen could change them.
     """
 
     arguments: tuple[str, ...]
     overrides: tuple[Override, ...] = ()
     config_dir: Path | None = None
-    swept: tuple[str, ...] | None = None
+    hydra: DictConfig | None = None
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Invocation:
@@ -75,20 +77,23 @@ class Invocation:
         read, overrides = [*arguments], []
         for position in _positions(arguments):
             item = _listed(parse(arguments[position]), config_dir)
-            read[position] = line(item)
+            read[position] = item.input_line or ""
             overrides.append(item)
         made = cls(tuple(read), tuple(overrides), config_dir)
-        return replace(made, arguments=tuple(map(made._for_the_run, read))) if made.resumes else made
+        if made.resumes:  # of the choices of the run that goes on Hydra knows nothing
+            keys = [item for item in made.for_run if "." in item.key_or_group and not made.chooses(item)]
+            written = {item.input_line: forced(item) for item in keys}
+            made = replace(made, arguments=tuple(written.get(argument, argument) for argument in read))
+        return made
 
     def with_arguments(self, arguments: Sequence[str]) -> Invocation:
         """Give the same with other arguments."""
-        return replace(self.of(arguments), swept=self.swept)
+        return replace(self.of(arguments), hydra=self.hydra)
 
-    def _for_the_run(self, argument: str) -> str:
-        """Write what was given for a key of the run that goes on: of its choices Hydra knows nothing."""
-        item = next((each for each in self.for_run if line(each) == argument), None)
-        of_a_group = item is not None and "." in item.key_or_group
-        return forced(item) if item is not None and of_a_group and not self.chooses(item) else argument
+    @property
+    def swept(self) -> tuple[str, ...] | None:
+        """What a chosen preset sweeps over, as overrides; None where it makes no sweep by itself."""
+        return None if self.hydra is None else swept_by(self.hydra)
 
     @property
     def resumes(self) -> bool:
@@ -131,13 +136,16 @@ class Invocation:
         """What was given for each key, as text."""
         return dict(split(item.input_line or "") for item in self.overrides)
 
-    def options(self, group: str) -> list[str]:
-        """List the choices of a group."""
-        return options(group, self.config_dir)
-
     def chooses(self, item: Override) -> bool:
         """Tell whether an override chooses in a group."""
-        return bool(self.options(item.key_or_group))
+        return bool(options(item.key_or_group, self.config_dir))
+
+
+def swept_by(hydra: DictConfig) -> tuple[str, ...] | None:
+    """Give what Hydra's own settings sweep over by themselves, as overrides; None where they make no sweep."""
+    if hydra.mode is not RunMode.MULTIRUN:
+        return None
+    return tuple(f"{key!s}={value!s}" for key, value in (hydra.sweeper.params or {}).items())
 
 
 def _at_home(argument: str) -> str:

@@ -101,17 +101,11 @@ def run(cfg: DictConfig, invocation: Invocation, session: SweepSession | None) -
         return _run_in_sweep(job, session)
     try:
         return work(job)
-    except KeyboardInterrupt:
-        release(job.folder, begun=job.begun)
-        raise
     except DkelError as error:
-        release(job.folder, begun=job.begun)
         fail(error)
     except OSError as error:
         unread_output.end_if_unread(error)
-        refused = refusal(error, job.folder)
-        release(job.folder, begun=job.begun)
-        fail(refused)
+        fail(refusal(error, job.folder))
 
 
 def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
@@ -169,53 +163,56 @@ def _end_with_sweep() -> None:
 
 
 def work(job: Job) -> float | None:
-    """Run the task of a job in its folder, or go on with what lies there; returns the objective of a sweep."""
-    with environment(FOLDER, os.environ.get(FOLDER)):  # it is of this job, and no later one's of this process
-        return _work(job)
+    """Run the task of a job in its folder, or go on with what lies there; returns the objective of a sweep.
+
+    A folder into which it has written nothing but its settings is given back where it fails or is interrupted.
+    """
+    try:
+        with environment(FOLDER, os.environ.get(FOLDER)):  # it is of this job, and no later one's of this process
+            return _work(job)
+    except (KeyboardInterrupt, DkelError, OSError):
+        release(job.folder, begun=job.begun)
+        raise
 
 
 @contextlib.contextmanager
 def environment(name: str, value: str | None) -> Iterator[None]:
     """Set a variable of the environment for a while; None: leave it out."""
-    before = os.environ.get(name)
-    _set(name, value)
+    before = os.environ.pop(name, None)
+    os.environ.update({} if value is None else {name: value})
     try:
         yield
     finally:
-        _set(name, before)
-
-
-def _set(name: str, value: str | None) -> None:
-    if value is None:
         os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
+        os.environ.update({} if before is None else {name: before})
 
 
 def _work(job: Job) -> float | None:
     from dkel_lightning.app import tasks
 
-    resume = Path(job.values["resume"]) if job.values["resume"] else None
-    begun = resume is None and job.goes_on and (job.folder / SETTINGS).is_file()
-    if job.session is not None:
-        if begun:
-            notes.refuse_other(job.folder, job.values)
-        if not job.launched_by("BasicLauncher") and job.values["callbacks"]["progress"] == "auto":
-            # One terminal has no room for the bars of several jobs.
-            job.values["callbacks"] = {**job.values["callbacks"], "progress": "lines"}
-    if resume is not None:
+    if job.values["resume"]:
+        resume = Path(job.values["resume"])
         folder = folder_of(resume)
         values = saved_settings.resumed(folder, job.values, job.overrides)
         saved_settings.announce(folder, job.values, values)
         again = tuple(item.lstrip("+") for item in job.overrides if split(item)[0] != "resume")
         # A run that never came to a checkpoint begins anew, which gives what it would have given.
-        objective = tasks.run(Run(values, job.folder, None if resume.is_dir() else resume, again=again))
+        done = tasks.run(Run(values, job.folder, None if resume.is_dir() else resume, again=again))
         if ranks.is_first():
             notes.note_finished(folder)
-        return objective
-    if begun:
+        return done
+    shown = job.values["callbacks"]
+    if job.session is not None and shown["progress"] == "auto" and not job.launched_by("BasicLauncher"):
+        # One terminal has no room for the bars of several jobs.
+        job.values["callbacks"] = {**shown, "progress": "lines"}
+    if job.goes_on and (job.folder / SETTINGS).is_file():
+        notes.refuse_other(job.folder, job.values)
         _note_running(job)
-        return _go_on(job)
+        objective = RunRecord(job.folder).objective
+        if objective is None:
+            return tasks.run(Run(job.values, job.folder, stages.last_checkpoint(job.folder)))
+        print(f"Job {job.number} has finished before, in {job.folder}.", flush=True)
+        return objective
     values = _with_checkpoint(job)
     plan = planned(values, job.overrides, job.invocation) if job.task.plans else None
     again = ("trust=true",) if saved_settings.foreign(values, {}) else ()
@@ -278,14 +275,3 @@ def _claim_by_settings(job: Job, values: Mapping[str, Any]) -> Path:
     if "hydra.run.dir" not in job.invocation.values or job.folder == beside:
         job.folder = claim(job.folder, json.dumps(registry.load(owner)(values)))
     return job.folder
-
-
-def _go_on(job: Job) -> float:
-    """Return the objective of a job that has finished before; resume one that was begun."""
-    from dkel_lightning.app import tasks
-
-    objective = RunRecord(job.folder).objective
-    if objective is not None:
-        print(f"Job {job.number} has finished before, in {job.folder}.", flush=True)
-        return objective
-    return tasks.run(Run(job.values, job.folder, stages.last_checkpoint(job.folder)))

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dkel_lightning.app.cli import composition
 from dkel_lightning.app.cli.composition import options, resolved
-from dkel_lightning.app.cli.overrides import line, parse
+from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.config import choices, schema
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
@@ -48,7 +48,7 @@ def composed(items: Sequence[str], config_dir: Path | None = None) -> DictConfig
             for item in keys:
                 OmegaConf.update(base, item.key_or_group, item.value(), merge=True)
             return base
-    return composition.compose([*map(line, parsed)], config_dir)
+    return composition.compose([item.input_line or "" for item in parsed], config_dir)
 
 
 @functools.lru_cache(maxsize=16)

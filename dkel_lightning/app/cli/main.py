@@ -16,9 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dkel_lightning import __version__
 from dkel_lightning.app.cli import jobs, sweep_session
-from dkel_lightning.app.cli.checks import check, with_preset_sweep
+from dkel_lightning.app.cli.checks import check, with_hydra
 from dkel_lightning.app.cli.composition import groups_explained, prefer_own_presets
-from dkel_lightning.app.cli.folders import found, settled
+from dkel_lightning.app.cli.folders import with_checkpoint, with_folder
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.refusals import TRACEBACK, fail, refusal
 from dkel_lightning.app.cli.sweep_session import SweepSession
@@ -87,12 +87,12 @@ def prepared(arguments: Sequence[str]) -> Invocation:
         invocation = Invocation.of(arguments)
         if invocation.unchecked:
             return invocation
-        invocation, hydra_settings = with_preset_sweep(invocation)
+        invocation = with_hydra(invocation)
         if ranks.is_launched_by_lightning():  # of a process that has checked the same
             return invocation
-        invocation = invocation if invocation.shows else found(invocation)
-        check(invocation, hydra_settings)
-        return invocation if invocation.shows else settled(invocation)
+        invocation = invocation if invocation.shows else with_checkpoint(invocation)
+        check(invocation)
+        return invocation if invocation.shows else with_folder(invocation)
     except OSError as error:
         raise refusal(error) from error
 

@@ -14,7 +14,7 @@ from dkel_lightning.settings.keys import shortened
 
 
 def parse(item: str) -> Override:
-    """Read one override.
+    """Read one override, without a plus where the key exists: Hydra refuses that.
 
     Raises:
         ConfigError: it is none.
@@ -33,7 +33,7 @@ def parse(item: str) -> Override:
         assert swept.stop is not None
         if swept.step == 0 or not (swept.stop - swept.start) / swept.step <= MOST_JOBS:
             raise too_many(shortened(item))
-    return read
+    return parse(item.lstrip("+")) if read.is_add() and read.key_or_group in schema.KEYS else read
 
 
 MOST_JOBS = 10_000
@@ -43,12 +43,6 @@ MOST_JOBS = 10_000
 def too_many(what: str) -> ConfigError:
     """Say that a sweep would have too many jobs."""
     return ConfigError(f"{what} gives more than {MOST_JOBS:,} jobs: sweep over fewer values, or search in a range.")
-
-
-def line(item: Override) -> str:
-    """Write an override as it was typed, without a plus where the key exists: Hydra refuses that."""
-    typed = item.input_line or ""
-    return typed.lstrip("+") if item.is_add() and item.key_or_group in schema.KEYS else typed
 
 
 def forced(item: Override) -> str:

@@ -79,11 +79,12 @@ def _describes(key: str, value: Any, saved: Values) -> bool:
     return value == described.default or not (described.is_free or reads_a_folder(value))
 
 
-def _refuse_foreign(found: Values, path: Path, given: Values) -> None:
+def _refuse_foreign(values: Values, folder: Path, given: Values) -> None:
+    found = foreign(values, given)
     if found and not given["trust"]:
         raise CheckpointError(
-            f"{path} names {_listed(found)}: folders, hosts, loggers and code are not taken from a file. If the run is "
-            "your own, give them again, or add trust=true; from a stranger, do neither."
+            f"{folder / 'config.yaml'} names {_listed(found)}: folders, hosts, loggers and code are not taken from a "
+            "file. If the run is your own, give them again, or add trust=true; from a stranger, do neither."
         )
 
 
@@ -104,8 +105,13 @@ def _listed(found: Values) -> str:
 def resumed(folder: Path, given: Values, overrides: Sequence[str]) -> dict[str, Any]:
     """Lay what was given over the settings of the run in a folder.
 
+    Args:
+        folder: of the run.
+        given: what this command composes.
+        overrides: of what was given; a value that the run has already may be repeated.
+
     Raises:
-        DkelError: it is no training, names what only its user may, or would be another run.
+        DkelError: it is no training, would be another run, or names what only its user may.
     """
     saved = values_in(folder)
     kept = registry.TASKS.get(saved.get("task", {}).get("name", "train"))
@@ -113,26 +119,6 @@ def resumed(folder: Path, given: Values, overrides: Sequence[str]) -> dict[str, 
         raise ConfigError(
             f"{folder} is no training run, so there is nothing to resume. A comparison goes on by compare.folder=PATH."
         )
-    # What this command gives instead, where it may, is not taken from the file.
-    instead = {key for key in explicit(overrides) if schema.may_change(key)}
-    found = {key: value for key, value in foreign(saved, given).items() if key not in instead}
-    _refuse_foreign(found, folder / "config.yaml", given)
-    laid = {**laid_over(saved, given, overrides), "resume": None, "trust": given["trust"]}
-    check_values(laid, folder)
-    return laid
-
-
-def laid_over(saved: Values, given: Values, overrides: Sequence[str]) -> dict[str, Any]:
-    """Lay what may change over the configuration of a resumed run.
-
-    Args:
-        saved: the configuration.
-        given: what this command composes.
-        overrides: of what was given; a value that the run has already may be repeated.
-
-    Raises:
-        ConfigError: a key that changes the trajectory.
-    """
     _refuse_lacking(saved, OF_EVERY_RUN)
     values = schema.completed(saved)
     # Of a composition the keys that do not depend on what is chosen.
@@ -160,6 +146,9 @@ def laid_over(saved: Values, given: Values, overrides: Sequence[str]) -> dict[st
             raise ConfigError(
                 f"The run used {used}: another number of processes changes the batches, so resume with the same."
             )
+    values |= {"resume": None, "trust": given["trust"]}
+    _refuse_foreign(values, folder, given)  # what this command gives instead is not taken from the file
+    check_values(values, folder)
     return values
 
 
@@ -278,20 +267,16 @@ def of_checkpoint(saved: Values, given: Values, overrides: Sequence[str], folder
     taken = [group for group in OF_CHECKPOINT if group not in given_keys]
     _refuse_lacking(saved, [key for key in OF_EVERY_RUN if key.split(".")[0] in taken])
     values: dict[str, Any] = dict(given)
-    completed = schema.completed(saved)
+    # The checkpoint has the weights of its teacher, wherever they were once read, or this command says it again.
+    completed = stages.with_weights(schema.completed(saved), None)
+    for teacher in (completed["teacher"], completed["teacher"].get("extra") or {}):
+        teacher.update({key: value for key, value in (("weights", None), ("pretrained", False)) if key in teacher})
     for group in taken:
         node = {**(completed.get(group) or (given[group] if group == "deploy" else {}))}
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in given_keys}
         values[group] = node
-    # The checkpoint has the weights of its teacher, wherever they were once read, or this command says it again.
-    values = stages.with_weights(values, None)
-    again = {key: given["teacher"][key] for key in ("weights", "pretrained") if f"teacher.{key}" in given_keys}
-    values["teacher"] = {**values["teacher"], **({"pretrained": False} if "pretrained" in values["teacher"] else {})}
-    values["teacher"] |= again
-    if values["teacher"].get("extra"):
-        values["teacher"]["extra"] = {**values["teacher"]["extra"], "weights": None, "pretrained": False}
     if registry.of(given).reads_data:
-        _refuse_foreign(foreign(values, given), folder / "config.yaml", given)
+        _refuse_foreign(values, folder, given)
     if saved.get("modules") and values["method"]["name"] not in PRESETS:
         modules = ",".join(map(str, saved["modules"]))
         raise ConfigError(f"The run was made with modules of the user's own: name them again, modules=[{modules}].")

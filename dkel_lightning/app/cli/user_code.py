@@ -7,6 +7,7 @@ typed, or composed from a folder of the user's own, is.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,14 @@ from dkel_lightning.app.config import choices
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.backbone import BackboneSettings, is_external
+from dkel_lightning.settings.data import FACTS
 from dkel_lightning.settings.declarations import node_of
 from dkel_lightning.settings.keys import unknown_key
 
 GROUPS = ("data", "backbone")
 Node = dict[str, Any]
 
-OF_EVERY_DATA: Node = {
-    "root": None,
-    "selection": "validation",
-    "num_classes": None,
-    "image_shape": None,
-    "class_names": None,
-    "mean": None,
-    "std": None,
-    "batch_keys": None,
-}
+OF_EVERY_DATA: Node = {"root": None, "selection": "validation", **dict.fromkeys(FACTS)}
 """What tasks ask of data, for a data module of the user's own that does not have it as an argument."""
 
 
@@ -45,7 +38,7 @@ def load(arguments: Sequence[str], config_dir: Path | None) -> list[str]:
     Raises:
         ConfigError: it cannot be imported.
     """
-    changed = [_as_choice(argument) for argument in arguments]
+    changed = [re.sub(r"^\+{0,2}data\._target_=", "data=", argument) for argument in arguments]
     named = [name for item in _overrides(changed, "modules=") for name in _names(item)]
     paths = [name for item in _overrides(changed, "data=") for name in _names(item) if "." in name]
     for name in (name for item in _overrides(changed, "backbone=") for name in _names(item) if is_external(name)):
@@ -62,11 +55,6 @@ def load(arguments: Sequence[str], config_dir: Path | None) -> list[str]:
     _store_all(config_dir)
     _refuse_unused(changed)
     return changed
-
-
-def _as_choice(argument: str) -> str:
-    prefix, found, path = argument.partition("data._target_=")
-    return f"data={path}" if found and prefix in ("", "+", "++") else argument
 
 
 def _overrides(arguments: Sequence[str], beginning: str) -> Iterator[Override]:

@@ -57,10 +57,12 @@ def register(own: Path | None = None) -> None:
 
 
 def _declared() -> Iterator[tuple[str, str, str | None, Callable[[], dict[str, Any]]]]:
-    yield "", "_base", None, _root_node
+    yield "", "_base", None, lambda: {
+        **node_of(RunSettings), "method": usual_arrangement(), "teacher": {"extra": node_of(ExtraTeacher)}
+    }  # fmt: skip
     for of_group in (BackboneSettings, TeacherSettings, Execution, LoggerSettings, CallbackSettings):
         yield of_group.node, "_base", None, partial(node_of, of_group)
-    yield "trainer", "_base", None, _trainer_node
+    yield "trainer", "_base", None, lambda: {"_target_": "lightning.pytorch.Trainer", **node_of(TrainerSettings)}
     for name, settings in NODES.items():
         yield "data", name, None, partial(node_of, settings)
     for task in TASKS.values():
@@ -69,14 +71,6 @@ def _declared() -> Iterator[tuple[str, str, str | None, Callable[[], dict[str, A
         yield "teacher", name, None, partial(_teacher_node, teacher)
     for name, preset in PRESETS.items():
         yield "method", name, "_global_", partial(method_node, name, preset)
-
-
-def _root_node() -> dict[str, Any]:
-    return {**node_of(RunSettings), "method": usual_arrangement(), "teacher": {"extra": node_of(ExtraTeacher)}}
-
-
-def _trainer_node() -> dict[str, Any]:
-    return {"_target_": "lightning.pytorch.Trainer", **node_of(TrainerSettings)}
 
 
 def _task_node(task: Task) -> dict[str, Any]:

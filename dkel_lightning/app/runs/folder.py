@@ -93,13 +93,7 @@ def saved_values(checkpoint: Path) -> dict[str, Any]:
     """
     if not checkpoint.is_file():
         raise CheckpointError(f"No checkpoint at {checkpoint}: give the path of a .ckpt file.")
-    folder = run_folder(checkpoint)
-    if folder is None:
-        raise CheckpointError(
-            f"{checkpoint} has no run around it: its config.yaml should lie at "
-            f"{checkpoint.resolve().parent.parent / 'config.yaml'}."
-        )
-    return values_in(folder)
+    return values_in(checkpoint.resolve().parent.parent)
 
 
 def values_in(folder: Path) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
 
 def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Hold the folder for as long as its own files are written, which is not what takes the time."""
-    return locks.held(folder, ".lock", _TURN)
+    return locks.held(folder, locks.CLAIM, _TURN)
 
 
 def _outcomes(folder: Path, members: Sequence[tuple[Variant, int]], own: tables.Outcomes) -> tables.Outcomes:

@@ -1,7 +1,7 @@
 """Training in stages: which runs come before a run.
 
-Pure functions from runs to runs; `tasks.train` trains them one after the other, and each goes on from what lies in its
-folder: nobody asks whether a stage has ended. Each is an ordinary run with settings, checkpoints and figures of its
+Pure functions from settings to settings; `tasks.train` trains the stages one after the other, each from what lies in
+its folder: nobody asks whether one has ended. Each is an ordinary run with settings, checkpoints and figures of its
 own, in a folder inside the run's, and ends with a file of weights with which the next one begins. What is resumed is
 the run around it. A method whose frozen teacher is a network of its own (`Needs.foreign_teacher`), and that is given no
 weights, has it trained first as `teacher.training` says, in `teacher`; one that builds on parts fitted on the frozen
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,8 @@ from dkel_lightning.settings.teacher import EARLY, TRAININGS, TeacherSettings
 TEACHER = "teacher"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A run that comes before another.
-
-    Attributes:
-        folder: its folder inside the run's.
-        meaning: what it trains, in words.
-        values: its settings.
-    """
-
-    folder: str
-    meaning: str
-    values: dict[str, Any]
-
-
-def before(values: Mapping[str, Any]) -> list[Stage]:
-    """List the stages that these settings ask for before their own training.
+def before(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Give the settings of the stages that these settings ask for before their own training, by folder, in order.
 
     Raises:
         ConfigError: they ask for stages on the images of a teacher that was trained elsewhere.
@@ -63,12 +48,10 @@ def before(values: Mapping[str, Any]) -> list[Stage]:
             f"{folders[0]} is fitted on a teacher in a file, and teacher.pretrained fetches one: train it "
             "on these images first, and give teacher.weights."
         )
-    return [
-        Stage(TEACHER, f"the teacher, {_backbone(values)}", _teacher(values))
-        if folder == TEACHER
-        else Stage(folder, f"{folder} on the frozen teacher", _fitted(values, folder))
-        for folder in folders
-    ]
+    return {
+        name: _teacher(values) if name == TEACHER else _on_the_teacher(values, name, name, values["method"])
+        for name in folders
+    }
 
 
 def folders_before(values: Mapping[str, Any]) -> list[str]:
@@ -80,15 +63,6 @@ def folders_before(values: Mapping[str, Any]) -> list[str]:
     given = weights or teacher.get("pretrained") or values["method"].get("checkpoints")
     made = fitted is None or (weights is not None and _made_by(Path(weights)) == fitted)
     return [*([] if given else [TEACHER]), *([] if made else [str(fitted)])]
-
-
-def earlier(run: Run) -> list[tuple[str, Run]]:
-    """List what is trained before a run, each in words; nothing where the run itself has a checkpoint."""
-    found = []
-    for stage in before(run.values) if run.resume is None else ():
-        folder = run.folder / stage.folder
-        found.append((stage.meaning, replace(run, values=stage.values, folder=folder, resume=last_checkpoint(folder))))
-    return found
 
 
 def is_stage(folder: Path) -> bool:
@@ -103,25 +77,25 @@ def with_weights(values: Mapping[str, Any], weights: Path | None) -> dict[str, A
 
     None takes away what is named: a checkpoint has all weights.
     """
-    found = {group: dict(values[group]) for group in ("teacher", "backbone") if "weights" in values[group]}
-    if weights is None:
-        found = {group: {**node, "weights": None} for group, node in found.items()}
-    else:
-        group = "teacher" if _needs(values).foreign_teacher else "backbone"
-        found[group] = {**values[group], "weights": str(weights)}
-    return {**values, **found}
+    groups = [group for group in ("teacher", "backbone") if "weights" in values[group]]
+    if weights is not None:
+        groups = ["teacher" if _needs(values).foreign_teacher else "backbone"]
+    given = None if weights is None else str(weights)
+    return {**values, **{group: {**values[group], "weights": given} for group in groups}}
 
 
 def trained_weights(folder: Path) -> Path | None:
     """Return the checkpoint of a finished stage that validation chose; None where none was written."""
-    found = (folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
-    return next((path for path in found if path.is_file()), None)
+    return next((path for path in _checkpoints(folder) if path.is_file()), None)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint from which a run in a folder goes on; None where it has none that is whole."""
-    found = (folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
-    return max(filter(is_whole, found), key=progress, default=None)
+    return max(filter(is_whole, _checkpoints(folder)), key=progress, default=None)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
 
 
 def go_on(run: Run) -> str:
@@ -139,16 +113,12 @@ def _needs(values: Mapping[str, Any]) -> Needs:
     return preset.needs if preset is not None else Needs()
 
 
-def _backbone(values: Mapping[str, Any]) -> str:
-    return str(values["teacher"].get("backbone") or values["backbone"]["name"])
-
-
 def _teacher(values: Mapping[str, Any]) -> dict[str, Any]:
     """Train a teacher: one peer on the same data and protocol, by the method that `teacher.training` means."""
     teacher = values["teacher"]
     training = teacher.get("training", "plain")
     student = {"student": values["backbone"]["name"]} if training == "sftn" else {}
-    alone = _on_the_teacher(values, TRAININGS[training], "teacher stage", student)
+    alone = _on_the_teacher(values, TEACHER, TRAININGS[training], student)
     trainer, scheduler = dict(values["trainer"]), dict(values["scheduler"])
     whole, length = trainer["max_epochs"], teacher.get("training_epochs")
     if training == "early_stopped":
@@ -163,31 +133,25 @@ def _teacher(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**alone, "trainer": trainer, "scheduler": scheduler}
 
 
-def _fitted(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Fit parts on a frozen teacher; settings of the same name are the run's."""
-    own = {item.name for item in fields(PRESETS[name].Settings)}
-    shared = {key: value for key, value in values["method"].items() if key in own}
-    return _on_the_teacher(values, name, f"{name} stage", shared)
-
-
-def _on_the_teacher(
-    values: Mapping[str, Any], name: str, purpose: str, settings: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def _on_the_teacher(values: Mapping[str, Any], folder: str, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Make the settings of a training of the teacher's network as a single peer, by the method `name`.
 
-    Its seed is derived from the run's, or a teacher of the student's architecture would start as its student does.
+    Of `settings` it takes those that this method has. Its seed is derived from the run's, or a teacher of the student's
+    architecture would start as its student does.
     """
     from dkel_lightning.runtime.seeding import derive_seed  # needs torch, which the command line does without
 
     preset = PRESETS[name]
     arrangement = {**usual_arrangement(), **preset.arrangement, "peers": 1}
-    backbone = {**values["backbone"], "name": _backbone(values), "split_at": None, "pretrained": False}
-    given = values["teacher"].get("weights")
+    shared = {item.name: settings[item.name] for item in fields(preset.Settings) if item.name in settings}
+    teacher = values["teacher"]
+    network = teacher.get("backbone") or values["backbone"]["name"]
+    backbone = {**values["backbone"], "name": network, "split_at": None, "pretrained": False}
     return {
         **values,
-        "seed": derive_seed(values["seed"], purpose) % 2**31,
-        "method": {"name": name, **arrangement, **node_of(preset.Settings, settings)},
-        "backbone": {**backbone, "weights": given},
+        "seed": derive_seed(values["seed"], f"{folder} stage") % 2**31,
+        "method": {"name": name, **arrangement, **node_of(preset.Settings, shared)},
+        "backbone": {**backbone, "weights": teacher.get("weights")},
         "teacher": {"update": "none"},
         "deploy": {"network": "student", "peer": "auto"},
     }

@@ -97,17 +97,20 @@ def train(run: Run) -> TrainResult:
 
 
 def _in_stages(run: Run) -> TrainResult:
-    earlier = stages.earlier(run)
-    for _, stage in earlier:
-        checks.check(stage.values)
+    earlier = stages.before(run.values) if run.resume is None else {}
     if not earlier:
         return _train(run)
-    run.describe()  # it is what is resumed of a stage
+    for settings in earlier.values():
+        checks.check(settings)
+    run.describe()  # what is resumed of a stage is this run
     weights: Path | None = None
-    for number, (what, stage) in enumerate(earlier, 1):
+    for number, (name, settings) in enumerate(earlier.items(), 1):
+        teacher = f"the teacher, {settings['backbone']['name']}"
+        what = teacher if name == stages.TEACHER else f"{name} on the frozen teacher"
         print_once(f"Stage {number} of {len(earlier) + 1}: {what}")
-        _train(stage, weights)
-        weights = broadcast_from_rank_zero(stages.trained_weights(stage.folder))
+        folder = run.folder / name
+        _train(replace(run, values=settings, folder=folder, resume=stages.last_checkpoint(folder)), weights)
+        weights = broadcast_from_rank_zero(stages.trained_weights(folder))
     print_once(f"Stage {len(earlier) + 1} of {len(earlier) + 1}: the student, {run.values['backbone']['name']}")
     return _train(run, weights)
 
@@ -244,7 +247,11 @@ def interruptible(run: Run) -> Iterator[None]:
         with ended_by_signals():
             yield
     except (KeyboardInterrupt, SystemExit) as stop:
-        _say_how_to_go_on(run, stop)
+        why = "Interrupted"
+        if isinstance(stop, Interrupted):
+            why = f"Stopped by {stop.signal}{'' if stop.step is None else f' after step {stop.step}, and saved'}"
+        if not run.part:
+            print_once(f"{why}. Go on with: {stages.go_on(run)}")
         raise
 
 
@@ -459,14 +466,3 @@ def _peers(values: Values) -> str:
     if not isinstance(peers, int):
         return f"peers {', '.join(peers)}"
     return f"{peers} peer{'' if peers == 1 else 's'} of {values['backbone']['name']}"
-
-
-@rank_zero_only
-def _say_how_to_go_on(run: Run, stop: BaseException) -> None:
-    if run.part:
-        return
-    why = "Interrupted"
-    if isinstance(stop, Interrupted):
-        where = "" if stop.step is None else f" after step {stop.step}, and saved"
-        why = f"Stopped by {stop.signal}{where}"
-    print(f"{why}. Go on with: {stages.go_on(run)}", flush=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import dkel_lightning
-from dkel_lightning.app.cli.invocation import Invocation
+from dkel_lightning.app.cli import composition
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.tasks import registry
 from dkel_lightning.app.tasks.registry import TASKS, Place, Task
@@ -19,7 +19,7 @@ from tests.compose import check_arguments, compose
 
 
 def test_every_task_is_a_choice_and_every_choice_a_task() -> None:
-    assert sorted(TASKS) == Invocation(()).options("task")
+    assert sorted(TASKS) == composition.options("task", None)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
