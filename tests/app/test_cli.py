@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -276,7 +277,7 @@ def test_resume_takes_the_folder_of_a_run_and_begins_anew_where_it_has_no_checkp
             with pytest.raises(CheckpointError, match=r"No last\.ckpt of a run"):
                 newest_checkpoint(tmp_path)
             (tmp_path / "summary.json").unlink()
-            path.unlink()
+            shutil.rmtree(stage.parent)
     assert find_resume(str(tmp_path)) == checkpoints / "last.ckpt"
     whole = (checkpoints / "last.ckpt").read_bytes()
     for torn in (whole[:500], whole[:200] + b"y" + whole[201:]):
