@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing.util
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Let what libraries leave in the folder of temporary files lie in that of these tests."""
+    multiprocessing.util.get_temp_dir()  # stays outside: it removes it itself, when that of the tests is gone
     folder = str(tmp_path_factory.mktemp("t"))  # short, for the sockets in it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", folder)
