@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from dkel_lightning.callbacks.step_recorder import non_finite
 from dkel_lightning.errors import CheckpointError
-from dkel_lightning.modules.peers import running_statistics
+from dkel_lightning.modules.peers import named_weights
 from dkel_lightning.settings.backbone import reads_a_folder
 
 _MOST_PIXELS = 1 << 24
@@ -88,8 +88,7 @@ def refuse_non_finite(module: nn.Module, path: str | Path) -> None:
     Raises:
         CheckpointError: with how many there are and the first of them.
     """
-    statistics = {id(each) for each in running_statistics(module)}
-    held = [*module.named_parameters(), *(pair for pair in module.named_buffers() if id(pair[1]) in statistics)]
+    held = named_weights(module)
     bad = non_finite((name, value) for name, value in held if value.is_floating_point())
     if bad:
         raise CheckpointError(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,7 +20,7 @@ from dkel_lightning.errors import CollapseError, NonFiniteError
 from dkel_lightning.modules.batch import DATA_CURE, sync_blocks
 from dkel_lightning.modules.deployment import peer_names
 from dkel_lightning.modules.interface import Coordinator, coordinator
-from dkel_lightning.modules.peers import running_statistics
+from dkel_lightning.modules.peers import named_weights
 from dkel_lightning.runtime import command_lines
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.processes import any_process, print_once
@@ -179,8 +179,7 @@ class CollapseGuard(Callback):
         """
         self._read(trainer, pl_module)
         module = coordinator(pl_module)
-        statistics = {id(each) for each in running_statistics(module)}
-        weights = [*module.named_parameters(), *(pair for pair in module.named_buffers() if id(pair[1]) in statistics)]
+        weights = named_weights(module)
         overflown, self._overflown = self._overflown, []
         what = ""
         if not all_finite([parameter.detach() for _, parameter in weights]) and (names := non_finite(weights)):
@@ -245,8 +244,7 @@ class CollapseGuard(Callback):
         if self.on_collapse == "restore" and self.restored < self.times:
             self._due = event
             return
-        self._note(trainer, event, "stopped")
-        raise NonFiniteError(f"{what} ({where}).{self._tried()} {cure}{_untouched(trainer)}{_again(event)}")
+        self._stop(trainer, event, NonFiniteError, f"{what} ({where})", cure)
 
     # ------------------------------------------------------------------ every validation
 
@@ -304,11 +302,12 @@ class CollapseGuard(Callback):
             self._ill = set()
             self._restore(trainer, module, event)
         else:
-            self._note(trainer, event, "stopped")
-            raise CollapseError(
-                f"Collapse in epoch {event.epoch + 1}: {event.what}.{self._tried()} {CURE}"
-                f"{_untouched(trainer)}{_again(event)}"
-            )
+            self._stop(trainer, event, CollapseError, f"Collapse in epoch {event.epoch + 1}: {event.what}", CURE)
+
+    def _stop(self, trainer: Trainer, event: Collapse, error: type[CollapseError], said: str, cure: str) -> NoReturn:
+        self._note(trainer, event, "stopped")
+        tried = f" It was restored {self.restored} times." if self.restored else ""
+        raise error(f"{said}.{tried} {cure}{_untouched(trainer)}{_again(event)}")
 
     def _withdraw(self, trainer: Trainer, accuracy: Mapping[str, float]) -> None:
         """Take back what was warned of, where all peers concerned have been well for as long as it took to say so."""
@@ -375,9 +374,6 @@ class CollapseGuard(Callback):
 
     def _place(self, trainer: Trainer) -> Path:
         return self.folder or Path(trainer.log_dir or trainer.default_root_dir)
-
-    def _tried(self) -> str:
-        return f" It was restored {self.restored} times." if self.restored else ""
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what has happened."""

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dkel_lightning.metrics import PairDiversity, mutual_distance, relative_distance
-from dkel_lightning.modules.deployment import peer_names
+from dkel_lightning.modules.deployment import means_of_peers, peer_names
 from dkel_lightning.modules.evaluation import teacher_distance
 from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.modules.outputs import MethodInputs
@@ -129,11 +129,8 @@ class DiversityMonitor(Callback):
         return found
 
     def _of_members(self, module: Coordinator, measure: str, values: Tensor) -> dict[str, Tensor]:
-        found = {}
-        for network in ("student", "teacher"):
-            peers = [values[i] for i in self._peers if module.members[i].startswith(network)]
-            if peers:
-                found[f"diversity/{measure}/{network}"] = torch.stack(peers).mean()
+        means = means_of_peers(module, values)
+        found = {f"diversity/{measure}/{network}": mean for network, mean in means.items()}
         for member, value in zip(module.members, values, strict=True):
             if self.detail == "pairs" or member == "ensemble":
                 found[f"diversity/{measure}/{member}"] = value
@@ -142,12 +139,8 @@ class DiversityMonitor(Callback):
     def _homogenised(self, module: Coordinator, agreement: Tensor | None) -> dict[str, Tensor]:
         if agreement is None:
             return {}
-        accuracy = module.scores.per_network()["accuracy"]
-        both = [
-            torch.stack([accuracy[i] for i in self._peers if module.members[i].startswith(network)]).mean()
-            for network in ("student", "teacher")
-        ]
-        return {"diversity/homogenised": (agreement >= self.alike) & (torch.stack(both) < self.poor).all()}
+        both = means_of_peers(module, module.scores.per_network()["accuracy"]).values()
+        return {"diversity/homogenised": (agreement >= self.alike) & (torch.stack([*both]) < self.poor).all()}
 
     # ------------------------------------------------------------------ training
 

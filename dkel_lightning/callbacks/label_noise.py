@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dkel_lightning.data.datamodule import ImageDataModule
-from dkel_lightning.modules.deployment import peer_names
+from dkel_lightning.modules.deployment import means_of_peers
 from dkel_lightning.modules.interface import coordinator
 
 
@@ -38,7 +38,6 @@ class LabelNoiseFit(Callback):
                 hits += (predicted == targets[:, None]).sum(-1)
                 samples += len(wrong)
         if samples:
-            for network in ("student", "teacher"):
-                if peers := [module.members.index(name) for name in peer_names(module, network)]:
-                    for kind, share in zip(("wrong", "true"), (hits / samples)[:, peers].mean(-1), strict=True):
-                        module.log(f"train/noise/fit_{kind}/{network}_mean", share)
+            for network, shares in means_of_peers(module, (hits / samples).T).items():
+                for kind, share in zip(("wrong", "true"), shares, strict=True):
+                    module.log(f"train/noise/fit_{kind}/{network}_mean", share)

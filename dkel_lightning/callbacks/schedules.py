@@ -40,6 +40,11 @@ def set_weights(module: Coordinator, now: Clock) -> None:
     method = module.method
     if method.needs.time or method.needs.batches or getattr(method.settings, "checkpoints", None):
         raise ConfigError(f"{type(method).__name__} needs a Trainer: callbacks tell it the time and give it batches.")
+    put_in_force(module, now)
+
+
+def put_in_force(module: Coordinator, now: Clock) -> None:
+    """Do what `set_weights` does, also of a method that needs more than schedules."""
     for schedule in (RampUpSchedule, EnsembleDecaySchedule, EMARateSchedule):
         if schedule.needed_by(module):
             schedule.put_in_force(module, now)

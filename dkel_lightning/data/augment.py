@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from dkel_lightning.data.imageset import StoredImages
 from dkel_lightning.runtime.seeding import seeded
 
 
@@ -61,16 +62,6 @@ class Normalize:
                 torch.tensor(self.std, dtype=torch.float32, device=device).view(shape),
             )
         return self._constants[device]
-
-
-class Stored(Protocol):
-    """What is asked of a split whose images are stored (`StoredImages`)."""
-
-    images: Any
-    chosen: Any
-
-    def read(self, indices: Tensor) -> Tensor:
-        """Return images, uint8 `[B, C, H, W]`."""
 
 
 class Crops(NamedTuple):
@@ -166,7 +157,7 @@ class CropFlip:
         samples = torch.arange(len(images), device=images.device)
         return windows[crops.flips, samples, :, crops.tops, lefts]
 
-    def read(self, stored: Stored, indices: Tensor) -> Any:
+    def read(self, stored: StoredImages, indices: Tensor) -> Any:
         """Read what `apply` takes of these samples of a split."""
         return stored.read(indices)
 
@@ -215,9 +206,10 @@ class ResizedCropFlip(CropFlip):
                     cuts.append(self._crop(image))
         return torch.stack(cuts).view(*crops.seeds.shape, *cuts[0].shape)
 
-    def read(self, stored: Stored, indices: Tensor) -> list[Tensor]:
+    def read(self, stored: StoredImages, indices: Tensor) -> list[Tensor]:
         """Read the whole images of these samples, uint8 `[C, H, W]` of any size each."""
-        return [stored.images.original(int(index)) for index in stored.chosen[indices.numpy()]]
+        encoded: Any = stored.images  # which is `EncodedImages`
+        return [torch.from_numpy(encoded.original(int(index))) for index in stored.chosen[indices.numpy()]]
 
 
 def _one_by_one(views: Tensor, seeds: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:

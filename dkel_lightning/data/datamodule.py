@@ -17,14 +17,14 @@ from torch import Tensor
 from dkel_lightning.data.augment import CropFlip
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.device_loaders import DeviceImages, EvaluationLoader, Source, TrainingLoader
-from dkel_lightning.data.imageset import Images, ImageSet, channel_statistics, check_image_set
-from dkel_lightning.data.label_noise import LabelNoise
+from dkel_lightning.data.imageset import Images, ImageSet, StoredImages, channel_statistics, check_image_set
+from dkel_lightning.data.label_noise import with_wrong_labels
 from dkel_lightning.data.own import ClassificationData
 from dkel_lightning.data.residency import Residency, choose_residency
 from dkel_lightning.data.splits import limited, validation_split
-from dkel_lightning.data.worker_loaders import StoredImages, WorkerImages
+from dkel_lightning.data.worker_loaders import WorkerImages
 from dkel_lightning.errors import ConfigError, DataError
-from dkel_lightning.settings.data import DataSettings
+from dkel_lightning.settings.data import DataSettings, LabelNoise
 from dkel_lightning.settings.declarations import from_mapping, keys_of
 
 _PIECE_BYTES = 16 << 20
@@ -51,33 +51,16 @@ class ImageDataModule(ClassificationData, ABC):
     Attributes known after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`, `val_size`, `test_size`,
     and `true_labels`, an int64 tensor `[N]` of the training labels before label noise, by sample index.
 
+    Arguments are explained where they are declared, in `DataSettings`, but for two:
+
     Args:
-        root: Folder (or file) of the data set.
-        download: Whether what is missing may be downloaded, where the set can be.
-        batch_size: Training samples a batch and process.
-        eval_batch_size: Evaluation samples a batch and process.
         views: Views of each training sample: 1, or one for each peer.
-        padding: Pixels around a training image before a crop of its own size is cut; None: as the set defines.
-        padding_mode: What they are: zeros (`constant`), or the image mirrored at its edge (`reflect`).
-        flip: Whether half of the training views are mirrored; None: as the set defines.
-        augment: What follows crop and flip: `standard` (nothing), `randaugment`, `trivial` or `augmix`.
-        erasing: Probability that a rectangle of a training view is erased.
-        mean: Channel means of images scaled to [0, 1]; None: as the set defines, or else computed from all training
-            images.
-        std: Channel deviations, likewise.
         seed: Seed of order and augmentation. It never decides which images are held out.
-        split_seed: Seed of the validation split and of `limit`.
-        validation: Share of the training images held out, in (0, 1); unused where the set brings validation images.
-        selection: `validation` chooses on held-out training images; `paper` trains on all of them, and the validation
-            loader gives the test set.
-        residency: `device` keeps uint8 images on the device, `workers` reads them in worker processes, `auto` decides
-            by free memory; a run that goes on keeps what was decided. The two draw their augmentation differently.
-        workers: Worker processes for `workers`.
-        drop_last: Leave out a last training batch smaller than `batch_size`.
-        balanced: Draw training images with replacement, so that all classes come equally often.
-        limit: Use at most this many training images, chosen stratified.
-        label_noise: Attributes of `LabelNoise`: wrong labels among those that are trained on. Validation and test
-            labels stay as they are, also of images held out from the training set.
+
+    Where the set brings validation images, `validation` is not used. With `selection="paper"` all training images are
+    trained on, and the validation loader gives the test set. `split_seed` chooses what `limit` leaves, too. Labels made
+    wrong by `label_noise` are among those that are trained on alone. A run that goes on keeps what `residency="auto"`
+    decided, since images on the device and in worker processes are augmented with other draws.
 
     Raises:
         ConfigError: A setting is out of the range that `DataSettings` declares.
@@ -347,7 +330,7 @@ class ImageDataModule(ClassificationData, ABC):
             train = train[limited(train_labels[train], self.limit, self.split_seed)]
         self.true_labels = torch.from_numpy(train_labels[train])
         # Last, so that neither the held-out part nor the limit looks at a wrong label, and the rate is exact.
-        noisy = self.label_noise.apply(train_labels[train], len(data.class_names))
+        noisy = with_wrong_labels(train_labels[train], len(data.class_names), self.label_noise)
         return {"train": StoredImages(data.train.images, noisy, train), "val": val, "test": test}
 
     def _make_augment(self, data: ImageSet) -> CropFlip:

@@ -1,12 +1,15 @@
-"""What every reader returns: arrays of images with their labels, and the checks they have passed."""
+"""What every reader returns: arrays of images with their labels, the checks they have passed, and parts of them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dkel_lightning.errors import DataError
 
@@ -39,6 +42,40 @@ class ImageSet:
         """The splits by name, without those that do not exist."""
         named = {"train": self.train, "test": self.test, "val": self.val}
         return {name: split for name, split in named.items() if split is not None}
+
+
+class StoredImages:
+    """Images of a split that stay where they are: an array in memory or a memory-mapped cache.
+
+    Args:
+        images: uint8 `[M, C, H, W]`.
+        labels: Integers `[N]`, those of the chosen images.
+        chosen: Indices `[N]` into `images`.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], chosen: NDArray[np.int64]) -> None:
+        self.images = images
+        self.labels = torch.from_numpy(labels)
+        self.chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def read(self, indices: Tensor) -> Tensor:
+        """Return a copy of the images (uint8 `[B, C, H, W]`) with these indices into the split."""
+        return torch.from_numpy(self.images[self.chosen[indices.numpy()]])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        # A pickled memory map is a full copy of the file, one for each spawned worker.
+        if isinstance(self.images, np.memmap) and self.images.filename is not None:
+            state["images"] = str(self.images.filename)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(state["images"], str):
+            self.images = np.load(state["images"], mmap_mode="r", allow_pickle=False)
 
 
 def check_image_set(data: ImageSet, where: str) -> None:

@@ -1,4 +1,10 @@
-"""Data modules of a user's own: what they take, and what tasks ask of them."""
+"""Data modules of a user's own: what they take, and what tasks ask of them.
+
+In the order of a run: `app/cli/user_code` imports the class that `data=NAME` (registered by `modules=`) or
+`data._target_=PATH` names, registers it, and makes its arguments (`defaults`) and the `FACTS` keys of `data`.
+`app/build` finds it again by that name (`known_data`) and builds it (`arguments`); once it is prepared and set up,
+`complete` says what classes and sizes it has, by its own attributes or else by these keys.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +18,7 @@ from lightning.pytorch import LightningDataModule
 from dkel_lightning.data.augment import Normalize
 from dkel_lightning.data.registry import path_of
 from dkel_lightning.errors import ConfigError
-
-FACTS = ("num_classes", "image_shape", "class_names", "mean", "std", "batch_keys")
-"""What a data module may say by its attributes; where it does not, the user may by settings of these names."""
+from dkel_lightning.settings.data import FACTS
 
 
 class ClassificationData(LightningDataModule):

@@ -20,46 +20,13 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from dkel_lightning.data.augment import CropFlip, Crops
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.device_loaders import Key, Source
+from dkel_lightning.data.imageset import StoredImages
 from dkel_lightning.errors import DataError
 
 PATIENCE = 600.0
 """Seconds of waiting for a batch, after which its worker hangs."""
 TURN = 5.0
 """Seconds of one look: it is made of these, so that time in which this process was stopped does not count."""
-
-
-class StoredImages:
-    """Images of a split that stay where they are: an array in memory or a memory-mapped cache.
-
-    Args:
-        images: uint8 `[M, C, H, W]`.
-        labels: Integers `[N]`, those of the chosen images.
-        chosen: Indices `[N]` into `images`.
-    """
-
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], chosen: NDArray[np.int64]) -> None:
-        self.images = images
-        self.labels = torch.from_numpy(labels)
-        self.chosen = chosen
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def read(self, indices: Tensor) -> Tensor:
-        """Return a copy of the images (uint8 `[B, C, H, W]`) with these indices into the split."""
-        return torch.from_numpy(self.images[self.chosen[indices.numpy()]])
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        # A pickled memory map is a full copy of the file, one for each spawned worker.
-        if isinstance(self.images, np.memmap) and self.images.filename is not None:
-            state["images"] = str(self.images.filename)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(state["images"], str):
-            self.images = np.load(state["images"], mmap_mode="r", allow_pickle=False)
 
 
 class Request(NamedTuple):

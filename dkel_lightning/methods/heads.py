@@ -30,8 +30,7 @@ class Classifiers(nn.ModuleList):
 
     def __init__(self, network: PeerNetwork, layers: Sequence[str] | None) -> None:
         self.layers = layers_of(network.peer(0), layers, SETTING)
-        seen = network.watch(self.layers, SETTING).named if self.layers else {}
-        assert seen is not None
+        seen = network.watch(self.layers, SETTING) if self.layers else {}
         widths = [prod(seen[layer][0].shape[1:]) for layer in self.layers]
         super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(width, network.num_classes)) for width in widths)
 

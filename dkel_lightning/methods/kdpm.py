@@ -95,6 +95,4 @@ class KDPM(Distilling):
 def _watched(network: PeerNetwork, layer: str | None, setting: str) -> tuple[str, list[Size]]:
     """Watch a module, by default the last stage; give its name and the shape of what it returns of each peer."""
     layer = layer or stages_of(network.peer(0), setting)[-1]
-    seen = network.watch([layer], setting).named
-    assert seen is not None
-    return layer, [output.shape for output in seen[layer]]
+    return layer, [output.shape for output in network.watch([layer], setting)[layer]]

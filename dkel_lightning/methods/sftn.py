@@ -47,10 +47,8 @@ class SFTN(Method):
                 f"{len(own)} ({', '.join(own)}): give method.layers as many modules of the teacher."
             )
         self.layers = layers[:-1]  # behind the last one nothing but a classifier would be left
-        seen, expected = network.watch(self.layers, "method.layers").named, student.watch(own, "method.student").named
+        seen, expected = network.watch(self.layers, "method.layers"), student.watch(own, "method.student")
         student.unwatch()
-        assert seen is not None
-        assert expected is not None
         self.branches = nn.ModuleList()
         for layer, stage in zip(self.layers, own, strict=False):
             first = adapter(seen[layer][0].shape, expected[stage][0].shape, f"{layer} of the teacher")

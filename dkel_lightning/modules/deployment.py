@@ -20,6 +20,13 @@ def peer_names(module: Coordinator, network: str) -> list[str]:
     return [f"{network}_{i}" for i in range(part.num_peers)] if part is not None else []
 
 
+def means_of_peers(module: Coordinator, values: Tensor) -> dict[str, Tensor]:
+    """Average values of all members, [N, ...], over the peers of `student` and of `teacher`, where there is one."""
+    named = dict(zip(module.members, values, strict=True))
+    peers = {network: peer_names(module, network) for network in ("student", "teacher")}
+    return {network: torch.stack([named[peer] for peer in own]).mean(0) for network, own in peers.items() if own}
+
+
 def has_ensemble(module: Coordinator) -> bool:
     """Tell whether there are ensemble logits, of the ensemble classifier or made by the method."""
     classifier = module.ensemble is not None and module.method.wants_ensemble_classifier

@@ -31,7 +31,7 @@ from dkel_lightning.metrics import (
     scores_of,
 )
 from dkel_lightning.modules.batch import FiniteWatch, check_views, checked, images_of, with_shape_errors_explained
-from dkel_lightning.modules.deployment import best_peer, deployed_member, peer_names
+from dkel_lightning.modules.deployment import best_peer, deployed_member, means_of_peers
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import Evaluated
 
@@ -219,11 +219,9 @@ def _log_scores(module: Coordinator, stage: str, scores: Mapping[str, Tensor], c
         if name not in scores:
             continue
         values = dict(zip(module.members, scores[name], strict=True))
-        for network in ("student", "teacher"):
-            peers = [values[peer] for peer in peer_names(module, network) if peer in values]
-            if peers:
-                values[f"{network}_mean"] = torch.stack(peers).mean()
-                values[f"{network}_best"] = peers[best_peer(module, network, chooser)]
+        for network, mean in means_of_peers(module, scores[name]).items():
+            values[f"{network}_mean"] = mean
+            values[f"{network}_best"] = values[f"{network}_{best_peer(module, network, chooser)}"]
         logs |= {f"{stage}/{short}/{member}": value for member, value in values.items()}
     if module.trainer.state.fn != "fit":
         _warn_of_overflow(module, stage, scores["nll"])

@@ -145,3 +145,9 @@ def running_statistics(network: nn.Module) -> list[Tensor]:
     """List their means and variances."""
     layers = batch_norms(network)
     return [each for layer in layers for each in (layer.running_mean, layer.running_var) if each is not None]
+
+
+def named_weights(network: nn.Module) -> list[tuple[str, Tensor]]:
+    """List what a training that diverges spoils, by name: parameters and running statistics."""
+    statistics = {id(each) for each in running_statistics(network)}
+    return [*network.named_parameters(), *(pair for pair in network.named_buffers() if id(pair[1]) in statistics)]

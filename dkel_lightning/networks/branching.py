@@ -75,8 +75,9 @@ def branch_model(
     copies = [model, *(copy.deepcopy(model, dict(shared)) for _ in range(peers - 1))]
     network = SplitModel([WholeModel(each, outline) for each in copies], outline, views_per_pass)
     network.image_shape = image_shape
-    for index in range(peers):
-        _stop_working_in_place(network.own_part(index))
+    for module in (each for index in range(peers) for each in network.own_part(index).modules()):
+        if getattr(module, "inplace", False) is True:
+            module.__dict__["inplace"] = False
     _check_same_features(network)
     for index, peer in enumerate(cast("Sequence[WholeModel]", network.peers)):
         peer.start(num_classes, network.own_part(index) if redraw_branches else None)
@@ -439,12 +440,6 @@ def _shared(model: nn.Module, outline: Outline) -> dict[int, Any]:
     found = [part for module in modules for part in (*module.modules(), *module.parameters(), *module.buffers())]
     tensors = tensors_of(model)
     return {id(part): part for part in (*found, *(tensors[name] for name in outline.used_before))}
-
-
-def _stop_working_in_place(part: nn.Module) -> None:
-    for module in part.modules():
-        if getattr(module, "inplace", False) is True:
-            module.__dict__["inplace"] = False
 
 
 @torch.no_grad()

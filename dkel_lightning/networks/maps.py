@@ -24,8 +24,7 @@ def maps_of(network: PeerNetwork, given: Sequence[str] | None, setting: str, why
     layers = layers_of(network.peer(0), given, setting)
     if not layers:
         raise ConfigError(f"{setting} is empty, and {why}: name modules, or null for every stage.")
-    seen = network.watch(layers, setting).named
-    assert seen is not None
+    seen = network.watch(layers, setting)
     flat = [name for name, outputs in seen.items() if any(output.dim() != 4 for output in outputs)]
     if flat:
         raise ConfigError(f"{setting} names {', '.join(flat)}, which gives no maps [B, C, H, W]: name convolutions.")

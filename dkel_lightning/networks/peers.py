@@ -166,7 +166,7 @@ class PeerNetwork(nn.Module, ABC):
         """Whether `stages` also gives the outputs of named modules."""
         return self._watched is not None
 
-    def watch(self, names: Sequence[str], setting: str = "names") -> PeerStages:
+    def watch(self, names: Sequence[str], setting: str = "names") -> Named:
         """Let `stages` also give the outputs of modules by name, in place of those named before.
 
         The modules keep their names, weights and keys, and what is deployed knows nothing of it.
@@ -176,7 +176,7 @@ class PeerNetwork(nn.Module, ABC):
             setting: under which the user gives them, for messages.
 
         Returns:
-            What a pass of one black image in eval mode shows: the shapes that adapters are made for.
+            What they give in a pass of one black image in eval mode: the shapes that adapters are made for.
 
         Raises:
             ConfigError: a peer has no such module (the nearest are named), or calls it not once, or what follows
@@ -185,7 +185,9 @@ class PeerNetwork(nn.Module, ABC):
         self.unwatch()
         self._watched = Watched([self.peer(index) for index in range(self.num_peers)], names, setting)
         with self._watched.dry():
-            return self.probe()
+            seen = self.probe().named
+        assert seen is not None
+        return seen
 
     def unwatch(self) -> None:
         """Name no modules any longer."""

@@ -20,6 +20,9 @@ from dkel_lightning.settings.keys import (
     whole,
 )
 
+FACTS = ("num_classes", "image_shape", "class_names", "mean", "std", "batch_keys")
+"""What a data module may say by its attributes; where it does not, the user may by settings of these names."""
+
 
 @dataclass(frozen=True)
 class LabelNoise(Settings, node="data.label_noise"):

@@ -1,4 +1,9 @@
-"""The two weights that follow the time of the training: the ramp-up, and the decaying ensemble of teachers."""
+"""The two weights that follow the time of the training: the ramp-up, and the decaying ensemble of teachers.
+
+Their lengths, and that of the teacher's EMA, are in epochs or shares of the run. What is not given follows the
+experiment's `protocol` on the command line (`Follows`), and `schedules=` of `build` in Python (`assembly/parts`).
+Before each batch `callbacks/schedules` reads the clock, and puts in force what `weight` and `rate` make of it.
+"""
 
 from __future__ import annotations
 

@@ -16,41 +16,16 @@ import numpy as np
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import derive_seed
+from dkel_lightning.studies.convergence import Scheme
 from dkel_lightning.studies.convergence_settings import CollapseSettings
 from dkel_lightning.studies.mirror import mirror_gradient, mirror_loss
 from dkel_lightning.studies.pairs import Pull
-from dkel_lightning.studies.recursion import Array, ema_rates
 from dkel_lightning.studies.seed_statistics import wilson
 
 
 @dataclass(frozen=True)
-class Case:
-    """One choice of weight and start.
-
-    Attributes:
-        scale: teacher weight W at the start.
-        k: its decay an epoch, read at every step; 0 for a constant weight.
-        decay: EMA rate a.
-        start: rule of the first updates.
-        draw: `independent`, or `student`: the teacher starts as its copy.
-        init_steps: noise-free gradient steps on the teacher before the run.
-    """
-
-    scale: float = 3.0
-    k: float = 0.0
-    decay: float = 0.98
-    start: str = "keep"
-    draw: str = "independent"
-    init_steps: int = 0
-
-    def weights(self, steps: int, per_epoch: int) -> Array:
-        """Give W at every step: [steps]."""
-        return Pull(self.scale, per_epoch / self.k if self.k else None).over(steps)
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """What the runs of a case ended in.
+    """What the runs of a scheme ended in.
 
     Attributes:
         runs: their number.
@@ -74,12 +49,12 @@ class Outcome:
         return self.stuck / self.runs
 
 
-def simulate(landscape: CollapseSettings, case: Case, runs: int, seed: int, steps_per_epoch: int = 20) -> Outcome:
-    """Run a case; equal seeds give every case the same starts and noise.
+def simulate(landscape: CollapseSettings, scheme: Scheme, runs: int, seed: int, steps_per_epoch: int = 20) -> Outcome:
+    """Run a scheme; equal seeds give all of them the same starts and noise.
 
     Args:
-        landscape: what all cases have in common.
-        case: weight and start.
+        landscape: what all schemes have in common.
+        scheme: its W is `scale`, constant where k is 0, else decaying at every step; it has no ramp-up.
         runs: how many.
         seed: of starts and noise.
         steps_per_epoch: steps in the epoch in which a decaying weight counts.
@@ -89,12 +64,13 @@ def simulate(landscape: CollapseSettings, case: Case, runs: int, seed: int, step
     """
     draws = np.random.default_rng(derive_seed(seed, "collapse"))
     student, other = np.float32(landscape.spread) * draws.standard_normal((2, 2, runs), np.float32).swapaxes(1, 2)
-    teacher = student.copy() if case.draw == "student" else other
+    teacher = student.copy() if scheme.draw == "student" else other
     lr, noise = np.float32(landscape.lr), np.float32(landscape.noise)
-    for _ in range(case.init_steps):
+    for _ in range(scheme.init_steps):
         teacher = teacher - lr * mirror_gradient(teacher)
-    weights = case.weights(landscape.steps, steps_per_epoch).astype(np.float32)
-    rates = ema_rates(case.start, case.decay, landscape.steps).astype(np.float32)
+    course = Pull(scheme.scale, steps_per_epoch / scheme.k if scheme.k else None)
+    weights = course.over(landscape.steps).astype(np.float32)
+    rates = scheme.rates(landscape.steps).astype(np.float32)
     left = np.full(runs, np.inf)
     plateau = homogenised = 0
     with np.errstate(over="ignore", invalid="ignore"):
@@ -110,8 +86,8 @@ def simulate(landscape: CollapseSettings, case: Case, runs: int, seed: int, step
             homogenised += int((waiting & close & (mirror_loss(teacher) > landscape.solved)).sum())
     if not np.isfinite(student).all():
         raise ConfigError(
-            f"convergence.collapse.lr is {landscape.lr:g}, and runs with a teacher weight of {case.scale:g} and noise "
-            f"of {landscape.noise:g} overflow: lower it."
+            f"convergence.collapse.lr is {landscape.lr:g}, and runs with a teacher weight of {scheme.scale:g} and "
+            f"noise of {landscape.noise:g} overflow: lower it."
         )
     stuck = int(np.isinf(left).sum())
     low, high = wilson(stuck, runs)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dkel_lightning.ema import START_OFFSETS
-from dkel_lightning.studies.collapse import Case, Outcome, simulate
+from dkel_lightning.studies.collapse import Outcome, simulate
 from dkel_lightning.studies.convergence import Curves, Scheme, exact
 from dkel_lightning.studies.convergence_settings import CollapseSettings, ConvergenceSettings
 from dkel_lightning.studies.monte_carlo import Simulation, monte_carlo
@@ -194,16 +194,16 @@ def over_fit(settings: ConvergenceSettings) -> OverFit:
 def collapse(settings: ConvergenceSettings, seed: int) -> Collapse:
     """Run every weight, constant and the largest one decaying too, from every start."""
     own = settings.collapse
-    base = Case(decay=settings.decay)
+    base = Scheme("constant", k=0.0, decay=settings.decay)
     starts = {name: replace(base, **how) for name, how in STARTS.items()}
     starts |= {f"own + {count} steps": replace(base, init_steps=count) for count in own.init_steps}
     weights = [(f"{weight:g}", weight, 0.0) for weight in own.weights]
     heaviest = max(own.weights)
     weights.append((f"{heaviest:g} exp(-{settings.k:g} e)", heaviest, settings.k))
     outcomes = {
-        (label, start): simulate(own, replace(case, scale=weight, k=k), own.runs, seed, settings.steps_per_epoch)
+        (label, start): simulate(own, replace(each, scale=weight, k=k), own.runs, seed, settings.steps_per_epoch)
         for label, weight, k in weights
-        for start, case in starts.items()
+        for start, each in starts.items()
     }
     return Collapse(own, outcomes)
 
@@ -214,7 +214,8 @@ def collapse(settings: ConvergenceSettings, seed: int) -> Collapse:
 def sweeps(problem: ConvergenceSettings, seed: int) -> Iterator[SweepPoint]:
     """Vary one thing at a time: exact curves of the quadratic model, shares of stuck runs of the other."""
     own, lists, per_epoch = problem.collapse, problem.sweeps, problem.steps_per_epoch
-    scheme, case = base_scheme(problem), Case(scale=own.weight, decay=problem.decay)
+    scheme = base_scheme(problem)
+    constant = replace(scheme, scale=own.weight, k=0.0)
     varied: list[tuple[str, str, dict[str, Any]]] = [("k", f"{k:g}", {"k": k}) for k in lists.k]
     varied += [("lambda", f"{scale:g}", {"scale": scale}) for scale in lists.lambda_]
     varied += [("EMA rate", f"{decay:g}", {"decay": decay}) for decay in lists.decay]
@@ -226,9 +227,9 @@ def sweeps(problem: ConvergenceSettings, seed: int) -> Iterator[SweepPoint]:
     varied += [("initialisation steps", str(count), {"init_steps": count}) for count in lists.init_steps]
     found = exact(problem, [replace(scheme, **change) for *_, change in varied])
     for (sweep, value, change), curves in zip(varied, found, strict=True):
-        outcome = simulate(own, replace(case, **change), own.sweep_runs, seed, per_epoch)
+        outcome = simulate(own, replace(constant, **change), own.sweep_runs, seed, per_epoch)
         yield SweepPoint(sweep, value, curves, outcome)
     for factor in lists.noise:
         louder = replace(problem, noise=factor * problem.noise), replace(own, noise=factor * own.noise)
-        outcome = simulate(louder[1], case, own.sweep_runs, seed, per_epoch)
+        outcome = simulate(louder[1], constant, own.sweep_runs, seed, per_epoch)
         yield SweepPoint("noise, times", f"{factor:g}", exact(louder[0], [scheme])[0], outcome)

@@ -12,9 +12,10 @@ from dkel_lightning.app import build
 from dkel_lightning.app.config.checks import check, warnings
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.data import DigitsDataModule
-from dkel_lightning.data.label_noise import LabelNoise
+from dkel_lightning.data.label_noise import with_wrong_labels
 from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.settings.data import LabelNoise
 from tests.compose import compose
 
 from .batches import whole
@@ -32,14 +33,14 @@ def digits(**settings: Any) -> DigitsDataModule:
 @pytest.mark.parametrize("kind", ["symmetric", "pair"])
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.4, 0.4567, 1.0])
 def test_exactly_the_rate_is_wrong_and_in_every_class_its_share(kind: str, rate: float) -> None:
-    wrong = LabelNoise(kind, rate).apply(LABELS, 10) != LABELS
+    wrong = with_wrong_labels(LABELS, 10, LabelNoise(kind, rate)) != LABELS
     assert int(wrong.sum()) == round(rate * 1000)
     shares = np.bincount(LABELS[wrong], minlength=10)
     assert np.abs(shares - rate * 100).max() <= 1
 
 
 def test_a_pair_is_a_class_and_the_next_one() -> None:
-    noisy = LabelNoise("pair", 0.3, 7).apply(LABELS, 10)
+    noisy = with_wrong_labels(LABELS, 10, LabelNoise("pair", 0.3, 7))
     wrong = noisy != LABELS
     assert (noisy[wrong] == (LABELS[wrong] + 1) % 10).all()
     assert 0 in noisy[wrong & (LABELS == 9)]
@@ -47,7 +48,7 @@ def test_a_pair_is_a_class_and_the_next_one() -> None:
 
 def test_symmetric_noise_names_every_other_class_alike() -> None:
     labels = np.repeat(np.arange(10), 900)
-    noisy = LabelNoise("symmetric", 1.0).apply(labels, 10)
+    noisy = with_wrong_labels(labels, 10, LabelNoise("symmetric", 1.0))
     table = np.zeros((10, 10), int)
     np.add.at(table, (labels, noisy), 1)
     assert np.diagonal(table).tolist() == [0] * 10
@@ -57,28 +58,28 @@ def test_symmetric_noise_names_every_other_class_alike() -> None:
 
 
 def test_the_noise_is_a_function_of_its_seed_alone() -> None:
-    first = LabelNoise("symmetric", 0.4, 1).apply(LABELS, 10)
+    first = with_wrong_labels(LABELS, 10, LabelNoise("symmetric", 0.4, 1))
     np.random.seed(3)
     torch.manual_seed(3)
-    assert np.array_equal(first, LabelNoise("symmetric", 0.4, 1).apply(LABELS, 10))
-    assert not np.array_equal(first, LabelNoise("symmetric", 0.4, 2).apply(LABELS, 10))
+    assert np.array_equal(first, with_wrong_labels(LABELS, 10, LabelNoise("symmetric", 0.4, 1)))
+    assert not np.array_equal(first, with_wrong_labels(LABELS, 10, LabelNoise("symmetric", 0.4, 2)))
 
 
 def test_the_noise_never_changes_between_versions() -> None:
     # Written down once: another result would silently change everyone's noisy labels.
-    noisy = LabelNoise("symmetric", 0.5, 0).apply(np.arange(20) % 5, 5)
+    noisy = with_wrong_labels(np.arange(20) % 5, 5, LabelNoise("symmetric", 0.5, 0))
     assert noisy.tolist() == [3, 4, 3, 3, 3, 0, 3, 4, 3, 4, 1, 1, 2, 4, 4, 0, 1, 2, 4, 3]
 
 
 def test_a_higher_rate_only_adds_wrong_labels() -> None:
-    some, more = (LabelNoise("symmetric", rate).apply(LABELS, 10) for rate in (0.2, 0.6))
+    some, more = (with_wrong_labels(LABELS, 10, LabelNoise("symmetric", rate)) for rate in (0.2, 0.6))
     wrong = some != LABELS
     assert np.array_equal(some[wrong], more[wrong])
 
 
 def test_no_noise_leaves_the_labels_as_they_are() -> None:
-    assert np.array_equal(LabelNoise().apply(LABELS, 10), LABELS)
-    assert np.array_equal(LabelNoise("pair", 0.0).apply(LABELS[:0], 1), LABELS[:0])
+    assert np.array_equal(with_wrong_labels(LABELS, 10, LabelNoise()), LABELS)
+    assert np.array_equal(with_wrong_labels(LABELS[:0], 1, LabelNoise("pair", 0.0)), LABELS[:0])
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 
 def test_one_class_leaves_no_wrong_label_to_choose() -> None:
     with pytest.raises(ConfigError, match="at least 2 classes"):
-        LabelNoise("symmetric", 0.5).apply(np.zeros(10, np.int64), 1)
+        with_wrong_labels(np.zeros(10, np.int64), 1, LabelNoise("symmetric", 0.5))
 
 
 NOISE = {"kind": "symmetric", "rate": 0.4, "seed": 3}
@@ -123,7 +124,7 @@ def test_every_kind_of_training_loader_gives_the_same_wrong_labels() -> None:
         seen.append(labels_by_index(module, loader.initialisation_batches(0, len(loader))))
     assert all(labels == seen[0] for labels in seen)
     assert -1 not in seen[0]
-    expected = LabelNoise(**NOISE).apply(module.true_labels.numpy(), 10)  # type: ignore[arg-type]
+    expected = with_wrong_labels(module.true_labels.numpy(), 10, LabelNoise(**NOISE))  # type: ignore[arg-type]
     assert seen[0] == expected.tolist()
     assert int((torch.tensor(seen[0]) != module.true_labels).sum()) == 80
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from dkel_lightning.data.augment import CropFlip, Normalize
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.device_loaders import DeviceImages, EvaluationLoader, TrainingLoader
-from dkel_lightning.data.worker_loaders import StoredImages, WorkerImages
+from dkel_lightning.data.imageset import StoredImages
+from dkel_lightning.data.worker_loaders import WorkerImages
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import generator
 

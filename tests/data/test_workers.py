@@ -18,8 +18,8 @@ from torch import Tensor
 from dkel_lightning.data import worker_loaders
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.device_loaders import EvaluationLoader
+from dkel_lightning.data.imageset import StoredImages
 from dkel_lightning.data.readers.digits import DigitsDataModule
-from dkel_lightning.data.worker_loaders import StoredImages
 from dkel_lightning.errors import ConfigError, DataError
 from tests.data.test_loaders import AUGMENT, COUNT, arrays, in_workers, stored
 

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from dkel_lightning.data.worker_loaders import StoredImages
+from dkel_lightning.data.imageset import StoredImages
 from dkel_lightning.networks import BranchedNetwork
 
 

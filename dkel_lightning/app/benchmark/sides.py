@@ -27,6 +27,7 @@ from dkel_lightning.app.loggers.metrics_file import MetricsFile
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.registry import GROWTH, SIDES
 from dkel_lightning.app.tasks.requirements import side_fault
+from dkel_lightning.callbacks.schedules import put_in_force
 from dkel_lightning.data import ImageDataModule
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.errors import ConfigError, DataError, DkelError
@@ -333,7 +334,7 @@ def _bare(values: Values, invented: bool) -> Iterator[int]:
         steps = module.teacher.settings.batches_of_initialisation(len(loader))
         lr = values["optimizer"]["lr"] * module.teacher.settings.init_lr_scale
         module.teacher.initialise(loader.initialisation_batches(values["seed"], steps), lr)
-    _first_epoch(module, len(loader), values)
+    put_in_force(module, _clock(values, len(loader)))  # the start's, as its values change nothing of the time
     captured = CapturedStep(module, optimizer) if module.execution.name == "cuda_graph" else None
     compiles = module.execution.name == "compile" or module.execution.compile
     for epoch in itertools.count():
@@ -351,14 +352,3 @@ def _bare(values: Values, invented: bool) -> Iterator[int]:
                 optimizer.step()
                 module.follow()
             yield len(batch.labels)
-
-
-def _first_epoch(module: DistillationModule, batches: int, values: Values) -> None:
-    """Put in force what the schedules give at the start; its values change nothing of the time."""
-    clock, method, teacher = _clock(values, batches), module.method, module.teacher
-    if method.rampup is not None:
-        method.rampup_weight.fill_(method.rampup.weight(clock))
-    if method.ensemble is not None and module.ensemble is not None:
-        module.ensemble.weight.fill_(method.ensemble.weight(clock))
-    if teacher is not None and teacher.settings.update == "ema":
-        teacher.set_rate(teacher.settings.rate(clock))

@@ -21,22 +21,14 @@ from dkel_lightning.app.config import choices
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.backbone import BackboneSettings, is_external
+from dkel_lightning.settings.data import FACTS
 from dkel_lightning.settings.declarations import node_of
 from dkel_lightning.settings.keys import unknown_key
 
 GROUPS = ("data", "backbone")
 Node = dict[str, Any]
 
-OF_EVERY_DATA: Node = {
-    "root": None,
-    "selection": "validation",
-    "num_classes": None,
-    "image_shape": None,
-    "class_names": None,
-    "mean": None,
-    "std": None,
-    "batch_keys": None,
-}
+OF_EVERY_DATA: Node = {"root": None, "selection": "validation", **dict.fromkeys(FACTS)}
 """What tasks ask of data, for a data module of the user's own that does not have it as an argument."""
 
 

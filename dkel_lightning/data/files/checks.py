@@ -122,17 +122,6 @@ def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: Path, mo
     return archive.open(info)
 
 
-def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: Path, most: int) -> bytes:
-    """Return the content of a member of a zip, at most `most` bytes.
-
-    Raises:
-        DataError: As `open_member`.
-        zipfile.BadZipFile: It is not what the archive's directory says, or another of `BROKEN_ZIP`.
-    """
-    with open_member(archive, info, where, most) as member:
-        return member.read(most + 1)
-
-
 def _climbs(name: str) -> bool:
     # A zip made on Windows may hold backslashes and drive letters.
     path = PurePosixPath(name.replace("\\", "/"))

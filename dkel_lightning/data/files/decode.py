@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import struct
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from dkel_lightning.data.imageset import Images
 from dkel_lightning.errors import DataError
 
 # Where Pillow begins to warn of a decompression bomb; a photograph has a tenth of this.
@@ -72,21 +73,24 @@ def decode_rgb(data: bytes, name: str) -> NDArray[np.uint8]:
         return np.ascontiguousarray(_rgb(image))
 
 
-class EncodedImages(ABC):
+class EncodedImages:
     """Encoded images as an array, uint8 `[N, 3, size, size]`: each is decoded where it is indexed, as `decode_to` does.
 
     Args:
         count: N.
         size: Height and width.
+        encoded: Gives the bytes of an image by its number, and what to call it; workers get a copy.
+        margin: As in `decode_to`.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
-    margin = 1.0
 
-    def __init__(self, count: int, size: int) -> None:
+    def __init__(self, count: int, size: int, encoded: Callable[[int], tuple[bytes, str]], margin: float = 1.0) -> None:
         self.shape = (count, 3, size, size)
         self.size = count * 3 * size * size
+        self.encoded = encoded
+        self.margin = margin
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -95,9 +99,20 @@ class EncodedImages(ABC):
         indices = range(len(self))[chosen] if isinstance(chosen, slice) else chosen.tolist()
         return np.stack([decode_to(*self.encoded(index), self.shape[1:], self.margin) for index in indices])
 
-    @abstractmethod
-    def encoded(self, index: int) -> tuple[bytes, str]:
-        """Return an image's bytes, and what to call it."""
+    def original(self, index: int) -> NDArray[np.uint8]:
+        """Return a whole image, uint8 `[3, H, W]`."""
+        return decode_rgb(*self.encoded(index))
+
+
+def encoded_images(
+    labels: Sequence[int] | NDArray[np.int64],
+    size: int,
+    encoded: Callable[[int], tuple[bytes, str]],
+    margin: float = 1.0,
+) -> Images:
+    """Give the split of these labels, its images as `EncodedImages`."""
+    array = cast("NDArray[np.uint8]", EncodedImages(len(labels), size, encoded, margin))
+    return Images(array, np.asarray(labels, dtype=np.int64))
 
 
 _UNREADABLE = (

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from dkel_lightning.data.datamodule import ImageDataModule
-from dkel_lightning.data.files.decode import EncodedImages
+from dkel_lightning.data.files.decode import encoded_images
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.readers.image_folder import image_bytes
 from dkel_lightning.data.registry import register_data
@@ -21,19 +19,10 @@ SPLITS = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("
 """Names under which a split is looked for; a set without a test split is tested on its validation images."""
 
 
-class ColumnOfImages(EncodedImages):
-    """A column of encoded images as an array."""
-
-    def __init__(self, rows: Any, column: str, size: int) -> None:
-        super().__init__(len(rows), size)
-        self.rows = rows
-        self.column = column
-
-    def encoded(self, index: int) -> tuple[bytes, str]:
-        """Return an image's bytes and its path."""
-        image = self.rows[index][self.column]
-        name = f"image {index} ({image['path'] or 'no path'})"
-        return image["bytes"] if image["bytes"] is not None else image_bytes(Path(image["path"])), name
+def _encoded(rows: Any, column: str, index: int) -> tuple[bytes, str]:
+    image = rows[index][column]
+    name = f"image {index} ({image['path'] or 'no path'})"
+    return image["bytes"] if image["bytes"] is not None else image_bytes(Path(image["path"])), name
 
 
 @register_data("hf")
@@ -84,8 +73,7 @@ class HuggingFaceDataModule(ImageDataModule):
 
         def images(rows: Any) -> Images:
             encoded = rows.cast_column(image, datasets.Image(decode=False))
-            array = cast("NDArray[np.uint8]", ColumnOfImages(encoded, image, self.image_size))
-            return Images(array, np.asarray(rows[label], dtype=np.int64))
+            return encoded_images(rows[label], self.image_size, partial(_encoded, encoded, image))
 
         val = splits["val"] if splits["val"] is not None and "test" in found else None
         names = tuple(train.features[label].names)

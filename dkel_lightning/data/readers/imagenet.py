@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dkel_lightning.data.augment import ResizedCropFlip
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.files.checks import reading
-from dkel_lightning.data.files.decode import EncodedImages, decode_rgb
-from dkel_lightning.data.imageset import Images, ImageSet
+from dkel_lightning.data.files.decode import encoded_images
+from dkel_lightning.data.imageset import ImageSet
 from dkel_lightning.data.readers.image_folder import image_bytes, listed
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import ConfigError
 
 MARGIN = 8 / 7
 """How much larger than its central crop an evaluated image is scaled: 256 pixels for 224."""
-
-
-class WithOriginals(EncodedImages):
-    """Images whose central crops evaluations see; training cuts its own parts of the `original`."""
-
-    margin = MARGIN
-
-    def original(self, index: int) -> Tensor:
-        """Return a whole image, uint8 `[3, H, W]`."""
-        return torch.from_numpy(decode_rgb(*self.encoded(index)))
-
-
-class ImageFiles(WithOriginals):
-    """Image files as an array."""
-
-    def __init__(self, names: Sequence[str], size: int) -> None:
-        super().__init__(len(names), size)
-        # One block of bytes: as many objects would be copied to every worker that touches them.
-        self._names = np.array([os.fsencode(name) for name in names])
-
-    def encoded(self, index: int) -> tuple[bytes, str]:
-        """Return a file's bytes and name."""
-        name = os.fsdecode(bytes(self._names[index]))
-        return image_bytes(Path(name)), name
 
 
 @register_data("imagenet")
@@ -82,15 +56,19 @@ class ImageNetDataModule(ImageDataModule):
         """List the files; none is opened."""
         with reading(self.root):
             splits, classes = listed(self.root)
+        # One block of bytes: as many objects would be copied to every worker that touches them.
+        blocks = {split: np.array([os.fsencode(name) for name in listing.names]) for split, listing in splits.items()}
         images = {
-            split: Images(
-                cast("NDArray[np.uint8]", ImageFiles(listing.names, self.image_size)),
-                np.asarray(listing.labels, dtype=np.int64),
-            )
-            for split, listing in splits.items()
+            split: encoded_images(splits[split].labels, self.image_size, partial(_file, names), MARGIN)
+            for split, names in blocks.items()
         }
         return ImageSet(images["train"], images["test"], tuple(classes), images.get("val"))
 
     def _make_augment(self, data: ImageSet) -> ResizedCropFlip:
         plain = super()._make_augment(data).normalize
         return ResizedCropFlip(self.image_size, self.flip, plain.mean, plain.std, self.policy, self.erasing)
+
+
+def _file(names: NDArray[np.bytes_], index: int) -> tuple[bytes, str]:
+    name = os.fsdecode(bytes(names[index]))
+    return image_bytes(Path(name)), name

@@ -13,15 +13,15 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dkel_lightning.data.files.checks import reading
-from dkel_lightning.data.imageset import Images, ImageSet
+from dkel_lightning.data.files.decode import encoded_images
+from dkel_lightning.data.imageset import ImageSet
 from dkel_lightning.data.readers.image_folder import image_bytes, listed
-from dkel_lightning.data.readers.imagenet import ImageNetDataModule, WithOriginals
+from dkel_lightning.data.readers.imagenet import MARGIN, ImageNetDataModule
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
 from dkel_lightning.runtime.packages import need
@@ -63,20 +63,12 @@ class Shards:
         plain = dict.fromkeys(serializers._SERIALIZERS, serializers.BytesSerializer())
         return litdata.StreamingDataset(self.place, serializers=plain)
 
+    def named(self, index: int) -> tuple[bytes, str]:
+        """Return an image as it was written, and what to call it."""
+        return self[index], f"image {index} of {self.place}"
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
-
-
-class ShardedImages(WithOriginals):
-    """Images in shards as an array."""
-
-    def __init__(self, place: str, count: int, size: int) -> None:
-        super().__init__(count, size)
-        self._shards = Shards(place)
-
-    def encoded(self, index: int) -> tuple[bytes, str]:
-        """Return an image as it was written, and what to call it."""
-        return self._shards[index], f"image {index} of {self._shards.place}"
 
 
 @register_data("shards")
@@ -102,10 +94,7 @@ class ShardsDataModule(ImageNetDataModule):
                 labels = {name: np.asarray(arrays[name]) for name in arrays.files}
             classes = tuple(map(str, labels.pop("classes")))
             images = {
-                name: Images(
-                    cast("NDArray[np.uint8]", ShardedImages(f"{self._address}/{name}", len(of), self.image_size)),
-                    of.astype(np.int64),
-                )
+                name: encoded_images(of, self.image_size, Shards(f"{self._address}/{name}").named, MARGIN)
                 for name, of in labels.items()
             }
             return ImageSet(images["train"], images["test"], classes, images.get("val"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.files.cache import FOLDER as CACHE_FOLDER
 from dkel_lightning.data.files.cache import ImageCache, Listing, Recipe
-from dkel_lightning.data.files.checks import BROKEN_ZIP, check_members, file_bytes, read_member, reading, regular_files
+from dkel_lightning.data.files.checks import BROKEN_ZIP, check_members, file_bytes, open_member, reading, regular_files
 from dkel_lightning.data.files.decode import decode_exact
 from dkel_lightning.data.files.download import fetch, taking_turns
 from dkel_lightning.data.imageset import ImageSet
@@ -72,7 +72,8 @@ class ZipFiles:
         """Return a member's content."""
         info = self._members[name]
         try:
-            return read_member(self._archive, info, self.where, most)
+            with open_member(self._archive, info, self.where, most) as member:
+                return member.read(most + 1)
         except _BROKEN as error:
             raise DataError(f"{self.where}: {info.filename} is damaged ({error}). {_zip_cure(self.where)}") from error
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app.benchmark import plain
-from dkel_lightning.data.worker_loaders import StoredImages
+from dkel_lightning.data.imageset import StoredImages
 from dkel_lightning.modules.batch import Batch
 from dkel_lightning.networks import BranchedNetwork
 

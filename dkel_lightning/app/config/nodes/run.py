@@ -22,13 +22,15 @@ from dkel_lightning.settings.keys import (
     whole,
 )
 from dkel_lightning.settings.targets import Targets
+from dkel_lightning.settings.teacher import TeacherSettings
+from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 
 @dataclass(frozen=True)
 class RampUpProtocol(Settings, node="protocol.rampup"):
     """Length of the ramp-up."""
 
-    epochs: Annotated[float | None, number("Length of the ramp-up in epochs.", 0, TIME)] = 80
+    epochs: Annotated[float | None, number("Length of the ramp-up in epochs.", 0, TIME)] = RampUp.epochs
     share: Annotated[float | None, number("The same as a share of the run.", 0, 1)] = None
 
 
@@ -36,7 +38,7 @@ class RampUpProtocol(Settings, node="protocol.rampup"):
 class EnsembleProtocol(Settings, node="protocol.ensemble"):
     """Decay of the ensemble."""
 
-    decay: Annotated[float | None, number("k of the decaying ensemble.", 0, 1e6)] = 0.5
+    decay: Annotated[float | None, number("k of the decaying ensemble.", 0, 1e6)] = EnsembleTerm.decay
     decay_share: Annotated[float | None, number("1/k as a share of the run.", 1e-9, 1e9)] = None
 
 
@@ -44,7 +46,9 @@ class EnsembleProtocol(Settings, node="protocol.ensemble"):
 class EmaProtocol(Settings, node="protocol.ema"):
     """Memory of the teacher."""
 
-    decay: Annotated[float | Mapping[float, float] | None, schedule("EMA rate of the teacher.", 0, 1)] = 0.999
+    decay: Annotated[float | Mapping[float, float] | None, schedule("EMA rate of the teacher.", 0, 1)] = (
+        TeacherSettings.decay
+    )
     decay_share: Annotated[
         float | Mapping[float, float] | None, schedule("EMA time constant as a share of the run.", 1e-9, 1e9)
     ] = None
