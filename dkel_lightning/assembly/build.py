@@ -28,10 +28,11 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.backbone import is_external
-from dkel_lightning.settings.declarations import from_mapping, merge
+from dkel_lightning.settings.declarations import from_mapping, keys_of, merge
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.keys import unknown_choice
+from dkel_lightning.settings.methods import Arrangement
 from dkel_lightning.settings.targets import Targets
 from dkel_lightning.settings.teacher import TEACHERS, ExtraTeacher, TeacherSettings
 
@@ -139,8 +140,8 @@ def build(  # noqa: D417
     for key, value in (("split_at", split_at), ("pretrained", pretrained)):
         if registered and value:
             raise ConfigError(f"{key}={value!r} belongs to a model of your own or a library's; {backbone} has its own.")
-    if isinstance(peers, str) or not isinstance(peers, int | Sequence | None):
-        raise ConfigError(f"peers is {peers!r}: give a number of peers, or a list of backbones.")
+    if peers is not None and (mistake := keys_of(Arrangement)["method.peers"].mistake("peers", peers)):
+        raise ConfigError(mistake)
     laid_over, voice = _teachers_apart(teacher)
     deploy = asdict(deploy) if isinstance(deploy, Deploy) else deploy
     if deploy is not None and not isinstance(deploy, Mapping):

@@ -58,9 +58,9 @@ class ImageDataModule(ClassificationData, ABC):
         seed: Seed of order and augmentation. It never decides which images are held out.
 
     Where the set brings validation images, `validation` is not used. With `selection="paper"` all training images are
-    trained on, and the validation loader gives the test set. `split_seed` chooses what `limit` leaves, too. Labels made
-    wrong by `label_noise` are among those that are trained on alone. A run that goes on keeps what `residency="auto"`
-    decided, since images on the device and in worker processes are augmented with other draws.
+    trained on, and the validation loader gives the test set. `split_seed` chooses what `limit` leaves, too. Only labels
+    that are trained on are made wrong by `label_noise`. A run that goes on keeps what `residency="auto"` decided, since
+    images on the device and in worker processes are augmented with other draws.
 
     Raises:
         ConfigError: A setting is out of the range that `DataSettings` declares.

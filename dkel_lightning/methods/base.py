@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.functional import not_halved
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
@@ -35,7 +36,8 @@ class Method(nn.Module, ABC):
         Settings: frozen dataclass of primitives (nested dataclasses allowed) from which the method is rebuilt.
         needs: what it needs of what stands around it: teacher, ensemble, views, peers. Of the shipped methods both are
             said in `settings.methods.PRESETS`.
-        own_buffers: buffers of which each process has its own between the moments when the method makes them equal.
+        own_buffers: buffers of which each process has its own between the moments when the method makes them equal;
+            no Trainer turns them into a half type (`bf16-true`), in which counts end at 256.
         rampup: the ramp-up of its distillation weight, None without one.
         ensemble: its decaying ensemble of teachers, None without one.
     """
@@ -56,6 +58,14 @@ class Method(nn.Module, ABC):
         self.ensemble: EnsembleTerm | None = getattr(self.settings, "ensemble", None)
         # On the device, so that a changed weight neither recompiles nor breaks a captured graph.
         self.register_buffer("rampup_weight", torch.zeros(()))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Method:
+        """Keep `own_buffers` out of half types."""
+        own = {name: each for name, each in self.named_buffers(recurse=False) if name in self.own_buffers}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, each in own.items():
+            setattr(self, name, not_halved(fn)(each))
+        return self
 
     def attach(self, network: PeerNetwork) -> None:
         """Make the method's own trainable parts to fit the student's network; called once, under the seed.

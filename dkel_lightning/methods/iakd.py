@@ -104,7 +104,7 @@ class IAKD(Method):
         return self.adapters[name]
 
     def _apply(self, fn: Any, recurse: bool = True) -> IAKD:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self._coins.own = self.own_blocks  # moved to another device it is another tensor
         return self
 

@@ -165,7 +165,8 @@ class DistillationModule(Coordinator):
         views, shown = self.views_of_each(batch.views)
         with with_shape_errors_explained(batch.views, self.student.network):
             student = self(views)
-            teacher = self.teacher.teach(shown) if self.teacher is not None and self.teacher.takes_part() else None
+            part = self.teacher
+            teacher = part.teach(shown) if part is not None and part.takes_part(self.student.network) else None
             extra = self.extra.teach(views) if self.extra is not None else None
         assembled, weight = None, student.logits.new_zeros(())
         if self.ensemble is not None:

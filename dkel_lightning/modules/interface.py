@@ -189,6 +189,20 @@ class Coordinator(LightningModule):
     def member_logits(self, views: Tensor) -> Tensor:
         """Stack the logits of all `members`, [N, B, C]."""
 
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to export the training.
+
+        Raises:
+            ConfigError: with what exports the deployed network.
+        """
+        raise ConfigError(
+            "A DistillationModule is a training, and what is exported is the network that it deploys: use "
+            'dkel_lightning.export.export(module, images, folder, preprocessing, format="onnx"), which checks the file '
+            "(docs/export.md), or torch.onnx.export(module.deploy(), (images,), file)."
+        )
+
+    to_torchscript = to_tensorrt = to_onnx
+
     @property
     @abstractmethod
     def execution_in_force(self) -> InForce | None:

@@ -26,7 +26,7 @@ from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings, values_of
 
 _NEVER_FOLLOWED = 200
-"""Batches after which a teacher that nobody moves is told of; more than are accumulated for one step."""
+"""Steps of the optimizer after which a teacher that nobody moves is told of."""
 
 
 class TeacherModule(PeersModule):
@@ -61,7 +61,9 @@ class TeacherModule(PeersModule):
         self.manifest: dict[str, Any] | None = None
         self.is_away = False
         self.place, self.weight = TeacherSettings.node, 1.0
-        self._alone, self._taught = False, 0  # batches since it last followed
+        self._alone = False
+        self._missed = 0  # steps of the optimizer since it last followed
+        self._student_version: int | None = None  # of the student's weights
         self.is_read = True  # by the method; else no batch need pass it
         self._matching: ema.Matching | None = None
         self.register_buffer("initialised", torch.tensor(False))
@@ -104,20 +106,22 @@ class TeacherModule(PeersModule):
         super()._apply(not_halved(fn) if self.settings.update == "ema" else fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def takes_part(self) -> bool:
+    def takes_part(self, student: PeerNetwork) -> bool:
         """Tell whether a training batch is to pass it: somebody reads what it says, or the passing changes it.
 
-        Outside of a Trainer it warns where nobody has asked it to follow for long.
+        Outside of a Trainer it warns where nobody has asked it to follow the `student` for long.
 
         Raises:
             CheckpointError: its weights were left out of the checkpoint.
         """
         self.require()
-        self._taught += 1
-        if self._taught == _NEVER_FOLLOWED and self.settings.update == "ema":
+        before, self._student_version = self._student_version, next(student.parameters())._version
+        self._missed += before not in (None, self._student_version)  # which each step raises, and no batch
+        if self._missed == _NEVER_FOLLOWED and self.settings.update == "ema":
+            self._missed += 1
             rank_zero_warn(
-                f"The teacher has taught {_NEVER_FOLLOWED} batches and was never asked to follow its student: in a "
-                "loop of your own call set_weights(module, clock) of dkel_lightning.callbacks before each batch and "
+                f"The student has made {_NEVER_FOLLOWED} steps and its teacher was never asked to follow it: in a loop "
+                "of your own call set_weights(module, clock) of dkel_lightning.callbacks before each batch and "
                 "module.follow() after each step of the optimizer."
             )
         return self.is_read or self.learns or (self.settings.update == "ema" and self.settings.batchnorm == "own")
@@ -242,7 +246,7 @@ class TeacherModule(PeersModule):
 
         Only an `ema` teacher moves. Parameters are matched by name.
         """
-        self._taught = 0
+        self._missed = 0
         if self.settings.update != "ema":
             return
         if self._matching is None or self._matching.student is not student:

@@ -46,7 +46,11 @@ class Settings:
         check(self, self.node)
 
     def contradictions(self) -> Iterator[str]:
-        """Say which of its values, each of which is allowed, do not go together."""
+        """Say which of its values, each of which is allowed, do not go together; `exclusive` is said already."""
+        return iter(())
+
+    def exclusions(self) -> Iterator[str]:
+        """Say that both of `exclusive` are given, or none."""
         if self.exclusive is None:
             return
         node, (first, second) = self.node, self.exclusive
@@ -212,7 +216,7 @@ def check(settings: Any, node: str) -> None:
             inside = ", ".join(_written(each.name) for each in fields(hint))
             mistakes.append(f"{name} must hold its keys ({inside}), got {value!r}.")
     if not any(mistakes) and isinstance(settings, Settings):
-        mistakes += settings.contradictions()
+        mistakes += [*settings.exclusions(), *settings.contradictions()]
     if any(mistakes):
         raise ConfigError("\n".join(filter(None, mistakes)))
 

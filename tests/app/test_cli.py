@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -24,7 +25,7 @@ from dkel_lightning.app.cli.jobs import Job
 from dkel_lightning.app.cli.refusals import refusal
 from dkel_lightning.app.cli.saved_settings import check_values
 from dkel_lightning.app.config import checks, choices
-from dkel_lightning.app.runs.folder import Run, saved_values, values_in
+from dkel_lightning.app.runs.folder import Run, newest_checkpoint, saved_values, values_in
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.runtime import command_lines
 from tests.commands import dkel
@@ -261,11 +262,22 @@ def test_resume_takes_the_folder_of_a_run_and_begins_anew_where_it_has_no_checkp
         with pytest.raises(CheckpointError, match="has ended, and its checkpoints are gone: start a new run"):
             find_resume(str(tmp_path))
         (tmp_path / name).unlink()
-    checkpoints = tmp_path / "checkpoints"
-    checkpoints.mkdir()
-    for name in ("best.ckpt", "last.ckpt"):
-        with zipfile.ZipFile(checkpoints / name, "w") as archive:
+    stage, checkpoints = tmp_path / "teacher" / "checkpoints", tmp_path / "checkpoints"
+    for folder in (stage, checkpoints):
+        folder.mkdir(parents=True)
+    (stage.parent / "config.yaml").write_text("seed: 0\n")
+    for path in (stage / "last.ckpt", checkpoints / "best.ckpt", checkpoints / "last.ckpt"):
+        with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("data", b"x" * 1000)
+        if path.parent == stage:
+            assert find_resume(str(tmp_path)) == path
+            (tmp_path / "summary.json").write_text("{}")
+            with pytest.raises(CheckpointError, match="has ended, and its checkpoints are gone: start a new run"):
+                find_resume(str(tmp_path))
+            with pytest.raises(CheckpointError, match=r"No last\.ckpt of a run"):
+                newest_checkpoint(tmp_path)
+            (tmp_path / "summary.json").unlink()
+            shutil.rmtree(stage.parent)
     assert find_resume(str(tmp_path)) == checkpoints / "last.ckpt"
     whole = (checkpoints / "last.ckpt").read_bytes()
     for torn in (whole[:500], whole[:200] + b"y" + whole[201:]):

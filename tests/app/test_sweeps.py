@@ -184,6 +184,16 @@ def test_a_sweep_without_any_finished_job_still_has_its_table(
     assert "n/a" in capsys.readouterr().out
 
 
+def test_a_sweep_of_evaluations_tables_their_scores(tmp_path: Path) -> None:
+    for number, accuracy in enumerate((0.5, 0.75)):
+        notes.note(tmp_path / str(number), [f"checkpoint={number}.ckpt"], "finished")
+        (tmp_path / str(number) / "evaluation.json").write_text(json.dumps({"test": scores(accuracy)}))
+    sweeps.write(read_sweep(tmp_path))
+    table = (tmp_path / "sweep.md").read_text()
+    assert "| 0.ckpt | 1 | 50.00 | 50.00 |" in table
+    assert "| 1.ckpt | 1 | 75.00 | 75.00 |" in table
+
+
 def test_torn_files_of_a_job_leave_its_row_empty(tmp_path: Path) -> None:
     job(tmp_path, 0, ["seed=0", "optimizer.lr=1"], 0.9)
     job(tmp_path, 1, ["seed=0", "optimizer.lr=2"], 0.8)

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
@@ -63,18 +64,28 @@ def test_a_method_that_callbacks_tell_the_time_needs_a_trainer() -> None:
 
 
 def test_a_loop_that_lets_no_teacher_follow_is_told_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dkel_lightning.modules.teacher._NEVER_FOLLOWED", 3)
+    monkeypatch.setattr("dkel_lightning.modules.teacher._NEVER_FOLLOWED", 2)
     module, batch = build("dkel", 2), images_and_labels(4)
     module.train()
-    module.training_step(batch, 0)
-    module.training_step(batch, 1)
-    with pytest.warns(UserWarning, match=r"never asked to follow its student: .*module\.follow\(\) after each step"):
-        module.training_step(batch, 2)
+    optimizer = torch.optim.SGD(module.student.parameters(), lr=0.1)
+
+    def step(batches: int) -> None:
+        for number in range(batches):
+            module.training_step(batch, number).backward()
+        optimizer.step()
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for number in range(6):
-            module.training_step(batch, number)
+        step(5)  # accumulated batches are no steps
+        step(1)
+    with pytest.warns(UserWarning, match=r"never asked to follow it: .*module\.follow\(\) after each step"):
+        step(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(1)
+        for _ in range(6):
             module.follow()
+            step(1)
     baseline = build("dml", 2)
     for number in range(4):
         baseline.training_step(batch, number)  # has no teacher

@@ -242,6 +242,14 @@ def test_a_sample_drawn_twice_in_a_batch_is_remembered_twice(counter: str) -> No
     assert method.written.tolist() == [1, 0, 1, 0]
 
 
+def test_visits_are_counted_beyond_256_in_bf16_true() -> None:
+    method = remembering("uniform", 2, 3).to(torch.float32).to(torch.bfloat16)
+    for _ in range(300):
+        method.consistency(torch.zeros(1, 3, dtype=torch.bfloat16), torch.tensor([1]))
+    assert method.visits.tolist() == [0, 300]
+    assert method.coefficient.dtype == torch.bfloat16
+
+
 def test_without_its_terms_it_is_plain_training_bit_for_bit_and_the_memory_is_resumed(tmp_path: Path) -> None:
     module, reference = build("soteacher", samples=SAMPLES, lipschitz_weight=0.0, consistency_weight=0.0), plain()
     for each in (module, reference):

@@ -101,6 +101,12 @@ def test_callbacks_logger_and_hyperparameters_of_ones_own_work_beside_ours(tmp_p
     assert "distillation:\n" in written
 
 
+@pytest.mark.parametrize("name", ["to_onnx", "to_torchscript", "to_tensorrt"])
+def test_lightnings_exports_name_what_exports_the_deployed_network(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"export\.export\(module, .*torch\.onnx\.export\(module\.deploy\(\)"):
+        getattr(build(), name)(tmp_path / "file", images().tensors[0])
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_every_precision_of_the_cpu_trains_and_clips_accumulated_gradients(tmp_path: Path, precision: Any) -> None:
     module = build()
@@ -261,8 +267,9 @@ def test_a_teacher_that_gets_away_from_its_start_is_not_warned_of(
     ("given", "message"),
     [
         ({"split_at": "layer4"}, "split_at='layer4' belongs to a model of your own"),
-        ({"peers": "3"}, "peers is '3': give a number of peers"),
-        ({"peers": 2.5}, "peers is 2.5: give a number of peers"),
+        ({"peers": "3"}, "peers must be a whole number between 1 and 64, or a list of names, got '3'"),
+        ({"peers": 2.5}, "peers must be a whole number between 1 and 64, or a list of names, got 2.5"),
+        ({"peers": 1_000_000}, "peers must be a whole number between 1 and 64, or a list of names, got 1000000"),
         ({"image_size": 8}, r"image_size is 8: give \(height, width\)"),
         ({"teacher": 3}, "teacher is 3: give its settings"),
         ({"teacher": "copie"}, "Unknown choice teacher=copie. Did you mean copy"),

@@ -119,6 +119,11 @@ class Inner(Settings, node="outer.inner"):
     length: Annotated[float | None, number("Its length.", 0, 99), Follows("protocol.length")] = 3.0
     share: Annotated[float | None, number("The same as a share.", 0, 1)] = None
 
+    def contradictions(self) -> Iterator[str]:
+        """Say it of an even length."""
+        if self.length is not None and self.length % 2 == 0:
+            yield "outer.inner.length is even."
+
 
 @dataclass(frozen=True)
 class Outer(Settings, node="outer", further="Argument of another library."):
@@ -130,6 +135,16 @@ class Outer(Settings, node="outer", further="Argument of another library."):
     place: Annotated[str, text("Where."), MACHINE] = "here"
     inner: Inner = field(default_factory=Inner)
     own: Inner = field(default_factory=lambda: Inner(length=5))
+
+
+def test_contradictions_of_ones_own_leave_what_exclude_each_other_refused() -> None:
+    for length, share, message in (
+        (3.0, 0.5, "exclude each other"),
+        (None, None, "must be given"),
+        (2.0, None, "even"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Inner(length=length, share=share)
 
 
 def test_nested_settings_are_named_by_their_place_and_follow_only_where_they_begin_as_usual() -> None:

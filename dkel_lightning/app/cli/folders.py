@@ -108,11 +108,10 @@ def _named(text: str) -> Path:
     if (path / "config.yaml").is_file():
         if not is_training(path):  # which whoever resumes it says, and not of a member of a comparison
             return path
-        if any(path.rglob("last.ckpt")) or any(path.rglob("best.ckpt")):
-            return newest_checkpoint(path)
-        if has_ended(path):
+        if has_ended(path) and not any((path / "checkpoints").glob("*.ckpt")):  # those of its stages train it anew
             raise CheckpointError(f"{path} has ended, and its checkpoints are gone: start a new run.")
-        return path
+        found = any(path.rglob("last.ckpt")) or any(path.rglob("best.ckpt"))
+        return newest_checkpoint(path) if found else path
     if not path.is_file():
         raise CheckpointError(
             f"No checkpoint at {path}: give the path of a .ckpt file, the folder of a run, or resume=last."

@@ -152,7 +152,7 @@ def newest_checkpoint(outputs: Path) -> Path:
     for folder, found in sorted(runs.items(), key=lambda run: _written(*run), reverse=True):
         whole = [path for path in found if is_whole(path)]
         torn += [path for path in found if path not in whole]
-        if whole:
+        if whole and (folder.parent in runs or not has_ended(folder.parent)):  # else a stage of one that is over
             chosen = max(whole, key=progress)
             if torn and is_first():
                 print(printable(f"{_listed(torn)} torn: going on from {chosen}."), flush=True)

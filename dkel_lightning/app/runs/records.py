@@ -27,7 +27,7 @@ from dkel_lightning.app.runs.parsing import (
 from dkel_lightning.runtime.texts import first_line
 from dkel_lightning.settings.declarations import at
 
-CONFUSION = "confusion.csv"
+CONFUSION, EVALUATION = "confusion.csv", "evaluation.json"
 MEMBERS = {
     "student_mean": "students' mean",
     "student_ensemble": "students' ensemble",
@@ -263,8 +263,8 @@ class RunRecord:
 
     @cached_property
     def last(self) -> Test | None:
-        """The test of the last epoch."""
-        return _test(at(self.summary, "test.last"))
+        """The test of the last epoch; of an evaluation, which has one alone, that."""
+        return _test(at(self.summary, "test.last") or at(self._mapping("evaluation", EVALUATION), "test"))
 
     @cached_property
     def best(self) -> Test | None:

@@ -20,8 +20,7 @@ from torch import Tensor
 from dkel_lightning.app import build
 from dkel_lightning.app.runs.folder import Run, run_folder
 from dkel_lightning.app.runs.tables import print_table, write_csv
-from dkel_lightning.app.tasks.evaluate import loaded
-from dkel_lightning.data.files.checks import file_bytes
+from dkel_lightning.app.tasks.evaluate import class_names, loaded
 from dkel_lightning.data.files.decode import decode_to
 from dkel_lightning.data.readers.image_folder import image_bytes, images_in
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
@@ -32,9 +31,6 @@ from dkel_lightning.runtime import processors
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.texts import printable
 
-CLASSES = "classes.json"
-"""Names of the classes, in the folder of a run."""
-_MOST_NAMES = 16 << 20
 _SHOWN = 20
 _COLUMNS = 5
 """Rows and columns of the table; the files hold all."""
@@ -173,7 +169,7 @@ def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
         )
     channels, (height, width) = int(recipe["in_channels"]), size
     margin = getattr(build.known_data(values["data"]), "margin", 1.0)
-    prepared = Preprocessing(channels, height, width, tuple(mean), tuple(std), _class_names(folder), margin)
+    prepared = Preprocessing(channels, height, width, tuple(mean), tuple(std), class_names(folder), margin)
     member = module.deployed_member()
     record = Record("checkpoint", member, module.student.num_classes, prepared)
     device = build.device(values)
@@ -184,13 +180,6 @@ def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
             return logits_of(network(images.to(device)))
 
     return Exported(path, record, classify)
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    try:
-        return tuple(map(str, json.loads(file_bytes(folder / CLASSES, _MOST_NAMES))["classes"]))
-    except (DataError, ValueError, TypeError, KeyError):
-        return ()  # none, or damaged: classes go by their numbers
 
 
 # ---------------------------------------------------------------------- what is written and shown

@@ -55,7 +55,7 @@ def test_one_seed_a_setting_is_not_taken_for_a_finding(tmp_path: Path) -> None:
 
 
 def test_jobs_that_test_nothing_are_not_called_unfinished(tmp_path: Path) -> None:
-    for number in range(2):  # of -m task=evaluate
+    for number in range(2):  # of -m task=export
         notes.note(tmp_path / str(number), [f"checkpoint={number}.ckpt"], "finished")
     said = page(tmp_path).text
     assert "2 of 2 jobs finished" in said

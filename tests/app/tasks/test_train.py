@@ -171,6 +171,18 @@ def test_a_checkpoint_of_another_class_count_is_refused_by_the_data(trained_once
         check_fits(module, images, path)
 
 
+def test_classes_of_other_names_are_told_of(
+    trained_once: tuple[Run, TrainResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = trained_once[0].checkpoints / "last.ckpt"
+    module, images = DistillationModule.load_from_checkpoint(path), prepared(trained_once[0].values)
+    check_fits(module, images, path)
+    assert "other names" not in capsys.readouterr().out
+    images.class_names = ("0", "2", "1", *images.class_names[3:])
+    check_fits(module, images, path)
+    assert "(1, here 2; 2, here 1) and are compared by their order" in capsys.readouterr().out
+
+
 def test_resume_last_finds_the_newest_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, age in (("old", 100), ("new", 10), ("torn", 0)):
         folder = tmp_path / name / "checkpoints"
