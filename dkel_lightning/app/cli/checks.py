@@ -80,9 +80,8 @@ def _check_resume(invocation: Invocation) -> None:
     chosen = [item for item in invocation.for_run if invocation.chooses(item)]
     check_groups(chosen, invocation.config_dir)
     others = [item for item in invocation.for_run if item not in chosen]
-    given = resolved(
-        composition.compose([*(item.input_line or "" for item in chosen), *map(forced, others)], invocation.config_dir)
-    )
+    typed = [item.input_line or "" for item in chosen]
+    given = resolved(composition.compose([*typed, *map(forced, others)], invocation.config_dir))
     check_keys(others, OmegaConf.create({**given, **saved, "logger": given["logger"]}))
     saved_settings.resumed(folder, given, [item.input_line or "" for item in invocation.for_run])
 

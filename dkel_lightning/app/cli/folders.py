@@ -99,8 +99,8 @@ def folder_beside(checkpoint: Path, task: Task) -> Path | None:
 def find_resume(text: str) -> Path:
     """Find the checkpoint that `resume=` names; of a run that has none yet, its folder. Of a stage its run is meant."""
     found = _named(text)
-    run = folder_of(found).parent
-    return stages.last_checkpoint(run) or run if stages.is_stage(folder_of(found)) else found
+    folder = folder_of(found)
+    return (stages.last_checkpoint(folder.parent) or folder.parent) if stages.is_stage(folder) else found
 
 
 def _named(text: str) -> Path:
