@@ -63,8 +63,8 @@ def plain(text: object) -> str:
 
 def colour(number: int, of: int, *, ordered: bool = False) -> Any:
     """Give one of several colours; shades of one where their order means something or there are too many."""
-    if of <= 10 and not ordered:
-        return colormaps["tab10"](number)
+    if of <= 20 and not ordered:
+        return colormaps["tab20"](2 * number if number < 10 else 2 * number - 19)  # the strong ones first
     return colormaps["viridis"](0.9 * number / max(1, of - 1))
 
 

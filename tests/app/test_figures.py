@@ -130,6 +130,12 @@ def test_courses_of_one_key_lie_two_in_a_row_and_the_lowest_of_each_column_has_t
     assert [to_hex(line.get_color()) for line in figure.axes[0].lines] == ["#1f77b4", "#ff7f0e"]
 
 
+def test_up_to_twenty_labels_have_colours_of_their_own_and_the_first_keep_theirs() -> None:
+    many = [to_hex(drawing.colour(number, 20)) for number in range(20)]
+    assert len({*many}) == 20
+    assert many[:3] == [to_hex(drawing.colour(number, 3)) for number in range(3)]
+
+
 def test_a_comparison_has_a_dot_a_seed_and_a_bar_at_the_mean(tmp_path: Path) -> None:
     found = groups(tmp_path, ("dkel",), ("pcl",))
     figure = figures.comparison(found, found[1])
