@@ -164,8 +164,7 @@ def _trained(job: jobs.Job) -> Trained:
     record = RunRecord(folder)
     chosen = record.selected
     assert chosen is not None
-    checkpoint = stages.trained_weights(folder)
-    assert checkpoint is not None
+    checkpoint = stages.trained_weights(folder) or folder / "checkpoints" / "last.ckpt"
     module, _ = loaded(checkpoint, {**job.values, "trust": True})  # the caller has named what is read
     network, _, peer = chosen.deployed.partition("_")
     return Trained(
