@@ -1,6 +1,6 @@
 """`python -m dkel_lightning`."""
 
-from dkel_lightning.app.cli.main import main
+from dkel_lightning.app.main import main
 
 if __name__ == "__main__":
     main()

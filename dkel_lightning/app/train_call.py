@@ -1,29 +1,21 @@
-"""One call in Python that does what the command line does."""
+"""`dkel_lightning.train(...)`: a training as on the command line, in this process, with the network as its result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from dkel_lightning.app.cli import jobs, user_code
-from dkel_lightning.app.cli.composition import compose, options
-from dkel_lightning.app.cli.main import prepared
-from dkel_lightning.app.cli.refusals import refusal
-from dkel_lightning.app.runs.claim import release
-from dkel_lightning.app.runs.records import RunRecord
-from dkel_lightning.app.tasks import requirements, stages
+from dkel_lightning.app import config
+from dkel_lightning.app.run import SUMMARY, best_checkpoint
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.runtime import command_lines
 
 if TYPE_CHECKING:
     from torch import nn
-
-REST = ("task", "hydra.run.dir", "hydra.sweep.dir")
 
 
 @dataclass(frozen=True)
@@ -55,118 +47,55 @@ def train(
     out: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """Train as `dkel` does, in this process, and give back the deployed network.
+    """Train as `dkel` does, in this process, and return the deployed network.
 
     Args:
         model: a registered backbone, or `timm:`, `torchvision:` or `hf:` with a name; the experiment's by default.
         data: a registered data set, a folder with train/ and test/ (a folder a class), or an .npz file.
         method: one of the methods; dkel by default.
         epochs: length of the training.
-        out: folder of the run, which must not hold another; under outputs/ by default.
+        out: folder of the run; a run of the same settings that lies there goes on. Under outputs/ by default.
         settings: any key of the command line with its value, such as `{"optimizer.lr": 0.05, "trainer": "cpu"}`; it
             wins over the arguments before it. `experiment` is the one of the data set's name by default, and own_data
             for data of one's own.
-
-    Raises:
-        DkelError: what the command line would refuse, with its cure; OSError where a file cannot be read or written.
     """
-    overrides = [*_overrides(model, data, method, epochs, dict(settings or {}))]
-    where = [] if out is None else [command_lines.override("hydra.run.dir", out)]
-    invocation = prepared([*overrides, *where])
-    whole = compose(invocation.arguments, with_hydra=True)
-    cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-    job = jobs.Job(cfg, Path(whole.hydra.run.dir), overrides, invocation, None, whole.hydra)
-    try:
-        _refuse(job.values["trainer"])
-        jobs.work(job)
-    except BaseException as error:
-        release(job.folder, begun=job.begun)
-        if isinstance(error, OSError):
-            raise refusal(error, job.folder) from error
-        raise
-    return _trained(job)
+    from dkel_lightning.app.main import execute
+
+    chosen = {**_data(str(data)), "backbone": model, "method": method, "trainer.max_epochs": epochs}
+    chosen = {key: value for key, value in chosen.items() if value is not None} | dict(settings or {})
+    groups = [f"{key}={value}" for key, value in chosen.items() if (config.conf_dir() / key).is_dir()]
+    cfg = config.compose(groups, with_hydra=True)
+    keys = {key: value for key, value in chosen.items() if not (config.conf_dir() / key).is_dir()}
+    for key, value in keys.items():
+        OmegaConf.update(cfg, key, str(value) if isinstance(value, Path) else value)
+    values = config.resolve(cfg)
+    if values["task"]["name"] != "train" or values["trainer"]["fast_dev_run"]:
+        raise ConfigError("train() returns a network: leave out task and trainer.fast_dev_run.")
+    if values["trainer"]["devices"] != 1 or values["trainer"]["num_nodes"] != 1:
+        raise ConfigError("train() trains in one process: start a training on several devices on the command line.")
+    folder = Path(cfg.hydra.run.dir if out is None else out)
+    execute(values, folder, groups)
+    return _trained(folder)
 
 
-def _refuse(trainer: Mapping[str, Any]) -> None:
-    """Refuse what leaves no network here.
-
-    Raises:
-        ConfigError: several processes, of which each would run the caller's script, or a trial that writes nothing.
-    """
-    if not requirements.one_process(trainer) or trainer["num_nodes"] != 1 or "ddp" in str(trainer["strategy"]):
-        raise ConfigError(
-            "train() trains in one process: start a training on several devices on the command line, or pass "
-            "settings={'trainer': 'gpu'} or 'cpu'."
-        )
-    if trainer["fast_dev_run"]:
-        raise ConfigError("train() gives back a network, and trainer.fast_dev_run writes none: leave it out.")
+def _data(data: str) -> dict[str, str]:
+    if (config.conf_dir() / "data" / f"{data}.yaml").is_file():
+        experiment = config.conf_dir() / "experiment" / f"{data}.yaml"
+        return {"data": data, **({"experiment": data} if experiment.is_file() else {})}
+    return {
+        "experiment": "own_data",
+        "data": "npz" if data.endswith(".npz") else "image_folder",
+        "data.root": data,
+    }
 
 
-def _overrides(
-    model: str | None, data: str | Path, method: str | None, epochs: int | None, settings: dict[str, Any]
-) -> Iterator[str]:
-    """Write the arguments as the command line takes them.
+def _trained(folder: Path) -> Trained:
+    from dkel_lightning.distillation import DistillationModule
 
-    Raises:
-        ConfigError: a key that is an argument of this function, or of another task; or an object that has no name.
-    """
-    if not isinstance(data, str | Path):
-        raise _nameless(data)
-    data = str(data)
-    for key in REST:
-        if key in settings:
-            raise ConfigError(f"train() takes no {key}: give out=, and run other tasks on the command line.")
-    if settings.get("modules"):
-        user_code.load([f"modules={_written(settings['modules'])}"], None)  # they may register the data
-    given: dict[str, Any] = {}
-    if data in options("data", None):
-        given["experiment"] = data if data in options("experiment", None) else None
-        given["data"] = data
-    else:
-        given |= {
-            "experiment": "own_data",
-            "data": "npz" if data.endswith(".npz") else "image_folder",
-            "data.root": data,
-        }
-    given |= {"backbone": model, "method": method, "trainer.max_epochs": epochs}
-    for key, value in {**{k: v for k, v in given.items() if v is not None}, **settings}.items():
-        yield command_lines.override(key, value) if isinstance(value, str | Path) else f"{key}={_written(value)}"
-
-
-def _written(value: Any) -> str:
-    """Write a value in the grammar of overrides."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_written(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_written, value)) + "]"
-    if isinstance(value, str | Path):
-        return command_lines.override("", value)[1:]
-    if not isinstance(value, Real):
-        raise _nameless(value)
-    return repr(int(value) if isinstance(value, Integral) else float(value))
-
-
-def _nameless(given: Any) -> ConfigError:
-    return ConfigError(
-        f"train() takes names, numbers and lists of them, and no {type(given).__name__}: with objects of your own "
-        "build a DistillationModule and fit it in a Trainer (docs/python.md)."
-    )
-
-
-def _trained(job: jobs.Job) -> Trained:
-    from dkel_lightning.app.tasks.evaluate import loaded
-
-    folder = job.folder
-    record = RunRecord(folder)
-    chosen = record.selected
-    assert chosen is not None
-    checkpoint = stages.trained_weights(folder) or folder / "checkpoints" / "last.ckpt"
-    module, _ = loaded(checkpoint, {**job.values, "trust": True})  # the caller has named what is read
-    network, _, peer = chosen.deployed.partition("_")
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    test = summary["test"]["best"] or summary["test"]["last"]
+    module = DistillationModule.load_from_checkpoint(best_checkpoint(folder))
+    network, _, peer = test["deployed"].partition("_")
     return Trained(
-        module.deploy(network, int(peer or 0)), chosen.deployed, chosen.deployed_accuracy, record.summary, folder
+        module.deploy(network, int(peer or 0)), test["deployed"], test["deployed_accuracy"], summary, folder
     )

@@ -1,6 +1,17 @@
-"""Callbacks of the application: saving, progress, pictures. They serve in any Trainer."""
+"""Callbacks of a run: checkpoints and signals, progress, pictures."""
 
+from dkel_lightning.app.callbacks.pictures import AugmentedViews
 from dkel_lightning.app.callbacks.progress import EpochLines, EpochProgressBar, Throughput
-from dkel_lightning.app.callbacks.saving import BestCheckpoint, LastCheckpoint, SaveOnSignal
+from dkel_lightning.app.callbacks.saving import BestCheckpoint, LastCheckpoint, MetricsRow, SaveOnSignal, SettingsHash
 
-__all__ = ["BestCheckpoint", "EpochLines", "EpochProgressBar", "LastCheckpoint", "SaveOnSignal", "Throughput"]
+__all__ = [
+    "AugmentedViews",
+    "BestCheckpoint",
+    "EpochLines",
+    "EpochProgressBar",
+    "LastCheckpoint",
+    "MetricsRow",
+    "SaveOnSignal",
+    "SettingsHash",
+    "Throughput",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +13,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dkel_lightning.app import figures
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.modules.batch import unpack
-from dkel_lightning.modules.interface import coordinator
 
-Send = Callable[[Path, int], None]
 IMAGES = 8
 
 
 class AugmentedViews(Callback):
-    """Draw the views of the first `IMAGES` of the first batch that is trained on, once a run.
-
-    It reads that batch back from the device, before the first step and never again.
+    """Draw the views of the first `IMAGES` images of the first training batch, once a run.
 
     Args:
         path: the PNG; a run that has one already is left alone.
         mean: channel means that the data subtracts.
         std: channel deviations by which it divides.
-        send: called with the PNG and the step.
     """
 
-    def __init__(self, path: Path, mean: Sequence[float], std: Sequence[float], send: Send) -> None:
+    def __init__(self, path: Path, mean: Sequence[float], std: Sequence[float]) -> None:
         self.path = path
         self.mean, self.std = mean, std
-        self.send = send
         self._done = path.is_file()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Draw, if this is the first batch."""
         if self._done or not trainer.is_global_zero:
             return
         self._done = True
-        views = unpack(coordinator(pl_module).read(batch)).views[:IMAGES]
-        figures.draw_views(pixels(views if views.dim() == 5 else views.unsqueeze(1), self.mean, self.std), self.path)
-        self.send(self.path, trainer.global_step)
+        assert isinstance(pl_module, DistillationModule)
+        views = unpack(pl_module.read(batch)).views[:IMAGES]
+        figures.draw_views(to_pixels(views if views.dim() == 5 else views.unsqueeze(1), self.mean, self.std), self.path)
 
 
-def pixels(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
+def to_pixels(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
     """Undo the normalisation of `views` [..., C, H, W], as bytes."""
     shift, scale = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
-    shown = (views.detach().float().cpu() * scale + shift).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return np.ascontiguousarray(shown.numpy())
+    pixels = (views.detach().float().cpu() * scale + shift).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return np.ascontiguousarray(pixels.numpy())

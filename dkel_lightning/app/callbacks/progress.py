@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.modules.batch import unpack
-from dkel_lightning.modules.interface import coordinator
 
 
 class Throughput(Callback):
@@ -19,40 +19,33 @@ class Throughput(Callback):
 
     The first epoch holds warm-up and allocation; it counts only where there is no other. Epochs before a resume
     count too, and so does their time.
-
-    Attributes:
-        measured: epochs measured by this process itself.
     """
 
     def __init__(self) -> None:
-        self.measured = 0
-        self._begun, self._before = time.perf_counter(), 0.0
+        self._start, self._seconds_before = time.perf_counter(), 0.0
         self._first: tuple[int, float] | None = None
         self._images_after, self._seconds_after = 0, 0.0
         self._images = 0
-        self._started: float | None = None
+        self._epoch_start: float | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin with the fit, and with no test after it."""
         if stage == "fit":
-            self._begun = time.perf_counter()
+            self._start = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock with the first batch."""
-        if self._started is None:
-            self._started, self._images = time.perf_counter(), 0
+        if self._epoch_start is None:
+            self._epoch_start, self._images = time.perf_counter(), 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count images, and stop the clock with the last batch."""
-        self._images += len(unpack(coordinator(pl_module).read(batch)).labels)
-        if trainer.is_last_batch and self._started is not None:
-            self._add(self._images * trainer.world_size, time.perf_counter() - self._started)
-            self._started = None
+        assert isinstance(pl_module, DistillationModule)
+        self._images += len(unpack(pl_module.read(batch)).labels)
+        if trainer.is_last_batch and self._epoch_start is not None:
+            self._add(self._images * trainer.world_size, time.perf_counter() - self._epoch_start)
+            self._epoch_start = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep what was measured in the checkpoint."""
         return {
             "first": self._first and list(self._first),
             "after": [self._images_after, self._seconds_after],
@@ -60,15 +53,14 @@ class Throughput(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what was measured before."""
         self._first = state_dict["first"] and tuple(state_dict["first"])
         self._images_after, self._seconds_after = state_dict["after"]
-        self._before = state_dict.get("seconds", 0.0)
+        self._seconds_before = state_dict.get("seconds", 0.0)
 
     @property
     def seconds(self) -> float:
         """Wall time since the fit began, and of the processes before a resume up to the checkpoint."""
-        return self._before + time.perf_counter() - self._begun
+        return self._seconds_before + time.perf_counter() - self._start
 
     @property
     def images_per_second(self) -> float | None:
@@ -79,7 +71,6 @@ class Throughput(Callback):
         return images / seconds if seconds > 0 else None
 
     def _add(self, images: int, seconds: float) -> None:
-        self.measured += 1
         if self._first is None:
             self._first = (images, seconds)
         else:
@@ -131,7 +122,6 @@ class EpochLines(Callback):
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the last epoch."""
         speed = self.throughput.images_per_second if self.throughput is not None else None
         print(epoch_line(trainer, *([f"{speed:,.0f} images/s"] if speed else [])), flush=True)
 
@@ -148,10 +138,8 @@ class EpochProgressBar(TQDMProgressBar):
         self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the figures of the last epoch."""
         self.print(epoch_line(trainer))
         super().on_train_end(trainer, pl_module)
 
     def get_metrics(self, *_: Any) -> dict[str, Any]:
-        """Give what stands behind the bar."""
         return {**self._figures}

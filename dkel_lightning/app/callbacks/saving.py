@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
-import stat
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,14 +13,10 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from dkel_lightning.app.loggers.metrics_file import MetricsFile
-from dkel_lightning.checkpoints.archive import is_whole
+from dkel_lightning.app.loggers import MetricsFile
+from dkel_lightning.checkpoints import is_whole
 from dkel_lightning.errors import Interrupted
-from dkel_lightning.runtime import unread_output
-from dkel_lightning.runtime.atomic_files import text_of
 from dkel_lightning.runtime.processes import any_process, print_once
-
-Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -37,26 +28,20 @@ class BestCheckpoint(ModelCheckpoint):
     _validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that this epoch has a score of its own."""
         self._validated = not trainer.sanity_checking
         super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare this epoch with the best one, if it was validated."""
         if self._validated:
             super().on_train_epoch_end(trainer, pl_module)
         self._validated = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best score also where the folder of the run has been moved: Lightning would forget it.
-
-        Not where best.ckpt is missing or torn: nothing could be tested in the end that no later epoch beats.
-        """
+        """Keep the best score also where the folder of the run has been moved, unless best.ckpt is missing or torn."""
         path = str(Path(str(self.dirpath)) / "best.ckpt")
         score = state_dict["best_model_score"]
         if score is not None and not is_whole(Path(path)):
-            what = "torn" if Path(path).is_file() else "missing"
-            print_once(f"{path} is {what}: the best of the epochs to come replaces it.")
+            print_once(f"{path} is missing or torn: the best of the epochs to come replaces it.")
             gone = {"best_model_path": "", "best_model_score": None, "kth_best_model_path": "", "kth_value": None}
             state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": {}, **gone}
         elif score is not None:
@@ -66,40 +51,25 @@ class BestCheckpoint(ModelCheckpoint):
         self.current_score = state_dict["current_score"]
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Tell whether this epoch replaces the best one."""
         tied = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
         return tied or super().check_monitor_top_k(trainer, current)
 
 
-class SettingsKept(Callback):
-    """Keep the text of config.yaml in every checkpoint: a resume can then tell what was edited in the file since.
+class SettingsHash(Callback):
+    """Keep the hash of the run's settings in every checkpoint: a resume can tell whether config.yaml was edited."""
 
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.text = ""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the file, which this run has written or begun with; only the first process writes checkpoints."""
-        if trainer.is_global_zero:
-            self.text = text_of(self.path)
+    def __init__(self, settings_hash: str) -> None:
+        self.hash = settings_hash
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the text."""
-        return {"text": self.text}
+        return {"hash": self.hash}
 
 
-class RowBeforeCheckpoint(Checkpoint):
-    """Write the epoch's row of metrics.csv before the epoch's checkpoints.
+class MetricsRow(Checkpoint):
+    """Write the epoch's row of metrics.csv before the epoch's checkpoints; must come before them in the list.
 
-    Lightning writes it after them. A run that is killed in between would go on after the epoch and lack its row; the
-    other way round the row is dropped on resume and made again. Must come before the checkpoints in the list.
-
-    Args:
-        rows: the logger that keeps the file.
+    Lightning writes it after them: a run that is killed in between would go on after the epoch and lack its row. The
+    other way round the row is dropped on resume and made again.
     """
 
     def __init__(self, rows: MetricsFile) -> None:
@@ -107,11 +77,9 @@ class RowBeforeCheckpoint(Checkpoint):
         self._before: dict[str, Any] = {}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember what was logged so far: Lightning keeps showing values of earlier epochs."""
-        self._before = dict(trainer.logged_metrics)
+        self._before = dict(trainer.logged_metrics)  # Lightning keeps showing values of earlier epochs
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what this epoch has logged."""
         logged = trainer.logged_metrics
         row = {name: float(value) for name, value in logged.items() if self._before.get(name) is not value}
         self.rows.log_metrics({"epoch": float(trainer.current_epoch), **row}, trainer.global_step - 1)
@@ -119,7 +87,7 @@ class RowBeforeCheckpoint(Checkpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keep the newest state: every n epochs, the one with which the run ends, and every n steps where asked.
+    """Keep the newest state: every n epochs, at the end of the run, and every n steps where asked.
 
     Within an epoch it saves only between two optimizer steps, never amid accumulated gradients, which no checkpoint
     holds; and never after the last batch, whose epoch ends with a checkpoint anyway.
@@ -130,29 +98,27 @@ class LastCheckpoint(Checkpoint):
         every_n_steps: optimizer steps between two of them within an epoch; None for none.
 
     Attributes:
-        asked: whether the end of this epoch must be saved in any case.
+        requested: whether the end of this epoch must be saved in any case.
     """
 
     def __init__(self, path: str | Path, every_n_epochs: int = 1, every_n_steps: int | None = None) -> None:
         self.path = Path(path)
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
-        self.asked = False
+        self.requested = False
         self._step_before = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remember the step, to see whether this batch completes another one."""
         self._step_before = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write if it is time."""
         every = self.every_n_steps
-        if every is not None and self.at_border(trainer) and trainer.global_step % every == 0:
+        if every is not None and self.between_steps(trainer) and trainer.global_step % every == 0:
             self.save(trainer)
 
-    def at_border(self, trainer: Trainer) -> bool:
+    def between_steps(self, trainer: Trainer) -> bool:
         """Tell whether a training can be interrupted after this batch and go on as if it had not been.
 
         Loaders without a `state_dict`, torch's own among them, cannot go on within an epoch.
@@ -162,10 +128,9 @@ class LastCheckpoint(Checkpoint):
         return all(hasattr(loader, "state_dict") for loader in tree_leaves(trainer.train_dataloader))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write if it is time."""
         done = trainer.current_epoch + 1
         ends = trainer.should_stop or done == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step
-        if ends or self.asked or done % self.every_n_epochs == 0:
+        if ends or self.requested or done % self.every_n_epochs == 0:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
@@ -173,152 +138,70 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path, weights_only=False)
 
 
-PASSED_ON = 1.0
-"""Seconds in which a second signal is the first one, which a launcher has passed on."""
-
-
 class SaveOnSignal(Callback):
-    """End the training cleanly on Ctrl-C, SIGTERM, SIGUSR1 (which SLURM sends before it preempts) and SIGHUP.
+    """End the training cleanly on Ctrl-C, SIGTERM and SIGUSR1 (which SLURM sends before it preempts).
 
-    The first signal is honoured between two optimizer steps, with a checkpoint there; in validation, at the end of the
-    epoch. A second one ends at once, and the checkpoint before it stands. Several processes agree first, at the first
-    border after `every_n_batches`, since the signal may reach only one of them; signals that reach one of them within
-    a second are one, since a launcher passes on what the system sends to each as well. A SIGHUP that is ignored at
-    the start (by nohup) stays ignored.
+    The signal is honoured between two optimizer steps, with a checkpoint there; in validation, at the end of the epoch.
+    A second Ctrl-C ends at once, and the checkpoint before it stands. Several processes agree first, after every
+    `every_n_batches` batches, since the signal may reach only one of them.
 
     Args:
         last: writes the checkpoint.
         every_n_batches: batches between two agreements of several processes.
     """
 
-    SIGNALS = (
-        *(signal.SIGINT, signal.SIGTERM),
-        *(getattr(signal, name) for name in ("SIGUSR1", "SIGHUP") if hasattr(signal, name)),
-    )
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()))
 
     def __init__(self, last: LastCheckpoint, every_n_batches: int = 10) -> None:
         self.last = last
         self.every_n_batches = every_n_batches
         self.received: int | None = None
-        self._before: dict[int, Handler] = {}
-        self._several = False
-        self._at = 0.0
+        self._handlers: dict[int, Any] = {}
         self._batches = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen. Lightning's own handlers, which stop amid accumulated gradients, are replaced until the end."""
-        self.received, self._batches, self._several = None, 0, trainer.world_size > 1
+        """Replace Lightning's handlers, which stop amid accumulated gradients, until the end of the training."""
+        self.received, self._batches = None, 0
         if threading.current_thread() is threading.main_thread():  # Python allows it only there
-            self._before = heard(self._note)
+            self._handlers = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop, if a signal came and this is a border."""
         self._batches += 1
-        if not self.last.at_border(trainer) or (self._several and self._batches < self.every_n_batches):
+        waits = trainer.world_size > 1 and self._batches < self.every_n_batches
+        if waits or not self.last.between_steps(trainer):
             return
         self._batches = 0
-        if self._asked(pl_module):
+        if any_process(self.received is not None, pl_module.device):
             self.last.save(trainer)
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask for a checkpoint of this epoch, if a signal came."""
-        self.last.asked = self._asked(pl_module)
+        self.last.requested = any_process(self.received is not None, pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop between two epochs."""
-        if self.last.asked:
+        if self.last.requested:
             self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop listening, or stop altogether: what comes after the training is left to the resumed run."""
-        self._restore()
-        if self.last.asked:
+        """Restore the handlers, or stop: what comes after the training is left to the resumed run."""
+        self._restore_handlers()
+        if self.last.requested:
             self._stop(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop listening."""
-        self._restore()
-
-    def _asked(self, module: LightningModule) -> bool:
-        return any_process(self.received is not None, module.device)
+        self._restore_handlers()
 
     def _stop(self, trainer: Trainer) -> None:
         raise Interrupted(self.received or signal.SIGTERM, self.last.path, trainer.global_step)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        leave_terminal(number)
-        if self.received is None:
-            self.received, self._at = number, time.monotonic()
-            return
-        if self._several and time.monotonic() - self._at < PASSED_ON:
-            return
-        self._restore()
-        raise Interrupted(number, self.last.path if self.last.path.is_file() else None, None)
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = self.received or number
 
-    def _restore(self) -> None:
-        put_back(self._before)
-        self._before = {}
-
-
-def heard(listener: Callable[[int, FrameType | None], None]) -> dict[int, Handler]:
-    """Let `listener` hear the signals, and return who heard them before.
-
-    A SIGHUP that is ignored stays so: that is what nohup is for. Shells let what they run in the background ignore
-    Ctrl-C, which whoever sends it on purpose does not mean.
-    """
-    found = {number: signal.getsignal(number) for number in SaveOnSignal.SIGNALS}
-    ignored = getattr(signal, "SIGHUP", None)
-    before = {n: handler for n, handler in found.items() if n != ignored or handler is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, listener)
-    return before
-
-
-def leave_terminal(number: int) -> None:
-    """Write no more to a terminal that is closed (SIGHUP): every line would fail, and with it what has to be saved."""
-    if number != getattr(signal, "SIGHUP", None):
-        return
-    for stream in (1, 2):
-        with contextlib.suppress(OSError):
-            if stat.S_ISCHR(os.fstat(stream).st_mode):
-                unread_output.leave(stream)
-
-
-def put_back(handlers: Mapping[int, Handler]) -> None:
-    """Install what listened before; None is what Python knows nothing of."""
-    for number, handler in handlers.items():
-        signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """End at once on the signals of `SaveOnSignal`, where nothing has to be saved: around the training, in the tests.
-
-    Lightning's own answer to Ctrl-C there is a silent exit with 1, to SIGTERM none. In the training SaveOnSignal
-    listens instead.
-
-    Raises:
-        Interrupted: a signal came.
-    """
-    at: list[float] = []
-
-    def end(number: int, frame: FrameType | None) -> None:
-        leave_terminal(number)
-        if not at:
-            at.append(time.monotonic())
-            raise Interrupted(number, None, None)
-        if time.monotonic() - at[0] > PASSED_ON:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    if threading.current_thread() is not threading.main_thread():  # Python allows it only there
-        yield
-        return
-    before = heard(end)
-    try:
-        yield
-    finally:
-        put_back(before)
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._handlers = {}

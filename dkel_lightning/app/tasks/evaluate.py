@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from dkel_lightning.app.runs import scores
-from dkel_lightning.app.runs.folder import Run, run_folder
-from dkel_lightning.app.runs.records import EVALUATION, Test
-from dkel_lightning.app.tasks.train import prepared
-from dkel_lightning.assembly.build import rebuilt
-from dkel_lightning.checkpoints import file_format
+from dkel_lightning.app import build, scores
+from dkel_lightning.app.records import Test
+from dkel_lightning.app.run import Run, run_of
+from dkel_lightning.app.tasks.train import prepare_data
 from dkel_lightning.data import ClassificationData
-from dkel_lightning.data.files.checks import file_bytes
-from dkel_lightning.errors import CheckpointError, DataError
-from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.distillation import DistillationModule
+from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.runtime.processes import print_once
-from dkel_lightning.runtime.texts import printable
-from dkel_lightning.settings.backbone import reads_a_folder
 
-OF_RESULT = ("seed", "data", "deploy", "precision", "trainer", "execution", "evaluate")
-"""Keys and groups on which the scores of a checkpoint depend; its own networks and method are not to choose."""
-CLASSES = "classes.json"
-"""Names of the classes, in the folder of a run."""
-_MOST_NAMES = 16 << 20
+EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What an evaluation gave: the test of the checkpoint, and the file in which it is written."""
+    """What an evaluation gave."""
 
     scores: Test
-    file: Path
 
     @property
     def objective(self) -> float:
@@ -44,92 +33,42 @@ class EvaluateResult:
         return self.scores.deployed_accuracy
 
 
-def settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what decides how an evaluation ends: the checkpoint's name in its run, and settings."""
-    path = Path(values["checkpoint"]).resolve()
-    return {"checkpoint": f"{path.parent.name}/{path.name}", **{key: values[key] for key in OF_RESULT}}
-
-
 def evaluate(run: Run) -> EvaluateResult:
-    """Test the checkpoint `values["checkpoint"]` and write evaluation.json into the run's folder.
-
-    Raises:
-        DkelError: with the thing at fault and its cure.
-    """
+    """Test the checkpoint of `values["checkpoint"]` and write evaluation.json into the run's folder."""
     values = run.values
+    if values["checkpoint"] is None:
+        raise ConfigError("task=evaluate needs checkpoint=PATH of a .ckpt file.")
     path = Path(values["checkpoint"])
+    deploy = {key: value for key, value in values["deploy"].items() if value != "auto"}
     # The memory layout of the training, or the figures would differ in their last digits.
-    module, epoch = loaded(path, values, execution=values["execution"])
-    module.test_flips = values["evaluate"]["flips"]
-    images = prepared(values)
-    check_fits(module, images, path)
-    result = EvaluateResult(scores.test_alone(values, module, images, epoch), run.folder / EVALUATION)
-    _report(run, result, path)
-    rank_zero_only(scores.write_confusion)(module, images.class_names, run.folder, values["figures"]["also"])
+    module = DistillationModule.load_from_checkpoint(path, execution=values["execution"], deploy=deploy or None)
+    images = prepare_data(values)
+    _check_classes(module, images, path)
+    plain = {**values, "callbacks": {**values["callbacks"], "extra": {}}}
+    trainer = build.trainer(plain, loggers=[], callbacks=[])
+    result = EvaluateResult(scores.test(trainer, module, images, module.trained_epochs))
+    _report(run, result, module, images)
     return result
 
 
-def loaded(path: Path, values: Mapping[str, Any], **others: Any) -> tuple[DistillationModule, int]:
-    """Rebuild the module of a checkpoint, with what `values` say of the deployed network, and tell its epoch from 1.
-
-    Raises:
-        DkelError: as `load_from_checkpoint`.
-    """
-    deploy = {key: value for key, value in values["deploy"].items() if value != "auto"}
-    others |= {"deploy": deploy} if deploy else {}
-    teacher = values["teacher"]
-    again = {key: teacher[key] for key in ("weights", "pretrained") if teacher.get(key)}
-    if values["trust"]:
-        backbone = values["backbone"]["name"]
-        others |= {"backbone": backbone} if reads_a_folder(backbone) else {}
-        folders = teacher.get("backbone"), (teacher.get("extra") or {}).get("backbone")
-        again = teacher if any(map(reads_a_folder, folders)) else again
-    checkpoint = file_format.load(path)
-    if again and (again is teacher or file_format.left_out(checkpoint)):
-        others |= {"teacher": again}
-    module: DistillationModule = rebuilt(DistillationModule, checkpoint, path, **others)
-    if module.teacher is not None and module.teacher.is_away:
-        name = (module.teacher.manifest or {}).get("name")
-        print_once(f"The checkpoint leaves out its teacher, {name}: the student alone is looked at.")
-    return module, int(checkpoint.get("epoch", -1)) + 1
-
-
-def check_fits(module: DistillationModule, images: ClassificationData, path: Path) -> None:
-    """Raise a CheckpointError unless the data has the classes and channels that the checkpoint knows.
-
-    Classes are compared by their order, which is said where their names are known to differ.
-    """
-    classes, channels = images.num_classes, images.image_shape[0]
-    if module.student.num_classes != classes:
+def _check_classes(module: DistillationModule, images: ClassificationData, path: Path) -> None:
+    """Refuse data of another number of classes; name classes that are called otherwise than in the training."""
+    if module.student.num_classes != images.num_classes:
         raise CheckpointError(
-            f"{path} knows {module.student.num_classes} classes, the data has {classes}: "
+            f"{path} knows {module.student.num_classes} classes, the data has {images.num_classes}: "
             "set data and data.root to the data it was trained on."
         )
-    folder = run_folder(path)
-    pairs = zip(class_names(folder) if folder is not None else (), images.class_names, strict=False)
-    if others := [f"{before}, here {now}" for before, now in pairs if before != now]:
-        told = printable("; ".join(others[:3]))
-        print_once(
-            f"Classes have other names than in the training of {path} ({told}) and are compared by their order: where "
-            "that is another too, the scores mean nothing."
-        )
-    expected = (module.recipe or {}).get("in_channels", channels)
-    if expected != channels:
-        raise CheckpointError(f"{path} takes images of {expected} channels, the data has {channels}: set data.root.")
-
-
-def class_names(folder: Path) -> tuple[str, ...]:
-    """Read how the classes of a run are called; empty where it is not known."""
-    try:
-        return tuple(map(str, json.loads(file_bytes(folder / CLASSES, _MOST_NAMES))["classes"]))
-    except (DataError, ValueError, TypeError, KeyError):
-        return ()  # none, or damaged: classes go by their numbers
+    file = run_of(path) / "classes.json"
+    names: list[Any] = json.loads(file.read_text(encoding="utf-8"))["classes"] if file.is_file() else []
+    if others := [f"{a}, here {b}" for a, b in zip(names, images.class_names, strict=False) if a != b]:
+        print_once(f"Warning: classes have other names than in the training: {'; '.join(others[:3])}.")
 
 
 @rank_zero_only
-def _report(run: Run, result: EvaluateResult, path: Path) -> None:
-    title = f"Test accuracy of {path}"
-    scores.show({f"epoch {result.scores.epoch}": result.scores}, title, "* deployed.")
-    content = {"checkpoint": str(path), "settings": settings(run.values), "test": asdict(result.scores)}
-    run.write_json(EVALUATION, content)
-    print(f"Written to {result.file}")
+def _report(run: Run, result: EvaluateResult, module: DistillationModule, images: ClassificationData) -> None:
+    checkpoint = run.values["checkpoint"]
+    scores.print_scores({f"epoch {result.scores.epoch}": result.scores}, f"Test accuracy of {checkpoint}", "* deployed.")
+    run.write_json(EVALUATION, {"checkpoint": str(checkpoint), "test": asdict(result.scores)})
+    if module.tested_confusion is not None:
+        scores.write_confusion(module.tested_confusion.tolist(), images.class_names, run.folder)
+    print(f"Written to {run.folder / EVALUATION}")

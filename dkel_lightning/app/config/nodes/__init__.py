@@ -1,1 +1,0 @@
-"""The settings that only the command line knows, by what they belong to."""

@@ -1,1 +1,0 @@
-"""Where metrics go: metrics.csv, and trackers beside it."""

@@ -1,0 +1,148 @@
+"""The command line: Hydra composes a configuration, and the task that it names runs. Torch is imported by the tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from dkel_lightning.app import config, saved
+from dkel_lightning.app.run import CONFIG, Run, find_checkpoint, is_finished, load_config, lock, resume_path, run_of
+from dkel_lightning.errors import ConfigError, DkelError, FolderInUseError, Interrupted
+from dkel_lightning.runtime.ranks import is_first
+
+TRACEBACK = "HYDRA_FULL_ERROR"
+FAILED = "failed.txt"
+
+
+def main() -> None:
+    """Run the command; every mistake ends in one message without a traceback."""
+    if "--version" in sys.argv:
+        from dkel_lightning import __version__
+
+        print(f"dkel_lightning {__version__}")
+        return
+    traceback = os.environ.get(TRACEBACK)
+    arguments = sys.argv[1:]
+    config.register(arguments)
+    sys.argv[1:] = _name_sweep_folders(arguments)
+    os.environ[TRACEBACK] = "1"  # Hydra raises what it would print
+    try:
+        hydra.main(config_path=str(config.conf_dir()), config_name="config", version_base="1.3")(run_job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if traceback:
+            raise
+        sys.exit(f"Error: {config.explain(str(error), arguments)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if traceback:
+            raise
+        code = error.exit_code if isinstance(error, DkelError) else 1
+        kind = "" if isinstance(error, DkelError) else f"{type(error).__name__}: "
+        print(f"Error: {kind}{error}", file=sys.stderr)
+        if kind:
+            print(f"{TRACEBACK}=1 shows where it comes from.", file=sys.stderr)
+        sys.exit(code)
+    finally:
+        os.environ.pop(TRACEBACK) if traceback is None else os.environ.update({TRACEBACK: traceback})
+    from dkel_lightning.app.sweep_callback import SweepTables
+
+    if SweepTables.failed:
+        print(f"Error: {len(SweepTables.failed)} jobs failed: {', '.join(SweepTables.failed)}.", file=sys.stderr)
+        sys.exit(1)
+
+
+def _name_sweep_folders(arguments: list[str]) -> list[str]:
+    """Let the folder of a sweep's job be named by what varies alone: `method=dkel,seed=0`."""
+    parser, constant = OverridesParser.create(), []
+    for argument in arguments:
+        with contextlib.suppress(HydraException):  # a flag, or what Hydra explains itself
+            item = parser.parse_overrides([argument])[0]
+            if not item.is_sweep_override() and not item.is_hydra_override():
+                constant.append(item.key_or_group)
+    return [*arguments, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(constant)}]"] if constant else arguments
+
+
+def run_job(cfg: DictConfig) -> float | None:
+    """Run one composed configuration, alone or as a job of a sweep; return what a search maximises."""
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    overrides = list(hydra_config.overrides.task)
+    if hydra_config.mode is RunMode.MULTIRUN:
+        return _run_in_sweep(config.resolve(cfg), run_dir, overrides)
+    try:
+        return execute(config.resolve(cfg), run_dir, overrides)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()  # only if nothing was written
+        raise
+
+
+def execute(values: dict[str, Any], run_dir: Path, overrides: list[str]) -> float | None:
+    """Run the task that the values name in `run_dir`; return what a search maximises."""
+    from dkel_lightning.app import build
+
+    build.import_modules(values["modules"])
+    typed = config.typed_keys(overrides)
+    checkpoint = None
+    if values["resume"]:
+        path = resume_path(values["resume"])
+        checkpoint = find_checkpoint(path)
+        values = saved.resume_settings(run_of(path), values, typed)
+    elif values["checkpoint"] and (run_of(Path(values["checkpoint"])) / CONFIG).is_file():
+        values = saved.checkpoint_settings(run_of(Path(values["checkpoint"])), values, typed)
+    with lock(run_dir):
+        if checkpoint is None and values["task"]["folder"] is None and not values["resume"]:
+            checkpoint = _continue(run_dir, values)
+        result = hydra.utils.get_method(values["task"]["_target_"])(Run(values, run_dir, checkpoint))
+    objective = getattr(result, "objective", None)
+    return None if objective is None or math.isnan(objective) else float(objective)
+
+
+def _continue(run_dir: Path, values: dict[str, Any]) -> Path | None:
+    """Return the checkpoint of a run that was begun in this folder with the same settings."""
+    if not (run_dir / CONFIG).is_file() or not is_first():
+        return None
+    if different := saved.differences(load_config(run_dir), values):
+        raise ConfigError(f"{run_dir} holds a run of other settings ({different[0]}): give another folder.")
+    return find_checkpoint(run_dir)
+
+
+def _run_in_sweep(values: dict[str, Any], run_dir: Path, overrides: list[str]) -> float | None:
+    """Run a job, skip one that has finished, and note a failure in its folder: the other jobs are still wanted."""
+    trainer = values["trainer"]
+    if "ddp" in str(trainer["strategy"]) and "SLURM_JOB_ID" not in os.environ:
+        raise ConfigError("A sweep with trainer=ddp starts itself in every process: use hydra/launcher=submitit_slurm.")
+    print(f"\n{run_dir.name}", flush=True)
+    failure = run_dir / FAILED
+    try:
+        if is_finished(run_dir):
+            _continue(run_dir, values)  # refuses other settings
+            print(f"finished before, in {run_dir}", flush=True)
+            from dkel_lightning.app.records import load_run
+
+            return load_run(run_dir).objective
+        failure.unlink(missing_ok=True)
+        return execute(values, run_dir, overrides)
+    except FolderInUseError:
+        print("another process runs it", flush=True)
+    except Interrupted:
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, DkelError) else f"{type(error).__name__}: "
+        print(f"Failed: {kind}{error}", file=sys.stderr, flush=True)
+        failure.parent.mkdir(parents=True, exist_ok=True)
+        failure.write_text(f"{kind}{error}\n", encoding="utf-8")
+    return None

@@ -1,0 +1,143 @@
+"""What a saved configuration decides: of a run that goes on, and of a checkpoint that is read.
+
+The file may be a stranger's. It describes its run by numbers and names that are looked up; what it names as a class, a
+logger, a callback, a module to import or a place to write is used only if the command names it again (`untrusted`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dkel_lightning.app.config import Values, leaves
+from dkel_lightning.app.run import load_config
+from dkel_lightning.errors import CheckpointError, ConfigError
+
+RESUMABLE = (
+    *("resume", "modules", "logger", "data.root", "data.download", "data.workers", "data.cache_dir"),
+    *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps")),
+    *("trainer.detect_anomaly", "trainer.profiler", "trainer.max_time", "execution", "teacher.weights", "debug"),
+    *("callbacks.progress", "callbacks.on_collapse", "callbacks.checkpoint_every_n_epochs", "callbacks.extra"),
+    "callbacks.checkpoint_every_n_steps",
+)
+"""Groups and keys that a resumed run may have otherwise: they change where and how it runs, not what it computes."""
+
+COMPUTED = ("data.mean", "data.std", "task", "name", "checkpoint", "sweep", "hydra")
+"""Keys that say nothing of what is trained, or are filled in by the run."""
+
+OF_DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
+CHECKPOINT_GROUPS = ("data", "backbone", "method", "teacher", "deploy")
+"""What a checkpoint's run decides for the tasks that read it."""
+
+TRUSTED = ("torch.optim.", "lightning.pytorch.Trainer", "timm.optim.", "dkel_lightning.modules.optim.")
+
+
+def untrusted(saved: Values) -> dict[str, Any]:
+    """Return what a saved configuration names that is used only if the command names it again, by key."""
+    classes = {
+        key: value
+        for key, value in leaves(saved).items()
+        if key.endswith("_target_") and not str(value).startswith(TRUSTED) and key.split(".")[0] != "task"
+    }
+    named = {"modules": saved.get("modules"), "data.cache_dir": saved.get("data", {}).get("cache_dir")}
+    return classes | {key: value for key, value in named.items() if value}
+
+
+def without_untrusted(saved: Values, composed: Values, typed: set[str], folder: Path) -> dict[str, Any]:
+    """Replace what a saved configuration must not name by what the command composes; refuse what the run needs."""
+    values: dict[str, Any] = copy.deepcopy({**saved})
+    values["logger"], values["modules"] = composed["logger"], composed["modules"]
+    if "cache_dir" in values.get("data", {}):
+        values["data"]["cache_dir"] = composed["data"].get("cache_dir")
+    for key, value in untrusted(saved).items():
+        group = key.split(".")[0]
+        if group in ("logger", "hydra") or key == "data.cache_dir" or {key, group} & typed:
+            continue
+        raise ConfigError(
+            f"{folder / 'config.yaml'} names {value} ({key}), which is used only if you name it: give {key}= again."
+        )
+    return values
+
+
+def _is_resumable(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in (*RESUMABLE, *COMPUTED))
+
+
+def settings_hash(values: Values) -> str:
+    """Hash all settings that a resumed run must not change; checkpoints keep it."""
+    fixed = {key: value for key, value in leaves(values).items() if not _is_resumable(key)}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def differences(saved: Values, values: Values) -> list[str]:
+    """Name the settings, of those that a resumed run must not change, in which two configurations differ."""
+    before, now = leaves(saved), leaves(values)
+    keys = [key for key in {**before, **now} if not _is_resumable(key)]
+    return [f"{key}: {before.get(key)}, now {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+
+
+def resume_settings(folder: Path, composed: Values, typed: set[str]) -> dict[str, Any]:
+    """Lay what the command names over the settings of the run in `folder`, as far as a resume may change it."""
+    saved = load_config(folder)
+    values = without_untrusted(saved, composed, typed, folder)
+    for key in sorted(typed - {"resume", "logger", "modules", "debug"}):
+        group, _, rest = key.partition(".")
+        if group in ("task", "hydra"):
+            continue
+        if key == "trainer":
+            values["trainer"] |= {name: composed["trainer"][name] for name in OF_DEVICES}
+        elif key == "execution":
+            values["execution"] = composed["execution"]
+        elif _is_resumable(key):
+            _assign(values, key, _at(composed, key))
+        elif _at(saved, key) != _at(composed, key):
+            changeable = ", ".join(RESUMABLE)
+            raise ConfigError(
+                f"{key} would change a run that is being resumed: leave it out, or begin another run. "
+                f"What may change: {changeable}."
+            )
+    for key in ("devices", "num_nodes"):
+        if values["trainer"].get(key) != saved["trainer"].get(key):
+            raise ConfigError(
+                f"The run used trainer.{key}={saved['trainer'].get(key)}: another number of processes changes its "
+                "batches, so resume with the same."
+            )
+    return {**values, "resume": None, "task": composed["task"]}
+
+
+def checkpoint_settings(folder: Path, composed: Values, typed: set[str]) -> dict[str, Any]:
+    """Take networks, method and data from the run of a checkpoint; what the command names of its data wins."""
+    decided = sorted(key for key in typed if key.split(".")[0] in ("backbone", "method", "experiment"))
+    if decided:
+        raise ConfigError(f"{', '.join(decided)}: the checkpoint decides this; leave it out.")
+    saved = without_untrusted(load_config(folder), composed, typed, folder)
+    values = {**composed, "name": saved["name"], "modules": composed["modules"]}
+    for group in CHECKPOINT_GROUPS:
+        if group in typed:
+            continue
+        if group not in saved:
+            raise CheckpointError(f"{folder / 'config.yaml'} has no {group}: it is of another version, or damaged.")
+        values[group] = dict(saved[group])
+        for key in typed:
+            if key.startswith(f"{group}."):
+                _assign(values, key, _at(composed, key))
+    return values
+
+
+def _at(values: Values, key: str) -> Any:
+    node: Any = values
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    node = values
+    for part in path:
+        node = node.setdefault(part, {})
+    node[last] = value
