@@ -22,7 +22,7 @@ from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.functional import cross_entropy, distillation
 from dkel_lightning.methods import Needs, register
 from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import number
+from dkel_lightning.settings.declarations import number
 from dkel_lightning.settings.weights import RampUp
 
 

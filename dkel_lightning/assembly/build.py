@@ -19,6 +19,7 @@ from dkel_lightning.assembly.teacher_weights import load_student
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
+from dkel_lightning.methods.base import Arrangement
 from dkel_lightning.modules import continuation
 from dkel_lightning.modules.batch import batch_keys_of
 from dkel_lightning.modules.ensemble import EnsembleModule
@@ -28,11 +29,9 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.backbone import is_external
-from dkel_lightning.settings.declarations import from_mapping, keys_of, merge
+from dkel_lightning.settings.declarations import from_mapping, merge, settings_of, unknown_choice
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.keys import unknown_choice
-from dkel_lightning.settings.methods import Arrangement
 from dkel_lightning.settings.targets import Targets
 from dkel_lightning.settings.teacher import TEACHERS, ExtraTeacher, TeacherSettings
 
@@ -140,7 +139,7 @@ def build(  # noqa: D417
     for key, value in (("split_at", split_at), ("pretrained", pretrained)):
         if registered and value:
             raise ConfigError(f"{key}={value!r} belongs to a model of your own or a library's; {backbone} has its own.")
-    if peers is not None and (mistake := keys_of(Arrangement)["method.peers"].mistake("peers", peers)):
+    if peers is not None and (mistake := settings_of(Arrangement)["peers"].error("peers", peers)):
         raise ConfigError(mistake)
     laid_over, voice = _teachers_apart(teacher)
     deploy = asdict(deploy) if isinstance(deploy, Deploy) else deploy
@@ -153,7 +152,7 @@ def build(  # noqa: D417
     with seeded(seed, "method"):
         chosen, preset = choose_method(method, len(peers) if isinstance(peers, Sequence) else peers, schedules)
     peers = chosen.peers if peers is None else peers
-    share = sharing or preset.arranged("sharing")
+    share = sharing or preset.arrangement.sharing
     one_of("method.sharing", share, ("trunk", "nothing"))
     if isinstance(peers, int) and share == "nothing" and registered and isinstance(backbone, str):
         peers = [backbone] * peers
@@ -163,7 +162,7 @@ def build(  # noqa: D417
         num_classes = 100 if isinstance(backbone, str) else networks.classes_of(made(backbone), classifier, shape)
     draw = NetworkDraw(
         backbone, num_classes, peers, split_at, classifier, in_channels, image_size,
-        views_per_pass or preset.views_per_pass, classifiers or preset.arranged("classifiers"), share, pretrained,
+        views_per_pass or preset.views_per_pass, classifiers or preset.arrangement.classifiers, share, pretrained,
     )  # fmt: skip
     student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
     if weights is not None:
@@ -188,7 +187,7 @@ def build(  # noqa: D417
         scheduler=scheduler,
         interval=interval,
         augmentation=augmentation,
-        views=views or preset.arranged("views"),
+        views=views or preset.arrangement.views,
         targets=from_mapping(Targets, targets or {}, "targets"),
         deploy=from_mapping(Deploy, deploy or {}, "deploy"),
         seed=seed,
@@ -203,7 +202,7 @@ def build(  # noqa: D417
         **draw.recipe(),
         "method": method_recipe(method, chosen),
         **_recipe_of_parts(module, voice, normalize),
-        "views": views or preset.arranged("views"),
+        "views": views or preset.arrangement.views,
         "interval": interval,
     }
     # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
@@ -218,7 +217,7 @@ def _teachers_apart(given: str | Mapping[str, Any] | TeacherSettings | None) -> 
     elif isinstance(given, str):
         named = _of_preset(given)
         # All that the name stands for, but for the rate, whose length `schedules` may give.
-        usual = {key: value for key, value in asdict(TeacherSettings()).items() if key not in TeacherSettings.exclusive}
+        usual = {key: value for key, value in asdict(TeacherSettings()).items() if key not in ("decay", "decay_share")}
         given = named if named.get("update") == "none" else {**usual, **named}
     if not isinstance(given, Mapping) or "extra" not in given:
         return given, ExtraTeacher()
@@ -229,8 +228,7 @@ def _teachers_apart(given: str | Mapping[str, Any] | TeacherSettings | None) -> 
 def _of_preset(name: str) -> Mapping[str, Any]:
     if name not in TEACHERS:
         raise ConfigError(unknown_choice("teacher", name, TEACHERS))
-    settings = TEACHERS[name].settings
-    return {"update": "none"} if settings is None else settings
+    return TEACHERS[name].settings
 
 
 def _given_again(teacher: Any) -> Any:

@@ -13,10 +13,10 @@ from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw
 from dkel_lightning.assembly.teacher_weights import load_teacher
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.methods import Needs
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.settings.backbone import is_external
-from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings
 
 

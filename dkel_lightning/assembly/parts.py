@@ -10,8 +10,9 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods import Method, create
+from dkel_lightning.methods import Method, Needs, Preset, create
 from dkel_lightning.methods import preset as preset_of
+from dkel_lightning.methods.base import Arrangement
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.student import StudentModule
@@ -19,10 +20,9 @@ from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork, SharedTrunk
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.schedules import one_of
-from dkel_lightning.settings.declarations import from_mapping, keys_of, merge
+from dkel_lightning.settings.declarations import from_mapping, merge, walk
 from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.methods import Arrangement, MethodPreset, unmet_needs
-from dkel_lightning.settings.teacher import TeacherSettings, teacher_mistakes
+from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 
 # Lengths of the CIFAR protocol of 300 epochs as shares of it; experiment=own_data has the same.
 _SHARES: dict[str, dict[str, float | None]] = {
@@ -38,16 +38,14 @@ def _lengths(name: str, given: Any, schedules: str) -> Mapping[str, Any]:
     return {} if schedules == "epochs" or set_by_user else _SHARES[name]
 
 
-def choose_method(
-    method: str | Mapping[str, Any] | Method, peers: int | None, schedules: str
-) -> tuple[Method, MethodPreset]:
+def choose_method(method: str | Mapping[str, Any] | Method, peers: int | None, schedules: str) -> tuple[Method, Preset]:
     """Make a method from its name or settings, with its preset.
 
     A ramp-up or ensemble whose length follows the experiment's on the command line follows `schedules` here.
     """
     one_of("schedules", schedules, ("epochs", "shares"))
     if isinstance(method, Method):
-        return method, MethodPreset("", type(method).Settings, method.needs, teacher="independent")
+        return method, Preset(type(method), "", {}, "independent", Arrangement(type(method).__name__), "all")
     if not isinstance(method, str | Mapping):
         raise ConfigError(f"method is {method!r}: give a name, a mapping with a name, or a Method that is built.")
     settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
@@ -55,19 +53,20 @@ def choose_method(
     if not isinstance(name, str):
         raise ConfigError('A method given as a mapping needs its "name".')
     preset = preset_of(name)
-    own = {item.name for item in fields(preset.Settings)}
+    own = {item.name for item in fields(preset.method.Settings)}
     beside = [item.name for item in fields(Arrangement) if item.name in settings and item.name not in own]
     if beside:
         raise ConfigError(f"method.{beside[0]} is a key of the command line: pass {beside[0]}= beside method=.")
-    follows = {name.partition(".")[0] for name, key in keys_of(preset.Settings, "").items() if key.follows}
+    usual = walk(preset.default_settings())
+    follows = {key.partition(".")[0] for key, _, value in usual if str(value).startswith("${protocol.")}
     for term in follows & {"rampup", "ensemble"} - {*preset.settings}:
         if lengths := _lengths(term, settings.get(term), schedules):
             settings[term] = {**(settings.get(term) or {}), **lengths}
-    return create(name, preset.arranged("peers") if peers is None else peers, settings), preset
+    return create(name, preset.arrangement.peers if peers is None else peers, settings), preset
 
 
 def teacher_settings(
-    method: Method, preset: MethodPreset, given: Mapping[str, Any] | None, schedules: str
+    method: Method, preset: Preset, given: Mapping[str, Any] | None, schedules: str
 ) -> TeacherSettings | None:
     """Lay what is given over the method's teacher; None where there is none."""
     if given is not None and not isinstance(given, Mapping):
@@ -75,16 +74,48 @@ def teacher_settings(
     given = dict(given or {})
     name = type(method).__name__
     if given.get("update") == "none" or (preset.teacher == "none" and not given):
-        for mistake in teacher_mistakes(name, method.needs, {"update": "none"}):
-            raise ConfigError(mistake)
+        check_teacher(name, method.needs, {"update": "none"})
         if others := [key for key in given if key != "update"]:
             raise ConfigError(f"{name} has no teacher, so teacher.{others[0]} means nothing: choose teacher=none.")
         return None
     given |= _lengths("teacher", given, schedules)
-    settings = from_mapping(TeacherSettings, merge(preset.teacher_settings, given), "teacher")
-    for mistake in teacher_mistakes(name, method.needs, vars(settings)):
-        raise ConfigError(mistake)
+    settings = from_mapping(TeacherSettings, merge(_preset_teacher(preset), given), "teacher")
+    check_teacher(name, method.needs, vars(settings))
     return settings
+
+
+def _preset_teacher(preset: Preset) -> Mapping[str, Any]:
+    teacher = TEACHERS[preset.teacher].settings if isinstance(preset.teacher, str) else preset.teacher
+    return {} if teacher.get("update") == "none" else teacher
+
+
+def check_teacher(method: str, needs: Needs, teacher: Mapping[str, Any]) -> None:
+    """Raise where settings of a teacher contradict what the method needs."""
+    if teacher["update"] == "none":
+        if needs.teacher == "required":
+            cure = "frozen" if needs.foreign_teacher else "independent, copy or follow"
+            raise ConfigError(f"teacher=none, but {method} needs a teacher: choose teacher={cure}.")
+        return
+    if not needs.foreign_teacher:
+        if teacher["update"] != "ema" and teacher.get("dtype", "float32") != "float32":
+            raise ConfigError(
+                f"teacher.dtype={teacher['dtype']} is of a teacher that follows, or of a frozen one of its own (kd), "
+                f"and that of {method} is neither: leave it out."
+            )
+        for key in ("backbone", "pretrained", "image_size", "mean", "std", "init_student_from_branches"):
+            default = getattr(TeacherSettings, key)
+            if teacher.get(key, default) != default:
+                raise ConfigError(
+                    f"teacher.{key} is set, but the teacher of {method} has the student's form: leave it out."
+                )
+        return
+    own = f"but the teacher of {method} is a network of its own"
+    if teacher["update"] == "ema":
+        raise ConfigError(f"teacher.update is ema, {own}: set teacher.update to frozen or gradient.")
+    if teacher["update"] == "frozen" and teacher.get("init_steps"):
+        raise ConfigError(f"The teacher of {method} is trained beforehand: set teacher.init_steps to 0.")
+    if teacher.get("draw") == "student":
+        raise ConfigError(f"teacher.draw is student, {own}: set teacher.draw to independent.")
 
 
 def method_recipe(method: str | Mapping[str, Any] | Method, chosen: Method) -> dict[str, Any] | None:
@@ -126,8 +157,7 @@ def check_parts(
     if student.num_peers != method.peers:
         raise ConfigError(f"{name} was built for {method.peers} peers, the student has {student.num_peers}.")
     trunk = isinstance(student.network, SharedTrunk)
-    for mistake in unmet_needs(name, method.needs, method.peers, trunk, views):
-        raise ConfigError(mistake)
+    method.needs.check(name, method.peers, trunk, views)
     if method.needs.teacher == "required" and teacher is None:
         raise ConfigError(f"{name} needs a teacher: pass teacher=TeacherModule(...).")
     if method.wants_ensemble_classifier and ensemble is None:
@@ -153,8 +183,7 @@ def _check_foreign_teacher(name: str, method: Method, student: StudentModule, te
             f"{name} learns from one teacher of the same classes: it has {teacher.num_peers} peers and "
             f"{teacher.num_classes} classes, the student {student.num_classes} classes."
         )
-    for mistake in teacher_mistakes(name, method.needs, vars(teacher.settings)):
-        raise ConfigError(mistake)
+    check_teacher(name, method.needs, vars(teacher.settings))
 
 
 def attach(module: Coordinator) -> None:

@@ -25,7 +25,7 @@ from dkel_lightning.data.splits import limited, validation_split
 from dkel_lightning.data.worker_loaders import WorkerImages
 from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.settings.data import DataSettings, LabelNoise
-from dkel_lightning.settings.declarations import from_mapping, keys_of
+from dkel_lightning.settings.declarations import from_mapping, settings_of
 
 _PIECE_BYTES = 16 << 20
 
@@ -360,9 +360,10 @@ class ImageDataModule(ClassificationData, ABC):
     def _check_settings(self) -> None:
         if self.views < 1:
             raise ConfigError(f"views={self.views} is too small: the least is 1")
-        held = {f"data.{name}": value for name, value in vars(self).items() if name != "root"}
-        held["data.augment"] = self.policy
-        mistakes = [key.mistake(name, held[name]) for name, key in keys_of(DataSettings).items() if name in held]
+        held = {name: value for name, value in vars(self).items() if name not in ("root", "label_noise")}
+        held["augment"] = self.policy
+        declared = settings_of(DataSettings)
+        mistakes = [declared[name].error(f"data.{name}", held[name]) for name in declared if name in held]
         if any(mistakes):
             raise ConfigError("\n".join(filter(None, mistakes)))
 

@@ -293,7 +293,7 @@ def _shaping(recipe: Mapping[str, Any], member: str) -> tuple[dict[str, Any], st
     shaping = (*_OF_TEACHER, *_OF_ITS_OWN) if kind == "teacher" else _OF_TEACHER
     teacher = {name: value for name, value in recipe.get("teacher", {}).items() if name in shaping}
     if kind != "ensemble":
-        fewest = preset(recipe["method"]["name"]).needs.minimum_peers
+        fewest = preset(recipe["method"]["name"]).method.needs.minimum_peers
         peers = recipe["peers"]
         settings["peers"] = [peers[int(number)]] * fewest if isinstance(peers, list) else fewest
     return {**settings, "teacher": teacher}, kind

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from dkel_lightning.methods.base import METHODS, Method, create, preset, register
-from dkel_lightning.settings.needs import Needs
+from dkel_lightning.methods.base import METHODS, Method, Needs, Preset, create, preset, register
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["METHODS", "Method", "Needs", "create", "preset", "register"]
+__all__ = ["METHODS", "Method", "Needs", "Preset", "create", "preset", "register"]

@@ -1,11 +1,11 @@
-"""What a method of online distillation is, and the registry that finds one by name."""
+"""The base class of the methods, and the registry that finds one by name."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
-from typing import Any, ClassVar, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,28 +16,107 @@ from dkel_lightning.functional import not_halved
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.schedules import Clock
+from dkel_lightning.schedules import Clock, one_of
 from dkel_lightning.settings.backbone import BackboneSettings
-from dkel_lightning.settings.declarations import from_mapping, merge
-from dkel_lightning.settings.keys import unknown_choice
-from dkel_lightning.settings.methods import PRESETS, MethodPreset, NoSettings, unmet_needs
-from dkel_lightning.settings.needs import Needs
+from dkel_lightning.settings.declarations import (
+    Settings,
+    choice,
+    either,
+    from_mapping,
+    merge,
+    node_of,
+    several,
+    text,
+    unknown_choice,
+    whole,
+)
+from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
+
+STUDENT = Deploy("student", "best")
+
+Layers = Annotated[
+    tuple[str, ...] | None, several("Modules by name, as in named_modules(); null: every stage.", text(""), least=0)
+]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method needs of the parts around it.
+
+    Attributes:
+        teacher: `required` (teacher peers), or `none`: the method reads no teacher. One that the preset or the user
+            asks for then follows the student; with `teacher.batchnorm=ema` no batch passes it.
+        teacher_outputs: the method reads the teacher's logits. Otherwise no batch passes a frozen teacher.
+        foreign_teacher: the teacher is one network of any architecture, which teaches all peers, rather than peers of
+            the student's form. One that is frozen and has no weights is trained first, in a stage of its own.
+        fitted_by: the method that fits parts on the frozen teacher in a stage before this one.
+        fixed_student: the student stays as it is, in eval mode, and only the method's own parts learn.
+        time: call `tell_time` before every training batch.
+        batches: the method may ask for training batches at an epoch's start and end (`wants_batches`).
+        teacher_views: accepts 2 P views, of which the teacher sees the second half.
+        ensemble: `classifier` (trained over the peers' features), `own` (made by `combine`), or `none`.
+        stages: reads `inputs.student.trunk` and `inputs.student.maps`.
+        trunk: the peers must share a trunk.
+        classes: needs one class a sample; labels that are distributions over the classes are refused.
+        minimum_peers: the smallest number of peers.
+        maximum_peers: the largest number of peers; None for any.
+        deploy: what is deployed among equals in validation, and without validation. A peer that it numbers is the
+            only one of its network that is chosen unless the user says otherwise.
+    """
+
+    teacher: str = "required"
+    teacher_outputs: bool = True
+    foreign_teacher: bool = False
+    fitted_by: str | None = None
+    fixed_student: bool = False
+    time: bool = False
+    batches: bool = False
+    teacher_views: bool = False
+    ensemble: str = "classifier"
+    stages: bool = False
+    trunk: bool = False
+    classes: bool = False
+    minimum_peers: int = 2
+    maximum_peers: int | None = None
+    deploy: Deploy = field(default_factory=lambda: Deploy("teacher", "best"))
+
+    def __post_init__(self) -> None:
+        one_of("Needs.teacher", self.teacher, ("required", "none"))
+        one_of("Needs.ensemble", self.ensemble, ("classifier", "own", "none"))
+
+    def check(self, method: str, peers: int, trunk: bool = True, views: str = "per_peer") -> None:
+        """Raise where the number of peers, their trunk or their views do not suit the method."""
+        if peers < self.minimum_peers:
+            cure = "raise method.peers, or choose method=baseline"
+            raise ConfigError(f"{method} needs at least {self.minimum_peers} peers, got {peers}: {cure}.")
+        if self.maximum_peers is not None and peers > self.maximum_peers:
+            raise ConfigError(f"{method} takes at most {self.maximum_peers} peer, got {peers}: lower method.peers.")
+        if self.trunk and not trunk:
+            cure = "give method.peers as a number and method.sharing=trunk"
+            raise ConfigError(f"{method} needs peers that share a trunk: {cure}.")
+        if views == "per_peer_and_teacher" and not self.teacher_views:
+            names = ", ".join(name for name, preset in METHODS.items() if preset.method.needs.teacher_views)
+            raise ConfigError(f"method.views=per_peer_and_teacher is for {names}: choose per_peer or shared.")
+
+
+@dataclass(frozen=True)
+class NoSettings(Settings, node="method"):
+    """The settings of a method that has none."""
 
 
 class Method(nn.Module, ABC):
-    """Turn what the networks say into named loss terms.
+    """Turn the outputs of the networks into named loss terms.
 
     A method states which networks it needs and computes its loss; it neither owns the peers nor steps anything.
-    It is a module so that it may hold trainable parts of its own (a gate, an attention), which are then optimised
-    and checkpointed with the rest.
+    It is a module so that it may hold trainable parts (a gate, an attention), which are then optimised and
+    checkpointed with the rest.
 
     Attributes:
         Settings: frozen dataclass of primitives (nested dataclasses allowed) from which the method is rebuilt.
-        needs: what it needs of what stands around it: teacher, ensemble, views, peers. Of the shipped methods both are
-            said in `settings.methods.PRESETS`.
-        own_buffers: buffers of which each process has its own between the moments when the method makes them equal;
-            no Trainer turns them into a half type (`bf16-true`), in which counts end at 256.
+        needs: what it needs of the parts around it.
+        own_buffers: buffers that differ between processes until the method makes them equal; no Trainer turns them
+            into a half type (`bf16-true`), in which counts end at 256.
         rampup: the ramp-up of its distillation weight, None without one.
         ensemble: its decaying ensemble of teachers, None without one.
     """
@@ -51,79 +130,62 @@ class Method(nn.Module, ABC):
     def __init__(self, peers: int, settings: Any = None) -> None:
         super().__init__()
         self.settings = settings if settings is not None else self.Settings()
-        for mistake in unmet_needs(type(self).__name__, self.needs, peers):
-            raise ConfigError(mistake)
+        self.needs.check(type(self).__name__, peers)
         self.peers = peers
         self.rampup: RampUp | None = getattr(self.settings, "rampup", None)
         self.ensemble: EnsembleTerm | None = getattr(self.settings, "ensemble", None)
-        # On the device, so that a changed weight neither recompiles nor breaks a captured graph.
+        # On the device, so that a changed weight does not recompile.
         self.register_buffer("rampup_weight", torch.zeros(()))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Method:
         """Keep `own_buffers` out of half types."""
-        own = {name: each for name, each in self.named_buffers(recurse=False) if name in self.own_buffers}
+        own = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name in self.own_buffers}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, each in own.items():
-            setattr(self, name, not_halved(fn)(each))
+        for name, buffer in own.items():
+            setattr(self, name, not_halved(fn)(buffer))
         return self
 
     def attach(self, network: PeerNetwork) -> None:
-        """Make the method's own trainable parts to fit the student's network; called once, under the seed.
-
-        Raises:
-            ConfigError: the network does not offer what the method builds on.
-        """
+        """Make the method's trainable parts to fit the student's network; called once, under the seed."""
 
     def attach_teacher(self, network: PeerNetwork) -> None:
-        """Make the parts that depend on the teacher's network; called after `attach` where there is a teacher.
-
-        Raises:
-            ConfigError: the network does not offer what the method builds on.
-        """
+        """Make the parts that depend on the teacher's network; called after `attach` where there is a teacher."""
 
     def tell_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
-        """Put in force what depends on the time, before a training batch: of a method with `Needs(time=True)`.
+        """Set what depends on the time, before a training batch; see `Needs.time`.
 
         Args:
             clock: the time.
             batch_idx: the batch's number in its epoch.
-            seed: the module's, to draw from with the time: a resume draws the same then.
+            seed: the module's, to draw from with the time, so that a resumed run draws the same.
         """
 
     def wants_batches(self, when: str, clock: Clock) -> int | None:
-        """Say how many training batches it wants at an epoch's `start` or `end`; None: it is not asked to look at any.
+        """Return the number of training batches for `take_batches` at an epoch's `start` or `end`; None: no call.
 
-        Of a method with `Needs(batches=True)`.
+        See `Needs.batches`.
         """
         return None
 
     def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
-        """Look at the batches that it has asked for: other ones on each process, drawn from the seed."""
+        """Use the batches that `wants_batches` asked for: drawn from the seed, different on each process."""
 
     def take_over(self, prepared: Coordinator) -> None:
-        """Take what a stage before this one has prepared, from the module of the checkpoint with the teacher's weights.
-
-        Raises:
-            ConfigError: it holds something else.
-        """
+        """Take what a stage before this one has prepared, from the module of the teacher's checkpoint."""
 
     def start_student(self, student: PeerNetwork) -> None:
-        """Give a student weights of parts that were trained beside its teacher by this method.
-
-        Raises:
-            ConfigError: there are none.
-        """
+        """Give a student the weights of parts that this method trained beside its teacher."""
         raise ConfigError(
             "teacher.init_student_from_branches takes the branches of a teacher that was trained by method=sftn: set "
             "teacher.training=sftn, or give its checkpoint as teacher.weights."
         )
 
     def lacks(self) -> str | None:
-        """Say what should have been prepared in a stage before this one and was not; None where nothing is lacking."""
+        """Return a warning where a stage before this one should have prepared something and did not."""
         return None
 
     def combine(self, student: StudentOutput) -> Tensor:
-        """Make the method's own ensemble logits [B, C] of its peers, where it needs an ensemble of its `own`."""
+        """Make the ensemble's logits [B, C] of the peers' outputs; see `Needs.ensemble`."""
         raise NotImplementedError(f"{type(self).__name__} needs an ensemble of its own, but has no combine().")
 
     @property
@@ -133,24 +195,20 @@ class Method(nn.Module, ABC):
 
     @property
     def wants_classes(self) -> bool:
-        """Whether it works on one class a sample (`inputs.classes`), and mixed or other soft labels are refused."""
+        """Whether it works on one class a sample (`inputs.classes`); mixed or other soft labels are then refused."""
         return self.needs.classes
 
     @property
     @abstractmethod
     def terms(self) -> tuple[str, ...]:
-        """Name the loss terms, in the order in which they are logged; a class attribute will do."""
+        """Names of the loss terms, in the order in which they are logged; a class attribute will do."""
 
     @abstractmethod
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the weighted loss terms of a step, one scalar for each of `terms`; the loss is their sum."""
 
     def named_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, and see that they are those that it names.
-
-        Raises:
-            ConfigError: it computes others.
-        """
+        """Compute the terms and check their names: a term without a name would be left out of the loss."""
         terms = self.loss_terms(inputs)
         if terms.keys() != set(self.terms):
             raise ConfigError(
@@ -160,7 +218,7 @@ class Method(nn.Module, ABC):
         return terms
 
     def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
-        """Name the weights that the schedules have set, for the log."""
+        """Name the current weights of the schedules, for the log."""
         return {"rampup": self.rampup_weight} if self.rampup is not None else {}
 
     def settings_as_dict(self) -> dict[str, Any]:
@@ -168,8 +226,66 @@ class Method(nn.Module, ABC):
         return asdict(self.settings)
 
 
-METHODS: dict[str, type[Method]] = {}
-"""The classes by name; what else is chosen under it says `settings.methods.PRESETS`."""
+# ---------------------------------------------------------------------- the registry
+
+
+@dataclass(frozen=True)
+class Arrangement(Settings, node="method"):
+    """The name of a method, and how its peers stand to each other; every method has these settings."""
+
+    name: Annotated[str, text("Method.")]
+    peers: Annotated[
+        int | tuple[str, ...], either(whole("Peers, or the backbone of each.", 1, 64), several("", text("")))
+    ] = 3
+    sharing: Annotated[str, choice("What peers given as a number share.", "trunk", "nothing")] = "trunk"
+    views: Annotated[
+        str,
+        choice(
+            "Augmented views of an image: one for each peer, one for all, or also one for each teacher.",
+            *("per_peer", "shared", "per_peer_and_teacher"),
+        ),
+    ] = "per_peer"
+    classifiers: Annotated[str, choice("Initial classifiers of the branches.", "own", "equal", "released")] = "own"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A method under a name.
+
+    Attributes:
+        method: the class.
+        meaning: a sentence.
+        settings: differences from the defaults of `method.Settings`.
+        teacher: name of a preset in `settings.teacher.TEACHERS`, or differences from the defaults of TeacherSettings.
+        arrangement: peers, sharing, views and classifiers.
+        views_per_pass: see BackboneSettings.
+    """
+
+    method: type[Method]
+    meaning: str
+    settings: Mapping[str, Any]
+    teacher: str | Mapping[str, Any]
+    arrangement: Arrangement
+    views_per_pass: str
+
+    def default_settings(self) -> Any:
+        """Build the settings of this preset."""
+        return from_mapping(self.method.Settings, self.settings, "method")
+
+    def node(self) -> dict[str, Any]:
+        """Return the content of conf/method/NAME.yaml, which Hydra is also given for a method of one's own."""
+        node: dict[str, Any] = {"method": {**node_of(self.arrangement), **node_of(self.default_settings())}}
+        if self.views_per_pass != BackboneSettings.views_per_pass:
+            node["backbone"] = {"views_per_pass": self.views_per_pass}
+        if not isinstance(self.teacher, str):
+            node["teacher"] = dict(self.teacher)
+        elif self.teacher != "independent":  # the choice of conf/config.yaml
+            node["defaults"] = [{"override /teacher": self.teacher}]
+        return node
+
+
+METHODS: dict[str, Preset] = {}
+"""The methods by name, those of this library and of the user."""
 
 M = TypeVar("M", bound=type[Method])
 
@@ -177,60 +293,52 @@ M = TypeVar("M", bound=type[Method])
 def register(
     name: str,
     *,
+    meaning: str | None = None,
     settings: Mapping[str, Any] | None = None,
     teacher: str | Mapping[str, Any] | None = None,
+    peers: int | tuple[str, ...] = Arrangement.peers,
+    sharing: str = Arrangement.sharing,
+    views: str = Arrangement.views,
+    classifiers: str = Arrangement.classifiers,
     views_per_pass: str = BackboneSettings.views_per_pass,
-    **arrangement: Any,
 ) -> Callable[[M], M]:
-    """Make a method known under `name`; may be stacked to give one class several presets.
+    """Register a method under `name`; stack it to give one class several presets.
 
     Args:
-        name: as it is chosen by.
-        settings: differences from the defaults of `method.Settings`.
-        teacher: name of a preset in `settings.teacher.TEACHERS`, or differences from the defaults of TeacherSettings.
-        views_per_pass: see `BackboneSettings`.
-        arrangement: `peers`, `sharing`, `views` and `classifiers`, see `settings.methods.Arrangement`.
-
-    Raises:
-        ConfigError: the name is taken by another class.
+        name: the name by which it is chosen.
+        meaning: a sentence; by default the first line of the class's docstring.
+        settings: differences from the defaults of `method.Settings`. A ramp-up or ensemble that is named here keeps
+            its length whatever the experiment.
+        teacher: see Preset; by default `independent`, or `none` where the method reads no teacher.
+        peers: see Arrangement.
+        sharing: see Arrangement.
+        views: see Arrangement.
+        classifiers: see Arrangement.
+        views_per_pass: see BackboneSettings.
     """
+    arrangement = Arrangement(name, peers, sharing, views, classifiers)
 
     def add(method: M) -> M:
-        meaning = (method.__doc__ or name).strip().splitlines()[0]
-        given = method.Settings, method.needs, settings or {}, teacher or "", arrangement, views_per_pass
-        _known(name, method)
-        PRESETS[name] = MethodPreset(meaning, *given)
+        other = METHODS.get(name)
+        if other is not None and other.method.__qualname__ != method.__qualname__:
+            raise ConfigError(f"The method name {name!r} is taken by {other.method.__qualname__}: choose another.")
+        summary = meaning or (method.__doc__ or name).strip().splitlines()[0]
+        default = "none" if method.needs.teacher == "none" else "independent"
+        METHODS[name] = Preset(method, summary, settings or {}, teacher or default, arrangement, views_per_pass)
         return method
 
     return add
 
 
-def shipped(name: str) -> Callable[[M], M]:
-    """Make a method known under a name of `settings.methods.PRESETS`, which says its settings and needs."""
-
-    def add(method: M) -> M:
-        _known(name, method)
-        method.Settings, method.needs = PRESETS[name].Settings, PRESETS[name].needs
-        return method
-
-    return add
-
-
-def _known(name: str, method: type[Method]) -> None:
-    taken = METHODS.get(name)
-    if taken is not None and taken.__qualname__ != method.__qualname__:
-        raise ConfigError(f"The method name {name!r} is taken by {taken.__qualname__}: choose another.")
-    METHODS[name] = method
-
-
-def preset(name: str) -> MethodPreset:
-    """Find what is chosen under the name of a method, or raise a ConfigError that lists the names."""
+def preset(name: str) -> Preset:
+    """Return the preset of a method, or raise an error that lists the names."""
     if name not in METHODS:
         raise ConfigError(unknown_choice("method", name, METHODS))
-    return PRESETS[name]
+    return METHODS[name]
 
 
 def create(name: str, peers: int, settings: Mapping[str, Any] | None = None) -> Method:
     """Build a method from its preset with `settings` (nested mappings of primitives) laid over it."""
-    merged = merge(preset(name).settings, settings or {})
-    return METHODS[name](peers, from_mapping(METHODS[name].Settings, merged, "method"))
+    chosen = preset(name)
+    merged = merge(chosen.settings, settings or {})
+    return chosen.method(peers, from_mapping(chosen.method.Settings, merged, "method"))

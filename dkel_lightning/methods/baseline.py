@@ -5,30 +5,31 @@ from __future__ import annotations
 from torch import Tensor
 
 from dkel_lightning.functional import cross_entropy
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.methods.base import Method, Needs, register
 from dkel_lightning.modules.outputs import MethodInputs
 
 
-@shipped("baseline")
+@register("baseline", teacher="passive")
 class Baseline(Method):
-    """`L = CE(z_E) + sum_i CE(z_i)`: cross-entropy only, no distillation.
+    """Cross-entropy only; the same networks, the same teacher following passively.
+
+    `L = CE(z_E) + sum_i CE(z_i)`: cross-entropy only, no distillation.
 
     The teacher follows passively as a moving average and is deployed as elsewhere, so that what averaging alone
     gives is not credited to distillation. A single peer has no ensemble classifier: it would be the peer again.
     """
 
+    needs = Needs(teacher="none", minimum_peers=1)
+
     @property
     def wants_ensemble_classifier(self) -> bool:
-        """Whether there is more than one peer to take an ensemble of."""
         return self.peers > 1
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, and the ensemble's labels."""
         return ("ce", "ce_ensemble") if self.wants_ensemble_classifier else ("ce",)
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the cross-entropies, summed over the peers."""
         terms = {"ce": cross_entropy(inputs.student.logits, inputs.labels).sum()}
         if inputs.student.ensemble_logits is not None:
             terms["ce_ensemble"] = cross_entropy(inputs.student.ensemble_logits, inputs.labels)

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Annotated
+
 from torch import Tensor
 
 from dkel_lightning.functional import cross_entropy, peer_mean
-from dkel_lightning.methods.base import shipped
-from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.methods.base import STUDENT, Needs, register
+from dkel_lightning.methods.distilling import Detach, Distilling, Distils, Temperature
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, SharedTrunk
-from dkel_lightning.settings.methods import CLILRSettings
+from dkel_lightning.settings.declarations import number
+from dkel_lightning.settings.weights import RampUp
 
 
-@shipped("cl_ilr")
+@dataclass(frozen=True)
+class CLILRSettings(Distils):
+    """Settings of CL-ILR, whose ramp-up is of length 0, that is absent, by default."""
+
+    temperature: Temperature = 2.0
+    beta: Annotated[
+        float | None, number("Weight of the labels, against 1 - beta of the other heads; null: both 1.", 0, 1)
+    ] = 0.5
+    detach: Detach = True
+    rampup: RampUp = field(default_factory=lambda: RampUp(epochs=0))
+
+
+@register("cl_ilr", views="shared")
 class CLILR(Distilling):
-    """`L = sum_i [ beta CE(z_i) + (1 - beta) r KD(z_i, sg mean_{j != i} z_j) ]` on heads over one trunk and one view.
+    """Collaborative learning with intermediate-level sharing: heads on one trunk, gradient scaled at the split.
+
+    `L = sum_i [ beta CE(z_i) + (1 - beta) r KD(z_i, sg mean_{j != i} z_j) ]` on heads over one trunk and one view.
 
     The gradient is multiplied by 1 / P where it enters the trunk, so that the trunk learns at the pace of one head.
     Detached: the mean as a target (unless `detach` is false). Deployed: the best peer of the student.
     """
 
+    Settings = CLILRSettings
+    needs = Needs(teacher="none", ensemble="none", trunk=True, deploy=STUDENT)
     settings: CLILRSettings
     terms = ("ce", "kd_peers")  # labels, and the other heads
 
     def attach(self, network: PeerNetwork) -> None:
-        """Scale the gradient at the split by 1 / P."""
         assert isinstance(network, SharedTrunk)
         network.gradient_scale = 1.0 / network.num_peers
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, each summed over the peers and weighted."""
         logits, beta = inputs.student.logits, self.settings.beta
         labels_weight, peers_weight = (1.0, 1.0) if beta is None else (beta, 1.0 - beta)
         target = peer_mean(logits.detach() if self.settings.detach else logits)

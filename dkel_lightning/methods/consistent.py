@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -13,21 +15,42 @@ from torch import Tensor, nn
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy, one_hot
-from dkel_lightning.methods.base import shipped
-from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.methods.base import STUDENT, Layers, Needs, register
+from dkel_lightning.methods.distilling import Distilling, Distils, Temperature, Weight
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, at_common_size, check_pairs, maps_of
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.schedules import Clock
-from dkel_lightning.settings.with_teachers import ConsistentSettings
+from dkel_lightning.settings.declarations import choice, number, whole
 
 _WHY = "consistent compares maps"
 
 
-@shipped("consistent")
+@dataclass(frozen=True)
+class ConsistentSettings(Distils):
+    """Settings of the consistent teacher, whose channels are rearranged for its student."""
+
+    weight: Weight = 1.0
+    kd_weight: Annotated[float, number("Weight of the teacher's logits, beside its maps.", 0, 1e6)] = 0.0
+    temperature: Temperature = 4.0
+    matcher: Annotated[
+        str, choice("How the teacher's channels find their places.", "hungarian", "greedy", "learned")
+    ] = "hungarian"
+    group: Annotated[str, choice("What several of its channels for one become.", "mean", "max")] = "mean"
+    fit_batches: Annotated[int, whole("Batches on which the places are fitted.", 1, 100_000)] = 20
+    refit_epochs: Annotated[
+        int, whole("Epochs after which they are fitted again; 0: before the first step alone.", 0, 1_000_000)
+    ] = 0
+    layers: Layers = None
+    teacher_layers: Layers = None
+
+
+@register("consistent", teacher="frozen", peers=1)
 class Consistent(Distilling):
-    """`L = CE(z) + b sum_pairs mean |N(F_S) - N(perm(sg F_T))|^2 + a KD(z, sg t; T)`, N per-sample L2 normalisation.
+    """The channels of a frozen teacher are rearranged for this student before their maps are compared.
+
+    `L = CE(z) + b sum_pairs mean |N(F_S) - N(perm(sg F_T))|^2 + a KD(z, sg t; T)`, N per-sample L2 normalisation.
 
     perm gives each student's channel the teacher's channel (or the average of several) that says most nearly the same
     of the classes: means by class over batches in eval mode, standardised, matched by their products. It is fitted
@@ -37,43 +60,34 @@ class Consistent(Distilling):
     Source: idea and moment of the fit are the paper's; the matching and the weights are our reading.
     """
 
+    Settings = ConsistentSettings
+    needs = Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, maximum_peers=1, batches=True, deploy=STUDENT)
     settings: ConsistentSettings
 
     fitted: Tensor
 
     def attach(self, network: PeerNetwork) -> None:
-        """Look at the student's maps.
-
-        Raises:
-            ConfigError: layers that are not there.
-        """
         self.layers, seen = maps_of(network, self.settings.layers, "method.layers", _WHY)
         self._widths = [seen[layer][0].shape[1] for layer in self.layers]
 
     def attach_teacher(self, network: PeerNetwork) -> None:
-        """Make a place for each pair's rearrangement.
-
-        Raises:
-            ConfigError: other numbers of layers, or widths of which none is a multiple of the other.
-        """
         self.teacher_layers, seen = maps_of(network, self.settings.teacher_layers, "method.teacher_layers", _WHY)
         check_pairs(self.layers, self.teacher_layers, "consistent compares layers")
         widths = [seen[layer][0].shape[1] for layer in self.teacher_layers]
         self.learned = nn.ParameterList()
-        for number, (ours, theirs) in enumerate(zip(self._widths, widths, strict=True)):
+        for index, (ours, theirs) in enumerate(zip(self._widths, widths, strict=True)):
             if self.settings.matcher == "learned":
                 self.learned.append(nn.Parameter(torch.zeros(ours, theirs)))
             elif max(ours, theirs) % min(ours, theirs):
                 raise ConfigError(
-                    f"{self.layers[number]} of the student has {ours} channels, {self.teacher_layers[number]} of the "
+                    f"{self.layers[index]} of the student has {ours} channels, {self.teacher_layers[index]} of the "
                     f"teacher {theirs}, and neither is a multiple: name other layers, or choose method.matcher=learned."
                 )
             else:
-                self.register_buffer(f"places_{number}", natural(ours, theirs))
+                self.register_buffer(f"places_{index}", natural(ours, theirs))
         self.register_buffer("fitted", torch.tensor(self.settings.matcher == "learned"))
 
     def wants_batches(self, when: str, clock: Clock) -> int | None:
-        """Ask for batches to fit on before the first step, and every so many epochs."""
         every = self.settings.refit_epochs
         again = every > 0 and clock.epoch > 0 and clock.epoch % every == 0
         due = self.settings.matcher != "learned" and when == "start" and (again or not bool(self.fitted))
@@ -81,7 +95,6 @@ class Consistent(Distilling):
 
     @torch.no_grad()
     def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
-        """Fit the rearrangement to what both networks say of these batches, in eval mode."""
         assert module.teacher is not None
         mode = module.student.training
         module.student.eval()
@@ -95,25 +108,23 @@ class Consistent(Distilling):
             assert ours is not None
             assert theirs is not None
             for of_network, seen, layers in ((sums[0], ours, self.layers), (sums[1], theirs, self.teacher_layers)):
-                for number, layer in enumerate(layers):
+                for index, layer in enumerate(layers):
                     found = seen[layer][0].double().mean((2, 3)).t() @ onehot  # [channels, K]
-                    of_network[number] = found if len(of_network[number]) == 0 else of_network[number] + found
+                    of_network[index] = found if len(of_network[index]) == 0 else of_network[index] + found
         module.student.train(mode)
         average_over_processes([counts, *sums[0], *sums[1]])
         there = counts > 0
-        for number, (ours_, theirs_) in enumerate(zip(*sums, strict=True)):
+        for index, (ours_, theirs_) in enumerate(zip(*sums, strict=True)):
             profiles = [(each[:, there] / counts[there]).cpu() for each in (ours_, theirs_)]
             places = MATCHERS[self.settings.matcher](similarity(profiles[0], profiles[1]))
-            getattr(self, f"places_{number}").copy_(places)
+            getattr(self, f"places_{index}").copy_(places)
         self.fitted.fill_(True)
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, the teacher's maps, and its logits where they have a weight."""
         return ("ce", "features", *(["kd"] if self.settings.kd_weight > 0 else []))
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, weighted."""
         assert inputs.teacher is not None
         logits, settings = inputs.student.logits, self.settings
         terms = {"ce": cross_entropy(logits, inputs.labels).sum(), "features": settings.weight * self._features(inputs)}
@@ -125,12 +136,12 @@ class Consistent(Distilling):
     def _features(self, inputs: MethodInputs) -> Tensor:
         ours, theirs = inputs.named
         total = inputs.student.logits.new_zeros(())
-        for number, (layer, teacher_layer) in enumerate(zip(self.layers, self.teacher_layers, strict=True)):
+        for index, (layer, teacher_layer) in enumerate(zip(self.layers, self.teacher_layers, strict=True)):
             maps = at_least_float32(theirs[teacher_layer][0].detach())
             if self.settings.matcher == "learned":
-                maps = torch.einsum("st,bthw->bshw", self.learned[number].softmax(1), maps)
+                maps = torch.einsum("st,bthw->bshw", self.learned[index].softmax(1), maps)
             else:
-                maps = rearranged(maps, getattr(self, f"places_{number}"), self.settings.group)
+                maps = rearranged(maps, getattr(self, f"places_{index}"), self.settings.group)
             total = total + feature_loss(*at_common_size(at_least_float32(ours[layer][0]), maps))
         return total
 

@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
-from dkel_lightning.methods.base import shipped
-from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.methods.base import STUDENT, Layers, Needs, register
+from dkel_lightning.methods.distilling import Distilling, Distils, Temperature
 from dkel_lightning.methods.heads import SETTING, Classifiers, Heads
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.settings.with_teachers import DIHSettings
+from dkel_lightning.settings.declarations import either, number, several, switch
 
 
-@shipped("dih")
+@dataclass(frozen=True)
+class DIHSettings(Distils):
+    """Settings of DIH.
+
+    The weight a is of the main output and each head; its complement 1 - a is of the labels, once for each of them as
+    the released code has it, or `ce_once`. A weight of 0 in the list takes an output out, with its share of the labels.
+    """
+
+    weights: Annotated[
+        float | tuple[float, ...],
+        either(
+            number("Weight a of what is distilled: of each output, or a list, the main one first.", 0, 1),
+            several("", number("", 0, 1)),
+        ),
+    ] = 0.1
+    temperature: Temperature = 5.0
+    layers: Layers = None
+    ce_once: Annotated[bool, switch("Count the labels once rather than once for each output.")] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights = [self.weights] if isinstance(self.weights, int | float) else self.weights
+        if self.ce_once and weights is self.weights:
+            raise ConfigError("method.ce_once=true needs one weight for all outputs: give method.weights as a number.")
+        if not any(weights):
+            raise ConfigError("method.weights has no weight above 0, so there is nothing to distil.")
+
+
+@register("dih", teacher="frozen", peers=1)
 class DIH(Distilling):
-    """`L = sum_h [ a_h KD(z, sg t_h; T) + (1 - a_h) CE(z) ]` over the teacher's output and its k heads.
+    """Intermediate classifier heads, fitted on the frozen teacher's stages, teach beside its own output.
+
+    `L = sum_h [ a_h KD(z, sg t_h; T) + (1 - a_h) CE(z) ]` over the teacher's output and its k heads.
 
     The labels count k + 1 times, as in the released code; with `ce_once` once, `(1 - a) CE(z)`. Of several peers the
     sum. Detached: all that teaches; the heads are frozen. Deployed: the student.
@@ -26,6 +59,8 @@ class DIH(Distilling):
     Source: released code 9bddcd9 (MIT); `ce_once` is ours.
     """
 
+    Settings = DIHSettings
+    needs = Needs(foreign_teacher=True, fitted_by="heads", ensemble="none", minimum_peers=1, deploy=STUDENT)
     settings: DIHSettings
     terms = ("ce", "kd", "kd_heads")  # labels, the teacher's output, its heads
 
@@ -33,11 +68,6 @@ class DIH(Distilling):
     fitted: Tensor
 
     def attach_teacher(self, network: PeerNetwork) -> None:
-        """Make the heads, which a stage before this one fits.
-
-        Raises:
-            ConfigError: layers that are not there, or another number of weights.
-        """
         self.heads = Classifiers(network, self.settings.layers)
         self.heads.requires_grad_(False)
         self.register_buffer("fitted", torch.tensor(not len(self.heads)))
@@ -49,11 +79,6 @@ class DIH(Distilling):
             )
 
     def take_over(self, prepared: Coordinator) -> None:
-        """Take the heads that `method=heads` has fitted; of another checkpoint nothing.
-
-        Raises:
-            ConfigError: a head is not among them.
-        """
         theirs = prepared.method.heads if isinstance(prepared.method, Heads) else None
         if theirs is None or not len(self.heads):
             return
@@ -67,7 +92,6 @@ class DIH(Distilling):
         self.fitted.fill_(True)
 
     def lacks(self) -> str | None:
-        """Say whether the heads are as they were drawn."""
         if bool(self.fitted):
             return None
         return (
@@ -76,7 +100,6 @@ class DIH(Distilling):
         )
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, each summed over the peers and weighted."""
         assert inputs.teacher is not None
         taught = inputs.teacher.logits.detach().unsqueeze(0)  # [1, V, B, C]
         if len(self.heads):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
 
 from torch import Tensor
 
@@ -17,23 +19,46 @@ from dkel_lightning.functional import (
 )
 from dkel_lightning.methods.base import Method
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.distils import Distils
+from dkel_lightning.settings.declarations import Settings, choice, number, switch
 
-Loss = Callable[[Tensor, Tensor, Tensor, Distils], Tensor]
+Temperature = Annotated[float, number("Temperature T of the softened predictions.", 0.01, 100)]
+Weight = Annotated[float, number("Weight of the distillation, from the first step on.", 0, 1e6)]
+LabelsWeight = Annotated[float, number("Weight of the labels.", 0, 1e6)]
+Detach = Annotated[bool, switch("Keep the gradient out of the peers that teach.")]
+
+Loss = Callable[[Tensor, Tensor, Tensor, "Distils"], Tensor]
 """Called with logits of student and teacher [..., B, C], labels [B] and settings, returns [...]; detaches nothing."""
 
 LOSSES: Mapping[str, Loss] = {
-    "kd": lambda student, teacher, _, said: distillation(student, teacher, said.temperature),
-    "dkd": lambda student, teacher, labels, said: decoupled(
-        student, teacher, labels, said.temperature, said.loss_options.alpha, said.loss_options.beta
+    "kd": lambda student, teacher, _, settings: distillation(student, teacher, settings.temperature),
+    "dkd": lambda student, teacher, labels, settings: decoupled(
+        student, teacher, labels, settings.temperature, settings.loss_options.alpha, settings.loss_options.beta
     ),
-    "nkd": lambda student, teacher, labels, said: normalised(
-        student, teacher, labels, said.temperature, said.loss_options.gamma
+    "nkd": lambda student, teacher, labels, settings: normalised(
+        student, teacher, labels, settings.temperature, settings.loss_options.gamma
     ),
-    "standardised": lambda student, teacher, _, said: distillation(
-        standardised(student), standardised(teacher), said.temperature
+    "standardised": lambda student, teacher, _, settings: distillation(
+        standardised(student), standardised(teacher), settings.temperature
     ),
 }
+
+
+@dataclass(frozen=True)
+class LossOptions(Settings, node="method.loss_options"):
+    """Weights of the losses other than `kd`."""
+
+    alpha: Annotated[float, number("dkd: weight of the true class against all others.", 0, 1e6)] = 1.0
+    beta: Annotated[float, number("dkd: weight of the other classes among themselves.", 0, 1e6)] = 8.0
+    gamma: Annotated[float, number("nkd: weight of the other classes among themselves.", 0, 1e6)] = 1.5
+
+
+@dataclass(frozen=True)
+class Distils(Settings, node="method"):
+    """Settings of a method that distils logits: all its terms compute the same divergence."""
+
+    temperature: Temperature = 3.0
+    loss: Annotated[str, choice("Divergence of every distillation term.", *LOSSES)] = "kd"
+    loss_options: LossOptions = field(default_factory=LossOptions)
 
 
 class Distilling(Method):
@@ -43,7 +68,6 @@ class Distilling(Method):
 
     @property
     def wants_classes(self) -> bool:
-        """Whether the divergence, too, sets one true class apart."""
         return super().wants_classes or self.settings.loss in ("dkd", "nkd")
 
     def distil(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

@@ -6,19 +6,37 @@ the arithmetic of the code; they differ in settings only.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from torch import Tensor
 
-from dkel_lightning.methods.base import shipped
-from dkel_lightning.methods.pcl import PCL
+from dkel_lightning.methods.base import register
+from dkel_lightning.methods.pcl import PCL, PCLSettings
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.schedules import TEACHER_WEIGHTS
-from dkel_lightning.settings.methods import DKELSettings
+from dkel_lightning.settings.weights import EnsembleTerm
 
 
-@shipped("dkel")
-@shipped("dkel_released")
+@dataclass(frozen=True)
+class DKELSettings(PCLSettings):
+    """Settings of DKEL: those of PCL and the decaying ensemble of teachers."""
+
+    ensemble: EnsembleTerm = field(default_factory=EnsembleTerm)
+
+
+@register("dkel")
+@register(
+    "dkel_released",
+    meaning="DKEL with the arithmetic of the authors' released code, quirks included.",
+    settings={"rampup": {"scale": 0.1, "form": "released"}, "ensemble": {"ramped": True}},
+    teacher="copy",
+    classifiers="released",
+    views_per_pass="one",
+)
 class DKEL(PCL):
-    """PCL whose teachers also teach as a decaying ensemble.
+    """DKEL as its abstract describes it (our reading): decaying ensemble of teachers, correct ramp-up.
+
+    PCL whose teachers also teach as a decaying ensemble.
 
     `L = CE(z_E) + sum_i [ CE(z_i) + r KD(z_i, sg z_E) + G KD(z_i, sg mean_{j != i} t_j)
     + H mean_{j != i} KD(z_i, sg t_j) ]`, with G = g v and H = r (1 - v), g = lambda (or r where `ramped`).
@@ -27,11 +45,11 @@ class DKEL(PCL):
     only through the total weight G + H. Detached and deployed as in PCL.
     """
 
+    Settings = DKELSettings
     settings: DKELSettings
     terms = (*PCL.terms, "kd_assembled")  # and the assembled teachers to peers
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, each summed over the peers and weighted."""
         assert inputs.assembled is not None
         assembled_weight, individual_weight = self.teacher_weights(inputs.ensemble_weight)
         assembled = self.distil(inputs.student.logits, inputs.assembled.detach(), inputs.classes)
@@ -51,7 +69,6 @@ class DKEL(PCL):
         return pair
 
     def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
-        """Name r, v, G and H."""
         assembled, individual = self.teacher_weights(ensemble_weight)
         return {
             **super().weights_in_force(ensemble_weight),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from dataclasses import dataclass
+from typing import Annotated, cast
 
 import torch
 from torch import Tensor, nn
 
 from dkel_lightning.functional import at_least_float32, cross_entropy
-from dkel_lightning.methods.base import shipped
-from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.methods.base import STUDENT, Layers, Needs, register
+from dkel_lightning.methods.distilling import Distilling, Distils, Weight
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import Named, PeerNetwork, check_pairs, maps_of
-from dkel_lightning.settings.with_teachers import EKDSettings
+from dkel_lightning.settings.declarations import number, whole
 
 _WHY = "ekd guides blocks"
 
@@ -28,14 +29,26 @@ class GuidedModule(nn.Module):
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return u and h."""
         pooled = torch.relu(self.norm(self.conv(maps))).mean((2, 3))
         return pooled, self.head(pooled)
 
 
-@shipped("ekd")
+@dataclass(frozen=True)
+class EKDSettings(Distils):
+    """Settings of EKD; the teacher's lead is `teacher.init_steps`."""
+
+    weight: Weight = 1.0
+    feature_weight: Annotated[float, number("Weight of the guided modules' features.", 0, 1e6)] = 0.0
+    width: Annotated[int, whole("Features of a guided module.", 1, 4096)] = 64
+    layers: Layers = None
+    teacher_layers: Layers = None
+
+
+@register("ekd", teacher="online", peers=1)
 class EKD(Distilling):
-    """Teacher and student learn at once, with guided modules after B corresponding blocks of both.
+    """Evolutionary distillation (our reading): teacher and student from scratch together, guided block by block.
+
+    Teacher and student learn at once, with guided modules after B corresponding blocks of both.
 
     `L_T = CE(t) + sum_b CE(h_b^T)`, and of each student
     `L_S = CE(z) + a KD(z, sg t) + sum_b [ CE(h_b^S) + KD(h_b^S, sg h_b^T) + m |u_b^S - sg u_b^T|^2 ]`.
@@ -44,6 +57,8 @@ class EKD(Distilling):
     Source: only the paper's abstract could be read; formula, modules and weights are our reading.
     """
 
+    Settings = EKDSettings
+    needs = Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT)
     settings: EKDSettings
     # Labels, teacher, and the guided modules' labels, teacher, features; the teacher's labels.
     terms = ("ce", "kd", "ce_guided", "kd_guided", "features", "ce_guided_teacher")
@@ -54,16 +69,10 @@ class EKD(Distilling):
     guided_teacher: nn.ModuleList
 
     def attach(self, network: PeerNetwork) -> None:
-        """Make guided modules for each student."""
         self.layers, seen = maps_of(network, self.settings.layers, "method.layers", _WHY)
         self.guided = nn.ModuleList(self._guides(seen, peer, network.num_classes) for peer in range(self.peers))
 
     def attach_teacher(self, network: PeerNetwork) -> None:
-        """Make those of the teacher.
-
-        Raises:
-            ConfigError: it has another number of blocks.
-        """
         self.teacher_layers, seen = maps_of(network, self.settings.teacher_layers, "method.teacher_layers", _WHY)
         check_pairs(self.layers, self.teacher_layers, _WHY)
         self.guided_teacher = self._guides(seen, 0, network.num_classes)
@@ -74,7 +83,6 @@ class EKD(Distilling):
         )
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, each summed over peers and blocks, and weighted."""
         assert inputs.teacher is not None
         ours, theirs = inputs.named
         student, teacher = inputs.student.logits, inputs.teacher.logits

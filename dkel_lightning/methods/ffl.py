@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods.base import shipped
-from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.methods.base import STUDENT, Needs, register
+from dkel_lightning.methods.distilling import Distilling, Distils
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.settings.methods import FFLSettings
+from dkel_lightning.settings.weights import RampUp
 
 
-@shipped("ffl")
+@dataclass(frozen=True)
+class FFLSettings(Distils):
+    """Settings of FFL; the ramp-up is of all that is distilled."""
+
+    rampup: RampUp = field(default_factory=RampUp)
+
+
+@register("ffl", peers=2, views="shared")
 class FFL(Distilling):
-    """`L = sum_i CE(z_i) + CE(z_F) + r [ sum_i KD(z_i, sg z_F) + KD(z_F, sg mean_i z_i) ]`.
+    """Feature fusion: peers and a classifier of their fused feature maps teach each other.
+
+    `L = sum_i CE(z_i) + CE(z_F) + r [ sum_i KD(z_i, sg z_F) + KD(z_F, sg mean_i z_i) ]`.
 
     z_F are the logits of a fusion module on the peers' concatenated last feature maps: depthwise 3x3, BatchNorm, ReLU,
     1x1 to the width of one peer, BatchNorm, ReLU, average pooling, linear. Detached: both targets. Deployed: the best
     peer of the student; the fused classifier with `deploy.network=ensemble`.
     """
 
+    Settings = FFLSettings
+    needs = Needs(teacher="none", ensemble="own", stages=True, deploy=STUDENT)
     settings: FFLSettings
     # Labels, the fusion's labels, fusion to peers, peers to fusion.
     terms = ("ce", "ce_ensemble", "kd_ensemble", "kd_fusion")
@@ -29,11 +42,6 @@ class FFL(Distilling):
     fusion: nn.Sequential
 
     def attach(self, network: PeerNetwork) -> None:
-        """Make the fusion module.
-
-        Raises:
-            ConfigError: the networks do not tell their last feature maps, or these differ in size.
-        """
         maps = network.probe().maps
         if maps is None:
             raise ConfigError("ffl fuses feature maps, which this network does not tell: take a registered backbone.")
@@ -58,13 +66,11 @@ class FFL(Distilling):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def combine(self, student: StudentOutput) -> Tensor:
-        """Classify the peers' concatenated maps, [B, C]."""
         assert student.maps is not None
         fused: Tensor = self.fusion(torch.cat(student.maps, dim=1))
         return fused
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, weighted; those of the peers are sums."""
         logits, fused = inputs.student.logits, inputs.student.ensemble_logits
         terms = self.ensemble_terms(inputs)
         assert fused is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.methods.base import STUDENT, Layers, Method, Needs, register
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import Named, PeerNetwork, layers_of
-from dkel_lightning.settings.with_teachers import HeadsSettings
+from dkel_lightning.settings.declarations import Settings
 
 SETTING = "method.layers"
 
@@ -35,11 +36,7 @@ class Classifiers(nn.ModuleList):
         super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(width, network.num_classes)) for width in widths)
 
     def logits(self, named: Named | None) -> Tensor:
-        """Classify what the network's modules have returned, [k, V, B, C], V passes of the one peer.
-
-        Raises:
-            ConfigError: the images are of another size than the network was built for.
-        """
+        """Classify what the network's modules have returned, [k, V, B, C], V passes of the one peer."""
         assert named is not None
         pairs = [(head, named[layer]) for head, layer in zip(self, self.layers, strict=True)]
         return torch.stack([torch.stack([self._of(head, output) for output in outputs]) for head, outputs in pairs])
@@ -56,24 +53,30 @@ class Classifiers(nn.ModuleList):
         return logits
 
 
-@shipped("heads")
+@dataclass(frozen=True)
+class HeadsSettings(Settings, node="method"):
+    """Settings of heads on a frozen network."""
+
+    layers: Layers = None
+
+
+@register("heads", peers=1)
 class Heads(Method):
-    """`L = sum_h CE(z_h)`: the network stays as it is, and a classifier on each of its stages learns from the labels.
+    """Linear classifiers on the stages of a frozen network (backbone.weights): the second stage of dih.
+
+    `L = sum_h CE(z_h)`: the network stays as it is, and a classifier on each of its stages learns from the labels.
 
     Deployed: the network as it was. `method=dih` takes the heads from this training's checkpoint.
     """
 
+    Settings = HeadsSettings
+    needs = Needs(teacher="none", fixed_student=True, ensemble="none", minimum_peers=1, maximum_peers=1, deploy=STUDENT)
     settings: HeadsSettings
     terms = ("ce_heads",)
 
     heads: Classifiers
 
     def attach(self, network: PeerNetwork) -> None:
-        """Make the heads.
-
-        Raises:
-            ConfigError: no layer, or layers that are not there.
-        """
         if self.settings.layers == ():
             raise ConfigError(
                 "method.layers is empty, so there is no head to fit: name modules, or null for all stages."
@@ -81,5 +84,4 @@ class Heads(Method):
         self.heads = Classifiers(network, self.settings.layers)
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Sum the heads' cross-entropies."""
         return {"ce_heads": cross_entropy(self.heads.logits(inputs.student.named), inputs.labels).sum()}

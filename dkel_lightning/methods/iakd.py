@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Size, Tensor, nn
@@ -11,15 +12,15 @@ from torch import Size, Tensor, nn
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.methods.base import STUDENT, Layers, Method, Needs, register
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.modules.peers import batch_norms, running_statistics
 from dkel_lightning.networks import PeerNetwork, StandIn, adapter, check_pairs, find, layers_of, momentum
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.runtime.seeding import generator
-from dkel_lightning.schedules import Clock, swap_rate
-from dkel_lightning.settings.with_teachers import IAKDSettings
+from dkel_lightning.schedules import SWAPS, Clock, swap_rate
+from dkel_lightning.settings.declarations import TIME, Settings, choice, number, whole
 
 
 class _Coins:
@@ -40,16 +41,34 @@ class _Swapped(StandIn):
         self.module, self.number, self.coins, self.other = module, number, coins, other
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the student's block, and in training the teacher's beside it."""
         own = self.forward(*args, **kwargs)
         if self.coins.own is None or not self.module.training:
             return own
         return torch.where(self.coins.own[self.number], own, self.other(args[0]).to(own.dtype))
 
 
-@shipped("iakd")
+@dataclass(frozen=True)
+class IAKDSettings(Settings, node="method"):
+    """Settings of IAKD; q is the chance of the student's own block."""
+
+    schedule: Annotated[str, choice("How q goes: constant, rising to 1 by half the run, a sawtooth.", *SWAPS)] = (
+        "linear"
+    )
+    start: Annotated[float, number("q at the start.", 0, 1)] = 0.5
+    period: Annotated[float, number("Length of a tooth in epochs (review).", 0, TIME, above=True)] = 10.0
+    finetune_epochs: Annotated[float, number("Last epochs with the student's own blocks alone.", 0, TIME)] = 0.0
+    statistics_batches: Annotated[
+        int, whole("Batches that estimate BatchNorm's statistics after an epoch of swaps; 0: none.", 0, 100_000)
+    ] = 50
+    layers: Layers = None
+    teacher_layers: Layers = None
+
+
+@register("iakd", teacher="frozen", peers=1)
 class IAKD(Method):
-    """`L = CE(z)`, where each block i is `x -> a_i S_i(x) + (1 - a_i) T_i(x)`, `a_i ~ Bernoulli(q)` in every step.
+    """Interactive distillation: blocks of a frozen teacher replace the student's at random in its forward pass.
+
+    `L = CE(z)`, where each block i is `x -> a_i S_i(x) + (1 - a_i) T_i(x)`, `a_i ~ Bernoulli(q)` in every step.
 
     q, the chance of the student's own block, is constant, or grows to 1 within half the run, or grows again and again.
     The teacher's blocks are frozen, in eval mode; the gradient flows through them to the student's earlier blocks.
@@ -60,6 +79,17 @@ class IAKD(Method):
     Source: the abstract has idea and names of the schedules; their shapes and values are our reading.
     """
 
+    Settings = IAKDSettings
+    needs = Needs(
+        foreign_teacher=True,
+        teacher_outputs=False,
+        ensemble="none",
+        minimum_peers=1,
+        maximum_peers=1,
+        time=True,
+        batches=True,
+        deploy=STUDENT,
+    )
     settings: IAKDSettings
     terms = ("ce",)
 
@@ -67,31 +97,21 @@ class IAKD(Method):
     chance: Tensor
 
     def attach(self, network: PeerNetwork) -> None:
-        """Look at the student's blocks.
-
-        Raises:
-            ConfigError: blocks that are not there.
-        """
         self._blocks, self._borders = _blocks(network, self.settings.layers, "method.layers")
 
     def attach_teacher(self, network: PeerNetwork) -> None:
-        """Let the teacher's blocks stand beside the student's, with layers between where widths differ.
-
-        Raises:
-            ConfigError: other numbers of blocks, or blocks whose maps differ in size.
-        """
         blocks, borders = _blocks(network, self.settings.teacher_layers, "method.teacher_layers")
         check_pairs(self._blocks, blocks, "iakd swaps blocks")
         self.adapters = nn.ModuleDict()
         self._coins = _Coins()
         pairs = zip(self._blocks.items(), blocks.items(), self._borders, borders, strict=True)
-        for number, ((name, own), (other_name, other), ours, theirs) in enumerate(pairs):
+        for index, ((name, own), (other_name, other), ours, theirs) in enumerate(pairs):
             what = f"{name} of the student and {other_name} of the teacher"
             if [each[2:] for each in ours] != [each[2:] for each in theirs]:
                 raise ConfigError(f"{what} cannot be swapped: their maps are {_shown(ours)} and {_shown(theirs)}.")
-            before = self._joined(f"{number}_before", ours[0], theirs[0], what)
-            after = self._joined(f"{number}_after", theirs[1], ours[1], what)
-            _Swapped(own, number, self._coins, _Between(before, other, after))
+            before = self._joined(f"{index}_before", ours[0], theirs[0], what)
+            after = self._joined(f"{index}_after", theirs[1], ours[1], what)
+            _Swapped(own, index, self._coins, _Between(before, other, after))
         self.register_buffer("own_blocks", torch.ones(len(blocks), dtype=torch.bool))
         self.register_buffer("chance", torch.ones(()))
         self._coins.own = self.own_blocks
@@ -117,20 +137,17 @@ class IAKD(Method):
         return swap_rate(settings.schedule, epochs, length, settings.start, settings.period)
 
     def tell_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
-        """Toss the coins of this batch."""
         chance = self.chance_at(clock.fraction, clock)
         tossed = torch.rand(len(self.own_blocks), generator=generator(seed, "blocks", clock.epoch, batch_idx))
         self.own_blocks.copy_(tossed < chance)
         self.chance.fill_(chance)
 
     def wants_batches(self, when: str, clock: Clock) -> int | None:
-        """Ask for batches to estimate BatchNorm's statistics from, after an epoch that began with swaps."""
         swapped = when == "end" and self.chance_at(clock.epoch, clock) < 1
         return self.settings.statistics_batches or None if swapped else None
 
     @torch.no_grad()
     def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
-        """Estimate the statistics of the student's BatchNorm anew, with its own blocks alone."""
         layers = batch_norms(module.student.network)
         coins, self._coins.own = self._coins.own, None
         for layer in layers:
@@ -142,11 +159,9 @@ class IAKD(Method):
         average_over_processes(running_statistics(module.student.network))
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the cross-entropy of the student with the blocks of this step."""
         return {"ce": cross_entropy(inputs.student.logits, inputs.labels).sum()}
 
     def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
-        """Name q."""
         return {"own_blocks": self.chance}
 
 
@@ -157,7 +172,6 @@ class _Between:
         self.before, self.block, self.after = before, block, after
 
     def __call__(self, maps: Tensor) -> Tensor:
-        """Pass the student's maps."""
         hidden = maps if self.before is None else self.before(maps)
         weight = next(self.block.parameters(), None)  # of a teacher that computes in another type
         hidden = self.block(hidden if weight is None else hidden.to(weight.dtype))

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from dkel_lightning.functional import cross_entropy
-from dkel_lightning.methods.base import shipped
-from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.methods.base import STUDENT, Needs, register
+from dkel_lightning.methods.distilling import Distilling, Distils, LabelsWeight, Temperature, Weight
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.methods import KDSettings
 
 
-@shipped("kd")
+@dataclass(frozen=True)
+class KDSettings(Distils):
+    """Settings of KD."""
+
+    ce_weight: LabelsWeight = 0.1
+    weight: Weight = 0.9
+    temperature: Temperature = 4.0
+
+
+@register("kd", teacher="frozen", peers=1)
 class KD(Distilling):
-    """`L = sum_i [ g CE(z_i) + a KD(z_i, sg t; T) ]`: every peer learns from the one teacher t.
+    """Offline distillation in two stages: a teacher is trained (or loaded), then frozen and distilled from.
+
+    `L = sum_i [ g CE(z_i) + a KD(z_i, sg t; T) ]`: every peer learns from the one teacher t.
 
     The teacher is a network of its own, possibly of another architecture. Detached: t. Deployed: the student.
 
     Source: g, a, T of RepDistiller's code; OKDDip's code has 1, 1, 3.
     """
 
+    Settings = KDSettings
+    needs = Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT)
     settings: KDSettings
     terms = ("ce", "kd")  # labels, and the teacher to each peer
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, each summed over the peers and weighted."""
         assert inputs.teacher is not None
         # [1, B, C], or [P, B, C] where the teacher has seen each peer's own view.
         taught = self.distil(inputs.student.logits, inputs.teacher.logits.detach(), inputs.classes)

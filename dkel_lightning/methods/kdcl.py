@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from dkel_lightning.functional import at_least_float32, cross_entropy, one_hot, sample_cross_entropy
-from dkel_lightning.methods.base import shipped
-from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.methods.base import STUDENT, Needs, register
+from dkel_lightning.methods.distilling import Distilling, Distils, Weight
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.methods import KDCLSettings
+from dkel_lightning.settings.declarations import choice
 
 LINEAR_STEPS = 50
 
@@ -84,23 +86,33 @@ TARGETS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@shipped("kdcl")
+@dataclass(frozen=True)
+class KDCLSettings(Distils):
+    """Settings of KDCL, which has no ramp-up."""
+
+    weight: Weight = 1.0
+    target: Annotated[str, choice("The one target of all peers.", "naive", "linear", "min_logit", "mean")] = "min_logit"
+
+
+@register("kdcl", sharing="nothing")
 class KDCL(Distilling):
-    """`L = sum_i [ CE(z_i) + w KD(z_i, sg t) ]`: separate networks, a view each, one target t of all peers' logits.
+    """Collaborative learning: separate networks with a view each learn from one target made of all of them.
+
+    `L = sum_i [ CE(z_i) + w KD(z_i, sg t) ]`: separate networks, a view each, one target t of all peers' logits.
 
     Detached: t. Deployed: the best peer of the student.
     """
 
+    Settings = KDCLSettings
+    needs = Needs(teacher="none", ensemble="none", deploy=STUDENT)
     settings: KDCLSettings
     terms = ("ce", "kd_target")  # labels, and the common target
 
     @property
     def wants_classes(self) -> bool:
-        """Whether the target is made of margins to one true class, or the divergence sets it apart."""
         return super().wants_classes or self.settings.target == "min_logit"
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, each summed over the peers and weighted."""
         logits = inputs.student.logits
         labels = inputs.classes if self.settings.target == "min_logit" else inputs.labels
         target = TARGETS[self.settings.target](logits.detach(), labels)

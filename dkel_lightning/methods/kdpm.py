@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy
-from dkel_lightning.methods.base import shipped
-from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.methods.base import STUDENT, Needs, register
+from dkel_lightning.methods.distilling import Distilling, Distils, Weight
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, adapter, at_common_size, stages_of
-from dkel_lightning.settings.with_teachers import KDPMSettings
+from dkel_lightning.settings.declarations import choice, number, several, text
 
 
-@shipped("kdpm")
+@dataclass(frozen=True)
+class KDPMSettings(Distils):
+    """Settings of KDPM."""
+
+    ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 1.0
+    weight: Weight = 1.0
+    peer_weight: Annotated[float, number("Weight of what the other students teach.", 0, 1e6)] = 1.0
+    channels: Annotated[
+        tuple[str, ...] | None,
+        several(
+            "What each student is given of the teacher: logits, features, both; null: logits.",
+            choice("", "logits", "features", "both"),
+        ),
+    ] = None
+    layer: Annotated[str | None, text("Module of the student with the features; null: its last stage.")] = None
+    teacher_layer: Annotated[str | None, text("Module of the teacher with the features; null: its last stage.")] = None
+
+
+@register("kdpm", teacher="online", peers=2, sharing="nothing", views="shared")
 class KDPM(Distilling):
-    """`L_k = a CE(z_k) + b KD(z_k, sg t; T) + g mean_{l != k} KD(z_k, sg z_l; T)`, and the teacher's own `CE(t)`.
+    """One teacher that learns online, and students that learn from it and from each other.
+
+    `L_k = a CE(z_k) + b KD(z_k, sg t; T) + g mean_{l != k} KD(z_k, sg z_l; T)`, and the teacher's own `CE(t)`.
 
     A student has the teacher's logits as its channel, or the teacher's feature maps, whose mean squared distance to its
     own adapted ones then has the weight b in the place of the KD, or both. A single student has no peers to learn from.
@@ -26,6 +49,8 @@ class KDPM(Distilling):
     Source: the shape of the paper's abstract and of its successor's (2212.02931); the weights are neutral, ours.
     """
 
+    Settings = KDPMSettings
+    needs = Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT)
     settings: KDPMSettings
 
     def __init__(self, peers: int, settings: KDPMSettings | None = None) -> None:
@@ -40,17 +65,11 @@ class KDPM(Distilling):
         self._shapes: list[Size] = []
 
     def attach(self, network: PeerNetwork) -> None:
-        """Look at the students' maps, where one of them has these for a channel."""
         if self.of_features:
             layer, self._shapes = _watched(network, self.settings.layer, "method.layer")
             self._layers = (layer, "")
 
     def attach_teacher(self, network: PeerNetwork) -> None:
-        """Make a layer from each such student's maps to the teacher's.
-
-        Raises:
-            ConfigError: no layer joins the two.
-        """
         if self.of_features:
             layer, (shape, *_) = _watched(network, self.settings.teacher_layer, "method.teacher_layer")
             self._layers = (self._layers[0], layer)
@@ -60,11 +79,9 @@ class KDPM(Distilling):
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Name the terms: labels, the teacher's logits, its features, the other students."""
         return ("ce", "kd", *(["features"] if self.of_features else []), *(["kd_peers"] if self.peers > 1 else []))
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, each summed over the peers and weighted."""
         assert inputs.teacher is not None
         logits, settings = inputs.student.logits, self.settings
         taught = inputs.teacher.logits.detach().expand_as(logits)

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Annotated
+
 from torch import Tensor
 
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.methods.base import Method, Needs, register
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.methods import MeanTeacherSettings
+from dkel_lightning.settings.declarations import Settings, choice
+from dkel_lightning.settings.weights import RampUp
 
 
-@shipped("mean_teacher")
+@dataclass(frozen=True)
+class MeanTeacherSettings(Settings, node="method"):
+    """Settings of Mean Teacher.
+
+    `mse` is the squared difference of the softmaxes averaged over classes, `kl` is KL(t || z). The scale of the ramp-up
+    is c_max.
+    """
+
+    consistency: Annotated[str, choice("Distance of student and teacher.", "mse", "kl")] = "mse"
+    rampup: RampUp = field(default_factory=lambda: RampUp(scale=10.0, epochs=5))
+
+
+@register("mean_teacher", teacher="mean_teacher", peers=1, views="per_peer_and_teacher")
 class MeanTeacher(Method):
-    """`L = sum_i [ CE(z_i) + r D(softmax z_i, sg softmax t_i) ]`: student i is pulled to its own teacher i.
+    """Mean Teacher: the student stays consistent with its moving average, each on views of its own.
+
+    `L = sum_i [ CE(z_i) + r D(softmax z_i, sg softmax t_i) ]`: student i is pulled to its own teacher i.
 
     Student and teacher see views of their own. Detached: t_i. Deployed: a peer of the teacher.
     """
 
+    Settings = MeanTeacherSettings
+    needs = Needs(ensemble="none", minimum_peers=1, teacher_views=True)
     settings: MeanTeacherSettings
     terms = ("ce", "consistency")  # labels, and consistency with the teacher
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, each summed over the peers and weighted."""
         assert inputs.teacher is not None
         student, teacher = inputs.student.logits, inputs.teacher.logits.detach()
         if self.settings.consistency == "mse":

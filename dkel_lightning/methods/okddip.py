@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy
-from dkel_lightning.methods.base import shipped
-from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.methods.base import Needs, register
+from dkel_lightning.methods.distilling import Distilling, Distils
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.settings.methods import OKDDipSettings
+from dkel_lightning.settings.declarations import whole
+from dkel_lightning.settings.deploy import Deploy
+from dkel_lightning.settings.weights import RampUp
 
 
-@shipped("okddip")
+@dataclass(frozen=True)
+class OKDDipSettings(Distils):
+    """Settings of OKDDip; the ramp-up is of both distillations."""
+
+    rampup: RampUp = field(default_factory=RampUp)
+    attention_divisor: Annotated[
+        int, whole("Queries and keys are this many times narrower than the features.", 1, 1024)
+    ] = 8
+
+
+@register("okddip", peers=4, views="shared")
 class OKDDip(Distilling):
-    """`L = sum_a CE(z_a) + CE(z_L) + r [ sum_a KD(z_a, sum_b A_ab z_b) + KD(z_L, mean_b z_b) ]`.
+    """Diverse peers: auxiliary peers attend to each other and teach a group leader, the last peer.
+
+    `L = sum_a CE(z_a) + CE(z_L) + r [ sum_a KD(z_a, sum_b A_ab z_b) + KD(z_L, mean_b z_b) ]`.
 
     The last peer is the group leader L, the others are auxiliary peers a, b. For each sample,
     `A_ab = softmax_b(q(f_a) . k(f_b))` over all auxiliary peers, a itself included. Nothing is detached: gradients
     flow through the targets into the peers, and so queries and keys learn. Deployed: the leader.
     """
 
+    Settings = OKDDipSettings
+    needs = Needs(teacher="none", ensemble="none", minimum_peers=3, deploy=Deploy("student", -1))
     settings: OKDDipSettings
     terms = ("ce", "kd_peers", "kd_leader")  # labels, attended peers to peers, mean of the peers to the leader
 
@@ -30,11 +49,6 @@ class OKDDip(Distilling):
     key: nn.Linear
 
     def attach(self, network: PeerNetwork) -> None:
-        """Make the linear maps of queries and keys, shared by the auxiliary peers.
-
-        Raises:
-            ConfigError: the auxiliary peers' features differ in width.
-        """
         widths = set(network.feature_dims[:-1])
         if len(widths) > 1:
             raise ConfigError(f"okddip compares features, and its auxiliary peers' differ in width: {sorted(widths)}.")
@@ -50,7 +64,6 @@ class OKDDip(Distilling):
         return scores.permute(2, 0, 1).softmax(-1)
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, weighted; those of the peers are sums."""
         logits = at_least_float32(inputs.student.logits)
         auxiliary, leader = logits[:-1], logits[-1]
         weights = self.attention(torch.stack(tuple(inputs.student.features)[:-1])).permute(1, 2, 0).unsqueeze(-1)

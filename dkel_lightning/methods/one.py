@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor, nn
 
 from dkel_lightning.functional import at_least_float32
-from dkel_lightning.methods.base import shipped
-from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.methods.base import Needs, register
+from dkel_lightning.methods.distilling import Detach, Distilling, Distils
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.settings.methods import ONESettings
+from dkel_lightning.settings.deploy import Deploy
+from dkel_lightning.settings.weights import RampUp
 
 
-@shipped("one")
+@dataclass(frozen=True)
+class ONESettings(Distils):
+    """Settings of ONE; not detached, what is taught also trains the gate."""
+
+    rampup: RampUp = field(default_factory=RampUp)
+    detach: Detach = True
+
+
+@register("one", views="shared")
 class ONE(Distilling):
-    """`L = sum_i CE(z_i) + CE(z_E) + r sum_i KD(z_i, sg z_E)`, with `z_E = sum_i g_i z_i` gated by the trunk's output.
+    """On-the-fly native ensemble: branches learn from their gated ensemble.
+
+    `L = sum_i CE(z_i) + CE(z_E) + r sum_i KD(z_i, sg z_E)`, with `z_E = sum_i g_i z_i` gated by the trunk's output.
 
     The gate is average pooling, a linear layer to P, BatchNorm, ReLU, softmax. Detached: z_E as a target (unless
     `detach` is false), so the gate learns from `CE(z_E)` alone. Deployed: the first peer of the student.
     """
 
+    Settings = ONESettings
+    needs = Needs(teacher="none", ensemble="own", stages=True, trunk=True, deploy=Deploy("student", 0))
     settings: ONESettings
     terms = ("ce", "ce_ensemble", "kd_ensemble")  # labels, the gated ensemble's labels, the gated ensemble to peers
 
     gate: nn.Module
 
     def attach(self, network: PeerNetwork) -> None:
-        """Make the gate.
-
-        Raises:
-            ConfigError: the trunk takes no image of the size that the network was built for.
-        """
         width = pooled(network.probe().trunk[0]).shape[1]
         self.gate = nn.Sequential(
             nn.Linear(width, self.peers), nn.BatchNorm1d(self.peers), nn.ReLU(), nn.Softmax(dim=1)
         )
 
     def combine(self, student: StudentOutput) -> Tensor:
-        """Weigh the peers' logits by the gate, [B, C]."""
         assert student.trunk is not None
         # A shared view passes the trunk once; of several views the gate sees the mean.
         outputs = list({id(output): output for output in student.trunk}.values())
@@ -47,7 +56,6 @@ class ONE(Distilling):
         return (weights.t().unsqueeze(-1) * student.logits).sum(0)
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, each summed over the peers and weighted."""
         return self.ensemble_terms(inputs, detach=self.settings.detach)
 
 

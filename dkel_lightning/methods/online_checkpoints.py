@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from dkel_lightning.methods.base import shipped
-from dkel_lightning.methods.kd import KD
-from dkel_lightning.settings.methods import OnlineCheckpointsSettings
+from dkel_lightning.methods.base import register
+from dkel_lightning.methods.distilling import LabelsWeight, Weight
+from dkel_lightning.methods.kd import KD, KDSettings
+from dkel_lightning.settings.declarations import text
 
 
-@shipped("online_checkpoints")
+@dataclass(frozen=True)
+class OnlineCheckpointsSettings(KDSettings):
+    """Settings of online_checkpoints: those of KD, by default without labels."""
+
+    ce_weight: LabelsWeight = 0.0
+    weight: Weight = 1.0
+    checkpoints: Annotated[
+        str | None, text("Folder of checkpoints of a frozen teacher, *step=N.ckpt; null: it learns beside its student.")
+    ] = None
+
+
+@register("online_checkpoints", teacher="gradient", peers=1)
 class OnlineCheckpoints(KD):
-    """`L = sum_i [ g CE(z_i) + a KD(z_i, sg t_k; T) ]`, t_k the teacher as it is, or was, at this step k.
+    """The student follows the teacher of the same moment, which learns from the labels alone.
+
+    `L = sum_i [ g CE(z_i) + a KD(z_i, sg t_k; T) ]`, t_k the teacher as it is, or was, at this step k.
 
     The teacher learns from the labels alone: beside its student, or earlier, when it left the checkpoints that
     `callbacks.TeacherCheckpoints` puts in force one after the other. Detached: t_k. Deployed: the student.
     """
 
+    Settings = OnlineCheckpointsSettings
     settings: OnlineCheckpointsSettings
 
     def settings_as_dict(self) -> dict[str, Any]:
-        """Return the settings but for the folder: no checkpoint makes anybody read one."""
         return {key: value for key, value in super().settings_as_dict().items() if key != "checkpoints"}

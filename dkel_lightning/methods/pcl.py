@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from torch import Tensor
 
-from dkel_lightning.methods.base import shipped
-from dkel_lightning.methods.distilling import Distilling
+from dkel_lightning.methods.base import register
+from dkel_lightning.methods.distilling import Distilling, Distils
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.methods import PCLSettings
+from dkel_lightning.settings.weights import RampUp
 
 
-@shipped("pcl")
+@dataclass(frozen=True)
+class PCLSettings(Distils):
+    """Settings of PCL."""
+
+    rampup: RampUp = field(default_factory=RampUp)
+
+
+@register("pcl", teacher="follow")
 class PCL(Distilling):
-    """`L = CE(z_E) + sum_i [ CE(z_i) + r KD(z_i, sg z_E) + r mean_{j != i} KD(z_i, sg t_j) ]`.
+    """Peer collaborative learning: individual teachers only, no assembled knowledge.
+
+    `L = CE(z_E) + sum_i [ CE(z_i) + r KD(z_i, sg z_E) + r mean_{j != i} KD(z_i, sg t_j) ]`.
 
     Detached: z_E as a target, and every t_j. Deployed: a peer of the teacher.
     """
 
+    Settings = PCLSettings
     settings: PCLSettings
     # Labels, ensemble's labels, ensemble to peers, individual teachers to peers.
     terms: tuple[str, ...] = ("ce", "ce_ensemble", "kd_ensemble", "kd_individual")
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, each summed over the peers and weighted."""
         terms = self.ensemble_terms(inputs)
         terms["kd_individual"] = self.rampup_weight * self.from_individual_teachers(inputs)
         return terms

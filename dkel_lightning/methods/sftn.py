@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy, distillation
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.methods.base import STUDENT, Layers, Method, Needs, register
+from dkel_lightning.methods.distilling import Temperature
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, SinglePeer, adapter, create, layers_of, stages_of
-from dkel_lightning.settings.with_teachers import SFTNSettings
+from dkel_lightning.settings.declarations import Settings, number, switch, text
 
 
-@shipped("sftn")
+@dataclass(frozen=True)
+class SFTNSettings(Settings, node="method"):
+    """Settings of a student-friendly teacher."""
+
+    student: Annotated[str | None, text("Backbone of the student, whose blocks hang on the teacher.")] = None
+    ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 1.0
+    kl_weight: Annotated[float, number("Weight of the divergence of trunk and branches.", 0, 1e6)] = 3.0
+    branch_weight: Annotated[float, number("Weight of the branches' labels.", 0, 1e6)] = 1.0
+    temperature: Temperature = 1.0
+    share_branches: Annotated[bool, switch("Let all branches have the same blocks.")] = False
+    layers: Layers = None
+
+
+@register("sftn", peers=1)
 class SFTN(Method):
-    """`L = l_T CE(z) + l_KL sum_r KD(z_r, z; T) + l_CE sum_r CE(z_r)`: a teacher with branches of its student.
+    """A student-friendly teacher: it is trained with branches of its student's blocks (teacher.training=sftn).
+
+    `L = l_T CE(z) + l_KL sum_r KD(z_r, z; T) + l_CE sum_r CE(z_r)`: a teacher with branches of its student.
 
     After each stage r but the last hangs a branch: a layer to the width of the student's stage r, then the student's
     stages r + 1 to the end with a classifier. Nothing is detached: the KL moves trunk and branch towards each other.
@@ -25,17 +44,14 @@ class SFTN(Method):
     branches share nothing unless told to are recollection or reading.
     """
 
+    Settings = SFTNSettings
+    needs = Needs(teacher="none", ensemble="none", minimum_peers=1, maximum_peers=1, deploy=STUDENT)
     settings: SFTNSettings
     terms = ("ce", "kd_branches", "ce_branches")  # labels, the trunk to its branches and back, the branches' labels
 
     branches: nn.ModuleList
 
     def attach(self, network: PeerNetwork) -> None:
-        """Make the branches of the student's blocks.
-
-        Raises:
-            ConfigError: no student, one without stages, or with another number of them.
-        """
         if self.settings.student is None:
             raise ConfigError("sftn hangs blocks of the student on its teacher: give method.student, such as resnet8.")
         student = self._student(network)
@@ -56,13 +72,6 @@ class SFTN(Method):
             self.branches.append(nn.Sequential(first, *_blocks_after(of_branch, stage)))
 
     def start_student(self, student: PeerNetwork) -> None:
-        """Give every peer of a student the blocks of the first branch: all that follows its first stage.
-
-        Raises:
-            ConfigError: they are blocks of another network.
-
-        Source: SFT-KD-Recon, released code ff1b347 (CC0).
-        """
         _, *blocks = self.branches[0].children()
         for index in range(student.num_peers):
             try:
@@ -81,7 +90,6 @@ class SFTN(Method):
         return create(name, network.num_classes, 1, in_channels=channels, image_size=(size[0], size[1]))
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, weighted."""
         named = inputs.student.named
         assert named is not None
         pairs = zip(self.branches, self.layers, strict=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,36 @@ from torch.nn.modules.conv import _ConvNd
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.functional import at_least_float32, cross_entropy
-from dkel_lightning.methods.base import Method, shipped
+from dkel_lightning.methods.base import STUDENT, Method, Needs, register
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.runtime.processes import average_over_processes, world_size
-from dkel_lightning.schedules import Clock, consistency_ramp
-from dkel_lightning.settings.with_teachers import SoTeacherSettings
+from dkel_lightning.schedules import CONSISTENCY_RAMPS, Clock, consistency_ramp
+from dkel_lightning.settings.declarations import TIME, Settings, choice, number, whole
 
 
-@shipped("soteacher")
+@dataclass(frozen=True)
+class SoTeacherSettings(Settings, node="method"):
+    """Settings of a student-oriented teacher."""
+
+    lipschitz_weight: Annotated[float, number("Weight of the layers' Lipschitz constants.", 0, 1e6)] = 1e-5
+    consistency_weight: Annotated[float, number("c_max, the consistency's weight at the end.", 0, 1e6)] = 1.0
+    ramp: Annotated[str, choice("Form of c(e) on its way to c_max.", *CONSISTENCY_RAMPS)] = "linear"
+    ramp_start: Annotated[float, number("Epoch from which the consistency counts with ramp=step.", 0, TIME)] = 50
+    counter: Annotated[str, choice("Visits of a sample: its own, or 0, 2, 3, ... by epoch.", "uniform", "released")] = (
+        "uniform"
+    )
+    samples: Annotated[
+        int | None, whole("Training samples that are remembered; null: those of the data.", 1, 10**9)
+    ] = None
+
+
+@register("soteacher", peers=1)
 class SoTeacher(Method):
-    """`L = CE(z) + a_lip Lip + c(e) mean_n |softmax(z_n) - S_n|^2`: smooth, and consistent with what it said before.
+    """A student-oriented teacher: smooth, and consistent with itself over time (teacher.training=soteacher).
+
+    `L = CE(z) + a_lip Lip + c(e) mean_n |softmax(z_n) - S_n|^2`: smooth, and consistent with what it said before.
 
     Lip sums over layers the L1 norm of a convolution, the largest |gamma| / sqrt(running variance + eps) of a
     BatchNorm, the largest L1 norm of a column of a linear layer. S_n is what the network has said of sample n so far,
@@ -37,6 +56,10 @@ class SoTeacher(Method):
     Source: released code 0148005 (MIT); a counter for each sample (`uniform`) is ours, its own counts 0, 2, 3, ...
     """
 
+    Settings = SoTeacherSettings
+    needs = Needs(
+        teacher="none", ensemble="none", minimum_peers=1, maximum_peers=1, time=True, batches=True, deploy=STUDENT
+    )
     settings: SoTeacherSettings
     terms = ("ce", "lipschitz", "consistency")  # labels, Lipschitz constants, consistency
     own_buffers: ClassVar[tuple[str, ...]] = ("memory", "visits", "written")
@@ -48,11 +71,6 @@ class SoTeacher(Method):
     rate: Tensor
 
     def attach(self, network: PeerNetwork) -> None:
-        """Make the memory.
-
-        Raises:
-            ConfigError: an unknown number of samples.
-        """
         samples = self.settings.samples
         if samples is None:
             raise ConfigError("soteacher keeps a memory of each training sample: give samples, their number.")
@@ -64,11 +82,6 @@ class SoTeacher(Method):
         self.register_buffer("rate", torch.ones(()))
 
     def tell_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
-        """Put c and the released rate in force.
-
-        Raises:
-            ConfigError: the run has no end.
-        """
         if clock.steps is None:
             raise ConfigError("soteacher's consistency grows to the end of the run: set max_epochs or max_steps.")
         epochs = clock.steps / clock.steps_per_epoch
@@ -78,12 +91,10 @@ class SoTeacher(Method):
         self.rate.fill_(1 / (1 + released_count(clock.epoch)))
 
     def wants_batches(self, when: str, clock: Clock) -> int | None:
-        """Ask for the end of an epoch, and no batch, where other processes have seen other samples."""
         return 0 if when == "end" and world_size() > 1 else None
 
     @torch.no_grad()
     def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
-        """Take from each process what it has written; of what several have, the mean."""
         for held in (self.memory, self.visits):
             weight = self.written.clone() if held.dim() == 1 else self.written.unsqueeze(1).clone()
             total = held * weight
@@ -92,15 +103,9 @@ class SoTeacher(Method):
         self.written.zero_()
 
     def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
-        """Name c."""
         return {"consistency": self.coefficient}
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, weighted, then write what was said into the memory.
-
-        Raises:
-            DataError: batches do not tell which samples they hold.
-        """
         if inputs.indices is None:
             raise DataError(
                 "soteacher keeps a memory of each sample, and batches do not tell which these are: wrap the data set, "

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules.optim import OptimizerFactory, OwnParts, SchedulerFactory, configure
 from dkel_lightning.modules.outputs import StudentOutput
 from dkel_lightning.modules.peers import PeersModule
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.settings.methods import peer_mistakes
 
 
 class StudentModule(PeersModule):
@@ -43,8 +41,6 @@ class StudentModule(PeersModule):
         frozen_peers: Sequence[int] = (),
     ) -> None:
         super().__init__(network, optimizer, scheduler, interval)
-        if mistakes := [*peer_mistakes(network.num_peers, peer_lr_scale, frozen_peers)]:
-            raise ConfigError("\n".join(mistakes))
         self.peer_lr_scale = tuple(peer_lr_scale) if peer_lr_scale is not None else None
         self.frozen_peers = tuple(frozen_peers)
         self._still = False

@@ -13,7 +13,7 @@ from dkel_lightning.networks.outline import IMAGE_SHAPE
 from dkel_lightning.runtime.packages import need
 from dkel_lightning.runtime.texts import first_line
 from dkel_lightning.settings.backbone import reads_a_folder
-from dkel_lightning.settings.keys import did_you_mean
+from dkel_lightning.settings.declarations import did_you_mean
 
 # By source and name, where peers begin unless told otherwise: before the last stage, or the last third of the blocks.
 CUTS = (

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.settings.keys import did_you_mean
+from dkel_lightning.settings.declarations import did_you_mean
 
 IMAGE_SHAPE = (3, 224, 224)
 

@@ -11,7 +11,7 @@ from torch import nn
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import densenet, resnet, vgg
 from dkel_lightning.networks.peers import Branch, BranchedNetwork, IndependentPeers, PeerNetwork, SinglePeer
-from dkel_lightning.settings.keys import unknown_choice
+from dkel_lightning.settings.declarations import unknown_choice
 
 
 @dataclass(frozen=True)

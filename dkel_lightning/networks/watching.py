@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.settings.keys import did_you_mean
+from dkel_lightning.settings.declarations import did_you_mean
 
 Named = dict[str, tuple[Tensor, ...]]
 """Outputs of modules by name, one tensor [B, ...] a peer."""

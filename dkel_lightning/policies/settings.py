@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import choice, entries, number, text, whole
+from dkel_lightning.settings.declarations import Settings, anything, choice, number, text, whole
 
 WEIGHTINGS = ("normalised_sum", "ddpg_released", "ppo_released")
 
@@ -47,7 +46,7 @@ class DualPolicySettings(Settings, node="rl"):
         int | None, whole("A policy's environment steps before its updates; null: 1 (ddpg), 1024 (ppo).", 1, 1_000_000)
     ] = None
     noise: Annotated[float, number("Deviation of ddpg's exploration, in half ranges of the action.", 0, 10)] = 0.1
-    learner: Annotated[Mapping[str, Any], entries("An argument of Stable-Baselines3's DDPG or PPO.")] = field(
+    learner: Annotated[Mapping[str, Any], anything("An argument of Stable-Baselines3's DDPG or PPO.")] = field(
         default_factory=dict
     )
     weighting: Annotated[

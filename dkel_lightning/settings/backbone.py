@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import choice, registered, switch, text
+from dkel_lightning.settings.declarations import Settings, choice, switch, text
 
 LIBRARIES = ("torchvision", "timm", "hf")
 
@@ -18,7 +17,7 @@ def is_external(name: str | None) -> bool:
 
 
 def reads_a_folder(name: object) -> bool:
-    """Tell whether `name` is hf:FOLDER, which is read to build it, rather than hf:TYPE or another name."""
+    """Tell whether `name` is hf:FOLDER, which is read to build the network, rather than hf:TYPE or another name."""
     return isinstance(name, str) and name.startswith("hf:") and re.fullmatch(r"hf:[\w-]+", name) is None
 
 
@@ -26,15 +25,14 @@ def reads_a_folder(name: object) -> bool:
 class BackboneSettings(Settings, node="backbone"):
     """The network of each peer."""
 
-    name: Annotated[str, registered("Network of each peer.")]
+    name: Annotated[str, text("Network of each peer.")]
     views_per_pass: Annotated[
         str, choice("Views through the trunk in one batch, or one after the other.", "all", "one")
     ] = "all"
     split_at: Annotated[
-        str | None,
-        registered("Of a library's network: the first module that each peer has for itself; null: the usual one."),
+        str | None, text("First module of the branches of a library's network; null: the usual one.")
     ] = None
-    pretrained: Annotated[bool, switch("Of a library's network: fetch its pretrained weights, and keep them.")] = False
+    pretrained: Annotated[bool, switch("Download and keep the pretrained weights of a library's network.")] = False
     weights: Annotated[
-        str | None, text("File of each peer's first weights: a checkpoint or a state_dict; null: drawn.")
+        str | None, text("File of each peer's initial weights, a checkpoint or a state_dict; null: drawn.")
     ] = None

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import (
-    COMPUTED,
-    MACHINE,
-    SEEDS,
-    choice,
-    number,
-    registered,
-    several,
-    switch,
-    text,
-    whole,
-)
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.declarations import SEEDS, Settings, choice, number, several, switch, text, whole
 
 FACTS = ("num_classes", "image_shape", "class_names", "mean", "std", "batch_keys")
 """What a data module may say by its attributes; where it does not, the user may by settings of these names."""
@@ -35,19 +23,19 @@ class LabelNoise(Settings, node="data.label_noise"):
     rate: Annotated[float, number("Share of wrong labels; exact.", 0, 1)] = 0.0
     seed: Annotated[int, whole("Seed of that choice.", 0, SEEDS)] = 0
 
-    def contradictions(self) -> Iterator[str]:
-        """Say it of a rate without a kind."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind == "none" and self.rate > 0:
-            yield f"{self.node}.rate={self.rate:g} without a kind: choose {self.node}.kind=symmetric or pair."
+            raise ConfigError(f"data.label_noise.rate={self.rate:g} without a kind: set it to symmetric or pair.")
 
 
 @dataclass(frozen=True)
 class DataSettings(Settings, node="data"):
     """What every data set takes."""
 
-    name: Annotated[str, registered("Data set.")]
-    root: Annotated[str, text("Folder or file of the data set."), MACHINE] = "data"
-    download: Annotated[bool, switch("Fetch what is missing, where the set can be fetched."), MACHINE] = True
+    name: Annotated[str, text("Data set.")]
+    root: Annotated[str, text("Folder or file of the data set.")] = "data"
+    download: Annotated[bool, switch("Fetch what is missing, where the set can be fetched.")] = True
     batch_size: Annotated[int, whole("Training samples a batch and process.", 2, 1_000_000)] = 128
     eval_batch_size: Annotated[int, whole("Evaluation samples a batch and process.", 1, 1_000_000)] = 512
     padding: Annotated[
@@ -64,11 +52,8 @@ class DataSettings(Settings, node="data"):
     mean: Annotated[
         tuple[float, ...] | None,
         several("Channel means of images in [0, 1]; null: as the set defines, or computed.", number("", 0, 1)),
-        COMPUTED,
     ] = None
-    std: Annotated[
-        tuple[float, ...] | None, several("Channel deviations, likewise.", number("", 1e-6, 1000)), COMPUTED
-    ] = None
+    std: Annotated[tuple[float, ...] | None, several("Channel deviations, likewise.", number("", 1e-6, 1000))] = None
     validation: Annotated[
         float, number("Share of the training images held out for validation.", 0, 0.9, above=True)
     ] = 0.1
@@ -83,41 +68,10 @@ class DataSettings(Settings, node="data"):
             "workers",
         ),
     ] = "auto"
-    workers: Annotated[int, whole("Processes that read images, for workers.", 0, 1024), MACHINE] = 2
+    workers: Annotated[int, whole("Processes that read images, for workers.", 0, 1024)] = 2
     drop_last: Annotated[bool, switch("Leave out a last, smaller training batch.")] = False
     balanced: Annotated[
         bool, switch("Draw training images with replacement, so that all classes come equally often.")
     ] = False
     limit: Annotated[int | None, whole("Use only this many training images, stratified.", 2, 1_000_000_000)] = None
     label_noise: LabelNoise = field(default_factory=LabelNoise)
-
-
-@dataclass(frozen=True)
-class ResizedImages(Settings, node="data"):
-    """Images of any size, made equal."""
-
-    image_size: Annotated[int, whole("Side to which images are resized and cropped (folders of images).", 1, 2048)] = 64
-
-
-@dataclass(frozen=True)
-class CachedImages(Settings, node="data"):
-    """Images that are decoded once."""
-
-    cache_dir: Annotated[str | None, text("Folder of the decoded images; null: beside them.")] = None
-
-
-@dataclass(frozen=True)
-class Columns(Settings, node="data"):
-    """Where a table holds images and labels."""
-
-    image_column: Annotated[str | None, text("Column of the images (hf); null: the only one of images.")] = None
-    label_column: Annotated[str | None, text("Column of the labels (hf); null: the only one of classes.")] = None
-
-
-NODES: dict[str, type[Settings]] = {
-    "_base": DataSettings,
-    "_resized": ResizedImages,
-    "_cached": CachedImages,
-    "_columns": Columns,
-}
-"""By the name under which the file of a data set takes them up: those of all sets, and those that some add."""

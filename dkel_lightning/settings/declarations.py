@@ -1,280 +1,298 @@
-"""What follows from the declaration of a setting: its check, its place in a configuration, and its documentation."""
+"""Settings as frozen dataclasses whose annotated fields check themselves.
+
+    @dataclass(frozen=True)
+    class RampUp(Settings, node="method.rampup"):
+        scale: Annotated[float, number("Weight at the end of the ramp-up.", 0, 1e6)] = 1.0
+
+The same declaration gives the error for a wrong value and the YAML of conf/ with its comments (scripts/write_conf.py).
+Imports neither torch nor Lightning.
+"""
 
 from __future__ import annotations
 
-import functools
-import inspect
+import difflib
+import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass, replace
-from typing import Annotated, Any, ClassVar, TypeVar, cast, get_type_hints
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.settings.keys import AUTO, REQUIRED, Flag, Follows, Key, ShareOfRun, anything, unknown_key
 
 T = TypeVar("T")
 
+SEEDS = 2**63 - 1
+"""The largest seed."""
 
-class Settings:
-    """Base of the frozen dataclasses that declare settings: they check themselves and complete their docstring.
+TIME = 1e6
+"""The last epoch that a schedule may name."""
 
-    Attributes:
-        node: the place in the configuration, such as `method.rampup`, under which messages name the settings.
-        further: the meaning of keys that are not declared because another library checks them; None if there are none.
-        exclusive: two fields of which exactly one must be given.
-        resumable: whether a resumed run may choose the group anew; it takes over what may change, and nothing else.
+
+@dataclass(frozen=True)
+class Setting:
+    """The values that a field accepts, in words and as a test, and its meaning, a sentence.
+
+    `options` are the words of a choice, for "did you mean". `optional` follows from the annotation.
     """
 
-    node: ClassVar[str] = ""
-    further: ClassVar[str | None] = None
-    exclusive: ClassVar[tuple[str, str] | None] = None
-    resumable: ClassVar[bool] = False
+    kind: str
+    meaning: str
+    accepts: Callable[[Any], bool]
+    options: tuple[str, ...] = ()
+    optional: bool = False
+    follows: str | None = None
 
-    def __init_subclass__(
-        cls, *, node: str | None = None, further: str | None = None, resumable: bool = False, **others: Any
-    ) -> None:
-        super().__init_subclass__(**others)
-        cls.node = cls.node if node is None else node
-        cls.further = cls.further if further is None else further
-        cls.resumable = cls.resumable or resumable
-        meanings = [f"    {name}: {_in_doc(key)}" for name, key in _keys(cls).items() if key.meaning]
-        if meanings:
-            cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *meanings])
-
-    def __post_init__(self) -> None:
-        check(self, self.node)
-
-    def contradictions(self) -> Iterator[str]:
-        """Say which of its values, each of which is allowed, do not go together; `exclusive` is said already."""
-        return iter(())
-
-    def exclusions(self) -> Iterator[str]:
-        """Say that both of `exclusive` are given, or none."""
-        if self.exclusive is None:
-            return
-        node, (first, second) = self.node, self.exclusive
-        given = [name for name in self.exclusive if getattr(self, name) is not None]
-        if len(given) == 2:
-            cure = f"add {node}.{second}=null, or {node}.{first}=null"
-            yield f"{node}.{first} and {node}.{second} exclude each other, and both are given: {cure}."
-        if not given:
-            yield f"One of {node}.{first} and {node}.{second} must be given, and both are null."
+    def error(self, key: str, value: Any) -> str | None:
+        """Return a sentence on what is wrong with `value` under the name `key`, None if nothing is."""
+        if value is None:
+            return None if self.optional else f"{key} must be {self.kind}, and is null."
+        if self.accepts(value):
+            return None
+        return f"{key} must be {self.kind}, got {_shortened(repr(value))}.{did_you_mean(str(value), self.options)}"
 
 
-def _in_doc(key: Key) -> str:
-    return f"{key.meaning[:1].lower()}{key.meaning[1:]}" if key.meaning[1:2].islower() else key.meaning
+@dataclass(frozen=True)
+class Follows:
+    """In the YAML the setting is an interpolation of `key`, which experiments fit to the length of their run."""
+
+    key: str
 
 
-# ---------------------------------------------------------------------- reading declarations
+# ---------------------------------------------------------------------- kinds of values
 
 
-def _once(read: Callable[[type[Any]], dict[str, T]]) -> Callable[[type[Any]], dict[str, T]]:
-    """Read a class once; functools.cache, whose types know no classes as arguments."""
-    return cast(Callable[[type[Any]], dict[str, T]], functools.cache(read))
+def is_number(value: Any) -> bool:
+    """Tell a finite number from anything else, booleans included."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-@_once
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    return get_type_hints(cls, include_extras=True)
+def number(meaning: str, low: float, high: float, *, above: bool = False) -> Setting:
+    """Declare a number from `low` to `high`; `above` excludes `low`."""
+    kind = f"a number above {low:g} and up to {high:g}" if above else f"a number between {low:g} and {high:g}"
+    return Setting(kind, meaning, lambda v: is_number(v) and (low < v if above else low <= v) and v <= high)
 
 
-def _declared(hint: Any) -> Any:
-    """Find the `Annotated` in a type, which old versions of Python wrap into an Optional."""
-    if typing.get_origin(hint) is typing.Union:
-        return next((each for each in typing.get_args(hint) if typing.get_origin(each) is Annotated), hint)
-    return hint
+def whole(meaning: str, low: int, high: int) -> Setting:
+    """Declare a whole number from `low` to `high`."""
+    kind = f"a whole number between {low} and {high}"
+    return Setting(kind, meaning, lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high)
 
 
-def _key(hint: Any) -> Key | None:
-    """Read the key of a field from its annotation; None where it declares none."""
-    hint = _declared(hint)
-    if typing.get_origin(hint) is not Annotated:
-        return None
-    kind, *declared = typing.get_args(hint)
-    key = next((each for each in declared if isinstance(each, Key)), None)
-    if key is None:
-        return None
-    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+def switch(meaning: str) -> Setting:
+    """Declare true or false."""
+    return Setting("true or false", meaning, lambda v: isinstance(v, bool))
+
+
+def text(meaning: str) -> Setting:
+    """Declare text that is not empty."""
+    return Setting("text", meaning, lambda v: isinstance(v, str) and bool(v))
+
+
+def choice(meaning: str, *options: str) -> Setting:
+    """Declare one of some words."""
+    return Setting(f"one of {', '.join(options)}", meaning, lambda v: v in options, options)
+
+
+def either(first: Setting, second: Setting) -> Setting:
+    """Declare a value that one of two declarations accepts; the meaning is that of the first."""
     return replace(
-        key,
-        optional=key.optional or (union and type(None) in typing.get_args(kind)),
-        flags=frozenset(each for each in declared if isinstance(each, Flag)),
-        follows=next((each.key for each in declared if isinstance(each, Follows)), None),
-        instead=next((each.key for each in declared if isinstance(each, ShareOfRun)), None),
+        first,
+        kind=f"{first.kind}, or {second.kind}",
+        accepts=lambda v: first.accepts(v) or second.accepts(v),
+        options=first.options + second.options,
     )
 
 
-@_once
-def _keys(cls: type[Any]) -> dict[str, Key]:
-    """Read what each field declares, but for its default."""
-    read = ((name, _key(hint)) for name, hint in _hints(cls).items())
-    return {name: key for name, key in read if key is not None}
+def several(meaning: str, item: Setting, *, least: int = 1) -> Setting:
+    """Declare a list of at least `least` values that `item` accepts."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, list | tuple) and len(value) >= least and all(map(item.accepts, value))
+
+    return Setting(f"a list, each {item.kind}", meaning, accepts)
 
 
-def _written(name: str) -> str:
-    """Write a field's name as in a configuration; a word of Python's has an underscore behind it."""
+def schedule(meaning: str, low: float, high: float) -> Setting:
+    """Declare a number, or a mapping {time: number} that begins at time 0."""
+    rate = number(meaning, low, high)
+
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, Mapping):
+            return rate.accepts(value)
+        return 0 in value and all(is_number(t) and 0 <= t <= TIME and rate.accepts(v) for t, v in value.items())
+
+    return Setting(f"{rate.kind}, or a schedule {{from: value}} of them that starts at 0", meaning, accepts)
+
+
+def anything(meaning: str) -> Setting:
+    """Declare a value that another library checks."""
+    return Setting("any value", meaning, lambda v: True)
+
+
+# ---------------------------------------------------------------------- dataclasses of settings
+
+
+class Settings:
+    """Base of the frozen dataclasses of settings; `node` is their place in the configuration, such as `method.rampup`.
+
+    Override `__post_init__` to check values against each other, after those of the base.
+    """
+
+    node: ClassVar[str] = ""
+
+    def __init_subclass__(cls, *, node: str | None = None, **others: Any) -> None:
+        super().__init_subclass__(**others)
+        if node is not None:
+            cls.node = node
+
+    def __post_init__(self) -> None:
+        prefix, hints = f"{self.node}." if self.node else "", _hints(type(self))
+        errors: list[str | None] = []
+        for name, setting in settings_of(type(self)).items():
+            errors.append(setting.error(f"{prefix}{written(name)}", getattr(self, name)))
+        for name, hint in hints.items():
+            if is_dataclass(hint) and not isinstance(getattr(self, name), hint):  # type: ignore[arg-type]
+                keys = ", ".join(written(item.name) for item in fields(hint))
+                errors.append(f"{prefix}{written(name)} must hold its keys ({keys}), got {getattr(self, name)!r}.")
+        if any(errors):
+            raise ConfigError("\n".join(filter(None, errors)))
+
+    def require_one_of(self, first: str, second: str) -> None:
+        """Raise unless exactly one of two settings is given."""
+        names = [f"{self.node}.{name}" for name in (first, second)]
+        missing = [getattr(self, name) is None for name in (first, second)]
+        if all(missing):
+            raise ConfigError(f"One of {names[0]} and {names[1]} must be given, and both are null.")
+        if not any(missing):
+            raise ConfigError(f"{names[0]} and {names[1]} exclude each other: set one of them to null.")
+
+
+def written(name: str) -> str:
+    """Return a field's name as configurations write it: `lambda` for `lambda_`."""
     return name.rstrip("_")
 
 
-def _default(item: Field[Any]) -> Any:
-    if item.default_factory is not MISSING:
-        return item.default_factory()
-    return REQUIRED if item.default is MISSING else item.default
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {item.name: hints[item.name] for item in fields(cls)}
 
 
-def keys_of(cls: type[Any], node: str | None = None) -> Mapping[str, Key]:
-    """Collect the keys that a dataclass declares, with those of nested ones, by their full names.
-
-    Args:
-        cls: the dataclass.
-        node: the place in the configuration, by default what the class says.
-    """
-    return _keys_at(cast(Any, cls), cls.node if node is None else node)
-
-
-@functools.cache
-def _keys_at(cls: Any, node: str) -> Mapping[str, Key]:
-    return dict(_walk(cls, node, None))
-
-
-def _walk(cls: type[Any], node: str, instance: Any) -> Iterator[tuple[str, Key]]:
-    hints = _hints(cls)
-    prefix = f"{node}." if node else ""
-    follows = instance is None or instance == cls()  # of a nested one, which a class may begin in its own way
-    for item in fields(cls):
-        name, default = f"{prefix}{_written(item.name)}", _default(item)
-        key = _keys(cls).get(item.name)
-        if is_dataclass(hints[item.name]):
-            yield from _walk(hints[item.name], name, None if default is REQUIRED else default)
-        elif key is not None:
-            value = default if instance is None else getattr(instance, item.name)
-            value = "auto" if AUTO in key.flags else value
-            yield (
-                f"{name}.*" if key.is_open else name,
-                replace(key, default=_plain(value), follows=key.follows if follows else None),
+def settings_of(cls: type[Any]) -> dict[str, Setting]:
+    """Return the declarations of a dataclass by field, without those of nested dataclasses."""
+    declared = {}
+    for name, hint in _hints(cls).items():
+        if typing.get_origin(hint) is not Annotated:
+            continue
+        kind, *extras = typing.get_args(hint)
+        union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+        for setting in (extra for extra in extras if isinstance(extra, Setting)):
+            declared[name] = replace(
+                setting,
+                optional=union and type(None) in typing.get_args(kind),
+                follows=next((extra.key for extra in extras if isinstance(extra, Follows)), None),
             )
-    if getattr(cls, "further", None) is not None:
-        yield f"{prefix}*", replace(anything(cls.further), optional=True)
+    return declared
+
+
+def walk(settings: Any, node: str = "", *, follow: bool = True) -> Iterator[tuple[str, Setting | None, Any]]:
+    """Yield (dotted key, declaration, value) of an instance and of the dataclasses nested in it.
+
+    A value that is the default and follows another key is an interpolation of that key. A nested dataclass whose
+    values are not its defaults follows nothing.
+    """
+    declared = settings_of(type(settings))
+    for item in fields(settings):
+        key, value = f"{node}.{written(item.name)}".lstrip("."), getattr(settings, item.name)
+        setting = declared.get(item.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            yield from walk(value, key, follow=value == type(value)())
+        elif follow and setting is not None and setting.follows is not None and value == _default(item):
+            yield key, setting, f"${{{setting.follows}}}"
+        else:
+            yield key, setting, _plain(value)
+
+
+def _default(item: Any) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def node_of(cls: type[Any], over: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Make the configuration of a dataclass: its defaults, in the place of some the keys that they follow.
-
-    Args:
-        cls: the dataclass.
-        over: values that differ from the defaults; what is said of a nested dataclass makes all of it the user's own.
-    """
-    made: dict[str, Any] = {}
-    over = over or {}
-    for name, key in _walk(cls, "", None):
-        *path, last = name.removesuffix(".*").split(".")
-        if last == "*":
-            continue
-        follows = key.follows is not None and not (path and path[0] in over)
-        default = f"${{{key.follows}}}" if follows else key.default
-        place = made
+def node_of(settings: Any) -> dict[str, Any]:
+    """Return the configuration of an instance as nested dicts, see `walk`."""
+    node: dict[str, Any] = {}
+    for key, _, value in walk(settings):
+        *path, last = key.split(".")
+        place = node
         for part in path:
             place = place.setdefault(part, {})
-        place[last] = default
-    return merge(merge(_undeclared(cls), made), over)
+        place[last] = value
+    return node
 
 
-def _undeclared(cls: type[Any]) -> dict[str, Any]:
-    """Give the defaults of plain fields, which a method of the user's own may have: nothing is said of them."""
-    found: dict[str, Any] = {}
-    for item in fields(cls):
-        nested, default = _hints(cls)[item.name], _default(item)
-        if is_dataclass(nested):
-            found |= {item.name: inside} if (inside := _undeclared(cast(type[Any], nested))) else {}
-        elif item.name not in _keys(cls) and default is not REQUIRED:
-            found[item.name] = _plain(default)
-    return found
-
-
-# ---------------------------------------------------------------------- checking values
-
-
-def check(settings: Any, node: str) -> None:
-    """Check a dataclass that has been built, under the place `node`.
-
-    Raises:
-        ConfigError: naming every mistake.
-    """
-    hints, keys, mistakes = _hints(type(settings)), _keys(type(settings)), []
-    for item in fields(settings):
-        name, value, hint = f"{node}.{_written(item.name)}", getattr(settings, item.name), hints[item.name]
-        if item.name in keys:
-            mistakes.append(keys[item.name].mistake(name, value))
-        elif is_dataclass(hint) and not isinstance(value, hint):  # type: ignore[arg-type]
-            inside = ", ".join(_written(each.name) for each in fields(hint))
-            mistakes.append(f"{name} must hold its keys ({inside}), got {value!r}.")
-    if not any(mistakes) and isinstance(settings, Settings):
-        mistakes += [*settings.exclusions(), *settings.contradictions()]
-    if any(mistakes):
-        raise ConfigError("\n".join(filter(None, mistakes)))
-
-
-# ---------------------------------------------------------------------- from and to mappings
+# ---------------------------------------------------------------------- mappings
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Lay nested mapping `over` over `base`."""
-    result = dict(base)
+    merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merge(result[key], value) if both else value
-    return result
-
-
-def at(values: Any, key: str) -> Any:
-    """Give what nested mappings hold at a dotted key; None where one of them is missing, or is none."""
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build the (nested) dataclass `cls` from a mapping of primitives.
-
-    Raises:
-        ConfigError: an unknown key, with the nearest known ones; or a value of the wrong kind.
-    """
-    known = {_written(item.name): item.name for item in fields(cls)}  # type: ignore[arg-type]
-    hints = _hints(cls)
+    """Build the (nested) dataclass `cls` from a mapping of primitives, and name every wrong value at once."""
+    hints = {written(name): (name, hint) for name, hint in _hints(cls).items()}
     arguments: dict[str, Any] = {}
-    mistakes: list[str] = []
+    errors: list[str] = []
     for key, value in values.items():
-        if key not in known:
-            raise ConfigError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in known]))
-        nested = hints[known[key]]
-        if is_dataclass(nested) and isinstance(value, Mapping):
+        if key not in hints:
+            raise ConfigError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in hints]))
+        name, hint = hints[key]
+        if is_dataclass(hint) and isinstance(value, Mapping):
             try:
-                value = from_mapping(nested, value, f"{where}.{key}")  # type: ignore[arg-type]
+                value = from_mapping(hint, value, f"{where}.{key}")  # type: ignore[arg-type]
             except ConfigError as error:
-                mistakes.append(str(error))
-        arguments[known[key]] = value
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
+                errors.append(str(error))
+        arguments[name] = value
+    if errors:
+        raise ConfigError("\n".join(errors))
     try:
-        made = cls(**arguments)
-    except (TypeError, AttributeError) as error:
-        raise ConfigError(f"{where} has a value of the wrong kind: {error}.") from error
-    if not isinstance(made, Settings):  # which has checked itself
-        check(made, where)
-    return made
+        return cls(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}.") from error
 
 
-def contradictions_in(cls: type[Any], values: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Say what does not go together in a mapping whose values are allowed; other keys may stand beside its own."""
-    known = {_written(item.name) for item in fields(cls)}
-    try:
-        from_mapping(cls, {key: value for key, value in values.items() if key in known}, where)
-    except ConfigError as error:
-        yield str(error)
+# ---------------------------------------------------------------------- names that are unknown
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def did_you_mean(name: str, options: Iterable[str], most: int = 1) -> str:
+    """Ask for the options that are nearest to a name; empty where none is near."""
+    near = difflib.get_close_matches(name, list(options), n=most)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Say that a key does not exist, with the nearest one and its siblings."""
+    known = sorted(known)
+    group = key.rpartition(".")[0]
+    siblings = [name.removeprefix(f"{group}.") for name in known if name.startswith(f"{group}.")]
+    listed = f" Keys of {group}: {', '.join(siblings)}." if group and siblings else ""
+    return f"Unknown key {key}.{did_you_mean(key, known)}{listed}"
+
+
+def unknown_choice(group: str, name: str, options: Iterable[str]) -> str:
+    """Say that a group has no such option."""
+    options = sorted(options)
+    return f"Unknown choice {group}={_shortened(name)}.{did_you_mean(name, options)} Choices: {', '.join(options)}."

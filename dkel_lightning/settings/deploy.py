@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import choice, either, whole
+from dkel_lightning.settings.declarations import Settings, choice, either, whole
 
 
 @dataclass(frozen=True)
@@ -16,14 +15,14 @@ class Deploy(Settings, node="deploy"):
     network: Annotated[
         str,
         choice(
-            "Network that is deployed; auto: of teacher and student, what validation chooses.",
+            "Network that is deployed; auto: teacher or student, the better one in validation.",
             *("auto", "teacher", "student", "ensemble"),
         ),
     ] = "auto"
     peer: Annotated[
         int | str,
         either(
-            whole("Peer that is deployed; best: in validation; auto: best, or the one the method names.", -64, 63),
+            whole("Peer that is deployed; best: in validation; auto: best, or the one that the method names.", -64, 63),
             choice("", "auto", "best"),
         ),
     ] = "auto"

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from dkel_lightning.schedules import Clock, at_time, ema_rate, length_in_batches, time_of
-from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import (
-    RESUMABLE,
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.schedules import EPOCHS, Clock, at_time, ema_rate, length_in_batches, time_of
+from dkel_lightning.settings.declarations import (
     Follows,
-    ShareOfRun,
-    apart,
+    Setting,
+    Settings,
     choice,
     either,
-    epochs,
     number,
-    registered,
     schedule,
     several,
     switch,
     text,
     whole,
 )
-from dkel_lightning.settings.needs import Needs
 
 TRAININGS: Mapping[str, str] = {
     "plain": "baseline",
@@ -37,8 +33,11 @@ EARLY = 150 / 240
 """Share of its training after which a teacher is stopped early. Source: reviews of SoTeacher."""
 DTYPES = ("float32", "bfloat16", "float16")
 CONSTANT, DEVIATION = number("", -1000, 1000), number("", 0, 1000, above=True)
-OF_ITS_OWN = ("backbone", "pretrained", "image_size", "mean", "std", "init_student_from_branches")
-"""Settings of a teacher that is a network of its own."""
+
+
+def _is_epochs(value: Any) -> bool:
+    match = EPOCHS.fullmatch(value) if isinstance(value, str) else None
+    return match is not None and float(match[1]) <= 1000
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,10 @@ class OwnNetwork(Settings):
     std: Annotated[tuple[float, ...] | None, several("Channel deviations, likewise.", DEVIATION)] = None
     dtype: Annotated[str, choice("Type in which a frozen teacher of its own computes.", *DTYPES)] = "float32"
 
-    def contradictions(self) -> Iterator[str]:
-        """Say it of mean and std."""
-        yield from apart(self.node, self.mean, self.std)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError(f"{self.node}.mean and {self.node}.std belong together: give both or neither.")
 
     @property
     def sees_otherwise(self) -> bool:
@@ -73,36 +73,23 @@ class ExtraTeacher(OwnNetwork, node="teacher.extra"):
     """A frozen teacher from elsewhere beside the peers of any method, as one more voice: `weight * KD(z_i, t; T)`."""
 
     backbone: Annotated[
-        str | None, registered("Network of a frozen teacher beside the peers: what backbone= takes; null: none.")
+        str | None, text("Network of a frozen teacher beside the peers: what backbone= takes; null: none.")
     ] = None
-    weights: Annotated[str | None, text("File of its weights: a checkpoint or a state_dict."), RESUMABLE] = None
+    weights: Annotated[str | None, text("File of its weights: a checkpoint or a state_dict.")] = None
     weight: Annotated[
         float, number("Weight of its distillation to each peer, at the method's temperature.", 0, 1e6)
     ] = 1.0
-
-    def mistakes(self) -> Iterator[str]:
-        """Say what is missing for it to teach."""
-        given = self.weights is not None or self.pretrained
-        if self.backbone is not None and not given:
-            yield (
-                "teacher.extra.backbone is a teacher that was trained elsewhere: give teacher.extra.weights, or "
-                "teacher.extra.pretrained=true."
-            )
-        if self.backbone is None and given:
-            yield "teacher.extra has weights and no network: give teacher.extra.backbone."
 
 
 @dataclass(frozen=True)
 class TeacherSettings(OwnNetwork, node="teacher"):
     """How a teacher is drawn, initialised and updated.
 
-    The rules of the first updates: `keep`, a constant rate, so that its own start fades slowly; `mean_teacher`, an even
-    average of the student's history; `copy`, the first update makes it its student (the released behaviour). It learns
-    by `ema`; by `gradient`, from the labels itself and never from the student; or is `frozen`. Its weights replace draw
-    and initialisation.
+    `start` is the rule of the first EMA updates: `keep`, a constant rate, so that the teacher's own start fades slowly;
+    `mean_teacher`, an even average of the student's history; `copy`, the first update makes it its student (as
+    released). `update`: `ema` of the student; `gradient`, learns from the labels and never from the student; `frozen`.
+    `weights` replaces draw and initialisation.
     """
-
-    exclusive = ("decay", "decay_share")
 
     dtype: Annotated[
         str,
@@ -118,7 +105,7 @@ class TeacherSettings(OwnNetwork, node="teacher"):
         int | str,
         either(
             whole("Mini-batches of plain SGD on the teacher before training, or epochs of them.", 0, 1_000_000),
-            epochs("", 1000),
+            Setting("epochs as in 3epochs, at most 1000", "", _is_epochs),
         ),
     ] = 2
     init_lr_scale: Annotated[float, number("Their learning rate as a share of optimizer.lr.", 0, 1000)] = 0.01
@@ -132,17 +119,14 @@ class TeacherSettings(OwnNetwork, node="teacher"):
         float | Mapping[float, float] | None,
         schedule("EMA time constant as a share of the run, or {from share: constant}.", 1e-9, 1e9),
         Follows("protocol.ema.decay_share"),
-        ShareOfRun("teacher.decay"),
     ] = None
     batchnorm: Annotated[str, choice("Running statistics of the teacher.", "own", "copy", "ema")] = "own"
     update: Annotated[str, choice("How the teacher learns.", "ema", "gradient", "frozen", "none")] = "ema"
     backbone: Annotated[
-        str | None, registered("Network of a teacher of its own (kd): what backbone= takes; null: the student's.")
+        str | None, text("Network of a teacher of its own (kd): what backbone= takes; null: the student's.")
     ] = None
     weights: Annotated[
-        str | None,
-        text("File of its first weights: a checkpoint or a state_dict; null: drawn, or (kd) trained first."),
-        RESUMABLE,
+        str | None, text("File of its first weights: a checkpoint or a state_dict; null: drawn, or (kd) trained first.")
     ] = None
     training: Annotated[str, choice("How a teacher of its own is trained first.", *TRAININGS)] = "plain"
     training_epochs: Annotated[
@@ -153,15 +137,15 @@ class TeacherSettings(OwnNetwork, node="teacher"):
         bool, switch("Start the student with the blocks of its sftn teacher's first branch.")
     ] = False
 
-    def contradictions(self) -> Iterator[str]:
-        """Say it of its type and of how it learns."""
-        yield from super().contradictions()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_one_of("decay", "decay_share")
         if self.dtype != "float32" and self.update == "gradient":
-            yield f"teacher.dtype={self.dtype} is for a teacher that does not learn: add teacher=frozen."
+            raise ConfigError(f"teacher.dtype={self.dtype} is for a teacher that does not learn: add teacher=frozen.")
         if self.dtype == "float16" and self.update == "ema":
-            yield "teacher.dtype=float16 is for a frozen teacher: set it to bfloat16."
+            raise ConfigError("teacher.dtype=float16 is for a frozen teacher: set it to bfloat16.")
         if self.update == "none":
-            yield "teacher.update is none, and a teacher learns by ema, by gradient, or is frozen."
+            raise ConfigError("teacher.update is none: choose teacher=none, or set it to ema, gradient or frozen.")
 
     def rate(self, clock: Clock) -> float:
         """Give the EMA rate a at this moment, before the start rule."""
@@ -183,44 +167,17 @@ def values_of(setting: float | Mapping[float, float] | None) -> list[float]:
     return list(setting.values()) if isinstance(setting, Mapping) else [setting]
 
 
-def teacher_mistakes(method: str, needs: Needs, teacher: Mapping[str, Any]) -> Iterator[str]:
-    """Say which settings of a teacher contradict what the method needs, with their cure."""
-    if teacher["update"] == "none":
-        if needs.teacher == "required":
-            cure = "frozen" if needs.foreign_teacher else "independent, copy or follow"
-            yield f"teacher=none, but {method} needs a teacher: choose teacher={cure}."
-        return
-    if not needs.foreign_teacher:
-        if teacher["update"] != "ema" and teacher.get("dtype", "float32") != "float32":
-            yield (
-                f"teacher.dtype={teacher['dtype']} is of a teacher that follows, or of a frozen one of its own (kd), "
-                f"and that of {method} is neither: leave it out."
-            )
-        for key in OF_ITS_OWN:
-            default = getattr(TeacherSettings, key)
-            if teacher.get(key, default) != default:
-                yield f"teacher.{key} is set, but the teacher of {method} has the student's form: leave it out."
-        return
-    its_own = f"but the teacher of {method} is a network of its own"
-    if teacher["update"] == "ema":
-        yield f"teacher.update is ema, {its_own}: set teacher.update to frozen or gradient."
-    if teacher["update"] == "frozen" and teacher.get("init_steps"):
-        yield f"The teacher of {method} is trained beforehand: set teacher.init_steps to 0."
-    if teacher.get("draw") == "student":
-        yield f"teacher.draw is student, {its_own}: set teacher.draw to independent."
-
-
 @dataclass(frozen=True)
 class TeacherPreset:
     """What is chosen under a name.
 
     Attributes:
         meaning: a sentence.
-        settings: differences from the defaults of TeacherSettings; None where there is no teacher.
+        settings: differences from the defaults of TeacherSettings, or `{"update": "none"}`.
     """
 
     meaning: str
-    settings: Mapping[str, Any] | None = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 TEACHERS: Mapping[str, TeacherPreset] = {
@@ -251,5 +208,5 @@ TEACHERS: Mapping[str, TeacherPreset] = {
         "Drawn on its own, and averaged with its statistics: it is passed no batch where no method reads it.",
         {"batchnorm": "ema"},
     ),
-    "none": TeacherPreset("No teacher; for methods that can do without.", None),
+    "none": TeacherPreset("No teacher; for methods that can do without.", {"update": "none"}),
 }

@@ -1,8 +1,8 @@
 """The two weights that follow the time of the training: the ramp-up, and the decaying ensemble of teachers.
 
-Their lengths, and that of the teacher's EMA, are in epochs or shares of the run. What is not given follows the
-experiment's `protocol` on the command line (`Follows`), and `schedules=` of `build` in Python (`assembly/parts`).
-Before each batch `callbacks/schedules` reads the clock, and puts in force what `weight` and `rate` make of it.
+A length is in epochs or a share of the run. On the command line the default lengths are those of the experiment's
+`protocol` (`Follows`), in Python those of `schedules=` of `DistillationModule.build`. `callbacks/schedules` sets the
+weights before each batch.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dkel_lightning.schedules import RAMPUP_FORMS, TEACHER_WEIGHTS, Clock, ensemble_weight
-from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import TIME, Follows, ShareOfRun, choice, number, switch
+from dkel_lightning.settings.declarations import TIME, Follows, Settings, choice, number, switch
 
 
 @dataclass(frozen=True)
 class RampUp(Settings, node="method.rampup"):
-    """The ramp-up r(e) of a distillation weight; its form is `correct`, or `released` as the authors' code computes."""
-
-    exclusive = ("epochs", "share")
+    """The ramp-up r(e) of a distillation weight."""
 
     scale: Annotated[float, number("lambda: distillation weight at the end of the ramp-up.", 0, 1e6)] = 1.0
     epochs: Annotated[
@@ -27,14 +24,19 @@ class RampUp(Settings, node="method.rampup"):
     ] = 80
     share: Annotated[
         float | None,
-        number("Its length as a share of the run, read at every step.", 0, 1),
+        number("Length as a share of the run, read at every step.", 0, 1),
         Follows("protocol.rampup.share"),
-        ShareOfRun("method.rampup.epochs"),
     ] = None
-    form: Annotated[str, choice("Form of the ramp-up.", *RAMPUP_FORMS)] = "correct"
+    form: Annotated[str, choice("Form of the ramp-up; released: as the authors' code computes it.", *RAMPUP_FORMS)] = (
+        "correct"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_one_of("epochs", "share")
 
     def weight(self, clock: Clock) -> float:
-        """Give r at this moment."""
+        """Return r at this moment."""
         form = RAMPUP_FORMS[self.form]
         if self.share is not None:
             return form(clock.fraction, self.scale, clock.share_in_epochs(self.share, "method.rampup.share"))
@@ -44,9 +46,7 @@ class RampUp(Settings, node="method.rampup"):
 
 @dataclass(frozen=True)
 class EnsembleTerm(Settings, node="method.ensemble"):
-    """The decaying ensemble: how the assembled teachers are formed and weighted; the pairs: `TEACHER_WEIGHTS`."""
-
-    exclusive = ("decay", "decay_share")
+    """The decaying ensemble: how the assembled teachers are formed and weighted; see `TEACHER_WEIGHTS`."""
 
     decay: Annotated[
         float | None,
@@ -57,18 +57,21 @@ class EnsembleTerm(Settings, node="method.ensemble"):
         float | None,
         number("1/k as a share of the run, read at every step.", 1e-9, 1e9),
         Follows("protocol.ensemble.decay_share"),
-        ShareOfRun("method.ensemble.decay"),
     ] = None
     cutoff: Annotated[float, number("v at or below this is 0.", 0, 0.999999)] = 0.01
     ramped: Annotated[bool, switch("Multiply the assembled term by the ramp-up.")] = False
     space: Annotated[str, choice("Space in which teachers are averaged.", "logits", "probabilities")] = "logits"
-    include_self: Annotated[bool, switch("Let a peer's own teacher take part in its mean.")] = False
-    weights: Annotated[str, choice("Pair of weights of assembled and individual teachers.", *TEACHER_WEIGHTS)] = (
+    include_self: Annotated[bool, switch("Include a peer's own teacher in its mean.")] = False
+    weights: Annotated[str, choice("Weights of the assembled and the individual teachers.", *TEACHER_WEIGHTS)] = (
         "complement"
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_one_of("decay", "decay_share")
+
     def weight(self, clock: Clock) -> float:
-        """Give v at this moment."""
+        """Return v at this moment."""
         if self.decay_share is not None:
             constant = clock.share_in_epochs(self.decay_share, "method.ensemble.decay_share")
             return ensemble_weight(clock.fraction, 1.0 / constant, self.cutoff)

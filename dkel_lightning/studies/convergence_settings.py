@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import number, several, whole
+from dkel_lightning.settings.declarations import Settings, number, several, whole
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import number, several, whole
+from dkel_lightning.settings.declarations import Settings, number, several, whole
 
 POSITIVE = number("", 0, 1000, above=True)
 PLACE = number("", -1000, 1000)
