@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from dkel_lightning.app.config import Values
 from dkel_lightning.data import own
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods import ARRANGEMENT
+from dkel_lightning.methods.base import Arrangement
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.schedules import are_shares, milestones_in_epochs
@@ -69,8 +70,9 @@ def set_up(images: LightningDataModule, values: Values) -> data.ClassificationDa
 
 def distillation(values: Values, images: data.ClassificationData) -> DistillationModule:
     """Build the module for these images, which are prepared and set up."""
-    arrangement = {key: values["method"][key] for key in ARRANGEMENT if key in values["method"]}
-    method = {key: value for key, value in values["method"].items() if key not in ARRANGEMENT}
+    keys = [field.name for field in fields(Arrangement) if field.name != "name"]
+    arrangement = {key: values["method"].get(key) for key in keys}
+    method = {key: value for key, value in values["method"].items() if key not in keys}
     context = {"samples": own.size(images, "train"), "student": values["backbone"]["name"]}
     method |= {key: value for key, value in context.items() if key in method and method[key] is None}
     channels, height, width = images.image_shape
@@ -138,6 +140,8 @@ def trainer(
     if values["precision"]["name"] == "fp16" and not torch.cuda.is_available():
         raise ConfigError("precision=fp16 needs a GPU, and PyTorch sees none here: choose precision=bf16 or fp32.")
     torch.set_float32_matmul_precision(values["precision"]["matmul"])
+    if values["execution"]["threads"] is not None:
+        torch.set_num_threads(values["execution"]["threads"])
     callbacks = [*callbacks, *instantiate_extras(values["callbacks"]["extra"], "callbacks.extra")]
     return Trainer(
         **{key: value for key, value in settings.items() if key != "_target_"},

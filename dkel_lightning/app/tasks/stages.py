@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from dkel_lightning.errors import CheckpointError
 from dkel_lightning.methods import preset
 from dkel_lightning.runtime.seeding import derive_seed
 from dkel_lightning.schedules import milestones_in_epochs
-from dkel_lightning.settings.declarations import node_of
 from dkel_lightning.settings.teacher import EARLY, TRAININGS
 
 TEACHER = "teacher"
@@ -36,7 +35,7 @@ def stages_before(values: Values) -> dict[str, dict[str, Any]]:
 
 def stage_names(values: Values) -> list[str]:
     """Return the folders of the stages that these settings ask for."""
-    needs, teacher = preset(values["method"]["name"]).needs, values["teacher"]
+    needs, teacher = preset(values["method"]["name"]).method.needs, values["teacher"]
     if not needs.foreign_teacher or teacher.get("update") != "frozen":
         return []
     weights, fitted_by = teacher.get("weights"), needs.fitted_by
@@ -49,7 +48,7 @@ def with_weights(values: Values, weights: Path | None) -> dict[str, Any]:
     """Return the settings that begin with this file: of a teacher of its own, else of the student; None: with none."""
     groups = ["teacher", "backbone"]
     if weights is not None:
-        groups = ["teacher" if preset(values["method"]["name"]).needs.foreign_teacher else "backbone"]
+        groups = ["teacher" if preset(values["method"]["name"]).method.needs.foreign_teacher else "backbone"]
     path = None if weights is None else str(weights)
     changed = {group: {**values[group], "weights": path} for group in groups if "weights" in values[group]}
     return {**values, **changed}
@@ -81,13 +80,14 @@ def _on_teacher_network(values: Values, stage: str, method: str, settings: Mappi
     The seed is derived from the run's, or a teacher of the student's architecture would start as its student does.
     """
     chosen, teacher = preset(method), values["teacher"]
-    shared = {field.name: settings[field.name] for field in fields(chosen.Settings) if field.name in settings}
+    known = [field.name for field in fields(chosen.method.Settings)]
+    shared = {name: settings[name] for name in known if name in settings}
     network = teacher.get("backbone") or values["backbone"]["name"]
     backbone = {**values["backbone"], "name": network, "split_at": None, "pretrained": False}
     return {
         **values,
         "seed": derive_seed(values["seed"], f"{stage} stage") % 2**31,
-        "method": {"name": method, **chosen.arrangement, "peers": 1, **node_of(chosen.Settings, shared)},
+        "method": {**asdict(chosen.arrangement), "peers": 1, **asdict(chosen.default_settings()), **shared},
         "backbone": {**backbone, "weights": teacher.get("weights")},
         "teacher": {"update": "none"},
         "deploy": {"network": "student", "peer": "auto"},
