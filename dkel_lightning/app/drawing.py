@@ -1,9 +1,8 @@
-"""What all figures share: how axes look, bands, legends off the lines, saving. Draws without pyplot."""
+"""What all figures share: style, colours, panels, legends and saving as PNG, without pyplot."""
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
@@ -22,6 +20,7 @@ from dkel_lightning.runtime.atomic_files import write_bytes
 
 STUDENT, TEACHER, ALONE = "#1f77b4", "#d62728", "#7f7f7f"
 DASHED: Any = (0, (4, 2))
+LINES: Sequence[Any] = ("-", DASHED, (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 STYLE: Any = {
     "figure.constrained_layout.use": True,
     "figure.titlesize": 11,
@@ -33,12 +32,9 @@ STYLE: Any = {
     "legend.fontsize": 8,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "dkel",  # the same figure gives the same file
 }
 styled = matplotlib.rc_context(STYLE)
 """Decorates what makes a figure."""
-UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def grid(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, list[list[Axes]]]:
@@ -48,28 +44,28 @@ def grid(rows: int, columns: int, width: float, height: float, **options: Any) -
 
 
 def panels(count: int, beside: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Make a figure with so many axes, `beside` each other in a row; what is left of the last row stays empty."""
+    """Make a figure with `count` axes, `beside` in a row; the rest of the last row stays empty."""
     figure, rows = grid(-(-count // beside), beside, width, height, **options)
-    places = [each for row in rows for each in row]
-    for each in places[count:]:
-        each.set_visible(False)
-    return figure, places[:count]
+    axes = [one for row in rows for one in row]
+    for one in axes[count:]:
+        one.set_visible(False)
+    return figure, axes[:count]
 
 
 def plain(text: object) -> str:
-    """Take a name as it stands: nothing in it is a formula, and what no file may hold is replaced."""
-    return UNPRINTABLE.sub("\ufffd", str(text)).replace("$", r"\$")
+    """Escape what matplotlib would take for a formula."""
+    return str(text).replace("$", r"\$")
 
 
 def colour(number: int, of: int, *, ordered: bool = False) -> Any:
-    """Give one of several colours; shades of one where their order means something or there are too many."""
+    """Return one of several colours; shades of one where their order means something or there are more than 20."""
     if of <= 20 and not ordered:
         return colormaps["tab20"](2 * number if number < 10 else 2 * number - 19)  # the strong ones first
     return colormaps["viridis"](0.9 * number / max(1, of - 1))
 
 
 def name(axes: Axes, title: str, x: str, y: str = "", *, log_x: bool = False) -> None:
-    """Name axes and panel."""
+    """Set the title of a panel and the names of its axes."""
     if log_x:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -99,36 +95,28 @@ def legend_below(figure: Figure, handles: Sequence[Artist], columns: int, **opti
 
 
 @styled
-def encoded(figure: Figure, form: str, dpi: int = 120) -> bytes:
-    """Give a figure as the bytes of a png, svg or pdf."""
+def encoded(figure: Figure) -> bytes:
+    """Encode a figure as PNG."""
     written = io.BytesIO()
-    if form == "png":  # what savefig does, less two drawings that nobody sees
-        figure.set_dpi(dpi)
-        FigureCanvasAgg(figure).print_png(written)  # type: ignore[no-untyped-call]
-        return written.getvalue()
-    if figure.get_layout_engine() is not None:  # laid out once, not twice for each form
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-    dated = {"svg": "Date", "pdf": "CreationDate"}.get(form)
-    figure.savefig(written, format=form, dpi=dpi, metadata={dated: None} if dated else None)
+    figure.savefig(written, format="png", dpi=120)
     return written.getvalue()
 
 
-def save(figure: Figure, path: Path, also: Sequence[str] = (), dpi: int = 120) -> list[Path]:
-    """Write a figure in the form that its suffix names and in others beside it, each whole at any moment."""
-    paths = [path, *(path.with_suffix(f".{form}") for form in also)]
-    for each in paths:
-        write_bytes(each, encoded(figure, each.suffix[1:], dpi))
-    return paths
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    write_bytes(path, encoded(figure))
+
+
+def save_all(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write figures into a folder by name, and return their paths."""
+    paths = {folder / f"{name}.png": figure for name, figure in figures.items()}
+    for path, figure in paths.items():
+        save(figure, path)
+    return [*paths]
 
 
 def save_pixels(pixels: NDArray[np.uint8], path: Path) -> None:
-    """Write pixels [H, W, 3] as a PNG, whole at any moment."""
+    """Write pixels [H, W, 3] as PNG."""
     written = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(written, "PNG")
     write_bytes(path, written.getvalue())
-
-
-def save_all(figures: Mapping[str, Figure], folder: Path, also: Sequence[str] = ()) -> list[Path]:
-    """Write figures into a folder as PNG and in other forms, by name, and return their paths."""
-    return [path for name, figure in figures.items() for path in save(figure, folder / f"{name}.png", also)]

@@ -1,10 +1,7 @@
-"""What figures show: the values of metrics.csv, means in a band over seeds, names as they stand."""
+"""What figures show: the values of metrics.csv, means over seeds, names as they stand."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +9,27 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dkel_lightning.app import drawing, figures
-from dkel_lightning.app.runs.groups import Group
-from dkel_lightning.app.runs.parsing import Curve
-from dkel_lightning.app.runs.records import RunRecord
-from tests.app.report.pages import write_metrics
+from dkel_lightning.app.records import Curve
 
 pytestmark = pytest.mark.usefixtures("drawn")
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """Keep figures by the name of their file, beside writing them."""
+    kept: dict[str, Figure] = {}
+    save = drawing.save
+
+    def keep(figure: Figure, path: Path) -> None:
+        save(figure, path)
+        kept[path.stem] = figure
+
+    monkeypatch.setattr(drawing, "save", keep)
+    return kept
 
 
 def close(found: Any, expected: Any) -> None:
@@ -28,51 +37,52 @@ def close(found: Any, expected: Any) -> None:
 
 
 def curve(*values: float) -> Curve:
-    return Curve([float(epoch) for epoch in range(1, len(values) + 1)], values)
+    return Curve([float(epoch) for epoch in range(1, len(values) + 1)], [*values])
 
 
-def panels(curves: dict[str, Curve]) -> dict[str, Axes]:
-    figure = figures.run_figure(curves)
-    assert figure is not None
+def panels(figure: Figure) -> dict[str, Axes]:
     return {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
 
 
-def test_columns_that_begin_alike_share_a_panel_in_per_cent_with_the_legend_off_the_lines() -> None:
-    names = ["val/acc", "val/acc/student_0", "val/acc/student_1", "val/acc/student_mean", "weights/rampup", "own"]
-    found = panels({name: curve(0.25, 0.5, 0.1 * place) for place, name in enumerate(names)})
-    assert [*found] == ["validation accuracy (%)", "weights in force at the end of the epoch", "own"]
+def test_columns_that_begin_alike_share_a_panel_in_per_cent_with_the_legend_off_the_lines(
+    tmp_path: Path, saved: dict[str, Figure]
+) -> None:
+    names = ["val/acc", "val/acc/student_0", "val/acc/student_1", "val/acc/student_mean", "val/acc/student_best"]
+    names += ["weights/rampup", "diversity/distance/student-teacher", "diversity/distance/student-student", "share/x"]
+    figures.draw_curves({name: curve(0.25, 0.1 * place) for place, name in enumerate(names)}, tmp_path / "a.png", "a$b")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    found = panels(saved["a"])
+    assert [*found] == [
+        "validation accuracy (%)", "weights at the end of the epoch", "relative distance of teacher and student",
+    ]  # fmt: skip
     accuracy = found["validation accuracy (%)"]
     lines = {line.get_label(): line for line in accuracy.lines if not str(line.get_label()).startswith("_")}
-    assert [*lines] == ["student mean", "deployed"]  # single peers are thin behind their mean, and not named
+    assert [*lines] == ["deployed", "student mean"]  # single peers are thin behind their mean, and not named
     assert [line.get_alpha() for line in accuracy.lines].count(0.3) == 2
-    close(lines["student mean"].get_ydata(), [25, 50, 30])
-    close(found["own"].lines[0].get_ydata(), [0.25, 0.5, 0.5])
-    figure = accuracy.get_figure(root=True)
-    assert figure is not None
-    figure.draw_without_rendering()
+    close(lines["student mean"].get_ydata(), [25, 30])
+    close(found["weights at the end of the epoch"].lines[0].get_ydata(), [0.25, 0.5])
+    assert len(found["relative distance of teacher and student"].lines) == 1
     legend = accuracy.get_legend()
     assert legend is not None
     assert legend.get_window_extent().x0 > accuracy.get_window_extent().x1 - 1
+    assert saved["a"].get_suptitle() == r"a\$b"
 
 
-def test_terms_of_very_different_size_share_an_axis_that_shows_zero() -> None:
-    (axes,) = panels({"train/ce": curve(100, 10), "train/consistency": curve(0, 0.1)}).values()
+def test_terms_of_very_different_size_share_an_axis_that_shows_zero(tmp_path: Path, saved: dict[str, Figure]) -> None:
+    figures.draw_curves({"train/ce": curve(100, 10), "train/consistency": curve(0, 0.1)}, tmp_path / "a.png", "terms")
+    (axes,) = panels(saved["a"]).values()
     assert axes.get_yscale() == "symlog"
     assert [line.get_label() for line in axes.lines] == ["labels to peers", "teacher to student"]
 
 
-def test_values_that_are_not_finite_leave_a_gap_and_a_single_epoch_can_be_seen(tmp_path: Path) -> None:
-    figures.draw_curves({"train/loss": curve(1, np.nan, np.inf, 2)}, tmp_path / "curves.png", "t")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    (axes,) = panels({"train/loss": curve(1)}).values()
-    assert axes.lines[0].get_marker() == "."
-
-
-def test_columns_that_nobody_draws_make_no_figure(tmp_path: Path) -> None:
-    left_out = {name: curve(1) for name in ("train/loss_per_peer", "val/acc/student_best")}
-    assert figures.run_figure(left_out) is None
-    figures.draw_curves({"diversity/kl/x": curve(1)}, tmp_path / "curves.png", "of how alike networks are")
-    assert not (tmp_path / "curves.png").exists()
+def test_values_that_are_not_finite_leave_a_gap_and_a_single_epoch_can_be_seen(
+    tmp_path: Path, saved: dict[str, Figure]
+) -> None:
+    figures.draw_curves({"train/loss": curve(1, np.nan, np.inf, 2)}, tmp_path / "gap.png", "t")
+    figures.draw_curves({"train/loss": curve(1)}, tmp_path / "one.png", "t")
+    assert saved["one"].axes[0].lines[0].get_marker() == "."
+    figures.draw_curves({"train/loss_per_peer": curve(1)}, tmp_path / "none.png", "t")
+    assert not (tmp_path / "none.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -84,121 +94,57 @@ def test_members_are_coloured_by_what_they_are_one_of(label: str, kind: str) -> 
     assert figures.kind_of(label) == kind
 
 
-def groups(folder: Path, *values: tuple[str, ...]) -> list[Group]:
-    """Make a group a setting of two finished runs, whose validation accuracies lie 0.1 apart."""
-    found = []
-    for place, setting in enumerate(values):
-        runs = {}
-        for seed in range(2):
-            run = folder / f"{place}_{seed}"
-            run.mkdir()
-            test = {"epoch": 2, "deployed": "student_0", "deployed_accuracy": 0.5 + 0.1 * place + 0.02 * seed,
-                    "accuracy": {"student_0": 0.5}}  # fmt: skip
-            (run / "summary.json").write_text(json.dumps({"test": {"last": test, "best": test}}))
-            write_metrics(run, {"val/acc/student_mean": [0.1 * seed, 0.2 + 0.1 * seed]})
-            runs[str(seed)] = RunRecord(run)
-        found.append(Group(", ".join(setting), setting, runs))
-    return found
+def test_bars_have_a_dot_a_seed_the_mean_and_its_interval(tmp_path: Path, saved: dict[str, Figure]) -> None:
+    scores = {"accuracy (%)": {"dkel": [0.5, 0.52], "p$l": [0.6, 0.62, float("nan")], "one": [0.4], "failed": []}}
+    figures.draw_bars(scores, "dkel", tmp_path / "sweep.png")
+    (axes,) = saved["sweep"].axes
+    dots, mean, interval, marked, one, one_mean = axes.lines  # of a label with a NaN there is no mean
+    close(dots.get_xdata(), [50, 52])
+    close(mean.get_xdata(), [51])
+    # t(0.975, 1) = 12.706205 standard errors of 1 point.
+    close(interval.get_xdata(), [51 - 12.706205, 51 + 12.706205])
+    close(marked.get_xdata(), [51, 51])
+    close([one.get_xdata(), one_mean.get_xdata()], [[40], [40]])
+    assert to_hex(mean.get_color()) == drawing.TEACHER
+    assert to_hex(one.get_color()) == drawing.STUDENT
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["dkel", r"p\$l", "one", "failed"]
 
 
-def test_courses_are_means_in_a_band_from_the_lowest_to_the_highest_seed(tmp_path: Path) -> None:
-    figure = figures.courses(groups(tmp_path, ("0", "a"), ("0", "b"), ("1", "a")), ("lr", "draw"))
-    assert figure is not None
-    first, second = figure.axes
-    assert [axes.get_title() for axes in figure.axes] == ["draw=a", "draw=b"]
-    close(first.lines[0].get_ydata(), [5, 25])
-    (corners,) = (path.vertices for path in first.collections[0].get_paths())
-    assert {(1, 0), (1, 10), (2, 20), (2, 30)} <= {(round(x), round(y)) for x, y in np.asarray(corners)}
-    # One colour a value of the first key, in every column.
-    colours = [[to_hex(line.get_color()) for line in axes.lines] for axes in (first, second)]
-    assert len({*itertools.chain(*colours)}) == 2
-    assert colours[1] == colours[0][:1]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0", "1"]
-    assert figure.legends[0].get_title().get_text() == "lr: mean of 2 seeds, from the lowest to the highest"
+def test_curves_of_a_sweep_are_thin_behind_their_mean_over_common_epochs(
+    tmp_path: Path, saved: dict[str, Figure]
+) -> None:
+    curves = {
+        "accuracy (%)": {"dkel": [curve(0.1, 0.2, 0.9), curve(0.3, 0.4)], "pcl": [curve(0.5)]},
+        "distance": {"dkel": [curve(1, 2)]},
+    }
+    figures.draw_sweep_curves(curves, tmp_path / "curves.png")
+    found = panels(saved["curves"])
+    accuracy = found["accuracy (%)"].lines
+    assert [line.get_linewidth() for line in accuracy] == [0.5, 0.5, 1.8, 1.8]
+    close(accuracy[2].get_xydata(), [[1, 20], [2, 30]])
+    assert accuracy[3].get_marker() == "."
+    assert len({to_hex(line.get_color()) for line in accuracy[:3]}) == 1
+    assert to_hex(found["distance"].lines[-1].get_color()) == to_hex(accuracy[0].get_color())
+    (legend,) = saved["curves"].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["dkel", "pcl"]
+    assert legend.get_title().get_text() == "mean of 2 seeds, each seed thin"
+    assert legend.get_window_extent().y1 < min(axes.get_window_extent().y0 for axes in found.values())
 
 
-def test_courses_of_one_key_lie_two_in_a_row_and_the_lowest_of_each_column_has_the_epochs(tmp_path: Path) -> None:
-    found = groups(tmp_path, ("dkel",), ("pcl",))
-    for run in (run for group in found for run in group.runs.values()):
-        of = {"student_mean": [0.1, 0.2], "teacher_mean": [0.2, 0.3], "student_ensemble": [0.3, 0.4]}
-        write_metrics(run.folder, {f"val/acc/{name}": values for name, values in of.items()})
-    figure = figures.courses(found, ("label",))
-    assert figure is not None
-    assert [axes.get_visible() for axes in figure.axes] == [True, True, True, False]
-    assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["", "epoch", "epoch"]
-    # Labels have no order, so their colours are no shades of one.
-    assert [to_hex(line.get_color()) for line in figure.axes[0].lines] == ["#1f77b4", "#ff7f0e"]
+def test_up_to_forty_labels_of_a_sweep_can_be_told_apart(tmp_path: Path, saved: dict[str, Figure]) -> None:
+    figures.draw_sweep_curves({"t": {str(number): [curve(1, 2)] for number in range(40)}}, tmp_path / "curves.png")
+    looks = {(to_hex(line.get_color()), str(line._dash_pattern)) for line in saved["curves"].axes[0].lines}  # type: ignore[attr-defined]
+    assert len(looks) == 40
 
 
-def test_up_to_twenty_labels_have_colours_of_their_own_and_the_first_keep_theirs() -> None:
-    many = [to_hex(drawing.colour(number, 20)) for number in range(20)]
-    assert len({*many}) == 20
-    assert many[:3] == [to_hex(drawing.colour(number, 3)) for number in range(3)]
-
-
-def test_a_comparison_has_a_dot_a_seed_and_a_bar_at_the_mean(tmp_path: Path) -> None:
-    found = groups(tmp_path, ("dkel",), ("pcl",))
-    figure = figures.comparison(found, found[1])
-    assert figure is not None
-    lines = figure.axes[0].lines
-    close([lines[0].get_xdata(), lines[2].get_xdata()], [[50, 52], [60, 62]])
-    close([lines[place].get_xdata() for place in (1, 3)], [[51], [61]])
-    close(lines[4].get_xdata(), [61, 61])  # dashed, of the marked one
-    assert len(figure.axes) == 1  # none for what these runs do not know
-
-
-def test_a_comparison_draws_a_panel_a_figure_that_is_known(tmp_path: Path) -> None:
-    found = groups(tmp_path, ("dkel",), ("pcl",))
-    first = found[0].runs["0"].folder / "summary.json"
-    said = json.loads(first.read_text())
-    said["test"]["best"]["accuracy"]["student_ensemble"] = 0.7
-    first.write_text(json.dumps(said))
-    figure = figures.comparison(found, None)
-    assert figure is not None
-    assert [axes.get_xlabel() for axes in figure.axes] == [
-        figures.FIGURES[name] for name in ("selected deployed accuracy", "selected students' ensemble accuracy")
-    ]
-    close(figure.axes[1].lines[0].get_xdata(), [70])
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["dkel", "pcl"]
-
-
-def test_a_sweep_joins_the_means_of_a_number_and_of_nothing_else(tmp_path: Path) -> None:
-    found = groups(tmp_path, ("0.2",), ("0.1",))
-    figure = figures.sweep(found, ("lr",), figures.FIGURES)
-    assert figure is not None
-    line = figure.axes[0].lines[-1]
-    close(line.get_xydata(), [[0.1, 61], [0.2, 51]])
-    assert line.get_linestyle() == "-"
-    words = [Group(value, (value,), group.runs) for value, group in zip(("keep", "copy"), found, strict=True)]
-    figure = figures.sweep(words, ("start",), figures.FIGURES)
-    assert figure is not None
-    assert figure.axes[0].lines[-1].get_linestyle() == "None"
-
-
-def test_a_name_is_no_formula_and_whatever_it_holds_can_be_drawn(tmp_path: Path) -> None:
-    assert drawing.plain("a$x_$\x00\ud800") == "a\\$x_\\$\ufffd\ufffd"
-    odd = "$\\frac{$ <b>\x00"
-    (run,) = groups(tmp_path, (odd,))
-    for figure in (
-        figures.run_figure({f"{odd}/x": curve(1), odd: curve(2)}, odd),
-        figures.comparison([run], run),
-        figures.courses([run], (odd,)),
-        figures.sweep([run], (odd,), figures.FIGURES),
-        figures.confusion([[1]], [odd]),
-    ):
-        assert figure is not None
-        assert "&lt;b&gt;" in drawing.encoded(figure, "svg").decode("utf-8")
-
-
-@pytest.mark.parametrize("form", ["pdf", "svg"])
-def test_a_figure_gives_the_same_file_again_with_no_date_in_it(form: str, tmp_path: Path) -> None:
-    written = []
-    for name in ("first", "second"):
-        figures.draw_curves({"train/loss": curve(1, 2)}, tmp_path / f"{name}.png", "t", [form])
-        written.append((tmp_path / f"{name}.{form}").read_bytes())
-        assert (tmp_path / f"{name}.png").is_file()
-    assert written[0] == written[1]
-    assert not re.search(rb"CreationDate|dc:date", written[0])
+def test_mistakes_are_counted_and_coloured_by_their_share(tmp_path: Path, saved: dict[str, Figure]) -> None:
+    figures.draw_confusion([[3, 1], [0, 0]], ["a$b", "a very long name of a class"], tmp_path / "few.png")
+    axes = saved["few"].axes[0]
+    close(axes.images[0].get_array(), np.sqrt([[0.75, 0.25], [0, 0]]))
+    assert [text.get_text() for text in axes.texts] == ["3", "1"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == [r"a\$b", "a very long n…"]
+    figures.draw_confusion(np.eye(30).tolist(), [str(number) for number in range(30)], tmp_path / "many.png")
+    assert not saved["many"].axes[0].texts
 
 
 def test_views_lie_in_a_sheet_a_row_a_view(tmp_path: Path) -> None:

@@ -1,0 +1,185 @@
+"""The files that a run leaves in its folder, and their one reader. Imports neither torch nor Lightning."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dkel_lightning.errors import DataError
+from dkel_lightning.runtime.atomic_files import write_text
+
+SUMMARY, METRICS, SETTINGS, FAILED = "summary.json", "metrics.csv", "config.yaml", "failed.txt"
+CONFUSION = "confusion.csv"
+
+State = Literal["finished", "failed", "unfinished"]
+
+
+class Curve(NamedTuple):
+    """One column of metrics.csv over its epochs, which count from 1."""
+
+    epochs: list[float]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class CheckpointScores:
+    """The test of one checkpoint, as summary.json holds it.
+
+    Attributes:
+        deployed_accuracy: of the deployed network, in [0, 1].
+        accuracy: by member (student_0, ..., student_mean, student_best, ensemble, teacher_0, ...), in [0, 1].
+        nll: negative log-likelihood by member, in nats.
+        calibration: expected calibration error by member, in 15 bins.
+        epoch: epochs trained when the checkpoint was written.
+        images: test images of all processes together.
+        classes: number of classes.
+        validated: whether a validation selected the best peers.
+        was_chosen: whether validation selected the deployed network too, rather than the user or the method.
+        deployed: name of the deployed member.
+        validation_accuracy: of the deployed member at this checkpoint; None without validation.
+        passed_over: the `network` that the method itself deploys and its `validation_accuracy`, unless it is deployed.
+        disagreement: share of images on which two student peers differ, mean over pairs; None with a single peer.
+        distance: `||theta_t - theta_s|| / ||theta_s||`; None without a teacher of the student's form.
+    """
+
+    deployed_accuracy: float
+    accuracy: Mapping[str, float]
+    nll: Mapping[str, float]
+    calibration: Mapping[str, float]
+    epoch: int = 0
+    images: int = 0
+    classes: int = 0
+    validated: bool = True
+    was_chosen: bool = True
+    deployed: str = ""
+    validation_accuracy: float | None = None
+    passed_over: Mapping[str, Any] | None = None
+    disagreement: float | None = None
+    distance: float | None = None
+
+    @property
+    def objective(self) -> float:
+        """Validation accuracy of the deployed network, its test accuracy where nothing was validated."""
+        return self.deployed_accuracy if self.validation_accuracy is None else self.validation_accuracy
+
+    @property
+    def overflowing(self) -> list[str]:
+        """Members whose likelihood or calibration error is not finite."""
+        return [name for name in self.accuracy if not math.isfinite(self.nll[name] + self.calibration[name])]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its folder shows it; a file that is broken raises a DataError that names it.
+
+    Attributes:
+        label: name of the run's settings in a table of several runs.
+        seed: as text; empty if the run has not said it.
+    """
+
+    folder: Path
+    label: str = ""
+    seed: str = ""
+
+    @property
+    def state(self) -> State:
+        """How the run ended; failed.txt counts more than the summary.json of an earlier end."""
+        if (self.folder / FAILED).is_file():
+            return "failed"
+        return "finished" if (self.folder / SUMMARY).is_file() else "unfinished"
+
+    @cached_property
+    def message(self) -> str:
+        """Why the run failed; empty if it did not."""
+        path = self.folder / FAILED
+        return " ".join(path.read_text(encoding="utf-8").split()) if path.is_file() else ""
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json, empty unless the run has finished."""
+        if self.state != "finished":
+            return {}
+        path = self.folder / SUMMARY
+        try:
+            summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            _scores(summary["test"]["last"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path} is broken ({error!r}): restore it, or remove the folder of the run.") from error
+        return summary
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """config.yaml as it was written, with nothing resolved."""
+        path = self.folder / SETTINGS
+        try:
+            settings: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+            first = str(error).partition("\n")[0]
+            raise DataError(f"{path} is broken ({first}): restore it, or start another run.") from error
+        return dict(settings)
+
+    @property
+    def last(self) -> CheckpointScores | None:
+        """The test of the last epoch; None unless the run has finished."""
+        return _scores(self.summary["test"]["last"]) if self.summary else None
+
+    @property
+    def best(self) -> CheckpointScores | None:
+        """The test of the epoch that validation selected; None where no checkpoint was written."""
+        return _scores(self.summary["test"]["best"]) if self.summary and self.summary["test"].get("best") else None
+
+    @property
+    def selected(self) -> CheckpointScores | None:
+        """The test of the selected epoch, else that of the last one."""
+        return self.best or self.last
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time of the fit, with the stages before it."""
+        seconds = self.summary.get("seconds")
+        return None if seconds is None else float(seconds + self.summary.get("seconds_before", 0.0))
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """The columns of metrics.csv by name; empty where there is no such file."""
+        path = self.folder / METRICS
+        return read_curves(path) if path.is_file() else {}
+
+
+def read_curves(path: Path) -> dict[str, Curve]:
+    """Read the columns of a metrics.csv, empty cells left out."""
+    curves: dict[str, Curve] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        try:
+            for row in rows:
+                epoch = float(row.pop("epoch")) + 1
+                for name, cell in row.items():
+                    if cell and name != "step":
+                        curve = curves.setdefault(name, Curve([], []))
+                        curve.epochs.append(epoch)
+                        curve.values.append(float(cell))
+        except (csv.Error, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is broken in line {rows.line_num} ({error}): restore it.") from error
+    return curves
+
+
+def write_failure(folder: Path, error: BaseException) -> None:
+    """Write failed.txt, one line: the kind of the error and its message."""
+    write_text(folder / FAILED, f"{type(error).__name__}: {' '.join(str(error).split())}\n")
+
+
+def _scores(content: Mapping[str, Any]) -> CheckpointScores:
+    return CheckpointScores(
+        **{field.name: content[field.name] for field in fields(CheckpointScores) if field.name in content}
+    )

@@ -1,0 +1,384 @@
+"""The runs below one folder as one table: methods, settings and seeds of a multirun. Imports no torch.
+
+A run's label is what was varied besides the seed. Labels are compared over the seeds that both have.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dkel_lightning.app import figures
+from dkel_lightning.app.records import FAILED, SETTINGS, SUMMARY, Curve, RunRecord
+from dkel_lightning.app.tables import markdown_table, print_table, write_csv
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.studies.seed_statistics import Paired, Sample, chance_bound, paired, sample, wilson
+
+Settings = dict[str, str]
+Score = Callable[[RunRecord], float | None]
+NOT_KNOWN = "n/a"
+DEFAULT = "default"
+"""The label of runs in whose names nothing is varied."""
+COLLAPSES = ("CollapseError", "NonFiniteError")
+"""How failed.txt begins after a collapse."""
+MEMORY_OF = {"gpu": "tensors on the GPU", "process": "resident set of the process"}
+SEARCH = "optimization_results.yaml"
+"""Optuna's file in the folder of a search."""
+
+
+# ---------------------------------------------------------------------- runs and their labels
+
+
+def load_runs(folder: Path) -> list[RunRecord]:
+    """Load every run below a folder, ordered by label and seed.
+
+    A run is a folder with summary.json, failed.txt or config.yaml; what lies in it belongs to it. Its name gives the
+    label: `dkel/seed_0`, or overrides such as `method=dkel,seed=0`, of which those that all runs share are left out.
+    """
+    paths = [*_run_folders(folder)]
+    if not paths:
+        raise ConfigError(f"There is no run below {folder}: give the folder of a sweep.")
+    settings = [_settings_in(path.relative_to(folder).as_posix()) for path in paths]
+    seeds = [one.pop("seed", "") for one in settings]
+    keys = dict.fromkeys(key for one in settings for key in one)
+    varied = [key for key in keys if len({one.get(key) for one in settings}) > 1]
+    settings = [{key: one[key] for key in varied if key in one} for one in settings]
+    pairs = {pair for one in settings for pair in one.items()}
+    # A value names a run without its key if no other key has the same value.
+    alone = max(map(len, settings)) < 2 and len({value for _, value in pairs}) == len(pairs)
+    listed, runs = _listed_values(folder), []
+    for path, seed, one in zip(paths, seeds, settings, strict=True):
+        label = ", ".join(value if alone or not key else f"{key}={value}" for key, value in one.items())
+        seed = str(RunRecord(path).summary.get("seed", seed))
+        place = [(key not in one, _place(one.get(key, ""), listed.get(key, []))) for key in varied]
+        runs.append(((place, _place(seed, [])), RunRecord(path, label or DEFAULT, seed)))
+    return [run for _, run in sorted(runs, key=lambda item: item[0])]
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    for place, inside, files in os.walk(folder):
+        if Path(place) != folder and {SUMMARY, FAILED, SETTINGS} & {*files}:
+            inside.clear()  # stages of the run
+            yield Path(place)
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+
+
+def _settings_in(name: str) -> Settings:
+    """Read label and seed from a folder's name: `dkel/seed_0`, or overrides with commas between them."""
+    if match := re.fullmatch(r"(?:(.*)/)?seed_(\d+)", name):
+        return {"": match[1] or "", "seed": match[2]}
+    pieces = re.split(r",(?=[\w.@/+~-]+=)", name)  # a comma inside of a value is not followed by a key
+    pairs = (piece.partition("=") if "=" in piece else ("", "", piece) for piece in pieces)
+    return {key.lstrip("+~"): value.strip("'\"") for key, _, value in pairs}
+
+
+def _listed_values(folder: Path) -> dict[str, list[str]]:
+    """Return the values of each key in the order in which the command listed them, from Hydra's multirun.yaml."""
+    path = folder / "multirun.yaml"
+    if not path.is_file():
+        return {}
+    config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    params = (config["hydra"].get("sweeper") or {}).get("params") or {}
+    given = [*(f"{key}={value}" for key, value in params.items()), *config["hydra"]["overrides"]["task"]]
+    pairs = [item.lstrip("+").partition("=") for item in given]
+    # Commas inside of brackets belong to a value.
+    return {key: [v.strip(" '\"") for v in re.split(r",(?![^\[{(]*[\]})])", values)] for key, _, values in pairs}
+
+
+def _place(value: str, listed: list[str]) -> tuple[int, float, str]:
+    """Return what to sort a value by: its place in the command, else its size, else its letters."""
+    try:
+        size = float(value)
+    except ValueError:
+        size = float("inf")
+    return listed.index(value) if value in listed else len(listed), size, value
+
+
+# ---------------------------------------------------------------------- what is compared
+
+
+@dataclass(frozen=True)
+class Column:
+    """A score in the table: its heading, how it is read from a run, and how it is written.
+
+    Attributes:
+        measured: whether it has a deviation; what is set has none.
+    """
+
+    name: str
+    score: Score
+    scale: float = 1
+    digits: int = 0
+    unit: str = ""
+    measured: bool = True
+
+    @property
+    def heading(self) -> str:
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def cell(self, summary: Sample | None) -> str:
+        """Write mean and sample deviation."""
+        if summary is None:
+            return NOT_KNOWN
+        mean = f"{summary.mean * self.scale:,.{self.digits}f}"
+        if summary.deviation is None or not self.measured:
+            return mean
+        return f"{mean} ± {summary.deviation * self.scale:,.{self.digits}f}"
+
+    def difference(self, pairs: Paired | None) -> tuple[str, str]:
+        """Write the mean of paired differences, and its 95 % interval."""
+        if pairs is None:
+            return NOT_KNOWN, NOT_KNOWN
+        mean, *ends = [
+            f"{self.scale * value:+,.{self.digits}f}"
+            for value in (pairs.mean, pairs.low, pairs.high)
+            if value is not None
+        ]
+        return mean, " to ".join(ends) or NOT_KNOWN
+
+
+def _selected(read: Callable[[Any], float | None]) -> Score:
+    return lambda run: read(run.selected)
+
+
+ACCURACY = Column("selected accuracy", _selected(lambda test: test.deployed_accuracy), 100, 2, "%")
+VALIDATION = Column("validation accuracy", _selected(lambda test: test.validation_accuracy), 100, 2, "%")
+LAST = Column("last accuracy", lambda run: run.last and run.last.deployed_accuracy, 100, 2, "%")
+NLL = Column("NLL", _selected(lambda test: test.nll.get(test.deployed)), 1, 4)
+CALIBRATION = Column("calibration error", _selected(lambda test: test.calibration.get(test.deployed)), 100, 2, "%")
+ENSEMBLE = Column(
+    "students' ensemble accuracy", _selected(lambda test: test.accuracy.get("student_ensemble")), 100, 2, "%"
+)
+DISAGREEMENT = Column("peer disagreement", _selected(lambda test: test.disagreement), 100, 2, "%")
+COLUMNS = (
+    *(LAST, ACCURACY, NLL, CALIBRATION, ENSEMBLE, DISAGREEMENT),
+    Column("teacher distance", _selected(lambda test: test.distance), 1, 3),
+    Column("epochs", lambda run: run.last and run.last.epoch, measured=False),
+    Column("images per second", lambda run: run.summary.get("images_per_second")),
+    Column("seconds", lambda run: run.seconds),
+    Column("peak memory", lambda run: run.summary.get("peak_memory", {}).get("bytes"), 2**-20, unit="MiB"),
+    Column("parameters deployed", lambda run: run.summary.get("deployed_parameters"), measured=False),
+)
+PRINTED = (LAST, ACCURACY, NLL, CALIBRATION, ENSEMBLE)
+PAIRED = (LAST, NLL, CALIBRATION, ENSEMBLE, DISAGREEMENT)
+DRAWN = {
+    ACCURACY: "accuracy of the deployed network (%)",
+    ENSEMBLE: "accuracy of the students' ensemble (%)",
+    DISAGREEMENT: "disagreement of the student peers (%)",
+    NLL: "negative log-likelihood, deployed (nats)",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one label, by seed."""
+
+    label: str
+    runs: Mapping[str, RunRecord]
+
+    def values(self, column: Column) -> dict[str, float]:
+        """Return a score of the finished runs that have it, by seed."""
+        scores = {seed: column.score(run) for seed, run in self.runs.items() if run.state == "finished"}
+        return {seed: score for seed, score in scores.items() if score is not None}
+
+    def sample(self, column: Column) -> Sample | None:
+        """Summarise a score over the seeds."""
+        values = [*self.values(column).values()]
+        return sample(values) if values else None
+
+    def less(self, other: Group, column: Column) -> Paired | None:
+        """Compare with another label over the seeds that both have; None without any."""
+        mine, others = self.values(column), other.values(column)
+        seeds = [seed for seed in mine if seed in others]
+        return paired([mine[seed] for seed in seeds], [others[seed] for seed in seeds]) if seeds else None
+
+    def curves(self, name: str) -> list[Curve]:
+        """Return a column of metrics.csv, of each finished run that has it."""
+        return [run.curves[name] for run in self.runs.values() if run.state == "finished" and name in run.curves]
+
+
+def _grouped(folder: Path, reference: str | None) -> tuple[list[Group], Group]:
+    runs = load_runs(folder)
+    labels = [*dict.fromkeys(run.label for run in runs)]
+    groups = [Group(label, {run.seed: run for run in runs if run.label == label}) for label in labels]
+    if reference is not None and reference not in labels:
+        raise ConfigError(f"sweep.reference={reference} is no label of {folder}: choose one of {', '.join(labels)}.")
+    return groups, groups[0 if reference is None else labels.index(reference)]
+
+
+def has_collapsed(run: RunRecord) -> bool | None:
+    """Tell whether a training collapsed; None where it cannot be told.
+
+    It did if it failed of a loss or weights that are not finite, or if after the last epoch the mean test accuracy of
+    the student peers is at most the 99.9 % quantile of guessing one of the classes on each image.
+    """
+    if run.message.startswith(COLLAPSES):
+        return True
+    last = run.last
+    if last is None or not last.classes or not last.images or "student_mean" not in last.accuracy:
+        return None
+    return last.accuracy["student_mean"] <= chance_bound(1 / last.classes, last.images)
+
+
+# ---------------------------------------------------------------------- files
+
+
+def table(values: Mapping[str, Any], run_dir: Path) -> None:
+    """task=table: write the tables of `sweep.folder` anew."""
+    folder, reference = Path(values["sweep"]["folder"]), values["sweep"]["reference"]
+    written = write_tables(folder, reference)
+    print_tables(folder, reference)
+    print(f"Written to {folder}: {', '.join(written)}")
+
+
+def write_tables(folder: Path, reference: str | None = None, *, search: bool = False) -> list[str]:
+    """Write sweep.md, sweep.csv, runs.csv and figures of the runs below a folder; return the names of what was written.
+
+    Args:
+        folder: of the sweep.
+        reference: label that the others are compared to; the first one by default.
+        search: whether a search chose the settings, so that each has a single run. Optuna's own file says so too.
+    """
+    groups, base = _grouped(folder, reference)
+    search = search or (folder / SEARCH).is_file()
+    write_csv(folder / "runs.csv", _run_rows(groups))
+    if search:
+        write_text(folder / "sweep.md", "\n".join([*_heading(groups), *_search_table(groups)]) + "\n")
+        return ["sweep.md", "runs.csv"]
+    write_text(folder / "sweep.md", "\n".join(_markdown(groups, base)) + "\n")
+    write_csv(folder / "sweep.csv", _rows(groups, base))
+    return ["sweep.md", "sweep.csv", "runs.csv", *_draw(folder / "figures", groups, base)]
+
+
+def _heading(groups: list[Group]) -> list[str]:
+    runs = [run for group in groups for run in group.runs.values()]
+    states = [run.state for run in runs]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in ("finished", "failed", "unfinished") if s in states)
+    seeds = [*dict.fromkeys(run.seed for run in runs)]
+    lines = ["# Sweep", "", f"{len(runs)} runs: {counts}. Mean ± sample deviation over n seeds.", ""]
+    lines.append(f"- Seeds: {', '.join(seeds)}.")
+    if "paper" in {run.summary.get("selection") for run in runs}:
+        lines.append("- Some runs selected epoch and network on the test set (`data.selection=paper`).")
+    memory = {run.summary.get("peak_memory", {}).get("of") for run in runs}
+    if kinds := [text for of, text in MEMORY_OF.items() if of in memory]:
+        lines.append(f"- Peak memory: {', '.join(kinds)}.")
+    lines += [f"- {run.label}, seed {run.seed}, failed: {run.message}" for run in runs if run.state == "failed"]
+    return [*lines, ""]
+
+
+def _markdown(groups: list[Group], base: Group) -> list[str]:
+    lines = [*_heading(groups), *markdown_table(*_means(groups, COLUMNS))]
+    others = [group for group in groups if group is not base]
+    if others:
+        lines += ["", f"## {_difference_title(base)}, over the same seeds", ""]
+        lines += markdown_table(*_differences(groups, base))
+        rows = [[group.label, *(_with_interval(group.less(base, c), c) for c in PAIRED)] for group in others]
+        lines += ["", f"## Other figures less those of {base.label}: mean (95 % interval)", ""]
+        lines += markdown_table(["label", *(column.heading for column in PAIRED)], rows)
+    known = {
+        group.label: [c for run in group.runs.values() if (c := has_collapsed(run)) is not None] for group in groups
+    }
+    if any(map(any, known.values())):
+        lines += ["", "## Collapsed: not finite, or at chance after the last epoch", ""]
+        rows = [[label, *_share(collapses)] for label, collapses in known.items()]
+        lines += markdown_table(["label", "collapsed", "of", "share", "95 % Wilson interval"], rows)
+    return lines
+
+
+def _means(groups: list[Group], columns: tuple[Column, ...]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [group.label, str(len(group.values(ACCURACY))), *(column.cell(group.sample(column)) for column in columns)]
+        for group in groups
+    ]
+    return ["label", "n", *(column.heading for column in columns)], rows
+
+
+def _difference_title(base: Group) -> str:
+    return f"Selected accuracy less that of {base.label}"
+
+
+def _differences(groups: list[Group], base: Group) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for group in groups:
+        if group is not base:
+            pairs = group.less(base, ACCURACY)
+            least = NOT_KNOWN if pairs is None or pairs.detectable is None else f"{100 * pairs.detectable:.2f}"
+            rows.append([group.label, str(pairs.n if pairs else 0), *ACCURACY.difference(pairs), least])
+    return ["label", "n", "difference (points)", "95 % interval", "smallest detectable"], rows
+
+
+def _with_interval(pairs: Paired | None, column: Column) -> str:
+    mean, interval = column.difference(pairs)
+    return NOT_KNOWN if pairs is None else f"{mean} ({interval})"
+
+
+def _share(collapses: list[bool]) -> list[str]:
+    count, known = sum(collapses), len(collapses)
+    if not known:
+        return ["0", "0", NOT_KNOWN, NOT_KNOWN]
+    low, high = wilson(count, known)
+    return [str(count), str(known), f"{100 * count / known:.0f} %", f"{100 * low:.0f} to {100 * high:.0f} %"]
+
+
+def _rows(groups: list[Group], base: Group) -> Iterator[list[object]]:
+    parts = [f"{column.name} {part}" for column in COLUMNS for part in ("mean", "deviation")]
+    yield ["label", "n", *parts, *(f"difference {part}" for part in ("n", "mean", "low", "high", "detectable"))]
+    for group in groups:
+        samples = [group.sample(column) for column in COLUMNS]
+        cells = [value for s in samples for value in ((None, None) if s is None else (s.mean, s.deviation))]
+        pairs = None if group is base else group.less(base, ACCURACY)
+        less: list[object] = [None if group is base else 0, None, None, None, None]
+        if pairs is not None:
+            less = [pairs.n, pairs.mean, pairs.low, pairs.high, pairs.detectable]
+        yield [group.label, len(group.values(ACCURACY)), *cells, *less]
+
+
+def _run_rows(groups: list[Group]) -> Iterator[list[object]]:
+    yield ["label", "seed", "state", *(column.name for column in COLUMNS)]
+    for group in groups:
+        for seed, run in group.runs.items():
+            state = f"failed: {run.message}" if run.state == "failed" else run.state
+            scores = [column.score(run) if run.state == "finished" else None for column in COLUMNS]
+            yield [group.label, seed, state, *scores]
+
+
+def _search_table(groups: list[Group]) -> list[str]:
+    best = sorted(groups, key=lambda group: -max(group.values(VALIDATION).values(), default=0))
+    lines = ["## Search, best first", "", "The highest of many validation accuracies is too high by luck.", ""]
+    return lines + markdown_table(*_means(best, (VALIDATION,)))
+
+
+def _draw(folder: Path, groups: list[Group], base: Group) -> list[str]:
+    bars = {
+        title: {group.label: [*group.values(column).values()] for group in groups} for column, title in DRAWN.items()
+    }
+    bars = {title: by_label for title, by_label in bars.items() if any(by_label.values())}
+    curves = {
+        title: {group.label: group.curves(name) for group in groups if group.curves(name)}
+        for name, title in figures.SWEPT.items()
+    }
+    curves = {title: by_label for title, by_label in curves.items() if by_label}
+    if bars:
+        figures.draw_bars(bars, base.label, folder / "sweep.png")
+    if curves:
+        figures.draw_sweep_curves(curves, folder / "curves.png")
+    return [*(["figures/sweep.png"] if bars else []), *(["figures/curves.png"] if curves else [])]
+
+
+def print_tables(folder: Path, reference: str | None = None, *, search: bool = False) -> None:
+    """Print the main columns of the runs below a folder, and the differences to the reference."""
+    groups, base = _grouped(folder, reference)
+    if search or (folder / SEARCH).is_file():
+        best = sorted(groups, key=lambda group: -max(group.values(VALIDATION).values(), default=0))
+        print_table("Search, best first", *_means(best[:10], (VALIDATION,)))
+        return
+    print_table("Mean ± deviation over seeds", *_means(groups, PRINTED))
+    if len(groups) > 1:
+        print_table(_difference_title(base), *_differences(groups, base))
