@@ -8,7 +8,7 @@
 #   scripts/real_images.sh tinyimagenet DATA results/tinyimagenet
 #
 # One process a GPU, or a core of a machine without GPUs, shares the runs of a comparison; WORKERS sets another number.
-# More arguments are overrides, such as compare.methods=[dkel,kd]. The hours of the full protocols are not measured.
+# More arguments are overrides, such as trainer.max_epochs=10. The hours of the full protocols are not measured.
 set -euo pipefail
 
 protocol=${1:?small, tuning, cifar10, cifar100 or tinyimagenet}
@@ -16,43 +16,52 @@ data=${2:?the data: the file cifar100.npz of docs/own_data.md, or the folder of 
 folder=${3:?the folder of the results}
 shift 3
 
-small=(experiment=own_data data=npz "data.root=$data" backbone=resnet20 data.padding=4 data.flip=true data.limit=5000
-  trainer.max_epochs=50 trainer.check_val_every_n_epoch=5 precision=bf16)
-alone="'method=baseline','method.peers=1','teacher=none'"
-single="{single:[$alone]},{single_smoothing:[$alone,'targets.label_smoothing=0.1']}"
-labels="baseline,$single,baseline_smoothing,pcl,dkel,dkel_released,dml,one,mean_teacher,ffl"
-fitted="{dkel_released_fitted:['method=dkel_released','method.rampup.epochs=null','method.rampup.share=0.27']}"
-seeds="compare.seeds=[0,1,2,3,4]"
+arguments=("data.root=$data" precision=bf16)
+variants="single,single_smoothing,baseline_smoothing"
 case $protocol in
-  small) arguments=("${small[@]}" "$seeds" "compare.methods=[$labels,$fitted]") ;;
-  tuning)
-    # By validation, which sweep.csv has beside the test figures that nothing is chosen by; a finished job stands.
-    sweep=(dkel -m "${small[@]}" method=dkel seed=0,1,2 "$@")
-    "${sweep[@]}" method.rampup.scale=0.1,0.3,1 "hydra.sweep.dir=$folder/lambda"
-    exec "${sweep[@]}" protocol.ema.decay_share=null "protocol.ema.decay=0.99,0.999,{0:0.99,0.1:0.999}" \
-      "hydra.sweep.dir=$folder/rate"
+  small | tuning)
+    arguments+=(experiment=own_data data=npz backbone=resnet20 data.padding=4 data.flip=true data.limit=5000
+      trainer.max_epochs=50 trainer.check_val_every_n_epoch=5)
+    variants+=",dkel_released_fitted"
     ;;
-  cifar10 | cifar100 | tinyimagenet)
-    arguments=("experiment=$protocol" precision=bf16 "data.root=$data" "$seeds" "compare.methods=[$labels]")
-    ;;
+  cifar10 | cifar100 | tinyimagenet) arguments+=("experiment=$protocol") ;;
   *) echo "Unknown protocol $protocol: small, tuning, cifar10, cifar100 or tinyimagenet." >&2 && exit 2 ;;
 esac
-command=(dkel task=compare "${arguments[@]}" "$@" "compare.folder=$folder")
+command=(dkel -m "${arguments[@]}" "$@")
+
+run() { # pass SIGTERM on, and wait for the run that is being saved
+  "$@" &
+  local child=$!
+  trap 'kill -TERM $child; wait $child; exit 143' TERM
+  wait "$child"
+}
+
+compare() { # two sweeps share a folder, and so a table; a run that failed does not keep the second from starting
+  local methods="baseline,pcl,dkel,dkel_released,dml,one,mean_teacher,ffl"
+  run "${command[@]}" "$@" seed=0,1,2,3,4 "method=$methods" "sweep.folder=$folder" || true
+  run "${command[@]}" "$@" seed=0,1,2,3,4 "variant=$variants" "sweep.folder=$folder"
+}
+
+if [ "$protocol" = tuning ]; then # by validation, to be read from runs.csv; nothing is chosen by the test figures
+  "${command[@]}" seed=0,1,2 method.rampup.scale=0.1,0.3,1 "sweep.folder=$folder/lambda"
+  exec "${command[@]}" seed=0,1,2 protocol.ema.decay_share=null "protocol.ema.decay=0.99,0.999,{0:0.99,0.1:0.999}" \
+    "sweep.folder=$folder/rate"
+fi
 
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
-cores=$(python -c 'from dkel_lightning.runtime import processors; print(processors.allowed())')
+cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
 workers=${WORKERS:-$([ "$gpus" -gt 0 ] && echo "$gpus" || echo "$cores")}
 IFS=, read -r -a visible <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus > 0 ? gpus - 1 : 0)))}"
 mkdir -p "$folder"
 for ((k = 0; k < workers; k++)); do
   if [ "$gpus" -gt 0 ]; then
-    CUDA_VISIBLE_DEVICES=${visible[k % gpus]} "${command[@]}" >> "$folder/worker_$k.log" 2>&1 &
+    CUDA_VISIBLE_DEVICES=${visible[k % gpus]} compare >> "$folder/worker_$k.log" 2>&1 &
   else
-    OMP_NUM_THREADS=1 "${command[@]}" trainer=cpu >> "$folder/worker_$k.log" 2>&1 &
+    OMP_NUM_THREADS=1 compare trainer=cpu >> "$folder/worker_$k.log" 2>&1 &
   fi
 done
 # SIGTERM saves what is trained; bash lets what it starts in the background ignore SIGINT.
 trap 'trap - INT TERM; kill -TERM $(jobs -p) 2> /dev/null; wait; exit 130' INT TERM
 echo "$workers processes at work; they write into $folder/worker_*.log"
 wait
-exec "${command[@]}" $([ "$gpus" -gt 0 ] || echo trainer=cpu)
+exec dkel task=table "sweep.folder=$folder" sweep.reference=baseline

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from rich.console import Console
@@ -14,11 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from dkel_lightning.app import figures
-from dkel_lightning.app.records import CONFUSION, CheckpointScores
+from dkel_lightning.app.records import CONFUSION, Test
 from dkel_lightning.app.tables import write_csv
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.modules import deployment
-from dkel_lightning.modules.distillation import DistillationModule
+
+if TYPE_CHECKING:
+    from dkel_lightning.distillation import DistillationModule
 
 NAMES = {
     "ensemble": "ensemble classifier",
@@ -28,11 +30,11 @@ NAMES = {
 KINDS = ("student", "ensemble", "teacher")
 
 
-def test(trainer: Trainer, module: DistillationModule, images: ClassificationData, epoch: int) -> CheckpointScores:
+def test(trainer: Trainer, module: DistillationModule, images: ClassificationData, epoch: int) -> Test:
     """Test the module with the weights that it holds, after `epoch` epochs."""
     metrics = trainer.test(module, images, verbose=False)[0]
     deployed, accuracy = module.deployed_member(), _by_member(metrics, "test/acc/")
-    return CheckpointScores(
+    return Test(
         epoch=epoch,
         images=int(metrics["test/images"]),
         classes=images.num_classes,
@@ -83,7 +85,7 @@ def _order(member: str) -> tuple[int, int, int]:
     return (KINDS.index(kind) if kind in KINDS else len(KINDS), *rank)
 
 
-def print_scores(tests: Mapping[str, CheckpointScores], title: str, note: str, console: Console | None = None) -> None:
+def print_scores(tests: Mapping[str, Test], title: str, note: str, console: Console | None = None) -> None:
     """Print the closing table: a row a network, a column a checkpoint; the deployed network is marked by *."""
     table = Table(title=Text(title), title_justify="left", caption=Text(note), caption_justify="left")
     table.add_column("network")

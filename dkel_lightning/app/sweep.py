@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from dkel_lightning.app import figures
 from dkel_lightning.app.records import FAILED, SETTINGS, SUMMARY, Curve, RunRecord
+from dkel_lightning.app.run import Run
 from dkel_lightning.app.tables import markdown_table, print_table, write_csv
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.atomic_files import write_text
@@ -230,26 +231,24 @@ def has_collapsed(run: RunRecord) -> bool | None:
 # ---------------------------------------------------------------------- files
 
 
-def table(values: Mapping[str, Any], run_dir: Path) -> None:
+def table(run: Run) -> None:
     """task=table: write the tables of `sweep.folder` anew."""
-    folder, reference = Path(values["sweep"]["folder"]), values["sweep"]["reference"]
+    folder, reference = Path(run.values["sweep"]["folder"]), run.values["sweep"]["reference"]
     written = write_tables(folder, reference)
     print_tables(folder, reference)
     print(f"Written to {folder}: {', '.join(written)}")
 
 
-def write_tables(folder: Path, reference: str | None = None, *, search: bool = False) -> list[str]:
+def write_tables(folder: Path, reference: str | None = None) -> list[str]:
     """Write sweep.md, sweep.csv, runs.csv and figures of the runs below a folder; return the names of what was written.
 
     Args:
         folder: of the sweep.
         reference: label that the others are compared to; the first one by default.
-        search: whether a search chose the settings, so that each has a single run. Optuna's own file says so too.
     """
     groups, base = _grouped(folder, reference)
-    search = search or (folder / SEARCH).is_file()
     write_csv(folder / "runs.csv", _run_rows(groups))
-    if search:
+    if (folder / SEARCH).is_file():
         write_text(folder / "sweep.md", "\n".join([*_heading(groups), *_search_table(groups)]) + "\n")
         return ["sweep.md", "runs.csv"]
     write_text(folder / "sweep.md", "\n".join(_markdown(groups, base)) + "\n")
@@ -350,9 +349,12 @@ def _run_rows(groups: list[Group]) -> Iterator[list[object]]:
 
 
 def _search_table(groups: list[Group]) -> list[str]:
-    best = sorted(groups, key=lambda group: -max(group.values(VALIDATION).values(), default=0))
     lines = ["## Search, best first", "", "The highest of many validation accuracies is too high by luck.", ""]
-    return lines + markdown_table(*_means(best, (VALIDATION,)))
+    return lines + markdown_table(*_means(_best_first(groups), (VALIDATION,)))
+
+
+def _best_first(groups: list[Group]) -> list[Group]:
+    return sorted(groups, key=lambda group: -max(group.values(VALIDATION).values(), default=0))
 
 
 def _draw(folder: Path, groups: list[Group], base: Group) -> list[str]:
@@ -372,12 +374,11 @@ def _draw(folder: Path, groups: list[Group], base: Group) -> list[str]:
     return [*(["figures/sweep.png"] if bars else []), *(["figures/curves.png"] if curves else [])]
 
 
-def print_tables(folder: Path, reference: str | None = None, *, search: bool = False) -> None:
+def print_tables(folder: Path, reference: str | None = None) -> None:
     """Print the main columns of the runs below a folder, and the differences to the reference."""
     groups, base = _grouped(folder, reference)
-    if search or (folder / SEARCH).is_file():
-        best = sorted(groups, key=lambda group: -max(group.values(VALIDATION).values(), default=0))
-        print_table("Search, best first", *_means(best[:10], (VALIDATION,)))
+    if (folder / SEARCH).is_file():
+        print_table("Search, best first", *_means(_best_first(groups)[:10], (VALIDATION,)))
         return
     print_table("Mean ± deviation over seeds", *_means(groups, PRINTED))
     if len(groups) > 1:

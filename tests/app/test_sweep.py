@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from dkel_lightning.app import sweep
+from dkel_lightning.app import config, sweep
 from dkel_lightning.app.records import RunRecord, write_failure
+from dkel_lightning.app.run import Run
 from dkel_lightning.errors import ConfigError, DataError, NonFiniteError
 from tests.app.run_folders import one_test, write_metrics, write_run
 
@@ -249,32 +251,57 @@ def test_only_columns_that_some_run_has_are_drawn(tmp_path: Path, monkeypatch: p
 # ---------------------------------------------------------------------- searches, and the task
 
 
-@pytest.mark.parametrize("noted", [True, False])
-def test_a_search_is_listed_by_validation_accuracy_alone(
-    tmp_path: Path, noted: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_search_is_listed_by_validation_accuracy_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for rate, accuracy in (("0.01", 0.91), ("0.1", 0.95), ("0.25", 0.93)):
         write_run(tmp_path / f"optimizer.lr={rate}", accuracy)
     write_failure(tmp_path / "optimizer.lr=0.9", NonFiniteError("The loss is NaN."))
-    if noted:
-        (tmp_path / "optimization_results.yaml").touch()
-    assert sweep.write_tables(tmp_path, search=not noted) == ["sweep.md", "runs.csv"]
+    (tmp_path / "optimization_results.yaml").touch()
+    assert sweep.write_tables(tmp_path) == ["sweep.md", "runs.csv"]
     (table,) = tables(tmp_path / "sweep.md")
     assert [*table.items()] == [
         ("label", ["n", "validation accuracy (%)"]), ("---", ["---:", "---:"]),
         ("0.1", ["1", "96.00"]), ("0.25", ["1", "94.00"]), ("0.01", ["1", "92.00"]), ("0.9", ["0", "n/a"]),
     ]  # fmt: skip
     assert "- 0.9, seed , failed: NonFiniteError" in (tmp_path / "sweep.md").read_text()
-    sweep.print_tables(tmp_path, search=not noted)
+    sweep.print_tables(tmp_path)
     shown = capsys.readouterr().out
     assert shown.index("96.00") < shown.index("94.00") < shown.index("92.00")
 
 
 def test_the_task_writes_the_tables_of_a_folder_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     by_seed(tmp_path / "s", {"method=dkel": (0.9, 0.92), "method=[/b]|": (0.93, 0.94)})
-    sweep.table({"sweep": {"folder": str(tmp_path / "s"), "reference": "dkel"}}, tmp_path)
+    sweep.table(Run({"sweep": {"folder": str(tmp_path / "s"), "reference": "dkel"}}, tmp_path))
     shown = capsys.readouterr().out
     assert "Selected accuracy less that of dkel" in shown
     assert "│ [/b]| " in shown  # no markup
     assert "Written to" in shown
     assert r"| [/b]\| | 2 |" in (tmp_path / "s" / "sweep.md").read_text()
+
+
+# ---------------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (config.conf_dir() / "ablation").glob("*.yaml")))
+def test_an_ablation_is_a_sweep_over_keys_and_values_that_exist(name: str) -> None:
+    preset = config.compose([f"ablation={name}"], with_hydra=True)
+    assert preset.hydra.mode.name == "MULTIRUN"
+    overrides = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in preset.hydra.sweeper.params.items()])
+    assert [item.key_or_group for item in overrides][-1] == "seed"
+    assert all(item.is_sweep_override() for item in overrides)
+    last = [f"{item.key_or_group}={[*item.sweep_string_iterator()][-1]}" for item in overrides]
+    config.resolve(config.compose([f"ablation={name}", *last]))
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("none", ("dkel", 3, 0.0)),
+        ("single", ("baseline", 1, 0.0)),
+        ("single_smoothing", ("baseline", 1, 0.1)),
+        ("baseline_smoothing", ("baseline", 3, 0.1)),
+        ("dkel_released_fitted", ("dkel_released", 3, 0.0)),
+    ],
+)
+def test_a_variant_is_a_label_of_several_keys(variant: str, expected: tuple[str, int, float]) -> None:
+    values = config.resolve(config.compose([f"variant={variant}"]))
+    assert (values["method"]["name"], values["method"]["peers"], values["targets"]["label_smoothing"]) == expected

@@ -11,7 +11,7 @@ import numpy as np
 
 from dkel_lightning.app import drawing
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.runs.tables import write_csv
+from dkel_lightning.app.tables import write_csv
 from dkel_lightning.app.study_figures import convergence_figures
 from dkel_lightning.runtime import processors
 from dkel_lightning.settings.declarations import from_mapping
@@ -46,7 +46,7 @@ def convergence(run: Run) -> ConvergenceResult:
     written = tables(found)
     for name, lines in written.items():
         write_csv(run.folder / f"{name}.csv", lines)
-    drawing.save_all(convergence_figures.draw(found), run.folder / "figures", run.values["figures"]["also"])
+    drawing.save_all(convergence_figures.draw(found), run.folder / "figures")
     print(f"Written to {run.folder}: {', '.join(f'{name}.csv' for name in written)}, figures/*.png.")
     return ConvergenceResult(run.folder, found)
 

@@ -92,7 +92,7 @@ def _trained(run: Run) -> DualPolicyResult:
     deployed = dual.learners[better]
     result = DualPolicyResult(run.folder, better, deployed.test(), evaluated[better])
     deployed.save(run.folder / "better_policy.zip")
-    drawing.save(_draw(written, settings, seed), run.folder / "figures" / "returns.png", run.values["figures"]["also"])
+    drawing.save(_draw(written, settings, seed), run.folder / "figures" / "returns.png")
     frames = [np.asarray(frame)[::2, ::2] for frame in deployed.film()]
     if frames:
         drawing.save_pixels(np.concatenate(frames, axis=1), run.folder / "figures" / "frames.png")

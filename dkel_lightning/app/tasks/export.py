@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dkel_lightning.app.config.schema import Values
-from dkel_lightning.app.runs import scores
+from dkel_lightning.app import scores
 from dkel_lightning.app.runs.folder import Run, run_folder, values_in
-from dkel_lightning.app.runs.records import Test
-from dkel_lightning.app.runs.tables import print_table
+from dkel_lightning.app.records import Test
+from dkel_lightning.app.tables import print_table
 from dkel_lightning.app.tasks.evaluate import check_fits, loaded
 from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.data import ClassificationData

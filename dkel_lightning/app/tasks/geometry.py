@@ -11,7 +11,7 @@ import numpy as np
 
 from dkel_lightning.app import drawing
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.runs.tables import write_csv
+from dkel_lightning.app.tables import write_csv
 from dkel_lightning.app.study_figures import geometry_figures
 from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.studies.bowl import COSINES_AT, DISTANCES_AT, initialised_label
@@ -58,7 +58,7 @@ def geometry(run: Run) -> GeometryResult:
     }
     for name, rows in tables.items():
         write_csv(run.folder / f"{name}.csv", ([_cell(value) for value in row] for row in rows))
-    drawn = drawing.save_all(geometry_figures.draw(found), run.folder / "figures", run.values["figures"]["also"])
+    drawn = drawing.save_all(geometry_figures.draw(found), run.folder / "figures")
     print(f"Written to {run.folder}: {', '.join(f'{name}.csv' for name in tables)}, figures/*.png.")
     return GeometryResult(run.folder, found, drawn)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dkel_lightning.app import build
 from dkel_lightning.app.runs.folder import Run, run_folder
-from dkel_lightning.app.runs.tables import print_table, write_csv
+from dkel_lightning.app.tables import print_table, write_csv
 from dkel_lightning.app.tasks.evaluate import class_names, loaded
 from dkel_lightning.data.files.decode import decode_to
 from dkel_lightning.data.readers.image_folder import image_bytes, images_in

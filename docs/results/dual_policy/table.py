@@ -10,8 +10,8 @@ from typing import Any
 
 from dkel_lightning.app import drawing
 from dkel_lightning.app.loggers.metrics_file import read_rows
-from dkel_lightning.app.runs.records import RunRecord
-from dkel_lightning.app.runs.tables import markdown_table, write_csv
+from dkel_lightning.app.records import RunRecord
+from dkel_lightning.app.tables import markdown_table, write_csv
 from dkel_lightning.studies.seed_statistics import paired, sample
 
 HERE = Path(__file__).parent
