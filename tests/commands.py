@@ -23,7 +23,7 @@ MAIN = str(Path(dkel_lightning.__file__).with_name("__main__.py"))
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        *("dkel_lightning.app.cli.main", "dkel_lightning.app.sweeps", "dkel_lightning.app.tasks.train"),
+        *("dkel_lightning.app.main", "dkel_lightning.app.sweep", "dkel_lightning.app.tasks.train"),
         *("dkel_lightning.app.tasks.evaluate", "dkel_lightning.app.tasks.predict", "sklearn.datasets", __name__),
     ]
 )
@@ -33,9 +33,9 @@ class Command:
     """A command that has been started; figures are left blank but where they are `drawn`."""
 
     def __init__(self, *arguments: str, cwd: Path | None = None, drawn: bool = False) -> None:
-        self._said = Path(tempfile.mkdtemp())
+        self._output = Path(tempfile.mkdtemp())
         self._arguments = arguments
-        given = (arguments, str(cwd or Path.cwd()), dict(os.environ), str(self._said), drawn)
+        given = (arguments, str(cwd or Path.cwd()), dict(os.environ), str(self._output), drawn)
         self._process = CONTEXT.Process(target=_run, args=given)
         self._process.start()
 
@@ -45,10 +45,10 @@ class Command:
         code = self._process.exitcode
         if code is None:
             self._process.kill()
-        said = {name: (self._said / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")}
-        shutil.rmtree(self._said)
-        assert code is not None, f"{self._arguments} hangs: {said}"
-        return subprocess.CompletedProcess(self._arguments, code, **said)
+        output = {name: (self._output / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")}
+        shutil.rmtree(self._output)
+        assert code is not None, f"{self._arguments} hangs: {output}"
+        return subprocess.CompletedProcess(self._arguments, code, **output)
 
 
 def dkel(*arguments: str, cwd: Path | None = None, drawn: bool = False) -> subprocess.CompletedProcess[str]:
@@ -56,14 +56,14 @@ def dkel(*arguments: str, cwd: Path | None = None, drawn: bool = False) -> subpr
     return Command(*arguments, cwd=cwd, drawn=drawn).wait()
 
 
-def _run(arguments: tuple[str, ...], cwd: str, variables: dict[str, str], said: str, drawn: bool) -> None:
+def _run(arguments: tuple[str, ...], cwd: str, variables: dict[str, str], output: str, drawn: bool) -> None:
     from dkel_lightning.app import drawing
-    from dkel_lightning.app.cli import main
+    from dkel_lightning.app import main
 
     if not drawn:
         drawing.encoded = blank.picture
     for number, name in enumerate(("stdout", "stderr"), 1):
-        os.dup2(os.open(Path(said, name), os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(Path(output, name), os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(variables)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import hydra.utils
@@ -20,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from dkel_lightning import data, networks
 from dkel_lightning.app.config import Values
+from dkel_lightning.app.user_code import import_modules
 from dkel_lightning.data import own
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import ConfigError
@@ -27,14 +25,7 @@ from dkel_lightning.methods.base import Arrangement
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.schedules import are_shares, milestones_in_epochs
-
-
-def import_modules(names: Sequence[str]) -> None:
-    """Import modules of the user's, found beside the working folder or installed: methods and backbones register."""
-    if names and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    for name in names:
-        importlib.import_module(name)
+from dkel_lightning.settings.declarations import unknown_choice
 
 
 def datamodule(values: Values) -> LightningDataModule:
@@ -55,7 +46,9 @@ def _data_class(settings: Values) -> type[LightningDataModule]:
         import_modules([settings["_target_"].rpartition(".")[0]])
         kind: type[LightningDataModule] = hydra.utils.get_class(settings["_target_"])
         return kind
-    return data.dataset(settings["name"])
+    if settings["name"] not in data.DATASETS:
+        raise ConfigError(unknown_choice("data", settings["name"], data.DATASETS))
+    return data.DATASETS[settings["name"]]
 
 
 def set_up(images: LightningDataModule, values: Values) -> data.ClassificationData:

@@ -29,7 +29,7 @@ def conf_dir() -> Path:
 
 
 def register(arguments: Iterable[str] = ()) -> None:
-    """Add to Hydra what no file can hold: backbones of other libraries, and our presets in place of the plugins' own."""
+    """Add to Hydra what no file holds: a user's choices, networks of other libraries, our presets of its plugins."""
     from dkel_lightning.app.run import run_dir
 
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
@@ -41,6 +41,10 @@ def register(arguments: Iterable[str] = ()) -> None:
             group = group.get(part, {})
         group.pop(path.name, None)
     for argument in arguments:
+        if argument.startswith("modules="):
+            from dkel_lightning.app.user_code import store_choices
+
+            store_choices(OverridesParser.create().parse_overrides([argument])[0].value(), conf_dir())
         if argument.startswith("backbone="):
             for name in EXTERNAL.findall(argument):
                 *folders, last = f"backbone/{name}".split("/")
@@ -80,7 +84,7 @@ def explain(message: str, arguments: Sequence[str]) -> str:
     """Name the keys that are nearest to a misspelt one, in place of Hydra's advice to add it with a plus."""
     misspelt = re.search(r"Could not override '([^']+)'", message)
     if misspelt is None:
-        return message
+        return message.partition("\nConfig search path")[0]
     key = misspelt[1]
     choices = [item for item in arguments if re.match(r"[\w/]+=[\w./:-]+$", item) and not item.startswith(f"{key}=")]
     known = leaves(resolve_lazily(compose([item for item in choices if (conf_dir() / item.split("=")[0]).is_dir()])))

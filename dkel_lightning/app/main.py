@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dkel_lightning.app import config, saved
+from dkel_lightning.app.records import FAILED, RunRecord, write_failure
 from dkel_lightning.app.run import CONFIG, Run, find_checkpoint, is_finished, load_config, lock, resume_path, run_of
+from dkel_lightning.app.user_code import import_modules
 from dkel_lightning.errors import ConfigError, DkelError, FolderInUseError, Interrupted
 from dkel_lightning.runtime.ranks import is_first
 
 TRACEBACK = "HYDRA_FULL_ERROR"
-FAILED = "failed.txt"
+SHOW_TRACEBACK = bool(os.environ.get(TRACEBACK))
 
 
 def main() -> None:
@@ -33,7 +37,6 @@ def main() -> None:
 
         print(f"dkel_lightning {__version__}")
         return
-    traceback = os.environ.get(TRACEBACK)
     arguments = sys.argv[1:]
     config.register(arguments)
     sys.argv[1:] = _name_sweep_folders(arguments)
@@ -41,22 +44,14 @@ def main() -> None:
     try:
         hydra.main(config_path=str(config.conf_dir()), config_name="config", version_base="1.3")(run_job)()
     except (HydraException, OmegaConfBaseException) as error:
-        if traceback:
+        if SHOW_TRACEBACK:
             raise
         sys.exit(f"Error: {config.explain(str(error), arguments)}")
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
-        if traceback:
-            raise
-        code = error.exit_code if isinstance(error, DkelError) else 1
-        kind = "" if isinstance(error, DkelError) else f"{type(error).__name__}: "
-        print(f"Error: {kind}{error}", file=sys.stderr)
-        if kind:
-            print(f"{TRACEBACK}=1 shows where it comes from.", file=sys.stderr)
-        sys.exit(code)
     finally:
-        os.environ.pop(TRACEBACK) if traceback is None else os.environ.update({TRACEBACK: traceback})
+        if not SHOW_TRACEBACK:
+            del os.environ[TRACEBACK]
     from dkel_lightning.app.sweep_callback import SweepTables
 
     if SweepTables.failed:
@@ -84,17 +79,26 @@ def run_job(cfg: DictConfig) -> float | None:
         return _run_in_sweep(config.resolve(cfg), run_dir, overrides)
     try:
         return execute(config.resolve(cfg), run_dir, overrides)
-    except BaseException:
+    except Exception as error:
+        if SHOW_TRACEBACK:
+            raise
+        print(f"Error: {_describe(error)}", file=sys.stderr)
+        raise SystemExit(getattr(error, "exit_code", 1)) from None
+    finally:
         with contextlib.suppress(OSError):
             run_dir.rmdir()  # only if nothing was written
-        raise
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, DkelError):
+        return str(error)
+    return f"{type(error).__name__}: {error}\n{TRACEBACK}=1 shows where it comes from."
 
 
 def execute(values: dict[str, Any], run_dir: Path, overrides: list[str]) -> float | None:
     """Run the task that the values name in `run_dir`; return what a search maximises."""
-    from dkel_lightning.app import build
-
-    build.import_modules(values["modules"])
+    _silence_lightning()
+    import_modules(values["modules"])
     typed = config.typed_keys(overrides)
     checkpoint = None
     if values["resume"]:
@@ -109,6 +113,23 @@ def execute(values: dict[str, Any], run_dir: Path, overrides: list[str]) -> floa
         result = hydra.utils.get_method(values["task"]["_target_"])(Run(values, run_dir, checkpoint))
     objective = getattr(result, "objective", None)
     return None if objective is None or math.isnan(objective) else float(objective)
+
+
+def _silence_lightning() -> None:
+    """Leave out what Lightning prints at every start and a user of a task can do nothing about."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*exists and is not empty.*",
+        ".*Consider setting `persistent_workers.*",
+        ".*in eval mode at the start of training.*",
+        ".*weights_only.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def _continue(run_dir: Path, values: dict[str, Any]) -> Path | None:
@@ -131,9 +152,8 @@ def _run_in_sweep(values: dict[str, Any], run_dir: Path, overrides: list[str]) -
         if is_finished(run_dir):
             _continue(run_dir, values)  # refuses other settings
             print(f"finished before, in {run_dir}", flush=True)
-            from dkel_lightning.app.records import load_run
-
-            return load_run(run_dir).objective
+            selected = RunRecord(run_dir).selected
+            return None if selected is None else selected.objective
         failure.unlink(missing_ok=True)
         return execute(values, run_dir, overrides)
     except FolderInUseError:
@@ -141,8 +161,6 @@ def _run_in_sweep(values: dict[str, Any], run_dir: Path, overrides: list[str]) -
     except Interrupted:
         raise
     except Exception as error:
-        kind = "" if isinstance(error, DkelError) else f"{type(error).__name__}: "
-        print(f"Failed: {kind}{error}", file=sys.stderr, flush=True)
-        failure.parent.mkdir(parents=True, exist_ok=True)
-        failure.write_text(f"{kind}{error}\n", encoding="utf-8")
+        print(f"Failed: {_describe(error)}", file=sys.stderr, flush=True)
+        write_failure(run_dir, error)
     return None
