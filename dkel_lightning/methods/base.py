@@ -31,6 +31,7 @@ from dkel_lightning.settings.declarations import (
     whole,
 )
 from dkel_lightning.settings.deploy import Deploy
+from dkel_lightning.settings.teacher import TEACHERS
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 STUDENT = Deploy("student", "best")
@@ -267,6 +268,11 @@ class Preset:
     teacher: str | Mapping[str, Any]
     arrangement: Arrangement
     views_per_pass: str
+
+    @property
+    def teacher_settings(self) -> Mapping[str, Any]:
+        """Differences from the defaults of TeacherSettings, or `{"update": "none"}`."""
+        return TEACHERS[self.teacher].settings if isinstance(self.teacher, str) else self.teacher
 
     def default_settings(self) -> Any:
         """Build the settings of this preset."""

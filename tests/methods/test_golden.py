@@ -236,7 +236,7 @@ def test_presets_differ_as_the_method_page_says() -> None:
         assert (term.decay, term.cutoff, term.ramped, term.space, term.include_self) == (
             0.5, 0.01, ramped, "logits", False
         )  # fmt: skip
-    assert [methods.preset(name).arranged("classifiers") for name in ("dkel", "dkel_released", "pcl")] == [
+    assert [methods.preset(name).arrangement.classifiers for name in ("dkel", "dkel_released", "pcl")] == [
         "own",
         "released",
         "own",

@@ -15,16 +15,12 @@ from torch import Tensor
 from dkel_lightning import MethodInputs, StudentOutput, TeacherOutput, methods
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import decoupled, distillation, normalised, standardised
-from dkel_lightning.methods.distilling import LOSSES, Distilling
-from dkel_lightning.settings.distils import LOSSES as WORDS
-from dkel_lightning.settings.distils import Distils
-from dkel_lightning.settings.methods import PRESETS
-from tests.compose import compose
+from dkel_lightning.methods.distilling import LOSSES, Distilling, Distils
 from tests.methods.family import draw, tensor
 from tests.modules.toy import build, images_and_labels
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text(encoding="utf-8"))
-DISTILLING = [name for name, preset in PRESETS.items() if issubclass(preset.Settings, Distils)]
+DISTILLING = [name for name, preset in methods.METHODS.items() if issubclass(preset.method.Settings, Distils)]
 OF_NETWORKS: dict[str, dict[str, float]] = {"consistent": {"kd_weight": 1.0, "weight": 0.0}, "dih": {}, "ekd": {}}
 """Those that cannot be asked about logits alone: they need parts of the networks."""
 
@@ -146,9 +142,6 @@ def test_every_method_that_distils_logits_takes_them_in_each_of_its_terms(name: 
         assert len(values) == (len(LOSSES) if term in distilled else 1), term
 
 
-def test_the_command_line_takes_a_loss_with_its_options() -> None:
-    method = compose("method=dkel", "method.loss=dkd", "method.loss_options.beta=2")["method"]
-    assert tuple(LOSSES) == WORDS
-    assert (method["loss"], method["loss_options"]["beta"], method["loss_options"]["alpha"]) == ("dkd", 2, 1.0)
+def test_a_misspelt_loss_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"method\.loss must be one of kd, dkd, nkd, standardised.*mean dkd"):
         methods.create("dml", 2, {"loss": "ddk"})

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from dkel_lightning import MethodInputs, StudentOutput
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods.okddip import OKDDip
+from dkel_lightning.methods.okddip import OKDDip, OKDDipSettings
 from dkel_lightning.networks import create
-from dkel_lightning.settings.methods import OKDDipSettings
 from tests.methods.family import total, trained_and_deployed
 
 LABELS = torch.tensor([0, 2])

@@ -13,9 +13,8 @@ from torch import Tensor
 from dkel_lightning import DistillationModule, MethodInputs, StudentOutput
 from dkel_lightning.checkpoints.file_format import load
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods.one import ONE, pooled
+from dkel_lightning.methods.one import ONE, ONESettings, pooled
 from dkel_lightning.networks import create
-from dkel_lightning.settings.methods import ONESettings
 from tests.methods.family import total, trained_and_deployed
 from tests.modules.toy import parameters_of
 

@@ -9,11 +9,9 @@ from torchvision.models import resnet18
 
 from dkel_lightning import DistillationModule, MethodInputs
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods.base import METHODS, register
+from dkel_lightning.methods.base import METHODS, Needs, register
 from dkel_lightning.methods.baseline import Baseline
 from dkel_lightning.networks import Branch, BranchedNetwork, SplitModel
-from dkel_lightning.settings.methods import PRESETS
-from dkel_lightning.settings.needs import Needs
 
 
 @pytest.mark.parametrize(
@@ -101,6 +99,6 @@ def test_a_methods_own_weights_are_drawn_from_the_seed() -> None:
         methods = [DistillationModule.build("resnet8", 4, "gated", seed=seed).method for seed in (0, 0, 1)]
         first, again, other = (dict(method.named_parameters())["gate.weight"] for method in methods)
     finally:
-        del METHODS["gated"], PRESETS["gated"]
+        del METHODS["gated"]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -17,7 +17,7 @@ from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import Batch
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.functional import distillation
-from dkel_lightning.settings.methods import PRESETS
+from dkel_lightning.methods import METHODS
 from tests.checkpoints import test_left_out
 from tests.checkpoints.test_left_out import trained
 from tests.compose import compose, tiny_run
@@ -29,7 +29,7 @@ IN_STAGES = {"heads", "sftn", "soteacher"}
 
 
 def build(method: Any, extra: dict[str, Any] | None, peers: int | None = None, **settings: Any) -> DistillationModule:
-    own = PRESETS[method if isinstance(method, str) else method["name"]].needs.foreign_teacher
+    own = METHODS[method if isinstance(method, str) else method["name"]].method.needs.foreign_teacher
     teacher = {**({"backbone": "resnet8"} if own else {}), **({"extra": extra} if extra is not None else {})}
     return DistillationModule.build(
         "resnet8", CLASSES, method, peers, teacher=teacher, optimizer=SGD, image_size=(8, 8), **settings
@@ -49,7 +49,7 @@ def extra(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return voice(tmp_path_factory.mktemp("extra"))
 
 
-@pytest.mark.parametrize("method", sorted(PRESETS.keys() - IN_STAGES))
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - IN_STAGES))
 def test_it_teaches_each_peer_in_every_method(method: str, extra: dict[str, Any]) -> None:
     module, without = build(method, {**extra, "weight": 0.3}), build(method, None)
     assert same(parameters_of(module.student), parameters_of(without.student))

@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.methods import METHODS
 from dkel_lightning.modules.optim import Grouped, WarmupCosine, fused, parameter_groups
-from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 from tests.modules.toy import build, images_and_labels, train_loader, trainer, val_loader
 
@@ -91,7 +91,7 @@ def test_the_rate_rises_linearly_and_falls_by_a_cosine(warmup: float, length: fl
 
 
 PREPARING = ("heads", "sftn", "soteacher")  # a teacher is what they train
-WITHOUT_TEACHER = [n for n, preset in PRESETS.items() if preset.teacher == "none" and n not in PREPARING]
+WITHOUT_TEACHER = [n for n, preset in METHODS.items() if preset.teacher == "none" and n not in PREPARING]
 
 
 @pytest.mark.parametrize("name", WITHOUT_TEACHER)

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 from dkel_lightning import DistillationModule
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import classes_of, cross_entropy, targets_of
+from dkel_lightning.methods import METHODS
 from dkel_lightning.modules.batch import Batch
-from dkel_lightning.settings.methods import PRESETS
 from tests.modules.toy import CLASSES, build, images_and_labels, parameters_of, same, train_loader, trainer
 
-EVERY = [name for name in PRESETS if name != "dkel_released"]  # which differs from dkel in settings
+EVERY = [name for name in METHODS if name != "dkel_released"]  # which differs from dkel in settings
 
 
 OWN: dict[str, dict[str, Any]] = {
@@ -33,7 +33,7 @@ def settings_of(name: str) -> dict[str, Any]:
     """Build any method; kdcl with a target that takes distributions."""
     method: dict[str, Any] = {"name": name, **OWN.get(name, {})}
     teacher = {"update": "gradient"} if name == "kd" else None
-    peers = {"okddip": 3}.get(name, PRESETS[name].arrangement.get("peers", 2))
+    peers = {"okddip": 3}.get(name, min(METHODS[name].arrangement.peers, 2))
     return {"method": method, "peers": peers, "teacher": teacher, "image_size": (8, 8)}
 
 
