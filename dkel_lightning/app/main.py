@@ -78,7 +78,7 @@ def run_job(cfg: DictConfig) -> float | None:
     if hydra_config.mode is RunMode.MULTIRUN:
         return _run_in_sweep(config.resolve(cfg), run_dir, overrides)
     try:
-        return execute(config.resolve(cfg), run_dir, overrides)
+        return execute(config.resolve(cfg), run_dir, config.typed_keys(overrides))
     except Exception as error:
         if SHOW_TRACEBACK:
             raise
@@ -95,11 +95,10 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}\n{TRACEBACK}=1 shows where it comes from."
 
 
-def execute(values: dict[str, Any], run_dir: Path, overrides: list[str]) -> float | None:
-    """Run the task that the values name in `run_dir`; return what a search maximises."""
+def execute(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | None:
+    """Run the task that the values name in `run_dir`; `typed` are the groups and keys that the user has named."""
     _silence_lightning()
     import_modules(values["modules"])
-    typed = config.typed_keys(overrides)
     checkpoint = None
     if values["resume"]:
         path = resume_path(values["resume"])
@@ -155,7 +154,7 @@ def _run_in_sweep(values: dict[str, Any], run_dir: Path, overrides: list[str]) -
             selected = RunRecord(run_dir).selected
             return None if selected is None else selected.objective
         failure.unlink(missing_ok=True)
-        return execute(values, run_dir, overrides)
+        return execute(values, run_dir, config.typed_keys(overrides))
     except FolderInUseError:
         print("another process runs it", flush=True)
     except Interrupted:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dkel_lightning.app import config
 from dkel_lightning.app.run import SUMMARY, best_checkpoint
@@ -61,21 +61,29 @@ def train(
     """
     from dkel_lightning.app.main import execute
 
-    chosen = {**_data(str(data)), "backbone": model, "method": method, "trainer.max_epochs": epochs}
-    chosen = {key: value for key, value in chosen.items() if value is not None} | dict(settings or {})
-    groups = [f"{key}={value}" for key, value in chosen.items() if (config.conf_dir() / key).is_dir()]
-    cfg = config.compose(groups, with_hydra=True)
-    keys = {key: value for key, value in chosen.items() if not (config.conf_dir() / key).is_dir()}
-    for key, value in keys.items():
-        OmegaConf.update(cfg, key, str(value) if isinstance(value, Path) else value)
+    cfg = compose_call(model, str(data), method, epochs, settings or {})
     values = config.resolve(cfg)
     if values["task"]["name"] != "train" or values["trainer"]["fast_dev_run"]:
         raise ConfigError("train() returns a network: leave out task and trainer.fast_dev_run.")
     if values["trainer"]["devices"] != 1 or values["trainer"]["num_nodes"] != 1:
         raise ConfigError("train() trains in one process: start a training on several devices on the command line.")
     folder = Path(cfg.hydra.run.dir if out is None else out)
-    execute(values, folder, groups)
+    execute(values, folder, set())
     return _trained(folder)
+
+
+def compose_call(
+    model: str | None, data: str, method: str | None, epochs: int | None, settings: Mapping[str, Any]
+) -> DictConfig:
+    """Compose what a call means: choices of groups by Hydra, all other values as they are."""
+    chosen = {**_data(data), "backbone": model, "method": method, "trainer.max_epochs": epochs}
+    chosen = {key: value for key, value in chosen.items() if value is not None} | dict(settings)
+    groups = {key: value for key, value in chosen.items() if (config.conf_dir() / key).is_dir()}
+    modules = [f"modules=[{','.join(chosen['modules'])}]"] if chosen.get("modules") else []
+    cfg = config.compose([*modules, *(f"{key}={value}" for key, value in groups.items())], with_hydra=True)
+    for key in chosen.keys() - groups.keys():
+        OmegaConf.update(cfg, key, str(chosen[key]) if isinstance(chosen[key], Path) else chosen[key])
+    return cfg
 
 
 def _data(data: str) -> dict[str, str]:

@@ -1,0 +1,124 @@
+"""The command line: its three answers (a run, a sweep, a mistake named), and code of the user's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.commands import dkel
+from tests.compose import compose
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ("debug=smoke", "trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=1", "callbacks.progress=none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["method.temprature=2"], "Unknown key method.temprature. Did you mean method.temperature"),
+        (["methd=dkel"], "Unknown key methd. Did you mean method"),
+        (["method=dkle"], "Could not find 'method/dkle'"),
+        (["method.temperature=-1"], "method.temperature must be a number between 0.01 and 100, got -1"),
+        (["method.peers=1"], "DKEL needs at least 2 peers, got 1"),
+        (["teacher=none"], "needs a teacher"),
+        (["experiment=own_data", "data.root=no_such_folder"], "no_such_folder"),
+        (["backbone.name=resnet7"], "resnet7"),
+        (["data.limit=1"], "data.limit"),
+        (["callbacks.monitor=val/banana"], "callbacks.monitor is 'val/banana': choose one of val/acc, "),
+        (["resume=nowhere.ckpt"], "nowhere.ckpt"),
+        (["resume=last"], "no run lies under"),
+        (["task=evaluate"], "task=evaluate needs checkpoint=PATH"),
+        (["task=export", "checkpoint=nowhere.ckpt"], "nowhere.ckpt"),
+        (["modules=[no_such_module]"], "no_such_module"),
+        (["trainer.max_epochs=many"], "max_epochs"),
+        (["precision=fp16"], "precision=fp16 needs a GPU"),
+        (["teacher.weights=missing.ckpt", "method=kd"], "missing.ckpt"),
+    ],
+)
+def test_a_mistake_is_named_without_a_traceback_and_leaves_nothing(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    done = dkel(*SMALL, *arguments, cwd=tmp_path)
+    assert done.returncode != 0
+    assert message in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    assert not [*tmp_path.rglob("config.yaml")]
+
+
+def test_a_sweep_ends_in_a_table_and_goes_on_where_it_was_ended(tmp_path: Path) -> None:
+    command = ["-m", *SMALL, "sweep.folder=compared", "method=baseline,dml", "seed=0,1"]
+    done = dkel(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folders = sorted(path.name for path in (tmp_path / "compared").iterdir() if path.is_dir() and "=" in path.name)
+    assert folders == ["method=baseline,seed=0", "method=baseline,seed=1", "method=dml,seed=0", "method=dml,seed=1"]
+    table = (tmp_path / "compared" / "sweep.md").read_text()
+    assert "| baseline |" in table
+    assert "| dml |" in table
+    shutil.rmtree(tmp_path / "compared" / "method=dml,seed=1")
+    before = (tmp_path / "compared" / "method=dml,seed=0" / "summary.json").read_bytes()
+    again = dkel(*command[:-1], "seed=0,1,2", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished before") == 3
+    assert (tmp_path / "compared" / "method=dml,seed=0" / "summary.json").read_bytes() == before
+    assert (tmp_path / "compared" / "method=dml,seed=2" / "summary.json").is_file()
+    other = dkel(*command, "optimizer.lr=0.01", cwd=tmp_path)
+    assert other.returncode == 1
+    assert "holds a run of other settings (optimizer.lr: 0.1, now 0.01)" in other.stderr
+
+
+def test_a_job_that_fails_is_noted_and_the_others_run(tmp_path: Path) -> None:
+    done = dkel("-m", *SMALL, "sweep.folder=s", "method=baseline", "optimizer.lr=0.1,1e12", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "1 jobs failed: optimizer.lr=1e12" in done.stderr.replace("1000000000000.0", "1e12")
+    (failure,) = (tmp_path / "s").rglob("failed.txt")
+    assert "NaN or infinite" in failure.read_text()
+    assert (tmp_path / "s" / "optimizer.lr=0.1" / "summary.json").is_file()
+
+
+# ---------------------------------------------------------------------- code of the user's own
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "tests" / "fixtures" / "my_code.py", tmp_path)
+    return tmp_path
+
+
+def test_what_a_module_registers_is_a_choice_with_its_keys(project: Path) -> None:
+    own = ["modules=[my_code]", "data=stripes", "data.width=3", "method=own_teacher", "backbone=tiny"]
+    shorter = [argument for argument in SMALL if "limit" not in argument and "debug" not in argument]
+    done = dkel(*own, *shorter, "data.batch_size=8", "hydra.run.dir=run", cwd=project)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((project / "run" / "summary.json").read_text())
+    assert (summary["method"], summary["backbone"], summary["data"]) == ("own_teacher", "tiny", "stripes")
+    # The length of the ramp-up follows the experiment's, as for the methods that ship.
+    config = (project / "run" / "config.yaml").read_text()
+    assert "share: 0.27" in config
+
+
+def test_a_data_module_and_a_task_are_files_of_a_folder(project: Path) -> None:
+    conf = project / "conf"
+    (conf / "data").mkdir(parents=True)
+    (conf / "task").mkdir()
+    (conf / "data" / "noise.yaml").write_text(
+        "name: noise\n_target_: my_code.Noise\nroot: null\nselection: validation\ncount: 48\nbatch_size: 4\n"
+    )
+    (conf / "task" / "greet.yaml").write_text(
+        "# @package _global_\ntask: {name: greet, _target_: my_code.greet, folder: null}\ngreet: {times: 3}\n"
+    )
+    done = dkel("--config-dir=conf", "data=noise", "trainer=cpu", "debug=smoke", "hydra.run.dir=run", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "48 training" in done.stdout
+    greeted = dkel("--config-dir=conf", "task=greet", "seed=5", cwd=project)
+    assert greeted.stdout == "hello, 5\n" * 3, greeted.stderr
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))])
+@pytest.mark.parametrize("method", ["dkel", "kd", "mean_teacher"])
+def test_every_experiment_composes_with_every_kind_of_method(name: str, method: str) -> None:
+    values = compose(f"experiment={name}", f"method={method}")
+    assert values["method"]["name"] == method
+    assert "???" not in str(values)

@@ -1,0 +1,108 @@
+"""What a saved config.yaml decides: nothing that a stranger's names runs, and a resume changes nothing it computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dkel_lightning.app import saved
+from dkel_lightning.app.run import Run
+from dkel_lightning.errors import ConfigError
+from tests.compose import compose
+
+HOST = "http://127.0.0.1:9/x"
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    first, _, rest = key.partition(".")
+    return {**values, first: put(values.get(first, {}), rest, value) if rest else value}
+
+
+def write(folder: Path, values: dict[str, Any]) -> Path:
+    Run(values, folder).write_config()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer._target_", "os.system"),
+        ("optimizer._target_", "torch_evil.optim.SGD"),
+        ("data._target_", "theirs.Data"),
+        ("trainer._target_", "os.system"),
+        ("callbacks.extra", {"x": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": "/outside"}}),
+        ("modules", ["theirs"]),
+    ],
+)
+def test_what_a_strangers_folder_names_is_refused_until_it_is_named_again(
+    key: str, value: Any, tmp_path: Path
+) -> None:
+    folder = write(tmp_path, put(compose(), key, value))
+    with pytest.raises(ConfigError, match=f"used only if you name it: give {key}"):
+        saved.resume_settings(folder, compose(), set())
+    again = saved.resume_settings(folder, put(compose(), key, value), {key.split(".")[0]})
+    assert again["method"] == compose()["method"]
+
+
+def test_loggers_hosts_and_places_to_write_are_not_taken_from_a_file(tmp_path: Path) -> None:
+    values = put(compose("logger=mlflow"), "logger.extra.mlflow.tracking_uri", HOST)
+    values["data"]["cache_dir"] = "/outside"
+    folder = write(tmp_path, values)
+    for taken in (
+        saved.resume_settings(folder, compose(), set()),
+        saved.checkpoint_settings(folder, compose("task=evaluate"), {"task"}),
+    ):
+        assert HOST not in str(taken)
+        assert "/outside" not in str(taken)
+
+
+def test_no_interpolation_of_a_file_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "secret")
+    folder = write(tmp_path, put(compose(), "data.root", "${oc.env:SECRET}"))
+    assert saved.resume_settings(folder, compose(), set())["data"]["root"] == "${oc.env:SECRET}"
+
+
+def test_a_resume_takes_devices_and_places_and_nothing_that_is_computed(tmp_path: Path) -> None:
+    folder = write(tmp_path, compose("method=pcl", "optimizer.lr=0.05"))
+    typed = {"trainer", "data.root", "execution", "callbacks.progress", "logger"}
+    given = compose("trainer=gpu", "data.root=elsewhere", "execution=compile", "callbacks.progress=none")
+    values = saved.resume_settings(folder, given, typed)
+    assert values["trainer"]["accelerator"] == "gpu"
+    assert values["data"]["root"] == "elsewhere"
+    assert (values["execution"]["name"], values["callbacks"]["progress"]) == ("compile", "none")
+    assert (values["method"]["name"], values["optimizer"]["lr"]) == ("pcl", 0.05)
+    assert saved.settings_hash(values) == saved.settings_hash(compose("method=pcl", "optimizer.lr=0.05"))
+
+
+@pytest.mark.parametrize("typed", ["optimizer.lr=0.2", "method=dkel_released", "trainer.max_epochs=99", "seed=4"])
+def test_a_resume_refuses_what_would_change_the_run(typed: str, tmp_path: Path) -> None:
+    folder = write(tmp_path, compose())
+    key = typed.split("=")[0]
+    with pytest.raises(ConfigError, match=f"{key} would change a run that is being resumed"):
+        saved.resume_settings(folder, compose(typed), {key})
+    # The value that the run has is no change.
+    assert saved.resume_settings(folder, compose(), {key})["method"] == compose()["method"]
+
+
+def test_a_resume_needs_as_many_processes(tmp_path: Path) -> None:
+    folder = write(tmp_path, compose("trainer=ddp_cpu"))
+    with pytest.raises(ConfigError, match=r"The run used trainer\.devices=2"):
+        saved.resume_settings(folder, compose("trainer=cpu"), {"trainer"})
+
+
+def test_settings_that_differ_have_another_hash_and_are_named() -> None:
+    before, now = compose(), compose("optimizer.lr=0.2", "callbacks.progress=none", "logger=tensorboard")
+    assert saved.settings_hash(before) != saved.settings_hash(now)
+    assert saved.differences(before, now) == ["optimizer.lr: 0.1, now 0.2"]
+
+
+def test_a_checkpoint_decides_networks_and_the_command_may_name_other_data(tmp_path: Path) -> None:
+    folder = write(tmp_path, compose("method=pcl", "backbone=resnet20"))
+    given = compose("task=evaluate", "data=npz", "data.root=mine.npz")
+    values = saved.checkpoint_settings(folder, given, {"task", "data", "data.root"})
+    assert (values["backbone"]["name"], values["method"]["name"]) == ("resnet20", "pcl")
+    assert (values["data"]["name"], values["data"]["root"]) == ("npz", "mine.npz")
+    with pytest.raises(ConfigError, match=r"method\.temperature: the checkpoint decides this"):
+        saved.checkpoint_settings(folder, given, {"method.temperature"})
