@@ -96,6 +96,7 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
         constants = {"mean": list(images.normalize.mean), "std": list(images.normalize.std)}
         run = replace(run, values={**values, "data": {**values["data"], **constants}})
     module = build.distillation(values if weights is None else with_weights(values, weights), images)
+    _check_monitor(values["callbacks"]["monitor"], module)
     logger = MetricsFile(run.folder / "metrics.csv", step)
     loggers = build_loggers(run, step)
     throughput, last_checkpoint = Throughput(), _last_checkpoint(values, run.checkpoints)
@@ -218,6 +219,12 @@ def _checkpoint_callbacks(run: Run, rows: MetricsFile, last: LastCheckpoint | No
     return [SaveOnSignal(last), SettingsHash(settings_hash(run.values)), MetricsRow(rows), best, last]
 
 
+def _check_monitor(monitor: str, module: DistillationModule) -> None:
+    known = ["val/acc", *(f"val/{kind}/{name}" for kind in ("acc", "nll") for name in module.scores.names)]
+    if monitor not in known:
+        raise ConfigError(f"callbacks.monitor is {monitor!r}: choose one of {', '.join(known)}.")
+
+
 def _mode(monitor: str) -> str:
     return "min" if "nll" in monitor or "loss" in monitor else "max"
 
@@ -336,10 +343,3 @@ def _note(values: Values, result: TrainResult) -> str:
         f"{note}\n{scores.describe(test.deployed).capitalize()} had {test.validation_accuracy:.1%} in validation, and "
         f"{scores.describe(other['network'])}, which the method itself deploys, {other['validation_accuracy']:.1%}."
     )
-
-
-def check_monitor(monitor: str, names: list[str]) -> None:
-    """Refuse a metric that no validation logs."""
-    known = ["val/acc", *(f"val/{kind}/{name}" for kind in ("acc", "nll") for name in names)]
-    if monitor not in known:
-        raise ConfigError(f"callbacks.monitor is {monitor!r}: choose one of {', '.join(known)}.")
