@@ -1,1 +1,1 @@
-"""The application on top of the library: command line, tasks, sweeps, comparisons, reports and benchmarks."""
+"""The application on top of the library: command line, tasks, sweeps and comparisons."""

@@ -18,7 +18,7 @@ from dkel_lightning.app import drawing, figures
 from dkel_lightning.app.runs.groups import Group
 from dkel_lightning.app.runs.parsing import Curve
 from dkel_lightning.app.runs.records import RunRecord
-from tests.app.report.pages import write_metrics
+from tests.app.run_files import write_metrics
 
 pytestmark = pytest.mark.usefixtures("drawn")
 

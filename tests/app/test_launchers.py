@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 
 from dkel_lightning.app.cli import composition
 from dkel_lightning.app.config import choices, extras
-from dkel_lightning.app.report import of_groups
 from dkel_lightning.app.runs.groups import read_sweep
 from dkel_lightning.app.runs.kinds import NOTE
 from dkel_lightning.app.runs.records import RunRecord
@@ -162,7 +161,7 @@ def states(folder: Path) -> list[str]:
 
 
 @pytest.mark.long
-def test_optuna_searches_through_parallel_jobs_and_the_report_shows_it(tmp_path: Path) -> None:
+def test_optuna_searches_through_parallel_jobs(tmp_path: Path) -> None:
     search = ["hydra/sweeper=optuna", "hydra/launcher=joblib", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2"]
     done = sweep(tmp_path, *search, "optimizer.lr=tag(log,interval(0.01,0.3))")
     assert done.returncode == 0, done.stderr
@@ -179,9 +178,6 @@ def test_optuna_searches_through_parallel_jobs_and_the_report_shows_it(tmp_path:
     again = sweep(tmp_path, *search, "optimizer.lr=tag(log,interval(0.01,0.3))")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("has finished before") == 2
-    page = of_groups.write_sweep(folder, folder).read_text(encoding="utf-8")
-    assert "optimizer" in page
-    assert all(f"{float(rate):.4g}"[:5] in page for rate in rates)
 
 
 @pytest.mark.long

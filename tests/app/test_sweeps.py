@@ -24,7 +24,7 @@ from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.groups import COMPARED, Group, Sweep, has_collapsed, read_sweep
 from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.errors import ConfigError, DataError, DkelError, NonFiniteError
-from tests.app.report.pages import write_metrics, write_run
+from tests.app.run_files import write_metrics, write_run
 from tests.compose import compose, prepare
 
 PRESETS = sorted(path.stem for path in (choices.folder() / "experiment" / "ablation").glob("[a-z]*.yaml"))

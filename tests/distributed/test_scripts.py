@@ -13,7 +13,6 @@ import torch
 
 from dkel_lightning.app.cli.checks import planned
 from dkel_lightning.app.cli.invocation import Invocation
-from dkel_lightning.app.config.checks import check
 from tests.compose import check_arguments, compose
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,19 +185,8 @@ def test_tuning_is_two_sweeps_over_the_seeds_of_the_protocol(tmp_path: Path) -> 
         assert sum(item.endswith(("=0.1,0.3,1", "=0.99,0.999,{0:0.99,0.1:0.999}")) for item in arguments) == 1
 
 
-@pytest.mark.parametrize(("part", "pages"), [("tests", 1), ("speed", 3)])
-def test_the_rows_of_a_gpu_are_measured_by_commands_that_can_be_composed(part: str, pages: int, tmp_path: Path) -> None:
-    found = [arguments for _, arguments in calls("on_a_gpu.sh", tmp_path, part, "out")]
-    assert len(found) == pages
-    for arguments in found:
-        values = compose(*arguments)
-        check(values)
-        assert Path(values["benchmark"]["to"]).parent == Path("out")
-        assert values["trainer"]["accelerator"] == "gpu"
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    done = start("on_a_gpu.sh", tmp_path, "tests")
+    done = start("on_a_gpu.sh", tmp_path)
     assert (done.returncode, done.stderr) == (2, "PyTorch sees no GPU here.\n")

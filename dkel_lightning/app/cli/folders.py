@@ -8,16 +8,15 @@ from pathlib import Path
 
 from dkel_lightning.app.cli.invocation import Invocation
 from dkel_lightning.app.cli.overrides import is_given, split
-from dkel_lightning.app.runs import kinds
 from dkel_lightning.app.runs.folder import has_ended, is_training, newest_checkpoint, run_folder
 from dkel_lightning.app.tasks import registry, stages
-from dkel_lightning.app.tasks.registry import Place, Task
+from dkel_lightning.app.tasks.registry import Task
 from dkel_lightning.errors import FULL, CheckpointError, ConfigError, DiskFullError, DkelError
 from dkel_lightning.runtime import command_lines
 
 
 def with_folder(invocation: Invocation) -> Invocation:
-    """Add the folder where a resumed run, a report or a task on a checkpoint writes, and make that of all runs.
+    """Add the folder where a resumed run or a task on a checkpoint writes, and make that of all runs.
 
     Raises:
         DkelError: it cannot be written, or what is to be resumed is not there or would go on elsewhere.
@@ -76,11 +75,6 @@ def _check_writable(path: str, key: str) -> None:
 
 
 def _folder(values: Mapping[str, str], task: Task | None, resumed: Path | None) -> list[str]:
-    if task is not None and task.place is Place.REPORTED:  # and which one is the newest is settled now
-        named = values.get("report.of", "null")
-        of = kinds.find(None if named == "null" else named).resolve()
-        keys = ("report.of", "hydra.run.dir") if named == "null" else ("hydra.run.dir",)
-        return [command_lines.override(key, of) for key in keys]
     checkpoint = values.get("checkpoint", "null")
     if resumed is not None:
         return [command_lines.override("hydra.run.dir", resumed)]

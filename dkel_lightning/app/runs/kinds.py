@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from dkel_lightning.app.runs.folder import is_training
-from dkel_lightning.errors import ConfigError
-
 Kind = Literal["run", "sweep", "comparison"]
 
 NOTE = "job.json"
@@ -19,7 +16,6 @@ FAILED = "failed.txt"
 RUN_FILES = ("config.yaml", "summary.json", "metrics.csv", "provenance.json", FAILED, NOTE)
 COMPARISON_FILES = ("compare.md", "compare.csv", "members.csv")
 SWEEP_FILES = ("multirun.yaml", "sweep.csv")
-PAGE = "report.html"
 
 
 def kind(folder: Path) -> Kind | None:
@@ -57,49 +53,6 @@ def members(comparison: Path) -> Iterator[tuple[str, int, Path]]:
         seeds = {path: re.fullmatch(r"seed_(\d+)", path.name) for path in _folders(label) if is_run(path)}
         found = [(int(seed[1]), path) for path, seed in seeds.items() if seed is not None]
         yield from ((label.name, seed, path) for seed, path in sorted(found))
-
-
-def find(of: str | Path | None, outputs: Path = Path("outputs")) -> Path:
-    """Find the folder to report on: the one that is named, else the newest under `outputs`.
-
-    Raises:
-        ConfigError: it is no run, sweep or comparison, or there is none.
-    """
-    if of is None:
-        return newest(outputs)
-    folder = Path(of).expanduser()
-    if not folder.exists():
-        raise ConfigError(f"report.of={of}: there is no such folder.")
-    if not folder.is_dir():
-        raise ConfigError(f"report.of={of} is a file: give the folder of the run, {folder.parent}.")
-    if kind(folder) is None:
-        inside = [path for path in _folders(folder) if kind(path) is not None]
-        hint = f" It holds some: give one, such as {max(inside, key=changed)}." if inside else ""
-        raise ConfigError(
-            f"report.of={of} is no run, sweep or comparison: it has none of {', '.join(RUN_FILES[:3])}, "
-            f"{SWEEP_FILES[0]}, {COMPARISON_FILES[0]}.{hint}"
-        )
-    return folder
-
-
-def newest(outputs: Path) -> Path:
-    """Find the run, sweep or comparison under `outputs` that was written to last.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    candidates = [path for name in _folders(outputs) for path in (name, *_folders(name)) if kind(path) is not None]
-    for path in sorted(candidates, key=changed, reverse=True):
-        # Analyses have the configuration of a run and nothing else of it.
-        if kind(path) != "run" or not (path / "config.yaml").is_file() or is_training(path):
-            return path
-    raise ConfigError(f"No run under {outputs.resolve()}: give the folder of one, report.of=PATH.")
-
-
-def changed(folder: Path) -> float:
-    """Return when something was last written in a run, sweep or comparison, its report aside."""
-    patterns = [f"{'*/' * depth}{name}" for depth in range(3) for name in ("*.csv", "*.json", "*.yaml", "*.md")]
-    return max((path.stat().st_mtime for pattern in patterns for path in folder.glob(pattern)), default=0.0)
 
 
 def _has(folder: Path, names: tuple[str, ...]) -> bool:

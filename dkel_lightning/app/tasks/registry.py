@@ -18,7 +18,7 @@ from dkel_lightning.app.tasks.requirements import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.declarations import Settings, at
-from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, several, switch, text, unknown_choice, whole
+from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, switch, text, unknown_choice, whole
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.geometry_settings import GeometrySettings
 
@@ -34,8 +34,6 @@ class Place(Enum):
     """The folder that its settings name, which it goes on with."""
     BESIDE_CHECKPOINT = "beside the checkpoint"
     """A folder in the run of the checkpoint."""
-    REPORTED = "reported"
-    """The folder that it reads."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +107,6 @@ def load(function: str) -> Callable[..., Any]:
 
 # ---------------------------------------------------------------------- what tasks can be told
 
-# What task=benchmark may measure: a loop written by hand, the Trainer in each execution mode, with images in workers,
-# without channels-last, and the library's step without Lightning.
-SIDES: tuple[str, ...] = ("plain", "eager", "compile", "cuda_graph", "cuda_graph_compiled", "eager_workers")
-SIDES += ("eager_contiguous", "bare_eager", "bare_compile", "bare_cuda_graph", "bare_cuda_graph_compiled")
-
-GROWTH: Mapping[str, tuple[int, ...]] = {"peers": (2, 3, 4, 8, 16), "images": (32, 64, 128, 256)}
-"""What task=benchmark may time a step against, and how much of it."""
-
 
 @dataclass(frozen=True)
 class CompareSettings(Settings, node="compare"):
@@ -173,34 +163,6 @@ class PredictSettings(Settings, node="predict"):
     top: Annotated[int, whole("Most probable classes that are named of each image.", 1, 1_000_000)] = 5
     to: Annotated[str | None, text("Folder of predictions.csv and predictions.json; null: the run's.")] = None
     batch_size: Annotated[int, whole("Images classified at once.", 1, 1_000_000)] = 64
-
-
-@dataclass(frozen=True)
-class ReportSettings(Settings, node="report"):
-    """task=report."""
-
-    of: Annotated[str | None, text("Folder of the run, sweep or comparison to report on; null: the newest.")] = None
-
-
-@dataclass(frozen=True)
-class BenchmarkSettings(Settings, node="benchmark"):
-    """task=benchmark."""
-
-    sides: Annotated[
-        tuple[str, ...] | None,
-        several("What is measured; null: all that the device and the method allow.", choice("", *SIDES)),
-    ] = None
-    over: Annotated[
-        str | None, choice("What one side is timed with more and more of: peers, or images a batch.", *GROWTH)
-    ] = None
-    rounds: Annotated[int, whole("Turns of every side.", 1, 1_000_000)] = 7
-    steps: Annotated[int | None, whole("Steps of a turn that count; null: 3 on a CPU, 100 on a GPU.", 1, 1_000_000)] = (
-        None
-    )
-    warmup: Annotated[
-        int | None, whole("Steps before them that do not; null: 1 on a CPU, 10 on a GPU.", 0, 1_000_000)
-    ] = None
-    to: Annotated[str | None, text("Folder of benchmark.csv, .md and .png; null: the run's.")] = None
 
 
 @dataclass(frozen=True)
@@ -280,25 +242,6 @@ _ROWS = (
         place=Place.BESIDE_CHECKPOINT,
         folder="replay",
         needs={"checkpoint": "a collapse/step_<n>.pt"},
-    ),
-    Task(
-        "report",
-        "Write one self-contained HTML page of a run, a sweep or a comparison.",
-        f"{_HERE}.report:report",
-        ReportSettings,
-        Place.REPORTED,
-        instead="give the folder of a run as report.of=PATH",
-        no_sweep="reads what runs have written: leave -m out, and give the folder of a sweep",
-    ),
-    Task(
-        "benchmark",
-        "Time a training step: a loop written by hand, the Trainer in every mode, the step without Lightning.",
-        f"{_HERE}.benchmark:benchmark",
-        BenchmarkSettings,
-        mistakes=requirements.of_benchmark,
-        no_sweep="lets its sides take turns by itself: leave -m out, and run it once a setting",
-        named_after_itself=True,
-        keeps_memory=True,
     ),
     Task(
         "geometry",

@@ -105,9 +105,8 @@ def test_tables_keep_numbers_as_they_are_and_leave_cells_empty(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_neither_records_nor_pages_need_torch() -> None:
+def test_neither_records_nor_tables_need_torch() -> None:
     names = [f"runs.{name}" for name in ("records", "groups", "tables", "kinds", "settings")]
-    names += [f"report.{name}" for name in ("of_run", "of_groups")]
     imported = ", ".join(f"dkel_lightning.app.{name}" for name in names)
     code = f"import sys, {imported}; print([name for name in ('torch', 'lightning', 'hydra') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

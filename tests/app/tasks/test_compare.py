@@ -14,14 +14,11 @@ import torch
 
 from dkel_lightning.app.cli.checks import planned as planned_of
 from dkel_lightning.app.cli.invocation import Invocation
-from dkel_lightning.app.compare import tables
 from dkel_lightning.app.compare.plan import Comparison
 from dkel_lightning.app.compare.tables import COLUMNS, markdown
 from dkel_lightning.app.config.checks import check
-from dkel_lightning.app.report import of_groups
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.records import RunRecord
-from dkel_lightning.app.runs.tables import write_csv
 from dkel_lightning.app.tasks import compare as module
 from dkel_lightning.app.tasks.compare import compare
 from dkel_lightning.app.tasks.train import train
@@ -401,13 +398,3 @@ def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
     outcomes = {("pcl", 0): ended(tmp_path, "pcl", 0, 0.9), ("dkel", 0): ended(tmp_path, "dkel", 0, 0.95)}
     outcomes |= {("pcl", 1): RunRecord(tmp_path, failure="NaN"), ("dkel", 1): ended(tmp_path, "dkel", 1, 0.1)}
     assert "| dkel | 1 | +5.00 | n/a | n/a |" in markdown(comparison, outcomes, [])
-
-
-def test_a_label_without_a_seed_in_common_is_not_taken_for_the_reference(tmp_path: Path) -> None:
-    _, comparison = planned("compare.methods=[pcl,dkel,baseline]")
-    outcomes = {(label, 0): ended(tmp_path, label, 0, 0.9) for label in ("pcl", "dkel")}
-    outcomes["baseline", 0] = RunRecord(tmp_path, failure="NaN")
-    write_csv(tmp_path / "compare.csv", tables._csv(comparison, outcomes))
-    groups, reference = of_groups.read_comparison(tmp_path)
-    assert reference is groups[0]
-    assert groups[0].name == "pcl"

@@ -59,7 +59,7 @@ def test_the_functions_of_a_row_are_there_and_take_what_they_are_given(task: Tas
                 "trainer.fast_dev_run leaves nothing to compare: set trainer.max_epochs=1 instead.",
             ],
         ),
-        (["task=benchmark", "checkpoint=x"], ["task=benchmark takes no checkpoint=: leave it out."]),
+        (["task=geometry", "checkpoint=x"], ["task=geometry takes no checkpoint=: leave it out."]),
         (
             ["task=evaluate", "checkpoint=x", "resume=y"],
             ["task=evaluate takes no resume=: leave it out."],

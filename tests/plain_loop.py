@@ -1,75 +1,26 @@
-"""DKEL as a careful student writes it from its description: the loop that the library is measured against.
+"""DKEL as a plain training loop, written from the method's description: an independent oracle of `method=dkel`.
 
-It computes what `method=dkel` computes with `backbone.views_per_pass=one` (a test holds losses and weights equal), in
-the way in which the code of this family is written: one forward a view, float32, every loss for itself, images
-augmented one by one with torchvision, metrics read with `.item()`, the average of the weights in a Python loop. Of the
-library it takes networks and stored images only.
+One forward a view (`backbone.views_per_pass=one`), every loss by itself, the moving average in a Python loop. It takes
+only the networks from the library.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
-from dkel_lightning.data.imageset import StoredImages
 from dkel_lightning.networks import BranchedNetwork
-
-
-class PerImage(Dataset[tuple[tuple[Tensor, ...], int]]):
-    """Images cropped, half of them mirrored with `flip`, and normalised one by one, once for each view."""
-
-    def __init__(
-        self,
-        stored: StoredImages,
-        views: int,
-        *,
-        padding: int,
-        flip: bool,
-        mean: Sequence[float],
-        std: Sequence[float],
-        padding_mode: str = "constant",
-    ) -> None:
-        self.stored = stored
-        self.views = views
-        crop = transforms.RandomCrop(stored.images.shape[-2:], padding=padding, padding_mode=padding_mode)
-        steps: list[Callable[[Any], Any]] = [crop]
-        steps += [transforms.RandomHorizontalFlip()] if flip else []
-        self.transform = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-    def __getitem__(self, index: int) -> tuple[tuple[Tensor, ...], int]:
-        pixels = self.stored.images[self.stored.chosen[index]].transpose(1, 2, 0)
-        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        return tuple(self.transform(image) for _ in range(self.views)), int(self.stored.labels[index])
-
-
-def loader(dataset: PerImage, batch_size: int, workers: int, drop_last: bool, pin_memory: bool) -> DataLoader[Any]:
-    """Make the usual loader, shuffled, with workers that stay alive."""
-    return DataLoader(
-        dataset,
-        batch_size,
-        shuffle=True,
-        num_workers=workers,
-        drop_last=drop_last or len(dataset) % batch_size == 1,  # BatchNorm cannot normalise a single image
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-    )
 
 
 @dataclass
 class Weights:
-    """What the schedules have put in force: lambda, r(e), v(e), the EMA rate; and T."""
+    """Current values of the schedules: lambda, r(e), v(e), the EMA rate; and the temperature."""
 
     scale: float = 1.0
     rampup: float = 0.0
@@ -87,10 +38,10 @@ class PlainLoop:
         teacher: the same, never given a gradient.
         classifier: of the ensemble, on the concatenated features.
         optimizer: of student and classifier.
-        weights: in force.
+        weights: current values of the schedules.
 
     Attributes:
-        metrics: of the last step, read from the device one by one.
+        metrics: of the last step.
     """
 
     def __init__(
@@ -168,9 +119,3 @@ class PlainLoop:
         t = self.weights.temperature
         divergence = F.kl_div(F.log_softmax(student / t, 1), F.softmax(teacher / t, 1), reduction="batchmean")
         return divergence * t * t
-
-
-def batches_on(device: torch.device, source: Iterable[Any]) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Copy the batches of the loader to the device, view by view."""
-    for views, labels in source:
-        yield [view.to(device, non_blocking=True) for view in views], labels.to(device, non_blocking=True)

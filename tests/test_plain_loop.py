@@ -1,20 +1,18 @@
-"""The loop written by hand computes the same method, or beating it would mean nothing."""
+"""A training step equals that of a plain loop written from the method's description."""
 
 from __future__ import annotations
 
 import copy
 from typing import cast
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.app.benchmark import plain
-from dkel_lightning.data.imageset import StoredImages
 from dkel_lightning.modules.batch import Batch
 from dkel_lightning.networks import BranchedNetwork
+from tests.plain_loop import PlainLoop, Weights
 
 PEERS, CLASSES, BATCH, STEPS = 3, 10, 8, 3
 
@@ -25,7 +23,7 @@ def built(method: str = "dkel") -> DistillationModule:
     return module.train()
 
 
-def loop_of(module: DistillationModule, weights: plain.Weights) -> plain.PlainLoop:
+def loop_of(module: DistillationModule, weights: Weights) -> PlainLoop:
     """Make the loop with the very weights of the module."""
     assert module.teacher is not None
     assert module.ensemble is not None
@@ -33,7 +31,7 @@ def loop_of(module: DistillationModule, weights: plain.Weights) -> plain.PlainLo
     teacher = copy.deepcopy(cast(BranchedNetwork, module.teacher.network))
     classifier = copy.deepcopy(module.ensemble.classifier)
     optimizer = torch.optim.SGD([*student.parameters(), *classifier.parameters()], lr=0.1, momentum=0.9, nesterov=True)
-    return plain.PlainLoop(student, teacher, classifier, optimizer, weights)
+    return PlainLoop(student, teacher, classifier, optimizer, weights)
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -58,7 +56,7 @@ def test_its_losses_and_weights_are_those_of_the_library_step_for_step(
     module.teacher.set_rate(0.9)
     scale = module.method.settings.rampup.scale
     # The first update of a released teacher has rate 0, which is the copy that it starts as.
-    weights = plain.Weights(scale, rampup, ensemble, 0.9, module.method.settings.ensemble.ramped)
+    weights = Weights(scale, rampup, ensemble, 0.9, module.method.settings.ensemble.ramped)
     loop = loop_of(module, weights)
     optimizer = torch.optim.SGD(
         [*module.student.parameters(), *module.ensemble.parameters()], lr=0.1, momentum=0.9, nesterov=True
@@ -82,31 +80,9 @@ def test_its_losses_and_weights_are_those_of_the_library_step_for_step(
 def test_its_teacher_begins_as_that_of_the_library() -> None:
     module = built()
     assert module.teacher is not None
-    loop = loop_of(module, plain.Weights())
+    loop = loop_of(module, Weights())
     module.teacher.initialise([(views, labels) for views, labels in batches()], lr=0.01)
     loop.initialise([(list(views.unbind(1)), labels) for views, labels in batches()], 0.01, 5e-4)
     for a, b in zip(module.teacher.network.parameters(), loop.teacher.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
         assert not b.requires_grad
-
-
-def test_its_images_are_augmented_one_by_one_within_the_distribution_of_the_library() -> None:
-    images = np.arange(3 * 64, dtype=np.uint8).reshape(3, 1, 8, 8)
-    stored = StoredImages(images, np.array([4, 5]), np.array([2, 0]))
-    dataset = plain.PerImage(stored, 3, padding=1, flip=False, mean=(0.5,), std=(0.25,))
-    views, label = dataset[0]
-    assert len(dataset) == 2
-    assert label == 4
-    assert len(views) == 3
-    padded = np.pad(images[2, 0].astype(np.float64) / 255, 1)
-    places = [(padded[top : top + 8, left : left + 8] - 0.5) / 0.25 for top in range(3) for left in range(3)]
-    for view in views:
-        assert view.shape == (1, 8, 8)
-        assert min(np.abs(view[0].numpy() - place).max() for place in places) < 1e-6
-
-
-def test_its_loader_leaves_no_single_image_to_batchnorm() -> None:
-    stored = StoredImages(np.zeros((9, 1, 8, 8), np.uint8), np.zeros(9, np.int64), np.arange(9))
-    dataset = plain.PerImage(stored, 1, padding=0, flip=False, mean=(0.5,), std=(0.25,))
-    assert [len(labels) for _, labels in plain.loader(dataset, 4, 0, False, False)] == [4, 4]
-    assert [len(labels) for _, labels in plain.loader(dataset, 6, 0, False, False)] == [6, 3]
