@@ -12,7 +12,7 @@ CONSTRAINTS ?= constraints.txt
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-long test-min lint format type audit bench bench-cpu docs docs-serve build clean
+.PHONY: help run test test-slow test-long test-min lint format type audit bench docs docs-serve build clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,21 +63,8 @@ audit: ## ask for known weaknesses of the pinned versions; CONSTRAINTS=constrain
 
 AUDITOR := pip-audit==2.10.1
 
-bench: $(VENV)/.run ## time training against a loop written by hand; ARGS="experiment=cifar100" for more than the quickstart
-	$(BIN)/dkel task=benchmark $(ARGS)
-
-bench-cpu: $(VENV)/.run ## the measurements of docs/performance.md on this machine's processor: a quiet quarter of an hour
-	$(MEASURE) experiment=cifar100 benchmark.rounds=5 benchmark.steps=3 benchmark.warmup=1 benchmark.to=$(SPEED)/cpu_resnet32
-	$(MEASURE) experiment=cifar100 precision=bf16 $(FEW) benchmark.steps=2 benchmark.sides=[plain,eager,compile] benchmark.to=$(SPEED)/cpu_resnet32_bf16
-	for keep in true false; do $(MEASURE) experiment=cifar100 $(FEW) benchmark.steps=2 benchmark.sides=[eager] execution.keep_memory=$$keep benchmark.to=$(SPEED)/memory_kept_$$keep || exit 1; done
-	$(MEASURE) experiment=quickstart $(FEW) benchmark.steps=20 $(LAYOUTS) benchmark.to=$(SPEED)/layout_resnet8
-	$(MEASURE) experiment=tinyimagenet backbone=resnet18 data.batch_size=32 $(FEW) benchmark.steps=2 $(LAYOUTS) benchmark.to=$(SPEED)/layout_resnet18
-	$(MEASURE) experiment=cifar100 backbone=vgg16 data.batch_size=32 $(FEW) benchmark.steps=1 $(LAYOUTS) benchmark.to=$(SPEED)/layout_vgg16
-
-SPEED := outputs/performance
-MEASURE := $(BIN)/dkel task=benchmark trainer=cpu
-FEW := benchmark.rounds=3 benchmark.warmup=1
-LAYOUTS := benchmark.sides=[eager,eager_contiguous]
+bench: $(VENV)/.run ## time a training step, eager and compiled; ARGS="--backbone resnet18" for another network
+	$(BIN)/python scripts/benchmark.py $(ARGS)
 
 docs: $(VENV)/.dev ## build the documentation as a site into site/; a warning is an error
 	$(BIN)/zensical build --strict --clean

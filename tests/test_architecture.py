@@ -63,7 +63,7 @@ def test_only_what_composes_and_builds_imports_hydra() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("app.cli.main", "app.config.schema", "app.tasks.registry", "app.runs.claim", "app.report.of_run"),
+        *("app.cli.main", "app.config.schema", "app.tasks.registry", "app.runs.claim"),
         *("errors", "schedules", "__init__"),
     ],
 )
@@ -85,13 +85,6 @@ def test_pure_functions_import_no_lightning() -> None:
     pure = [PACKAGE / name for name in ("functional.py", "schedules.py", "ema.py")]
     for path in (*pure, *(PACKAGE / "networks").glob("*.py"), *(PACKAGE / "studies").glob("*.py")):
         assert not {"lightning", "pytorch_lightning"} & {*outside(path)}, path
-
-
-def test_the_loop_written_by_hand_is_an_oracle_of_its_own() -> None:
-    """It shares networks and images with what it is compared to, and no line of the method."""
-    forbidden = ("functional", "modules", "methods", "callbacks", "ema", "metrics", "assembly")
-    used = {rooms.room(name) for name in rooms.imports(PACKAGE / "app" / "benchmark" / "plain.py")}
-    assert not used & {*forbidden}
 
 
 def test_the_public_names_are_there_and_no_others() -> None:

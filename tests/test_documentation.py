@@ -76,9 +76,7 @@ def _commands(page: Path) -> Iterator[str]:
             yield " ".join(words)
 
 
-# Records of an earlier benchmark, whose variants are gone: each page says so.
-RECORDS = ROOT / "docs" / "results" / "performance"
-SHOWN = sorted({command for page in PAGES if RECORDS not in page.parents for command in commands(page)})
+SHOWN = sorted({command for page in PAGES for command in commands(page)})
 
 
 SHELL = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "scripts").glob("*.sh")}

@@ -12,7 +12,6 @@ from dkel_lightning.data.readers.hf import HuggingFaceDataModule
 from dkel_lightning.data.readers.image_folder import ImageFolderDataModule
 from dkel_lightning.data.readers.imagenet import ImageNetDataModule
 from dkel_lightning.data.readers.npz import NpzDataModule
-from dkel_lightning.data.readers.shards import ShardsDataModule, write_shards
 from dkel_lightning.data.readers.tinyimagenet import TinyImageNetDataModule
 from dkel_lightning.data.registry import DATASETS, register_data, registered_at
 
@@ -31,10 +30,8 @@ __all__ = [
     "ImageSet",
     "Images",
     "NpzDataModule",
-    "ShardsDataModule",
     "TinyImageNetDataModule",
     "WithIndices",
     "register_data",
     "registered_at",
-    "write_shards",
 ]

@@ -7,13 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dkel_lightning.app import config
+from dkel_lightning.app.cli.checks import planned
+from dkel_lightning.app.cli.invocation import Invocation
+from tests.compose import check_arguments, compose
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
@@ -155,36 +155,22 @@ def calls(script: str, cwd: Path, *arguments: str) -> list[tuple[str, list[str]]
     return found
 
 
-def composed(arguments: list[str]) -> dict[str, Any]:
-    """Compose the first job of a sweep's command."""
-    parsed = OverridesParser.create().parse_overrides(arguments)
-    first = [
-        f"{o.key_or_group}={next(o.sweep_string_iterator())}" if o.is_sweep_override() else o.input_line for o in parsed
-    ]
-    return config.resolve(config.compose([str(item) for item in first]))
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("protocol", "labels", "epochs"),
     [("small", 12, 50), ("cifar10", 11, 300), ("cifar100", 11, 300), ("tinyimagenet", 11, 100)],
 )
-def test_each_process_gets_the_same_comparison_and_the_last_command_writes_the_table(
+def test_each_process_gets_the_same_comparison_and_the_last_command_shows_the_table(
     protocol: str, labels: int, epochs: int, tmp_path: Path
 ) -> None:
     data = tmp_path / "images.npz"
-    *sweeps, (_, table) = calls("real_images.sh", tmp_path, protocol, str(data), "out", "execution=eager")
-    assert table == ["task=table", "sweep.folder=out", "sweep.reference=baseline"]
-    assert len(sweeps) == 4  # methods and variants, by two processes
-    unlike = {tuple(arguments) for _, arguments in sweeps}
-    assert {threads for threads, _ in sweeps} == {"1"}
-    assert len(unlike) == 2
-    varied = [item for arguments in unlike for item in arguments if item.startswith(("method=", "variant="))]
-    assert sum(len(item.split(",")) for item in varied) == labels
-    for flag, *arguments in unlike:
-        assert flag == "-m"
-        assert {"execution=eager", "sweep.folder=out", "seed=0,1,2,3,4", "trainer=cpu"} <= {*arguments}
-        values = composed(arguments)
-        assert (values["trainer"]["max_epochs"], values["data"]["root"]) == (epochs, str(data))
+    *workers, (_, shown) = calls("real_images.sh", tmp_path, protocol, str(data), "out", "execution=eager")
+    assert workers == [("1", shown)] * 2
+    assert {"execution=eager", "compare.folder=out", f"data.root={data}", "trainer=cpu"} <= {*shown}
+    values = compose(*shown)
+    comparison = planned(values, shown, Invocation(()))
+    assert len([*comparison.members()]) == 5 * labels
+    assert values["trainer"]["max_epochs"] == epochs
 
 
 def test_tuning_is_two_sweeps_over_the_seeds_of_the_protocol(tmp_path: Path) -> None:
@@ -192,15 +178,15 @@ def test_tuning_is_two_sweeps_over_the_seeds_of_the_protocol(tmp_path: Path) -> 
         arguments for _, arguments in calls("real_images.sh", tmp_path, "tuning", str(tmp_path / "images.npz"), "out")
     ]
     assert [arguments[0] for arguments in found] == ["-m", "-m"]
-    assert [arguments[-1] for arguments in found] == ["sweep.folder=out/lambda", "sweep.folder=out/rate"]
+    assert [arguments[-1] for arguments in found] == ["hydra.sweep.dir=out/lambda", "hydra.sweep.dir=out/rate"]
     for arguments in found:
         assert "seed=0,1,2" in arguments
-        composed(arguments[1:])
+        check_arguments(arguments[1:], multirun=True)
         assert sum(item.endswith(("=0.1,0.3,1", "=0.99,0.999,{0:0.99,0.1:0.999}")) for item in arguments) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    done = start("on_a_gpu.sh", tmp_path, "tests")
+    done = start("on_a_gpu.sh", tmp_path)
     assert (done.returncode, done.stderr) == (2, "PyTorch sees no GPU here.\n")

@@ -51,7 +51,7 @@ WHOLE = (
     *("-x", "--x", "--cfg", "--cfg=job", "-m", "--multirun", "--resolve", "--config-dir=nowhere", "--config-name=x"),
     "-cd",
     *("--package=x", "--run", "checkpoint=nowhere", "resume=last", "resume=nowhere", "task=compare", "task=evaluate"),
-    *("task=report", "task=nothing", "report.of=nowhere", "compare.seeds=[]", "compare.methods=[x]", "scale=0.1"),
+    *("task=nothing", "compare.seeds=[]", "compare.methods=[x]", "scale=0.1"),
     "ünï=1",
     *("optimizer._target_=x", "optimizer._target_=", "+optimizer.x=1", "+callbacks.extra.x=1", "callbacks.extra.x=1"),
 )

@@ -42,7 +42,7 @@ def test_the_five_minute_start_leads_from_a_folder_of_images_to_a_network_that_n
     run("-c", making)
     assert len(list((tmp_path / "my_images" / "train").rglob("*.png"))) == 200
     commands = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines() if line.strip()]
-    assert [re.findall(r"task=(\w+)", command) for command in commands] == [[], ["report"], ["export"], ["predict"]]
+    assert [re.findall(r"task=(\w+)", command) for command in commands] == [[], ["export"], ["predict"]]
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "dkel"
@@ -50,7 +50,6 @@ def test_the_five_minute_start_leads_from_a_folder_of_images_to_a_network_that_n
 
     summary = json.loads((tmp_path / "outputs" / "first" / "summary.json").read_text(encoding="utf-8"))
     shipped = json.loads((tmp_path / "shipped" / "export.json").read_text(encoding="utf-8"))
-    assert (tmp_path / "outputs" / "first" / "report.html").stat().st_size > 10_000
     assert summary["test"]["best"]["deployed_accuracy"] > 0.6  # chance is 0.1
     assert shipped["agreement"]["largest_difference"] < 1e-3
     with (tmp_path / "answers" / "predictions.csv").open(encoding="utf-8") as file:

@@ -32,7 +32,6 @@ def test_the_wheel_holds_package_configuration_and_types_and_nothing_of_tests_or
     assert "dkel_lightning/conf/config.yaml" in names
     assert "dkel_lightning/conf/optimizer/sgd.yaml" in names
     assert "dkel_lightning/py.typed" in names
-    assert {"dkel_lightning/app/report/page.css", "dkel_lightning/app/report/page.html"} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dkel_lightning"}
     assert sum(name.endswith((".png", ".jpg", ".npz", ".JPEG")) for name in names) == 0
 

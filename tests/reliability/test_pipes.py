@@ -16,7 +16,7 @@ from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.export import open_exported
 from tests.app.tasks.exporting import QUICK, trained, values_of
-from tests.compose import compose, tiny_run
+from tests.compose import tiny_run
 from tests.pipes import not_waited_for, piped
 
 NEEDED = ("config.yaml", ".claimed", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
@@ -43,7 +43,6 @@ def test_nobody_waits_for_pipes_among_the_files_of_a_run(tmp_path: Path, monkeyp
         for task, overrides in given.items():
             values = values_of(checkpoint, f"task={task}", f"checkpoint='{checkpoint}'", *overrides)
             tasks.run(Run(values, claim(folder / task, "mine")))
-        tasks.run(Run(compose("task=report", f"report.of='{folder}'"), folder))
         tasks.run(replace(tiny_run(folder, "method.peers=2"), resume=find_resume(str(folder))))
     assert (folder / "summary.json").is_file()
 
