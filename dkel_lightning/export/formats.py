@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dkel_lightning.assembly.file_checks import no_more_than, refuse_folder
+from dkel_lightning.assembly.file_checks import refuse_folder
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.export.metadata import KEY, RECORD, Record, check_files, files_of
@@ -267,8 +267,7 @@ def _rebuilt(record: Record, tensors: Mapping[str, Tensor], path: Path, *, trust
         settings, kind = _shaping(record.recipe, record.member)
         for name in () if trust else (settings["backbone"], settings["teacher"].get("backbone")):
             refuse_folder(path, "trust", name)
-        with no_more_than(tensors, settings, path):
-            network = DistillationModule.build(**settings).deploy(kind, 0)
+        network = DistillationModule.build(**settings).deploy(kind, 0)
     except DkelError:
         raise  # it says what is wrong with a name or a setting
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

@@ -27,7 +27,6 @@ from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.export import Exported, Preprocessing, formats, open_exported
 from dkel_lightning.export.metadata import Record
 from dkel_lightning.networks import logits_of
-from dkel_lightning.runtime import processors
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.texts import printable
 
@@ -96,7 +95,7 @@ def _decoded(batches: Sequence[Sequence[Path]], known: Preprocessing) -> Iterato
 
     Threads are enough: Pillow decodes and scales without Python's lock.
     """
-    with ThreadPoolExecutor(processors.allowed()) as pool:
+    with ThreadPoolExecutor() as pool:
         submitted = ([pool.submit(_read, path, known) for path in batch] for batch in batches)
         try:
             for batch, _ in pairwise(chain(submitted, [[]])):  # which asks for the next one before it gives this

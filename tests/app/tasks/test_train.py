@@ -20,7 +20,6 @@ from dkel_lightning.app.runs.folder import Run, newest_checkpoint, saved_values
 from dkel_lightning.app.tasks.evaluate import check_fits, evaluate
 from dkel_lightning.app.tasks.train import TrainResult, prepared, train
 from dkel_lightning.checkpoints import file_format
-from dkel_lightning.checkpoints.archive import step_of
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError, DkelError, NonFiniteError
 from dkel_lightning.modules.distillation import DistillationModule
 from tests.compose import compose, interrupted_at, tiny_run, with_callback
@@ -199,27 +198,11 @@ def test_resume_last_finds_the_newest_run(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out == f"{torn} is torn: going on from {chosen}.\n"
 
 
-def test_a_run_goes_on_from_most_steps_whatever_a_copy_has_made_of_the_times(finished: Run, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_the_checkpoint_written_last(finished: Run, tmp_path: Path) -> None:
     best, last = finished.checkpoints / "best.ckpt", finished.checkpoints / "last.ckpt"
-    steps = {path: int(file_format.load(path)["global_step"]) for path in (best, last)}
-    assert {path: step_of(path) for path in steps} == steps
-    os.utime(best, (last.stat().st_mtime + 100,) * 2)
     assert newest_checkpoint(tmp_path) == last
-    # Killed after the best.ckpt of an epoch, before its last.ckpt.
-    ahead = file_format.load(best)
-    torch.save({**ahead, "global_step": steps[last] + 300}, best)
-    assert step_of(best) == steps[last] + 300
+    os.utime(best, (last.stat().st_mtime + 100,) * 2)  # killed after the best.ckpt of an epoch, before its last.ckpt
     assert newest_checkpoint(tmp_path) == best
-
-
-@pytest.mark.parametrize("content", [b"", b"text", {"no": "step"}])
-def test_no_step_is_read_from_what_is_no_checkpoint(content: Any, tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
-    if isinstance(content, dict):
-        torch.save(content, path)
-    else:
-        path.write_bytes(content)
-    assert step_of(path) == -1
 
 
 @pytest.mark.slow
