@@ -20,7 +20,7 @@ from tests.distributed.processes import fork
 from tests.modules.toy import parameters_of, trainer
 
 pytestmark = pytest.mark.slow
-WORLDS = (2, 4)
+WORLDS = (2, pytest.param(4, marks=pytest.mark.long))
 
 
 def run_trainer(world: int, *callbacks: Callback, **settings: Any) -> Trainer:
@@ -88,7 +88,7 @@ class Nothing(LightningModule):
 
 
 # Training images, batch size: a remainder of 1 to 3 images, of a last batch of one, of a batch beyond the shard.
-LOADS = {"uneven": (191, 8), "a last batch of one": (103, 8), "batches larger than a shard": (47, 64)}
+LOADS = {"uneven": (191, 8), "batches larger than a shard": (47, 64)}
 
 
 @pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)

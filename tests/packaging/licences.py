@@ -20,7 +20,7 @@ NVIDIA's CUDA libraries come with torch under NVIDIA's own terms.
 | --- | --- | --- |"""
 
 EXTRAS = (
-    *("timm", "hf", "datasets", "export", "hub", "cli", "tensorboard", "wandb", "mlflow"),
+    *("timm", "hf", "datasets", "export", "cli", "tensorboard", "wandb", "mlflow"),
     *("joblib", "submitit", "optuna", "rl"),
 )
 # Stated only in their files, which were read.

@@ -135,22 +135,17 @@ class ExportSettings(Settings, node="export"):
     """task=export."""
 
     format: Annotated[
-        str, choice("Format of the exported network.", "original", "state_dict", "safetensors", "torch_export", "onnx")
+        str, choice("Format of the exported network.", "safetensors", "weights", "torch_export", "onnx")
     ] = "safetensors"
     to: Annotated[
         str | None, text("Folder of the export; null: <member>_<format> in export_<checkpoint>/ of the run.")
     ] = None
-    hub: Annotated[
-        str | None, text("Repository of the Hugging Face Hub, user/name, to which the folder is sent; extra hub.")
-    ] = None
-    images: Annotated[int, whole("Test images on which file and training network are compared.", 1, 1_000_000)] = 256
     tolerance: Annotated[
         float,
         number(
             "Largest difference of two logits, relative to the largest logit where that exceeds 1.", 0, 1, above=True
         ),
     ] = 0.0001
-    repeats: Annotated[int, whole("Repeats of each measurement of time; 0: none is made.", 0, 1_000_000)] = 20
 
 
 @dataclass(frozen=True)
@@ -203,7 +198,6 @@ _ROWS = (
         Place.BESIDE_CHECKPOINT,
         "export",
         needs={"checkpoint": "a .ckpt file"},
-        reads_data=True,
     ),
     Task(
         "predict",
