@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
 import sys
 from importlib.metadata import requires, version
 from itertools import chain
@@ -127,45 +124,3 @@ def test_no_installed_package_has_a_licence_that_reaches_the_code_that_uses_it_o
     for name, _ in licences.needed("dkel-lightning", licences.EXTRAS):
         if not licences.is_cuda(name):
             assert not re.search(r"\bA?GPL\b|not stated", licences.licence(name)), name
-
-
-# ---------------------------------------------------------------------- make audit
-
-ALL_UNKNOWN = {"dependencies": [{"name": "numpy", "skip_reason": "not found"}]}
-CLEAN = {"dependencies": [{"name": "numpy", "version": "2.4.6", "vulns": []}, {"name": "x", "skip_reason": ""}]}
-WEAK = {"dependencies": [{"name": "numpy", "version": "2.4.6", "vulns": [{"id": "CVE-1", "fix_versions": ["2.4.7"]}]}]}
-
-
-@pytest.mark.parametrize(
-    ("pypi", "osv", "code", "said"),
-    [
-        (CLEAN, None, 0, "1 packages audited, 0 with known weaknesses.\nNot known to the service: x."),
-        (WEAK, None, 1, "numpy 2.4.6: CVE-1, mended in 2.4.7\n"),
-        (None, CLEAN, 0, "1 packages audited"),
-        (ALL_UNKNOWN, CLEAN, 0, "1 packages audited"),
-        (ALL_UNKNOWN, None, 2, "No service could be reached (pypi, osv): nothing of pins.txt was audited."),
-        (None, None, 2, "No service could be reached"),
-    ],
-)
-def test_an_audit_says_what_it_found_and_where_nobody_answered(
-    pypi: object, osv: object, code: int, said: str, tmp_path: Path
-) -> None:
-    """A module in the place of pip-audit answers as each service does."""
-    (tmp_path / "pins.txt").write_text('numpy==2.4.6; python_version == "3.2"')
-    answers = {name: json.dumps(answer) if answer else "" for name, answer in (("pypi", pypi), ("osv", osv))}
-    (tmp_path / "pip_audit.py").write_text(
-        "import sys, pathlib\n"
-        f"answers = {answers!r}\n"
-        "assert pathlib.Path(sys.argv[-1]).read_text() == 'numpy==2.4.6'\n"
-        "print(answers[sys.argv[sys.argv.index('--vulnerability-service') + 1]])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "audit.py", "pins.txt"],
-        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (code, "")
-    assert said in done.stdout
-
-
-def test_the_tool_of_the_audit_is_pinned() -> None:
-    assert re.search(r"^AUDITOR := pip-audit==\d+\.\d+\.\d+$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)

@@ -20,7 +20,7 @@ from dkel_lightning.app.runs.folder import Run, newest_checkpoint, saved_values
 from dkel_lightning.app.tasks.evaluate import check_fits, evaluate
 from dkel_lightning.app.tasks.train import TrainResult, prepared, train
 from dkel_lightning.checkpoints import file_format
-from dkel_lightning.errors import CheckpointError, ConfigError, DataError, DkelError, NonFiniteError
+from dkel_lightning.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from dkel_lightning.modules.distillation import DistillationModule
 from tests.compose import compose, interrupted_at, tiny_run, with_callback
 
@@ -282,32 +282,3 @@ def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
     run = tiny_run(tmp_path)
     with pytest.raises(ConfigError, match=r"Unknown choice task=trian\. Did you mean train"):
         tasks.run(Run({**run.values, "task": {"name": "trian"}}, tmp_path))
-
-
-class Move(Callback):
-    """Renames the run's folder amid the training."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == 4:
-            self.folder.rename(self.folder.with_name("renamed"))
-
-
-def test_a_run_whose_folder_is_renamed_ends_with_one_error_and_makes_no_other(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "run", "callbacks.checkpoint_every_n_steps=1", "logger=tensorboard")
-    with pytest.raises(DkelError, match=f"{run.folder} has gone: it was moved or removed during the run"):
-        train(with_callback(run, f"{__name__}.Move", folder=str(run.folder)))
-    assert [path.name for path in tmp_path.iterdir()] == ["renamed"]
-
-
-def test_a_run_writes_nothing_through_a_link_out_of_its_folder(tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    run = tiny_run(tmp_path / "run")
-    run.folder.mkdir()
-    (run.folder / "figures").symlink_to(mine)
-    with pytest.raises(DkelError, match=f"{run.folder}/figures is a link to {mine}: "):
-        train(run)
-    assert [*mine.iterdir()] == []
