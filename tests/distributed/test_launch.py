@@ -14,7 +14,6 @@ from dkel_lightning.app.build import trainer as build_trainer
 from dkel_lightning.app.config.checks import check
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints import file_format
-from dkel_lightning.errors import ConfigError
 from tests.compose import compose, tiny_run
 from tests.distributed.processes import fork
 from tests.modules.toy import SGD, parameters_of, train_loader, trainer, val_loader
@@ -78,17 +77,3 @@ def test_plain_ddp_waits_for_a_bounded_time(overrides: list[str], seconds: int, 
     assert isinstance(built.strategy, DDPStrategy)
     assert built.strategy._timeout.total_seconds() == seconds
     assert built.strategy._ddp_kwargs["find_unused_parameters"] is unused
-
-
-@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_spawn_find_unused_parameters_true"])
-def test_other_ways_to_start_processes_are_refused(strategy: str) -> None:
-    refusal = rf"trainer\.strategy={strategy} is not supported: use trainer=ddp, alone or under torchrun"
-    with pytest.raises(ConfigError, match=refusal):
-        build_trainer(compose("trainer=ddp_cpu", f"trainer.strategy={strategy}"), loggers=[], callbacks=[], plugins=[])
-
-
-def test_one_device_needs_no_group_and_a_wait_of_no_time_is_refused() -> None:
-    built = build_trainer(compose("trainer=cpu"), loggers=[], callbacks=[], plugins=[])
-    assert not isinstance(built.strategy, DDPStrategy)
-    with pytest.raises(ConfigError, match=r"trainer\.process_timeout must be a number above 0"):
-        check(compose("trainer=ddp_cpu", "trainer.process_timeout=0"))

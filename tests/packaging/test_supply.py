@@ -1,10 +1,9 @@
-"""What is installed: floors that are tested, pins that fit, and a licence for every package."""
+"""What is installed: floors that are tested, and pins that fit."""
 
 from __future__ import annotations
 
-import re
 import sys
-from importlib.metadata import requires, version
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
@@ -12,8 +11,6 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-
-from tests.packaging import licences
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,7 +30,10 @@ def pins(name: str) -> dict[str, Version]:
 
 def requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *(line for extra in licences.EXTRAS for line in extras[extra])]
+    lines = [
+        *PROJECT["dependencies"],
+        *(line for extra, given in extras.items() if extra not in ("dev", "docs") for line in given),
+    ]
     return [Requirement(line) for line in lines]
 
 
@@ -87,40 +87,7 @@ def of_constraints(name: str) -> bool:
     return version("torch").split("+")[0] == str(pins(name)["torch"])
 
 
-pinned = pytest.mark.skipif(
-    sys.version_info[:2] != (3, 11) or not of_constraints("constraints.txt"),
-    reason="pins and list are of Python 3.11 with constraints.txt",
-)
-
-
-@pinned
-def test_the_pins_are_what_is_installed() -> None:
-    stated = {canonicalize_name(Requirement(line).name) for line in requires("dkel-lightning") or []}
-    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["optional-dependencies"]["dev"]}
-    assert declared <= stated, "the environment is older than pyproject.toml: make it again"
-    unpinned = ("pip", "setuptools", "triton")
-    brought = {name for name, _ in licences.needed("dkel-lightning", (*licences.EXTRAS, "dev"))} - {*unpinned}
-    pins_ = pins("constraints.txt")
-    assert {name for name in brought if not licences.is_cuda(name)} <= pins_.keys()
-    assert not {name: version(name) for name in pins_ if Version(version(name)) != pins_[name]}
-
-
 @pytest.mark.skipif(not of_constraints("constraints-min.txt"), reason="not installed by make test-min")
 def test_the_oldest_versions_are_what_is_installed() -> None:
     oldest = pins("constraints-min.txt")
     assert not {name: version(name) for name in oldest if Version(version(name)) != oldest[name]}
-
-
-@pinned
-def test_every_installed_package_has_a_listed_licence() -> None:
-    page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^\| ([\w.-]+) \| (.+?) \| .+ \|$", page, re.M))
-    for name, _ in licences.needed("dkel-lightning", licences.EXTRAS):
-        if not licences.is_cuda(name):
-            assert listed[name] == licences.licence(name)
-
-
-def test_no_installed_package_has_a_licence_that_reaches_the_code_that_uses_it_or_none() -> None:
-    for name, _ in licences.needed("dkel-lightning", licences.EXTRAS):
-        if not licences.is_cuda(name):
-            assert not re.search(r"\bA?GPL\b|not stated", licences.licence(name)), name
