@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from dkel_lightning.methods import METHODS, Preset
+from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.data import DataSettings
 from dkel_lightning.settings.declarations import Setting, walk
@@ -22,6 +23,7 @@ from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.targets import Targets
 from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
+from dkel_lightning.studies.settings import ConvergenceSettings, GeometrySettings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +32,11 @@ DEPLOYMENTS = {
     "student": "The best peer of the student.",
     "teacher": "The best peer of the teacher.",
     "ensemble": "All peers of the student, as one classifier.",
+}
+STUDIES = {
+    "geometry": ("Student and teacher as two points, in a bowl and between two mirror optima.", GeometrySettings()),
+    "convergence": ("When teachers help in a noisy quadratic model, and when training collapses.", ConvergenceSettings()),
+    "dual_policy": ("Two reinforcement learners that imitate each other; needs the extra rl.", DualPolicySettings()),
 }
 EXECUTIONS = {
     "eager": "Ordinary eager PyTorch.",
@@ -51,6 +58,8 @@ def files() -> dict[str, str]:
             written[f"method/{name}.yaml"] = method(preset)
     for name, teacher in TEACHERS.items():
         written[f"teacher/{name}.yaml"] = differences(teacher.meaning, teacher.settings)
+    for name, (meaning, settings) in STUDIES.items():
+        written[f"task/{name}.yaml"] = task(name, meaning, settings)
     for name, meaning in DEPLOYMENTS.items():
         written[f"deploy/{name}.yaml"] = text(meaning, Deploy(name))
     for name, meaning in EXECUTIONS.items():
@@ -82,6 +91,14 @@ def differences(meaning: str, settings: Mapping[str, Any]) -> str:
     if settings.get("update") != "none":
         found.append("defaults: [_base]")
     return "\n".join([*found, *(f"{key}: {value(item)}" for key, item in settings.items()), ""])
+
+
+def task(name: str, meaning: str, settings: Any) -> str:
+    """Write the task of a study with its settings."""
+    target = f"_target_: dkel_lightning.app.tasks.studies.{name}"
+    node = ["task:", f"  name: {name}", f"  {target}", "  folder: null", f"{settings.node}:"]
+    head = ["# @package _global_", *header(meaning, type(settings)), "name: " + name, *node]
+    return "\n".join([*head, *(f"  {line}" for line in lines(settings)), ""])
 
 
 def header(meaning: str, source: type[Any]) -> list[str]:
