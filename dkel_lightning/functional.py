@@ -72,18 +72,19 @@ def targets_of(
 ) -> Tensor:
     """Make what `cross_entropy` is to take of labels [B] or [..., B, C]: they themselves where nothing is asked for.
 
-    With smoothing s a target is `(1 - s) y + s / C`. With class weights w [C] it is then multiplied by
-    `w_c / mean_i sum_c w_c y_ic`. Both as in torch's cross_entropy, whose weighted mean this is for classes.
+    With smoothing s a target is `(1 - s) y + s / C`. With class weights w [C] it is then multiplied by w_c, and of
+    classes [B] divided by the batch's mean weight. The cross-entropy with the result is torch's
+    `cross_entropy(weight=, label_smoothing=)`, which takes the weighted mean for classes and the plain one for targets.
     """
     if label_smoothing == 0.0 and class_weights is None:
         return labels
-    exact = one_hot(labels, num_classes)
-    targets = exact * (1 - label_smoothing) + label_smoothing / num_classes
+    targets = one_hot(labels, num_classes) * (1 - label_smoothing) + label_smoothing / num_classes
     if class_weights is None:
         return targets
-    mean = (exact * class_weights).sum(-1, keepdim=True).mean(-2, keepdim=True)
+    if labels.is_floating_point():
+        return targets * class_weights
     # A batch of nothing but classes of weight 0 teaches nothing.
-    return targets * class_weights / mean.clamp_min(torch.finfo(mean.dtype).tiny)
+    return targets * class_weights / class_weights[labels].mean().clamp_min(torch.finfo(class_weights.dtype).tiny)
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -19,6 +19,7 @@ from dkel_lightning.schedules import (
     ema_rate,
     ensemble_weight,
     length_in_batches,
+    milestones_in_epochs,
     rampup,
     rampup_released,
     time_of,
@@ -200,6 +201,22 @@ def test_starts_below_one_are_shares_of_the_run_and_others_are_epochs() -> None:
     assert time_of(0.99, Clock(epoch=3), "teacher.decay") == 3
     with pytest.raises(ConfigError, match=r"teacher.decay is a share of the run, but the run has no end"):
         time_of({0: 0.99, 0.27: 0.999}, Clock(epoch=3), "teacher.decay")
+
+
+@pytest.mark.parametrize(
+    ("milestones", "epochs", "expected"),
+    [
+        ([0.5, 0.75], 300, [150, 225]),
+        ([0.5, 0.75], 5, [3, 4]),  # rounded up, so that no stage is lost
+        ([0.1, 0.3], 10, [1, 3]),  # 0.3 * 10 is a little above 3
+        ([0, 0.01], 10, [0, 1]),
+        ([30, 60.0], 10, [30, 60]),
+    ],
+)
+def test_milestones_as_shares_are_rounded_up_to_epochs(
+    milestones: list[float], epochs: int, expected: list[int]
+) -> None:
+    assert milestones_in_epochs(milestones, epochs) == expected
 
 
 @pytest.mark.parametrize(

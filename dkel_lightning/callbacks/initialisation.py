@@ -76,8 +76,9 @@ def drawn_batches(trainer: Trainer, module: Coordinator, steps: int) -> Iterator
             # Before training_step could name what is wrong with the first batch.
             check_views(views, module.student.num_peers, module.method.needs.teacher_views)
             check_labels(labels, module.student.num_classes)
-        # What the teacher is going to see.
-        _, views = module.views_of_each(module.make_views(views, "init", index))
+        # What the teacher is going to see; rank 0 draws as a run of one process.
+        rank = (trainer.global_rank,) if trainer.global_rank > 0 else ()
+        _, views = module.views_of_each(module.make_views(views, "init", index, *rank))
         yield Batch(views, labels, indices)
 
 

@@ -32,7 +32,9 @@ class MeanTeacher(Method):
 
     `L = sum_i [ CE(z_i) + r D(softmax z_i, sg softmax t_i) ]`: student i is pulled to its own teacher i.
 
-    Student and teacher see views of their own. Detached: t_i. Deployed: a peer of the teacher.
+    D is the squared difference summed over the C classes (`mse`), or KL(t || z). The authors average over the classes
+    and weight that by C to C^2, which is r from 1 to C here; 1 is the default. Student and teacher see views of their
+    own. Detached: t_i. Deployed: a peer of the teacher.
     """
 
     Settings = MeanTeacherSettings
@@ -54,9 +56,9 @@ class MeanTeacher(Method):
 
 
 def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
-    """Average the squared difference of the softmaxes over classes and batch: logits [..., B, C] twice -> [...].
+    """Sum the squared difference of the softmaxes over classes, and average over the batch: [..., B, C] twice -> [...].
 
-    Source: Mean Teacher, released code (divided by the number of classes).
+    The released code of Mean Teacher divides by the number of classes, so that its weight must grow with them.
     """
     difference = at_least_float32(student).softmax(-1) - at_least_float32(teacher).softmax(-1)
-    return difference.square().mean((-2, -1))
+    return difference.square().sum(-1).mean(-1)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import (
@@ -214,6 +215,31 @@ def test_batches_are_keyed_by_seed_and_rank() -> None:
 
     assert labels(0, 0) == labels(0, 0)
     assert len({tuple(labels(*key)) for key in ((0, 0), (0, 1), (1, 0))}) == 3
+
+
+@pytest.mark.parametrize("source", ["order", "transforms", "augmentation"])
+def test_each_rank_initialises_on_numbers_of_its_own(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Images(Numbers):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            noise = torch.rand(()) if source == "transforms" else torch.zeros(())
+            return torch.full((3, 8, 8), float(index) if source == "order" else 1.0) + noise, index % 3
+
+    def augment(images: Tensor, draws: torch.Generator) -> Tensor:
+        return images + torch.rand(images.shape, generator=draws)
+
+    def seen_by_teacher(rank: int) -> Tensor:
+        monkeypatch.setattr(Trainer, "global_rank", property(lambda _: rank))
+        batches: list[Tensor] = []
+        augmentation = augment if source == "augmentation" else None
+        module = build(peers=1, method="mean_teacher", views="per_peer", augmentation=augmentation,
+                       teacher={"init_steps": 1, "draw": "independent"})  # fmt: skip
+        module.teacher.network.register_forward_hook(lambda _, inputs, __: batches.append(inputs[0]))
+        trainer(limit_train_batches=1).fit(module, DataLoader(Images(), batch_size=8))
+        return batches[0]
+
+    first, again, other = (seen_by_teacher(rank) for rank in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_every_sample_comes_once_before_any_comes_twice() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app.tasks.train import train
+from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.consistent import feature_loss, greedy, hungarian, natural, rearranged, similarity
 from dkel_lightning.networks import find
@@ -19,7 +20,7 @@ from dkel_lightning.schedules import Clock
 from tests.compose import tiny_run
 from tests.methods import family
 from tests.methods.family import check_gradient, golden, leaf, tensor
-from tests.modules.toy import parameters_of, same, train_loader, trainer
+from tests.modules.toy import images_and_labels, parameters_of, same, train_loader, trainer
 
 CASES = golden()["consistent"]
 
@@ -104,6 +105,36 @@ def test_a_refit_of_what_has_not_changed_changes_nothing_and_a_resume_does_not_f
     loaded = DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt")
     assert torch.equal(loaded.method.places_2, again.method.places_2)
     assert loaded.method.wants_batches("start", Clock(0)) is None
+
+
+def test_the_fit_takes_means_by_class_however_often_a_class_comes() -> None:
+    module = build(layers=["stage3"], teacher_layers=["stage3"])
+    images, labels = images_and_labels(24)
+    kept = torch.arange(24)[(labels != 1) | (torch.arange(24) < 4)]  # classes of 8, 2 and 8 images, in two batches
+    parts = [Batch(images[part], labels[part], None) for part in kept.split(9)]
+    module.method.take_batches("start", module, iter(parts))
+    module.eval()
+    with torch.no_grad():
+        seen = module(images[kept]).named, module.teacher.teach(images[kept]).named
+    pooled = [each["stage3"][0].double().mean((2, 3)) for each in seen if each is not None]
+
+    def matched(summary: Any) -> Tensor:
+        ours, theirs = (torch.stack([summary(maps[labels[kept] == c], 0) for c in range(3)], 1) for maps in pooled)
+        return hungarian(similarity(ours, theirs))
+
+    assert torch.equal(module.method.places_0, matched(torch.mean))
+    assert not torch.equal(matched(torch.mean), matched(torch.sum))
+
+
+def test_it_is_fitted_before_the_first_step_and_then_every_so_many_epochs() -> None:
+    def fits(method: Any) -> list[bool]:
+        return [method.wants_batches("start", Clock(epoch)) is not None for epoch in range(6)]
+
+    module = build(refit_epochs=2)
+    assert fits(module.method) == [True] * 6
+    module.method.fitted.fill_(True)
+    assert fits(module.method) == [False, False, True, False, True, False]
+    assert module.method.wants_batches("end", Clock(2)) is None
 
 
 def test_learned_places_are_trained_and_unequal_widths_grouped_or_refused() -> None:

@@ -120,6 +120,11 @@ def test_the_coins_come_from_seed_and_time_with_the_frequency_of_q() -> None:
     assert torch.stack(tossed).float().mean().item() == pytest.approx(0.3, abs=0.05)
     method.tell_time(Clock(0), 7, 5)
     assert torch.equal(method.own_blocks, tossed[7])
+    later = []
+    for batch in range(300):
+        method.tell_time(Clock(1), batch, 5)
+        later.append(method.own_blocks.clone())
+    assert not torch.equal(torch.stack(later), torch.stack(tossed))
     last = build(schedule="review", period=2, finetune_epochs=1).method
     clock = Clock(0, steps_per_epoch=10, steps=40)
     assert [last.chance_at(time, clock) for time in (0, 1, 2, 3, 3.5)] == [0.5, 0.75, 0.5, 1.0, 1.0]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dkel_lightning import DistillationModule, methods
@@ -16,7 +17,7 @@ from dkel_lightning.functional import cross_entropy
 from dkel_lightning.methods.ekd import GuidedModule
 from tests.compose import tiny_run
 from tests.methods import family
-from tests.methods.family import check_gradient, golden, leaf, step, total
+from tests.methods.family import check_gradient, draw, golden, leaf, step, total
 from tests.modules.toy import parameters_of, same, train_loader, trainer
 
 
@@ -89,6 +90,19 @@ def test_each_student_has_its_channel_of_the_teacher() -> None:
         build("kdpm", 2, channels=["both"])
 
 
+def test_each_student_of_features_learns_from_the_maps_of_its_own_view_and_the_teacher_from_none() -> None:
+    layers = {"layer": "stage3", "teacher_layer": "stage3"}
+    method = build("kdpm", 2, channels=["both", "both"], weight=2.0, **layers).method.double()
+    ours, theirs = (draw(2, 4, 64, 2, 2, seed=seed).requires_grad_() for seed in (0, 1))
+    student, teacher = (draw(2, 4, 3, seed=seed).requires_grad_() for seed in (2, 3))
+    named = {"student": {"stage3": ours}, "teacher": {"stage3": theirs}}
+    terms = method.loss_terms(step(student, teacher, torch.tensor([0, 1, 2, 0]), **named))
+    pairs = zip(method.adapters, ours, theirs, strict=True)
+    by_hand = 2 * sum((adapt(mine) - its).square().mean() for adapt, mine, its in pairs)
+    torch.testing.assert_close(terms["features"], by_hand)
+    assert torch.autograd.grad(total(terms), [theirs, teacher], allow_unused=True) == (None, None)
+
+
 # ---------------------------------------------------------------------- EKD
 
 
@@ -110,6 +124,16 @@ def test_golden_ekd(index: int) -> None:
     (student + teacher).backward()
     for name, value in leaves.items():
         check_gradient(value, expected[f"grad_{name}"])
+
+
+def test_the_teacher_s_heads_learn_the_mean_over_its_views() -> None:
+    method: Any = methods.create("ekd", 2)
+    labels = torch.tensor([0, 1, 2, 0])
+    student, h, u = draw(2, 4, 3), draw(2, 3, 4, 3), draw(2, 3, 4, 5)
+    teacher, h_teacher, u_teacher = draw(2, 4, 3, seed=1), draw(2, 3, 4, 3, seed=1), draw(2, 3, 4, 5, seed=1)
+    terms = method.terms_of(student, h, u, teacher, h_teacher, u_teacher, labels, labels)
+    heads = [F.cross_entropy(head, labels) for view in h_teacher for head in view]
+    torch.testing.assert_close(terms["ce_guided_teacher"], torch.stack(heads).sum() / 2)
 
 
 def test_golden_guided_module() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dkel_lightning import DistillationModule, MethodInputs, StudentOutput, TeacherOutput, methods
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.schedules import Clock
 from tests.methods.family import total, trained_and_deployed
 from tests.modules.toy import Recorder, build, images_and_labels, train_loader, trainer
 
@@ -28,14 +29,14 @@ def loss(student: Tensor, teacher: Tensor, labels: Tensor, rampup: float, **sett
 
 
 def test_two_pairs_by_explicit_numbers_each_student_pulled_to_its_own_teacher() -> None:
-    # Students predict (3/4, 1/4) and (1/2, 1/2), their teachers (1/2, 1/2) and (1/2, 1/2); label 0, weight 8.
+    # Students predict (3/4, 1/4) and (1/2, 1/2), their teachers (1/2, 1/2) and (1/2, 1/2); label 0, weight 4.
     student = torch.tensor([[[math.log(3), 0.0]], [[0.0, 0.0]]], dtype=torch.float64, requires_grad=True)
     teacher = torch.zeros(2, 1, 2, dtype=torch.float64, requires_grad=True)
-    value = loss(student, teacher, torch.tensor([0]), 8.0)
-    # ((1/4)^2 + (1/4)^2) / 2 classes for the first pair, nothing for the second.
-    assert value.item() == pytest.approx(math.log(4 / 3) + math.log(2) + 8 / 16, rel=1e-12)
+    value = loss(student, teacher, torch.tensor([0]), 4.0)
+    # (1/4)^2 + (1/4)^2 for the first pair, nothing for the second.
+    assert value.item() == pytest.approx(math.log(4 / 3) + math.log(2) + 4 / 8, rel=1e-12)
     found = torch.autograd.grad(value, [student, teacher], allow_unused=True)
-    # p - y = (-1/4, 1/4); 2/2 p_a (d_a - sum_c p_c d_c) with d = (1/4, -1/4) is (3/32, -3/32), times 8.
+    # p - y = (-1/4, 1/4); 2 p_a (d_a - sum_c p_c d_c) with d = (1/4, -1/4) is (3/16, -3/16), times 4.
     torch.testing.assert_close(found[0][:, 0].tolist(), [[0.5, -0.5], [-0.5, 0.5]], atol=1e-12, rtol=0)
     assert found[1] is None
 
@@ -50,7 +51,7 @@ def test_loss_and_gradients_are_those_of_plain_torch_and_the_teacher_gets_none(c
     for z, t in zip(student, teacher.detach(), strict=True):
         expected = expected + F.cross_entropy(z, labels)
         if consistency == "mse":
-            expected = expected + 3 * F.mse_loss(z.softmax(-1), t.softmax(-1))
+            expected = expected + 3 * F.mse_loss(z.softmax(-1), t.softmax(-1), reduction="sum") / len(z)
         else:
             expected = expected + 3 * F.kl_div(z.log_softmax(-1), t.softmax(-1), reduction="batchmean")
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
@@ -59,13 +60,25 @@ def test_loss_and_gradients_are_those_of_plain_torch_and_the_teacher_gets_none(c
     assert found[1] is None
 
 
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_the_weight_of_the_consistency_follows_the_classes(classes: int) -> None:
+    # The authors average over the classes and weight that by C to C^2: by default C, 10 on CIFAR-10.
+    draws = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(1, 5, classes, generator=draws, dtype=torch.float64) for _ in range(2))
+    labels = torch.arange(5) % classes
+    method = methods.create("mean_teacher", 1)
+    consistency = F.mse_loss(student.softmax(-1), teacher.softmax(-1))
+    value = loss(student, teacher, labels, method.rampup.weight(Clock(epoch=5))) - F.cross_entropy(student[0], labels)
+    assert value.item() == pytest.approx(classes * consistency.item(), rel=1e-12)
+
+
 def test_the_teacher_sees_the_second_half_of_the_views_in_training_and_in_its_initialisation() -> None:
     module = build("mean_teacher", peers=1, teacher={"draw": "independent"}).eval()
     (images, labels), (others, _) = images_and_labels(6), images_and_labels(6, 1)
     module.method.rampup_weight.fill_(2.0)
     value = module.training_step((torch.stack([images, others], 1), labels), 0)
     z, t = module.student.peer(0)(images), module.teacher.peer(0)(others)
-    consistency = F.mse_loss(z.softmax(-1), t.softmax(-1))
+    consistency = F.mse_loss(z.softmax(-1), t.softmax(-1), reduction="sum") / len(z)
     assert value.item() == pytest.approx((F.cross_entropy(z, labels) + 2 * consistency).item(), rel=1e-5)
     fitted = build("mean_teacher", peers=2, teacher={"init_steps": 2, "draw": "independent"})
     trainer(limit_train_batches=1).fit(fitted, train_loader(views=4))
@@ -111,4 +124,4 @@ def test_a_run_ramps_up_and_deploys_a_plain_teacher(extra: list[str], tmp_path: 
     assert result.last.deployed.startswith("teacher_")
     with (tmp_path / "metrics.csv").open(newline="") as file:
         weights = [float(row["weights/rampup"]) for row in csv.DictReader(file)]
-    assert weights == pytest.approx([10 * math.exp(-5), 10 * math.exp(-5 * 0.8**2)], rel=1e-5)
+    assert weights == pytest.approx([math.exp(-5), math.exp(-5 * 0.8**2)], rel=1e-5)

@@ -58,10 +58,11 @@ def test_cross_entropy_takes_what_torchs_takes() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 3.0, 0.5, 0.0])])
 def test_smoothing_and_class_weights_are_torchs(smoothing: float, weights: Tensor | None) -> None:
-    logits, labels = draws(5, 4).float(), torch.tensor([0, 3, 1, 1, 2])
-    ours = cross_entropy(logits, targets_of(labels, 4, smoothing, weights))
-    theirs = F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    logits = draws(5, 4).float()
+    for labels in (torch.tensor([0, 3, 1, 1, 2]), draws(5, 4).flip(0).float().softmax(-1)):
+        ours = cross_entropy(logits, targets_of(labels, 4, smoothing, weights))
+        theirs = F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
 
 
 def test_labels_stay_what_they_are_where_nothing_is_asked_for() -> None:
