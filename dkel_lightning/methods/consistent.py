@@ -34,14 +34,12 @@ class ConsistentSettings(Distils):
     weight: Weight = 1.0
     kd_weight: Annotated[float, number("Weight of the teacher's logits, beside its maps.", 0, 1e6)] = 0.0
     temperature: Temperature = 4.0
-    matcher: Annotated[
-        str, choice("How the teacher's channels find their places.", "hungarian", "greedy", "learned")
-    ] = "hungarian"
-    group: Annotated[str, choice("What several of its channels for one become.", "mean", "max")] = "mean"
-    fit_batches: Annotated[int, whole("Batches on which the places are fitted.", 1, 100_000)] = 20
-    refit_epochs: Annotated[
-        int, whole("Epochs after which they are fitted again; 0: before the first step alone.", 0, 1_000_000)
-    ] = 0
+    matcher: Annotated[str, choice("How the teacher's channels are assigned.", "hungarian", "greedy", "learned")] = (
+        "hungarian"
+    )
+    group: Annotated[str, choice("How several channels for one place are combined.", "mean", "max")] = "mean"
+    fit_batches: Annotated[int, whole("Batches on which the assignment is fitted.", 1, 100_000)] = 20
+    refit_epochs: Annotated[int, whole("Epochs between fits; 0: only before the first step.", 0, 1_000_000)] = 0
     layers: Layers = None
     teacher_layers: Layers = None
 
@@ -52,10 +50,10 @@ class Consistent(Distilling):
 
     `L = CE(z) + b sum_pairs mean |N(F_S) - N(perm(sg F_T))|^2 + a KD(z, sg t; T)`, N per-sample L2 normalisation.
 
-    perm gives each student's channel the teacher's channel (or the average of several) that says most nearly the same
-    of the classes: means by class over batches in eval mode, standardised, matched by their products. It is fitted
-    before the first step, to the student as it then is, and again every so many epochs if asked for; or learned with
-    the loss, as a row-softmax matrix. Detached: the teacher. Deployed: the student.
+    perm assigns to each channel of the student the teacher's channel (or the average of several) with the most similar
+    profile over the classes: means by class over batches in eval mode, standardised, matched by their products. It is
+    fitted to the student before the first step, and again every `refit_epochs`; or learned with the loss, as a
+    row-softmax matrix. Detached: the teacher. Deployed: the student.
 
     Source: idea and moment of the fit are the paper's; the matching and the weights are our reading.
     """
@@ -67,13 +65,13 @@ class Consistent(Distilling):
     fitted: Tensor
 
     def attach(self, network: PeerNetwork) -> None:
-        self.layers, seen = maps_of(network, self.settings.layers, "method.layers", _WHY)
-        self._widths = [seen[layer][0].shape[1] for layer in self.layers]
+        self.layers, maps = maps_of(network, self.settings.layers, "method.layers", _WHY)
+        self._widths = [maps[layer][0].shape[1] for layer in self.layers]
 
     def attach_teacher(self, network: PeerNetwork) -> None:
-        self.teacher_layers, seen = maps_of(network, self.settings.teacher_layers, "method.teacher_layers", _WHY)
+        self.teacher_layers, maps = maps_of(network, self.settings.teacher_layers, "method.teacher_layers", _WHY)
         check_pairs(self.layers, self.teacher_layers, "consistent compares layers")
-        widths = [seen[layer][0].shape[1] for layer in self.teacher_layers]
+        widths = [maps[layer][0].shape[1] for layer in self.teacher_layers]
         self.learned = nn.ParameterList()
         for index, (ours, theirs) in enumerate(zip(self._widths, widths, strict=True)):
             if self.settings.matcher == "learned":
@@ -107,15 +105,15 @@ class Consistent(Distilling):
             ours, theirs = module.student(batch.views).named, module.teacher.teach(batch.views).named
             assert ours is not None
             assert theirs is not None
-            for of_network, seen, layers in ((sums[0], ours, self.layers), (sums[1], theirs, self.teacher_layers)):
+            for totals, outputs, layers in ((sums[0], ours, self.layers), (sums[1], theirs, self.teacher_layers)):
                 for index, layer in enumerate(layers):
-                    found = seen[layer][0].double().mean((2, 3)).t() @ onehot  # [channels, K]
-                    of_network[index] = found if len(of_network[index]) == 0 else of_network[index] + found
+                    profile = outputs[layer][0].double().mean((2, 3)).t() @ onehot  # [channels, K]
+                    totals[index] = profile if len(totals[index]) == 0 else totals[index] + profile
         module.student.train(mode)
         average_over_processes([counts, *sums[0], *sums[1]])
-        there = counts > 0
+        present = counts > 0
         for index, (ours_, theirs_) in enumerate(zip(*sums, strict=True)):
-            profiles = [(each[:, there] / counts[there]).cpu() for each in (ours_, theirs_)]
+            profiles = [(total[:, present] / counts[present]).cpu() for total in (ours_, theirs_)]
             places = MATCHERS[self.settings.matcher](similarity(profiles[0], profiles[1]))
             getattr(self, f"places_{index}").copy_(places)
         self.fitted.fill_(True)
@@ -148,7 +146,7 @@ class Consistent(Distilling):
 
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Average over the batch the squared distance of maps [B, C, H, W], each divided by its own L2 norm."""
-    ours, theirs = (F.normalize(each.flatten(1), dim=1) for each in (student, teacher))
+    ours, theirs = (F.normalize(maps.flatten(1), dim=1) for maps in (student, teacher))
     return (ours - theirs).square().sum(1).mean()
 
 
@@ -159,7 +157,7 @@ def rearranged(maps: Tensor, places: Tensor, group: str = "mean") -> Tensor:
 
 
 def natural(student: int, teacher: int) -> Tensor:
-    """Give the places [C_S, r] before any fit: consecutive groups, or each of the teacher's channels several times."""
+    """Return the places [C_S, r] before any fit: consecutive groups, or each channel of the teacher repeated."""
     if teacher >= student:
         return torch.arange(teacher).view(student, -1)
     return (torch.arange(student) // (student // teacher)).view(-1, 1)
@@ -167,8 +165,8 @@ def natural(student: int, teacher: int) -> Tensor:
 
 def similarity(student: Tensor, teacher: Tensor) -> Tensor:
     """Multiply profiles [C_S, K] and [C_T, K], each row standardised with divisor K: [C_S, C_T]."""
-    rows = [each - each.mean(1, keepdim=True) for each in (student, teacher)]
-    ours, theirs = (each / each.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12) for each in rows)
+    centred = [rows - rows.mean(1, keepdim=True) for rows in (student, teacher)]
+    ours, theirs = (rows / rows.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12) for rows in centred)
     return ours @ theirs.t()
 
 
@@ -186,18 +184,18 @@ def greedy(similar: Tensor) -> Tensor:
     student, teacher = similar.shape
     left = similar.double().numpy().copy()
     per_student, per_teacher = max(1, teacher // student), max(1, student // teacher)
-    found: list[list[int]] = [[] for _ in range(student)]
+    places: list[list[int]] = [[] for _ in range(student)]
     taken = [0] * teacher
     for _ in range(max(student, teacher)):
         row, column = map(int, np.unravel_index(np.argmax(left), left.shape))
-        found[row].append(column)
+        places[row].append(column)
         taken[column] += 1
         left[row, column] = -np.inf
-        if len(found[row]) == per_student:
+        if len(places[row]) == per_student:
             left[row] = -np.inf
         if taken[column] == per_teacher:
             left[:, column] = -np.inf
-    return torch.tensor(found).sort(1).values
+    return torch.tensor(places).sort(1).values
 
 
 MATCHERS: dict[str, Callable[[Tensor], Tensor]] = {"hungarian": hungarian, "greedy": greedy}

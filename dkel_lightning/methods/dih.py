@@ -23,14 +23,14 @@ from dkel_lightning.settings.declarations import either, number, several, switch
 class DIHSettings(Distils):
     """Settings of DIH.
 
-    The weight a is of the main output and each head; its complement 1 - a is of the labels, once for each of them as
-    the released code has it, or `ce_once`. A weight of 0 in the list takes an output out, with its share of the labels.
+    a weighs the main output and each head, 1 - a the labels: once for each output as in the released code, or
+    `ce_once`. A weight of 0 in the list removes an output and its share of the labels.
     """
 
     weights: Annotated[
         float | tuple[float, ...],
         either(
-            number("Weight a of what is distilled: of each output, or a list, the main one first.", 0, 1),
+            number("Weight a of each output of the teacher, or a list, the main output first.", 0, 1),
             several("", number("", 0, 1)),
         ),
     ] = 0.1
@@ -71,10 +71,10 @@ class DIH(Distilling):
         self.heads = Classifiers(network, self.settings.layers)
         self.heads.requires_grad_(False)
         self.register_buffer("fitted", torch.tensor(not len(self.heads)))
-        given = self.settings.weights
-        if not isinstance(given, int | float) and len(given) != 1 + len(self.heads):
+        weights = self.settings.weights
+        if not isinstance(weights, int | float) and len(weights) != 1 + len(self.heads):
             raise ConfigError(
-                f"method.weights has {len(given)} entries for the teacher's output and {len(self.heads)} heads "
+                f"method.weights has {len(weights)} entries for the teacher's output and {len(self.heads)} heads "
                 f"({', '.join(self.heads.layers)}): give {1 + len(self.heads)}, or one number."
             )
 
@@ -95,8 +95,8 @@ class DIH(Distilling):
         if bool(self.fitted):
             return None
         return (
-            "The heads of DIH have random weights and stay as they are: fit them by method=heads on the teacher, and "
-            "give teacher.weights its checkpoint."
+            "The heads of DIH have random weights and do not learn: fit them by method=heads on the teacher, and set "
+            "teacher.weights to its checkpoint."
         )
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
@@ -108,9 +108,9 @@ class DIH(Distilling):
         return self.terms_of(inputs.student.logits, taught, inputs.labels, inputs.classes)
 
     def terms_of(self, student: Tensor, taught: Tensor, labels: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        """Weigh what each output teaches: `student` [P, B, C], `taught` [1 + k, V, B, C], V = 1 or P; classes [B]."""
-        given = self.settings.weights
-        weights = [float(given)] * len(taught) if isinstance(given, int | float) else [float(each) for each in given]
+        """Weight what each output teaches: `student` [P, B, C], `taught` [1 + k, V, B, C], V = 1 or P; classes [B]."""
+        setting = self.settings.weights
+        weights = [setting] * len(taught) if isinstance(setting, int | float) else setting
         once = 1 - weights[0] if self.settings.ce_once else sum(1 - weight for weight in weights if weight > 0)
         ce = cross_entropy(student, labels).sum()
         nothing = ce.new_zeros(())

@@ -60,7 +60,7 @@ class DKEL(PCL):
         return terms
 
     def teacher_weights(self, ensemble_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Give (G, H), the weights in force of the assembled and the individual teachers."""
+        """Return (G, H), the current weights of the assembled and the individual teachers."""
         ensemble, scale = self.settings.ensemble, self.settings.rampup.scale
         full = self.rampup_weight if ensemble.ramped else self.rampup_weight * 0 + scale
         pair: tuple[Tensor, Tensor] = TEACHER_WEIGHTS[ensemble.weights](

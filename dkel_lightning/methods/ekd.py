@@ -91,8 +91,8 @@ class EKD(Distilling):
             for peer, guides in enumerate(cast("Iterable[nn.ModuleList]", self.guided))
         ]
         taught = [_guided(self.guided_teacher, self.teacher_layers, theirs, view) for view in range(len(teacher))]
-        u, h = (torch.stack(each) for each in zip(*guided, strict=True))
-        u_teacher, h_teacher = (torch.stack(each) for each in zip(*taught, strict=True))
+        u, h = (torch.stack(outputs) for outputs in zip(*guided, strict=True))
+        u_teacher, h_teacher = (torch.stack(outputs) for outputs in zip(*taught, strict=True))
         return self.terms_of(student, h, u, teacher, h_teacher, u_teacher, inputs.labels, inputs.classes)
 
     def terms_of(
@@ -108,13 +108,13 @@ class EKD(Distilling):
     ) -> dict[str, Tensor]:
         """Compute the terms of logits [P, B, C], h [P, b, B, C] and u [P, b, B, width]; the teacher's P may be 1."""
         of_blocks = labels.unsqueeze(1) if labels.dim() == 3 else labels  # targets of each peer
-        apart = (at_least_float32(u) - at_least_float32(u_teacher).detach()).square().sum(-1).mean(-1)
+        distance = (at_least_float32(u) - at_least_float32(u_teacher).detach()).square().sum(-1).mean(-1)
         return {
             "ce": cross_entropy(student, labels).sum(),
             "kd": self.settings.weight * self.distil(student, teacher.detach(), classes).sum(),
             "ce_guided": cross_entropy(h, of_blocks).sum(),
             "kd_guided": self.distil(h, h_teacher.detach(), classes).sum(),
-            "features": self.settings.feature_weight * apart.sum(),
+            "features": self.settings.feature_weight * distance.sum(),
             # Where the teacher classifies the view of each student, the mean, as of its own labels.
             "ce_guided_teacher": cross_entropy(h_teacher, of_blocks).mean(0).sum(),
         }
@@ -122,5 +122,5 @@ class EKD(Distilling):
 
 def _guided(guides: nn.ModuleList, layers: tuple[str, ...], named: Named, index: int) -> tuple[Tensor, Tensor]:
     """Pass what the blocks of one peer or view returned through their modules: u [b, B, width] and h [b, B, C]."""
-    made = [guide(named[layer][index]) for guide, layer in zip(guides, layers, strict=True)]
-    return torch.stack([u for u, _ in made]), torch.stack([h for _, h in made])
+    outputs = [guide(named[layer][index]) for guide, layer in zip(guides, layers, strict=True)]
+    return torch.stack([u for u, _ in outputs]), torch.stack([h for _, h in outputs])

@@ -24,7 +24,7 @@ from dkel_lightning.settings.declarations import TIME, Settings, choice, number,
 
 
 class _Coins:
-    """Which blocks are the student's own in this step; None where nothing is swapped."""
+    """Which blocks of this step are the student's own; None where nothing is swapped."""
 
     own: Tensor | None = None
 
@@ -49,9 +49,9 @@ class _Swapped(StandIn):
 
 @dataclass(frozen=True)
 class IAKDSettings(Settings, node="method"):
-    """Settings of IAKD; q is the chance of the student's own block."""
+    """Settings of IAKD; q is the probability of the student's own block."""
 
-    schedule: Annotated[str, choice("How q goes: constant, rising to 1 by half the run, a sawtooth.", *SWAPS)] = (
+    schedule: Annotated[str, choice("Schedule of q: constant, rising to 1 by half the run, a sawtooth.", *SWAPS)] = (
         "linear"
     )
     start: Annotated[float, number("q at the start.", 0, 1)] = 0.5
@@ -70,7 +70,7 @@ class IAKD(Method):
 
     `L = CE(z)`, where each block i is `x -> a_i S_i(x) + (1 - a_i) T_i(x)`, `a_i ~ Bernoulli(q)` in every step.
 
-    q, the chance of the student's own block, is constant, or grows to 1 within half the run, or grows again and again.
+    q, the probability of the student's own block, is constant, grows to 1 within half the run, or is a sawtooth.
     The teacher's blocks are frozen, in eval mode; the gradient flows through them to the student's earlier blocks.
     Coins are drawn from (seed, epoch, batch), the same on all processes. BatchNorm's statistics, which would mix two
     kinds of input, are estimated anew after each epoch, at the run's end and before an evaluation within an epoch.
@@ -107,7 +107,7 @@ class IAKD(Method):
         pairs = zip(self._blocks.items(), blocks.items(), self._borders, borders, strict=True)
         for index, ((name, own), (other_name, other), ours, theirs) in enumerate(pairs):
             what = f"{name} of the student and {other_name} of the teacher"
-            if [each[2:] for each in ours] != [each[2:] for each in theirs]:
+            if [shape[2:] for shape in ours] != [shape[2:] for shape in theirs]:
                 raise ConfigError(f"{what} cannot be swapped: their maps are {_shown(ours)} and {_shown(theirs)}.")
             before = self._joined(f"{index}_before", ours[0], theirs[0], what)
             after = self._joined(f"{index}_after", theirs[1], ours[1], what)
@@ -129,7 +129,7 @@ class IAKD(Method):
         return self
 
     def chance_at(self, epochs: float, clock: Clock) -> float:
-        """Give q after so many epochs of the run that `clock` knows."""
+        """Return q after so many epochs of the run."""
         settings = self.settings
         length = None if clock.steps is None else clock.steps / clock.steps_per_epoch
         if length is not None and epochs >= length - settings.finetune_epochs:
@@ -180,7 +180,7 @@ class _Between:
 
 
 _Border = tuple[Size, Size]
-"""Shapes of what a block is given and returns."""
+"""Shapes of the input and the output of a block."""
 
 
 def _blocks(
@@ -189,22 +189,22 @@ def _blocks(
     """Find the blocks of a network of one peer, and their borders in a dry pass."""
     names = layers_of(network.peer(0), layers, setting)
     blocks = {name: find(network.peer(0), name, setting) for name in names}
-    seen: dict[str, _Border] = {}
+    shapes: dict[str, _Border] = {}
 
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def noted(_block: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[name] = (given[0].shape, output.shape)
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            shapes[name] = (inputs[0].shape, output.shape)
 
-        return noted
+        return hook
 
-    hooks = [block.register_forward_hook(note(name)) for name, block in blocks.items()]
+    hooks = [block.register_forward_hook(record(name)) for name, block in blocks.items()]
     try:
         network.watch(names, setting)  # which says what is wrong with a name
     finally:
         network.unwatch()
         for hook in hooks:
             hook.remove()
-    return blocks, [seen[name] for name in names]
+    return blocks, [shapes[name] for name in names]
 
 
 def _shown(border: _Border) -> str:

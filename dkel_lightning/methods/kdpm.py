@@ -24,11 +24,11 @@ class KDPMSettings(Distils):
 
     ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 1.0
     weight: Weight = 1.0
-    peer_weight: Annotated[float, number("Weight of what the other students teach.", 0, 1e6)] = 1.0
+    peer_weight: Annotated[float, number("Weight of the distillation from the other students.", 0, 1e6)] = 1.0
     channels: Annotated[
         tuple[str, ...] | None,
         several(
-            "What each student is given of the teacher: logits, features, both; null: logits.",
+            "What each student learns from in the teacher; null: logits.",
             choice("", "logits", "features", "both"),
         ),
     ] = None
@@ -85,17 +85,20 @@ class KDPM(Distilling):
         assert inputs.teacher is not None
         logits, settings = inputs.student.logits, self.settings
         taught = inputs.teacher.logits.detach().expand_as(logits)
-        told = logits.new_zeros(())
+        distilled = logits.new_zeros(())
         if self.of_logits:
             # No indexing by a list, which copies that from the host in every step.
-            ours, theirs = (torch.stack([each[peer] for peer in self.of_logits]) for each in (logits, taught))
-            told = self.distil(ours, theirs, inputs.classes).sum()
-        terms = {"ce": settings.ce_weight * cross_entropy(logits, inputs.labels).sum(), "kd": settings.weight * told}
+            ours, theirs = (torch.stack([of[peer] for peer in self.of_logits]) for of in (logits, taught))
+            distilled = self.distil(ours, theirs, inputs.classes).sum()
+        terms = {
+            "ce": settings.ce_weight * cross_entropy(logits, inputs.labels).sum(),
+            "kd": settings.weight * distilled,
+        }
         if self.of_features:
             terms["features"] = settings.weight * self._features(inputs)
         if self.peers > 1:
-            each = self.distil_from_each(logits, logits.detach(), inputs.classes)
-            terms["kd_peers"] = settings.peer_weight * each.sum()
+            mutual = self.distil_from_each(logits, logits.detach(), inputs.classes)
+            terms["kd_peers"] = settings.peer_weight * mutual.sum()
         return terms
 
     def _features(self, inputs: MethodInputs) -> Tensor:
@@ -103,13 +106,13 @@ class KDPM(Distilling):
         layer, teacher_layer = self._layers
         total = inputs.student.logits.new_zeros(())
         for peer, adapt in zip(self.of_features, self.adapters, strict=True):
-            seen = theirs[teacher_layer]
-            pair = at_common_size(adapt(ours[layer][peer]), seen[peer if len(seen) > 1 else 0].detach())
+            maps = theirs[teacher_layer]
+            pair = at_common_size(adapt(ours[layer][peer]), maps[peer if len(maps) > 1 else 0].detach())
             total = total + F.mse_loss(at_least_float32(pair[0]), at_least_float32(pair[1]))
         return total
 
 
 def _watched(network: PeerNetwork, layer: str | None, setting: str) -> tuple[str, list[Size]]:
-    """Watch a module, by default the last stage; give its name and the shape of what it returns of each peer."""
+    """Watch a module, by default the last stage; return its name and the shape of its output for each peer."""
     layer = layer or stages_of(network.peer(0), setting)[-1]
     return layer, [output.shape for output in network.watch([layer], setting)[layer]]

@@ -52,8 +52,8 @@ class ONE(Distilling):
         assert student.trunk is not None
         # A shared view passes the trunk once; of several views the gate sees the mean.
         outputs = list({id(output): output for output in student.trunk}.values())
-        seen = torch.stack([pooled(output) for output in outputs]).mean(0)
-        weights: Tensor = self.gate(at_least_float32(seen))
+        trunk = torch.stack([pooled(output) for output in outputs]).mean(0)
+        weights: Tensor = self.gate(at_least_float32(trunk))
         return (weights.t().unsqueeze(-1) * student.logits).sum(0)
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:

@@ -43,11 +43,11 @@ class SoTeacherSettings(Settings, node="method"):
 class SoTeacher(Method):
     """A student-oriented teacher: smooth, and consistent with itself over time (teacher.training=soteacher).
 
-    `L = CE(z) + a_lip Lip + c(e) mean_n |softmax(z_n) - S_n|^2`: smooth, and consistent with what it said before.
+    `L = CE(z) + a_lip Lip + c(e) mean_n |softmax(z_n) - S_n|^2`: smooth, and consistent with its earlier outputs.
 
     Lip sums over layers the L1 norm of a convolution, the largest |gamma| / sqrt(running variance + eps) of a
-    BatchNorm, the largest L1 norm of a column of a linear layer. S_n is what the network has said of sample n so far,
-    on average: `S_n <- (1 - tau) S_n + tau p_n` after the term is taken. `c(e) = c_max (e + 1) / epochs`, and 0 in
+    BatchNorm, the largest L1 norm of a column of a linear layer. S_n is the mean output of the network for sample n so
+    far: `S_n <- (1 - tau) S_n + tau p_n` after the term is taken. `c(e) = c_max (e + 1) / epochs`, and 0 in
     epoch 0, or another ramp. Detached: S and the running variance. Deployed: the network, from which any method then
     distils.
 
@@ -85,9 +85,9 @@ class SoTeacher(Method):
         if clock.steps is None:
             raise ConfigError("soteacher's consistency grows to the end of the run: set max_epochs or max_steps.")
         epochs = clock.steps / clock.steps_per_epoch
-        given = self.settings
-        ramp = consistency_ramp(given.ramp, clock.epoch, epochs, given.ramp_start)
-        self.coefficient.fill_(given.consistency_weight * ramp)
+        settings = self.settings
+        ramp = consistency_ramp(settings.ramp, clock.epoch, epochs, settings.ramp_start)
+        self.coefficient.fill_(settings.consistency_weight * ramp)
         self.rate.fill_(1 / (1 + released_count(clock.epoch)))
 
     def wants_batches(self, when: str, clock: Clock) -> int | None:
@@ -95,11 +95,11 @@ class SoTeacher(Method):
 
     @torch.no_grad()
     def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
-        for held in (self.memory, self.visits):
-            weight = self.written.clone() if held.dim() == 1 else self.written.unsqueeze(1).clone()
-            total = held * weight
+        for buffer in (self.memory, self.visits):
+            weight = self.written.clone() if buffer.dim() == 1 else self.written.unsqueeze(1).clone()
+            total = buffer * weight
             average_over_processes([total, weight])
-            held.copy_(torch.where(weight > 0, total / weight.clamp_min(1e-12), held))
+            buffer.copy_(torch.where(weight > 0, total / weight.clamp_min(1e-12), buffer))
         self.written.zero_()
 
     def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
@@ -113,32 +113,33 @@ class SoTeacher(Method):
                 "(targets.mixup, targets.cutmix)."
             )
         logits = inputs.student.logits[0]
-        apart = self.consistency(logits, inputs.indices)
+        distance = self.consistency(logits, inputs.indices)
         return {
             "ce": cross_entropy(logits, inputs.labels),
             "lipschitz": self.settings.lipschitz_weight * lipschitz(self._layers),
-            "consistency": self.coefficient * apart,
+            "consistency": self.coefficient * distance,
         }
 
     def consistency(self, logits: Tensor, indices: Tensor) -> Tensor:
-        """Give the squared distance of softmax(logits) [B, C] to the memory of `indices` [B], averaged; remember it."""
-        said = at_least_float32(logits).softmax(-1)
+        """Return the mean squared distance of softmax(logits) [B, C] to the memory of `indices` [B]; remember them."""
+        probabilities = at_least_float32(logits).softmax(-1)
         # A sample that is drawn twice writes the mean of both, and counts twice.
         first = (indices.unsqueeze(1) == indices).int().argmax(1)
-        times = torch.zeros_like(said[:, :1]).index_add_(0, first, torch.ones_like(said[:, :1]))[first]
-        of_sample = torch.zeros_like(said).index_add_(0, first, said.detach())[first] / times
-        held, visits = self.memory[indices], self.visits[indices].unsqueeze(1)
-        apart = (said - held).square().sum(-1)
+        ones = torch.ones_like(probabilities[:, :1])
+        times = torch.zeros_like(ones).index_add_(0, first, ones)[first]
+        of_sample = torch.zeros_like(probabilities).index_add_(0, first, probabilities.detach())[first] / times
+        memory, visits = self.memory[indices], self.visits[indices].unsqueeze(1)
+        distance = (probabilities - memory).square().sum(-1)
         if self.settings.counter == "uniform":
-            apart = apart * (visits.squeeze(1) > 0)  # of a sample that is new there is nothing to be consistent with
+            distance = distance * (visits.squeeze(1) > 0)  # a new sample has no memory
             rate = times / (times + visits)
         else:
             rate = self.rate
         with torch.no_grad():
-            self.memory.index_copy_(0, indices, ((1 - rate) * held + rate * of_sample).to(self.memory.dtype))
+            self.memory.index_copy_(0, indices, ((1 - rate) * memory + rate * of_sample).to(self.memory.dtype))
             self.visits.index_copy_(0, indices, (visits + times).squeeze(1).to(self.visits.dtype))
             self.written.index_fill_(0, indices, 1.0)
-        return apart.mean()
+        return distance.mean()
 
 
 def lipschitz(layers: Iterable[nn.Module]) -> Tensor:
