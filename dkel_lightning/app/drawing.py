@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 
 from dkel_lightning.runtime.atomic_files import write_bytes
@@ -73,14 +73,6 @@ def name(axes: Axes, title: str, x: str, y: str = "", *, log_x: bool = False) ->
     axes.set_title(title)
     axes.set_xlabel(x + (" (log scale)" if log_x else ""))
     axes.set_ylabel(y)
-
-
-def band(axes: Axes, x: Sequence[float], values: ArrayLike, **line: Any) -> None:
-    """Draw the mean of several runs, a row each, over a band from the lowest to the highest."""
-    array = np.asarray(values, dtype=float)
-    (drawn,) = axes.plot(x, array.mean(0), **line)
-    if len(array) > 1:
-        axes.fill_between(x, array.min(0), array.max(0), color=drawn.get_color(), alpha=0.15, linewidth=0)
 
 
 def legend_beside(axes: Axes) -> None:

@@ -149,9 +149,13 @@ def _selected(read: Callable[[Any], float | None]) -> Score:
     return lambda run: read(run.selected)
 
 
+def _last(read: Callable[[Any], float | None]) -> Score:
+    return lambda run: read(run.last)
+
+
 ACCURACY = Column("selected accuracy", _selected(lambda test: test.deployed_accuracy), 100, 2, "%")
 VALIDATION = Column("validation accuracy", _selected(lambda test: test.validation_accuracy), 100, 2, "%")
-LAST = Column("last accuracy", lambda run: run.last and run.last.deployed_accuracy, 100, 2, "%")
+LAST = Column("last accuracy", _last(lambda test: test.deployed_accuracy), 100, 2, "%")
 NLL = Column("NLL", _selected(lambda test: test.nll.get(test.deployed)), 1, 4)
 CALIBRATION = Column("calibration error", _selected(lambda test: test.calibration.get(test.deployed)), 100, 2, "%")
 ENSEMBLE = Column(
@@ -161,7 +165,7 @@ DISAGREEMENT = Column("peer disagreement", _selected(lambda test: test.disagreem
 COLUMNS = (
     *(LAST, ACCURACY, NLL, CALIBRATION, ENSEMBLE, DISAGREEMENT),
     Column("teacher distance", _selected(lambda test: test.distance), 1, 3),
-    Column("epochs", lambda run: run.last and run.last.epoch, measured=False),
+    Column("epochs", _last(lambda test: test.epoch), measured=False),
     Column("images per second", lambda run: run.summary.get("images_per_second")),
     Column("seconds", lambda run: run.seconds),
     Column("peak memory", lambda run: run.summary.get("peak_memory", {}).get("bytes"), 2**-20, unit="MiB"),
