@@ -60,14 +60,22 @@ def main() -> None:
 
 
 def _name_sweep_folders(arguments: list[str]) -> list[str]:
-    """Let the folder of a sweep's job be named by what varies alone: `method=dkel,seed=0`."""
+    """Let the folder of a sweep's job be named by what varies, and by its method: `method=dkel,seed=0`.
+
+    Two sweeps may share a folder, so what tells their labels apart stays in the name where it is constant in one.
+    """
     parser, constant = OverridesParser.create(), []
     for argument in arguments:
         with contextlib.suppress(HydraException):  # a flag, or what Hydra explains itself
             item = parser.parse_overrides([argument])[0]
-            if not item.is_sweep_override() and not item.is_hydra_override():
+            fixed = not item.is_sweep_override() and not item.is_hydra_override()
+            if fixed and item.key_or_group not in ("method", "variant"):
                 constant.append(item.key_or_group)
-    return [*arguments, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(constant)}]"] if constant else arguments
+    return (
+        [*arguments, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(constant)}]"]
+        if constant
+        else arguments
+    )
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -146,14 +154,12 @@ def _run_in_sweep(values: dict[str, Any], run_dir: Path, overrides: list[str]) -
     if "ddp" in str(trainer["strategy"]) and "SLURM_JOB_ID" not in os.environ:
         raise ConfigError("A sweep with trainer=ddp starts itself in every process: use hydra/launcher=submitit_slurm.")
     print(f"\n{run_dir.name}", flush=True)
-    failure = run_dir / FAILED
+    _continue(run_dir, values)  # refuses other settings, and then leaves the folder as it is
     try:
         if is_finished(run_dir):
-            _continue(run_dir, values)  # refuses other settings
             print(f"finished before, in {run_dir}", flush=True)
-            selected = RunRecord(run_dir).selected
-            return None if selected is None else selected.objective
-        failure.unlink(missing_ok=True)
+            return RunRecord(run_dir).objective
+        (run_dir / FAILED).unlink(missing_ok=True)
         return execute(values, run_dir, config.typed_keys(overrides))
     except FolderInUseError:
         print("another process runs it", flush=True)

@@ -65,17 +65,18 @@ def test_a_sweep_ends_in_a_table_and_goes_on_where_it_was_ended(tmp_path: Path) 
     assert (tmp_path / "compared" / "method=dml,seed=0" / "summary.json").read_bytes() == before
     assert (tmp_path / "compared" / "method=dml,seed=2" / "summary.json").is_file()
     other = dkel(*command, "optimizer.lr=0.01", cwd=tmp_path)
-    assert other.returncode == 1
+    assert other.returncode == 2
     assert "holds a run of other settings (optimizer.lr: 0.1, now 0.01)" in other.stderr
+    assert not [*tmp_path.rglob("failed.txt")]
 
 
 def test_a_job_that_fails_is_noted_and_the_others_run(tmp_path: Path) -> None:
     done = dkel("-m", *SMALL, "sweep.folder=s", "method=baseline", "optimizer.lr=0.1,1e12", cwd=tmp_path)
     assert done.returncode == 1
-    assert "1 jobs failed: optimizer.lr=1e12" in done.stderr.replace("1000000000000.0", "1e12")
+    assert "1 jobs failed: method=baseline,optimizer.lr=1e12" in done.stderr.replace("1000000000000.0", "1e12")
     (failure,) = (tmp_path / "s").rglob("failed.txt")
     assert "NaN or infinite" in failure.read_text()
-    assert (tmp_path / "s" / "optimizer.lr=0.1" / "summary.json").is_file()
+    assert (tmp_path / "s" / "method=baseline,optimizer.lr=0.1" / "summary.json").is_file()
 
 
 # ---------------------------------------------------------------------- code of the user's own
