@@ -35,13 +35,13 @@ def datamodule(values: Values) -> LightningDataModule:
         settings["mean"], settings["std"] = networks.normalisation(values["backbone"]["name"])
     method = values["method"]
     peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
-    kind = _data_class(values["data"])
+    kind = data_class(values["data"])
     context = {"seed": values["seed"], "views": number_of_views(method["views"], peers)}
     built: LightningDataModule = kind(**own.arguments(kind, settings, context))
     return built
 
 
-def _data_class(settings: Values) -> type[LightningDataModule]:
+def data_class(settings: Values) -> type[LightningDataModule]:
     if settings.get("_target_") is not None:
         import_modules([settings["_target_"].rpartition(".")[0]])
         kind: type[LightningDataModule] = hydra.utils.get_class(settings["_target_"])
@@ -146,7 +146,7 @@ def trainer(
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_model_summary=False,
         # Our loaders share the images out by themselves.
-        use_distributed_sampler=not issubclass(_data_class(values["data"]), data.ImageDataModule),
+        use_distributed_sampler=not issubclass(data_class(values["data"]), data.ImageDataModule),
         enable_autolog_hparams=False,
     )
 

@@ -125,12 +125,12 @@ def find_checkpoint(path: Path) -> Path | None:
 
     A torn checkpoint is named, with the one that is whole.
     """
-    from dkel_lightning.checkpoints import is_whole, step_of
+    from dkel_lightning.checkpoints.archive import is_whole
 
     folder = run_of(path)
     candidates = [file for name in ("last", "best") if (file := folder / "checkpoints" / f"{name}.ckpt").is_file()]
     whole = [file for file in candidates if is_whole(file)]
-    newest = max(whole, key=step_of, default=None)  # of equally many steps the first, last.ckpt
+    newest = max(whole, key=_step, default=None)  # of equally many steps the first, last.ckpt
     if path.is_file():
         if is_whole(path):
             return path
@@ -142,6 +142,12 @@ def find_checkpoint(path: Path) -> Path | None:
     if torn and is_first():
         print(f"{', '.join(torn)} is torn: going on from {newest}.", flush=True)
     return newest
+
+
+def _step(checkpoint: Path) -> int:
+    import torch
+
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def best_checkpoint(folder: Path) -> Path:

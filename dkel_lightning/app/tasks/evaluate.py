@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from dkel_lightning.app import build, scores
+from dkel_lightning.app.config import Values
 from dkel_lightning.app.records import CheckpointScores
 from dkel_lightning.app.run import Run, run_of
 from dkel_lightning.app.tasks.train import prepare_data
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError
@@ -39,16 +40,29 @@ def evaluate(run: Run) -> EvaluateResult:
     if values["checkpoint"] is None:
         raise ConfigError("task=evaluate needs checkpoint=PATH of a .ckpt file.")
     path = Path(values["checkpoint"])
-    deploy = {key: value for key, value in values["deploy"].items() if value != "auto"}
-    # The memory layout of the training, or the figures would differ in their last digits.
-    module = DistillationModule.load_from_checkpoint(path, execution=values["execution"], deploy=deploy or None)
+    module = load_module(path, values)
+    epoch = int(file_format.load(path)["epoch"]) + 1
     images = prepare_data(values)
     _check_classes(module, images, path)
     plain = {**values, "callbacks": {**values["callbacks"], "extra": {}}}
     trainer = build.trainer(plain, loggers=[], callbacks=[])
-    result = EvaluateResult(scores.test(trainer, module, images, module.trained_epochs))
+    result = EvaluateResult(scores.test(trainer, module, images, epoch))
     _report(run, result, module, images)
     return result
+
+
+def load_module(path: Path, values: Values) -> DistillationModule:
+    """Rebuild the module of a checkpoint with what `values` say of its deployed network and its execution."""
+    deploy = {key: value for key, value in values["deploy"].items() if value != "auto"}
+    # The memory layout of the training, or the figures would differ in their last digits.
+    others = {"execution": values["execution"], **({"deploy": deploy} if deploy else {})}
+    return DistillationModule.load_from_checkpoint(path, **others)
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """Return the names of the classes of a run; empty where its folder does not say them."""
+    file = folder / "classes.json"
+    return tuple(json.loads(file.read_text(encoding="utf-8"))["classes"]) if file.is_file() else ()
 
 
 def _check_classes(module: DistillationModule, images: ClassificationData, path: Path) -> None:
@@ -58,9 +72,8 @@ def _check_classes(module: DistillationModule, images: ClassificationData, path:
             f"{path} knows {module.student.num_classes} classes, the data has {images.num_classes}: "
             "set data and data.root to the data it was trained on."
         )
-    file = run_of(path) / "classes.json"
-    names: list[Any] = json.loads(file.read_text(encoding="utf-8"))["classes"] if file.is_file() else []
-    if others := [f"{a}, here {b}" for a, b in zip(names, images.class_names, strict=False) if a != b]:
+    names = zip(class_names(run_of(path)), images.class_names, strict=False)
+    if others := [f"{before}, here {now}" for before, now in names if before != now]:
         print_once(f"Warning: classes have other names than in the training: {'; '.join(others[:3])}.")
 
 

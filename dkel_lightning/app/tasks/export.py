@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dkel_lightning.app import build
-from dkel_lightning.app.runs.folder import Run, run_folder
-from dkel_lightning.app.tasks.evaluate import class_names, loaded
+from dkel_lightning.app.run import Run, run_of
+from dkel_lightning.app.tasks.evaluate import class_names, load_module
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.export import Exported, Preprocessing, export, formats
-from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.distillation import DistillationModule
 
 
 def export_checkpoint(run: Run) -> Exported:
@@ -20,9 +20,11 @@ def export_checkpoint(run: Run) -> Exported:
 
     The folder is `export.to`, or `<member>_<format>` in the run's.
     """
+    if run.values["checkpoint"] is None:
+        raise ConfigError("task=export needs checkpoint=PATH of a .ckpt file.")
     settings, path = run.values["export"], Path(run.values["checkpoint"])
     formats.check(settings["format"])
-    module, _ = loaded(path, run.values)
+    module = load_module(path, run.values)
     folder = Path(settings["to"] or run.folder / f"{module.deployed_member()}_{settings['format']}")
     exported = export(
         module,
@@ -41,14 +43,13 @@ def export_checkpoint(run: Run) -> Exported:
 
 def preprocessing_of(module: DistillationModule, path: Path, values: Mapping[str, Any]) -> Preprocessing:
     """Return how images are prepared for the networks of a checkpoint, as its run has recorded it."""
-    recipe, data, folder = module.recipe or {}, values["data"], run_folder(path)
+    recipe, data = module.recipe or {}, values["data"]
     mean, std, size = data["mean"], data["std"], recipe.get("image_size")
     if mean is None or std is None or size is None:
         raise ConfigError(
             f"The run of {path} does not say how its images are prepared: give the data module attributes mean and std "
             "(of images in [0, 1], one a channel), or data.mean=[...] and data.std=[...]."
         )
-    names = class_names(folder) if folder is not None else ()
-    margin = getattr(build.known_data(data), "margin", 1.0)
+    margin = getattr(build.data_class(data), "margin", 1.0)
     height, width = size
-    return Preprocessing(int(recipe["in_channels"]), height, width, tuple(mean), tuple(std), names, margin)
+    return Preprocessing(int(recipe["in_channels"]), height, width, tuple(mean), tuple(std), class_names(run_of(path)), margin)

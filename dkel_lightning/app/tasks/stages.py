@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dkel_lightning.app.config import Values
-from dkel_lightning.checkpoints import load_checkpoint
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.methods import preset
 from dkel_lightning.runtime.seeding import derive_seed
@@ -97,6 +97,6 @@ def _on_teacher_network(values: Values, stage: str, method: str, settings: Mappi
 def _method_of(weights: Path) -> str | None:
     """Return the method that wrote a checkpoint of this library; None for any other file."""
     try:
-        return str(load_checkpoint(weights)["recipe"]["method"]["name"])
+        return str(file_format.recipe(file_format.load(weights), weights)["method"]["name"])
     except (CheckpointError, KeyError, TypeError):
         return None

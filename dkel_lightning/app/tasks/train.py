@@ -34,12 +34,14 @@ from dkel_lightning.app.saved import settings_hash
 from dkel_lightning.app.tasks.stages import stage_names, stages_before, with_weights
 from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
-from dkel_lightning.checkpoints import AtomicCheckpointIO, is_whole, load_checkpoint, step_of
+from dkel_lightning.checkpoints.archive import is_whole
+from dkel_lightning.checkpoints.file_format import AtomicCheckpointIO, load
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
-from dkel_lightning.runtime import provenance
+from dkel_lightning.runtime import memory, provenance
+from dkel_lightning.runtime.memory import PeakMemory
 from dkel_lightning.runtime.processes import broadcast_from_rank_zero, print_once
 from dkel_lightning.runtime.seeding import seed_process
 
@@ -53,6 +55,7 @@ class TrainResult:
         best: test of the epoch that validation chose; None where no checkpoint was written.
         images_per_second: training throughput, all processes together.
         seconds: wall time of the fit, also before a resume.
+        memory: its peak memory.
         deployed_parameters: parameters of the network that is deployed.
     """
 
@@ -60,6 +63,7 @@ class TrainResult:
     best: CheckpointScores | None
     images_per_second: float | None
     seconds: float
+    memory: PeakMemory
     deployed_parameters: int
 
     @property
@@ -117,6 +121,7 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     print_once(_heading(values, module, images))
     # Dropout and a user's transforms draw from the global generators; a resume puts them where they were.
     seed_process(values["seed"], "training", trainer.global_rank)
+    memory.begin(trainer.strategy.root_device)
     try:
         trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
     except (KeyboardInterrupt, Interrupted):
@@ -125,12 +130,12 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     if last_checkpoint is not None and broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
         # Killed after the last epoch's best.ckpt and before its last.ckpt; resumed from the former.
         last_checkpoint.save(trainer)
-    seconds = throughput.seconds
+    seconds, peak = throughput.seconds, memory.peak(trainer.strategy.root_device)
     trainer.loggers = []  # what Lightning logs of a test does not say which checkpoint was tested
     last = scores.test(trainer, module, images, trainer.current_epoch)
     best = _test_best(trainer, module, images, run)
     deployed = sum(parameter.numel() for parameter in module.deploy().parameters())
-    result = TrainResult(last, best, throughput.images_per_second, seconds, deployed)
+    result = TrainResult(last, best, throughput.images_per_second, seconds, peak, deployed)
     _report(run, result, module, images, loggers)
     return result
 
@@ -138,7 +143,7 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
 def _check_unedited(run: Run) -> int:
     """Return the step of the checkpoint to go on from; refuse settings that were edited since the run began."""
     assert run.resume is not None
-    checkpoint = load_checkpoint(run.resume)
+    checkpoint = load(run.resume)
     saved_hash = checkpoint.get("callbacks", {}).get(SettingsHash.__name__, {}).get("hash")
     if saved_hash not in (None, settings_hash(run.values)):
         raise CheckpointError(
@@ -230,7 +235,7 @@ def _mode(monitor: str) -> str:
 
 
 def _is_behind(path: Path, trainer: Trainer) -> bool:
-    return path.is_file() and (not is_whole(path) or step_of(path) < trainer.global_step)
+    return path.is_file() and (not is_whole(path) or int(load(path)["global_step"]) < trainer.global_step)
 
 
 def _test_best(trainer: Trainer, module: DistillationModule, images: ClassificationData, run: Run) -> CheckpointScores | None:
@@ -238,7 +243,7 @@ def _test_best(trainer: Trainer, module: DistillationModule, images: Classificat
     path = broadcast_from_rank_zero(run.checkpoints / "best.ckpt")
     if not broadcast_from_rank_zero(path.is_file()):
         return None
-    checkpoint = load_checkpoint(path, module.device)
+    checkpoint = load(path, module.device)
     module.load_checkpoint(checkpoint, path)
     return scores.test(trainer, module, images, int(checkpoint["epoch"]) + 1)
 
@@ -294,6 +299,7 @@ def _report(
         "test": {"last": asdict(result.last), "best": asdict(result.best) if result.best is not None else None},
         "images_per_second": result.images_per_second,
         "seconds": result.seconds,
+        "peak_memory": asdict(result.memory),
         "deployed_parameters": result.deployed_parameters,
     }
     stages = [records.RunRecord(run.folder / name) for name in stage_names(values)]
