@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
-from dkel_lightning.callbacks.step_recorder import non_finite
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.peers import named_weights
 from dkel_lightning.settings.backbone import reads_a_folder
@@ -89,7 +88,7 @@ def refuse_non_finite(module: nn.Module, path: str | Path) -> None:
         CheckpointError: with how many there are and the first of them.
     """
     held = named_weights(module)
-    bad = non_finite((name, value) for name, value in held if value.is_floating_point())
+    bad = [name for name, value in held if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
         raise CheckpointError(
             f"{path} holds NaN or infinity in {len(bad)} of {len(held)} weights (the first is {bad[0]}): its training "

@@ -8,7 +8,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dkel_lightning.callbacks.initialisation import drawn_batches, forward_context, own_random_numbers
 from dkel_lightning.callbacks.schedules import clock
-from dkel_lightning.callbacks.step_recorder import validates_after
 from dkel_lightning.modules.interface import Coordinator, coordinator
 
 
@@ -55,3 +54,9 @@ class MethodBatches(Callback):
         if count is not None:
             with own_random_numbers(module, trainer.global_rank), forward_context(trainer):
                 module.method.take_batches(when, module, drawn_batches(trainer, module, count))
+
+
+def validates_after(trainer: Trainer) -> bool:
+    """Whether a validation follows this batch, as Lightning's own loop decides it."""
+    batches = trainer.fit_loop._data_fetcher
+    return batches is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(batches)

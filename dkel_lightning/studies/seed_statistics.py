@@ -82,6 +82,6 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def chance_bound(chance: float, samples: int) -> float:
-    """Return the accuracy that guessing right with probability `chance` exceeds once in a thousand times."""
-    return float(stats.binom.ppf(LUCK, samples, chance)) / samples
+def chance_bound(chance: float, samples: int, confidence: float = LUCK) -> float:
+    """Return the accuracy up to which guessing right with probability `chance` stays with this probability."""
+    return float(stats.binom.ppf(confidence, samples, chance)) / samples

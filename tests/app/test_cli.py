@@ -425,7 +425,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("what", ODD)
-@pytest.mark.parametrize("task", ["evaluate", "export", "predict", "replay"])
+@pytest.mark.parametrize("task", ["evaluate", "export", "predict"])
 def test_an_odd_config_beside_a_checkpoint_is_one_error(what: str, task: str, tmp_path: Path) -> None:
     text, message = ODD[what]
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"

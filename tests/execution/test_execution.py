@@ -19,19 +19,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import DataLoader
 
 from dkel_lightning import DistillationModule, methods
-from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor, collapse, step_recorder
-from dkel_lightning.callbacks.step_recorder import Verdict
+from dkel_lightning.callbacks import DiversityMonitor
 from dkel_lightning.data import WithIndices
 from dkel_lightning.data.augment import CropFlip
 from dkel_lightning.data.device_loaders import DeviceImages, TrainingLoader
-from dkel_lightning.errors import ConfigError, NonFiniteError
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.execution.captured import CapturedStep, CaptureError
 from dkel_lightning.methods.baseline import Baseline
-from dkel_lightning.modules import batch as batches
 from dkel_lightning.modules.optim import configure, fused
 from dkel_lightning.settings.execution import Execution
 from tests.execution.tape import Tape, no_host_reads, tape
@@ -379,32 +376,6 @@ def test_parts_that_are_replaced_or_hooked_between_epochs_are_seen(change: Any, 
     assert module.execution_in_force.name == mode
 
 
-def test_a_loss_that_is_no_number_is_caught_in_a_captured_step(tmp_path: Path, tape: type[Tape]) -> None:
-    def poison(images: Tensor, draws: torch.Generator) -> Tensor:
-        poison.calls += 1  # type: ignore[attr-defined]
-        return images * float("nan") if poison.calls > 2 * 2 else images  # type: ignore[attr-defined]
-
-    for mode in ("eager", "cuda_graph"):
-        poison.calls = 0  # type: ignore[attr-defined]
-        module = build(execution=mode, augmentation=poison, teacher={"init_steps": 0})
-        fit = trainer(DiversityMonitor("none"), default_root_dir=tmp_path / mode)
-        with pytest.raises(NonFiniteError, match=r"non-finite terms: ce, .*\(step 2, epoch 1\)"):
-            fit.fit(module, train_loader(SAMPLES))
-    ours, theirs = (torch.load(tmp_path / mode / "collapse" / "step_2.pt") for mode in ("eager", "cuda_graph"))
-    assert_equal(ours["state_dict"], theirs["state_dict"])
-
-
-def test_a_restoration_goes_on_with_the_same_graph(tmp_path: Path, tape: type[Tape]) -> None:
-    results = []
-    for mode in ("eager", "cuda_graph"):
-        module = build(execution=mode)
-        guard = CollapseGuard("restore", folder=tmp_path / mode)
-        trainer(guard, Spoil(), max_epochs=2).fit(module, train_loader(SAMPLES), val_loader())
-        assert guard.restored == 1
-        results.append(module.state_dict())
-    assert_equal(*results)
-
-
 class Spoil(Callback):
     """Spoil one weight in the middle of the first epoch."""
 
@@ -464,31 +435,6 @@ class Guarded(Callback):
 
     def on_exception(self, *_: Any) -> None:
         self._forbidden.close()
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let all code believe that reading waits.
-
-    Let pass are the check of the labels, on a GPU once an epoch, and the verdict on a loss, which there is copied to
-    the host beside the computation and read a step later.
-    """
-    monkeypatch.setattr(batches, "check_labels", lambda labels, classes: None)
-    for module in (batches, collapse, step_recorder):
-        monkeypatch.setattr(module, "sync_blocks", lambda device: True)
-
-    def read(self: Verdict) -> bool:
-        with torch._C.DisableTorchFunction(), _disable_current_modes():
-            return bool(self._bad)
-
-    monkeypatch.setattr(Verdict, "read", read)
-
-
-@pytest.mark.parametrize("method", sorted(methods.METHODS))
-def test_no_training_step_reads_a_value_back_to_the_host(method: str, as_on_a_gpu: None) -> None:
-    guarded = Guarded()
-    fitted(method, "eager", guarded, max_epochs=1, gradient_clip_val=1.0, accumulate_grad_batches=2)
-    assert guarded.steps == 4
 
 
 def test_the_guard_sees_every_way_to_read_a_value() -> None:

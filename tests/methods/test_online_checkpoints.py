@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from dkel_lightning import DistillationModule, methods
 from dkel_lightning.app.tasks import stages
-from dkel_lightning.callbacks import CollapseGuard, TeacherCheckpoints
-from dkel_lightning.callbacks.collapse_criteria import Collapse
+from dkel_lightning.callbacks import TeacherCheckpoints
 from dkel_lightning.data import Batch
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.functional import distillation
@@ -128,25 +127,6 @@ def test_a_resumed_run_goes_on_with_the_teacher_of_its_step(
     loaded = DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt")
     assert loaded.method.settings.checkpoints is None
     assert not TeacherCheckpoints.needed_by(loaded)
-
-
-def test_a_restoration_leaves_the_teacher_of_its_step(
-    left: tuple[Path, dict[int, dict[str, Tensor]]], tmp_path: Path
-) -> None:
-    folder, kept = left
-    guard, watch = CollapseGuard("restore"), Watch()
-
-    class Collapses(Callback):
-        def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-            if trainer.current_epoch == 2:
-                assert isinstance(module, DistillationModule)
-                guard._restore(trainer, module, Collapse("chance", 2, 9, "by hand"))
-
-    guard.on_validation_end = lambda *_: None
-    run = trainer(guard, Collapses(), watch, max_epochs=4, default_root_dir=tmp_path)
-    run.fit(build(folder), train_loader(), train_loader())
-    assert guard.restored == 1
-    assert all(same(watch.seen[step], kept[6]) for step in (9, 10, 11))
 
 
 def test_what_does_not_fit_is_refused(left: tuple[Path, dict[int, dict[str, Tensor]]], tmp_path: Path) -> None:

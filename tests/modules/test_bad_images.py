@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import DistillationModule, StudentModule, TeacherModule
-from dkel_lightning.app.callbacks import LastCheckpoint
-from dkel_lightning.callbacks import CollapseGuard, collapse
-from dkel_lightning.callbacks.collapse_criteria import Collapse
-from dkel_lightning.errors import CollapseError, ConfigError, DataError, NonFiniteError
+from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.modules import batch as batches
 from dkel_lightning.networks import create
 from dkel_lightning.settings.teacher import TeacherSettings
@@ -60,68 +56,11 @@ def device_like(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 # ---------------------------------------------------------------------- not finite, in training
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_loss_that_broken_images_made_is_laid_to_the_data(tmp_path: Path, value: float) -> None:
-    with pytest.raises(NonFiniteError) as caught:
-        trainer(default_root_dir=tmp_path).fit(module(), loader(grey(at_11=value, at_13=value)))
-    said = "2 of 8 images of batch 1 are NaN or infinite (the first at position 3)"
-    text = f"; {said} (step 1, epoch 1). The data is at fault, and not the learning rate: {CURE} Replay the step"
-    (event,) = json.loads((tmp_path / "collapse.json").read_text(encoding="utf-8"))["events"]
-    assert text in str(caught.value)
-    assert event["what"].endswith(said)
-
-
-def test_images_that_the_augmentation_breaks_are_told_from_those_of_the_data(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError, match=r"8 of 8 images of batch 0, once augmented, are NaN .* the transform"):
-        trainer(default_root_dir=tmp_path).fit(module(augmentation=no_augmentation_at_all), loader(grey()))
-
-
-def test_broken_images_of_another_process_are_at_fault_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collapse, "any_process", lambda flag, device: True)
-    ours = module()
-    # As the other process's loss makes it.
-    nothing = {name: torch.tensor(float("nan"), requires_grad=True) for name in ours.method.terms}
-    ours.method.loss_terms = lambda inputs: nothing
-    with pytest.raises(NonFiniteError, match=r"images of another process are NaN .*The data is at fault"):
-        trainer(default_root_dir=tmp_path).fit(ours, loader(grey()))
-
-
-def test_a_restoration_names_the_images_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trainer(CollapseGuard("restore"), default_root_dir=tmp_path).fit(module(), loader(grey(at_9=float("nan"))))
-    said = "; 1 of 8 images of batch 1 are NaN or infinite (the first at position 1). Back to"
-    assert said in capsys.readouterr().out
-
-
 def test_a_teacher_is_not_initialised_with_broken_images(tmp_path: Path) -> None:
     images = grey()
     images[::2, :, 2, 3] = float("nan")
     with pytest.raises(DataError, match=r"\d of 8 images of batch 0 of the teacher's initialisation are NaN"):
         trainer(default_root_dir=tmp_path).fit(module(teacher={}), loader(images))
-
-
-@pytest.mark.parametrize("kind", ["none", "lightning's", "ours", "resumed"])
-def test_a_checkpoint_is_spoken_of_only_where_there_is_one(tmp_path: Path, kind: str) -> None:
-    saving: dict[str, Any] = {
-        "lightning's": ModelCheckpoint(tmp_path, every_n_train_steps=1),
-        "ours": LastCheckpoint(tmp_path / "last.ckpt"),
-    }
-    callbacks = [saving[kind]] if kind in saving else []
-    before = None
-    if kind in ("ours", "resumed"):
-        first = trainer(LastCheckpoint(tmp_path / "last.ckpt"), default_root_dir=tmp_path, enable_checkpointing=True)
-        first.fit(module(), loader(grey()))
-        before = tmp_path / "last.ckpt" if kind == "resumed" else None
-    fit = trainer(*callbacks, default_root_dir=tmp_path, max_epochs=2, enable_checkpointing=bool(callbacks))
-    with pytest.raises(NonFiniteError) as caught:
-        fit.fit(module(), loader(grey(at_9=float("nan"))), ckpt_path=before, weights_only=True)
-    assert ("The last checkpoint is untouched." in str(caught.value)) == (kind != "none")
-
-
-def test_a_peer_at_chance_without_a_checkpoint_speaks_of_none(tmp_path: Path) -> None:
-    event = Collapse("chance", 0, 3, "student_0 is at chance")
-    fit = trainer(default_root_dir=tmp_path)
-    with pytest.raises(CollapseError, match=r"or use precision=bf16 or fp32\.$"):
-        CollapseGuard("stop")._act(fit, module(), event)
 
 
 # ---------------------------------------------------------------------- not finite, in an evaluation

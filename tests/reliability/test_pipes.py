@@ -20,7 +20,7 @@ from tests.compose import tiny_run
 from tests.pipes import not_waited_for, piped
 
 NEEDED = ("config.yaml", ".claimed", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
-WRITTEN_BY_OTHERS = ("loggers.json", "collapse.json", "failed.txt", "job.json")
+WRITTEN_BY_OTHERS = ("loggers.json", "failed.txt", "job.json")
 
 
 @pytest.mark.slow

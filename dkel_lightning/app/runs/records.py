@@ -161,7 +161,7 @@ class RunRecord:
     @cached_property
     def problems(self) -> Sequence[str]:
         """What is missing or damaged, one sentence each."""
-        parts = ("config", "summary", "provenance", "collapse", "job", "confusion", "curves")
+        parts = ("config", "summary", "provenance", "job", "confusion", "curves")
         for part in parts:
             getattr(self, part)
         if self.summary and self.last is None:
@@ -203,16 +203,6 @@ class RunRecord:
     def job(self) -> Values:
         """The note of a job of a sweep."""
         return self._mapping("job", NOTE)
-
-    @cached_property
-    def collapse(self) -> Any:
-        """What the collapse guard has written, None where it has reported nothing, or has withdrawn it all."""
-        found = self._parsed("collapse", "collapse.json")
-        events = found.get("events") if isinstance(found, Mapping) else None
-        if not isinstance(events, list):
-            return found or None
-        standing = [each for each in events if not isinstance(each, Mapping) or each.get("recovered") is None]
-        return {"events": standing} if standing else None
 
     @cached_property
     def curves(self) -> Mapping[str, Curve]:

@@ -236,14 +236,6 @@ _ROWS = (
         keeps_memory=True,
     ),
     Task(
-        "replay",
-        "Run a failing step again, which the run has written to collapse/step_<n>.pt: which term, which layer?",
-        f"{_HERE}.replay:replay",
-        place=Place.BESIDE_CHECKPOINT,
-        folder="replay",
-        needs={"checkpoint": "a collapse/step_<n>.pt"},
-    ),
-    Task(
         "geometry",
         "Student and teacher as two points, in a bowl and between two mirror optima: figures and tables.",
         f"{_HERE}.geometry:geometry",

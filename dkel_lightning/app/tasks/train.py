@@ -294,9 +294,6 @@ def usual_callbacks(run: Run, throughput: Throughput | None = None) -> list[Call
     found: list[Callback] = [
         CollapseGuard(
             settings["on_collapse"],
-            folder=run.folder,
-            **settings["restore"],
-            one_class_share=settings["one_class_share"],
             grace=settings["collapse_grace"],
             validations=settings["collapse_validations"],
         ),

@@ -42,7 +42,6 @@ def test_the_functions_of_a_row_are_there_and_take_what_they_are_given(task: Tas
             ],
         ),
         (["task=predict", "checkpoint=x", "predict.images=y"], []),
-        (["task=replay"], ["task=replay needs checkpoint=PATH of a collapse/step_<n>.pt."]),
         (["task=export"], ["task=export needs checkpoint=PATH of a .ckpt file."]),
         (
             ["checkpoint=x"],

@@ -91,9 +91,9 @@ class RunSettings(Settings, node=""):
     resume: Annotated[str | None, text("Checkpoint to go on from, or `last`: the newest under outputs/."), MACHINE] = (
         None
     )
-    checkpoint: Annotated[
-        str | None, text("Checkpoint to evaluate, export or predict with (or an exported file), or step to replay.")
-    ] = None
+    checkpoint: Annotated[str | None, text("Checkpoint to evaluate, export or predict with, or an exported file.")] = (
+        None
+    )
     modules: Annotated[
         tuple[str, ...],
         kinds.modules("Python modules to import first: methods and backbones of your own register themselves."),

@@ -128,14 +128,6 @@ class LoggerSettings(Settings, node="logger", resumable=True):
 
 
 @dataclass(frozen=True)
-class RestoreSettings(Settings, node="callbacks.restore"):
-    """What a restoration changes."""
-
-    lr_scale: Annotated[float, number("Factor on the learning rate at each restoration.", 0, 1, above=True)] = 0.5
-    times: Annotated[int, whole("Restorations before the run ends.", 1, 1_000_000)] = 3
-
-
-@dataclass(frozen=True)
 class CallbackSettings(Settings, node="callbacks"):
     """Checkpoints, progress, and what watches the training."""
 
@@ -158,19 +150,11 @@ class CallbackSettings(Settings, node="callbacks"):
     ] = "means"
     on_collapse: Annotated[
         str,
-        choice(
-            "What follows a collapse; after a loss that is no number, warn ends the run too.", "warn", "stop", "restore"
-        ),
+        choice("What follows a collapse; after a loss that is no number, warn ends the run too.", "warn", "stop"),
     ] = "warn"
-    one_class_share: Annotated[
-        float, number("Share of a peer's predictions from which one class counts as nearly all.", 0, 1, above=True)
-    ] = 0.95
-    collapse_grace: Annotated[
-        float, number("Share of the run in which a peer that was never better may be at chance.", 0, 1)
-    ] = 0.25
+    collapse_grace: Annotated[float, number("Share of the run in which a peer may be at chance.", 0, 1)] = 0.25
     collapse_validations: Annotated[
         int, whole("Validations in a row in which a peer must be at chance to have collapsed.", 1, 1000)
     ] = 3
     progress: Annotated[str, choice("Progress display.", "auto", "bar", "lines", "none"), MACHINE] = "auto"
-    restore: RestoreSettings = field(default_factory=RestoreSettings)
     extra: Annotated[Mapping[str, Any], entries("A callback of your own, by _target_.")] = field(default_factory=dict)
