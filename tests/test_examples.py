@@ -136,6 +136,14 @@ def test_a_method_of_ones_own_on_the_command_line(monkeypatch: pytest.MonkeyPatc
     check_arguments(command)  # which makes no folder beside the examples
 
 
+def test_the_complexity_of_labels_and_teacher_epoch_by_epoch() -> None:
+    rows = example("supervision_complexity").main(
+        epochs=1, images=6, limit_train_batches=1, enable_checkpointing=False, enable_progress_bar=False
+    )
+    assert [epoch for epoch, *_ in rows] == [0, 1]
+    assert all(value > 0 for row in rows for value in row[1:])
+
+
 @pytest.mark.slow
 def test_lightnings_own_command_line_trains_tests_and_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("jsonargparse", reason="jsonargparse is not installed: see the extra cli")

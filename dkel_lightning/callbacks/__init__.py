@@ -5,7 +5,6 @@ from dkel_lightning.callbacks.diversity import DiversityMonitor
 from dkel_lightning.callbacks.initialisation import TeacherInitialisation
 from dkel_lightning.callbacks.own_batches import MethodBatches, MethodTime
 from dkel_lightning.callbacks.schedules import EMARateSchedule, EnsembleDecaySchedule, RampUpSchedule, set_weights
-from dkel_lightning.callbacks.supervision_complexity import SupervisionComplexity
 from dkel_lightning.callbacks.teacher_checkpoints import TeacherCheckpoints
 
 OF_MODULES = (
@@ -30,7 +29,6 @@ __all__ = [
     "MethodBatches",
     "MethodTime",
     "RampUpSchedule",
-    "SupervisionComplexity",
     "TeacherCheckpoints",
     "TeacherInitialisation",
     "set_weights",

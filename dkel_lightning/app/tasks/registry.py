@@ -165,17 +165,6 @@ class PredictSettings(Settings, node="predict"):
     batch_size: Annotated[int, whole("Images classified at once.", 1, 1_000_000)] = 64
 
 
-@dataclass(frozen=True)
-class ComplexitySettings(Settings, node="complexity"):
-    """task=complexity."""
-
-    images: Annotated[int, whole("Training images whose targets are looked at, evenly spread.", 2, 10_000)] = 256
-    every_n_epochs: Annotated[int, whole("Epochs between two looks; the first is before the training.", 1, 10_000)] = 1
-    ridge: Annotated[
-        float, number("What is added to the kernel's diagonal, as a share of its mean.", 0, 1, above=True)
-    ] = 1e-4
-
-
 # ---------------------------------------------------------------------- the tasks
 
 _ROWS = (
@@ -248,15 +237,6 @@ _ROWS = (
         f"{_HERE}.convergence:convergence",
         ConvergenceSettings,
         named_after_itself=True,
-    ),
-    Task(
-        "complexity",
-        "Train, and measure how hard labels and teacher are for the student's kernel as it changes.",
-        f"{_HERE}.complexity:complexity",
-        ComplexitySettings,
-        mistakes=requirements.of_complexity,
-        named_after_itself=True,
-        keeps_memory=True,
     ),
     Task(
         "dual_policy",

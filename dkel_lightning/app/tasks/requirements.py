@@ -1,4 +1,4 @@
-"""What a comparison and task=complexity ask of the settings. Imports neither torch nor Lightning."""
+"""What a comparison asks of the settings. Imports neither torch nor Lightning."""
 
 from __future__ import annotations
 
@@ -25,16 +25,3 @@ def of_comparison(values: Values) -> Iterator[str]:
         yield "task=compare trains on one device: leave trainer.devices at 1."
     if trainer["fast_dev_run"]:
         yield "trainer.fast_dev_run leaves nothing to compare: set trainer.max_epochs=1 instead."
-
-
-def of_complexity(values: Values) -> Iterator[str]:
-    """Say what keeps the measure from being made."""
-    teacher, trainer = values["teacher"], values["trainer"]
-    if values["data"].get("_target_") is not None:
-        yield "task=complexity reads training images without augmentation, as data modules of this library give them."
-    if teacher.get("update") == "none":
-        yield "task=complexity compares labels with a teacher, and there is none: choose method=online_checkpoints."
-    if teacher.get("update") == "frozen" and teacher.get("weights") is None:
-        yield "task=complexity trains in one stage: give teacher.weights, or choose method=online_checkpoints."
-    if not names_one(trainer["devices"]) or trainer["num_nodes"] != 1:
-        yield "task=complexity trains on one device: leave trainer.devices at 1."
