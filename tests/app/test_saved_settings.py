@@ -15,7 +15,6 @@ from dkel_lightning.app.cli.overrides import parse
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.claim import begin, release
 from dkel_lightning.app.runs.folder import Run, newest_checkpoint, values_in
-from dkel_lightning.app.runs.kinds import newest
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError, FolderInUseError
 from dkel_lightning.runtime import locks
 from tests.compose import compose, prepare
@@ -251,7 +250,6 @@ def test_the_newest_run_is_one_that_has_no_checkpoint_yet_and_no_analysis(
     os.utime(analysis / "config.yaml", (2, 2))
     assert newest_checkpoint(tmp_path) == training
     assert capsys.readouterr().out == f"{training} has no checkpoint yet: it begins anew.\n"
-    assert newest(tmp_path) == training
     (training / "summary.json").write_text("{}")  # it has ended, and its checkpoints were removed
     with pytest.raises(CheckpointError, match=r"No last\.ckpt of a run under"):
         newest_checkpoint(tmp_path)

@@ -22,7 +22,7 @@ from tests.reliability.record import record
 
 NODES = (
     *("method", "method.rampup", "method.ensemble", "teacher", "data", "data.label_noise", "deploy", "callbacks"),
-    *("callbacks.restore", "callbacks.extra", "logger", "logger.extra", "trainer", "optimizer", "scheduler", "task"),
+    *("callbacks.extra", "logger", "logger.extra", "trainer", "optimizer", "scheduler", "task"),
     *("protocol", "protocol.rampup", "execution", "precision", "backbone", "hydra", "hydra.run", "experiment", "debug"),
 )
 VALUES = (
