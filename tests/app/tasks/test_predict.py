@@ -213,5 +213,5 @@ def test_a_checkpoint_without_its_run_says_where_the_preprocessing_was(
 ) -> None:
     alone = tmp_path / "alone.ckpt"
     alone.write_bytes(checkpoint.read_bytes())
-    with pytest.raises(ConfigError, match=r"alone\.ckpt does not say how its images are prepared: give the data module"):
+    with pytest.raises(ConfigError, match=r"alone\.ckpt does not say how its images are prepared"):
         of_file(alone, images, tmp_path)
