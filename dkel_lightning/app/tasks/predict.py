@@ -21,8 +21,8 @@ from dkel_lightning.app import build
 from dkel_lightning.app.runs.folder import Run, run_folder
 from dkel_lightning.app.runs.tables import print_table, write_csv
 from dkel_lightning.app.tasks.evaluate import class_names, loaded
-from dkel_lightning.data.files.decode import decode_to
-from dkel_lightning.data.readers.image_folder import image_bytes, images_in
+from dkel_lightning.data.decode import decode_to
+from dkel_lightning.data.readers.image_folder import images_in
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.export import Exported, Preprocessing, formats, open_exported
 from dkel_lightning.export.metadata import Record
@@ -68,7 +68,8 @@ def predict(run: Run) -> PredictResult:
         DkelError: with the thing at fault and its cure.
     """
     settings = run.values["predict"]
-    files = images_in(Path(settings["images"]).expanduser())
+    place = Path(settings["images"]).expanduser()
+    files = [place] if place.is_file() else [Path(name) for name in images_in(place)]
     opened = _opened(Path(run.values["checkpoint"]), run.values)
     guesses: dict[Path, tuple[Guess, ...]] = {}
     unreadable: dict[Path, str] = {}
@@ -107,8 +108,8 @@ def _decoded(batches: Sequence[Sequence[Path]], known: Preprocessing) -> Iterato
 
 def _read(path: Path, known: Preprocessing) -> tuple[Path, Tensor | str]:
     try:
-        return path, torch.from_numpy(np.array(decode_to(image_bytes(path), str(path), known.shape, known.margin)))
-    except DataError as error:
+        return path, torch.from_numpy(np.array(decode_to(path.read_bytes(), str(path), known.shape, known.margin)))
+    except (DataError, OSError) as error:
         return path, str(error)
 
 
