@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -41,23 +42,17 @@ class Normalize:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean = tuple(mean)
         self.std = tuple(std)
-        # Building the constants anew would copy from the host in every batch.
-        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return float32 images of the same shape `[..., C, H, W]`."""
-        mean, std = self._constants_on(images.device)
+        mean, std = _constant(self.mean, images.device), _constant(self.std, images.device)
         # Division, not a multiply-add: bit-equal to torchvision's ToTensor and Normalize.
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_constants": {}}  # spawned workers cannot receive tensors of every device
 
-    def _constants_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._constants:
-            mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (self.mean, self.std))
-            self._constants[device] = mean.view(-1, 1, 1), std.view(-1, 1, 1)
-        return self._constants[device]
+@functools.cache  # so that no batch waits for a copy from the host
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 class Crops(NamedTuple):

@@ -282,10 +282,10 @@ class ImageDataModule(ClassificationData, ABC):
     def _check_settings(self) -> None:
         if self.views < 1:
             raise ConfigError(f"views={self.views} is too small: the least is 1")
-        values = {f"data.{name}": value for name, value in vars(self).items() if name not in ("root", "label_noise")}
-        values["data.augment"] = self.policy
+        values = {name: value for name, value in vars(self).items() if name not in ("root", "label_noise")}
+        values["augment"] = self.policy
         settings = settings_of(DataSettings).items()
-        mistakes = [item.error(key, values[key]) for name, item in settings if (key := f"data.{name}") in values]
+        mistakes = [item.error(f"data.{name}", values[name]) for name, item in settings if name in values]
         if any(mistakes):
             raise ConfigError("\n".join(filter(None, mistakes)))
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from filelock import FileLock
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from dkel_lightning.data.imageset import Images
 from dkel_lightning.errors import DataError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -46,12 +44,6 @@ def decode_to(data: bytes, name: str, shape: tuple[int, int, int], margin: float
         )
         crop = scaled.crop((left, top, left + width, top + height))
         return np.asarray(crop).transpose(2, 0, 1) if channels == 3 else np.asarray(crop.convert("L"))[None]
-
-
-def decode_rgb(data: bytes, name: str) -> NDArray[np.uint8]:
-    """Return a whole image as uint8 RGB `[3, H, W]`."""
-    with _opened(data, name) as image:
-        return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
 
 
 @contextmanager
@@ -94,18 +86,8 @@ class EncodedImages:
 
     def original(self, index: int) -> NDArray[np.uint8]:
         """Return a whole image, uint8 `[3, H, W]`."""
-        return decode_rgb(*self.encoded(index))
-
-
-def encoded_images(
-    labels: Sequence[int] | NDArray[np.int64],
-    size: int,
-    encoded: Callable[[int], tuple[bytes, str]],
-    margin: float = 1.0,
-) -> Images:
-    """Return a split whose images are `EncodedImages`."""
-    array = cast("NDArray[np.uint8]", EncodedImages(len(labels), size, encoded, margin))
-    return Images(array, np.asarray(labels, dtype=np.int64))
+        with _opened(*self.encoded(index)) as image:
+            return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
 
 
 class Cache:

@@ -18,9 +18,9 @@ _CHUNK_VALUES = 2 << 20
 
 @dataclass(frozen=True)
 class Images:
-    """One split: uint8 images `[N, C, H, W]` and int64 labels `[N]`."""
+    """One split: uint8 images `[N, C, H, W]`, an array or `EncodedImages`, and int64 labels `[N]`."""
 
-    images: NDArray[np.uint8]
+    images: Any
     labels: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -36,23 +36,17 @@ class ImageSet:
     class_names: tuple[str, ...]
     val: Images | None = None
 
-    @property
-    def splits(self) -> dict[str, Images]:
-        """The splits that exist, by name."""
-        splits = {"train": self.train, "test": self.test, "val": self.val}
-        return {name: split for name, split in splits.items() if split is not None}
-
 
 class StoredImages:
-    """Images of a split in an array, which may be memory-mapped.
+    """Images of a split.
 
     Args:
-        images: uint8 `[M, C, H, W]`.
+        images: uint8 `[M, C, H, W]`, an array, a memory map or `EncodedImages`.
         labels: Labels `[N]` of the chosen images.
         chosen: Indices `[N]` into `images`.
     """
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], chosen: NDArray[np.int64]) -> None:
+    def __init__(self, images: Any, labels: NDArray[np.int64], chosen: NDArray[np.int64]) -> None:
         self.images = images
         self.labels = torch.from_numpy(labels)
         self.chosen = chosen
@@ -85,7 +79,7 @@ def check_image_set(data: ImageSet, where: str) -> None:
         where: The file or folder it came from, for the message.
     """
     shape, classes = data.train.images.shape[1:], len(data.class_names)
-    for name, split in data.splits.items():
+    for name, split in (("train", data.train), ("test", data.test), ("val", data.val or data.test)):
         images, labels = split.images, split.labels
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
             raise DataError(
@@ -110,7 +104,7 @@ def check_image_set(data: ImageSet, where: str) -> None:
         )
 
 
-def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel of uint8 images `[N, C, H, W]` scaled to [0, 1].
 
     The sums are exact integers, so the result does not depend on the order of the images. A constant channel gets the

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from itertools import count, islice
 from typing import Any
 
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.order import TrainingOrder, evaluation_batches
-from dkel_lightning.data.sources import Key, Source
+from dkel_lightning.data.sources import Source
 from dkel_lightning.errors import ConfigError
 
 
@@ -71,7 +72,7 @@ class TrainingLoader:
         self._check_layout(start)
         self._handed_out = start
         indices = self.order.batches(self.seed, "order", 0 if self.fixed_order else self.epoch)
-        key = Key(self.seed, ("augment", self.epoch))
+        key = (self.seed, "augment", self.epoch)
         for batch in self.source.batches(indices[start:], key, self.order.rank, start):
             # Counted before the batch leaves: a checkpoint written during its step includes it.
             self._handed_out += 1
@@ -98,17 +99,10 @@ class TrainingLoader:
         source = self.source.copy()
         for number in count():
             indices = self.order.batches(seed, "init", "order", number)
-            yield from source.batches(indices, Key(seed, ("init", "augment", number)), self.order.rank)
+            yield from source.batches(indices, (seed, "init", "augment", number), self.order.rank)
 
     def _layout(self) -> dict[str, int | str]:
-        order = self.order
-        return {
-            "loader": self.source.name,
-            "samples": order.samples,
-            "batch_size": order.batch_size,
-            "world": order.world,
-            "drop_last": int(order.drop_last),
-        }
+        return {"loader": self.source.name, **asdict(replace(self.order, rank=0))}
 
     def _check_layout(self, start: int) -> None:
         saved, self._saved_layout = self._saved_layout, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,20 +17,14 @@ from dkel_lightning.data.augment import CropFlip, Crops
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.imageset import StoredImages
 from dkel_lightning.errors import DataError
-from dkel_lightning.runtime.seeding import Label, generator
+from dkel_lightning.runtime.seeding import generator
 
 TIMEOUT = 600
 """Seconds after which a worker that has made no batch ends the run."""
 
 
-class Key(NamedTuple):
-    """Seed and labels of the augmentation of a pass."""
-
-    seed: int
-    labels: tuple[Label, ...]
-
-    def generator(self, *labels: Label, device: torch.device | str = "cpu") -> torch.Generator:
-        return generator(self.seed, *self.labels, *labels, device=device)
+Key = tuple[Any, ...]
+"""Seed and labels of the augmentation of a pass, for `runtime.seeding.generator`."""
 
 
 class Source(ABC):
@@ -95,7 +89,7 @@ class DeviceImages(Source):
             if key is None:
                 images = self.augment.normalize(images)
             else:
-                images = self.augment(images, key.generator(rank, number, device=device), self.views)
+                images = self.augment(images, generator(*key, rank, number, device=device), self.views)
             yield Batch(images, self.labels.index_select(0, chosen), chosen)
 
 
@@ -120,7 +114,7 @@ class _Batches(Dataset["Batch | DataError"]):
             if key is None:
                 images = self.stored.read(indices)
             else:
-                draws = [self.augment.draw(key.generator(index), 1, self.views) for index in indices.tolist()]
+                draws = [self.augment.draw(generator(*key, index), 1, self.views) for index in indices.tolist()]
                 crops = Crops(*(torch.cat(parts, dim=1) for parts in zip(*draws, strict=True)))
                 images = self.augment.cut(self.augment.read(self.stored, indices), crops)
         except (DataError, OSError) as error:
@@ -128,21 +122,8 @@ class _Batches(Dataset["Batch | DataError"]):
         return Batch(images, self.stored.labels[indices], indices)
 
 
-class _Requests:
-    """Sampler of a `DataLoader` with persistent workers whose requests change from pass to pass."""
-
-    def __init__(self) -> None:
-        self.pending: list[Request] = []
-
-    def __len__(self) -> int:
-        return len(self.pending)
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self.pending)
-
-
 def _ignore_signals(worker: int) -> None:
-    """Leave the signals that a whole process group receives to the parent, which still needs its workers."""
+    """Leave signals to the whole process group to the parent, which needs its workers to end the run."""
     for name in ("SIGINT", "SIGUSR1"):
         signal.signal(getattr(signal, name, signal.SIGINT), signal.SIG_IGN)
 
@@ -176,7 +157,7 @@ class WorkerImages(Source):
         self.labels = stored.labels
         self.data = _Batches(stored, augment, views)
         self.device = device or torch.device("cpu")
-        self._requests = _Requests()
+        self._requests: list[Request] = []  # the sampler, which changes from pass to pass
         self._loader: DataLoader[Batch | DataError] = DataLoader(
             self.data,
             batch_size=None,
@@ -196,7 +177,7 @@ class WorkerImages(Source):
     def batches(
         self, indices: Sequence[Tensor], key: Key | None = None, rank: int = 0, first: int = 0
     ) -> Iterator[Batch]:
-        self._requests.pending = [(batch.numpy(), key) for batch in indices]
+        self._requests[:] = [(batch.numpy(), key) for batch in indices]
         for batch in self._loader:
             if isinstance(batch, DataError):
                 raise batch

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dkel_lightning.data.files.decode import decode_to
 from PIL import Image
 
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import HuggingFaceDataModule
+from dkel_lightning.data.decode import decode_to
 from dkel_lightning.errors import ConfigError, DataError
 from tests.compose import tiny_run
 

@@ -266,12 +266,3 @@ def test_a_broken_image_that_a_worker_meets_is_one_error_without_its_traceback()
     broken = Broken(arrays()[0].numpy(), arrays()[1].numpy(), np.arange(COUNT))
     with pytest.raises(DataError, match=r"^7\.png is no readable image: replace or remove it$"):
         list(EvaluationLoader(WorkerImages(broken, AUGMENT, workers=1), batch_size=11))
-
-
-def test_what_workers_get_holds_nothing_that_lies_on_the_device() -> None:
-    normalize = Normalize((0.4,), (0.3,))
-    normalize(arrays()[0])
-    assert normalize._constants
-    sent = pickle.loads(pickle.dumps(normalize))
-    assert sent._constants == {}
-    assert torch.equal(sent(arrays()[0]), normalize(arrays()[0]))

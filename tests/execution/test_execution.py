@@ -25,7 +25,8 @@ from dkel_lightning import DistillationModule, methods
 from dkel_lightning.callbacks import DiversityMonitor
 from dkel_lightning.data import WithIndices
 from dkel_lightning.data.augment import CropFlip
-from dkel_lightning.data.device_loaders import DeviceImages, TrainingLoader
+from dkel_lightning.data.loaders import TrainingLoader
+from dkel_lightning.data.sources import DeviceImages
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.execution.captured import CapturedStep, CaptureError
 from dkel_lightning.methods.baseline import Baseline

@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dkel_lightning.data.datamodule import ImageDataModule
-from dkel_lightning.data.decode import encoded_images
+from dkel_lightning.data.decode import EncodedImages
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import ConfigError, DataError
@@ -64,7 +66,10 @@ class HuggingFaceDataModule(ImageDataModule):
 
         def images(rows: Any) -> Images:
             encoded = rows.cast_column(image, datasets.Image(decode=False))
-            return encoded_images(rows[label], self.image_size, partial(_encoded, encoded, image))
+            return Images(
+                EncodedImages(len(rows), self.image_size, partial(_encoded, encoded, image)),
+                np.asarray(rows[label], dtype=np.int64),
+            )
 
         held_out = images(val) if val is not None and "test" in splits else None
         return ImageSet(images(splits["train"]), images(test), tuple(features[label].names), held_out)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from dkel_lightning.data.augment import ResizedCropFlip
 from dkel_lightning.data.datamodule import ImageDataModule
-from dkel_lightning.data.decode import encoded_images
-from dkel_lightning.data.imageset import ImageSet
+from dkel_lightning.data.decode import EncodedImages
+from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.readers.image_folder import list_images
 from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import ConfigError
@@ -55,7 +55,8 @@ class ImageNetDataModule(ImageDataModule):
         for split, (files, labels) in listings.items():
             # One block of bytes: as many objects would be copied to every worker that touches them.
             names = np.array([os.fsencode(name) for name in files])
-            splits[split] = encoded_images(labels, self.image_size, partial(_read, names), MARGIN)
+            encoded = EncodedImages(len(names), self.image_size, partial(_read, names), MARGIN)
+            splits[split] = Images(encoded, np.asarray(labels, dtype=np.int64))
         return ImageSet(splits["train"], splits["test"], classes, splits.get("val"))
 
     def _make_augment(self, data: ImageSet) -> ResizedCropFlip:
