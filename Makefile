@@ -39,8 +39,8 @@ test: $(VENV)/.dev ## set up and run the tests; TESTS=path for some of them
 test-slow: $(VENV)/.dev ## the tests of more than about three seconds each: whole commands, several processes, all pages
 	$(BIN)/python -m pytest -m "slow and not long" -n $(WORKERS) --dist worksteal $(TESTS)
 
-test-long: $(VENV)/.dev ## kills at random, fuzzing, thousands of epochs: an hour or two; figures go to docs/results/reliability
-	DKEL_RECORD=docs/results/reliability $(BIN)/python -m pytest -m long -n $(WORKERS) --dist worksteal $(TESTS)
+test-long: $(VENV)/.dev ## kills at random moments, whole examples: an hour
+	$(BIN)/python -m pytest -m long -n $(WORKERS) --dist worksteal $(TESTS)
 
 test-min: ## the tests with the oldest versions of all dependencies, in an environment of their own
 	$(MAKE) test test-slow VENV=.venv-min CONSTRAINTS=constraints-min.txt

@@ -39,24 +39,12 @@ class CheckpointError(DkelError):
     """A checkpoint that is missing, torn, or belongs to something else."""
 
 
-class HubError(DkelError):
-    """A model hub that refuses, or cannot be reached."""
-
-
 class CollapseError(DkelError):
     """A training that has collapsed."""
 
 
 class NonFiniteError(CollapseError):
     """A loss or weight that is NaN or infinite."""
-
-
-class ProcessError(DkelError):
-    """A training that has lost one of its processes."""
-
-
-class MemoryFullError(DkelError):
-    """The memory of the device or of the host is used up."""
 
 
 class DiskFullError(DkelError):

@@ -62,9 +62,11 @@ def main(file: str | None = None, epochs: int = 15, folder: str = "outputs/examp
     images = torch.cat([batch[0] for batch in datamodule.test_dataloader()]).cpu()
     normalize = datamodule.augment.normalize
     prepared = Preprocessing(channels, height, width, normalize.mean, normalize.std, tuple(datamodule.class_names))
-    shipped = export(module, images[:256], Path(folder, "shipped"), prepared, format="state_dict", repeats=0)
-    print(f"{shipped.member} in {shipped.folder}: logits differ by {shipped.agreement.largest_difference:.1g} at most")
-    return shipped.agreement.largest_difference
+    exported = export(module, Path(folder, "shipped"), prepared, format="weights", images=images[:256])
+    with torch.no_grad():
+        difference = float((exported.classify(images) - module.deploy()(images)).abs().max())
+    print(f"{exported.record.member} in {exported.path}: logits differ by {difference:.1g} at most")
+    return difference
 
 
 if __name__ == "__main__":

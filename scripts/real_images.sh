@@ -40,7 +40,7 @@ esac
 command=(dkel task=compare "${arguments[@]}" "$@" "compare.folder=$folder")
 
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
-cores=$(python -c 'from dkel_lightning.runtime import processors; print(processors.allowed())')
+cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
 workers=${WORKERS:-$([ "$gpus" -gt 0 ] && echo "$gpus" || echo "$cores")}
 IFS=, read -r -a visible <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus > 0 ? gpus - 1 : 0)))}"
 mkdir -p "$folder"

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from importlib.metadata import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +16,6 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from torch.distributed import run
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -90,12 +83,6 @@ def without_setting(command: str) -> list[str]:
     while words and (re.fullmatch(r"\w+=.*", words[0]) or words[0] == "srun"):
         words = words[1:]
     return words
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
-def test_what_is_shown_first_fits_the_column_of_a_telephone(page: str) -> None:
-    first = blocks(ROOT / page, "sh", "python")[:3]
-    assert [len(line) for body in first for line in body.splitlines() if len(line) > 39] == []  # 390 pixels
 
 
 def arguments_of(command: str) -> list[str] | None:
@@ -197,114 +184,6 @@ def test_each_shown_target_of_make_exists(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def installs(command: str) -> bool:
-    words = without_setting(command)
-    return words[:2] == ["pip", "install"] or words[:4] == ["python", "-m", "pip", "install"]
-
-
-@pytest.mark.parametrize("command", [c for c in SHOWN if installs(c)])
-def test_what_is_shown_to_install_exists_with_its_extras(command: str) -> None:
-    project = metadata("dkel-lightning")
-    words = without_setting(command)
-    named = [word for word in words[words.index("install") + 1 :] if not word.startswith("-")]
-    assert named
-    for word in named:
-        local = re.fullmatch(r"(?:\.|dist/[\w*.-]+\.whl)(?:\[([\w,-]+)\])?", word)
-        if local:
-            extras = set((local[1] or "").split(",")) - {""}
-        else:
-            requirement = Requirement(word)
-            assert canonicalize_name(requirement.name) == "dkel-lightning", f"{word} is not this project"
-            extras = set(requirement.extras)
-        assert extras <= offered(), f"{word}: pyproject.toml has no such extra"
-    assert project["Name"] == "dkel-lightning"
-
-
-def offered() -> set[str]:
-    """The extras of pyproject.toml, which may be newer than what is installed."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    section = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
-    return set(re.findall(r"^([\w-]+) = \[", section, re.MULTILINE))
-
-
-SCRIPTS = [
-    (page, body)
-    for page in PAGES
-    for language, _, body in fenced(page)
-    if language in ("bash", "sh") and ("#SBATCH" in body or "\nif " in f"\n{body}")
-]
-
-
-@pytest.mark.parametrize(("page", "script"), SCRIPTS, ids=[page.name for page, _ in SCRIPTS])
-def test_scripts_run_through_with_their_programs_replaced(page: Path, script: str, tmp_path: Path) -> None:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("srun", "scontrol", "sbatch", "module", "python", "dkel", "torchrun"):
-        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "$CALLS"\n')
-        (folder / name).chmod(0o755)
-    calls = tmp_path / "calls"
-    set_by_slurm = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}
-    done = subprocess.run(
-        ["bash", "-eu", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-        env=set_by_slurm | {"PATH": f"{folder}:/usr/bin:/bin", "CALLS": str(calls)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    for line in script.splitlines():
-        if line.startswith("#SBATCH"):
-            assert re.fullmatch(r"#SBATCH( -{1,2}[a-zA-Z-]+([= ]\S+)?)+( +#.*)?", line), line
-    started = calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
-    ours = [arguments_of(call.removeprefix("srun ")) for call in started]
-    assert any(ours), f"{page.name}: nothing of this library is started by\n{script}"
-    for arguments in ours:
-        if arguments is not None:
-            prepare(arguments)
-
-
-def test_python_files_and_modules_that_are_shown_exist() -> None:
-    for command in SHOWN:
-        words = without_setting(command)
-        if words[:1] != ["python"] or arguments_of(command) is not None or installs(command):
-            continue
-        if words[1] == "-m":
-            assert find_spec(words[2]) is not None, command
-        else:
-            assert (ROOT / words[1]).is_file(), command
-
-
-TRACKERS = ("tensorboard", "mlflow", "wandb")
-
-
-@pytest.mark.parametrize("command", [c for c in SHOWN if c.split()[0] in TRACKERS])
-def test_what_is_shown_of_a_tracker_is_known_to_it_and_an_extra_installs_it(command: str) -> None:
-    program, *words = shlex.split(command)
-    assert re.search(rf'"{program}(-skinny)?>=', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    found = shutil.which(program, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if found is None:
-        pytest.skip(f"{program} is not installed")
-    subcommands = list(itertools.takewhile(lambda word: re.fullmatch(r"[a-z]+", word), words))
-    told = subprocess.run([found, *subcommands, "--help"], capture_output=True, text=True, timeout=120, check=False)
-    assert told.returncode == 0, told.stderr
-    for option in (word.split("=")[0] for word in words if word.startswith("--")):
-        assert option in told.stdout
-
-
-IN_SCRIPTS = {command for page, script in SCRIPTS for command in commands(page) if command in script}
-
-
-def test_no_command_is_shown_that_is_neither_run_nor_checked() -> None:
-    unchecked = [
-        command
-        for command in SHOWN
-        if arguments_of(command) is None
-        and not installs(command)
-        and without_setting(command)[:1] not in (["make"], ["python"])
-        and command.split()[0] not in TRACKERS
-        and command not in IN_SCRIPTS
-        and command.split()[0] not in SHELL  # what they start: tests/distributed/test_scripts.py
-    ]
-    assert unchecked == []
-
-
 class Splits:
     """Stands for the reader's own data."""
 
@@ -378,27 +257,6 @@ def test_settings_that_are_named_in_the_text_exist(page: Path) -> None:
     assert not unknown
 
 
-def test_the_page_on_running_names_every_choice_and_every_task() -> None:
-    text = (ROOT / "docs" / "run.md").read_text(encoding="utf-8")
-    groups, tasks = text.split("## Groups")[1].split("## Tasks")
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", groups, re.MULTILINE))
-
-    def options(group: str) -> set[str]:
-        return {name for name in choices.options(group) if "/" not in name}
-
-    for group, named in rows.items():
-        assert options(group) <= set(re.findall(r"`([^`]+)`", named)), group
-    # What the page leaves out: what every run has, the lengths of ablations, and Hydra's own.
-    assert {name for name in GROUPS if "/" not in name} - rows.keys() - {
-        "task",
-        "callbacks",
-        "scale",
-        "hydra",
-        ".",
-    } == set()
-    assert options("task") <= set(re.findall(r"`(\w+)`", tasks))
-
-
 def test_the_configuration_reference_is_up_to_date() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == "\n".join(reference.lines()) + "\n", "run: python -m dkel_lightning.app.config.reference"
@@ -438,17 +296,6 @@ def test_links_between_documents_lead_to_files_and_headings_also_on_a_code_host(
             if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert not broken
-
-
-def test_lists_stand_apart_from_the_text_before_them() -> None:
-    # Code hosts see a list also right below a line of text, the site does not.
-    for page in PAGES:
-        text = re.sub(r"^( *)```.*?^\1```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-        lines = ["", *text.splitlines()]
-        for before, line in itertools.pairwise(lines):
-            if re.match(r"([*-]|\d+\.) ", line) and page.name != "CHANGELOG.md":
-                fits = not before.strip() or re.match(r"([*-]|\d+\.) |\s", before)
-                assert fits, f"{page.relative_to(ROOT)}: an empty line is missing before {line!r}"
 
 
 def test_the_project_names_no_path_of_the_machine_it_was_made_on() -> None:

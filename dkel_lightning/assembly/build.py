@@ -12,7 +12,7 @@ from torch import nn
 
 from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw, image_shape, made
-from dkel_lightning.assembly.file_checks import no_more_than, refuse_folder, refuse_non_finite
+from dkel_lightning.assembly.file_checks import refuse_folder
 from dkel_lightning.assembly.own_teacher import TeacherMaker
 from dkel_lightning.assembly.parts import choose_method, method_recipe, teacher_settings
 from dkel_lightning.assembly.teacher_weights import load_student
@@ -295,10 +295,6 @@ def load_from_checkpoint(  # noqa: D417
             `teacher` are laid over the checkpoint's. A teacher from elsewhere, which the checkpoint leaves out, is read
             again with `teacher={"weights": FILE}` or `{"pretrained": True}`; without it the student is evaluated and
             deployed, and the teacher refused.
-
-    Raises:
-        CheckpointError: missing, torn, unsafe, not written by this library, or with weights that are no numbers.
-        ConfigError: `build` does not take one of `others`, or peers would share other weights than in the file.
     """
     known = inspect.signature(cls.build).parameters.keys()
     for name, fixed in _OF_LIGHTNING.items():
@@ -346,13 +342,10 @@ def rebuilt(
     if isinstance(teacher, Mapping) and isinstance(again, Mapping):
         # What the teacher once began with may be anywhere; its weights are in the checkpoint, or given again.
         others["teacher"] = merge(_without_files(teacher, again, checkpoint_path), again)
-    beside = sum(told["parameters"] for told in left_out.values())
-    with no_more_than(checkpoint["state_dict"], recipe, checkpoint_path, beside):
-        module: Coordinator = cls.build(**(recipe | others))
+    module: Coordinator = cls.build(**(recipe | others))
     for part, told in left_out.items():
         given_again = again if part == "teacher" else again.get(part, {})
         if part in module.teachers and not (given_again.get("weights") or given_again.get("pretrained")):
             continuation.go_without(module, part, told)
     continuation.load(module, checkpoint, checkpoint_path)
-    refuse_non_finite(module, checkpoint_path)
     return module

@@ -1,4 +1,4 @@
-"""First weights for teacher and student, from files of tensors that run nothing when they are read."""
+"""First weights of teacher and student, from checkpoints of this library or files of a state_dict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dkel_lightning.assembly.file_checks import refuse_non_finite
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.deployment import deploy, deployed_member
@@ -36,16 +35,13 @@ def load_teacher(
 
     Returns:
         The module of a checkpoint of this library, which may hold what a method goes on with; else None.
-
-    Raises:
-        CheckpointError: missing, unsafe, or for another network; missing and unexpected keys are listed.
     """
     if teacher.settings.weights is None:
         return None
     network, path = teacher.network, Path(teacher.settings.weights)
     content, module = read(path, group), None
     if file_format.KEY in content:
-        module = rebuild(path, backbone=_named(content, path, teacher.settings.backbone))
+        module = rebuild(path, backbone=_typed_again(content, path, teacher.settings.backbone))
         _load_checkpoint(network, module, path)
     else:
         single = network.num_peers == 1
@@ -54,21 +50,17 @@ def load_teacher(
     return module
 
 
-def _named(content: Mapping[str, Any], path: Path, backbone: object) -> str | None:
-    """Give the backbone of a checkpoint where the user has named it too, which allows a folder to be read."""
-    own = file_format.recipe(content, path).get("backbone")
-    return own if isinstance(own, str) and own == backbone else None
+def _typed_again(content: Mapping[str, Any], path: Path, backbone: object) -> str | None:
+    """Return the backbone of a checkpoint if the user names the same, which allows a folder to be read."""
+    saved = file_format.recipe(content, path).get("backbone")
+    return saved if isinstance(saved, str) and saved == backbone else None
 
 
 def load_student(network: PeerNetwork, path: Path, rebuild: Callable[..., Coordinator], backbone: object) -> None:
-    """Start every peer of the student with the weights in a file: those that a checkpoint deploys, or a state_dict.
-
-    Raises:
-        CheckpointError: as `load_teacher`.
-    """
+    """Start every peer of the student with the weights in a file: those that a checkpoint deploys, or a state_dict."""
     content = read(path, "backbone")
     if file_format.KEY in content:
-        module = rebuild(path, backbone=_named(content, path, backbone))
+        module = rebuild(path, backbone=_typed_again(content, path, backbone))
         weights = deploy(module, module.deployment).state_dict()
     else:
         weights = state_dict(content, path)
@@ -89,11 +81,7 @@ def _load_checkpoint(network: PeerNetwork, module: Coordinator, path: Path) -> N
 
 
 def read(path: Path, group: str = "teacher") -> Mapping[str, Any]:
-    """Read a file of tensors and primitives, which `teacher.weights` or `backbone.weights` names.
-
-    Raises:
-        CheckpointError: missing, damaged, or with objects that could run code.
-    """
+    """Read a file of tensors and primitives, which `teacher.weights` or `backbone.weights` names."""
     if not path.is_file():
         raise CheckpointError(f"No weights at {path}: give {group}.weights the path of a .pt, .pth or .ckpt file.")
     if path.suffix == ".safetensors":
@@ -105,7 +93,7 @@ def read(path: Path, group: str = "teacher") -> Mapping[str, Any]:
 
 
 def state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Find the named tensors, inside the mapping that training scripts wrap them in, without DDP's prefix."""
+    """Unwrap the named tensors from the mapping of a training script, and strip DDP's prefix."""
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -137,15 +125,12 @@ def _load(
     if shapes:
         pairs = [f"{key} {list(weights[key].shape)} instead of {list(ours[key].shape)}" for key in shapes]
         faults.append(f"of another shape: {_listed(pairs)}")
-    if foreign := file_format.foreign_types(ours, weights):
-        faults.append(f"of another type: {_listed(foreign)}")
     if faults:
         raise CheckpointError(
             f"The weights in {path} do not fit the {whose} ({'; '.join(faults)}): "
             f"set {key} to the network that they belong to."
         )
     module.load_state_dict(dict(weights), strict=True)
-    refuse_non_finite(module, path)
 
 
 def _differs_in_classes(ours: Tensor, theirs: Tensor, num_classes: int) -> bool:

@@ -100,7 +100,7 @@ def _begin(worker: int) -> None:
     Ctrl-C and a closed terminal reach the whole process group; the parent still needs its workers to end well. Memory
     is shared by name: for an open file the parent would have to ask the worker, without bound if that is stopped.
     """
-    for number in (getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIGUSR1", "SIGHUP")):
+    for number in (getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIGUSR1")):
         signal.signal(number, signal.SIG_IGN)
     torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
 

@@ -58,7 +58,7 @@ def save(module: Coordinator, checkpoint: dict[str, Any]) -> None:
             left_out[part] = teacher.manifest
             for name in [name for name in checkpoint["state_dict"] if name.startswith(f"{part}.network.")]:
                 del checkpoint["state_dict"][name]
-    file_format.sign(checkpoint, module.recipe, module.members, gather(module), _trains_with(module), left_out)
+    file_format.add_metadata(checkpoint, module.recipe, module.members, gather(module), _trains_with(module), left_out)
 
 
 def load(module: Coordinator, checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -122,7 +122,8 @@ def read(module: Coordinator, checkpoint: dict[str, Any]) -> Restored:
     complete(module, checkpoint)
     if not module.is_attached or module.trainer.state.fn != "fit":
         return Restored()
-    return Restored(file_format.own_states(checkpoint), file_format.trained_with(checkpoint))
+    metadata = checkpoint[file_format.KEY]
+    return Restored(metadata["processes"], metadata["trained_with"])
 
 
 def restore_processes(module: LightningModule, restored: Restored) -> None:

@@ -197,7 +197,7 @@ class Coordinator(LightningModule):
         """
         raise ConfigError(
             "A DistillationModule is a training, and what is exported is the network that it deploys: use "
-            'dkel_lightning.export.export(module, images, folder, preprocessing, format="onnx"), which checks the file '
+            'dkel_lightning.export.export(module, folder, preprocessing, format="onnx"), which checks the file '
             "(docs/export.md), or torch.onnx.export(module.deploy(), (images,), file)."
         )
 

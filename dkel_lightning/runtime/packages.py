@@ -1,4 +1,4 @@
-"""Packages of the extras, which are imported where they are needed. Imports neither torch nor Lightning."""
+"""Optional packages, imported where they are needed. Imports neither torch nor Lightning."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from dkel_lightning.errors import ConfigError
 
 
 def need(package: str, what: str, extra: str) -> Any:
-    """Import a package of an extra for `what`.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """Import a package of an extra, which `what` needs."""
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What several processes of one training say to each other; in a single one nothing is to be done."""
+"""Collectives that do nothing in a single process."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from dkel_lightning.runtime.texts import printable
-
 T = TypeVar("T")
 
-LET_GO = 0.2
-"""Seconds at the end of a process for the threads of its group; they need milliseconds."""
+GLOO_EXIT = 0.2
+"""Seconds; the threads need milliseconds."""
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Tell whether `flag` is set on any process; all of them must call this. Reads back from the device."""
+    """Return whether `flag` is set on any process; all of them must call this. Synchronises with the device."""
     if world_size() == 1:
         return flag
-    verdict = torch.tensor(int(flag), device=device)
-    torch.distributed.all_reduce(verdict, op=torch.distributed.ReduceOp.MAX)
-    return bool(verdict)
+    flags = torch.tensor(int(flag), device=device)
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    return bool(flags)
 
 
 def broadcast_from_rank_zero(value: T) -> T:
-    """Return what the first process has given; all of them must call this."""
+    """Return the value of the first process; all of them must call this."""
     if world_size() == 1:
         return value
     values = [value]
@@ -38,7 +36,7 @@ def broadcast_from_rank_zero(value: T) -> T:
 
 
 def average_over_processes(tensors: list[Tensor]) -> None:
-    """Average each tensor over the processes in place; all of them must call this."""
+    """Average each tensor over the processes, in place; all of them must call this."""
     if world_size() == 1:
         return
     for tensor in tensors:
@@ -47,7 +45,7 @@ def average_over_processes(tensors: list[Tensor]) -> None:
 
 
 def make_equal(tensors: list[Tensor]) -> None:
-    """Give all processes the tensors of the first; all of them must call this."""
+    """Copy the tensors of the first process to all of them, in place; all of them must call this."""
     if world_size() > 1:
         for tensor in tensors:
             torch.distributed.broadcast(tensor.data, src=0)
@@ -61,11 +59,11 @@ def world_size() -> int:
 
 
 def outlast_threads() -> None:
-    """Have a process of several wait a moment at its end, whatever ends it.
+    """Wait a moment at the exit of a process with a gloo group.
 
-    The threads of a gloo group free the tensors of what they did last a little later than it is done, and need Python
-    for that. Where Python ends just then they abort the process: a training that is through would count as failed
-    (torch 2.14: 12 of 104 processes that did little else than a few collectives).
+    Threads of gloo free the tensors of the last collectives shortly afterwards and need the interpreter for it. If it
+    has gone they abort the process, and a finished training counts as failed (torch 2.14: 12 of 104 processes that did
+    little else than a few collectives).
     """
     if world_size() > 1 and "gloo" in torch.distributed.get_backend():
         _wait_at_end()
@@ -73,10 +71,10 @@ def outlast_threads() -> None:
 
 @functools.cache
 def _wait_at_end() -> None:
-    atexit.register(time.sleep, LET_GO)
+    atexit.register(time.sleep, GLOO_EXIT)
 
 
 @rank_zero_only
 def print_once(line: str) -> None:
-    """Print a line once, however many processes come by."""
-    print(printable(line), flush=True)
+    """Print a line on the first process alone."""
+    print(line, flush=True)

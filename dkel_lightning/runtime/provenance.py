@@ -1,4 +1,4 @@
-"""Where a run comes from: versions, device, code."""
+"""Versions, device and commit of a run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from typing import Any
 
 import torch
 
-from dkel_lightning.runtime import command_lines, memory
-
 PACKAGES = ("dkel-lightning", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 
 
 def collect() -> dict[str, Any]:
-    """Gather what a reader needs to repeat a run."""
+    """Return what is needed to repeat a run."""
     return {
         "command": command(),
         "python": platform.python_version(),
@@ -28,8 +26,6 @@ def collect() -> dict[str, Any]:
         "device": device(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "threads_wait": os.environ.get("OMP_WAIT_POLICY"),
-        "keeps_freed_memory": memory.keeps_freed(),
         "git": _git(),
     }
 
@@ -38,12 +34,12 @@ def command() -> str:
     """Return the command line of this process, as it can be typed again."""
     program = Path(sys.argv[0])
     if program.name == "__main__.py" and program.parent.name == "dkel_lightning":
-        return command_lines.typed(*sys.argv[1:])
+        return shlex.join(["dkel", *sys.argv[1:]])
     return shlex.join([program.name, *sys.argv[1:]])
 
 
 def device() -> dict[str, Any]:
-    """Name the accelerator, or the processor."""
+    """Describe the accelerator, or the processor."""
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return {"kind": "cuda", "names": names, "cuda": torch.version.cuda}
@@ -67,7 +63,7 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Tell the commit of this package's own checkout; None for an installed package."""
+    """Return the commit of this package's checkout; None for an installed package."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None

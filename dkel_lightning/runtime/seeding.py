@@ -25,7 +25,7 @@ def derive_seed(seed: int, *labels: Label) -> int:
 
 
 def generator(seed: int, *labels: Label, device: torch.device | str = "cpu") -> torch.Generator:
-    """Make a generator on `device` that is seeded for the purpose named by `labels`."""
+    """Return a generator on `device`, seeded for the purpose named by `labels`."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *labels))
 
 
@@ -52,7 +52,7 @@ def seed_process(seed: int, *labels: Label) -> None:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Return the state of all global generators of this process, as tensors and primitives."""
+    """Return the states of the global generators of torch, numpy and Python, as tensors and primitives."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
@@ -66,7 +66,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Put the global generators of this process into a state of `random_state`."""
+    """Restore what `random_state` has returned."""
     torch.random.set_rng_state(state["torch"].cpu())
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))

@@ -16,8 +16,7 @@ class Execution(Settings, node="execution", resumable=True):
 
     `eager`; `compile`, the networks by torch.compile; `cuda_graph`, the step up to its gradients as a graph that is
     replayed; `auto`, a graph where device and settings allow it, else eager. What `auto` means of the memory layout and
-    the optimizer: see `execution.runner`. `threads` and `keep_memory` are for the command line, which sets them for the
-    whole process; in Python: `dkel_lightning.runtime.memory.keep_freed()`.
+    the optimizer: see `execution.runner`. `threads` is for the command line, which sets it for the whole process.
     """
 
     name: Annotated[
@@ -46,11 +45,6 @@ class Execution(Settings, node="execution", resumable=True):
         RESUMABLE,
     ] = False
     threads: Annotated[int | None, whole("CPU threads; null: as torch chooses.", 1, 1024), RESUMABLE] = None
-    keep_memory: Annotated[
-        bool | str,
-        either(switch("Freed memory stays with the process for the next step; auto: on the CPU."), choice("", "auto")),
-        RESUMABLE,
-    ] = "auto"
 
     def contradictions(self) -> Iterator[str]:
         """Say it of a trunk that is computed again."""

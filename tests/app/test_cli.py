@@ -527,30 +527,6 @@ def test_help_explains_groups_and_shows_examples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "unbuffered"), [(["--help"], ""), (["--help"], "1"), (["--version"], ""), (["--cfg", "job"], "1")]
-)
-def test_output_that_nobody_reads_ends_quietly(
-    arguments: list[str], unbuffered: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
-    read, write = os.pipe()
-    os.close(read)
-    command = [sys.executable, "-m", "dkel_lightning", *arguments]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (141, "")
-
-
-def test_a_broken_pipe_of_another_kind_is_no_end_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
-        raise BrokenPipeError(errno.EPIPE, "a tracker has gone")
-
-    monkeypatch.setattr(main, "_main", broken)
-    with pytest.raises(BrokenPipeError, match="a tracker has gone"):
-        main.main()
-
-
-@pytest.mark.parametrize(
     ("number", "file", "message"),
     [
         (errno.ENOSPC, "place/x", r"^Could not write place/x \(No space left on device\): free some space\."),

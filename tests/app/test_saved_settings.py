@@ -99,9 +99,8 @@ def test_a_strangers_folder_is_refused_with_the_cure_before_anything_is_opened(
         saved_settings.resumed(folder, compose(), [])
     assert "give them again, or add trust=true; from a stranger, do neither." in str(caught.value)
     if key.startswith("data."):
-        for task in ("evaluate", "export"):
-            with pytest.raises(CheckpointError, match=re.escape(key)):
-                saved_settings.of_checkpoint(values_in(folder), compose(f"task={task}"), [f"task={task}"], folder)
+        with pytest.raises(CheckpointError, match=re.escape(key)):
+            saved_settings.of_checkpoint(values_in(folder), compose("task=evaluate"), ["task=evaluate"], folder)
 
 
 @pytest.mark.parametrize("name", ["hf:/tmp/theirs", "hf:theirs/model", "hf:../model", "hf:vit"])

@@ -131,15 +131,6 @@ def test_a_trained_and_a_learning_teacher_stay_inside(tmp_path: Path) -> None:
         assert of_teacher(tmp_path / "x.ckpt")
 
 
-def test_what_a_file_says_of_its_teacher_is_checked(tmp_path: Path) -> None:
-    trained(build(weights_file(tmp_path)), tmp_path / "x.ckpt")
-    checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
-    checkpoint["dkel_lightning"]["left_out"]["teacher"]["parameters"] = "many"
-    torch.save(checkpoint, tmp_path / "y.ckpt")
-    with pytest.raises(CheckpointError, match="was edited or damaged"):
-        DistillationModule.load_from_checkpoint(tmp_path / "y.ckpt")
-
-
 @pytest.mark.slow
 def test_tasks_read_the_teacher_again_where_they_are_told_to(tmp_path: Path) -> None:
     given = weights_file(tmp_path, classes=10, channels=1)

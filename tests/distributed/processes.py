@@ -117,10 +117,6 @@ class Command:
         """Wait until it has printed this."""
         self._wait_for(lambda: re.search(pattern, self.text) is not None)
 
-    def until_there(self, name: str) -> None:
-        """Wait until a file is in its folder."""
-        self._wait_for((self.folder / name).is_file)
-
     def _wait_for(self, happened: Callable[[], bool], seconds: float = 200) -> None:
         deadline = time.monotonic() + seconds
         while not happened():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,9 +19,7 @@ from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import Interrupted
-from tests.compose import tiny_run
 from tests.distributed.processes import fork
-from tests.pictures import write_noise
 from tests.reliability.harness import Noise, assert_equal_runs, differences, noisy_run, patched, without_times
 
 pytestmark = pytest.mark.slow
@@ -56,7 +53,7 @@ def through(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def holds_what_each_process_has(checkpoint: dict[str, Any]) -> None:
     """Assert random numbers and, within an epoch, running statistics that differ between the processes."""
-    ours, theirs = file_format.own_states(checkpoint)
+    ours, theirs = checkpoint[file_format.KEY]["processes"]
     assert not torch.equal(ours["random"]["torch"], theirs["random"]["torch"])
     unequal = [name for name, value in ours["tensors"].items() if not torch.equal(value, theirs["tensors"][name])]
     assert any(name.startswith("student.") and name.endswith("running_mean") for name in unequal)
@@ -99,8 +96,6 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step_and_they_go_on_bit_
         def signalled(*_: Any) -> None:
             calls[0] += 1
             if rank == 1 and calls[0] == 6:
-                # Twice, as where a launcher passes on what the system sends to all.
-                os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
 
         patch = pytest.MonkeyPatch()
@@ -117,55 +112,3 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step_and_they_go_on_bit_
     assert file_format.load(run.folder / "checkpoints" / "last.ckpt")["global_step"] == 4
     assert two(run) == [0, 0]
     assert_equal_runs(run.folder, through)
-
-
-# ---------------------------------------------------------------------- who writes
-
-
-def note_writes(places: list[Path], notes: Path) -> None:
-    """Write down every file below `places` that this process opens for writing, makes, renames or removes."""
-    roots = tuple(str(place) for place in places)
-    # Opened before the hook, which must not note itself.
-    out = notes.open("a", buffering=1)
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open":
-            path, mode, flags = arguments
-            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(flags, int) else "w" in (mode or "")
-            paths = [path] if writes else []
-        elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"):
-            paths = [arguments[0]]
-        elif event in ("os.rename", "os.link", "os.symlink"):
-            paths = [*arguments[:2]]
-        else:
-            return
-        for each in paths:
-            if isinstance(each, str | bytes | os.PathLike) and os.fsdecode(each).startswith(roots):
-                out.write(f"{event} {os.fsdecode(each)}\n")
-
-    sys.addaudithook(hook)
-
-
-def test_only_the_first_process_writes_and_only_one_prepares_the_data(tmp_path: Path) -> None:
-    data, outputs = tmp_path / "images", tmp_path / "run"
-    write_noise(data, 20, 4)
-    run = tiny_run(
-        outputs, "experiment=own_data", f"data.root={data}", "data.image_size=12", "backbone=resnet8",
-        "trainer=ddp_cpu", "data.batch_size=8", "data.eval_batch_size=8", "trainer.max_epochs=2", "trainer.devices=4",
-        "callbacks.progress=none", "method=baseline", "method.peers=1",
-    )  # fmt: skip
-
-    def work(rank: int) -> None:
-        note_writes([data, outputs], tmp_path / f"writes{rank}")
-        train(run)
-
-    assert fork(4, work) == [0, 0, 0, 0]
-    writes = [(tmp_path / f"writes{rank}").read_text().splitlines() for rank in range(4)]
-    prepared = [[line for line in lines if str(data) in line] for lines in writes]
-    written = [[line for line in lines if str(outputs) in line] for lines in writes]
-    # All four wanted the images at once; one decoded them, and the others read what it had made.
-    assert len([lines for lines in prepared if any(line.startswith("os.rename") for line in lines)]) == 1
-    assert len([lines for lines in prepared if lines]) == 1, prepared
-    for name in ("last.ckpt", "best.ckpt", "metrics.csv", "summary.json", "config.yaml", "curves.png"):
-        assert any(name in line for line in written[0]), name
-    assert written[1:] == [[], [], []]

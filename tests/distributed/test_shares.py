@@ -1,4 +1,4 @@
-"""Two and four processes train and score as one does on the same data."""
+"""Two processes (four in the long tests) train and score as one does on the same data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.distributed.processes import fork
 from tests.modules.toy import parameters_of, trainer
 
 pytestmark = pytest.mark.slow
-WORLDS = (2, 4)
+WORLDS = (2, pytest.param(4, marks=pytest.mark.long))
 
 
 def run_trainer(world: int, *callbacks: Callback, **settings: Any) -> Trainer:
@@ -37,99 +37,6 @@ def in_each(world: int, folder: Path, work: Callable[[], Any]) -> list[Any]:
 
     assert fork(world, child) == [0] * world
     return [torch.load(folder / f"{world}_{rank}.pt", weights_only=True) for rank in range(world)]
-
-
-# ---------------------------------------------------------------------- who sees what
-
-
-class Indices(Callback):
-    """Note the samples of each batch."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, list[list[list[int]]]] = {"train": [], "val": [], "test": []}
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seen["train"].append([])
-
-    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        self.seen["train"][-1].append(batch[2].tolist())
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seen["val"].append([])
-
-    def on_validation_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        self.seen["val"][-1].append(batch[2].tolist())
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seen["test"].append([])
-
-    def on_test_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        self.seen["test"][-1].append(batch[2].tolist())
-
-
-class Nothing(LightningModule):
-    """Has one weight, so that looking at batches costs nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.weight * 1.0
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        torch.distributed.barrier()
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        torch.distributed.barrier()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.0)
-
-
-# Training images, batch size: a remainder of 1 to 3 images, of a last batch of one, of a batch beyond the shard.
-LOADS = {"uneven": (191, 8), "a last batch of one": (103, 8), "batches larger than a shard": (47, 64)}
-
-
-@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
-@pytest.mark.parametrize("world", WORLDS)
-def test_shards_are_disjoint_complete_and_equally_long(world: int, load: tuple[int, int], tmp_path: Path) -> None:
-    samples, batch_size = load
-
-    def look() -> dict[str, Any]:
-        seen = Indices()
-        images = DigitsDataModule(
-            limit=samples, batch_size=batch_size, eval_batch_size=72, validation=0.1009, residency="device"
-        )
-        images.setup()
-        run = run_trainer(world, seen, max_epochs=3)
-        run.fit(Nothing(), images)
-        run.test(Nothing(), images, verbose=False)
-        return {**seen.seen, "sizes": [images.train_size, images.val_size, images.test_size]}
-
-    ranks = in_each(world, tmp_path, look)
-    n, val, test = ranks[0]["sizes"]
-    assert n == samples
-    share = n // world
-    kept = share - (share % batch_size == 1)
-    left_out = []
-    for epoch in range(3):
-        shards = [[index for batch in rank["train"][epoch] for index in batch] for rank in ranks]
-        flat = [index for shard in shards for index in shard]
-        assert [len(shard) for shard in shards] == [kept] * world
-        assert len(set(flat)) == len(flat)
-        assert all(2 <= len(batch) <= batch_size for rank in ranks for batch in rank["train"][epoch])
-        left_out.append(frozenset(range(n)) - frozenset(flat))
-        # Fewer than one image a process, besides a last batch of one.
-        assert len(left_out[-1]) - world * (share - kept) == n % world < world
-    assert len(set(left_out)) == 3
-    for kind, size in (("val", val), ("test", test)):
-        for scored in zip(*(rank[kind] for rank in ranks), strict=True):
-            assert sorted(index for rank in scored for batch in rank for index in batch) == list(range(size))
-            assert len({len(rank) for rank in scored}) == 1
-
-
-# ---------------------------------------------------------------------- what they make of it
 
 
 class Parameters(Callback):

@@ -18,11 +18,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dkel_lightning import DistillationModule, StudentModule, TeacherModule
+from dkel_lightning import DistillationModule
 from dkel_lightning.callbacks import initialisation
 from dkel_lightning.data import WithIndices
 from dkel_lightning.runtime import processes
-from tests.modules.toy import SGD, Toy, build, parameters_of, peers_network, trainer, val_loader
+from tests.modules.toy import Toy, build, parameters_of, trainer, val_loader
 
 
 def statistics_of(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -87,17 +87,6 @@ def fit(module: LightningModule, folder: Path) -> None:
     torch.save(seen, folder / f"rank{run.global_rank}.pt")
 
 
-def prepare(folder: Path) -> None:
-    """Write what teachers of elsewhere have left: files of weights, and checkpoints by the steps of their training."""
-    left = folder / "left"
-    left.mkdir()
-    for step in (1, 2):
-        network = peers_network(1, seed=step)
-        weights = {f"student.network.{name}": value for name, value in network.state_dict().items()}
-        torch.save({"state_dict": weights}, left / f"step={step}.ckpt")
-    torch.save(peers_network(1, seed=3).peer(0).state_dict(), left / "elsewhere.pt")
-
-
 def main(folder: Path) -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -111,10 +100,3 @@ def main(folder: Path) -> None:
     fit(build({"name": "iakd", "start": 0.5, "statistics_batches": 2}, 1, teacher=teacher), folder / "iakd")
     fit(build({"name": "consistent", "fit_batches": 2}, 1, teacher=teacher), folder / "consistent")
     fit(build({"name": "soteacher", "samples": 48}, 1), folder / "soteacher")
-    fit(build("online_checkpoints", 1, teacher={"backbone": "resnet8", "init_steps": 2}), folder / "online")
-    checkpoints = {"name": "online_checkpoints", "checkpoints": str(folder / "left")}
-    fit(build(checkpoints, 1, teacher={**teacher, "update": "frozen", "init_steps": 0}), folder / "online_files")
-    extra = {**teacher, "weights": str(folder / "left" / "elsewhere.pt")}
-    fit(build("pcl", teacher={"extra": extra}), folder / "extra")
-    fit(TeacherModule(peers_network(), optimizer=SGD), folder / "teacher_alone")
-    fit(StudentModule(peers_network(), optimizer=SGD), folder / "student_alone")

@@ -6,9 +6,7 @@ import io
 import multiprocessing
 import os
 import random
-import re
 import signal
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,6 @@ from lightning.pytorch import Callback
 
 from dkel_lightning.app.callbacks.saving import BestCheckpoint, LastCheckpoint, RowBeforeCheckpoint
 from dkel_lightning.app.cli.folders import find_resume
-from dkel_lightning.app.runs.claim import SETTINGS, begin
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.train import TrainResult, train
 from dkel_lightning.checkpoints import file_format
@@ -61,14 +58,6 @@ def resumed(run: Run) -> TrainResult:
     return train(replace(run, resume=None if found.is_dir() else found))
 
 
-def started(run: Run) -> TrainResult:
-    """Begin a run in its folder or go on with it, as the recipe for SLURM does."""
-    if (run.folder / SETTINGS).is_file():
-        return resumed(run)
-    assert begin(run.folder, run.settings) == run.folder
-    return train(run)
-
-
 def in_a_child(work: Callable[[], Any]) -> int:
     """Run `work` in a forked process and return its exit code, negative for a signal."""
     child = multiprocessing.get_context("fork").Process(target=work)
@@ -81,28 +70,6 @@ def in_a_child(work: Callable[[], Any]) -> int:
 def kill() -> None:
     """End this process as a pulled plug does."""
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-WRITING = ("open", "os.mkdir", "os.rename", "os.link", "os.remove")
-
-
-def armed(name: str, count: int, after: float) -> None:
-    """Let this process die some seconds after it begins the n-th operation on files whose path has such a name."""
-    seen = [0]
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends it as a kill does, wherever it is
-
-    def hook(event: str, given: tuple[Any, ...]) -> None:
-        if event not in WRITING or (event == "open" and not given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
-            return
-        paths = [os.fsdecode(each) for each in given[:2] if isinstance(each, str | bytes | os.PathLike)]
-        if any(re.search(name, path) for path in paths):
-            seen[0] += 1
-            if seen[0] == count and after:
-                signal.setitimer(signal.ITIMER_REAL, after)
-            elif seen[0] == count:
-                kill()
-
-    sys.addaudithook(hook)
 
 
 def nth(count: int, work: Callable[..., Any], *, before: bool = False) -> Callable[..., Any]:

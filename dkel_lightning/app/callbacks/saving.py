@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import stat
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -21,7 +18,6 @@ from torch.utils._pytree import tree_leaves
 from dkel_lightning.app.loggers.metrics_file import MetricsFile
 from dkel_lightning.checkpoints.archive import is_whole
 from dkel_lightning.errors import Interrupted
-from dkel_lightning.runtime import unread_output
 from dkel_lightning.runtime.atomic_files import text_of
 from dkel_lightning.runtime.processes import any_process, print_once
 
@@ -173,50 +169,36 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path, weights_only=False)
 
 
-PASSED_ON = 1.0
-"""Seconds in which a second signal is the first one, which a launcher has passed on."""
-
-
 class SaveOnSignal(Callback):
-    """End the training cleanly on Ctrl-C, SIGTERM, SIGUSR1 (which SLURM sends before it preempts) and SIGHUP.
+    """Save and end the training on SIGINT (Ctrl-C), SIGTERM or SIGUSR1 (which SLURM sends before it preempts).
 
-    The first signal is honoured between two optimizer steps, with a checkpoint there; in validation, at the end of the
-    epoch. A second one ends at once, and the checkpoint before it stands. Several processes agree first, at the first
-    border after `every_n_batches`, since the signal may reach only one of them; signals that reach one of them within
-    a second are one, since a launcher passes on what the system sends to each as well. A SIGHUP that is ignored at
-    the start (by nohup) stays ignored.
+    The signal is honoured between two optimizer steps; in validation, at the end of the epoch. Several processes agree
+    every `every_n_batches` batches, since the signal may reach only one of them.
 
     Args:
         last: writes the checkpoint.
         every_n_batches: batches between two agreements of several processes.
     """
 
-    SIGNALS = (
-        *(signal.SIGINT, signal.SIGTERM),
-        *(getattr(signal, name) for name in ("SIGUSR1", "SIGHUP") if hasattr(signal, name)),
-    )
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
     def __init__(self, last: LastCheckpoint, every_n_batches: int = 10) -> None:
         self.last = last
         self.every_n_batches = every_n_batches
         self.received: int | None = None
         self._before: dict[int, Handler] = {}
-        self._several = False
-        self._at = 0.0
         self._batches = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen. Lightning's own handlers, which stop amid accumulated gradients, are replaced until the end."""
-        self.received, self._batches, self._several = None, 0, trainer.world_size > 1
-        if threading.current_thread() is threading.main_thread():  # Python allows it only there
-            self._before = heard(self._note)
+        # Lightning's own handlers stop amid accumulated gradients.
+        self.received, self._batches = None, 0
+        self._before = install_handlers(self._receive)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop, if a signal came and this is a border."""
         self._batches += 1
-        if not self.last.at_border(trainer) or (self._several and self._batches < self.every_n_batches):
+        if not self.last.at_border(trainer) or (trainer.world_size > 1 and self._batches < self.every_n_batches):
             return
         self._batches = 0
         if self._asked(pl_module):
@@ -224,23 +206,20 @@ class SaveOnSignal(Callback):
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask for a checkpoint of this epoch, if a signal came."""
         self.last.asked = self._asked(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop between two epochs."""
         if self.last.asked:
             self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop listening, or stop altogether: what comes after the training is left to the resumed run."""
-        self._restore()
+        """Stop here too: what comes after the training is left to the resumed run."""
+        restore_handlers(self._before)
         if self.last.asked:
             self._stop(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop listening."""
-        self._restore()
+        restore_handlers(self._before)
 
     def _asked(self, module: LightningModule) -> bool:
         return any_process(self.received is not None, module.device)
@@ -248,77 +227,32 @@ class SaveOnSignal(Callback):
     def _stop(self, trainer: Trainer) -> None:
         raise Interrupted(self.received or signal.SIGTERM, self.last.path, trainer.global_step)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        leave_terminal(number)
-        if self.received is None:
-            self.received, self._at = number, time.monotonic()
-            return
-        if self._several and time.monotonic() - self._at < PASSED_ON:
-            return
-        self._restore()
-        raise Interrupted(number, self.last.path if self.last.path.is_file() else None, None)
-
-    def _restore(self) -> None:
-        put_back(self._before)
-        self._before = {}
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
 
 
-def heard(listener: Callable[[int, FrameType | None], None]) -> dict[int, Handler]:
-    """Let `listener` hear the signals, and return who heard them before.
-
-    A SIGHUP that is ignored stays so: that is what nohup is for. Shells let what they run in the background ignore
-    Ctrl-C, which whoever sends it on purpose does not mean.
-    """
-    found = {number: signal.getsignal(number) for number in SaveOnSignal.SIGNALS}
-    ignored = getattr(signal, "SIGHUP", None)
-    before = {n: handler for n, handler in found.items() if n != ignored or handler is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, listener)
-    return before
+def install_handlers(handler: Callable[[int, FrameType | None], None]) -> dict[int, Handler]:
+    """Handle the signals of `SaveOnSignal`, and return the handlers before; nothing outside of the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in SaveOnSignal.SIGNALS}
 
 
-def leave_terminal(number: int) -> None:
-    """Write no more to a terminal that is closed (SIGHUP): every line would fail, and with it what has to be saved."""
-    if number != getattr(signal, "SIGHUP", None):
-        return
-    for stream in (1, 2):
-        with contextlib.suppress(OSError):
-            if stat.S_ISCHR(os.fstat(stream).st_mode):
-                unread_output.leave(stream)
-
-
-def put_back(handlers: Mapping[int, Handler]) -> None:
-    """Install what listened before; None is what Python knows nothing of."""
+def restore_handlers(handlers: Mapping[int, Handler]) -> None:
+    """Install what `install_handlers` has returned."""
     for number, handler in handlers.items():
         signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """End at once on the signals of `SaveOnSignal`, where nothing has to be saved: around the training, in the tests.
-
-    Lightning's own answer to Ctrl-C there is a silent exit with 1, to SIGTERM none. In the training SaveOnSignal
-    listens instead.
-
-    Raises:
-        Interrupted: a signal came.
-    """
-    at: list[float] = []
+    """Raise `Interrupted` on the signals of `SaveOnSignal` outside of the training, where nothing has to be saved."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        leave_terminal(number)
-        if not at:
-            at.append(time.monotonic())
-            raise Interrupted(number, None, None)
-        if time.monotonic() - at[0] > PASSED_ON:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        raise Interrupted(number, None, None)
 
-    if threading.current_thread() is not threading.main_thread():  # Python allows it only there
-        yield
-        return
-    before = heard(end)
+    before = install_handlers(end)
     try:
         yield
     finally:
-        put_back(before)
+        restore_handlers(before)

@@ -33,7 +33,7 @@ from dkel_lightning.app.runs.records import RunRecord
 from dkel_lightning.app.tasks import registry, stages
 from dkel_lightning.app.tasks.registry import Place, Task
 from dkel_lightning.errors import DkelError, OtherJobError
-from dkel_lightning.runtime import ranks, unread_output
+from dkel_lightning.runtime import ranks
 from dkel_lightning.runtime.atomic_files import write_text
 
 FOLDER = "DKEL_RUN_FOLDER"  # where the processes that Lightning starts for a run find its folder
@@ -104,7 +104,6 @@ def run(cfg: DictConfig, invocation: Invocation, session: SweepSession | None) -
     except DkelError as error:
         fail(error)
     except OSError as error:
-        unread_output.end_if_unread(error)
         fail(refusal(error, job.folder))
 
 
@@ -113,8 +112,6 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
 
     Whatever it fails of, the others are still wanted. It then has no objective, by which Optuna knows it as failed.
     """
-    if job.launched_by("Joblib"):
-        _end_with_sweep()
     failure: Exception | None = None
     result: float | None = None
     try:
@@ -127,7 +124,6 @@ def _run_in_sweep(job: Job, session: SweepSession) -> float | None:
         result = work(job)
         result = None if result is None or math.isnan(result) else result
     except Exception as error:
-        unread_output.end_if_unread(error)  # unfinished, and not failed
         known = isinstance(error, DkelError | OSError)
         failure = error
         if isinstance(error, OSError):
@@ -152,14 +148,6 @@ def _headed(job: Job) -> str:
     count = job.own.sweeper.n_trials if job.in_search else math.prod(varied.values())
     own = ", ".join(item.lstrip("+") for item in job.overrides if split(item)[0] in varied)
     return f"[{int(job.number) + 1}/{count}] {own}".rstrip()
-
-
-@functools.cache
-def _end_with_sweep() -> None:
-    """End this process of joblib soon after the one of the sweep: another start would write into the same folder."""
-    from dkel_lightning.runtime.parents import end_with_parent
-
-    end_with_parent()
 
 
 def work(job: Job) -> float | None:

@@ -24,37 +24,25 @@ from dkel_lightning.app.cli.refusals import TRACEBACK, fail, refusal
 from dkel_lightning.app.cli.sweep_session import SweepSession
 from dkel_lightning.app.config import choices
 from dkel_lightning.errors import ConfigError, DkelError
-from dkel_lightning.runtime import processors, ranks, unread_output
+from dkel_lightning.runtime import ranks
 from dkel_lightning.runtime.texts import first_line
 
 
 def main() -> Any:
     """Run the command line; on a mistake print one message and exit with 2 (configuration) or 1 (anything else).
 
-    Where nobody reads what is printed any more it ends without a word, as other programs do. A sign that the terminal's
-    encoding lacks is written by its number.
+    A character that the terminal's encoding lacks is written by its number.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        _main()
-    except BrokenPipeError as error:
-        unread_output.end_if_unread(error)
-        raise
-    except SystemExit as end:
-        unread = unread_output.is_unread()
-        if (unread and not end.code) or isinstance(end.__context__, BrokenPipeError):  # rich ends with 1
-            raise SystemExit(unread_output.UNREAD) from None
-        raise
-    if unread_output.is_unread():
-        raise SystemExit(unread_output.UNREAD)
+    _main()
 
 
 def _main() -> None:
     if "--version" in sys.argv[1:]:
         print(f"dkel_lightning {__version__}")
         return
-    processors.wait_passively()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads take the time of those they wait for
     try:
         invocation = prepared(sys.argv[1:])
         if invocation.multirun and not invocation.shows:
@@ -66,10 +54,10 @@ def _main() -> None:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        raise
     except OSError as error:
         fail(refusal(error))
+    except (MemoryError, RuntimeError) as error:  # of torch: full memory, a lost process
+        fail(DkelError(f"{type(error).__name__}: {first_line(error)}"))
     except CompactHydraException as error:
         fail(DkelError(str(error)))
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
@@ -107,8 +95,6 @@ def _sweep(invocation: Invocation) -> None:
     with sweep_session.begun(invocation) as session:
         try:
             _hand_to_hydra(session.invocation, session)
-        except BrokenPipeError:
-            raise
         except Exception as error:
             message = _ended(error, session)
             if message is None:

@@ -239,7 +239,7 @@ def announce(folder: Path, given: Values, values: Values) -> None:
     if longer:
         trainer = {**saved["trainer"], **{key.split(".")[1]: now[key] for key in longer}}
         text = OmegaConf.to_yaml(OmegaConf.create({**saved, "trainer": trainer}))
-        with locks.held(folder, locks.CLAIM, locks.PATIENCE):  # not that of a run that another process trains
+        with locks.acquire_lock(folder / locks.CLAIM, locks.PATIENCE):  # not that of a run that another process trains
             write_text(folder / "config.yaml", text)
 
 

@@ -117,7 +117,7 @@ def begun(invocation: Invocation) -> Iterator[SweepSession]:
     with contextlib.ExitStack() as until_the_end:
         try:
             folder = folder if named else claim(folder)
-            until_the_end.enter_context(locks.held(folder, locks.CLAIM))
+            until_the_end.enter_context(locks.acquire_lock(folder / locks.CLAIM))
         except OSError as error:
             raise refusal(error, folder, KEY) from error
         session = SweepSession(_in_folder(invocation, folder), folder, named)

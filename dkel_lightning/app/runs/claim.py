@@ -1,7 +1,7 @@
 """The folder that a run, a sweep or an evaluation takes for itself. Imports neither torch nor Lightning.
 
 What lies in a folder says whose it is. `config.yaml`: a run has taken it (`begin`). `.claimed`: a process works in it,
-for as long as it holds that file (`locks.held`), or an evaluation or a sweep has taken it (`claim`). `job.json`,
+for as long as it holds that file (`acquire_lock`), or an evaluation or a sweep has taken it (`claim`). `job.json`,
 `failed.txt`: how a job of a sweep, a member of a comparison ended (`kinds`). `summary.json`: the run was tested, which
 comes last (`folder.ENDED`). An interruption leaves no mark: what was begun and has not ended is gone on with.
 """

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from dkel_lightning.app.config import schema
 from dkel_lightning.app.runs.parsing import parse_settings
 from dkel_lightning.app.tasks import registry
-from dkel_lightning.checkpoints.archive import is_whole, step_of
+from dkel_lightning.checkpoints.archive import is_whole
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.runtime.atomic_files import text_of, write_text
 from dkel_lightning.runtime.ranks import is_first
@@ -180,12 +180,9 @@ def _files(outputs: Path, *names: str) -> Iterator[Path]:
                     yield Path(entry.path)
 
 
-def progress(checkpoint: Path) -> tuple[int, bool]:
-    """Give by what a checkpoint is further than another: not by the time of its file, which a copy may have changed.
-
-    Of equally many steps last.ckpt is later.
-    """
-    return step_of(checkpoint), checkpoint.name == "last.ckpt"
+def progress(checkpoint: Path) -> tuple[float, bool]:
+    """Sort checkpoints of one run by the time at which they were written, then last.ckpt after best.ckpt."""
+    return checkpoint.stat().st_mtime, checkpoint.name == "last.ckpt"
 
 
 def _written(folder: Path, checkpoints: Sequence[Path]) -> float:

@@ -11,7 +11,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from dkel_lightning.runtime import processors, ranks
+from dkel_lightning.runtime import ranks
 
 if TYPE_CHECKING:
     from dkel_lightning.app.compare.plan import Comparison
@@ -20,19 +20,6 @@ if TYPE_CHECKING:
 
 def run(run: Run, comparison: Comparison | None = None) -> float:
     """Run the task that the configuration names and return its objective; task=compare needs its plan."""
-    from dkel_lightning.app.tasks import registry, stages
-    from dkel_lightning.runtime.error_translation import errors_named
-    from dkel_lightning.runtime.parents import one_of_several
-
-    def how_to_go_on() -> str:
-        can = registry.of(run.values).resumable and (run.folder / run.PROVENANCE).is_file()
-        return f"Go on with: {stages.go_on(run)}" if can else ""
-
-    with one_of_several(), errors_named(how_to_go_on):
-        return _run(run, comparison)
-
-
-def _run(run: Run, comparison: Comparison | None) -> float:
     if "torch" not in sys.modules and sys.stdout.isatty() and ranks.is_first():
         print("Loading PyTorch and Lightning.", flush=True)
     import torch
@@ -42,21 +29,12 @@ def _run(run: Run, comparison: Comparison | None) -> float:
     task = registry.of(run.values)
     function = registry.load(task.function)
     quieten()  # Lightning sets its level when it is imported
-    asked, there = run.values["execution"]["threads"], processors.allowed()
-    threads = asked or processors.sensible_threads(torch.get_num_threads())
-    if threads is not None:
+    if (threads := run.values["execution"]["threads"]) is not None:
         torch.set_num_threads(threads)
-    if asked is not None and asked > there and ranks.is_first():
-        print(f"execution.threads={asked}: processors here: {there}. More threads wait for each other.")
     if run.values.get("modules"):
         from dkel_lightning.app import build
 
         build.import_modules(run.values["modules"])
-    if task.keeps_memory:
-        from dkel_lightning.app import build
-        from dkel_lightning.runtime import memory
-
-        memory.keep_freed_as_asked(run.values["execution"]["keep_memory"], build.device(run.values))
     result = function(run, comparison) if task.plans else function(run)
     return float(getattr(result, "objective", math.nan))
 

@@ -101,7 +101,7 @@ def compare(run: Run, comparison: Comparison) -> CompareResult:
 
 def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Hold the folder for as long as its own files are written, which is not what takes the time."""
-    return locks.held(folder, locks.CLAIM, _TURN)
+    return locks.acquire_lock(folder / locks.CLAIM, _TURN)
 
 
 def _outcomes(folder: Path, members: Sequence[tuple[Variant, int]], own: tables.Outcomes) -> tables.Outcomes:
@@ -116,7 +116,7 @@ def _outcomes(folder: Path, members: Sequence[tuple[Variant, int]], own: tables.
 def _member(folder: Path, comparison: Comparison, variant: Variant, seed: int, patience: float) -> RunRecord | None:
     """Train a member, or read what it gave; None where another process is at it."""
     try:
-        with locks.held(folder / variant.label, f".seed_{seed}", patience):
+        with locks.acquire_lock(folder / variant.label / f".seed_{seed}", patience):
             return _trained(folder, comparison, variant, seed, last=patience > 0)
     except _ReferenceMissingError:
         print("looked at again in the end: its length follows from a run that has not ended", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ from dkel_lightning.app import drawing
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.tables import write_csv
 from dkel_lightning.app.study_figures import convergence_figures
-from dkel_lightning.runtime import processors
 from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.studies.convergence import Curves, settled
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
@@ -40,7 +40,7 @@ def convergence(run: Run) -> ConvergenceResult:
         ConfigError: settings under which the model diverges.
     """
     settings = from_mapping(ConvergenceSettings, run.values["convergence"], "convergence")
-    threads = run.values["execution"]["threads"] or min(4, processors.allowed())  # which change no result
+    threads = run.values["execution"]["threads"] or min(4, os.cpu_count() or 1)  # which change no result
     found = study(settings, run.values["seed"], threads)
     run.describe()
     written = tables(found)

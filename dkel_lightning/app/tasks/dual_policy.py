@@ -56,7 +56,7 @@ def dual_policy(run: Run) -> DualPolicyResult:
     """
     for fault in missing_extra("task=dual_policy", "rl"):
         raise ConfigError(fault)
-    with locks.held(run.folder, locks.CLAIM, locks.PATIENCE), interruptible(run):
+    with locks.acquire_lock(run.folder / locks.CLAIM, locks.PATIENCE), interruptible(run):
         return _trained(run)
 
 

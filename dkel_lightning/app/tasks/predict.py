@@ -18,16 +18,16 @@ from rich.progress import track
 from torch import Tensor
 
 from dkel_lightning.app import build
-from dkel_lightning.app.runs.folder import Run, run_folder
+from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.runs.tables import print_table, write_csv
-from dkel_lightning.app.tasks.evaluate import class_names, loaded
+from dkel_lightning.app.tasks.evaluate import loaded
+from dkel_lightning.app.tasks.export import preprocessing_of
 from dkel_lightning.data.files.decode import decode_to
 from dkel_lightning.data.readers.image_folder import image_bytes, images_in
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.export import Exported, Preprocessing, formats, open_exported
 from dkel_lightning.export.metadata import Record
 from dkel_lightning.networks import logits_of
-from dkel_lightning.runtime import processors
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.texts import printable
 
@@ -96,7 +96,7 @@ def _decoded(batches: Sequence[Sequence[Path]], known: Preprocessing) -> Iterato
 
     Threads are enough: Pillow decodes and scales without Python's lock.
     """
-    with ThreadPoolExecutor(processors.allowed()) as pool:
+    with ThreadPoolExecutor() as pool:
         submitted = ([pool.submit(_read, path, known) for path in batch] for batch in batches)
         try:
             for batch, _ in pairwise(chain(submitted, [[]])):  # which asks for the next one before it gives this
@@ -154,24 +154,8 @@ def _exported(path: Path, values: Mapping[str, Any]) -> Exported:
 
 def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
     module = loaded(path, values)[0].eval()
-    recipe = module.recipe or {}
-    mean, std, size = values["data"]["mean"], values["data"]["std"], recipe.get("image_size")
-    folder = run_folder(path)
-    if folder is not None and mean is None and "_target_" in values["data"]:
-        raise ConfigError(
-            f"The data module that {path} was trained with does not say how images are prepared: give it attributes "
-            "mean and std (of images in [0, 1], one a channel), or data.mean=[...] and data.std=[...]."
-        )
-    if mean is None or std is None or size is None or folder is None:
-        raise CheckpointError(
-            f"How images are prepared for {path} is written in its run, two folders above it, which is not there: "
-            "put config.yaml back, or predict with what task=export writes."
-        )
-    channels, (height, width) = int(recipe["in_channels"]), size
-    margin = getattr(build.known_data(values["data"]), "margin", 1.0)
-    prepared = Preprocessing(channels, height, width, tuple(mean), tuple(std), class_names(folder), margin)
-    member = module.deployed_member()
-    record = Record("checkpoint", member, module.student.num_classes, prepared)
+    prepared = preprocessing_of(module, path, values)
+    record = Record("checkpoint", path.name, module.deployed_member(), module.student.num_classes, prepared)
     device = build.device(values)
     network = module.deploy().to(device)
 
@@ -216,5 +200,5 @@ def _show(result: PredictResult, opened: Exported) -> None:
         print(f"{len(result.unreadable)} of {len(result.guesses) + len(result.unreadable)} could not be read:")
         for why in list(result.unreadable.values())[:10]:
             print(f"  {printable(why)}")
-    print(f"How images are prepared: {known.as_dict()['steps']}.")
+    print(f"How images are prepared: {known.steps}.")
     print(f"{len(result.guesses)} images. Written to {result.folder}: predictions.csv, predictions.json")

@@ -58,7 +58,6 @@ class Task:
         reads_exports: whether its checkpoint may be an exported file.
         reads_data: whether it reads the images of the checkpoint's run.
         resumable: whether its runs can be gone on with by `resume=`.
-        keeps_memory: whether `execution.keep_memory` is for it.
     """
 
     name: str
@@ -77,7 +76,6 @@ class Task:
     reads_exports: bool = False
     reads_data: bool = False
     resumable: bool = False
-    keeps_memory: bool = False
 
     @property
     def reads_checkpoint(self) -> bool:
@@ -137,22 +135,17 @@ class ExportSettings(Settings, node="export"):
     """task=export."""
 
     format: Annotated[
-        str, choice("Format of the exported network.", "original", "state_dict", "safetensors", "torch_export", "onnx")
+        str, choice("Format of the exported network.", "safetensors", "weights", "torch_export", "onnx")
     ] = "safetensors"
     to: Annotated[
         str | None, text("Folder of the export; null: <member>_<format> in export_<checkpoint>/ of the run.")
     ] = None
-    hub: Annotated[
-        str | None, text("Repository of the Hugging Face Hub, user/name, to which the folder is sent; extra hub.")
-    ] = None
-    images: Annotated[int, whole("Test images on which file and training network are compared.", 1, 1_000_000)] = 256
     tolerance: Annotated[
         float,
         number(
             "Largest difference of two logits, relative to the largest logit where that exceeds 1.", 0, 1, above=True
         ),
     ] = 0.0001
-    repeats: Annotated[int, whole("Repeats of each measurement of time; 0: none is made.", 0, 1_000_000)] = 20
 
 
 @dataclass(frozen=True)
@@ -174,7 +167,6 @@ _ROWS = (
         f"{_HERE}.train:train",
         instead="choose task=evaluate, export or predict, or go on with a run by resume=PATH",
         resumable=True,
-        keeps_memory=True,
     ),
     Task(
         "evaluate",
@@ -186,7 +178,6 @@ _ROWS = (
         owner=f"{_HERE}.evaluate:settings",
         needs={"checkpoint": "a .ckpt file"},
         reads_data=True,
-        keeps_memory=True,
     ),
     Task(
         "export",
@@ -196,7 +187,6 @@ _ROWS = (
         Place.BESIDE_CHECKPOINT,
         "export",
         needs={"checkpoint": "a .ckpt file"},
-        reads_data=True,
     ),
     Task(
         "predict",
@@ -222,7 +212,6 @@ _ROWS = (
         mistakes=requirements.of_comparison,
         no_sweep="runs its methods and seeds itself: leave out -m, or the preset that sweeps",
         plans=True,
-        keeps_memory=True,
     ),
     Task(
         "geometry",

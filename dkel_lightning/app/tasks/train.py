@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import hashlib
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -52,6 +54,9 @@ from dkel_lightning.runtime.memory import PeakMemory
 from dkel_lightning.runtime.processes import broadcast_from_rank_zero, print_once
 from dkel_lightning.runtime.seeding import seed_process
 
+_TURN = 3600.0
+"""Seconds to wait for another process that prepares the same data."""
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -92,7 +97,7 @@ def train(run: Run) -> TrainResult:
     """
     with contextlib.ExitStack() as until_the_end:
         if ranks.is_first():  # two runs in one folder would mix their checkpoints and rows
-            until_the_end.enter_context(locks.held(run.folder, locks.CLAIM, locks.PATIENCE))
+            until_the_end.enter_context(locks.acquire_lock(run.folder / locks.CLAIM, locks.PATIENCE))
         return _in_stages(run)
 
 
@@ -235,7 +240,8 @@ def prepared(values: Values) -> ClassificationData:
         place = str(Path(values["data"]["root"] or values["data"]["name"]).expanduser().resolve())
         # Not beside the data, which may lie where nothing can be written.
         key = hashlib.sha256(place.encode()).hexdigest()[:16]
-        with locks.taking_turns(locks.own_folder(), f"{key}.lock", f"the data {place}"):
+        lock = Path(tempfile.gettempdir()) / f"dkel_lightning_{getpass.getuser()}_{key}.lock"
+        with locks.acquire_lock(lock, _TURN):
             images.prepare_data()
     return build.set_up(images, values)
 

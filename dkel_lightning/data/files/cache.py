@@ -22,7 +22,6 @@ from rich.progress import track
 
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.errors import DataError
-from dkel_lightning.runtime import processors
 from dkel_lightning.runtime.atomic_files import text_of
 
 logger = logging.getLogger(__name__)
@@ -174,7 +173,7 @@ def _write_images(path: Path, split: str, names: Sequence[str], recipe: Recipe) 
 
 def _decoded_chunks(split: str, names: Sequence[str], recipe: Recipe) -> Iterator[list[NDArray[np.uint8]]]:
     console = Console(file=sys.stderr)
-    threads = min(8, processors.allowed())
+    threads = min(8, os.cpu_count() or 1)
     chunk = max(threads, _CHUNK_BYTES // math.prod(recipe.shape))
     starts = range(0, len(names), chunk)
     with ThreadPoolExecutor(threads) as pool:

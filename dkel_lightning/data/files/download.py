@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
+_TURN_S = 3600.0
 # More than any file that is fetched; a server that never stops must not fill the disk.
 _MOST_BYTES = 1 << 30
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -38,7 +39,7 @@ def taking_turns(folder: Path, name: str) -> Iterator[None]:
     """
     with contextlib.ExitStack() as until_the_end:
         try:
-            until_the_end.enter_context(locks.taking_turns(folder, f".{name}.lock", f"{name} in {folder}"))
+            until_the_end.enter_context(locks.acquire_lock(folder / f".{name}.lock", _TURN_S))
         except OSError as error:
             raise DataError(f"{folder} cannot be written to ({error}): choose a folder that can") from error
         yield

@@ -12,8 +12,6 @@ from rich.console import Console
 from dkel_lightning.app.runs import records, scores
 from dkel_lightning.app.runs.parsing import parse_confusion
 from dkel_lightning.app.runs.tables import markdown_table, print_table, write_csv
-from dkel_lightning.export import card
-from dkel_lightning.export.metadata import Agreement, Facts, Preprocessing, Record
 
 NAMES = ("[/b]", "[link=https://x.y]here[/link]", "\x1b[2Jgone")
 
@@ -54,19 +52,3 @@ def test_a_class_that_is_called_like_a_formula_is_computed_by_no_spreadsheet(tmp
     read = parse_confusion(path.read_text(encoding="utf-8"))
     assert read is not None
     assert [*read.names] == names
-
-
-def test_a_model_card_holds_no_links_of_classes_or_data() -> None:
-    preprocessing = Preprocessing(1, 8, 8, (0.5,), (0.5,), ("[win](https://x.y)", "\x1b[2J", "<img src=z>"))
-    text = card.write(
-        Record("onnx", "student_0", 3, preprocessing),
-        ["model.onnx"],
-        Agreement(1, 0.0, 1.0, 1, 1e-4),
-        [],
-        Facts(data={"set": "![x](https://x.y)"}, protocol={}, accuracy={}, provenance={}),
-        {},
-        "trained on [set](https://x.y)",
-    )
-    assert r"0 [win\](https\://x.y), 1 \\x1b[2J, 2 \<img src=z>" in text
-    assert "](http" not in text.replace(r"\](", "")
-    assert "://" not in text.replace(r"\://", "")

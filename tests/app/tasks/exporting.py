@@ -12,12 +12,13 @@ from dkel_lightning import DistillationModule
 from dkel_lightning.app.cli import saved_settings
 from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run, saved_values
-from dkel_lightning.app.tasks.export import ExportResult, export_checkpoint
+from dkel_lightning.app.tasks.export import export_checkpoint
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import DigitsDataModule
+from dkel_lightning.export import Exported
 from tests.compose import compose, tiny_run
 
-QUICK = ("trainer=cpu", "trainer.limit_test_batches=1", "export.repeats=0", "export.images=40")
+QUICK = ("trainer=cpu",)
 
 
 def trained(folder: Path) -> Path:
@@ -35,7 +36,7 @@ def values_of(checkpoint: Path, *overrides: str) -> dict[str, Any]:
     return values
 
 
-def exported(checkpoint: Path, folder: Path, *overrides: str) -> ExportResult:
+def exported(checkpoint: Path, folder: Path, *overrides: str) -> Exported:
     """Run task=export into a folder."""
     given = ("task=export", f"checkpoint='{checkpoint}'", *QUICK, *overrides)
     return export_checkpoint(Run(values_of(checkpoint, *given), folder))

@@ -20,8 +20,7 @@ from dkel_lightning.app.runs.folder import Run, newest_checkpoint, saved_values
 from dkel_lightning.app.tasks.evaluate import check_fits, evaluate
 from dkel_lightning.app.tasks.train import TrainResult, prepared, train
 from dkel_lightning.checkpoints import file_format
-from dkel_lightning.checkpoints.archive import step_of
-from dkel_lightning.errors import CheckpointError, ConfigError, DataError, DkelError, NonFiniteError
+from dkel_lightning.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from dkel_lightning.modules.distillation import DistillationModule
 from tests.compose import compose, interrupted_at, tiny_run, with_callback
 
@@ -199,27 +198,11 @@ def test_resume_last_finds_the_newest_run(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out == f"{torn} is torn: going on from {chosen}.\n"
 
 
-def test_a_run_goes_on_from_most_steps_whatever_a_copy_has_made_of_the_times(finished: Run, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_the_checkpoint_written_last(finished: Run, tmp_path: Path) -> None:
     best, last = finished.checkpoints / "best.ckpt", finished.checkpoints / "last.ckpt"
-    steps = {path: int(file_format.load(path)["global_step"]) for path in (best, last)}
-    assert {path: step_of(path) for path in steps} == steps
-    os.utime(best, (last.stat().st_mtime + 100,) * 2)
     assert newest_checkpoint(tmp_path) == last
-    # Killed after the best.ckpt of an epoch, before its last.ckpt.
-    ahead = file_format.load(best)
-    torch.save({**ahead, "global_step": steps[last] + 300}, best)
-    assert step_of(best) == steps[last] + 300
+    os.utime(best, (last.stat().st_mtime + 100,) * 2)  # killed after the best.ckpt of an epoch, before its last.ckpt
     assert newest_checkpoint(tmp_path) == best
-
-
-@pytest.mark.parametrize("content", [b"", b"text", {"no": "step"}])
-def test_no_step_is_read_from_what_is_no_checkpoint(content: Any, tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
-    if isinstance(content, dict):
-        torch.save(content, path)
-    else:
-        path.write_bytes(content)
-    assert step_of(path) == -1
 
 
 @pytest.mark.slow
@@ -299,32 +282,3 @@ def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
     run = tiny_run(tmp_path)
     with pytest.raises(ConfigError, match=r"Unknown choice task=trian\. Did you mean train"):
         tasks.run(Run({**run.values, "task": {"name": "trian"}}, tmp_path))
-
-
-class Move(Callback):
-    """Renames the run's folder amid the training."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == 4:
-            self.folder.rename(self.folder.with_name("renamed"))
-
-
-def test_a_run_whose_folder_is_renamed_ends_with_one_error_and_makes_no_other(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "run", "callbacks.checkpoint_every_n_steps=1", "logger=tensorboard")
-    with pytest.raises(DkelError, match=f"{run.folder} has gone: it was moved or removed during the run"):
-        train(with_callback(run, f"{__name__}.Move", folder=str(run.folder)))
-    assert [path.name for path in tmp_path.iterdir()] == ["renamed"]
-
-
-def test_a_run_writes_nothing_through_a_link_out_of_its_folder(tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    run = tiny_run(tmp_path / "run")
-    run.folder.mkdir()
-    (run.folder / "figures").symlink_to(mine)
-    with pytest.raises(DkelError, match=f"{run.folder}/figures is a link to {mine}: "):
-        train(run)
-    assert [*mine.iterdir()] == []
