@@ -1,13 +1,9 @@
-"""What is installed: floors that are tested, pins that fit, and a licence for every package."""
+"""What is installed: floors that are tested, and pins that fit."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import subprocess
 import sys
-from importlib.metadata import requires, version
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
@@ -15,8 +11,6 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-
-from tests.packaging import licences
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,7 +30,10 @@ def pins(name: str) -> dict[str, Version]:
 
 def requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *(line for extra in licences.EXTRAS for line in extras[extra])]
+    lines = [
+        *PROJECT["dependencies"],
+        *(line for extra, given in extras.items() if extra not in ("dev", "docs") for line in given),
+    ]
     return [Requirement(line) for line in lines]
 
 
@@ -90,79 +87,7 @@ def of_constraints(name: str) -> bool:
     return version("torch").split("+")[0] == str(pins(name)["torch"])
 
 
-pinned = pytest.mark.skipif(
-    sys.version_info[:2] != (3, 11) or not of_constraints("constraints.txt"),
-    reason="pins and list are of Python 3.11 with constraints.txt",
-)
-
-
-@pinned
-def test_the_pins_are_what_is_installed() -> None:
-    stated = {canonicalize_name(Requirement(line).name) for line in requires("dkel-lightning") or []}
-    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["optional-dependencies"]["dev"]}
-    assert declared <= stated, "the environment is older than pyproject.toml: make it again"
-    unpinned = ("pip", "setuptools", "triton")
-    brought = {name for name, _ in licences.needed("dkel-lightning", (*licences.EXTRAS, "dev"))} - {*unpinned}
-    pins_ = pins("constraints.txt")
-    assert {name for name in brought if not licences.is_cuda(name)} <= pins_.keys()
-    assert not {name: version(name) for name in pins_ if Version(version(name)) != pins_[name]}
-
-
 @pytest.mark.skipif(not of_constraints("constraints-min.txt"), reason="not installed by make test-min")
 def test_the_oldest_versions_are_what_is_installed() -> None:
     oldest = pins("constraints-min.txt")
     assert not {name: version(name) for name in oldest if Version(version(name)) != oldest[name]}
-
-
-PERMISSIVE = r"(MIT|BSD|0BSD|Apache|Python Software|PSF|ISC|Zlib|CC0|HPND|BSL)"
-
-
-def test_every_installed_package_is_permissive_or_named_in_the_documentation() -> None:
-    page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
-    for name, _ in licences.needed("dkel-lightning", licences.EXTRAS):
-        stated = licences.licence(name)
-        permissive = re.search(PERMISSIVE, stated) and not re.search("GPL|MPL|Mozilla", stated)
-        assert permissive or licences.is_cuda(name) or f"| {name} |" in page, (name, stated)
-        assert not re.search(r"\bA?GPL\b|not stated", stated), name
-
-
-# ---------------------------------------------------------------------- make audit
-
-ALL_UNKNOWN = {"dependencies": [{"name": "numpy", "skip_reason": "not found"}]}
-CLEAN = {"dependencies": [{"name": "numpy", "version": "2.4.6", "vulns": []}, {"name": "x", "skip_reason": ""}]}
-WEAK = {"dependencies": [{"name": "numpy", "version": "2.4.6", "vulns": [{"id": "CVE-1", "fix_versions": ["2.4.7"]}]}]}
-
-
-@pytest.mark.parametrize(
-    ("pypi", "osv", "code", "said"),
-    [
-        (CLEAN, None, 0, "1 packages audited, 0 with known weaknesses.\nNot known to the service: x."),
-        (WEAK, None, 1, "numpy 2.4.6: CVE-1, mended in 2.4.7\n"),
-        (None, CLEAN, 0, "1 packages audited"),
-        (ALL_UNKNOWN, CLEAN, 0, "1 packages audited"),
-        (ALL_UNKNOWN, None, 2, "No service could be reached (pypi, osv): nothing of pins.txt was audited."),
-        (None, None, 2, "No service could be reached"),
-    ],
-)
-def test_an_audit_says_what_it_found_and_where_nobody_answered(
-    pypi: object, osv: object, code: int, said: str, tmp_path: Path
-) -> None:
-    """A module in the place of pip-audit answers as each service does."""
-    (tmp_path / "pins.txt").write_text('numpy==2.4.6; python_version == "3.2"')
-    answers = {name: json.dumps(answer) if answer else "" for name, answer in (("pypi", pypi), ("osv", osv))}
-    (tmp_path / "pip_audit.py").write_text(
-        "import sys, pathlib\n"
-        f"answers = {answers!r}\n"
-        "assert pathlib.Path(sys.argv[-1]).read_text() == 'numpy==2.4.6'\n"
-        "print(answers[sys.argv[sys.argv.index('--vulnerability-service') + 1]])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "audit.py", "pins.txt"],
-        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (code, "")
-    assert said in done.stdout
-
-
-def test_the_tool_of_the_audit_is_pinned() -> None:
-    assert re.search(r"^AUDITOR := pip-audit==\d+\.\d+\.\d+$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
