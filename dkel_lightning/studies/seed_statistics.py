@@ -74,5 +74,5 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def chance_bound(chance: float, samples: int, confidence: float = 0.999) -> float:
-    """Compute the accuracy up to which guessing right with probability `chance` stays with this probability."""
+    """Compute the accuracy that guessing right with probability `chance` does not exceed with this confidence."""
     return float(stats.binom.ppf(confidence, samples, chance)) / samples
