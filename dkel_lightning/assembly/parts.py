@@ -16,11 +16,10 @@ from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
-from dkel_lightning.networks import PeerNetwork, SharedTrunk
+from dkel_lightning.networks import SharedTrunk
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.declarations import from_mapping, keys_of, merge
-from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.methods import Arrangement, MethodPreset, unmet_needs
 from dkel_lightning.settings.teacher import TeacherSettings, teacher_mistakes
 
@@ -93,20 +92,6 @@ def method_recipe(method: str | Mapping[str, Any] | Method, chosen: Method) -> d
         return None
     name = method if isinstance(method, str) else method["name"]
     return {"name": name, **chosen.settings_as_dict()}
-
-
-def executed(network: PeerNetwork, given: str | Mapping[str, Any] | Execution) -> Execution:
-    """Read how steps are executed, and let the student's network keep or compute again what it has computed.
-
-    Raises:
-        ConfigError: an unknown name or key, or no trunk to compute again.
-    """
-    execution = Execution.of(given)
-    if isinstance(network, SharedTrunk):
-        network.checkpointing = execution.checkpoint_trunk
-    elif execution.checkpoint_trunk:
-        raise ConfigError("execution.checkpoint_trunk needs a trunk that peers share: set method.sharing=trunk.")
-    return execution
 
 
 def check_parts(

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -21,7 +20,8 @@ from dkel_lightning.functional import not_halved
 from dkel_lightning.metrics import CalibrationErrors, Confusion, Disagreement, NetworkScores, Predictions, TermMeans
 from dkel_lightning.modules.batch import Batch, FiniteWatch, renamed
 from dkel_lightning.modules.ensemble import EnsembleModule
-from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
+from dkel_lightning.modules.outputs import MethodInputs, StepResult, StudentOutput
+from dkel_lightning.modules.peers import PeersModule
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.targets import TargetMaker
 from dkel_lightning.modules.teacher import TeacherModule
@@ -37,15 +37,6 @@ Reader = Callable[[Mapping[str, Tensor], Tensor], None]
 """Called with the terms and the loss of every step, without gradient."""
 
 
-class Compiled(Protocol):
-    """The networks as compiled for batches of `rows` samples."""
-
-    rows: int
-
-    def in_force(self) -> AbstractContextManager[None]:
-        """Let student and teacher use them."""
-
-
 class Coordinator(LightningModule):
     """Student, teacher, ensemble and method, trained together. `DistillationModule` is the one that ships.
 
@@ -56,9 +47,8 @@ class Coordinator(LightningModule):
         tested_confusion: of the deployed member in the last test: rows are true classes, columns predicted ones.
         scores: of the first loader of a validation or test; `further_scores` of the others, as they come.
         predictions: of all members, of the first loader of a validation.
-        observers: callables for the next eager training steps; while there are any, no step is captured.
-        readers: callables for every training step; what a captured one hands them is overwritten by the next.
-        compiled: the networks as compiled for this fit.
+        observers: called in each training step with its inputs, terms and loss.
+        readers: called in each training step with its terms and loss.
         num_views: the views that the augmentation makes of an image.
         batch_keys: what images, labels and indices are called in batches that are mappings; empty: as usual.
         lr: the learning rate of all groups, before their factors; None: the optimizer's own. `Tuner.lr_find` sets it.
@@ -92,7 +82,6 @@ class Coordinator(LightningModule):
     tested_member: int
     observers: list[Observer]
     readers: list[Reader]
-    compiled: Compiled | None
     batch_keys: Mapping[str, str] = MappingProxyType({})
     lr: float | None = None
     test_flips: bool = False
@@ -161,9 +150,10 @@ class Coordinator(LightningModule):
     def compute_step(self, batch: Batch) -> StepResult:
         """Compute all of a training step that lies before its gradients; a function of tensors alone."""
 
-    @abstractmethod
-    def compile_networks(self, rows: int) -> None:
-        """Compile the networks for training batches of so many samples."""
+    @property
+    def peers_modules(self) -> list[PeersModule]:
+        """The student and the teachers."""
+        return [self.student, *self.teachers.values()]
 
     @property
     def teachers(self) -> dict[str, TeacherModule]:
@@ -202,11 +192,6 @@ class Coordinator(LightningModule):
         )
 
     to_torchscript = to_tensorrt = to_onnx
-
-    @property
-    @abstractmethod
-    def execution_in_force(self) -> InForce | None:
-        """How training steps are executed, and why not as asked for; None before there is a Trainer."""
 
 
 def coordinator(module: LightningModule) -> Coordinator:

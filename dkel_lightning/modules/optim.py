@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
@@ -119,77 +117,6 @@ def check_factories(optimizer: Any, scheduler: Any, interval: str) -> None:
     one_of("interval", interval, ("epoch", "step"))
 
 
-def fused_if_wanted(
-    optimizer: OptimizerFactory | None, wanted: bool | str, module: LightningModule
-) -> OptimizerFactory | None:
-    """Make the optimizer's step one kernel, as `execution.fused_optimizer` wants.
-
-    Raises:
-        ConfigError: it is asked for, and the optimizer has no such form.
-    """
-    if wanted == "auto":
-        trainer = module._trainer
-        # Lightning takes a fused optimizer for one that undoes loss scaling itself, and then refuses to clip.
-        clips = trainer is not None and bool(trainer.gradient_clip_val)
-        refused = trainer is not None and clips and isinstance(trainer.precision_plugin, MixedPrecision)
-        wanted = "auto" if module.device.type == "cuda" and not refused else False
-    if wanted is False:
-        return optimizer
-    one_kernel = fused(optimizer)
-    if one_kernel is None and wanted is True:
-        raise ConfigError(
-            "execution.fused_optimizer=true, but the optimizer has no fused form, or was told which to take: "
-            "set it to auto."
-        )
-    return one_kernel or optimizer
-
-
-def fused(optimizer: OptimizerFactory | None) -> OptimizerFactory | None:
-    """Return a factory whose optimizer makes its step in one kernel; None where it has none, or was told which."""
-    if isinstance(optimizer, Grouped):
-        one_kernel = fused(optimizer.factory)
-        return None if one_kernel is None else replace(optimizer, factory=one_kernel)
-    factory = optimizer or DEFAULT_OPTIMIZER
-    kind, given = (factory.func, factory.keywords) if isinstance(factory, partial) else (factory, {})
-    if not (inspect.isclass(kind) and issubclass(kind, Optimizer)):
-        return None
-    told = {"fused", "foreach", "differentiable", "capturable"} & given.keys()
-    if told or "fused" not in inspect.signature(kind).parameters:
-        return None
-    return partial(factory, fused=True)  # type: ignore[call-arg]
-
-
-def _keep_kernels(optimizer: Optimizer) -> None:
-    """Let a loaded state not choose the kernels: it may come from another kind of device, in its memory layout.
-
-    A fused kernel walks through parameter and state side by side, so both must lie alike, and it counts steps on the
-    device; others count them on the host.
-    """
-    if "fused" not in optimizer.defaults:
-        return
-    chosen = optimizer.defaults["fused"]
-
-    def put_back(loaded: Optimizer) -> None:
-        for group in loaded.param_groups:
-            group["fused"] = chosen
-            on_device = bool(chosen or group.get("capturable"))
-            for parameter in group["params"]:
-                state = loaded.state.get(parameter, {})
-                state.update({name: _suited(name, value, parameter, on_device) for name, value in state.items()})
-
-    optimizer.register_load_state_dict_post_hook(put_back)
-
-
-def _suited(name: str, value: Any, parameter: Tensor, on_device: bool) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    if name == "step":
-        return value.to(parameter.device, torch.float32) if on_device else value.cpu()
-    if value.shape != parameter.shape or value.stride() == parameter.stride():
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-
-
 def unscaled_rate(group: Mapping[str, Any]) -> float:
     """Return the learning rate with which a group began, without its factor."""
     return float(group.get("initial_lr", group["lr"])) / float(group.get(SCALE, 1.0))
@@ -218,7 +145,6 @@ def configure(
     """
     grouping = optimizer if isinstance(optimizer, Grouped) else None
     built = (optimizer or DEFAULT_OPTIMIZER)(parameter_groups(networks, own, grouping))
-    _keep_kernels(built)
     if lr is not None:
         for group in built.param_groups:
             group["lr"] = lr

@@ -46,23 +46,22 @@ class PeersModule(LightningModule):
         self.scores = NetworkScores(network.num_peers)
         self._finite = FiniteWatch()
         self.wants_stages = False
-        # Compiled forms of the network's `forward` or `stages`, while they are in force.
-        self.compiled: dict[str, Callable[[Tensor], Any]] = {}
+        self.compiled: Callable[[Tensor], PeerStages] | None = None
 
-    @property
-    def kind(self) -> str:
-        """Which pass of the network is made: `stages` where somebody wants what is computed on the way."""
-        return "stages" if self.wants_stages or self.network.is_watched else "forward"
+    def run(self, views: Tensor) -> PeerStages:
+        """Pass `views` through the network."""
+        if self.wants_stages or self.network.is_watched:
+            return self.network.stages(views)
+        logits, features = self.network(views)
+        return PeerStages(logits, features, (), None)
 
     def pass_through(self, views: Tensor) -> PeerStages:
-        """Pass `views` through the network, compiled while that is in force."""
-        # Called as a module, so that hooks on the network are.
-        own = self.network if self.kind == "forward" else getattr(self.network, self.kind)
-        seen = self.compiled.get(self.kind, own)(views)
-        if isinstance(seen, PeerStages):
-            return seen
-        logits, features = seen
-        return PeerStages(logits, features, (), None)
+        """Pass `views` through the network, compiled during a fit whose `execution` says so."""
+        return self.run(views) if self.compiled is None else self.compiled(views)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies what computes with the weights of the original."""
+        return {**super().__getstate__(), "compiled": None}
 
     @property
     def num_peers(self) -> int:

@@ -21,7 +21,6 @@ from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.outputs import TeacherOutput
 from dkel_lightning.modules.peers import PeersModule, batch_norms
 from dkel_lightning.networks import PeerNetwork, momentum
-from dkel_lightning.runtime.memory import give_back
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings, values_of
 
@@ -223,8 +222,6 @@ class TeacherModule(PeersModule):
         optimizer = torch.optim.SGD(parameters, lr=lr, weight_decay=self.settings.init_weight_decay)
         with torch.enable_grad():
             for index, batch in enumerate(batches):
-                if index < 2:
-                    give_back()
                 views, labels, _ = unpack(batch)
                 with with_shape_errors_explained(views, self.network), _autocast(views, views.dtype):
                     logits, _ = self.network(self._in_rows(views))
@@ -237,7 +234,6 @@ class TeacherModule(PeersModule):
                 average_over_processes([p.grad for p in parameters if p.grad is not None])
                 optimizer.step()
         optimizer.zero_grad()
-        give_back()
         self.network.requires_grad_(self.learns).train(mode)
         self.initialised.fill_(True)
 
@@ -291,8 +287,7 @@ class TeacherModule(PeersModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what refers to the student of the original."""
-        state: dict[str, Any] = super().__getstate__()
-        return {**state, "_matching": None}
+        return {**super().__getstate__(), "_matching": None}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dkel_lightning.runtime import command_lines, memory
+from dkel_lightning.runtime import command_lines
 
 PACKAGES = ("dkel-lightning", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 
@@ -29,7 +29,6 @@ def collect() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "threads_wait": os.environ.get("OMP_WAIT_POLICY"),
-        "keeps_freed_memory": memory.keeps_freed(),
         "git": _git(),
     }
 

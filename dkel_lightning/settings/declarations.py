@@ -11,7 +11,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import Annotated, Any, ClassVar, TypeVar, cast, get_type_hints
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.settings.keys import AUTO, REQUIRED, Flag, Follows, Key, ShareOfRun, anything, unknown_key
+from dkel_lightning.settings.keys import REQUIRED, Flag, Follows, Key, ShareOfRun, anything, unknown_key
 
 T = TypeVar("T")
 
@@ -149,7 +149,6 @@ def _walk(cls: type[Any], node: str, instance: Any) -> Iterator[tuple[str, Key]]
             yield from _walk(hints[item.name], name, None if default is REQUIRED else default)
         elif key is not None:
             value = default if instance is None else getattr(instance, item.name)
-            value = "auto" if AUTO in key.flags else value
             yield (
                 f"{name}.*" if key.is_open else name,
                 replace(key, default=_plain(value), follows=key.follows if follows else None),

@@ -29,10 +29,9 @@ class Flag(enum.Enum):
     MACHINE = "says where and how a run is executed, and changes no figure; a resumed run may have another value too"
     LONGER = "a resumed run may have a larger value, where no schedule of it is a share of the run"
     COMPUTED = "null until a run fills it in"
-    AUTO = "`auto` on the command line, unless it is given: the method or the device decides"
 
 
-RESUMABLE, MACHINE, LONGER, COMPUTED, AUTO = Flag.RESUMABLE, Flag.MACHINE, Flag.LONGER, Flag.COMPUTED, Flag.AUTO
+RESUMABLE, MACHINE, LONGER, COMPUTED = Flag.RESUMABLE, Flag.MACHINE, Flag.LONGER, Flag.COMPUTED
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,7 @@ BOUNDED: Mapping[str, tuple[Any, ...]] = {
     "trainer.overfit_batches": (0, 0.0, 1, 0.5, 1e-3),
     "trainer.num_sanity_val_steps": (0, 1, -1, 2),
     "execution.threads": (None, 1, 2),
-    "execution.keep_memory": ("auto", True, False),
-    "execution.name": ("auto", "eager", "cuda_graph"),
-    "execution.compile": (False,),
+    "execution.name": ("eager",),
     "callbacks.monitor": MONITORS,
     "callbacks.progress": ("none", "lines"),
 }
@@ -267,8 +265,6 @@ def _groups(draws: random.Random) -> dict[str, str]:
         ("optimizer", "sgd", options("optimizer"), 0.5),
         ("scheduler", "multistep", options("scheduler"), 0.5),
         ("precision", "fp32", options("precision"), 0.2),
-        # To compile takes longer than all else; it has tests of its own.
-        ("execution", "auto", ["eager", "cuda_graph"], 0.3),
         ("debug", "none", options("debug"), 0.2),
         ("data", "digits", options("data"), 0.3),
     ):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.modules.optim import Grouped, WarmupCosine, fused, parameter_groups
+from dkel_lightning.modules.optim import Grouped, WarmupCosine, parameter_groups
 from dkel_lightning.settings.methods import PRESETS
 from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 from tests.modules.toy import build, images_and_labels, train_loader, trainer, val_loader
@@ -64,12 +64,9 @@ def test_layers_of_a_library_model_are_its_blocks() -> None:
     assert (depth["patch_embed.proj.weight"], depth["head.weight"]) == ("student/layer_4", "student")
 
 
-def test_by_default_groups_are_as_they_were_and_a_fused_form_stays_grouped() -> None:
+def test_by_default_groups_are_as_they_were() -> None:
     plain, asked = build(), build(optimizer=Grouped())
     assert [*groups_of(plain)] == [*groups_of(asked)] == ["student", "ensemble"]
-    one_kernel = fused(Grouped(decay_all=False, factory=partial(SGD, lr=0.1)))
-    assert isinstance(one_kernel, Grouped)
-    assert not one_kernel.decay_all
     with pytest.raises(ConfigError, match=r"optimizer.layer_decay must be a number between 0.1 and 1, got 2"):
         Grouped(layer_decay=2)
 

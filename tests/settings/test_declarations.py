@@ -195,10 +195,10 @@ def test_what_changes_no_figure_may_also_change_on_a_resumed_run() -> None:
     assert [key for key in schema.KEYS if COMPUTED in schema.flags(key)] == ["data.mean", "data.std"]
     assert schema.resumable_groups() == ("task", "trainer", "execution", "logger")
     assert {key for key in schema.KEYS if schema.may_change(key)} - {*machine} == {
-        *(f"execution.{key}" for key in ("name", "compile", "channels_last", "fused_optimizer", "threads")),
-        *("execution.keep_memory", "task.name", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
+        *(f"execution.{key}" for key in ("name", "channels_last", "threads")),
+        *("task.name", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
         *("trainer.strategy", "trainer.log_every_n_steps", "trainer.profiler", "trainer.process_timeout"),
-        *("trainer.detect_anomaly", "execution.checkpoint_trunk"),
+        "trainer.detect_anomaly",
         *("teacher.weights", "teacher.extra.weights"),  # another teacher is refused by its hash
     }
 

@@ -34,7 +34,7 @@ OF_EVERY_RUN = ("method.name", "method.peers", "backbone.name", "teacher.update"
 OF_CHECKPOINT = ("data", "backbone", "method", "teacher", "deploy")
 DECIDED_BY = {
     "trainer": ("accelerator", "devices", "num_nodes", "strategy"),
-    "execution": ("name", "compile"),
+    "execution": ("name",),
 }
 """What a choice of these groups decides on a resume; the rest of them belongs to the run."""
 PROCESSES = ("trainer.devices", "trainer.num_nodes")

@@ -33,7 +33,7 @@ LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 SAME_DATA = ("name", "root", "selection", "split_seed", "validation", "limit", "image_size")
 OF_THE_WHOLE = (
     *("task", "seed", "resume", "checkpoint", "hydra", "compare", "name", "modules"),
-    *("execution.threads", "execution.keep_memory"),
+    "execution.threads",
 )
 
 

@@ -11,7 +11,6 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import are_shares
 from dkel_lightning.settings.data import LabelNoise
 from dkel_lightning.settings.declarations import contradictions_in, from_mapping
-from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.keys import apart, unknown_key
 from dkel_lightning.settings.methods import PRESETS, peer_mistakes, unmet_needs
 from dkel_lightning.settings.needs import Needs
@@ -147,21 +146,7 @@ def _device_contradictions(values: Values, trainer: Values) -> Iterator[str]:
         yield "callbacks.early_stopping needs validation, and trainer.limit_val_batches is 0."
     if trainer["limit_test_batches"] == 0:
         yield "trainer.limit_test_batches is 0: nothing would be tested."
-    yield from _execution_contradictions(values)
     yield from _scheduler_contradictions(values["scheduler"], trainer)
-
-
-def _execution_contradictions(values: Values) -> Iterator[str]:
-    execution, trainer = values["execution"], values["trainer"]
-    yield from contradictions_in(Execution, execution, "execution")
-    if execution["name"] == "eager" and execution["compile"]:
-        yield "execution.compile=true means nothing in eager execution: choose execution=compile, cuda_graph or auto."
-    mixed = values["precision"]["name"] != "fp32"
-    if execution["fused_optimizer"] is True and mixed and trainer["gradient_clip_val"]:
-        yield (
-            "execution.fused_optimizer=true cannot be clipped in a mixed precision (Lightning refuses it): "
-            "set it to auto, or trainer.gradient_clip_val to null."
-        )
 
 
 def _scheduler_contradictions(scheduler: Values, trainer: Values) -> Iterator[str]:

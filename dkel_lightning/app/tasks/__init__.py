@@ -52,11 +52,6 @@ def _run(run: Run, comparison: Comparison | None) -> float:
         from dkel_lightning.app import build
 
         build.import_modules(run.values["modules"])
-    if task.keeps_memory:
-        from dkel_lightning.app import build
-        from dkel_lightning.runtime import memory
-
-        memory.keep_freed_as_asked(run.values["execution"]["keep_memory"], build.device(run.values))
     result = function(run, comparison) if task.plans else function(run)
     return float(getattr(result, "objective", math.nan))
 

@@ -58,7 +58,6 @@ class Task:
         reads_exports: whether its checkpoint may be an exported file.
         reads_data: whether it reads the images of the checkpoint's run.
         resumable: whether its runs can be gone on with by `resume=`.
-        keeps_memory: whether `execution.keep_memory` is for it.
     """
 
     name: str
@@ -77,7 +76,6 @@ class Task:
     reads_exports: bool = False
     reads_data: bool = False
     resumable: bool = False
-    keeps_memory: bool = False
 
     @property
     def reads_checkpoint(self) -> bool:
@@ -174,7 +172,6 @@ _ROWS = (
         f"{_HERE}.train:train",
         instead="choose task=evaluate, export or predict, or go on with a run by resume=PATH",
         resumable=True,
-        keeps_memory=True,
     ),
     Task(
         "evaluate",
@@ -186,7 +183,6 @@ _ROWS = (
         owner=f"{_HERE}.evaluate:settings",
         needs={"checkpoint": "a .ckpt file"},
         reads_data=True,
-        keeps_memory=True,
     ),
     Task(
         "export",
@@ -222,7 +218,6 @@ _ROWS = (
         mistakes=requirements.of_comparison,
         no_sweep="runs its methods and seeds itself: leave out -m, or the preset that sweeps",
         plans=True,
-        keeps_memory=True,
     ),
     Task(
         "geometry",

@@ -43,7 +43,6 @@ from dkel_lightning.checkpoints.archive import is_whole
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
-from dkel_lightning.execution import runner
 from dkel_lightning.modules import continuation
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.evaluation import scored_names
@@ -153,12 +152,10 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
         ],
         plugins=[file_format.AtomicCheckpointIO()],
     )
-    planned = runner.planned(module, trainer)
     run.describe()
-    run.note_execution({**asdict(planned), "precision": trainer.precision})
+    run.note_execution({**asdict(module.execution), "precision": trainer.precision})
     run.write_json("classes.json", {"classes": list(images.class_names)})
-    # Why it is not as asked for is said where it turns out, which may be at the first step.
-    print_once(_opening(run, module, images) + ("" if planned.why else f"\n{planned}"))
+    print_once(_opening(run, module, images))
     with interruptible(run), trackers.opened(others, run):
         device = trainer.strategy.root_device
         memory.begin(device)
@@ -166,9 +163,8 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
         seed_process(values["seed"], "training", trainer.global_rank)
         with build.trainer_settings_named():
             trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
-        if module.execution_in_force is not None:
-            where = {"precision": trainer.precision, "images": getattr(images, "chosen_residency", "own")}
-            run.note_execution({**asdict(module.execution_in_force), **where})
+        where = {"precision": trainer.precision, "images": getattr(images, "chosen_residency", "own")}
+        run.note_execution({**asdict(module.execution), **where})
         # Processes that torchrun starts have folders of their own names: what lies there is asked of the first.
         if last_checkpoint is not None and broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
             # Killed after the last epoch's best.ckpt, before its last.ckpt or with a torn one; resumed from the former.
