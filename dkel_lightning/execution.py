@@ -29,7 +29,7 @@ def compile_networks(parts: Iterable[PeersModule], execution: Execution) -> None
 def begin_step(execution: Execution) -> None:
     """Release the outputs of the step before, whose memory CUDA graphs overwrite."""
     if execution.name == "reduce_overhead":
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
 def _with_own_code(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:

@@ -8,7 +8,6 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -30,10 +29,9 @@ from dkel_lightning.data import own
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.modules.optim import Grouped, OptimizerFactory, ParameterGroups, SchedulerFactory
+from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, SchedulerFactory
 from dkel_lightning.runtime.texts import first_line
 from dkel_lightning.schedules import are_shares, milestones_in_epochs
-from dkel_lightning.settings.grouping import Grouping
 from dkel_lightning.settings.keys import did_you_mean, unknown_choice
 from dkel_lightning.settings.methods import usual_arrangement
 
@@ -113,7 +111,6 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         teacher=values["teacher"],
         in_channels=channels,
         image_size=(height, width),
-        normalize=None if images.normalize is None else (images.normalize.mean, images.normalize.std),
         views_per_pass=values["backbone"]["views_per_pass"],
         split_at=values["backbone"].get("split_at"),
         pretrained=values["backbone"].get("pretrained", False),
@@ -146,11 +143,9 @@ def device(values: Values) -> torch.device:
 
 def optimizer(settings: Values) -> OptimizerFactory:
     """Make a factory of the optimizer, tried once so that a bad argument is named here and not in the fit."""
-    grouping = {item.name: settings[item.name] for item in fields(Grouping) if item.name in settings}
-    rest = {key: value for key, value in settings.items() if key not in grouping}
-    build: OptimizerFactory = _partial(rest, "optimizer")
+    build: OptimizerFactory = _partial(settings, "optimizer")
     _try("optimizer", lambda: build(_one_parameter()))
-    return Grouped(**grouping, factory=build) if Grouping(**grouping) != Grouping() else build
+    return build
 
 
 def scheduler(values: Values) -> SchedulerFactory | None:

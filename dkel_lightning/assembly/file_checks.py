@@ -19,16 +19,11 @@ from dkel_lightning.settings.backbone import reads_a_folder
 _MOST_PIXELS = 1 << 24
 # Classifiers that are replaced, and draws that are not kept, are no weights of the file.
 _MOST_TIMES, _ALWAYS = 4, 1 << 20
-_MOST_BESIDE = 1 << 29
 
 
 @contextmanager
-def no_more_than(
-    state_dict: Mapping[str, Any], recipe: Mapping[str, Any], path: str | Path, beside: int = 0
-) -> Iterator[None]:
+def no_more_than(state_dict: Mapping[str, Any], recipe: Mapping[str, Any], path: str | Path) -> Iterator[None]:
     """Build within the size of a file: as many weights as it holds, before they are drawn.
-
-    A teacher that it leaves out has `beside` weights, within bounds.
 
     Raises:
         CheckpointError: its recipe asks for more.
@@ -36,7 +31,7 @@ def no_more_than(
     held = [value for value in state_dict.values() if isinstance(value, Tensor) and value.layout is torch.strided]
     longest = max((size for value in held for size in value.shape), default=0)
     _refuse_counts(recipe, {"peers": len(held), "num_classes": longest, "in_channels": longest}, path)
-    left = _MOST_TIMES * (sum(value.numel() for value in held) + min(beside, _MOST_BESIDE)) + _ALWAYS
+    left = _MOST_TIMES * sum(value.numel() for value in held) + _ALWAYS
 
     def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
         nonlocal left

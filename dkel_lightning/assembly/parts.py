@@ -99,7 +99,6 @@ def check_parts(
     method: Method,
     teacher: TeacherModule | None,
     ensemble: EnsembleModule | None,
-    extra: TeacherModule | None,
     views: str,
 ) -> None:
     """Refuse parts that do not belong together.
@@ -119,8 +118,6 @@ def check_parts(
         raise ConfigError(f"{name} needs an ensemble classifier: pass ensemble=EnsembleModule(...).")
     if method.ensemble is not None and (ensemble is None or ensemble.term != method.ensemble):
         raise ConfigError(f"{name} assembles teachers: pass ensemble=EnsembleModule(..., term=method.ensemble).")
-    if extra is not None and (extra.learns or (extra.num_peers, extra.num_classes) != (1, student.num_classes)):
-        raise ConfigError(f"An extra teacher is frozen, and of one peer with the {student.num_classes} classes.")
     if method.needs.foreign_teacher:
         _check_foreign_teacher(name, method, student, teacher)
     elif teacher is not None and (teacher.num_peers, teacher.num_classes) != (student.num_peers, student.num_classes):
@@ -146,7 +143,7 @@ def attach(module: Coordinator) -> None:
     """Let the method make its own parts to fit the networks, and say what it wants to see of them."""
     method, student, teacher, seed = module.method, module.student, module.teacher, module.seed
     student.wants_stages = method.needs.stages
-    student.stand_still(method.needs.fixed_student)
+    student.freeze_weights(method.needs.fixed_student)
     for part in (student, teacher):
         if part is not None:
             part.network.unwatch()
@@ -158,9 +155,8 @@ def attach(module: Coordinator) -> None:
             method.attach_teacher(teacher.network)
     # DDP would overwrite them with those of the first process before every step; a frozen teacher has the same on all.
     ignored = [f"method.{name}" for name in method.own_buffers]
-    for name, part in module.teachers.items():
-        if part.settings.update == "frozen":
-            ignored += [f"{name}.network.{key}" for key in part.network.state_dict()]
+    if teacher is not None and teacher.settings.update == "frozen":
+        ignored += [f"teacher.network.{key}" for key in teacher.network.state_dict()]
     module._ddp_params_and_buffers_to_ignore = ignored
 
 

@@ -33,12 +33,10 @@ def sign(
     members: Sequence[str],
     processes: Sequence[Mapping[str, Any]] = (),
     trained_with: Mapping[str, str] | None = None,
-    left_out: Mapping[str, Any] | None = None,
 ) -> None:
     """Add the format version, what rebuilds the networks, its hash, and what each process holds of its own.
 
-    `trained_with` names what a recipe cannot hold: the classes of optimizer, scheduler and augmentation. `left_out` are
-    the manifests of teachers whose weights are no part of the state dict.
+    `trained_with` names what a recipe cannot hold: the classes of optimizer, scheduler and augmentation.
     """
     checkpoint[KEY] = {
         "format": FORMAT,
@@ -47,7 +45,6 @@ def sign(
         "members": [*members],
         "processes": [dict(own) for own in processes],
         "trained_with": dict(trained_with or {}),
-        **({"left_out": dict(left_out)} if left_out else {}),
     }
 
 
@@ -79,23 +76,6 @@ def trained_with(checkpoint: Mapping[str, Any]) -> dict[str, str]:
     """Return the names of what trained it; nothing in a checkpoint that does not say so."""
     found = checkpoint[KEY].get("trained_with", {})
     return {str(what): str(name) for what, name in found.items()} if isinstance(found, Mapping) else {}
-
-
-def left_out(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the manifests of the teachers whose weights the checkpoint leaves out, by the part that they are.
-
-    Raises:
-        CheckpointError: nothing writes such a one.
-    """
-    found = checkpoint[KEY].get("left_out") or {}
-    kinds = {"name": str, "source": str, "hash": str, "parameters": int}
-    whole = isinstance(found, Mapping) and all(
-        isinstance(told, Mapping) and all(isinstance(told.get(key), kind) for key, kind in kinds.items())
-        for told in found.values()
-    )
-    if not whole:
-        raise CheckpointError("What the checkpoint says of its teacher was edited or damaged; use another checkpoint.")
-    return {str(part): {key: told[key] for key in kinds} for part, told in found.items()}
 
 
 def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

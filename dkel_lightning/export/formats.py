@@ -21,7 +21,7 @@ from dkel_lightning.export.metadata import KEY, RECORD, Record, check_files, fil
 from dkel_lightning.methods import preset
 from dkel_lightning.modules.deployment import EnsembleNetwork
 from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.networks import LogitsOf, SinglePeer, converts, logits_of
+from dkel_lightning.networks import LogitsOf, SinglePeer, logits_of
 from dkel_lightning.runtime.atomic_files import naming, text_of, write_bytes
 from dkel_lightning.runtime.packages import need
 
@@ -37,7 +37,7 @@ _FILES = {
 FORMATS = tuple(_FILES)
 WRITTEN = {*_FILES.values(), FOLDER, "config.json", "model.onnx.data", RECORD, "README.md"}
 """Names of all files that an export may consist of."""
-_OF_TRAINING = ("deploy", "peer_lr_scale", "frozen_peers")
+_OF_TRAINING = ("deploy",)
 _OF_TEACHER = ("update", "batchnorm", "draw")
 _OF_ITS_OWN = ("backbone", "image_size", "mean", "std", "dtype")
 _INSIDE_PT2 = f"{KEY}.json"
@@ -92,13 +92,6 @@ def write(network: nn.Module, example: Tensor, folder: Path, record: Record) -> 
         raise ConfigError(
             f"export.format=original is for networks of torchvision, timm, transformers or your own, and "
             f"{record.member} is this library's: choose one of {', '.join(FORMATS[1:])}."
-        )
-    alone = record.format == "original" or (record.format in FORMATS[:3] and record.recipe is None)
-    if alone and converts(network):
-        others = FORMATS[1:] if record.recipe is not None else FORMATS[3:]
-        raise ConfigError(
-            f"{record.member} converts its images first (teacher.image_size, mean or dtype), which is not among its "
-            f"weights: choose export.format {' or '.join(others)}."
         )
     if record.format == "original" and hasattr(network, "save_pretrained"):
         return _write_folder(network, folder, record)

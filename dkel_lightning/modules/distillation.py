@@ -20,7 +20,6 @@ from dkel_lightning import callbacks
 from dkel_lightning.assembly import build as building
 from dkel_lightning.assembly import parts
 from dkel_lightning.execution import begin_step, compile_networks
-from dkel_lightning.functional import distillation
 from dkel_lightning.methods import Method
 from dkel_lightning.metrics import scores_of
 from dkel_lightning.modules import continuation, deployment, evaluation
@@ -57,8 +56,6 @@ class DistillationModule(Coordinator):
         method: turns outputs into loss terms.
         teacher: the teacher peers, of the same form; required by most methods.
         ensemble: required by methods with an ensemble classifier.
-        extra: a frozen teacher of one peer, of any architecture, as one more voice: the term `kd_extra`, which is
-            `extra.weight * sum_i KD(z_i, t; T)`, T that of the method or 1.
         optimizer: makes the optimizer from named parameter groups (`student`, `ensemble`, `method`, and `teacher`
             where it learns by gradient); SGD of the CIFAR protocol by default.
         scheduler: makes the scheduler from the optimizer; none by default.
@@ -81,7 +78,6 @@ class DistillationModule(Coordinator):
         *,
         teacher: TeacherModule | None = None,
         ensemble: EnsembleModule | None = None,
-        extra: TeacherModule | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         interval: str = "epoch",
@@ -93,9 +89,9 @@ class DistillationModule(Coordinator):
         execution: str | Mapping[str, Any] | Execution = "eager",
     ) -> None:
         super().__init__()
-        parts.check_parts(student, method, teacher, ensemble, extra, views)
+        parts.check_parts(student, method, teacher, ensemble, views)
         check_factories(optimizer, scheduler, interval)
-        self.student, self.teacher, self.ensemble, self.method, self.extra = student, teacher, ensemble, method, extra
+        self.student, self.teacher, self.ensemble, self.method = student, teacher, ensemble, method
         if teacher is not None:
             teacher.stand_alone(False)  # a fit of its own that was interrupted leaves it unfrozen
         self.execution = Execution.of(execution)
@@ -148,7 +144,7 @@ class DistillationModule(Coordinator):
         begin_step(self.execution)
         inputs = self.forward_all(batch)
         terms, loss = self.losses(inputs)
-        values = torch.stack([terms[name].detach() for name in self.terms])
+        values = torch.stack([terms[name].detach() for name in self.method.terms])
         return StepResult(inputs, terms, values, loss, *scores_of(inputs.student.logits, peers_first(batch.labels)))
 
     def forward_all(self, batch: Batch) -> MethodInputs:
@@ -158,23 +154,18 @@ class DistillationModule(Coordinator):
             student = self(views)
             part = self.teacher
             teacher = part.teach(shown) if part is not None and part.takes_part(self.student.network) else None
-            extra = self.extra.teach(views) if self.extra is not None else None
         assembled, weight = None, student.logits.new_zeros(())
         if self.ensemble is not None:
             weight = self.ensemble.weight
             if teacher is not None:
                 assembled = self.ensemble.assemble(teacher.logits, getattr(self.method.settings, "temperature", 1.0))
         given = peers_first(batch.labels)
-        return MethodInputs(self.targets(given), student, teacher, assembled, weight, batch.indices, given, extra)
+        return MethodInputs(self.targets(given), student, teacher, assembled, weight, batch.indices, given)
 
     def losses(self, inputs: MethodInputs) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the terms, and the loss: their sum, and the teacher's own where it learns."""
         terms = self.method.named_terms(inputs)
-        if inputs.extra is not None and self.extra is not None:
-            temperature = getattr(self.method.settings, "temperature", 1.0)
-            taught = distillation(inputs.student.logits, inputs.extra.logits.detach(), temperature)
-            terms = {**terms, "kd_extra": self.extra.weight * taught.sum()}
-        loss = torch.stack([terms[name] for name in self.terms]).sum()
+        loss = torch.stack([terms[name] for name in self.method.terms]).sum()
         if self.teacher is not None and self.teacher.learns:
             assert inputs.teacher is not None
             # No term of the method: it trains another network.
@@ -215,8 +206,7 @@ class DistillationModule(Coordinator):
             learning["teacher"] = self.teacher.network
         present = {name: part for name, part in learning.items() if part is not None}
         optimizer, scheduler, interval = self._factories
-        own = self.student.scaled_parts("student")
-        return configure(present, optimizer, scheduler, interval, own, self.lr, plateau=PLATEAU, trainer=self._trainer)
+        return configure(present, optimizer, scheduler, interval, self.lr, plateau=PLATEAU, trainer=self._trainer)
 
     def on_fit_start(self) -> None:
         """Go on with the random numbers of the checkpoint: before the loaders, which may draw from them, are made."""
@@ -246,10 +236,10 @@ class DistillationModule(Coordinator):
         continuation.synchronise_statistics(self)
         evaluation.begin_validation(self)
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any] | None:
-        """Score every member on a batch; hand what they say of the first loader's to the callbacks."""
-        evaluated, labels = evaluation.score(self, batch, batch_idx, "validation", dataloader_idx)
-        return {"evaluated": evaluated, "labels": labels} if dataloader_idx == 0 else None
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Score every member on a batch; hand what they say of it to the callbacks."""
+        evaluated, labels = evaluation.score(self, batch, batch_idx, "validation")
+        return {"evaluated": evaluated, "labels": labels}
 
     def on_validation_epoch_end(self) -> None:
         """Log the members' scores and remember them for the choice of the deployed peer."""
@@ -259,9 +249,9 @@ class DistillationModule(Coordinator):
         """Begin anew, and look up which member is deployed."""
         evaluation.begin_test(self)
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Score every member on a batch, its calibration, the peers' disagreement and the deployed one's mistakes."""
-        evaluation.score_test(self, batch, batch_idx, dataloader_idx)
+        evaluation.score_test(self, batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         """Log the members' scores; the best peers are those that validation chose."""

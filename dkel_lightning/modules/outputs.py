@@ -74,7 +74,6 @@ class MethodInputs:
         ensemble_weight: scalar, the decaying weight v in force.
         indices: [B], positions of the samples in the training set; None where the data does not tell.
         given: the labels of the batch, before they were smoothed or weighted; None: as `labels`.
-        extra: what a teacher from elsewhere beside the peers says, as one that all of them share; None without one.
     """
 
     labels: Tensor
@@ -84,7 +83,6 @@ class MethodInputs:
     ensemble_weight: Tensor
     indices: Tensor | None = None
     given: Tensor | None = None
-    extra: TeacherOutput | None = None
 
     @property
     def named(self) -> tuple[Named, Named]:

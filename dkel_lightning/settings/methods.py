@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import Settings, node_of
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.distils import Detach, Distils, LabelsWeight, Temperature, Weight
-from dkel_lightning.settings.keys import REQUIRED, choice, either, names, number, registered, several, text, whole
+from dkel_lightning.settings.keys import REQUIRED, choice, either, names, number, registered, text, whole
 from dkel_lightning.settings.needs import Needs
 from dkel_lightning.settings.teacher import TEACHERS
 from dkel_lightning.settings.weights import EnsembleTerm, RampUp
@@ -41,28 +41,11 @@ class Arrangement(Settings, node="method"):
         ),
     ] = "per_peer"
     classifiers: Annotated[str, choice("How the branches' classifiers start.", "own", "equal", "released")] = "own"
-    peer_lr_scale: Annotated[
-        tuple[float, ...] | None,
-        several("Factor on the learning rate of each peer's own part; null: 1.", number("", 0, 1000), least=0),
-    ] = None
-    frozen_peers: Annotated[
-        tuple[int, ...], several("Peers whose own part does not learn.", whole("", 0, 63), least=0)
-    ] = ()
 
 
 def usual_arrangement() -> dict[str, Any]:
     """Give the defaults of what every method has; a method of the user's own may leave it out."""
     return {key: value for key, value in node_of(Arrangement).items() if value != REQUIRED}
-
-
-def peer_mistakes(peers: int, scale: Sequence[float] | None, frozen: Sequence[int]) -> Iterator[str]:
-    """Say what of `peer_lr_scale` and `frozen_peers` does not fit the number of peers."""
-    if scale is not None and (len(scale) != peers or not all(0 < factor < float("inf") for factor in scale)):
-        yield f"method.peer_lr_scale needs a positive factor for each of {peers} peers, got {[*scale]}."
-    if len(set(frozen)) < len(frozen) or any(peer not in range(peers) for peer in frozen):
-        yield f"method.frozen_peers is {[*frozen]}: name each once, of 0 to {peers - 1}."
-    elif len(frozen) == peers:
-        yield "method.frozen_peers names all peers: at least one must learn."
 
 
 def unmet_needs(method: str, needs: Needs, peers: int, trunk: bool = True, views: str = "per_peer") -> Iterator[str]:

@@ -12,14 +12,12 @@ from dkel_lightning.settings.keys import (
     RESUMABLE,
     Follows,
     ShareOfRun,
-    apart,
     choice,
     either,
     epochs,
     number,
     registered,
     schedule,
-    several,
     switch,
     text,
     whole,
@@ -35,65 +33,12 @@ TRAININGS: Mapping[str, str] = {
 """The method that trains a teacher of its own before its student, by the name of the training."""
 EARLY = 150 / 240
 """Share of its training after which a teacher is stopped early. Source: reviews of SoTeacher."""
-DTYPES = ("float32", "bfloat16", "float16")
-CONSTANT, DEVIATION = number("", -1000, 1000), number("", 0, 1000, above=True)
-OF_ITS_OWN = ("backbone", "pretrained", "image_size", "mean", "std", "init_student_from_branches")
+OF_ITS_OWN = ("backbone", "pretrained", "init_student_from_branches")
 """Settings of a teacher that is a network of its own."""
 
 
 @dataclass(frozen=True)
-class OwnNetwork(Settings):
-    """Of a teacher that is a network of its own: whose weights, and what images it takes."""
-
-    pretrained: Annotated[
-        bool, switch("Of a teacher of its own from a library: fetch weights that know the data's classes.")
-    ] = False
-    image_size: Annotated[
-        int | None, whole("Side of the images that a teacher of its own takes, in pixels; null: the data's.", 1, 1024)
-    ] = None
-    mean: Annotated[
-        tuple[float, ...] | None,
-        several("Channel means of its normalisation; null: the data's, with pretrained=true its own.", CONSTANT),
-    ] = None
-    std: Annotated[tuple[float, ...] | None, several("Channel deviations, likewise.", DEVIATION)] = None
-    dtype: Annotated[str, choice("Type in which a frozen teacher of its own computes.", *DTYPES)] = "float32"
-
-    def contradictions(self) -> Iterator[str]:
-        """Say it of mean and std."""
-        yield from apart(self.node, self.mean, self.std)
-
-    @property
-    def sees_otherwise(self) -> bool:
-        """Whether the images of the data are converted for it."""
-        return self.image_size is not None or self.mean is not None or self.dtype != "float32"
-
-
-@dataclass(frozen=True)
-class ExtraTeacher(OwnNetwork, node="teacher.extra"):
-    """A frozen teacher from elsewhere beside the peers of any method, as one more voice: `weight * KD(z_i, t; T)`."""
-
-    backbone: Annotated[
-        str | None, registered("Network of a frozen teacher beside the peers: what backbone= takes; null: none.")
-    ] = None
-    weights: Annotated[str | None, text("File of its weights: a checkpoint or a state_dict."), RESUMABLE] = None
-    weight: Annotated[
-        float, number("Weight of its distillation to each peer, at the method's temperature.", 0, 1e6)
-    ] = 1.0
-
-    def mistakes(self) -> Iterator[str]:
-        """Say what is missing for it to teach."""
-        given = self.weights is not None or self.pretrained
-        if self.backbone is not None and not given:
-            yield (
-                "teacher.extra.backbone is a teacher that was trained elsewhere: give teacher.extra.weights, or "
-                "teacher.extra.pretrained=true."
-            )
-        if self.backbone is None and given:
-            yield "teacher.extra has weights and no network: give teacher.extra.backbone."
-
-
-@dataclass(frozen=True)
-class TeacherSettings(OwnNetwork, node="teacher"):
+class TeacherSettings(Settings, node="teacher"):
     """How a teacher is drawn, initialised and updated.
 
     The rules of the first updates: `keep`, a constant rate, so that its own start fades slowly; `mean_teacher`, an even
@@ -104,12 +49,6 @@ class TeacherSettings(OwnNetwork, node="teacher"):
 
     exclusive = ("decay", "decay_share")
 
-    dtype: Annotated[
-        str,
-        choice(
-            "Type in which a frozen teacher of its own computes, or (bfloat16) one that follows, in training.", *DTYPES
-        ),
-    ] = "float32"
     draw: Annotated[
         str, choice("First weights of the teacher: a draw of its own, or the student's.", "independent", "student")
     ] = "independent"
@@ -139,6 +78,9 @@ class TeacherSettings(OwnNetwork, node="teacher"):
     backbone: Annotated[
         str | None, registered("Network of a teacher of its own (kd): what backbone= takes; null: the student's.")
     ] = None
+    pretrained: Annotated[
+        bool, switch("Of a teacher of its own from a library: fetch weights that know the data's classes.")
+    ] = False
     weights: Annotated[
         str | None,
         text("File of its first weights: a checkpoint or a state_dict; null: drawn, or (kd) trained first."),
@@ -154,12 +96,7 @@ class TeacherSettings(OwnNetwork, node="teacher"):
     ] = False
 
     def contradictions(self) -> Iterator[str]:
-        """Say it of its type and of how it learns."""
-        yield from super().contradictions()
-        if self.dtype != "float32" and self.update == "gradient":
-            yield f"teacher.dtype={self.dtype} is for a teacher that does not learn: add teacher=frozen."
-        if self.dtype == "float16" and self.update == "ema":
-            yield "teacher.dtype=float16 is for a frozen teacher: set it to bfloat16."
+        """Say it of how it learns."""
         if self.update == "none":
             yield "teacher.update is none, and a teacher learns by ema, by gradient, or is frozen."
 
@@ -191,11 +128,6 @@ def teacher_mistakes(method: str, needs: Needs, teacher: Mapping[str, Any]) -> I
             yield f"teacher=none, but {method} needs a teacher: choose teacher={cure}."
         return
     if not needs.foreign_teacher:
-        if teacher["update"] != "ema" and teacher.get("dtype", "float32") != "float32":
-            yield (
-                f"teacher.dtype={teacher['dtype']} is of a teacher that follows, or of a frozen one of its own (kd), "
-                f"and that of {method} is neither: leave it out."
-            )
         for key in OF_ITS_OWN:
             default = getattr(TeacherSettings, key)
             if teacher.get(key, default) != default:

@@ -270,7 +270,7 @@ def test_an_axis_is_numeric_where_its_values_are_and_stay_apart(
 
 def test_other_settings_in_a_jobs_folder_are_refused_with_the_differences(tmp_path: Path) -> None:
     begun = compose("data.mean=[0.5]", "data.workers=2")
-    del begun["teacher"]["extra"]  # of a version that had none
+    del begun["figures"]  # of a version that had none
     (tmp_path / "config.yaml").write_text(Run(begun, tmp_path).settings)
     notes.refuse_other(tmp_path, compose("data.workers=0"))
     with pytest.raises(ConfigError, match=r"other settings \(optimizer\.lr: 0\.1 there, 0\.2 here\)"):

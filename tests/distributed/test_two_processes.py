@@ -126,14 +126,12 @@ def test_a_teacher_of_the_same_moment_is_the_same_on_both(run: Path) -> None:
         assert all(torch.equal(taught[name], left[f"student.{name}"]) for name in held)
 
 
-def test_an_extra_teacher_is_the_same_on_both_and_in_no_checkpoint(run: Path) -> None:
-    seen = read(run, "extra")
+def test_an_external_teacher_is_the_same_on_both_and_in_no_checkpoint(run: Path) -> None:
+    seen = read(run, "external")
     assert unequal(seen, "after") == unequal(seen, "metrics") == []
-    assert "train/kd_extra" in seen[0]["metrics"]
-    assert unequal([{"extra": seen[0]["before"]}, {"extra": seen[1]["after"]}], "extra", "extra.") == []
-    saved = torch.load(run / "extra" / "end.ckpt", weights_only=True)
-    assert [*saved["dkel_lightning"]["left_out"]] == ["extra"]
-    assert not any(name.startswith("extra.network.") for name in saved["state_dict"])
+    assert unequal([{"it": seen[0]["before"]}, {"it": seen[1]["after"]}], "it", "teacher.network.") == []
+    saved = torch.load(run / "external" / "end.ckpt", weights_only=True)
+    assert not any(name.startswith("teacher.network.") for name in saved["state_dict"])
 
 
 @pytest.mark.parametrize("case", ["teacher_alone", "student_alone"])

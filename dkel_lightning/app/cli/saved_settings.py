@@ -269,8 +269,8 @@ def of_checkpoint(saved: Values, given: Values, overrides: Sequence[str], folder
     values: dict[str, Any] = dict(given)
     # The checkpoint has the weights of its teacher, wherever they were once read, or this command says it again.
     completed = stages.with_weights(schema.completed(saved), None)
-    for teacher in (completed["teacher"], completed["teacher"].get("extra") or {}):
-        teacher.update({key: value for key, value in (("weights", None), ("pretrained", False)) if key in teacher})
+    teacher = completed["teacher"]
+    teacher.update({key: value for key, value in (("weights", None), ("pretrained", False)) if key in teacher})
     for group in taken:
         node = {**(completed.get(group) or (given[group] if group == "deploy" else {}))}
         node |= {key: value for key, value in given[group].items() if f"{group}.{key}" in given_keys}

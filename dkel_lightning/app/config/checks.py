@@ -10,11 +10,11 @@ from dkel_lightning.app.tasks import registry
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import are_shares
 from dkel_lightning.settings.data import LabelNoise
-from dkel_lightning.settings.declarations import contradictions_in, from_mapping
+from dkel_lightning.settings.declarations import contradictions_in
 from dkel_lightning.settings.keys import apart, unknown_key
-from dkel_lightning.settings.methods import PRESETS, peer_mistakes, unmet_needs
+from dkel_lightning.settings.methods import PRESETS, unmet_needs
 from dkel_lightning.settings.needs import Needs
-from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings, teacher_mistakes
+from dkel_lightning.settings.teacher import TeacherSettings, teacher_mistakes
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "auto": "auto"}
 """What Lightning knows nothing of is `auto`: `build.precision` chooses one of the others."""
@@ -96,9 +96,6 @@ def _contradictions(values: Values) -> Iterator[str]:
         if needs is not None:
             yield from teacher_mistakes(f"method={name}", needs, teacher)
             yield from _training_contradictions(needs, teacher)
-    if values["checkpoint"] is None:  # which has it, or leaves it out
-        yield from from_mapping(ExtraTeacher, teacher.get("extra") or {}, ExtraTeacher.node).mistakes()
-    yield from peer_mistakes(peers, method.get("peer_lr_scale"), method.get("frozen_peers") or ())
     peer = values["deploy"]["peer"]
     # Of a checkpoint its own peers count, which whoever loads it knows.
     if values["checkpoint"] is None and isinstance(peer, int) and peer not in range(-peers, peers):

@@ -26,11 +26,10 @@ from dkel_lightning.settings.data import NODES, DataSettings
 from dkel_lightning.settings.declarations import Settings, keys_of, merge, node_of
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
-from dkel_lightning.settings.grouping import Grouping
 from dkel_lightning.settings.keys import LONGER, REQUIRED, Flag, Key, is_count
 from dkel_lightning.settings.methods import PRESETS, Arrangement
 from dkel_lightning.settings.targets import Targets
-from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings
+from dkel_lightning.settings.teacher import TeacherSettings
 
 Values = Mapping[str, Any]
 
@@ -47,11 +46,9 @@ DECLARED: tuple[type[Settings], ...] = (
     *NODES.values(),
     BackboneSettings,
     TeacherSettings,
-    ExtraTeacher,
     Arrangement,
     *dict.fromkeys(PRESETS[name].Settings for name in ("dkel", *SHIPPED)),
     OptimizerSettings,
-    Grouping,
     SchedulerSettings,
     TrainerSettings,
     PrecisionSettings,
@@ -141,7 +138,7 @@ def completed(saved: Values) -> dict[str, Any]:
     teacher = values.get("teacher")
     if isinstance(teacher, dict):
         own = {} if teacher.get("update") == "none" else node_of(TeacherSettings)
-        values["teacher"] = merge({**own, "extra": node_of(ExtraTeacher)}, teacher)
+        values["teacher"] = merge(own, teacher)
     return values
 
 

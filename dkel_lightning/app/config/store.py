@@ -21,7 +21,7 @@ from dkel_lightning.settings.data import NODES
 from dkel_lightning.settings.declarations import node_of
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.methods import PRESETS, MethodPreset, usual_arrangement
-from dkel_lightning.settings.teacher import TEACHERS, ExtraTeacher, TeacherPreset, TeacherSettings
+from dkel_lightning.settings.teacher import TEACHERS, TeacherPreset, TeacherSettings
 
 
 class _Made:
@@ -57,9 +57,7 @@ def register(own: Path | None = None) -> None:
 
 
 def _declared() -> Iterator[tuple[str, str, str | None, Callable[[], dict[str, Any]]]]:
-    yield "", "_base", None, lambda: {
-        **node_of(RunSettings), "method": usual_arrangement(), "teacher": {"extra": node_of(ExtraTeacher)}
-    }  # fmt: skip
+    yield "", "_base", None, lambda: {**node_of(RunSettings), "method": usual_arrangement()}
     for of_group in (BackboneSettings, TeacherSettings, Execution, LoggerSettings, CallbackSettings):
         yield of_group.node, "_base", None, partial(node_of, of_group)
     yield "trainer", "_base", None, lambda: {"_target_": "lightning.pytorch.Trainer", **node_of(TrainerSettings)}

@@ -24,7 +24,7 @@ from dkel_lightning.runtime.processes import print_once
 from dkel_lightning.runtime.texts import printable
 from dkel_lightning.settings.backbone import reads_a_folder
 
-OF_RESULT = ("seed", "data", "deploy", "precision", "trainer", "execution", "evaluate")
+OF_RESULT = ("seed", "data", "deploy", "precision", "trainer", "execution")
 """Keys and groups on which the scores of a checkpoint depend; its own networks and method are not to choose."""
 CLASSES = "classes.json"
 """Names of the classes, in the folder of a run."""
@@ -60,7 +60,6 @@ def evaluate(run: Run) -> EvaluateResult:
     path = Path(values["checkpoint"])
     # The memory layout of the training, or the figures would differ in their last digits.
     module, epoch = loaded(path, values, execution=values["execution"])
-    module.test_flips = values["evaluate"]["flips"]
     images = prepared(values)
     check_fits(module, images, path)
     result = EvaluateResult(scores.test_alone(values, module, images, epoch), run.folder / EVALUATION)
@@ -82,15 +81,11 @@ def loaded(path: Path, values: Mapping[str, Any], **others: Any) -> tuple[Distil
     if values["trust"]:
         backbone = values["backbone"]["name"]
         others |= {"backbone": backbone} if reads_a_folder(backbone) else {}
-        folders = teacher.get("backbone"), (teacher.get("extra") or {}).get("backbone")
-        again = teacher if any(map(reads_a_folder, folders)) else again
+        again = teacher if reads_a_folder(teacher.get("backbone")) else again
     checkpoint = file_format.load(path)
-    if again and (again is teacher or file_format.left_out(checkpoint)):
+    if again:
         others |= {"teacher": again}
     module: DistillationModule = rebuilt(DistillationModule, checkpoint, path, **others)
-    if module.teacher is not None and module.teacher.is_away:
-        name = (module.teacher.manifest or {}).get("name")
-        print_once(f"The checkpoint leaves out its teacher, {name}: the student alone is looked at.")
     return module, int(checkpoint.get("epoch", -1)) + 1
 
 

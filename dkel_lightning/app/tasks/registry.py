@@ -18,7 +18,11 @@ from dkel_lightning.app.tasks.requirements import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.declarations import Settings, at
+<<<<<<< HEAD
 from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, switch, text, unknown_choice, whole
+=======
+from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, several, text, unknown_choice, whole
+>>>>>>> 006e280 (Small knobs go: rates and frozen peers, layer decay, extra teachers, images of teachers, several loaders, NaN images, flips)
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.geometry_settings import GeometrySettings
 
@@ -124,13 +128,6 @@ class CompareSettings(Settings, node="compare"):
 
 
 @dataclass(frozen=True)
-class EvaluateSettings(Settings, node="evaluate"):
-    """task=evaluate."""
-
-    flips: Annotated[bool, switch("Take the mean probability of each image and its mirror image.")] = False
-
-
-@dataclass(frozen=True)
 class ExportSettings(Settings, node="export"):
     """task=export."""
 
@@ -177,7 +174,6 @@ _ROWS = (
         "evaluate",
         "Test the checkpoint given by checkpoint=, on the data of the run that wrote it.",
         f"{_HERE}.evaluate:evaluate",
-        EvaluateSettings,
         place=Place.BESIDE_CHECKPOINT,
         folder="evaluation",
         owner=f"{_HERE}.evaluate:settings",

@@ -21,10 +21,10 @@ from dkel_lightning.checkpoints.archive import is_whole
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.runtime import command_lines
 from dkel_lightning.schedules import milestones_in_epochs
-from dkel_lightning.settings.declarations import from_mapping, node_of
+from dkel_lightning.settings.declarations import node_of
 from dkel_lightning.settings.methods import PRESETS, usual_arrangement
 from dkel_lightning.settings.needs import Needs
-from dkel_lightning.settings.teacher import EARLY, TRAININGS, TeacherSettings
+from dkel_lightning.settings.teacher import EARLY, TRAININGS
 
 TEACHER = "teacher"
 
@@ -36,13 +36,6 @@ def before(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         ConfigError: they ask for stages on the images of a teacher that was trained elsewhere.
     """
     folders, teacher = folders_before(values), values["teacher"]
-    itself = {key: value for key, value in teacher.items() if key != "extra"}
-    if folders and from_mapping(TeacherSettings, itself, "teacher").sees_otherwise:
-        raise ConfigError(
-            f"The stages before this training ({', '.join(folders)}) are of the images as they are, and "
-            "teacher.image_size, mean, std or dtype is of a teacher that was trained elsewhere: give teacher.weights "
-            "of a finished stage, or teacher.pretrained=true where nothing is fitted on it."
-        )
     if folders and teacher.get("pretrained"):
         raise ConfigError(
             f"{folders[0]} is fitted on a teacher in a file, and teacher.pretrained fetches one: train it "

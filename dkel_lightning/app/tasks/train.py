@@ -120,12 +120,11 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     run = replace(run, resume=broadcast_from_rank_zero(run.resume))
     values = run.values
     step: int | None = None
-    left_out: dict[str, Any] = {}
     if run.resume is not None:
         checkpoint = file_format.load(run.resume)
         kept = checkpoint.get("callbacks", {}).get(SettingsKept.__name__, {})
         refuse_edited(run, kept.get("text", ""))  # here, before anything is prepared
-        step, left_out = int(checkpoint["global_step"]), file_format.left_out(checkpoint)
+        step, holds_teacher = int(checkpoint["global_step"]), continuation.holds_teacher(checkpoint["state_dict"])
         del checkpoint  # Lightning loads it again, on the device
     images = prepared(values)
     # What was found in the images belongs to the run: an evaluation must not compute it anew.
@@ -133,7 +132,7 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     begun = values
     if run.resume is not None:
         begun = stages.with_weights(values, None)  # they are in the checkpoint, but for a teacher from elsewhere
-        begun |= {"teacher": values["teacher"]} if "teacher" in left_out else {}
+        begun |= {} if holds_teacher else {"teacher": values["teacher"]}
     elif weights is not None:
         begun = stages.with_weights(values, weights)
     module = build.distillation(begun, images)

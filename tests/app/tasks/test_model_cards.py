@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.errors import ConfigError
-from dkel_lightning.export import Preprocessing, Shipped, export, open_exported
+from dkel_lightning.export import Preprocessing, Shipped, export
 from dkel_lightning.export.metadata import backbone_of
 from dkel_lightning.networks import size_arguments
 
@@ -45,7 +44,7 @@ def member(module: DistillationModule, name: str, size: int) -> Tensor:
 
 
 def kd(backbone: Any, size: int = 16, **teacher: Any) -> DistillationModule:
-    return DistillationModule.build("resnet8", 5, "kd", 1, teacher={**teacher, "backbone": backbone}, normalize=OURS,
+    return DistillationModule.build("resnet8", 5, "kd", 1, teacher={**teacher, "backbone": backbone},
                                     image_size=(size, size))  # fmt: skip
 
 
@@ -99,30 +98,3 @@ def test_weights_of_a_network_of_ones_own_are_read_into_its_own_class(
 
 
 CONVERTING: dict[str, Any] = {"image_size": 32, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-
-
-@pytest.mark.parametrize("kind", ["safetensors", pytest.param("torch_export", marks=pytest.mark.slow)])
-def test_a_teacher_that_converts_its_images_is_exported_where_the_file_can_say_so(kind: str, tmp_path: Path) -> None:
-    module = kd("timm:test_resnet", **CONVERTING)
-    file = shipped(module, 16, tmp_path / "out", format=kind, network="teacher", repeats=1).file
-    classify = open_exported(file, trust=True).classify
-    torch.testing.assert_close(classify(pictures(16)), member(module, "teacher_0", 16), rtol=1e-3, atol=1e-4)
-
-
-def test_a_frozen_teacher_of_another_type_is_exported_in_it(tmp_path: Path) -> None:
-    module = kd("resnet8", update="frozen", dtype="bfloat16")
-    file = shipped(module, 16, tmp_path / "out", format="state_dict", network="teacher").file
-    found = open_exported(file).classify(pictures(16)).float()
-    torch.testing.assert_close(found, member(module, "teacher_0", 16))
-
-
-@pytest.mark.parametrize(("student", "kind"), [("resnet8", "original"), ("own", "original"), ("own", "safetensors")])
-def test_weights_alone_are_refused_of_a_teacher_that_converts_its_images(
-    student: str, kind: str, tmp_path: Path
-) -> None:
-    module = kd("timm:test_resnet", **CONVERTING)
-    if student == "own":
-        module.recipe = None
-    with pytest.raises(ConfigError, match=r"teacher_0 converts its images first .*: choose export\.format .*onnx"):
-        shipped(module, 16, tmp_path / "out", format=kind, network="teacher")
-    assert not (tmp_path / "out").exists()

@@ -58,18 +58,6 @@ def test_equal_networks_that_share_nothing(tmp_path: Path) -> None:
     assert not same(first, second)
 
 
-def test_rates_and_freezing_reach_the_networks(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, "method=dkel", "method.peer_lr_scale=[1,0.5,0.1]", "method.frozen_peers=[2]")
-    train(run)
-    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    groups = {group["name"]: group["lr"] for group in state["optimizer_states"][0]["param_groups"]}
-    assert groups["student/peer_1"] == pytest.approx(0.5 * groups["student"])
-    assert "student/peer_2" not in groups
-    module = DistillationModule.load_from_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
-    start = built(run.values)
-    assert same(parameters_of(module.student.network.own_part(2)), parameters_of(start.student.network.own_part(2)))
-
-
 def built(values: Any) -> DistillationModule:
     from dkel_lightning.app import build
     from dkel_lightning.app.tasks.train import prepared
