@@ -18,11 +18,7 @@ from dkel_lightning.app.tasks.requirements import Values
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.declarations import Settings, at
-<<<<<<< HEAD
-from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, switch, text, unknown_choice, whole
-=======
-from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, several, text, unknown_choice, whole
->>>>>>> 006e280 (Small knobs go: rates and frozen peers, layer decay, extra teachers, images of teachers, several loaders, NaN images, flips)
+from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, text, unknown_choice, whole
 from dkel_lightning.studies.convergence_settings import ConvergenceSettings
 from dkel_lightning.studies.geometry_settings import GeometrySettings
 
