@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -309,7 +310,9 @@ def rebuilt(
         # Its weights are in the checkpoint, or given again: no file chooses what is read or fetched.
         read_nothing = {key: value for key, value in _NOT_OF_A_FILE.items() if key in teacher}
         others["teacher"] = merge({**teacher, **read_nothing}, again)
-    with no_more_than(checkpoint["state_dict"], recipe, checkpoint_path):
+    state = checkpoint["state_dict"]
+    # The teacher that a checkpoint leaves out is no part of its size.
+    with no_more_than(state, recipe, checkpoint_path) if continuation.holds_teacher(state) else nullcontext():
         module: Coordinator = cls.build(**(recipe | others))
     continuation.load(module, checkpoint, checkpoint_path)
     refuse_non_finite(module, checkpoint_path)

@@ -118,8 +118,8 @@ def test_all_mistakes_of_values_come_in_one_message() -> None:
     assert message.splitlines() == [
         "seed must be a whole number between 0 and 9223372036854775807, got 'abc'.",
         "method.temperature must be a number between 0.01 and 100, got 0.",
-        "teacher.start must be one of keep, mean_teacher, copy, got 'keeep'. Did you mean keep?",
         "data.validation must be a number above 0 and up to 0.9, got 1.5.",
+        "teacher.start must be one of keep, mean_teacher, copy, got 'keeep'. Did you mean keep?",
     ]
 
 
