@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -13,7 +14,7 @@ from torch import nn
 from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw, image_shape, made
 from dkel_lightning.assembly.file_checks import refuse_folder
-from dkel_lightning.assembly.own_teacher import TeacherMaker
+from dkel_lightning.assembly.own_teacher import make_teacher
 from dkel_lightning.assembly.parts import choose_method, method_recipe, teacher_settings
 from dkel_lightning.assembly.teacher_weights import load_student
 from dkel_lightning.checkpoints import file_format
@@ -33,7 +34,7 @@ from dkel_lightning.settings.declarations import from_mapping, merge, settings_o
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.targets import Targets
-from dkel_lightning.settings.teacher import TEACHERS, ExtraTeacher, TeacherSettings
+from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 
 _OF_LIGHTNING = {"hparams_file": None, "strict": True, "weights_only": True}
 """What Lightning's `load_from_checkpoint` takes beside, and what always holds here."""
@@ -80,15 +81,12 @@ def build(  # noqa: D417
     optimizer: OptimizerFactory | None = None,
     scheduler: SchedulerFactory | None = None,
     interval: str = "epoch",
-    normalize: networks.Constants | None = None,
     augmentation: Augmentation | None = None,
     views: str | None = None,
     targets: Mapping[str, Any] | Targets | None = None,
     batch_keys: Mapping[str, str] | None = None,
     schedules: str = "epochs",
     deploy: Mapping[str, Any] | Deploy | None = None,
-    peer_lr_scale: Sequence[float] | None = None,
-    frozen_peers: Sequence[int] | None = None,
     seed: int = 0,
     execution: str | Mapping[str, Any] | Execution = "eager",
 ) -> Coordinator:
@@ -107,7 +105,7 @@ def build(  # noqa: D417
             it was trained. A teacher of independent draw keeps none.
         weights: file of each peer's first weights, a checkpoint of this library or a state_dict; drawn by default.
         teacher: settings laid over the method's, see TeacherSettings, or the name of such, as `follow`; `none` for no
-            teacher. Under `extra` a frozen teacher from elsewhere beside the peers of any method, see ExtraTeacher.
+            teacher.
         in_channels: channels of the images.
         image_size: (height, width), checked against what the backbone can take; 224 for a model of your own.
         views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over
@@ -118,7 +116,6 @@ def build(  # noqa: D417
         optimizer: see the class.
         scheduler: see the class.
         interval: see the class.
-        normalize: mean and deviation with which the images come; needed by a teacher that takes others.
         augmentation: see the class.
         views: see the class; the method's by default.
         targets: settings of Targets: label smoothing, mixup, cutmix, class weights.
@@ -127,8 +124,6 @@ def build(  # noqa: D417
         schedules: ramp-up, ensemble decay and EMA that you do not set last as many `epochs` as in the CIFAR
             protocol of 300, or the same `shares` of any run.
         deploy: settings of Deploy.
-        peer_lr_scale: see StudentModule.
-        frozen_peers: see StudentModule.
         seed: student, teacher and ensemble are drawn from it, each for itself.
         execution: see the class.
 
@@ -141,7 +136,7 @@ def build(  # noqa: D417
             raise ConfigError(f"{key}={value!r} belongs to a model of your own or a library's; {backbone} has its own.")
     if peers is not None and (mistake := settings_of(Arrangement)["peers"].error("peers", peers)):
         raise ConfigError(mistake)
-    laid_over, voice = _teachers_apart(teacher)
+    laid_over = _teacher_overrides(teacher)
     deploy = asdict(deploy) if isinstance(deploy, Deploy) else deploy
     if deploy is not None and not isinstance(deploy, Mapping):
         raise ConfigError(f'deploy is {deploy!r}: give its settings, such as {{"network": "student"}}.')
@@ -164,14 +159,14 @@ def build(  # noqa: D417
         backbone, num_classes, peers, split_at, classifier, in_channels, image_size,
         views_per_pass or preset.views_per_pass, classifiers or preset.arrangement.classifiers, share, pretrained,
     )  # fmt: skip
-    student = StudentModule(draw(seed, "student"), peer_lr_scale=peer_lr_scale, frozen_peers=frozen_peers or ())
+    student = StudentModule(draw(seed, "student"))
     if weights is not None:
         load_student(student.network, Path(weights), cls.load_from_checkpoint, backbone)
-    maker = TeacherMaker(draw, seed, normalize, cls.load_from_checkpoint)
     teacher_module, prepared = None, None
     if settings is not None:
-        teacher_module, prepared = maker.main(chosen.needs, settings, student.network)
-    extra = maker.extra(voice) if voice.backbone is not None else None
+        teacher_module, prepared = make_teacher(
+            draw, seed, chosen.needs, settings, student.network, cls.load_from_checkpoint
+        )
     ensemble = None
     if chosen.wants_ensemble_classifier or chosen.ensemble is not None:
         with seeded(seed, "ensemble"):
@@ -182,7 +177,6 @@ def build(  # noqa: D417
         chosen,
         teacher=teacher_module,
         ensemble=ensemble,
-        extra=extra,
         optimizer=optimizer,
         scheduler=scheduler,
         interval=interval,
@@ -201,7 +195,10 @@ def build(  # noqa: D417
     module.recipe = {
         **draw.recipe(),
         "method": method_recipe(method, chosen),
-        **_recipe_of_parts(module, voice, normalize),
+        "teacher": {"update": "none"} if teacher_module is None else asdict(teacher_module.settings),
+        "deploy": asdict(module.deployment),
+        "targets": asdict(module.targets.settings),
+        "seed": seed,
         "views": views or preset.arrangement.views,
         "interval": interval,
     }
@@ -210,19 +207,16 @@ def build(  # noqa: D417
     return module
 
 
-def _teachers_apart(given: str | Mapping[str, Any] | TeacherSettings | None) -> tuple[Any, ExtraTeacher]:
-    """Give the settings that are laid over the method's teacher, and those of the extra one."""
+def _teacher_overrides(given: str | Mapping[str, Any] | TeacherSettings | None) -> Mapping[str, Any] | None:
+    """Return the settings that replace those of the method's teacher."""
     if isinstance(given, TeacherSettings):
-        given = asdict(given)
-    elif isinstance(given, str):
-        named = _of_preset(given)
-        # All that the name stands for, but for the rate, whose length `schedules` may give.
-        usual = {key: value for key, value in asdict(TeacherSettings()).items() if key not in ("decay", "decay_share")}
-        given = named if named.get("update") == "none" else {**usual, **named}
-    if not isinstance(given, Mapping) or "extra" not in given:
-        return given, ExtraTeacher()
-    voice = from_mapping(ExtraTeacher, given["extra"] or {}, ExtraTeacher.node)
-    return {key: value for key, value in given.items() if key != "extra"}, voice
+        return asdict(given)
+    if not isinstance(given, str):
+        return given
+    named = _of_preset(given)
+    # All that the name stands for, but for the rate, whose length `schedules` may give.
+    usual = {key: value for key, value in asdict(TeacherSettings()).items() if key not in ("decay", "decay_share")}
+    return named if named.get("update") == "none" else {**usual, **named}
 
 
 def _of_preset(name: str) -> Mapping[str, Any]:
@@ -237,38 +231,6 @@ def _given_again(teacher: Any) -> Any:
         usual = asdict(TeacherSettings())
         return {key: value for key, value in asdict(teacher).items() if value != usual[key]}
     return _of_preset(teacher) if isinstance(teacher, str) else teacher or {}
-
-
-def _recipe_of_parts(module: Coordinator, voice: ExtraTeacher, normalize: networks.Constants | None) -> dict[str, Any]:
-    """Give what `build` takes of the parts as they are now, as primitives."""
-    student, teacher, extra = module.student, module.teacher, module.extra
-    taught: dict[str, Any] = {"update": "none"} if teacher is None else asdict(teacher.settings)
-    if extra is not None:
-        taught["extra"] = {key: getattr(extra.settings, key, value) for key, value in asdict(voice).items()}
-    sees_otherwise = any(part.settings.mean is not None for part in module.teachers.values())
-    return {
-        **({"normalize": [list(each) for each in normalize]} if normalize is not None and sees_otherwise else {}),
-        "teacher": taught,
-        "deploy": asdict(module.deployment),
-        "peer_lr_scale": list(student.peer_lr_scale) if student.peer_lr_scale is not None else None,
-        "frozen_peers": list(student.frozen_peers) or None,
-        "targets": asdict(module.targets.settings),
-        "seed": module.seed,
-    }
-
-
-def _without_files(teacher: Mapping[str, Any], again: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """Take out of a teacher's settings, as a file holds them, what it was read from; that of an extra one too.
-
-    Raises:
-        CheckpointError: it is of a folder that nobody has named `again`.
-    """
-    if not again.get("backbone"):
-        refuse_folder(path, "teacher", teacher.get("backbone"))
-    found = {**teacher, **{key: off for key, off in _NOT_OF_A_FILE.items() if key in teacher}}
-    if isinstance(teacher.get("extra"), Mapping):
-        found["extra"] = _without_files(teacher["extra"], again.get("extra") or {}, path)
-    return found
 
 
 def load_from_checkpoint(  # noqa: D417
@@ -290,9 +252,8 @@ def load_from_checkpoint(  # noqa: D417
         method: the method, if that was not a registered name.
         others: passed to `build`: `optimizer`, `scheduler` and `augmentation`, which no checkpoint holds and a
             training that goes on needs as it had them; and what is to differ, such as `deploy`. Settings of a
-            `teacher` are laid over the checkpoint's. A teacher from elsewhere, which the checkpoint leaves out, is read
-            again with `teacher={"weights": FILE}` or `{"pretrained": True}`; without it the student is evaluated and
-            deployed, and the teacher refused.
+            `teacher` are laid over the checkpoint's. Give a frozen teacher from elsewhere, which no checkpoint holds,
+            again with `teacher={"weights": FILE}` or `{"pretrained": True}`.
     """
     known = inspect.signature(cls.build).parameters.keys()
     for name, fixed in _OF_LIGHTNING.items():
@@ -335,15 +296,14 @@ def rebuilt(
             raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
     if backbone is None:
         refuse_folder(checkpoint_path, "backbone", recipe["backbone"])
-    teacher, left_out = recipe.get("teacher"), file_format.left_out(checkpoint)
+    teacher = recipe.get("teacher")
     again = _given_again(others.get("teacher"))
     if isinstance(teacher, Mapping) and isinstance(again, Mapping):
-        # What the teacher once began with may be anywhere; its weights are in the checkpoint, or given again.
-        others["teacher"] = merge(_without_files(teacher, again, checkpoint_path), again)
+        if not again.get("backbone"):
+            refuse_folder(checkpoint_path, "teacher", teacher.get("backbone"))
+        # Its weights are in the checkpoint, or given again: no file chooses what is read or fetched.
+        read_nothing = {key: value for key, value in _NOT_OF_A_FILE.items() if key in teacher}
+        others["teacher"] = merge({**teacher, **read_nothing}, again)
     module: Coordinator = cls.build(**(recipe | others))
-    for part, told in left_out.items():
-        given_again = again if part == "teacher" else again.get(part, {})
-        if part in module.teachers and not (given_again.get("weights") or given_again.get("pretrained")):
-            continuation.go_without(module, part, told)
     continuation.load(module, checkpoint, checkpoint_path)
     return module

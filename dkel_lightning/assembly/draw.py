@@ -104,11 +104,9 @@ class NetworkDraw:
     def _image_shape(self) -> tuple[int, int, int]:
         return image_shape(self.in_channels, self.image_size)
 
-    def alone(self, backbone: str | None, image_size: int | None = None, pretrained: bool = False) -> NetworkDraw:
+    def alone(self, backbone: str | None, pretrained: bool = False) -> NetworkDraw:
         """Draw one whole network: of `backbone`, or of the peers' own."""
         one = replace(self, peers=1, classifiers="own", sharing="trunk", pretrained=pretrained)
-        if image_size is not None:
-            one = replace(one, image_size=(image_size, image_size))
         return one if backbone is None else replace(one, backbone=backbone, split_at=None, classifier=None)
 
     def start_ensemble(self, classifier: nn.Linear) -> None:

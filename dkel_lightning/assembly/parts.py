@@ -17,7 +17,7 @@ from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
-from dkel_lightning.networks import PeerNetwork, SharedTrunk
+from dkel_lightning.networks import SharedTrunk
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.declarations import from_mapping, merge, walk
@@ -126,26 +126,11 @@ def method_recipe(method: str | Mapping[str, Any] | Method, chosen: Method) -> d
     return {"name": name, **chosen.settings_as_dict()}
 
 
-def executed(network: PeerNetwork, given: str | Mapping[str, Any] | Execution) -> Execution:
-    """Read how steps are executed, and let the student's network keep or compute again what it has computed.
-
-    Raises:
-        ConfigError: an unknown name or key, or no trunk to compute again.
-    """
-    execution = Execution.of(given)
-    if isinstance(network, SharedTrunk):
-        network.checkpointing = execution.checkpoint_trunk
-    elif execution.checkpoint_trunk:
-        raise ConfigError("execution.checkpoint_trunk needs a trunk that peers share: set method.sharing=trunk.")
-    return execution
-
-
 def check_parts(
     student: StudentModule,
     method: Method,
     teacher: TeacherModule | None,
     ensemble: EnsembleModule | None,
-    extra: TeacherModule | None,
     views: str,
 ) -> None:
     """Refuse parts that do not belong together.
@@ -164,8 +149,6 @@ def check_parts(
         raise ConfigError(f"{name} needs an ensemble classifier: pass ensemble=EnsembleModule(...).")
     if method.ensemble is not None and (ensemble is None or ensemble.term != method.ensemble):
         raise ConfigError(f"{name} assembles teachers: pass ensemble=EnsembleModule(..., term=method.ensemble).")
-    if extra is not None and (extra.learns or (extra.num_peers, extra.num_classes) != (1, student.num_classes)):
-        raise ConfigError(f"An extra teacher is frozen, and of one peer with the {student.num_classes} classes.")
     if method.needs.foreign_teacher:
         _check_foreign_teacher(name, method, student, teacher)
     elif teacher is not None and (teacher.num_peers, teacher.num_classes) != (student.num_peers, student.num_classes):
@@ -190,7 +173,7 @@ def attach(module: Coordinator) -> None:
     """Let the method make its own parts to fit the networks, and say what it wants to see of them."""
     method, student, teacher, seed = module.method, module.student, module.teacher, module.seed
     student.wants_stages = method.needs.stages
-    student.stand_still(method.needs.fixed_student)
+    student.freeze_weights(method.needs.fixed_student)
     for part in (student, teacher):
         if part is not None:
             part.network.unwatch()
@@ -202,9 +185,8 @@ def attach(module: Coordinator) -> None:
             method.attach_teacher(teacher.network)
     # DDP would overwrite them with those of the first process before every step; a frozen teacher has the same on all.
     ignored = [f"method.{name}" for name in method.own_buffers]
-    for name, part in module.teachers.items():
-        if part.settings.update == "frozen":
-            ignored += [f"{name}.network.{key}" for key in part.network.state_dict()]
+    if teacher is not None and teacher.settings.update == "frozen":
+        ignored += [f"teacher.network.{key}" for key in teacher.network.state_dict()]
     module._ddp_params_and_buffers_to_ignore = ignored
 
 

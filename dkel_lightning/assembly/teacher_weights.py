@@ -19,9 +19,7 @@ SHOWN = 8
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
-def load_teacher(
-    teacher: TeacherModule, rebuild: Callable[..., Coordinator], group: str = "teacher"
-) -> Coordinator | None:
+def load_teacher(teacher: TeacherModule, rebuild: Callable[..., Coordinator]) -> Coordinator | None:
     """Load into a teacher's network the weights that its settings name, if they name any.
 
     A teacher of one peer takes the deployed network of a checkpoint of this library, or a state_dict of its own
@@ -31,7 +29,6 @@ def load_teacher(
     Args:
         teacher: its `initialised` is then set.
         rebuild: makes the module of a checkpoint of this library.
-        group: where its settings are given.
 
     Returns:
         The module of a checkpoint of this library, which may hold what a method goes on with; else None.
@@ -39,13 +36,13 @@ def load_teacher(
     if teacher.settings.weights is None:
         return None
     network, path = teacher.network, Path(teacher.settings.weights)
-    content, module = read(path, group), None
+    content, module = read(path), None
     if file_format.KEY in content:
         module = rebuild(path, backbone=_typed_again(content, path, teacher.settings.backbone))
         _load_checkpoint(network, module, path)
     else:
         single = network.num_peers == 1
-        _load(network.peer(0) if single else network, state_dict(content, path), path, network.num_classes, group)
+        _load(network.peer(0) if single else network, state_dict(content, path), path, network.num_classes)
     teacher.take_weights()
     return module
 

@@ -77,7 +77,7 @@ class DiversityMonitor(Callback):
             return
         if self._between is None:
             self._peers, self._pairs = _peers_and_pairs(module)
-            both = (module.student, module.teacher_here)
+            both = (module.student, module.teacher)
             widths = [width for part in both if part is not None for width in part.network.feature_dims]
             self._between = PairDiversity(widths, [*self._pairs])
         self._between.to(module.device)
@@ -226,7 +226,7 @@ def parameter_distances(module: Coordinator, pairs: Mapping[Pair, str]) -> dict[
 
 def _paths(module: Coordinator, *, whole: bool) -> list[Sequence[Tensor]]:
     found: list[Sequence[Tensor]] = []
-    for part in (module.student, module.teacher_here):
+    for part in (module.student, module.teacher):
         if part is not None:
             for i in range(part.num_peers):
                 own = part.network.peer(i) if whole else part.network.own_part(i)
@@ -240,7 +240,7 @@ def _peers_and_pairs(module: Coordinator) -> tuple[tuple[int, ...], dict[Pair, s
     Peers are counted student first, teacher after.
     """
     students = module.student.num_peers
-    teachers = module.teacher_here.num_peers if module.teacher_here is not None else 0
+    teachers = module.teacher.num_peers if module.teacher is not None else 0
     pairs: dict[Pair, str] = {}
     if teachers:
         pairs |= {(i, students + i % teachers): KINDS[0] for i in range(students)}

@@ -20,7 +20,6 @@ from torch.utils.data.distributed import DistributedSampler
 from dkel_lightning.errors import DataError
 from dkel_lightning.modules.batch import Batch, check_labels, check_views, unpack
 from dkel_lightning.modules.interface import Coordinator, coordinator
-from dkel_lightning.modules.optim import unscaled_rate
 from dkel_lightning.runtime.processes import make_equal
 from dkel_lightning.runtime.seeding import derive_seed, generator
 
@@ -50,7 +49,7 @@ class TeacherInitialisation(Callback):
         # Weights may have been loaded into the student since the teacher was built.
         teacher.start_from(module.student.network)
         group = trainer.optimizers[0].param_groups[0]
-        rate = unscaled_rate(group) * teacher.settings.init_lr_scale
+        rate = float(group.get("initial_lr", group["lr"])) * teacher.settings.init_lr_scale
         with own_random_numbers(module, trainer.global_rank), forward_context(trainer):
             steps = teacher.settings.batches_of_initialisation(trainer.num_training_batches)
             teacher.initialise(drawn_batches(trainer, module, steps), rate)

@@ -33,7 +33,6 @@ def add_metadata(
     members: Sequence[str],
     processes: Sequence[Mapping[str, Any]] = (),
     trained_with: Mapping[str, str] | None = None,
-    left_out: Mapping[str, Any] | None = None,
 ) -> None:
     """Add the format number, the recipe that rebuilds the networks, and the state of each process.
 
@@ -43,7 +42,6 @@ def add_metadata(
         members: names of the networks that are scored.
         processes: random generators and tensors that differ between processes, by rank.
         trained_with: class names of optimizer, scheduler and augmentation.
-        left_out: manifests of frozen teachers whose weights are not in the state dict.
     """
     checkpoint[KEY] = {
         "format": FORMAT,
@@ -51,7 +49,6 @@ def add_metadata(
         "members": [*members],
         "processes": [dict(state) for state in processes],
         "trained_with": dict(trained_with or {}),
-        **({"left_out": dict(left_out)} if left_out else {}),
     }
 
 
@@ -67,11 +64,6 @@ def networks_hash(recipe: Mapping[str, Any] | None, state_dict: Mapping[str, Any
 
 def _bytes(value: Tensor) -> memoryview:
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def left_out(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the manifests of the teachers whose weights the checkpoint leaves out, by the part that they are."""
-    return dict(checkpoint[KEY].get("left_out") or {})
 
 
 def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

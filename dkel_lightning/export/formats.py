@@ -27,7 +27,7 @@ FILES = {
 }
 FORMATS = tuple(FILES)
 _NEEDED = {"safetensors": ("safetensors.torch",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
-_OF_TEACHER = ("update", "batchnorm", "draw", "backbone", "image_size", "mean", "std", "dtype")
+_OF_TEACHER = ("update", "batchnorm", "draw", "backbone")
 """Settings of a teacher that shape its network; the others name files, or are of the training."""
 
 Classifier = Callable[[Tensor], Tensor]

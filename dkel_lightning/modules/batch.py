@@ -29,13 +29,10 @@ def unpack(batch: Any) -> Batch:
 
     Labels of shape [B, 1] become [B], and all integers int64. Float labels [B, C] are distributions over the classes.
     Indices that are no tensor, such as the images' paths, are left out; weights of samples are refused.
-    Batches of several loaders at once become one, whose indices are left out: each loader has its own.
 
     Raises:
         DataError: neither form fits; the message says what was seen.
     """
-    if (parts := parts_of(batch)) is not None:
-        return _joined([unpack(part) for part in parts])
     if isinstance(batch, Mapping):
         views, labels = _first(batch, IMAGE_KEYS, "images"), _first(batch, LABEL_KEYS, "labels")
         indices = next((batch[key] for key in INDEX_KEYS if key in batch), None)
@@ -71,32 +68,6 @@ def unpack(batch: Any) -> Batch:
     return Batch(views, labels, indices if isinstance(indices, Tensor) else None)
 
 
-def parts_of(batch: Any) -> list[Any] | None:
-    """Take apart what a CombinedLoader gives: a batch of each loader that has one left; None for any other batch."""
-    parts = [*batch.values()] if isinstance(batch, Mapping) else batch
-    if not isinstance(parts, Sequence):
-        return None
-    given = [part for part in parts if part is not None]
-    return given if given and all(_is_batch(part) for part in given) else None
-
-
-def _is_batch(part: Any) -> bool:
-    if isinstance(part, Mapping):
-        return True
-    return isinstance(part, list | tuple) and len(part) > 1 and isinstance(part[0], Tensor) and part[0].dim() > 3
-
-
-def _joined(parts: Sequence[Batch]) -> Batch:
-    try:
-        return Batch(torch.cat([part.views for part in parts]), torch.cat([part.labels for part in parts]), None)
-    except RuntimeError as error:
-        forms = " and ".join(f"{list(part.views.shape)} with labels {list(part.labels.shape)}" for part in parts)
-        raise DataError(
-            f"Batches of several loaders become one, and these do not fit together: {forms}. Bring images and labels "
-            "to one form in the data sets' transforms."
-        ) from error
-
-
 def batch_keys_of(given: Any) -> Mapping[str, str]:
     """Check what images, labels and indices are called.
 
@@ -112,13 +83,11 @@ def batch_keys_of(given: Any) -> Mapping[str, str]:
 
 
 def renamed(batch: Any, keys: Mapping[str, str]) -> Any:
-    """Give a batch that is a mapping the usual names; of no keys, and any other batch, as it is.
+    """Rename the entries of a batch that is a mapping; any other batch stays as it is.
 
     Raises:
         DataError: it has no images under their name.
     """
-    if keys and (parts := parts_of(batch)) is not None:
-        return [renamed(part, keys) for part in parts]
     if not keys or not isinstance(batch, Mapping):
         return batch
     if keys["images"] not in batch:
@@ -281,73 +250,6 @@ def _against(views: Tensor, network: nn.Module, error: str) -> str | None:
             f"set's transform, as torchvision's v2.ToDtype({kind}) does, or choose another precision for the Trainer."
         )
     return None
-
-
-def broken_images(views: Tensor) -> Tensor:
-    """Return how many images of a batch are NaN or infinite, and the position of the first: [2], not read."""
-    broken = (~views.flatten(1).isfinite().all(1)).long()
-    return torch.stack([broken.sum(), broken.argmax()])
-
-
-def describe_broken_images(broken: Tensor, images: int, where: str) -> str | None:
-    """Say what `broken_images` has found among so many images of `where`; None where all are finite. Reads it."""
-    count, first = broken.tolist()
-    if not count:
-        return None
-    return f"{count} of {images} images of {where} are NaN or infinite (the first at position {first})"
-
-
-DATA_CURE = "correct the data, or the transform that makes it so."
-
-
-class FiniteWatch:
-    """Refuse images that are NaN or infinite in an evaluation: scores of them would be NaN, or by accident.
-
-    Only once a batch's scores are no numbers, the images are looked at. Where reading waits, both are noted on the
-    device, and read at the end.
-    """
-
-    def __init__(self) -> None:
-        self._noted: list[tuple[int, int, Tensor]] = []
-
-    def begin(self) -> None:
-        """Forget an evaluation that has been broken off."""
-        self._noted = []
-
-    def look(self, nll: Tensor, views: Tensor, batch_idx: int, stage: str) -> None:
-        """Judge a batch by the negative log-likelihood of its networks, [N].
-
-        Raises:
-            DataError: its images are not finite.
-        """
-        bad = ~nll.isfinite().all()
-        if sync_blocks(views.device):
-            self._noted.append((batch_idx, len(views), broken_images(views) * bad))
-        elif bool(bad):
-            refuse_broken_images(views, batch_idx, stage)
-
-    def end(self, stage: str) -> None:
-        """Judge the batches that were only noted.
-
-        Raises:
-            DataError: images of one are not finite.
-        """
-        noted, self._noted = self._noted, []
-        if noted:
-            found = torch.stack([broken for *_, broken in noted]).cpu()
-            for (batch_idx, images, _), broken in zip(noted, found, strict=True):
-                _refuse(broken, images, batch_idx, stage)
-
-
-def refuse_broken_images(views: Tensor, batch_idx: int, stage: str) -> None:
-    """Raise a DataError if images of a batch are NaN or infinite. Reads a value back."""
-    _refuse(broken_images(views), len(views), batch_idx, stage)
-
-
-def _refuse(broken: Tensor, images: int, batch_idx: int, stage: str) -> None:
-    said = describe_broken_images(broken, images, f"batch {batch_idx} of the {stage}")
-    if said is not None:
-        raise DataError(f"{said}: {DATA_CURE}")
 
 
 def _first(batch: Mapping[Any, Any], keys: Sequence[str], what: str) -> Any:

@@ -22,7 +22,6 @@ from torchmetrics import Metric
 
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
-from dkel_lightning.modules import deployment, evaluation
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.peers import running_statistics
 from dkel_lightning.runtime.processes import average_over_processes, world_size
@@ -30,6 +29,10 @@ from dkel_lightning.runtime.seeding import random_state, restore_random_state
 
 Own = dict[str, Any]
 """`random`: the generators; `tensors`: by name in the state dict, only where there are several processes."""
+
+
+TEACHER = "teacher.network."
+"""How the names of a teacher's weights begin."""
 
 
 @dataclass
@@ -51,14 +54,10 @@ def save(module: Coordinator, checkpoint: dict[str, Any]) -> None:
     BatchNorm's statistics are written as their mean over the processes; those of the module stay as they are.
     """
     average_statistics(module, checkpoint["state_dict"])
-    left_out = {}
-    for part, teacher in module.teachers.items():
-        if teacher.manifest is not None:
-            teacher.require()
-            left_out[part] = teacher.manifest
-            for name in [name for name in checkpoint["state_dict"] if name.startswith(f"{part}.network.")]:
-                del checkpoint["state_dict"][name]
-    file_format.add_metadata(checkpoint, module.recipe, module.members, gather(module), _trains_with(module), left_out)
+    if module.teacher is not None and module.teacher.is_external:
+        for name in [name for name in checkpoint["state_dict"] if name.startswith(TEACHER)]:
+            del checkpoint["state_dict"][name]
+    file_format.add_metadata(checkpoint, module.recipe, module.members, gather(module), _trains_with(module))
 
 
 def load(module: Coordinator, checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -72,44 +71,31 @@ def load(module: Coordinator, checkpoint: dict[str, Any], path: str | Path) -> N
 
 
 def complete(module: Coordinator, checkpoint: dict[str, Any]) -> None:
-    """Put the weights of teachers that a checkpoint leaves out into its state dict, from those that are here.
+    """Fill the state dict with the weights of a frozen teacher that the checkpoint leaves out, from the module.
 
-    Raises:
-        CheckpointError: they are other teachers.
+    They are those of the file or library that it was built with. Without any, a fit is refused.
     """
-    state, left_out, teachers = checkpoint["state_dict"], file_format.left_out(checkpoint), module.teachers
-    if more := left_out.keys() - teachers.keys():
-        told = left_out[sorted(more)[0]]["name"]
-        raise CheckpointError(f"This checkpoint was taught by {told} beside the peers: give teacher.extra as it was.")
-    for part, teacher in teachers.items():
-        prefix, ours, theirs = f"{part}.network.", teacher.manifest, left_out.get(part)
-        if theirs is None and (ours is None or any(name.startswith(prefix) for name in state)):
-            teacher.manifest = None  # a checkpoint that has them goes on with them inside
-            continue
-        if ours is None or theirs is None or ours["hash"] != theirs["hash"]:
-            raise CheckpointError(
-                f"This checkpoint leaves out its {teacher.place}, {_told(theirs)}, and the one here is {_told(ours)}: "
-                f"give {teacher.place}.weights or {teacher.place}.pretrained as the training had it."
+    teacher = module.teacher
+    if teacher is None or not module.method.needs.foreign_teacher or teacher.settings.update != "frozen":
+        return
+    if holds_teacher(checkpoint["state_dict"]):
+        teacher.is_external = False  # go on with its weights inside
+    else:
+        if not bool(teacher.initialised):
+            missing = (
+                "The checkpoint leaves out its teacher: give its weights again (teacher.weights=FILE or "
+                'teacher.pretrained=true; in Python teacher={"weights": FILE} or {"pretrained": True}).'
             )
-        state = {**state, **{f"{prefix}{name}": value for name, value in teacher.network.state_dict().items()}}
-    if module.teacher is not None and module.teacher.is_away and "validation_accuracy" in state:
-        state["validation_accuracy"] = state["validation_accuracy"][: len(module.members)]  # the teacher's come last
-    checkpoint["state_dict"] = state
+            if module.is_attached and module.trainer.state.fn == "fit":
+                raise CheckpointError(missing)
+            rank_zero_warn(f"{missing} Until then the scores of the teacher are those of random weights.")
+        weights = {f"{TEACHER}{name}": value for name, value in teacher.network.state_dict().items()}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **weights}
 
 
-def _told(manifest: Mapping[str, Any] | None) -> str:
-    if manifest is None:
-        return "none of that kind"
-    return f"{manifest['name']} ({manifest['source']}, hash {manifest['hash'][:12]})"
-
-
-def go_without(module: Coordinator, part: str, manifest: Mapping[str, Any]) -> None:
-    """Let a module be evaluated and deployed without the weights of a teacher."""
-    teacher = module.teachers[part]
-    teacher.manifest, teacher.is_away = dict(manifest), True
-    if part == "teacher":
-        module.members = deployment.members(module)
-        evaluation.attach_metrics(module)
+def holds_teacher(state_dict: Mapping[str, Any]) -> bool:
+    """Tell whether the weights of a teacher are among the weights of a checkpoint."""
+    return any(name.startswith(TEACHER) for name in state_dict)
 
 
 def read(module: Coordinator, checkpoint: dict[str, Any]) -> Restored:

@@ -16,7 +16,7 @@ from dkel_lightning.settings.deploy import Deploy
 
 def peer_names(module: Coordinator, network: str) -> list[str]:
     """Name the peers of `teacher` or `student`; none where there is no such network."""
-    part = module.teacher_here if network == "teacher" else module.student
+    part = module.teacher if network == "teacher" else module.student
     return [f"{network}_{i}" for i in range(part.num_peers)] if part is not None else []
 
 
@@ -49,11 +49,8 @@ def check_deployment(module: Coordinator, choice: Deploy) -> None:
 
     Raises:
         ConfigError: there is no such network or peer.
-        CheckpointError: it is a teacher whose weights the checkpoint leaves out.
     """
     network, peer = choice.network, choice.peer
-    if network == "teacher" and module.teacher is not None:
-        module.teacher.require()
     if network == "teacher" and module.teacher is None:
         raise ConfigError("deploy.network=teacher, but this method has no teacher: choose student.")
     if network == "ensemble" and not has_ensemble(module):
@@ -78,8 +75,6 @@ def candidates(module: Coordinator, choice: Deploy) -> list[str]:
     """
     if choice.network == "ensemble":
         return ["ensemble"]
-    if choice.network == "teacher" and module.teacher is not None:
-        module.teacher.require()
     own, found = module.method.needs.deploy, []
     for network in _networks(module, choice):
         usual = own.peer if network == own.network else "best"

@@ -7,7 +7,6 @@ the teacher's initialisation, come from callbacks (`callbacks.OF_MODULES`).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,25 +19,21 @@ from torch.optim import Optimizer
 from dkel_lightning import callbacks
 from dkel_lightning.assembly import build as building
 from dkel_lightning.assembly import parts
-from dkel_lightning.execution.compiled import CompiledNetworks
-from dkel_lightning.execution.eager import compute_eagerly
-from dkel_lightning.execution.runner import Runner, wants_channels_last
-from dkel_lightning.functional import distillation
+from dkel_lightning.execution import begin_step, compile_networks
 from dkel_lightning.methods import Method
 from dkel_lightning.metrics import scores_of
 from dkel_lightning.modules import continuation, deployment, evaluation
 from dkel_lightning.modules.batch import Batch, checked, number_of_views, with_shape_errors_explained
 from dkel_lightning.modules.ensemble import EnsembleModule
-from dkel_lightning.modules.interface import Augmentation, Compiled, Coordinator
+from dkel_lightning.modules.interface import Augmentation, Coordinator
 from dkel_lightning.modules.optim import (
     PLATEAU,
     OptimizerFactory,
     SchedulerFactory,
     check_factories,
     configure,
-    fused_if_wanted,
 )
-from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
+from dkel_lightning.modules.outputs import MethodInputs, StepResult, StudentOutput
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.targets import TargetMaker, peers_first
 from dkel_lightning.modules.teacher import TeacherModule
@@ -61,8 +56,6 @@ class DistillationModule(Coordinator):
         method: turns outputs into loss terms.
         teacher: the teacher peers, of the same form; required by most methods.
         ensemble: required by methods with an ensemble classifier.
-        extra: a frozen teacher of one peer, of any architecture, as one more voice: the term `kd_extra`, which is
-            `extra.weight * sum_i KD(z_i, t; T)`, T that of the method or 1.
         optimizer: makes the optimizer from named parameter groups (`student`, `ensemble`, `method`, and `teacher`
             where it learns by gradient); SGD of the CIFAR protocol by default.
         scheduler: makes the scheduler from the optimizer; none by default.
@@ -73,7 +66,7 @@ class DistillationModule(Coordinator):
         targets: what becomes of the labels: smoothed, mixed, weighted.
         deploy: which network `deploy()` returns and `val/acc` reports.
         seed: from which the views, the initialisation batches and `build`'s weights are drawn.
-        execution: how steps are executed, a name or `Execution`'s settings; `execution_in_force` says how in fact.
+        execution: `eager`, `compile` or `reduce_overhead`, or `Execution`'s settings.
 
     What is logged: see modules.evaluation and callbacks.DiversityMonitor.
     """
@@ -85,7 +78,6 @@ class DistillationModule(Coordinator):
         *,
         teacher: TeacherModule | None = None,
         ensemble: EnsembleModule | None = None,
-        extra: TeacherModule | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         interval: str = "epoch",
@@ -97,12 +89,12 @@ class DistillationModule(Coordinator):
         execution: str | Mapping[str, Any] | Execution = "eager",
     ) -> None:
         super().__init__()
-        parts.check_parts(student, method, teacher, ensemble, extra, views)
+        parts.check_parts(student, method, teacher, ensemble, views)
         check_factories(optimizer, scheduler, interval)
-        self.student, self.teacher, self.ensemble, self.method, self.extra = student, teacher, ensemble, method, extra
+        self.student, self.teacher, self.ensemble, self.method = student, teacher, ensemble, method
         if teacher is not None:
             teacher.stand_alone(False)  # a fit of its own that was interrupted leaves it unfrozen
-        self.execution = parts.executed(student.network, execution)
+        self.execution = Execution.of(execution)
         self.augmentation = augmentation
         self.num_views = number_of_views(views, student.num_peers)
         self.targets = TargetMaker(targets or Targets(), student.num_classes, student.num_peers, method.wants_classes)
@@ -115,9 +107,6 @@ class DistillationModule(Coordinator):
         self.members = deployment.members(self)
         evaluation.attach_metrics(self)
         self.observers, self.readers = [], []
-        self.compiled: Compiled | None = None
-        self.runner: Runner | None = None
-        self._gradients_ready = False  # set by each step: a captured one has made them
         self._restored = continuation.Restored()
 
     build = building.ConstructedBy(building.build)
@@ -141,10 +130,9 @@ class DistillationModule(Coordinator):
         student, teacher_too = self.student, self.method.needs.teacher_views
         given = checked(self.read(batch), batch_idx, student.num_peers, student.num_classes, teacher_too)
         rank, epoch = (self.global_rank, self.trainer.current_epoch) if self.is_attached else (0, 0)
-        made = self.make_batch(given, epoch, batch_idx, rank)
-        runner = self.runner if self.is_attached else None
-        result = runner(made, batch_idx) if runner is not None else compute_eagerly(self, made, batch_idx)
-        self._gradients_ready = result.gradients_ready
+        result = self.compute_step(self.make_batch(given, epoch, batch_idx, rank))
+        for observe in self.observers:
+            observe(result.inputs, result.terms, result.loss)
         for read in self.readers:
             read(result.terms, result.loss.detach())
         self.term_means.update(result.values)
@@ -153,11 +141,10 @@ class DistillationModule(Coordinator):
 
     def compute_step(self, batch: Batch) -> StepResult:
         """Compute all of a training step that lies before its gradients; a function of tensors alone."""
-        compiled = self.compiled if self.compiled is not None and self.compiled.rows == len(batch.labels) else None
-        with compiled.in_force() if compiled is not None else contextlib.nullcontext():
-            inputs = self.forward_all(batch)
+        begin_step(self.execution)
+        inputs = self.forward_all(batch)
         terms, loss = self.losses(inputs)
-        values = torch.stack([terms[name].detach() for name in self.terms])
+        values = torch.stack([terms[name].detach() for name in self.method.terms])
         return StepResult(inputs, terms, values, loss, *scores_of(inputs.student.logits, peers_first(batch.labels)))
 
     def forward_all(self, batch: Batch) -> MethodInputs:
@@ -167,40 +154,23 @@ class DistillationModule(Coordinator):
             student = self(views)
             part = self.teacher
             teacher = part.teach(shown) if part is not None and part.takes_part(self.student.network) else None
-            extra = self.extra.teach(views) if self.extra is not None else None
         assembled, weight = None, student.logits.new_zeros(())
         if self.ensemble is not None:
             weight = self.ensemble.weight
             if teacher is not None:
                 assembled = self.ensemble.assemble(teacher.logits, getattr(self.method.settings, "temperature", 1.0))
         given = peers_first(batch.labels)
-        return MethodInputs(self.targets(given), student, teacher, assembled, weight, batch.indices, given, extra)
+        return MethodInputs(self.targets(given), student, teacher, assembled, weight, batch.indices, given)
 
     def losses(self, inputs: MethodInputs) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the terms, and the loss: their sum, and the teacher's own where it learns."""
         terms = self.method.named_terms(inputs)
-        if inputs.extra is not None and self.extra is not None:
-            temperature = getattr(self.method.settings, "temperature", 1.0)
-            taught = distillation(inputs.student.logits, inputs.extra.logits.detach(), temperature)
-            terms = {**terms, "kd_extra": self.extra.weight * taught.sum()}
-        loss = torch.stack([terms[name] for name in self.terms]).sum()
+        loss = torch.stack([terms[name] for name in self.method.terms]).sum()
         if self.teacher is not None and self.teacher.learns:
             assert inputs.teacher is not None
             # No term of the method: it trains another network.
             loss = loss + self.teacher.supervised_loss(inputs.teacher.logits, inputs.labels) * self.teacher.num_peers
         return terms, loss
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Compute the gradients, unless a captured step has done it, and average them where DDP does not."""
-        if not self._gradients_ready:
-            super().backward(loss, *args, **kwargs)
-        if self.runner is not None:
-            self.runner.after_backward()
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Drop the gradients of the step before, unless a captured step has put its own in their place."""
-        if not self._gradients_ready:
-            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Optimizer | Any, optimizer_closure: Callable[[], Any] | None = None
@@ -222,12 +192,12 @@ class DistillationModule(Coordinator):
         return [each() for each in missing if each.needed_by(self)]
 
     def setup(self, stage: str) -> None:
-        """Choose the memory layout before the optimizer is made, and begin with nothing captured."""
+        """Choose the memory layout before the optimizer is made, and compile the networks."""
         outlast_threads()
-        self.compiled, self._gradients_ready = None, False
-        self.runner = Runner(self, self.trainer)
-        if wants_channels_last(self.execution, self.trainer.strategy.root_device, self.trainer):
+        if self.execution.channels_last:
             self.to(memory_format=torch.channels_last)
+        if stage == "fit":
+            compile_networks(self.peers_modules, self.execution)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Put all that learns into one optimizer, one named parameter group a network."""
@@ -236,9 +206,7 @@ class DistillationModule(Coordinator):
             learning["teacher"] = self.teacher.network
         present = {name: part for name, part in learning.items() if part is not None}
         optimizer, scheduler, interval = self._factories
-        optimizer = fused_if_wanted(optimizer, self.execution.fused_optimizer, self)
-        own = self.student.scaled_parts("student")
-        return configure(present, optimizer, scheduler, interval, own, self.lr, plateau=PLATEAU, trainer=self._trainer)
+        return configure(present, optimizer, scheduler, interval, self.lr, plateau=PLATEAU, trainer=self._trainer)
 
     def on_fit_start(self) -> None:
         """Go on with the random numbers of the checkpoint: before the loaders, which may draw from them, are made."""
@@ -251,23 +219,11 @@ class DistillationModule(Coordinator):
         """Do the same where a strategy restores the checkpoint only now; see that training goes on with its parts."""
         continuation.restore_processes(self, self._restored)
         continuation.check_parts_of_training(self, self._restored)
-        if self.runner is not None:
-            self.runner.begin()
 
     def teardown(self, stage: str) -> None:
-        """Let go of what was captured: the tensors are going to move."""
-        if self.runner is not None:
-            self.runner.release()
-        self.compiled = None
-
-    @property
-    def execution_in_force(self) -> InForce | None:
-        """How training steps are executed, and why not as asked for; None before there is a Trainer."""
-        return self.runner.in_force if self.runner is not None and self.is_attached else None
-
-    def compile_networks(self, rows: int) -> None:
-        """Compile the networks for batches of so many samples, others not; a Trainer does it as `execution` says."""
-        self.compiled = CompiledNetworks(self, rows)
+        """Let go of what was compiled: the tensors are going to move."""
+        for part in self.peers_modules:
+            part.compiled = None
 
     # ---------------------------------------------------------------------- what is measured
 
@@ -280,10 +236,10 @@ class DistillationModule(Coordinator):
         continuation.synchronise_statistics(self)
         evaluation.begin_validation(self)
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any] | None:
-        """Score every member on a batch; hand what they say of the first loader's to the callbacks."""
-        evaluated, labels = evaluation.score(self, batch, batch_idx, "validation", dataloader_idx)
-        return {"evaluated": evaluated, "labels": labels} if dataloader_idx == 0 else None
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Score every member on a batch; hand what they say of it to the callbacks."""
+        evaluated, labels = evaluation.score(self, batch, batch_idx, "validation")
+        return {"evaluated": evaluated, "labels": labels}
 
     def on_validation_epoch_end(self) -> None:
         """Log the members' scores and remember them for the choice of the deployed peer."""
@@ -293,9 +249,9 @@ class DistillationModule(Coordinator):
         """Begin anew, and look up which member is deployed."""
         evaluation.begin_test(self)
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Score every member on a batch, its calibration, the peers' disagreement and the deployed one's mistakes."""
-        evaluation.score_test(self, batch, batch_idx, dataloader_idx)
+        evaluation.score_test(self, batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         """Log the members' scores; the best peers are those that validation chose."""
@@ -316,9 +272,8 @@ class DistillationModule(Coordinator):
         self._restored = continuation.read(self, checkpoint)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out of copies what belongs to the fit under way: observers of callbacks, and what was compiled."""
-        state: dict[str, Any] = super().__getstate__()
-        return {**state, "observers": [], "readers": [], "compiled": None, "runner": None}
+        """Leave out of copies the observers of callbacks."""
+        return {**super().__getstate__(), "observers": [], "readers": []}
 
     # ---------------------------------------------------------------------- what is deployed
 

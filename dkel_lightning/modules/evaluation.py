@@ -4,8 +4,7 @@ Logged each epoch: `train/loss`, `train/loss_per_peer`, `train/<term>`, `train/a
 `val/acc/...`, `val/nll/...` with student_0.., student_mean, student_best, student_ensemble (mean of probabilities),
 ensemble (the ensemble classifier, or what the method makes), and the same of the teacher. In tests `best` and `acc` are
 the peers that the last validation chose, and `test/ece/...` (expected calibration error), `test/disagreement` (of the
-student peers) and `test/distance` (of teacher and student) are logged too. Of several loaders the first is what chooses
-and what callbacks see; accuracy, likelihood and calibration of the others are `val_1/...`, `test_1/...` and so on. What
+student peers) and `test/distance` (of teacher and student) are logged too. What
 `diversity/...` and `share/...` hold: see callbacks.DiversityMonitor.
 """
 
@@ -30,7 +29,7 @@ from dkel_lightning.metrics import (
     relative_distance,
     scores_of,
 )
-from dkel_lightning.modules.batch import FiniteWatch, check_views, checked, images_of, with_shape_errors_explained
+from dkel_lightning.modules.batch import check_views, checked, images_of, with_shape_errors_explained
 from dkel_lightning.modules.deployment import best_peer, deployed_member, means_of_peers
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import Evaluated
@@ -39,15 +38,13 @@ from dkel_lightning.modules.outputs import Evaluated
 def attach_metrics(module: Coordinator) -> None:
     """Give the module its sums; those of the training epoch belong to its checkpoint."""
     members, peers = len(module.members), module.student.num_peers
-    module.term_means = TermMeans(module.terms)
+    module.term_means = TermMeans(module.method.terms)
     module.train_scores = NetworkScores(peers, persistent=True)
     module.scores = NetworkScores(members)
     module.calibration = CalibrationErrors(members)
-    module.further_scores = []
     module.predictions = Predictions(members, module.student.num_classes)
     module.disagreement = Disagreement()
     module.confusion = Confusion(module.student.num_classes)
-    module.finite_watch = FiniteWatch()
     module.tested_confusion = None
     module.tested_member = 0
     module.register_buffer("validation_accuracy", torch.full((members,), float("nan")))
@@ -80,11 +77,7 @@ def log_training_epoch(module: Coordinator) -> None:
 def evaluate(module: Coordinator, views: Tensor) -> Evaluated:
     """Ask all members about `views`, once."""
     with with_shape_errors_explained(views, module.student.network):
-        seen = _evaluated(module, *module.views_of_each(views))
-        if not module.test_flips:
-            return seen
-        mirrored = _evaluated(module, *module.views_of_each(views.flip(-1)))
-    return Evaluated(_mean_probability(torch.stack([seen.logits, mirrored.logits]))[0], seen.features)
+        return _evaluated(module, *module.views_of_each(views))
 
 
 def predict(module: Coordinator, batch: Any) -> Tensor:
@@ -102,7 +95,7 @@ def _evaluated(module: Coordinator, views: Tensor, teacher_views: Tensor) -> Eva
     if student.ensemble_logits is not None:
         rows.append(student.ensemble_logits.float().unsqueeze(0))
     features = [*student.features]
-    if (teacher := module.teacher_here) is not None:
+    if (teacher := module.teacher) is not None:
         # One teacher of peers with a view each is scored on the first one's.
         single = teacher.num_peers == 1 and teacher_views.dim() == 5
         taught = teacher(teacher_views[:, 0] if single else teacher_views)
@@ -121,8 +114,6 @@ def begin_validation(module: Coordinator) -> None:
     """Begin anew, also after a validation that was broken off."""
     module.scores.reset()
     module.predictions.reset()
-    module.further_scores.clear()
-    module.finite_watch.begin()
 
 
 def begin_test(module: Coordinator) -> None:
@@ -133,36 +124,23 @@ def begin_test(module: Coordinator) -> None:
     module.tested_member = module.members.index(deployed_member(module))
 
 
-def scores_of_loader(module: Coordinator, loader: int) -> tuple[NetworkScores, CalibrationErrors]:
-    """Return the sums over one of several loaders."""
-    if loader == 0:
-        return module.scores, module.calibration
-    while len(module.further_scores) < loader:
-        members, device = len(module.members), module.device
-        module.further_scores.append((NetworkScores(members).to(device), CalibrationErrors(members).to(device)))
-    return module.further_scores[loader - 1]
-
-
-def score(module: Coordinator, batch: Any, batch_idx: int, stage: str, loader: int = 0) -> tuple[Evaluated, Tensor]:
+def score(module: Coordinator, batch: Any, batch_idx: int, stage: str) -> tuple[Evaluated, Tensor]:
     """Score every member on a batch; return what they say of it, and its labels [B]."""
     student, teacher_too = module.student, module.method.needs.teacher_views
     views, labels, _ = checked(module.read(batch), batch_idx, student.num_peers, student.num_classes, teacher_too)
     evaluated = evaluate(module, views)
     correct, nll = scores_of(evaluated.logits, labels)
-    module.finite_watch.look(nll, views, batch_idx, stage)
-    scores_of_loader(module, loader)[0].update(correct, nll, len(labels))
+    module.scores.update(correct, nll, len(labels))
     classes = classes_of(labels)
-    if stage == "validation" and loader == 0:
+    if stage == "validation":
         module.predictions.update(evaluated.logits, classes)
     return evaluated, classes
 
 
-def score_test(module: Coordinator, batch: Any, batch_idx: int, loader: int = 0) -> None:
+def score_test(module: Coordinator, batch: Any, batch_idx: int) -> None:
     """Score every member on a batch, its calibration, the peers' disagreement and the deployed one's mistakes."""
-    evaluated, labels = score(module, batch, batch_idx, "test", loader)
-    scores_of_loader(module, loader)[1].update(evaluated.logits, labels)
-    if loader > 0:
-        return
+    evaluated, labels = score(module, batch, batch_idx, "test")
+    module.calibration.update(evaluated.logits, labels)
     module.confusion.update(evaluated.logits[module.tested_member], labels)
     if module.student.num_peers > 1:
         module.disagreement.update(evaluated.logits[: module.student.num_peers])
@@ -170,28 +148,21 @@ def score_test(module: Coordinator, batch: Any, batch_idx: int, loader: int = 0)
 
 def end_validation(module: Coordinator) -> None:
     """Log the members' scores and remember them for the choice of the deployed peer."""
-    module.finite_watch.end("validation")
     scores = module.scores.per_network()
     module.scores.reset()
     if not module.trainer.sanity_checking:
         module.validation_accuracy.copy_(scores["accuracy"])
     _log_scores(module, "val", scores, scores["accuracy"])
-    for loader, (sums, _) in enumerate(module.further_scores, 1):
-        _log_scores(module, f"val_{loader}", sums.per_network(), scores["accuracy"])
 
 
 def end_test(module: Coordinator) -> None:
     """Log the members' scores; the best peers are those that validation chose."""
-    module.finite_watch.end("test")
     scores = module.scores.per_network() | {"calibration": module.calibration.compute().reshape(-1)}
     module.log("test/images", module.scores.samples.clone(), reduce_fx="sum", sync_dist=True)
     module.tested_confusion = module.confusion.compute().clone()
     for sums in (module.scores, module.calibration, module.confusion):
         sums.reset()
     _log_scores(module, "test", scores, module.validation_accuracy)
-    for loader, (sums, calibration) in enumerate(module.further_scores, 1):
-        further = sums.per_network() | {"calibration": calibration.compute().reshape(-1)}
-        _log_scores(module, f"test_{loader}", further, module.validation_accuracy)
     if module.student.num_peers > 1:
         module.log("test/disagreement", module.disagreement.compute(), sync_dist=True)
         module.disagreement.reset()
@@ -202,14 +173,14 @@ def end_test(module: Coordinator) -> None:
 
 def teacher_distance(module: Coordinator) -> Tensor | None:
     """Return `||theta_t - theta_s|| / ||theta_s||` of all parameters; None without a teacher of the same form."""
-    if module.teacher_here is None:
+    if module.teacher is None:
         return None
-    return relative_distance([*module.teacher_here.network.parameters()], [*module.student.network.parameters()])
+    return relative_distance([*module.teacher.network.parameters()], [*module.student.network.parameters()])
 
 
 def scored_names(module: Coordinator) -> list[str]:
     """Name what is scored: all members, and the mean and best peer of each network."""
-    kinds = ["student"] if module.teacher_here is None else ["student", "teacher"]
+    kinds = ["student"] if module.teacher is None else ["student", "teacher"]
     return [*module.members, *(f"{kind}_{what}" for kind in kinds for what in ("mean", "best"))]
 
 
@@ -227,8 +198,7 @@ def _log_scores(module: Coordinator, stage: str, scores: Mapping[str, Tensor], c
         _warn_of_overflow(module, stage, scores["nll"])
     module.log_dict(logs, sync_dist=True)
     deployed = deployed_member(module, chooser)
-    shown = stage in ("val", "test")
-    module.log(f"{stage}/acc", logs[f"{stage}/acc/{deployed}"], prog_bar=shown, sync_dist=True)
+    module.log(f"{stage}/acc", logs[f"{stage}/acc/{deployed}"], prog_bar=True, sync_dist=True)
 
 
 def _warn_of_overflow(module: Coordinator, stage: str, nll: Tensor) -> None:

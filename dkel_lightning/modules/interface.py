@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import not_halved
 from dkel_lightning.metrics import CalibrationErrors, Confusion, Disagreement, NetworkScores, Predictions, TermMeans
-from dkel_lightning.modules.batch import Batch, FiniteWatch, renamed
+from dkel_lightning.modules.batch import Batch, renamed
 from dkel_lightning.modules.ensemble import EnsembleModule
-from dkel_lightning.modules.outputs import InForce, MethodInputs, StepResult, StudentOutput
+from dkel_lightning.modules.outputs import MethodInputs, StepResult, StudentOutput
+from dkel_lightning.modules.peers import PeersModule
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.targets import TargetMaker
 from dkel_lightning.modules.teacher import TeacherModule
@@ -37,15 +37,6 @@ Reader = Callable[[Mapping[str, Tensor], Tensor], None]
 """Called with the terms and the loss of every step, without gradient."""
 
 
-class Compiled(Protocol):
-    """The networks as compiled for batches of `rows` samples."""
-
-    rows: int
-
-    def in_force(self) -> AbstractContextManager[None]:
-        """Let student and teacher use them."""
-
-
 class Coordinator(LightningModule):
     """Student, teacher, ensemble and method, trained together. `DistillationModule` is the one that ships.
 
@@ -54,20 +45,17 @@ class Coordinator(LightningModule):
         recipe: primitives from which the networks are rebuilt; None for parts put together by hand.
         validation_accuracy: [N] of the members in the last validation; chooses the deployed peer. A buffer.
         tested_confusion: of the deployed member in the last test: rows are true classes, columns predicted ones.
-        scores: of the first loader of a validation or test; `further_scores` of the others, as they come.
-        predictions: of all members, of the first loader of a validation.
-        observers: callables for the next eager training steps; while there are any, no step is captured.
-        readers: callables for every training step; what a captured one hands them is overwritten by the next.
-        compiled: the networks as compiled for this fit.
+        scores: of a validation or test.
+        predictions: of all members in a validation.
+        observers: called in each training step with its inputs, terms and loss.
+        readers: called in each training step with its terms and loss.
         num_views: the views that the augmentation makes of an image.
         batch_keys: what images, labels and indices are called in batches that are mappings; empty: as usual.
         lr: the learning rate of all groups, before their factors; None: the optimizer's own. `Tuner.lr_find` sets it.
-        test_flips: whether an evaluation takes the mean probability of each image and its mirror image.
     """
 
     student: StudentModule
     teacher: TeacherModule | None
-    extra: TeacherModule | None
     ensemble: EnsembleModule | None
     method: Any  # a methods.Method, which stands on the floor above
     execution: Execution
@@ -85,17 +73,13 @@ class Coordinator(LightningModule):
     scores: NetworkScores
     predictions: Predictions
     calibration: CalibrationErrors
-    further_scores: list[tuple[NetworkScores, CalibrationErrors]]
     disagreement: Disagreement
     confusion: Confusion
-    finite_watch: FiniteWatch
     tested_member: int
     observers: list[Observer]
     readers: list[Reader]
-    compiled: Compiled | None
     batch_keys: Mapping[str, str] = MappingProxyType({})
     lr: float | None = None
-    test_flips: bool = False
     _ddp_params_and_buffers_to_ignore: list[str]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Coordinator:
@@ -161,24 +145,10 @@ class Coordinator(LightningModule):
     def compute_step(self, batch: Batch) -> StepResult:
         """Compute all of a training step that lies before its gradients; a function of tensors alone."""
 
-    @abstractmethod
-    def compile_networks(self, rows: int) -> None:
-        """Compile the networks for training batches of so many samples."""
-
     @property
-    def teachers(self) -> dict[str, TeacherModule]:
-        """The teachers by the part that they are: `teacher`, and `extra`, the one from elsewhere beside the peers."""
-        return {name: part for name in ("teacher", "extra") if (part := getattr(self, name)) is not None}
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """The names of the loss terms: the method's, and that of an extra teacher."""
-        return (*self.method.terms, *(["kd_extra"] if self.extra is not None else []))
-
-    @property
-    def teacher_here(self) -> TeacherModule | None:
-        """The teacher, unless a checkpoint has left its weights out and they were not read again."""
-        return None if self.teacher is None or self.teacher.is_away else self.teacher
+    def peers_modules(self) -> list[PeersModule]:
+        """The student and, if there is one, the teacher."""
+        return [self.student] if self.teacher is None else [self.student, self.teacher]
 
     def follow(self) -> None:
         """Let the teacher follow, after an optimizer step."""
@@ -202,11 +172,6 @@ class Coordinator(LightningModule):
         )
 
     to_torchscript = to_tensorrt = to_onnx
-
-    @property
-    @abstractmethod
-    def execution_in_force(self) -> InForce | None:
-        """How training steps are executed, and why not as asked for; None before there is a Trainer."""
 
 
 def coordinator(module: LightningModule) -> Coordinator:

@@ -1,27 +1,21 @@
-"""Default optimizer and scheduler of the family, and how any module turns its parameters into groups."""
+"""Default optimizer and scheduler of the family, and how networks become parameter groups."""
 
 from __future__ import annotations
 
-import inspect
 import math
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.schedules import one_of
-from dkel_lightning.settings.grouping import Grouping
 
 ParameterGroups = list[dict[str, Any]]
 OptimizerFactory = Callable[[ParameterGroups], Optimizer]
@@ -30,85 +24,24 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 # Source: the protocol that ONE, OKDDip, PCL and DKEL share on CIFAR.
 DEFAULT_OPTIMIZER: OptimizerFactory = partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
-
-OwnParts = Mapping[str, tuple[nn.Module, float]]
-"""Parts of the networks with a learning rate of their own, by the name of their group, and its factor."""
-
-SCALE = "peer_lr_scale"
-"""Entry of a group: the factor on its learning rate, of a peer's part and of a layer."""
-
 PLATEAU = {"min": "val/nll/student_mean", "max": "val/acc"}
 """What ReduceLROnPlateau watches, by its mode; of a part that is fitted alone `val/acc`."""
 
 
-@dataclass(frozen=True)
-class Grouped(Grouping):
-    """An optimizer that treats layers, normalisation and biases otherwise: `Grouped(layer_decay=0.75, factory=...)`."""
+def parameter_groups(networks: Mapping[str, nn.Module]) -> ParameterGroups:
+    """Make one group a network, which keeps its `name`, leaving out frozen parameters and empty networks.
 
-    factory: OptimizerFactory = DEFAULT_OPTIMIZER
-
-    def __call__(self, groups: ParameterGroups) -> Optimizer:
-        """Make the optimizer from groups that are already made."""
-        return self.factory(groups)
-
-
-def parameter_groups(
-    networks: Mapping[str, nn.Module], own: OwnParts | None = None, grouping: Grouping | None = None
-) -> ParameterGroups:
-    """Make one named group a network, leaving out frozen parameters and empty networks.
-
-    The name is kept in the group, so that an optimizer factory can give each network its own rate or decay. What
-    `own` names is taken out of its network into a group of its own. Layers of another rate and what has no weight decay
-    are groups `<name>/layer_<count from the end>` and `<name>/no_decay`, as `grouping` says.
+    An optimizer factory can split them, or give each network its own rate or decay.
     """
-    grouping, own = grouping or Grouping(), own or {}
-    taken = {id(parameter) for part, _ in own.values() for parameter in part.parameters()}
-    depths = {key: depth for network in networks.values() for key, depth in _depths(network).items()}
-    groups: dict[str, dict[str, Any]] = {}
-    for name, (network, scale) in {**{name: (part, 1.0) for name, part in networks.items()}, **own}.items():
-        for parameter in network.parameters():
-            if not parameter.requires_grad or (name not in own and id(parameter) in taken):
-                continue
-            depth = depths.get(id(parameter), 0) if grouping.layer_decay < 1 else 0
-            undecayed = parameter.dim() <= 1 and not grouping.decay_all
-            place = f"{name}{f'/layer_{depth}' if depth else ''}{'/no_decay' if undecayed else ''}"
-            if place not in groups:
-                groups[place] = {"params": [], "name": place, **({"weight_decay": 0.0} if undecayed else {})}
-                if name in own or depth:
-                    groups[place][SCALE] = scale * grouping.layer_decay**depth
-            groups[place]["params"].append(parameter)
-    return [*groups.values()]
-
-
-def _depths(network: nn.Module) -> dict[int, int]:
-    """Count the layers from each peer's parameter to the end of its network, by the parameter's id.
-
-    A layer is a block, as far as names are numbered (`layer4.0`, `blocks.3`, `trunk.stage1.2`), or a module that holds
-    weights itself, with the normalisation behind it. They count in the order in which they are defined.
-
-    Source: layer-wise decay as in BEiT (arXiv 2106.08254) and timm.
-    """
-    found: dict[int, int] = {}
-    if not isinstance(network, PeerNetwork):
-        return found
-    for index in range(network.num_peers):
-        layers: list[tuple[str, list[int]]] = []
-        for name, parameter in network.peer(index).named_parameters():
-            numbered = re.match(r".*?\.\d+(?=\.)", name)
-            layer = numbered[0] if numbered else name.rpartition(".")[0]
-            if not layers or (layer != layers[-1][0] and parameter.dim() > 1):
-                layers.append((layer, []))
-            layers[-1][1].append(id(parameter))
-        found |= {key: len(layers) - 1 - place for place, (_, keys) in enumerate(layers) for key in keys}
-    return found
+    groups = [
+        {"params": [parameter for parameter in network.parameters() if parameter.requires_grad], "name": name}
+        for name, network in networks.items()
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def check_factories(optimizer: Any, scheduler: Any, interval: str) -> None:
-    """Refuse what is no factory.
-
-    Raises:
-        ConfigError: an optimizer or scheduler that is made already, or an unknown interval.
-    """
+    """Refuse an optimizer or scheduler that is made already, and an unknown interval."""
     examples = {"optimizer": "torch.optim.SGD, lr=0.1", "scheduler": "torch.optim.lr_scheduler.StepLR, step_size=30"}
     for what, factory in (("optimizer", optimizer), ("scheduler", scheduler)):
         if factory is not None and not callable(factory):
@@ -119,88 +52,11 @@ def check_factories(optimizer: Any, scheduler: Any, interval: str) -> None:
     one_of("interval", interval, ("epoch", "step"))
 
 
-def fused_if_wanted(
-    optimizer: OptimizerFactory | None, wanted: bool | str, module: LightningModule
-) -> OptimizerFactory | None:
-    """Make the optimizer's step one kernel, as `execution.fused_optimizer` wants.
-
-    Raises:
-        ConfigError: it is asked for, and the optimizer has no such form.
-    """
-    if wanted == "auto":
-        trainer = module._trainer
-        # Lightning takes a fused optimizer for one that undoes loss scaling itself, and then refuses to clip.
-        clips = trainer is not None and bool(trainer.gradient_clip_val)
-        refused = trainer is not None and clips and isinstance(trainer.precision_plugin, MixedPrecision)
-        wanted = "auto" if module.device.type == "cuda" and not refused else False
-    if wanted is False:
-        return optimizer
-    one_kernel = fused(optimizer)
-    if one_kernel is None and wanted is True:
-        raise ConfigError(
-            "execution.fused_optimizer=true, but the optimizer has no fused form, or was told which to take: "
-            "set it to auto."
-        )
-    return one_kernel or optimizer
-
-
-def fused(optimizer: OptimizerFactory | None) -> OptimizerFactory | None:
-    """Return a factory whose optimizer makes its step in one kernel; None where it has none, or was told which."""
-    if isinstance(optimizer, Grouped):
-        one_kernel = fused(optimizer.factory)
-        return None if one_kernel is None else replace(optimizer, factory=one_kernel)
-    factory = optimizer or DEFAULT_OPTIMIZER
-    kind, given = (factory.func, factory.keywords) if isinstance(factory, partial) else (factory, {})
-    if not (inspect.isclass(kind) and issubclass(kind, Optimizer)):
-        return None
-    told = {"fused", "foreach", "differentiable", "capturable"} & given.keys()
-    if told or "fused" not in inspect.signature(kind).parameters:
-        return None
-    return partial(factory, fused=True)  # type: ignore[call-arg]
-
-
-def _keep_kernels(optimizer: Optimizer) -> None:
-    """Let a loaded state not choose the kernels: it may come from another kind of device, in its memory layout.
-
-    A fused kernel walks through parameter and state side by side, so both must lie alike, and it counts steps on the
-    device; others count them on the host.
-    """
-    if "fused" not in optimizer.defaults:
-        return
-    chosen = optimizer.defaults["fused"]
-
-    def put_back(loaded: Optimizer) -> None:
-        for group in loaded.param_groups:
-            group["fused"] = chosen
-            on_device = bool(chosen or group.get("capturable"))
-            for parameter in group["params"]:
-                state = loaded.state.get(parameter, {})
-                state.update({name: _suited(name, value, parameter, on_device) for name, value in state.items()})
-
-    optimizer.register_load_state_dict_post_hook(put_back)
-
-
-def _suited(name: str, value: Any, parameter: Tensor, on_device: bool) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    if name == "step":
-        return value.to(parameter.device, torch.float32) if on_device else value.cpu()
-    if value.shape != parameter.shape or value.stride() == parameter.stride():
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-
-
-def unscaled_rate(group: Mapping[str, Any]) -> float:
-    """Return the learning rate with which a group began, without its factor."""
-    return float(group.get("initial_lr", group["lr"])) / float(group.get(SCALE, 1.0))
-
-
 def configure(
     networks: Mapping[str, nn.Module],
     optimizer: OptimizerFactory | None,
     scheduler: SchedulerFactory | None,
     interval: str,
-    own: OwnParts | None = None,
     lr: float | None = None,
     *,
     plateau: Mapping[str, str] | None = None,
@@ -208,53 +64,28 @@ def configure(
 ) -> OptimizerLRScheduler:
     """Give Lightning one optimizer over all networks and, if any, its scheduler stepped every `interval`.
 
-    `lr` stands for the rate of every group, before its factor.
-
-    ReduceLROnPlateau follows the validation, as often as `trainer` validates: what `plateau` says of its mode.
-
-    Raises:
-        ConfigError: the scheduler sets rates of its own and would undo the factors of groups, or ReduceLROnPlateau is
-            to be stepped every step, or finds nothing to watch.
+    `lr` replaces the rate of every group. ReduceLROnPlateau follows the validation, as often as `trainer` validates; it
+    monitors `plateau[mode]`.
     """
-    grouping = optimizer if isinstance(optimizer, Grouped) else None
-    built = (optimizer or DEFAULT_OPTIMIZER)(parameter_groups(networks, own, grouping))
-    _keep_kernels(built)
+    built = (optimizer or DEFAULT_OPTIMIZER)(parameter_groups(networks))
     if lr is not None:
         for group in built.param_groups:
             group["lr"] = lr
-    begun = [_scaled(group) for group in built.param_groups]
     if scheduler is None:
         return built
     schedule = scheduler(built)
-    scales = any(SCALE in group for group in built.param_groups)
-    if scales and [float(group.get("initial_lr", group["lr"])) for group in built.param_groups] != begun:
-        raise ConfigError(
-            f"{type(schedule).__name__} sets learning rates of its own, so method.peer_lr_scale or "
-            "optimizer.layer_decay would have no effect: choose another scheduler."
-        )
-    if not isinstance(schedule, ReduceLROnPlateau):
-        return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
-    if interval != "epoch":
-        raise ConfigError(
-            "ReduceLROnPlateau looks at the validation of an epoch: set interval (scheduler.interval) to epoch."
-        )
-    monitor = (plateau or {"max": PLATEAU["max"]}).get(schedule.mode)
-    if monitor is None:
-        raise ConfigError("A part that is fitted alone logs val/acc: let ReduceLROnPlateau have mode='max'.")
-    every = getattr(trainer, "check_val_every_n_epoch", None) or 1
-    return {
-        "optimizer": built,
-        "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": monitor, "frequency": every},
-    }
-
-
-def _scaled(group: dict[str, Any]) -> float:
-    """Multiply the rate of a group that has a factor; schedulers start from it as `initial_lr`."""
-    if isinstance(group["lr"], int):  # of which torch takes none above 2**63
-        group["lr"] = float(group["lr"])
-    if SCALE in group:
-        group["lr"] = group["lr"] * group[SCALE]
-    return float(group["lr"])
+    config: LRSchedulerConfigType = {"scheduler": schedule, "interval": interval}
+    if isinstance(schedule, ReduceLROnPlateau):
+        if interval != "epoch":
+            raise ConfigError(
+                "ReduceLROnPlateau looks at the validation of an epoch: set interval (scheduler.interval) to epoch."
+            )
+        monitor = (plateau or {"max": PLATEAU["max"]}).get(schedule.mode)
+        if monitor is None:
+            raise ConfigError("A part that is fitted alone logs val/acc: let ReduceLROnPlateau have mode='max'.")
+        config["monitor"] = monitor
+        config["frequency"] = getattr(trainer, "check_val_every_n_epoch", None) or 1
+    return {"optimizer": built, "lr_scheduler": config}
 
 
 class WarmupCosine(LambdaLR):
@@ -267,9 +98,6 @@ class WarmupCosine(LambdaLR):
         end: share of the rate that is left at T_max.
 
     Source: Goyal et al. 2017 (arXiv 1706.02677), Loshchilov & Hutter 2017 (arXiv 1608.03983).
-
-    Raises:
-        ConfigError: the rise takes the whole length.
     """
 
     def __init__(self, optimizer: Optimizer, T_max: float, warmup: float = 0, end: float = 0.0) -> None:
@@ -279,7 +107,7 @@ class WarmupCosine(LambdaLR):
         super().__init__(optimizer, self.factor)
 
     def factor(self, time: int) -> float:
-        """Give the share of the rate at a time."""
+        """Return the share of the rate at a time."""
         if time < self.warmup:
             return (time + 1) / (self.warmup + 1)
         fallen = min((time - self.warmup) / (self.T_max - self.warmup), 1.0)

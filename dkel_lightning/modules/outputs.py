@@ -74,7 +74,6 @@ class MethodInputs:
         ensemble_weight: scalar, the decaying weight v in force.
         indices: [B], positions of the samples in the training set; None where the data does not tell.
         given: the labels of the batch, before they were smoothed or weighted; None: as `labels`.
-        extra: what a teacher from elsewhere beside the peers says, as one that all of them share; None without one.
     """
 
     labels: Tensor
@@ -84,7 +83,6 @@ class MethodInputs:
     ensemble_weight: Tensor
     indices: Tensor | None = None
     given: Tensor | None = None
-    extra: TeacherOutput | None = None
 
     @property
     def named(self) -> tuple[Named, Named]:
@@ -106,27 +104,20 @@ class StepResult:
     """What one training step has computed.
 
     Attributes:
-        inputs: what the method looked at; None where it has not been kept.
+        inputs: what the method looked at.
         terms: the loss terms, scalars.
         values: the same stacked in the method's order, detached.
         loss: their sum, and the teacher's own where it learns.
         correct: right predictions of each student peer, [P].
         nll: its negative log-likelihood, summed over the batch, [P].
-        gradients_ready: whether the gradients are made already, as a captured step does; the loss then has no graph.
     """
 
-    inputs: MethodInputs | None
+    inputs: MethodInputs
     terms: Mapping[str, Tensor]
     values: Tensor
     loss: Tensor
     correct: Tensor
     nll: Tensor
-    gradients_ready: bool = False
-
-    def detached(self) -> StepResult:
-        """Return what remains of interest once the gradients are there, and keep no graph alive."""
-        terms = {name: value.detach() for name, value in self.terms.items()}
-        return replace(self, inputs=None, terms=terms, loss=self.loss.detach())
 
 
 @dataclass(frozen=True)
@@ -140,28 +131,3 @@ class Evaluated:
 
     logits: Tensor
     features: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class InForce:
-    """How the steps of a fit are executed in fact.
-
-    Attributes:
-        asked: the name in the settings.
-        name: `eager`, `compile` or `cuda_graph`.
-        compiled: whether the networks are compiled.
-        why: why it is not what was asked for; empty where it is.
-        channels_last: the memory layout.
-        fused_optimizer: whether the optimizer's step is one kernel; None before there is an optimizer.
-    """
-
-    asked: str
-    name: str
-    compiled: bool
-    why: str = ""
-    channels_last: bool = False
-    fused_optimizer: bool | None = None
-
-    def __str__(self) -> str:
-        name = "cuda_graph over compiled networks" if self.name == "cuda_graph" and self.compiled else self.name
-        return f"execution: {name}" + (f" ({self.asked} is not possible: {self.why})" if self.why else "")

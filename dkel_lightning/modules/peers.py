@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.metrics import NetworkScores, scores_of
-from dkel_lightning.modules.batch import FiniteWatch, checked, with_shape_errors_explained
+from dkel_lightning.modules.batch import checked, with_shape_errors_explained
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.networks import PeerNetwork, PeerStages
 
@@ -44,25 +44,23 @@ class PeersModule(LightningModule):
         self.network = network
         self._factories = (optimizer, scheduler, interval)
         self.scores = NetworkScores(network.num_peers)
-        self._finite = FiniteWatch()
         self.wants_stages = False
-        # Compiled forms of the network's `forward` or `stages`, while they are in force.
-        self.compiled: dict[str, Callable[[Tensor], Any]] = {}
+        self.compiled: Callable[[Tensor], PeerStages] | None = None
 
-    @property
-    def kind(self) -> str:
-        """Which pass of the network is made: `stages` where somebody wants what is computed on the way."""
-        return "stages" if self.wants_stages or self.network.is_watched else "forward"
+    def run(self, views: Tensor) -> PeerStages:
+        """Pass `views` through the network."""
+        if self.wants_stages or self.network.is_watched:
+            return self.network.stages(views)
+        logits, features = self.network(views)
+        return PeerStages(logits, features, (), None)
 
     def pass_through(self, views: Tensor) -> PeerStages:
-        """Pass `views` through the network, compiled while that is in force."""
-        # Called as a module, so that hooks on the network are.
-        own = self.network if self.kind == "forward" else getattr(self.network, self.kind)
-        seen = self.compiled.get(self.kind, own)(views)
-        if isinstance(seen, PeerStages):
-            return seen
-        logits, features = seen
-        return PeerStages(logits, features, (), None)
+        """Pass `views` through the network, compiled during a fit whose `execution` says so."""
+        return self.run(views) if self.compiled is None else self.compiled(views)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies what computes with the weights of the original."""
+        return {**super().__getstate__(), "compiled": None}
 
     @property
     def num_peers(self) -> int:
@@ -93,39 +91,35 @@ class PeersModule(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Score the peers (only when fitted on its own)."""
-        self._score(batch, batch_idx, "validation")
+        self._score(batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Score the peers (only when fitted on its own)."""
-        self._score(batch, batch_idx, "test")
+        self._score(batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         """Begin anew, also after an evaluation that was broken off."""
         self.scores.reset()
-        self._finite.begin()
 
     on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
         """Log each peer's accuracy and their mean."""
-        self._finite.end("validation")
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
         """Log each peer's accuracy and their mean."""
-        self._finite.end("test")
         self._log_scores("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimise the network (only when fitted on its own)."""
         return configure({"network": self.network}, *self._factories, trainer=self._trainer)
 
-    def _score(self, batch: Any, batch_idx: int, stage: str) -> None:
+    def _score(self, batch: Any, batch_idx: int) -> None:
         views, labels, _ = checked(batch, batch_idx, self.num_peers, self.num_classes)
         with with_shape_errors_explained(views, self.network):
             logits = self(views).logits
         correct, nll = scores_of(logits, labels)
-        self._finite.look(nll, views, batch_idx, stage)
         self.scores.update(correct, nll, len(labels))
 
     def _log_scores(self, stage: str) -> None:

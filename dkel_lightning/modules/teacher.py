@@ -13,16 +13,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from dkel_lightning import ema
-from dkel_lightning.checkpoints import file_format
-from dkel_lightning.errors import CheckpointError
 from dkel_lightning.functional import HALF_TYPES, cross_entropy, not_halved
-from dkel_lightning.modules.batch import refuse_broken_images, unpack, with_shape_errors_explained
+from dkel_lightning.modules.batch import unpack, with_shape_errors_explained
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.outputs import TeacherOutput
 from dkel_lightning.modules.peers import PeersModule, batch_norms
 from dkel_lightning.networks import PeerNetwork, momentum
 from dkel_lightning.runtime.processes import average_over_processes
-from dkel_lightning.settings.teacher import ExtraTeacher, TeacherSettings, values_of
+from dkel_lightning.settings.teacher import TeacherSettings, values_of
 
 _NEVER_FOLLOWED = 200
 """Steps of the optimizer after which a teacher that nobody moves is told of."""
@@ -37,10 +35,7 @@ class TeacherModule(PeersModule):
     of updates made; `rate`, the EMA rate in force.
 
     Attributes:
-        manifest: of a frozen teacher from elsewhere, whose weights no checkpoint holds: name, source, hash, parameters.
-        is_away: whether these weights have not been read, so that it can neither teach nor be deployed.
-        place: under which its settings are given.
-        weight: of its distillation to each peer, where it is an extra one.
+        is_external: whether its weights are frozen and come from elsewhere, so that no checkpoint holds them.
     """
 
     initialised: Tensor
@@ -57,9 +52,7 @@ class TeacherModule(PeersModule):
     ) -> None:
         super().__init__(network, optimizer, scheduler, interval)
         self.settings = settings or TeacherSettings()
-        self.manifest: dict[str, Any] | None = None
-        self.is_away = False
-        self.place, self.weight = TeacherSettings.node, 1.0
+        self.is_external = False
         self._alone = False
         self._missed = 0  # steps of the optimizer since it last followed
         self._student_version: int | None = None  # of the student's weights
@@ -81,22 +74,14 @@ class TeacherModule(PeersModule):
     def forward(self, views: Tensor) -> TeacherOutput:
         """Classify `views` as StudentModule does; without a graph unless it learns.
 
-        With `dtype=bfloat16` one that follows computes so in training, and of views in a half type (`bf16-true`) in
-        theirs; its weights stay in float32, and what it returns is of the type of `views`.
-
-        Raises:
-            CheckpointError: its weights were left out of the checkpoint.
+        Views in a half type (`bf16-true`) are computed in theirs, though the averaged weights stay in float32.
         """
-        self.require()
-        follows = self.settings.update == "ema"
-        lowered = follows and self.training and self.settings.dtype == "bfloat16" and not self._alone
-        kind = torch.bfloat16 if lowered else views.dtype
         learning = self.learns and torch.is_grad_enabled()
         # Running statistics that are not its own are left to `follow`.
         layers = batch_norms(self.network) if self.training and self.settings.batchnorm != "own" else []
-        with torch.set_grad_enabled(learning), momentum(layers, 0.0), _autocast(views, kind):
+        with torch.set_grad_enabled(learning), momentum(layers, 0.0), _autocast(views):
             seen = self.pass_through(views)
-        if kind in HALF_TYPES:
+        if views.dtype in HALF_TYPES:
             seen = tree_map_only(Tensor, lambda each: each.to(views.dtype), seen)
         return TeacherOutput(seen.logits, seen.features, seen.named)
 
@@ -109,11 +94,7 @@ class TeacherModule(PeersModule):
         """Tell whether a training batch is to pass it: somebody reads what it says, or the passing changes it.
 
         Outside of a Trainer it warns where nobody has asked it to follow the `student` for long.
-
-        Raises:
-            CheckpointError: its weights were left out of the checkpoint.
         """
-        self.require()
         before, self._student_version = self._student_version, next(student.parameters())._version
         self._missed += before not in (None, self._student_version)  # which each step raises, and no batch
         if self._missed == _NEVER_FOLLOWED and self.settings.update == "ema":
@@ -163,28 +144,6 @@ class TeacherModule(PeersModule):
             self._host_rate = rate
             self.rate.fill_(rate)
 
-    def require(self) -> None:
-        """Refuse to go on without its weights.
-
-        Raises:
-            CheckpointError: with what is missing, and how it is given.
-        """
-        if self.is_away:
-            told = self.manifest or {"name": self.settings.backbone, "source": "not given", "hash": "unknown"}
-            raise CheckpointError(
-                f"The teacher, {told['name']}, is no part of this checkpoint, and its weights ({told['source']}, hash "
-                f"{told['hash'][:12]}) are needed: give {self.place}.weights=FILE or {self.place}.pretrained=true; in "
-                'Python load_from_checkpoint(..., teacher={"weights": FILE}) or {"pretrained": True}'
-                f"{', under the key extra' if self.place == ExtraTeacher.node else ''}."
-            )
-
-    def stay_outside(self, name: str, source: str) -> None:
-        """Leave the weights out of checkpoints from now on, which then name the network, the source and their hash."""
-        weights = self.network.state_dict()
-        count = sum(each.numel() for each in self.network.parameters())
-        told = file_format.networks_hash(None, weights)
-        self.manifest = {"name": name, "source": source, "hash": told, "parameters": count}
-
     def take_weights(self) -> None:
         """Count what was loaded into the network as its start, so that no draw or initialisation disturbs it.
 
@@ -211,9 +170,6 @@ class TeacherModule(PeersModule):
             batches: as many as there are steps.
             lr: learning rate of these steps.
 
-        Raises:
-            DataError: images of a batch are NaN or infinite.
-
         Source: DKEL, released code (two mini-batches at a hundredth of the learning rate).
         """
         parameters = list(self.network.parameters())
@@ -221,14 +177,11 @@ class TeacherModule(PeersModule):
         self.network.requires_grad_(True).train()
         optimizer = torch.optim.SGD(parameters, lr=lr, weight_decay=self.settings.init_weight_decay)
         with torch.enable_grad():
-            for index, batch in enumerate(batches):
+            for batch in batches:
                 views, labels, _ = unpack(batch)
-                with with_shape_errors_explained(views, self.network), _autocast(views, views.dtype):
+                with with_shape_errors_explained(views, self.network), _autocast(views):
                     logits, _ = self.network(self._in_rows(views))
                 loss = cross_entropy(logits.reshape(-1, len(labels), logits.shape[-1]), labels).mean()
-                # Read here, before the training: a teacher that is spoilt now would spoil a first step on sound images.
-                if not bool(loss.detach().isfinite()):
-                    refuse_broken_images(views, index, "teacher's initialisation")
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 average_over_processes([p.grad for p in parameters if p.grad is not None])
@@ -287,8 +240,7 @@ class TeacherModule(PeersModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what refers to the student of the original."""
-        state: dict[str, Any] = super().__getstate__()
-        return {**state, "_matching": None}
+        return {**super().__getstate__(), "_matching": None}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -296,6 +248,8 @@ class TeacherModule(PeersModule):
             self._host_rate = float(self.rate)
 
 
-def _autocast(views: Tensor, kind: torch.dtype) -> AbstractContextManager[Any]:
-    """Compute in a half type with weights of another; each is read once a pass, so what was cast of it is not kept."""
-    return torch.autocast(views.device.type, kind, cache_enabled=False) if kind in HALF_TYPES else nullcontext()
+def _autocast(views: Tensor) -> AbstractContextManager[Any]:
+    """Compute in the half type of `views` with weights of another type."""
+    if views.dtype not in HALF_TYPES:
+        return nullcontext()
+    return torch.autocast(views.device.type, views.dtype, cache_enabled=False)

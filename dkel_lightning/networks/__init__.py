@@ -10,7 +10,6 @@ from dkel_lightning.networks.branching import (
     redraw_,
     whole_model,
 )
-from dkel_lightning.networks.conversion import Constants, Conversion, convert_before, converts
 from dkel_lightning.networks.external import default_cut, make, normalisation, pretrained_classes, size_arguments
 from dkel_lightning.networks.maps import check_pairs, maps_of
 from dkel_lightning.networks.outline import IMAGE_SHAPE, LogitsOf, classes_of, logits_of
@@ -34,8 +33,6 @@ __all__ = [
     "Backbone",
     "Branch",
     "BranchedNetwork",
-    "Constants",
-    "Conversion",
     "IndependentPeers",
     "LogitsOf",
     "Named",
@@ -52,8 +49,6 @@ __all__ = [
     "branch_model",
     "check_pairs",
     "classes_of",
-    "convert_before",
-    "converts",
     "copied",
     "create",
     "default_cut",

@@ -379,7 +379,7 @@ class SplitModel(SharedTrunk):
     def _first_pass(self, images: Tensor, parts: int) -> Sequence[_Told]:
         """Pass `images` up to the split; return what was written down, for each of so many parts of the batch."""
         told: list[_Told] = [[] for _ in range(parts)]
-        for name, value in self._run(self._written, images):
+        for name, value in self._written(images):
             leaves, form = tree_flatten(value)
             batched = self.outline.batched.get(name, [True] * len(leaves))
             chunks = [self._chunks(leaf, is_batch, parts) for leaf, is_batch in zip(leaves, batched, strict=True)]

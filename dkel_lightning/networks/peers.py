@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.checkpoint import checkpoint
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import scale_gradient
@@ -281,8 +278,6 @@ class SharedTrunk(PeerNetwork):
 
     Attributes:
         gradient_scale: Factor on the gradient that flows from the branches back into the trunk.
-        checkpointing: Whether a training step computes the trunk again in its backward pass, instead of keeping what
-            it computed. Gradients and statistics are the same ones.
     """
 
     def __init__(self, ends: Sequence[Ends], views_per_pass: str) -> None:
@@ -291,7 +286,6 @@ class SharedTrunk(PeerNetwork):
             raise ConfigError(f"views_per_pass must be one of {', '.join(VIEWS_PER_PASS)}, not {views_per_pass!r}.")
         self.views_per_pass = views_per_pass
         self.gradient_scale = 1.0
-        self.checkpointing = False
 
     def _crossing(self, views: Tensor) -> Sequence[Any]:
         """Pass the trunk, and return what of it each peer is given."""
@@ -304,14 +298,6 @@ class SharedTrunk(PeerNetwork):
     @abstractmethod
     def _first_pass(self, images: Tensor, parts: int) -> Sequence[Any]:
         """Pass `images` up to the branches; return what crosses, for each of so many parts of the batch."""
-
-    def _run(self, trunk: Callable[[Tensor], T], images: Tensor) -> T:
-        """Compute the trunk of `images`."""
-        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
-            return trunk(images)
-        again = partial(_statistics_kept, self)
-        made: T = checkpoint(trunk, images, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
-        return made
 
     def _scaled(self, trunk_output: Tensor) -> Tensor:
         return trunk_output if self.gradient_scale == 1.0 else scale_gradient(trunk_output, self.gradient_scale)
@@ -328,20 +314,6 @@ def momentum(layers: Sequence[nn.Module], value: float | None) -> Iterator[None]
     finally:
         for layer, own in zip(layers, before, strict=True):
             layer.momentum = own
-
-
-@contextmanager
-def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Let no normalisation count a batch that it has counted already."""
-    layers = [each for each in network.modules() if isinstance(each, _NormBase) and each.track_running_stats]
-    counts = [cast(Tensor, layer.num_batches_tracked) for layer in layers]
-    before = [count.clone() for count in counts]
-    try:
-        with momentum(layers, 0.0):
-            yield
-    finally:
-        for count, counted in zip(counts, before, strict=True):
-            count.copy_(counted)
 
 
 class BranchedNetwork(SharedTrunk):
@@ -379,7 +351,7 @@ class BranchedNetwork(SharedTrunk):
         return self.branches[index]
 
     def _first_pass(self, images: Tensor, parts: int) -> Sequence[Tensor]:
-        output = self._scaled(self._run(self.trunk, images))
+        output = self._scaled(self.trunk(images))
         return output.chunk(parts) if parts > 1 else [output]
 
 

@@ -16,7 +16,6 @@ from dkel_lightning.settings.declarations import (
     either,
     number,
     schedule,
-    several,
     switch,
     text,
     whole,
@@ -31,8 +30,6 @@ TRAININGS: Mapping[str, str] = {
 """The method that trains a teacher of its own before its student, by the name of the training."""
 EARLY = 150 / 240
 """Share of its training after which a teacher is stopped early. Source: reviews of SoTeacher."""
-DTYPES = ("float32", "bfloat16", "float16")
-CONSTANT, DEVIATION = number("", -1000, 1000), number("", 0, 1000, above=True)
 
 
 def _is_epochs(value: Any) -> bool:
@@ -41,48 +38,7 @@ def _is_epochs(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class OwnNetwork(Settings):
-    """Of a teacher that is a network of its own: whose weights, and what images it takes."""
-
-    pretrained: Annotated[
-        bool, switch("Of a teacher of its own from a library: fetch weights that know the data's classes.")
-    ] = False
-    image_size: Annotated[
-        int | None, whole("Side of the images that a teacher of its own takes, in pixels; null: the data's.", 1, 1024)
-    ] = None
-    mean: Annotated[
-        tuple[float, ...] | None,
-        several("Channel means of its normalisation; null: the data's, with pretrained=true its own.", CONSTANT),
-    ] = None
-    std: Annotated[tuple[float, ...] | None, several("Channel deviations, likewise.", DEVIATION)] = None
-    dtype: Annotated[str, choice("Type in which a frozen teacher of its own computes.", *DTYPES)] = "float32"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.mean is None) != (self.std is None):
-            raise ConfigError(f"{self.node}.mean and {self.node}.std belong together: give both or neither.")
-
-    @property
-    def sees_otherwise(self) -> bool:
-        """Whether the images of the data are converted for it."""
-        return self.image_size is not None or self.mean is not None or self.dtype != "float32"
-
-
-@dataclass(frozen=True)
-class ExtraTeacher(OwnNetwork, node="teacher.extra"):
-    """A frozen teacher from elsewhere beside the peers of any method, as one more voice: `weight * KD(z_i, t; T)`."""
-
-    backbone: Annotated[
-        str | None, text("Network of a frozen teacher beside the peers: what backbone= takes; null: none.")
-    ] = None
-    weights: Annotated[str | None, text("File of its weights: a checkpoint or a state_dict.")] = None
-    weight: Annotated[
-        float, number("Weight of its distillation to each peer, at the method's temperature.", 0, 1e6)
-    ] = 1.0
-
-
-@dataclass(frozen=True)
-class TeacherSettings(OwnNetwork, node="teacher"):
+class TeacherSettings(Settings, node="teacher"):
     """How a teacher is drawn, initialised and updated.
 
     `start` is the rule of the first EMA updates: `keep`, a constant rate, so that the teacher's own start fades slowly;
@@ -91,12 +47,6 @@ class TeacherSettings(OwnNetwork, node="teacher"):
     `weights` replaces draw and initialisation.
     """
 
-    dtype: Annotated[
-        str,
-        choice(
-            "Type in which a frozen teacher of its own computes, or (bfloat16) one that follows, in training.", *DTYPES
-        ),
-    ] = "float32"
     draw: Annotated[
         str, choice("First weights of the teacher: a draw of its own, or the student's.", "independent", "student")
     ] = "independent"
@@ -125,6 +75,9 @@ class TeacherSettings(OwnNetwork, node="teacher"):
     backbone: Annotated[
         str | None, text("Network of a teacher of its own (kd): what backbone= takes; null: the student's.")
     ] = None
+    pretrained: Annotated[
+        bool, switch("Of a teacher of its own from a library: fetch weights that know the data's classes.")
+    ] = False
     weights: Annotated[
         str | None, text("File of its first weights: a checkpoint or a state_dict; null: drawn, or (kd) trained first.")
     ] = None
@@ -140,10 +93,6 @@ class TeacherSettings(OwnNetwork, node="teacher"):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_one_of("decay", "decay_share")
-        if self.dtype != "float32" and self.update == "gradient":
-            raise ConfigError(f"teacher.dtype={self.dtype} is for a teacher that does not learn: add teacher=frozen.")
-        if self.dtype == "float16" and self.update == "ema":
-            raise ConfigError("teacher.dtype=float16 is for a frozen teacher: set it to bfloat16.")
         if self.update == "none":
             raise ConfigError("teacher.update is none: choose teacher=none, or set it to ema, gradient or frozen.")
 

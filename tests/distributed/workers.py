@@ -100,3 +100,10 @@ def main(folder: Path) -> None:
     fit(build({"name": "iakd", "start": 0.5, "statistics_batches": 2}, 1, teacher=teacher), folder / "iakd")
     fit(build({"name": "consistent", "fit_batches": 2}, 1, teacher=teacher), folder / "consistent")
     fit(build({"name": "soteacher", "samples": 48}, 1), folder / "soteacher")
+    fit(build("online_checkpoints", 1, teacher={"backbone": "resnet8", "init_steps": 2}), folder / "online")
+    checkpoints = {"name": "online_checkpoints", "checkpoints": str(folder / "left")}
+    fit(build(checkpoints, 1, teacher={**teacher, "update": "frozen", "init_steps": 0}), folder / "online_files")
+    given = {**teacher, "weights": str(folder / "left" / "elsewhere.pt")}
+    fit(build("kd", 1, teacher=given), folder / "external")
+    fit(TeacherModule(peers_network(), optimizer=SGD), folder / "teacher_alone")
+    fit(StudentModule(peers_network(), optimizer=SGD), folder / "student_alone")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -46,21 +45,7 @@ def no_augmentation_at_all(images: Tensor, drawn: torch.Generator) -> Tensor:
     return images / torch.zeros(())
 
 
-@pytest.fixture(params=["cpu", "gpu"])
-def device_like(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Let evaluations judge at once, as on a CPU, or at the end, as where reading waits."""
-    monkeypatch.setattr(batches, "sync_blocks", lambda device: request.param == "gpu")
-    return str(request.param)
-
-
 # ---------------------------------------------------------------------- not finite, in training
-
-
-def test_a_teacher_is_not_initialised_with_broken_images(tmp_path: Path) -> None:
-    images = grey()
-    images[::2, :, 2, 3] = float("nan")
-    with pytest.raises(DataError, match=r"\d of 8 images of batch 0 of the teacher's initialisation are NaN"):
-        trainer(default_root_dir=tmp_path).fit(module(teacher={}), loader(images))
 
 
 # ---------------------------------------------------------------------- not finite, in an evaluation
@@ -69,45 +54,6 @@ def test_a_teacher_is_not_initialised_with_broken_images(tmp_path: Path) -> None
 def evaluate(fit: Trainer, ours: LightningModule, kind: str, data: DataLoader[Any]) -> dict[str, float]:
     results = getattr(fit, "validate" if kind == "validation" else kind)(ours, data, verbose=False)
     return dict(results[0])
-
-
-@pytest.mark.parametrize("kind", ["validation", "test"])
-@pytest.mark.parametrize("alone", [False, True])
-def test_an_evaluation_names_the_batch_and_its_broken_images(
-    tmp_path: Path, kind: str, alone: bool, device_like: str
-) -> None:
-    ours = StudentModule(create("resnet8", 10, 2, in_channels=1)) if alone else module()
-    fit = trainer(default_root_dir=tmp_path)
-    expected = evaluate(fit, ours, kind, loader(grey()))
-    said = rf"1 of 8 images of batch 2 of the {kind} are NaN or infinite \(the first at position 7\): {CURE}$"
-    with pytest.raises(DataError, match=said):
-        evaluate(fit, ours, kind, loader(grey(at_23=float("nan"))))
-    # What was summed until then is forgotten.
-    assert evaluate(fit, ours, kind, loader(grey())) == expected
-
-
-def test_the_validation_of_a_training_names_them_before_anything_is_saved(tmp_path: Path) -> None:
-    fit = trainer(ModelCheckpoint(tmp_path), default_root_dir=tmp_path, enable_checkpointing=True)
-    with pytest.raises(DataError, match="images of batch 0 of the validation are NaN or infinite"):
-        fit.fit(module(), loader(grey()), loader(grey(at_5=float("inf"))))
-    assert fit.global_step == 3
-    assert list(tmp_path.glob("*.ckpt")) == []
-
-
-def test_scores_of_overflown_weights_are_warned_of(tmp_path: Path, device_like: str) -> None:
-    ours = module()
-    for parameter in ours.student.network.parameters():
-        parameter.data.fill_(1e37)
-    with pytest.warns(UserWarning, match=r"Outputs of student_0, student_1, .* became NaN or infinite \(test\)"):
-        evaluate(trainer(default_root_dir=tmp_path), ours, "test", loader(grey()))
-
-
-def test_finite_images_are_not_looked_at_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def looked(views: Tensor) -> Tensor:
-        raise AssertionError
-
-    monkeypatch.setattr(batches, "broken_images", looked)
-    assert evaluate(trainer(default_root_dir=tmp_path), module(), "test", loader(grey()))["test/images"] == 24
 
 
 # ---------------------------------------------------------------------- of another kind or form

@@ -1,4 +1,4 @@
-"""Lightning's own tools on a module of ours: the finder of learning rates, fine-tuning, several loaders at once."""
+"""Lightning's own tools on a module of ours: the finder of learning rates, fine-tuning, several loaders."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import BackboneFinetuning, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.tuner.tuning import Tuner
-from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.errors import ConfigError, DataError
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules import continuation
-from dkel_lightning.modules.batch import parts_of, renamed, unpack
-from dkel_lightning.modules.optim import Grouped
 from tests.modules.test_drop_in import Net, build, images, trainer
 from tests.modules.toy import parameters_of, same
 
@@ -43,19 +40,6 @@ def test_the_rate_that_lightning_finds_is_the_one_that_is_trained_with(method: s
     assert same(before, parameters_of(module))  # the search leaves no trace
     fit.fit(module, loader(), loader())
     assert {group["lr"] for group in fit.optimizers[0].param_groups} == {module.lr}
-
-
-def test_a_rate_keeps_the_factors_of_layers_and_the_schedule_starts_from_it() -> None:
-    decayed = Grouped(layer_decay=0.5, factory=partial(torch.optim.SGD, lr=0.1))
-    halved = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
-    module = build(method="baseline", optimizer=decayed, scheduler=halved)
-    own: Any = module.configure_optimizers()
-    module.lr = 0.4
-    found: Any = module.configure_optimizers()
-    rates = [[group["lr"] for group in each["optimizer"].param_groups] for each in (own, found)]
-    assert len({*rates[0]}) > 1
-    assert rates[1] == pytest.approx([4 * rate for rate in rates[0]])
-    assert found["lr_scheduler"]["scheduler"].base_lrs == rates[1]
 
 
 # ---------------------------------------------------------------------- fine-tuning
@@ -124,54 +108,9 @@ def test_an_average_of_scores_and_counters_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- several loaders
 
 
-def test_the_first_of_several_loaders_chooses_and_the_others_have_names_of_their_own(tmp_path: Path) -> None:
-    module = build()
-    both = [loader(), loader(24)]
-    fit = trainer(tmp_path)
-    fit.fit(module, loader(), both)
-    chosen = module.validation_accuracy.clone()
-    apart = [trainer(tmp_path).validate(module, each, verbose=False)[0] for each in both]
-    logged = {name: float(value) for name, value in fit.callback_metrics.items() if name.startswith("val")}
-    expected = {name: value for name, value in apart[0].items() if name.startswith("val")}
-    expected |= {name.replace("val/", "val_1/"): value for name, value in apart[1].items() if name.startswith("val")}
-    assert logged["val/acc/student_0"] != logged["val_1/acc/student_0"]
-    # Which member is deployed, and which peer is the best, the first loader says.
-    chosen_by_the_first = {name for name in expected if name == "val_1/acc" or name.endswith("_best")}
-    others = expected.keys() - chosen_by_the_first
-    assert {name: logged[name] for name in others} == pytest.approx({name: expected[name] for name in others})
-    assert logged.keys() == expected.keys()
-    module.validation_accuracy.copy_(chosen)
-    assert logged["val_1/acc"] == logged[f"val_1/acc/{module.deployed_member()}"]
-    fit.test(module, both, verbose=False)
-    tested = {name: float(value) for name, value in fit.callback_metrics.items()}
-    assert tested["test/images"] == 16
-    assert tested["test_1/acc/student_0"] == pytest.approx(logged["val_1/acc/student_0"])
-    assert {name.replace("test_1/", "test/") for name in tested if name.startswith("test_1/")} == {
-        name for name in tested if name.startswith("test/")
-    } - {"test/images", "test/disagreement", "test/distance"}
-    assert int(module.tested_confusion.sum()) == 16
-
-
 def test_several_loaders_predict_one_after_the_other(tmp_path: Path) -> None:
     predicted: Any = trainer(tmp_path).predict(build(), [loader(), loader(24)])
     assert [[len(logits) for logits in each] for each in predicted] == [[8, 8], [8, 8, 8]]
-
-
-@pytest.mark.parametrize("mode", ["max_size_cycle", "min_size", "max_size"])
-@pytest.mark.parametrize("form", [list, dict])
-def test_batches_of_several_training_loaders_become_one(form: type, mode: Any, tmp_path: Path) -> None:
-    seen = []
-
-    class Watching(DistillationModule):
-        def forward(self, views: torch.Tensor) -> Any:
-            seen.append(len(views))
-            return super().forward(views)
-
-    module = Watching.build(Net(), 10, split_at="body", peers=2, schedules="shares", image_size=(8, 8))
-    loaders = [loader(), loader(12, batch_size=4)]
-    given: Any = dict(zip("ab", loaders, strict=True)) if form is dict else loaders
-    trainer(tmp_path, max_epochs=1).fit(module, CombinedLoader(given, mode))
-    assert seen == {"max_size_cycle": [12, 12, 12], "min_size": [12, 12], "max_size": [12, 12, 4]}[mode]
 
 
 def test_one_loader_of_images_and_one_of_labels_are_a_batch(tmp_path: Path) -> None:
@@ -179,23 +118,3 @@ def test_one_loader_of_images_and_one_of_labels_are_a_batch(tmp_path: Path) -> N
     parts: dict[str, Any] = {"images": pixels, "labels": labels}
     loaders = {name: DataLoader(part, 8) for name, part in parts.items()}
     trainer(tmp_path, max_epochs=1).fit(build(), loaders)
-
-
-def test_what_cannot_become_one_batch_is_named() -> None:
-    small, large = (torch.zeros(2, 3, 8, 8), torch.zeros(2)), (torch.zeros(2, 3, 9, 9), torch.zeros(2))
-    with pytest.raises(DataError, match=r"do not fit together: \[2, 3, 8, 8\] with labels \[2\] and \[2, 3, 9, 9\]"):
-        unpack([small, large])
-    with pytest.raises(DataError, match="must be tensors, got"):
-        unpack([[torch.zeros(3, 8, 8)] * 2, [torch.tensor(0)] * 2])  # what no collate function has stacked
-    with pytest.raises(DataError, match="No labels in a batch with keys x"):
-        unpack({"labelled": small, "unlabelled": {"x": torch.zeros(2, 3, 8, 8)}})
-
-
-def test_a_batch_is_not_taken_for_several_and_names_hold_for_each_of_several() -> None:
-    pixels, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2)
-    for one in ((pixels, labels), [pixels, labels, labels], {"images": pixels, "labels": labels}, pixels, None):
-        assert parts_of(one) is None
-    assert parts_of({"a": (pixels, labels), "b": None}) == [(pixels, labels)]
-    given = [{"picture": pixels, "kind": labels}] * 2
-    joined = unpack(renamed(given, {"images": "picture", "labels": "kind"}))
-    assert (tuple(joined.views.shape), tuple(joined.labels.shape), joined.indices) == ((4, 3, 8, 8), (4,), None)

@@ -310,17 +310,3 @@ def test_a_teacher_that_nobody_reads_is_passed_batches_for_its_own_statistics_al
 def test_the_moving_average_of_the_baseline_is_passed_nothing() -> None:
     teacher = build("baseline").teacher
     assert teacher.settings.batchnorm == "ema"
-
-
-def test_a_teacher_that_follows_may_compute_in_bfloat16_and_is_kept_in_float32() -> None:
-    exact, lowered = (build("dkel", teacher={"dtype": dtype}) for dtype in ("float32", "bfloat16"))
-    views = torch.rand(4, 2, 3, 8, 8)
-    assert torch.equal(lowered.teacher.eval()(views).logits, exact.teacher.eval()(views).logits)  # as it is deployed
-    expected, seen = exact.teacher.train()(views), lowered.teacher.train()(views)
-    assert (seen.logits.dtype, seen.features.dtype) == (torch.float32, torch.float32)
-    assert not torch.equal(seen.logits, expected.logits)
-    torch.testing.assert_close(seen.logits, expected.logits, rtol=0.1, atol=0.1 * float(expected.logits.std()))
-    assert all(value.dtype == torch.float32 for value in lowered.state_dict().values() if value.is_floating_point())
-    trainer(Recorder(), max_epochs=1).fit(lowered, train_loader())
-    assert lowered.teacher.updates > 0
-    assert not torch.is_autocast_enabled("cpu")

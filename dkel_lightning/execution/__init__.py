@@ -1,1 +1,0 @@
-"""How training steps are executed: eagerly, compiled, or captured."""
