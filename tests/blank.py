@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def picture(figure: Figure) -> bytes:
-    """Give an empty picture in the place of `drawing.encoded`."""
+    """Give an empty picture in the place of `figures.encode`."""
     written = io.BytesIO()
     Image.new("L", (1, 1)).save(written, "png")
     return written.getvalue()

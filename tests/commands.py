@@ -57,11 +57,10 @@ def dkel(*arguments: str, cwd: Path | None = None, drawn: bool = False) -> subpr
 
 
 def _run(arguments: tuple[str, ...], cwd: str, variables: dict[str, str], output: str, drawn: bool) -> None:
-    from dkel_lightning.app import drawing
-    from dkel_lightning.app import main
+    from dkel_lightning.app import figures, main
 
     if not drawn:
-        drawing.encoded = blank.picture
+        figures.encode = blank.picture
     for number, name in enumerate(("stdout", "stderr"), 1):
         os.dup2(os.open(Path(output, name), os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from dkel_lightning.app import drawing
+from dkel_lightning.app import figures
 from tests import blank
 
 
@@ -48,23 +48,23 @@ def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def undrawn() -> Iterator[Callable[..., bytes]]:
     """Leave out the drawing of figures, most of the time of a short run, where a test does not ask for `drawn`."""
-    draw = drawing.encoded
+    draw = figures.encode
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "encoded", blank.picture)
+        patch.setattr(figures, "encode", blank.picture)
         yield draw
 
 
 @pytest.fixture
 def drawn(undrawn: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw figures."""
-    monkeypatch.setattr(drawing, "encoded", undrawn)
+    monkeypatch.setattr(figures, "encode", undrawn)
 
 
 @pytest.fixture(scope="module")
 def all_drawn(undrawn: Callable[..., bytes]) -> Iterator[None]:
     """Draw all figures of a file of tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "encoded", undrawn)
+        patch.setattr(figures, "encode", undrawn)
         yield
 
 

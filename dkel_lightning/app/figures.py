@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
-from dkel_lightning.app import drawing
-from dkel_lightning.app.drawing import ALONE, DASHED, LINES, STUDENT, TEACHER, colour, panels, plain, styled
 from dkel_lightning.app.records import Curve
+from dkel_lightning.runtime.atomic_files import write_bytes
 from dkel_lightning.studies.seed_statistics import paired
 
+STUDENT, TEACHER = "#1f77b4", "#d62728"
+LINES: Sequence[Any] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+STYLE: Any = {
+    "figure.constrained_layout.use": True,
+    "figure.titlesize": 11,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "grid.alpha": 0.3,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+styled = matplotlib.rc_context(STYLE)
+"""Decorates what makes a figure."""
 COLOURS = {
     "student": STUDENT,
     "teacher": TEACHER,
@@ -25,7 +44,7 @@ COLOURS = {
     "student-teacher": "#9467bd",
     "student-student": STUDENT,
     "teacher-teacher": TEACHER,
-    "deployed": ALONE,
+    "deployed": "#7f7f7f",
 }
 TERM_NAMES = {
     "loss": "total",
@@ -81,7 +100,7 @@ def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:
     for axes, head in zip(places, (head for head in TITLES if head in found), strict=True):
         _draw_panel(axes, head, found[head])
     figure.suptitle(plain(title))
-    drawing.save(figure, path)
+    save(figure, path)
 
 
 def _draw_panel(axes: Axes, head: str, columns: Mapping[str, Curve]) -> None:
@@ -100,15 +119,15 @@ def _draw_panel(axes: Axes, head: str, columns: Mapping[str, Curve]) -> None:
             curve.epochs,
             _scaled(curve.values, TITLES[head]),
             label=plain(text) if show else "_",
-            color=COLOURS.get(kind) or colour(number % 10, 10),
+            color=COLOURS.get(kind) or f"C{number % 10}",
             linestyle="-" if kind in COLOURS else LINES[number // 2 % len(LINES)],  # some lie on top of others
             marker="." if len(curve.values) == 1 else None,
             **look,
         )
     if head == "train":
         axes.set_yscale("symlog", linthresh=0.01)
-    drawing.name(axes, TITLES[head], "epoch")
-    drawing.legend_beside(axes)
+    axes.set(title=TITLES[head], xlabel="epoch")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
 
 
 def _scaled(values: ArrayLike, title: str) -> NDArray[np.float64]:
@@ -132,7 +151,9 @@ def draw_views(views: NDArray[np.uint8], path: Path) -> None:
         large = large[:, :, :1].repeat(3, axis=2)
     framed = np.pad(large, ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap)), constant_values=255)
     sheet = framed.transpose(1, 3, 0, 4, 2).reshape(rows * framed.shape[3], samples * framed.shape[4], 3)
-    drawing.save_pixels(sheet[:-gap, :-gap], path)
+    written = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(sheet[:-gap, :-gap])).save(written, "PNG")
+    write_bytes(path, written.getvalue())
 
 
 @styled
@@ -142,7 +163,7 @@ def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: 
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     few = len(names) <= 25
     size = min(11.0, 3.5 + 0.38 * len(names)) if few else 9.0
-    figure, ((axes,),) = drawing.grid(1, 1, size + 1, size)
+    figure, (axes,) = panels(1, 1, size + 1, size)
     axes.grid(visible=False)
     # The root keeps rare mistakes visible beside a full diagonal.
     image = axes.imshow(np.sqrt(shares), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
@@ -153,12 +174,12 @@ def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: 
         for row, column in zip(*np.nonzero(matrix), strict=True):
             shade = "black" if shares[row, column] > 0.5 else "white"
             axes.text(column, row, f"{matrix[row, column]:.0f}", color=shade, ha="center", va="center", fontsize=7)
-    drawing.name(axes, "", "predicted class", "true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
     ticks = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[tick**0.5 for tick in ticks])
     bar.ax.set_yticklabels([f"{100 * tick:g} %" for tick in ticks])
     bar.set_label("share of the true class")
-    drawing.save(figure, path)
+    save(figure, path)
 
 
 @styled
@@ -186,12 +207,12 @@ def draw_bars(scores: Mapping[str, Mapping[str, Sequence[float]]], reference: st
             if mean.low is not None and mean.high is not None:
                 axes.plot([mean.low, mean.high], [row, row], color=shade, linewidth=1.2)
             if label == reference:
-                axes.axvline(mean.mean, color=shade, linewidth=0.8, linestyle=DASHED, zorder=0)
-        drawing.name(axes, "", title)
+                axes.axvline(mean.mean, color=shade, linewidth=0.8, linestyle=LINES[1], zorder=0)
+        axes.set_xlabel(title)
     places[0].set_yticks(range(len(labels)), [plain(label) for label in labels])
     places[0].set_ylim(len(labels) - 0.5, -0.5)
     figure.suptitle("test set, selected epoch: a dot a seed, the mean with its 95 % interval")
-    drawing.save(figure, path)
+    save(figure, path)
 
 
 @styled
@@ -206,7 +227,7 @@ def draw_sweep_curves(curves: Mapping[str, Mapping[str, Sequence[Curve]]], path:
     beside = min(2, len(curves))
     figure, places = panels(len(curves), beside, 5.2, 3)
     looks = {
-        label: {"color": colour(number % 10, 10), "linestyle": LINES[number // 10 % len(LINES)]}
+        label: {"color": f"C{number % 10}", "linestyle": LINES[number // 10 % len(LINES)]}
         for number, label in enumerate(labels)
     }
     for axes, (title, by_label) in zip(places, curves.items(), strict=True):
@@ -216,11 +237,12 @@ def draw_sweep_curves(curves: Mapping[str, Mapping[str, Sequence[Curve]]], path:
             mean = mean_curve(seeds)
             marker = "." if len(mean.epochs) == 1 else None
             axes.plot(mean.epochs, _scaled(mean.values, title), linewidth=1.8, marker=marker, **looks[label])
-        drawing.name(axes, title, "epoch")
+        axes.set(title=title, xlabel="epoch")
     handles = [Line2D([], [], label=plain(label), linewidth=1.8, **look) for label, look in looks.items()]
     most = max(len(seeds) for by_label in curves.values() for seeds in by_label.values())
-    drawing.legend_below(figure, handles, 4, title=f"mean of {most} seeds, each seed thin" if most > 1 else None)
-    drawing.save(figure, path)
+    title = f"mean of {most} seeds, each seed thin" if most > 1 else None
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, title=title)
+    save(figure, path)
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -228,3 +250,33 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
     by_epoch = [dict(zip(curve.epochs, curve.values, strict=True)) for curve in curves]
     epochs = sorted(set.intersection(*map(set, by_epoch)))
     return Curve(epochs, [float(np.mean([one[epoch] for one in by_epoch])) for epoch in epochs])
+
+
+# ---------------------------------------------------------------------- what all figures share
+
+
+def panels(count: int, beside: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Make a figure with `count` axes of this size in inches, `beside` in a row; what is left of the last stays empty."""
+    rows = -(-count // beside)
+    figure = Figure(figsize=(width * beside, height * rows))
+    axes = [one for row in figure.subplots(rows, beside, squeeze=False, **options) for one in row]
+    for one in axes[count:]:
+        one.set_visible(False)
+    return figure, axes[:count]
+
+
+def plain(text: str) -> str:
+    """Escape what matplotlib would take for a formula."""
+    return text.replace("$", r"\$")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    write_bytes(path, encode(figure))
+
+
+def encode(figure: Figure) -> bytes:
+    """Encode a figure as PNG, within the style that it was made with."""
+    written = io.BytesIO()
+    figure.savefig(written, format="png", dpi=120)
+    return written.getvalue()

@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dkel_lightning.app import drawing, figures
+from dkel_lightning.app import figures
 from dkel_lightning.app.records import Curve
 
 pytestmark = pytest.mark.usefixtures("drawn")
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.usefixtures("drawn")
 def saved(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """Keep figures by the name of their file, beside writing them."""
     kept: dict[str, Figure] = {}
-    save = drawing.save
+    save = figures.save
 
     def keep(figure: Figure, path: Path) -> None:
         save(figure, path)
         kept[path.stem] = figure
 
-    monkeypatch.setattr(drawing, "save", keep)
+    monkeypatch.setattr(figures, "save", keep)
     return kept
 
 
@@ -105,8 +105,8 @@ def test_bars_have_a_dot_a_seed_the_mean_and_its_interval(tmp_path: Path, saved:
     close(interval.get_xdata(), [51 - 12.706205, 51 + 12.706205])
     close(marked.get_xdata(), [51, 51])
     close([one.get_xdata(), one_mean.get_xdata()], [[40], [40]])
-    assert to_hex(mean.get_color()) == drawing.TEACHER
-    assert to_hex(one.get_color()) == drawing.STUDENT
+    assert to_hex(mean.get_color()) == figures.TEACHER
+    assert to_hex(one.get_color()) == figures.STUDENT
     assert [text.get_text() for text in axes.get_yticklabels()] == ["dkel", r"p\$l", "one", "failed"]
 
 
