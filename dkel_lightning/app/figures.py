@@ -256,7 +256,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 def panels(count: int, beside: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Make a figure with `count` axes of this size in inches, `beside` in a row; what is left of the last stays empty."""
+    """Make a figure with `count` axes of this size in inches, `beside` in a row; the rest stays empty."""
     rows = -(-count // beside)
     figure = Figure(figsize=(width * beside, height * rows))
     axes = [one for row in figure.subplots(rows, beside, squeeze=False, **options) for one in row]
