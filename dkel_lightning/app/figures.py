@@ -240,8 +240,8 @@ def draw_sweep_curves(curves: Mapping[str, Mapping[str, Sequence[Curve]]], path:
         axes.set(title=title, xlabel="epoch")
     handles = [Line2D([], [], label=plain(label), linewidth=1.8, **look) for label, look in looks.items()]
     most = max(len(seeds) for by_label in curves.values() for seeds in by_label.values())
-    title = f"mean of {most} seeds, each seed thin" if most > 1 else None
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, title=title)
+    note = f"mean of {most} seeds, each seed thin" if most > 1 else None
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, title=note)
     save(figure, path)
 
 

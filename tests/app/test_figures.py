@@ -140,10 +140,10 @@ def test_up_to_forty_labels_of_a_sweep_can_be_told_apart(tmp_path: Path, saved: 
 def test_mistakes_are_counted_and_coloured_by_their_share(tmp_path: Path, saved: dict[str, Figure]) -> None:
     figures.draw_confusion([[3, 1], [0, 0]], ["a$b", "a very long name of a class"], tmp_path / "few.png")
     axes = saved["few"].axes[0]
-    close(axes.images[0].get_array(), np.sqrt([[0.75, 0.25], [0, 0]]))
+    close(axes.images[0].get_array(), [[0.75**0.5, 0.5], [0, 0]])
     assert [text.get_text() for text in axes.texts] == ["3", "1"]
     assert [text.get_text() for text in axes.get_yticklabels()] == [r"a\$b", "a very long n…"]
-    figures.draw_confusion(np.eye(30).tolist(), [str(number) for number in range(30)], tmp_path / "many.png")
+    figures.draw_confusion(np.eye(30, dtype=int).tolist(), [str(number) for number in range(30)], tmp_path / "many.png")
     assert not saved["many"].axes[0].texts
 
 

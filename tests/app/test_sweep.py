@@ -12,7 +12,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from dkel_lightning.app import config, sweep
+from dkel_lightning.app import config, figures, sweep
 from dkel_lightning.app.records import RunRecord, write_failure
 from dkel_lightning.app.run import Run
 from dkel_lightning.errors import ConfigError, DataError, NonFiniteError
@@ -229,8 +229,8 @@ def test_collapses_are_counted_with_their_wilson_interval(tmp_path: Path) -> Non
 
 def test_only_columns_that_some_run_has_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[str, Any] = {}
-    monkeypatch.setattr(sweep.figures, "draw_bars", lambda scores, reference, path: shown.update(bars=scores))
-    monkeypatch.setattr(sweep.figures, "draw_sweep_curves", lambda curves, path: shown.update(curves=curves))
+    monkeypatch.setattr(figures, "draw_bars", lambda scores, reference, path: shown.update(bars=scores))
+    monkeypatch.setattr(figures, "draw_sweep_curves", lambda curves, path: shown.update(curves=curves))
     by_seed(tmp_path, {"method=dkel": (0.9, 0.8), "method=pcl": (0.5,)})
     write_metrics(tmp_path / "method=pcl,seed=0", {"train/noise/fit_wrong/student_mean": [0.1, 0.3]})
     write_failure(tmp_path / "method=one,seed=0", ValueError("x"))
