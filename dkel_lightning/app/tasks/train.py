@@ -28,7 +28,7 @@ from dkel_lightning.app.callbacks import (
 )
 from dkel_lightning.app.config import Values
 from dkel_lightning.app.loggers import MetricsFile, build_loggers, log_pictures
-from dkel_lightning.app.records import CheckpointScores
+from dkel_lightning.app.records import Test
 from dkel_lightning.app.run import Run, best_checkpoint, find_checkpoint, is_finished
 from dkel_lightning.app.saved import settings_hash
 from dkel_lightning.app.tasks.stages import stage_names, stages_before, with_weights
@@ -40,6 +40,8 @@ from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
+from dkel_lightning.modules import continuation
+from dkel_lightning.modules.evaluation import scored_names
 from dkel_lightning.runtime import memory, provenance
 from dkel_lightning.runtime.memory import PeakMemory
 from dkel_lightning.runtime.processes import broadcast_from_rank_zero, print_once
@@ -59,8 +61,8 @@ class TrainResult:
         deployed_parameters: parameters of the network that is deployed.
     """
 
-    last: CheckpointScores
-    best: CheckpointScores | None
+    last: Test
+    best: Test | None
     images_per_second: float | None
     seconds: float
     memory: PeakMemory
@@ -225,7 +227,7 @@ def _checkpoint_callbacks(run: Run, rows: MetricsFile, last: LastCheckpoint | No
 
 
 def _check_monitor(monitor: str, module: DistillationModule) -> None:
-    known = ["val/acc", *(f"val/{kind}/{name}" for kind in ("acc", "nll") for name in module.scores.names)]
+    known = ["val/acc", *(f"val/{kind}/{name}" for kind in ("acc", "nll") for name in scored_names(module))]
     if monitor not in known:
         raise ConfigError(f"callbacks.monitor is {monitor!r}: choose one of {', '.join(known)}.")
 
@@ -238,13 +240,13 @@ def _is_behind(path: Path, trainer: Trainer) -> bool:
     return path.is_file() and (not is_whole(path) or int(load(path)["global_step"]) < trainer.global_step)
 
 
-def _test_best(trainer: Trainer, module: DistillationModule, images: ClassificationData, run: Run) -> CheckpointScores | None:
+def _test_best(trainer: Trainer, module: DistillationModule, images: ClassificationData, run: Run) -> Test | None:
     # Processes that torchrun starts may have named folders of their own; only the first one writes.
     path = broadcast_from_rank_zero(run.checkpoints / "best.ckpt")
     if not broadcast_from_rank_zero(path.is_file()):
         return None
     checkpoint = load(path, module.device)
-    module.load_checkpoint(checkpoint, path)
+    continuation.load(module, checkpoint, path)
     return scores.test(trainer, module, images, int(checkpoint["epoch"]) + 1)
 
 

@@ -1,0 +1,1 @@
+from dkel_lightning.modules.distillation import DistillationModule  # TEMPORARY
