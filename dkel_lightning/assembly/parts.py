@@ -97,12 +97,7 @@ def check_teacher(method: str, needs: Needs, teacher: Mapping[str, Any]) -> None
             raise ConfigError(f"teacher=none, but {method} needs a teacher: choose teacher={cure}.")
         return
     if not needs.foreign_teacher:
-        if teacher["update"] != "ema" and teacher.get("dtype", "float32") != "float32":
-            raise ConfigError(
-                f"teacher.dtype={teacher['dtype']} is of a teacher that follows, or of a frozen one of its own (kd), "
-                f"and that of {method} is neither: leave it out."
-            )
-        for key in ("backbone", "pretrained", "image_size", "mean", "std", "init_student_from_branches"):
+        for key in ("backbone", "pretrained", "init_student_from_branches"):
             default = getattr(TeacherSettings, key)
             if teacher.get(key, default) != default:
                 raise ConfigError(
