@@ -32,7 +32,7 @@ class Curve(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Test:
+class CheckpointScores:
     """The test of one checkpoint, as summary.json holds it.
 
     Attributes:
@@ -129,17 +129,17 @@ class RunRecord:
         return dict(settings)
 
     @property
-    def last(self) -> Test | None:
+    def last(self) -> CheckpointScores | None:
         """The test of the last epoch; None unless the run has finished."""
         return _scores(self.summary["test"]["last"]) if self.summary else None
 
     @property
-    def best(self) -> Test | None:
+    def best(self) -> CheckpointScores | None:
         """The test of the epoch that validation selected; None where no checkpoint was written."""
         return _scores(self.summary["test"]["best"]) if self.summary and self.summary["test"].get("best") else None
 
     @property
-    def selected(self) -> Test | None:
+    def selected(self) -> CheckpointScores | None:
         """The test of the selected epoch, else that of the last one."""
         return self.best or self.last
 
@@ -184,5 +184,7 @@ def write_failure(folder: Path, error: BaseException) -> None:
     write_text(folder / FAILED, f"{type(error).__name__}: {' '.join(str(error).split())}\n")
 
 
-def _scores(content: Mapping[str, Any]) -> Test:
-    return Test(**{field.name: content[field.name] for field in fields(Test) if field.name in content})
+def _scores(content: Mapping[str, Any]) -> CheckpointScores:
+    return CheckpointScores(
+        **{field.name: content[field.name] for field in fields(CheckpointScores) if field.name in content}
+    )

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dkel_lightning.app import figures
-from dkel_lightning.app.records import CONFUSION, Test
+from dkel_lightning.app.records import CONFUSION, CheckpointScores
 from dkel_lightning.app.tables import write_csv
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.modules import deployment
@@ -30,11 +30,11 @@ NAMES = {
 KINDS = ("student", "ensemble", "teacher")
 
 
-def test(trainer: Trainer, module: DistillationModule, images: ClassificationData, epoch: int) -> Test:
+def test(trainer: Trainer, module: DistillationModule, images: ClassificationData, epoch: int) -> CheckpointScores:
     """Test the module with the weights that it holds, after `epoch` epochs."""
     metrics = trainer.test(module, images, verbose=False)[0]
     deployed, accuracy = module.deployed_member(), _by_member(metrics, "test/acc/")
-    return Test(
+    return CheckpointScores(
         epoch=epoch,
         images=int(metrics["test/images"]),
         classes=images.num_classes,
@@ -85,7 +85,7 @@ def _order(member: str) -> tuple[int, int, int]:
     return (KINDS.index(kind) if kind in KINDS else len(KINDS), *rank)
 
 
-def print_scores(tests: Mapping[str, Test], title: str, note: str, console: Console | None = None) -> None:
+def print_scores(tests: Mapping[str, CheckpointScores], title: str, note: str, console: Console | None = None) -> None:
     """Print the closing table: a row a network, a column a checkpoint; the deployed network is marked by *."""
     table = Table(title=Text(title), title_justify="left", caption=Text(note), caption_justify="left")
     table.add_column("network")

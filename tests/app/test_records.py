@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dkel_lightning.app import records
-from dkel_lightning.app.records import Curve, RunRecord, write_failure
+from dkel_lightning.app.records import CheckpointScores, Curve, RunRecord, write_failure
 from dkel_lightning.errors import DataError, NonFiniteError
 from tests.app.run_folders import one_test, write_metrics, write_run
 
@@ -57,7 +56,7 @@ def test_a_finished_run_has_the_tests_of_its_last_and_selected_epoch(tmp_path: P
 
 
 def test_a_test_goes_through_json_and_back(tmp_path: Path) -> None:
-    test = records.Test(
+    test = CheckpointScores(
         **one_test(0.9, passed_over={"network": "student_0", "validation_accuracy": 0.8}, validated=False)
     )
     write_run(tmp_path / "run", 0.9, last=dataclasses.asdict(test))
@@ -65,15 +64,15 @@ def test_a_test_goes_through_json_and_back(tmp_path: Path) -> None:
 
 
 def test_what_is_searched_for_is_the_validation_accuracy() -> None:
-    assert records.Test(**one_test(0.9)).objective == pytest.approx(0.91)
-    assert records.Test(**one_test(0.9, validation_accuracy=None)).objective == 0.9
+    assert CheckpointScores(**one_test(0.9)).objective == pytest.approx(0.91)
+    assert CheckpointScores(**one_test(0.9, validation_accuracy=None)).objective == 0.9
 
 
 def test_members_whose_outputs_overflow_are_named() -> None:
     found = one_test(0.9)
     found["nll"]["student_1"] = float("inf")
     found["calibration"]["teacher_1"] = float("nan")
-    assert records.Test(**found).overflowing == ["student_1", "teacher_1"]
+    assert CheckpointScores(**found).overflowing == ["student_1", "teacher_1"]
 
 
 def test_curves_count_epochs_from_one_and_leave_empty_cells_out(tmp_path: Path) -> None:
