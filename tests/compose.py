@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dkel_lightning.app import config
-from dkel_lightning.app.run import Run
+from dkel_lightning.app.main import execute
+from dkel_lightning.app.run import Run, find_checkpoint
+from dkel_lightning.app.tasks.train import TrainResult, train
 
 TINY = (
     "trainer=cpu",
@@ -45,3 +47,13 @@ def interrupted_at(epoch: int, run: Run) -> Run:
 def tiny_run(folder: Path, *overrides: str) -> Run:
     """Compose a run of a few steps on the digits."""
     return Run(compose(*TINY, *overrides), folder)
+
+
+def run_task(folder: Path, *overrides: str) -> float | None:
+    """Run a task in this process as the command line does."""
+    return execute(compose(*overrides), folder, config.typed_keys(overrides))
+
+
+def resumed(run: Run) -> TrainResult:
+    """Go on with a run as `resume=FOLDER` does."""
+    return train(replace(run, resume=find_checkpoint(run.folder)))

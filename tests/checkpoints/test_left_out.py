@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dkel_lightning import DistillationModule, TeacherSettings
 from dkel_lightning.app.cli import saved_settings
-from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.run import Run
 from dkel_lightning.app.tasks.evaluate import evaluate
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import CheckpointError

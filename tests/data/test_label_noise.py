@@ -14,7 +14,7 @@ from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.data.label_noise import with_wrong_labels
 from dkel_lightning.errors import ConfigError, DataError
-from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.settings.data import LabelNoise
 from tests.compose import compose
 

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from dkel_lightning.app.callbacks.saving import SaveOnSignal
-from dkel_lightning.app.cli.folders import find_resume
-from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.run import Run
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import Interrupted

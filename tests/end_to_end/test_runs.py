@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dkel_lightning.checkpoints import file_format
-from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.distillation import DistillationModule
 from tests.commands import Command, dkel
 
 

@@ -13,8 +13,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from dkel_lightning import DistillationModule, methods
-from dkel_lightning.app.cli.folders import find_resume
-from dkel_lightning.app.runs.folder import Run, newest_checkpoint
+from dkel_lightning.app.run import Run
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import Batch

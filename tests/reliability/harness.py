@@ -8,7 +8,6 @@ import os
 import random
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from dkel_lightning.app.callbacks.saving import BestCheckpoint, LastCheckpoint, RowBeforeCheckpoint
-from dkel_lightning.app.cli.folders import find_resume
-from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.tasks.train import TrainResult, train
+from dkel_lightning.app.callbacks import BestCheckpoint, LastCheckpoint, MetricsRow
+from dkel_lightning.app.run import Run
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.modules import teacher
 from dkel_lightning.runtime import processes
@@ -49,13 +46,7 @@ class Noise(Callback):
 
 def noisy_run(folder: Path, *overrides: str) -> Run:
     """Compose a run whose results depend on the global generators."""
-    return with_callback(tiny_run(folder, *SHORT, "trust=true", *overrides), f"{__name__}.Noise")
-
-
-def resumed(run: Run) -> TrainResult:
-    """Go on with a run as `resume=FOLDER` does."""
-    found = find_resume(str(run.folder))
-    return train(replace(run, resume=None if found.is_dir() else found))
+    return with_callback(tiny_run(folder, *SHORT, *overrides), f"{__name__}.Noise")
 
 
 def in_a_child(work: Callable[[], Any]) -> int:
@@ -115,7 +106,7 @@ def patched(place: str) -> None:
         "validation": (Noise, "on_validation_batch_end"),
         "validated": (Noise, "on_validation_epoch_end"),
         "test": (Noise, "on_test_batch_end"),
-        "row": (RowBeforeCheckpoint, "on_train_epoch_end"),
+        "row": (MetricsRow, "on_train_epoch_end"),
         "best": (BestCheckpoint, "on_train_epoch_end"),
         "last": (LastCheckpoint, "on_train_epoch_end"),
         "init": (teacher.TeacherModule, "initialise"),

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.app.cli import saved_settings
-from dkel_lightning.app.config import checks
-from dkel_lightning.app.runs.folder import Run, saved_values
+from dkel_lightning.app import config, saved
+from dkel_lightning.app.run import Run, run_of
 from dkel_lightning.app.tasks.export import export_checkpoint
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import DigitsDataModule
@@ -28,12 +27,8 @@ def trained(folder: Path) -> Path:
 
 
 def values_of(checkpoint: Path, *overrides: str) -> dict[str, Any]:
-    """Compose as the command line does for a checkpoint of a run, and check."""
-    values = saved_settings.of_checkpoint(
-        saved_values(checkpoint), compose(*overrides), overrides, checkpoint.parent.parent
-    )
-    checks.check(values)
-    return values
+    """Compose as the command line does for a checkpoint of a run."""
+    return saved.checkpoint_settings(run_of(checkpoint), compose(*overrides), config.typed_keys(overrides))
 
 
 def exported(checkpoint: Path, folder: Path, *overrides: str) -> Exported:

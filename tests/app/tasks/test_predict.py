@@ -14,7 +14,7 @@ from PIL import Image
 
 from dkel_lightning.app import tasks
 from dkel_lightning.app.config import checks
-from dkel_lightning.app.runs.folder import Run
+from dkel_lightning.app.run import Run
 from dkel_lightning.app.tasks.predict import PredictResult, predict
 from dkel_lightning.data.decode import decode_to
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError

@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 
-from dkel_lightning.app import tasks
-from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.errors import ConfigError
-from tests.compose import check_arguments, compose
+from tests.compose import compose, run_task
 
 
 def run(folder: Path, *overrides: str) -> set[str]:
     """Run a task as the command line does, without data, and return the names of its files."""
-    tasks.run(Run(compose(*overrides, "data=image_folder", "data.root=nowhere"), folder))
+    run_task(folder, *overrides, "data=image_folder", "data.root=nowhere")
     for path in (folder / "figures").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 10_000

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from dkel_lightning.app.run import Run, find_checkpoint, load_config, resume_path
 from dkel_lightning.app.tasks.evaluate import evaluate
 from dkel_lightning.app.tasks.train import TrainResult, train
-from dkel_lightning.checkpoints import load_checkpoint, step_of
+from dkel_lightning.checkpoints.file_format import load
 from dkel_lightning.errors import CheckpointError, ConfigError, NonFiniteError
 from tests.compose import compose, interrupted_at, tiny_run, with_callback
 
@@ -108,7 +108,7 @@ def test_the_teachers_deployed_accuracy_is_that_of_the_reloaded_checkpoint(
 
 
 def state(folder: Path) -> dict[str, Any]:
-    return load_checkpoint(folder / "checkpoints" / "last.ckpt")
+    return load(folder / "checkpoints" / "last.ckpt")
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
@@ -167,12 +167,12 @@ def test_the_best_epoch_survives_a_move_of_the_run_and_a_worse_resume(tmp_path: 
     full = tiny_run(first, *settings)
     with pytest.raises(SystemExit):
         train(interrupted_at(2, full))
-    best = load_checkpoint(first / "checkpoints" / "best.ckpt")["state_dict"]["validation_accuracy"]
+    best = load(first / "checkpoints" / "best.ckpt")["state_dict"]["validation_accuracy"]
     moved = tmp_path / "moved"
     first.rename(moved)
     spoiling = with_callback(full, f"{__name__}.Spoil")
     train(replace(spoiling, folder=moved, resume=moved / "checkpoints" / "last.ckpt"))
-    again = load_checkpoint(moved / "checkpoints" / "best.ckpt")["state_dict"]
+    again = load(moved / "checkpoints" / "best.ckpt")["state_dict"]
     assert torch.equal(again["validation_accuracy"], best)
 
 
@@ -225,8 +225,8 @@ def test_a_run_goes_on_from_most_steps_whatever_the_times_of_the_files(finished:
     os.utime(best, (last.stat().st_mtime + 100,) * 2)
     assert find_checkpoint(finished.folder) == last
     # Killed after the best.ckpt of an epoch, before its last.ckpt.
-    ahead = load_checkpoint(best)
-    torch.save({**ahead, "global_step": step_of(last) + 300}, best)
+    ahead = load(best)
+    torch.save({**ahead, "global_step": load(last)["global_step"] + 300}, best)
     assert find_checkpoint(finished.folder) == best
 
 

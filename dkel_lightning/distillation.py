@@ -1,1 +1,0 @@
-from dkel_lightning.modules.distillation import DistillationModule  # TEMPORARY
