@@ -122,6 +122,8 @@ def checkpoint_settings(folder: Path, composed: Values, typed: set[str]) -> dict
         if group not in saved:
             raise CheckpointError(f"{folder / 'config.yaml'} has no {group}: it is of another version, or damaged.")
         values[group] = dict(saved[group])
+        if group == "teacher":  # its weights are in the checkpoint, or the command names them again
+            values[group] |= {key: None for key in ("weights",) if key in values[group]}
         for key in typed:
             if key.startswith(f"{group}."):
                 _assign(values, key, _at(composed, key))

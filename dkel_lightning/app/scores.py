@@ -38,7 +38,7 @@ def test(trainer: Trainer, module: DistillationModule, images: ClassificationDat
         epoch=epoch,
         images=int(metrics["test/images"]),
         classes=images.num_classes,
-        validated=bool(module.validation_accuracy.isfinite().any()),
+        validated=bool(module.scores.validation_accuracy.isfinite().any()),
         was_chosen=len(deployment.candidates(module, module.deployment)) > 1,
         deployed=deployed,
         deployed_accuracy=accuracy[deployed],
@@ -57,13 +57,13 @@ def _by_member(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
 
 
 def _validation_accuracy(module: DistillationModule, member: str) -> float | None:
-    accuracy = float(module.validation_accuracy[module.members.index(member)])
+    accuracy = float(module.scores.validation_accuracy[module.scores.members.index(member)])
     return accuracy if math.isfinite(accuracy) else None
 
 
 def _passed_over(module: DistillationModule, deployed: str) -> dict[str, Any] | None:
     """Return the network that the method itself deploys, where validation selected one of another kind."""
-    network = deployment.methods_own(module)
+    network = deployment.usual_member(module)
     accuracy = _validation_accuracy(module, network)
     alike = network.partition("_")[0] == deployed.partition("_")[0]
     return None if alike or accuracy is None else {"network": network, "validation_accuracy": accuracy}

@@ -52,7 +52,7 @@ class MethodBatches(Callback):
     def _give(self, trainer: Trainer, module: Coordinator, when: str) -> None:
         count = module.method.wants_batches(when, clock(trainer))
         if count is not None:
-            with own_random_numbers(module, trainer.global_rank), forward_context(trainer):
+            with own_random_numbers(trainer.lightning_module, trainer.global_rank), forward_context(trainer):
                 module.method.take_batches(when, module, drawn_batches(trainer, module, count))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.distillation import DistillationModule
-from tests.commands import Command, dkel
+from dkel_lightning.runtime import command_lines, locks
+from tests.commands import MAIN, Command, dkel
+from tests.disks import as_root, fill, small_disk
 
 
 def from_a_shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -77,6 +82,34 @@ def test_the_quickstart_deploys_a_peer_above_97_percent(tmp_path: Path) -> None:
     assert column(folder, "weights/rampup")[-1] == 1.0
     network = DistillationModule.load_from_checkpoint(folder / "checkpoints" / "best.ckpt").deploy()
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(
+    "DKEL_REAL_DATA" not in os.environ, reason="set DKEL_REAL_DATA to a folder that holds tiny-imagenet-200/"
+)
+def test_two_epochs_on_tinyimagenet_through_the_real_reader_end_with_a_finite_falling_loss(tmp_path: Path) -> None:
+    done = dkel(
+        "experiment=tinyimagenet",
+        f"data.root={os.environ['DKEL_REAL_DATA']}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.limit=320",
+        "data.eval_batch_size=64",
+        "data.batch_size=32",
+        "backbone=resnet8",
+        "trainer=cpu",
+        "trainer.max_epochs=2",
+        "trainer.limit_val_batches=1",
+        "trainer.limit_test_batches=1",
+        "optimizer.lr=0.05",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "200 classes" in done.stdout
+    losses = column(only_run(tmp_path, "tinyimagenet"), "train/loss")
+    assert all(map(math.isfinite, losses))
+    assert losses[1] < losses[0]
 
 
 @pytest.mark.slow
@@ -141,6 +174,88 @@ def test_runs_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Path
     assert {summary(folder)["seed"] for folder in folders} == {1, 2}
 
 
+@pytest.mark.long
+def test_sweeps_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    # In the place of the time; not named on the command line, which would go on with what lies there.
+    (tmp_path / "conf" / "experiment" / "now.yaml").write_text(
+        "# @package _global_\nhydra: {sweep: {dir: 'outputs/${name}/now'}}\n"
+    )
+    # Programs of their own: one that is forked, as by `Command`, waits for joblib's workers until these give up.
+    both = [
+        subprocess.Popen(
+            [sys.executable, MAIN, "-m", "--config-dir=conf", "experiment=now", *SMALL, *arguments],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for arguments in (["method=dkel", "seed=0"], ["hydra/launcher=joblib", "method=pcl", "seed=1"])
+    ]
+    said = [process.communicate(timeout=250)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    folders = sorted((tmp_path / "outputs" / "smoke").iterdir())
+    assert [folder.name for folder in folders] == ["now", "now_1"]
+    for folder in folders:
+        assert [path.name for path in folder.glob("[0-9]*")] == ["0"]
+        assert "1 jobs: 1 finished." in (folder / "sweep.md").read_text()
+    assert {(found["method"], found["seed"]) for found in (summary(folder / "0") for folder in folders)} == {
+        ("dkel", 0),
+        ("pcl", 1),
+    }
+    named = [text.rsplit(" in ", 1)[1].strip() for text in said]
+    assert sorted(named) == ["outputs/smoke/now", "outputs/smoke/now_1"]
+
+
+def test_a_folder_of_a_sweep_that_hydra_fills_in_is_held_too(tmp_path: Path) -> None:
+    with locks.held(tmp_path / "outputs" / "smoke", locks.CLAIM):
+        done = dkel("-m", *SMALL, "seed=0", "hydra.sweep.dir='outputs/${name}'", cwd=tmp_path)
+    holder = f"Process {os.getpid()} on {socket.gethostname()}"
+    message = f"Error: {holder} is working on outputs/smoke: wait for it, or choose another folder.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+    assert [path.name for path in (tmp_path / "outputs" / "smoke").iterdir()] == [locks.CLAIM]
+
+
+@pytest.mark.long
+def test_the_jobs_of_a_sweep_lie_in_one_folder_whatever_varies(tmp_path: Path) -> None:
+    done = dkel("-m", *SMALL, "name=one,other", "seed=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "outputs").glob("*/sweep_*")
+    assert [summary(sweep / job)["test"]["last"]["epoch"] for job in ("0", "1")] == [1, 1]
+    assert "2 jobs: 2 finished." in (sweep / "sweep.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_job_whose_folder_is_anothers_leaves_it_as_it_is_and_is_credited_nothing(tmp_path: Path) -> None:
+    first = dkel("-m", *SMALL, "method=dkel", "seed=0,1", "hydra.sweep.dir=sw", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "sw"
+    before = {path: path.read_bytes() for job in ("0", "1") for path in (folder / job).rglob("*") if path.is_file()}
+    table = (folder / "sweep.md").read_text()
+    for changed in (["method=pcl", "seed=0,1"], ["method=dkel", "seed=2,0"]):
+        arguments = ["-m", *SMALL, *changed]
+        done = dkel(*arguments, "hydra.sweep.dir=sw", cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.count("was trained with other settings") == 2
+        assert done.stderr.endswith("Error: 2 jobs of the sweep failed: 0, 1.\n")
+        # Not the command that would be refused again.
+        again = command_lines.typed(*arguments, "hydra.sweep.dir=sw_1")
+        own = f"sw holds other jobs under 0, 1: in a folder of its own this sweep is run by: {again}\n"
+        assert done.stdout.endswith(own)
+        assert "What is missing" not in done.stdout
+        assert before == {
+            path: path.read_bytes() for job in ("0", "1") for path in (folder / job).rglob("*") if path.is_file()
+        }
+        assert (folder / "sweep.md").read_text() == table
+        assert not [*folder.glob(".refused*")]
+    done = dkel("-m", "resume=sw/0", "hydra.sweep.dir=sw", cwd=tmp_path)
+    assert done.returncode == 2
+    assert (
+        done.stderr == "Error: resume= goes on with one run, without -m; a sweep goes on with hydra.sweep.dir=FOLDER.\n"
+    )
+    assert before == {path: path.read_bytes() for path in before}
+    assert (folder / "sweep.md").read_text() == table
+
+
 def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "outputs").write_text("a file")
     done = dkel("debug=smoke", cwd=tmp_path)
@@ -156,3 +271,100 @@ def test_a_failing_job_does_not_end_the_sweep(tmp_path: Path) -> None:
     assert "Error: 1 jobs of the sweep failed: 0." in done.stderr
     (sweep,) = (tmp_path / "outputs" / "smoke").iterdir()
     assert summary(sweep / "1")["test"]["last"]["epoch"] == 1
+
+
+@as_root
+@pytest.mark.long
+def test_a_sweep_on_a_full_disk_is_one_error_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "16m") as disk:
+        arguments = ["-m", *SMALL, "seed=0", f"hydra.sweep.dir={disk}/sweep"]
+        filler = fill(disk)
+        done = dkel(*arguments, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"Error: Could not write {disk}/sweep (No space left on device): free some space. "
+            "What was written before is whole.\n",
+        )
+        filler.unlink()
+        assert dkel(*arguments, cwd=tmp_path).returncode == 0
+        before = {path: path.read_bytes() for path in (disk / "sweep").rglob("*.csv")}
+        filler = fill(disk)
+        again = dkel(*arguments, cwd=tmp_path)
+        assert again.returncode == 1
+        lost = [f"Error in job 0 of the sweep: Could not write {disk}/sweep/0/job.json"]
+        lost += [f"Error: Could not write {disk}/sweep/sweep.csv", "Error: 1 jobs of the sweep failed: 0."]
+        assert [line.partition(" (")[0] for line in again.stderr.splitlines()] == lost
+        assert again.stdout.rstrip().endswith(f"hydra.sweep.dir={disk}/sweep")
+        assert {path: path.read_bytes() for path in before} == before
+        filler.unlink()
+        whole = dkel(*arguments, cwd=tmp_path)
+        assert (whole.returncode, whole.stderr) == (0, "")
+
+
+# Without a buffer nothing is left to flush.
+@pytest.mark.slow
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.long)])
+def test_a_sweep_whose_output_nobody_reads_any_more_ends_quietly(unbuffered: str, tmp_path: Path) -> None:
+    lines = ["debug=smoke", "trainer=cpu", "trainer.max_epochs=200", "callbacks.progress=lines"]
+    command = [sys.executable, "-m", "dkel_lightning", "-m", *lines, "seed=0,1", "hydra.sweep.dir=sweep"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+    ) as process:
+        while process.stdout.readline() != "[1/2] seed=0\n":
+            pass
+        process.stdout.readline()  # of the job itself
+        process.stdout.close()
+        assert (process.wait(timeout=200), process.stderr.read()) == (141, "")
+    # The job is gone on with, and the other one has not begun.
+    assert json.loads((tmp_path / "sweep" / "0" / "job.json").read_text())["state"] == "running"
+    assert not (tmp_path / "sweep" / "1").exists()
+
+
+@pytest.mark.long
+def test_evaluations_with_other_settings_lie_beside_each_other_and_an_export_is_asked_within_its_run(
+    tmp_path: Path,
+) -> None:
+    assert dkel(*SMALL, "method.peers=4", "hydra.run.dir=run", cwd=tmp_path).returncode == 0
+    of = ("checkpoint=run/checkpoints/last.ckpt", "trainer=cpu")
+    expected = {"evaluation_last": "deploy.peer=0", "evaluation_last_1": "deploy.peer=3", "mine": "deploy.peer=1"}
+    for folder, peer in [*expected.items(), ("evaluation_last", "deploy.peer=0"), ("mine", "deploy.peer=2")]:
+        named = ["hydra.run.dir=run/mine"] if folder == "mine" else []
+        done = dkel("task=evaluate", *of, peer, *named, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == f"Written to {tmp_path}/run/{folder}/evaluation.json"
+        written = json.loads((tmp_path / "run" / folder / "evaluation.json").read_text())
+        assert f"deploy.peer={written['settings']['deploy']['peer']}" == peer
+        assert written["test"]["deployed"] == f"teacher_{peer[-1]}"
+    done = dkel("task=evaluate", *of, "deploy.peer=4", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "Error: deploy.peer=4, but peers are numbered 0 to 3.\n")
+    assert {path.name for path in (tmp_path / "run").glob("evaluation*")} == {"evaluation_last", "evaluation_last_1"}
+
+    done = dkel("task=export", *of, "deploy.peer=3", "export.repeats=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "image.png")
+    ask = ("task=predict", "checkpoint=run/export_last/teacher_3_safetensors", "predict.images=image.png")
+    done = dkel(*ask, "deploy.peer=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "run" / "predict_teacher_3_safetensors" / "predictions.json").read_text())
+    assert (said["member"], len(said["predictions"])) == ("teacher_3", 1)
+    done = dkel(*ask, "deploy.network=student", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "holds one network, teacher_3; leave it out" in done.stderr
+    done = dkel(*ask, "method=pcl", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "Error: method: the export decides this; leave it out.\n")
+
+
+@pytest.mark.parametrize("task", ["evaluate", "export"])
+def test_a_config_that_asks_for_the_environment_is_refused_where_its_checkpoint_is_read(
+    task: str, trained: Path, tmp_path: Path
+) -> None:
+    config = trained / "config.yaml"
+    config.write_text(config.read_text().replace("  root: data\n", "  root: ${oc.env:HOME}\n"))
+    done = dkel(f"task={task}", f"checkpoint={trained}/checkpoints/last.ckpt", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"Error: {config} was not read: data.root holds '${{oc.env:HOME}}', and no run writes a ${{...}}; "
+        "put back the file that the run wrote.\n",
+    )
+    assert not [path for path in trained.iterdir() if path.name.startswith(("evaluation", "export"))]

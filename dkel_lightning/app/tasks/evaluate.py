@@ -56,6 +56,9 @@ def load_module(path: Path, values: Values) -> DistillationModule:
     deploy = {key: value for key, value in values["deploy"].items() if value != "auto"}
     # The memory layout of the training, or the figures would differ in their last digits.
     others = {"execution": values["execution"], **({"deploy": deploy} if deploy else {})}
+    # A teacher that the checkpoint leaves out is read again where the command names it.
+    teacher = {key: values["teacher"][key] for key in ("weights", "pretrained") if values["teacher"].get(key)}
+    others |= {"teacher": teacher} if teacher else {}
     return DistillationModule.load_from_checkpoint(path, **others)
 
 
@@ -82,6 +85,6 @@ def _report(run: Run, result: EvaluateResult, module: DistillationModule, images
     checkpoint = run.values["checkpoint"]
     scores.print_scores({f"epoch {result.scores.epoch}": result.scores}, f"Test accuracy of {checkpoint}", "* deployed.")
     run.write_json(EVALUATION, {"checkpoint": str(checkpoint), "test": asdict(result.scores)})
-    if module.tested_confusion is not None:
-        scores.write_confusion(module.tested_confusion.tolist(), images.class_names, run.folder)
+    if module.scores.tested_confusion is not None:
+        scores.write_confusion(module.scores.tested_confusion.tolist(), images.class_names, run.folder)
     print(f"Written to {run.folder / EVALUATION}")

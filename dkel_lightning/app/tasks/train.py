@@ -40,8 +40,7 @@ from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
-from dkel_lightning.modules import continuation
-from dkel_lightning.modules.evaluation import scored_names
+from dkel_lightning.modules import resume
 from dkel_lightning.runtime import memory, provenance
 from dkel_lightning.runtime.memory import PeakMemory
 from dkel_lightning.runtime.processes import broadcast_from_rank_zero, print_once
@@ -96,11 +95,16 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     run = replace(run, resume=broadcast_from_rank_zero(run.resume))
     values, step = run.values, None
     if run.resume is not None:
-        step = _check_unedited(run)
+        checkpoint = load(run.resume)
+        _check_unedited(run, checkpoint)
+        step = int(checkpoint["global_step"])
+        if weights is None and resume.holds_teacher(checkpoint["state_dict"]):
+            values = with_weights(values, None)  # a resume needs no file of weights
+        del checkpoint  # Lightning loads it again, on the device
     images = prepare_data(values)
     if images.normalize is not None:  # an evaluation must not compute it anew
         constants = {"mean": list(images.normalize.mean), "std": list(images.normalize.std)}
-        run = replace(run, values={**values, "data": {**values["data"], **constants}})
+        run = replace(run, values={**run.values, "data": {**run.values["data"], **constants}})
     module = build.distillation(values if weights is None else with_weights(values, weights), images)
     _check_monitor(values["callbacks"]["monitor"], module)
     logger = MetricsFile(run.folder / "metrics.csv", step)
@@ -142,17 +146,14 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     return result
 
 
-def _check_unedited(run: Run) -> int:
-    """Return the step of the checkpoint to go on from; refuse settings that were edited since the run began."""
-    assert run.resume is not None
-    checkpoint = load(run.resume)
+def _check_unedited(run: Run, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse settings that were edited since the run began."""
     saved_hash = checkpoint.get("callbacks", {}).get(SettingsHash.__name__, {}).get("hash")
     if saved_hash not in (None, settings_hash(run.values)):
         raise CheckpointError(
             f"{run.folder / 'config.yaml'} has been edited since {run.resume} was written: put it back, or begin "
             "another run."
         )
-    return int(checkpoint["global_step"])
 
 
 def prepare_data(values: Values) -> ClassificationData:
@@ -227,7 +228,7 @@ def _checkpoint_callbacks(run: Run, rows: MetricsFile, last: LastCheckpoint | No
 
 
 def _check_monitor(monitor: str, module: DistillationModule) -> None:
-    known = ["val/acc", *(f"val/{kind}/{name}" for kind in ("acc", "nll") for name in scored_names(module))]
+    known = ["val/acc", *(f"val/{kind}/{name}" for kind in ("acc", "nll") for name in module.scores.names)]
     if monitor not in known:
         raise ConfigError(f"callbacks.monitor is {monitor!r}: choose one of {', '.join(known)}.")
 
@@ -246,7 +247,7 @@ def _test_best(trainer: Trainer, module: DistillationModule, images: Classificat
     if not broadcast_from_rank_zero(path.is_file()):
         return None
     checkpoint = load(path, module.device)
-    continuation.load(module, checkpoint, path)
+    resume.load(module, checkpoint, path)
     return scores.test(trainer, module, images, int(checkpoint["epoch"]) + 1)
 
 
@@ -312,8 +313,8 @@ def _report(
     for column, test in tests.items():
         if test.overflowing:
             print(f"Warning: {column}: outputs of {', '.join(test.overflowing)} overflow: lower optimizer.lr.")
-    if module.tested_confusion is not None:
-        scores.write_confusion(module.tested_confusion.tolist(), images.class_names, run.folder)
+    if module.scores.tested_confusion is not None:
+        scores.write_confusion(module.scores.tested_confusion.tolist(), images.class_names, run.folder)
     curves = run.folder / "figures" / "curves.png"
     metrics = run.folder / records.METRICS
     if metrics.is_file():
