@@ -122,8 +122,8 @@ def open_exported(path: Path | str, *, trust: bool = False) -> Exported:
         raise CheckpointError(f"No exported network at {path}: give the folder of an export.")
     if path.suffix == ".pt2" and not trust:
         raise CheckpointError(
-            f"{path} may hold objects that run code on loading, as every .pt2 may. If the file is your own, add "
-            "trust=true; from a stranger, ask for ONNX or safetensors."
+            f"{path} may hold objects that run code on loading, as every .pt2 may. If the file is your own, open it by "
+            "open_exported(path, trust=True); from a stranger, ask for ONNX or safetensors."
         )
     return Exported(path, record, open_file(path, lambda: _rebuilt(record, path, trust=trust)))
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from dkel_lightning.app import build, scores
 from dkel_lightning.app.config import Values
-from dkel_lightning.app.records import Test
+from dkel_lightning.app.records import CheckpointScores
 from dkel_lightning.app.run import Run, run_of
 from dkel_lightning.app.tasks.train import prepare_data
 from dkel_lightning.checkpoints import file_format
@@ -26,7 +26,7 @@ EVALUATION = "evaluation.json"
 class EvaluateResult:
     """What an evaluation gave."""
 
-    scores: Test
+    scores: CheckpointScores
 
     @property
     def objective(self) -> float:

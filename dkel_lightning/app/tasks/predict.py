@@ -1,221 +1,83 @@
-"""task=predict: name the classes of images with a checkpoint or an exported file."""
+"""task=predict: write the most probable classes of images into predictions.csv."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
-from dkel_lightning.app import build
-from dkel_lightning.app.runs.folder import Run, run_folder
-from dkel_lightning.app.runs.tables import print_table, write_csv
-from dkel_lightning.app.tasks.evaluate import class_names, loaded
+from dkel_lightning.app.config import Values
+from dkel_lightning.app.run import Run
+from dkel_lightning.app.tables import write_csv
+from dkel_lightning.app.tasks.evaluate import load_module
+from dkel_lightning.app.tasks.export import preprocessing_of
 from dkel_lightning.data.decode import decode_to
 from dkel_lightning.data.readers.image_folder import images_in
-from dkel_lightning.errors import CheckpointError, ConfigError, DataError
-from dkel_lightning.export import Exported, Preprocessing, formats, open_exported
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.export import Exported, formats, open_exported
 from dkel_lightning.export.metadata import Record
 from dkel_lightning.networks import logits_of
-from dkel_lightning.runtime import processors
-from dkel_lightning.runtime.atomic_files import write_text
-from dkel_lightning.runtime.texts import printable
 
-_SHOWN = 20
-_COLUMNS = 5
-"""Rows and columns of the table; the files hold all."""
-
-
-@dataclass(frozen=True)
-class Guess:
-    """A class and its probability."""
-
-    index: int
-    name: str
-    probability: float
+PREDICTIONS = "predictions.csv"
 
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What a prediction gave.
+    """What a prediction gave: by image file the classes and their probabilities, most probable first."""
 
-    Attributes:
-        guesses: the most probable classes of each image that could be read, by file, most probable first.
-        unreadable: why each of the others could not be read.
-        folder: where predictions.csv and predictions.json lie.
-    """
-
-    guesses: Mapping[Path, tuple[Guess, ...]]
-    unreadable: Mapping[Path, str]
-    folder: Path
+    classes: Mapping[Path, list[tuple[str, float]]]
+    file: Path
 
 
 def predict(run: Run) -> PredictResult:
-    """Classify `predict.images` with `values["checkpoint"]`, print a table and write predictions.csv and .json.
-
-    Raises:
-        DataError: not one image could be read.
-        DkelError: with the thing at fault and its cure.
-    """
+    """Classify `predict.images` with `checkpoint`: an exported file or folder, or a .ckpt file."""
     settings = run.values["predict"]
-    place = Path(settings["images"]).expanduser()
-    files = [place] if place.is_file() else [Path(name) for name in images_in(place)]
-    opened = _opened(Path(run.values["checkpoint"]), run.values)
-    guesses: dict[Path, tuple[Guess, ...]] = {}
-    unreadable: dict[Path, str] = {}
-    batches = [files[start : start + settings["batch_size"]] for start in range(0, len(files), settings["batch_size"])]
-    # On the error stream, so that what is printed can be piped.
-    decoded = _decoded(batches, opened.record.preprocessing)
-    console = Console(stderr=True)
-    for batch in track(decoded, "Predicting", len(batches), console=console, disable=not sys.stderr.isatty()):
-        images = {path: found for path, found in batch if isinstance(found, Tensor)}
-        unreadable |= {path: found for path, found in batch if isinstance(found, str)}
-        if images:
-            found = _classify(opened, torch.stack([*images.values()]), settings["top"])
-            guesses |= dict(zip(images, found, strict=True))
-    if not guesses:
-        why = next(iter(unreadable.values()))
-        raise DataError(f"None of the {len(files)} images in {settings['images']} could be read. The first: {why}")
-    result = PredictResult(guesses, unreadable, Path(settings["to"]) if settings["to"] else run.folder)
-    _write(result, opened)
-    _show(result, opened)
-    return result
+    if run.values["checkpoint"] is None or settings["images"] is None:
+        raise ConfigError("task=predict needs checkpoint=PATH and predict.images=PATH of an image file or a folder.")
+    path, images = Path(run.values["checkpoint"]), Path(settings["images"]).expanduser()
+    files = [images] if images.is_file() else [Path(file) for file in images_in(images)]
+    if not files:
+        raise ConfigError(f"predict.images={images} is no image file, and no folder that holds one.")
+    exported = open_exported(path) if formats.is_exported(path) else _open_checkpoint(path, run.values)
+    classes: dict[Path, list[tuple[str, float]]] = {}
+    for start in range(0, len(files), settings["batch_size"]):
+        batch = files[start : start + settings["batch_size"]]
+        classes |= dict(zip(batch, _classify(exported, batch, settings["top"]), strict=True))
+    file = (Path(settings["to"]) if settings["to"] else run.folder) / PREDICTIONS
+    rows = (
+        [image, rank, name, f"{probability:.6f}"]
+        for image, best in classes.items()
+        for rank, (name, probability) in enumerate(best, start=1)
+    )
+    write_csv(file, [["file", "rank", "class", "probability"], *rows])
+    print(f"{len(files)} images by {exported.record.member} of {path}. Written to {file}")
+    return PredictResult(classes, file)
 
 
-def _decoded(batches: Sequence[Sequence[Path]], known: Preprocessing) -> Iterator[list[tuple[Path, Tensor | str]]]:
-    """Yield the images (uint8 `[C, H, W]`) of each batch, or why they cannot be read, while the next one is decoded.
-
-    Threads are enough: Pillow decodes and scales without Python's lock.
-    """
-    with ThreadPoolExecutor(processors.allowed()) as pool:
-        submitted = ([pool.submit(_read, path, known) for path in batch] for batch in batches)
-        try:
-            for batch, _ in pairwise(chain(submitted, [[]])):  # which asks for the next one before it gives this
-                yield [each.result() for each in batch]
-        finally:  # whoever ends early waits for no more than what is being decoded
-            pool.shutdown(cancel_futures=True)
+def _classify(exported: Exported, files: list[Path], top: int) -> list[list[tuple[str, float]]]:
+    preprocessing = exported.record.preprocessing
+    images = [np.array(decode_to(f.read_bytes(), str(f), preprocessing.shape, preprocessing.margin)) for f in files]
+    logits = exported.classify(preprocessing.normalised(torch.from_numpy(np.stack(images))))
+    best = logits.float().softmax(-1).topk(min(top, logits.shape[1]))
+    return [
+        [(preprocessing.name(index), probability) for index, probability in zip(indices, values, strict=True)]
+        for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
 
 
-def _read(path: Path, known: Preprocessing) -> tuple[Path, Tensor | str]:
-    try:
-        return path, torch.from_numpy(np.array(decode_to(path.read_bytes(), str(path), known.shape, known.margin)))
-    except (DataError, OSError) as error:
-        return path, str(error)
-
-
-def _classify(opened: Exported, images: Tensor, top: int) -> list[tuple[Guess, ...]]:
-    known = opened.record.preprocessing
-    probabilities = opened.classify(known.normalised(images)).float().softmax(-1).cpu()
-    if not bool(probabilities.isfinite().all()):
-        raise CheckpointError(
-            f"{opened.path} gives NaN for an image: its weights are no numbers, or its outputs overflow; use another "
-            "checkpoint or export."
-        )
-    best = probabilities.topk(min(top, probabilities.shape[1]))
-    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [tuple(Guess(i, known.name(i), p) for i, p in zip(indices, values, strict=True)) for indices, values in rows]
-
-
-# ---------------------------------------------------------------------- which network
-
-
-def _opened(path: Path, values: Mapping[str, Any]) -> Exported:
-    opened = _exported(path, values) if formats.is_exported(path) else _checkpoint(path, values)
-    if opened.record.preprocessing.channels not in (1, 3):
-        raise ConfigError(
-            f"{path} takes images of {opened.record.preprocessing.channels} channels, which image files do not have: "
-            "use the exported file from your own code."
-        )
-    return opened
-
-
-def _exported(path: Path, values: Mapping[str, Any]) -> Exported:
-    opened = open_exported(path, trust=values["trust"])
-    network, _, peer = opened.record.member.partition("_")
-    held = {"network": network, "peer": peer or "best"}  # of an ensemble no peer can be chosen
-    asked = {key: value for key, value in values["deploy"].items() if value != "auto"}
-    others = [f"deploy.{key}={value}" for key, value in asked.items() if str(value) != held[key]]
-    if others:
-        raise ConfigError(
-            f"{', '.join(others)}: {path} holds one network, {opened.record.member}; leave it out, or predict with the "
-            "checkpoint that it was exported from."
-        )
-    return opened
-
-
-def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
-    module = loaded(path, values)[0].eval()
-    recipe = module.recipe or {}
-    mean, std, size = values["data"]["mean"], values["data"]["std"], recipe.get("image_size")
-    folder = run_folder(path)
-    if folder is not None and mean is None and "_target_" in values["data"]:
-        raise ConfigError(
-            f"The data module that {path} was trained with does not say how images are prepared: give it attributes "
-            "mean and std (of images in [0, 1], one a channel), or data.mean=[...] and data.std=[...]."
-        )
-    if mean is None or std is None or size is None or folder is None:
-        raise CheckpointError(
-            f"How images are prepared for {path} is written in its run, two folders above it, which is not there: "
-            "put config.yaml back, or predict with what task=export writes."
-        )
-    channels, (height, width) = int(recipe["in_channels"]), size
-    margin = getattr(build.known_data(values["data"]), "margin", 1.0)
-    prepared = Preprocessing(channels, height, width, tuple(mean), tuple(std), class_names(folder), margin)
-    member = module.deployed_member()
-    record = Record("checkpoint", member, module.student.num_classes, prepared)
-    device = build.device(values)
-    network = module.deploy().to(device)
+def _open_checkpoint(path: Path, values: Values) -> Exported:
+    module = load_module(path, values).eval()
+    record = Record(
+        "checkpoint", path.name, module.deployed_member(), module.student.num_classes, preprocessing_of(module, path, values)
+    )
+    network = module.deploy()
 
     def classify(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            return logits_of(network(images.to(device)))
+            return logits_of(network(images))
 
     return Exported(path, record, classify)
-
-
-# ---------------------------------------------------------------------- what is written and shown
-
-
-def _write(result: PredictResult, opened: Exported) -> None:
-    rows: list[list[object]] = [["file", "rank", "class", "name", "probability"]]
-    for path, guesses in result.guesses.items():
-        for rank, guess in enumerate(guesses, start=1):
-            rows.append([path, rank, guess.index, guess.name, f"{guess.probability:.6f}"])
-    write_csv(result.folder / "predictions.csv", rows)
-    content = {
-        "network": str(opened.path),
-        "member": opened.record.member,
-        "preprocessing": opened.record.preprocessing.as_dict(),
-        "predictions": [
-            {"file": str(path), "top": [vars(guess) for guess in guesses]} for path, guesses in result.guesses.items()
-        ],
-        "unreadable": [{"file": str(path), "reason": why} for path, why in result.unreadable.items()],
-    }
-    write_text(result.folder / "predictions.json", json.dumps(content, indent=2) + "\n")
-
-
-def _show(result: PredictResult, opened: Exported) -> None:
-    known = opened.record.preprocessing
-    most = min(_COLUMNS, len(next(iter(result.guesses.values()))))
-    heading = ["image", *(f"{rank}." for rank in range(1, most + 1))]
-    shown = [*result.guesses.items()][:_SHOWN]
-    rows = [[path.name, *(f"{each.name} {each.probability:.1%}" for each in found[:most])] for path, found in shown]
-    print_table(f"{opened.record.member} of {opened.path}", heading, rows)
-    if len(result.guesses) > _SHOWN:
-        print(f"... and {len(result.guesses) - _SHOWN} more in predictions.csv")
-    if result.unreadable:
-        print(f"{len(result.unreadable)} of {len(result.guesses) + len(result.unreadable)} could not be read:")
-        for why in list(result.unreadable.values())[:10]:
-            print(f"  {printable(why)}")
-    print(f"How images are prepared: {known.as_dict()['steps']}.")
-    print(f"{len(result.guesses)} images. Written to {result.folder}: predictions.csv, predictions.json")

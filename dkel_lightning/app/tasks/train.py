@@ -28,7 +28,7 @@ from dkel_lightning.app.callbacks import (
 )
 from dkel_lightning.app.config import Values
 from dkel_lightning.app.loggers import MetricsFile, build_loggers, log_pictures
-from dkel_lightning.app.records import Test
+from dkel_lightning.app.records import CheckpointScores
 from dkel_lightning.app.run import Run, best_checkpoint, find_checkpoint, is_finished
 from dkel_lightning.app.saved import settings_hash
 from dkel_lightning.app.tasks.stages import stage_names, stages_before, with_weights
@@ -60,8 +60,8 @@ class TrainResult:
         deployed_parameters: parameters of the network that is deployed.
     """
 
-    last: Test
-    best: Test | None
+    last: CheckpointScores
+    best: CheckpointScores | None
     images_per_second: float | None
     seconds: float
     memory: PeakMemory
@@ -241,7 +241,7 @@ def _is_behind(path: Path, trainer: Trainer) -> bool:
     return path.is_file() and (not is_whole(path) or int(load(path)["global_step"]) < trainer.global_step)
 
 
-def _test_best(trainer: Trainer, module: DistillationModule, images: ClassificationData, run: Run) -> Test | None:
+def _test_best(trainer: Trainer, module: DistillationModule, images: ClassificationData, run: Run) -> CheckpointScores | None:
     # Processes that torchrun starts may have named folders of their own; only the first one writes.
     path = broadcast_from_rank_zero(run.checkpoints / "best.ckpt")
     if not broadcast_from_rank_zero(path.is_file()):
