@@ -25,6 +25,7 @@ from dkel_lightning.methods.base import Arrangement
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.schedules import are_shares, milestones_in_epochs
+from dkel_lightning.settings.data import FACTS
 from dkel_lightning.settings.declarations import unknown_choice
 
 
@@ -36,6 +37,9 @@ def datamodule(values: Values) -> LightningDataModule:
     method = values["method"]
     peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
     kind = data_class(values["data"])
+    if not issubclass(kind, data.ImageDataModule):  # an experiment may set what our data modules take alone
+        others = own.parameters(data.ImageDataModule).keys() - own.parameters(kind).keys() - {"root", *FACTS}
+        settings = {key: value for key, value in settings.items() if key not in others}
     context = {"seed": values["seed"], "views": number_of_views(method["views"], peers)}
     built: LightningDataModule = kind(**own.arguments(kind, settings, context))
     return built

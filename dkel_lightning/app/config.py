@@ -62,9 +62,10 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Turn a composed configuration into plain values."""
-    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key != "hydra"}
+    return {str(key): value for key, value in values.items()}
 
 
 def typed_keys(overrides: Sequence[str]) -> set[str]:

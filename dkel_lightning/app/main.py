@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -38,10 +38,10 @@ def main() -> None:
         print(f"dkel_lightning {__version__}")
         return
     arguments = sys.argv[1:]
-    config.register(arguments)
-    sys.argv[1:] = _name_sweep_folders(arguments)
     os.environ[TRACEBACK] = "1"  # Hydra raises what it would print
     try:
+        config.register(arguments)
+        sys.argv[1:] = _name_sweep_folders(arguments)
         hydra.main(config_path=str(config.conf_dir()), config_name="config", version_base="1.3")(run_job)()
     except (HydraException, OmegaConfBaseException) as error:
         if SHOW_TRACEBACK:
@@ -49,6 +49,8 @@ def main() -> None:
         sys.exit(f"Error: {config.explain(str(error), arguments)}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        _fail(error)
     finally:
         if not SHOW_TRACEBACK:
             del os.environ[TRACEBACK]
@@ -83,18 +85,21 @@ def run_job(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
-    if hydra_config.mode is RunMode.MULTIRUN:
-        return _run_in_sweep(config.resolve(cfg), run_dir, overrides)
+    run = _run_in_sweep if hydra_config.mode is RunMode.MULTIRUN else execute
     try:
-        return execute(config.resolve(cfg), run_dir, config.typed_keys(overrides))
+        return run(config.resolve(cfg), run_dir, config.typed_keys(overrides))
     except Exception as error:
-        if SHOW_TRACEBACK:
-            raise
-        print(f"Error: {_describe(error)}", file=sys.stderr)
-        raise SystemExit(getattr(error, "exit_code", 1)) from None
+        _fail(error)
     finally:
         with contextlib.suppress(OSError):
             run_dir.rmdir()  # only if nothing was written
+
+
+def _fail(error: Exception) -> NoReturn:
+    if SHOW_TRACEBACK:
+        raise error
+    print(f"Error: {_describe(error)}", file=sys.stderr)
+    raise SystemExit(getattr(error, "exit_code", 1)) from None
 
 
 def _describe(error: Exception) -> str:
@@ -145,24 +150,29 @@ def _continue(run_dir: Path, values: dict[str, Any]) -> Path | None:
     """Return the checkpoint of a run that was begun in this folder with the same settings."""
     if not (run_dir / CONFIG).is_file() or not is_first():
         return None
-    if different := saved.differences(load_config(run_dir), values):
-        raise ConfigError(f"{run_dir} holds a run of other settings ({different[0]}): give another folder.")
+    _refuse_other_settings(run_dir, values)
     return find_checkpoint(run_dir)
 
 
-def _run_in_sweep(values: dict[str, Any], run_dir: Path, overrides: list[str]) -> float | None:
+def _refuse_other_settings(run_dir: Path, values: dict[str, Any]) -> None:
+    if different := saved.differences(load_config(run_dir), values):
+        raise ConfigError(f"{run_dir} holds a run of other settings ({different[0]}): give another folder.")
+
+
+def _run_in_sweep(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | None:
     """Run a job, skip one that has finished, and note a failure in its folder: the other jobs are still wanted."""
     trainer = values["trainer"]
     if "ddp" in str(trainer["strategy"]) and "SLURM_JOB_ID" not in os.environ:
         raise ConfigError("A sweep with trainer=ddp starts itself in every process: use hydra/launcher=submitit_slurm.")
     print(f"\n{run_dir.name}", flush=True)
-    _continue(run_dir, values)  # refuses other settings, and then leaves the folder as it is
+    if (run_dir / CONFIG).is_file():
+        _refuse_other_settings(run_dir, values)
+    if is_finished(run_dir):
+        print(f"finished before, in {run_dir}", flush=True)
+        return RunRecord(run_dir).objective
     try:
-        if is_finished(run_dir):
-            print(f"finished before, in {run_dir}", flush=True)
-            return RunRecord(run_dir).objective
         (run_dir / FAILED).unlink(missing_ok=True)
-        return execute(values, run_dir, config.typed_keys(overrides))
+        return execute(values, run_dir, typed)
     except FolderInUseError:
         print("another process runs it", flush=True)
     except Interrupted:

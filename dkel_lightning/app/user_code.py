@@ -10,9 +10,6 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-FACTS = ("root", "num_classes", "image_shape", "class_names", "mean", "std", "batch_keys")
-"""What tasks ask of data, for a data module that does not have it as an argument."""
-
 
 def import_modules(names: Sequence[str]) -> None:
     """Import modules found beside the working folder or installed: methods, backbones and data sets register."""
@@ -41,9 +38,10 @@ def store_choices(names: Sequence[str], conf_dir: Path) -> None:
 
 def _data_node(name: str, kind: Any) -> dict[str, Any]:
     from dkel_lightning.data import ImageDataModule, own
+    from dkel_lightning.settings.data import FACTS
 
     settings, shared = own.defaults(kind), own.defaults(ImageDataModule)
     if issubclass(kind, ImageDataModule):
         changed = {key: value for key, value in settings.items() if key not in shared or value != shared[key]}
         return {"defaults": ["_base"], "name": name, **changed}
-    return {"name": name, "selection": "validation", **dict.fromkeys(FACTS), **settings}
+    return {"name": name, "selection": "validation", **dict.fromkeys(("root", *FACTS)), **settings}

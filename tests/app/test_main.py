@@ -33,7 +33,6 @@ SMALL = ("debug=smoke", "trainer=cpu", "trainer.max_epochs=1", "trainer.limit_tr
         (["task=evaluate"], "task=evaluate needs checkpoint=PATH"),
         (["task=export", "checkpoint=nowhere.ckpt"], "nowhere.ckpt"),
         (["modules=[no_such_module]"], "no_such_module"),
-        (["trainer.max_epochs=many"], "max_epochs"),
         (["precision=fp16"], "precision=fp16 needs a GPU"),
         (["teacher.weights=missing.ckpt", "method=kd"], "missing.ckpt"),
     ],
@@ -71,11 +70,11 @@ def test_a_sweep_ends_in_a_table_and_goes_on_where_it_was_ended(tmp_path: Path) 
 
 
 def test_a_job_that_fails_is_noted_and_the_others_run(tmp_path: Path) -> None:
-    done = dkel("-m", *SMALL, "sweep.folder=s", "method=baseline", "optimizer.lr=0.1,1e12", cwd=tmp_path)
+    done = dkel("-m", *SMALL, "sweep.folder=s", "method=baseline", "optimizer.lr=0.1,-1", cwd=tmp_path)
     assert done.returncode == 1
-    assert "1 jobs failed: method=baseline,optimizer.lr=1e12" in done.stderr.replace("1000000000000.0", "1e12")
+    assert "1 jobs failed: method=baseline,optimizer.lr=-1" in done.stderr
     (failure,) = (tmp_path / "s").rglob("failed.txt")
-    assert "NaN or infinite" in failure.read_text()
+    assert "Invalid learning rate: -1" in failure.read_text()
     assert (tmp_path / "s" / "method=baseline,optimizer.lr=0.1" / "summary.json").is_file()
 
 

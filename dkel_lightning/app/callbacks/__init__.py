@@ -2,11 +2,19 @@
 
 from dkel_lightning.app.callbacks.pictures import AugmentedViews
 from dkel_lightning.app.callbacks.progress import EpochLines, EpochProgressBar, Throughput
-from dkel_lightning.app.callbacks.saving import BestCheckpoint, LastCheckpoint, MetricsRow, SaveOnSignal, SettingsHash
+from dkel_lightning.app.callbacks.saving import (
+    BestCheckpoint,
+    EarlyStopping,
+    LastCheckpoint,
+    MetricsRow,
+    SaveOnSignal,
+    SettingsHash,
+)
 
 __all__ = [
     "AugmentedViews",
     "BestCheckpoint",
+    "EarlyStopping",
     "EpochLines",
     "EpochProgressBar",
     "LastCheckpoint",

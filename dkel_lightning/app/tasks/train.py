@@ -10,7 +10,6 @@ from typing import Any
 
 from filelock import FileLock
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -18,6 +17,7 @@ from dkel_lightning.app import build, figures, records, scores
 from dkel_lightning.app.callbacks import (
     AugmentedViews,
     BestCheckpoint,
+    EarlyStopping,
     EpochLines,
     EpochProgressBar,
     LastCheckpoint,

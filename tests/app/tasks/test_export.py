@@ -154,7 +154,7 @@ def test_weights_go_home_to_torchvision_timm_and_transformers(tmp_path: Path) ->
         module = DistillationModule.build(name, 5, "dkel", 2, split_at=cut, image_size=(32, 32))
         folders[source] = export(module, tmp_path / source, prepared, format="weights", peer=1).path.parent
         with torch.no_grad():
-            expected[source] = module.member_logits(images)[module.members.index("teacher_1")]
+            expected[source] = module.evaluate(images).logits[module.scores.members.index("teacher_1")]
         again = open_exported(tmp_path / source, trust=True).classify(images)
         torch.testing.assert_close(again, expected[source], rtol=1e-3, atol=1e-4)
     with pytest.raises(CheckpointError, match=r"was trained with hf:.*, and no file chooses a folder that is read"):
@@ -198,7 +198,7 @@ def test_a_network_of_ones_own_is_exported_from_python(tmp_path: Path) -> None:
     path = export(module, tmp_path / "own", prepared, network="student", peer=1, images=images).path
     own.load_state_dict(load_file(path))
     with torch.no_grad():
-        torch.testing.assert_close(own.eval()(images), module.member_logits(images)[1])
+        torch.testing.assert_close(own.eval()(images), module.evaluate(images).logits[1])
     with pytest.raises(CheckpointError, match="a network of the user's own, which cannot be rebuilt by name"):
         open_exported(path)
     with pytest.raises(ConfigError, match=r"The images to compare on are \[6, 3, 9, 9\], the preprocessing gives"):

@@ -62,7 +62,7 @@ def test_a_run_writes_what_it_promises(method: str, tmp_path: Path) -> None:
     assert tested["distance"] >= 0
     assert summary["method"] == method
     # What a search maximises must not look at the test set.
-    assert summary["test"]["best"]["validation_accuracy"] == result.objective
+    assert summary["test"]["best"]["scores.validation_accuracy"] == result.objective
     assert result.objective == pytest.approx(max(float(row["val/acc"]) for row in rows(tmp_path)), abs=1e-6)
     assert summary["images_per_second"] > 0
     assert summary["peak_memory"]["of"] == "process"
@@ -167,13 +167,13 @@ def test_the_best_epoch_survives_a_move_of_the_run_and_a_worse_resume(tmp_path: 
     full = tiny_run(first, *settings)
     with pytest.raises(SystemExit):
         train(interrupted_at(2, full))
-    best = load(first / "checkpoints" / "best.ckpt")["state_dict"]["validation_accuracy"]
+    best = load(first / "checkpoints" / "best.ckpt")["state_dict"]["scores.validation_accuracy"]
     moved = tmp_path / "moved"
     first.rename(moved)
     spoiling = with_callback(full, f"{__name__}.Spoil")
     train(replace(spoiling, folder=moved, resume=moved / "checkpoints" / "last.ckpt"))
     again = load(moved / "checkpoints" / "best.ckpt")["state_dict"]
-    assert torch.equal(again["validation_accuracy"], best)
+    assert torch.equal(again["scores.validation_accuracy"], best)
 
 
 def test_an_epoch_without_validation_is_never_the_best_and_the_last_one_is_always_kept(tmp_path: Path) -> None:
