@@ -18,13 +18,14 @@ from dkel_lightning.studies.seed_statistics import chance_bound
 ACTIONS = ("warn", "stop")
 CURE = "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32."
 CONFIDENCE = 0.95
+CHECK_EVERY = 50
 
 
 class CollapseGuard(Callback):
     """Watch for a loss that is NaN or infinite, and for student peers that stay at chance.
 
     A loss that is not finite always raises a NonFiniteError: on the CPU before the weights are updated, on a GPU within
-    `log_every_n_steps` steps, since reading it back each step would stall the device. No checkpoint is written after
+    50 steps, since reading it back each step would stall the device. No checkpoint is written after
     it, nor one whose weights are not finite.
 
     A peer has collapsed when its validation accuracy is no better than chance in `validations` validations in a row,
@@ -62,7 +63,7 @@ class CollapseGuard(Callback):
         if world_size() > 1:  # all processes stop at the same step
             torch.distributed.all_reduce(non_finite, op=torch.distributed.ReduceOp.MAX)
         self._non_finite = non_finite if self._non_finite is None else self._non_finite | non_finite
-        if loss.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
+        if loss.device.type == "cpu" or trainer.global_step % CHECK_EVERY == 0:
             self._check_loss(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
