@@ -14,23 +14,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import derive_seed
 from dkel_lightning.studies.convergence import Scheme
-from dkel_lightning.studies.convergence_settings import CollapseSettings
-from dkel_lightning.studies.mirror import mirror_gradient, mirror_loss
+from dkel_lightning.studies.geometry import mirror_gradient, mirror_loss
 from dkel_lightning.studies.pairs import Pull
 from dkel_lightning.studies.seed_statistics import wilson
+
+STEPS_PER_EPOCH = 20
+LR, SOLVED, NEAR = 0.05, 0.05, 0.1
+"""A run leaves the plateau at a loss of SOLVED; student and teacher closer than NEAR are homogenised."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the runs of a scheme ended in.
+    """The outcome of the runs of a scheme.
 
     Attributes:
         runs: their number.
         stuck: how many never left the plateau.
-        low: lower end of the 95 % Wilson interval of the share of stuck runs.
+        share: the same as a share.
+        low: lower end of its 95 % Wilson interval.
         high: upper end.
         median_exit: median step at which the others left; nan if none did.
         homogenised: share of the time on the plateau during which student and teacher were close and both poor.
@@ -38,59 +41,41 @@ class Outcome:
 
     runs: int
     stuck: int
+    share: float
     low: float
     high: float
     median_exit: float
     homogenised: float
 
-    @property
-    def share(self) -> float:
-        """Share of stuck runs."""
-        return self.stuck / self.runs
 
+def simulate(
+    scheme: Scheme, runs: int, seed: int, *, steps: int = 600, spread: float = 0.1, noise: float = 0.3
+) -> Outcome:
+    """Simulate a scheme; equal seeds give all schemes the same starts and noise.
 
-def simulate(landscape: CollapseSettings, scheme: Scheme, runs: int, seed: int, steps_per_epoch: int = 20) -> Outcome:
-    """Run a scheme; equal seeds give all of them the same starts and noise.
-
-    Args:
-        landscape: what all schemes have in common.
-        scheme: its W is `scale`, constant where k is 0, else decaying at every step; it has no ramp-up.
-        runs: how many.
-        seed: of starts and noise.
-        steps_per_epoch: steps in the epoch in which a decaying weight counts.
-
-    Raises:
-        ConfigError: the loss overflows, because the learning rate is too large.
+    The teacher weight is the scheme's `scale`, constant where its k is 0, else decaying at every step; there is no
+    ramp-up. `spread` and `noise` are the standard deviations of the starts and of the gradient noise.
     """
     draws = np.random.default_rng(derive_seed(seed, "collapse"))
-    student, other = np.float32(landscape.spread) * draws.standard_normal((2, 2, runs), np.float32).swapaxes(1, 2)
+    student, other = np.float32(spread) * draws.standard_normal((2, 2, runs), np.float32).swapaxes(1, 2)
     teacher = student.copy() if scheme.draw == "student" else other
-    lr, noise = np.float32(landscape.lr), np.float32(landscape.noise)
+    lr = np.float32(LR)
     for _ in range(scheme.init_steps):
         teacher = teacher - lr * mirror_gradient(teacher)
-    course = Pull(scheme.scale, steps_per_epoch / scheme.k if scheme.k else None)
-    weights = course.over(landscape.steps).astype(np.float32)
-    rates = scheme.rates(landscape.steps).astype(np.float32)
-    left = np.full(runs, np.inf)
+    pull = Pull(scheme.scale, STEPS_PER_EPOCH / scheme.k if scheme.k else None)
+    weights = pull.weights(steps).astype(np.float32)
+    rates = scheme.rates(steps).astype(np.float32)
+    exits = np.full(runs, np.inf)
     plateau = homogenised = 0
-    with np.errstate(over="ignore", invalid="ignore"):
-        for step in range(landscape.steps):
-            pull = weights[step] * (student - teacher)
-            push = noise * draws.standard_normal((2, runs), np.float32).T
-            student = student - lr * (mirror_gradient(student) + pull + push)
-            teacher = rates[step] * teacher + (1 - rates[step]) * student
-            left[np.isinf(left) & (mirror_loss(student) <= landscape.solved)] = step + 1
-            waiting = np.isinf(left)
-            close = ((student - teacher) ** 2).sum(-1) < landscape.near**2
-            plateau += int(waiting.sum())
-            homogenised += int((waiting & close & (mirror_loss(teacher) > landscape.solved)).sum())
-    if not np.isfinite(student).all():
-        raise ConfigError(
-            f"convergence.collapse.lr is {landscape.lr:g}, and runs with a teacher weight of {scheme.scale:g} and "
-            f"noise of {landscape.noise:g} overflow: lower it."
-        )
-    stuck = int(np.isinf(left).sum())
-    low, high = wilson(stuck, runs)
-    exits = left[np.isfinite(left)]
-    median = float(np.median(exits)) if exits.size else float("nan")
-    return Outcome(runs, stuck, low, high, median, homogenised / plateau if plateau else 0.0)
+    for step in range(steps):
+        push = np.float32(noise) * draws.standard_normal((2, runs), np.float32).T
+        student = student - lr * (mirror_gradient(student) + weights[step] * (student - teacher) + push)
+        teacher = rates[step] * teacher + (1 - rates[step]) * student
+        exits[np.isinf(exits) & (mirror_loss(student) <= SOLVED)] = step + 1
+        waiting = np.isinf(exits)
+        close = ((student - teacher) ** 2).sum(-1) < NEAR**2
+        plateau += int(waiting.sum())
+        homogenised += int((waiting & close & (mirror_loss(teacher) > SOLVED)).sum())
+    stuck = int(np.isinf(exits).sum())
+    median = float(np.median(exits[np.isfinite(exits)])) if stuck < runs else float("nan")
+    return Outcome(runs, stuck, stuck / runs, *wilson(stuck, runs), median, homogenised / plateau if plateau else 0.0)

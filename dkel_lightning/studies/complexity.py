@@ -1,12 +1,13 @@
 """Supervision complexity: how hard targets are for a network, by the kernel of its own gradients.
 
-Source: Harutyunyan et al., ICLR 2023, arXiv 2301.12245. Evidence and our readings: docs/complexity.md.
+Source: Harutyunyan et al., ICLR 2023, arXiv 2301.12245. The normalisation (tr K and 1/n), the mean over outputs
+instead of the block kernel, the ridge, and targets minus 1/C are our reading.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,44 +21,38 @@ RIDGE = 1e-4
 def gradient_kernel(network: nn.Module, images: Tensor, classes: int, chunk: int = 64) -> Tensor:
     """Compute the kernel of a classifier's gradients, averaged over its outputs: images [n, ...] -> [n, n], float64.
 
-    `K_ij = (1/C) sum_c <d z_c(x_i), d z_c(x_j)>`, over all parameters, biases included. It is summed over layers and
-    outputs, so that at once the gradients of n samples with respect to one layer exist, and no more.
+    `K_ij = (1/C) sum_c <d z_c(x_i), d z_c(x_j)>`, over all parameters, biases included. It is summed over groups of
+    layers and outputs, so the gradients of n samples exist for one group at a time.
 
     Args:
-        network: [b, ...] -> logits [b, C]; looked at in eval mode, as a copy in float64.
+        network: [b, ...] -> logits [b, C]; used in eval mode, as a copy in float64.
         images: on the network's device.
         classes: C.
         chunk: samples whose gradients are computed together.
     """
     network = copy.deepcopy(network).double().eval()
-    state = {name: value.detach() for name, value in (*network.named_parameters(), *network.named_buffers())}
-    images = images.double()
+    parameters = {name: value.detach() for name, value in network.named_parameters()}
+    state = {**parameters, **dict(network.named_buffers())}
 
     def output(layer: Mapping[str, Tensor], image: Tensor, index: int) -> Tensor:
         logits: Tensor = functional_call(network, {**state, **layer}, (image.unsqueeze(0),))
         return logits[0, index]
 
-    kernel = torch.zeros(len(images), len(images), dtype=torch.float64, device=images.device)
-    for layer in _layers(network):
-        for index in range(classes):
-            each = vmap(grad(output), in_dims=(None, 0, None), chunk_size=chunk)(layer, images, index)
-            for gradients in each.values():
-                rows = gradients.flatten(1)
-                kernel += rows @ rows.T / classes
-    return kernel
-
-
-def _layers(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Put parameters that are small beside the largest one together, since every group costs a pass of its own."""
-    parameters = {name: value.detach() for name, value in network.named_parameters()}
+    # A group costs a pass, so parameters that are small beside the largest one share a group.
     most = max(250_000, *(value.numel() for value in parameters.values()))
-    group: dict[str, Tensor] = {}
+    groups: list[dict[str, Tensor]] = [{}]
     for name, value in parameters.items():
-        if group and sum(map(Tensor.numel, group.values())) + value.numel() > most:
-            yield group
-            group = {}
-        group[name] = value
-    yield group
+        if sum(map(Tensor.numel, groups[-1].values())) + value.numel() > most:
+            groups.append({})
+        groups[-1][name] = value
+    images = images.double()
+    kernel = torch.zeros(len(images), len(images), dtype=torch.float64, device=images.device)
+    for group in groups:
+        for index in range(classes):
+            gradients = vmap(grad(output), in_dims=(None, 0, None), chunk_size=chunk)(group, images, index)
+            for gradient in gradients.values():
+                kernel += gradient.flatten(1) @ gradient.flatten(1).T / classes
+    return kernel
 
 
 def supervision_complexity(kernel: Tensor, targets: Tensor, ridge: float = RIDGE) -> float:
@@ -67,11 +62,8 @@ def supervision_complexity(kernel: Tensor, targets: Tensor, ridge: float = RIDGE
 
     Args:
         kernel: positive semi-definite.
-        targets: as `centred` makes them.
+        targets: as `centred` returns them.
         ridge: e as a share of the mean of K's diagonal.
-
-    Raises:
-        ConfigError: K + e I is not positive definite.
     """
     count, mean = len(kernel), kernel.diagonal().mean()
     factor, fault = torch.linalg.cholesky_ex(kernel + ridge * mean * torch.eye(count).to(kernel))

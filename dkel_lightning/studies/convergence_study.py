@@ -1,235 +1,186 @@
-"""The experiments of task=convergence: which schemes, starts and weights are set beside each other."""
+"""When teachers help: which schemes, starts and weights task=convergence compares, and the files that it writes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dkel_lightning.ema import START_OFFSETS
+from dkel_lightning.studies import output
 from dkel_lightning.studies.collapse import Outcome, simulate
-from dkel_lightning.studies.convergence import Curves, Scheme, exact
-from dkel_lightning.studies.convergence_settings import CollapseSettings, ConvergenceSettings
-from dkel_lightning.studies.monte_carlo import Simulation, monte_carlo
-from dkel_lightning.studies.recursion import relative_distance_floor
+from dkel_lightning.studies.convergence import (
+    Curves,
+    Problem,
+    Scheme,
+    Simulation,
+    exact,
+    monte_carlo,
+    settling_epoch,
+)
+from dkel_lightning.studies.settings import ConvergenceSettings
 
-
-@dataclass(frozen=True)
-class Risks:
-    """The schemes of the noisy quadratic model by role, their exact curves, and the runs over them."""
-
-    problem: ConvergenceSettings
-    schemes: Mapping[str, Scheme]
-    curves: Mapping[str, Curves]
-    simulated: Mapping[str, Simulation]
-
-    @property
-    def epochs(self) -> list[int]:
-        """The epochs that a table shows."""
-        return sorted(e for e in {1, 5, 20, 80, self.problem.first_phase} if 0 < e <= self.problem.first_phase)
-
-    def times(self, role: str) -> tuple[float, float, float]:
-        """Give when runs of a scheme come to 1.1 times its risk at the end of the first phase; see Simulation."""
-        threshold = 1.1 * float(self.curves[role].student_risk[self.problem.first_phase])
-        return self.simulated[role].times(threshold)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Homogenisation without noise, in one direction.
-
-    Attributes:
-        steps: the steps at which the curves are recorded.
-        floor: h / (h + W), the relative distance that a constant weight ends in.
-        curves: by weight (`constant`, `decay`) and start (`copy`, `own`).
-    """
-
-    steps: list[int]
-    floor: float
-    curves: Mapping[tuple[str, str], Curves]
-
-
-@dataclass(frozen=True)
-class OverFit:
-    """True risk where the training optimum is not the true one, with averaged and with gradient-trained teachers."""
-
-    labels: Mapping[str, str]
-    averaged: Mapping[str, Curves]
-    trained: Mapping[str, Curves]
-
-
-@dataclass(frozen=True)
-class SweepPoint:
-    """One value of one sweep, in both models."""
-
-    sweep: str
-    value: str
-    curves: Curves
-    outcome: Outcome
-
-
-@dataclass(frozen=True)
-class Collapse:
-    """The collapse experiment: outcomes by weight and start."""
-
-    landscape: CollapseSettings
-    outcomes: Mapping[tuple[str, str], Outcome]
-
-
-@dataclass(frozen=True)
-class Study:
-    """All that the task computes."""
-
-    risks: Risks
-    panel: Panel
-    over_fit: OverFit
-    collapse: Collapse
-    sweeps: tuple[SweepPoint, ...]
-
-
-def study(settings: ConvergenceSettings, seed: int, workers: int = 1) -> Study:
-    """Compute everything.
-
-    Raises:
-        ConfigError: a combination that diverges.
-    """
-    problem = replace(settings, shift=0.0)  # but for the over-fit, the optimum of the training data is the true one
-    return Study(
-        risks=risks(problem, seed, workers),
-        panel=panel(problem),
-        over_fit=over_fit(settings),
-        collapse=collapse(settings, seed),
-        sweeps=tuple(sweeps(problem, seed)),
-    )
-
-
-def base_scheme(settings: ConvergenceSettings) -> Scheme:
-    """Read the scheme that the others vary: dkel with a kept draw of its own."""
-    return Scheme("dkel", scale=settings.lambda_, k=settings.k, rampup=settings.rampup, decay=settings.decay)
-
-
-def schemes_of(settings: ConvergenceSettings) -> dict[str, Scheme]:
-    """Name the schemes of the table of risks by their roles."""
-    dkel = base_scheme(settings)
-    slow, init = settings.slow_k, settings.init_steps
-    return {
-        "none": replace(dkel, label="no distillation", scale=0.0),
-        "pcl": replace(dkel, label="pcl: ramp-up only, copy", weights="ramp", start="copy", draw="student"),
-        "dkel": replace(dkel, label=f"dkel: k {dkel.k:g}, own draw, keep"),
-        "copy": replace(dkel, label="dkel, copied teacher", start="copy", draw="student"),
-        "mean_teacher": replace(dkel, label="dkel, mean_teacher rule", start="mean_teacher"),
-        "ahead": replace(dkel, label=f"dkel, {init} init steps", init_steps=init),
-        "slow": replace(dkel, label=f"dkel, k {slow:g}", k=slow),
-        "slow_ahead": replace(dkel, label=f"dkel, k {slow:g}, {init} init steps", k=slow, init_steps=init),
-        "weak": replace(
-            dkel, label=f"dkel, k {slow:g}, lambda {settings.weak_lambda:g}", k=slow, scale=settings.weak_lambda
-        ),
-    }
-
-
-def risks(problem: ConvergenceSettings, seed: int, workers: int) -> Risks:
-    """Compute the table of risks, exactly and by simulation."""
-    schemes = schemes_of(problem)
-    listed = list(schemes.values())
-    curves = dict(zip(schemes, exact(problem, listed), strict=True))
-    simulated = monte_carlo(problem, listed, problem.runs, seed, workers)
-    return Risks(problem, schemes, curves, dict(zip(schemes, simulated, strict=True)))
-
-
-def panel(problem: ConvergenceSettings) -> Panel:
-    """Compute the panel of homogenisation: constant and decaying weight, copied and own teacher."""
-    own = problem.homogenisation
-    last, per_epoch = max(own.at), own.steps_per_epoch
-    alone = replace(
-        problem,
-        curvatures=(own.curvature,),
-        noise=0.0,
-        milestones=(),
-        epochs=max(2, -(-last // per_epoch)),
-        steps_per_epoch=per_epoch,
-    )
-    base = replace(base_scheme(problem), decay=own.decay)
-    schemes = {
-        (weights, start): replace(base, label=f"{weights}, {start}", weights=weights, **how)
-        for weights in ("constant", "decay")
-        for start, how in STARTS.items()
-    }
-    steps = sorted({*own.at, *np.unique(np.geomspace(1, last, 400).astype(int)).tolist()})
-    found = exact(alone, list(schemes.values()), at=steps)
-    return Panel(
-        steps=steps,
-        floor=relative_distance_floor(own.curvature, problem.lambda_),
-        curves=dict(zip(schemes, found, strict=True)),
-    )
-
-
+SLOW_K, WEAK_LAMBDA, INIT_STEPS, SHIFT = 0.05, 0.1, 200, 0.02
 STARTS: dict[str, dict[str, Any]] = {
     "copy": {"draw": "student", "start": "copy"},
     "own": {"draw": "independent", "start": "keep"},
 }
+HOMOGENISATION = Problem(epochs=21, steps_per_epoch=391, curvatures=(0.1,), noise=0.0, milestones=())
+HOMOGENISATION_STEPS = (100, 300, 1000, 3000, 7900)
+COLLAPSE_WEIGHTS = (0.0, 1.0, 3.0)
 
 
-def over_fit(settings: ConvergenceSettings) -> OverFit:
-    """Compute true risks with a training optimum that is not the true one."""
-    base, slow = base_scheme(settings), settings.slow_k
-    schemes = {
-        "none": replace(base, label="no teacher", scale=0.0),
-        "decay": replace(base, label=f"decaying only (k {slow:g})", k=slow, weights="decay"),
-        "ramp": replace(base, label="ramped up, as pcl", weights="ramp", **STARTS["copy"]),
-        "complement": replace(base, label=f"decaying (k {slow:g}) + ramped up", k=slow),
-        "constant": replace(base, label="constant", weights="constant"),
-    }
-    averaged = exact(settings, list(schemes.values()))
-    # A gradient teacher starts from a draw of its own: as a copy under the same gradient it would be the student.
-    alone = [replace(scheme, update="gradient", draw="independent") for scheme in schemes.values()]
-    return OverFit(
-        labels={name: scheme.label for name, scheme in schemes.items()},
-        averaged=dict(zip(schemes, averaged, strict=True)),
-        trained=dict(zip(schemes, exact(settings, alone), strict=True)),
+@dataclass(frozen=True)
+class Study:
+    """Everything that the task computes.
+
+    Attributes:
+        schemes: of the noisy quadratic model, by role, as are `curves` (exact) and `simulations`.
+        homogenisation: curves over `steps` without noise, by weight (`constant`, `decay`) and start (`copy`, `own`).
+        over_fitting: curves by teacher (`averaged`, `trained`) and label of the weight, with a training optimum that
+            is not the true one.
+        collapse: outcomes by weight and start.
+    """
+
+    problem: Problem
+    schemes: Mapping[str, Scheme]
+    curves: Mapping[str, Curves]
+    simulations: Mapping[str, Simulation]
+    steps: Sequence[int]
+    homogenisation: Mapping[tuple[str, str], Curves]
+    over_fitting: Mapping[tuple[str, str], Curves]
+    collapse: Mapping[tuple[str, str], Outcome]
+
+
+def study(settings: ConvergenceSettings, seed: int) -> Study:
+    """Compute everything; only the simulations depend on the seed."""
+    problem = Problem(epochs=settings.epochs, milestones=(settings.epochs // 2, 3 * settings.epochs // 4))
+    dkel = Scheme("dkel", scale=settings.lambda_, k=settings.k, decay=settings.decay)
+    schemes = schemes_of(dkel)
+    listed = list(schemes.values())
+    steps = np.unique([*HOMOGENISATION_STEPS, *np.geomspace(1, max(HOMOGENISATION_STEPS), 400).astype(int)]).tolist()
+    return Study(
+        problem,
+        schemes,
+        dict(zip(schemes, exact(problem, listed), strict=True)),
+        dict(zip(schemes, monte_carlo(problem, listed, settings.runs, seed), strict=True)),
+        steps,
+        homogenisation(dkel, steps),
+        over_fitting(problem, dkel),
+        collapse(dkel, 5 * settings.runs, seed),
     )
 
 
-def collapse(settings: ConvergenceSettings, seed: int) -> Collapse:
-    """Run every weight, constant and the largest one decaying too, from every start."""
-    own = settings.collapse
-    base = Scheme("constant", k=0.0, decay=settings.decay)
-    starts = {name: replace(base, **how) for name, how in STARTS.items()}
-    starts |= {f"own + {count} steps": replace(base, init_steps=count) for count in own.init_steps}
-    weights = [(f"{weight:g}", weight, 0.0) for weight in own.weights]
-    heaviest = max(own.weights)
-    weights.append((f"{heaviest:g} exp(-{settings.k:g} e)", heaviest, settings.k))
-    outcomes = {
-        (label, start): simulate(own, replace(each, scale=weight, k=k), own.runs, seed, settings.steps_per_epoch)
-        for label, weight, k in weights
-        for start, each in starts.items()
+def schemes_of(dkel: Scheme) -> dict[str, Scheme]:
+    """List the schemes of the noisy quadratic model by role; all vary dkel with an independent teacher."""
+    slow = replace(dkel, label=f"dkel, k {SLOW_K:g}", k=SLOW_K)
+    return {
+        "none": replace(dkel, label="no distillation", scale=0.0),
+        "pcl": replace(dkel, label="pcl: ramp-up only, copy", weights="ramp", **STARTS["copy"]),
+        "dkel": replace(dkel, label=f"dkel: k {dkel.k:g}, own draw, keep"),
+        "copy": replace(dkel, label="dkel, copied teacher", **STARTS["copy"]),
+        "mean_teacher": replace(dkel, label="dkel, mean_teacher rule", start="mean_teacher"),
+        "ahead": replace(dkel, label=f"dkel, {INIT_STEPS} init steps", init_steps=INIT_STEPS),
+        "slow": slow,
+        "slow_ahead": replace(slow, label=f"{slow.label}, {INIT_STEPS} init steps", init_steps=INIT_STEPS),
+        "weak": replace(slow, label=f"{slow.label}, lambda {WEAK_LAMBDA:g}", scale=WEAK_LAMBDA),
     }
-    return Collapse(own, outcomes)
 
 
-# ---------------------------------------------------------------------- sweeps
+def homogenisation(dkel: Scheme, steps: Sequence[int]) -> dict[tuple[str, str], Curves]:
+    """Compare constant and decaying weights, copied and independent teachers, in one direction without noise."""
+    schemes = {
+        (weights, start): replace(dkel, decay=0.999, weights=weights, **how)
+        for weights in ("constant", "decay")
+        for start, how in STARTS.items()
+    }
+    return dict(zip(schemes, exact(HOMOGENISATION, list(schemes.values()), at=steps), strict=True))
 
 
-def sweeps(problem: ConvergenceSettings, seed: int) -> Iterator[SweepPoint]:
-    """Vary one thing at a time: exact curves of the quadratic model, shares of stuck runs of the other."""
-    own, lists, per_epoch = problem.collapse, problem.sweeps, problem.steps_per_epoch
-    scheme = base_scheme(problem)
-    constant = replace(scheme, scale=own.weight, k=0.0)
-    varied: list[tuple[str, str, dict[str, Any]]] = [("k", f"{k:g}", {"k": k}) for k in lists.k]
-    varied += [("lambda", f"{scale:g}", {"scale": scale}) for scale in lists.lambda_]
-    varied += [("EMA rate", f"{decay:g}", {"decay": decay}) for decay in lists.decay]
-    varied += [
-        ("draw, start rule", f"{name}, {start}", {"draw": how["draw"], "start": start})
-        for name, how in STARTS.items()
-        for start in START_OFFSETS
+def over_fitting(problem: Problem, dkel: Scheme) -> dict[tuple[str, str], Curves]:
+    """Compute true risks where the training optimum is not the true one."""
+    weights = [
+        replace(dkel, label="no teacher", scale=0.0),
+        replace(dkel, label=f"decaying only (k {SLOW_K:g})", k=SLOW_K, weights="decay"),
+        replace(dkel, label="ramped up, as pcl", weights="ramp", **STARTS["copy"]),
+        replace(dkel, label=f"decaying (k {SLOW_K:g}) + ramped up", k=SLOW_K),
+        replace(dkel, label="constant", weights="constant"),
     ]
-    varied += [("initialisation steps", str(count), {"init_steps": count}) for count in lists.init_steps]
-    found = exact(problem, [replace(scheme, **change) for *_, change in varied])
-    for (sweep, value, change), curves in zip(varied, found, strict=True):
-        outcome = simulate(own, replace(constant, **change), own.sweep_runs, seed, per_epoch)
-        yield SweepPoint(sweep, value, curves, outcome)
-    for factor in lists.noise:
-        louder = replace(problem, noise=factor * problem.noise), replace(own, noise=factor * own.noise)
-        outcome = simulate(louder[1], constant, own.sweep_runs, seed, per_epoch)
-        yield SweepPoint("noise, times", f"{factor:g}", exact(louder[0], [scheme])[0], outcome)
+    schemes = {("averaged", scheme.label): scheme for scheme in weights}
+    # A gradient teacher starts from its own draw: as a copy under the same gradient it would be the student.
+    trained = {"update": "gradient", "draw": "independent"}
+    schemes |= {("trained", scheme.label): replace(scheme, **trained) for scheme in weights}
+    return dict(zip(schemes, exact(replace(problem, shift=SHIFT), list(schemes.values())), strict=True))
+
+
+def collapse(dkel: Scheme, runs: int, seed: int) -> dict[tuple[str, str], Outcome]:
+    """Simulate every weight, constant and the largest one decaying too, from every start of the teacher."""
+    starts = STARTS | {f"own + {count} steps": {"init_steps": count} for count in (20, 100)}
+    largest = max(COLLAPSE_WEIGHTS)
+    weights = [(f"{weight:g}", weight, 0.0) for weight in COLLAPSE_WEIGHTS]
+    weights.append((f"{largest:g} exp(-{dkel.k:g} e)", largest, dkel.k))
+    return {
+        (label, start): simulate(replace(dkel, scale=weight, k=k, **how), runs, seed)
+        for label, weight, k in weights
+        for start, how in starts.items()
+    }
+
+
+def run(folder: Path, settings: ConvergenceSettings, seed: int = 0) -> Study:
+    """Compute everything, and write tables and figures into the folder."""
+    from dkel_lightning.studies import convergence_figures
+
+    result = study(settings, seed)
+    output.write_tables(folder, tables(result))
+    output.save_figures(folder / "figures", convergence_figures.draw(result))
+    return result
+
+
+def tables(study: Study) -> dict[str, list[dict[str, Any]]]:
+    """Make the tables by name, a mapping from column to value per row."""
+    fall = study.problem.milestones[0] - 1  # the last epoch before the learning rate first falls
+    epochs = [*(epoch for epoch in (1, 5, 20, 80) if epoch < fall), fall, study.problem.epochs]
+
+    def risks(role: str) -> dict[str, Any]:
+        curves = study.curves[role]
+        names = ("student_risk", "teacher_risk", "diversity")
+        first = curves.student_risk[: fall + 1]
+        low, median, high = study.simulations[role].times(1.1 * first[-1])
+        return {
+            "scheme": study.schemes[role].label,
+            **{f"{name} {epoch}": getattr(curves, name)[epoch] for name in names for epoch in epochs},
+            "settled in the first phase": settling_epoch(first),
+            "time of a run 2.5 %": low,
+            "time of a run median": median,
+            "time of a run 97.5 %": high,
+        }
+
+    return {
+        "risks": [risks(role) for role in study.schemes],
+        "homogenisation": [
+            {
+                "weight": weight,
+                "teacher": start,
+                "step": step,
+                "relative distance": curves.relative_distance[place],
+                "relative diversity of the teachers": curves.relative_spread[place],
+                "distance to optimum": curves.square_teacher[place] ** 0.5,
+            }
+            for (weight, start), curves in study.homogenisation.items()
+            for place, step in ((study.steps.index(step), step) for step in HOMOGENISATION_STEPS)
+        ],
+        "over_fitting": [
+            {
+                "teacher": teacher,
+                "weight": label,
+                "true student risk at the end": curves.student_risk[-1],
+                "true teacher risk at the end": curves.teacher_risk[-1],
+            }
+            for (teacher, label), curves in study.over_fitting.items()
+        ],
+        "collapse": [
+            {"W": weight, "teacher": start, **asdict(outcome)} for (weight, start), outcome in study.collapse.items()
+        ],
+    }

@@ -1,4 +1,4 @@
-"""What few seeds can say: means with deviations, paired differences, and the smallest detectable difference."""
+"""Statistics of few seeds: means, paired differences with intervals, and the smallest detectable difference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 POWER = 0.8
-LUCK = 0.999
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences of pairs: their mean, and what n of them allow to say.
+    """The mean of n paired differences and its 95 % confidence interval (paired t).
 
-    Attributes:
-        low: lower end of the 95 % confidence interval of the mean (paired t); None where n is 1.
-        high: upper end.
-        detectable: smallest true difference that a two-sided paired t-test at 5 % finds with a power of 80 %.
+    `detectable` is the smallest true difference that a two-sided paired t-test at 5 % finds with a power of 80 %.
+    Without a deviation the interval and `detectable` are None.
     """
 
     n: int
@@ -41,7 +38,7 @@ class Paired:
 
 
 def sample(values: Sequence[float]) -> Sample:
-    """Summarise at least one value; where one is not finite (a likelihood that overflowed), there is no mean."""
+    """Summarise at least one value; if one is not finite (a likelihood that overflowed), mean and deviation are nan."""
     if not all(map(math.isfinite, values)):
         return Sample(len(values), math.nan, math.nan if len(values) > 1 else None)
     return Sample(len(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
@@ -60,28 +57,22 @@ def paired(values: Sequence[float], reference: Sequence[float]) -> Paired:
 
 
 def noncentrality(n: int) -> float:
-    """Find delta, in standard errors of the mean, at which the t-test of n differences has its power.
+    """Compute delta, in standard errors of the mean, at which the t-test of n differences has a power of 80 %.
 
-    It solves `P(t'(n - 1, delta) > t_0.975(n - 1)) = 0.8` of the noncentral t. The usual
-    `t_0.975(n - 1) + t_0.8(n - 1)` lies 14 % below it for n = 2 and 5 % for n = 3. What falls in the other tail is
-    below 1e-3 of a percent and left out.
+    It solves `P(t'(n - 1, delta) > t_0.975(n - 1)) = 0.8` of the noncentral t. The usual approximation
+    `t_0.975(n - 1) + t_0.8(n - 1)` lies 14 % below it for n = 2 and 5 % for n = 3.
     """
-    freedom = n - 1
-    critical = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-    guess = critical + float(stats.t.ppf(POWER, freedom))
-
-    def missing(delta: float) -> float:
-        return float(stats.nct.sf(critical, freedom, delta)) - POWER
-
-    return float(optimize.brentq(missing, 0.9 * guess, 1.2 * guess))
+    critical, power = stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], n - 1)
+    low, high = 0.9 * (critical + power), 1.2 * (critical + power)
+    return float(optimize.brentq(lambda delta: stats.nct.sf(critical, n - 1, delta) - POWER, low, high))
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Give the 95 % Wilson interval of a share that was seen `successes` times in `n`."""
+    """Compute the 95 % Wilson interval of the share `successes` / `n`."""
     interval = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
-def chance_bound(chance: float, samples: int, confidence: float = LUCK) -> float:
-    """Return the accuracy up to which guessing right with probability `chance` stays with this probability."""
+def chance_bound(chance: float, samples: int, confidence: float = 0.999) -> float:
+    """Compute the accuracy that guessing right with probability `chance` does not exceed with this confidence."""
     return float(stats.binom.ppf(confidence, samples, chance)) / samples

@@ -256,11 +256,10 @@ def test_resume_takes_the_folder_of_a_run_and_begins_anew_where_it_has_no_checkp
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     assert find_resume(str(tmp_path)) == tmp_path
     assert folder_of(tmp_path) == tmp_path
-    for name in ("summary.json", "result.json"):
-        (tmp_path / name).write_text("{}")
-        with pytest.raises(CheckpointError, match="has ended, and its checkpoints are gone: start a new run"):
-            find_resume(str(tmp_path))
-        (tmp_path / name).unlink()
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has ended, and its checkpoints are gone: start a new run"):
+        find_resume(str(tmp_path))
+    (tmp_path / "summary.json").unlink()
     stage, checkpoints = tmp_path / "teacher" / "checkpoints", tmp_path / "checkpoints"
     for folder in (stage, checkpoints):
         folder.mkdir(parents=True)

@@ -20,9 +20,6 @@ from dkel_lightning.settings.keys import Key
 from dkel_lightning.settings.methods import DKELSettings
 from dkel_lightning.settings.teacher import TeacherSettings
 from dkel_lightning.settings.weights import RampUp
-from dkel_lightning.studies.convergence import Scheme
-from dkel_lightning.studies.convergence_settings import ConvergenceSettings
-from dkel_lightning.studies.monte_carlo import monte_carlo
 from tests.compose import check_arguments, tiny_run
 from tests.fuzz.runs import Tally, attempt, each_composed_once, make_sets, temporary_folder
 from tests.fuzz.space import extremes
@@ -123,8 +120,6 @@ def test_the_widest_guided_modules_fit_into_the_memory_of_a_laptop(tmp_path: Pat
 
 
 def test_more_than_the_memory_can_hold_is_refused_before_it_is_taken(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"convergence\.runs=1000000: .* would take \d+ GiB"):
-        monte_carlo(ConvergenceSettings(epochs=10_000), [Scheme("one")], 1_000_000, 0)
     run = tiny_run(tmp_path, "method=soteacher", "teacher=none", "method.samples=1000000000")
     with pytest.raises(ConfigError, match=r"method\.samples=1000000000: the data has \d+ training samples"):
         train(run)

@@ -1,11 +1,10 @@
-"""Two learners around Stable-Baselines3: what they change, what they refuse, and how they go on."""
+"""Two learners around Stable-Baselines3: what imitation changes, how they are evaluated, and what is refused."""
 
 from __future__ import annotations
 
 import copy
-import io
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dkel_lightning.errors import ConfigError, NonFiniteError
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 
 pytest.importorskip("gymnasium", reason="the extra rl is not installed")
@@ -23,7 +22,7 @@ import gymnasium as gym
 from stable_baselines3 import DDPG, PPO
 
 from dkel_lightning.policies.dual import DualPolicy
-from dkel_lightning.policies.episodes import Episodes, RecentStates, make
+from dkel_lightning.policies.learners import MEMORY
 
 
 class Reach(gym.Env[Any, Any]):
@@ -48,67 +47,82 @@ class Reach(gym.Env[Any, Any]):
         return self._state(), reward, self.left == 0, False, {}
 
 
-class NoNumber(Reach):
+class NotFinite(Reach):
     fault = float("nan")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def environments() -> Iterator[None]:
-    for kind in (Reach, NoNumber):
+    for kind in (Reach, NotFinite):
         gym.register(f"{kind.__name__}-v0", entry_point=cast(Any, kind))
     yield
-    for kind in (Reach, NoNumber):
+    for kind in (Reach, NotFinite):
         del gym.registry[f"{kind.__name__}-v0"]
 
 
 def small(algorithm: str, **given: Any) -> DualPolicySettings:
-    usual: dict[str, Any] = {"env": "Reach-v0", "evaluations": 2, "episodes": 30}
+    usual: dict[str, Any] = {"env": "Reach-v0"}
     if algorithm == "ddpg":
-        usual |= {"steps": 400, "turn": 4, "learner": {"learning_starts": 40, "batch_size": 32}}
+        usual |= {"steps": 400, "learner": {"learning_starts": 40, "batch_size": 32}}
     else:
-        learner = {"learning_rate": 0.003, "n_epochs": 4}
-        usual |= {"steps": 4096, "envs": 4, "turn": 256, "learner": learner, "distil_lr": 1e-4}
+        learner = {"learning_rate": 0.003, "n_epochs": 4, "n_steps": 32}
+        usual |= {"steps": 5120, "learner": learner, "distil_lr": 1e-4}
     return DualPolicySettings(algorithm=algorithm, **{**usual, **given})
-
-
-def written(dual: DualPolicy) -> dict[str, Any]:
-    """Give what a checkpoint would hold after it was written and read without running anything."""
-    file = io.BytesIO()
-    torch.save(dual.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ddpg", "ppo"])
-def test_both_policies_of_a_solvable_task_improve_and_go_on_from_a_checkpoint_as_they_would_have(
-    algorithm: str, tmp_path: Path
-) -> None:
-    settings = small(algorithm)
-    dual = DualPolicy(settings, seed=3)
-    before = [statistics.fmean(learner.evaluate()) for learner in dual.learners]
-    dual.advance()
-    kept = written(dual)
-    found = dual.advance()
-    assert dual.finished
-    assert found.steps == settings.steps
-    after = [statistics.fmean(each) for each in found.returns]
+def test_both_policies_of_a_solvable_task_improve_and_act_the_same_when_loaded(algorithm: str, tmp_path: Path) -> None:
+    dual = DualPolicy(small(algorithm), seed=3)
+    before = [statistics.fmean(learner.evaluate("evaluation")) for learner in dual.learners]
+    evaluations = [*dual.train()]
+    assert [evaluation.steps for evaluation in evaluations] == [dual.settings.steps * n // 10 for n in range(1, 11)]
+    after = [statistics.fmean(returns) for returns in evaluations[-1].returns]
     assert all(late > early + 0.2 for early, late in zip(before, after, strict=True)), (before, after)
-    assert set(found.logged) == {
-        f"{name}_{number}" for name in ("loss", "distance", "peer_better") for number in (0, 1)
-    }
+    names = {f"{name}_{number}" for name in ("loss", "distance", "peer_better") for number in (0, 1)}
+    assert evaluations[-1].logged.keys() == names
 
-    resumed = DualPolicy(settings, seed=3)
-    resumed.load_state_dict(kept)
-    assert resumed.advance() == found
-
-    # A saved policy acts as it did.
-    path = tmp_path / "policy.zip"
-    dual.learners[0].save(path)
+    dual.learners[0].algorithm.save(tmp_path / "policy.zip")
     states = np.linspace(-1, 1, 9, dtype=np.float32)[:, None]
-    loaded = (DDPG if algorithm == "ddpg" else PPO).load(path)
+    loaded = (DDPG if algorithm == "ddpg" else PPO).load(tmp_path / "policy.zip")
     expected = dual.learners[0].algorithm.predict(states, deterministic=True)[0]
     np.testing.assert_array_equal(loaded.predict(states, deterministic=True)[0], expected)
+
+
+def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:
+    first, again, other = (next(DualPolicy(small("ppo", steps=512), seed).train()) for seed in (1, 1, 2))
+    assert first == again
+    assert first.returns != other.returns
+
+
+@pytest.mark.parametrize("algorithm", ["ddpg", "ppo"])
+def test_an_evaluation_draws_no_actions(algorithm: str) -> None:
+    learner = DualPolicy(small(algorithm)).learners[0]
+    first = learner.evaluate("evaluation")
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert learner.evaluate("evaluation") == first
+    assert learner.evaluate("test") != first
+    # The returns are those of the actor's own output, without PPO's deviation or DDPG's noise.
+    envs = [gym.make("Reach-v0") for _ in first]
+    expected = []
+    for env, state in zip(envs, learner_states(learner, envs), strict=True):
+        total, over = 0.0, False
+        while not over:
+            with torch.no_grad():
+                action = learner.actions(torch.as_tensor(state)[None])[0].clamp(-1, 1).numpy()
+            state, reward, over, *_ = env.step(action)
+            total += float(reward)
+        expected.append(total)
+    assert first == pytest.approx(expected, abs=1e-5)
+
+
+def learner_states(learner: Any, envs: list[Any]) -> list[Any]:
+    """Reset environments as an evaluation does."""
+    from dkel_lightning.runtime.seeding import derive_seed
+
+    seed = derive_seed(learner.seed, "evaluation") % 2**31
+    return [env.reset(seed=seed + number)[0] for number, env in enumerate(envs)]
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
@@ -119,60 +133,37 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     ("algorithm", "trained"), [("ddpg", "actor."), ("ppo", ("mlp_extractor.policy_net", "action_net"))]
 )
 def test_imitation_trains_the_own_actor_alone(algorithm: str, trained: str | tuple[str, ...]) -> None:
-    dual = DualPolicy(small(algorithm, learner={}, distil_lr=0.1), seed=0)
+    dual = DualPolicy(small(algorithm, learner={}, distil_lr=0.1))
     own, peer = dual.learners
-    peer.turn()  # leaves states to imitate on
-    own.algorithm.num_timesteps = own.settings.steps  # beyond DDPG's random actions, so that it imitates
+    assert dual.imitate(0) == {}  # the peer has not acted yet
+    peer.take_turn()
+    own.algorithm.num_timesteps = 400  # beyond DDPG's random actions
     before = [copy.deepcopy(each.algorithm.policy.state_dict()) for each in (own, peer)]
-    kept = copy.deepcopy(peer.recent.states)
-    assert dual._imitate(0)["loss"]
+    states = copy.deepcopy(peer.recent)
+    assert len(dual.imitate(0)["loss"]) == own.gradient_steps
     moved = changed(before[0], own.algorithm.policy.state_dict())
     assert moved
     assert all(name.startswith(trained) for name in moved)
     assert not changed(before[1], peer.algorithm.policy.state_dict())
-    np.testing.assert_array_equal(peer.recent.states, kept)
+    assert all(map(np.array_equal, states, peer.recent))
 
 
 def test_a_policy_alone_has_all_the_steps_and_imitates_nobody() -> None:
-    dual = DualPolicy(small("ppo", policies=1, steps=1024), seed=0)
-    first, second = dual.advance(), dual.advance()
-    assert [first.steps, second.steps] == [512, 1024]
-    assert len(second.returns) == 1
-    assert second.logged == {}
+    evaluations = [*DualPolicy(small("ppo", policies=1, steps=2560)).train()]
+    assert [evaluation.steps for evaluation in evaluations] == [256 * n for n in range(1, 11)]
+    assert {len(evaluation.returns) for evaluation in evaluations} == {1}
+    assert evaluations[-1].logged == {}
 
 
-def test_imitation_may_be_rarer_than_own_steps() -> None:
-    dual = DualPolicy(small("ddpg", distil_steps=0.375, learner={"learning_starts": 0}), seed=0)
-    counts = []
-    dual.learners[1].turn()
+def test_the_latest_states_in_which_a_policy_acted_are_kept() -> None:
+    learner = DualPolicy(small("ppo", learner={"n_steps": 32, "n_epochs": 1})).learners[0]
+    learner.take_turn()
+    acted = learner.algorithm.rollout_buffer.observations
+    assert np.array_equal(np.sort(np.stack(learner.recent), 0), np.sort(acted.reshape(-1, 1), 0))
     for _ in range(4):
-        dual.learners[0].turn()
-        counts.append(len(dual._imitate(0).get("loss", [])))
-    assert counts == [1, 2, 1, 2]  # 1.5 each, what is left is kept
-
-
-def test_the_latest_states_are_kept() -> None:
-    recent = RecentStates(3, (1,))
-    for number in range(5):
-        recent.add(np.array([number]))
-    assert sorted(recent.states[:, 0]) == [2, 3, 4]
-    assert len(recent) == 3
-    assert set(recent.sample(50)[:, 0]) == {2, 3, 4}
-
-
-def test_an_episode_goes_on_where_it_was() -> None:
-    def episodes() -> Episodes:
-        return Episodes(make("Reach-v0"), 5, (0, 0), RecentStates(10, (1,)))
-
-    first, second = episodes(), episodes()
-    first.reset()
-    first.reset()
-    first.step(np.array([0.5], dtype=np.float32))
-    assert second.load_state_dict(first.state_dict()) is False
-    assert second.state == first.state
-    assert second.step(np.zeros(1, np.float32))[:2] == first.step(np.zeros(1, np.float32))[:2]
-    assert second.reset()[0] == first.reset()[0]
-    assert len(second._memory) == 1  # going through it again is no experience
+        learner.take_turn()
+    assert len(learner.recent) == MEMORY
+    assert set(learner.sample_recent().flatten().tolist()) <= {*np.stack(learner.recent).flatten().tolist()}
 
 
 @pytest.mark.parametrize(
@@ -180,9 +171,8 @@ def test_an_episode_goes_on_where_it_was() -> None:
     [
         ({"env": "Pendulm-v1"}, "rl.env=Pendulm-v1 cannot be made: .*Pendul"),
         ({"env": "os:system"}, "rl.env=os:system names a module"),
-        ({"env": "CartPole-v1"}, "rl.algorithm=ddpg needs continuous actions.*use rl.algorithm=ppo"),
-        ({"learner": {"learning_rat": 1}}, "rl.learner: .*learning_rat"),
-        ({"learner": {"train_freq": 2}}, "rl.learner: .*train_freq"),
+        ({"env": "CartPole-v1"}, "DDPG refuses rl.env or rl.learner: .*action space"),
+        ({"learner": {"learning_rat": 1}}, "DDPG refuses rl.env or rl.learner: .*learning_rat"),
     ],
     ids=str,
 )
@@ -191,7 +181,9 @@ def test_what_cannot_be_made_is_named(given: dict[str, Any], said: str) -> None:
         DualPolicy(small("ddpg", **given))
 
 
-@pytest.mark.parametrize("act", [lambda dual: dual.advance(), lambda dual: dual.learners[0].evaluate()])
-def test_a_reward_that_is_no_number_ends_the_run(act: Callable[[DualPolicy], Any]) -> None:
-    with pytest.raises(NonFiniteError, match=r"^rl.env=NoNumber-v0 gave a reward of nan\.$"):
-        act(DualPolicy(small("ddpg", env="NoNumber-v0")))
+def test_a_reward_that_is_not_finite_ends_training_and_evaluation() -> None:
+    dual = DualPolicy(small("ddpg", env="NotFinite-v0"))
+    with pytest.raises(ValueError, match="nan in rewards"):
+        next(dual.train())
+    with pytest.raises(ValueError, match="nan in rewards"):
+        dual.learners[0].evaluate("evaluation")

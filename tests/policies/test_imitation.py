@@ -11,9 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dkel_lightning.errors import ConfigError
-from dkel_lightning.policies.imitation import Actor, distances, imitation, weighted, weights
-from dkel_lightning.policies.settings import DualPolicySettings
+from dkel_lightning.policies.imitation import distances, imitation, weighted, weights
 from tests.methods.family import tensor
 
 GOLDEN: dict[str, Any] = json.loads(Path("tests/golden/dual_policy.json").read_text(encoding="utf-8"))
@@ -36,9 +34,9 @@ def test_losses_and_gradients_are_the_golden_ones(case: dict[str, Any], weightin
     own = tensor(given["own_actions"]).requires_grad_()
     distance = distances(own, tensor(given["peer_actions"]))
     torch.testing.assert_close(distance.detach(), tensor(expected["distance"]), rtol=1e-12, atol=0)
-    # alpha = 0 is plain cloning on the peer's states.
-    alpha, kind = (0.0, "normalised_sum") if weighting == "plain_cloning" else (case["settings"]["alpha"], weighting)
-    loss = weighted(distance, tensor(given["own_values"]), tensor(given["peer_values"]), alpha, kind)
+    kind = "uniform" if weighting == "plain_cloning" else weighting
+    values = tensor(given["own_values"]), tensor(given["peer_values"])
+    loss = weighted(distance, *values, kind, case["settings"]["alpha"])
     loss.backward()
     assert loss.item() == pytest.approx(expected["loss"][weighting], rel=1e-12)
     assert own.grad is not None
@@ -51,7 +49,7 @@ def test_a_weight_exceeds_1_exactly_where_the_peer_is_better() -> None:
     assert weights(own, peer, 2.0)[3:].tolist() == [100.0, 0.01]
 
 
-class GoldenActor(Actor):
+class GoldenActor:
     """The golden file's actor and critic, all of it leaves, so that a gradient that goes astray is seen."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
@@ -69,7 +67,7 @@ class GoldenActor(Actor):
 def test_gradients_reach_the_own_actor_and_neither_a_critic_nor_the_peer() -> None:
     (case,) = GOLDEN["networks"]
     own, peer = GoldenActor(case["inputs"]["own"]), GoldenActor(case["inputs"]["peer"])
-    found = imitation(own, peer, tensor(case["inputs"]["states"]), case["settings"]["alpha"], "normalised_sum")
+    found = imitation(own, peer, tensor(case["inputs"]["states"]))
     found.loss.backward()
     expected = case["expected"]["card"]
     assert found.loss.item() == pytest.approx(expected["normalised_sum"], rel=1e-12)
@@ -84,7 +82,7 @@ def test_gradients_reach_the_own_actor_and_neither_a_critic_nor_the_peer() -> No
 def test_two_steps_of_imitation_by_hand() -> None:
     """One state s = 1, pi(s) = w s, peer's action 1; lr 0.1, plain descent: w - 0.2 (w - 1)."""
 
-    class Line(Actor):
+    class Line:
         def __init__(self, slope: float) -> None:
             self.slope = torch.tensor(slope, requires_grad=True)
 
@@ -98,21 +96,6 @@ def test_two_steps_of_imitation_by_hand() -> None:
     optimizer = torch.optim.SGD([own.slope], lr=0.1)
     for expected in (0.2, 0.36):
         optimizer.zero_grad()
-        imitation(own, peer, torch.ones(1, 1), 1.0, "normalised_sum").loss.backward()
+        imitation(own, peer, torch.ones(1, 1)).loss.backward()
         optimizer.step()
         assert own.slope.item() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"steps": 1000}, "take 20480"),
-        ({"turn": 4, "envs": 3}, "rl.turn=4 must be a multiple of rl.envs=3"),
-        ({"weighting": "released"}, "rl.weighting must be one of normalised_sum, ddpg_released, ppo_released"),
-        ({"policies": 3}, "rl.policies must be a whole number between 1 and 2"),
-    ],
-    ids=str,
-)
-def test_settings_that_do_not_fit_are_named(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        DualPolicySettings(**{"algorithm": "ppo", **given})

@@ -14,18 +14,32 @@ SADDLE = -1.0
 
 
 def determinant(curvature: float, weight: float, lr: float, decay: float) -> float:
-    """Give the determinant of a mode's matrix, `a (1 - eta (h + W))`, the same for every coupling."""
+    """Compute the determinant of a mode's matrix, `a (1 - eta (h + W))`, the same for every coupling."""
     return decay * (1.0 - lr * (curvature + weight))
 
 
+def is_stable(curvature: float, weight: float, lr: float, decay: float, coupling: float) -> bool:
+    """Tell whether a mode converges: `h + W > c` and `eta ((1 + a) (h + W) - (1 - a) c) < 2 (1 + a)`, c its coupling.
+
+    In the mean mode, c = W: `h > 0` and `eta ((1 + a) h + 2 a W) < 2 (1 + a)`. In a bowl the others diverge first.
+    """
+    kept = (1 + decay) * (curvature + weight) - (1 - decay) * coupling
+    return curvature + weight > coupling and lr * kept < 2 * (1 + decay)
+
+
+def relative_distance_floor(curvature: float, weight: float) -> float:
+    """Approximate the final `|theta - s| / |theta - o|` for 1 - a << eta h: `h / (h + W)`, whatever the start rule."""
+    return curvature / (curvature + weight)
+
+
 def time_constant(matrix: Array) -> float:
-    """Give the exact slow time constant in steps, `-1 / ln(growth)`; infinite where nothing decays."""
+    """Compute the exact slow time constant in steps, `-1 / ln(growth)`; infinite where nothing decays."""
     factor = growth(matrix)
     return -1.0 / math.log(factor) if factor < 1 else math.inf
 
 
 def doubling_steps(matrix: Array) -> float:
-    """Give the steps in which a growing mode doubles; infinite where nothing grows."""
+    """Compute the steps in which a growing mode doubles; infinite where nothing grows."""
     factor = growth(matrix)
     return math.log(2) / math.log(factor) if factor > 1 else math.inf
 
@@ -44,7 +58,7 @@ def teacher_diversity_time(curvature: float, weight: float, decay: float, peers:
 
 
 def noise_direction(decay: float) -> Array:
-    """Give what unit noise in the student's step moves, (1, 1 - a): the teacher averages the new student."""
+    """Compute what unit noise in the student's step moves, (1, 1 - a): the teacher averages the new student."""
     return np.array([1.0, 1.0 - decay])
 
 
@@ -56,7 +70,7 @@ def moment_step(covariance: Array, matrix: Array, decay: float, step_variance: f
 
 
 def stationary_covariance(matrix: Array, decay: float, step_variance: float = 1.0) -> Array:
-    """Give the second moments that `moment_step` ends in: [2, 2]; the mode must be stable.
+    """Compute the second moments that `moment_step` ends in: [2, 2]; the mode must be stable.
 
     The student's variance is about h / (h + W) of that without a teacher.
     """
@@ -65,7 +79,7 @@ def stationary_covariance(matrix: Array, decay: float, step_variance: float = 1.
 
 
 def distance_variance(decay: float, step_variance: float) -> float:
-    """Give the variance of theta - s behind a student that is a random walk: `a^2 q / (1 - a^2)`.
+    """Compute the variance of theta - s behind a student that is a random walk: `a^2 q / (1 - a^2)`.
 
     From `d <- a (d - step)`: the student's last step is averaged too.
     """
@@ -73,17 +87,17 @@ def distance_variance(decay: float, step_variance: float) -> float:
 
 
 def growth(matrix: Array) -> float:
-    """Give the factor a step of the slowest (or fastest growing) mode: the largest modulus of an eigenvalue."""
+    """Compute the factor a step of the slowest (or fastest growing) mode: the largest modulus of an eigenvalue."""
     return float(np.abs(np.linalg.eigvals(matrix)).max())
 
 
 def difference_coupling(weight: float, peers: int) -> float:
-    """Give the coupling `-W / (P - 1)` of the modes in which peers differ."""
+    """Compute the coupling `-W / (P - 1)` of the modes in which peers differ."""
     return -weight / (peers - 1)
 
 
 def independent_amplitude(weight: float, lr: float, decay: float) -> float:
-    """Give the escaping amplitude of two independent starts over that of two equal ones, root mean square.
+    """Compute the escaping amplitude of two independent starts over that of two equal ones, root mean square.
 
     Two independent starts add incoherently along the left eigenvector (l_s, l_theta) of the escaping mode:
     `sqrt(l_s^2 + l_theta^2) / |l_s + l_theta|`.
@@ -94,7 +108,7 @@ def independent_amplitude(weight: float, lr: float, decay: float) -> float:
 
 
 def first_alignment(degrees: float, shrunk: float = 1.0) -> float:
-    """Give the cosine before the first step for a teacher drawn `degrees` away at the same radius.
+    """Compute the cosine before the first step for a teacher drawn `degrees` away at the same radius.
 
     `shrunk` is the share of that radius which is left after its initialisation. For 1 it is sin(angle / 2).
     """

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
-from dkel_lightning.errors import ConfigError
-from dkel_lightning.schedules import Clock
-from dkel_lightning.settings.weights import EnsembleTerm
 from dkel_lightning.studies.collapse import simulate
 from dkel_lightning.studies.convergence import Scheme
-from dkel_lightning.studies.convergence_settings import CollapseSettings
-from dkel_lightning.studies.pairs import Pull
 from tests.studies.closed_forms import independent_amplitude
 
 
@@ -28,8 +22,8 @@ def test_the_escape_factor_is_that_of_the_simulated_landscape() -> None:
     # A start so near to the saddle that the run stays linear: it leaves at 0.05 after ln(ratio) / ln(factor) steps.
     steps = {}
     for spread in (1e-4, 1e-6):
-        landscape = CollapseSettings(spread=spread, noise=0.0, steps=1200)
-        steps[spread] = simulate(landscape, scheme_of(1.0, start="copy"), 4001, 0).median_exit
+        scheme = scheme_of(1.0, start="copy")
+        steps[spread] = simulate(scheme, 4001, 0, spread=spread, noise=0.0, steps=1200).median_exit
     assert steps[1e-6] - steps[1e-4] == pytest.approx(math.log(100) / math.log(1.0235), abs=2)
 
 
@@ -59,7 +53,7 @@ def scheme_of(weight: float = 3.0, k: float = 0.0, start: str = "own") -> Scheme
 def test_the_table_of_stuck_runs_and_median_exits(cell: tuple[float, float, str]) -> None:
     runs = 4000
     share, exit_step = TABLE[cell]
-    found = simulate(CollapseSettings(), scheme_of(*cell), runs, seed=0)
+    found = simulate(scheme_of(*cell), runs, seed=0)
     error = math.sqrt(max(share * (1 - share), 0.0005) * (1 / runs + 1 / 10_000))
     assert found.share == pytest.approx(share, abs=4 * error)
     assert found.low <= found.share <= found.high
@@ -67,9 +61,7 @@ def test_the_table_of_stuck_runs_and_median_exits(cell: tuple[float, float, str]
 
 
 def test_without_a_teachers_weight_nothing_is_stuck_and_the_start_of_the_teacher_changes_no_exit() -> None:
-    cells = [
-        simulate(CollapseSettings(), scheme_of(0.0, 0.0, start), 2000, 0) for start in ("copy", "own", "20", "100")
-    ]
+    cells = [simulate(scheme_of(0.0, 0.0, start), 2000, 0) for start in ("copy", "own", "20", "100")]
     assert [cell.stuck for cell in cells] == [0] * 4
     assert {cell.median_exit for cell in cells} == {cells[0].median_exit}
     assert cells[0].median_exit == pytest.approx(68, abs=2)
@@ -77,27 +69,13 @@ def test_without_a_teachers_weight_nothing_is_stuck_and_the_start_of_the_teacher
     assert cells[0].homogenised > 0.3 > 0.2 > max(cell.homogenised for cell in cells[1:])
 
 
-def test_the_decaying_weight_is_the_one_of_the_schedules_at_every_step() -> None:
-    weights = Pull(3.0, 20 / 0.5).over(600)
-    schedule = EnsembleTerm(decay=None, decay_share=40 / 600, cutoff=0.0)
-    trained = [3 * schedule.weight(Clock(step // 20, step, 20, 600)) for step in range(600)]
-    assert weights == pytest.approx(np.array(trained))
-    assert (Pull(3.0).over(600) == 3.0).all()
-
-
 def test_an_outcome_is_a_function_of_its_seed() -> None:
-    landscape = CollapseSettings(steps=250)
-    first, again, other = (simulate(landscape, scheme_of(1.0), 500, seed) for seed in (0, 0, 1))
+    first, again, other = (simulate(scheme_of(1.0), 500, seed, steps=250) for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
 def test_nothing_has_left_a_plateau_that_is_too_short_to_leave() -> None:
-    found = simulate(CollapseSettings(steps=2), scheme_of(), 50, 0)
+    found = simulate(scheme_of(), 50, 0, steps=2)
     assert (found.stuck, found.share, found.high) == (50, 1.0, 1.0)
     assert math.isnan(found.median_exit)
-
-
-def test_a_learning_rate_that_overflows_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"convergence\.collapse\.lr is 3, .* overflow: lower it"):
-        simulate(CollapseSettings(lr=3.0), scheme_of(), 50, 0)

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.schedules import Clock
-from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 from dkel_lightning.studies import recursion
-from dkel_lightning.studies.convergence import Curves, Scheme, exact, settled
-from dkel_lightning.studies.convergence_settings import ConvergenceSettings
-from dkel_lightning.studies.monte_carlo import CHUNK, EXPECTED, Simulation, monte_carlo
+from dkel_lightning.studies.convergence import (
+    QUANTITIES,
+    Curves,
+    Problem,
+    Scheme,
+    Simulation,
+    exact,
+    monte_carlo,
+    settling_epoch,
+)
 from tests.studies import closed_forms
 
 DKEL = Scheme("dkel")
-
-
-def problem_of(**settings: Any) -> ConvergenceSettings:
-    """Make a problem whose training optimum is the true one, unless it is shifted."""
-    return ConvergenceSettings(**{"shift": 0.0, **settings})
-
-
 SCHEMES = {
     "none": Scheme("none", scale=0.0),
     "pcl": Scheme("pcl", weights="ramp", start="copy", draw="student"),
@@ -52,7 +49,7 @@ TABLE = {
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Curves]:
-    return dict(zip(SCHEMES, exact(problem_of(epochs=150), list(SCHEMES.values())), strict=True))
+    return dict(zip(SCHEMES, exact(Problem(epochs=150), list(SCHEMES.values())), strict=True))
 
 
 @pytest.mark.parametrize("label", list(TABLE))
@@ -67,17 +64,12 @@ def test_exact_moments_give_the_table_of_risks(label: str, found: dict[str, Curv
 
 @pytest.mark.parametrize("epoch", [0, 1, 7, 40, 79, 80, 299])
 def test_dkel_with_a_ramped_ensemble_is_pcl_because_only_the_total_weight_acts(epoch: int) -> None:
-    ramped = EnsembleTerm(decay=0.5, ramped=True)
-    assert recursion.total_weight(RampUp(), ramped, Clock(epoch)) == pytest.approx(SCHEMES["pcl"].weight(epoch))
-
-
-def test_student_risk_is_that_of_the_mean_student_and_half_the_diversity(found: dict[str, Curves]) -> None:
-    for curves in found.values():
-        assert curves.student_risk == pytest.approx(curves.mean_student_risk + curves.diversity / 2)
+    ramped = recursion.teacher_weights(epoch, 1.0, 80, 0.5, "complement", ramped=True)
+    assert sum(ramped) == pytest.approx(SCHEMES["pcl"].weight(epoch))
 
 
 def test_without_noise_and_teacher_the_risk_falls_by_the_powers_of_one_direction() -> None:
-    problem = problem_of(curvatures=(0.5,), noise=0.0, epochs=3, steps_per_epoch=4, milestones=(2,))
+    problem = Problem(curvatures=(0.5,), noise=0.0, epochs=3, steps_per_epoch=4, milestones=(2,))
     risk = exact(problem, [Scheme("none", scale=0.0)])[0].student_risk
     factors = [1, (1 - 0.05) ** 8, (1 - 0.05) ** 16, (1 - 0.05) ** 16 * (1 - 0.005) ** 8]
     assert risk == pytest.approx([0.25 * factor for factor in factors])
@@ -85,13 +77,13 @@ def test_without_noise_and_teacher_the_risk_falls_by_the_powers_of_one_direction
 
 @pytest.mark.parametrize("start", ["keep", "copy", "mean_teacher"])
 def test_a_mode_moves_as_the_recursion_of_both_analyses_says(start: str) -> None:
-    problem = problem_of(curvatures=(0.1,), epochs=3, steps_per_epoch=5)
+    problem = Problem(curvatures=(0.1,), epochs=3, steps_per_epoch=5)
     scheme = replace(DKEL, weights="constant", start=start)
     curves = exact(problem, [scheme])[0]
     risk = 0.0
     for share, coupling, variance in ((1 / 3, 1.0, 0.3 + 0.7 / 3), (2 / 3, -0.5, 0.7 * 2 / 3)):
         moments = share * np.eye(2)
-        for a in recursion.ema_rates(start, 0.98, problem.length):
+        for a in recursion.ema_rates(start, 0.98, problem.steps):
             matrix = recursion.mode_matrix(0.1, 1.0, 0.1, a, coupling)
             moments = closed_forms.moment_step(moments, matrix, a, 0.1**2 * 0.1 * variance)
         risk += 0.05 * moments[1, 1]
@@ -99,7 +91,7 @@ def test_a_mode_moves_as_the_recursion_of_both_analyses_says(start: str) -> None
 
 
 def test_a_long_run_ends_in_the_stationary_variance_of_the_lyapunov_equation() -> None:
-    problem = problem_of(curvatures=(1.0,), epochs=150, milestones=())
+    problem = Problem(curvatures=(1.0,), epochs=150, milestones=())
     curves = exact(problem, [replace(DKEL, weights="constant")])[0]
     matrix = recursion.mode_matrix(1.0, 1.0, 0.1, 0.98, -0.5)
     stationary = closed_forms.stationary_covariance(matrix, 0.98, 0.01 * 0.7 * 2 / 3)
@@ -136,7 +128,7 @@ PANEL = {
 @pytest.mark.parametrize("case", list(PANEL))
 def test_the_panel_of_homogenisation(case: tuple[str, str, str]) -> None:
     weights, draw, start = case
-    problem = problem_of(curvatures=(0.1,), noise=0.0, milestones=(), epochs=21, steps_per_epoch=391)
+    problem = Problem(curvatures=(0.1,), noise=0.0, milestones=(), epochs=21, steps_per_epoch=391)
     scheme = Scheme("panel", weights=weights, decay=0.999, draw=draw, start=start)
     curves = exact(problem, [scheme], at=STEPS)[0]
     distance, spread, remaining = PANEL[case]
@@ -156,7 +148,7 @@ def test_true_risk_of_students_that_over_fit_and_a_teacher_of_its_own_that_does(
         "complement": replace(DKEL, k=0.05),
         "constant": replace(DKEL, weights="constant"),
     }
-    problem = problem_of(shift=0.02)
+    problem = Problem(shift=0.02)
     averaged = exact(problem, list(schemes.values()))
     risk = {label: 1000 * curves.student_risk[-1] for label, curves in zip(schemes, averaged, strict=True)}
     # The printed figures came from 2,000 runs: 10 sqrt(2 * 3 / 2000) = 0.55 is the standard error of the shift alone.
@@ -169,7 +161,7 @@ def test_true_risk_of_students_that_over_fit_and_a_teacher_of_its_own_that_does(
 
 
 def test_a_gradient_teacher_that_is_a_noise_free_copy_stays_the_same_as_its_student() -> None:
-    problem = problem_of(noise=0.0, shift=0.02, epochs=5)
+    problem = Problem(noise=0.0, shift=0.02, epochs=5)
     scheme = Scheme("alone", scale=0.0, draw="student", update="gradient")
     curves = exact(problem, [scheme])[0]
     assert curves.square_distance == pytest.approx(0, abs=1e-12)
@@ -185,15 +177,15 @@ VARIED = [
 
 @pytest.fixture(scope="module")
 def simulated() -> list[Simulation]:
-    return monte_carlo(problem_of(epochs=10, milestones=(6,), shift=0.02), VARIED, 2 * CHUNK, seed=0)
+    return monte_carlo(Problem(epochs=10, milestones=(6,), shift=0.02), VARIED, 1000, seed=0)
 
 
 @pytest.mark.parametrize("number", range(len(VARIED)))
 def test_simulated_means_lie_within_four_standard_errors_of_the_exact_moments(
     number: int, simulated: list[Simulation]
 ) -> None:
-    curves = exact(problem_of(epochs=10, milestones=(6,), shift=0.02), [VARIED[number]])[0]
-    for name in EXPECTED:
+    curves = exact(Problem(epochs=10, milestones=(6,), shift=0.02), [VARIED[number]])[0]
+    for name in QUANTITIES:
         gap = np.abs(getattr(simulated[number].mean, name) - getattr(curves, name))
         assert (gap <= 4 * getattr(simulated[number].error, name) + 1e-9).all(), name
 
@@ -201,52 +193,47 @@ def test_simulated_means_lie_within_four_standard_errors_of_the_exact_moments(
 @pytest.mark.parametrize(
     "wrong",
     [
-        (problem_of(epochs=10, milestones=(6,), shift=0.02), replace(DKEL, decay=0.97)),
-        (problem_of(epochs=10, milestones=(6,), shift=0.02), replace(DKEL, scale=0.7)),
-        (problem_of(epochs=10, milestones=(7,), shift=0.02), DKEL),
-        (problem_of(epochs=10, milestones=(6,), shift=0.02, correlation=0.5), DKEL),
-        (problem_of(epochs=10, milestones=(6,), shift=0.0), DKEL),
+        (Problem(epochs=10, milestones=(6,), shift=0.02), replace(DKEL, decay=0.97)),
+        (Problem(epochs=10, milestones=(6,), shift=0.02), replace(DKEL, scale=0.7)),
+        (Problem(epochs=10, milestones=(7,), shift=0.02), DKEL),
+        (Problem(epochs=10, milestones=(6,), shift=0.02, correlation=0.5), DKEL),
+        (Problem(epochs=10, milestones=(6,), shift=0.0), DKEL),
     ],
 )
 def test_four_standard_errors_are_narrow_enough_to_find_a_wrong_model(
-    wrong: tuple[ConvergenceSettings, Scheme], simulated: list[Simulation]
+    wrong: tuple[Problem, Scheme], simulated: list[Simulation]
 ) -> None:
     curves = exact(wrong[0], [wrong[1]])[0]
     found = simulated[list(SCHEMES).index("dkel")]
-    gaps = [np.abs(getattr(found.mean, n) - getattr(curves, n)) - 4 * getattr(found.error, n) for n in EXPECTED]
+    gaps = [np.abs(getattr(found.mean, n) - getattr(curves, n)) - 4 * getattr(found.error, n) for n in QUANTITIES]
     assert np.max(gaps) > 0
 
 
-def test_a_simulation_is_a_function_of_its_seed_and_not_of_the_number_of_threads() -> None:
-    problem = problem_of(epochs=2, steps_per_epoch=3)
-    one, two, other = (
-        monte_carlo(problem, [DKEL], CHUNK + 7, seed, workers)[0] for seed, workers in ((0, 1), (0, 2), (1, 1))
-    )
-    assert one.risk.shape == (3, CHUNK + 7)
-    assert (one.risk == two.risk).all()
-    assert not (one.risk == other.risk).any()
-    assert one.mean.student_risk == pytest.approx(one.risk.mean(1), rel=1e-5)
+def test_a_simulation_is_a_function_of_its_seed() -> None:
+    problem = Problem(epochs=2, steps_per_epoch=3)
+    one, again, other = (monte_carlo(problem, [DKEL], 50, seed)[0].risk for seed in (0, 0, 1))
+    assert one.shape == (3, 50)
+    assert (one == again).all()
+    assert not (one == other).any()
 
 
 def test_the_band_holds_the_middle_95_percent_of_the_runs(simulated: list[Simulation]) -> None:
-    found = simulated[0]
-    inside = (found.risk >= found.low[:, None]) & (found.risk <= found.high[:, None])
+    low, high = simulated[0].band
+    inside = (simulated[0].risk >= low[:, None]) & (simulated[0].risk <= high[:, None])
     assert inside.mean(1) == pytest.approx(0.95, abs=0.003)
 
 
 def test_times_are_the_first_epoch_of_a_run_and_the_last_crossing_of_a_curve() -> None:
-    assert settled(np.array([5.0, 1.0, 1.2, 1.1, 1.0])) == 3
-    assert settled(np.ones(4)) == 0
+    assert settling_epoch(np.array([5.0, 1.0, 1.2, 1.1, 1.0])) == 3
+    assert settling_epoch(np.ones(4)) == 0
     risk = np.array([[3.0, 3.0, 0.5], [1.0, 3.0, 2.0], [2.0, 3.0, 0.1]], np.float32)
-    curves = Curves(*[np.zeros(3)] * len(EXPECTED))
-    found = Simulation(curves, curves, np.zeros(3), np.zeros(3), risk)
-    assert found.first_below(1.0).tolist() == [1, np.inf, 0]
-    assert found.times(1.0) == (0, 1, 1)
+    curves = Curves(*[np.zeros(3)] * len(QUANTITIES))
+    assert Simulation(curves, curves, risk).times(1.0) == [0, 1, 1]
+    assert Simulation(curves, curves, risk[:, 1:2]).times(1.0) == [np.inf] * 3
 
 
-def test_what_cannot_be_computed_is_named_with_its_cure() -> None:
-    with pytest.raises(ConfigError, match=r"heavy diverges where the curvature is 1: .* of 30\. Lower convergence\.lr"):
-        exact(problem_of(), [replace(DKEL, label="heavy", scale=30.0)])
-    # The mean of the peers would converge, their differences do not.
-    with pytest.raises(ConfigError, match="apart diverges where the curvature is 1"):
-        exact(problem_of(peers=2), [replace(DKEL, label="apart", scale=12.0, decay=0.0)])
+# The mean of the second one's peers would converge, their differences do not.
+@pytest.mark.parametrize(("peers", "scale", "decay"), [(3, 30.0, 0.98), (2, 12.0, 0.0)])
+def test_a_scheme_that_diverges_is_named(peers: int, scale: float, decay: float) -> None:
+    with pytest.raises(ConfigError, match=r"heavy diverges: .* Lower convergence\.lambda"):
+        exact(Problem(peers=peers), [DKEL, replace(DKEL, label="heavy", scale=scale, decay=decay)])

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from dkel_lightning import functional, methods
 from dkel_lightning.methods.dkel import DKEL
-from dkel_lightning.schedules import TEACHER_WEIGHTS, Clock
-from dkel_lightning.settings.weights import EnsembleTerm, RampUp
+from dkel_lightning.schedules import TEACHER_WEIGHTS, ensemble_weight, rampup
 from dkel_lightning.studies import recursion
 from tests.studies import closed_forms
 
@@ -34,16 +33,15 @@ def test_the_rates_of_the_first_updates(rule: str, expected: list[float]) -> Non
 @pytest.mark.parametrize("weights", list(TEACHER_WEIGHTS))
 @pytest.mark.parametrize("ramped", [False, True])
 @pytest.mark.parametrize("epoch", [0, 3, 40, 90])
-def test_the_weights_are_those_that_a_training_with_dkel_puts_in_force(weights: str, ramped: bool, epoch: int) -> None:
-    rampup, ensemble = RampUp(scale=0.7), EnsembleTerm(decay=0.1, ramped=ramped, weights=weights)
-    clock = Clock(epoch)
+def test_the_weights_are_those_of_a_training_with_dkel(weights: str, ramped: bool, epoch: int) -> None:
     method = methods.create(
         "dkel", 3, {"rampup": {"scale": 0.7}, "ensemble": {"decay": 0.1, "ramped": ramped, "weights": weights}}
     )
     assert isinstance(method, DKEL)
-    method.rampup_weight.fill_(rampup.weight(clock))
-    trained = method.teacher_weights(torch.tensor(ensemble.weight(clock)))
-    assert recursion.teacher_weights(rampup, ensemble, clock) == pytest.approx([float(w) for w in trained], rel=1e-5)
+    method.rampup_weight.fill_(rampup(epoch, 0.7, 80))
+    trained = method.teacher_weights(torch.tensor(ensemble_weight(epoch, 0.1)))
+    expected = recursion.teacher_weights(epoch, 0.7, 80, 0.1, weights, ramped=ramped)
+    assert expected == pytest.approx([float(w) for w in trained], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -57,18 +55,17 @@ def test_the_weights_are_those_that_a_training_with_dkel_puts_in_force(weights: 
     ],
 )
 def test_the_total_teacher_weight_over_300_epochs(k: float, at: dict[int, float], minimum: float, share: float) -> None:
-    rampup, ensemble = RampUp(scale=1.0, epochs=80), EnsembleTerm(decay=k)
-    total = [recursion.total_weight(rampup, ensemble, Clock(epoch)) for epoch in range(300)]
-    assembled = [recursion.teacher_weights(rampup, ensemble, Clock(epoch))[0] for epoch in range(300)]
+    weights = [recursion.teacher_weights(epoch, 1.0, 80, k, "complement") for epoch in range(300)]
+    total = [sum(pair) for pair in weights]
     assert {epoch: total[epoch] for epoch in at} == pytest.approx(at, abs=0.005)
     assert min(total) == pytest.approx(minimum, abs=0.005)
-    assert 100 * sum(assembled) / sum(total) == pytest.approx(share, abs=0.06)
+    assert 100 * sum(assembled for assembled, _ in weights) / sum(total) == pytest.approx(share, abs=0.06)
     if k == 0.5:
         assert sum(weight < 0.1 for weight in total) == 21
 
 
 def test_the_default_weight_decays_almost_as_fast_as_the_teacher_forgets_its_start() -> None:
-    assert EnsembleTerm(decay=0.5).weight(Clock(1)) == pytest.approx(0.607, abs=0.0005)
+    assert ensemble_weight(1, 0.5) == pytest.approx(0.607, abs=0.0005)
     assert np.prod(recursion.ema_rates("keep", 0.999, 391)) == pytest.approx(0.676, abs=0.0005)
     assert np.prod(recursion.ema_rates("keep", 0.98, 20)) == pytest.approx(0.67, abs=0.005)
 
@@ -129,7 +126,7 @@ def test_the_bound_on_the_learning_rate_is_where_the_largest_eigenvalue_reaches_
         bound = 2 * (1 + decay) / abs((1 + decay) * (curvature + weight) - (1 - decay) * coupling)
         for lr in (0.05, 0.99 * bound, 1.01 * bound):
             matrix = recursion.mode_matrix(curvature, weight, lr, decay, coupling)
-            stable = recursion.is_stable(curvature, weight, lr, decay, coupling)
+            stable = closed_forms.is_stable(curvature, weight, lr, decay, coupling)
             assert stable == (closed_forms.growth(matrix) < 1), (curvature, weight, decay, peers, lr)
             seen.add(stable)
     assert seen == {True, False}
@@ -170,7 +167,7 @@ def test_every_start_rule_ends_at_the_same_relative_distance(rule: str, start: f
     for rate in recursion.ema_rates(rule, 0.999, 3000):
         student -= 0.1 * (0.1 * student + 1.0 * (student - teacher))
         teacher = rate * teacher + (1 - rate) * student
-    floor = recursion.relative_distance_floor(0.1, 1.0)
+    floor = closed_forms.relative_distance_floor(0.1, 1.0)
     assert floor == pytest.approx(0.1 / 1.1)
     # Equal up to the order of (1 - a) / (eta h).
     assert abs(teacher - student) / abs(teacher) == pytest.approx(floor, abs=0.002)

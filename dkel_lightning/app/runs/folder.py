@@ -21,8 +21,8 @@ from dkel_lightning.runtime.atomic_files import text_of, write_text
 from dkel_lightning.runtime.ranks import is_first
 from dkel_lightning.runtime.texts import printable
 
-ENDED = ("summary.json", "result.json")
-"""Written when a run has been tested, which comes last; the latter by task=dual_policy."""
+ENDED = "summary.json"
+"""Written when a run has been tested, which comes last."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _written(folder: Path, checkpoints: Sequence[Path]) -> float:
 
 def has_ended(folder: Path) -> bool:
     """Tell whether a run has come to its end at least once."""
-    return any((folder / name).is_file() for name in ENDED)
+    return (folder / ENDED).is_file()
 
 
 def is_training(folder: Path) -> bool:

@@ -19,8 +19,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.declarations import Settings, at
 from dkel_lightning.settings.keys import RESUMABLE, Key, choice, number, text, unknown_choice, whole
-from dkel_lightning.studies.convergence_settings import ConvergenceSettings
-from dkel_lightning.studies.geometry_settings import GeometrySettings
+from dkel_lightning.studies.settings import ConvergenceSettings, GeometrySettings
 
 _HERE = "dkel_lightning.app.tasks"
 
@@ -214,25 +213,23 @@ _ROWS = (
     Task(
         "geometry",
         "Student and teacher as two points, in a bowl and between two mirror optima: figures and tables.",
-        f"{_HERE}.geometry:geometry",
+        f"{_HERE}.studies:geometry",
         GeometrySettings,
         named_after_itself=True,
     ),
     Task(
         "convergence",
         "Simulate when and why teachers help, in a noisy quadratic model, and when training collapses.",
-        f"{_HERE}.convergence:convergence",
+        f"{_HERE}.studies:convergence",
         ConvergenceSettings,
         named_after_itself=True,
     ),
     Task(
         "dual_policy",
         "Two reinforcement learners in one environment that teach each other; needs the extra `rl`.",
-        f"{_HERE}.dual_policy:dual_policy",
+        f"{_HERE}.studies:dual_policy",
         DualPolicySettings,
-        instead="go on with a run by resume=PATH",
         named_after_itself=True,
-        resumable=True,
     ),
 )
 
