@@ -33,8 +33,8 @@ def _risk(study: Study) -> Figure:
         if role in ("none", "dkel"):  # more bands would hide each other
             places[0].fill_between(epochs, *study.simulations[role].band[:, 1:], alpha=0.13, color=colour)
         places[5].plot(epochs, [scheme.weight(epoch - 1) for epoch in epochs], color=colour)
-    titles = ("student risk; bands: 95 % of the runs", "teacher risk", "peer diversity")
-    titles += ("root mean square |teacher - student|", "the same / |teacher - optimum|", "W, total teacher weight")
+    titles = ["student risk; bands: 95 % of the runs", "teacher risk", "peer diversity"]
+    titles += ["root mean square |teacher - student|", "the same / |teacher - optimum|", "W, total teacher weight"]
     for axes, title in zip(places, titles, strict=True):
         axes.set(xscale="log", yscale="linear" if axes is places[5] else "log", title=title, xlabel="epochs done")
         for milestone in study.problem.milestones:
@@ -48,10 +48,10 @@ def _homogenisation(study: Study) -> Figure:
     figure, (row,) = grid(1, 3, 4, 4.6)
     reach = "|teacher - optimum|"
     for (weights, start), curves in study.homogenisation.items():
-        look = {"color": COLOURS[start == "own"], "linestyle": "-" if weights == "constant" else "--"}
+        colour, style = COLOURS[start == "own"], "-" if weights == "constant" else "--"
         values = (curves.relative_distance, curves.relative_spread, np.sqrt(curves.square_teacher))
         for axes, line in zip(row, values, strict=True):
-            axes.plot(study.steps, line, label=f"{weights} weight, teacher: {start}", **look)
+            axes.plot(study.steps, line, style, color=colour, label=f"{weights} weight, teacher: {start}")
     h, weight = HOMOGENISATION.curvatures[0], study.schemes["dkel"].scale
     row[0].axhline(h / (h + weight), color="grey", linestyle=":")
     for axes, title in zip(row, (f"|teacher - student| / {reach}", f"teacher diversity / {reach}", reach), strict=True):
@@ -82,7 +82,7 @@ def _collapse(study: Study) -> Figure:
         places = np.arange(len(weights)) + 0.2 * (number - 1.5)
         shares = np.array([outcome.share for outcome in outcomes])
         errors = np.abs(np.array([[o.low for o in outcomes], [o.high for o in outcomes]]) - shares)
-        heights = (shares, [o.median_exit for o in outcomes], [o.homogenised for o in outcomes])
+        heights = np.array([shares, [o.median_exit for o in outcomes], [o.homogenised for o in outcomes]])
         for axes, values in zip(row, heights, strict=True):
             axes.bar(places, values, 0.2, color=COLOURS[number], label=f"teacher: {start}")
         row[0].errorbar(places, shares, errors, fmt="none", ecolor="black", capsize=2)

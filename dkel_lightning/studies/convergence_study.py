@@ -1,15 +1,13 @@
-"""When teachers help: which schemes, starts and weights task=convergence compares, and the files that it writes."""
+"""When teachers help: which schemes, starts and weights task=convergence compares, and its tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dkel_lightning.studies import output
 from dkel_lightning.studies.collapse import Outcome, simulate
 from dkel_lightning.studies.convergence import (
     Curves,
@@ -110,8 +108,8 @@ def over_fitting(problem: Problem, dkel: Scheme) -> dict[tuple[str, str], Curves
     ]
     schemes = {("averaged", scheme.label): scheme for scheme in weights}
     # A gradient teacher starts from its own draw: as a copy under the same gradient it would be the student.
-    trained = {"update": "gradient", "draw": "independent"}
-    schemes |= {("trained", scheme.label): replace(scheme, **trained) for scheme in weights}
+    for scheme in weights:
+        schemes["trained", scheme.label] = replace(scheme, update="gradient", draw="independent")
     return dict(zip(schemes, exact(replace(problem, shift=SHIFT), list(schemes.values())), strict=True))
 
 
@@ -126,16 +124,6 @@ def collapse(dkel: Scheme, runs: int, seed: int) -> dict[tuple[str, str], Outcom
         for label, weight, k in weights
         for start, how in starts.items()
     }
-
-
-def run(folder: Path, settings: ConvergenceSettings, seed: int = 0) -> Study:
-    """Compute everything, and write tables and figures into the folder."""
-    from dkel_lightning.studies import convergence_figures
-
-    result = study(settings, seed)
-    output.write_tables(folder, tables(result))
-    output.save_figures(folder / "figures", convergence_figures.draw(result))
-    return result
 
 
 def tables(study: Study) -> dict[str, list[dict[str, Any]]]:

@@ -9,13 +9,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dkel_lightning.studies import output
 from dkel_lightning.studies.pairs import (
     Pair,
     Pull,
@@ -181,14 +179,3 @@ def simulate(settings: GeometrySettings) -> Geometry:
     bowls, mirror = simulate_bowls(settings), simulate_mirror(settings)
     bowl_rows = {key: _measure_in_bowl(*key, pair) for key, pair in bowls.items()}
     return Geometry(settings, bowls, bowl_rows, mirror, {key: _measure_between(*key, mirror[key]) for key in mirror})
-
-
-def run(folder: Path, settings: GeometrySettings) -> Geometry:
-    """Simulate, and write tables and figures into the folder."""
-    from dkel_lightning.studies import geometry_figures
-
-    geometry = simulate(settings)
-    tables = {"bowl": [*geometry.bowl_rows.values()], "mirror": [*geometry.mirror_rows.values()]}
-    output.write_tables(folder, tables)
-    output.save_figures(folder / "figures", geometry_figures.draw(geometry))
-    return geometry

@@ -104,17 +104,17 @@ def _bowl_courses(geometry: Geometry) -> Figure:
     figure, rows = grid(4, len(CURVATURES), 4.2, 3.2)
     starts = list(dict.fromkeys(start for _, start, _ in geometry.bowls if start != NO_TEACHER))
     titles = ("cos(teacher - student, optimum - student)", "|teacher - student|", "the same / |teacher - optimum|")
+    steps = np.arange(1, COURSE + 1)
     for column, curvature in enumerate(CURVATURES):
         for number, start in enumerate(starts):
             pair = geometry.bowls[curvature, start, PULLS[0]]
             losses = [study.bowl_loss(points, curvature) for points in (pair.teacher, pair.student)]
             # The released initialisation lies on the own draw without one.
-            look = {"color": COLOURS[number], "linestyle": "--" if "0.01" in start else "-", "label": start}
+            style = "--" if "0.01" in start else "-"
             relative = pair.distance / np.maximum(norm(pair.teacher), 1e-300)
-            for row, values in zip(
-                rows, (alignment(pair), pair.distance, relative, losses[0] - losses[1]), strict=True
-            ):
-                row[column].plot(np.arange(1, COURSE + 1), values[1 : COURSE + 1], **look)
+            courses = (alignment(pair), pair.distance, relative, losses[0] - losses[1])
+            for row, values in zip(rows, courses, strict=True):
+                row[column].plot(steps, values[steps], style, color=COLOURS[number], label=start)
         lr, decay, weight = geometry.settings.lr, geometry.settings.decay, PULLS[0].weight
         exact = relative_distance(mode_matrix(curvature, weight, lr, decay, weight))
         rows[2][column].axhline(exact, color="k", linewidth=0.8, linestyle=":")
@@ -145,20 +145,16 @@ def _bowl_steps(geometry: Geometry) -> Figure:
     for row, pulls in zip(rows, (PULLS[:2], PULLS[2:]), strict=True):
         for axes, curvature in zip(row, CURVATURES, strict=True):
             bars = [(0.0, NO_TEACHER, ALONE, GREY)]
-            for place, start in enumerate(starts, 1):
-                bars += [(place - 0.2, start, pulls[0], TEACHER), (place + 0.2, start, pulls[1], STUDENT)]
+            for row_number, start in enumerate(starts, 1):
+                bars += [(row_number - 0.2, start, pulls[0], TEACHER), (row_number + 0.2, start, pulls[1], STUDENT)]
             for place, start, pull, colour in bars:
                 steps = geometry.bowl_rows[curvature, start, pull]["steps_to_distance"]
-                axes.barh(
-                    place, steps or study.MAX_STEPS, 0.38, color=colour, label=pull.label if place < 1.5 else None
-                )
-                text = f"  > {study.MAX_STEPS}" if steps is None else f"  {steps}"
-                axes.text(steps or study.MAX_STEPS, place, text, va="center", fontsize=7)
+                width, text = (study.MAX_STEPS, f"  > {study.MAX_STEPS}") if steps is None else (steps, f"  {steps}")
+                axes.barh(place, width, 0.38, color=colour, label=pull.label if place < 1.5 else None)
+                axes.text(width, place, text, va="center", fontsize=7)
             axes.set_yticks(range(len(starts) + 1), [NO_TEACHER, *starts])
             axes.set(ylim=(len(starts) + 0.6, -0.5), title=f"{_bowl_name(curvature)}, W = {pulls[0].weight:g}")
             axes.margins(x=0.14)
             axes.set_xlabel("steps")
-    figure.suptitle(
-        f"Steps until the student is within {study.ARRIVED:.0%} of its start; stroke: median over directions"
-    )
+    figure.suptitle(f"Steps until the student's distance stays below {study.ARRIVED:.0%} of its first")
     return figure

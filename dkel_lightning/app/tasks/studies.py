@@ -9,27 +9,28 @@ from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.declarations import from_mapping
-from dkel_lightning.studies import convergence_study
-from dkel_lightning.studies import geometry as geometry_study
+from dkel_lightning.studies import run as studies
+from dkel_lightning.studies.convergence_study import Study
+from dkel_lightning.studies.geometry import Geometry
 from dkel_lightning.studies.settings import ConvergenceSettings, GeometrySettings
 
 if TYPE_CHECKING:
     from dkel_lightning.policies.dual import DualPolicyResult
 
 
-def geometry(run: Run) -> geometry_study.Geometry:
+def geometry(run: Run) -> Geometry:
     """Simulate a student and its teacher as two points of a plane."""
     run.describe()
-    result = geometry_study.run(run.folder, from_mapping(GeometrySettings, run.values["geometry"], "geometry"))
+    result = studies.run_geometry(run.folder, from_mapping(GeometrySettings, run.values["geometry"], "geometry"))
     print(f"Tables and figures are in {run.folder}.")
     return result
 
 
-def convergence(run: Run) -> convergence_study.Study:
+def convergence(run: Run) -> Study:
     """Compute when teachers help in a noisy quadratic model, and when training collapses."""
     run.describe()
     settings = from_mapping(ConvergenceSettings, run.values["convergence"], "convergence")
-    result = convergence_study.run(run.folder, settings, run.values["seed"])
+    result = studies.run_convergence(run.folder, settings, run.values["seed"])
     print(f"Tables and figures are in {run.folder}.")
     return result
 
