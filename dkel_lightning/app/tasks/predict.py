@@ -1,220 +1,100 @@
-"""task=predict: name the classes of images with a checkpoint or an exported file."""
+"""task=predict: write the classes of image files into predictions.csv."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from dkel_lightning.app import build
 from dkel_lightning.app.runs.folder import Run, run_folder
-from dkel_lightning.app.runs.tables import print_table, write_csv
+from dkel_lightning.app.runs.tables import write_csv
 from dkel_lightning.app.tasks.evaluate import class_names, loaded
 from dkel_lightning.data.files.decode import decode_to
-from dkel_lightning.data.readers.image_folder import image_bytes, images_in
-from dkel_lightning.errors import CheckpointError, ConfigError, DataError
-from dkel_lightning.export import Exported, Preprocessing, formats, open_exported
-from dkel_lightning.export.metadata import Record
+from dkel_lightning.data.readers.image_folder import images_in
+from dkel_lightning.errors import ConfigError, DataError
+from dkel_lightning.export import Preprocessing, formats, open_exported
 from dkel_lightning.networks import logits_of
-from dkel_lightning.runtime import processors
-from dkel_lightning.runtime.atomic_files import write_text
-from dkel_lightning.runtime.texts import printable
 
-_SHOWN = 20
-_COLUMNS = 5
-"""Rows and columns of the table; the files hold all."""
+Classifier = Callable[[Tensor], Tensor]
+"""Normalised images [B, C, H, W] -> logits [B, num_classes]."""
+HEADING = ("file", "rank", "class", "name", "probability")
 
 
-@dataclass(frozen=True)
-class Guess:
-    """A class and its probability."""
+def predict(run: Run) -> Path:
+    """Classify `predict.images`, a file or a folder, with a checkpoint or an export, and return predictions.csv.
 
-    index: int
-    name: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class PredictResult:
-    """What a prediction gave.
-
-    Attributes:
-        guesses: the most probable classes of each image that could be read, by file, most probable first.
-        unreadable: why each of the others could not be read.
-        folder: where predictions.csv and predictions.json lie.
-    """
-
-    guesses: Mapping[Path, tuple[Guess, ...]]
-    unreadable: Mapping[Path, str]
-    folder: Path
-
-
-def predict(run: Run) -> PredictResult:
-    """Classify `predict.images` with `values["checkpoint"]`, print a table and write predictions.csv and .json.
-
-    Raises:
-        DataError: not one image could be read.
-        DkelError: with the thing at fault and its cure.
+    Each image has a row for each of its `predict.top` most probable classes. Images that cannot be read are named and
+    left out.
     """
     settings = run.values["predict"]
-    files = images_in(Path(settings["images"]).expanduser())
-    opened = _opened(Path(run.values["checkpoint"]), run.values)
-    guesses: dict[Path, tuple[Guess, ...]] = {}
-    unreadable: dict[Path, str] = {}
-    batches = [files[start : start + settings["batch_size"]] for start in range(0, len(files), settings["batch_size"])]
-    # On the error stream, so that what is printed can be piped.
-    decoded = _decoded(batches, opened.record.preprocessing)
-    console = Console(stderr=True)
-    for batch in track(decoded, "Predicting", len(batches), console=console, disable=not sys.stderr.isatty()):
-        images = {path: found for path, found in batch if isinstance(found, Tensor)}
-        unreadable |= {path: found for path, found in batch if isinstance(found, str)}
-        if images:
-            found = _classify(opened, torch.stack([*images.values()]), settings["top"])
-            guesses |= dict(zip(images, found, strict=True))
-    if not guesses:
-        why = next(iter(unreadable.values()))
-        raise DataError(f"None of the {len(files)} images in {settings['images']} could be read. The first: {why}")
-    result = PredictResult(guesses, unreadable, Path(settings["to"]) if settings["to"] else run.folder)
-    _write(result, opened)
-    _show(result, opened)
-    return result
+    source, size = Path(settings["images"]).expanduser(), settings["batch_size"]
+    files = [source] if source.is_file() else [Path(file) for file in images_in(source)]
+    member, preprocessing, classify = _open(Path(run.values["checkpoint"]), run.values)
+    if preprocessing.channels not in (1, 3):
+        raise ConfigError(f"{member} takes images of {preprocessing.channels} channels, which no image file has.")
+    rows: list[tuple[object, ...]] = []
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(files), size):
+            batch = files[start : start + size]
+            decoded = pool.map(lambda file: _decode(file, preprocessing), batch)
+            images = {file: image for file, image in zip(batch, decoded, strict=True) if image is not None}
+            if images:
+                logits = classify(preprocessing.normalised(torch.stack([*images.values()])))
+                rows += _rows([*images], logits, preprocessing, settings["top"])
+    if not rows:
+        raise DataError(f"None of the {len(files)} images in {source} could be read.")
+    table = Path(settings["to"] or run.folder) / "predictions.csv"
+    write_csv(table, [HEADING, *rows])
+    print(f"{len({row[0] for row in rows})} of {len(files)} images by {member}, written to {table}")
+    return table
 
 
-def _decoded(batches: Sequence[Sequence[Path]], known: Preprocessing) -> Iterator[list[tuple[Path, Tensor | str]]]:
-    """Yield the images (uint8 `[C, H, W]`) of each batch, or why they cannot be read, while the next one is decoded.
-
-    Threads are enough: Pillow decodes and scales without Python's lock.
-    """
-    with ThreadPoolExecutor(processors.allowed()) as pool:
-        submitted = ([pool.submit(_read, path, known) for path in batch] for batch in batches)
-        try:
-            for batch, _ in pairwise(chain(submitted, [[]])):  # which asks for the next one before it gives this
-                yield [each.result() for each in batch]
-        finally:  # whoever ends early waits for no more than what is being decoded
-            pool.shutdown(cancel_futures=True)
-
-
-def _read(path: Path, known: Preprocessing) -> tuple[Path, Tensor | str]:
-    try:
-        return path, torch.from_numpy(np.array(decode_to(image_bytes(path), str(path), known.shape, known.margin)))
-    except DataError as error:
-        return path, str(error)
-
-
-def _classify(opened: Exported, images: Tensor, top: int) -> list[tuple[Guess, ...]]:
-    known = opened.record.preprocessing
-    probabilities = opened.classify(known.normalised(images)).float().softmax(-1).cpu()
-    if not bool(probabilities.isfinite().all()):
-        raise CheckpointError(
-            f"{opened.path} gives NaN for an image: its weights are no numbers, or its outputs overflow; use another "
-            "checkpoint or export."
-        )
-    best = probabilities.topk(min(top, probabilities.shape[1]))
-    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [tuple(Guess(i, known.name(i), p) for i, p in zip(indices, values, strict=True)) for indices, values in rows]
-
-
-# ---------------------------------------------------------------------- which network
-
-
-def _opened(path: Path, values: Mapping[str, Any]) -> Exported:
-    opened = _exported(path, values) if formats.is_exported(path) else _checkpoint(path, values)
-    if opened.record.preprocessing.channels not in (1, 3):
-        raise ConfigError(
-            f"{path} takes images of {opened.record.preprocessing.channels} channels, which image files do not have: "
-            "use the exported file from your own code."
-        )
-    return opened
-
-
-def _exported(path: Path, values: Mapping[str, Any]) -> Exported:
-    opened = open_exported(path, trust=values["trust"])
-    network, _, peer = opened.record.member.partition("_")
-    held = {"network": network, "peer": peer or "best"}  # of an ensemble no peer can be chosen
-    asked = {key: value for key, value in values["deploy"].items() if value != "auto"}
-    others = [f"deploy.{key}={value}" for key, value in asked.items() if str(value) != held[key]]
-    if others:
-        raise ConfigError(
-            f"{', '.join(others)}: {path} holds one network, {opened.record.member}; leave it out, or predict with the "
-            "checkpoint that it was exported from."
-        )
-    return opened
-
-
-def _checkpoint(path: Path, values: Mapping[str, Any]) -> Exported:
+def _open(path: Path, values: Mapping[str, Any]) -> tuple[str, Preprocessing, Classifier]:
+    """Open a checkpoint or an export: name of the network, preparation of its images, and the network."""
+    if formats.is_exported(path):
+        exported = open_exported(path, trust=values["trust"])
+        return exported.record.member, exported.record.preprocessing, exported.classify
     module = loaded(path, values)[0].eval()
-    recipe = module.recipe or {}
-    mean, std, size = values["data"]["mean"], values["data"]["std"], recipe.get("image_size")
-    folder = run_folder(path)
-    if folder is not None and mean is None and "_target_" in values["data"]:
-        raise ConfigError(
-            f"The data module that {path} was trained with does not say how images are prepared: give it attributes "
-            "mean and std (of images in [0, 1], one a channel), or data.mean=[...] and data.std=[...]."
-        )
-    if mean is None or std is None or size is None or folder is None:
-        raise CheckpointError(
-            f"How images are prepared for {path} is written in its run, two folders above it, which is not there: "
-            "put config.yaml back, or predict with what task=export writes."
-        )
-    channels, (height, width) = int(recipe["in_channels"]), size
-    margin = getattr(build.known_data(values["data"]), "margin", 1.0)
-    prepared = Preprocessing(channels, height, width, tuple(mean), tuple(std), class_names(folder), margin)
-    member = module.deployed_member()
-    record = Record("checkpoint", member, module.student.num_classes, prepared)
     device = build.device(values)
     network = module.deploy().to(device)
 
     def classify(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            return logits_of(network(images.to(device)))
+            return logits_of(network(images.to(device))).cpu()
 
-    return Exported(path, record, classify)
-
-
-# ---------------------------------------------------------------------- what is written and shown
+    return module.deployed_member(), _preprocessing(path, module.recipe or {}, values["data"]), classify
 
 
-def _write(result: PredictResult, opened: Exported) -> None:
-    rows: list[list[object]] = [["file", "rank", "class", "name", "probability"]]
-    for path, guesses in result.guesses.items():
-        for rank, guess in enumerate(guesses, start=1):
-            rows.append([path, rank, guess.index, guess.name, f"{guess.probability:.6f}"])
-    write_csv(result.folder / "predictions.csv", rows)
-    content = {
-        "network": str(opened.path),
-        "member": opened.record.member,
-        "preprocessing": opened.record.preprocessing.as_dict(),
-        "predictions": [
-            {"file": str(path), "top": [vars(guess) for guess in guesses]} for path, guesses in result.guesses.items()
-        ],
-        "unreadable": [{"file": str(path), "reason": why} for path, why in result.unreadable.items()],
-    }
-    write_text(result.folder / "predictions.json", json.dumps(content, indent=2) + "\n")
+def _preprocessing(path: Path, recipe: Mapping[str, Any], data: Mapping[str, Any]) -> Preprocessing:
+    """Return how the run of a checkpoint prepares its images."""
+    folder, size = run_folder(path), recipe.get("image_size")
+    if folder is None or size is None or data["mean"] is None or data["std"] is None:
+        raise ConfigError(
+            f"How images are prepared for {path} is not recorded: predict with an export, or give the data module of "
+            "its run attributes mean and std."
+        )
+    margin = getattr(build.known_data(data), "margin", 1.0)
+    mean, std = tuple(data["mean"]), tuple(data["std"])
+    return Preprocessing(int(recipe["in_channels"]), *size, mean, std, class_names(folder), margin)
 
 
-def _show(result: PredictResult, opened: Exported) -> None:
-    known = opened.record.preprocessing
-    most = min(_COLUMNS, len(next(iter(result.guesses.values()))))
-    heading = ["image", *(f"{rank}." for rank in range(1, most + 1))]
-    shown = [*result.guesses.items()][:_SHOWN]
-    rows = [[path.name, *(f"{each.name} {each.probability:.1%}" for each in found[:most])] for path, found in shown]
-    print_table(f"{opened.record.member} of {opened.path}", heading, rows)
-    if len(result.guesses) > _SHOWN:
-        print(f"... and {len(result.guesses) - _SHOWN} more in predictions.csv")
-    if result.unreadable:
-        print(f"{len(result.unreadable)} of {len(result.guesses) + len(result.unreadable)} could not be read:")
-        for why in list(result.unreadable.values())[:10]:
-            print(f"  {printable(why)}")
-    print(f"How images are prepared: {known.as_dict()['steps']}.")
-    print(f"{len(result.guesses)} images. Written to {result.folder}: predictions.csv, predictions.json")
+def _decode(file: Path, preprocessing: Preprocessing) -> Tensor | None:
+    try:
+        return torch.tensor(decode_to(file.read_bytes(), str(file), preprocessing.shape, preprocessing.margin))
+    except (DataError, OSError) as error:
+        print(f"Left out: {error}")
+        return None
+
+
+def _rows(files: list[Path], logits: Tensor, preprocessing: Preprocessing, top: int) -> list[tuple[object, ...]]:
+    best = logits.float().softmax(-1).topk(min(top, logits.shape[-1]))
+    return [
+        (file, rank, index, preprocessing.name(index), f"{probability:.6f}")
+        for file, indices, values in zip(files, best.indices.tolist(), best.values.tolist(), strict=True)
+        for rank, (index, probability) in enumerate(zip(indices, values, strict=True), start=1)
+    ]

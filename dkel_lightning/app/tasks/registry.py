@@ -151,7 +151,7 @@ class PredictSettings(Settings, node="predict"):
 
     images: Annotated[str | None, text("Image file, or folder of images, to classify.")] = None
     top: Annotated[int, whole("Most probable classes that are named of each image.", 1, 1_000_000)] = 5
-    to: Annotated[str | None, text("Folder of predictions.csv and predictions.json; null: the run's.")] = None
+    to: Annotated[str | None, text("Folder of predictions.csv; null: the run's.")] = None
     batch_size: Annotated[int, whole("Images classified at once.", 1, 1_000_000)] = 64
 
 

@@ -1,11 +1,9 @@
-"""task=predict: the network's classes for image files, whatever their size and however many are broken."""
+"""task=predict: the classes of image files, whatever their size and however many are broken."""
 
 from __future__ import annotations
 
 import csv
-import json
-import pickle
-import shutil
+import io
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +14,11 @@ from PIL import Image
 from dkel_lightning.app import tasks
 from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run
-from dkel_lightning.app.tasks.predict import PredictResult, predict
+from dkel_lightning.app.tasks.predict import predict
 from dkel_lightning.data.files.decode import decode_to
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from tests.app.tasks.exporting import digits, exported, logits_of, trained, values_of
-from tests.compose import compose, prepare
-from tests.pipes import piped
+from tests.compose import compose
 
 COUNT = 5
 
@@ -39,160 +36,50 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def predicted(checkpoint: Path, images: Path, folder: Path, *overrides: str) -> PredictResult:
-    given = ("task=predict", f"checkpoint='{checkpoint}'", f"predict.images='{images}'", "trainer=cpu", *overrides)
-    return predict(Run(values_of(checkpoint, *given), folder))
+def run_predict(path: Path, images: Path, folder: Path, *overrides: str) -> list[dict[str, str]]:
+    """Return the rows of predictions.csv."""
+    typed = ("task=predict", f"checkpoint='{path}'", f"predict.images='{images}'", "trainer=cpu", *overrides)
+    values = values_of(path, *typed) if path.suffix == ".ckpt" else compose(*typed)
+    with predict(Run(values, folder)).open(encoding="utf-8") as file:
+        return [*csv.DictReader(file)]
 
 
-def of_file(file: Path, images: Path, folder: Path, *overrides: str) -> PredictResult:
-    given = ("task=predict", f"checkpoint='{file}'", f"predict.images='{images}'", "trainer=cpu", *overrides)
-    return predict(Run(compose(*given), folder))
-
-
-def probabilities(result: PredictResult) -> torch.Tensor:
-    """Order what was named of each image by class."""
-    rows = [sorted((guess.index, guess.probability) for guess in guesses) for guesses in result.guesses.values()]
-    return torch.tensor([[value for _, value in row] for row in rows])
+def probabilities(rows: list[dict[str, str]]) -> torch.Tensor:
+    """Order the probabilities by image and class."""
+    rows = sorted(rows, key=lambda row: (row["file"], int(row["class"])))
+    return torch.tensor([float(row["probability"]) for row in rows]).reshape(COUNT, -1)
 
 
 def test_a_checkpoint_names_the_classes_of_image_files(
     checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = predicted(checkpoint, images, tmp_path, "deploy.peer=1", "predict.top=20", "predict.batch_size=2")
+    rows = run_predict(checkpoint, images, tmp_path, "deploy.peer=1", "predict.top=20", "predict.batch_size=2")
     expected = logits_of(checkpoint, "teacher_1", digits(COUNT)[1]).softmax(-1)
-    torch.testing.assert_close(probabilities(result), expected)
-    assert list(result.guesses) == [images / f"{index}.png" for index in range(COUNT)]
-    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
-    assert len(rows) == COUNT * 10
+    torch.testing.assert_close(probabilities(rows), expected, rtol=0, atol=1e-6)
     first = rows[0]
     assert (first["file"], first["rank"], first["name"]) == (str(images / "0.png"), "1", str(int(expected[0].argmax())))
-    assert float(first["probability"]) == pytest.approx(float(expected[0].max()), abs=1e-6)
-    written = json.loads((tmp_path / "predictions.json").read_text())
-    assert (written["member"], written["unreadable"], len(written["predictions"])) == ("teacher_1", [], COUNT)
-    assert "just covers 8x8 (Pillow, bilinear), cut 8x8 from its centre, grey" in written["preprocessing"]["steps"]
-    shown = capsys.readouterr().out
-    assert "0.png" in shown
-    assert f"{COUNT} images. Written to" in shown
+    assert f"5 of 5 images by teacher_1, written to {tmp_path / 'predictions.csv'}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_exported_files_say_what_the_checkpoint_says(checkpoint: Path, images: Path, tmp_path: Path) -> None:
-    expected = probabilities(predicted(checkpoint, images, tmp_path / "checkpoint", "predict.top=10"))
-    for kind in ("onnx", "safetensors", "state_dict"):
-        shipped = exported(checkpoint, tmp_path, f"export.format={kind}").shipped
-        place = shipped.folder if kind == "safetensors" else shipped.file
-        result = of_file(place, images, tmp_path / kind, "predict.top=10")
-        torch.testing.assert_close(probabilities(result), expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("kind", ["onnx", "safetensors"])
+def test_exports_say_what_the_checkpoint_says(kind: str, checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    expected = probabilities(run_predict(checkpoint, images, tmp_path, "predict.top=10"))
+    exported(checkpoint, tmp_path, f"export.format={kind}", f"export.to='{tmp_path / 'shipped'}'")
+    (file,) = (tmp_path / "shipped").glob(f"*.{kind}")
+    for place in (file, file.parent):
+        rows = run_predict(place, images, tmp_path, "predict.top=10", f"predict.to='{tmp_path / kind}'")
+        torch.testing.assert_close(probabilities(rows), expected, rtol=1e-4, atol=1e-5)
         assert (tmp_path / kind / "predictions.csv").is_file()
 
 
-@pytest.mark.slow
-def test_an_export_speaks_only_for_the_network_that_it_holds(checkpoint: Path, images: Path, tmp_path: Path) -> None:
-    peer = exported(checkpoint, tmp_path, "export.format=onnx", "deploy.peer=1").shipped
-    whole = exported(checkpoint, tmp_path, "deploy.network=ensemble").shipped
-    for given, asked in (
-        (["deploy.network=student"], "deploy.network=student"),
-        (["deploy.network=student", "deploy.peer=0"], "deploy.network=student, deploy.peer=0"),
-        (["deploy.network=teacher", "deploy.peer=best"], "deploy.peer=best"),
-    ):
-        with pytest.raises(ConfigError) as caught:
-            of_file(peer.folder, images, tmp_path / "other", *given)
-        assert str(caught.value) == (
-            f"{asked}: {peer.folder} holds one network, teacher_1; leave it out, or predict with the checkpoint "
-            "that it was exported from."
-        )
-    with pytest.raises(ConfigError, match=r"deploy\.peer=0: .* holds one network, ensemble;"):
-        of_file(whole.file, images, tmp_path / "other", "deploy.peer=0")
-    assert not (tmp_path / "other").exists()
-    held = probabilities(of_file(peer.file, images, tmp_path, "predict.top=10"))
-    again = of_file(peer.file, images, tmp_path, "predict.top=10", "deploy.network=teacher", "deploy.peer=1")
-    assert torch.equal(probabilities(again), held)
-    of_file(whole.folder, images, tmp_path, "deploy.network=ensemble", "deploy.peer=best")
-
-
-@pytest.mark.slow
-def test_what_a_format_lets_run_is_not_opened_unless_it_is_trusted(
-    checkpoint: Path, images: Path, tmp_path: Path
-) -> None:
-    shipped = exported(checkpoint, tmp_path, "export.format=torch_export").shipped
-    with pytest.raises(CheckpointError, match="may hold objects that run code on loading"):
-        of_file(shipped.file, images, tmp_path)
-    opened = of_file(shipped.file, images, tmp_path, "trust=true", "predict.top=10")
-    expected = probabilities(predicted(checkpoint, images, tmp_path, "predict.top=10"))
-    torch.testing.assert_close(probabilities(opened), expected, rtol=1e-4, atol=1e-5)
-
-
-class Bomb:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return Path.touch, (Path("went_off"),)  # type: ignore[return-value]
-
-
-def test_files_that_are_no_export_are_refused_and_run_nothing(
-    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"weight": Bomb()}, tmp_path / "bomb.pt")
-    (tmp_path / "torn.onnx").write_bytes(b"\x08")
-    (tmp_path / "torn.safetensors").write_bytes(b"\x08")
-    torch.save({"weight": torch.zeros(2)}, tmp_path / "plain.pt")
+def test_a_folder_that_is_no_export_is_named(images: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    faults = {
-        "bomb.pt": r"holds objects that could run code on loading \(.*\); it was not loaded",
-        "torn.onnx": "is no ONNX file that onnxruntime can run",
-        "torn.safetensors": "is damaged or cut short",
-        "plain.pt": "does not say how its images are prepared: it was not written by task=export",
-        "empty": "holds no exported network",
-        "missing.onnx": "No exported network at",
-        "missing.ckpt": "No checkpoint at",
-    }
-    for name, message in faults.items():
-        with pytest.raises(CheckpointError, match=message):
-            of_file(tmp_path / name, images, tmp_path)
-    assert not (tmp_path / "went_off").exists()
-    assert pickle.dumps(Bomb())  # it would have
+    with pytest.raises(CheckpointError, match="empty"):
+        run_predict(tmp_path / "empty", images, tmp_path)
 
 
-def test_weights_of_an_export_with_a_flipped_bit_or_that_are_no_numbers_are_refused_without_its_record(
-    checkpoint: Path, images: Path, tmp_path: Path
-) -> None:
-    shipped = exported(checkpoint, tmp_path, "export.format=state_dict").shipped
-    record = json.loads((shipped.folder / "export.json").read_text())
-    (shipped.folder / "export.json").write_text(json.dumps({**record, "files": {}}))
-    weights = torch.load(shipped.file, weights_only=True)
-    name, first = next((name, value) for name, value in weights.items() if value.dim() == 4)
-    content = bytearray(shipped.file.read_bytes())
-    content[content.index(first.numpy().tobytes())] ^= 1
-    shipped.file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"weights\.pt is damaged .*checksum of .*: export again"):
-        of_file(shipped.file, images, tmp_path)
-    torch.save({**weights, name: first * torch.nan}, shipped.file)
-    with pytest.raises(CheckpointError, match=r"weights\.pt gives NaN for an image"):
-        of_file(shipped.file, images, tmp_path)
-
-
-def test_names_of_classes_are_not_waited_for(checkpoint: Path, images: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(checkpoint.parent.parent, tmp_path / "run")
-    piped(run / "classes.json")
-    result = predicted(run / "checkpoints" / checkpoint.name, images, tmp_path)
-    assert next(iter(result.guesses.values()))[0].name.isdecimal()
-
-
-def test_weights_of_another_network_than_the_record_names_are_refused(
-    checkpoint: Path, images: Path, tmp_path: Path
-) -> None:
-    shipped = exported(checkpoint, tmp_path, "export.format=state_dict").shipped
-    record = json.loads((shipped.folder / "export.json").read_text())
-    record["recipe"]["backbone"] = "resnet32"
-    (shipped.folder / "export.json").write_text(json.dumps(record))
-    with pytest.raises(CheckpointError, match="asks for networks of more weights than it holds"):
-        of_file(shipped.file, images, tmp_path)
-    record["recipe"]["backbone"] = "os.system"
-    (shipped.folder / "export.json").write_text(json.dumps(record))
-    with pytest.raises(ConfigError, match=r"Unknown choice backbone=os.system"):
-        of_file(shipped.file, images, tmp_path)
-
-
-def test_broken_images_are_skipped_and_reported_and_only_none_at_all_is_an_error(
+def test_broken_images_are_named_and_only_none_at_all_is_an_error(
     checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "mixed"
@@ -201,25 +88,21 @@ def test_broken_images_are_skipped_and_reported_and_only_none_at_all_is_an_error
     (folder / "broken.jpg").write_bytes(b"no image")
     (folder / "torn.png").write_bytes((images / "0.png").read_bytes()[:60])
     (folder / "notes.txt").write_text("not looked at")
-    result = predicted(checkpoint, folder, tmp_path / "out")
-    assert [path.name for path in result.guesses] == ["good.png"]
-    assert {path.name for path in result.unreadable} == {"broken.jpg", "torn.png"}
-    assert "2 of 3 could not be read:" in capsys.readouterr().out
-    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert [Path(item["file"]).name for item in written["unreadable"]] == ["broken.jpg", "torn.png"]
-    with pytest.raises(DataError, match=r"None of the 1 images in .* could be read. The first: .*broken.jpg"):
-        predicted(checkpoint, folder / "broken.jpg", tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+    rows = run_predict(checkpoint, folder, tmp_path / "out", "predict.top=1")
+    assert [Path(row["file"]).name for row in rows] == ["good.png"]
+    printed = capsys.readouterr().out
+    assert "broken.jpg" in printed
+    assert "torn.png" in printed
+    assert "1 of 3 images" in printed
+    with pytest.raises(DataError, match=r"None of the 1 images in .*broken\.jpg could be read"):
+        run_predict(checkpoint, folder / "broken.jpg", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no image"):
-        predicted(checkpoint, tmp_path / "empty", tmp_path / "none")
-    with pytest.raises(DataError, match="cannot be read"):
-        predicted(checkpoint, tmp_path / "missing.png", tmp_path / "none")
+        run_predict(checkpoint, tmp_path / "empty", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_images_of_any_size_are_cut_to_their_centre_and_scaled() -> None:
-    import io
-
     pixels = np.zeros((8, 20, 3), np.uint8)
     pixels[:, 6:14] = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
     pixels[:, :6], pixels[:, 14:] = 255, 255  # outside the central square
@@ -231,29 +114,14 @@ def test_images_of_any_size_are_cut_to_their_centre_and_scaled() -> None:
     # A network of wide images takes a wide part: all of the width that its height allows.
     np.testing.assert_array_equal(decode_to(file.getvalue(), "x", (1, 8, 20))[0], pixels[:, :, 0])
     halved = decode_to(file.getvalue(), "x", (1, 4, 4))
-    assert halved.shape == (1, 4, 4)
     # What scaling the shorter side and then cutting the centre gives, as torchvision does it.
     whole = np.asarray(Image.fromarray(pixels[:, :, 0]).resize((10, 4), Image.Resampling.BILINEAR))
     np.testing.assert_allclose(halved[0].astype(int), whole[:, 3:7].astype(int), atol=1)
 
 
-def test_the_command_line_asks_for_what_is_missing_and_writes_beside_the_checkpoint(
-    checkpoint: Path, images: Path, tmp_path: Path
-) -> None:
+def test_the_command_line_asks_for_what_is_missing(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs checkpoint=PATH of a .ckpt file, or .*\n.*needs predict.images=PATH"):
         checks.check(compose("task=predict"))
-    given = ["task=predict", f"checkpoint='{checkpoint}'", f"predict.images='{images}'"]
-    prepared = prepare(given)
-    assert f"hydra.run.dir={checkpoint.parent.parent.resolve() / 'predict_last'}" in prepared
-    assert "name=predict" in prepared
-    tasks.run(Run(values_of(checkpoint, *given, "trainer=cpu"), tmp_path))
-    assert (tmp_path / "predictions.json").is_file()
-
-
-def test_a_checkpoint_without_its_run_says_where_the_preprocessing_was(
-    checkpoint: Path, images: Path, tmp_path: Path
-) -> None:
-    alone = tmp_path / "alone.ckpt"
-    alone.write_bytes(checkpoint.read_bytes())
-    with pytest.raises(CheckpointError, match=r"two folders above it, which is not there: put config.yaml back"):
-        of_file(alone, images, tmp_path)
+    typed = ("task=predict", f"checkpoint='{checkpoint}'", f"predict.images='{images}'", "trainer=cpu")
+    tasks.run(Run(values_of(checkpoint, *typed), tmp_path))
+    assert (tmp_path / "predictions.csv").is_file()
