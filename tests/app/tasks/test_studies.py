@@ -66,7 +66,7 @@ def test_convergence_writes_its_tables_and_figures(tmp_path: Path) -> None:
 
 def test_dual_policy_writes_returns_figure_and_the_better_policy(tmp_path: Path) -> None:
     pytest.importorskip("stable_baselines3", reason="the extra rl is not installed")
-    small = ("+rl.learner.n_steps=4", "+rl.learner.n_epochs=1", "rl.steps=640", "seed=4")
+    small = ("+rl.learner.n_steps=4", "+rl.learner.batch_size=32", "+rl.learner.n_epochs=1", "rl.steps=640", "seed=4")
     assert run(tmp_path, "task=dual_policy", "rl.algorithm=ppo", "rl.env=CartPole-v1", *small) == {
         *(RECORDS - {"tables.md"}),
         *("metrics.csv", "result.json", "better_policy.zip", "figures/returns.png"),
