@@ -25,8 +25,7 @@ class CollapseGuard(Callback):
     """Watch for a loss that is NaN or infinite, and for student peers that stay at chance.
 
     A loss that is not finite always raises a NonFiniteError: on the CPU before the weights are updated, on a GPU within
-    50 steps, since reading it back each step would stall the device. No checkpoint is written after
-    it, nor one whose weights are not finite.
+    50 steps, as reading it back each step stalls the device. Weights that are not finite are never saved.
 
     A peer has collapsed when its validation accuracy is no better than chance in `validations` validations in a row,
     after a share `grace` of the run. Chance is the accuracy of the best constant prediction, and better is above its
