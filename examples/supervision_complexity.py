@@ -31,6 +31,7 @@ class Complexity(Callback):
 
     def measure(self, module: LightningModule, epoch: int) -> None:
         """Add a row, and print it."""
+        assert isinstance(module, DistillationModule)
         kernel = gradient_kernel(module.deploy("student"), self.images, CLASSES)
         with torch.no_grad():
             teacher = module.deploy("teacher").eval()(self.images).softmax(-1)

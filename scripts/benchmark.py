@@ -69,7 +69,7 @@ def make_step(mode: str, settings: argparse.Namespace) -> Callable[[], None]:
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             loss = module.training_step(batch, 0)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         module.follow()
 
@@ -78,12 +78,13 @@ def make_step(mode: str, settings: argparse.Namespace) -> Callable[[], None]:
 
 def time_steps(step: Callable[[], None], count: int, device: torch.device) -> float:
     """Return the milliseconds of one of `count` steps."""
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     started = time.perf_counter()
     for _ in range(count):
         step()
-    synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return 1000 * (time.perf_counter() - started) / count
 
 

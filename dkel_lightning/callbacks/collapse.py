@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dkel_lightning.errors import CollapseError, NonFiniteError
+from dkel_lightning.modules.deployment import peer_names
 from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.runtime.processes import print_once, world_size
 from dkel_lightning.schedules import one_of
@@ -17,14 +18,14 @@ from dkel_lightning.studies.seed_statistics import chance_bound
 ACTIONS = ("warn", "stop")
 CURE = "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32."
 CONFIDENCE = 0.95
+CHECK_EVERY = 50
 
 
 class CollapseGuard(Callback):
     """Watch for a loss that is NaN or infinite, and for student peers that stay at chance.
 
     A loss that is not finite always raises a NonFiniteError: on the CPU before the weights are updated, on a GPU within
-    `log_every_n_steps` steps, since reading it back each step would stall the device. No checkpoint is written after
-    it, nor one whose weights are not finite.
+    50 steps, as reading it back each step stalls the device. Weights that are not finite are never saved.
 
     A peer has collapsed when its validation accuracy is no better than chance in `validations` validations in a row,
     after a share `grace` of the run. Chance is the accuracy of the best constant prediction, and better is above its
@@ -61,7 +62,7 @@ class CollapseGuard(Callback):
         if world_size() > 1:  # all processes stop at the same step
             torch.distributed.all_reduce(non_finite, op=torch.distributed.ReduceOp.MAX)
         self._non_finite = non_finite if self._non_finite is None else self._non_finite | non_finite
-        if loss.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if loss.device.type == "cpu" or trainer.global_step % CHECK_EVERY == 0:
             self._check_loss(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,13 +92,13 @@ class CollapseGuard(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or _progress(trainer) < self.grace:
             return
         module = coordinator(pl_module)
-        seen = module.scores.predictions.compute()
+        seen = module.predictions.compute()
         chance = round(float(seen["commonest"]), 6)
         bound = chance_bound(chance, int(seen["samples"]), CONFIDENCE)
         if bound >= min(2 * chance, (1 + chance) / 2):
             return
         # The student peers are the first members.
-        accuracy = dict(zip(module.scores.peers["student"], module.scores.validation_accuracy.tolist(), strict=False))
+        accuracy = dict(zip(peer_names(module, "student"), module.validation_accuracy.tolist(), strict=False))
         self._at_chance = {peer: self._at_chance.get(peer, 0) + 1 for peer in accuracy if accuracy[peer] <= bound}
         collapsed = [peer for peer, count in self._at_chance.items() if count >= self.validations]
         if not collapsed:

@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dkel_lightning.metrics import PairDiversity, mutual_distance, relative_distance
+from dkel_lightning.modules.deployment import means_of_peers, peer_names
+from dkel_lightning.modules.evaluation import teacher_distance
 from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.runtime.processes import average_over_processes
@@ -18,6 +20,7 @@ from dkel_lightning.schedules import one_of
 
 DETAILS = ("none", "means", "pairs")
 KINDS = ("student-teacher", "student-student", "teacher-teacher")
+ALIKE, POOR = 0.95, 0.5
 
 Pair = tuple[int, int]
 
@@ -25,8 +28,8 @@ Pair = tuple[int, int]
 class DiversityMonitor(Callback):
     """Log how far apart the networks are, from the outputs that validation computes anyway.
 
-    Measured over the validation set, for the pairs student peer i and teacher peer i (every student peer and the
-    teacher, where there is one for all), student peers, and teacher peers:
+    Measured over the validation set, for the pairs student peer i and teacher peer i (a single teacher is paired with
+    every student peer), of student peers, and of teacher peers:
 
     * `diversity/agreement/...`: share of images on which both predict the same class;
     * `diversity/kl/...`: `(KL(a || b) + KL(b || a)) / 2` of the predictions at temperature 1, nats;
@@ -35,20 +38,17 @@ class DiversityMonitor(Callback):
       `|t - s| / |s|` over the path of the peer, trunk and branch (`diversity/distance/whole`: over the whole
       network). Two peers: `|a - b| / sqrt((|a|^2 + |b|^2) / 2)` over what they do not share.
 
-    and of each member, `diversity/entropy/...` (nats) and `diversity/classes/...` (how many classes it predicts).
-    `diversity/homogenised` is 1 where teacher and student are indistinguishable (agreement of at least `alike`) while
-    the mean accuracy of both is still poor (below `poor`). It is a sign, and no failure.
+    and of each member `diversity/entropy/...` (nats) and `diversity/classes/...` (how many classes it predicts).
+    `diversity/homogenised` is 1 where teacher and student agree on 95 % of the images while the mean accuracy of each
+    is below 50 %.
 
     From training come `share/loss/<term>`, the term's mean over the epoch as a share of the total, and
     `share/gradient/<term>`, the norm of the term's gradient with respect to the student peers' logits as a share of
-    the sum of these norms, on the first batch of the epoch. A term that does not depend on those logits, such as the
-    ensemble classifier's own labels, has share 0.
+    the sum of these norms, on the first batch of the epoch.
 
     Args:
         detail: `means` over the pairs of a kind and over the peers of a network; `pairs`: each of them too, as
             `diversity/<measure>/student_0-teacher_0` and `diversity/entropy/student_0`; `none`: nothing.
-        alike: agreement from which teacher and student count as indistinguishable.
-        poor: accuracy below which a network counts as poor.
     """
 
     @staticmethod
@@ -56,11 +56,9 @@ class DiversityMonitor(Callback):
         """Every training is watched."""
         return True
 
-    def __init__(self, detail: str = "means", *, alike: float = 0.95, poor: float = 0.5) -> None:
+    def __init__(self, detail: str = "means") -> None:
         one_of("callbacks.diversity", detail, DETAILS)
         self.detail = detail
-        self.alike = alike
-        self.poor = poor
         self._peers: tuple[int, ...] = ()
         self._pairs: dict[Pair, str] = {}
         self._between: PairDiversity | None = None
@@ -69,34 +67,25 @@ class DiversityMonitor(Callback):
     # ------------------------------------------------------------------ validation
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with empty sums on the module's device."""
         module = coordinator(pl_module)
         if self.detail == "none" or trainer.sanity_checking:
             return
         if self._between is None:
             self._peers, self._pairs = _peers_and_pairs(module)
-            both = (module.student, module.teacher)
-            widths = [width for part in both if part is not None for width in part.network.feature_dims]
+            parts = (module.student, module.teacher)
+            widths = [width for part in parts if part is not None for width in part.network.feature_dims]
             self._between = PairDiversity(widths, [*self._pairs])
         self._between.to(module.device)
         self._between.reset()
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Add a batch."""
         if self._between is not None and not trainer.sanity_checking and isinstance(outputs, Mapping):
             evaluated = outputs["evaluated"]
             self._between.update(evaluated.logits[list(self._peers)], evaluated.features)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log all measures."""
         if self._between is None or trainer.sanity_checking:
             return
         module = coordinator(pl_module)
@@ -106,65 +95,61 @@ class DiversityMonitor(Callback):
             for measure, values in measured.items():
                 logs |= self._of_pairs(module, measure, dict(zip(self._pairs, values, strict=True)))
             logs |= self._of_pairs(module, "distance", parameter_distances(module, self._pairs))
-            whole = module.teacher_distance()
+            whole = teacher_distance(module)
             if whole is not None:
                 logs["diversity/distance/whole"] = whole
-        of_members = module.scores.predictions.compute()
+        predictions = module.predictions.compute()
         for measure in ("entropy", "classes"):
-            logs |= self._of_members(module, measure, of_members[measure].reshape(-1))
+            logs |= self._of_members(module, measure, predictions[measure].reshape(-1))
         logs |= self._homogenised(module, logs.get("diversity/agreement/student-teacher"))
-        pl_module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
+        module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
 
     def _of_pairs(self, module: Coordinator, measure: str, values: Mapping[Pair, Tensor]) -> dict[str, Tensor]:
-        names = _peer_names(module)
-        found = {}
+        logs = {}
         for kind in KINDS:
             of_kind = [value for pair, value in values.items() if self._pairs[pair] == kind]
             if of_kind:
-                found[f"diversity/{measure}/{kind}"] = torch.stack(of_kind).nanmean()
+                logs[f"diversity/{measure}/{kind}"] = torch.stack(of_kind).nanmean()
         if self.detail == "pairs":
-            found |= {f"diversity/{measure}/{names[a]}-{names[b]}": value for (a, b), value in values.items()}
-        return found
+            names = _peer_names(module)
+            logs |= {f"diversity/{measure}/{names[a]}-{names[b]}": value for (a, b), value in values.items()}
+        return logs
 
     def _of_members(self, module: Coordinator, measure: str, values: Tensor) -> dict[str, Tensor]:
-        means = module.scores.means_of_peers(values)
-        found = {f"diversity/{measure}/{network}": mean for network, mean in means.items()}
-        for member, value in zip(module.scores.members, values, strict=True):
+        logs = {f"diversity/{measure}/{network}": mean for network, mean in means_of_peers(module, values).items()}
+        for member, value in zip(module.members, values, strict=True):
             if self.detail == "pairs" or member == "ensemble":
-                found[f"diversity/{measure}/{member}"] = value
-        return found
+                logs[f"diversity/{measure}/{member}"] = value
+        return logs
 
     def _homogenised(self, module: Coordinator, agreement: Tensor | None) -> dict[str, Tensor]:
         if agreement is None:
             return {}
-        both = module.scores.means_of_peers(module.scores.network_scores.per_network()["accuracy"]).values()
-        return {"diversity/homogenised": (agreement >= self.alike) & (torch.stack([*both]) < self.poor).all()}
+        accuracies = means_of_peers(module, module.scores.per_network()["accuracy"]).values()
+        return {"diversity/homogenised": (agreement >= ALIKE) & (torch.stack([*accuracies]) < POOR).all()}
 
     # ------------------------------------------------------------------ training
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Look at the gradients of the epoch's first batch."""
         if self.detail != "none" and batch_idx == 0:
             coordinator(pl_module).observers.append(self._observe)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at no other; what all processes saw of theirs is averaged."""
         if self._stop_observing(coordinator(pl_module)):
-            # Not left to the log: a checkpoint within the epoch keeps the figures of one process.
+            # Not left to the log, since a checkpoint within the epoch keeps the shares of one process.
             average_over_processes([*self._gradients.values()])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the terms' shares; the module has not yet forgotten the epoch's terms."""
         module = coordinator(pl_module)
         if self.detail == "none":
             return
-        means = module.scores.term_means.compute()
+        means = module.term_means.compute()
         total = torch.stack([*means.values()]).sum()
         logs = {f"share/loss/{term}": value / total for term, value in means.items()}
         logs |= {f"share/gradient/{term}": value.to(total.device) for term, value in self._gradients.items()}
-        pl_module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
+        module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
 
     def _observe(self, step: MethodInputs, terms: Mapping[str, Tensor], loss: Tensor) -> None:
         self._gradients = gradient_shares(terms, step.student.logits)
@@ -176,15 +161,12 @@ class DiversityMonitor(Callback):
         return present
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing behind in a module whose fit broke off."""
         self._stop_observing(coordinator(pl_module))
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep what the first batch of the epoch has shown, for a run that is resumed within it."""
         return {"gradients": {term: float(share) for term, share in self._gradients.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with it."""
         self._gradients = {term: torch.tensor(share) for term, share in state_dict["gradients"].items()}
 
 
@@ -204,39 +186,31 @@ def gradient_shares(terms: Mapping[str, Tensor], logits: Tensor) -> dict[str, Te
 
 
 def parameter_distances(module: Coordinator, pairs: Mapping[Pair, str]) -> dict[Pair, Tensor]:
-    """Compute the distance of each pair of peers in their parameters, leaving out pairs that differ in form.
-
-    A student peer and its teacher are compared over trunk and branch, relative to the student; two peers over what
-    they do not share, relative to both.
-    """
-    paths = _paths(module, whole=True)
-    branches = _paths(module, whole=False)
-    found = {}
+    """Compute the distance of each pair of peers in their parameters, leaving out pairs that differ in form."""
+    paths, branches = _paths(module, whole=True), _paths(module, whole=False)
+    distances = {}
     for (a, b), kind in pairs.items():
         if kind == "student-teacher":
             distance = relative_distance(paths[b], paths[a])
         else:
             distance = mutual_distance(branches[a], branches[b])
         if distance is not None:
-            found[a, b] = distance
-    return found
+            distances[a, b] = distance
+    return distances
 
 
 def _paths(module: Coordinator, *, whole: bool) -> list[Sequence[Tensor]]:
-    found: list[Sequence[Tensor]] = []
+    paths: list[Sequence[Tensor]] = []
     for part in (module.student, module.teacher):
         if part is not None:
             for i in range(part.num_peers):
-                own = part.network.peer(i) if whole else part.network.own_part(i)
-                found.append([*own.parameters()])
-    return found
+                network = part.network.peer(i) if whole else part.network.own_part(i)
+                paths.append([*network.parameters()])
+    return paths
 
 
 def _peers_and_pairs(module: Coordinator) -> tuple[tuple[int, ...], dict[Pair, str]]:
-    """Find the peers' positions among the members, and the pairs of peers with their kind.
-
-    Peers are counted student first, teacher after.
-    """
+    """Return the peers' positions among the members, student first, and the pairs of peers with their kind."""
     students = module.student.num_peers
     teachers = module.teacher.num_peers if module.teacher is not None else 0
     pairs: dict[Pair, str] = {}
@@ -244,8 +218,8 @@ def _peers_and_pairs(module: Coordinator) -> tuple[tuple[int, ...], dict[Pair, s
         pairs |= {(i, students + i % teachers): KINDS[0] for i in range(students)}
     pairs |= dict.fromkeys(itertools.combinations(range(students), 2), KINDS[1])
     pairs |= dict.fromkeys(itertools.combinations(range(students, students + teachers), 2), KINDS[2])
-    return tuple(module.scores.members.index(name) for name in _peer_names(module)), pairs
+    return tuple(module.members.index(name) for name in _peer_names(module)), pairs
 
 
 def _peer_names(module: Coordinator) -> list[str]:
-    return [peer for peers in module.scores.peers.values() for peer in peers]
+    return [*peer_names(module, "student"), *peer_names(module, "teacher")]

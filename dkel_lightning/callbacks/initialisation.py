@@ -14,8 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, SubsetRandomSampler
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
 from dkel_lightning.errors import DataError
 from dkel_lightning.modules.batch import Batch, check_labels, check_views, unpack
@@ -27,9 +26,8 @@ from dkel_lightning.runtime.seeding import derive_seed, generator
 class TeacherInitialisation(Callback):
     """Run the teacher's initialisation once, at the start of training; never on resume.
 
-    Its batches come from a loader of their own, keyed by (seed, "init"), because re-iterating the Trainer's loader
-    would steal batches from training. On several processes gradients are averaged, and all end with equal
-    parameters.
+    Its batches come from a second loader, keyed by (seed, "init"), because re-iterating the Trainer's loader would take
+    batches from training. On several processes gradients are averaged, and all end with equal parameters.
 
     Source: DKEL, released code.
     """
@@ -40,7 +38,6 @@ class TeacherInitialisation(Callback):
         return module.teacher is not None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw and initialise the teacher unless the checkpoint says that it is done."""
         module = coordinator(pl_module)
         teacher = module.teacher
         assert teacher is not None
@@ -50,26 +47,23 @@ class TeacherInitialisation(Callback):
         teacher.start_from(module.student.network)
         group = trainer.optimizers[0].param_groups[0]
         rate = float(group.get("initial_lr", group["lr"])) * teacher.settings.init_lr_scale
-        with own_random_numbers(trainer.lightning_module, trainer.global_rank), forward_context(trainer):
+        with isolated_rng(module, trainer.global_rank), forward_context(trainer):
             steps = teacher.settings.batches_of_initialisation(trainer.num_training_batches)
-            teacher.initialise(drawn_batches(trainer, module, steps), rate)
+            teacher.initialise(extra_batches(trainer, module, steps), rate)
         make_equal([*teacher.network.parameters(), *teacher.network.buffers()])
 
 
-def drawn_batches(trainer: Trainer, module: Coordinator, steps: int) -> Iterator[Batch]:
-    """Draw so many training batches, as training gives them, without touching the order of the Trainer's loader.
-
-    Their views are those that the teacher sees.
-    """
+def extra_batches(trainer: Trainer, module: Coordinator, steps: int) -> Iterator[Batch]:
+    """Draw `steps` training batches without touching the order of the Trainer's loader, with the teacher's views."""
     if steps == 0:
         return
     loaders, form = tree_flatten(trainer.train_dataloader)  # several of a CombinedLoader
     batches = [initialisation_batches(loader, module.seed, steps, trainer.global_rank) for loader in loaders]
     for index, parts in enumerate(zip(*batches, strict=True)):
         batch = tree_unflatten(parts, form)
-        # The way that training batches take, hooks of module and datamodule included.
+        # The path of training batches, hooks of module and datamodule included.
         batch = trainer.precision_plugin.convert_input(batch)
-        batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         views, labels, indices = unpack(module.read(trainer.strategy.batch_to_device(batch, module.device)))
         if index == 0:
             # Before training_step could name what is wrong with the first batch.
@@ -85,88 +79,68 @@ def initialisation_batches(loader: Any, seed: int, steps: int, rank: int) -> Ite
     """Draw `steps` training batches without touching the loader's own order.
 
     A loader with a method `initialisation_batches(seed, steps)` answers for itself. For a torch DataLoader over a
-    map-style dataset a second one is made, shuffled by (seed, "init", rank), of the samples that its sampler or batch
-    sampler gives, as often as it gives them; one without a length is iterated in its own order. Anything else is
-    iterated anew.
-
-    Raises:
-        DataError: the loader is empty.
+    map-style dataset a second one is made, shuffled by (seed, "init", rank), over the samples that its sampler or batch
+    sampler gives; one without a length is iterated in its own order. Anything else is iterated again.
     """
     if hasattr(loader, "initialisation_batches"):
         yield from loader.initialisation_batches(seed, steps)
         return
-    source = _in_own_order(loader, generator(seed, "init", rank))
+    source = _second_loader(loader, generator(seed, "init", rank))
     done = 0
     while done < steps:
         before = done
-        for batch in source:
+        for batch in itertools.islice(source, steps - done):
             yield batch
             done += 1
-            if done == steps:
-                return
         if done == before:
             raise DataError("The training loader gives no batches, so the teacher cannot be initialised.")
 
 
-def _in_own_order(loader: Iterable[Any], draws: torch.Generator) -> Iterable[Any]:
-    """Return what gives the loader's batches in an order drawn from `draws`, the loader itself where that cannot be."""
+def _second_loader(loader: Iterable[Any], draws: torch.Generator) -> Iterable[Any]:
     if not isinstance(loader, DataLoader):
         return loader
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:  # samples are batches already
         again = copy.copy(loader)
-        again._iterator = None  # persistent workers are those of the training, which goes on where they stop
+        again._iterator = None  # persistent workers belong to the training
         return again
-    # What prepares a worker may open the files of the data set.
-    prepared: dict[str, Any] = {"worker_init_fn": loader.worker_init_fn, "num_workers": 1}
-    beside = prepared if loader.num_workers > 0 and loader.worker_init_fn is not None else {}
-    if loader.batch_size is not None:
-        sampler = _shuffled(loader.sampler, loader, draws)
-        return DataLoader(
-            loader.dataset,
-            batch_size=loader.batch_size,
-            sampler=sampler,
-            collate_fn=loader.collate_fn,
-            drop_last=not isinstance(sampler, Sized) or len(sampler) >= loader.batch_size,
-            **beside,
-        )
-    batch_sampler: Any = _shuffled(loader.batch_sampler, loader, draws)
-    return DataLoader(loader.dataset, batch_sampler=batch_sampler, collate_fn=loader.collate_fn, **beside)
+    settings: dict[str, Any] = {"collate_fn": loader.collate_fn}
+    if loader.num_workers > 0 and loader.worker_init_fn is not None:  # it may open the files of the data set
+        settings |= {"worker_init_fn": loader.worker_init_fn, "num_workers": 1}
+    if loader.batch_size is None:
+        batches: Any = _shuffled(loader.batch_sampler, draws)
+        return DataLoader(loader.dataset, batch_sampler=batches, **settings)
+    sampler = _shuffled(loader.sampler, draws)
+    # BatchNorm would not take a last batch of one image.
+    drop_last = not isinstance(sampler, Sized) or len(sampler) >= loader.batch_size
+    return DataLoader(loader.dataset, loader.batch_size, sampler=sampler, drop_last=drop_last, **settings)
 
 
-def _shuffled(sampler: Iterable[Any], loader: DataLoader[Any], draws: torch.Generator) -> Iterable[Any]:
-    """Return what gives the same as a sampler in an order drawn from `draws`; one without a length, as it is.
-
-    The generator that training draws from is not moved.
-    """
-    if type(sampler) in (RandomSampler, SequentialSampler, DistributedSampler) and isinstance(loader.dataset, Sized):
-        of = sampler.dataset if isinstance(sampler, DistributedSampler) else getattr(sampler, "data_source", None)
-        if of is loader.dataset:
-            return SubsetRandomSampler(range(len(loader.dataset)), draws)
+def _shuffled(sampler: Iterable[Any], draws: torch.Generator) -> Iterable[Any]:
+    """Shuffle what a sampler with a length gives; the generator that training draws from is not moved."""
     if not isinstance(sampler, Sized):
         return sampler
-    inside = getattr(sampler, "sampler", getattr(getattr(sampler, "dataset", None), "_sampler", None))
-    with contextlib.ExitStack() as kept:
-        for part in (sampler, inside):  # of a batch sampler, or of Lightning's wrapper in several processes
+    inner = getattr(sampler, "sampler", getattr(getattr(sampler, "dataset", None), "_sampler", None))
+    with contextlib.ExitStack() as restored:
+        for part in (sampler, inner):  # of a batch sampler, or of Lightning's wrapper on several processes
             own = getattr(part, "generator", None)
             if isinstance(own, torch.Generator):
-                kept.callback(own.set_state, own.get_state())
+                restored.callback(own.set_state, own.get_state())
         return SubsetRandomSampler(list(itertools.islice(sampler, len(sampler))), draws)
 
 
 @contextlib.contextmanager
-def own_random_numbers(module: LightningModule, rank: int) -> Iterator[None]:
-    """Key what layers and transforms draw (dropout, augmentation), and leave training's stream untouched."""
+def isolated_rng(module: LightningModule, rank: int) -> Iterator[None]:
+    """Key what layers and transforms draw by (seed, "init", rank), and leave training's random numbers untouched."""
     seed = derive_seed(int(getattr(module, "seed", 0)), "init", rank)
     with isolate_rng(include_cuda=module.device.type == "cuda"):
         torch.manual_seed(seed)
-        # Transforms draw from these as well.
         random.seed(seed)
         np.random.seed(seed % 2**32)
         yield
 
 
 def forward_context(trainer: Trainer) -> contextlib.AbstractContextManager[Any]:
-    """Use the run's precision, except fp16: these few steps have no loss scaler, and run in float32."""
+    """Return the run's autocast, or none for fp16: these few steps have no loss scaler, and run in float32."""
     plugin = trainer.precision_plugin
     if getattr(plugin, "scaler", None) is not None:
         return contextlib.nullcontext()

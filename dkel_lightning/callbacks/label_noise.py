@@ -10,10 +10,10 @@ from dkel_lightning.modules.interface import coordinator
 
 
 class LabelNoiseFit(Callback):
-    """Log after each validation what student and teacher say of training images whose label was made wrong.
+    """Log after each validation what student and teacher predict for training images with a wrong label.
 
-    `train/noise/fit_wrong/...` is the share that they classify as the wrong label says, `train/noise/fit_true/...` as
-    the true one does; `student_mean` and `teacher_mean` average over peers. Images are seen as in validation, without
+    `train/noise/fit_wrong/...` is the share classified as the wrong label, `train/noise/fit_true/...` as the true one;
+    `student_mean` and `teacher_mean` average over peers. Images are seen as in validation, without
     augmentation. Nothing is logged without label noise.
 
     Args:
@@ -24,7 +24,6 @@ class LabelNoiseFit(Callback):
         self.most = most
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Classify the images and log the shares."""
         data = getattr(trainer, "datamodule", None)
         if trainer.sanity_checking or not isinstance(data, ImageDataModule):
             return

@@ -13,11 +13,11 @@ from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.modules.interface import Coordinator, coordinator
 
 STEP = re.compile(r"step[=_-]?(\d+)$")
-OF_STUDENT = "student.network."
+STUDENT = "student.network."
 
 
 class TeacherCheckpoints(Callback):
-    """Put the newest checkpoint in force that the teacher had at this step; before its first one, that one.
+    """Load the newest checkpoint that the teacher had at this step; before its first one, that one.
 
     They lie in `method.checkpoints`, named by the optimizer steps after which they were written (`step=500.ckpt`,
     `epoch=3-step=500.ckpt`), as Lightning's ModelCheckpoint does with `every_n_train_steps`: checkpoints of a run of
@@ -30,49 +30,42 @@ class TeacherCheckpoints(Callback):
         return getattr(module.method.settings, "checkpoints", None) is not None
 
     def __init__(self) -> None:
-        self._files: dict[int, Path] = {}
-        self._in_force: Path | None = None
+        self._paths: dict[int, Path] = {}
+        self._loaded: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the files.
-
-        Raises:
-            ConfigError: the teacher learns by itself, or the folder holds none.
-        """
         module = coordinator(pl_module)
         folder = Path(module.method.settings.checkpoints).expanduser()
         if module.teacher is None or module.teacher.learns:
             raise ConfigError(f"method.checkpoints={folder} replaces a teacher that learns: add teacher=frozen.")
-        found = [(STEP.search(path.stem), path) for path in folder.glob("*.ckpt")]
-        self._files = {int(step[1]): path for step, path in found if step is not None}
-        self._in_force = None
-        if not self._files:
+        steps = {path: STEP.search(path.stem) for path in folder.glob("*.ckpt")}
+        self._paths = {int(step[1]): path for path, step in steps.items() if step is not None}
+        self._loaded = None
+        if not self._paths:
             raise ConfigError(
                 f"No checkpoint named by its step, such as step=500.ckpt, lies in method.checkpoints={folder}: train "
                 "the teacher with a ModelCheckpoint(save_top_k=-1, every_n_train_steps=500)."
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with the first one."""
-        self._put_in_force(coordinator(pl_module), trainer.global_step)
+        self._load(coordinator(pl_module), trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Go on to the next one when its step has come."""
-        self._put_in_force(coordinator(pl_module), trainer.global_step)
+        self._load(coordinator(pl_module), trainer.global_step)
 
-    def _put_in_force(self, module: Coordinator, step: int) -> None:
-        path = self._files[max((each for each in self._files if each <= step), default=min(self._files))]
-        if path == self._in_force:
+    def _load(self, module: Coordinator, step: int) -> None:
+        path = self._paths[max((saved for saved in self._paths if saved <= step), default=min(self._paths))]
+        if path == self._loaded:
             return
         assert module.teacher is not None
-        saved = file_format.load(path, module.device)["state_dict"]
-        weights = {key.removeprefix(OF_STUDENT): value for key, value in saved.items() if key.startswith(OF_STUDENT)}
+        state = file_format.load(path, module.device)["state_dict"]
+        weights = {key.removeprefix(STUDENT): value for key, value in state.items() if key.startswith(STUDENT)}
         try:
-            module.teacher.network.load_state_dict(weights)  # in place: a captured step keeps its tensors
+            module.teacher.network.load_state_dict(weights)
         except RuntimeError as error:
             raise CheckpointError(
                 f"The student in {path} is not this teacher: train one by method=baseline method.peers=1 teacher=none, "
                 "and set teacher.backbone to its backbone."
             ) from error
         module.teacher.take_weights()
-        self._in_force = path
+        self._loaded = path

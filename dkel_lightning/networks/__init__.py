@@ -1,6 +1,6 @@
 """Networks of peers: the backbones of DKEL by name, and any torch classifier cut into a trunk and branches."""
 
-from dkel_lightning.networks.adapters import adapter, at_common_size
+from dkel_lightning.networks.adapters import adapter, at_common_size, check_pairs, maps_of
 from dkel_lightning.networks.branching import (
     SplitModel,
     WholeModel,
@@ -11,7 +11,6 @@ from dkel_lightning.networks.branching import (
     whole_model,
 )
 from dkel_lightning.networks.external import default_cut, make, normalisation, pretrained_classes, size_arguments
-from dkel_lightning.networks.maps import check_pairs, maps_of
 from dkel_lightning.networks.outline import IMAGE_SHAPE, LogitsOf, classes_of, logits_of
 from dkel_lightning.networks.peers import (
     Branch,

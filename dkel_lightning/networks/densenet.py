@@ -10,7 +10,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from dkel_lightning.networks.peers import Branch
+from dkel_lightning.networks.peers import Branch, kaiming_
 
 GROWTH = 12
 LAYERS = 6
@@ -28,7 +28,6 @@ class DenseLayer(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the input and the new channels side by side."""
         return torch.cat([images, self.new(images)], dim=1)
 
 
@@ -44,12 +43,14 @@ def make_trunk(in_channels: int) -> nn.Sequential:
             *_norm_relu_conv(channels, channels // 2, kernel=1), nn.AvgPool2d(2)
         )
         channels //= 2
-    return _initialised(nn.Sequential(children))
+    return kaiming_(nn.Sequential(children), "fan_in")
 
 
 def make_branch(num_classes: int) -> Branch:
     """Make the last dense block, the final BatchNorm, pooling and a linear classifier."""
-    channels = _last_block_input()
+    channels = STEM
+    for _ in range(BLOCKS - 1):
+        channels = (channels + LAYERS * GROWTH) // 2
     width = channels + LAYERS * GROWTH
     children: OrderedDict[str, nn.Module] = OrderedDict()
     children[f"stage{BLOCKS}"] = _dense_block(channels)
@@ -59,19 +60,12 @@ def make_branch(num_classes: int) -> Branch:
     children["flatten"] = nn.Flatten()
     classifier = nn.Linear(width, num_classes)
     start_linear(classifier)
-    return Branch(_initialised(nn.Sequential(children)), classifier, width, num_classes)
+    return Branch(kaiming_(nn.Sequential(children), "fan_in"), classifier, width, num_classes)
 
 
 def start_linear(linear: nn.Linear) -> None:
     """Start a linear layer as torch does, with zero bias."""
     nn.init.zeros_(linear.bias)
-
-
-def _last_block_input() -> int:
-    channels = STEM
-    for _ in range(BLOCKS - 1):
-        channels = (channels + LAYERS * GROWTH) // 2
-    return channels
 
 
 def _dense_block(channels: int) -> nn.Sequential:
@@ -81,10 +75,3 @@ def _dense_block(channels: int) -> nn.Sequential:
 def _norm_relu_conv(in_channels: int, out_channels: int, kernel: int) -> tuple[nn.Module, nn.Module, nn.Module]:
     conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
     return nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True), conv
-
-
-def _initialised(module: nn.Sequential) -> nn.Sequential:
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d):
-            nn.init.kaiming_normal_(child.weight, mode="fan_in", nonlinearity="relu")
-    return module

@@ -15,7 +15,7 @@ from dkel_lightning.runtime.texts import first_line
 from dkel_lightning.settings.backbone import reads_a_folder
 from dkel_lightning.settings.declarations import did_you_mean
 
-# By source and name, where peers begin unless told otherwise: before the last stage, or the last third of the blocks.
+# By source and name, the default split: before the last stage, or before the last third of the blocks.
 CUTS = (
     (r"torchvision:(wide_)?(resnet|resnext)\d+", "layer4"),
     (r"torchvision:regnet_", "trunk_output.block4"),
@@ -48,18 +48,14 @@ EXTRAS = {"timm": "timm", "hf": "transformers"}
 
 
 def default_cut(name: str, model: nn.Module) -> str:
-    """Name the module at which peers of the classifier `name` begin.
-
-    Raises:
-        ConfigError: none is known.
-    """
-    known = [cut for pattern, cut in CUTS if re.match(pattern, name)]
+    """Name the module at which the branches of the classifier `name` begin."""
+    cut = next((cut for pattern, cut in CUTS if re.match(pattern, name)), None)
     if name.startswith("hf:"):
         config: Any = model.config
         cut = HF_CUTS.get(config.model_type)
-        known = [cut.format(getattr(config, "num_hidden_layers", 0) * 2 // 3)] if cut is not None else []
-    if known:
-        return known[0]
+        cut = cut and cut.format(getattr(config, "num_hidden_layers", 0) * 2 // 3)
+    if cut is not None:
+        return cut
     blocks = [child for child, _ in model.named_children()]
     raise ConfigError(
         f"Where the peers of {name} begin is not known: give backbone.split_at (split_at= in Python) the name of a "
@@ -73,49 +69,38 @@ def make(
     """Build the classifier `name` (`torchvision:resnet50`), its weights drawn from torch's global generator.
 
     Pretrained weights may come with another classifier than for `num_classes`.
-
-    Raises:
-        ConfigError: an unknown model, its package is not installed, it cannot take such images, or its weights cannot
-            be had.
     """
-    source, _, own_name = name.partition(":")
+    source, _, model_name = name.partition(":")
     size = image_size or IMAGE_SHAPE[1:]
     if source not in EXTRAS:
-        return _torchvision(own_name, num_classes, in_channels, size, pretrained)
+        return _torchvision(model_name, num_classes, in_channels, size, pretrained)
     build = _timm if source == "timm" else _hf
-    return build(_library(name), own_name, num_classes, in_channels, size, pretrained)
+    return build(_library(name), model_name, num_classes, in_channels, size, pretrained)
 
 
 def size_arguments(name: str, size: Sequence[int]) -> dict[str, Any]:
-    """Give what the library of a model of one size alone is told to build it for images of `size`; else nothing.
-
-    Of transformers the size is in the configuration.
-    """
-    source, _, own_name = name.partition(":")
+    """Return the arguments that build a fixed-size model for images of `size`; transformers configure it otherwise."""
+    source, _, model_name = name.partition(":")
     if source == "torchvision":
-        return {"image_size": size[0]} if own_name.startswith("vit_") else {}
-    fixed = source == "timm" and _library(name).get_pretrained_cfg_value(own_name, "fixed_input_size")
+        return {"image_size": size[0]} if model_name.startswith("vit_") else {}
+    fixed = source == "timm" and _library(name).get_pretrained_cfg_value(model_name, "fixed_input_size")
     return {"img_size": tuple(size)} if fixed else {}
 
 
 def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Return mean and deviation of the images on which the pretrained model `name` was trained.
-
-    Raises:
-        ConfigError: its package is not installed, or it does not tell.
-    """
-    source, _, own_name = name.partition(":")
+    """Return mean and deviation of the images on which the pretrained model `name` was trained."""
+    source, _, model_name = name.partition(":")
     try:
         if source == "timm":
-            told = _library(name).get_pretrained_cfg(own_name)
-            return told.mean, told.std
+            config = _library(name).get_pretrained_cfg(model_name)
+            return config.mean, config.std
         if source == "hf":
-            told = _library(name).AutoImageProcessor.from_pretrained(own_name)
-            return told.image_mean, told.image_std
+            processor = _library(name).AutoImageProcessor.from_pretrained(model_name)
+            return processor.image_mean, processor.image_std
         from torchvision import models
 
-        told = models.get_model_weights(own_name).DEFAULT.transforms()
-        return told.mean, told.std
+        transforms = models.get_model_weights(model_name).DEFAULT.transforms()
+        return transforms.mean, transforms.std
     except (AttributeError, OSError, ValueError) as error:
         raise ConfigError(
             f"{name} does not tell how its images were normalised ({error}): give data.mean and data.std."
@@ -123,26 +108,21 @@ def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def pretrained_classes(name: str) -> int:
-    """Count the classes that the pretrained weights of the model `name` tell apart.
-
-    Raises:
-        ConfigError: its package is not installed, or it does not tell.
-    """
-    source, _, own_name = name.partition(":")
+    """Return the number of classes of the pretrained weights of the model `name`."""
+    source, _, model_name = name.partition(":")
     try:
         if source == "timm":
-            return int(_library(name).get_pretrained_cfg(own_name).num_classes)
+            return int(_library(name).get_pretrained_cfg(model_name).num_classes)
         if source == "hf":
-            return int(_library(name).AutoConfig.from_pretrained(own_name).num_labels)
+            return int(_library(name).AutoConfig.from_pretrained(model_name).num_labels)
         from torchvision import models
 
-        return len(models.get_model_weights(own_name).DEFAULT.meta["categories"])
+        return len(models.get_model_weights(model_name).DEFAULT.meta["categories"])
     except (AttributeError, OSError, ValueError) as error:
         raise ConfigError(f"{name} has no pretrained weights that tell their classes ({error}).") from error
 
 
 def _library(name: str) -> Any:
-    """Import what a network of an extra comes from."""
     source = name.partition(":")[0]
     return need(EXTRAS[source], name, source)
 
@@ -158,10 +138,10 @@ def _torchvision(name: str, num_classes: int, in_channels: int, size: tuple[int,
             f"torchvision:{name} takes images of 3 channels, the data has {in_channels}: take a registered backbone, "
             "or timm:NAME, which adapts to the channels."
         )
-    given = size_arguments(f"torchvision:{name}", size)
+    arguments = size_arguments(f"torchvision:{name}", size)
     if pretrained:
-        return _had(f"torchvision:{name}", lambda: models.get_model(name, weights="DEFAULT", **given))
-    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **given)
+        return _load(f"torchvision:{name}", lambda: models.get_model(name, weights="DEFAULT", **arguments))
+    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **arguments)
     return model
 
 
@@ -170,18 +150,18 @@ def _timm(
 ) -> nn.Module:
     if not timm.is_model(name):
         raise ConfigError(_unknown("timm", name, timm.list_models()))
-    given = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": in_channels}
-    given |= size_arguments(f"timm:{name}", size)
-    return _had(f"timm:{name}", lambda: timm.create_model(name, **given), pretrained)
+    arguments = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": in_channels}
+    arguments |= size_arguments(f"timm:{name}", size)
+    return _load(f"timm:{name}", lambda: timm.create_model(name, **arguments), pretrained)
 
 
 def _hf(
     transformers: Any, name: str, num_classes: int, in_channels: int, size: tuple[int, ...], pretrained: bool
 ) -> nn.Module:
     auto = transformers.AutoModelForImageClassification
-    told = {"num_labels": num_classes, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    arguments = {"num_labels": num_classes, "ignore_mismatched_sizes": True, "trust_remote_code": False}
     if pretrained:
-        return _had(f"hf:{name}", lambda: auto.from_pretrained(name, **told))
+        return _load(f"hf:{name}", lambda: auto.from_pretrained(name, **arguments))
     try:
         if not reads_a_folder(f"hf:{name}"):
             config = transformers.AutoConfig.for_model(name)
@@ -193,7 +173,7 @@ def _hf(
             config.image_size = size[0]
         config.architectures = config.architectures or []  # of a type alone transformers would walk through None
         model: nn.Module = auto.from_config(config, trust_remote_code=False)
-    except Exception as error:  # transformers raises what it likes, in many lines
+    except Exception as error:  # transformers may raise anything
         raise ConfigError(
             f"hf:{name} is no image classifier that is here ({first_line(error)}): give a folder with "
             "a config.json (one beside you is hf:./NAME), or a type such as hf:vit; backbone.pretrained=true downloads."
@@ -201,7 +181,7 @@ def _hf(
     return model
 
 
-def _had(name: str, load: Callable[[], nn.Module], pretrained: bool = True) -> nn.Module:
+def _load(name: str, load: Callable[[], nn.Module], pretrained: bool = True) -> nn.Module:
     try:
         return load()
     except Exception as error:  # of the network, the disk, or the model's arguments

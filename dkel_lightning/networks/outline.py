@@ -1,4 +1,4 @@
-"""What a pass of a torch classifier shows: where it ends, and what it computes before a module."""
+"""A dry run of a torch classifier: its final linear layer, and what it computes before a module."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ IMAGE_SHAPE = (3, 224, 224)
 
 @dataclass(frozen=True)
 class Outline:
-    """What a model's pass shows.
+    """Result of a dry run.
 
     Attributes:
         classifier: name of the final linear layer.
         feature_dim: width of its input.
         num_classes: width of its output.
-        split_at: where the branches begin; None for a model that is taken whole.
+        split_at: module at which the branches begin; None for a model that is not split.
         before: the outermost modules that run before the split.
         used_before: parameters and buffers that the forward reads before the split.
         batched: by module, whether the first dimension of each tensor that it returns is the batch (for the split: of
-            each tensor that it is given).
+            each of its arguments).
     """
 
     classifier: str
@@ -44,17 +44,17 @@ class Outline:
 
 @dataclass(eq=False)
 class _Call:
-    """A module that was called: by which other call, what it was given, what it returned."""
+    """A call of a module."""
 
     name: str
     caller: _Call | None
-    given: Any
+    arguments: Any
     returned: Any = None
     is_open: bool = True
 
 
 class _Pass(TorchFunctionMode):
-    """Writes down the calls of a model's modules, and which tensors of its own are read before the split."""
+    """Records the calls of a model's modules, and which of its tensors are read before the split."""
 
     def __init__(self, model: nn.Module, split_at: str | None) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _Pass(TorchFunctionMode):
         self.calls: list[_Call] = []
         self.before: list[_Call] = []
         self.used_before: set[str] = set()
-        self._inside: list[_Call] = []
+        self._open: list[_Call] = []
         self._names = {id(tensor): name for name, tensor in tensors_of(model).items()}
         self._is_before = split_at is not None
 
@@ -72,8 +72,7 @@ class _Pass(TorchFunctionMode):
             self.used_before |= {self._names[id(x)] for x in tree_leaves((args, kwargs)) if id(x) in self._names}
         return func(*args, **(kwargs or {}))
 
-    def of(self, images: Tensor) -> Any:
-        """Pass `images`, and return what the model does."""
+    def run(self, images: Tensor) -> Any:
         hooks = []
         for name, module in self.model.named_modules():
             hooks.append(module.register_forward_pre_hook(self._begin(name), with_kwargs=True))
@@ -87,19 +86,19 @@ class _Pass(TorchFunctionMode):
 
     def _begin(self, name: str) -> Callable[..., None]:
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
-            call = _Call(name, self._inside[-1] if self._inside else None, (args, kwargs))
+            call = _Call(name, self._open[-1] if self._open else None, (args, kwargs))
             if name == self.split_at and self._is_before:
                 self._is_before = False
                 self.before = [
                     done for done in self.calls if not done.is_open and (done.caller is None or done.caller.is_open)
                 ]
             self.calls.append(call)
-            self._inside.append(call)
+            self._open.append(call)
 
         return begin
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        call = self._inside.pop()
+        call = self._open.pop()
         call.returned, call.is_open = output, False
 
 
@@ -107,7 +106,7 @@ class _Pass(TorchFunctionMode):
 def observe(
     model: nn.Module, image_shape: tuple[int, int, int], classifier: str | None = None, split_at: str | None = None
 ) -> Outline:
-    """Pass noise through a copy of `model`, in training and in evaluation mode; errors of `branch_model`."""
+    """Pass noise through a copy of `model`, in training and in evaluation mode."""
     if classifier is not None:
         check_name(model, classifier, "classifier")
     model = copy.deepcopy(model)
@@ -115,12 +114,12 @@ def observe(
     noise = torch.randn(3, *image_shape, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     passes, outputs = [], []
     with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):
-        # Of two sizes: what keeps its size is no batch.
+        # Two batch sizes: a dimension that stays the same is not the batch.
         for training, images in ((True, noise[:2]), (False, noise)):
             passes.append(_Pass(model.train(training), split_at))
             try:
-                outputs.append(passes[-1].of(images.clone()))
-            except Exception as error:  # a model of the user's own fails in any way it likes
+                outputs.append(passes[-1].run(images.clone()))
+            except Exception as error:  # a user's model may raise anything
                 channels, height, width = image_shape
                 raise ConfigError(
                     f"{type(model).__name__} does not take images of {channels} channels and {height}x{width} "
@@ -133,19 +132,19 @@ def observe(
             + (", with aux_logits=False." if getattr(model, "aux_logits", False) else ".")
         )
     last = _classifier_call(model, passes[1].calls, logits_of(outputs[1]), classifier)
-    given = tree_leaves(last.given)
-    if len(given) != 1 or given[0].dim() != 2:
+    features = tree_leaves(last.arguments)
+    if len(features) != 1 or features[0].dim() != 2:
         raise ConfigError(
-            f"The features of a peer must have the form [batch, width], not {list(given[0].shape)}, which "
+            f"The features of a peer must have the form [batch, width], not {list(features[0].shape)}, which "
             f"{last.name!r} is given: let the model pool and flatten before it."
         )
     if split_at is not None:
         _check_split(model, split_at, passes[1].calls, last)
-    before = {call.name: None for each in passes for call in each.before}
+    before = {call.name: None for run in passes for call in run.before}
     linear = cast(nn.Linear, model.get_submodule(last.name))
     return Outline(
         last.name,
-        given[0].shape[1],
+        features[0].shape[1],
         linear.out_features,
         split_at,
         tuple(before),
@@ -154,11 +153,11 @@ def observe(
     )
 
 
-def _batched(two: _Pass, three: _Pass) -> dict[str, list[bool]]:
+def _batched(*passes: _Pass) -> dict[str, list[bool]]:
     sizes: list[dict[str, list[Any]]] = []
-    for each in (two, three):
-        crossing = {call.name: call.returned for call in each.before}
-        crossing |= {call.name: call.given for call in each.calls if call.name == each.split_at}
+    for run in passes:
+        crossing = {call.name: call.returned for call in run.before}
+        crossing |= {call.name: call.arguments for call in run.calls if call.name == run.split_at}
         sizes.append(
             {name: [getattr(leaf, "shape", ())[:1] for leaf in tree_leaves(value)] for name, value in crossing.items()}
         )
@@ -167,11 +166,7 @@ def _batched(two: _Pass, three: _Pass) -> dict[str, list[bool]]:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Take the logits out of what a model returns: a tensor, or a mapping or object that has `logits`.
-
-    Raises:
-        ConfigError: there are none.
-    """
+    """Return the logits of a model's output: a tensor, or a mapping or object that has `logits`."""
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
         raise ConfigError(
@@ -181,14 +176,13 @@ def logits_of(output: Any) -> Tensor:
 
 
 class LogitsOf(nn.Module):
-    """A model of any kind as images [B, C, H, W] -> logits [B, classes]."""
+    """Wrap a model of any kind as images [B, C, H, W] -> logits [B, classes]."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify `images`."""
         return logits_of(self.model(images))
 
 
@@ -209,21 +203,21 @@ def _classifier_call(model: nn.Module, calls: list[_Call], logits: Tensor, name:
             f"The classifier {name!r} is a {type(model.get_submodule(name)).__name__}, but it must be an nn.Linear: "
             "name another one."
         )
-    own = [call for call in linear if call.name == name]
-    if len(own) != 1:
+    matches = [call for call in linear if call.name == name]
+    if len(matches) != 1:
         raise ConfigError(
-            f"The classifier {name!r} is called {len(own)} times, but must be called once: name the final nn.Linear "
-            "with `classifier`."
+            f"The classifier {name!r} is called {len(matches)} times, but must be called once: name the final "
+            "nn.Linear with `classifier`."
         )
-    made = own[0].returned
-    if made.numel() != logits.numel() or not torch.equal(made.reshape(-1), logits.reshape(-1)):
-        later = [call.name for call in calls[calls.index(own[0]) + 1 :]]
+    output = matches[0].returned
+    if output.numel() != logits.numel() or not torch.equal(output.reshape(-1), logits.reshape(-1)):
+        later = [call.name for call in calls[calls.index(matches[0]) + 1 :]]
         what = f"what follows it ({', '.join(later[:3])})" if later else "what the forward does after it"
         raise ConfigError(
             f"The output of the classifier {name!r} must be the model's output, but {what} changes it: name the final "
             "nn.Linear with `classifier`, or wrap the model so that it ends there."
         )
-    return own[0]
+    return matches[0]
 
 
 def _check_split(model: nn.Module, split_at: str, calls: list[_Call], classifier: _Call) -> None:
@@ -241,10 +235,8 @@ def _check_split(model: nn.Module, split_at: str, calls: list[_Call], classifier
 
 
 def check_name(model: nn.Module, name: str, setting: str) -> None:
-    """Raise a ConfigError unless `model` has a module of this name; the nearest are named."""
-    if not isinstance(name, str):
-        raise ConfigError(f"{setting} is a {type(name).__name__}: give the module's name, as in named_modules().")
-    names = [known for known, _ in model.named_modules() if known]
+    """Raise a ConfigError unless `model` has a module of this name."""
+    names = [existing for existing, _ in model.named_modules() if existing]
     if name in names:
         return
     choices = did_you_mean(name, names, most=3) or f" Its children are {', '.join(_children(model))}."
@@ -261,5 +253,5 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def classes_of(model: nn.Module, classifier: str | None = None, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> int:
-    """Count the classes that the classifier of `model` tells apart; errors of `branch_model`."""
+    """Return the number of classes of `model`."""
     return observe(model, image_shape, classifier).num_classes

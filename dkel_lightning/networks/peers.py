@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,6 @@ from dkel_lightning.networks.watching import Named, Watched
 
 PeerFeatures: TypeAlias = Tensor | tuple[Tensor, ...]
 """Features of all peers: [P, B, D], or one [B, D_i] a peer where the widths D_i differ."""
-
-VIEWS_PER_PASS = ("all", "one")
-
-T = TypeVar("T")
 
 
 class Branch(nn.Module):
@@ -36,11 +32,7 @@ class Branch(nn.Module):
         self.num_classes = num_classes
 
     def forward(self, trunk_output: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [B, C] and features [B, D].
-
-        Raises:
-            ConfigError: If the body's output is not of the form [B, D].
-        """
+        """Return logits [B, C] and features [B, D]."""
         features = self.body(trunk_output)
         if features.dim() != 2:
             raise ConfigError(
@@ -60,15 +52,24 @@ class Branch(nn.Module):
         return self.classifier(hidden), hidden, maps
 
 
+def kaiming_(module: nn.Sequential, mode: str = "fan_out") -> nn.Sequential:
+    """Draw the convolutions of a part of a backbone; BatchNorm and linear layers stay."""
+    for conv in (child for child in module.modules() if isinstance(child, nn.Conv2d)):
+        nn.init.kaiming_normal_(conv.weight, mode=mode, nonlinearity="relu")  # type: ignore[arg-type]
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+    return module
+
+
 class PeerStages(NamedTuple):
-    """What peers compute on the way to their logits; every entry but `logits` and `features` has one tensor a peer.
+    """Intermediate outputs of all peers; every entry but `logits` and `features` has one tensor a peer.
 
     Attributes:
         logits: [P, B, C].
         features: [P, B, D], or a tuple where widths differ.
         trunk: outputs of the trunk, before the branches, P of [B, ...] (the same one P times for a shared view).
-        maps: last feature maps before pooling, P of [B, D', H', W']; None where a network does not tell.
-        named: outputs of the modules that `watch` names, P of [B, ...] each; None where none are named.
+        maps: last feature maps before pooling, P of [B, D', H', W']; None where they are not known.
+        named: outputs of the watched modules, P of [B, ...] each; None where none are watched.
     """
 
     logits: Tensor
@@ -79,7 +80,7 @@ class PeerStages(NamedTuple):
 
 
 class SinglePeer(nn.Module):
-    """A complete classifier of a registered backbone: what a peer is when it stands alone, and what is deployed."""
+    """A complete classifier of a registered backbone, images [B, C, H, W] -> logits [B, num_classes]."""
 
     def __init__(self, trunk: nn.Module, branch: Branch) -> None:
         super().__init__()
@@ -89,140 +90,124 @@ class SinglePeer(nn.Module):
         self.num_classes = branch.num_classes
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images [B, C, H, W] to logits [B, num_classes]."""
         logits: Tensor = self.branch(self.trunk(images))[0]
         return logits
 
     def stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Return what `Branch.stages` does, and the trunk's output."""
+        """Return logits, features, last feature maps and the trunk's output."""
         trunk_output = self.trunk(images)
         return *self.branch.stages(trunk_output), trunk_output
 
     @property
     def plain(self) -> nn.Module:
-        """What is deployed: the peer itself."""
+        """The deployed network: the peer itself."""
         return self
 
 
-class Ends(Protocol):
-    """What tells the width of its features and the classes of its logits: a branch, or a whole peer."""
+class Head(Protocol):
+    """A branch or a whole peer: its feature width and number of classes."""
 
     feature_dim: int
     num_classes: int
 
 
+class WholePeer(Head, Protocol):
+    """A complete classifier: `SinglePeer`, or `branching.WholeModel` around a model of a library."""
+
+    def stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Return logits [B, C], features [B, D], last feature maps, and the trunk's output."""
+
+    @property
+    def plain(self) -> nn.Module:
+        """The deployed network."""
+
+
 class PeerNetwork(nn.Module, ABC):
     """P classifiers that are trained together.
+
+    Views are [B, V, C, H, W] with V = P (peer i sees view i) or V = 1 (all peers see the same images), or
+    [B, C, H, W], which is the same as V = 1.
 
     Attributes:
         num_peers: P.
         num_classes: The classes of every peer's logits.
         feature_dims: The width of each peer's features, P entries.
-        image_shape: [C, H, W] of an image that it takes; `probe` looks at one.
+        image_shape: [C, H, W] of the images, used by `probe`.
     """
 
-    def __init__(self, ends: Sequence[Ends]) -> None:
+    def __init__(self, heads: Sequence[Head]) -> None:
         super().__init__()
-        if not ends:
+        if not heads:
             raise ConfigError("A network needs at least one peer.")
-        classes = sorted({end.num_classes for end in ends})
+        classes = sorted({head.num_classes for head in heads})
         if len(classes) > 1:
-            raise ConfigError(f"All peers must tell the same classes apart, but theirs number {classes}.")
-        self.num_peers = len(ends)
+            raise ConfigError(f"All peers must have the same number of classes, but theirs are {classes}.")
+        self.num_peers = len(heads)
         self.num_classes = classes[0]
-        self.feature_dims: tuple[int, ...] = tuple(end.feature_dim for end in ends)
+        self.feature_dims: tuple[int, ...] = tuple(head.feature_dim for head in heads)
         self.image_shape: tuple[int, int, int] = (3, 224, 224)
         self._watched: Watched | None = None
 
     @abstractmethod
     def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
-        """Return the logits [P, B, num_classes] and the features of all peers.
-
-        Args:
-            views: [B, V, C, H, W] with V = P (peer i sees view i) or V = 1 (all peers see the same images), or
-                [B, C, H, W], which is the same as V = 1.
-
-        Raises:
-            ConfigError: If `views` has another form.
-        """
+        """Return the logits [P, B, num_classes] and the features of all peers."""
 
     def stages(self, views: Tensor) -> PeerStages:
-        """Return what `forward` returns and what was computed on the way; same arguments, same errors."""
+        """Return the outputs of `forward` and the intermediate ones."""
         if self._watched is None:
             return self._stages(views)
         self._watched.begin()
-        seen = self._stages(views)
-        named = self._watched.end(views.dim() == 5 and views.shape[1] > 1)
-        return PeerStages(seen.logits, seen.features, seen.trunk, seen.maps, named)
+        stages = self._stages(views)
+        return stages._replace(named=self._watched.end(views.dim() == 5 and views.shape[1] > 1))
 
     @abstractmethod
     def _stages(self, views: Tensor) -> PeerStages: ...
 
     @property
     def is_watched(self) -> bool:
-        """Whether `stages` also gives the outputs of named modules."""
+        """Whether `stages` also returns the outputs of named modules."""
         return self._watched is not None
 
     def watch(self, names: Sequence[str], setting: str = "names") -> Named:
-        """Let `stages` also give the outputs of modules by name, in place of those named before.
+        """Let `stages` also return the outputs of these modules, in place of those watched before.
 
-        The modules keep their names, weights and keys, and what is deployed knows nothing of it.
+        Classes, names, weights and keys of the modules stay, and the deployed network is not affected.
 
         Args:
             names: as in `named_modules()` of a peer's classifier; of registered backbones also `stage1` and so on.
-            setting: under which the user gives them, for messages.
+            setting: the user's setting, for messages.
 
         Returns:
-            What they give in a pass of one black image in eval mode: the shapes that adapters are made for.
-
-        Raises:
-            ConfigError: a peer has no such module (the nearest are named), or calls it not once, or what follows
-                changes its output in place.
+            The outputs for one black image in eval mode, whose shapes adapters are made for.
         """
         self.unwatch()
         self._watched = Watched([self.peer(index) for index in range(self.num_peers)], names, setting)
-        with self._watched.dry():
-            seen = self.probe().named
-        assert seen is not None
-        return seen
+        with self._watched.dry_run():
+            named = self.probe().named
+        assert named is not None
+        return named
 
     def unwatch(self) -> None:
-        """Name no modules any longer."""
+        """Undo `watch`."""
         if self._watched is not None:
             self._watched.remove()
             self._watched = None
 
     @abstractmethod
     def peer(self, index: int) -> nn.Module:
-        """Return peer `index` as a plain classifier that shares its parameters with this network.
-
-        Raises:
-            ConfigError: If there is no such peer.
-        """
+        """Return peer `index` as a plain classifier that shares its parameters with this network."""
 
     def shared_part(self) -> nn.Module:
-        """Return what all peers share: the trunk.
-
-        Raises:
-            ConfigError: they share nothing.
-        """
+        """Return the trunk."""
         raise ConfigError("These peers share nothing, so there is no backbone: name a backbone, and peers as a number.")
 
+    @abstractmethod
     def own_part(self, index: int) -> nn.Module:
         """Return what peer `index` shares with no other peer: its branch, or the whole of a separate network."""
-        self._check_peer(index)
-        return self._own_part(index)
-
-    @abstractmethod
-    def _own_part(self, index: int) -> nn.Module: ...
 
     @torch.no_grad()
     def probe(self) -> PeerStages:
-        """Pass one black image of `image_shape` in eval mode, to see the shapes of all stages; changes nothing.
-
-        Raises:
-            ConfigError: If the network does not take such an image.
-        """
+        """Pass one black image of `image_shape` in eval mode, to see the shapes of all stages; changes nothing."""
         modes = [(module, module.training) for module in self.modules()]
         weight = next(self.parameters())
         image = torch.zeros(1, *self.image_shape, device=weight.device, dtype=weight.dtype)
@@ -230,7 +215,7 @@ class PeerNetwork(nn.Module, ABC):
             return self.eval().stages(image)
         except ConfigError:
             raise
-        except Exception as error:  # a model of the user's own fails in any way it likes
+        except Exception as error:  # a user's model may raise anything
             channels, height, width = self.image_shape
             raise ConfigError(
                 f"The network does not take images of {channels} channels and {height}x{width} ({error}): "
@@ -256,48 +241,48 @@ class PeerNetwork(nn.Module, ABC):
             f"[batch, {counts}, channels, height, width], not {list(views.shape)}."
         )
 
-    def _gather_stages(
-        self, trunk: Sequence[Tensor], outputs: Iterable[tuple[Tensor, Tensor, Tensor | None]]
-    ) -> PeerStages:
-        logits, features, maps = zip(*outputs, strict=True)
-        gathered = self._gather(zip(logits, features, strict=True))
-        return PeerStages(*gathered, tuple(trunk), None if any(each is None for each in maps) else maps)
-
     def _gather(self, outputs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, PeerFeatures]:
         logits, features = zip(*outputs, strict=True)
         same_width = len(set(self.feature_dims)) == 1
         return torch.stack(logits), torch.stack(features) if same_width else features
 
+    def _gather_stages(
+        self, trunk: Sequence[Tensor], outputs: Iterable[tuple[Tensor, Tensor, Tensor | None]]
+    ) -> PeerStages:
+        logits, features, maps = zip(*outputs, strict=True)
+        stacked = self._gather(zip(logits, features, strict=True))
+        return PeerStages(*stacked, tuple(trunk), None if any(of_peer is None for of_peer in maps) else maps)
+
 
 class SharedTrunk(PeerNetwork):
     """Peers on one trunk (the networks of DKEL, PCL, ONE).
 
-    With a view for each peer the trunk runs once over all of them, a batch of P * B, which is nearly twice as fast as P
-    passes but lets BatchNorm in the trunk take its statistics over all views together; `views_per_pass="one"` gives P
-    passes, as the released code of DKEL does it.
+    With a view for each peer the trunk runs once over all of them, a batch of P * B. That is nearly twice as fast as P
+    passes, but BatchNorm in the trunk takes its statistics over all views together; `views_per_pass="one"` runs P
+    passes, as the released code of DKEL does.
 
     Attributes:
         gradient_scale: Factor on the gradient that flows from the branches back into the trunk.
     """
 
-    def __init__(self, ends: Sequence[Ends], views_per_pass: str) -> None:
-        super().__init__(ends)
-        if views_per_pass not in VIEWS_PER_PASS:
-            raise ConfigError(f"views_per_pass must be one of {', '.join(VIEWS_PER_PASS)}, not {views_per_pass!r}.")
+    def __init__(self, heads: Sequence[Head], views_per_pass: str) -> None:
+        super().__init__(heads)
+        if views_per_pass not in ("all", "one"):
+            raise ConfigError(f"views_per_pass must be one of all, one, not {views_per_pass!r}.")
         self.views_per_pass = views_per_pass
         self.gradient_scale = 1.0
 
-    def _crossing(self, views: Tensor) -> Sequence[Any]:
-        """Pass the trunk, and return what of it each peer is given."""
+    def _trunk_outputs(self, views: Tensor) -> Sequence[Any]:
+        """Run the trunk on views [B, V, C, H, W]; return the input of each peer's branch."""
         if views.shape[1] == 1:
-            return [self._first_pass(views[:, 0], 1)[0]] * self.num_peers
+            return [self._run_trunk(views[:, 0], 1)[0]] * self.num_peers
         if self.views_per_pass == "one":
-            return [self._first_pass(view, 1)[0] for view in views.unbind(1)]
-        return self._first_pass(views.transpose(0, 1).flatten(0, 1), self.num_peers)
+            return [self._run_trunk(view, 1)[0] for view in views.unbind(1)]
+        return self._run_trunk(views.transpose(0, 1).flatten(0, 1), self.num_peers)
 
     @abstractmethod
-    def _first_pass(self, images: Tensor, parts: int) -> Sequence[Any]:
-        """Pass `images` up to the branches; return what crosses, for each of so many parts of the batch."""
+    def _run_trunk(self, images: Tensor, chunks: int) -> Sequence[Any]:
+        """Run the trunk once; return its output in so many chunks of the batch."""
 
     def _scaled(self, trunk_output: Tensor) -> Tensor:
         return trunk_output if self.gradient_scale == 1.0 else scale_gradient(trunk_output, self.gradient_scale)
@@ -305,19 +290,19 @@ class SharedTrunk(PeerNetwork):
 
 @contextmanager
 def momentum(layers: Sequence[nn.Module], value: float | None) -> Iterator[None]:
-    """Give normalisation layers this momentum for a while: at 0 their statistics stay, of None they are plain means."""
+    """Set the momentum of normalisation layers for a while: 0 freezes their statistics, None makes them plain means."""
     before = [layer.momentum for layer in layers]
     for layer in layers:
         layer.momentum = value  # type: ignore[assignment]
     try:
         yield
     finally:
-        for layer, own in zip(layers, before, strict=True):
-            layer.momentum = own
+        for layer, previous in zip(layers, before, strict=True):
+            layer.momentum = previous
 
 
 class BranchedNetwork(SharedTrunk):
-    """A trunk, and a branch for each peer: what registered backbones are made of."""
+    """A trunk, and a branch for each peer: the form of registered backbones."""
 
     def __init__(self, trunk: nn.Module, branches: Sequence[Branch], views_per_pass: str = "all") -> None:
         super().__init__(branches, views_per_pass)
@@ -325,45 +310,31 @@ class BranchedNetwork(SharedTrunk):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
-        """Return logits [P, B, num_classes] and features; see `PeerNetwork.forward`."""
-        trunk_outputs = self._crossing(self._with_view_axis(views))
+        trunk_outputs = self._trunk_outputs(self._with_view_axis(views))
         return self._gather(branch(output) for branch, output in zip(self.branches, trunk_outputs, strict=True))
 
     def _stages(self, views: Tensor) -> PeerStages:
-        trunk_outputs = self._crossing(self._with_view_axis(views))
+        trunk_outputs = self._trunk_outputs(self._with_view_axis(views))
         branches = cast("Iterable[Branch]", self.branches)
         outputs = [branch.stages(output) for branch, output in zip(branches, trunk_outputs, strict=True)]
         return self._gather_stages(trunk_outputs, outputs)
 
     def peer(self, index: int) -> SinglePeer:
-        """Return trunk and branch `index` as one classifier, without a copy; see `PeerNetwork.peer`."""
-        self._check_peer(index)
-        peer = SinglePeer(self.trunk, cast(Branch, self.branches[index]))
+        peer = SinglePeer(self.trunk, cast(Branch, self.own_part(index)))
         # Not `peer.train(...)`, which would also set the modes of the modules that both share.
         peer.training = self.training
         return peer
 
     def shared_part(self) -> nn.Module:
-        """Return the trunk."""
         return self.trunk
 
-    def _own_part(self, index: int) -> nn.Module:
+    def own_part(self, index: int) -> nn.Module:
+        self._check_peer(index)
         return self.branches[index]
 
-    def _first_pass(self, images: Tensor, parts: int) -> Sequence[Tensor]:
+    def _run_trunk(self, images: Tensor, chunks: int) -> Sequence[Tensor]:
         output = self._scaled(self.trunk(images))
-        return output.chunk(parts) if parts > 1 else [output]
-
-
-class WholePeer(Ends, Protocol):
-    """A complete classifier, of whatever kind."""
-
-    def stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Return logits [B, C], features [B, D], last feature maps, and the trunk's output."""
-
-    @property
-    def plain(self) -> nn.Module:
-        """What is deployed."""
+        return output.chunk(chunks) if chunks > 1 else [output]
 
 
 class IndependentPeers(PeerNetwork):
@@ -374,19 +345,17 @@ class IndependentPeers(PeerNetwork):
         self.peers = nn.ModuleList(cast("Sequence[nn.Module]", peers))
 
     def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
-        """Return logits [P, B, num_classes] and features; see `PeerNetwork.forward`."""
         return self._gather(outputs[:2] for outputs in self._outputs(views))
 
     def _stages(self, views: Tensor) -> PeerStages:
         outputs = list(self._outputs(views))
-        return self._gather_stages([trunk for *_, trunk in outputs], [each[:3] for each in outputs])
+        return self._gather_stages([trunk for *_, trunk in outputs], [of_peer[:3] for of_peer in outputs])
 
     def peer(self, index: int) -> nn.Module:
-        """Return network `index` itself; see `PeerNetwork.peer`."""
-        self._check_peer(index)
-        return cast("WholePeer", self.peers[index]).plain
+        return cast(WholePeer, self.own_part(index)).plain
 
-    def _own_part(self, index: int) -> nn.Module:
+    def own_part(self, index: int) -> nn.Module:
+        self._check_peer(index)
         return self.peers[index]
 
     def _outputs(self, views: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from dkel_lightning.networks.peers import Branch
+from dkel_lightning.networks.peers import Branch, kaiming_
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,6 @@ class ResidualBlock(nn.Module):
         self.relu = relu
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return relu(residual(images) + shortcut(images))."""
         total: Tensor = self.relu(self.residual(images) + self.shortcut(images))
         return total
 
@@ -110,7 +109,7 @@ def make_trunk(spec: ResNetSpec, in_channels: int) -> nn.Sequential:
     children: OrderedDict[str, nn.Module] = OrderedDict(stem=_stem(spec, in_channels))
     for index in range(len(spec.blocks) - 1):
         children[f"stage{index + 1}"] = _stage(spec, index)
-    return _initialised(nn.Sequential(children))
+    return kaiming_(nn.Sequential(children))
 
 
 def make_branch(spec: ResNetSpec, num_classes: int) -> Branch:
@@ -123,7 +122,7 @@ def make_branch(spec: ResNetSpec, num_classes: int) -> Branch:
     children["pool"] = nn.AdaptiveAvgPool2d(1)
     children["flatten"] = nn.Flatten()
     width = spec.outer[last]
-    return Branch(_initialised(nn.Sequential(children)), nn.Linear(width, num_classes), width, num_classes)
+    return Branch(kaiming_(nn.Sequential(children)), nn.Linear(width, num_classes), width, num_classes)
 
 
 def _stem(spec: ResNetSpec, in_channels: int) -> nn.Sequential:
@@ -170,11 +169,3 @@ def _block(spec: ResNetSpec, index: int, channels: int, stride: int) -> nn.Modul
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
-
-
-def _initialised(module: nn.Sequential) -> nn.Sequential:
-    """Draw the convolutions; BatchNorm and linear layers keep torch's own start."""
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d):
-            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
-    return module

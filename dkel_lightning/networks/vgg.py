@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from dkel_lightning.networks.peers import Branch
+from dkel_lightning.networks.peers import Branch, kaiming_
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of each convolution, stage by stage."""
@@ -22,7 +22,7 @@ def make_trunk(in_channels: int) -> nn.Sequential:
     for number, widths in enumerate(STAGES[:-1], start=1):
         children[f"stage{number}"] = _stage(channels, widths)
         channels = widths[-1]
-    return _initialised(nn.Sequential(children))
+    return kaiming_(nn.Sequential(children))
 
 
 def make_branch(num_classes: int) -> Branch:
@@ -43,7 +43,9 @@ def make_branch(num_classes: int) -> Branch:
         nn.ReLU(inplace=True),
         nn.Linear(width, num_classes),
     )
-    return Branch(_initialised(nn.Sequential(children)), _initialised(head), width, num_classes)
+    for linear in (layer for layer in head if isinstance(layer, nn.Linear)):
+        start_linear(linear)
+    return Branch(kaiming_(nn.Sequential(children)), head, width, num_classes)
 
 
 def start_linear(linear: nn.Linear) -> None:
@@ -59,14 +61,3 @@ def _stage(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
         layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         channels = width
     return nn.Sequential(*layers, nn.MaxPool2d(2))
-
-
-def _initialised(module: nn.Sequential) -> nn.Sequential:
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d):
-            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
-            assert child.bias is not None
-            nn.init.zeros_(child.bias)
-        elif isinstance(child, nn.Linear):
-            start_linear(child)
-    return module

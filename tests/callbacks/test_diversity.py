@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.callbacks import DiversityMonitor
+from dkel_lightning.callbacks import DiversityMonitor, diversity
 from dkel_lightning.callbacks.diversity import gradient_shares, parameter_distances
 from dkel_lightning.errors import ConfigError
 from tests.modules.toy import Toy, build, train_loader, trainer, val_loader
@@ -108,18 +108,21 @@ def test_the_figures_are_those_of_the_networks_on_all_validation_images() -> Non
     assert metrics["diversity/classes/teacher_0"] == len(set(second.argmax(-1).tolist()))
 
 
-def test_a_teacher_that_is_its_student_is_at_no_distance_and_homogenised_while_poor() -> None:
+def test_a_teacher_that_is_its_student_is_at_no_distance_and_homogenised_while_poor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     module = build("pcl", 2, teacher={"decay": 0.0, "batchnorm": "copy"})  # a teacher without a memory
     alike = {"diversity/homogenised": 1.0, "diversity/agreement/student-teacher": 1.0}
-    # Whatever they have learnt counts as poor here.
-    metrics = logged(module, DiversityMonitor(poor=1.01))
+    monkeypatch.setattr(diversity, "POOR", 1.01)  # whatever they have learnt
+    metrics = logged(module)
     assert {name: metrics[name] for name in alike} == alike
     assert metrics["diversity/distance/student-teacher"] == pytest.approx(0, abs=1e-6)
     assert metrics["diversity/kl/student-teacher"] == pytest.approx(0, abs=1e-5)
     assert metrics["diversity/cka/student-teacher"] == pytest.approx(1, abs=1e-4)
     # As close, but no longer poor.
     again = build("pcl", 2, teacher={"decay": 0.0, "batchnorm": "copy"})
-    assert logged(again, DiversityMonitor(poor=0.01))["diversity/homogenised"] == 0
+    monkeypatch.setattr(diversity, "POOR", 0.01)
+    assert logged(again)["diversity/homogenised"] == 0
 
 
 def test_distances_are_relative_to_the_path_of_the_peer() -> None:

@@ -242,12 +242,6 @@ def test_each_rank_initialises_on_numbers_of_its_own(source: str, monkeypatch: p
     assert not torch.equal(first, other)
 
 
-def test_every_sample_comes_once_before_any_comes_twice() -> None:
-    batches = list(initialisation_batches(DataLoader(Toy(24), batch_size=8), 0, 3, 0))
-    seen = torch.cat([batch[0] for batch in batches]).flatten(1)
-    assert len(torch.unique(seen, dim=0)) == 24
-
-
 class Numbers(Dataset[tuple[Tensor, int]]):
     """Images that show their number."""
 
@@ -296,19 +290,6 @@ def test_only_samples_that_the_users_sampler_gives_are_drawn_and_its_order_is_le
 
 def test_a_sampler_without_an_end_is_read_as_far_as_needed() -> None:
     assert drawn(DataLoader(Numbers(), 4, sampler=Evens()), 4)[:3] == [[0, 2, 4, 6], [8, 10, 12, 14], [16, 18, 20, 22]]
-
-
-def test_a_teacher_never_sees_images_that_the_users_sampler_holds_out() -> None:
-    seen: set[int] = set()
-
-    class Watched(Toy):
-        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-            seen.add(index)
-            return super().__getitem__(index)
-
-    loader = DataLoader(Watched(24), 4, sampler=SubsetRandomSampler(range(12)))
-    trainer(max_epochs=1).fit(build(teacher={"init_steps": 9}), loader)
-    assert seen == {*range(12)}
 
 
 def test_a_loader_without_batches_is_named() -> None:

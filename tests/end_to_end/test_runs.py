@@ -344,13 +344,10 @@ def test_evaluations_with_other_settings_lie_beside_each_other_and_an_export_is_
     assert done.returncode == 0, done.stderr
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "image.png")
     ask = ("task=predict", "checkpoint=run/export_last/teacher_3_safetensors", "predict.images=image.png")
-    done = dkel(*ask, "deploy.peer=3", cwd=tmp_path)
+    done = dkel(*ask, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    said = json.loads((tmp_path / "run" / "predict_teacher_3_safetensors" / "predictions.json").read_text())
-    assert (said["member"], len(said["predictions"])) == ("teacher_3", 1)
-    done = dkel(*ask, "deploy.network=student", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "holds one network, teacher_3; leave it out" in done.stderr
+    assert "1 of 1 images by teacher_3" in done.stdout
+    assert (tmp_path / "run" / "predict_teacher_3_safetensors" / "predictions.csv").is_file()
     done = dkel(*ask, "method=pcl", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "Error: method: the export decides this; leave it out.\n")
 

@@ -306,22 +306,23 @@ def test_ready_views_and_evaluation_are_not_augmented() -> None:
 def test_needed_callbacks_are_attached_once_and_the_users_are_kept() -> None:
     from dkel_lightning import callbacks
 
-    class MyRampUp(callbacks.RampUpSchedule):
+    class MyWeights(callbacks.WeightSchedules):
         def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
             pl_module.method.rampup_weight.fill_(0.125)
 
     class MyOwn(Callback):
         pass
 
-    mine, own = MyRampUp(), MyOwn()
+    mine, own = MyWeights(), MyOwn()
     module, fit = build(), trainer(mine, own, max_epochs=1)
     fit.fit(module, train_loader(), val_loader())
     fit.validate(module, val_loader())
     kinds = [type(callback) for callback in fit.callbacks]  # type: ignore[attr-defined]
     assert mine in fit.callbacks  # type: ignore[attr-defined]
     assert own in fit.callbacks  # type: ignore[attr-defined]
-    assert callbacks.RampUpSchedule not in kinds
-    for name in ("CollapseGuard", "EnsembleDecaySchedule", "EMARateSchedule", "TeacherInitialisation"):
+    assert callbacks.WeightSchedules not in kinds
+    for name in ("CollapseGuard", "DiversityMonitor", "TeacherInitialisation"):
         assert kinds.count(getattr(callbacks, name)) == 1
     assert module.method.rampup_weight.item() == 0.125
 

@@ -161,7 +161,7 @@ def test_forward_compiles_as_one_graph(peers: int | list[str], views: int) -> No
 def test_branches_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least one peer"):
         BranchedNetwork(nn.Identity(), [])
-    with pytest.raises(ConfigError, match=r"same classes apart, but theirs number \[4, 5\]"):
+    with pytest.raises(ConfigError, match=r"same number of classes, but theirs are \[4, 5\]"):
         IndependentPeers([SinglePeer(nn.Identity(), pooled_branch(1, classes)) for classes in (4, 5)])
 
 

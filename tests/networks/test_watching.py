@@ -85,7 +85,7 @@ def test_an_ordinary_pass_keeps_nothing_and_a_deployed_copy_has_its_own_forwards
     network = split("all")
     network.watch(["layer2", "layer4"])
     network(torch.randn(2, 3, *SIZE))
-    assert network._watched._seen.outputs is None
+    assert network._watched._outputs.tensors is None
     deployed = networks.release_(copy.deepcopy(network.peer(1)))
     assert not any("forward" in module.__dict__ for module in deployed.modules())
     network.unwatch()
