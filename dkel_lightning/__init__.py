@@ -28,8 +28,8 @@ _HOMES = {
 if TYPE_CHECKING:
     from dkel_lightning.app.lightning_cli import DistillationCLI
     from dkel_lightning.app.train_call import train
-    from dkel_lightning.methods.base import Method
     from dkel_lightning.distillation import DistillationModule
+    from dkel_lightning.methods.base import Method
     from dkel_lightning.modules.ensemble import EnsembleModule
     from dkel_lightning.modules.outputs import MethodInputs, StudentOutput, TeacherOutput
     from dkel_lightning.modules.student import StudentModule

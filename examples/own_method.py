@@ -21,8 +21,7 @@ from dkel_lightning import DistillationModule, Method, MethodInputs
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.functional import cross_entropy, distillation
 from dkel_lightning.methods import Needs, register
-from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.declarations import number
+from dkel_lightning.settings.declarations import Settings, number
 from dkel_lightning.settings.weights import RampUp
 
 

@@ -35,7 +35,10 @@ DEPLOYMENTS = {
 }
 STUDIES = {
     "geometry": ("Student and teacher as two points, in a bowl and between two mirror optima.", GeometrySettings()),
-    "convergence": ("When teachers help in a noisy quadratic model, and when training collapses.", ConvergenceSettings()),
+    "convergence": (
+        "When teachers help in a noisy quadratic model, and when training collapses.",
+        ConvergenceSettings(),
+    ),
     "dual_policy": ("Two reinforcement learners that imitate each other; needs the extra rl.", DualPolicySettings()),
 }
 EXECUTIONS = {

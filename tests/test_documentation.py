@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+from dkel_lightning.app.cli.saved_settings import of_checkpoint
+from dkel_lightning.app.runs.folder import Run, saved_values
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch.distributed import run
 from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import methods
-from dkel_lightning.app.cli.saved_settings import of_checkpoint
 from dkel_lightning.app.config import choices, reference, schema
-from dkel_lightning.app.runs.folder import Run, saved_values
 from tests.commands import dkel
 from tests.compose import compose, prepare
 from tests.own_code import forgotten

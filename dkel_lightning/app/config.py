@@ -44,7 +44,8 @@ def register(arguments: Iterable[str] = ()) -> None:
         if argument.startswith("modules="):
             from dkel_lightning.app.user_code import store_choices
 
-            store_choices(OverridesParser.create().parse_overrides([argument])[0].value(), conf_dir())
+            names: Any = OverridesParser.create().parse_overrides([argument])[0].value()
+            store_choices(names, conf_dir())
         if argument.startswith("backbone="):
             for name in EXTERNAL.findall(argument):
                 *folders, last = f"backbone/{name}".split("/")

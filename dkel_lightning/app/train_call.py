@@ -76,8 +76,8 @@ def compose_call(
     model: str | None, data: str, method: str | None, epochs: int | None, settings: Mapping[str, Any]
 ) -> DictConfig:
     """Compose what a call means: choices of groups by Hydra, all other values as they are."""
-    chosen = {**_data(data), "backbone": model, "method": method, "trainer.max_epochs": epochs}
-    chosen = {key: value for key, value in chosen.items() if value is not None} | dict(settings)
+    arguments = {**_data(data), "backbone": model, "method": method, "trainer.max_epochs": epochs}
+    chosen: dict[str, Any] = {key: value for key, value in arguments.items() if value is not None} | dict(settings)
     groups = {key: value for key, value in chosen.items() if (config.conf_dir() / key).is_dir()}
     modules = [f"modules=[{','.join(chosen['modules'])}]"] if chosen.get("modules") else []
     cfg = config.compose([*modules, *(f"{key}={value}" for key, value in groups.items())], with_hydra=True)
@@ -104,6 +104,4 @@ def _trained(folder: Path) -> Trained:
     test = summary["test"]["best"] or summary["test"]["last"]
     module = DistillationModule.load_from_checkpoint(best_checkpoint(folder))
     network, _, peer = test["deployed"].partition("_")
-    return Trained(
-        module.deploy(network, int(peer or 0)), test["deployed"], test["deployed_accuracy"], summary, folder
-    )
+    return Trained(module.deploy(network, int(peer or 0)), test["deployed"], test["deployed_accuracy"], summary, folder)

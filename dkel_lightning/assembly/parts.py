@@ -21,7 +21,6 @@ from dkel_lightning.networks import SharedTrunk
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.declarations import from_mapping, merge, walk
-from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 
 # Lengths of the CIFAR protocol of 300 epochs as shares of it; experiment=own_data has the same.

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.export import formats
 from dkel_lightning.export.formats import Exported
 from dkel_lightning.export.metadata import RECORD, Preprocessing, Record
 from dkel_lightning.modules.deployment import choose, deploy, deployed_member
-from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.networks import logits_of
 from dkel_lightning.runtime.atomic_files import write_text
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dkel_lightning.assembly.file_checks import refuse_folder
 from dkel_lightning.checkpoints import file_format
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.export.metadata import Record
-from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.networks import LogitsOf, logits_of
 from dkel_lightning.runtime.packages import need
 

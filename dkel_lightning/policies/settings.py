@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import choice, entries, number, text, whole
+from dkel_lightning.settings.declarations import Settings, anything, choice, number, text, whole
 
 WEIGHTINGS = ("normalised_sum", "uniform", "ddpg_released", "ppo_released")
 
@@ -26,6 +25,6 @@ class DualPolicySettings(Settings, node="rl"):
     distil_lr: Annotated[
         float | None, number("Learning rate of imitation; null: 1e-4 (ddpg), 1e-5 (ppo).", 0, 1000, above=True)
     ] = None
-    learner: Annotated[Mapping[str, Any], entries("An argument of Stable-Baselines3's DDPG or PPO.")] = field(
+    learner: Annotated[Mapping[str, Any], anything("An argument of Stable-Baselines3's DDPG or PPO.")] = field(
         default_factory=dict
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from dkel_lightning.settings.declarations import Settings
-from dkel_lightning.settings.keys import number, whole
+from dkel_lightning.settings.declarations import Settings, number, whole
 
 DECAY = number("EMA rate a of the teacher.", 0, 0.999999)
 

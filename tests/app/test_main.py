@@ -12,7 +12,13 @@ from tests.commands import dkel
 from tests.compose import compose
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("debug=smoke", "trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=1", "callbacks.progress=none")
+SMALL = (
+    "debug=smoke",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=1",
+    "callbacks.progress=none",
+)
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,7 @@ def write(folder: Path, values: dict[str, Any]) -> Path:
         ("modules", ["theirs"]),
     ],
 )
-def test_what_a_strangers_folder_names_is_refused_until_it_is_named_again(
-    key: str, value: Any, tmp_path: Path
-) -> None:
+def test_what_a_strangers_folder_names_is_refused_until_it_is_named_again(key: str, value: Any, tmp_path: Path) -> None:
     folder = write(tmp_path, put(compose(), key, value))
     with pytest.raises(ConfigError, match=f"used only if you name it: give {key}"):
         saved.resume_settings(folder, compose(), set())

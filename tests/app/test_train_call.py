@@ -43,9 +43,7 @@ def test_a_call_gives_what_the_command_gives(tmp_path: Path) -> None:
         ({"settings": {"trainer.fast_dev_run": True}}, "returns a network"),
     ],
 )
-def test_a_mistake_is_refused_and_leaves_nothing(
-    arguments: dict[str, object], message: str, tmp_path: Path
-) -> None:
+def test_a_mistake_is_refused_and_leaves_nothing(arguments: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=message):
         dkel_lightning.train(out=tmp_path / "out", **arguments)  # type: ignore[arg-type]
     assert not (tmp_path / "out" / "config.yaml").exists()

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from dkel_lightning.app.cli import saved_settings
 from torch import Tensor
 
 from dkel_lightning import DistillationModule, TeacherSettings
-from dkel_lightning.app.cli import saved_settings
 from dkel_lightning.app.run import Run
 from dkel_lightning.app.tasks.evaluate import evaluate
 from dkel_lightning.app.tasks.train import train

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dkel_lightning.app.config.checks import check, warnings
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from dkel_lightning.app import build
-from dkel_lightning.app.config.checks import check, warnings
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.data.label_noise import with_wrong_labels

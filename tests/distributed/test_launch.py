@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from dkel_lightning.app.config.checks import check
 from lightning.pytorch.strategies import DDPStrategy
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app.build import trainer as build_trainer
-from dkel_lightning.app.config.checks import check
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints import file_format
 from tests.compose import compose, tiny_run

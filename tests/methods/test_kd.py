@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from dkel_lightning import DistillationModule, methods
-from dkel_lightning.app.run import Run, load_config
+from dkel_lightning.app.run import Run
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import CheckpointError, ConfigError

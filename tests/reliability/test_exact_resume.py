@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app.callbacks import LastCheckpoint, SaveOnSignal
-from dkel_lightning.app.run import Run
 from dkel_lightning.app.records import RunRecord
+from dkel_lightning.app.run import Run
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, Interrupted

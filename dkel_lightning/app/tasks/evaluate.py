@@ -83,7 +83,9 @@ def _check_classes(module: DistillationModule, images: ClassificationData, path:
 @rank_zero_only
 def _report(run: Run, result: EvaluateResult, module: DistillationModule, images: ClassificationData) -> None:
     checkpoint = run.values["checkpoint"]
-    scores.print_scores({f"epoch {result.scores.epoch}": result.scores}, f"Test accuracy of {checkpoint}", "* deployed.")
+    scores.print_scores(
+        {f"epoch {result.scores.epoch}": result.scores}, f"Test accuracy of {checkpoint}", "* deployed."
+    )
     run.write_json(EVALUATION, {"checkpoint": str(checkpoint), "test": asdict(result.scores)})
     if module.scores.tested_confusion is not None:
         scores.write_confusion(module.scores.tested_confusion.tolist(), images.class_names, run.folder)

@@ -10,9 +10,9 @@ from typing import Any
 from dkel_lightning.app import build
 from dkel_lightning.app.run import Run, run_of
 from dkel_lightning.app.tasks.evaluate import class_names, load_module
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.export import Exported, Preprocessing, export, formats
-from dkel_lightning.distillation import DistillationModule
 
 
 def export_checkpoint(run: Run) -> Exported:
@@ -52,4 +52,6 @@ def preprocessing_of(module: DistillationModule, path: Path, values: Mapping[str
         )
     margin = getattr(build.data_class(data), "margin", 1.0)
     height, width = size
-    return Preprocessing(int(recipe["in_channels"]), height, width, tuple(mean), tuple(std), class_names(run_of(path)), margin)
+    return Preprocessing(
+        int(recipe["in_channels"]), height, width, tuple(mean), tuple(std), class_names(run_of(path)), margin
+    )

@@ -72,7 +72,11 @@ def _classify(exported: Exported, files: list[Path], top: int) -> list[list[tupl
 def _open_checkpoint(path: Path, values: Values) -> Exported:
     module = load_module(path, values).eval()
     record = Record(
-        "checkpoint", path.name, module.deployed_member(), module.student.num_classes, preprocessing_of(module, path, values)
+        "checkpoint",
+        path.name,
+        module.deployed_member(),
+        module.student.num_classes,
+        preprocessing_of(module, path, values),
     )
     network = module.deploy()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,9 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     )
     run.write_config()
     name = "provenance.json" if run.resume is None else "provenance_resumed.json"
-    run.write_json(name, {**provenance.collect(), "execution": dict(values["execution"]), "precision": trainer.precision})
+    run.write_json(
+        name, {**provenance.collect(), "execution": dict(values["execution"]), "precision": trainer.precision}
+    )
     run.write_json("classes.json", {"classes": list(images.class_names)})
     print_once(_heading(values, module, images))
     # Dropout and a user's transforms draw from the global generators; a resume puts them where they were.
@@ -241,7 +243,9 @@ def _is_behind(path: Path, trainer: Trainer) -> bool:
     return path.is_file() and (not is_whole(path) or int(load(path)["global_step"]) < trainer.global_step)
 
 
-def _test_best(trainer: Trainer, module: DistillationModule, images: ClassificationData, run: Run) -> CheckpointScores | None:
+def _test_best(
+    trainer: Trainer, module: DistillationModule, images: ClassificationData, run: Run
+) -> CheckpointScores | None:
     # Processes that torchrun starts may have named folders of their own; only the first one writes.
     path = broadcast_from_rank_zero(run.checkpoints / "best.ckpt")
     if not broadcast_from_rank_zero(path.is_file()):
@@ -329,7 +333,7 @@ def _report(
     print(f"{result.seconds:.0f} s{speed}. Outputs in {run.folder}")
 
 
-def _final_metrics(tests: Any) -> Mapping[str, float]:
+def _final_metrics(tests: Iterable[CheckpointScores]) -> dict[str, float]:
     names = ("last", "best")
     return {f"final/{name}/acc": test.deployed_accuracy for name, test in zip(names, tests, strict=False)}
 

@@ -20,7 +20,9 @@ def run(folder: Path, *overrides: str) -> set[str]:
     for path in (folder / "figures").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 10_000
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"
+    }
 
 
 def rows(path: Path) -> list[dict[str, str]]:
