@@ -36,7 +36,7 @@ DEPLOYMENTS = {
 STUDIES = {
     "geometry": ("Student and teacher as two points, in a bowl and between two mirror optima.", GeometrySettings()),
     "convergence": (
-        "When teachers help in a noisy quadratic model, and when training collapses.",
+        "When teachers help in a quadratic model, and when training collapses.",
         ConvergenceSettings(),
     ),
     "dual_policy": ("Two reinforcement learners that imitate each other; needs the extra rl.", DualPolicySettings()),

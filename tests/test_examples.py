@@ -19,7 +19,6 @@ import torch
 
 from dkel_lightning.data import NpzDataModule
 from tests.commands import dkel
-from tests.compose import check_arguments
 from tests.own_code import forgotten
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,8 +131,6 @@ def test_a_method_of_ones_own_on_the_command_line(monkeypatch: pytest.MonkeyPatc
     done = dkel(*run, cwd=EXAMPLES)
     assert "confident on digits" in done.stdout, done.stderr
     assert not (EXAMPLES / "outputs").exists()
-    monkeypatch.chdir(EXAMPLES)
-    check_arguments(command)  # which makes no folder beside the examples
 
 
 def test_the_complexity_of_labels_and_teacher_epoch_by_epoch() -> None:

@@ -16,11 +16,10 @@ from torch.utils.data import DataLoader
 from dkel_lightning import DistillationModule, functional
 from dkel_lightning.app import build as building
 from dkel_lightning.app import figures
-from dkel_lightning.app.config import checks
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import DigitsDataModule, NpzDataModule
 from dkel_lightning.errors import ConfigError, DataError, NonFiniteError
-from tests.compose import check_arguments, compose, tiny_run
+from tests.compose import tiny_run
 from tests.modules.toy import Toy, build, parameters_of, same, train_loader, trainer
 
 NAN, INF = float("nan"), float("inf")
@@ -97,56 +96,6 @@ OUT_OF_RANGE: list[tuple[Any, dict[str, Any]]] = [
 def test_what_is_out_of_range_is_refused_in_python_too(method: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         build(method, 2, **settings)
-
-
-def test_what_is_out_of_range_is_refused_on_the_command_line_in_one_message() -> None:
-    faults = {
-        "method.temperature=0": "method.temperature must be a number between 0.01 and 100, got 0",
-        "teacher.decay=1.5": "teacher.decay must be a number between 0 and 1",
-        "optimizer.lr=nan": "optimizer.lr must be a number between 0 and 1e+30, got nan",
-        "optimizer.momentum=-1": "optimizer.momentum must be a number between 0 and 1",
-        "+optimizer.dampening=nan": "optimizer.dampening must be any value but NaN",
-        "trainer.limit_train_batches=1.5": "trainer.limit_train_batches must be a whole number of batches",
-        "trainer.devices=0": "trainer.devices must be a number of devices",
-        "trainer.max_time=5": "trainer.max_time must be days:hours:minutes:seconds",
-        "trainer.log_every_n_steps=x": "trainer.log_every_n_steps must be a whole number",
-        "method.peers=1000000000": "method.peers must be a whole number between 1 and 64",
-        "method.rampup=null": "method.rampup must hold its keys (scale, epochs, share, form), got None",
-        "teacher.weights=''": "teacher.weights must be text, got ''",
-        "data.std=[1e-30]": "data.std must be a list, each a number between 1e-06 and 1000",
-    }
-    with pytest.raises(ConfigError) as caught:
-        check_arguments([*faults], None, False)
-    said = str(caught.value).splitlines()
-    assert len(said) == len(faults)
-    assert all(any(message in line for line in said) for message in faults.values()), said
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"trainer": {"max_epochs": 0}}, "trainer.max_epochs is 0: nothing would be trained"),
-        ({"precision": {"trainer": "16-mixed"}}, "precision.trainer=16-mixed belongs to another precision="),
-        (
-            {"callbacks": {"early_stopping": 1}, "trainer": {"limit_val_batches": 0}},
-            "callbacks.early_stopping needs validation",
-        ),
-        ({"method": {"views": "per_peer_and_teacher"}}, "method.views=per_peer_and_teacher belongs to mean_teacher"),
-    ],
-)
-def test_numbers_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
-    values = compose()
-    with pytest.raises(ConfigError) as caught:
-        checks.check({**values, **{group: {**values[group], **keys} for group, keys in changes.items()}})
-    assert message in str(caught.value)
-
-
-def test_an_argument_that_the_optimizer_does_not_have_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Unknown key optimizer\.momentum"):
-        check_arguments(["optimizer=adamw", "optimizer.momentum=0.9"], None, False)
-    run = tiny_run(tmp_path, "optimizer=adamw", "+optimizer.momentum=0.9")
-    with pytest.raises(ConfigError, match=r"optimizer: .*unexpected keyword argument 'momentum'"):
-        train(run)
 
 
 def finished(folder: Path, *overrides: str) -> dict[str, float]:

@@ -46,6 +46,7 @@ def datamodule(values: Values) -> LightningDataModule:
 
 
 def data_class(settings: Values) -> type[LightningDataModule]:
+    """Return the class of a registered data set, or of `data._target_`."""
     if settings.get("_target_") is not None:
         import_modules([settings["_target_"].rpartition(".")[0]])
         kind: type[LightningDataModule] = hydra.utils.get_class(settings["_target_"])

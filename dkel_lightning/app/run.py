@@ -1,4 +1,4 @@
-"""The folder of a run: where it lies, its settings, its checkpoints and its lock. Imports neither torch nor Lightning."""
+"""The folder of a run: where it lies, its settings, its checkpoints and its lock."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def resume_settings(folder: Path, composed: Values, typed: set[str]) -> dict[str
     saved = load_config(folder)
     values = without_untrusted(saved, composed, typed, folder)
     for key in sorted(typed - {"resume", "logger", "modules", "debug"}):
-        group, _, rest = key.partition(".")
+        group = key.split(".")[0]
         if group in ("task", "hydra"):
             continue
         if key == "trainer":

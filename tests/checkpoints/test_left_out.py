@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from dkel_lightning.app.cli import saved_settings
 from torch import Tensor
 
 from dkel_lightning import DistillationModule, TeacherSettings
+from dkel_lightning.app import config, saved
 from dkel_lightning.app.run import Run
 from dkel_lightning.app.tasks.evaluate import evaluate
 from dkel_lightning.app.tasks.train import train
@@ -98,7 +98,7 @@ def test_tasks_read_the_teacher_again_where_they_are_told_to(tmp_path: Path) -> 
     read = {}
     for name, again in {"alone": [], "both": [f"teacher.weights={given}"]}.items():
         said = ["task=evaluate", f"checkpoint={path}", *again]
-        values = saved_settings.of_checkpoint(first.values, compose(*said), said, path)
+        values = saved.checkpoint_settings(first.folder, compose(*said), config.typed_keys(said))
         assert values["teacher"]["weights"] == (given if again else None)
         read[name] = evaluate(Run(values, tmp_path / name)).scores.accuracy
     assert read["both"]["student_0"] == read["alone"]["student_0"]

@@ -252,8 +252,3 @@ def test_a_run_from_before_label_noise_is_one_without() -> None:
 def test_the_configuration_names_what_is_wrong(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check(compose(override))
-
-
-def test_half_wrong_pairs_are_warned_of() -> None:
-    (warning,) = warnings(compose("data.label_noise.kind=pair", "data.label_noise.rate=0.5"))
-    assert "wrong class of a pair is as frequent as the right" in warning

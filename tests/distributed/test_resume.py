@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dkel_lightning.app.callbacks.saving import SaveOnSignal
-from dkel_lightning.app.run import Run
+from dkel_lightning.app.run import Run, find_checkpoint
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import Interrupted
@@ -31,8 +31,7 @@ def two(run: Run, before: Callable[[int], None] = lambda rank: None) -> list[int
     def work(rank: int) -> None:
         before(rank)
         started = (run.folder / "config.yaml").is_file()
-        found = find_resume(str(run.folder)) if started else None
-        train(replace(run, resume=found if found is not None and found.is_file() else None))
+        train(replace(run, resume=find_checkpoint(run.folder) if started else None))
 
     return fork(2, work)
 

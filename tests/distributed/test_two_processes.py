@@ -131,10 +131,3 @@ def test_an_external_teacher_is_the_same_on_both_and_in_no_checkpoint(run: Path)
     assert unequal([{"it": seen[0]["before"]}, {"it": seen[1]["after"]}], "it", "teacher.network.") == []
     saved = torch.load(run / "external" / "end.ckpt", weights_only=True)
     assert not any(name.startswith("teacher.network.") for name in saved["state_dict"])
-
-
-@pytest.mark.parametrize("case", ["teacher_alone", "student_alone"])
-def test_peers_alone_train_on_two_processes(run: Path, case: str) -> None:
-    seen = read(run, case)
-    assert unequal(seen, "after") == []
-    assert all(not torch.equal(seen[0]["before"][name], value) for name, value in seen[0]["after"].items())

@@ -105,5 +105,3 @@ def main(folder: Path) -> None:
     fit(build(checkpoints, 1, teacher={**teacher, "update": "frozen", "init_steps": 0}), folder / "online_files")
     given = {**teacher, "weights": str(folder / "left" / "elsewhere.pt")}
     fit(build("kd", 1, teacher=given), folder / "external")
-    fit(TeacherModule(peers_network(), optimizer=SGD), folder / "teacher_alone")
-    fit(StudentModule(peers_network(), optimizer=SGD), folder / "student_alone")

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from dkel_lightning import DistillationModule, methods
-from dkel_lightning.app.run import Run
+from dkel_lightning.app.run import Run, find_checkpoint, resume_path
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import Batch
@@ -144,7 +144,7 @@ def test_heads_that_do_not_fit_and_weights_without_meaning_are_refused(tmp_path:
 
 def test_the_stages_are_settled_by_what_is_given(tmp_path: Path) -> None:
     values = compose(*THREE_STAGES, "method.layers=[stage1]")
-    found = stages.before(values)
+    found = stages.stages_before(values)
     assert [*found] == ["teacher", "heads"]
     first, second = found.values()
     assert (first["method"]["name"], first["trainer"]["max_epochs"]) == ("baseline", 1)
@@ -154,18 +154,20 @@ def test_the_stages_are_settled_by_what_is_given(tmp_path: Path) -> None:
     plain = build("heads", seed=1)
     torch.save(plain.deploy().state_dict(), tmp_path / "plain.pt")
     given = compose(*THREE_STAGES, f"teacher.weights={tmp_path / 'plain.pt'}")
-    ((name, only),) = stages.before(given).items()
+    ((name, only),) = stages.stages_before(given).items()
     assert (name, only["backbone"]["weights"]) == ("heads", str(tmp_path / "plain.pt"))
-    assert stages.before(compose(*THREE_STAGES, f"teacher.weights={tmp_path / 'heads.ckpt'}")) == {}
-    assert stages.before(compose(*THREE_STAGES, "teacher.update=gradient")) == {}
+    assert stages.stages_before(compose(*THREE_STAGES, f"teacher.weights={tmp_path / 'heads.ckpt'}")) == {}
+    assert stages.stages_before(compose(*THREE_STAGES, "teacher.update=gradient")) == {}
 
 
 def test_an_early_stopped_teacher_leaves_the_schedule_of_the_whole_run() -> None:
     asked = ("experiment=cifar100", "method=kd", "teacher.training=early_stopped")
-    (stage,) = stages.before(compose(*asked, "trainer.max_epochs=240")).values()
+    (stage,) = stages.stages_before(compose(*asked, "trainer.max_epochs=240")).values()
     assert stage["trainer"]["max_epochs"] == 150
     assert stage["scheduler"]["milestones"] == [150, 225]
-    (stage,) = stages.before(compose("method=kd", "teacher.training=early_stopped", "trainer.max_epochs=16")).values()
+    (stage,) = stages.stages_before(
+        compose("method=kd", "teacher.training=early_stopped", "trainer.max_epochs=16")
+    ).values()
     assert stage["trainer"]["max_epochs"] == 10
     assert stage["scheduler"]["milestones"] == [8, 12]
 
@@ -185,7 +187,7 @@ def test_one_command_trains_teacher_heads_and_student_and_each_goes_on_where_it_
     broken = tiny_run(tmp_path / "outputs" / "broken", *tiny)
     from dkel_lightning.app.tasks import train as module
 
-    real = module.usual_callbacks
+    real = module._callbacks
     run = broken
     for where in ("teacher", "heads", "broken"):
 
@@ -193,19 +195,16 @@ def test_one_command_trains_teacher_heads_and_student_and_each_goes_on_where_it_
             return [*real(run, *rest), *([Interrupt(1)] if run.folder.name == where else [])]
 
         with monkeypatch.context() as patch:
-            patch.setattr(module, "usual_callbacks", callbacks)
+            patch.setattr(module, "_callbacks", callbacks)
             with pytest.raises((KeyboardInterrupt, SystemExit)):
                 train(run)
-        newest = newest_checkpoint(Path("outputs")).resolve()
-        assert newest.parent.parent.name == where
-        # What is resumed is the run around a stage, however the stage is named.
-        found = {find_resume(str(each)).resolve() for each in ("last", newest, newest.parent.parent, broken.folder)}
-        assert found == {newest if where == "broken" else broken.folder}
-        run = replace(broken, resume=newest if where == "broken" else None)
+        # What is resumed is the run around a stage.
+        assert resume_path("last").resolve() == broken.folder
+        run = replace(broken, resume=find_checkpoint(broken.folder))
+        assert (run.resume is None) is (where != "broken")
     written = (broken.folder / "teacher" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     result = train(run)
     assert result.last.accuracy == whole.last.accuracy
-    assert result.folder == broken.folder
     assert (broken.folder / "teacher" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == written
     ours, theirs = (
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torchvision import models
 
 from dkel_lightning import DistillationModule, methods
-from dkel_lightning.app.run import Run
+from dkel_lightning.app.run import Run, load_config
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import CheckpointError, ConfigError
-from tests.compose import prepare, tiny_run
+from tests.compose import tiny_run
 from tests.methods.family import step
 from tests.modules.toy import CLASSES, SGD, parameters_of, same, train_loader, trainer, val_loader
 
@@ -232,7 +232,7 @@ def test_one_command_trains_the_teacher_and_then_the_student_from_it(tmp_path: P
     first = tmp_path / "teacher"
     summary = json.loads((first / "summary.json").read_text())
     assert (summary["method"], summary["backbone"], summary["peers"]) == ("baseline", "densenet40_12", 1)
-    assert saved_values(first / "checkpoints" / "best.ckpt")["trainer"]["max_epochs"] == 2
+    assert load_config(first)["trainer"]["max_epochs"] == 2
     best = DistillationModule.load_from_checkpoint(first / "checkpoints" / "best.ckpt").student.network.state_dict()
     for name in ("best.ckpt", "last.ckpt"):
         inside = teacher_of(tmp_path / "checkpoints" / name)
@@ -246,7 +246,7 @@ def test_one_command_trains_the_teacher_and_then_the_student_from_it(tmp_path: P
 
 def test_teacher_and_student_of_one_architecture_do_not_start_alike() -> None:
     values = tiny_run(Path(), "method=kd").values
-    inner = stages.before(values)["teacher"]
+    inner = stages.stages_before(values)["teacher"]
     assert inner["backbone"]["name"] == values["backbone"]["name"]
     assert inner["seed"] != values["seed"]
     assert inner["data"] == values["data"]
@@ -264,18 +264,3 @@ def test_given_weights_skip_the_first_stage(tmp_path: Path) -> None:
     # Nor does whoever reads the checkpoint, which may be a stranger's, open the file that it names.
     path.write_bytes(b"no weights at all")
     assert DistillationModule.load_from_checkpoint(last).teacher is not None
-
-
-def test_a_resume_of_a_stage_is_one_of_the_run_around_it_with_what_that_was_given(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "run", *TWO_STAGES)
-    stage = tmp_path / "run" / "teacher"
-    for folder, values in ((run.folder, run.values), (stage, stages.before(run.values)["teacher"])):
-        folder.mkdir()
-        (folder / "config.yaml").write_text(Run(values, folder).settings)
-    typed = prepare([f"resume={stage}", "method=kd", "trainer.log_every_n_steps=3"])
-    assert typed[0] == f"resume={run.folder}"
-    assert typed[-1] == f"hydra.run.dir={run.folder}"
-    config = run.folder / "config.yaml"
-    config.write_text(config.read_text().replace("_target_: torch.optim.SGD", "_target_: os.system"))
-    with pytest.raises(CheckpointError, match=rf"{config} names optimizer\._target_=os\.system"):
-        prepare([f"resume={stage}"])

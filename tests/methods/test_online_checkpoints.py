@@ -140,6 +140,6 @@ def test_what_does_not_fit_is_refused(left: tuple[Path, dict[int, dict[str, Tens
 
 def test_no_first_stage_trains_a_teacher_that_has_been_trained(tmp_path: Path) -> None:
     frozen = ("method=online_checkpoints", "teacher=frozen")
-    assert stages.before(compose(*frozen, f"method.checkpoints={tmp_path}")) == {}
-    assert stages.before(compose("method=online_checkpoints")) == {}
-    assert len(stages.before(compose(*frozen))) == 1
+    assert stages.stages_before(compose(*frozen, f"method.checkpoints={tmp_path}")) == {}
+    assert stages.stages_before(compose("method=online_checkpoints")) == {}
+    assert len(stages.stages_before(compose(*frozen))) == 1

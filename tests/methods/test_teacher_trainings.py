@@ -280,7 +280,7 @@ def test_batches_must_tell_their_samples_and_how_many_there_are() -> None:
 @pytest.mark.parametrize("training", ["sftn", "soteacher"])
 def test_a_teacher_is_trained_so_before_its_student(training: str, tmp_path: Path) -> None:
     asked = ("method=kd", "backbone=resnet8", "teacher.backbone=densenet40_12", f"teacher.training={training}")
-    (stage,) = stages.before(compose(*asked)).values()
+    (stage,) = stages.stages_before(compose(*asked)).values()
     assert stage["method"]["name"] == training
     assert stage["backbone"]["name"] == "densenet40_12"
     if training == "sftn":

@@ -64,8 +64,8 @@ def test_what_cannot_be_is_refused(method: str, teacher: dict[str, Any], message
 
 
 def test_a_teacher_with_weights_needs_no_stage_of_its_own() -> None:
-    assert stages.before(compose("method=kd", "teacher.weights=x.pt")) == {}
+    assert stages.stages_before(compose("method=kd", "teacher.weights=x.pt")) == {}
     fetched = ("method=kd", "teacher.backbone=hf:vit", "teacher.pretrained=true")
-    assert stages.before(compose(*fetched)) == {}
+    assert stages.stages_before(compose(*fetched)) == {}
     with pytest.raises(ConfigError, match="heads is fitted on a teacher in a file"):
-        stages.before(compose("method=dih", *fetched[1:]))
+        stages.stages_before(compose("method=dih", *fetched[1:]))

@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods import METHODS
-from dkel_lightning.modules.optim import WarmupCosine
+from dkel_lightning.modules.optim import ParameterGroups, WarmupCosine
 from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 from tests.modules.toy import build, images_and_labels, train_loader, trainer, val_loader
 

@@ -14,7 +14,7 @@ from dkel_lightning import DistillationModule
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import SplitModel, default_cut, make
 from dkel_lightning.networks.outline import observe
-from tests.compose import compose, prepare
+from tests.compose import compose
 
 STAGES = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
 BLOCKS = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8, "patch_size": 8}
@@ -128,7 +128,6 @@ def test_pretrained_weights_that_cannot_be_had_are_named_with_the_cure(monkeypat
 
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:google/vit-base", "hf:vit"])
 def test_a_library_network_is_a_choice_of_the_command_line(name: str) -> None:
-    prepare([f"backbone={name}"])
     expected = {"name": name, "views_per_pass": "all", "split_at": "layer3", "pretrained": False, "weights": None}
     assert compose(f"backbone={name}", "backbone.split_at=layer3")["backbone"] == expected
 
