@@ -12,7 +12,7 @@ from dkel_lightning.data.readers.image_folder import ImageFolderDataModule
 from dkel_lightning.data.readers.imagenet import ImageNetDataModule
 from dkel_lightning.data.readers.npz import NpzDataModule
 from dkel_lightning.data.readers.tinyimagenet import TinyImageNetDataModule
-from dkel_lightning.data.registry import DATASETS, register_data, registered_at
+from dkel_lightning.data.registry import DATASETS, register_data
 
 __all__ = [
     "DATASETS",
@@ -32,5 +32,4 @@ __all__ = [
     "TinyImageNetDataModule",
     "WithIndices",
     "register_data",
-    "registered_at",
 ]

@@ -30,11 +30,3 @@ def register_data(name: str) -> Callable[[D], D]:
 def path_of(module: type[LightningDataModule]) -> str:
     """Return the import path of a class, as in `_target_`."""
     return f"{module.__module__}.{module.__qualname__}"
-
-
-def registered_at(path: str) -> type[LightningDataModule] | None:
-    """Return the registered data module with this import path, or registered under this path as its name."""
-    by_path = {path_of(module): module for module in DATASETS.values()}
-    # Only names with a dot: a file in the working folder may be called like a data set.
-    by_path |= {name: module for name, module in DATASETS.items() if "." in name}
-    return by_path.get(path)

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dkel_lightning.app.config.checks import check, warnings
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
@@ -232,14 +231,6 @@ def test_the_configuration_reaches_the_data() -> None:
     assert noise_of(compose()) == LabelNoise()
 
 
-def test_a_run_from_before_label_noise_is_one_without() -> None:
-    values = compose()
-    del values["data"]["label_noise"]
-    check(values)
-    assert warnings(values) == []
-    assert noise_of(values) == LabelNoise()
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -251,4 +242,4 @@ def test_a_run_from_before_label_noise_is_one_without() -> None:
 )
 def test_the_configuration_names_what_is_wrong(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check(compose(override))
+        noise_of(compose(override))

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 from lightning.pytorch import LightningDataModule
 
-from dkel_lightning.app.config import choices
-from dkel_lightning.data import DATASETS, DigitsDataModule, ImageDataModule, own, register_data, registered_at
+from dkel_lightning.app.config import conf_dir
+from dkel_lightning.data import DATASETS, DigitsDataModule, ImageDataModule, own, register_data
 from dkel_lightning.errors import ConfigError
 from tests.compose import compose
-from tests.own_code import forgotten
 
 
 def test_every_data_set_is_chosen_by_its_file_with_the_arguments_of_its_class() -> None:
-    files = {path.stem for path in (choices.folder() / "data").glob("*.yaml") if path.stem != "_base"}
+    files = {path.stem for path in (conf_dir() / "data").glob("*.yaml") if path.stem != "_base"}
     assert files == set(DATASETS)
     for name, kind in DATASETS.items():
         composed = compose(f"data={name}", "experiment=cifar10", f"data={name}")["data"]
@@ -26,18 +25,11 @@ def test_every_data_set_is_chosen_by_its_file_with_the_arguments_of_its_class() 
     assert {**base, "label_noise": None} == usual
 
 
-def test_a_name_belongs_to_one_class() -> None:
-    with forgotten():
-        assert register_data("mine")(DigitsDataModule) is DigitsDataModule
-        register_data("mine")(DigitsDataModule)
-        with pytest.raises(ConfigError, match=r"'mine' is taken by dkel_lightning\.data\.readers\.digits\.Digits"):
-            register_data("mine")(ImageDataModule)
-
-
-def test_only_a_path_of_import_is_looked_for_among_classes() -> None:
-    assert registered_at("digits") is None
-    assert registered_at("dkel_lightning.data.readers.digits.DigitsDataModule") is DigitsDataModule
-    assert registered_at("os.system") is None
+def test_a_name_belongs_to_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATASETS, "mine", DigitsDataModule)
+    assert register_data("mine")(DigitsDataModule) is DigitsDataModule
+    with pytest.raises(ConfigError, match=r"'mine' is taken by dkel_lightning\.data\.readers\.digits\.Digits"):
+        register_data("mine")(ImageDataModule)
 
 
 class Parent(LightningDataModule):

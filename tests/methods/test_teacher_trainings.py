@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dkel_lightning import DistillationModule, methods
-from dkel_lightning.app.config import checks
 from dkel_lightning.app.tasks import stages
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import Batch, WithIndices
@@ -145,12 +144,6 @@ def test_a_student_starts_from_the_branches_of_its_teacher(peers: int, tmp_path:
     torch.save(teacher.student.peer(0).state_dict(), tmp_path / "plain.pt")
     with pytest.raises(ConfigError, match=r"trained by method=sftn: set teacher\.training=sftn"):
         taught(weights=str(tmp_path / "plain.pt"))
-
-
-def test_the_start_from_branches_needs_a_teacher_that_has_them() -> None:
-    with pytest.raises(ConfigError, match=r"the branches of an sftn teacher: set teacher\.training=sftn"):
-        checks.check(compose("method=kd", "teacher.init_student_from_branches=true"))
-    checks.check(compose("method=kd", "teacher.init_student_from_branches=true", "teacher.training=sftn"))
 
 
 # ---------------------------------------------------------------------- SoTeacher

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
 from dkel_lightning import DistillationModule
+from dkel_lightning.app import saved
 from dkel_lightning.app.callbacks import LastCheckpoint, SaveOnSignal
 from dkel_lightning.app.records import RunRecord
 from dkel_lightning.app.run import Run
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, Interrupted
+from tests.compose import resumed
 from tests.modules.toy import Toy, build, trainer
-from tests.reliability.harness import Noise, assert_equal_runs, differences, in_a_child, noisy_run, patched, resumed
+from tests.reliability.harness import Noise, assert_equal_runs, differences, in_a_child, noisy_run, patched
 
 
 @pytest.fixture(scope="module")
@@ -92,29 +95,7 @@ def test_a_signal_saves_between_two_steps_and_the_resumed_run_ends_as_if_nothing
             train(run)
     assert (stop.value.code, stop.value.step) == (128 + number, step)
     assert signal.getsignal(number) is before
-    said = capsys.readouterr().out
-    assert f"Stopped by {signal.Signals(number).name} after step {step}, and saved. Go on with:" in said
-    assert f"resume={run.folder / 'checkpoints' / 'last.ckpt'}" in said
-    resumed(run)
-    assert_equal_runs(run.folder, through)
-
-
-@pytest.mark.parametrize("number", SIGNALS[:2])
-def test_a_signal_in_the_test_ends_it_at_once_and_the_resumed_run_ends_as_if_nothing_had_happened(
-    number: int, through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = noisy_run(tmp_path / "run")
-    before = signal.getsignal(number)
-    with monkeypatch.context() as patch:
-        patch.setattr(Noise, "on_test_batch_end", signalling(number, 1))
-        with pytest.raises(Interrupted) as stop:
-            train(run)
-    assert (stop.value.code, stop.value.step) == (128 + number, None)
-    assert signal.getsignal(number) is before
-    last = run.folder / "checkpoints" / "last.ckpt"
-    assert f"Stopped by {signal.Signals(number).name}. Go on with: " in (said := capsys.readouterr().out)
-    assert f"resume={last}" in said
-    assert not (run.folder / "summary.json").exists()
+    assert f"Interrupted. Go on with: dkel resume={run.folder}" in capsys.readouterr().out
     resumed(run)
     assert_equal_runs(run.folder, through)
 
@@ -150,9 +131,9 @@ def test_a_run_whose_best_epoch_is_lost_says_so_and_takes_the_best_of_the_others
     else:
         best.unlink()
     resumed(run)
-    assert f"{best} is {what}: the best of the epochs to come replaces it." in capsys.readouterr().out
+    assert f"{best} is missing or torn: the best of the epochs to come replaces it." in capsys.readouterr().out
     assert file_format.load(best)["epoch"] > 0
-    assert RunRecord(run.folder).whole
+    assert RunRecord(run.folder).best is not None
 
 
 def test_a_finished_run_whose_best_epoch_is_lost_still_tells_of_its_last(tmp_path: Path) -> None:
@@ -161,10 +142,13 @@ def test_a_finished_run_whose_best_epoch_is_lost_still_tells_of_its_last(tmp_pat
     for name in ("summary.json", "checkpoints/best.ckpt"):
         (run.folder / name).unlink()
     resumed(run)
-    record = RunRecord(run.folder)
-    assert record.whole
-    summary = record.summary
+    summary = RunRecord(run.folder).summary
     assert (summary["test"]["last"]["epoch"], summary["test"]["best"]) == (1, None)
+
+
+def as_saved(run: Run) -> Run:
+    """Return the run with the settings of its folder, as `resume=` reads them."""
+    return replace(run, values=saved.resume_settings(run.folder, run.values, {"callbacks.extra"}))
 
 
 def test_an_edited_configuration_is_refused_and_what_may_change_is_not(
@@ -176,11 +160,11 @@ def test_an_edited_configuration_is_refused_and_what_may_change_is_not(
     before = path.read_text(encoding="utf-8")
     path.write_text(before.replace("lr: 0.1\n", "lr: 0.5\n", 1), encoding="utf-8")
     with pytest.raises(
-        CheckpointError, match=r"config\.yaml has been edited .*optimizer\.lr: 0\.5, and it was 0\.1\): put it"
+        CheckpointError, match=r"config\.yaml has been edited since .*last\.ckpt was written: put it back"
     ):
-        resumed(run)
+        resumed(as_saved(run))
     path.write_text(before.replace("log_every_n_steps: ", "log_every_n_steps: 1"), encoding="utf-8")
-    resumed(run)
+    resumed(as_saved(run))
 
 
 def signalling(number: int, count: int) -> Any:
