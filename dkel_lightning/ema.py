@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dkel_lightning.errors import ConfigError
 
 START_OFFSETS = {"keep": None, "mean_teacher": 2, "copy": 1}
-"""By start rule, what is added to the number of updates made before in `a_t = min(1 - 1 / (t + offset), a)`.
+"""By start rule, the offset in `a_t = min(1 - 1 / (t + offset), a)`, t earlier updates; None for a constant rate.
 
 `keep` holds the rate constant, so the teacher's own weights fade as a^t. `mean_teacher` has rate 1/2 at the first
 update. `copy` has rate 0 there: the teacher becomes its student (the released behaviour of PCL and DKEL).
@@ -23,16 +23,16 @@ update. `copy` has rate 0 there: the teacher becomes its student (the released b
 
 
 def update_rate(updates: Tensor, rate: float, start: str) -> float | Tensor:
-    """Give the rate `a_t` of the update that follows `updates` earlier ones.
+    """Return the rate `a_t` of the update that follows `updates` earlier ones.
 
-    A float for `keep`; otherwise a scalar tensor on the counter's device, so that nothing is read back.
+    A float for `keep`; otherwise a scalar tensor on the counter's device, to avoid a synchronisation.
 
     Source: Mean Teacher (Tarvainen & Valpola 2017) from t = 1; PCL and DKEL, released code, from t = 0.
     """
     offset = START_OFFSETS[start]
     if offset is None:
         return rate
-    # Apple's MPS knows no float64.
+    # MPS has no float64.
     precise = torch.float32 if updates.device.type == "mps" else torch.float64
     return (1.0 - 1.0 / (updates + offset).to(precise)).clamp_max(rate)
 
@@ -64,24 +64,21 @@ def average_(teacher: Sequence[Tensor], student: Sequence[Tensor], rate: float |
         torch._foreach_add_(some_targets, torch._foreach_mul(some_sources, (1.0 - rate).to(dtype=dtype)))
 
 
-def matched_parameters(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Pair the parameters of two networks of the same form by name.
-
-    Raises:
-        ConfigError: names or shapes differ; the first differences are listed.
-    """
-    return _matched(teacher, student, "parameters")
-
-
-def matched_statistics(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Pair the buffers (BatchNorm's running statistics and counters) of two networks by name."""
-    return _matched(teacher, student, "buffers")
+def matched(teacher: nn.Module, student: nn.Module, kind: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Pair the `parameters` or `buffers` of two networks of the same form by name."""
+    ours, theirs = _named(teacher, kind), _named(student, kind)
+    wrong = sorted(ours.keys() ^ theirs.keys())
+    wrong += [name for name in ours if name in theirs and ours[name].shape != theirs[name].shape]
+    if wrong:
+        listed = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
+        raise ConfigError(f"Teacher and student are not of the same form; they differ in {len(wrong)}: {listed}.")
+    return list(ours.values()), [theirs[name] for name in ours]
 
 
 class Matching:
-    """Two networks of the same form, matched by name once: to walk through all modules takes longer than an average.
+    """The same for two networks that are matched at every step, at less than the cost of walking through all modules.
 
-    What is kept are the places of the tensors and not the tensors, so that those are seen that a place holds now.
+    Keeps where the tensors are, not the tensors, which a move to another device or type replaces.
 
     Attributes:
         student: the network that is followed.
@@ -92,37 +89,20 @@ class Matching:
         self._networks = (teacher, student)
         self._places: dict[str, list[list[tuple[dict[str, Any], str]]]] = {}
 
-    def parameters(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return what `matched_parameters` does."""
-        return self._held("parameters")
-
-    def statistics(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return what `matched_statistics` does."""
-        return self._held("buffers")
-
-    def _held(self, kind: str) -> tuple[list[Tensor], list[Tensor]]:
+    def matched(self, kind: str) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what `matched` does."""
         if kind not in self._places:
-            _matched(*self._networks, kind)  # raises where they differ
+            matched(*self._networks, kind)  # raises where they differ
             names = [*_named(self._networks[0], kind)]
             self._places[kind] = [[_place(network, name, f"_{kind}") for name in names] for network in self._networks]
         ours, theirs = self._places[kind]
-        return [held[name] for held, name in ours], [held[name] for held, name in theirs]
+        return [tensors[name] for tensors, name in ours], [tensors[name] for tensors, name in theirs]
 
 
 def _place(network: nn.Module, name: str, kind: str) -> tuple[dict[str, Any], str]:
-    owner, _, own = name.rpartition(".")
-    return getattr(network.get_submodule(owner), kind), own
+    owner, _, key = name.rpartition(".")
+    return getattr(network.get_submodule(owner), kind), key
 
 
 def _named(network: nn.Module, kind: str) -> dict[str, Tensor]:
     return dict(network.named_parameters() if kind == "parameters" else network.named_buffers())
-
-
-def _matched(teacher: nn.Module, student: nn.Module, kind: str) -> tuple[list[Tensor], list[Tensor]]:
-    ours, theirs = _named(teacher, kind), _named(student, kind)
-    wrong = sorted(ours.keys() ^ theirs.keys())
-    wrong += [name for name in ours if name in theirs and ours[name].shape != theirs[name].shape]
-    if wrong:
-        listed = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
-        raise ConfigError(f"Teacher and student are not of the same form; they differ in {len(wrong)}: {listed}.")
-    return list(ours.values()), [theirs[name] for name in ours]

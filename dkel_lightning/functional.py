@@ -25,7 +25,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def not_halved(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Let what a module's `_apply` is given turn no tensor into a half type, of `bf16-true`; it is moved as it is."""
+    """Wrap the function of a module's `_apply`: tensors are moved, but not turned into a half type (`bf16-true`)."""
 
     @wraps(fn)  # torchmetrics reads the name
     def applied(tensor: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sample_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Give the cross-entropy of each sample, [..., B]; see `cross_entropy`."""
+    """Return the cross-entropy of each sample, [..., B]; see `cross_entropy`."""
     logits = at_least_float32(logits)
     if labels.is_floating_point():
         targets = labels.mean(0) if labels.dim() > logits.dim() else labels
@@ -56,21 +56,19 @@ def sample_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Write classes [B] as float targets [B, C], without a look at their values; targets stay as they are."""
-    if labels.is_floating_point():
-        return labels
-    return (labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)).to(torch.float32)
+    """Turn classes [B] into float targets [B, C]; targets stay as they are."""
+    return labels if labels.is_floating_point() else _mask(labels, num_classes).to(torch.float32)
 
 
 def classes_of(labels: Tensor) -> Tensor:
-    """Give the class of each sample: classes [B] as they are, of targets [..., B, C] the largest, [..., B]."""
+    """Return the class of each sample: classes [B] as they are, of targets [..., B, C] the largest, [..., B]."""
     return labels.argmax(-1) if labels.is_floating_point() else labels
 
 
 def targets_of(
     labels: Tensor, num_classes: int, label_smoothing: float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Make what `cross_entropy` is to take of labels [B] or [..., B, C]: they themselves where nothing is asked for.
+    """Smooth and weight labels [B] or [..., B, C] for `cross_entropy`; by default they stay as they are.
 
     With smoothing s a target is `(1 - s) y + s / C`. With class weights w [C] it is then multiplied by w_c, and of
     classes [B] divided by the batch's mean weight. The cross-entropy with the result is torch's
@@ -125,24 +123,17 @@ def decoupled(
     """Compute decoupled KD, `T^2 [alpha KL(b_t || b_s) + beta KL(n_t || n_s)]`, averaged over the batch.
 
     b is the softened pair (true class, all others), n the softened distribution over the others alone. With
-    `beta = 1 - p_t` of the true class, one for each sample, and alpha = 1 it is `distillation`.
-
-    Args:
-        student: logits [..., B, C].
-        teacher: logits that broadcast against them. Nothing is detached.
-        labels: [B], the true classes.
-        temperature: T.
-        alpha: weight of the true class against all others.
-        beta: weight of the others among themselves; a number or [..., B].
+    `beta = 1 - p_t` of the true class, one for each sample, and alpha = 1 it is `distillation`. `student` and `teacher`
+    are logits [..., B, C] that broadcast, `labels` the true classes [B], `beta` may be [..., B]. Nothing is detached.
 
     Source: Zhao et al., CVPR 2022, arXiv 2203.08679; alpha 1 and beta 8 of the authors' code.
     """
-    true_class = _true_class(student, labels)
+    true_class = _mask(labels, student.shape[-1])
     student_pair, student_others = _split(student, true_class, temperature)
     teacher_pair, teacher_others = _split(teacher, true_class, temperature)
-    of_the_true_class = (teacher_pair.exp() * (teacher_pair - student_pair)).sum(-1)
-    of_the_others = (teacher_others.exp() * (teacher_others - student_others)).sum(-1)
-    return (alpha * of_the_true_class + beta * of_the_others).mean(-1) * temperature**2
+    target_class = (teacher_pair.exp() * (teacher_pair - student_pair)).sum(-1)
+    non_target = (teacher_others.exp() * (teacher_others - student_others)).sum(-1)
+    return (alpha * target_class + beta * non_target).mean(-1) * temperature**2
 
 
 def normalised(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, gamma: float = 1.5) -> Tensor:
@@ -153,20 +144,19 @@ def normalised(student: Tensor, teacher: Tensor, labels: Tensor, temperature: fl
 
     Source: Yang et al., ICCV 2023, arXiv 2303.13005; gamma 1.5 of the authors' code.
     """
-    true_class = _true_class(student, labels)
+    true_class = _mask(labels, student.shape[-1])
     student_pair, teacher_pair = _split(student, true_class, 1.0)[0], _split(teacher, true_class, 1.0)[0]
     student_others, teacher_others = (_split(logits, true_class, temperature)[1] for logits in (student, teacher))
-    of_the_others = (teacher_others.exp() * student_others).sum(-1)
-    of_the_true_class = teacher_pair[..., 0].exp() * student_pair[..., 0]
-    return -(of_the_true_class + gamma * temperature**2 * of_the_others).mean(-1)
+    non_target = (teacher_others.exp() * student_others).sum(-1)
+    target_class = teacher_pair[..., 0].exp() * student_pair[..., 0]
+    return -(target_class + gamma * temperature**2 * non_target).mean(-1)
 
 
 def standardised(logits: Tensor) -> Tensor:
     """Standardise the logits of each sample over the classes, `(z - mean) / (deviation + 1e-7)`: [..., C] -> [..., C].
 
-    The deviation has the divisor C - 1. The result does not change when z is shifted or scaled, so that a student
-    need not meet its teacher's size of logits. The gradient flows through both statistics; where all logits are equal,
-    as those of a classifier that starts at zero, it is up to 1e7 times as large.
+    The deviation has the divisor C - 1, and the gradient flows through both statistics. The result does not change when
+    z is shifted or scaled. Where all logits are equal the gradient is up to 1e7 times as large.
 
     Source: Sun et al., CVPR 2024, arXiv 2403.01427, algorithm 1.
     """
@@ -174,9 +164,9 @@ def standardised(logits: Tensor) -> Tensor:
     return (logits - logits.mean(-1, keepdim=True)) / (logits.std(-1, keepdim=True) + 1e-7)
 
 
-def _true_class(logits: Tensor, labels: Tensor) -> Tensor:
-    # Not one_hot, which on some devices reads the labels back to check them.
-    return labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=labels.device)
+def _mask(labels: Tensor, num_classes: int) -> Tensor:
+    # Not F.one_hot, which on some devices reads the labels back to check them.
+    return labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)
 
 
 def _split(logits: Tensor, true_class: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -192,11 +182,7 @@ def _split(logits: Tensor, true_class: Tensor, temperature: float) -> tuple[Tens
 
 
 def peer_mean(x: Tensor, *, include_self: bool = False) -> Tensor:
-    """Average over the other peers, `mean_{j != i} x_j` (or over all with `include_self`): [P, ...] -> [P, ...].
-
-    Raises:
-        ConfigError: with a single peer there is no other one to average over.
-    """
+    """Average over the other peers, `mean_{j != i} x_j` (or over all with `include_self`): [P, ...] -> [P, ...]."""
     peers = x.shape[0]
     if include_self:
         return x.mean(0, keepdim=True).expand_as(x)

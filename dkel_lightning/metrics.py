@@ -62,7 +62,7 @@ class NetworkScores(Sums):
         self.add_state("samples", torch.zeros(()), dist_reduce_fx="sum", persistent=persistent)
 
     def update(self, correct: Tensor, nll: Tensor, samples: int) -> None:
-        """Add what `scores_of` gives of a batch of so many samples."""
+        """Add the result of `scores_of` for a batch of `samples`."""
         self.correct += correct
         self.nll += nll
         self.samples += samples
@@ -72,15 +72,15 @@ class NetworkScores(Sums):
         return {"accuracy": self.correct / self.samples, "nll": self.nll / self.samples}
 
     def per_network(self) -> dict[str, Tensor]:
-        """Return what `compute` does, [N] also for a single network, whose values torchmetrics makes scalars."""
+        """Return `compute`'s values as [N] also for a single network, of which torchmetrics makes scalars."""
         return {name: value.reshape(-1) for name, value in self.compute().items()}
 
 
 def scores_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Count the right predictions and sum the negative log-likelihood, each [N], of `logits` [N, B, C].
 
-    Of labels that are distributions, [B, C] or [N, B, C], the largest is the right one. An output that is no number is
-    wrong, whatever the label: its largest entry would be the first NaN, and a network of nothing else be chosen.
+    Of labels that are distributions, [B, C] or [N, B, C], the largest is the right one. An output that is not finite is
+    wrong: argmax returns the first NaN.
     """
     logits = logits.detach()
     nll = sample_cross_entropy(logits, labels)
@@ -245,15 +245,15 @@ class PairDiversity(Sums):
         self.compares_features = self.width <= self.WIDEST and bool(pairs)
         networks = len(widths)
         # Products of each network with itself, then of the pairs.
-        both = [(i, i) for i in range(networks)] + [*self.pairs]
-        self.register_buffer("first", torch.tensor([a for a, _ in both]), persistent=False)
-        self.register_buffer("second", torch.tensor([b for _, b in both]), persistent=False)
+        products = [(i, i) for i in range(networks)] + [*self.pairs]
+        self.register_buffer("first", torch.tensor([a for a, _ in products]), persistent=False)
+        self.register_buffer("second", torch.tensor([b for _, b in products]), persistent=False)
         for name in ("agreeing", "divergence"):
             self.add_state(name, torch.zeros(len(pairs)), dist_reduce_fx="sum")
         self.add_state("samples", torch.zeros(()), dist_reduce_fx="sum")
         if self.compares_features:
             self.add_state("sums", torch.zeros(networks, self.width), dist_reduce_fx="sum")
-            self.add_state("products", torch.zeros(len(both), self.width, self.width), dist_reduce_fx="sum")
+            self.add_state("products", torch.zeros(len(products), self.width, self.width), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, features: Sequence[Tensor]) -> None:
         """Add a batch: `logits` [N, B, C], `features` N tensors [B, D_i]."""
@@ -272,7 +272,7 @@ class PairDiversity(Sums):
             self._add_features(features)
 
     def _add_features(self, features: Sequence[Tensor]) -> None:
-        padded = [F.pad(each.detach().float(), (0, self.width - each.shape[-1])) for each in features]
+        padded = [F.pad(x.detach().float(), (0, self.width - x.shape[-1])) for x in features]
         stacked = torch.stack(padded)
         batch = stacked.shape[1]
         mean = stacked.mean(1)
@@ -286,10 +286,10 @@ class PairDiversity(Sums):
 
     def compute(self) -> dict[str, Tensor]:
         """Return `agreement`, `kl` and, unless features are too wide, `cka`, each [pairs]."""
-        found = {"agreement": self.agreeing / self.samples, "kl": self.divergence / self.samples}
+        result = {"agreement": self.agreeing / self.samples, "kl": self.divergence / self.samples}
         if self.compares_features:
-            found["cka"] = self._cka()
-        return found
+            result["cka"] = self._cka()
+        return result
 
     def _cka(self) -> Tensor:
         mean = self.sums / self.samples
@@ -297,11 +297,11 @@ class PairDiversity(Sums):
         covariance = self.products / self.samples - means
         norms = torch.linalg.matrix_norm(covariance)
         networks = len(mean)
-        own = norms[:networks]
-        # What rounding leaves of features that do not vary is noise, and no direction.
-        varies = own > 1e-6 * torch.linalg.matrix_norm(means[:networks])
-        own = torch.where(varies, own, torch.full_like(own, float("nan")))
-        cka: Tensor = norms[networks:].square() / (own[self.first[networks:]] * own[self.second[networks:]])
+        scales = norms[:networks]
+        # Of features that do not vary only rounding errors are left.
+        varies = scales > 1e-6 * torch.linalg.matrix_norm(means[:networks])
+        scales = torch.where(varies, scales, torch.full_like(scales, float("nan")))
+        cka: Tensor = norms[networks:].square() / (scales[self.first[networks:]] * scales[self.second[networks:]])
         return cka
 
 
@@ -324,7 +324,7 @@ def mutual_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor
     if not first or [p.shape for p in first] != [p.shape for p in second]:
         return None
     differences = [(a.detach() - b.detach()).float() for a, b in zip(first, second, strict=True)]
-    norms = torch.stack([_norm([p.detach().float() for p in each]) for each in (first, second)])
+    norms = torch.stack([_norm([p.detach().float() for p in weights]) for weights in (first, second)])
     return _norm(differences) / norms.square().mean().sqrt()
 
 

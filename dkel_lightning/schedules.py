@@ -81,8 +81,8 @@ def rampup_released(epoch: float, scale: float, length: float) -> float:
         return scale
     if scale == 0:
         return 0.0
-    away = 1.0 - epoch / scale
-    exponent = -5.0 * (away * away)  # of a tiny lambda Python would refuse the power, and gives the product as infinite
+    distance = 1.0 - epoch / scale
+    exponent = -5.0 * (distance * distance)  # a power would overflow for a tiny lambda
     return scale * math.exp(exponent) if exponent > -745.0 else 0.0
 
 
@@ -108,14 +108,11 @@ SWAPS = ("uniform", "linear", "review")
 
 
 def swap_rate(schedule: str, time: float, length: float | None, start: float, period: float) -> float:
-    """Give q, the chance of the student's own block: `start`; or a line from it to 1 at half the length; or a sawtooth.
+    """Return q, the probability of the student's own block (IAKD). Time, length and period are of one unit.
 
-    The sawtooth, `start + (1 - start) (t mod P) / P`, is called review. Time, length and period are of one unit.
+    `uniform`: `start`. `linear`: from `start` to 1 at half the length. `review`: `start + (1 - start) (t mod P) / P`.
 
     Source: IAKD has the names; the shapes are our reading.
-
-    Raises:
-        ConfigError: a line in a run without an end.
     """
     if schedule == "uniform":
         return start
@@ -130,7 +127,7 @@ CONSISTENCY_RAMPS = ("linear", "cosine", "cycle", "step")
 
 
 def consistency_ramp(form: str, epoch: int, epochs: float, start: float = 0.0) -> float:
-    """Give the share of c_max in an epoch, counted from 0: 0 in epoch 0, 1 in the last, with x = (e + 1) / epochs.
+    """Return the share of c_max in an epoch, counted from 0: 0 in epoch 0, 1 in the last, with x = (e + 1) / epochs.
 
     `linear` is x, `cosine` sin(pi x / 2), `cycle` a quarter of a circle, `step` 1 from the epoch `start` on.
 
@@ -147,19 +144,19 @@ def consistency_ramp(form: str, epoch: int, epochs: float, start: float = 0.0) -
 
 
 def at_time(values: float | Mapping[float, float], time: float) -> float:
-    """Read a number, or a schedule `{from: value}` whose last entry not after `time` is in force."""
+    """Return a number as it is, or the value of a schedule `{from: value}` at `time`."""
     if not isinstance(values, Mapping):
         return values
     return values[max((start for start in values if start <= time), default=min(values))]
 
 
 def are_shares(times: Iterable[float]) -> bool:
-    """Tell whether times of a schedule are shares of the run: all lie below 1, and not all are 0."""
+    """Whether times of a schedule are shares of the run: all lie below 1, and not all are 0."""
     return 0 < max(times, default=0) < 1
 
 
 def milestones_in_epochs(milestones: Sequence[float], epochs: int) -> list[int]:
-    """Turn shares of the run into epochs, and leave what is epochs."""
+    """Turn shares of the run into epochs; milestones in epochs stay."""
     if not are_shares(milestones):
         return [int(milestone) for milestone in milestones]
     # Rounded up, so that each stage of the rate has an epoch where there are enough; 0 would skip the first one.
@@ -167,11 +164,7 @@ def milestones_in_epochs(milestones: Sequence[float], epochs: int) -> list[int]:
 
 
 def time_of(values: float | Mapping[float, float], clock: Clock, key: str) -> float:
-    """Give the time in which a schedule `{from: value}` counts: the whole epoch, or where its starts are, the share.
-
-    Raises:
-        ConfigError: naming `key`: a share of a run that has no end.
-    """
+    """Return the time of a schedule `{from: value}` in its unit: the whole epoch, or the share of the run."""
     if isinstance(values, Mapping) and are_shares(values):
         return clock.step / clock.share_in_steps(1.0, key)
     return clock.epoch
@@ -181,19 +174,15 @@ EPOCHS = re.compile(r"(\d+(?:\.\d+)?) ?epochs?")
 
 
 def length_in_batches(length: int | str, batches_per_epoch: float, key: str) -> int:
-    """Turn a length in mini-batches, or in epochs as in `3epochs`, into mini-batches.
-
-    Raises:
-        ConfigError: naming `key`: it is neither, or an epoch has no known length.
-    """
+    """Turn a length in mini-batches, or in epochs as in `3epochs`, into mini-batches."""
     if isinstance(length, int) and not isinstance(length, bool) and length >= 0:
         return length
-    found = EPOCHS.fullmatch(length) if isinstance(length, str) else None
-    if found is None:
+    match = EPOCHS.fullmatch(length) if isinstance(length, str) else None
+    if match is None:
         raise ConfigError(f"{key} must be a whole number of at least 0, or epochs as in '3epochs', got {length!r}.")
     if not math.isfinite(batches_per_epoch):
         raise ConfigError(f"{key}={length}, but the training loader does not say how long an epoch is: give steps.")
-    return round(float(found[1]) * batches_per_epoch)
+    return round(float(match[1]) * batches_per_epoch)
 
 
 def ema_rate(time_constant: float) -> float:

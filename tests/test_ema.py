@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dkel_lightning.ema import START_OFFSETS, average_, matched_parameters, matched_statistics, update_rate
+from dkel_lightning.ema import START_OFFSETS, Matching, average_, matched, update_rate
 from dkel_lightning.errors import ConfigError
 
 
@@ -27,12 +27,9 @@ def test_golden_trajectories(golden: dict[str, Any], start: str) -> None:
             assert teacher.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-def test_every_start_rule_is_covered_above() -> None:
-    assert set(START_OFFSETS) == {"keep", "mean_teacher", "copy"}
-
-
 def test_first_rates_by_hand() -> None:
     # keep: a. mean_teacher: 1 - 1/(t + 1) from t = 1. copy: from t = 0.
+    assert set(START_OFFSETS) == {"keep", "mean_teacher", "copy"}
     rates = {start: [float(update_rate(torch.tensor(n), 0.7, start)) for n in range(4)] for start in START_OFFSETS}
     assert rates["keep"] == [0.7] * 4
     assert rates["mean_teacher"] == pytest.approx([1 / 2, 2 / 3, 0.7, 0.7], rel=1e-12)
@@ -44,19 +41,13 @@ def test_a_constant_rate_is_a_float_and_a_changing_one_stays_on_the_device() -> 
     assert isinstance(update_rate(torch.tensor(0), 0.9, "copy"), torch.Tensor)
 
 
-@pytest.mark.parametrize("rate", [0.0, torch.tensor(0.0, dtype=torch.float64)])
-def test_rate_zero_copies_bit_for_bit(rate: float | torch.Tensor) -> None:
-    teacher, student = [torch.randn(50) * 1e6], [torch.randn(50) * 1e-6]
-    average_(teacher, student, rate)
-    assert torch.equal(teacher[0], student[0])
-
-
-@pytest.mark.parametrize("rate", [1.0, torch.tensor(1.0, dtype=torch.float64)])
-def test_rate_one_keeps_bit_for_bit(rate: float | torch.Tensor) -> None:
-    teacher, student = [torch.randn(50)], [torch.randn(50)]
-    before = teacher[0].clone()
-    average_(teacher, student, rate)
-    assert torch.equal(teacher[0], before)
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_rates_0_and_1_copy_and_keep_bit_for_bit(rate: float, as_tensor: bool) -> None:
+    teacher, student = torch.randn(50) * 1e6, torch.randn(50) * 1e-6
+    expected = teacher.clone() if rate == 1 else student
+    average_([teacher], [student], torch.tensor(rate, dtype=torch.float64) if as_tensor else rate)
+    assert torch.equal(teacher, expected)
 
 
 @pytest.mark.parametrize("rate", [0.75, torch.tensor(0.75, dtype=torch.float64)])
@@ -75,10 +66,6 @@ def test_averaging_leaves_no_graph() -> None:
     assert all(p.grad_fn is None and not p.requires_grad for p in teacher.parameters())
 
 
-def test_nothing_to_average_is_no_error() -> None:
-    average_([], [], 0.5)
-
-
 class Swapped(nn.Module):
     """Two layers of equal shape whose order of registration is an argument."""
 
@@ -90,23 +77,32 @@ class Swapped(nn.Module):
 
 def test_parameters_are_matched_by_name_not_by_position() -> None:
     teacher, student = Swapped(("a", "b")), Swapped(("b", "a"))
-    ours, theirs = matched_parameters(teacher, student)
+    ours, theirs = matched(teacher, student, "parameters")
     average_(ours, theirs, 0.0)
     for name, value in teacher.named_parameters():
         assert torch.equal(value, student.get_parameter(name)), name
 
 
+def test_a_matching_follows_tensors_that_are_replaced() -> None:
+    teacher, student = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    matching = Matching(teacher, student)
+    for kind in ("parameters", "buffers"):
+        matching.matched(kind)
+        student.double()
+        assert all(a is b for a, b in zip(matching.matched(kind)[1], matched(teacher, student, kind)[1], strict=True))
+
+
 def test_statistics_are_matched_by_name_and_parameters_left_out() -> None:
-    ours, theirs = matched_statistics(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    ours, theirs = matched(nn.BatchNorm1d(3), nn.BatchNorm1d(3), "buffers")
     assert [tuple(value.shape) for value in ours] == [(3,), (3,), ()]
     assert len(theirs) == 3
 
 
 def test_networks_of_another_form_are_refused_with_the_differences() -> None:
     with pytest.raises(ConfigError, match=r"not of the same form; they differ in 2: 1\.bias, 1\.weight\."):
-        matched_parameters(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+        matched(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "parameters")
     with pytest.raises(ConfigError, match=r"they differ in 1: weight\."):
-        matched_parameters(nn.Linear(2, 3, bias=False), nn.Linear(3, 3, bias=False))
+        matched(nn.Linear(2, 3, bias=False), nn.Linear(3, 3, bias=False), "parameters")
     many = nn.Sequential(*[nn.Linear(1, 1) for _ in range(4)])
     with pytest.raises(ConfigError, match=r"differ in 8: 0\.bias, 0\.weight, 1\.bias, 1\.weight, 2\.bias, \.\.\.\."):
-        matched_parameters(nn.Sequential(), many)
+        matched(nn.Sequential(), many, "parameters")

@@ -87,14 +87,6 @@ def test_evaluation_scores_are_kept_out_of_the_checkpoint_and_training_scores_in
     assert set(NetworkScores(2, persistent=True).state_dict()) == {"correct", "nll", "samples"}
 
 
-def test_reset_forgets_the_epoch() -> None:
-    scores = NetworkScores(1)
-    scores.update(*scores_of(torch.zeros(1, 2, 3), torch.tensor([2, 2])), 2)
-    scores.reset()
-    scores.update(*scores_of(torch.tensor([[[0.0, 9.0]]]), torch.tensor([1])), 1)
-    assert scores.per_network()["accuracy"].tolist() == [1.0]
-
-
 def test_calibration_errors_by_hand() -> None:
     # Confidence 3/4 in bin [11/15, 12/15), twice right and twice wrong; confidence 1/2 in bin [7/15, 8/15), right.
     three_quarters, half = [math.log(3.0), 0.0], [0.0, 0.0]

@@ -139,49 +139,33 @@ def test_a_share_of_a_run_without_end_is_refused(schedule: RampUp | EnsembleTerm
     ],
 )
 def test_each_pair_of_teacher_weights_by_hand(name: str, full: float, expected: tuple[float, float]) -> None:
+    assert set(TEACHER_WEIGHTS) == {"complement", "decay", "ramp", "constant"}
     assert TEACHER_WEIGHTS[name](0.25, 0.6, full, 2.0) == pytest.approx(expected, rel=1e-12)
     as_tensors = TEACHER_WEIGHTS[name](torch.tensor(0.25), torch.tensor(0.6), torch.tensor(full), 2.0)
     assert [float(weight) for weight in as_tensors] == pytest.approx(expected, rel=1e-6)
 
 
-def test_every_pair_of_teacher_weights_is_covered_above() -> None:
-    assert set(TEACHER_WEIGHTS) == {"complement", "decay", "ramp", "constant"}
-
-
 @pytest.mark.parametrize(
-    ("settings", "text"),
+    ("schedule", "settings", "text"),
     [
-        ({"epochs": 80, "share": 0.1}, "method.rampup.epochs and method.rampup.share exclude each other, and both"),
-        ({"epochs": None}, "One of method.rampup.epochs and method.rampup.share must be given, and both are null."),
-        ({"epochs": -1}, "method.rampup.epochs must be a number between 0 and 1e+06, got -1."),
-        ({"epochs": math.nan}, "method.rampup.epochs must be a number between 0 and 1e+06, got nan."),
-        ({"epochs": None, "share": -0.1}, "method.rampup.share must be a number between 0 and 1, got -0.1."),
-        ({"scale": -1.0}, "method.rampup.scale must be a number between 0 and 1e+06, got -1.0."),
-        ({"scale": math.nan}, "method.rampup.scale must be a number between 0 and 1e+06, got nan."),
-        ({"form": "linear"}, "method.rampup.form must be one of correct, released, got 'linear'."),
+        (RampUp, {"epochs": 80, "share": 0.1}, "method.rampup.epochs and method.rampup.share exclude each other, and"),
+        (RampUp, {"epochs": None}, "One of method.rampup.epochs and method.rampup.share must be given, and both are"),
+        (RampUp, {"epochs": math.nan}, "method.rampup.epochs must be a number between 0 and 1e+06, got nan."),
+        (RampUp, {"scale": -1.0}, "method.rampup.scale must be a number between 0 and 1e+06, got -1.0."),
+        (RampUp, {"form": "linear"}, "method.rampup.form must be one of correct, released, got 'linear'."),
+        (
+            EnsembleTerm,
+            {"decay_share": 0.1},
+            "method.ensemble.decay and method.ensemble.decay_share exclude each other",
+        ),
+        (EnsembleTerm, {"decay": None, "decay_share": -0.5}, "decay_share must be a number between 1e-09 and"),
+        (EnsembleTerm, {"cutoff": 1.0}, "method.ensemble.cutoff must be a number between 0 and 0.999999, got 1.0."),
+        (EnsembleTerm, {"space": "votes"}, "method.ensemble.space must be one of logits, probabilities, got 'votes'."),
     ],
 )
-def test_impossible_rampups_are_refused(settings: dict[str, Any], text: str) -> None:
+def test_impossible_settings_are_refused(schedule: Any, settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(text)):
-        RampUp(**settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"decay_share": 0.1}, "method.ensemble.decay and method.ensemble.decay_share exclude each other, and both"),
-        ({"decay": None}, "One of method.ensemble.decay and method.ensemble.decay_share must be given, and both are"),
-        ({"decay": -0.5}, "method.ensemble.decay must be a number between 0 and 1e+06, got -0.5."),
-        ({"decay": None, "decay_share": -0.5}, "method.ensemble.decay_share must be a number between 1e-09 and"),
-        ({"cutoff": 1.0}, "method.ensemble.cutoff must be a number between 0 and 0.999999, got 1.0."),
-        ({"cutoff": -0.1}, "method.ensemble.cutoff must be a number between 0 and 0.999999, got -0.1."),
-        ({"space": "votes"}, "method.ensemble.space must be one of logits, probabilities, got 'votes'."),
-        ({"weights": "all"}, "method.ensemble.weights must be one of complement, decay, ramp, constant, got 'all'."),
-    ],
-)
-def test_impossible_ensembles_are_refused(settings: dict[str, Any], text: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(text)):
-        EnsembleTerm(**settings)
+        schedule(**settings)
 
 
 def test_a_schedule_by_hand_is_read_from_its_last_entry_not_after_the_time() -> None:

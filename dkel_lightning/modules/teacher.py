@@ -156,8 +156,8 @@ class TeacherModule(PeersModule):
         """Take over the student's weights if the draw asks for it; an independent draw stays as it is."""
         if self.settings.draw == "student":
             with torch.no_grad():
-                for pair in (ema.matched_parameters, ema.matched_statistics):
-                    for target, source in zip(*pair(self.network, student), strict=True):
+                for kind in ("parameters", "buffers"):
+                    for target, source in zip(*ema.matched(self.network, student, kind), strict=True):
                         target.copy_(source)
 
     def initialise(self, batches: Iterable[Any], lr: float) -> None:
@@ -201,9 +201,9 @@ class TeacherModule(PeersModule):
         if self._matching is None or self._matching.student is not student:
             self._matching = ema.Matching(self.network, student)
         rate = ema.update_rate(self.updates, self._host_rate, self.settings.start)
-        ema.average_(*self._matching.parameters(), rate)
+        ema.average_(*self._matching.matched("parameters"), rate)
         if self.settings.batchnorm != "own":
-            self._follow_statistics(*self._matching.statistics(), rate)
+            self._follow_statistics(*self._matching.matched("buffers"), rate)
         self.updates += 1
 
     def _follow_statistics(self, ours: list[Tensor], theirs: list[Tensor], rate: float | Tensor) -> None:
