@@ -120,7 +120,7 @@ def test_mappings_are_merged_to_the_bottom() -> None:
     }
 
 
-@pytest.mark.parametrize("name", TEACHERS.keys() - {"none"})
+@pytest.mark.parametrize("name", sorted(TEACHERS.keys() - {"none"}))
 def test_every_preset_of_the_teacher_is_a_teacher(name: str) -> None:
     settings = TEACHERS[name].settings
     assert from_mapping(TeacherSettings, settings, "teacher") == replace(TeacherSettings(), **settings)
