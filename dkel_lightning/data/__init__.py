@@ -1,10 +1,9 @@
 """Data: readers, splits, augmentation, loaders and the Lightning data modules that join them."""
 
 from dkel_lightning.data.augment import CropFlip
-from dkel_lightning.data.batch import Batch
+from dkel_lightning.data.batch import Batch, WithIndices
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.imageset import Images, ImageSet
-from dkel_lightning.data.indexed import WithIndices
 from dkel_lightning.data.own import ClassificationData
 from dkel_lightning.data.readers.cifar import CIFAR10DataModule, CIFAR100DataModule
 from dkel_lightning.data.readers.digits import DigitsDataModule

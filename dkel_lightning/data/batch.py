@@ -1,19 +1,35 @@
-"""What a batch is, for loaders that make it and modules that take it."""
+"""The batches that loaders yield and modules take."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sized
+from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.utils.data import Dataset
 
 
 class Batch(NamedTuple):
     """Images and labels of a batch.
 
     `views` is float32 [B, V, C, H, W], or [B, C, H, W] when all peers share one view and in evaluations; `labels` int64
-    [B]; `indices` [B], positions of the samples in their split, or None where the data does not tell.
+    [B]; `indices` [B], positions of the samples in their split, or None where unknown.
     """
 
     views: Tensor
     labels: Tensor
     indices: Tensor | None
+
+
+class WithIndices(Dataset[tuple[Any, ...]]):
+    """`WithIndices(data)[i]` is `(*data[i], i)`, for methods that keep a memory per sample."""
+
+    def __init__(self, data: Dataset[Any]) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        assert isinstance(self.data, Sized)
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return (*self.data[index], index)

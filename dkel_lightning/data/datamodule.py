@@ -1,69 +1,55 @@
-"""The Lightning data module of every data set here: the same batches, splits and settings whatever reads the images."""
+"""The Lightning data module of every data set here: the same batches, splits and settings for all readers."""
 
 from __future__ import annotations
 
-import math
 import os
+import warnings
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dkel_lightning.data.augment import CropFlip
-from dkel_lightning.data.batch import Batch
-from dkel_lightning.data.device_loaders import DeviceImages, EvaluationLoader, Source, TrainingLoader
 from dkel_lightning.data.imageset import Images, ImageSet, StoredImages, channel_statistics, check_image_set
 from dkel_lightning.data.label_noise import with_wrong_labels
+from dkel_lightning.data.loaders import EvaluationLoader, TrainingLoader
 from dkel_lightning.data.own import ClassificationData
-from dkel_lightning.data.residency import Residency, choose_residency
+from dkel_lightning.data.sources import DeviceImages, Source, WorkerImages
 from dkel_lightning.data.splits import limited, validation_split
-from dkel_lightning.data.worker_loaders import WorkerImages
 from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.settings.data import DataSettings, LabelNoise
 from dkel_lightning.settings.declarations import from_mapping, keys_of
 
-_PIECE_BYTES = 16 << 20
-
-
-class _Place(NamedTuple):
-    """The device and process that the loaders serve."""
-
-    device: torch.device
-    rank: int
-    world: int
+MOST_ON_DEVICE = 2 << 30
+"""Bytes of images that `residency="auto"` puts on the device."""
 
 
 class ImageDataModule(ClassificationData, ABC):
     """Train, validation and test loaders of an image classification set.
 
     Training batches are (views float32 `[B, V, C, H, W]`, labels, indices), evaluation batches (images `[B, C, H, W]`,
-    labels, indices); indices count within the split. It also works without a Trainer: `prepare_data()`, `setup()`, then
-    the loaders, on the CPU and for one process.
+    labels, indices); indices count within the split. Without a Trainer, call `prepare_data()` and `setup()`; the
+    loaders then serve the CPU and one process.
 
-    A data set says how its images are read (`read`, after `prepare_data`, which downloads and decodes) and is known by
-    its name once `register_data` has it.
+    A data set implements `read` (and `prepare_data`, which downloads and decodes); `register_data` gives it a name.
 
-    Attributes known after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`, `val_size`, `test_size`,
-    and `true_labels`, an int64 tensor `[N]` of the training labels before label noise, by sample index.
+    Attributes after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`, `val_size`, `test_size`, and
+    `true_labels`, an int64 tensor `[N]` of the training labels before label noise.
 
-    Arguments are explained where they are declared, in `DataSettings`, but for two:
+    `DataSettings` explains the arguments, except for two:
 
     Args:
         views: Views of each training sample: 1, or one for each peer.
-        seed: Seed of order and augmentation. It never decides which images are held out.
+        seed: Seed of order and augmentation. It does not decide which images are held out.
 
-    Where the set brings validation images, `validation` is not used. With `selection="paper"` all training images are
-    trained on, and the validation loader gives the test set. `split_seed` chooses what `limit` leaves, too. Only labels
-    that are trained on are made wrong by `label_noise`. A run that goes on keeps what `residency="auto"` decided, since
-    images on the device and in worker processes are augmented with other draws.
-
-    Raises:
-        ConfigError: A setting is out of the range that `DataSettings` declares.
+    Where the set has validation images, `validation` is not used. With `selection="paper"` all training images are
+    trained on, and the validation loader yields the test set. `split_seed` also chooses what `limit` keeps. Only labels
+    that are trained on are changed by `label_noise`.
     """
 
     def __init__(
@@ -86,10 +72,7 @@ class ImageDataModule(ClassificationData, ABC):
         drop_last: bool = False,
         limit: int | None = None,
         label_noise: Mapping[str, Any] | None = None,
-        padding_mode: str = "constant",
         augment: str = "standard",
-        erasing: float = 0.0,
-        balanced: bool = False,
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -98,11 +81,8 @@ class ImageDataModule(ClassificationData, ABC):
         self.eval_batch_size = eval_batch_size
         self.views = views
         self.padding = self.default_padding if padding is None else padding
-        self.padding_mode = padding_mode
         self.flip = self.default_flip if flip is None else flip
         self.policy = augment
-        self.erasing = erasing
-        self.balanced = balanced
         self.mean = self.default_mean if mean is None else tuple(mean)
         self.std = self.default_std if std is None else tuple(std)
         self.seed = seed
@@ -116,11 +96,10 @@ class ImageDataModule(ClassificationData, ABC):
         self.label_noise = from_mapping(LabelNoise, label_noise or {}, "data.label_noise")
         self._check_settings()
         self._splits: dict[str, StoredImages] = {}
-        self._resident: dict[tuple[str, torch.device], dict[str, Tensor | None]] = {}
-        self._residencies: dict[torch.device, Residency] = {}
+        self._resident: dict[tuple[int, torch.device], Tensor] = {}
         self._augment: CropFlip | None = None
 
-    # What a data set defines.
+    # Defaults of a data set.
 
     default_padding = 4
     default_flip = True
@@ -134,12 +113,7 @@ class ImageDataModule(ClassificationData, ABC):
     # Lightning's hooks.
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images and divide them; does nothing the second time.
-
-        Raises:
-            DataError: The images are missing, damaged or inconsistent.
-            ConfigError: A setting does not fit the images.
-        """
+        """Read the images and split them, once."""
         if self._splits:
             return
         data = self.read()
@@ -154,164 +128,117 @@ class ImageDataModule(ClassificationData, ABC):
         self.train_size, self.val_size, self.test_size = (len(self._splits[s]) for s in ("train", "val", "test"))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what tells this data from other data, and where its images lie; kept in every checkpoint."""
-        return {**self._fingerprint(), "residency": self.chosen_residency}
-
-    def _fingerprint(self) -> dict[str, Any]:
-        train = self._splits_or_error()["train"]
+        """Return what tells this data from other data; kept in every checkpoint."""
+        train = self._stored("train")
         return {
             "classes": self.num_classes,
             "shape": list(self.image_shape),
             "sizes": [self.train_size, self.val_size, self.test_size],
-            "labels": zlib.crc32(train.labels.cpu().numpy().tobytes()),
+            "labels": zlib.crc32(train.labels.numpy().tobytes()),
             "chosen": zlib.crc32(train.chosen.tobytes()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on with other data than the run began with; `residency="auto"` stays as it was decided then.
-
-        Raises:
-            DataError: sizes, shape, classes, training labels or the choice of training images differ.
-        """
-        wrong = [
-            f"{key} {state_dict[key]} then, {ours} now"
-            for key, ours in self._fingerprint().items()
-            if state_dict.get(key, ours) != ours  # an older checkpoint may lack a key
-        ]
-        if wrong:
-            raise DataError(f"{self.root} is not the data that this run began with ({'; '.join(wrong)}).")
-        kept = state_dict.get("residency")
-        training = self.trainer is not None and self.trainer.state.fn == "fit"
-        if training and self.residency == "auto" and kept in ("device", "workers"):
-            # The two draw their augmentation differently, and the free memory of another hour must not choose.
-            self._residencies[self._place().device] = kept
+        """Refuse to resume with other images or labels."""
+        now = self.state_dict()
+        changed = [key for key in now if state_dict.get(key) != now[key]]
+        if changed:
+            changes = "; ".join(f"{key} {state_dict.get(key)} then, {now[key]} now" for key in changed)
+            raise DataError(f"{self.root} is not the data that this run began with ({changes}).")
 
     def teardown(self, stage: str | None = None) -> None:
-        """Let go of the images on the device."""
+        """Free the images on the device."""
         self._resident.clear()
 
     def train_dataloader(self) -> TrainingLoader:
-        """Return a new loader of training batches, in the epoch that the Trainer is in.
+        """Return a new loader of training batches in the Trainer's epoch.
 
         With the Trainer's `overfit_batches` the order is that of epoch 0 in every epoch.
         """
-        loader = self._training_loader(self._place())
-        # Lightning sets this attribute without declaring it.
-        loader.fixed_order = bool(getattr(self.trainer, "overfit_batches", 0))
-        return loader
-
-    def training_loader_on(self, device: torch.device) -> TrainingLoader:
-        """Return a loader of training batches for a loop of one's own, in one process, on any device."""
-        return self._training_loader(_Place(device, 0, 1))
-
-    def _training_loader(self, place: _Place) -> TrainingLoader:
-        return TrainingLoader(
-            self._source("train", place, self.views),
+        device, rank, world = self._place()
+        loader = TrainingLoader(
+            self._source("train", device, self.views),
             batch_size=self.batch_size,
             seed=self.seed,
             epoch=self.trainer.current_epoch if self.trainer is not None else 0,
-            rank=place.rank,
-            world=place.world,
+            rank=rank,
+            world=world,
             drop_last=self.drop_last,
-            balanced=self.balanced,
         )
-
-    def _source(self, name: str, place: _Place, views: int = 1) -> Source:
-        stored = self._splits_or_error()[name]
-        if self._residency(place) == "device":
-            return DeviceImages(augment=self.augment, views=views, **self._on_device(name, place.device))
-        cores = os.cpu_count() or 1
-        most = max(32, 4 * cores)
-        if self.workers > most:
-            raise ConfigError(f"data.workers={self.workers}, and this machine has {cores} cores: give {most} at most.")
-        return WorkerImages(stored, self.augment, views, workers=self.workers, device=place.device)
+        loader.fixed_order = bool(getattr(self.trainer, "overfit_batches", 0))  # which Lightning does not declare
+        return loader
 
     def val_dataloader(self) -> EvaluationLoader:
-        """Return the loader that chooses epochs: held-out training images, or the test set for `selection="paper"`."""
-        return self._evaluation("val")
+        """Return the loader that selects epochs: held-out training images, or the test set for `selection="paper"`."""
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> EvaluationLoader:
         """Return the loader of the test set."""
-        return self._evaluation("test")
-
-    def predict_dataloader(self) -> EvaluationLoader:
-        """Return the loader of the test set."""
-        return self._evaluation("test")
+        return self._evaluation_loader("test")
 
     # For the rest of the library.
 
-    def initialisation_batches(self, seed: int, steps: int) -> Iterator[Batch]:
-        """Yield training batches keyed by (seed, "init", rank) from a loader of their own, on its device or the CPU."""
-        return self.train_dataloader().initialisation_batches(seed, steps)
-
     def wrongly_labelled(self, most: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield images whose label was made wrong, as evaluation sees them, with their wrong and true labels.
+        """Yield training images with a wrong label, normalised without augmentation, with wrong and true labels.
 
-        Batches (float32 `[B, C, H, W]`, `[B]`, `[B]`) on the CPU, in all `most` images at most, spread over the set.
+        Batches (float32 `[B, C, H, W]`, `[B]`, `[B]`) on the CPU, at most `most` images in all, spread over the set.
         """
-        stored = self._splits_or_error()["train"]
+        stored = self._stored("train")
         wrong = torch.nonzero(stored.labels != self.true_labels).flatten()
         if len(wrong) > most:
             wrong = wrong[torch.arange(most) * len(wrong) // most]
         for chosen in torch.split(wrong, self.eval_batch_size):
             if len(chosen):
-                images = self.augment.normalize(stored.read(chosen))
-                yield images, stored.labels[chosen], self.true_labels[chosen]
+                yield self.augment.normalize(stored.read(chosen)), stored.labels[chosen], self.true_labels[chosen]
 
     def balanced_weights(self) -> list[float]:
-        """Give each class the weight N / (C N_c), so that all weigh alike among the training images."""
-        counts = torch.bincount(self._splits_or_error()["train"].labels, minlength=self.num_classes)
+        """Return the weight N / (C N_c) of each class, so that all classes of the training images weigh alike."""
+        counts = torch.bincount(self._stored("train").labels, minlength=self.num_classes)
         return (counts.sum() / (self.num_classes * counts.clamp_min(1))).tolist()
 
     @property
-    def training_images(self) -> StoredImages:
-        """The images that are trained on, as they are stored."""
-        return self._splits_or_error()["train"]
-
-    @property
     def augment(self) -> CropFlip:
-        """The training augmentation; it knows the constants of the normalisation."""
-        self._splits_or_error()
-        assert self._augment is not None
+        """The training augmentation, including the normalisation."""
+        assert self._augment is not None, "call setup() first"
         return self._augment
 
     @property
-    def chosen_residency(self) -> Residency:
-        """Where the images lie: `residency`, with `auto` decided once a device, and alike on all processes."""
-        return self._residency(self._place())
+    def chosen_residency(self) -> str:
+        """`residency`, with `auto` decided by the size of the images."""
+        if self.residency != "auto":
+            return self.residency
+        arrays = {id(split.images): split.images.nbytes for split in self._splits.values()}
+        return "device" if sum(arrays.values()) <= MOST_ON_DEVICE else "workers"
 
-    def _residency(self, place: _Place) -> Residency:
-        if place.device not in self._residencies:
-            # A dictionary by identity: validation and test may be one split.
-            splits = {id(split): split for split in self._splits_or_error().values()}
-            needed = sum(map(len, splits.values())) * math.prod(self.image_shape)
-            chosen = choose_residency(self.residency, needed, place.device, place.world)
-            if self.trainer is not None:
-                fits = self.trainer.strategy.reduce_boolean_decision(chosen == "device", all=True)
-                chosen = "device" if fits else "workers"
-            self._residencies[place.device] = chosen
-        return self._residencies[place.device]
-
-    def _place(self) -> _Place:
+    def _place(self) -> tuple[torch.device, int, int]:
+        """Return the device, rank and number of processes that the loaders serve."""
         trainer = self.trainer
         if trainer is None:
-            return _Place(torch.device("cpu"), 0, 1)
-        return _Place(trainer.strategy.root_device, trainer.global_rank, trainer.world_size)
+            return torch.device("cpu"), 0, 1
+        return trainer.strategy.root_device, trainer.global_rank, trainer.world_size
 
-    def _evaluation(self, name: str) -> EvaluationLoader:
-        place = self._place()
-        source = self._source(name, place)
-        return EvaluationLoader(source, batch_size=self.eval_batch_size, rank=place.rank, world=place.world)
+    def _evaluation_loader(self, name: str) -> EvaluationLoader:
+        device, rank, world = self._place()
+        return EvaluationLoader(self._source(name, device), batch_size=self.eval_batch_size, rank=rank, world=world)
 
-    def _on_device(self, name: str, device: torch.device) -> dict[str, Any]:
-        """Give images, labels and rows of a split as the loaders take them; held until `teardown`."""
-        if name == "val" and self.selection == "paper":
-            name = "test"
-        if (name, device) not in self._resident:
-            split = self._splits[name]
-            images, rows = _upload(split, device)
-            self._resident[name, device] = {"images": images, "labels": split.labels.to(device), "rows": rows}
-        return self._resident[name, device]
+    def _source(self, name: str, device: torch.device, views: int = 1) -> Source:
+        split = self._stored(name)
+        if self.chosen_residency == "device":
+            images, rows = self._on_device(split.images, device), torch.from_numpy(split.chosen).to(device)
+            return DeviceImages(images, split.labels.to(device), self.augment, views, rows=rows)
+        cores = os.cpu_count() or 1
+        if self.workers > max(32, 4 * cores):
+            raise ConfigError(f"data.workers={self.workers} are too many for the {cores} cores of this machine.")
+        return WorkerImages(split, self.augment, views, workers=self.workers, device=device)
+
+    def _on_device(self, images: Any, device: torch.device) -> Tensor:
+        """Return a whole array on the device, until `teardown`; on a CPU without a copy, memory maps included."""
+        if (id(images), device) not in self._resident:
+            array = np.ascontiguousarray(images if isinstance(images, np.ndarray) else images[:])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that a memory map is read-only: nothing writes to it
+                self._resident[id(images), device] = torch.from_numpy(array).to(device)
+        return self._resident[id(images), device]
 
     def _divide(self, data: ImageSet) -> dict[str, StoredImages]:
         train_labels = data.train.labels
@@ -329,7 +256,7 @@ class ImageDataModule(ClassificationData, ABC):
                 raise ConfigError(f"limit={self.limit} is less than the {len(data.class_names)} classes: raise it.")
             train = train[limited(train_labels[train], self.limit, self.split_seed)]
         self.true_labels = torch.from_numpy(train_labels[train])
-        # Last, so that neither the held-out part nor the limit looks at a wrong label, and the rate is exact.
+        # Last, so that neither the held-out part nor the limit depends on a wrong label, and the rate is exact.
         noisy = with_wrong_labels(train_labels[train], len(data.class_names), self.label_noise)
         return {"train": StoredImages(data.train.images, noisy, train), "val": val, "test": test}
 
@@ -339,49 +266,28 @@ class ImageDataModule(ClassificationData, ABC):
             # Of all training images, so that selection and limit do not change the inputs of a network.
             measured = channel_statistics(data.train.images)
             mean, std = mean or measured[0], std or measured[1]
-        channels, height, width = data.train.images.shape[1:]
+        channels = data.train.images.shape[1]
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
-                raise ConfigError(f"{name} has {len(values)} values, but the images have {channels} channel(s)")
-        if self.padding_mode == "reflect" and self.padding >= min(height, width):
-            raise ConfigError(
-                f"padding={self.padding} cannot be reflected in images of {height}x{width}: make it smaller, or set "
-                "padding_mode=constant"
-            )
+                raise ConfigError(f"data.{name} has {len(values)} values, but the images have {channels} channel(s)")
         if self.policy != "standard" and channels not in (1, 3):
-            raise ConfigError(f"augment={self.policy} takes images of 1 or 3 channels, and these have {channels}")
-        return CropFlip(self.padding, self.flip, mean, std, self.padding_mode, self.policy, self.erasing)
+            raise ConfigError(f"data.augment={self.policy} takes images of 1 or 3 channels, and these have {channels}")
+        return CropFlip(self.padding, self.flip, mean, std, self.policy)
 
-    def _splits_or_error(self) -> dict[str, StoredImages]:
+    def _stored(self, name: str) -> StoredImages:
         if not self._splits:
             raise DataError("the data are not read yet: call prepare_data() and setup() first")
-        return self._splits
+        return self._splits[name]
 
     def _check_settings(self) -> None:
         if self.views < 1:
             raise ConfigError(f"views={self.views} is too small: the least is 1")
-        held = {f"data.{name}": value for name, value in vars(self).items() if name != "root"}
-        held["data.augment"] = self.policy
-        mistakes = [key.mistake(name, held[name]) for name, key in keys_of(DataSettings).items() if name in held]
+        values = {f"data.{name}": value for name, value in vars(self).items() if name != "root"}
+        values["data.augment"] = self.policy
+        mistakes = [key.mistake(name, values[name]) for name, key in keys_of(DataSettings).items() if name in values]
         if any(mistakes):
             raise ConfigError("\n".join(filter(None, mistakes)))
 
 
 def _whole(split: Images) -> StoredImages:
     return StoredImages(split.images, split.labels, np.arange(len(split)))
-
-
-def _upload(split: StoredImages, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Give the images on a device, and which of them are the split's (None: all, in their order).
-
-    Those that are in the host's memory already stay there for a CPU. Others are copied in pieces: all at once would
-    hold them twice in the host's memory.
-    """
-    if device.type == "cpu" and type(split.images) is np.ndarray and split.images.flags.carray:
-        return torch.from_numpy(split.images), torch.from_numpy(split.chosen)
-    result = torch.empty((len(split), *split.images.shape[1:]), dtype=torch.uint8, device=device)
-    size = max(1, _PIECE_BYTES // math.prod(split.images.shape[1:]))
-    for start in range(0, len(split), size):
-        piece = split.read(torch.arange(start, min(start + size, len(split))))
-        result[start : start + len(piece)] = piece
-    return result, None

@@ -1,4 +1,4 @@
-"""What every reader returns: arrays of images with their labels, the checks they have passed, and parts of them."""
+"""Arrays of images with their labels: what readers return, the checks on it, and parts of it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from torch import Tensor
 
 from dkel_lightning.errors import DataError
 
-# Of images that are widened to 4 bytes at once.
 _CHUNK_VALUES = 2 << 20
 
 
 @dataclass(frozen=True)
 class Images:
-    """One split: uint8 images `[N, C, H, W]` and int64 labels `[N]`."""
+    """One split: uint8 images `[N, C, H, W]`, an array or `EncodedImages`, and int64 labels `[N]`."""
 
-    images: NDArray[np.uint8]
+    images: Any
     labels: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -30,30 +29,24 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set as its maker divides it; `val` only where the maker gives one."""
+    """A data set with its official splits; `val` is None if there is no official validation split."""
 
     train: Images
     test: Images
     class_names: tuple[str, ...]
     val: Images | None = None
 
-    @property
-    def splits(self) -> dict[str, Images]:
-        """The splits by name, without those that do not exist."""
-        named = {"train": self.train, "test": self.test, "val": self.val}
-        return {name: split for name, split in named.items() if split is not None}
-
 
 class StoredImages:
-    """Images of a split that stay where they are: an array in memory or a memory-mapped cache.
+    """Images of a split.
 
     Args:
-        images: uint8 `[M, C, H, W]`.
-        labels: Integers `[N]`, those of the chosen images.
+        images: uint8 `[M, C, H, W]`, an array, a memory map or `EncodedImages`.
+        labels: Labels `[N]` of the chosen images.
         chosen: Indices `[N]` into `images`.
     """
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], chosen: NDArray[np.int64]) -> None:
+    def __init__(self, images: Any, labels: NDArray[np.int64], chosen: NDArray[np.int64]) -> None:
         self.images = images
         self.labels = torch.from_numpy(labels)
         self.chosen = chosen
@@ -62,7 +55,7 @@ class StoredImages:
         return len(self.chosen)
 
     def read(self, indices: Tensor) -> Tensor:
-        """Return a copy of the images (uint8 `[B, C, H, W]`) with these indices into the split."""
+        """Return a copy of the images at these indices of the split, uint8 `[B, C, H, W]`."""
         return torch.from_numpy(self.images[self.chosen[indices.numpy()]])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,43 +72,39 @@ class StoredImages:
 
 
 def check_image_set(data: ImageSet, where: str) -> None:
-    """Raise a DataError unless all splits hold images of one shape and labels that have a class.
+    """Raise a DataError unless all splits hold images of one shape and labels of the known classes.
 
     Args:
         data: The set to check.
         where: The file or folder it came from, for the message.
     """
-    shape = data.train.images.shape[1:]
-    classes = len(data.class_names)
-    for name, split in data.splits.items():
-        if len(split) == 0:
-            raise DataError(f"{where}: the {name} split holds no image; every split needs at least one")
-        if split.images.dtype != np.uint8 or split.images.ndim != 4:
+    shape, classes = data.train.images.shape[1:], len(data.class_names)
+    for name, split in (("train", data.train), ("test", data.test), ("val", data.val or data.test)):
+        images, labels = split.images, split.labels
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
             raise DataError(
-                f"{where}: {name} images are {split.images.dtype} {split.images.shape}, not uint8 [N,C,H,W]"
+                f"{where}: {name} images are {images.dtype} {list(images.shape)}: store uint8 [N, C, H, W], N > 0, "
+                f"with the shape {list(shape)} of the training images"
             )
-        if split.images.shape[1:] != shape:
+        if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
             raise DataError(
-                f"{where}: {name} images are {split.images.shape[1:]} (channels, height, width) but train images "
-                f"{shape}; store both in one shape"
+                f"{where}: {name} labels are {labels.dtype} {list(labels.shape)} for {len(images)} images: store one "
+                "integer class number for each image"
             )
-        if len(split.labels) != len(split):
-            raise DataError(f"{where}: {len(split)} {name} images but {len(split.labels)} {name} labels")
-        low, high = int(split.labels.min()), int(split.labels.max())
-        if low < 0 or high >= classes:
+        if labels.min() < 0 or labels.max() >= classes:
             raise DataError(
-                f"{where}: {name} labels run from {low} to {high}, but with {classes} classes they must lie in "
-                f"0..{classes - 1}; renumber the labels or name all classes"
+                f"{where}: {name} labels run from {labels.min()} to {labels.max()}, but with {classes} classes they "
+                f"must lie in 0..{classes - 1}: renumber the labels or name all classes"
             )
     empty = np.flatnonzero(np.bincount(data.train.labels, minlength=classes) == 0)
     if len(empty):
         raise DataError(
-            f"{where}: no training image has the label {empty[0]} ({data.class_names[empty[0]]}), though there are "
-            f"{classes} classes; number the classes 0, 1, ... without a gap, or leave out classes without images"
+            f"{where}: no training image has the label {empty[0]} ({data.class_names[empty[0]]}) of {classes} classes: "
+            "number the classes 0, 1, ... without a gap, or leave out classes without images"
         )
 
 
-def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel of uint8 images `[N, C, H, W]` scaled to [0, 1].
 
     The sums are exact integers, so the result does not depend on the order of the images. A constant channel gets the

@@ -1,4 +1,4 @@
-"""Wrong labels put among the training labels on purpose, to see what a network and its teacher make of them."""
+"""Label noise: wrong labels put among the training labels on purpose."""
 
 from __future__ import annotations
 
@@ -16,12 +16,9 @@ Labels = NDArray[np.int64]
 def with_wrong_labels(labels: Labels, classes: int, noise: LabelNoise) -> Labels:
     """Return a copy of labels `[N]` with wrong ones among them, a pure function of labels and settings.
 
-    Exactly `round(rate * N)` of the N labels change, and of each class about its share. A sample that is wrong at one
-    rate is wrong in the same way at every higher one. `symmetric`: any other class, all alike (the true one is never
-    drawn); `pair`: class c becomes c + 1, the last one 0. The run's own seed has no part in the choice.
-
-    Raises:
-        ConfigError: There is no other class to name.
+    Exactly `round(rate * N)` labels change, in each class about its share. A sample that is wrong at one rate is wrong
+    in the same way at every higher one. `symmetric`: uniform over the other classes; `pair`: class c becomes c + 1, the
+    last one 0.
     """
     noisy: Labels = labels.copy()
     wrong = stratified_order(labels, noise.seed, "label noise")[: round(noise.rate * len(labels))]
@@ -29,7 +26,7 @@ def with_wrong_labels(labels: Labels, classes: int, noise: LabelNoise) -> Labels
         return noisy
     if classes < 2:
         raise ConfigError("label_noise needs at least 2 classes: set data.label_noise.kind=none")
-    steps: int | Labels = 1  # how many classes further a wrong label lies, 1..classes-1
+    steps: int | Labels = 1  # how many classes further the wrong label is, 1..classes-1
     if noise.kind != "pair":
         # RandomState: frozen, as in `stratified_order`. Drawn for all samples, so that the rate moves no draw.
         random = np.random.RandomState(derive_seed(noise.seed, "wrong labels") % 2**32)

@@ -1,4 +1,4 @@
-"""Data sets by name: one that is registered can be chosen by it, and nothing else has to know it."""
+"""Data sets by name."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ D = TypeVar("D", bound=type[LightningDataModule])
 
 
 def register_data(name: str) -> Callable[[D], D]:
-    """Make a data module known under `name`: an `ImageDataModule`, or any other.
-
-    Raises:
-        ConfigError: the name is taken by another class.
-    """
+    """Register a data module (an `ImageDataModule` or any other) under `name`."""
 
     def add(module: D) -> D:
-        taken = DATASETS.get(name)
-        if taken is not None and path_of(taken) != path_of(module):
-            raise ConfigError(f"The data set name {name!r} is taken by {path_of(taken)}: choose another.")
+        other = DATASETS.get(name)
+        if other is not None and path_of(other) != path_of(module):
+            raise ConfigError(f"The data set name {name!r} is taken by {path_of(other)}: choose another.")
         DATASETS[name] = module
         return module
 
@@ -32,13 +28,13 @@ def register_data(name: str) -> Callable[[D], D]:
 
 
 def path_of(module: type[LightningDataModule]) -> str:
-    """Return where a class is imported from, as `_target_` names it."""
+    """Return the import path of a class, as in `_target_`."""
     return f"{module.__module__}.{module.__qualname__}"
 
 
 def registered_at(path: str) -> type[LightningDataModule] | None:
-    """Find the data module that is registered under a path of import as its name, or lies at it."""
+    """Return the registered data module with this import path, or registered under this path as its name."""
     by_path = {path_of(module): module for module in DATASETS.values()}
-    # A name without a dot is none, though a file in the working folder may be called like a data set.
+    # Only names with a dot: a file in the working folder may be called like a data set.
     by_path |= {name: module for name, module in DATASETS.items() if "." in name}
     return by_path.get(path)

@@ -1,4 +1,4 @@
-"""Stratified choices that never change: not with the run's seed, nor with the version of a library."""
+"""Stratified splits that never change, neither with the run's seed nor with the version of a library."""
 
 from __future__ import annotations
 
@@ -31,11 +31,7 @@ def hold_out(labels: NDArray[np.int64], size: int, seed: int, purpose: str) -> t
 
 
 def validation_split(labels: NDArray[np.int64], share: float, seed: int) -> tuple[Indices, Indices]:
-    """Split the training samples into (train, validation) with `share` of them, rounded, held out.
-
-    Raises:
-        ConfigError: One of the two parts would be empty.
-    """
+    """Split the training samples into (train, validation) with `share` of them, rounded, held out."""
     size = round(share * len(labels))
     if not 0 < size < len(labels):
         raise ConfigError(

@@ -53,14 +53,10 @@ class DataSettings(Settings, node="data"):
     padding: Annotated[
         int | None, whole("Pixels around a training image before its crop; null: as the set defines.", 0, 256)
     ] = None
-    padding_mode: Annotated[
-        str, choice("What they are: zeros, or the image mirrored at its edge.", "constant", "reflect")
-    ] = "constant"
     flip: Annotated[bool | None, switch("Mirror half of the training views; null: as the set defines.")] = None
     augment: Annotated[
         str, choice("What follows crop and flip, by torchvision.", "standard", "randaugment", "trivial", "augmix")
     ] = "standard"
-    erasing: Annotated[float, number("Probability that a rectangle of a training view is erased.", 0, 1)] = 0.0
     mean: Annotated[
         tuple[float, ...] | None,
         several("Channel means of images in [0, 1]; null: as the set defines, or computed.", number("", 0, 1)),
@@ -77,7 +73,7 @@ class DataSettings(Settings, node="data"):
     residency: Annotated[
         str,
         choice(
-            "Where training images live; auto: by free memory, kept by a resume (the two augment with other draws).",
+            "Where training images live; auto: on the device up to 2 GiB. The two augment with different draws.",
             "auto",
             "device",
             "workers",
@@ -85,9 +81,6 @@ class DataSettings(Settings, node="data"):
     ] = "auto"
     workers: Annotated[int, whole("Processes that read images, for workers.", 0, 1024), MACHINE] = 2
     drop_last: Annotated[bool, switch("Leave out a last, smaller training batch.")] = False
-    balanced: Annotated[
-        bool, switch("Draw training images with replacement, so that all classes come equally often.")
-    ] = False
     limit: Annotated[int | None, whole("Use only this many training images, stratified.", 2, 1_000_000_000)] = None
     label_noise: LabelNoise = field(default_factory=LabelNoise)
 
@@ -101,9 +94,9 @@ class ResizedImages(Settings, node="data"):
 
 @dataclass(frozen=True)
 class CachedImages(Settings, node="data"):
-    """Images that are decoded once."""
+    """Images that are decoded once, into a cache."""
 
-    cache_dir: Annotated[str | None, text("Folder of the decoded images; null: beside them.")] = None
+    cache_dir: Annotated[str | None, text("Folder of the decoded images; null: dkel_cache in data.root.")] = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dkel_lightning.data import DATASETS, ImageDataModule, ImageFolderDataModule, NpzDataModule, TinyImageNetDataModule
+from dkel_lightning.data import ImageDataModule
 
 WNIDS = ("n02", "n01", "n03")
 
@@ -29,10 +29,10 @@ def image_bytes(value: int, size: tuple[int, int] = (64, 64), mode: str = "RGB",
 
 
 def tiny_members() -> dict[str, bytes]:
-    """Three classes with two training images each, five validation images; the class order is n02, n01, n03.
+    """TinyImageNet with three classes (in the order n02, n01, n03), two training images each, five validation images.
 
     Training image k of class c has the value 40 c + k, validation image k the value 200 + k. The files are called
-    JPEG but hold PNG, so that values survive; one is greyscale.
+    JPEG but are PNG, to keep the values; one is greyscale.
     """
     members = {
         "wnids.txt": "\n".join(WNIDS).encode() + b"\n",
@@ -50,10 +50,10 @@ def tiny_members() -> dict[str, bytes]:
     return members
 
 
-def write_zip(path: Path, members: dict[str, bytes], prefix: str = "tiny-imagenet-200/") -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+def write_zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
-            archive.writestr(prefix + name, content)
+            archive.writestr(f"tiny-imagenet-200/{name}", content)
     return path
 
 
@@ -64,28 +64,12 @@ def write_folder(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def folder_of(root: Path, size: int = 4, cache: Path | None = None) -> ImageFolderDataModule:
-    return ImageFolderDataModule(str(root), image_size=size, cache_dir=None if cache is None else str(cache))
-
-
-def tiny_of(root: Path, **settings: Any) -> TinyImageNetDataModule:
-    return TinyImageNetDataModule(str(root), **{"download": False, **settings})
-
-
-def cifar_of(root: Path, name: str = "CIFAR10", download: bool = False) -> Any:
-    return DATASETS[name.lower()](root, download=download)
-
-
-def npz_of(path: Path) -> NpzDataModule:
-    return NpzDataModule(str(path))
-
-
 def ready(kind: type[ImageDataModule], root: object, **settings: Any) -> Any:
     """A data module of small images, set up."""
-    made = kind(str(root), **{"image_size": 28, "batch_size": 4, "views": 2, "workers": 0, **settings})
-    made.prepare_data()
-    made.setup()
-    return made
+    module = kind(str(root), **{"batch_size": 4, "views": 2, "workers": 0, **settings})
+    module.prepare_data()
+    module.setup()
+    return module
 
 
 def npz_arrays(count: int = 30, classes: int = 3, shape: tuple[int, ...] = (8, 8)) -> dict[str, NDArray[Any]]:
@@ -98,7 +82,7 @@ def npz_arrays(count: int = 30, classes: int = 3, shape: tuple[int, ...] = (8, 8
 
 
 def fake_cifar(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Write a small archive in the official layout, and make torchvision take its md5 for the official one.
+    """Write a small archive in the official layout, and make torchvision accept its md5.
 
     Pixel (row 0, column 1) of channel c of every image is c + 1, and all else is 0.
     """
@@ -128,6 +112,5 @@ def fake_cifar(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     meta = {**official.meta, "md5": md5(files[official.meta["filename"]])}
     monkeypatch.setattr(official, "meta", meta)
     monkeypatch.setattr(official, "tgz_md5", md5(archive.read_bytes()))
-    # A port of this machine at which nothing listens: no test reaches the network.
-    monkeypatch.setattr(official, "url", f"http://127.0.0.1:9/{official.filename}")
+    monkeypatch.setattr(official, "url", f"file:///nowhere/{official.filename}")  # no test reaches the network
     return archive

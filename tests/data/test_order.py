@@ -73,8 +73,3 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 def test_an_epoch_without_a_batch_is_refused(samples: int, batch_size: int, drop_last: bool) -> None:
     with pytest.raises(ConfigError, match="no training batch"):
         TrainingOrder(samples, batch_size, 0, 2, drop_last)
-
-
-def test_a_rank_outside_the_world_is_refused() -> None:
-    with pytest.raises(ConfigError, match="rank 2 of 2"):
-        TrainingOrder(10, 2, 2, 2)

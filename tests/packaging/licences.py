@@ -1,4 +1,4 @@
-"""List what is installed with this package and under which licence: `python -m tests.packaging.licences`."""
+"""What is installed with this package, and under which licence."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-HEADER = """\
-# Licences of what is installed
-
-What `pip install dkel-lightning[{extras}]` brings, on Linux with Python 3.11, and the licence that each package states.
-Made by `python -m tests.packaging.licences > docs/licences.md`; a test compares it with what is installed.
-NVIDIA's CUDA libraries come with torch under NVIDIA's own terms.
-
-| package | licence | needed by |
-| --- | --- | --- |"""
 
 EXTRAS = (
     *("timm", "hf", "datasets", "export", "hub", "cli", "tensorboard", "wandb", "mlflow"),
@@ -66,13 +56,6 @@ def licence(name: str) -> str:
     return re.sub(r"\s+", " ", lines[0]) if lines else "not stated"
 
 
-def page() -> str:
-    """Return the whole document."""
-    rows = sorted((name, by) for name, by in needed("dkel-lightning", EXTRAS) if not is_cuda(name))
-    lines = [f"| {name} | {licence(name)} | {by} |" for name, by in rows]
-    return "\n".join([HEADER.format(extras=",".join(EXTRAS)), *lines, ""])
-
-
 def is_cuda(name: str) -> bool:
     """Tell whether it is one of the CUDA libraries that torch pins."""
     return name.startswith(("nvidia-", "cuda-"))
@@ -83,7 +66,3 @@ def _installed(name: str) -> Distribution | None:
         return distribution(name)
     except PackageNotFoundError:
         return None
-
-
-if __name__ == "__main__":
-    print(page(), end="")

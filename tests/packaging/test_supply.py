@@ -114,19 +114,17 @@ def test_the_oldest_versions_are_what_is_installed() -> None:
     assert not {name: version(name) for name in oldest if Version(version(name)) != oldest[name]}
 
 
-@pinned
-def test_every_installed_package_has_a_listed_licence() -> None:
+PERMISSIVE = r"(MIT|BSD|0BSD|Apache|Python Software|PSF|ISC|Zlib|CC0|HPND|BSL)"
+
+
+def test_every_installed_package_is_permissive_or_named_in_the_documentation() -> None:
     page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^\| ([\w.-]+) \| (.+?) \| .+ \|$", page, re.M))
     for name, _ in licences.needed("dkel-lightning", licences.EXTRAS):
         if not licences.is_cuda(name):
-            assert listed[name] == licences.licence(name)
-
-
-def test_no_installed_package_has_a_licence_that_reaches_the_code_that_uses_it_or_none() -> None:
-    for name, _ in licences.needed("dkel-lightning", licences.EXTRAS):
-        if not licences.is_cuda(name):
-            assert not re.search(r"\bA?GPL\b|not stated", licences.licence(name)), name
+            stated = licences.licence(name)
+            permissive = re.search(PERMISSIVE, stated) and not re.search("GPL|MPL|Mozilla", stated)
+            assert permissive or f"| {name} |" in page, (name, stated)
+            assert not re.search(r"\bA?GPL\b|not stated", stated), name
 
 
 # ---------------------------------------------------------------------- make audit

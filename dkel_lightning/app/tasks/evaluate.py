@@ -17,8 +17,7 @@ from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.assembly.build import rebuilt
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.data import ClassificationData
-from dkel_lightning.data.files.checks import file_bytes
-from dkel_lightning.errors import CheckpointError, DataError
+from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.runtime.processes import print_once
 from dkel_lightning.runtime.texts import printable
@@ -28,7 +27,6 @@ OF_RESULT = ("seed", "data", "deploy", "precision", "trainer", "execution")
 """Keys and groups on which the scores of a checkpoint depend; its own networks and method are not to choose."""
 CLASSES = "classes.json"
 """Names of the classes, in the folder of a run."""
-_MOST_NAMES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,8 @@ def check_fits(module: DistillationModule, images: ClassificationData, path: Pat
 def class_names(folder: Path) -> tuple[str, ...]:
     """Read how the classes of a run are called; empty where it is not known."""
     try:
-        return tuple(map(str, json.loads(file_bytes(folder / CLASSES, _MOST_NAMES))["classes"]))
-    except (DataError, ValueError, TypeError, KeyError):
+        return tuple(map(str, json.loads((folder / CLASSES).read_bytes())["classes"]))
+    except (OSError, ValueError, TypeError, KeyError):
         return ()  # none, or damaged: classes go by their numbers
 
 

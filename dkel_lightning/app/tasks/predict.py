@@ -14,7 +14,7 @@ from dkel_lightning.app import build
 from dkel_lightning.app.runs.folder import Run, run_folder
 from dkel_lightning.app.runs.tables import write_csv
 from dkel_lightning.app.tasks.evaluate import class_names, loaded
-from dkel_lightning.data.files.decode import decode_to
+from dkel_lightning.data.decode import decode_to
 from dkel_lightning.data.readers.image_folder import images_in
 from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.export import Preprocessing, formats, open_exported

@@ -1,7 +1,4 @@
-"""The data sets, one file a format: its reader and the data module that is registered for it.
-
-A new file in this folder is found by itself.
-"""
+"""The data sets, one file each: a reader and the data module registered for it. New files here are imported too."""
 
 from __future__ import annotations
 

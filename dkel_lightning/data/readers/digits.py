@@ -16,23 +16,22 @@ TEST_SPLIT_SEED = 1797
 
 @register_data("digits")
 class DigitsDataModule(ImageDataModule):
-    """scikit-learn's digits: 1,437 training and 360 test images `[1, 8, 8]` of 10 classes.
+    """scikit-learn's digits: 1,437 training and 360 test images `[1, 8, 8]` of 10 classes, in a fixed stratified split.
 
-    They need no download, and `root` is not used; the division is stratified and fixed. Arguments: `ImageDataModule`.
+    `root` is not used. Arguments: `ImageDataModule`.
     """
 
     default_padding = 1
     default_flip = False
-    # Measured on the training images, as `channel_statistics` does.
+    # Measured on the training images by `channel_statistics`.
     default_mean = (0.3051,)
     default_std = (0.3758,)
 
     def read(self) -> ImageSet:
-        """Read 1,437 training and 360 test images `[1, 8, 8]`, grey values 0..16 stretched to 0..255."""
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
-        images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+        images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]  # grey values 0..16 stretched to 0..255
         labels = bunch.target.astype(np.int64)
         train, test = hold_out(labels, TEST_IMAGES, TEST_SPLIT_SEED, "digits test set")
         return ImageSet(

@@ -15,7 +15,7 @@ from dkel_lightning.app import tasks
 from dkel_lightning.app.config import checks
 from dkel_lightning.app.runs.folder import Run
 from dkel_lightning.app.tasks.predict import predict
-from dkel_lightning.data.files.decode import decode_to
+from dkel_lightning.data.decode import decode_to
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from tests.app.tasks.exporting import digits, exported, logits_of, trained, values_of
 from tests.compose import compose

@@ -1,0 +1,139 @@
+"""Image files as uint8 arrays: decoded once into a memory-mapped file, or at each use."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+
+from dkel_lightning.errors import DataError
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+CACHE_FOLDER = "dkel_cache"
+# By content. Pillow's other formats are rare, and EPS starts another program.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_CHUNK = 1024
+
+
+def decode_to(data: bytes, name: str, shape: tuple[int, int, int], margin: float = 1.0) -> NDArray[np.uint8]:
+    """Return the largest central part of an image with the proportions of `shape`, scaled to it, uint8 `[C, H, W]`.
+
+    C is 3 for RGB or 1 for grey. This is "resize the shorter side, then crop the centre"; with a `margin` the image is
+    scaled to that many times the size first, and its centre is cut out.
+    """
+    channels, height, width = shape
+    scaled_width, scaled_height = round(width * margin), round(height * margin)
+    left, top = (scaled_width - width) // 2, (scaled_height - height) // 2
+    with _opened(data, name) as image:
+        cut_width = min(image.width, max(1, image.height * width // height))
+        cut_height = min(image.height, max(1, image.width * height // width))
+        x, y = (image.width - cut_width) // 2, (image.height - cut_height) // 2
+        scaled = image.convert("RGB").resize(
+            (scaled_width, scaled_height), Image.Resampling.BILINEAR, box=(x, y, x + cut_width, y + cut_height)
+        )
+        crop = scaled.crop((left, top, left + width, top + height))
+        return np.asarray(crop).transpose(2, 0, 1) if channels == 3 else np.asarray(crop.convert("L"))[None]
+
+
+@contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.mode.startswith(("I", "F")):  # which Pillow would clip to white
+                raise ValueError("it has more than 8 bits a channel: convert it to 8 bits")
+            yield image
+    except Exception as error:  # decoders raise errors of many kinds
+        raise DataError(f"{name} is no readable image ({error}): replace or remove it") from error
+
+
+class EncodedImages:
+    """Encoded images as an array, uint8 `[N, 3, size, size]`, each decoded by `decode_to` when it is indexed.
+
+    Args:
+        count: N.
+        size: Height and width.
+        encoded: Returns the bytes of an image, and its name for messages; workers get a copy.
+        margin: As in `decode_to`.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, count: int, size: int, encoded: Callable[[int], tuple[bytes, str]], margin: float = 1.0) -> None:
+        self.shape = (count, 3, size, size)
+        self.size = count * 3 * size * size
+        self.nbytes = self.size
+        self.encoded = encoded
+        self.margin = margin
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        indices = range(len(self))[chosen] if isinstance(chosen, slice) else chosen.tolist()
+        return np.stack([decode_to(*self.encoded(index), self.shape[1:], self.margin) for index in indices])
+
+    def original(self, index: int) -> NDArray[np.uint8]:
+        """Return a whole image, uint8 `[3, H, W]`."""
+        with _opened(*self.encoded(index)) as image:
+            return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+
+
+class Cache:
+    """Decoded images of a list of files in one `.npy` file, which every process maps into memory.
+
+    Its name holds a hash of the names, sizes and times of the files, so a file that changes makes a new cache.
+
+    Args:
+        folder: Where the cache lies.
+        files: The image files.
+        root: Folder that holds the files; the cache stays valid when it is moved.
+        size: Height and width of the decoded images.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[str], root: Path, size: int) -> None:
+        self.files = files
+        self.shape = (3, size, size)
+        status = ((name.removeprefix(str(root)), Path(name).stat()) for name in files)
+        facts = [(name, about.st_size, about.st_mtime_ns) for name, about in status]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        self.path = folder / f"{size}px-{digest}.npy"
+
+    def prepare(self) -> None:
+        """Decode the files unless that is done; the cache appears only once it is complete."""
+        if self.path.exists():  # before the lock, since the folder may be read-only
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".part")
+        with FileLock(self.path.with_suffix(".lock")), ThreadPoolExecutor() as pool:
+            if self.path.exists():
+                return
+            with partial.open("wb") as file:  # plain writes: filling a memory map on a full disk kills the process
+                header = {"descr": "|u1", "fortran_order": False, "shape": (len(self.files), *self.shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+                starts = range(0, len(self.files), _CHUNK)
+                for start in track(starts, f"decoding into {self.path}", disable=not sys.stdout.isatty()):
+                    for image in pool.map(self._decode, self.files[start : start + _CHUNK]):
+                        file.write(image.tobytes())
+            partial.replace(self.path)
+
+    def load(self) -> NDArray[np.uint8]:
+        """Return the memory-mapped images, uint8 `[N, 3, size, size]`."""
+        if not self.path.exists():
+            raise DataError(f"there is no cache {self.path} of the images as they are now: call prepare_data() first")
+        images: NDArray[np.uint8] = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return images
+
+    def _decode(self, name: str) -> NDArray[np.uint8]:
+        return decode_to(Path(name).read_bytes(), name, self.shape)

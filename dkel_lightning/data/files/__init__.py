@@ -1,1 +1,0 @@
-"""Files of data: fetched, decoded, cached, checked."""

@@ -1,0 +1,129 @@
+"""Loaders that determine the order of samples and the position in the epoch; sources make the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import count, islice
+from typing import Any
+
+from dkel_lightning.data.batch import Batch
+from dkel_lightning.data.order import TrainingOrder, evaluation_batches
+from dkel_lightning.data.sources import Source
+from dkel_lightning.errors import ConfigError
+
+
+class TrainingLoader:
+    """Training batches whose order and augmentation are functions of (seed, epoch, rank).
+
+    It is not a torch `DataLoader`, so Lightning neither wraps nor rebuilds it. Lightning calls `set_epoch` on the
+    attribute `sampler` after it has called `iter`: the epoch is therefore read at the first `next`. The state is the
+    number of batches handed out in the epoch, which Lightning keeps in every checkpoint.
+
+    Args:
+        source: Makes the batches.
+        batch_size: Samples per batch and process.
+        seed: Seed of order and augmentation.
+        epoch: First epoch.
+        rank: Index of this process.
+        world: Number of processes.
+        drop_last: Leave out a last batch that is smaller than `batch_size`.
+
+    Attributes:
+        fixed_order: Use the order of epoch 0 in every epoch; the augmentation still differs.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
+    ) -> None:
+        self.order = TrainingOrder(len(source.labels), batch_size, rank, world, drop_last)
+        self.source = source
+        self.seed = seed
+        self.epoch = epoch
+        self.fixed_order = False
+        self._handed_out = 0
+        self._skip = 0
+        self._saved_layout: dict[str, int | str] | None = None
+
+    @property
+    def sampler(self) -> TrainingLoader:
+        """The object whose `set_epoch` Lightning calls."""
+        return self
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Continue with `epoch`; a position restored for another epoch is dropped."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self._handed_out = self._skip = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        start, self._skip = self._skip, 0
+        self._check_layout(start)
+        self._handed_out = start
+        indices = self.order.batches(self.seed, "order", 0 if self.fixed_order else self.epoch)
+        key = (self.seed, "augment", self.epoch)
+        for batch in self.source.batches(indices[start:], key, self.order.rank, start):
+            # Counted before the batch leaves: a checkpoint written during its step includes it.
+            self._handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the epoch."""
+        return {"epoch": self.epoch, "handed_out": self._handed_out, "layout": self._layout()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a position; the next pass over that epoch yields exactly the remaining batches."""
+        self.epoch = state_dict["epoch"]
+        self._handed_out = self._skip = state_dict["handed_out"]
+        self._saved_layout = state_dict["layout"]
+
+    def initialisation_batches(self, seed: int, steps: int) -> Iterator[Batch]:
+        """Yield `steps` training batches keyed by (seed, "init", rank), in as many passes as needed.
+
+        The loader's own order and position are left alone.
+        """
+        return islice(self._initialisation_passes(seed), steps)
+
+    def _initialisation_passes(self, seed: int) -> Iterator[Batch]:
+        source = self.source.copy()
+        for number in count():
+            indices = self.order.batches(seed, "init", "order", number)
+            yield from source.batches(indices, (seed, "init", "augment", number), self.order.rank)
+
+    def _layout(self) -> dict[str, int | str]:
+        return {"loader": self.source.name, **asdict(replace(self.order, rank=0))}
+
+    def _check_layout(self, start: int) -> None:
+        saved, self._saved_layout = self._saved_layout, None
+        now = self._layout()
+        if start and saved is not None and saved != now:
+            changes = ", ".join(f"{key} {saved.get(key)} -> {now[key]}" for key in now if saved.get(key) != now[key])
+            raise ConfigError(
+                f"the checkpoint was written after batch {start} of epoch {self.epoch}, and the batches have changed "
+                f"({changes}): resume with the same settings, or from a checkpoint written at the end of an epoch"
+            )
+
+
+class EvaluationLoader:
+    """Evaluation batches in order, divided between processes by `evaluation_batches`."""
+
+    def __init__(self, source: Source, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.source = source
+        self.indices = evaluation_batches(len(source.labels), batch_size, rank, world)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.source.batches(self.indices)
