@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DistillationModule": "dkel_lightning.modules.distillation",
+    "DistillationModule": "dkel_lightning.distillation",
     "Deploy": "dkel_lightning.settings.deploy",
     "EnsembleModule": "dkel_lightning.modules.ensemble",
     "StudentModule": "dkel_lightning.modules.student",
@@ -28,8 +28,8 @@ _HOMES = {
 if TYPE_CHECKING:
     from dkel_lightning.app.lightning_cli import DistillationCLI
     from dkel_lightning.app.train_call import train
+    from dkel_lightning.distillation import DistillationModule
     from dkel_lightning.methods.base import Method
-    from dkel_lightning.modules.distillation import DistillationModule
     from dkel_lightning.modules.ensemble import EnsembleModule
     from dkel_lightning.modules.outputs import MethodInputs, StudentOutput, TeacherOutput
     from dkel_lightning.modules.student import StudentModule

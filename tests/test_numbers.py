@@ -231,7 +231,7 @@ def test_drop_in_loaders_without_validation_or_test_images_are_passed_over(tmp_p
     with pytest.warns(UserWarning, match="Total length of `DataLoader` across ranks is zero"):
         fit.fit(module, train_loader(), DataLoader(Toy(0), batch_size=8))
     assert fit.global_step == 3
-    assert not module.validation_accuracy.isfinite().any()
+    assert not module.scores.validation_accuracy.isfinite().any()
     assert trainer(default_root_dir=tmp_path).test(module, DataLoader(Toy(0), batch_size=8), verbose=False) == []
 
 
@@ -379,4 +379,4 @@ def test_a_run_that_diverges_ends_with_one_error_and_no_poisoned_checkpoint(tmp_
         train(run)
     for path in tmp_path.rglob("*.ckpt"):
         state = torch.load(path, weights_only=True)["state_dict"]
-        assert all(bool(v.isfinite().all()) for k, v in state.items() if k != "validation_accuracy"), path
+        assert all(bool(v.isfinite().all()) for k, v in state.items() if k != "scores.validation_accuracy"), path

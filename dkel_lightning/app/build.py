@@ -26,9 +26,9 @@ from dkel_lightning import data, networks
 from dkel_lightning.app.config.checks import PRECISIONS
 from dkel_lightning.app.config.schema import Values
 from dkel_lightning.data import own
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import ConfigError, DkelError
 from dkel_lightning.modules.batch import number_of_views
-from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.modules.optim import OptimizerFactory, ParameterGroups, SchedulerFactory
 from dkel_lightning.runtime.texts import first_line
 from dkel_lightning.schedules import are_shares, milestones_in_epochs

@@ -1,6 +1,6 @@
 """Figures of a run, and of groups of runs. What draws gives the figure; `drawing.save` writes it.
 
-What is measured over the epochs has the names of the columns of metrics.csv (`modules/evaluation` says which):
+What is measured over the epochs has the names of the columns of metrics.csv (`modules/scores` says which):
 `TITLES` and `COURSES` say what they are called on an axis. What a finished run has reached has names in words
 (`runs/records`), such as "selected NLL": `FIGURES` says what these are called, and a `Column` how a table has them.
 """

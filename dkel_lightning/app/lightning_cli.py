@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningCLI
 
 from dkel_lightning import data  # noqa: F401  # by which the data modules here are known by name
-from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.distillation import DistillationModule
 
 
 class DistillationCLI(LightningCLI):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from torch import nn
 
@@ -20,7 +20,7 @@ from dkel_lightning.assembly.teacher_weights import load_student
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
-from dkel_lightning.modules import continuation
+from dkel_lightning.modules import resume
 from dkel_lightning.modules.batch import batch_keys_of
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Coordinator
@@ -173,7 +173,7 @@ def build(  # noqa: D417
         with seeded(seed, "ensemble"):
             ensemble = EnsembleModule(student.network.feature_dims, num_classes, chosen.ensemble)
             draw.start_ensemble(ensemble.classifier)
-    module: Coordinator = cls(
+    module = cls(
         student,
         chosen,
         teacher=teacher_module,
@@ -205,7 +205,7 @@ def build(  # noqa: D417
     }
     # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
     module.save_hyperparameters({"distillation": module.recipe})
-    return module
+    return cast(Coordinator, module)
 
 
 def _teacher_overrides(given: str | Mapping[str, Any] | TeacherSettings | None) -> Mapping[str, Any] | None:
@@ -271,7 +271,7 @@ def load_from_checkpoint(  # noqa: D417
             f"fit exactly, and nothing in the file runs. What may differ is what build takes: {', '.join(known)}."
         )
     checkpoint = file_format.load(checkpoint_path, map_location)
-    module: Coordinator = rebuilt(cls, checkpoint, checkpoint_path, backbone=backbone, method=method, **others)
+    module = rebuilt(cls, checkpoint, checkpoint_path, backbone=backbone, method=method, **others)
     return module.to(next(iter(checkpoint["state_dict"].values())).device)
 
 
@@ -312,8 +312,8 @@ def rebuilt(
         others["teacher"] = merge({**teacher, **read_nothing}, again)
     state = checkpoint["state_dict"]
     # The teacher that a checkpoint leaves out is no part of its size.
-    with no_more_than(state, recipe, checkpoint_path) if continuation.holds_teacher(state) else nullcontext():
-        module: Coordinator = cls.build(**(recipe | others))
-    continuation.load(module, checkpoint, checkpoint_path)
+    with no_more_than(state, recipe, checkpoint_path) if resume.holds_teacher(state) else nullcontext():
+        module = cls.build(**(recipe | others))
+    resume.load(module, checkpoint, checkpoint_path)
     refuse_non_finite(module, checkpoint_path)
     return module

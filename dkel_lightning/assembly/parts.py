@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
@@ -166,7 +166,7 @@ def check_is_trained_itself(module: Coordinator) -> None:
     Raises:
         ConfigError: the Trainer fits another module.
     """
-    if module.is_attached and module.trainer.lightning_module is not module:
+    if module.is_attached and cast(Any, module.trainer.lightning_module) is not module:
         raise ConfigError(
             f"{type(module).__name__} is a part of {type(module.trainer.lightning_module).__name__} here, so nothing "
             "calls its hooks: the teacher would never follow, and weights would stay at their start. Pass it to "

@@ -9,7 +9,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dkel_lightning.errors import CollapseError, NonFiniteError
-from dkel_lightning.modules.deployment import peer_names
 from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.runtime.processes import print_once, world_size
 from dkel_lightning.schedules import one_of
@@ -92,13 +91,13 @@ class CollapseGuard(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or _progress(trainer) < self.grace:
             return
         module = coordinator(pl_module)
-        seen = module.predictions.compute()
+        seen = module.scores.predictions.compute()
         chance = round(float(seen["commonest"]), 6)
         bound = chance_bound(chance, int(seen["samples"]), CONFIDENCE)
         if bound >= min(2 * chance, (1 + chance) / 2):
             return
         # The student peers are the first members.
-        accuracy = dict(zip(peer_names(module, "student"), module.validation_accuracy.tolist(), strict=False))
+        accuracy = dict(zip(module.scores.peers["student"], module.scores.validation_accuracy.tolist(), strict=False))
         self._at_chance = {peer: self._at_chance.get(peer, 0) + 1 for peer in accuracy if accuracy[peer] <= bound}
         collapsed = [peer for peer, count in self._at_chance.items() if count >= self.validations]
         if not collapsed:

@@ -11,8 +11,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dkel_lightning.metrics import PairDiversity, mutual_distance, relative_distance
-from dkel_lightning.modules.deployment import means_of_peers, peer_names
-from dkel_lightning.modules.evaluation import teacher_distance
 from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.runtime.processes import average_over_processes
@@ -95,14 +93,14 @@ class DiversityMonitor(Callback):
             for measure, values in measured.items():
                 logs |= self._of_pairs(module, measure, dict(zip(self._pairs, values, strict=True)))
             logs |= self._of_pairs(module, "distance", parameter_distances(module, self._pairs))
-            whole = teacher_distance(module)
+            whole = module.teacher_distance()
             if whole is not None:
                 logs["diversity/distance/whole"] = whole
-        predictions = module.predictions.compute()
+        predictions = module.scores.predictions.compute()
         for measure in ("entropy", "classes"):
             logs |= self._of_members(module, measure, predictions[measure].reshape(-1))
         logs |= self._homogenised(module, logs.get("diversity/agreement/student-teacher"))
-        module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
+        pl_module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
 
     def _of_pairs(self, module: Coordinator, measure: str, values: Mapping[Pair, Tensor]) -> dict[str, Tensor]:
         logs = {}
@@ -116,8 +114,8 @@ class DiversityMonitor(Callback):
         return logs
 
     def _of_members(self, module: Coordinator, measure: str, values: Tensor) -> dict[str, Tensor]:
-        logs = {f"diversity/{measure}/{network}": mean for network, mean in means_of_peers(module, values).items()}
-        for member, value in zip(module.members, values, strict=True):
+        logs = {f"diversity/{measure}/{network}": mean for network, mean in module.scores.means_of_peers(values).items()}
+        for member, value in zip(module.scores.members, values, strict=True):
             if self.detail == "pairs" or member == "ensemble":
                 logs[f"diversity/{measure}/{member}"] = value
         return logs
@@ -125,7 +123,7 @@ class DiversityMonitor(Callback):
     def _homogenised(self, module: Coordinator, agreement: Tensor | None) -> dict[str, Tensor]:
         if agreement is None:
             return {}
-        accuracies = means_of_peers(module, module.scores.per_network()["accuracy"]).values()
+        accuracies = module.scores.means_of_peers(module.scores.network_scores.per_network()["accuracy"]).values()
         return {"diversity/homogenised": (agreement >= ALIKE) & (torch.stack([*accuracies]) < POOR).all()}
 
     # ------------------------------------------------------------------ training
@@ -145,11 +143,11 @@ class DiversityMonitor(Callback):
         module = coordinator(pl_module)
         if self.detail == "none":
             return
-        means = module.term_means.compute()
+        means = module.scores.term_means.compute()
         total = torch.stack([*means.values()]).sum()
         logs = {f"share/loss/{term}": value / total for term, value in means.items()}
         logs |= {f"share/gradient/{term}": value.to(total.device) for term, value in self._gradients.items()}
-        module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
+        pl_module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
 
     def _observe(self, step: MethodInputs, terms: Mapping[str, Tensor], loss: Tensor) -> None:
         self._gradients = gradient_shares(terms, step.student.logits)
@@ -218,8 +216,8 @@ def _peers_and_pairs(module: Coordinator) -> tuple[tuple[int, ...], dict[Pair, s
         pairs |= {(i, students + i % teachers): KINDS[0] for i in range(students)}
     pairs |= dict.fromkeys(itertools.combinations(range(students), 2), KINDS[1])
     pairs |= dict.fromkeys(itertools.combinations(range(students, students + teachers), 2), KINDS[2])
-    return tuple(module.members.index(name) for name in _peer_names(module)), pairs
+    return tuple(module.scores.members.index(name) for name in _peer_names(module)), pairs
 
 
 def _peer_names(module: Coordinator) -> list[str]:
-    return [*peer_names(module, "student"), *peer_names(module, "teacher")]
+    return [peer for peers in module.scores.peers.values() for peer in peers]

@@ -47,7 +47,7 @@ class TeacherInitialisation(Callback):
         teacher.start_from(module.student.network)
         group = trainer.optimizers[0].param_groups[0]
         rate = float(group.get("initial_lr", group["lr"])) * teacher.settings.init_lr_scale
-        with isolated_rng(module, trainer.global_rank), forward_context(trainer):
+        with isolated_rng(trainer.lightning_module, trainer.global_rank), forward_context(trainer):
             steps = teacher.settings.batches_of_initialisation(trainer.num_training_batches)
             teacher.initialise(extra_batches(trainer, module, steps), rate)
         make_equal([*teacher.network.parameters(), *teacher.network.buffers()])
@@ -63,7 +63,7 @@ def extra_batches(trainer: Trainer, module: Coordinator, steps: int) -> Iterator
         batch = tree_unflatten(parts, form)
         # The path of training batches, hooks of module and datamodule included.
         batch = trainer.precision_plugin.convert_input(batch)
-        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
         views, labels, indices = unpack(module.read(trainer.strategy.batch_to_device(batch, module.device)))
         if index == 0:
             # Before training_step could name what is wrong with the first batch.

@@ -6,7 +6,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dkel_lightning.data.datamodule import ImageDataModule
-from dkel_lightning.modules.deployment import means_of_peers
 from dkel_lightning.modules.interface import coordinator
 
 
@@ -29,14 +28,14 @@ class LabelNoiseFit(Callback):
         if trainer.sanity_checking or not isinstance(data, ImageDataModule):
             return
         module = coordinator(pl_module)
-        hits, samples = torch.zeros(2, len(module.members), device=module.device), 0
+        hits, samples = torch.zeros(2, len(module.scores.members), device=module.device), 0
         with trainer.precision_plugin.val_step_context():
             for images, wrong, true in data.wrongly_labelled(self.most):
-                predicted = module.member_logits(images.to(module.device)).argmax(-1)
+                predicted = module.evaluate(images.to(module.device)).logits.argmax(-1)
                 targets = torch.stack([wrong, true]).to(predicted.device)
                 hits += (predicted == targets[:, None]).sum(-1)
                 samples += len(wrong)
         if samples:
-            for network, shares in means_of_peers(module, (hits / samples).T).items():
+            for network, shares in module.scores.means_of_peers((hits / samples).T).items():
                 for kind, share in zip(("wrong", "true"), shares, strict=True):
-                    module.log(f"train/noise/fit_{kind}/{network}_mean", share)
+                    pl_module.log(f"train/noise/fit_{kind}/{network}_mean", share)

@@ -36,7 +36,7 @@ class MethodBatches(Callback):
     def _give(self, trainer: Trainer, module: Coordinator, when: str) -> None:
         count = module.method.wants_batches(when, clock(trainer))
         if count is not None:
-            with isolated_rng(module, trainer.global_rank), forward_context(trainer):
+            with isolated_rng(trainer.lightning_module, trainer.global_rank), forward_context(trainer):
                 module.method.take_batches(when, module, extra_batches(trainer, module, count))
 
 

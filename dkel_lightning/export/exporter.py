@@ -7,20 +7,18 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.export import card, costs, formats
 from dkel_lightning.export.costs import Cost
 from dkel_lightning.export.metadata import RECORD, Agreement, Facts, Preprocessing, Record
 from dkel_lightning.modules.deployment import choose, deploy, deployed_member
-from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.modules.evaluation import evaluate
 from dkel_lightning.runtime import locks, provenance
 from dkel_lightning.runtime.atomic_files import digest, write_text
 
@@ -85,7 +83,7 @@ def export(
     choice = choose(module, network, peer)
     member = deployed_member(module, choice=choice)
     deployed = deploy(module, choice)
-    index = module.members.index(member)
+    index = module.scores.members.index(member)
     _check_images(images, preprocessing)
     record = Record(format, member, module.student.num_classes, preprocessing, _recipe(module))
     facts = facts or Facts()
@@ -108,7 +106,7 @@ def export(
             measured = costs.measure(
                 costs.Candidate(f"exported file ({format})", classify, size),
                 costs.Candidate(f"deployed network ({member})", deployed, networks=deployed),
-                costs.Candidate("training network (all members)", partial(evaluate, module), networks=module),
+                costs.Candidate("training network (all members)", module.evaluate, networks=module),
                 images=images,
                 repeats=repeats,
             )
@@ -169,7 +167,7 @@ def _agreement(
 ) -> Agreement:
     # A batch of one first: the size that a fixed batch dimension would betray.
     batches = [images[:1], *torch.split(images[1:], _BATCH)]
-    expected = torch.cat([module.member_logits(batch)[index] for batch in batches if len(batch)])
+    expected = torch.cat([module.evaluate(batch).logits[index] for batch in batches if len(batch)])
     found = torch.cat([classify(batch.contiguous()) for batch in batches if len(batch)])
     difference = (found.double() - expected.double()).abs().max()
     same = int((found.argmax(-1) == expected.argmax(-1)).sum())

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from dkel_lightning.assembly.file_checks import no_more_than, refuse_folder
 from dkel_lightning.checkpoints import file_format
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError, DkelError
 from dkel_lightning.export.metadata import KEY, RECORD, Record, check_files, files_of
 from dkel_lightning.methods import preset
 from dkel_lightning.modules.deployment import EnsembleNetwork
-from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.networks import LogitsOf, SinglePeer, logits_of
 from dkel_lightning.runtime.atomic_files import naming, text_of, write_bytes
 from dkel_lightning.runtime.packages import need

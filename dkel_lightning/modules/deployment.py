@@ -14,19 +14,6 @@ from dkel_lightning.modules.outputs import StudentOutput
 from dkel_lightning.settings.deploy import Deploy
 
 
-def peer_names(module: Coordinator, network: str) -> list[str]:
-    """Name the peers of `teacher` or `student`; none where there is no such network."""
-    part = module.teacher if network == "teacher" else module.student
-    return [f"{network}_{i}" for i in range(part.num_peers)] if part is not None else []
-
-
-def means_of_peers(module: Coordinator, values: Tensor) -> dict[str, Tensor]:
-    """Average values of all members, [N, ...], over the peers of `student` and of `teacher`, where there is one."""
-    named = dict(zip(module.members, values, strict=True))
-    peers = {network: peer_names(module, network) for network in ("student", "teacher")}
-    return {network: torch.stack([named[peer] for peer in own]).mean(0) for network, own in peers.items() if own}
-
-
 def has_ensemble(module: Coordinator) -> bool:
     """Tell whether there are ensemble logits, of the ensemble classifier or made by the method."""
     classifier = module.ensemble is not None and module.method.wants_ensemble_classifier
@@ -35,37 +22,26 @@ def has_ensemble(module: Coordinator) -> bool:
 
 def members(module: Coordinator) -> tuple[str, ...]:
     """Name all that is scored, in the order of `Evaluated.logits`."""
-    names = peer_names(module, "student")
-    if module.student.num_peers > 1:
-        names.append("student_ensemble")
-    if has_ensemble(module):
-        names.append("ensemble")
-    teachers = peer_names(module, "teacher")
-    return (*names, *teachers, *(["teacher_ensemble"] if len(teachers) > 1 else []))
+    names = [f"student_{peer}" for peer in range(module.student.num_peers)]
+    names += ["student_ensemble"] if module.student.num_peers > 1 else []
+    names += ["ensemble"] if has_ensemble(module) else []
+    teachers = module.teacher.num_peers if module.teacher is not None else 0
+    names += [f"teacher_{peer}" for peer in range(teachers)]
+    return (*names, *(["teacher_ensemble"] if teachers > 1 else []))
 
 
 def check_deployment(module: Coordinator, choice: Deploy) -> None:
-    """Refuse a choice that the module does not have.
-
-    Raises:
-        ConfigError: there is no such network or peer.
-    """
+    """Refuse a network or peer that the module does not have."""
     network, peer = choice.network, choice.peer
     if network == "teacher" and module.teacher is None:
         raise ConfigError("deploy.network=teacher, but this method has no teacher: choose student.")
     if network == "ensemble" and not has_ensemble(module):
         raise ConfigError("deploy.network=ensemble, but there is no ensemble classifier: choose teacher or student.")
-    peers = len(peer_names(module, _networks(module, choice)[0]))
-    if isinstance(peer, int) and network != "ensemble" and not -peers <= peer < peers:
+    if network == "ensemble" or not isinstance(peer, int):
+        return
+    peers = len(module.scores.peers[_networks(module, choice)[0]])
+    if not -peers <= peer < peers:
         raise ConfigError(f"deploy.peer={peer}, but peers are numbered 0 to {peers - 1}.")
-
-
-def best_peer(module: Coordinator, network: str, scores: Tensor | None = None) -> int:
-    """Return the peer of `teacher` or `student` with the highest score; 0 when there was no validation."""
-    scores = module.validation_accuracy if scores is None else scores
-    names = peer_names(module, network)
-    of_network = [scores[i] for i, name in enumerate(module.members) if name in names]
-    return int(torch.nan_to_num(torch.stack(of_network), nan=0.0).argmax())
 
 
 def candidates(module: Coordinator, choice: Deploy) -> list[str]:
@@ -75,15 +51,15 @@ def candidates(module: Coordinator, choice: Deploy) -> list[str]:
     """
     if choice.network == "ensemble":
         return ["ensemble"]
-    own, found = module.method.needs.deploy, []
+    usual, names = module.method.needs.deploy, []
     for network in _networks(module, choice):
-        usual = own.peer if network == own.network else "best"
-        peer, names = usual if choice.peer == "auto" else choice.peer, peer_names(module, network)
-        found += names if isinstance(peer, str) else [names[peer]]
-    return found
+        peer = choice.peer if choice.peer != "auto" else usual.peer if network == usual.network else "best"
+        peers = module.scores.peers[network]
+        names += peers if isinstance(peer, str) else [peers[peer]]
+    return names
 
 
-def methods_own(module: Coordinator) -> str:
+def usual_member(module: Coordinator) -> str:
     """Name what the method itself deploys, whatever the other network has reached."""
     return deployed_member(module, choice=Deploy(_networks(module, Deploy())[0]))
 
@@ -95,32 +71,28 @@ def _networks(module: Coordinator, choice: Deploy) -> list[str]:
     needs = module.method.needs
     if module.teacher is None or needs.foreign_teacher:
         return ["student"]
-    both = sorted(["student", "teacher"], key=lambda each: each != needs.deploy.network)
+    both = sorted(["student", "teacher"], key=lambda network: network != needs.deploy.network)
     return both[:1] if isinstance(choice.peer, int) else both
 
 
-def deployed_member(module: Coordinator, scores: Tensor | None = None, choice: Deploy | None = None) -> str:
-    """Name the member that is deployed, such as `teacher_1`: of the candidates the one of the highest score.
+def deployed_member(module: Coordinator, accuracy: Tensor | None = None, choice: Deploy | None = None) -> str:
+    """Name the member that is deployed, such as `teacher_1`: of the candidates the one of the highest accuracy.
 
     Args:
         module: asks its own choice where no other is given.
-        scores: by member [M]; the last validation's accuracies by default. Of equal ones the first candidate is taken,
+        accuracy: by member [N]; those of the last validation by default. Of equal ones the first candidate is taken,
             as it is where nothing was validated (NaN).
         choice: what is to be deployed.
     """
-    scores = module.validation_accuracy if scores is None else scores
-    by_name = dict(zip(module.members, torch.nan_to_num(scores, nan=0.0).tolist(), strict=True))
+    accuracy = module.scores.validation_accuracy if accuracy is None else accuracy
+    by_name = dict(zip(module.scores.members, torch.nan_to_num(accuracy, nan=0.0).tolist(), strict=True))
     return max(candidates(module, choice or module.deployment), key=by_name.__getitem__)
 
 
 def choose(module: Coordinator, network: str | None, peer: int | str | None) -> Deploy:
-    """Lay a choice over the module's own.
-
-    Raises:
-        ConfigError: there is no such network or peer.
-    """
-    own = module.deployment
-    choice = Deploy(network or own.network, own.peer if peer is None else peer)
+    """Lay a choice over the module's own."""
+    usual = module.deployment
+    choice = Deploy(network or usual.network, usual.peer if peer is None else peer)
     check_deployment(module, choice)
     return choice
 
@@ -152,10 +124,8 @@ class EnsembleNetwork(nn.Module):
         self.classifier = module.ensemble.classifier if self.method is None and module.ensemble is not None else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify `images`."""
         if self.method is not None:
-            seen = self.network.stages(images)
-            made: Tensor = self.method.combine(StudentOutput.of(seen))
+            made: Tensor = self.method.combine(StudentOutput.of(self.network.stages(images)))
             return made
         assert self.classifier is not None
         _, features = self.network(images)

@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("modules",),
     ("methods", "execution", "callbacks"),
     ("assembly",),
-    ("modules.distillation",),
+    ("distillation",),
     ("export",),
     ("app",),
 )
@@ -52,8 +52,7 @@ def imports(path: Path) -> Iterator[str]:
 
 def room(module: str) -> str:
     """Name the room of a module."""
-    inside = module.removeprefix(f"{NAME}.")
-    return inside if inside == "modules.distillation" else inside.split(".")[0]
+    return module.removeprefix(f"{NAME}.").split(".")[0]
 
 
 def floor(module: str) -> int:

@@ -14,7 +14,6 @@ from dkel_lightning import DistillationModule
 from dkel_lightning.callbacks import DiversityMonitor, diversity
 from dkel_lightning.callbacks.diversity import gradient_shares, parameter_distances
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.modules.evaluation import evaluate
 from tests.modules.toy import Toy, build, train_loader, trainer, val_loader
 
 METHODS = [
@@ -75,7 +74,7 @@ def test_each_pair_and_member_is_named_on_request_and_the_means_are_theirs() -> 
     within = {name.split("/")[2] for name in metrics if name.startswith("diversity/kl/teacher_")}
     assert within == {"teacher_0-teacher_1", "teacher_0-teacher_2", "teacher_1-teacher_2"}
     members = {name.split("/")[2] for name in metrics if name.startswith("diversity/entropy/")}
-    assert members == {*build("dkel", 3).members, "student", "teacher"}
+    assert members == {*build("dkel", 3).scores.members, "student", "teacher"}
     assert not any("_0" in name for name in logged(build("dkel", 2)) if name.startswith("diversity/"))
 
 
@@ -92,8 +91,11 @@ def test_the_figures_are_those_of_the_networks_on_all_validation_images() -> Non
     metrics = logged(module, DiversityMonitor("pairs"))
     images = Toy(15, seed=1).images
     with torch.no_grad():
-        said = evaluate(module.eval(), images)
-    first, second = said.logits[module.members.index("student_0")], said.logits[module.members.index("teacher_0")]
+        said = module.eval().evaluate(images)
+    first, second = (
+        said.logits[module.scores.members.index("student_0")],
+        said.logits[module.scores.members.index("teacher_0")],
+    )
     agreement = (first.argmax(-1) == second.argmax(-1)).float().mean().item()
     assert metrics["diversity/agreement/student_0-teacher_0"] == pytest.approx(agreement)
     p, q = first.double().softmax(-1), second.double().softmax(-1)

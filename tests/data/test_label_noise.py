@@ -13,8 +13,9 @@ from dkel_lightning.app.config.checks import warnings
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.data.label_noise import with_wrong_labels
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import ConfigError, DataError
-from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.modules.outputs import Evaluated
 from dkel_lightning.settings.data import LabelNoise
 from tests.compose import compose
 
@@ -182,19 +183,19 @@ def test_what_is_learnt_by_heart_is_logged_for_student_and_teacher(monkeypatch: 
     oracle = Oracle(answers)
     logged: dict[str, float] = {}
 
-    def member_logits(views: Tensor) -> Tensor:
+    def evaluate(views: Tensor) -> Evaluated:
         # The student says what is true of all, the teacher what is wrong of every second image.
         oracle.wrong = False
         student = oracle(views)
         oracle.wrong = True
         teacher = torch.where((torch.arange(len(views)) % 2 == 0)[:, None], oracle(views), student)
-        return torch.stack([student, teacher])
+        return Evaluated(torch.stack([student, teacher]), ())
 
-    monkeypatch.setattr(module, "member_logits", member_logits)
+    monkeypatch.setattr(module, "evaluate", evaluate)
     monkeypatch.setattr(module, "log", lambda name, share: logged.update({name: float(share)}))
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     monkeypatch.setattr(trainer, "datamodule", data, raising=False)
-    assert tuple(module.members) == ("student_0", "teacher_0")
+    assert tuple(module.scores.members) == ("student_0", "teacher_0")
     LabelNoiseFit().on_validation_epoch_end(trainer, module)
     assert logged == {
         "train/noise/fit_wrong/student_mean": 0,

@@ -77,7 +77,7 @@ def test_a_module_trains_under_lightnings_own_spawn_and_comes_back(tmp_path: Pat
     changed = [name for name, value in parameters_of(module).items() if not torch.equal(value, before[name])]
     assert any(name.startswith("student.") for name in changed)
     assert any(name.startswith("teacher.") for name in changed)
-    assert module.validation_accuracy.isfinite().all()
+    assert module.scores.validation_accuracy.isfinite().all()
 
 
 # ---------------------------------------------------------------------- settings

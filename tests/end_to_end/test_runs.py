@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from dkel_lightning.checkpoints import file_format
-from dkel_lightning.modules.distillation import DistillationModule
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.runtime import command_lines, locks
 from tests.commands import MAIN, Command, dkel
 from tests.disks import as_root, fill, small_disk

@@ -144,7 +144,7 @@ def judge_outputs(folder: Path) -> str | None:
         faults += [
             name
             for name, value in checkpoint["state_dict"].items()
-            if name != "validation_accuracy" and value.is_floating_point() and not bool(value.isfinite().all())
+            if name != "scores.validation_accuracy" and value.is_floating_point() and not bool(value.isfinite().all())
         ]
         rows = list(csv.DictReader((folder / "metrics.csv").open(encoding="utf-8")))
         faults += ["no row in metrics.csv"] if not rows else []

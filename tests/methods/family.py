@@ -95,7 +95,7 @@ def trained_and_deployed(folder: Path, *overrides: str) -> tuple[TrainResult, Di
     module = DistillationModule.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").eval()
     network, images = module.deploy(), torch.randn(4, 1, 8, 8)
     assert type(network) is SinglePeer
-    members = dict(zip(module.members, module.member_logits(images), strict=True))
+    members = dict(zip(module.scores.members, module.evaluate(images).logits, strict=True))
     torch.testing.assert_close(network(images), members[module.deployed_member()])
     return result, module, network
 

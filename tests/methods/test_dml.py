@@ -128,7 +128,7 @@ def test_mixed_architectures_train_and_the_deployed_one_is_plain(tmp_path: Path)
     result, module, network = made
     assert result.last.deployed == "student_1"
     assert (module.teacher, module.ensemble) == (None, None)
-    assert module.members == ("student_0", "student_1", "student_ensemble")
+    assert module.scores.members == ("student_0", "student_1", "student_ensemble")
     sizes = [sum(p.numel() for p in module.student.peer(k).parameters()) for k in (0, 1)]
     assert sizes[0] != sizes[1]
     assert sum(p.numel() for p in network.parameters()) == sizes[1]

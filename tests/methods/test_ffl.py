@@ -120,5 +120,5 @@ def test_a_run_deploys_a_peer_and_on_request_the_fusion(tmp_path: Path) -> None:
     result, module, _ = trained_and_deployed(tmp_path, "method=ffl")
     assert result.last.deployed in ("student_0", "student_1")
     images = torch.randn(5, 1, 8, 8)
-    ensemble = module.member_logits(images)[module.members.index("ensemble")]
+    ensemble = module.evaluate(images).logits[module.scores.members.index("ensemble")]
     torch.testing.assert_close(module.deploy("ensemble")(images), ensemble)

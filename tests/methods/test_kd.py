@@ -82,7 +82,7 @@ def test_the_frozen_teacher_of_another_architecture_does_not_change_in_training(
     assert not any(p.requires_grad or p.grad is not None for p in module.teacher.parameters())
     assert [group["name"] for group in fit.optimizers[0].param_groups] == ["student"]
     assert "weights/ema_rate" not in fit.callback_metrics
-    assert module.members == ("student_0", "student_1", "student_ensemble", "teacher_0")
+    assert module.scores.members == ("student_0", "student_1", "student_ensemble", "teacher_0")
     assert module.deployed_member().startswith("student_")
     fit.save_checkpoint(tmp_path / "x.ckpt")
     loaded = DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt")

@@ -113,7 +113,7 @@ def test_the_rate_ends_at_its_configured_value() -> None:
 
 def test_one_pair_is_the_default_and_a_teacher_is_needed() -> None:
     module = DistillationModule.build("resnet8", 10, "mean_teacher")
-    assert module.members == ("student_0", "teacher_0")
+    assert module.scores.members == ("student_0", "teacher_0")
     with pytest.raises(ConfigError, match="MeanTeacher needs a teacher"):
         build("mean_teacher", teacher={"update": "none"})
 

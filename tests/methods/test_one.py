@@ -125,6 +125,6 @@ def test_a_run_keeps_the_gate_in_its_checkpoint_and_deploys_the_first_peer_witho
     state = load(tmp_path / "checkpoints" / "last.ckpt")["state_dict"]
     assert any(name.startswith("method.gate.") for name in state)
     images = torch.randn(5, 1, 8, 8)
-    ensemble = module.member_logits(images)[module.members.index("ensemble")]
+    ensemble = module.evaluate(images).logits[module.scores.members.index("ensemble")]
     torch.testing.assert_close(module.deploy("ensemble")(images), ensemble)
     assert not any("gate" in name for name in network.state_dict())

@@ -96,8 +96,8 @@ def test_one_teacher_of_several_peers_learns_and_is_scored_where_each_has_a_view
     run.fit(module, train_loader(views=2), train_loader(views=2))
     assert "val/acc/teacher_0" in run.callback_metrics
     module.eval()
-    teacher = module.members.index("teacher_0")
-    torch.testing.assert_close(module.member_logits(images)[teacher], module.teacher(images[:, 0]).logits[0])
+    teacher = module.scores.members.index("teacher_0")
+    torch.testing.assert_close(module.evaluate(images).logits[teacher], module.teacher(images[:, 0]).logits[0])
 
 
 def test_each_step_is_taught_by_the_newest_checkpoint_of_its_moment(

@@ -28,7 +28,7 @@ from dkel_lightning import (
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from dkel_lightning.methods.baseline import Baseline
 from dkel_lightning.modules.batch import unpack
-from dkel_lightning.modules.deployment import best_peer, methods_own
+from dkel_lightning.modules.deployment import usual_member
 from dkel_lightning.settings.weights import EnsembleTerm
 from tests.modules.toy import (
     CLASSES,
@@ -106,7 +106,7 @@ def test_a_single_peer_without_teacher_is_plain_training() -> None:
     module = build("baseline", peers=1, teacher={"update": "none"})
     fit = trainer()
     fit.fit(module, train_loader(), val_loader())
-    assert module.members == ("student_0",)
+    assert module.scores.members == ("student_0",)
     assert module.ensemble is None
     assert fit.callback_metrics["val/acc"] == fit.callback_metrics["val/acc/student_0"]
     assert fit.callback_metrics["train/acc/student_mean"] == fit.callback_metrics["train/acc/student_0"]
@@ -355,7 +355,8 @@ def test_logged_names_are_exactly_those_documented() -> None:
     scored = fit.test(module, val_loader(), verbose=False)[0]
     assert set(scored) == tested
     with torch.no_grad():
-        guesses = torch.cat([module.eval().member_logits(unpack(batch).views).argmax(-1) for batch in val_loader()], 1)
+        logits = [module.eval().evaluate(unpack(batch).views).logits for batch in val_loader()]
+        guesses = torch.cat([of_batch.argmax(-1) for of_batch in logits], 1)
     assert scored["test/disagreement"] == pytest.approx(float((guesses[0] != guesses[1]).float().mean()))
 
 
@@ -412,7 +413,7 @@ def test_validation_accuracy_is_that_of_the_deployed_network(network: str) -> No
 def test_an_ensemble_without_a_classifier_averages_probabilities(network: str) -> None:
     module = build(peers=3).eval()
     images, _ = images_and_labels(5)
-    rows = dict(zip(module.members, module.member_logits(30 * images), strict=True))
+    rows = dict(zip(module.scores.members, module.evaluate(30 * images).logits, strict=True))
     peers = torch.stack([rows[f"{network}_{i}"] for i in range(3)])
     mean = peers.softmax(-1).mean(0)
     assert (mean - peers.mean(0).softmax(-1)).abs().max() > 1e-3
@@ -423,8 +424,9 @@ def test_the_best_peer_is_that_of_the_last_validation_also_in_tests_and_deployme
     module = build(peers=3)
     assert module.deployed_member() == "teacher_0"  # no validation yet
     accuracy = {"student_0": 0.2, "student_1": 0.9, "teacher_0": 0.3, "teacher_1": 0.4, "teacher_2": 0.8}
-    module.validation_accuracy.copy_(torch.tensor([accuracy.get(name, 0.1) for name in module.members]))
-    assert (best_peer(module, "student"), best_peer(module, "teacher")) == (1, 2)
+    module.scores.validation_accuracy.copy_(torch.tensor([accuracy.get(name, 0.1) for name in module.scores.members]))
+    chosen = [module.scores.best_peer(network, module.scores.validation_accuracy) for network in ("student", "teacher")]
+    assert chosen == ["student_1", "teacher_2"]
     assert module.deployed_member() == "student_1"
     logged = trainer().test(module, val_loader(), verbose=False)[0]
     assert logged["test/acc"] == logged["test/acc/student_1"] == logged["test/acc/student_best"]
@@ -452,12 +454,12 @@ def test_validation_chooses_among_the_networks_that_may_be_deployed(
 ) -> None:
     module = build(method, peers=peers, deploy=choice)
     reached = {"student_1": 0.9, "teacher_1": 0.8}
-    module.validation_accuracy.copy_(torch.tensor([reached.get(name, 0.1) for name in module.members]))
+    module.scores.validation_accuracy.copy_(torch.tensor([reached.get(name, 0.1) for name in module.scores.members]))
     assert module.deployed_member() == member
-    module.validation_accuracy.fill_(0.5)  # of equal networks the method's own
-    assert methods_own(module).partition("_")[0] in ("teacher" if method == "dkel" else "student")
+    module.scores.validation_accuracy.fill_(0.5)  # of equal networks the method's own
+    assert usual_member(module).partition("_")[0] in ("teacher" if method == "dkel" else "student")
     if choice == Deploy():
-        assert module.deployed_member() == methods_own(module)
+        assert module.deployed_member() == usual_member(module)
 
 
 def test_a_sanity_check_does_not_choose_a_peer() -> None:
@@ -465,11 +467,11 @@ def test_a_sanity_check_does_not_choose_a_peer() -> None:
 
     class Look(Callback):
         def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-            seen.append(pl_module.validation_accuracy.isnan().all().item())
+            seen.append(pl_module.scores.validation_accuracy.isnan().all().item())
 
     trainer(Look(), num_sanity_val_steps=2).fit(module, train_loader(), val_loader())
     assert seen == [True]
-    assert not module.validation_accuracy.isnan().any()
+    assert not module.scores.validation_accuracy.isnan().any()
 
 
 def test_a_deployed_network_is_a_copy_without_this_library_around_it() -> None:
@@ -561,9 +563,9 @@ def test_a_loaded_checkpoint_gives_equal_logits_of_every_member(tmp_path: Path, 
     trainer(saving(tmp_path), enable_checkpointing=True).fit(module, train_loader(), val_loader())
     loaded = DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt", optimizer=SGD)
     images, _ = images_and_labels(6, seed=5)
-    assert torch.equal(loaded.eval().member_logits(images), module.eval().member_logits(images))
+    assert torch.equal(loaded.eval().evaluate(images).logits, module.eval().evaluate(images).logits)
     assert loaded.deployed_member() == module.deployed_member()
-    assert torch.equal(loaded.validation_accuracy, module.validation_accuracy)
+    assert torch.equal(loaded.scores.validation_accuracy, module.scores.validation_accuracy)
     assert same(loaded.state_dict(), module.state_dict())
 
 
@@ -614,8 +616,8 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_keeps_its_sums(tmp_path: Path) -
     module, fit = build(), trainer(saving(tmp_path, every_n_train_steps=2), enable_checkpointing=True)
     fit.fit(module, train_loader())  # 3 batches, saved after 2
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-    assert saved["term_means.steps"].item() == 2
-    assert saved["train_scores.samples"].item() == 16
+    assert saved["scores.term_means.steps"].item() == 2
+    assert saved["scores.train_scores.samples"].item() == 16
     assert saved["teacher.updates"].item() == 2
 
 

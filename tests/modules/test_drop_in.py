@@ -95,7 +95,7 @@ def test_callbacks_logger_and_hyperparameters_of_ones_own_work_beside_ours(tmp_p
     with pytest.raises(ConfigError, match=r"split_at is 'body' in .*ckpt, and 'head' here: leave it out"):
         DistillationModule.load_from_checkpoint(best.best_model_path, backbone=Net(), split_at="head")
     first = images()[:8][0]
-    expected = again.member_logits(first)[again.members.index(again.deployed_member())]
+    expected = again.evaluate(first).logits[again.scores.members.index(again.deployed_member())]
     torch.testing.assert_close(predicted[0], expected)
     written = (Path(fit.loggers[0].log_dir or "") / "hparams.yaml").read_text(encoding="utf-8")
     assert "distillation:\n" in written
@@ -128,7 +128,7 @@ def test_what_is_deployed_after_any_precision_takes_float32_images_and_is_the_ch
     trainer(tmp_path, saved, precision=precision).fit(module, Data())
     given = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
     average = torch.promote_types(given, torch.float32)  # bfloat16 would round its steps away, and ties into the scores
-    assert module.validation_accuracy.dtype == average
+    assert module.scores.validation_accuracy.dtype == average
     for network, own in (("student", given), ("teacher", average)):
         part = getattr(module, network).peer(1)
         deployed = module.deploy(network, 1)
@@ -141,7 +141,7 @@ def test_what_is_deployed_after_any_precision_takes_float32_images_and_is_the_ch
             assert torch.equal(deployed.state_dict()[name], expected), name
         again = DistillationModule.load_from_checkpoint(saved.best_model_path, backbone=Net()).eval()
         assert torch.equal(again.deploy(network, 1)(shown), logits)
-        assert torch.equal(again.member_logits(shown)[again.members.index(f"{network}_1")], logits)
+        assert torch.equal(again.evaluate(shown).logits[again.scores.members.index(f"{network}_1")], logits)
 
 
 def test_types_that_a_network_of_ones_own_holds_on_purpose_are_deployed_as_they_are() -> None:

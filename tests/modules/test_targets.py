@@ -80,7 +80,7 @@ def test_a_class_and_all_weight_on_it_are_the_same_to_every_method(name: str) ->
     on_hard = hard.training_step((images, labels, indices), 0)
     one_hot = F.one_hot(labels, CLASSES).float()
     torch.testing.assert_close(soft.training_step((images, one_hot, indices), 0), on_hard, rtol=1e-5, atol=1e-6)
-    assert torch.equal(soft.train_scores.correct, hard.train_scores.correct)
+    assert torch.equal(soft.scores.train_scores.correct, hard.scores.train_scores.correct)
     # Smoothed by the setting, or by whoever made the labels: to a method it is the same, and not what it was.
     by_hand = build(**settings_of(name))
     made = by_hand.training_step((images, 0.9 * one_hot + 0.1 / CLASSES, indices), 0)
@@ -103,8 +103,8 @@ def test_a_method_of_one_class_an_image_says_so_and_can_be_smoothed() -> None:
         for module in (plain, weighted):
             module.training_step((images, labels), 0)
         # What is distilled follows the class, not the largest smoothed weight.
-        assert plain.term_means.compute()["kd_target"] == weighted.term_means.compute()["kd_target"]
-        assert plain.term_means.compute()["ce"] != weighted.term_means.compute()["ce"]
+        assert plain.scores.term_means.compute()["kd_target"] == weighted.scores.term_means.compute()["kd_target"]
+        assert plain.scores.term_means.compute()["ce"] != weighted.scores.term_means.compute()["ce"]
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from dkel_lightning.app.runs import members
 from dkel_lightning.app.runs.records import CONFUSION, Test
 from dkel_lightning.app.runs.tables import cell, write_csv
 from dkel_lightning.data import ClassificationData
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.modules import deployment
-from dkel_lightning.modules.distillation import DistillationModule
 
 
 def test(trainer: Trainer, module: DistillationModule, images: ClassificationData, epoch: int) -> Test:
@@ -31,7 +31,7 @@ def test(trainer: Trainer, module: DistillationModule, images: ClassificationDat
         epoch=epoch,
         images=int(metrics["test/images"]),
         classes=images.num_classes,
-        validated=bool(module.validation_accuracy.isfinite().any()),
+        validated=bool(module.scores.validation_accuracy.isfinite().any()),
         was_chosen=len(deployment.candidates(module, module.deployment)) > 1,
         deployed=deployed,
         deployed_accuracy=accuracy[deployed],
@@ -56,12 +56,12 @@ def _by_member(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
 
 
 def _validation_accuracy(module: DistillationModule, member: str) -> float | None:
-    accuracy = float(module.validation_accuracy[module.members.index(member)])
+    accuracy = float(module.scores.validation_accuracy[module.scores.members.index(member)])
     return accuracy if math.isfinite(accuracy) else None
 
 
 def _passed_over(module: DistillationModule, deployed: str) -> dict[str, Any] | None:
-    own = deployment.methods_own(module)
+    own = deployment.usual_member(module)
     accuracy = _validation_accuracy(module, own)
     alike = own.partition("_")[0] == deployed.partition("_")[0]
     return None if alike or accuracy is None else {"network": own, "validation_accuracy": accuracy}
@@ -91,9 +91,9 @@ def write_confusion(
     module: DistillationModule, names: Sequence[str], folder: Path, also: Sequence[str] = ()
 ) -> Path | None:
     """Write confusion.csv of the last test and its figure into a folder, and return the PNG; None without any."""
-    if module.tested_confusion is None:
+    if module.scores.tested_confusion is None:
         return None
-    counts, figure = module.tested_confusion.tolist(), folder / "figures" / "confusion.png"
+    counts, figure = module.scores.tested_confusion.tolist(), folder / "figures" / "confusion.png"
     rows = ([name, *row] for name, row in zip(names, counts, strict=True))
     write_csv(folder / CONFUSION, [["true class", *names], *rows])
     drawing.save(figures.confusion(counts, names), figure, also)

@@ -17,8 +17,8 @@ from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.assembly.build import rebuilt
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.data import ClassificationData
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError
-from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.runtime.processes import print_once
 from dkel_lightning.runtime.texts import printable
 from dkel_lightning.settings.backbone import reads_a_folder

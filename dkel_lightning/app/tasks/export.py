@@ -21,11 +21,11 @@ from dkel_lightning.app.tasks.evaluate import check_fits, loaded
 from dkel_lightning.app.tasks.train import prepared
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.export import Preprocessing, Shipped, export, formats, hub
 from dkel_lightning.export.metadata import Facts, backbone_of
 from dkel_lightning.modules.batch import renamed, unpack
-from dkel_lightning.modules.distillation import DistillationModule
 from dkel_lightning.runtime.atomic_files import digest, text_of
 
 

@@ -42,10 +42,9 @@ from dkel_lightning.checkpoints import file_format
 from dkel_lightning.checkpoints.archive import is_whole
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
-from dkel_lightning.modules import continuation
-from dkel_lightning.modules.distillation import DistillationModule
-from dkel_lightning.modules.evaluation import scored_names
+from dkel_lightning.modules import resume
 from dkel_lightning.runtime import locks, memory, ranks
 from dkel_lightning.runtime.memory import PeakMemory
 from dkel_lightning.runtime.processes import broadcast_from_rank_zero, print_once
@@ -124,7 +123,7 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
         checkpoint = file_format.load(run.resume)
         kept = checkpoint.get("callbacks", {}).get(SettingsKept.__name__, {})
         refuse_edited(run, kept.get("text", ""))  # here, before anything is prepared
-        step, holds_teacher = int(checkpoint["global_step"]), continuation.holds_teacher(checkpoint["state_dict"])
+        step, holds_teacher = int(checkpoint["global_step"]), resume.holds_teacher(checkpoint["state_dict"])
         del checkpoint  # Lightning loads it again, on the device
     images = prepared(values)
     # What was found in the images belongs to the run: an evaluation must not compute it anew.
@@ -278,7 +277,7 @@ def _tell_tests(
 
 
 def _check_monitor(monitor: str, module: DistillationModule) -> None:
-    known = ["val/acc", *(f"val/{kind}/{name}" for kind in ("acc", "nll") for name in scored_names(module))]
+    known = ["val/acc", *(f"val/{kind}/{name}" for kind in ("acc", "nll") for name in module.scores.names)]
     if monitor not in known:
         raise ConfigError(f"callbacks.monitor is {monitor!r}: choose one of {', '.join(known)}.")
 
@@ -356,7 +355,7 @@ def _test_best(trainer: Trainer, module: DistillationModule, images: Classificat
     if not path:
         return None
     checkpoint = file_format.load(path, module.device)
-    continuation.load(module, checkpoint, path)
+    resume.load(module, checkpoint, path)
     return scores.test(trainer, module, images, int(checkpoint["epoch"]) + 1)
 
 

@@ -53,4 +53,4 @@ def logits_of(checkpoint: Path, member: str, images: Tensor) -> Tensor:
     """Ask the training network."""
     module = DistillationModule.load_from_checkpoint(checkpoint).eval()
     with torch.no_grad():
-        return module.member_logits(images)[module.members.index(member)]
+        return module.evaluate(images).logits[module.scores.members.index(member)]

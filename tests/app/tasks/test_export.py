@@ -143,7 +143,7 @@ def test_weights_go_home_to_torchvision_timm_and_transformers(tmp_path: Path) ->
         shipped = export(module, images, tmp_path / source, known, format="original", peer=1, repeats=0)
         folders[source] = tmp_path / source
         with torch.no_grad():
-            expected[source] = module.member_logits(images)[module.members.index("teacher_1")]
+            expected[source] = module.evaluate(images).logits[module.scores.members.index("teacher_1")]
         torch.testing.assert_close(
             open_exported(shipped.folder).classify(images), expected[source], rtol=1e-3, atol=1e-4
         )
@@ -448,7 +448,7 @@ def test_a_network_of_ones_own_is_exported_from_python(tmp_path: Path) -> None:
     own = Own()
     own.load_state_dict(load_file(shipped.file))
     with torch.no_grad():
-        torch.testing.assert_close(own.eval()(images), module.member_logits(images)[1])
+        torch.testing.assert_close(own.eval()(images), module.evaluate(images).logits[1])
     with pytest.raises(CheckpointError, match="a network of the user's own, which cannot be rebuilt by name"):
         open_exported(shipped.file)
     with pytest.raises(ConfigError, match=r"The images to compare on are \[6, 3, 9, 9\], the preprocessing gives"):

@@ -40,7 +40,7 @@ def of_card(folder: Path, monkeypatch: pytest.MonkeyPatch, network: nn.Module | 
 
 def member(module: DistillationModule, name: str, size: int) -> Tensor:
     with torch.no_grad():
-        return module.eval().member_logits(pictures(size))[module.members.index(name)]
+        return module.eval().evaluate(pictures(size)).logits[module.scores.members.index(name)]
 
 
 def kd(backbone: Any, size: int = 16, **teacher: Any) -> DistillationModule:

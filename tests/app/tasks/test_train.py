@@ -21,8 +21,8 @@ from dkel_lightning.app.tasks.evaluate import check_fits, evaluate
 from dkel_lightning.app.tasks.train import TrainResult, prepared, train
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.checkpoints.archive import step_of
+from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError, DkelError, NonFiniteError
-from dkel_lightning.modules.distillation import DistillationModule
 from tests.compose import compose, interrupted_at, tiny_run, with_callback
 
 
@@ -229,12 +229,12 @@ def test_the_best_epoch_survives_a_move_of_the_run_and_a_worse_resume(tmp_path: 
     full = tiny_run(first, *settings)
     with pytest.raises(SystemExit):
         train(interrupted_at(2, full))
-    best = state_of(first / "checkpoints" / "best.ckpt")["validation_accuracy"]
+    best = state_of(first / "checkpoints" / "best.ckpt")["scores.validation_accuracy"]
     moved = tmp_path / "moved"
     first.rename(moved)
     spoiling = with_callback(full, f"{__name__}.Spoil")
     train(replace(spoiling, folder=moved, resume=moved / "checkpoints" / "last.ckpt"))
-    assert torch.equal(state_of(moved / "checkpoints" / "best.ckpt")["validation_accuracy"], best)
+    assert torch.equal(state_of(moved / "checkpoints" / "best.ckpt")["scores.validation_accuracy"], best)
 
 
 def state_of(path: Path) -> dict[str, Any]:

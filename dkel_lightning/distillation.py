@@ -1,0 +1,418 @@
+"""The coordinator: student, teacher and ensemble trained together by one method, one optimizer, one loss.
+
+Read from top to bottom it is the order of events: the parts, a training step from the batch to the loss, the step of
+the optimizer, after which the teacher follows, what surrounds a fit, validation and test, the checkpoint, deployment.
+Weights that schedules set, and the teacher's initialisation, come from callbacks (`callbacks.OF_MODULES`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dkel_lightning import callbacks
+from dkel_lightning.assembly import build as building
+from dkel_lightning.assembly import parts
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.execution import begin_step, compile_networks
+from dkel_lightning.functional import classes_of
+from dkel_lightning.methods import Method
+from dkel_lightning.metrics import relative_distance, scores_of
+from dkel_lightning.modules import deployment, resume
+from dkel_lightning.modules.batch import (
+    Batch,
+    check_views,
+    checked,
+    images_of,
+    number_of_views,
+    renamed,
+    with_shape_errors_explained,
+)
+from dkel_lightning.modules.ensemble import EnsembleModule
+from dkel_lightning.modules.interface import Augmentation, Observer
+from dkel_lightning.modules.optim import PLATEAU, OptimizerFactory, SchedulerFactory, check_factories, configure
+from dkel_lightning.modules.outputs import Evaluated, MethodInputs, StepResult, StudentOutput
+from dkel_lightning.modules.scores import Scores, mean_probability
+from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.targets import TargetMaker, peers_first
+from dkel_lightning.modules.teacher import TeacherModule
+from dkel_lightning.runtime.processes import outlast_threads
+from dkel_lightning.runtime.seeding import generator
+from dkel_lightning.settings.deploy import Deploy
+from dkel_lightning.settings.execution import Execution
+from dkel_lightning.settings.targets import Targets
+
+
+class DistillationModule(LightningModule):
+    """Train peers with online distillation in any Lightning Trainer.
+
+    One training step: all views pass the student and the teacher, the ensemble classifies the student's features
+    and assembles the teachers' logits, the method turns these into named loss terms, and their sum is optimised by
+    one optimizer. After each optimizer step the teacher follows its student. Use `build` unless you bring your own
+    parts. What is logged: see `modules.scores` and `callbacks.DiversityMonitor`.
+
+    Args:
+        student: the peers that are optimised.
+        method: turns outputs into loss terms.
+        teacher: the teacher peers, of the same form; required by most methods.
+        ensemble: required by methods with an ensemble classifier.
+        optimizer: makes the optimizer from named parameter groups (`student`, `ensemble`, `method`, and `teacher`
+            where it learns by gradient); SGD of the CIFAR protocol by default.
+        scheduler: makes the scheduler from the optimizer; none by default.
+        interval: step the scheduler every `epoch` or every `step`.
+        augmentation: for batches [B, C, H, W]: makes the views on the device, called as
+            `augmentation(images, generator)` once a view. Without it all peers share the view of such a batch.
+        views: the views that it makes: one `per_peer`, one `shared` by all, or `per_peer_and_teacher`.
+        targets: what becomes of the labels: smoothed, mixed, weighted.
+        deploy: which network `deploy()` returns and `val/acc` reports.
+        seed: from which the views, the initialisation batches and `build`'s weights are drawn.
+        execution: `eager`, `compile` or `reduce_overhead`, or `Execution`'s settings.
+
+    Attributes:
+        recipe: primitives from which the networks are rebuilt; None for parts put together by hand.
+        observers: called in each training step with its inputs, terms and loss.
+        batch_keys: what images, labels and indices are called in batches that are mappings; empty: as usual.
+        lr: the learning rate of all groups; None: the optimizer's own. `Tuner.lr_find` sets it.
+    """
+
+    batch_keys: Mapping[str, str] = MappingProxyType({})
+    _ddp_params_and_buffers_to_ignore: list[str]
+
+    def __init__(
+        self,
+        student: StudentModule,
+        method: Method,
+        *,
+        teacher: TeacherModule | None = None,
+        ensemble: EnsembleModule | None = None,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        interval: str = "epoch",
+        augmentation: Augmentation | None = None,
+        views: str = "per_peer",
+        targets: Targets | None = None,
+        deploy: Deploy | None = None,
+        seed: int = 0,
+        execution: str | Mapping[str, Any] | Execution = "eager",
+    ) -> None:
+        super().__init__()
+        parts.check_parts(student, method, teacher, ensemble, views)
+        check_factories(optimizer, scheduler, interval)
+        self.student, self.method = student, method
+        self.teacher: TeacherModule | None = teacher
+        self.ensemble: EnsembleModule | None = ensemble
+        if teacher is not None:
+            teacher.stand_alone(False)  # a fit of its own that was interrupted leaves it unfrozen
+        self.execution = Execution.of(execution)
+        self.augmentation = augmentation
+        self.num_views = number_of_views(views, student.num_peers)
+        self.targets = TargetMaker(targets or Targets(), student.num_classes, student.num_peers, method.wants_classes)
+        self.seed = seed
+        self.lr: float | None = None
+        self.recipe: dict[str, Any] | None = None
+        self._factories = (optimizer, scheduler, interval)
+        parts.attach(self)
+        self.scores = Scores(deployment.members(self), student.num_classes, method.terms)
+        self.deployment = deploy or Deploy()
+        deployment.check_deployment(self, self.deployment)
+        self.observers: list[Observer] = []
+        self._restored = resume.Restored()
+
+    build = building.ConstructedBy(building.build)
+    load_from_checkpoint = building.ConstructedBy(building.load_from_checkpoint)  # type: ignore[assignment]
+
+    # ---------------------------------------------------------------------- a training step
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Compute the loss of a batch: the sum of the method's terms, and the teacher's own where it learns."""
+        if batch_idx == 0:
+            parts.check_is_trained_itself(self)
+        batch = self._checked(batch, batch_idx)
+        rank, epoch = (self.global_rank, self.trainer.current_epoch) if self.is_attached else (0, 0)
+        step = self.compute_step(self.make_batch(batch, epoch, batch_idx, rank))
+        for observe in self.observers:
+            observe(step.inputs, step.terms, step.loss)
+        self.scores.update_training(step, len(batch.labels))
+        return step.loss
+
+    def read(self, batch: Any) -> Any:
+        """Give the entries of a mapping the usual names; no hook of Lightning's, which would replace the data's."""
+        return renamed(batch, self.batch_keys)
+
+    def make_batch(self, batch: Batch, *key: int | str) -> Batch:
+        """Make the views of a batch, and mix them and its labels where that is asked for; drawn from (seed, key)."""
+        return self.targets.mixed(batch._replace(views=self.make_views(batch.views, *key)), self.seed, *key)
+
+    def make_views(self, images: Tensor, *key: int | str) -> Tensor:
+        """Augment images [B, C, H, W] once for each view, [B, V, C, H, W], drawn from (seed, key).
+
+        Without an augmentation, or given views already, they are returned as they are.
+        """
+        if self.augmentation is None or images.dim() != 4:
+            return images
+        draws = generator(self.seed, "views", *key, device=images.device)
+        views = [self.augmentation(images, draws) for _ in range(self.num_views)]
+        if not isinstance(views[0], Tensor):
+            raise ConfigError(
+                f"augmentation(images, generator) gives a {type(views[0]).__name__} in place of images: where it is a "
+                "transform of torchvision, pass lambda images, generator: transform(images)."
+            )
+        return torch.stack(views, dim=1)
+
+    def compute_step(self, batch: Batch) -> StepResult:
+        """Compute all of a training step that lies before its gradients; a function of tensors alone."""
+        begin_step(self.execution)
+        inputs = self.forward_all(batch)
+        terms, loss = self.losses(inputs)
+        values = torch.stack([terms[name].detach() for name in self.method.terms])
+        return StepResult(inputs, terms, values, loss, *scores_of(inputs.student.logits, peers_first(batch.labels)))
+
+    def forward_all(self, batch: Batch) -> MethodInputs:
+        """Pass a batch through student, ensemble and teacher, and assemble the teachers' knowledge."""
+        views, teacher_views = self.views_of_each(batch.views)
+        with with_shape_errors_explained(batch.views, self.student.network):
+            student = self(views)
+            passes = self.teacher is not None and self.teacher.takes_part(self.student.network)
+            teacher = self.teacher.teach(teacher_views) if self.teacher is not None and passes else None
+        assembled, weight = None, student.logits.new_zeros(())
+        if self.ensemble is not None:
+            weight = self.ensemble.weight
+            if teacher is not None:
+                assembled = self.ensemble.assemble(teacher.logits, getattr(self.method.settings, "temperature", 1.0))
+        labels = peers_first(batch.labels)
+        return MethodInputs(self.targets(labels), student, teacher, assembled, weight, batch.indices, labels)
+
+    def views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the views of the student and those of the teacher: the same ones, or each its half of 2 P."""
+        peers = self.student.num_peers
+        if self.method.needs.teacher_views and views.dim() == 5 and views.shape[1] == 2 * peers:
+            return views[:, :peers], views[:, peers:]
+        return views, views
+
+    def forward(self, views: Tensor) -> StudentOutput:
+        """Classify `views` [B, V, C, H, W] or [B, C, H, W] with the student peers and their ensemble."""
+        output: StudentOutput = self.student(views)
+        if self.method.needs.ensemble == "own":
+            return output.with_ensemble(self.method.combine(output))
+        if self.ensemble is not None and self.method.wants_ensemble_classifier:
+            return output.with_ensemble(self.ensemble(output.features))
+        return output
+
+    def losses(self, inputs: MethodInputs) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute the terms, and the loss: their sum, and the teacher's own where it learns."""
+        terms = self.method.named_terms(inputs)
+        loss = torch.stack([terms[name] for name in self.method.terms]).sum()
+        if self.teacher is not None and self.teacher.learns:
+            assert inputs.teacher is not None
+            # No term of the method: it trains another network.
+            loss = loss + self.teacher.supervised_loss(inputs.teacher.logits, inputs.labels) * self.teacher.num_peers
+        return terms, loss
+
+    def _checked(self, batch: Any, batch_idx: int) -> Batch:
+        teacher_views = self.method.needs.teacher_views
+        return checked(self.read(batch), batch_idx, self.student.num_peers, self.student.num_classes, teacher_views)
+
+    # ---------------------------------------------------------------------- the optimizer's step
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Put all that learns into one optimizer, one named parameter group a network."""
+        learning = {"student": self.student.network, "ensemble": self.ensemble, "method": self.method}
+        if self.teacher is not None and self.teacher.learns:
+            learning["teacher"] = self.teacher.network
+        present = {name: part for name, part in learning.items() if part is not None}
+        return configure(present, *self._factories, self.lr, plateau=PLATEAU, trainer=self._trainer)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip a teacher that learns apart from the rest: with one norm over both, the student would influence it."""
+        teacher = {*self.teacher.parameters()} if self.teacher is not None and self.teacher.learns else set()
+        for is_teacher in (False, True) if teacher else (False,):
+            groups = [
+                {**group, "params": [p for p in group["params"] if (p in teacher) == is_teacher]}
+                for group in optimizer.param_groups
+            ]
+            scaled = getattr(optimizer, "_step_supports_amp_scaling", False)  # which Lightning refuses to clip
+            part: Any = SimpleNamespace(param_groups=groups, _step_supports_amp_scaling=scaled)
+            super().configure_gradient_clipping(part, gradient_clip_val, gradient_clip_algorithm)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Optimizer | Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Step the optimizer, then let the teacher follow.
+
+        Lightning calls this once for each real step, accumulation included, so a checkpoint holds the counter that
+        belongs to its `global_step`. A step that the loss scaler of fp16 skips counts as well.
+        """
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.follow()
+
+    def follow(self) -> None:
+        """Let the teacher follow, after an optimizer step."""
+        if self.teacher is not None:
+            self.teacher.follow(self.student.network)
+
+    # ---------------------------------------------------------------------- around a fit
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether a Trainer drives the module."""
+        return self._trainer is not None
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The trunk that the student's peers share, which Lightning's BackboneFinetuning freezes at first."""
+        return self.student.network.shared_part()
+
+    @property
+    def peers_modules(self) -> list[StudentModule | TeacherModule]:
+        """The student and, if there is one, the teacher."""
+        return [self.student] if self.teacher is None else [self.student, self.teacher]
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Attach the callbacks that the method needs, except those the user has passed."""
+        present: list[Callback] = list(getattr(self.trainer, "callbacks", []))
+        missing = [kind for kind in callbacks.OF_MODULES if not any(isinstance(old, kind) for old in present)]
+        return [kind() for kind in missing if kind.needed_by(self)]
+
+    def setup(self, stage: str) -> None:
+        """Choose the memory layout before the optimizer is made, and compile the networks."""
+        outlast_threads()
+        if self.execution.channels_last:
+            self.to(memory_format=torch.channels_last)
+        if stage == "fit":
+            compile_networks(self.peers_modules, self.execution)
+
+    def on_fit_start(self) -> None:
+        """Go on with the random numbers of the checkpoint: before the loaders, which may draw from them, are made."""
+        resume.restore_process(self, self._restored)
+        resume.unfreeze_optimized(self)
+        parts.check_nobody_averages_scores(self)
+        parts.warn_of_an_untrained_teacher(self)
+
+    def on_train_start(self) -> None:
+        """Do the same where a strategy restores the checkpoint only now."""
+        resume.restore_process(self, self._restored)
+        resume.check_training_classes(self, self._restored)
+
+    def teardown(self, stage: str) -> None:
+        for part in self.peers_modules:
+            part.compiled = None
+
+    # ---------------------------------------------------------------------- what is measured
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean terms, the peers' training accuracy and the weights that schedules have set."""
+        weights = self.method.weights_in_force(self.ensemble.weight if self.ensemble is not None else torch.zeros(()))
+        if self.teacher is not None and self.teacher.settings.update == "ema":
+            weights = {**weights, "ema_rate": self.teacher.rate}
+        self.scores.log_training(self, weights)
+
+    def evaluate(self, views: Tensor) -> Evaluated:
+        """Pass `views` through all members once."""
+        with with_shape_errors_explained(views, self.student.network):
+            views, teacher_views = self.views_of_each(views)
+            student = self(views)
+            rows, features = [student.logits.float()], [*student.features]
+            if self.student.num_peers > 1:
+                rows.append(mean_probability(rows[0]))
+            if student.ensemble_logits is not None:
+                rows.append(student.ensemble_logits.float().unsqueeze(0))
+            if self.teacher is not None:
+                # One teacher of peers with a view each is scored on the first one's.
+                single = self.teacher.num_peers == 1 and teacher_views.dim() == 5
+                teacher = self.teacher(teacher_views[:, 0] if single else teacher_views)
+                rows.append(teacher.logits.float())
+                rows += [mean_probability(rows[-1])] if self.teacher.num_peers > 1 else []
+                features += [*teacher.features]
+        return Evaluated(torch.cat(rows), tuple(features))
+
+    def on_validation_start(self) -> None:
+        """Give all processes the same BatchNorm statistics, and begin anew."""
+        resume.synchronise_statistics(self)
+        self.scores.begin()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Score every member on a batch; hand what they return to the callbacks."""
+        views, labels, _ = self._checked(batch, batch_idx)
+        evaluated, classes = self.evaluate(views), classes_of(labels)
+        self.scores.update_validation(evaluated.logits, labels, classes)
+        return {"evaluated": evaluated, "labels": classes}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the members' scores and remember them for the choice of the deployed peer."""
+        accuracy = self.scores.log_validation(self)
+        self._log_deployed("val", accuracy, accuracy)
+
+    def on_test_epoch_start(self) -> None:
+        """Begin anew, and look up which member is deployed."""
+        self.scores.begin(self.deployed_member())
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Score every member on a batch, its calibration, the peers' disagreement and the deployed one's mistakes."""
+        views, labels, _ = self._checked(batch, batch_idx)
+        self.scores.update_test(self.evaluate(views).logits, labels, classes_of(labels))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the members' scores; the best peers are those that validation chose."""
+        self._log_deployed("test", self.scores.log_test(self), self.scores.validation_accuracy)
+        if (distance := self.teacher_distance()) is not None:
+            self.log("test/distance", distance, sync_dist=True)
+
+    def _log_deployed(self, stage: str, accuracy: Tensor, chooser: Tensor) -> None:
+        member = self.scores.members.index(deployment.deployed_member(self, chooser))
+        self.log(f"{stage}/acc", accuracy[member], prog_bar=True, sync_dist=True)
+
+    def teacher_distance(self) -> Tensor | None:
+        """Return `||theta_t - theta_s|| / ||theta_s||` of all parameters; None without a teacher of the same form."""
+        if self.teacher is None:
+            return None
+        return relative_distance([*self.teacher.network.parameters()], [*self.student.network.parameters()])
+
+    # ---------------------------------------------------------------------- what a checkpoint holds
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the networks, and each process's own state: primitives and tensors only."""
+        resume.save(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of something else before any weight is touched."""
+        self._restored = resume.read(self, checkpoint)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies the observers of callbacks."""
+        return {**super().__getstate__(), "observers": []}
+
+    # ---------------------------------------------------------------------- what is deployed
+
+    def deployed_member(self) -> str:
+        """Name the member that is deployed, such as `teacher_1`."""
+        return deployment.deployed_member(self)
+
+    def deploy(self, network: str | None = None, peer: int | str | None = None) -> nn.Module:
+        """Return the deployed network: a plain module [B, C, H, W] -> logits [B, classes], in eval mode.
+
+        A deep copy on the CPU: later training does not touch it. It takes float32 images: what a Trainer has put into
+        another precision as a whole (`bf16-true`, `64-true`) is float32 here, buffers included.
+
+        Args:
+            network: `teacher`, `student`, `ensemble`, or `auto` of both; as configured by default, which is `auto`.
+            peer: an index, or `best` of the last validation; as configured by default.
+        """
+        return deployment.deploy(self, deployment.choose(self, network, peer))
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the deployed network's logits [B, C] for a batch of images, a tuple that starts so, or a mapping."""
+        views = images_of(self.read(batch))
+        check_views(views, self.student.num_peers, self.method.needs.teacher_views)
+        return self.evaluate(views).logits[self.scores.members.index(self.deployed_member())]

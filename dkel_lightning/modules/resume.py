@@ -1,0 +1,213 @@
+"""What a training goes on with: what a checkpoint holds beside the weights, and how each process gets its own back.
+
+Weights are equal on all processes. The states of the random generators, BatchNorm's running statistics between two
+validations, and the sums of the epoch's metrics are not. The first process writes the checkpoint, so the others send it
+their state; a resume with as many processes gives each its own back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torchmetrics import Metric
+
+from dkel_lightning.checkpoints import file_format
+from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.modules.interface import Coordinator
+from dkel_lightning.modules.peers import running_statistics
+from dkel_lightning.runtime.processes import average_over_processes, world_size
+from dkel_lightning.runtime.seeding import random_state, restore_random_state
+
+ProcessState = dict[str, Any]
+"""`random`: the generators; `tensors`: by name in the state dict, only where there are several processes."""
+TEACHER = "teacher.network."
+"""How the names of a teacher's weights begin."""
+
+
+@dataclass
+class Restored:
+    """What a checkpoint holds beside the weights, until the fit that goes on from it has taken it over.
+
+    Attributes:
+        processes: the state of each process.
+        trained_with: the classes of optimizer, scheduler and augmentation.
+    """
+
+    processes: Sequence[ProcessState] = ()
+    trained_with: Mapping[str, str] = field(default_factory=dict)
+
+
+def save(module: Coordinator, checkpoint: dict[str, Any]) -> None:
+    """Add what rebuilds the networks, and each process's state: primitives and tensors only.
+
+    BatchNorm's statistics are written as their mean over the processes; those of the module stay as they are. The
+    weights of a frozen teacher from elsewhere are left out.
+    """
+    state_dict, processes = checkpoint["state_dict"], gather(cast(LightningModule, module))
+    average_statistics(cast(nn.Module, module), state_dict)
+    if module.teacher is not None and module.teacher.is_external:
+        for name in [name for name in state_dict if name.startswith(TEACHER)]:
+            del state_dict[name]
+    file_format.sign(checkpoint, module.recipe, module.scores.members, processes, _training_classes(module))
+
+
+def load(module: Coordinator, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Load the weights of a checkpoint strictly."""
+    fill_in_teacher(module, checkpoint)
+    file_format.load_weights(cast(nn.Module, module), checkpoint, path)
+
+
+def read(module: Coordinator, checkpoint: dict[str, Any]) -> Restored:
+    """Read what a fit takes over from its checkpoint; refuse one of another configuration."""
+    file_format.check(checkpoint, module.recipe)
+    fill_in_teacher(module, checkpoint)
+    if not _is_fitting(module):
+        return Restored()
+    return Restored(file_format.own_states(checkpoint), file_format.trained_with(checkpoint))
+
+
+def fill_in_teacher(module: Coordinator, checkpoint: dict[str, Any]) -> None:
+    """Fill the state dict with the weights of a frozen teacher that the checkpoint leaves out, from the module.
+
+    They are those of the file or library that it was built with. Without any, a fit is refused.
+    """
+    teacher = module.teacher
+    if teacher is None or not module.method.needs.foreign_teacher or teacher.settings.update != "frozen":
+        return
+    if holds_teacher(checkpoint["state_dict"]):
+        teacher.is_external = False  # go on with its weights inside
+        return
+    if not bool(teacher.initialised):
+        missing = (
+            "The checkpoint leaves out its teacher: give its weights again (teacher.weights=FILE or "
+            'teacher.pretrained=true; in Python teacher={"weights": FILE} or {"pretrained": True}).'
+        )
+        if _is_fitting(module):
+            raise CheckpointError(missing)
+        rank_zero_warn(f"{missing} Until then the scores of the teacher are those of random weights.")
+    weights = {f"{TEACHER}{name}": value for name, value in teacher.network.state_dict().items()}
+    checkpoint["state_dict"] = {**checkpoint["state_dict"], **weights}
+
+
+def holds_teacher(state_dict: Mapping[str, Any]) -> bool:
+    """Tell whether the weights of a teacher are among the weights of a checkpoint."""
+    return any(name.startswith(TEACHER) for name in state_dict)
+
+
+def restore_process(module: LightningModule, restored: Restored) -> None:
+    """Give this process its own tensors and generators back, once; nothing of another number of processes."""
+    processes, restored.processes = restored.processes, ()
+    if len(processes) != world_size():
+        return
+    state = processes[torch.distributed.get_rank() if world_size() > 1 else 0]
+    targets = tensors_of_process(module)
+    with torch.no_grad():
+        for name, value in state["tensors"].items():
+            if name in targets:
+                targets[name].copy_(value)
+    restore_random_state(state["random"], module.device)
+
+
+def unfreeze_optimized(module: Coordinator) -> None:
+    """Let learn all that the optimizer holds, where Lightning's finetuning callbacks freeze it again on a resume."""
+    tuning = [
+        type(callback).__name__
+        for callback in getattr(module.trainer, "callbacks", ())
+        if isinstance(callback, BaseFinetuning)
+    ]
+    if tuning and world_size() > 1:
+        raise ConfigError(
+            f"{tuning[0]} lets weights learn later, and DDP averages the gradients of those alone that learn from the "
+            "start, so the processes would part: train on one device, or leave the callback out."
+        )
+    for optimizer in module.trainer.optimizers if tuning else ():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(True)
+
+
+def check_training_classes(module: Coordinator, restored: Restored) -> None:
+    """Compare optimizer, scheduler and augmentation with those that the checkpoint names, once."""
+    saved, restored.trained_with = restored.trained_with, {}
+    present = _training_classes(module)
+    changed = [what for what in present if saved.get(what, present[what]) != present[what]]
+    if not changed:
+        return
+    differences = "; ".join(f"{what}: {saved[what]} in the checkpoint, {present[what]} here" for what in changed)
+    cure = f"pass {', '.join(f'{what}=' for what in changed)} to build or load_from_checkpoint as the training had it"
+    if "optimizer" in changed:
+        raise ConfigError(f"This training cannot go on from its checkpoint ({differences}): {cure}.")
+    rank_zero_warn(f"This training goes on otherwise than it began ({differences}): to keep it as it was, {cure}.")
+
+
+def _is_fitting(module: Coordinator) -> bool:
+    return module.is_attached and module.trainer.state.fn == "fit"
+
+
+def _training_classes(module: Coordinator) -> dict[str, str]:
+    """Name the classes of what no recipe can hold; nothing outside of a Trainer, where there is no optimizer."""
+    if not module.is_attached:
+        return {}
+    trainer = module.trainer
+    parts: dict[str, list[Any]] = {"optimizer": trainer.optimizers, "augmentation": [module.augmentation]}
+    parts["scheduler"] = [config.scheduler for config in trainer.lr_scheduler_configs]
+    names = {what: [_name(part) for part in made if part is not None] for what, made in parts.items()}
+    return {what: ", ".join(classes) or "none" for what, classes in names.items()}
+
+
+def _name(part: Any) -> str:
+    """Name a function, or the class of anything else."""
+    part = getattr(part, "func", part)
+    return str(getattr(part, "__qualname__", type(part).__qualname__))
+
+
+def gather(module: LightningModule) -> list[ProcessState]:
+    """Collect the state of every process; all of them must call this."""
+    state: ProcessState = {"random": random_state(module.device), "tensors": {}}
+    if world_size() == 1:
+        return [state]  # the state dict has the rest
+    state["tensors"] = {name: value.detach().cpu() for name, value in tensors_of_process(module).items()}
+    gathered: list[ProcessState] = [{} for _ in range(world_size())]
+    torch.distributed.all_gather_object(gathered, state)
+    return gathered
+
+
+def tensors_of_process(module: nn.Module) -> dict[str, Tensor]:
+    """Return BatchNorm's running statistics and the persistent sums of metrics, by their names in the state dict."""
+    tensors: dict[str, Tensor] = {}
+    for prefix, part in module.named_modules():
+        if isinstance(part, _NormBase):
+            tensors |= {f"{prefix}.{name}": value for name, value in part.named_buffers(recurse=False)}
+        elif isinstance(part, Metric):
+            sums = {name: getattr(part, name) for name, persistent in part._persistent.items() if persistent}
+            tensors |= {f"{prefix}.{name}": value for name, value in sums.items() if isinstance(value, Tensor)}
+    return tensors
+
+
+def average_statistics(module: nn.Module, state_dict: dict[str, Any]) -> None:
+    """Put the mean over the processes of BatchNorm's statistics into `state_dict`; the module keeps its own.
+
+    Saving must not change what is trained: a run that was asked to save in between would end elsewhere.
+    """
+    if world_size() == 1:
+        return
+    for prefix, part in module.named_modules():
+        for name in ("running_mean", "running_var") if isinstance(part, _NormBase) else ():
+            key = f"{prefix}.{name}"
+            if isinstance(state_dict.get(key), Tensor):
+                state_dict[key] = state_dict[key].detach().clone()
+                average_over_processes([state_dict[key]])
+
+
+def synchronise_statistics(module: nn.Module) -> None:
+    """Average BatchNorm's running statistics over the processes; parameters are equal anyway."""
+    average_over_processes(running_statistics(module))
