@@ -1,0 +1,52 @@
+"""Gradients are clipped network by network: the student has no influence on a teacher that learns beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from tests.modules.toy import build, parameters_of, same, train_loader, trainer
+
+CLIP = 0.01
+
+
+class Norms(Callback):
+    """Keep the norms of the gradients with which the optimizer steps."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        groups = {
+            group["name"]: [p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups
+        }
+        if any(groups.values()):
+            self.seen.append({name: float(torch.nn.utils.get_total_norm(grads)) for name, grads in groups.items()})
+
+
+@pytest.mark.parametrize("method", ["online_checkpoints", "kdpm", "ekd"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_teacher_that_learns_is_clipped_apart_from_its_student(method: str, algorithm: str) -> None:
+    teachers, norms = [], Norms()
+    for weight in (0.1, 100.0):
+        module = build({"name": method, "weight": weight}, 1, teacher={"init_steps": 0})
+        fit = trainer(norms, max_epochs=2, gradient_clip_val=CLIP, gradient_clip_algorithm=algorithm)
+        fit.fit(module, train_loader())
+        teachers.append(parameters_of(module.teacher.network))  # type: ignore[union-attr]
+    assert same(*teachers)
+    if algorithm == "norm":
+        assert norms.seen
+        assert all(
+            norm == pytest.approx(CLIP, rel=1e-3) for seen in norms.seen for norm in (seen["student"], seen["teacher"])
+        )
+
+
+def test_student_ensemble_and_method_share_one_norm() -> None:
+    norms = Norms()
+    trainer(norms, max_epochs=2, gradient_clip_val=CLIP).fit(build("dkel"), train_loader())
+    assert [sum(norm**2 for norm in seen.values()) ** 0.5 for seen in norms.seen] == pytest.approx(
+        [CLIP] * len(norms.seen), rel=1e-3
+    )
