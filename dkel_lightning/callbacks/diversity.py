@@ -114,7 +114,9 @@ class DiversityMonitor(Callback):
         return logs
 
     def _of_members(self, module: Coordinator, measure: str, values: Tensor) -> dict[str, Tensor]:
-        logs = {f"diversity/{measure}/{network}": mean for network, mean in module.scores.means_of_peers(values).items()}
+        logs = {
+            f"diversity/{measure}/{network}": mean for network, mean in module.scores.means_of_peers(values).items()
+        }
         for member, value in zip(module.scores.members, values, strict=True):
             if self.detail == "pairs" or member == "ensemble":
                 logs[f"diversity/{measure}/{member}"] = value

@@ -38,6 +38,7 @@ class Method(nn.Module, ABC):
             said in `settings.methods.PRESETS`.
         own_buffers: buffers of which each process has its own between the moments when the method makes them equal;
             no Trainer turns them into a half type (`bf16-true`), in which counts end at 256.
+        teacher_parts: attributes that hold modules which learn with the teacher; they are clipped with it.
         rampup: the ramp-up of its distillation weight, None without one.
         ensemble: its decaying ensemble of teachers, None without one.
     """
@@ -45,6 +46,7 @@ class Method(nn.Module, ABC):
     Settings: ClassVar[type[Any]] = NoSettings
     needs: ClassVar[Needs] = Needs()
     own_buffers: ClassVar[tuple[str, ...]] = ()
+    teacher_parts: ClassVar[tuple[str, ...]] = ()
 
     rampup_weight: Tensor
 
