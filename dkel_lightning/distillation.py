@@ -236,7 +236,10 @@ class DistillationModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip a teacher that learns apart from the rest: with one norm over both, the student would influence it."""
-        teacher = {*self.teacher.parameters()} if self.teacher is not None and self.teacher.learns else set()
+        teacher: set[nn.Parameter] = set()
+        if self.teacher is not None and self.teacher.learns:
+            learning = [self.teacher, *(getattr(self.method, name) for name in self.method.teacher_parts)]
+            teacher = {parameter for part in learning for parameter in part.parameters()}
         for is_teacher in (False, True) if teacher else (False,):
             groups = [
                 {**group, "params": [p for p in group["params"] if (p in teacher) == is_teacher]}

@@ -118,6 +118,7 @@ class Method(nn.Module, ABC):
         needs: what it needs of the parts around it.
         own_buffers: buffers that differ between processes until the method makes them equal; no Trainer turns them
             into a half type (`bf16-true`), in which counts end at 256.
+        teacher_parts: attributes that hold modules which learn with the teacher; they are clipped with it.
         rampup: the ramp-up of its distillation weight, None without one.
         ensemble: its decaying ensemble of teachers, None without one.
     """
@@ -125,6 +126,7 @@ class Method(nn.Module, ABC):
     Settings: ClassVar[type[Any]] = NoSettings
     needs: ClassVar[Needs] = Needs()
     own_buffers: ClassVar[tuple[str, ...]] = ()
+    teacher_parts: ClassVar[tuple[str, ...]] = ()
 
     rampup_weight: Tensor
 

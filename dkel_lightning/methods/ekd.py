@@ -62,6 +62,7 @@ class EKD(Distilling):
     settings: EKDSettings
     # Labels, teacher, and the guided modules' labels, teacher, features; the teacher's labels.
     terms = ("ce", "kd", "ce_guided", "kd_guided", "features", "ce_guided_teacher")
+    teacher_parts = ("guided_teacher",)
 
     layers: tuple[str, ...]
     teacher_layers: tuple[str, ...]

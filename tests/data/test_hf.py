@@ -55,7 +55,7 @@ def test_a_saved_folder_is_read_with_its_classes(saved: Path, residency: str) ->
     assert (data.train_size, data.val_size, data.test_size) == (18, 2, 6)
     (batch,) = data.test_dataloader()
     for index, image in enumerate(batch.views):
-        expected = torch.from_numpy(decode_to(png(index), "", (3, 8, 8))) / 255
+        expected = torch.from_numpy(decode_to(png(index), "", (3, 8, 8)).copy()) / 255
         torch.testing.assert_close(image, expected)
     assert batch.labels.tolist() == [0, 1] * 3
     assert next(iter(data.train_dataloader())).views.shape == (4, 2, 3, 8, 8)

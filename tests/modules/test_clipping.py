@@ -39,9 +39,7 @@ def test_a_teacher_that_learns_is_clipped_apart_from_its_student(method: str, al
     assert same(*teachers)
     if algorithm == "norm":
         assert norms.seen
-        assert all(
-            norm == pytest.approx(CLIP, rel=1e-3) for seen in norms.seen for norm in (seen["student"], seen["teacher"])
-        )
+        assert all(max(seen["student"], seen["teacher"]) <= 1.001 * CLIP for seen in norms.seen)
 
 
 def test_student_ensemble_and_method_share_one_norm() -> None:

@@ -101,12 +101,6 @@ def test_callbacks_logger_and_hyperparameters_of_ones_own_work_beside_ours(tmp_p
     assert "distillation:\n" in written
 
 
-@pytest.mark.parametrize("name", ["to_onnx", "to_torchscript", "to_tensorrt"])
-def test_lightnings_exports_name_what_exports_the_deployed_network(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"export\.export\(module, .*torch\.onnx\.export\(module\.deploy\(\)"):
-        getattr(build(), name)(tmp_path / "file", images().tensors[0])
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_every_precision_of_the_cpu_trains_and_clips_accumulated_gradients(tmp_path: Path, precision: Any) -> None:
     module = build()

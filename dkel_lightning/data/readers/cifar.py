@@ -13,6 +13,11 @@ from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
 
 
+def _images(dataset: Any) -> Images:
+    images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))
+    return Images(images, np.asarray(dataset.targets, dtype=np.int64))
+
+
 class _CIFARDataModule(ImageDataModule):
     _name: ClassVar[str]
 
@@ -22,11 +27,7 @@ class _CIFARDataModule(ImageDataModule):
 
     def read(self) -> ImageSet:
         train, test = self._load(train=True), self._load(train=False)
-        images = [
-            Images(np.ascontiguousarray(split.data.transpose(0, 3, 1, 2)), np.asarray(split.targets, dtype=np.int64))
-            for split in (train, test)
-        ]
-        return ImageSet(*images, tuple(train.classes))
+        return ImageSet(_images(train), _images(test), tuple(train.classes))
 
     def _load(self, train: bool, download: bool = False) -> Any:
         official: Any = getattr(import_module("torchvision.datasets"), self._name)
