@@ -66,7 +66,7 @@ def files() -> dict[str, str]:
     for name, meaning in DEPLOYMENTS.items():
         written[f"deploy/{name}.yaml"] = text(meaning, Deploy(name))
     for name, meaning in EXECUTIONS.items():
-        written[f"execution/{name}.yaml"] = text(meaning, Execution(name))
+        written[f"execution/{name}.yaml"] = text(meaning, Execution(name, channels_last=True))
     return written
 
 

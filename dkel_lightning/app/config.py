@@ -49,7 +49,7 @@ def register(arguments: Iterable[str] = ()) -> None:
         if argument.startswith("backbone="):
             for name in EXTERNAL.findall(argument):
                 *folders, last = f"backbone/{name}".split("/")
-                node = {"defaults": ["/backbone/_base"], "name": name}
+                node = OmegaConf.merge(OmegaConf.load(conf_dir() / "backbone" / "_base.yaml"), {"name": name})
                 ConfigStore.instance().store(last, node, group="/".join(folders), package="backbone")
 
 

@@ -61,7 +61,9 @@ def choose_method(method: str | Mapping[str, Any] | Method, peers: int | None, s
     for term in follows & {"rampup", "ensemble"} - {*preset.settings}:
         if lengths := _lengths(term, settings.get(term), schedules):
             settings[term] = {**(settings.get(term) or {}), **lengths}
-    return create(name, preset.arrangement.peers if peers is None else peers, settings), preset
+    usual = preset.arrangement.peers
+    usual = usual if isinstance(usual, int) else len(usual)
+    return create(name, usual if peers is None else peers, settings), preset
 
 
 def teacher_settings(

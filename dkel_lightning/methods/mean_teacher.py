@@ -18,12 +18,12 @@ from dkel_lightning.settings.weights import RampUp
 class MeanTeacherSettings(Settings, node="method"):
     """Settings of Mean Teacher.
 
-    `mse` is the squared difference of the softmaxes averaged over classes, `kl` is KL(t || z). The scale of the ramp-up
-    is c_max.
+    `mse` is the squared difference of the softmaxes summed over classes, `kl` is KL(t || z). The scale of the ramp-up
+    is the weight of either.
     """
 
     consistency: Annotated[str, choice("Distance of student and teacher.", "mse", "kl")] = "mse"
-    rampup: RampUp = field(default_factory=lambda: RampUp(scale=10.0, epochs=5))
+    rampup: RampUp = field(default_factory=lambda: RampUp(epochs=5))
 
 
 @register("mean_teacher", teacher="mean_teacher", peers=1, views="per_peer_and_teacher")

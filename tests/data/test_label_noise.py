@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dkel_lightning.app.config.checks import warnings
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from dkel_lightning.app import build
-from dkel_lightning.app.config.checks import warnings
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.data.label_noise import with_wrong_labels
@@ -92,7 +92,7 @@ def test_no_noise_leaves_the_labels_as_they_are() -> None:
         ),
         ({"kind": "pair", "rate": 1.5}, "data.label_noise.rate must be a number between 0 and 1, got 1.5"),
         ({"kind": "pair", "rate": float("nan")}, "data.label_noise.rate must be a number between 0 and 1, got nan"),
-        ({"rate": 0.4}, "label_noise.rate=0.4 without a kind: choose data.label_noise.kind=symmetric or pair"),
+        ({"rate": 0.4}, "label_noise.rate=0.4 without a kind: set it to symmetric or pair"),
         ({"type": "pair"}, "Unknown key data.label_noise.type. .*Keys of data.label_noise: kind, rate, seed"),
     ],
 )

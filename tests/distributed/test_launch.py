@@ -60,15 +60,14 @@ def test_a_module_trains_under_lightnings_own_spawn_and_comes_back(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("overrides", "seconds", "unused"),
+    ("overrides", "seconds"),
     [
-        (["trainer=ddp_cpu"], 600, False),
-        (["trainer=ddp_cpu", "trainer.process_timeout=0.5"], 30, False),
+        (["trainer=ddp_cpu"], 600),
+        (["trainer=ddp_cpu", "trainer.process_timeout=0.5"], 30),
     ],
 )
-def test_plain_ddp_waits_for_a_bounded_time(overrides: list[str], seconds: int, unused: bool) -> None:
+def test_plain_ddp_waits_for_a_bounded_time(overrides: list[str], seconds: int) -> None:
     values = compose(*overrides)
     built = build_trainer(values, loggers=[], callbacks=[], plugins=[])
     assert isinstance(built.strategy, DDPStrategy)
     assert built.strategy._timeout.total_seconds() == seconds
-    assert built.strategy._ddp_kwargs["find_unused_parameters"] is unused

@@ -83,7 +83,7 @@ def test_the_trunk_gets_a_third_of_the_gradient_of_three_heads_and_the_heads_all
 
 @pytest.mark.parametrize("peers", [["resnet8", "resnet8"], 2])
 def test_peers_without_a_common_trunk_are_refused(peers: Any) -> None:
-    with pytest.raises(ConfigError, match=r"CLILR works on a trunk that its peers share: .*method\.sharing=trunk"):
+    with pytest.raises(ConfigError, match=r"CLILR needs peers that share a trunk: .*method\.sharing=trunk"):
         DistillationModule.build("resnet8", 3, "cl_ilr", peers, sharing="nothing")
 
 

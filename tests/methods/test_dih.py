@@ -126,7 +126,7 @@ def test_heads_that_do_not_fit_and_weights_without_meaning_are_refused(tmp_path:
         ConfigError, match=r"method\.weights has 2 entries .* 3 heads \(stage1, stage2, stage3\): give 4"
     ):
         build("dih", weights=[0.5, 0.5])
-    with pytest.raises(ConfigError, match="leaves nothing to learn from"):
+    with pytest.raises(ConfigError, match="nothing to distil"):
         build("dih", weights=0.0)
     with pytest.raises(ConfigError, match="ce_once is of one weight"):
         build("dih", weights=[0.5, 0.1, 0.1, 0.1], ce_once=True)

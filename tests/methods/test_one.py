@@ -113,7 +113,7 @@ def test_vectors_tokens_and_maps_are_averaged_over_positions(form: tuple[int, ..
 
 
 def test_peers_without_a_shared_trunk_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"ONE works on a trunk that its peers share: .*method\.sharing=trunk"):
+    with pytest.raises(ConfigError, match=r"ONE needs peers that share a trunk: .*method\.sharing=trunk"):
         DistillationModule.build("resnet8", 4, "one", sharing="nothing", in_channels=1)
 
 

@@ -502,7 +502,7 @@ def test_a_deployed_network_is_a_copy_without_this_library_around_it() -> None:
             "teacher=none, but PCL needs a teacher: choose teacher=independent, copy",
         ),
         ({"method": "baseline", "teacher": {"update": "none", "decay": 0.5}}, "no teacher, so teacher.decay means"),
-        ({"views": "per_peer_and_teacher"}, "method.views=per_peer_and_teacher belongs to mean_teacher"),
+        ({"views": "per_peer_and_teacher"}, "method.views=per_peer_and_teacher is for mean_teacher"),
         ({"method": {"temperature": 2.0}}, 'A method given as a mapping needs its "name"'),
         ({"method": Baseline(3), "peers": 2}, "Baseline was built for 3 peers, the student has 2"),
         ({"classifiers": "none"}, "method.classifiers is 'none': choose one of own, equal, released"),

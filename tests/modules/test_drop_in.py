@@ -261,9 +261,9 @@ def test_a_teacher_that_gets_away_from_its_start_is_not_warned_of(
     ("given", "message"),
     [
         ({"split_at": "layer4"}, "split_at='layer4' belongs to a model of your own"),
-        ({"peers": "3"}, "peers must be a whole number between 1 and 64, or a list of names, got '3'"),
-        ({"peers": 2.5}, "peers must be a whole number between 1 and 64, or a list of names, got 2.5"),
-        ({"peers": 1_000_000}, "peers must be a whole number between 1 and 64, or a list of names, got 1000000"),
+        ({"peers": "3"}, "peers must be a whole number between 1 and 64, or a list, each text, got '3'"),
+        ({"peers": 2.5}, "peers must be a whole number between 1 and 64, or a list, each text, got 2.5"),
+        ({"peers": 1_000_000}, "peers must be a whole number between 1 and 64, or a list, each text, got 1000000"),
         ({"image_size": 8}, r"image_size is 8: give \(height, width\)"),
         ({"teacher": 3}, "teacher is 3: give its settings"),
         ({"teacher": "copie"}, "Unknown choice teacher=copie. Did you mean copy"),

@@ -265,7 +265,7 @@ RATES = "teacher.decay must be a number between 0 and 1, or a schedule {from: va
         ({"draw": "twice"}, "teacher.draw must be one of independent, student, got 'twice'."),
         ({"start": "now"}, "teacher.start must be one of keep, mean_teacher, copy, got 'now'."),
         ({"batchnorm": "none"}, "teacher.batchnorm must be one of own, copy, ema, got 'none'."),
-        ({"update": "none"}, "teacher.update is none, and a teacher learns by ema, by gradient, or is frozen."),
+        ({"update": "none"}, "teacher.update is none: choose teacher=none, or set it to ema, gradient or frozen."),
         (
             {"init_steps": -1},
             "must be a whole number between 0 and 1000000, or epochs as in 3epochs, at most 1000, got -1.",
@@ -284,7 +284,7 @@ RATES = "teacher.decay must be a number between 0 and 1, or a schedule {from: va
         ({"decay": {0: 0.9, 3: 2.0}}, f"{RATES}, got {{0: 0.9, 3: 2.0}}."),
         ({"decay": {}}, f"{RATES}, got {{}}."),
         ({"decay": None}, "One of teacher.decay and teacher.decay_share must be given, and both are null."),
-        ({"decay_share": 0.1}, "teacher.decay and teacher.decay_share exclude each other, and both are given"),
+        ({"decay_share": 0.1}, "teacher.decay and teacher.decay_share exclude each other"),
         (
             {"decay": None, "decay_share": 0.0},
             "teacher.decay_share must be a number between 1e-09 and 1e+09, or a schedule",

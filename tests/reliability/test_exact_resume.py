@@ -148,7 +148,7 @@ def test_a_finished_run_whose_best_epoch_is_lost_still_tells_of_its_last(tmp_pat
 
 def as_saved(run: Run) -> Run:
     """Return the run with the settings of its folder, as `resume=` reads them."""
-    return replace(run, values=saved.resume_settings(run.folder, run.values, {"callbacks.extra"}))
+    return replace(run, values=saved.resume_settings(run.folder, run.values, {"callbacks"}))
 
 
 def test_an_edited_configuration_is_refused_and_what_may_change_is_not(

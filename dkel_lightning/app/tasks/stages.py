@@ -16,7 +16,7 @@ from typing import Any
 
 from dkel_lightning.app.config import Values
 from dkel_lightning.checkpoints import file_format
-from dkel_lightning.errors import CheckpointError
+from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import preset
 from dkel_lightning.runtime.seeding import derive_seed
 from dkel_lightning.schedules import milestones_in_epochs
@@ -40,6 +40,8 @@ def stage_names(values: Values) -> list[str]:
         return []
     weights, fitted_by = teacher.get("weights"), needs.fitted_by
     trained = weights or teacher.get("pretrained") or values["method"].get("checkpoints")
+    if fitted_by is not None and weights is None and teacher.get("pretrained"):
+        raise ConfigError(f"{fitted_by} is fitted on a teacher in a file, not on a fetched one: give teacher.weights.")
     fitted = fitted_by is None or (weights is not None and _method_of(Path(weights)) == fitted_by)
     return [*([] if trained else [TEACHER]), *([] if fitted else [str(fitted_by)])]
 

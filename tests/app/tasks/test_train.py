@@ -62,7 +62,7 @@ def test_a_run_writes_what_it_promises(method: str, tmp_path: Path) -> None:
     assert tested["distance"] >= 0
     assert summary["method"] == method
     # What a search maximises must not look at the test set.
-    assert summary["test"]["best"]["scores.validation_accuracy"] == result.objective
+    assert summary["test"]["best"]["validation_accuracy"] == result.objective
     assert result.objective == pytest.approx(max(float(row["val/acc"]) for row in rows(tmp_path)), abs=1e-6)
     assert summary["images_per_second"] > 0
     assert summary["peak_memory"]["of"] == "process"
