@@ -209,7 +209,7 @@ def own_set(folder: Path, labels: list[int], **arrays: Any) -> Path:
             [0, 1, 0, 1],
             {"test_images": images(0), "test_labels": np.array([], int)},
             {},
-            "test images are uint8 [0, 1, 8, 8]",
+            "images are uint8 [0, 1, 8, 8]",
         ),
         ([0], {}, {}, "test labels run from 0 to 1, but with 1 classes"),
         ([0, 1], {}, {"validation": 0.5}, "no training batch: 1 training images"),

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dkel_lightning.app.config.checks import warnings
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
@@ -223,8 +222,3 @@ def test_the_configuration_reaches_the_data() -> None:
     values = compose("data.label_noise.kind=pair", "data.label_noise.rate=0.2", "data.label_noise.seed=5")
     assert noise_of(values) == LabelNoise("pair", 0.2, 5)
     assert noise_of(compose()) == LabelNoise()
-
-
-def test_half_wrong_pairs_are_warned_of() -> None:
-    (warning,) = warnings(compose("data.label_noise.kind=pair", "data.label_noise.rate=0.5"))
-    assert "wrong class of a pair is as frequent as the right" in warning

@@ -40,8 +40,6 @@ def predict(run: Run) -> PredictResult:
         raise ConfigError("task=predict needs checkpoint=PATH and predict.images=PATH of an image file or a folder.")
     path, images = Path(run.values["checkpoint"]), Path(settings["images"]).expanduser()
     files = [images] if images.is_file() else [Path(file) for file in images_in(images)]
-    if not files:
-        raise ConfigError(f"predict.images={images} is no image file, and no folder that holds one.")
     exported = open_exported(path) if formats.is_exported(path) else _open_checkpoint(path, run.values)
     classes: dict[Path, list[tuple[str, float]]] = {}
     for start in range(0, len(files), settings["batch_size"]):
