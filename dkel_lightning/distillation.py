@@ -29,11 +29,11 @@ from dkel_lightning.modules import deployment, resume
 from dkel_lightning.modules.batch import (
     Batch,
     check_views,
-    checked,
+    explain_shape_errors,
     images_of,
     number_of_views,
-    renamed,
-    with_shape_errors_explained,
+    rename_entries,
+    unpack_checked,
 )
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Observer
@@ -144,7 +144,7 @@ class DistillationModule(LightningModule):
 
     def read(self, batch: Any) -> Any:
         """Give the entries of a mapping the usual names; no hook of Lightning's, which would replace the data's."""
-        return renamed(batch, self.batch_keys)
+        return rename_entries(batch, self.batch_keys)
 
     def make_batch(self, batch: Batch, *key: int | str) -> Batch:
         """Make the views of a batch, and mix them and its labels where that is asked for; drawn from (seed, key)."""
@@ -177,10 +177,10 @@ class DistillationModule(LightningModule):
     def forward_all(self, batch: Batch) -> MethodInputs:
         """Pass a batch through student, ensemble and teacher, and assemble the teachers' knowledge."""
         views, teacher_views = self.views_of_each(batch.views)
-        with with_shape_errors_explained(batch.views, self.student.network):
+        with explain_shape_errors(batch.views, self.student.network):
             student = self(views)
-            passes = self.teacher is not None and self.teacher.takes_part(self.student.network)
-            teacher = self.teacher.teach(teacher_views) if self.teacher is not None and passes else None
+            sees = self.teacher is not None and self.teacher.sees_batches
+            teacher = self.teacher.teach(teacher_views) if self.teacher is not None and sees else None
         assembled, weight = None, student.logits.new_zeros(())
         if self.ensemble is not None:
             weight = self.ensemble.weight
@@ -216,8 +216,8 @@ class DistillationModule(LightningModule):
         return terms, loss
 
     def _checked(self, batch: Any, batch_idx: int) -> Batch:
-        teacher_views = self.method.needs.teacher_views
-        return checked(self.read(batch), batch_idx, self.student.num_peers, self.student.num_classes, teacher_views)
+        peers, classes = self.student.num_peers, self.student.num_classes
+        return unpack_checked(self.read(batch), batch_idx, peers, classes, self.method.needs.teacher_views)
 
     # ---------------------------------------------------------------------- the optimizer's step
 
@@ -323,7 +323,7 @@ class DistillationModule(LightningModule):
 
     def evaluate(self, views: Tensor) -> Evaluated:
         """Pass `views` through all members once."""
-        with with_shape_errors_explained(views, self.student.network):
+        with explain_shape_errors(views, self.student.network):
             views, teacher_views = self.views_of_each(views)
             student = self(views)
             rows, features = [student.logits.float()], [*student.features]
