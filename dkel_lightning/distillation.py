@@ -29,11 +29,11 @@ from dkel_lightning.modules import deployment, resume
 from dkel_lightning.modules.batch import (
     Batch,
     check_views,
-    checked,
+    explain_shape_errors,
     images_of,
     number_of_views,
-    renamed,
-    with_shape_errors_explained,
+    rename_entries,
+    unpack_checked,
 )
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Observer
@@ -144,7 +144,7 @@ class DistillationModule(LightningModule):
 
     def read(self, batch: Any) -> Any:
         """Give the entries of a mapping the usual names; no hook of Lightning's, which would replace the data's."""
-        return renamed(batch, self.batch_keys)
+        return rename_entries(batch, self.batch_keys)
 
     def make_batch(self, batch: Batch, *key: int | str) -> Batch:
         """Make the views of a batch, and mix them and its labels where that is asked for; drawn from (seed, key)."""
@@ -177,10 +177,10 @@ class DistillationModule(LightningModule):
     def forward_all(self, batch: Batch) -> MethodInputs:
         """Pass a batch through student, ensemble and teacher, and assemble the teachers' knowledge."""
         views, teacher_views = self.views_of_each(batch.views)
-        with with_shape_errors_explained(batch.views, self.student.network):
+        with explain_shape_errors(batch.views, self.student.network):
             student = self(views)
-            passes = self.teacher is not None and self.teacher.takes_part(self.student.network)
-            teacher = self.teacher.teach(teacher_views) if self.teacher is not None and passes else None
+            sees = self.teacher is not None and self.teacher.sees_batches
+            teacher = self.teacher.teach(teacher_views) if self.teacher is not None and sees else None
         assembled, weight = None, student.logits.new_zeros(())
         if self.ensemble is not None:
             weight = self.ensemble.weight
@@ -216,13 +216,12 @@ class DistillationModule(LightningModule):
         return terms, loss
 
     def _checked(self, batch: Any, batch_idx: int) -> Batch:
-        teacher_views = self.method.needs.teacher_views
-        return checked(self.read(batch), batch_idx, self.student.num_peers, self.student.num_classes, teacher_views)
+        peers, classes = self.student.num_peers, self.student.num_classes
+        return unpack_checked(self.read(batch), batch_idx, peers, classes, self.method.needs.teacher_views)
 
     # ---------------------------------------------------------------------- the optimizer's step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Put all that learns into one optimizer, one named parameter group a network."""
         learning = {"student": self.student.network, "ensemble": self.ensemble, "method": self.method}
         if self.teacher is not None and self.teacher.learns:
             learning["teacher"] = self.teacher.network
@@ -261,7 +260,6 @@ class DistillationModule(LightningModule):
         self.follow()
 
     def follow(self) -> None:
-        """Let the teacher follow, after an optimizer step."""
         if self.teacher is not None:
             self.teacher.follow(self.student.network)
 
@@ -269,7 +267,6 @@ class DistillationModule(LightningModule):
 
     @property
     def is_attached(self) -> bool:
-        """Whether a Trainer drives the module."""
         return self._trainer is not None
 
     @property
@@ -279,7 +276,6 @@ class DistillationModule(LightningModule):
 
     @property
     def peers_modules(self) -> list[StudentModule | TeacherModule]:
-        """The student and, if there is one, the teacher."""
         return [self.student] if self.teacher is None else [self.student, self.teacher]
 
     def configure_callbacks(self) -> Sequence[Callback]:
@@ -304,8 +300,7 @@ class DistillationModule(LightningModule):
         parts.warn_of_an_untrained_teacher(self)
 
     def on_train_start(self) -> None:
-        """Do the same where a strategy restores the checkpoint only now."""
-        resume.restore_process(self, self._restored)
+        resume.restore_process(self, self._restored)  # of a strategy that restores the checkpoint only now
         resume.check_training_classes(self, self._restored)
 
     def teardown(self, stage: str) -> None:
@@ -323,7 +318,7 @@ class DistillationModule(LightningModule):
 
     def evaluate(self, views: Tensor) -> Evaluated:
         """Pass `views` through all members once."""
-        with with_shape_errors_explained(views, self.student.network):
+        with explain_shape_errors(views, self.student.network):
             views, teacher_views = self.views_of_each(views)
             student = self(views)
             rows, features = [student.logits.float()], [*student.features]
@@ -353,21 +348,17 @@ class DistillationModule(LightningModule):
         return {"evaluated": evaluated, "labels": classes}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the members' scores and remember them for the choice of the deployed peer."""
         accuracy = self.scores.log_validation(self)
         self._log_deployed("val", accuracy, accuracy)
 
     def on_test_epoch_start(self) -> None:
-        """Begin anew, and look up which member is deployed."""
         self.scores.begin(self.deployed_member())
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Score every member on a batch, its calibration, the peers' disagreement and the deployed one's mistakes."""
         views, labels, _ = self._checked(batch, batch_idx)
         self.scores.update_test(self.evaluate(views).logits, labels, classes_of(labels))
 
     def on_test_epoch_end(self) -> None:
-        """Log the members' scores; the best peers are those that validation chose."""
         self._log_deployed("test", self.scores.log_test(self), self.scores.validation_accuracy)
         if (distance := self.teacher_distance()) is not None:
             self.log("test/distance", distance, sync_dist=True)
@@ -385,7 +376,6 @@ class DistillationModule(LightningModule):
     # ---------------------------------------------------------------------- what a checkpoint holds
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the networks, and each process's own state: primitives and tensors only."""
         resume.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -393,7 +383,6 @@ class DistillationModule(LightningModule):
         self._restored = resume.read(self, checkpoint)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out of copies the observers of callbacks."""
         return {**super().__getstate__(), "observers": []}
 
     # ---------------------------------------------------------------------- what is deployed

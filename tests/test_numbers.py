@@ -285,7 +285,7 @@ def test_a_last_batch_of_one_image_trains_or_fails_with_the_message_of_batchnorm
         (torch.tensor([True, False, True]), "Labels must be integer class indices, got torch.bool"),
         (
             torch.tensor([[0, 1], [1, 0], [0, 1]]),
-            "Labels must be \\[B\\] class indices.*For several labels an image take",
+            "Labels must be \\[B\\] class indices.*This library trains classifiers",
         ),
         (
             torch.tensor([[0.5, 0.5]] * 3),
@@ -297,7 +297,7 @@ def test_a_last_batch_of_one_image_trains_or_fails_with_the_message_of_batchnorm
         ),
         (torch.tensor([[-0.5, 1.5, 0.0]] * 3), "Float labels must be distributions over"),
         (torch.tensor([[NAN, 0.5, 0.5]] * 3), "must be distributions"),
-        (torch.zeros(3, 8, 8, dtype=torch.long), "got torch.int64 of shape .3, 8, 8.*For masks take its losses"),
+        (torch.zeros(3, 8, 8, dtype=torch.long), "got torch.int64 of shape .3, 8, 8.*take its losses"),
         (torch.rand(3, 4), "Float labels of shape"),
     ],
 )

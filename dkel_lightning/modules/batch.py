@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +19,7 @@ INDEX_KEYS = ("indices", "index", "idx")
 
 PURPOSE = (
     "This library trains classifiers of images: floats [B, C, H, W], and for each image a class [B], or a distribution "
-    "over the classes [B, C]. For {other} take its losses (dkel_lightning.functional) into a module of your own"
+    "over the classes [B, C]. For another task take its losses (dkel_lightning.functional) into a module of your own."
 )
 
 
@@ -29,9 +28,6 @@ def unpack(batch: Any) -> Batch:
 
     Labels of shape [B, 1] become [B], and all integers int64. Float labels [B, C] are distributions over the classes.
     Indices that are no tensor, such as the images' paths, are left out; weights of samples are refused.
-
-    Raises:
-        DataError: neither form fits; the message says what was seen.
     """
     if isinstance(batch, Mapping):
         views, labels = _first(batch, IMAGE_KEYS, "images"), _first(batch, LABEL_KEYS, "labels")
@@ -51,43 +47,30 @@ def unpack(batch: Any) -> Batch:
     if not (labels.dim() == 1 or distributions) or labels.shape[0] != views.shape[0]:
         raise DataError(
             f"Labels must be [B] class indices, or float [B, C], for {views.shape[0]} images, got {labels.dtype} of "
-            f"shape {tuple(labels.shape)}. {_purpose_against(labels, views)}."
+            f"shape {tuple(labels.shape)}. {PURPOSE}"
         )
     if isinstance(indices, Tensor) and indices.is_floating_point():
         raise DataError(
             f"What follows the labels of a batch are the indices of its samples, and these are {indices.dtype} "
             f"{list(indices.shape)}: leave them out. Losses weigh classes (targets.class_weights), and no samples."
         )
-    if len(labels) == 0:
-        raise DataError(
-            f"A batch is empty, its images are {list(views.shape)}: see that the sampler and the collate function give "
-            "only batches that hold something."
-        )
     if not labels.is_floating_point() and labels.dtype != torch.bool:
         labels = labels.long()  # cross-entropy takes no other integers
     return Batch(views, labels, indices if isinstance(indices, Tensor) else None)
 
 
-def batch_keys_of(given: Any) -> Mapping[str, str]:
-    """Check what images, labels and indices are called.
-
-    Raises:
-        ConfigError: other entries, or no images among them.
-    """
-    if not given:
+def batch_keys_of(keys: Any) -> Mapping[str, str]:
+    """Check what images, labels and indices are called."""
+    if not keys:
         return {}
-    what = ("images", "labels", "indices")
-    if not isinstance(given, Mapping) or "images" not in given or given.keys() - {*what}:
-        raise ConfigError(f"batch_keys is {given!r}: say what images and labels are called, of {', '.join(what)}.")
-    return {str(key): str(name) for key, name in given.items()}
+    names = ("images", "labels", "indices")
+    if not isinstance(keys, Mapping) or "images" not in keys or keys.keys() - {*names}:
+        raise ConfigError(f"batch_keys is {keys!r}: say what images and labels are called, of {', '.join(names)}.")
+    return {str(key): str(name) for key, name in keys.items()}
 
 
-def renamed(batch: Any, keys: Mapping[str, str]) -> Any:
-    """Rename the entries of a batch that is a mapping; any other batch stays as it is.
-
-    Raises:
-        DataError: it has no images under their name.
-    """
+def rename_entries(batch: Any, keys: Mapping[str, str]) -> Any:
+    """Give the entries of a batch that is a mapping their usual names; any other batch stays as it is."""
     if not keys or not isinstance(batch, Mapping):
         return batch
     if keys["images"] not in batch:
@@ -95,30 +78,13 @@ def renamed(batch: Any, keys: Mapping[str, str]) -> Any:
     return {key: batch[name] for key, name in keys.items() if name in batch}
 
 
-def _purpose_against(labels: Tensor, views: Tensor) -> str:
-    """Say what the library is for, and what these labels look like."""
-    other = "other tasks"
-    if labels.shape[-2:] == views.shape[-2:] and labels.dim() > 2:
-        other = "masks"
-    elif labels.dim() == 2 and labels.shape[1] == 4:
-        other = "boxes"
-    elif labels.dim() == 2:
-        other = "several labels an image"
-    return PURPOSE.format(other=other)
-
-
-def checked(batch: Any, batch_idx: int, peers: int, num_classes: int, teacher_too: bool = False) -> Batch:
-    """Read a batch and check its views, and its labels where that costs no wait: see `check_views`, `check_labels`.
-
-    Raises:
-        ConfigError: a form of views that the module does not take.
-        DataError: no batch, or one with values that cannot be learnt from.
-    """
-    read = unpack(batch)
-    check_views(read.views, peers, teacher_too)
-    if batch_idx == 0 or not sync_blocks(read.labels.device):
-        check_labels(read.labels, num_classes)
-    return read
+def unpack_checked(batch: Any, batch_idx: int, peers: int, num_classes: int, teacher_too: bool = False) -> Batch:
+    """Read a batch and check its views, and its labels where that costs no wait: see `check_views`, `check_labels`."""
+    unpacked = unpack(batch)
+    check_views(unpacked.views, peers, teacher_too)
+    if batch_idx == 0 or unpacked.labels.device.type == "cpu":
+        check_labels(unpacked.labels, num_classes)
+    return unpacked
 
 
 def images_of(batch: Any) -> Tensor:
@@ -141,13 +107,11 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         _check_distributions(labels, num_classes)
         return
     if labels.is_floating_point() or labels.dtype == torch.bool:
-        other = "two classes give 0 and 1 as integers; for regression" if labels.dim() == 1 else "other tasks"
-        raise DataError(f"Labels must be integer class indices, got {labels.dtype}. {PURPOSE.format(other=other)}.")
+        raise DataError(f"Labels must be integer class indices, got {labels.dtype}. {PURPOSE}")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
-        wrong = low if low < 0 else high
         raise DataError(
-            f"Label {wrong} lies outside the {num_classes} classes (0 to {num_classes - 1}): "
+            f"Label {low if low < 0 else high} lies outside the {num_classes} classes (0 to {num_classes - 1}): "
             "correct the labels, or build the module with the right num_classes."
         )
 
@@ -164,92 +128,50 @@ def _check_distributions(labels: Tensor, num_classes: int) -> None:
         row = [round(value, 4) for value in labels[wrong][0].tolist()[:8]]
         raise DataError(
             f"Float labels must be distributions over the classes, 0 or more and 1 in sum, and {int(wrong.sum())} of "
-            f"{wrong.numel()} are not (the first begins {row}). {PURPOSE.format(other='several labels an image')}."
+            f"{wrong.numel()} are not (the first begins {row}). {PURPOSE}"
         )
 
 
-def sync_blocks(device: torch.device) -> bool:
-    """Tell whether a value read from a tensor on `device` makes the host wait for what it computes.
-
-    The one switch between a training step that looks at its values and one that must not; tests set it.
-    """
-    return device.type != "cpu"
-
-
 def number_of_views(kind: str, peers: int) -> int:
-    """Count the views that `per_peer`, `shared` or `per_peer_and_teacher` asks for.
-
-    Raises:
-        ConfigError: another word.
-    """
+    """Count the views that `per_peer`, `shared` or `per_peer_and_teacher` asks for."""
     counts = {"per_peer": peers, "shared": 1, "per_peer_and_teacher": 2 * peers}
     one_of("method.views", kind, counts)
     return counts[kind]
 
 
 def check_views(views: Tensor, peers: int, teacher_too: bool = False) -> None:
-    """Raise a ConfigError unless `views` is [B, C, H, W] or [B, V, C, H, W] with V = 1 or one for each peer.
+    """Refuse views other than floats [B, C, H, W] or [B, V, C, H, W] with V = 1 or one for each peer.
 
     With `teacher_too` V may also be one for each peer and one for each teacher.
-
-    Raises:
-        ConfigError: another form.
-        DataError: pixels are integers.
     """
-    if views.dim() < 3 or (views.dim() == 3 and not views.is_floating_point()):
-        other = "tables, series or features" if views.is_floating_point() else "text, that is token ids"
-        raise DataError(f"Images of a batch are {views.dtype} {list(views.shape)}. {PURPOSE.format(other=other)}.")
+    if views.dim() < 3:
+        raise DataError(f"Images of a batch are {views.dtype} {list(views.shape)}. {PURPOSE}")
     if not views.is_floating_point():
         raise DataError(
             f"Images of a batch are {views.dtype}, and networks need floats: scale them in the data set's transform, "
             "as torchvision's v2.ToDtype(torch.float32, scale=True) does."
         )
     allowed = (1, peers, 2 * peers) if teacher_too else (1, peers)
-    if views.dim() == 4 or (views.dim() == 5 and views.shape[1] in allowed):
-        return
-    raise ConfigError(
-        f"Views must be [B, C, H, W] or [B, V, C, H, W] with V = 1 or V = {peers} (the peers), "
-        f"got {tuple(views.shape)}."
-    )
+    if views.dim() != 4 and not (views.dim() == 5 and views.shape[1] in allowed):
+        raise ConfigError(
+            f"Views must be [B, C, H, W] or [B, V, C, H, W] with V = 1 or V = {peers} (the peers), "
+            f"got {tuple(views.shape)}."
+        )
 
 
 @contextmanager
-def with_shape_errors_explained(views: Tensor, network: nn.Module) -> Iterator[None]:
-    """Say in words of the user's what a network has against `views`, once it has failed: looking before costs time.
-
-    Besides, only the network itself knows what it takes: one of the user's own may well cast its images.
-
-    Raises:
-        DataError: the images are of another type than the weights, or have other channels.
-    """
+def explain_shape_errors(views: Tensor, network: nn.Module) -> Iterator[None]:
+    """Name the form of `views` in the error of a network that takes other channels or another type."""
     try:
         yield
     except RuntimeError as error:
-        why = _against(views, network, str(error))
-        if why is None:
+        kind = next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), views.dtype)
+        if "channels, but got" not in str(error) and (views.dtype == kind or "type" not in str(error)):
             raise
-        raise DataError(why) from error
-
-
-def _against(views: Tensor, network: nn.Module, error: str) -> str | None:
-    channels = re.search(r"to have (\d+) channels, but got (\d+) channels", error)
-    if channels is not None and views.dim() >= 4 and views.shape[-3] == int(channels[2]):
-        takes, shape = int(channels[1]), list(views.shape)
-        form = ", ".join(["B", *(["V"] if views.dim() == 5 else []), str(takes), "H", "W"])
-        cure = (
-            f"build the module with in_channels={channels[2]} (a model of your own: with a first layer for them), "
-            "or change the images in the data set's transform."
-        )
-        if views.shape[-1] == takes:
-            cure = "the channels come last, so move them in the data set's transform, as image.permute(2, 0, 1) does."
-        return f"Images of a batch are {shape}, and the network takes [{form}]: {cure}"
-    kind = next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), views.dtype)
-    if views.dtype != kind and "type" in error:
-        return (
-            f"Images of a batch are {views.dtype}, and the network's weights {kind}: convert the images in the data "
-            f"set's transform, as torchvision's v2.ToDtype({kind}) does, or choose another precision for the Trainer."
-        )
-    return None
+        raise DataError(
+            f"The network does not take images of a batch that are {views.dtype} {list(views.shape)} ({error}): bring "
+            f"them to {kind} and [B, C, H, W] in the data set's transform, or build the module with their channels."
+        ) from error
 
 
 def _first(batch: Mapping[Any, Any], keys: Sequence[str], what: str) -> Any:

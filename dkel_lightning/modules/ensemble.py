@@ -66,7 +66,6 @@ class EnsembleModule(LightningModule):
         return assemble(teachers.detach(), temperature, space=self.term.space, include_self=self.term.include_self)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Learn from the labels (only when fitted on its own)."""
         features, labels, _ = unpack(batch)
         check_labels(labels, self.classifier.out_features)
         loss = cross_entropy(self(features.transpose(0, 1)), labels)
@@ -74,17 +73,14 @@ class EnsembleModule(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Score the classifier (only when fitted on its own)."""
         features, labels, _ = unpack(batch)
         check_labels(labels, self.classifier.out_features)
         logits = self(features.transpose(0, 1)).unsqueeze(0)
         self.scores.update(*scores_of(logits, labels), len(labels))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the classifier's accuracy."""
         self.log("val/acc", self.scores.per_network()["accuracy"][0], prog_bar=True, sync_dist=True)
         self.scores.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimise the classifier (only when fitted on its own)."""
         return configure({"ensemble": self.classifier}, *self._factories, trainer=self._trainer)

@@ -16,7 +16,7 @@ from dkel_lightning.networks import Named, PeerFeatures, PeerStages
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """What the student peers say of a batch.
+    """The outputs of the student peers.
 
     Attributes:
         logits: [P, B, C].
@@ -36,7 +36,7 @@ class StudentOutput:
 
     @classmethod
     def of(cls, seen: PeerStages) -> StudentOutput:
-        """Take what a pass of the network has given."""
+        """Take the outputs of a pass of the network."""
         return cls(seen.logits, seen.features, trunk=seen.trunk or None, maps=seen.maps, named=seen.named)
 
     def with_ensemble(self, ensemble_logits: Tensor) -> StudentOutput:
@@ -46,7 +46,7 @@ class StudentOutput:
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What the teacher peers say of a batch.
+    """The outputs of the teacher peers.
 
     Attributes:
         logits: [P, B, C]; of a teacher that all peers share [1, B, C], or [P, B, C] where it has classified the view
@@ -64,16 +64,16 @@ class TeacherOutput:
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """All that a method may look at in one training step.
+    """The inputs of a method in one training step.
 
     Attributes:
         labels: what the losses on labels take: [B] classes, or float targets [B, C], or [P, B, C] where peers differ.
         student: the student peers, with the ensemble's logits where the method has an ensemble classifier.
         teacher: the teacher peers, None for a method without a teacher.
         assembled: [P, B, C], the teachers' knowledge assembled for each peer, detached; None where not asked for.
-        ensemble_weight: scalar, the decaying weight v in force.
+        ensemble_weight: scalar, the decaying weight v.
         indices: [B], positions of the samples in the training set; None where the data does not tell.
-        given: the labels of the batch, before they were smoothed or weighted; None: as `labels`.
+        raw_labels: the labels of the batch, before they were smoothed or weighted; None: as `labels`.
     """
 
     labels: Tensor
@@ -82,7 +82,7 @@ class MethodInputs:
     assembled: Tensor | None
     ensemble_weight: Tensor
     indices: Tensor | None = None
-    given: Tensor | None = None
+    raw_labels: Tensor | None = None
 
     @property
     def named(self) -> tuple[Named, Named]:
@@ -95,7 +95,7 @@ class MethodInputs:
     @property
     def classes(self) -> Tensor:
         """The class of each sample, [B]; of labels that are distributions the largest, of the peers' their mean's."""
-        labels = self.labels if self.given is None else self.given
+        labels = self.labels if self.raw_labels is None else self.raw_labels
         return classes_of(labels.mean(0) if labels.dim() == 3 else labels)
 
 
@@ -104,7 +104,7 @@ class StepResult:
     """What one training step has computed.
 
     Attributes:
-        inputs: what the method looked at.
+        inputs: of the method.
         terms: the loss terms, scalars.
         values: the same stacked in the method's order, detached.
         loss: their sum, and the teacher's own where it learns.
@@ -122,10 +122,10 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What all members of a DistillationModule say of an evaluation batch.
+    """The outputs of all members for an evaluation batch.
 
     Attributes:
-        logits: [N, B, C], float32, in the order of the module's `members`.
+        logits: [N, B, C], float32, in the order of `scores.members`.
         features: [B, D_i] of each student peer, then of each teacher peer.
     """
 

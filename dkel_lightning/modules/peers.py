@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.metrics import NetworkScores, scores_of
-from dkel_lightning.modules.batch import checked, with_shape_errors_explained
+from dkel_lightning.modules.batch import explain_shape_errors, unpack_checked
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.networks import PeerNetwork, PeerStages
 
@@ -64,12 +64,10 @@ class PeersModule(LightningModule):
 
     @property
     def num_peers(self) -> int:
-        """P, the number of peers."""
         return self.network.num_peers
 
     @property
     def num_classes(self) -> int:
-        """C, the number of classes."""
         return self.network.num_classes
 
     def peer(self, index: int) -> nn.Module:
@@ -81,43 +79,36 @@ class PeersModule(LightningModule):
         return cross_entropy(logits, labels).sum()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Learn from the labels alone (only when fitted on its own)."""
-        views, labels, _ = checked(batch, batch_idx, self.num_peers, self.num_classes)
-        with with_shape_errors_explained(views, self.network):
+        views, labels, _ = unpack_checked(batch, batch_idx, self.num_peers, self.num_classes)
+        with explain_shape_errors(views, self.network):
             logits = self(views).logits
         loss = self.supervised_loss(logits, labels)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Score the peers (only when fitted on its own)."""
         self._score(batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Score the peers (only when fitted on its own)."""
         self._score(batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin anew, also after an evaluation that was broken off."""
         self.scores.reset()
 
     on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
-        """Log each peer's accuracy and their mean."""
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log each peer's accuracy and their mean."""
         self._log_scores("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimise the network (only when fitted on its own)."""
         return configure({"network": self.network}, *self._factories, trainer=self._trainer)
 
     def _score(self, batch: Any, batch_idx: int) -> None:
-        views, labels, _ = checked(batch, batch_idx, self.num_peers, self.num_classes)
-        with with_shape_errors_explained(views, self.network):
+        views, labels, _ = unpack_checked(batch, batch_idx, self.num_peers, self.num_classes)
+        with explain_shape_errors(views, self.network):
             logits = self(views).logits
         correct, nll = scores_of(logits, labels)
         self.scores.update(correct, nll, len(labels))

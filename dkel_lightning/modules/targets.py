@@ -22,9 +22,6 @@ class TargetMaker(nn.Module):
         peers: P; with `mixing="per_peer"` views i and P + i are mixed as peer i's, otherwise all views alike.
         wants_classes: whether the method works on classes, and takes no distributions.
 
-    Raises:
-        ConfigError: the weights are not one for each class, or images would be mixed that need one class.
-
     Source: mixup, Zhang et al. 2018 (arXiv 1710.09412); cutmix, Yun et al. 2019 (arXiv 1905.04899).
     """
 
@@ -52,9 +49,6 @@ class TargetMaker(nn.Module):
 
         Views are [B, V, C, H, W] or [B, C, H, W]; the labels become [B, C], or [B, P, C] where peers differ. A mixture
         is none of the samples: indices are left out.
-
-        Raises:
-            ConfigError: the labels are distributions, and the method works on classes.
         """
         if batch.labels.is_floating_point():
             self._refuse("these labels")

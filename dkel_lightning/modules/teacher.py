@@ -8,22 +8,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from dkel_lightning import ema
 from dkel_lightning.functional import HALF_TYPES, cross_entropy, not_halved
-from dkel_lightning.modules.batch import unpack, with_shape_errors_explained
+from dkel_lightning.modules.batch import explain_shape_errors, unpack
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.outputs import TeacherOutput
 from dkel_lightning.modules.peers import PeersModule, batch_norms
 from dkel_lightning.networks import PeerNetwork, momentum
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.settings.teacher import TeacherSettings, values_of
-
-_NEVER_FOLLOWED = 200
-"""Steps of the optimizer after which a teacher that nobody moves is told of."""
 
 
 class TeacherModule(PeersModule):
@@ -54,8 +50,6 @@ class TeacherModule(PeersModule):
         self.settings = settings or TeacherSettings()
         self.is_external = False
         self._alone = False
-        self._missed = 0  # steps of the optimizer since it last followed
-        self._student_version: int | None = None  # of the student's weights
         self.is_read = True  # by the method; else no batch need pass it
         self._matching: ema.Matching | None = None
         self.register_buffer("initialised", torch.tensor(False))
@@ -90,20 +84,9 @@ class TeacherModule(PeersModule):
         super()._apply(not_halved(fn) if self.settings.update == "ema" else fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def takes_part(self, student: PeerNetwork) -> bool:
-        """Tell whether a training batch is to pass it: somebody reads what it says, or the passing changes it.
-
-        Outside of a Trainer it warns where nobody has asked it to follow the `student` for long.
-        """
-        before, self._student_version = self._student_version, next(student.parameters())._version
-        self._missed += before not in (None, self._student_version)  # which each step raises, and no batch
-        if self._missed == _NEVER_FOLLOWED and self.settings.update == "ema":
-            self._missed += 1
-            rank_zero_warn(
-                f"The student has made {_NEVER_FOLLOWED} steps and its teacher was never asked to follow it: in a loop "
-                "of your own call set_weights(module, clock) of dkel_lightning.callbacks before each batch and "
-                "module.follow() after each step of the optimizer."
-            )
+    @property
+    def sees_batches(self) -> bool:
+        """Whether training batches pass it: the method reads its outputs, or the pass changes it."""
         return self.is_read or self.learns or (self.settings.update == "ema" and self.settings.batchnorm == "own")
 
     def teach(self, views: Tensor) -> TeacherOutput:
@@ -179,7 +162,7 @@ class TeacherModule(PeersModule):
         with torch.enable_grad():
             for batch in batches:
                 views, labels, _ = unpack(batch)
-                with with_shape_errors_explained(views, self.network), _autocast(views):
+                with explain_shape_errors(views, self.network), _autocast(views):
                     logits, _ = self.network(self._in_rows(views))
                 loss = cross_entropy(logits.reshape(-1, len(labels), logits.shape[-1]), labels).mean()
                 optimizer.zero_grad()
@@ -195,7 +178,6 @@ class TeacherModule(PeersModule):
 
         Only an `ema` teacher moves. Parameters are matched by name.
         """
-        self._missed = 0
         if self.settings.update != "ema":
             return
         if self._matching is None or self._matching.student is not student:

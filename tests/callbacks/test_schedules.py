@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
@@ -15,7 +13,7 @@ from torch.utils.data import DataLoader
 from dkel_lightning.callbacks.schedules import clock, set_weights
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import Clock
-from tests.modules.toy import Stream, build, images_and_labels, train_loader, trainer
+from tests.modules.toy import Stream, build, train_loader, trainer
 
 
 class Watch(Callback):
@@ -61,34 +59,6 @@ def test_a_loop_of_ones_own_is_given_the_weights_that_a_trainer_sets() -> None:
 def test_a_method_that_callbacks_tell_the_time_needs_a_trainer() -> None:
     with pytest.raises(ConfigError, match="IAKD needs a Trainer: callbacks tell it the time"):
         set_weights(build("iakd", 1), Clock(0))
-
-
-def test_a_loop_that_lets_no_teacher_follow_is_told_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dkel_lightning.modules.teacher._NEVER_FOLLOWED", 2)
-    module, batch = build("dkel", 2), images_and_labels(4)
-    module.train()
-    optimizer = torch.optim.SGD(module.student.parameters(), lr=0.1)
-
-    def step(batches: int) -> None:
-        for number in range(batches):
-            module.training_step(batch, number).backward()
-        optimizer.step()
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        step(5)  # accumulated batches are no steps
-        step(1)
-    with pytest.warns(UserWarning, match=r"never asked to follow it: .*module\.follow\(\) after each step"):
-        step(2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        step(1)
-        for _ in range(6):
-            module.follow()
-            step(1)
-    baseline = build("dml", 2)
-    for number in range(4):
-        baseline.training_step(batch, number)  # has no teacher
 
 
 def test_weights_given_as_a_share_change_with_every_step() -> None:
