@@ -16,14 +16,10 @@ from dkel_lightning.settings.weights import RampUp
 
 @dataclass(frozen=True)
 class MeanTeacherSettings(Settings, node="method"):
-    """Settings of Mean Teacher.
-
-    `mse` is the squared difference of the softmaxes averaged over classes, `kl` is KL(t || z). The scale of the ramp-up
-    is c_max.
-    """
+    """Settings of Mean Teacher; the scale of the ramp-up is the weight of the consistency."""
 
     consistency: Annotated[str, choice("Distance of student and teacher.", "mse", "kl")] = "mse"
-    rampup: RampUp = field(default_factory=lambda: RampUp(scale=10.0, epochs=5))
+    rampup: RampUp = field(default_factory=lambda: RampUp(epochs=5))
 
 
 @register("mean_teacher", teacher="mean_teacher", peers=1, views="per_peer_and_teacher")
