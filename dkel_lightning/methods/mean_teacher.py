@@ -16,11 +16,7 @@ from dkel_lightning.settings.weights import RampUp
 
 @dataclass(frozen=True)
 class MeanTeacherSettings(Settings, node="method"):
-    """Settings of Mean Teacher.
-
-    `mse` is the squared difference of the softmaxes summed over classes, `kl` is KL(t || z). The scale of the ramp-up
-    is the weight of either.
-    """
+    """Settings of Mean Teacher; the scale of the ramp-up is the weight of the consistency."""
 
     consistency: Annotated[str, choice("Distance of student and teacher.", "mse", "kl")] = "mse"
     rampup: RampUp = field(default_factory=lambda: RampUp(epochs=5))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from dkel_lightning import DistillationModule, methods
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import BranchedNetwork
 from dkel_lightning.schedules import Clock
-from tests.methods.family import draw, from_mean_of_others, step, total, trained_and_deployed
+from tests.methods.family import draw, from_mean_of_others, step, total
 from tests.modules.toy import build, images_and_labels, parameters_of
 
 LABELS = torch.tensor([0, 2, 1, 2])
@@ -85,12 +84,3 @@ def test_the_trunk_gets_a_third_of_the_gradient_of_three_heads_and_the_heads_all
 def test_peers_without_a_common_trunk_are_refused(peers: Any) -> None:
     with pytest.raises(ConfigError, match=r"CLILR needs peers that share a trunk: .*method\.sharing=trunk"):
         DistillationModule.build("resnet8", 3, "cl_ilr", peers, sharing="nothing")
-
-
-@pytest.mark.parametrize("extra", [[], ["method.beta=null", "method.detach=false", "method.rampup.epochs=80"]])
-def test_a_run_deploys_a_plain_head(extra: list[str], tmp_path: Path) -> None:
-    result, module, network = trained_and_deployed(tmp_path, "method=cl_ilr", *extra)
-    assert result.last.deployed.startswith("student_")
-    assert (module.teacher, module.ensemble) == (None, None)
-    # Alone, one head trains its trunk with its whole gradient.
-    assert not any(hasattr(part, "gradient_scale") for part in network.modules())

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.consistent import feature_loss, greedy, hungarian, natural, rearranged, similarity
 from dkel_lightning.networks import find
 from dkel_lightning.schedules import Clock
-from tests.compose import tiny_run
 from tests.methods import family
 from tests.methods.family import check_gradient, golden, leaf, tensor
 from tests.modules.toy import images_and_labels, parameters_of, same, train_loader, trainer
@@ -149,8 +147,3 @@ def test_learned_places_are_trained_and_unequal_widths_grouped_or_refused() -> N
         build("resnet8", "densenet40_12", layers=["stage3"], teacher_layers=["stage2"])
     with pytest.raises(ConfigError, match=r"at most 1 peer"):
         build(peers=2)
-
-
-def test_a_run_with_one_command(tmp_path: Path) -> None:
-    tiny = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "method.fit_batches=2")
-    assert train(tiny_run(tmp_path, "method=consistent", *tiny)).best is not None

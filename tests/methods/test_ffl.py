@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +12,7 @@ from dkel_lightning import DistillationModule, MethodInputs, StudentOutput
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.ffl import FFL
 from dkel_lightning.networks import create
-from tests.methods.family import total, trained_and_deployed
+from tests.methods.family import total
 
 LABELS = torch.tensor([0, 2, 1])
 
@@ -113,12 +111,3 @@ def test_the_labels_reach_the_peers_through_the_fusion_and_detached_targets_do_n
     assert learners("ce_ensemble") == {"fusion": True, "bodies": True, "classifiers": False}
     assert learners("kd_fusion") == {"fusion": True, "bodies": True, "classifiers": False}
     assert learners("kd_ensemble") == {"fusion": False, "bodies": True, "classifiers": True}
-
-
-@pytest.mark.slow
-def test_a_run_deploys_a_peer_and_on_request_the_fusion(tmp_path: Path) -> None:
-    result, module, _ = trained_and_deployed(tmp_path, "method=ffl")
-    assert result.last.deployed in ("student_0", "student_1")
-    images = torch.randn(5, 1, 8, 8)
-    ensemble = module.evaluate(images).logits[module.scores.members.index("ensemble")]
-    torch.testing.assert_close(module.deploy("ensemble")(images), ensemble)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.app.tasks.train import train
 from dkel_lightning.callbacks import MethodBatches
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
@@ -20,7 +18,6 @@ from dkel_lightning.methods import iakd
 from dkel_lightning.modules.interface import coordinator
 from dkel_lightning.networks import find, release_
 from dkel_lightning.schedules import Clock, swap_rate
-from tests.compose import tiny_run
 from tests.methods import family
 from tests.methods.family import check_gradient, golden, leaf
 from tests.modules import toy
@@ -178,10 +175,3 @@ def test_blocks_of_other_widths_are_joined_and_of_other_sizes_refused() -> None:
         build(teacher_layers=["stage1"])
     with pytest.raises(ConfigError, match=r"at most 1 peer"):
         build(peers=2)
-
-
-def test_a_run_with_one_command(tmp_path: Path) -> None:
-    tiny = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "method.statistics_batches=2")
-    result = train(tiny_run(tmp_path, "method=iakd", *tiny))
-    assert (tmp_path / "teacher").is_dir()
-    assert result.best is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from math import log
 from pathlib import Path
 from typing import Any
@@ -204,18 +203,6 @@ def test_weights_that_do_not_fit_are_refused_with_the_keys(tmp_path: Path) -> No
     path.write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match=r"w\.pth"):
         external(path)
-
-
-def test_a_missing_timm_is_answered_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r'pip install "dkel-lightning\[timm\]"'):
-        build(teacher={"backbone": "timm:resnet18"})
-
-
-def test_torchvision_says_that_it_needs_three_channels() -> None:
-    given = {"backbone": "torchvision:resnet18"}
-    with pytest.raises(ConfigError, match="takes images of 3 channels, the data has 1"):
-        DistillationModule.build("resnet8", CLASSES, "kd", 1, teacher=given, in_channels=1)
 
 
 # ---------------------------------------------------------------------- two stages with one command

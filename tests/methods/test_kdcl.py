@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from dkel_lightning.methods import kdcl
-from tests.methods.family import draw, loss_of, trained_and_deployed
+from tests.methods.family import draw, loss_of
 from tests.modules.toy import build, images_and_labels
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -129,9 +128,3 @@ def test_each_network_learns_on_a_view_of_its_own() -> None:
     both = module(views).logits
     for peer in (0, 1):
         torch.testing.assert_close(both[peer], module.student.peer(peer)(views[:, peer]))
-
-
-@pytest.mark.parametrize("target", ["min_logit", "linear"])
-def test_a_run_deploys_a_plain_student(target: str, tmp_path: Path) -> None:
-    result, *_ = trained_and_deployed(tmp_path, "method=kdcl", "method.peers=2", f"method.target={target}")
-    assert result.last.deployed in ("student_0", "student_1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dkel_lightning import DistillationModule, methods
-from dkel_lightning.app.tasks.train import train
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.methods.ekd import GuidedModule
-from tests.compose import tiny_run
 from tests.methods import family
 from tests.methods.family import check_gradient, draw, golden, leaf, step, total
 from tests.modules.toy import parameters_of, same, train_loader, trainer
@@ -183,10 +180,3 @@ def test_compiled_networks_give_named_outputs_and_swap_blocks_too(method: str, m
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5, equal_nan=True)
-
-
-@pytest.mark.parametrize("method", ["kdpm", "ekd"])
-def test_a_run_with_one_command(method: str, tmp_path: Path) -> None:
-    result = train(tiny_run(tmp_path, f"method={method}", "trainer.max_epochs=1", "trainer.limit_train_batches=2"))
-    assert not (tmp_path / "teacher").exists()
-    assert result.best.deployed.startswith("student")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +11,7 @@ from dkel_lightning import MethodInputs, StudentOutput
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.okddip import OKDDip, OKDDipSettings
 from dkel_lightning.networks import create
-from tests.methods.family import total, trained_and_deployed
+from tests.methods.family import total
 
 LABELS = torch.tensor([0, 2])
 
@@ -92,9 +90,3 @@ def test_two_peers_and_peers_of_differing_widths_are_refused() -> None:
     mixed = create(None, 4, ["resnet8", "densenet40_12", "resnet8"], in_channels=1)
     with pytest.raises(ConfigError, match=r"differ in width: \[64, 132\]"):
         OKDDip(3).attach(mixed)
-
-
-@pytest.mark.parametrize("sharing", ["trunk", "nothing"])
-def test_a_run_deploys_the_leader(sharing: str, tmp_path: Path) -> None:
-    result, module, _ = trained_and_deployed(tmp_path, "method=okddip", f"method.sharing={sharing}")
-    assert result.last.deployed == module.deployed_member() == "student_3"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import timm
 import torch
@@ -11,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dkel_lightning import DistillationModule, MethodInputs, StudentOutput
-from dkel_lightning.checkpoints.file_format import load
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods.one import ONE, ONESettings, pooled
+from dkel_lightning.methods.one import ONE, ONESettings
 from dkel_lightning.networks import create
-from tests.methods.family import total, trained_and_deployed
+from tests.methods.family import total
 from tests.modules.toy import parameters_of
 
 LABELS = torch.tensor([0, 2, 1, 2])
@@ -105,25 +102,6 @@ def test_views_of_their_own_are_gated_by_their_mean() -> None:
     torch.testing.assert_close(several, one.combine(StudentOutput(logits, logits, trunk=(2 * trunk,) * 2)))
 
 
-@pytest.mark.parametrize("form", [(4, 32), (4, 7, 32), (4, 32, 2, 2)])
-def test_vectors_tokens_and_maps_are_averaged_over_positions(form: tuple[int, ...]) -> None:
-    channels = torch.arange(32.0).view(1, 32)
-    axis = {2: channels, 3: channels.view(1, 1, 32), 4: channels.view(1, 32, 1, 1)}[len(form)]
-    torch.testing.assert_close(pooled(axis.expand(form)), channels.expand(4, 32))
-
-
 def test_peers_without_a_shared_trunk_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"ONE needs peers that share a trunk: .*method\.sharing=trunk"):
         DistillationModule.build("resnet8", 4, "one", sharing="nothing", in_channels=1)
-
-
-def test_a_run_keeps_the_gate_in_its_checkpoint_and_deploys_the_first_peer_without_it(tmp_path: Path) -> None:
-    result, module, network = trained_and_deployed(tmp_path, "method=one")
-    assert result.last.deployed == "student_0"
-    assert "ensemble" in result.last.accuracy
-    state = load(tmp_path / "checkpoints" / "last.ckpt")["state_dict"]
-    assert any(name.startswith("method.gate.") for name in state)
-    images = torch.randn(5, 1, 8, 8)
-    ensemble = module.evaluate(images).logits[module.scores.members.index("ensemble")]
-    torch.testing.assert_close(module.deploy("ensemble")(images), ensemble)
-    assert not any("gate" in name for name in network.state_dict())

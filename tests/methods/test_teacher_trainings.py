@@ -282,9 +282,3 @@ def test_a_teacher_is_trained_so_before_its_student(training: str, tmp_path: Pat
     best = DistillationModule.load_from_checkpoint(tmp_path / "teacher" / "checkpoints" / "best.ckpt")
     taught = DistillationModule.load_from_checkpoint(tmp_path / "checkpoints" / "best.ckpt").teacher
     assert same(parameters_of(best.student.network.peer(0)), parameters_of(taught.network.peer(0)))
-
-
-@pytest.mark.parametrize("method", ["sftn", "soteacher", "heads"])
-def test_a_run_of_the_stage_alone(method: str, tmp_path: Path) -> None:
-    result = train(tiny_run(tmp_path, f"method={method}", "trainer.max_epochs=1", "trainer.limit_train_batches=2"))
-    assert result.best.deployed == "student_0"
