@@ -96,8 +96,8 @@ def test_batches_are_a_function_of_seed_epoch_and_rank(make: Make) -> None:
         assert not torch.equal(next(iter(make(seed=3, epoch=2)))[0], next(iter(make(**other)))[0])
 
 
-def views_of_one_image(make: Make, epoch: int, rank: int) -> list[Tensor]:
-    """The views of all batches of a loader whose images are all the same and come in the same order."""
+def loader_of_one_image(make: Make, **settings: Any) -> TrainingLoader:
+    """A loader whose images are all the same and come in the same order in every epoch."""
     images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(COUNT, -1, -1, -1).contiguous()
     labels, augment = torch.zeros(COUNT, dtype=torch.int64), CropFlip(4, True, (0.0,), (1.0,))
     source = (
@@ -105,17 +105,33 @@ def views_of_one_image(make: Make, epoch: int, rank: int) -> list[Tensor]:
         if make is on_device
         else WorkerImages(StoredImages(images.numpy(), labels.numpy(), np.arange(COUNT)), augment, 2)
     )
-    loader = TrainingLoader(source, batch_size=4, epoch=epoch, rank=rank, world=2)
+    loader = TrainingLoader(source, batch_size=4, world=2, **settings)
     loader.fixed_order = True
-    return [batch.views for batch in loader]
+    return loader
 
 
 @both_loaders
-def test_views_are_keyed_by_epoch_rank_batch_and_view(make: Make) -> None:
-    views = [batch for epoch in (0, 1) for rank in (0, 1) for batch in views_of_one_image(make, epoch, rank)]
-    full = [batch.numpy().tobytes() for batch in views if len(batch) == 4]
-    assert len(full) == len(set(full)) == 8
+def test_views_are_keyed_by_seed_epoch_rank_batch_and_view(make: Make) -> None:
+    passes = [
+        loader_of_one_image(make, seed=seed, epoch=epoch, rank=rank)
+        for seed in (0, 1)
+        for epoch in (0, 1)
+        for rank in (0, 1)
+    ]
+    views = [batch.views for loader in passes for batch in islice(loader, 2)]
+    views += [batch.views for loader in passes[:2] for batch in loader.initialisation_batches(5, 2)]
+    assert len({batch.numpy().tobytes() for batch in views}) == len(views) == 20
     assert all((batch[:, 0] != batch[:, 1]).any() for batch in views)
+
+
+@both_loaders
+def test_the_order_is_keyed_by_seed_and_epoch(make: Make) -> None:
+    orders = {
+        tuple(torch.cat([indices for _, _, indices in each(make(seed=seed, epoch=epoch))]).tolist())
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert len(orders) == 4
 
 
 @both_loaders

@@ -257,13 +257,15 @@ def test_the_cache_is_used_until_an_image_changes(tmp_path: Path, monkeypatch: p
         read(root)
         shutil.copytree(root, tmp_path / "moved")
         assert values(read(tmp_path / "moved")) == values(before)
+    (root / "train/cat/2.png").write_bytes(image_bytes(3))  # of the same length
+    assert values(read(root)) == [10, 11, 12, 0, 1, 3]
     (root / "train/cat/0.png").unlink()
     with pytest.raises(DataError, match=r"no cache .* of the images as they are now: call prepare_data\(\) first"):
         folder_of(str(root)).read()
-    assert values(read(root)) == [10, 11, 12, 1, 2]
+    assert values(read(root)) == [10, 11, 12, 1, 3]
     for old, new in (("cat", "other"), ("cache", "cat"), ("other", "cache")):
         (root / "train" / old).rename(root / "train" / new)
-    assert values(read(root)) == [1, 2, 10, 11, 12]
+    assert values(read(root)) == [1, 3, 10, 11, 12]
     assert read(root, image_size=6, cache_dir=str(tmp_path / "c")).train.images.shape == (5, 3, 6, 6)
     assert len(list((tmp_path / "c").glob("6px-*.npy"))) == 2
 
