@@ -256,7 +256,7 @@ def test_what_a_teacher_learnt_alone_is_not_initialised_over() -> None:
     assert same(recorder.teachers[0], learnt)
 
 
-RATES = "teacher.decay must be a number between 0 and 1, or a schedule {from: value} of them"
+RATES = "teacher.decay must be a number between 0 and 1, or a schedule {from: value} of them that starts at 0"
 
 
 @pytest.mark.parametrize(
