@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import nn
@@ -12,15 +12,12 @@ from torch import nn
 from dkel_lightning import networks
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import seeded
-from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.backbone import is_external
-
-NO_SPLIT = 'A model of your own needs split_at=, the module at which branches begin ("layer4").'
 
 
 @dataclass(frozen=True)
 class NetworkDraw:
-    """Draws a peer network as often as asked, each time from its own seed."""
+    """Draws a peer network any number of times, each from its own seed. Arguments: see `build`."""
 
     backbone: str | nn.Module
     num_classes: int
@@ -35,11 +32,7 @@ class NetworkDraw:
     pretrained: bool | None
 
     def __call__(self, seed: int, purpose: str, *, redraw: bool = False) -> networks.PeerNetwork:
-        """Draw the network from (seed, purpose); `redraw` also draws weights that a model came with.
-
-        Raises:
-            ConfigError: parts of the choice contradict each other.
-        """
+        """Draw the network from (seed, purpose); `redraw` also draws weights that a model came with."""
         with seeded(seed, purpose):
             if isinstance(self.backbone, str) and not is_external(self.backbone):
                 return networks.create(
@@ -48,34 +41,32 @@ class NetworkDraw:
                     self.peers,
                     in_channels=self.in_channels,
                     image_size=self.image_size,
-                    equal_classifiers=self._equal_classifiers(),
+                    equal_classifiers=self._equal_classifiers,
                     views_per_pass=self.views_per_pass,
                 )
             if not isinstance(self.peers, int):
                 raise ConfigError("A model of your own is given with the number of peers, not with their names.")
             if self.peers == 1 and self.split_at is None:
                 model = self._model(redraw)
-                whole = networks.whole_model(model, self.num_classes, self.classifier, self._image_shape)
-                return self._separate([whole])
+                return self._separate([networks.whole_model(model, self.num_classes, self.classifier, self._shape)])
             if self.sharing == "nothing":
                 return self._separate([self._split(1, redraw).peers[0] for _ in range(self.peers)])
             network = self._split(self.peers, redraw)
             first, *others = network.classifiers
-            for classifier in others if self._equal_classifiers() else []:
+            for classifier in others if self._equal_classifiers else []:
                 classifier.load_state_dict(first.state_dict())
             return network
 
     def _separate(self, peers: Sequence[Any]) -> networks.PeerNetwork:
         network = networks.IndependentPeers(peers)
-        network.image_shape = self._image_shape
+        network.image_shape = self._shape
         return network
 
     def _split(self, peers: int, redraw: bool) -> networks.SplitModel:
-        model = self._model(redraw)
-        split_at = self.split_at
+        model, split_at = self._model(redraw), self.split_at
         if split_at is None:
             if not isinstance(self.backbone, str):
-                raise ConfigError(NO_SPLIT)
+                raise ConfigError('A model of your own needs split_at=, the module at which branches begin ("layer4").')
             split_at = networks.default_cut(self.backbone, model)
         keep = not redraw and (networks.is_trained(model) if self.pretrained is None else self.pretrained)
         network = networks.branch_model(
@@ -84,25 +75,30 @@ class NetworkDraw:
             peers,
             self.num_classes,
             classifier=self.classifier,
-            image_shape=self._image_shape,
+            image_shape=self._shape,
             redraw_branches=not keep,
             views_per_pass=self.views_per_pass,
         )
         if keep and peers > 1:  # equal in all else
-            for peer in cast("Iterable[networks.WholeModel]", network.peers):
-                peer.draw_classifier(self.num_classes)
+            for peer in network.peers:
+                peer.draw_classifier(self.num_classes)  # type: ignore[operator]
         return network
 
     def _model(self, redraw: bool) -> nn.Module:
         if isinstance(self.backbone, str):
-            wanted = bool(self.pretrained) and not redraw
-            return networks.make(self.backbone, self.num_classes, self.in_channels, self.image_size, wanted)
-        model = made(self.backbone)
+            pretrained = bool(self.pretrained) and not redraw
+            return networks.make(self.backbone, self.num_classes, self.in_channels, self.image_size, pretrained)
+        model = copy_model(self.backbone)
         return networks.redraw_(model) if redraw else model
 
     @property
-    def _image_shape(self) -> tuple[int, int, int]:
+    def _shape(self) -> tuple[int, int, int]:
         return image_shape(self.in_channels, self.image_size)
+
+    @property
+    def _equal_classifiers(self) -> bool:
+        # The released VGG draws each branch's classifier; the released ResNets and DenseNet repeat the first.
+        return self.classifiers == "equal" or (self.classifiers == "released" and self.backbone != "vgg16")
 
     def alone(self, backbone: str | None, pretrained: bool = False) -> NetworkDraw:
         """Draw one whole network: of `backbone`, or of the peers' own."""
@@ -114,13 +110,8 @@ class NetworkDraw:
         if isinstance(self.backbone, str):
             networks.start_linear({self.backbone} if isinstance(self.peers, int) else {*self.peers}, classifier)
 
-    def _equal_classifiers(self) -> bool:
-        one_of("method.classifiers", self.classifiers, ("own", "equal", "released"))
-        # The released VGG draws each branch's classifier; the released ResNets and DenseNet repeat the first.
-        return self.classifiers == "equal" or (self.classifiers == "released" and self.backbone != "vgg16")
-
     def recipe(self) -> dict[str, Any]:
-        """Return the choice as primitives; `backbone` is None for a model of the user's own."""
+        """Return the arguments as primitives; `backbone` is None for a model of the user's own."""
         return {
             "backbone": self.backbone if isinstance(self.backbone, str) else None,
             "num_classes": self.num_classes,
@@ -135,14 +126,14 @@ class NetworkDraw:
         }
 
 
-def made(model: nn.Module) -> nn.Module:
+def copy_model(model: nn.Module) -> nn.Module:
     """Copy a model; a LightningModule that makes its layers in `configure_model` makes them now."""
-    own = networks.copied(model)
-    if isinstance(own, LightningModule):
-        own.configure_model()
-    return own
+    copied = networks.copied(model)
+    if isinstance(copied, LightningModule):
+        copied.configure_model()
+    return copied
 
 
 def image_shape(in_channels: int, image_size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """Give the form of an image; 224 pixels a side where none is given."""
+    """Return (channels, height, width) of an image; 224 pixels a side where no size is given."""
     return (in_channels, *(image_size or networks.IMAGE_SHAPE[1:]))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dkel_lightning.assembly.file_checks import refuse_folder
+from dkel_lightning.assembly.weights import refuse_folder
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
@@ -238,7 +238,8 @@ class Arrangement(Settings, node="method"):
 
     name: Annotated[str, text("Method.")]
     peers: Annotated[
-        int | tuple[str, ...], either(whole("Peers, or the backbone of each.", 1, 64), several("", text("")))
+        int | tuple[str, ...],
+        either(whole("Peers, or the backbone of each.", 1, 64), replace(several("", text("")), kind="a list of names")),
     ] = 3
     sharing: Annotated[str, choice("What peers given as a number share.", "trunk", "nothing")] = "trunk"
     views: Annotated[

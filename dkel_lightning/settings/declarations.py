@@ -247,8 +247,15 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build the (nested) dataclass `cls` from a mapping of primitives, and name every wrong value at once."""
+def from_mapping(cls: type[T], values: Mapping[str, Any] | T, where: str) -> T:
+    """Build the (nested) dataclass `cls` from a mapping of primitives, and name every wrong value at once.
+
+    An instance of it is returned as it is.
+    """
+    if isinstance(values, cls):
+        return values
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} must be a mapping of its keys, got {values!r}.")
     hints = {written(name): (name, hint) for name, hint in _hints(cls).items()}
     arguments: dict[str, Any] = {}
     errors: list[str] = []

@@ -24,6 +24,4 @@ class Execution(Settings, node="execution"):
     @classmethod
     def of(cls, given: str | Mapping[str, Any] | Execution) -> Execution:
         """Read a name, or a mapping of settings."""
-        if isinstance(given, Execution):
-            return given
-        return from_mapping(cls, {"name": given} if isinstance(given, str) else dict(given), "execution")
+        return from_mapping(cls, {"name": given} if isinstance(given, str) else given, "execution")

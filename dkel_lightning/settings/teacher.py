@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import EPOCHS, Clock, at_time, ema_rate, length_in_batches, time_of
 from dkel_lightning.settings.declarations import (
     Follows,
@@ -48,7 +47,7 @@ class TeacherSettings(Settings, node="teacher"):
     """
 
     draw: Annotated[
-        str, choice("First weights of the teacher: a draw of its own, or the student's.", "independent", "student")
+        str, choice("Initial weights of the teacher: drawn independently, or the student's.", "independent", "student")
     ] = "independent"
     start: Annotated[str, choice("Rule of the first EMA updates.", "keep", "mean_teacher", "copy")] = "keep"
     init_steps: Annotated[
@@ -71,33 +70,32 @@ class TeacherSettings(Settings, node="teacher"):
         Follows("protocol.ema.decay_share"),
     ] = None
     batchnorm: Annotated[str, choice("Running statistics of the teacher.", "own", "copy", "ema")] = "own"
-    update: Annotated[str, choice("How the teacher learns.", "ema", "gradient", "frozen", "none")] = "ema"
+    update: Annotated[str, choice("How the teacher learns.", "ema", "gradient", "frozen")] = "ema"
     backbone: Annotated[
-        str | None, text("Network of a teacher of its own (kd): what backbone= takes; null: the student's.")
+        str | None, text("Backbone of a teacher that is a network of its own (kd); null: the student's.")
     ] = None
     pretrained: Annotated[
-        bool, switch("Of a teacher of its own from a library: fetch weights that know the data's classes.")
+        bool, switch("Download the weights of a library's network; they must know the data's classes.")
     ] = False
     weights: Annotated[
-        str | None, text("File of its first weights: a checkpoint or a state_dict; null: drawn, or (kd) trained first.")
+        str | None,
+        text("File of its initial weights, a checkpoint or a state_dict; null: drawn, or (kd) trained first."),
     ] = None
-    training: Annotated[str, choice("How a teacher of its own is trained first.", *TRAININGS)] = "plain"
+    training: Annotated[str, choice("How a teacher of its own is trained before its student.", *TRAININGS)] = "plain"
     training_epochs: Annotated[
         int | None,
         whole("Length of that training in epochs; null: as the run's, of early_stopped 5/8 of it.", 1, 1_000_000),
     ] = None
     init_student_from_branches: Annotated[
-        bool, switch("Start the student with the blocks of its sftn teacher's first branch.")
+        bool, switch("Initialise the student with the blocks of the first branch of its sftn teacher.")
     ] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_one_of("decay", "decay_share")
-        if self.update == "none":
-            raise ConfigError("teacher.update is none: choose teacher=none, or set it to ema, gradient or frozen.")
 
     def rate(self, clock: Clock) -> float:
-        """Give the EMA rate a at this moment, before the start rule."""
+        """Return the EMA rate a at this moment, before the start rule."""
         if self.decay_share is not None:
             share = at_time(self.decay_share, clock.step / clock.steps if clock.steps else 0.0)
             return ema_rate(clock.share_in_steps(share, "teacher.decay_share"))
@@ -105,7 +103,7 @@ class TeacherSettings(Settings, node="teacher"):
         return at_time(self.decay, time_of(self.decay, clock, "teacher.decay"))
 
     def batches_of_initialisation(self, batches_per_epoch: float) -> int:
-        """Give the length of the initialisation in mini-batches."""
+        """Return the length of the initialisation in mini-batches."""
         return length_in_batches(self.init_steps, batches_per_epoch, "teacher.init_steps")
 
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.assembly.parts import choose_method
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
 from tests.modules.toy import jitter, parameters_of, same
 
@@ -229,9 +228,11 @@ def test_schedules_as_shares_suit_methods_without_them(method: str) -> None:
 
 @pytest.mark.parametrize(("method", "epochs"), [("cl_ilr", 0), ("mean_teacher", 5), ("dkel_released", 80)])
 def test_a_ramp_up_of_a_length_of_the_method_s_own_keeps_it_as_on_the_command_line(method: str, epochs: int) -> None:
-    rampup = choose_method(method, None, "shares")[0].rampup
+    peers = 1 if method == "mean_teacher" else 2
+    rampup = DistillationModule.build("resnet8", 10, method, peers, schedules="shares").method.rampup
     assert (rampup.epochs, rampup.share) == (epochs, None)
-    given = choose_method({"name": method, "rampup": {"epochs": None, "share": 0.5}}, None, "shares")[0].rampup
+    settings = {"name": method, "rampup": {"epochs": None, "share": 0.5}}
+    given = DistillationModule.build("resnet8", 10, settings, peers, schedules="shares").method.rampup
     assert (given.epochs, given.share) == (None, 0.5)
 
 
@@ -260,12 +261,11 @@ def test_a_teacher_that_gets_away_from_its_start_is_not_warned_of(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"split_at": "layer4"}, "split_at='layer4' belongs to a model of your own"),
-        ({"peers": "3"}, "peers must be a whole number between 1 and 64, or a list, each text, got '3'"),
-        ({"peers": 2.5}, "peers must be a whole number between 1 and 64, or a list, each text, got 2.5"),
-        ({"peers": 1_000_000}, "peers must be a whole number between 1 and 64, or a list, each text, got 1000000"),
+        ({"split_at": "layer4"}, "split_at='layer4' is for a model of your own"),
+        ({"peers": "3"}, "peers must be a whole number between 1 and 64, or a list of names, got '3'"),
+        ({"peers": 2.5}, "peers must be a whole number between 1 and 64, or a list of names, got 2.5"),
+        ({"peers": 1_000_000}, "peers must be a whole number between 1 and 64, or a list of names, got 1000000"),
         ({"image_size": 8}, r"image_size is 8: give \(height, width\)"),
-        ({"teacher": 3}, "teacher is 3: give its settings"),
         ({"teacher": "copie"}, "Unknown choice teacher=copie. Did you mean copy"),
         ({"interval": "steps"}, "interval"),
         ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)}, "optimizer= is made when"),

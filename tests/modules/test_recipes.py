@@ -72,7 +72,7 @@ def test_any_method_can_have_its_students_moving_average_beside_it(name: str) ->
 def test_a_teacher_by_name_is_all_that_the_name_stands_for(name: str) -> None:
     for method in ("dkel", "pcl", "baseline"):  # whose own differ
         settings = build(method, teacher=name, schedules="shares").teacher.settings
-        assert settings == TeacherSettings(**{**(TEACHERS[name].settings or {}), "decay": None, "decay_share": 0.01})
+        assert settings == TeacherSettings(**{**TEACHERS[name].settings, "decay": None, "decay_share": 0.01})
 
 
 def test_an_unknown_teacher_by_name_is_answered() -> None:

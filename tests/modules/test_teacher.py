@@ -265,7 +265,7 @@ RATES = "teacher.decay must be a number between 0 and 1, or a schedule {from: va
         ({"draw": "twice"}, "teacher.draw must be one of independent, student, got 'twice'."),
         ({"start": "now"}, "teacher.start must be one of keep, mean_teacher, copy, got 'now'."),
         ({"batchnorm": "none"}, "teacher.batchnorm must be one of own, copy, ema, got 'none'."),
-        ({"update": "none"}, "teacher.update is none: choose teacher=none, or set it to ema, gradient or frozen."),
+        ({"update": "none"}, "teacher.update must be one of ema, gradient, frozen, got 'none'."),
         (
             {"init_steps": -1},
             "must be a whole number between 0 and 1000000, or epochs as in 3epochs, at most 1000, got -1.",

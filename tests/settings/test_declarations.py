@@ -110,7 +110,7 @@ def test_a_misspelt_word_is_answered_with_the_nearest() -> None:
 def test_the_length_of_a_term_is_in_epochs_or_a_share_and_not_both() -> None:
     for settings, key in ((RampUp, "share"), (EnsembleTerm, "decay_share"), (TeacherSettings, "decay_share")):
         with pytest.raises(ConfigError, match="exclude each other"):
-            settings(**{key: 0.1})  # type: ignore[operator]
+            from_mapping(settings, {key: 0.1}, settings.node)
 
 
 def test_mappings_are_merged_to_the_bottom() -> None:
