@@ -66,7 +66,7 @@ class PlainLoop:
         for views, labels in batches:
             logits, _ = self._forward(self.teacher, views)
             optimizer.zero_grad()
-            (sum(F.cross_entropy(each, labels) for each in logits) / len(logits)).backward()  # type: ignore[union-attr]
+            (sum(F.cross_entropy(each, labels) for each in logits) / len(logits)).backward()
             optimizer.step()
         self.teacher.requires_grad_(False)
 
@@ -80,7 +80,7 @@ class PlainLoop:
         loss = terms["ce"] + terms["ce_ensemble"] + terms["kd_ensemble"]
         loss = loss + terms["kd_individual"] + terms["kd_assembled"]
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         with torch.no_grad():
             for average, weight in zip(self.teacher.parameters(), self.student.parameters(), strict=True):

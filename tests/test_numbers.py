@@ -156,9 +156,9 @@ def test_a_learning_rate_of_zero_and_an_unbounded_clip_train_without_moving(tmp_
 
 def build_like(values: Any) -> dict[str, Tensor]:
     from dkel_lightning.app import build as builders
-    from dkel_lightning.app.tasks.train import prepared
+    from dkel_lightning.app.tasks.train import prepare_data
 
-    return builders.distillation(values, prepared(values)).state_dict()
+    return builders.distillation(values, prepare_data(values)).state_dict()
 
 
 # ---------------------------------------------------------------------- lengths

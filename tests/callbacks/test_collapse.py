@@ -47,9 +47,9 @@ class LateGuard(CollapseGuard):
     """Checks the loss as on a GPU: not at each step."""
 
     def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: torch.Tensor) -> None:
-        check, self._check_loss = self._check_loss, lambda trainer: None  # type: ignore[method-assign]
+        check, self._check_loss = self._check_loss, lambda trainer: None
         super().on_before_backward(trainer, pl_module, loss)
-        self._check_loss = check  # type: ignore[method-assign]
+        self._check_loss = check
 
 
 @pytest.mark.parametrize("when", [{}, {"every_n_train_steps": 1}])

@@ -43,7 +43,7 @@ def leaf(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, requires_grad=True)
 
 
-def build(name: str, backbone: str = "resnet8", teacher: Any = "resnet8", **settings: Any) -> DistillationModule:
+def build(name: str, backbone: str = "resnet8", teacher: Any = "resnet8", **settings: Any) -> Any:
     """Build a method by its settings for images of 8x8; its teacher by a backbone or what else it has, or without."""
     names = ("peers", "seed", "sharing", "execution", "image_size")
     beside: dict[str, Any] = {key: settings.pop(key) for key in names if key in settings}

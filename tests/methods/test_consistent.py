@@ -100,7 +100,7 @@ def test_a_refit_of_what_has_not_changed_changes_nothing_and_a_resume_does_not_f
         fit.fit(module, train_loader())
     assert bool(once.method.fitted)
     fit.save_checkpoint(tmp_path / "x.ckpt")
-    loaded = DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt")
+    loaded: Any = DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt")
     assert torch.equal(loaded.method.places_2, again.method.places_2)
     assert loaded.method.wants_batches("start", Clock(0)) is None
 

@@ -35,7 +35,7 @@ def test_a_teacher_that_learns_is_clipped_apart_from_its_student(method: str, al
         module = build({"name": method, "weight": weight}, 1, teacher={"init_steps": 0})
         fit = trainer(norms, max_epochs=2, gradient_clip_val=CLIP, gradient_clip_algorithm=algorithm)
         fit.fit(module, train_loader())
-        teachers.append(parameters_of(module.teacher.network))  # type: ignore[union-attr]
+        teachers.append(parameters_of(module.teacher.network))
     assert same(*teachers)
     if algorithm == "norm":
         assert norms.seen

@@ -26,7 +26,7 @@ def test_an_optimizer_factory_may_split_the_groups_of_the_networks() -> None:
         return AdamW(split, lr=1e-3, weight_decay=0.1)
 
     module = build(optimizer=without_decay_of_vectors)
-    groups = module.configure_optimizers().param_groups  # type: ignore[union-attr]
+    groups = module.configure_optimizers().param_groups
     assert [group["name"] for group in groups] == ["student", "student", "ensemble", "ensemble"]
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.1, 0.0]
     held = [id(parameter) for group in groups for parameter in group["params"]]

@@ -232,7 +232,7 @@ def test_runs_killed_again_and_again_at_random_moments_end_as_if_nothing_had_hap
     length = time.perf_counter() - started
     for number in range(20):
         run = noisy_run(tmp_path / f"run_{number}")
-        run.describe()
+        run.write_config()
         for _ in range(6):
             sent = signal.SIGTERM if draws.random() < 0.25 else signal.SIGKILL
             kills += interrupted(partial(resumed, run), draws.uniform(0, length), sent) and sent == signal.SIGKILL
