@@ -93,8 +93,6 @@ def test_tasks_read_the_teacher_again_where_they_are_told_to(tmp_path: Path) -> 
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert teacher_keys(path) == []
     train(replace(first, resume=path))
-    with pytest.raises(CheckpointError, match="leaves out its teacher"):
-        train(replace(first, values={**first.values, "teacher": compose(*asked)["teacher"]}, resume=path))
     read = {}
     for name, again in {"alone": [], "both": [f"teacher.weights={given}"]}.items():
         said = ["task=evaluate", f"checkpoint={path}", *again]
