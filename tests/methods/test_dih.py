@@ -208,7 +208,7 @@ def test_one_command_trains_teacher_heads_and_student_and_each_goes_on_where_it_
     assert (broken.folder / "teacher" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == written
     ours, theirs = (
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for folder in (broken.folder, whole.folder)
+        for folder in (broken.folder, tmp_path / "whole")
     )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
