@@ -11,23 +11,23 @@ from dkel_lightning.distillation import DistillationModule
 
 
 class DistillationCLI(LightningCLI):
-    """LightningCLI with all that `DistillationModule.build` takes as `--model.<name>`, and any data module as `--data`.
+    """LightningCLI with the arguments of `DistillationModule.build` as `--model.<name>`, and any data module as `--data`.
+
+    Needs jsonargparse (extra `cli`).
 
     Args:
         model_class: `DistillationModule.build`, or that of a class derived from it.
         settings: of LightningCLI. Its `--optimizer` and `--lr_scheduler` are off: they would take the parameters
             without their groups. `--model.optimizer` and `--model.scheduler` take the same classes.
-
-    Raises:
-        ModuleNotFoundError: jsonargparse is missing, which the extra `cli` installs.
     """
 
     def __init__(self, model_class: Any = DistillationModule.build, **settings: Any) -> None:
+        owner = getattr(model_class, "__self__", None)
+        if isinstance(owner, type):  # a classmethod, whose annotation does not say that it returns a LightningModule
+            from jsonargparse import class_from_function
+
+            model_class = class_from_function(model_class, owner)
         super().__init__(model_class, **{"auto_configure_optimizers": False, **settings})
 
     def _parse_ckpt_path(self) -> None:
-        """Take the model's arguments from the command line alone.
-
-        Lightning would add what the checkpoint calls hyper-parameters, which here is the recipe of its networks; the
-        module holds it against its own and refuses the file of another model.
-        """
+        """Do nothing: Lightning would take the recipe of the networks in the checkpoint for arguments of `build`."""
