@@ -112,22 +112,3 @@ def test_a_teacher_of_the_same_moment_is_the_same_on_both(run: Path) -> None:
         assert unequal(seen, key, "teacher.") == unequal(seen, key) == []
     learnt = [name for name in seen[0]["after"] if name.startswith("teacher.") and name.endswith("weight")]
     assert all(not torch.equal(seen[0]["before"][name], seen[0]["after"][name]) for name in learnt)
-    seen = read(run, "online_files")
-    assert unequal(seen, "after") == []
-    for key, step in (
-        ("before", 1),
-        ("after", 2),
-    ):  # before its first checkpoint that one, in the third step the second
-        left = torch.load(run / "left" / f"step={step}.ckpt", weights_only=True)["state_dict"]
-        taught = {name.removeprefix("teacher."): value for name, value in seen[1][key].items()}
-        held = [name for name in taught if name.startswith("network.")]
-        assert held
-        assert all(torch.equal(taught[name], left[f"student.{name}"]) for name in held)
-
-
-def test_an_external_teacher_is_the_same_on_both_and_in_no_checkpoint(run: Path) -> None:
-    seen = read(run, "external")
-    assert unequal(seen, "after") == unequal(seen, "metrics") == []
-    assert unequal([{"it": seen[0]["before"]}, {"it": seen[1]["after"]}], "it", "teacher.network.") == []
-    saved = torch.load(run / "external" / "end.ckpt", weights_only=True)
-    assert not any(name.startswith("teacher.network.") for name in saved["state_dict"])

@@ -101,7 +101,3 @@ def main(folder: Path) -> None:
     fit(build({"name": "consistent", "fit_batches": 2}, 1, teacher=teacher), folder / "consistent")
     fit(build({"name": "soteacher", "samples": 48}, 1), folder / "soteacher")
     fit(build("online_checkpoints", 1, teacher={"backbone": "resnet8", "init_steps": 2}), folder / "online")
-    checkpoints = {"name": "online_checkpoints", "checkpoints": str(folder / "left")}
-    fit(build(checkpoints, 1, teacher={**teacher, "update": "frozen", "init_steps": 0}), folder / "online_files")
-    given = {**teacher, "weights": str(folder / "left" / "elsewhere.pt")}
-    fit(build("kd", 1, teacher=given), folder / "external")

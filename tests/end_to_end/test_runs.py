@@ -15,13 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.distillation import DistillationModule
-from dkel_lightning.runtime import command_lines
 from tests.commands import dkel
-from tests.disks import as_root, fill, small_disk
 
 
 def from_a_shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -173,121 +170,4 @@ def test_the_jobs_of_a_sweep_lie_in_one_folder_whatever_varies(tmp_path: Path) -
     assert "2 jobs: 2 finished." in (sweep / "sweep.md").read_text()
 
 
-@pytest.mark.slow
-def test_a_job_whose_folder_is_anothers_leaves_it_as_it_is_and_is_credited_nothing(tmp_path: Path) -> None:
-    first = dkel("-m", *SMALL, "method=dkel", "seed=0,1", "hydra.sweep.dir=sw", cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
-    folder = tmp_path / "sw"
-    before = {path: path.read_bytes() for job in ("0", "1") for path in (folder / job).rglob("*") if path.is_file()}
-    table = (folder / "sweep.md").read_text()
-    for changed in (["method=pcl", "seed=0,1"], ["method=dkel", "seed=2,0"]):
-        arguments = ["-m", *SMALL, *changed]
-        done = dkel(*arguments, "hydra.sweep.dir=sw", cwd=tmp_path)
-        assert done.returncode == 1
-        assert done.stderr.count("was trained with other settings") == 2
-        assert done.stderr.endswith("Error: 2 jobs of the sweep failed: 0, 1.\n")
-        # Not the command that would be refused again.
-        again = command_lines.typed(*arguments, "hydra.sweep.dir=sw_1")
-        own = f"sw holds other jobs under 0, 1: in a folder of its own this sweep is run by: {again}\n"
-        assert done.stdout.endswith(own)
-        assert "What is missing" not in done.stdout
-        assert before == {
-            path: path.read_bytes() for job in ("0", "1") for path in (folder / job).rglob("*") if path.is_file()
-        }
-        assert (folder / "sweep.md").read_text() == table
-        assert not [*folder.glob(".refused*")]
-    done = dkel("-m", "resume=sw/0", "hydra.sweep.dir=sw", cwd=tmp_path)
-    assert done.returncode == 2
-    assert (
-        done.stderr == "Error: resume= goes on with one run, without -m; a sweep goes on with hydra.sweep.dir=FOLDER.\n"
-    )
-    assert before == {path: path.read_bytes() for path in before}
-    assert (folder / "sweep.md").read_text() == table
-
-
-@pytest.mark.slow
-def test_a_failing_job_does_not_end_the_sweep(tmp_path: Path) -> None:
-    done = dkel("-m", *SMALL[:3], "trainer.limit_train_batches=3", "optimizer.lr=1e30,0.1", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "Error: 1 jobs of the sweep failed: 0." in done.stderr
-    (sweep,) = (tmp_path / "outputs" / "smoke").iterdir()
-    assert summary(sweep / "1")["test"]["last"]["epoch"] == 1
-
-
-@as_root
-@pytest.mark.long
-def test_a_sweep_on_a_full_disk_is_one_error_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "16m") as disk:
-        arguments = ["-m", *SMALL, "seed=0", f"hydra.sweep.dir={disk}/sweep"]
-        filler = fill(disk)
-        done = dkel(*arguments, cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (
-            1,
-            f"Error: Could not write {disk}/sweep (No space left on device): free some space. "
-            "What was written before is whole.\n",
-        )
-        filler.unlink()
-        assert dkel(*arguments, cwd=tmp_path).returncode == 0
-        before = {path: path.read_bytes() for path in (disk / "sweep").rglob("*.csv")}
-        filler = fill(disk)
-        again = dkel(*arguments, cwd=tmp_path)
-        assert again.returncode == 1
-        lost = [f"Error in job 0 of the sweep: Could not write {disk}/sweep/0/job.json"]
-        lost += [f"Error: Could not write {disk}/sweep/sweep.csv", "Error: 1 jobs of the sweep failed: 0."]
-        assert [line.partition(" (")[0] for line in again.stderr.splitlines()] == lost
-        assert again.stdout.rstrip().endswith(f"hydra.sweep.dir={disk}/sweep")
-        assert {path: path.read_bytes() for path in before} == before
-        filler.unlink()
-        whole = dkel(*arguments, cwd=tmp_path)
-        assert (whole.returncode, whole.stderr) == (0, "")
-
-
 # Without a buffer nothing is left to flush.
-@pytest.mark.slow
-@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.long)])
-def test_a_sweep_whose_output_nobody_reads_any_more_ends_quietly(unbuffered: str, tmp_path: Path) -> None:
-    lines = ["debug=smoke", "trainer=cpu", "trainer.max_epochs=200", "callbacks.progress=lines"]
-    command = [sys.executable, "-m", "dkel_lightning", "-m", *lines, "seed=0,1", "hydra.sweep.dir=sweep"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": unbuffered}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
-    ) as process:
-        while process.stdout.readline() != "[1/2] seed=0\n":
-            pass
-        process.stdout.readline()  # of the job itself
-        process.stdout.close()
-        assert (process.wait(timeout=200), process.stderr.read()) == (141, "")
-    # The job is gone on with, and the other one has not begun.
-    assert json.loads((tmp_path / "sweep" / "0" / "job.json").read_text())["state"] == "running"
-    assert not (tmp_path / "sweep" / "1").exists()
-
-
-@pytest.mark.long
-def test_evaluations_with_other_settings_lie_beside_each_other_and_an_export_is_asked_within_its_run(
-    tmp_path: Path,
-) -> None:
-    assert dkel(*SMALL, "method.peers=4", "hydra.run.dir=run", cwd=tmp_path).returncode == 0
-    of = ("checkpoint=run/checkpoints/last.ckpt", "trainer=cpu")
-    expected = {"evaluation_last": "deploy.peer=0", "evaluation_last_1": "deploy.peer=3", "mine": "deploy.peer=1"}
-    for folder, peer in [*expected.items(), ("evaluation_last", "deploy.peer=0"), ("mine", "deploy.peer=2")]:
-        named = ["hydra.run.dir=run/mine"] if folder == "mine" else []
-        done = dkel("task=evaluate", *of, peer, *named, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == f"Written to {tmp_path}/run/{folder}/evaluation.json"
-        written = json.loads((tmp_path / "run" / folder / "evaluation.json").read_text())
-        assert f"deploy.peer={written['settings']['deploy']['peer']}" == peer
-        assert written["test"]["deployed"] == f"teacher_{peer[-1]}"
-    done = dkel("task=evaluate", *of, "deploy.peer=4", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "Error: deploy.peer=4, but peers are numbered 0 to 3.\n")
-    assert {path.name for path in (tmp_path / "run").glob("evaluation*")} == {"evaluation_last", "evaluation_last_1"}
-
-    done = dkel("task=export", *of, "deploy.peer=3", "export.repeats=0", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "image.png")
-    ask = ("task=predict", "checkpoint=run/export_last/teacher_3_safetensors", "predict.images=image.png")
-    done = dkel(*ask, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "1 of 1 images by teacher_3" in done.stdout
-    assert (tmp_path / "run" / "predict_teacher_3_safetensors" / "predictions.csv").is_file()
-    done = dkel(*ask, "method=pcl", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "Error: method: the export decides this; leave it out.\n")
