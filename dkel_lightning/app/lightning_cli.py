@@ -11,7 +11,7 @@ from dkel_lightning.distillation import DistillationModule
 
 
 class DistillationCLI(LightningCLI):
-    """LightningCLI with the arguments of `DistillationModule.build` as `--model.<name>`, and any data module as `--data`.
+    """LightningCLI with the arguments of `DistillationModule.build` as `--model.NAME`, and any data module as `--data`.
 
     Needs jsonargparse (extra `cli`).
 
@@ -24,9 +24,10 @@ class DistillationCLI(LightningCLI):
     def __init__(self, model_class: Any = DistillationModule.build, **settings: Any) -> None:
         owner = getattr(model_class, "__self__", None)
         if isinstance(owner, type):  # a classmethod, whose annotation does not say that it returns a LightningModule
-            from jsonargparse import class_from_function
+            import jsonargparse
 
-            model_class = class_from_function(model_class, owner)
+            factory: Any = jsonargparse  # which does not export the name for type checkers
+            model_class = factory.class_from_function(model_class, owner)
         super().__init__(model_class, **{"auto_configure_optimizers": False, **settings})
 
     def _parse_ckpt_path(self) -> None:
