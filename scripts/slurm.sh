@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One run as a job of SLURM, a task a GPU: sbatch scripts/slurm.sh experiment=cifar100
-# Two machines: sbatch --nodes=2 scripts/slurm.sh experiment=cifar100. A sweep: see docs/clusters.md.
+# Two machines: sbatch --nodes=2 scripts/slurm.sh experiment=cifar100. A sweep: see docs/distributed.md.
 #
 #SBATCH --job-name=dkel
 #SBATCH --nodes=1

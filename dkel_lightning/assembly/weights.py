@@ -71,8 +71,7 @@ def refuse_folder(path: str | Path, key: str, backbone: object) -> None:
     """Refuse a backbone `hf:FOLDER` that a file names: only a folder that is typed again (as `key`) is read."""
     if reads_a_folder(backbone):
         raise CheckpointError(
-            f"{path} was trained with {backbone}, and no file chooses a folder that is read: pass {key}= to load it "
-            "(trust=true on the command line)."
+            f"{path} was trained with {backbone}, and no file chooses a folder that is read: pass {key}= to load it."
         )
 
 
