@@ -66,18 +66,18 @@ def _name_sweep_folders(arguments: list[str]) -> list[str]:
 
     Two sweeps may share a folder, so what tells their labels apart stays in the name where it is constant in one.
     """
-    parser, constant = OverridesParser.create(), []
-    for argument in arguments:
+    parser, constant, end = OverridesParser.create(), [], 0
+    for position, argument in enumerate(arguments, start=1):
         with contextlib.suppress(HydraException):  # a flag, or what Hydra explains itself
             item = parser.parse_overrides([argument])[0]
             fixed = not item.is_sweep_override() and not item.is_hydra_override()
             if fixed and item.key_or_group not in ("method", "variant"):
                 constant.append(item.key_or_group)
-    return (
-        [*arguments, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(constant)}]"]
-        if constant
-        else arguments
-    )
+                end = position  # argparse wants overrides side by side
+    if not constant:
+        return arguments
+    named = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(constant)}]"
+    return [*arguments[:end], named, *arguments[end:]]
 
 
 def run_job(cfg: DictConfig) -> float | None:

@@ -61,6 +61,6 @@ def test_the_five_minute_start_leads_from_a_folder_of_images_to_a_network_that_n
     # The page's own code prepares an image as the command does: both must name the same class.
     shown = re.search(r'Image\.open\("([^"]+)"\)', using)
     assert shown is not None
-    (answer,) = [row["name"] for row in first if row["file"] == shown[1]]
+    (answer,) = [row["class"] for row in first if row["file"] == shown[1]]
     assert named == answer
     assert np.asarray(Image.open(tmp_path / shown[1])).shape == (32, 32)
