@@ -231,6 +231,8 @@ def load_from_checkpoint(  # noqa: D417
     if backbone is None:
         refuse_folder(checkpoint_path, "backbone", recipe["backbone"])
     typed = named_teacher(teacher)
+    if isinstance(teacher, TeacherSettings):  # its defaults do not replace what the checkpoint was trained with
+        typed = {key: value for key, value in typed.items() if value != asdict(TeacherSettings())[key]}
     if not typed.get("backbone"):
         refuse_folder(checkpoint_path, "teacher", recipe["teacher"].get("backbone"))
     if recipe["teacher"]["update"] != "none":  # its weights are in the checkpoint, or typed again
