@@ -37,7 +37,7 @@ from dkel_lightning.modules.batch import (
 )
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Observer
-from dkel_lightning.modules.optim import PLATEAU, OptimizerFactory, SchedulerFactory, check_factories, configure
+from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.modules.outputs import Evaluated, MethodInputs, StepResult, StudentOutput
 from dkel_lightning.modules.scores import Scores, mean_probability
 from dkel_lightning.modules.student import StudentModule
@@ -104,7 +104,6 @@ class DistillationModule(LightningModule):
     ) -> None:
         super().__init__()
         parts.check_parts(student, method, teacher, ensemble, views)
-        check_factories(optimizer, scheduler, interval)
         self.student, self.method = student, method
         self.teacher: TeacherModule | None = teacher
         self.ensemble: EnsembleModule | None = ensemble
@@ -148,7 +147,7 @@ class DistillationModule(LightningModule):
 
     def make_batch(self, batch: Batch, *key: int | str) -> Batch:
         """Make the views of a batch, and mix them and its labels where that is asked for; drawn from (seed, key)."""
-        return self.targets.mixed(batch._replace(views=self.make_views(batch.views, *key)), self.seed, *key)
+        return self.targets.mix(batch._replace(views=self.make_views(batch.views, *key)), self.seed, *key)
 
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:
         """Augment images [B, C, H, W] once for each view, [B, V, C, H, W], drawn from (seed, key).
@@ -226,7 +225,7 @@ class DistillationModule(LightningModule):
         if self.teacher is not None and self.teacher.learns:
             learning["teacher"] = self.teacher.network
         present = {name: part for name, part in learning.items() if part is not None}
-        return configure(present, *self._factories, self.lr, plateau=PLATEAU, trainer=self._trainer)
+        return configure(present, *self._factories, self.lr, trainer=self._trainer)
 
     def configure_gradient_clipping(
         self,
@@ -296,7 +295,7 @@ class DistillationModule(LightningModule):
         """Go on with the random numbers of the checkpoint: before the loaders, which may draw from them, are made."""
         resume.restore_process(self, self._restored)
         resume.unfreeze_optimized(self)
-        parts.check_nobody_averages_scores(self)
+        parts.check_no_weight_averaging(self)
         parts.warn_of_an_untrained_teacher(self)
 
     def on_train_start(self) -> None:

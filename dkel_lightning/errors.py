@@ -23,10 +23,6 @@ class ConfigError(DkelError, ValueError):
     exit_code = 2
 
 
-class OtherJobError(ConfigError):
-    """A job of a sweep whose folder belongs to a job of other settings."""
-
-
 class FolderInUseError(DkelError):
     """A folder that another process works in."""
 
@@ -45,18 +41,6 @@ class CollapseError(DkelError):
 
 class NonFiniteError(CollapseError):
     """A loss or weight that is NaN or infinite."""
-
-
-class DiskFullError(DkelError):
-    """A disk that has no room for a file; what was there before is whole."""
-
-    @classmethod
-    def of(cls, error: OSError, file: object = None) -> DiskFullError:
-        """Say it of what the system refused, of `file` where that does not name it."""
-        return cls(
-            f"Could not write {error.filename or file or 'a file'} ({error.strerror}): free some space. "
-            "What was written before is whole."
-        )
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

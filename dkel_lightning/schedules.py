@@ -24,8 +24,7 @@ class Clock:
         epoch: the epoch, from 0.
         step: optimizer steps done.
         steps_per_epoch: optimizer steps in an epoch.
-        steps: optimizer steps in the whole run; None when it has no planned end (schedules given as a share
-            then raise).
+        steps: optimizer steps in the whole run; None when it has no planned end.
     """
 
     epoch: int
@@ -35,11 +34,10 @@ class Clock:
 
     @property
     def fraction(self) -> float:
-        """The fractional epoch: steps done / steps per epoch."""
         return self.step / self.steps_per_epoch
 
     def share_in_steps(self, share: float, key: str) -> float:
-        """Turn a share of the run into optimizer steps, or raise a ConfigError that names `key`."""
+        """Turn a share of the run into optimizer steps; `key` names it in an error."""
         if self.steps is None:
             raise ConfigError(
                 f"{key} is a share of the run, but the run has no end: set max_epochs or max_steps (max_steps where "
@@ -48,7 +46,6 @@ class Clock:
         return share * self.steps
 
     def share_in_epochs(self, share: float, key: str) -> float:
-        """Turn a share of the run into epochs, or raise a ConfigError that names `key`."""
         return self.share_in_steps(share, key) / self.steps_per_epoch
 
 

@@ -18,7 +18,6 @@ from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
 from dkel_lightning.modules import resume
-from dkel_lightning.modules.batch import batch_keys_of
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Coordinator
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
@@ -103,10 +102,7 @@ def build(  # noqa: D417
         classifiers: initial classifiers of the branches: `own`, `equal`, `released`; the method's by default.
         sharing: peers given as a number share a `trunk`, or `nothing`; the method's by default. Peers of a model of
             your own that share nothing all keep its weights up to `split_at`.
-        optimizer: see the class.
-        scheduler: see the class.
-        interval: see the class.
-        augmentation: see the class.
+        optimizer, scheduler, interval, augmentation, execution: see the class.
         views: see the class; the method's by default.
         targets: settings of Targets: label smoothing, mixup, cutmix, class weights.
         batch_keys: names of `images`, `labels` and `indices` in batches that are mappings, where they are unusual.
@@ -114,14 +110,11 @@ def build(  # noqa: D417
             of 300, or the same `shares` of any run.
         deploy: settings of Deploy.
         seed: student, teacher and ensemble are each drawn from it.
-        execution: see the class.
     """
     registered = isinstance(backbone, str) and not is_external(backbone)
     for key, value in (("split_at", split_at), ("pretrained", pretrained)):
         if registered and value:
             raise ConfigError(f"{key}={value!r} is for a model of your own or a library's; {backbone} has its own.")
-    if image_size is not None and not isinstance(image_size, Sequence):
-        raise ConfigError(f"image_size is {image_size!r}: give (height, width).")
     preset, settings = find_preset(method)
     arranged: dict[str, Any] = {"peers": peers, "sharing": sharing, "views": views, "classifiers": classifiers}
     beside = {key: settings.pop(key) for key in arranged if key in settings}
@@ -180,7 +173,7 @@ def build(  # noqa: D417
         chosen.take_over(prepared)
     if teaching is not None and teaching.init_student_from_branches and teaching.weights is not None:
         (chosen if prepared is None else prepared.method).start_student(student.network)
-    module.batch_keys = batch_keys_of(batch_keys)
+    module.batch_keys = dict(batch_keys or {})
     module.recipe = {
         **draw.recipe(),
         "method": None if method is chosen else {"name": arrangement.name, **chosen.settings_as_dict()},

@@ -43,9 +43,7 @@ def find_preset(method: str | Mapping[str, Any] | Method) -> tuple[Preset, dict[
         arrangement = Arrangement(type(method).__name__, method.peers)
         return Preset(type(method), "", {}, "independent", arrangement, "all"), {}
     settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
-    if not isinstance(settings.get("name"), str):
-        raise ConfigError('A method given as a mapping needs its "name".')
-    return preset_of(settings.pop("name")), settings
+    return preset_of(settings.pop("name", "")), settings
 
 
 def make_method(
@@ -97,34 +95,29 @@ def teacher_settings(
         if needs.teacher == "required":
             cure = "frozen" if needs.foreign_teacher else "independent, copy or follow"
             raise ConfigError(f"teacher=none, but {name} needs a teacher: choose teacher={cure}.")
-        for key in settings.keys() - {"update"}:
-            raise ConfigError(f"teacher.{key} has no effect with teacher=none: leave it out.")
         return None
     if usual.get("update") == "none":
         usual = {}
     if schedules == "shares" and not _sets_length("teacher", settings):
         settings |= SHARES["teacher"]
-    made = from_mapping(TeacherSettings, merge(usual, settings), "teacher")
-    check_teacher(name, needs, made)
-    return made
+    merged = from_mapping(TeacherSettings, merge(usual, settings), "teacher")
+    check_teacher(name, needs, merged)
+    return merged
 
 
 def check_teacher(method: str, needs: Needs, settings: TeacherSettings) -> None:
-    """Raise where a teacher is not of the kind that the method needs."""
-    if not needs.foreign_teacher:
-        for key in ("backbone", "pretrained", "init_student_from_branches"):
-            if getattr(settings, key) != getattr(TeacherSettings, key):
-                raise ConfigError(
-                    f"teacher.{key} is set, but the teacher of {method} has the student's form: leave it out."
-                )
-        return
-    reason = f"but the teacher of {method} is a network of its own"
-    if settings.update == "ema":
-        raise ConfigError(f"teacher.update is ema, {reason}: set teacher.update to frozen or gradient.")
-    if settings.update == "frozen" and settings.init_steps:
-        raise ConfigError(f"The teacher of {method} is trained beforehand: set teacher.init_steps to 0.")
-    if settings.draw == "student":
-        raise ConfigError(f"teacher.draw is student, {reason}: set teacher.draw to independent.")
+    """Check that a teacher is of the kind that the method needs."""
+    wrong: dict[str, bool]
+    if needs.foreign_teacher:
+        trained_before = settings.update == "frozen" and bool(settings.init_steps)
+        wrong = {"update": settings.update == "ema", "init_steps": trained_before, "draw": settings.draw == "student"}
+        form = "is a network of its own, which is trained beforehand or learns by gradient"
+    else:
+        keys = ("backbone", "pretrained", "init_student_from_branches")
+        wrong = {key: getattr(settings, key) != getattr(TeacherSettings, key) for key in keys}
+        form = "has the student's form"
+    for key in (key for key, is_wrong in wrong.items() if is_wrong):
+        raise ConfigError(f"teacher.{key} is {getattr(settings, key)!r}, but the teacher of {method} {form}.")
 
 
 def make_teacher(
@@ -153,16 +146,13 @@ def make_teacher(
 
 
 def _check_pretrained(backbone: object, num_classes: int) -> None:
-    if not isinstance(backbone, str) or not is_external(backbone):
-        raise ConfigError(
-            "teacher.pretrained downloads weights of a library's network: set teacher.backbone to torchvision:NAME, "
-            "timm:NAME or hf:FOLDER, or give teacher.weights."
-        )
-    classes = networks.pretrained_classes(backbone)
+    external = isinstance(backbone, str) and is_external(backbone)
+    classes = networks.pretrained_classes(str(backbone)) if external else "no"
     if classes != num_classes:
         raise ConfigError(
-            f"{backbone} knows {classes} classes, the data has {num_classes}: fine-tune it on these classes, and give "
-            "teacher.weights."
+            f"teacher.pretrained: the library's weights of {backbone} know {classes} classes, the data has "
+            f"{num_classes}: set teacher.backbone to torchvision:NAME, timm:NAME or hf:FOLDER with weights of these "
+            "classes, or give teacher.weights."
         )
 
 
@@ -172,17 +162,16 @@ def _check_pretrained(backbone: object, num_classes: int) -> None:
 def check_parts(
     student: StudentModule, method: Method, teacher: TeacherModule | None, ensemble: EnsembleModule | None, views: str
 ) -> None:
-    """Raise where parts do not fit together."""
+    """Check that the parts fit together."""
     name = type(method).__name__
     if student.num_peers != method.peers:
         raise ConfigError(f"{name} was built for {method.peers} peers, the student has {student.num_peers}.")
     method.needs.check(name, method.peers, isinstance(student.network, SharedTrunk), views)
     if method.needs.teacher == "required" and teacher is None:
         raise ConfigError(f"{name} needs a teacher: pass teacher=TeacherModule(...).")
-    if method.wants_ensemble_classifier and ensemble is None:
-        raise ConfigError(f"{name} needs an ensemble classifier: pass ensemble=EnsembleModule(...).")
-    if method.ensemble is not None and (ensemble is None or ensemble.term != method.ensemble):
-        raise ConfigError(f"{name} assembles teachers: pass ensemble=EnsembleModule(..., term=method.ensemble).")
+    needs_ensemble = method.wants_ensemble_classifier or method.ensemble is not None
+    if needs_ensemble and (ensemble is None or (method.ensemble is not None and ensemble.term != method.ensemble)):
+        raise ConfigError(f"{name} needs an ensemble: pass ensemble=EnsembleModule(..., term=method.ensemble).")
     if teacher is None:
         return
     peers = 1 if method.needs.foreign_teacher else student.num_peers
@@ -217,7 +206,7 @@ def attach(module: Coordinator) -> None:
 
 
 def check_is_trained_itself(module: Coordinator) -> None:
-    """Raise where the module is a part of the one that is trained: nothing would call its hooks."""
+    """Check that the module is the one that is trained: of a part, Lightning calls no hooks."""
     if module.is_attached and cast(Any, module.trainer.lightning_module) is not module:
         raise ConfigError(
             f"{type(module).__name__} is a part of {type(module.trainer.lightning_module).__name__} here, so nothing "
@@ -226,8 +215,8 @@ def check_is_trained_itself(module: Coordinator) -> None:
         )
 
 
-def check_nobody_averages_scores(module: Coordinator) -> None:
-    """Raise where a callback of Lightning averages all buffers, and so the scores that choose the peer."""
+def check_no_weight_averaging(module: Coordinator) -> None:
+    """Refuse Lightning's weight averaging: it averages all buffers, and so the scores that choose the peer."""
     for callback in getattr(module.trainer, "callbacks", ()):
         if isinstance(callback, WeightAveraging):
             raise ConfigError(
@@ -237,7 +226,7 @@ def check_nobody_averages_scores(module: Coordinator) -> None:
 
 
 def warn_of_an_untrained_teacher(module: Coordinator) -> None:
-    """Warn where a teacher of its own has random weights and stays as it is."""
+    """Warn where a frozen teacher of its own has random weights."""
     teacher, method = module.teacher, module.method
     if (warning := method.lacks()) is not None:
         rank_zero_warn(warning)

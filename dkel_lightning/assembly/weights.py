@@ -37,8 +37,6 @@ def load_teacher(teacher: TeacherModule, rebuild: Rebuild) -> Coordinator | None
     if file_format.KEY in content:
         module = rebuild(path, backbone=_typed_again(content, path, teacher.settings.backbone))
         member = deployed_member(module)
-        if member.startswith("ensemble"):
-            raise CheckpointError(f"{path} deploys an ensemble, which is no teacher of peers: choose another run.")
         part = module.teacher if member.startswith("teacher") else module.student
         assert part is not None
         weights = (deploy(module, module.deployment) if single else part.network).state_dict()
@@ -76,13 +74,11 @@ def refuse_folder(path: str | Path, key: str, backbone: object) -> None:
 
 
 def read(path: Path, group: str) -> Mapping[str, Any]:
-    """Read a file of tensors and primitives, which `GROUP.weights` names."""
+    """Read a file of weights, named by `GROUP.weights`."""
     if not path.is_file():
         raise CheckpointError(f"No weights at {path}: give {group}.weights the path of a .pt, .pth or .ckpt file.")
     content = file_format.read(path, cure="save the state_dict alone: torch.save(model.state_dict(), path)")
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict of named tensors.")
-    return content
+    return content if isinstance(content, Mapping) else {}
 
 
 def unwrap(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

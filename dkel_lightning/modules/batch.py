@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dkel_lightning.data.batch import Batch as Batch
-from dkel_lightning.errors import ConfigError, DataError
+from dkel_lightning.errors import DataError
 from dkel_lightning.schedules import one_of
 
 IMAGE_KEYS = ("views", "images", "image", "pixel_values", "img", "x", "inputs", "input")
@@ -32,54 +32,43 @@ def unpack(batch: Any) -> Batch:
     if isinstance(batch, Mapping):
         views, labels = _first(batch, IMAGE_KEYS, "images"), _first(batch, LABEL_KEYS, "labels")
         indices = next((batch[key] for key in INDEX_KEYS if key in batch), None)
-    elif isinstance(batch, Sequence) and 2 <= len(batch) <= 3:
-        views, labels, indices = (*batch, None)[:3]
     else:
-        seen = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, Sequence) else type(batch).__name__
-        raise DataError(f"A batch must be (images, labels), (images, labels, indices) or a mapping; got {seen}.")
-    if not isinstance(views, Tensor) or not isinstance(labels, Tensor):
-        kinds = f"{type(views).__name__} and {type(labels).__name__}"
-        raise DataError(f"Images and labels of a batch must be tensors, got {kinds}: check the collate function.")
+        fits = isinstance(batch, Sequence) and 2 <= len(batch) <= 3
+        views, labels, indices = (*batch, None)[:3] if fits else (batch, None, None)
+    weights = isinstance(indices, Tensor) and indices.is_floating_point()
+    if not isinstance(views, Tensor) or not isinstance(labels, Tensor) or weights:
+        kinds = ", ".join(part.type() if isinstance(part, Tensor) else type(part).__name__ for part in (views, labels))
+        raise DataError(
+            "A batch must be tensors (images, labels), (images, labels, integer indices) or a mapping of them, got "
+            f"{kinds}{', float indices' if weights else ''}: check the collate function."
+        )
     if labels.dim() == 2 and labels.shape[1] == 1:
         labels = labels.squeeze(1)
-    most = 3 if isinstance(batch, Batch) else 2  # only batches of our own differ between peers
-    distributions = labels.is_floating_point() and 2 <= labels.dim() <= most
-    if not (labels.dim() == 1 or distributions) or labels.shape[0] != views.shape[0]:
+    most = 3 if isinstance(batch, Batch) else 2  # only batches of this library differ between peers
+    soft = labels.is_floating_point() and 2 <= labels.dim() <= most
+    hard = labels.dim() == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
+    if not (soft or hard) or labels.shape[0] != views.shape[0]:
         raise DataError(
-            f"Labels must be [B] class indices, or float [B, C], for {views.shape[0]} images, got {labels.dtype} of "
-            f"shape {tuple(labels.shape)}. {PURPOSE}"
+            f"Labels must be [B] integer class indices, or float [B, C], for {views.shape[0]} images, got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}. {PURPOSE}"
         )
-    if isinstance(indices, Tensor) and indices.is_floating_point():
-        raise DataError(
-            f"What follows the labels of a batch are the indices of its samples, and these are {indices.dtype} "
-            f"{list(indices.shape)}: leave them out. Losses weigh classes (targets.class_weights), and no samples."
-        )
-    if not labels.is_floating_point() and labels.dtype != torch.bool:
+    if not labels.is_floating_point():
         labels = labels.long()  # cross-entropy takes no other integers
     return Batch(views, labels, indices if isinstance(indices, Tensor) else None)
-
-
-def batch_keys_of(keys: Any) -> Mapping[str, str]:
-    """Check what images, labels and indices are called."""
-    if not keys:
-        return {}
-    names = ("images", "labels", "indices")
-    if not isinstance(keys, Mapping) or "images" not in keys or keys.keys() - {*names}:
-        raise ConfigError(f"batch_keys is {keys!r}: say what images and labels are called, of {', '.join(names)}.")
-    return {str(key): str(name) for key, name in keys.items()}
 
 
 def rename_entries(batch: Any, keys: Mapping[str, str]) -> Any:
     """Give the entries of a batch that is a mapping their usual names; any other batch stays as it is."""
     if not keys or not isinstance(batch, Mapping):
         return batch
-    if keys["images"] not in batch:
-        raise DataError(f"No {keys['images']!r} in a batch with keys {', '.join(map(str, batch))}: see batch_keys.")
+    images = keys.get("images")
+    if images not in batch:
+        raise DataError(f"No {images!r} in a batch with keys {', '.join(map(str, batch))}: set batch_keys.images.")
     return {key: batch[name] for key, name in keys.items() if name in batch}
 
 
 def unpack_checked(batch: Any, batch_idx: int, peers: int, num_classes: int, teacher_too: bool = False) -> Batch:
-    """Read a batch and check its views, and its labels where that costs no wait: see `check_views`, `check_labels`."""
+    """Read a batch and check it; labels on a device, which would have to be read back, only in the first batch."""
     unpacked = unpack(batch)
     check_views(unpacked.views, peers, teacher_too)
     if batch_idx == 0 or unpacked.labels.device.type == "cpu":
@@ -93,42 +82,29 @@ def images_of(batch: Any) -> Tensor:
         batch = _first(batch, IMAGE_KEYS, "images")
     elif isinstance(batch, Sequence) and len(batch) > 0:
         batch = batch[0]
-    if not isinstance(batch, Tensor):
-        raise DataError(f"Images of a batch must be a tensor, got {type(batch).__name__}: check the collate function.")
-    return batch
+    images: Tensor = batch
+    return images
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raise a DataError unless all labels are whole numbers in 0 .. num_classes - 1, or distributions over the classes.
+    """Check that labels are classes in 0 .. num_classes - 1, or distributions over the classes.
 
     Reads values back to the host: for a device tensor call it once, not every step.
     """
-    if labels.is_floating_point() and labels.dim() > 1:
-        _check_distributions(labels, num_classes)
+    if labels.is_floating_point():
+        sums = labels.sum(-1)
+        wrong = ((sums - 1).abs() > 0.01) | (labels < 0).any(-1) | ~sums.isfinite()
+        if labels.shape[-1] != num_classes or bool(wrong.any()):
+            raise DataError(
+                f"Float labels must be distributions over the {num_classes} classes, 0 or more and 1 in sum, and "
+                f"{int(wrong.sum())} of {wrong.numel()} are not; their shape is {tuple(labels.shape)}. {PURPOSE}"
+            )
         return
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise DataError(f"Labels must be integer class indices, got {labels.dtype}. {PURPOSE}")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         raise DataError(
             f"Label {low if low < 0 else high} lies outside the {num_classes} classes (0 to {num_classes - 1}): "
             "correct the labels, or build the module with the right num_classes."
-        )
-
-
-def _check_distributions(labels: Tensor, num_classes: int) -> None:
-    if labels.shape[-1] != num_classes:
-        raise DataError(
-            f"Float labels of shape {tuple(labels.shape)} must have an entry for each of the {num_classes} classes: "
-            "correct the labels, or build the module with the right num_classes."
-        )
-    sums = labels.sum(-1)
-    wrong = ((sums - 1).abs() > 0.01) | (labels < 0).any(-1) | ~sums.isfinite()
-    if bool(wrong.any()):
-        row = [round(value, 4) for value in labels[wrong][0].tolist()[:8]]
-        raise DataError(
-            f"Float labels must be distributions over the classes, 0 or more and 1 in sum, and {int(wrong.sum())} of "
-            f"{wrong.numel()} are not (the first begins {row}). {PURPOSE}"
         )
 
 
@@ -140,28 +116,18 @@ def number_of_views(kind: str, peers: int) -> int:
 
 
 def check_views(views: Tensor, peers: int, teacher_too: bool = False) -> None:
-    """Refuse views other than floats [B, C, H, W] or [B, V, C, H, W] with V = 1 or one for each peer.
-
-    With `teacher_too` V may also be one for each peer and one for each teacher.
-    """
-    if views.dim() < 3:
-        raise DataError(f"Images of a batch are {views.dtype} {list(views.shape)}. {PURPOSE}")
-    if not views.is_floating_point():
-        raise DataError(
-            f"Images of a batch are {views.dtype}, and networks need floats: scale them in the data set's transform, "
-            "as torchvision's v2.ToDtype(torch.float32, scale=True) does."
-        )
+    """Check that views are [B, C, H, W] or [B, V, C, H, W] with V = 1 or P, or 2 P with `teacher_too`."""
     allowed = (1, peers, 2 * peers) if teacher_too else (1, peers)
     if views.dim() != 4 and not (views.dim() == 5 and views.shape[1] in allowed):
-        raise ConfigError(
-            f"Views must be [B, C, H, W] or [B, V, C, H, W] with V = 1 or V = {peers} (the peers), "
-            f"got {tuple(views.shape)}."
+        raise DataError(
+            f"Images of a batch must be [B, C, H, W] or [B, V, C, H, W] with V = 1 or V = {peers} (the peers), got "
+            f"{views.dtype} {list(views.shape)}. {PURPOSE}"
         )
 
 
 @contextmanager
 def explain_shape_errors(views: Tensor, network: nn.Module) -> Iterator[None]:
-    """Name the form of `views` in the error of a network that takes other channels or another type."""
+    """Name the shape and type of `views` in the error of a network that takes other channels or another type."""
     try:
         yield
     except RuntimeError as error:

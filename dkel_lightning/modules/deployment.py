@@ -33,10 +33,8 @@ def members(module: Coordinator) -> tuple[str, ...]:
 def check_deployment(module: Coordinator, choice: Deploy) -> None:
     """Refuse a network or peer that the module does not have."""
     network, peer = choice.network, choice.peer
-    if network == "teacher" and module.teacher is None:
-        raise ConfigError("deploy.network=teacher, but this method has no teacher: choose student.")
-    if network == "ensemble" and not has_ensemble(module):
-        raise ConfigError("deploy.network=ensemble, but there is no ensemble classifier: choose teacher or student.")
+    if (network == "teacher" and module.teacher is None) or (network == "ensemble" and not has_ensemble(module)):
+        raise ConfigError(f"deploy.network={network}, but this method has no {network}: choose another network.")
     if network == "ensemble" or not isinstance(peer, int):
         return
     peers = len(module.scores.peers[_networks(module, choice)[0]])
@@ -125,8 +123,8 @@ class EnsembleNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.method is not None:
-            made: Tensor = self.method.combine(StudentOutput.of(self.network.stages(images)))
-            return made
+            combined: Tensor = self.method.combine(StudentOutput.of(self.network.stages(images)))
+            return combined
         assert self.classifier is not None
         _, features = self.network(images)
         logits: Tensor = self.classifier(torch.cat(tuple(features), dim=-1))

@@ -24,16 +24,14 @@ class EnsembleModule(LightningModule):
     It owns the ensemble classifier, a linear layer on the concatenated features, and assembles the teachers'
     logits into one target for each peer, whose decaying weight is its buffer `weight`.
 
-    Fitted alone, in any Lightning Trainer, it trains the classifier on given features: batches of
+    Fitted alone, in any Lightning Trainer, it trains the classifier on batches of
     `(features [B, P, D], labels [B])`.
 
     Args:
         feature_widths: D of each peer.
         num_classes: C.
         term: how the teachers are assembled and weighted; None where a method assembles none.
-        optimizer: as in StudentModule.
-        scheduler: as in StudentModule.
-        interval: as in StudentModule.
+        optimizer, scheduler, interval: as in StudentModule.
     """
 
     weight: Tensor

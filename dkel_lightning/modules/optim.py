@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.schedules import one_of
 
 ParameterGroups = list[dict[str, Any]]
 OptimizerFactory = Callable[[ParameterGroups], Optimizer]
@@ -25,7 +24,7 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 DEFAULT_OPTIMIZER: OptimizerFactory = partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 PLATEAU = {"min": "val/nll/student_mean", "max": "val/acc"}
-"""What ReduceLROnPlateau watches, by its mode; of a part that is fitted alone `val/acc`."""
+"""What ReduceLROnPlateau monitors, by its mode; a part that is fitted alone logs `val/acc` only."""
 
 
 def parameter_groups(networks: Mapping[str, nn.Module]) -> ParameterGroups:
@@ -40,32 +39,17 @@ def parameter_groups(networks: Mapping[str, nn.Module]) -> ParameterGroups:
     return [group for group in groups if group["params"]]
 
 
-def check_factories(optimizer: Any, scheduler: Any, interval: str) -> None:
-    """Refuse an optimizer or scheduler that is made already, and an unknown interval."""
-    examples = {"optimizer": "torch.optim.SGD, lr=0.1", "scheduler": "torch.optim.lr_scheduler.StepLR, step_size=30"}
-    for what, factory in (("optimizer", optimizer), ("scheduler", scheduler)):
-        if factory is not None and not callable(factory):
-            raise ConfigError(
-                f"{what}= is made when the training begins: pass what makes it, such as "
-                f"partial({examples[what]}), and not a {type(factory).__name__}."
-            )
-    one_of("interval", interval, ("epoch", "step"))
-
-
 def configure(
     networks: Mapping[str, nn.Module],
     optimizer: OptimizerFactory | None,
     scheduler: SchedulerFactory | None,
     interval: str,
     lr: float | None = None,
-    *,
-    plateau: Mapping[str, str] | None = None,
     trainer: Trainer | None = None,
 ) -> OptimizerLRScheduler:
     """Give Lightning one optimizer over all networks and, if any, its scheduler stepped every `interval`.
 
-    `lr` replaces the rate of every group. ReduceLROnPlateau follows the validation, as often as `trainer` validates; it
-    monitors `plateau[mode]`.
+    `lr` replaces the rate of every group. ReduceLROnPlateau is stepped as often as `trainer` validates.
     """
     built = (optimizer or DEFAULT_OPTIMIZER)(parameter_groups(networks))
     if lr is not None:
@@ -76,14 +60,7 @@ def configure(
     schedule = scheduler(built)
     config: LRSchedulerConfigType = {"scheduler": schedule, "interval": interval}
     if isinstance(schedule, ReduceLROnPlateau):
-        if interval != "epoch":
-            raise ConfigError(
-                "ReduceLROnPlateau looks at the validation of an epoch: set interval (scheduler.interval) to epoch."
-            )
-        monitor = (plateau or {"max": PLATEAU["max"]}).get(schedule.mode)
-        if monitor is None:
-            raise ConfigError("A part that is fitted alone logs val/acc: let ReduceLROnPlateau have mode='max'.")
-        config["monitor"] = monitor
+        config["monitor"] = PLATEAU[schedule.mode]
         config["frequency"] = getattr(trainer, "check_val_every_n_epoch", None) or 1
     return {"optimizer": built, "lr_scheduler": config}
 
@@ -107,7 +84,6 @@ class WarmupCosine(LambdaLR):
         super().__init__(optimizer, self.factor)
 
     def factor(self, time: int) -> float:
-        """Return the share of the rate at a time."""
         if time < self.warmup:
             return (time + 1) / (self.warmup + 1)
         fallen = min((time - self.warmup) / (self.T_max - self.warmup), 1.0)

@@ -59,8 +59,7 @@ class PeersModule(LightningModule):
         return self.run(views) if self.compiled is None else self.compiled(views)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out of copies what computes with the weights of the original."""
-        return {**super().__getstate__(), "compiled": None}
+        return {**super().__getstate__(), "compiled": None}  # it computes with the weights of the original
 
     @property
     def num_peers(self) -> int:
@@ -87,10 +86,12 @@ class PeersModule(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._score(batch, batch_idx)
+        views, labels, _ = unpack_checked(batch, batch_idx, self.num_peers, self.num_classes)
+        with explain_shape_errors(views, self.network):
+            logits = self(views).logits
+        self.scores.update(*scores_of(logits, labels), len(labels))
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._score(batch, batch_idx)
+    test_step = validation_step
 
     def on_validation_epoch_start(self) -> None:
         self.scores.reset()
@@ -105,13 +106,6 @@ class PeersModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure({"network": self.network}, *self._factories, trainer=self._trainer)
-
-    def _score(self, batch: Any, batch_idx: int) -> None:
-        views, labels, _ = unpack_checked(batch, batch_idx, self.num_peers, self.num_classes)
-        with explain_shape_errors(views, self.network):
-            logits = self(views).logits
-        correct, nll = scores_of(logits, labels)
-        self.scores.update(correct, nll, len(labels))
 
     def _log_scores(self, stage: str) -> None:
         accuracy = self.scores.per_network()["accuracy"]
@@ -129,10 +123,4 @@ def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 def running_statistics(network: nn.Module) -> list[Tensor]:
     """List their means and variances."""
     layers = batch_norms(network)
-    return [each for layer in layers for each in (layer.running_mean, layer.running_var) if each is not None]
-
-
-def named_weights(network: nn.Module) -> list[tuple[str, Tensor]]:
-    """List what a training that diverges spoils, by name: parameters and running statistics."""
-    statistics = {id(each) for each in running_statistics(network)}
-    return [*network.named_parameters(), *(pair for pair in network.named_buffers() if id(pair[1]) in statistics)]
+    return [value for layer in layers for value in (layer.running_mean, layer.running_var) if value is not None]

@@ -100,7 +100,7 @@ def fill_in_teacher(module: Coordinator, checkpoint: dict[str, Any]) -> None:
 
 
 def holds_teacher(state_dict: Mapping[str, Any]) -> bool:
-    """Tell whether the weights of a teacher are among the weights of a checkpoint."""
+    """Tell whether a state dict holds the weights of a teacher."""
     return any(name.startswith(TEACHER) for name in state_dict)
 
 
@@ -161,7 +161,7 @@ def _training_classes(module: Coordinator) -> dict[str, str]:
     trainer = module.trainer
     parts: dict[str, list[Any]] = {"optimizer": trainer.optimizers, "augmentation": [module.augmentation]}
     parts["scheduler"] = [config.scheduler for config in trainer.lr_scheduler_configs]
-    names = {what: [_name(part) for part in made if part is not None] for what, made in parts.items()}
+    names = {what: [_name(part) for part in used if part is not None] for what, used in parts.items()}
     return {what: ", ".join(classes) or "none" for what, classes in names.items()}
 
 

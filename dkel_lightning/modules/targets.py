@@ -44,7 +44,7 @@ class TargetMaker(nn.Module):
         """Smooth and weight labels [B], [B, C] or [P, B, C], as `functional.targets_of`."""
         return targets_of(labels, self.num_classes, self.settings.label_smoothing, self.class_weights)
 
-    def mixed(self, batch: Batch, seed: int, *key: Label) -> Batch:
+    def mix(self, batch: Batch, seed: int, *key: Label) -> Batch:
         """Mix each image with the one before it, and their labels alike, on the device where they lie.
 
         Views are [B, V, C, H, W] or [B, C, H, W]; the labels become [B, C], or [B, P, C] where peers differ. A mixture
@@ -57,16 +57,16 @@ class TargetMaker(nn.Module):
         # Not torchvision's one-hot, which on some devices reads the labels back to check them.
         labels = one_hot(batch.labels, self.num_classes)
         views = batch.views.unsqueeze(1) if batch.views.dim() == 4 else batch.views
-        made, targets = [], []
+        mixed, targets = [], []
         for index, view in enumerate(views.unbind(1)):
             # torchvision draws from the global generator.
             with seeded(seed, "mixing", *key, index % self._draws):
                 images, target = self._mix(view, labels)
-            made.append(images)
+            mixed.append(images)
             targets.append(target)
         of_peers = targets[: self._draws]
         return Batch(
-            made[0] if batch.views.dim() == 4 else torch.stack(made).transpose(0, 1),
+            mixed[0] if batch.views.dim() == 4 else torch.stack(mixed).transpose(0, 1),
             of_peers[0] if len(of_peers) == 1 else torch.stack(of_peers, 1),
             None,
         )
@@ -83,12 +83,10 @@ def _weights(settings: Targets, num_classes: int) -> Tensor | None:
     weights = settings.class_weights
     if weights is None:
         return None
-    if isinstance(weights, str):
-        raise ConfigError("targets.class_weights=balanced counts the images of data by name: give a number a class.")
-    if len(weights) != num_classes or max(weights) <= 0:
+    if isinstance(weights, str) or len(weights) != num_classes or max(weights) <= 0:
         raise ConfigError(
-            f"targets.class_weights has {len(weights)} numbers for {num_classes} classes: give one for each, and one "
-            "that is above 0."
+            f"targets.class_weights must be a number for each of the {num_classes} classes, one of them above 0, got "
+            f"{weights}; balanced counts the images of data by name."
         )
     return torch.tensor(weights, dtype=torch.float32)
 

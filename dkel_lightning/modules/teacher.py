@@ -19,7 +19,8 @@ from dkel_lightning.modules.outputs import TeacherOutput
 from dkel_lightning.modules.peers import PeersModule, batch_norms
 from dkel_lightning.networks import PeerNetwork, momentum
 from dkel_lightning.runtime.processes import average_over_processes
-from dkel_lightning.settings.teacher import TeacherSettings, values_of
+from dkel_lightning.schedules import at_time
+from dkel_lightning.settings.teacher import TeacherSettings
 
 
 class TeacherModule(PeersModule):
@@ -28,7 +29,7 @@ class TeacherModule(PeersModule):
     Fitted alone, in any Lightning Trainer, they are an ordinary classifier: the peers' mean cross-entropy.
 
     Buffers, all in the checkpoint: `initialised`, whether the initialisation scheme has run; `updates`, the number
-    of updates made; `rate`, the EMA rate in force.
+    of EMA updates; `rate`, the current EMA rate.
 
     Attributes:
         is_external: whether its weights are frozen and come from elsewhere, so that no checkpoint holds them.
@@ -56,7 +57,8 @@ class TeacherModule(PeersModule):
         self.register_buffer("updates", torch.tensor(0, dtype=torch.int64))
         self.register_buffer("rate", torch.tensor(0.0))
         # The rate is also kept on the host, where a constant one lets the update be a single multi-tensor lerp.
-        self._host_rate = float(next(iter(values_of(self.settings.decay)), 0.999))
+        decay = self.settings.decay
+        self._host_rate = 0.999 if decay is None else float(at_time(decay, 0))
         self.rate.fill_(self._host_rate)
         self.stand_alone(False)
 
@@ -74,13 +76,13 @@ class TeacherModule(PeersModule):
         # Running statistics that are not its own are left to `follow`.
         layers = batch_norms(self.network) if self.training and self.settings.batchnorm != "own" else []
         with torch.set_grad_enabled(learning), momentum(layers, 0.0), _autocast(views):
-            seen = self.pass_through(views)
+            output = self.pass_through(views)
         if views.dtype in HALF_TYPES:
-            seen = tree_map_only(Tensor, lambda each: each.to(views.dtype), seen)
-        return TeacherOutput(seen.logits, seen.features, seen.named)
+            output = tree_map_only(Tensor, lambda value: value.to(views.dtype), output)
+        return TeacherOutput(output.logits, output.features, output.named)
 
     def _apply(self, fn: Any, recurse: bool = True) -> TeacherModule:
-        """Keep an average out of half types, in which a step towards the student is rounded away."""
+        # In a half type a step of the average towards the student would be rounded away.
         super()._apply(not_halved(fn) if self.settings.update == "ema" else fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -111,10 +113,7 @@ class TeacherModule(PeersModule):
         return views.transpose(0, 1).flatten(0, 1) if several else views
 
     def train(self, mode: bool = True) -> TeacherModule:
-        """Follow the root's mode: in training the teacher normalises with batch statistics, unless it is frozen.
-
-        Source: PCL, DKEL and Mean Teacher, released code, keep the averaged network in train mode.
-        """
+        # The released code of PCL, DKEL and Mean Teacher keeps the averaged network in train mode.
         # Matched anew after every validation, should a part of a network have been replaced.
         self._matching = None
         frozen = self.settings.update == "frozen" and not self._alone
@@ -122,7 +121,7 @@ class TeacherModule(PeersModule):
         return self
 
     def set_rate(self, rate: float) -> None:
-        """Put the EMA rate in force from the next update on."""
+        """Set the EMA rate of the updates that follow."""
         if rate != self._host_rate:
             self._host_rate = rate
             self.rate.fill_(rate)
@@ -174,10 +173,7 @@ class TeacherModule(PeersModule):
         self.initialised.fill_(True)
 
     def follow(self, student: PeerNetwork) -> None:
-        """Make one update towards `student`, after its optimizer step.
-
-        Only an `ema` teacher moves. Parameters are matched by name.
-        """
+        """Make one EMA update towards `student`; a teacher of another update stays as it is."""
         if self.settings.update != "ema":
             return
         if self._matching is None or self._matching.student is not student:
@@ -189,7 +185,7 @@ class TeacherModule(PeersModule):
         self.updates += 1
 
     def _follow_statistics(self, ours: list[Tensor], theirs: list[Tensor], rate: float | Tensor) -> None:
-        averaged = [self.settings.batchnorm == "ema" and each.is_floating_point() for each in ours]
+        averaged = [self.settings.batchnorm == "ema" and tensor.is_floating_point() for tensor in ours]
         pairs = [*zip(ours, theirs, averaged, strict=True)]
         ema.average_([a for a, _, chosen in pairs if chosen], [b for _, b, chosen in pairs if chosen], rate)
         copied = [(a, b) for a, b, chosen in pairs if not chosen]
@@ -197,7 +193,6 @@ class TeacherModule(PeersModule):
             torch._foreach_copy_([a for a, _ in copied], [b for _, b in copied])
 
     def supervised_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Average the peers' cross-entropies, as the initialisation scheme does."""
         return cross_entropy(logits, labels).mean()
 
     def stand_alone(self, alone: bool) -> None:
@@ -208,20 +203,16 @@ class TeacherModule(PeersModule):
         self.train(alone or self.training)
 
     def setup(self, stage: str) -> None:
-        """Unfreeze the network before a strategy wraps it (only when fitted on its own)."""
-        if stage == "fit":
+        if stage == "fit":  # Lightning calls the hooks of a module that is fitted alone
             self.stand_alone(True)
 
     def on_train_end(self) -> None:
-        """Count the fit as the initialisation, which would otherwise disturb what was learnt (only on its own)."""
-        self.initialised.fill_(True)
+        self.initialised.fill_(True)  # else the initialisation would disturb what was learnt
 
     def teardown(self, stage: str) -> None:
-        """Freeze the network again (only when fitted on its own)."""
         self.stand_alone(False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out of copies what refers to the student of the original."""
         return {**super().__getstate__(), "_matching": None}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -49,7 +49,7 @@ class Setting:
             return None if self.optional else f"{key} must be {self.kind}, and is null."
         if self.accepts(value):
             return None
-        return f"{key} must be {self.kind}, got {_shortened(repr(value))}.{did_you_mean(str(value), self.options)}"
+        return f"{key} must be {self.kind}, got {value!r}.{did_you_mean(str(value), self.options)}"
 
 
 @dataclass(frozen=True)
@@ -147,25 +147,15 @@ class Settings:
             cls.node = node
 
     def __post_init__(self) -> None:
-        prefix, hints = f"{self.node}." if self.node else "", _hints(type(self))
-        errors: list[str | None] = []
-        for name, setting in settings_of(type(self)).items():
-            errors.append(setting.error(f"{prefix}{written(name)}", getattr(self, name)))
-        for name, hint in hints.items():
-            if is_dataclass(hint) and not isinstance(getattr(self, name), hint):  # type: ignore[arg-type]
-                keys = ", ".join(written(item.name) for item in fields(hint))
-                errors.append(f"{prefix}{written(name)} must hold its keys ({keys}), got {getattr(self, name)!r}.")
+        prefix = f"{self.node}." if self.node else ""
+        declared = settings_of(type(self)).items()
+        errors = [setting.error(f"{prefix}{written(name)}", getattr(self, name)) for name, setting in declared]
         if any(errors):
             raise ConfigError("\n".join(filter(None, errors)))
 
     def require_one_of(self, first: str, second: str) -> None:
-        """Raise unless exactly one of two settings is given."""
-        names = [f"{self.node}.{name}" for name in (first, second)]
-        missing = [getattr(self, name) is None for name in (first, second)]
-        if all(missing):
-            raise ConfigError(f"One of {names[0]} and {names[1]} must be given, and both are null.")
-        if not any(missing):
-            raise ConfigError(f"{names[0]} and {names[1]} exclude each other: set one of them to null.")
+        if (getattr(self, first) is None) == (getattr(self, second) is None):
+            raise ConfigError(f"Set one of {self.node}.{first} and {self.node}.{second}, and the other to null.")
 
 
 def written(name: str) -> str:
@@ -248,40 +238,23 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any] | T, where: str) -> T:
-    """Build the (nested) dataclass `cls` from a mapping of primitives, and name every wrong value at once.
-
-    An instance of it is returned as it is.
-    """
+    """Build the (nested) dataclass `cls` from a mapping of primitives; an instance of it is returned as it is."""
     if isinstance(values, cls):
         return values
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} must be a mapping of its keys, got {values!r}.")
     hints = {written(name): (name, hint) for name, hint in _hints(cls).items()}
     arguments: dict[str, Any] = {}
-    errors: list[str] = []
     for key, value in values.items():
         if key not in hints:
             raise ConfigError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in hints]))
         name, hint = hints[key]
-        if is_dataclass(hint) and isinstance(value, Mapping):
-            try:
-                value = from_mapping(hint, value, f"{where}.{key}")  # type: ignore[arg-type]
-            except ConfigError as error:
-                errors.append(str(error))
-        arguments[name] = value
-    if errors:
-        raise ConfigError("\n".join(errors))
-    try:
-        return cls(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}.") from error
+        nested = isinstance(hint, type) and is_dataclass(hint)
+        arguments[name] = from_mapping(hint, value, f"{where}.{key}") if nested else value
+    return cls(**arguments)
 
 
 # ---------------------------------------------------------------------- names that are unknown
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def did_you_mean(name: str, options: Iterable[str], most: int = 1) -> str:
@@ -290,16 +263,16 @@ def did_you_mean(name: str, options: Iterable[str], most: int = 1) -> str:
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
+def unknown_key(key: str, options: Iterable[str]) -> str:
     """Say that a key does not exist, with the nearest one and its siblings."""
-    known = sorted(known)
+    options = sorted(options)
     group = key.rpartition(".")[0]
-    siblings = [name.removeprefix(f"{group}.") for name in known if name.startswith(f"{group}.")]
+    siblings = [name.removeprefix(f"{group}.") for name in options if name.startswith(f"{group}.")]
     listed = f" Keys of {group}: {', '.join(siblings)}." if group and siblings else ""
-    return f"Unknown key {key}.{did_you_mean(key, known)}{listed}"
+    return f"Unknown key {key}.{did_you_mean(key, options)}{listed}"
 
 
 def unknown_choice(group: str, name: str, options: Iterable[str]) -> str:
     """Say that a group has no such option."""
     options = sorted(options)
-    return f"Unknown choice {group}={_shortened(name)}.{did_you_mean(name, options)} Choices: {', '.join(options)}."
+    return f"Unknown choice {group}={name}.{did_you_mean(name, options)} Choices: {', '.join(options)}."

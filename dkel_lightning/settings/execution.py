@@ -22,6 +22,6 @@ class Execution(Settings, node="execution"):
     threads: Annotated[int | None, whole("CPU threads; null: as torch chooses.", 1, 1024)] = None
 
     @classmethod
-    def of(cls, given: str | Mapping[str, Any] | Execution) -> Execution:
+    def of(cls, settings: str | Mapping[str, Any] | Execution) -> Execution:
         """Read a name, or a mapping of settings."""
-        return from_mapping(cls, {"name": given} if isinstance(given, str) else given, "execution")
+        return from_mapping(cls, {"name": settings} if isinstance(settings, str) else settings, "execution")

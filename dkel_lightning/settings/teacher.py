@@ -107,13 +107,6 @@ class TeacherSettings(Settings, node="teacher"):
         return length_in_batches(self.init_steps, batches_per_epoch, "teacher.init_steps")
 
 
-def values_of(setting: float | Mapping[float, float] | None) -> list[float]:
-    """List the values of a number or schedule; none of None."""
-    if setting is None:
-        return []
-    return list(setting.values()) if isinstance(setting, Mapping) else [setting]
-
-
 @dataclass(frozen=True)
 class TeacherPreset:
     """What is chosen under a name.

@@ -102,8 +102,8 @@ def test_a_teacher_that_learns_beside_its_student_is_in_the_optimizer() -> None:
 @pytest.mark.parametrize(
     ("method", "teacher", "message"),
     [
-        ("kd", {"update": "ema"}, "set teacher.update to frozen or gradient"),
-        ("kd", {"init_steps": 2}, "set teacher.init_steps to 0"),
+        ("kd", {"update": "ema"}, "teacher.update is 'ema', but the teacher of KD is a network of its own"),
+        ("kd", {"init_steps": 2}, "teacher.init_steps is 2, but the teacher of KD is a network"),
         ("kd", {"draw": "student"}, "is a network of its own"),
         ("kd", {"update": "none"}, "KD needs a teacher"),
         ("dkel", {"backbone": "resnet8"}, "has the student's form"),

@@ -9,11 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import EnsembleModule, StudentModule, TeacherModule, TeacherSettings
-from dkel_lightning.errors import ConfigError, DataError
+from dkel_lightning.errors import DataError
 from tests.modules.toy import CLASSES, SGD, images_and_labels, peers_network, train_loader, trainer, val_loader
 
 
@@ -51,18 +50,6 @@ def test_a_student_learns_alone_and_logs_each_peer() -> None:
     assert tested["test/acc"] == pytest.approx(mean, rel=1e-6)
 
 
-def test_a_plateau_of_a_student_alone_is_one_of_accuracy() -> None:
-    for mode in ("max", "min"):
-        plateau: Any = partial(ReduceLROnPlateau, mode=mode)
-        student, fit = StudentModule(peers_network(), optimizer=SGD, scheduler=plateau), trainer(max_epochs=1)
-        if mode == "max":
-            fit.fit(student, train_loader(), val_loader())
-            assert fit.lr_scheduler_configs[0].monitor == "val/acc"
-        else:
-            with pytest.raises(ConfigError, match="let ReduceLROnPlateau have mode='max'"):
-                fit.fit(student, train_loader(), val_loader())
-
-
 def test_a_student_alone_minimises_the_sum_of_its_peers_losses() -> None:
     student = StudentModule(peers_network())
     seen: list[float] = []
@@ -95,14 +82,6 @@ def test_an_ensemble_learns_alone_from_given_features() -> None:
     fit.fit(ensemble, feature_loader(), feature_loader())
     assert losses.losses[-1] < 0.3 * losses.losses[0]
     assert float(fit.callback_metrics["val/acc"]) == 1.0
-
-
-def test_the_ensemble_classifies_the_features_side_by_side() -> None:
-    ensemble = EnsembleModule([2, 3], CLASSES)
-    first, second = torch.randn(4, 2), torch.randn(4, 3)
-    weight, bias = ensemble.classifier.weight, ensemble.classifier.bias
-    expected = first @ weight[:, :2].T + second @ weight[:, 2:].T + bias
-    torch.testing.assert_close(ensemble((first, second)), expected)
 
 
 def test_assembled_knowledge_carries_no_graph_and_is_none_without_a_term() -> None:

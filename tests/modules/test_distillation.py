@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -85,23 +85,6 @@ def test_one_summed_loss_reaches_every_trained_parameter_and_no_other(method: st
     assert {id(p) for p in module.parameters() if p.requires_grad} == {id(p) for p in trained}
 
 
-def test_views_reach_their_peers_and_a_shared_view_reaches_all() -> None:
-    module = build(peers=2).eval()
-    views = torch.stack([images_and_labels(4, seed)[0] for seed in (0, 1)], 1)
-    both = module(views).logits
-    for peer in (0, 1):
-        alone = module(views[:, peer]).logits[peer]
-        torch.testing.assert_close(both[peer], alone, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("peers", [2, 4])
-def test_any_number_of_peers_trains(peers: int) -> None:
-    module = build(peers=peers)
-    before = parameters_of(module.student.network)
-    trainer(limit_train_batches=1).fit(module, train_loader())
-    assert not any(torch.equal(before[name], value) for name, value in parameters_of(module.student.network).items())
-
-
 def test_a_single_peer_without_teacher_is_plain_training() -> None:
     module = build("baseline", peers=1, teacher={"update": "none"})
     fit = trainer()
@@ -144,16 +127,6 @@ def test_accumulation_equals_one_large_batch_in_parameters_and_teacher() -> None
         torch.testing.assert_close(value, results[1][name], rtol=1e-8, atol=1e-10)
 
 
-def test_optimizer_groups_carry_names_for_rates_of_their_own() -> None:
-    def factory(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.SGD([group | {"lr": {"student": 0.1, "ensemble": 0.0}[group["name"]]} for group in groups])
-
-    module = build(optimizer=factory)
-    before = parameters_of(module.ensemble.classifier)
-    trainer(limit_train_batches=2).fit(module, train_loader())
-    assert same(parameters_of(module.ensemble.classifier), before)
-
-
 def test_the_scheduler_steps_as_often_as_its_interval_says() -> None:
     halve = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
     for interval, expected in (("epoch", 0.05 * 0.5**2), ("step", 0.05 * 0.5**6)):
@@ -166,26 +139,6 @@ def test_the_scheduler_steps_as_often_as_its_interval_says() -> None:
 # ---------------------------------------------------------------- batches
 
 
-def as_dict(batch: Any) -> dict[str, Tensor]:
-    images, labels = (torch.stack(part) for part in zip(*batch, strict=True))
-    return {"pixel_values": images, "label": labels, "index": labels * 0}
-
-
-def as_column(batch: Any) -> tuple[Tensor, Tensor]:
-    images, labels = (torch.stack(part) for part in zip(*batch, strict=True))
-    return images, labels[:, None]
-
-
-def as_int32(batch: Any) -> tuple[Tensor, Tensor]:
-    images, labels = (torch.stack(part) for part in zip(*batch, strict=True))
-    return images, labels.int()
-
-
-def with_indices(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-    images, labels = (torch.stack(part) for part in zip(*batch, strict=True))
-    return images, labels, torch.arange(len(labels))
-
-
 def after_training_on(collate: Any) -> dict[str, Tensor]:
     module = build()
     loader = DataLoader(Toy(), batch_size=8, collate_fn=collate)
@@ -195,8 +148,19 @@ def after_training_on(collate: Any) -> dict[str, Tensor]:
     return parameters_of(module.student.network)
 
 
-@pytest.mark.parametrize("collate", [as_dict, as_column, as_int32, with_indices])
-def test_batches_of_any_usual_form_train_alike(collate: Any) -> None:
+FORMS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "mapping": lambda images, labels: {"pixel_values": images, "label": labels, "index": labels * 0},
+    "column": lambda images, labels: (images, labels[:, None]),
+    "int32": lambda images, labels: (images, labels.int()),
+    "indices": lambda images, labels: (images, labels, torch.arange(len(labels))),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_of_any_usual_form_train_alike(form: str) -> None:
+    def collate(samples: Any) -> Any:
+        return FORMS[form](*(torch.stack(part) for part in zip(*samples, strict=True)))
+
     assert same(after_training_on(collate), after_training_on(None))
 
 
@@ -221,10 +185,8 @@ def test_a_mapping_may_call_its_images_and_labels_what_it_likes() -> None:
         (logits, *_) = trainer().predict(module, loader(collated))  # type: ignore[misc]
         ended.append({**parameters_of(module.student.network), "logits": logits})
     assert same(*ended)
-    with pytest.raises(DataError, match="No 'photo' in a batch with keys species: see batch_keys"):
+    with pytest.raises(DataError, match=r"No 'photo' in a batch with keys species: set batch_keys\.images"):
         module.read({"species": 0})
-    with pytest.raises(ConfigError, match="say what images and labels are called"):
-        build(batch_keys={"labels": "y"})
 
 
 def test_a_batch_may_carry_its_own_views() -> None:
@@ -234,23 +196,22 @@ def test_a_batch_may_carry_its_own_views() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "error", "text"),
+    ("batch", "text"),
     [
-        ((torch.zeros(2, 7), torch.tensor([0, 1])), DataError, r"float32 \[2, 7\].*This library trains classifiers"),
-        ((torch.zeros(2, 7).long(), torch.tensor([0, 1])), DataError, r"int64 \[2, 7\].*This library trains"),
-        ((torch.zeros(2, 3, 8, 8), torch.zeros(3).long()), DataError, r"for 2 images, got torch.int64 of shape \(3,\)"),
-        ((torch.zeros(2, 3, 3, 8, 8), torch.tensor([0, 1])), ConfigError, r"V = 1 or V = 2 \(the peers\), got \(2,"),
-        ((torch.zeros(2, 8, 8), torch.tensor([0, 1])), ConfigError, r"Views must be \[B, C, H, W\] or .*\(2, 8, 8\)"),
-        ((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), torch.ones(2)), DataError, "Losses weigh classes .* no samp"),
-        (torch.zeros(2, 3, 8, 8), DataError, r"A batch must be \(images, labels\), .*; got Tensor\."),
-        ([torch.zeros(2, 3, 8, 8)], DataError, "got list of 1"),
-        ({"pixels": torch.zeros(2), "label": torch.zeros(2)}, DataError, "No images in a batch with keys pixels"),
-        ({"images": torch.zeros(2), "ids": torch.zeros(2)}, DataError, "No labels in a batch with keys images, ids"),
-        (([1, 2], torch.tensor([0, 1])), DataError, "must be tensors, got list and Tensor: check the collate function"),
+        ((torch.zeros(2, 7), torch.tensor([0, 1])), r"torch\.float32 \[2, 7\].*This library trains classifiers"),
+        ((torch.zeros(2, 3, 8, 8), torch.zeros(3).long()), r"for 2 images, got torch.int64 of shape \(3,\)"),
+        ((torch.zeros(2, 3, 8, 8), torch.zeros(2)), r"got torch.float32 of shape \(2,\)"),
+        ((torch.zeros(2, 3, 8, 8), torch.full((2, 3), 0.5)), "distributions over the 3 classes.* 2 of 2 are not"),
+        ((torch.zeros(2, 3, 8, 8), torch.full((2, 2), 0.5)), r"over the 3 classes.*their shape is \(2, 2\)"),
+        ((torch.zeros(2, 3, 3, 8, 8), torch.tensor([0, 1])), r"V = 1 or V = 2 \(the peers\), got torch.float32 \[2, 3"),
+        ((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), torch.ones(2)), "integer indices.*, float indices"),
+        (torch.zeros(2, 3, 8, 8), "A batch must be tensors .*got torch.FloatTensor, NoneType"),
+        (([1, 2], torch.tensor([0, 1])), "got list, torch.LongTensor: check the collate function"),
+        ({"pixels": torch.zeros(2), "label": torch.zeros(2)}, "No images in a batch with keys pixels"),
     ],
-)  # fmt: skip
-def test_batches_that_cannot_be_meant_are_named(batch: Any, error: type[Exception], text: str) -> None:
-    with pytest.raises(error, match=text):
+)
+def test_batches_that_cannot_be_meant_are_named(batch: Any, text: str) -> None:
+    with pytest.raises(DataError, match=text):
         build(peers=2).training_step(batch, 0)
 
 
@@ -359,14 +320,6 @@ def test_logged_losses_are_means_over_the_epochs_steps() -> None:
     assert sum(metrics[f"train/{term}"] for term in terms) == pytest.approx(metrics["train/loss"], rel=1e-5)
 
 
-def test_training_and_validation_work_without_and_with_a_logger(tmp_path: Path) -> None:
-    trainer().fit(build(), train_loader(), val_loader())  # logger=False
-    module = build()
-    trainer(logger=CSVLogger(tmp_path), log_every_n_steps=1).fit(module, train_loader(), val_loader())
-    header = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()[0]
-    assert {"train/loss", "val/acc", "weights/ema_rate"} <= set(header.split(","))
-
-
 # ---------------------------------------------------------------- choice and deployment
 
 
@@ -471,25 +424,15 @@ def test_a_deployed_network_is_a_copy_without_this_library_around_it() -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        (
-            {"deploy": {"network": "oracle"}},
-            "deploy.network must be one of auto, teacher, student, ensemble, got 'orac",
-        ),
         ({"deploy": {"peer": 2}}, "deploy.peer=2, but peers are numbered 0 to 1"),
-        ({"deploy": {"peer": -3}}, "deploy.peer=-3, but peers are numbered 0 to 1"),
-        ({"deploy": {"peers": 1}}, "Unknown key deploy.peers. Did you mean deploy.peer?"),
         ({"method": "baseline", "teacher": {"update": "none"}, "deploy": {"network": "teacher"}}, "has no teacher"),
-        ({"method": "baseline", "peers": 1, "deploy": {"network": "ensemble"}}, "there is no ensemble classifier"),
+        ({"method": "baseline", "peers": 1, "deploy": {"network": "ensemble"}}, "has no ensemble"),
         (
             {"method": "pcl", "teacher": {"update": "none"}},
             "teacher=none, but PCL needs a teacher: choose teacher=independent, copy",
         ),
-        (
-            {"method": "baseline", "teacher": {"update": "none", "decay": 0.5}},
-            "teacher.decay has no effect with teacher=none",
-        ),
         ({"views": "per_peer_and_teacher"}, "method.views=per_peer_and_teacher is for mean_teacher"),
-        ({"method": {"temperature": 2.0}}, 'A method given as a mapping needs its "name"'),
+        ({"method": {"temperature": 2.0}}, "Unknown choice method=."),
         ({"method": Baseline(3), "peers": 2}, "Baseline was built for 3 peers, the student has 2"),
         ({"classifiers": "none"}, "method.classifiers must be one of own, equal, released, got 'none'"),
         ({"teacher": {"deacy": 0.5}}, "Unknown key teacher.deacy. Did you mean teacher.decay?"),
@@ -519,11 +462,9 @@ def test_parts_put_together_by_hand_train_and_parts_that_do_not_fit_are_named() 
     assert teacher.updates.item() == 1
     with pytest.raises(ConfigError, match="DKEL needs a teacher: pass teacher=TeacherModule"):
         DistillationModule(student, method, ensemble=ensemble)
-    with pytest.raises(ConfigError, match="DKEL needs an ensemble classifier: pass ensemble=EnsembleModule"):
-        DistillationModule(student, method, teacher=teacher)
-    for wrong in (None, EnsembleTerm(space="probabilities")):
-        with pytest.raises(ConfigError, match=r"DKEL assembles teachers: pass ensemble=EnsembleModule\(\.\.\., term="):
-            DistillationModule(student, method, teacher=teacher, ensemble=parts(wrong)[2])
+    for wrong in (None, parts(None)[2], parts(EnsembleTerm(space="probabilities"))[2]):
+        with pytest.raises(ConfigError, match=r"DKEL needs an ensemble: pass ensemble=EnsembleModule\(\.\.\., term="):
+            DistillationModule(student, method, teacher=teacher, ensemble=wrong)
     with pytest.raises(
         ConfigError, match="needs a teacher of 2 peers and 3 classes, and this one has 3 peers and 3 classes"
     ):
@@ -631,13 +572,6 @@ def test_resuming_from_another_configuration_is_refused_with_the_differences(
     assert same(parameters_of(module), before)
 
 
-def test_resuming_with_other_classes_is_refused(tmp_path: Path) -> None:
-    trainer(saving(tmp_path), enable_checkpointing=True).fit(build(), train_loader())
-    other = DistillationModule.build("resnet8", 5, "dkel", 2)
-    with pytest.raises(CheckpointError, match="num_classes: 3 in the checkpoint, 5 here"):
-        trainer(max_epochs=2).fit(other, train_loader(), ckpt_path=tmp_path / "last.ckpt")
-
-
 def test_a_method_given_as_in_conf_brings_the_arrangement_of_its_peers() -> None:
     method = {"name": "dkel", "peers": 4, "views": "shared", "temperature": 2.0}
     module = DistillationModule.build("resnet8", CLASSES, method)
@@ -650,5 +584,3 @@ def test_settings_are_taken_as_what_they_are_and_anything_else_is_named() -> Non
     assert (module.teacher.settings.decay, module.deployment) == (0.5, Deploy("student", 1))
     with pytest.raises(ConfigError, match="deploy must be a mapping of its keys, got 'x'"):
         build(deploy="x")
-    with pytest.raises(ConfigError, match=r"partial\(torch.optim.lr_scheduler.StepLR"):
-        build(scheduler="cosine")

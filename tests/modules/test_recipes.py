@@ -73,8 +73,3 @@ def test_a_teacher_by_name_is_all_that_the_name_stands_for(name: str) -> None:
     for method in ("dkel", "pcl", "baseline"):  # whose own differ
         settings = build(method, teacher=name, schedules="shares").teacher.settings
         assert settings == TeacherSettings(**{**TEACHERS[name].settings, "decay": None, "decay_share": 0.01})
-
-
-def test_an_unknown_teacher_by_name_is_answered() -> None:
-    with pytest.raises(ConfigError, match=r"Unknown choice teacher=folow\. Did you mean follow"):
-        build(teacher="folow")

@@ -123,15 +123,6 @@ def test_running_statistics_follow_their_rule_alone_although_the_teacher_runs_in
     assert {layer.momentum for layer in batch_norms(teacher.network)} == {0.1}
 
 
-def test_a_teacher_begins_with_parameters_and_statistics_of_its_student_only_if_drawn_so() -> None:
-    for draw in ("student", "independent"):
-        teacher, student = teacher_and_student(draw=draw)
-        student(torch.randn(4, 3, 8, 8))  # moves its statistics
-        teacher.start_from(student)
-        assert same(dict(teacher.network.named_buffers()), dict(student.named_buffers())) is (draw == "student")
-        assert same(parameters_of(teacher.network), parameters_of(student)) is (draw == "student")
-
-
 def test_an_independent_draw_shares_no_random_tensor_with_its_student() -> None:
     module = build(peers=3)
     student = parameters_of(module.student.network)
@@ -202,13 +193,6 @@ def test_a_frozen_teacher_neither_moves_nor_leaves_eval_mode() -> None:
     assert not any(modes)
 
 
-def test_an_averaged_teacher_runs_in_train_mode_with_statistics_of_its_own() -> None:
-    module = build(teacher={"init_steps": 0})
-    trainer(limit_train_batches=2).fit(module, train_loader())
-    counted = [v for name, v in module.teacher.network.named_buffers() if name.endswith("num_batches_tracked")]
-    assert [int(value) for value in counted] == [2] * len(counted)
-
-
 @pytest.mark.parametrize("schedule", [{0: 0.99, 2: 0.999}, {0: 0.99, 0.5: 0.999}])
 def test_a_decay_schedule_takes_effect_at_its_epoch_or_share_of_the_run(schedule: dict[float, float]) -> None:
     module = build(teacher={"decay": schedule, "init_steps": 0})
@@ -262,33 +246,12 @@ RATES = "teacher.decay must be a number between 0 and 1, or a schedule {from: va
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"draw": "twice"}, "teacher.draw must be one of independent, student, got 'twice'."),
-        ({"start": "now"}, "teacher.start must be one of keep, mean_teacher, copy, got 'now'."),
-        ({"batchnorm": "none"}, "teacher.batchnorm must be one of own, copy, ema, got 'none'."),
         ({"update": "none"}, "teacher.update must be one of ema, gradient, frozen, got 'none'."),
-        (
-            {"init_steps": -1},
-            "must be a whole number between 0 and 1000000, or epochs as in 3epochs, at most 1000, got -1.",
-        ),
-        (
-            {"init_steps": 1.5},
-            "must be a whole number between 0 and 1000000, or epochs as in 3epochs, at most 1000, got 1.5.",
-        ),
-        (
-            {"init_steps": "soon"},
-            "must be a whole number between 0 and 1000000, or epochs as in 3epochs, at most 1000, got 'soon'.",
-        ),
-        ({"init_lr_scale": -1.0}, "teacher.init_lr_scale must be a number between 0 and 1000, got -1.0."),
-        ({"init_weight_decay": -1.0}, "teacher.init_weight_decay must be a number between 0 and 1000, got -1.0."),
-        ({"decay": 1.5}, f"{RATES}, got 1.5."),
+        ({"init_steps": 1.5}, "0 and 1000000, or epochs as in 3epochs, at most 1000, got 1.5."),
+        ({"init_steps": "soon"}, "0 and 1000000, or epochs as in 3epochs, at most 1000, got 'soon'."),
         ({"decay": {0: 0.9, 3: 2.0}}, f"{RATES}, got {{0: 0.9, 3: 2.0}}."),
         ({"decay": {}}, f"{RATES}, got {{}}."),
-        ({"decay": None}, "One of teacher.decay and teacher.decay_share must be given, and both are null."),
-        ({"decay_share": 0.1}, "teacher.decay and teacher.decay_share exclude each other"),
-        (
-            {"decay": None, "decay_share": 0.0},
-            "teacher.decay_share must be a number between 1e-09 and 1e+09, or a schedule",
-        ),
+        ({"decay": None}, "Set one of teacher.decay and teacher.decay_share, and the other to null."),
     ],
 )
 def test_impossible_teachers_are_refused(settings: dict[str, Any], text: str) -> None:
@@ -305,8 +268,3 @@ def test_a_teacher_that_nobody_reads_is_passed_batches_for_its_own_statistics_al
     fit.fit(module, train_loader())
     assert fit.global_step == module.teacher.updates.item() == 3
     assert passed == [True] * passes
-
-
-def test_the_moving_average_of_the_baseline_is_passed_nothing() -> None:
-    teacher = build("baseline").teacher
-    assert teacher.settings.batchnorm == "ema"

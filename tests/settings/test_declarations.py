@@ -67,12 +67,12 @@ def test_an_interpolation_is_written_where_a_value_is_the_default_and_its_datacl
     [
         ({"name": "", "lambda": -1}, ["outer.name must be text, got ''.",
                                       "outer.lambda must be a number between 0 and 99, got -1."]),
-        ({"name": "x", "inner": 3}, ["outer.inner must hold its keys (length, share), got 3."]),
+        ({"name": "x", "inner": 3}, ["outer.inner must be a mapping of its keys, got 3."]),
         ({"name": "x", "inner": {"length": 100}}, ["outer.inner.length must be a number between 0 and 99, got 100."]),
-        ({"name": "x", "inner": {"share": 0.1}}, ["outer.inner.length and outer.inner.share exclude each other: set "
-                                                  "one of them to null."]),
-        ({"name": "x", "inner": {"length": None}}, ["One of outer.inner.length and outer.inner.share must be given, "
-                                                    "and both are null."]),
+        ({"name": "x", "inner": {"share": 0.1}}, ["Set one of outer.inner.length and outer.inner.share, and the "
+                                                  "other to null."]),
+        ({"name": "x", "inner": {"length": None}}, ["Set one of outer.inner.length and outer.inner.share, and the "
+                                                    "other to null."]),
         ({"name": "x", "stesp": 1}, ["Unknown key outer.stesp. Did you mean outer.steps? Keys of outer: inner, lambda, "
                                      "name, own, steps."]),
     ],
@@ -109,7 +109,7 @@ def test_a_misspelt_word_is_answered_with_the_nearest() -> None:
 
 def test_the_length_of_a_term_is_in_epochs_or_a_share_and_not_both() -> None:
     for settings, key in ((RampUp, "share"), (EnsembleTerm, "decay_share"), (TeacherSettings, "decay_share")):
-        with pytest.raises(ConfigError, match="exclude each other"):
+        with pytest.raises(ConfigError, match="and the other to null"):
             from_mapping(settings, {key: 0.1}, settings.node)
 
 
