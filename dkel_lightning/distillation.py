@@ -2,7 +2,7 @@
 
 Read from top to bottom it is the order of events: the parts, a training step from the batch to the loss, the step of
 the optimizer, after which the teacher follows, what surrounds a fit, validation and test, the checkpoint, deployment.
-Weights that schedules set, and the teacher's initialisation, come from callbacks (`callbacks.OF_MODULES`).
+Callbacks set the scheduled weights and initialise the teacher (`callbacks.OF_MODULES`).
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class DistillationModule(LightningModule):
     """Train peers with online distillation in any Lightning Trainer.
 
     One training step: all views pass the student and the teacher, the ensemble classifies the student's features
-    and assembles the teachers' logits, the method turns these into named loss terms, and their sum is optimised by
-    one optimizer. After each optimizer step the teacher follows its student. Use `build` unless you bring your own
-    parts. What is logged: see `modules.scores` and `callbacks.DiversityMonitor`.
+    and assembles the teachers' logits, the method computes named loss terms, and one optimizer minimises their sum.
+    After each optimizer step the teacher follows its student. Use `build` unless you construct the parts yourself.
+    `modules.scores` and `callbacks.DiversityMonitor` list what is logged.
 
     Args:
         student: the peers that are optimised.
-        method: turns outputs into loss terms.
+        method: computes the loss terms.
         teacher: the teacher peers, of the same form; required by most methods.
         ensemble: required by methods with an ensemble classifier.
         optimizer: makes the optimizer from named parameter groups (`student`, `ensemble`, `method`, and `teacher`
@@ -70,16 +70,16 @@ class DistillationModule(LightningModule):
         augmentation: for batches [B, C, H, W]: makes the views on the device, called as
             `augmentation(images, generator)` once a view. Without it all peers share the view of such a batch.
         views: the views that it makes: one `per_peer`, one `shared` by all, or `per_peer_and_teacher`.
-        targets: what becomes of the labels: smoothed, mixed, weighted.
+        targets: label smoothing, mixup, cutmix and class weights.
         deploy: which network `deploy()` returns and `val/acc` reports.
-        seed: from which the views, the initialisation batches and `build`'s weights are drawn.
-        execution: `eager`, `compile` or `reduce_overhead`, or `Execution`'s settings.
+        seed: of the views, the initialisation batches and the weights that `build` draws.
+        execution: `eager`, `compile` or `reduce_overhead`, or settings of `Execution`.
 
     Attributes:
-        recipe: primitives from which the networks are rebuilt; None for parts put together by hand.
+        recipe: primitives from which the networks are rebuilt; None without `build`.
         observers: called in each training step with its inputs, terms and loss.
-        batch_keys: what images, labels and indices are called in batches that are mappings; empty: as usual.
-        lr: the learning rate of all groups; None: the optimizer's own. `Tuner.lr_find` sets it.
+        batch_keys: names of images, labels and indices in batches that are mappings; empty: the usual names.
+        lr: the learning rate of all groups, set by `Tuner.lr_find`; None: that of the optimizer.
     """
 
     batch_keys: Mapping[str, str] = MappingProxyType({})
@@ -108,7 +108,7 @@ class DistillationModule(LightningModule):
         self.teacher: TeacherModule | None = teacher
         self.ensemble: EnsembleModule | None = ensemble
         if teacher is not None:
-            teacher.stand_alone(False)  # a fit of its own that was interrupted leaves it unfrozen
+            teacher.stand_alone(False)  # an interrupted fit of the teacher alone leaves it unfrozen
         self.execution = Execution.of(execution)
         self.augmentation = augmentation
         self.num_views = number_of_views(views, student.num_peers)
@@ -130,7 +130,7 @@ class DistillationModule(LightningModule):
     # ---------------------------------------------------------------------- a training step
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Compute the loss of a batch: the sum of the method's terms, and the teacher's own where it learns."""
+        """Compute the loss of a batch: the method's terms, and the supervised loss of a teacher that learns."""
         if batch_idx == 0:
             parts.check_is_trained_itself(self)
         batch = self._checked(batch, batch_idx)
@@ -142,17 +142,17 @@ class DistillationModule(LightningModule):
         return step.loss
 
     def read(self, batch: Any) -> Any:
-        """Give the entries of a mapping the usual names; no hook of Lightning's, which would replace the data's."""
+        """Rename the entries of a mapping. Not a hook of Lightning, which would replace that of the data module."""
         return rename_entries(batch, self.batch_keys)
 
     def make_batch(self, batch: Batch, *key: int | str) -> Batch:
-        """Make the views of a batch, and mix them and its labels where that is asked for; drawn from (seed, key)."""
+        """Make the views of a batch, and apply mixup or cutmix, drawn from (seed, key)."""
         return self.targets.mix(batch._replace(views=self.make_views(batch.views, *key)), self.seed, *key)
 
     def make_views(self, images: Tensor, *key: int | str) -> Tensor:
         """Augment images [B, C, H, W] once for each view, [B, V, C, H, W], drawn from (seed, key).
 
-        Without an augmentation, or given views already, they are returned as they are.
+        Views, and images without an augmentation, are returned unchanged.
         """
         if self.augmentation is None or images.dim() != 4:
             return images
@@ -160,13 +160,13 @@ class DistillationModule(LightningModule):
         views = [self.augmentation(images, draws) for _ in range(self.num_views)]
         if not isinstance(views[0], Tensor):
             raise ConfigError(
-                f"augmentation(images, generator) gives a {type(views[0]).__name__} in place of images: where it is a "
-                "transform of torchvision, pass lambda images, generator: transform(images)."
+                f"augmentation(images, generator) returns a {type(views[0]).__name__}, not images: pass a "
+                "transform of torchvision as lambda images, generator: transform(images)."
             )
         return torch.stack(views, dim=1)
 
     def compute_step(self, batch: Batch) -> StepResult:
-        """Compute all of a training step that lies before its gradients; a function of tensors alone."""
+        """Compute the outputs and loss of a training step, from tensors alone."""
         begin_step(self.execution)
         inputs = self.forward_all(batch)
         terms, loss = self.losses(inputs)
@@ -189,7 +189,7 @@ class DistillationModule(LightningModule):
         return MethodInputs(self.targets(labels), student, teacher, assembled, weight, batch.indices, labels)
 
     def views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the views of the student and those of the teacher: the same ones, or each its half of 2 P."""
+        """Return the views of the student and those of the teacher: the same, or one half of 2 P views each."""
         peers = self.student.num_peers
         if self.method.needs.teacher_views and views.dim() == 5 and views.shape[1] == 2 * peers:
             return views[:, :peers], views[:, peers:]
@@ -205,12 +205,12 @@ class DistillationModule(LightningModule):
         return output
 
     def losses(self, inputs: MethodInputs) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the terms, and the loss: their sum, and the teacher's own where it learns."""
+        """Compute the terms and the loss: their sum, and the supervised loss of a teacher that learns."""
         terms = self.method.named_terms(inputs)
         loss = torch.stack([terms[name] for name in self.method.terms]).sum()
         if self.teacher is not None and self.teacher.learns:
             assert inputs.teacher is not None
-            # No term of the method: it trains another network.
+            # Not a term of the method: it trains another network.
             loss = loss + self.teacher.supervised_loss(inputs.teacher.logits, inputs.labels) * self.teacher.num_peers
         return terms, loss
 
@@ -233,7 +233,7 @@ class DistillationModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip a teacher that learns apart from the rest: with one norm over both, the student would influence it."""
+        """Clip the gradients of a teacher that learns separately: a joint norm would let the student influence it."""
         teacher: set[nn.Parameter] = set()
         if self.teacher is not None and self.teacher.learns:
             learning = [self.teacher, *(getattr(self.method, name) for name in self.method.teacher_parts)]
@@ -252,8 +252,8 @@ class DistillationModule(LightningModule):
     ) -> None:
         """Step the optimizer, then let the teacher follow.
 
-        Lightning calls this once for each real step, accumulation included, so a checkpoint holds the counter that
-        belongs to its `global_step`. A step that the loss scaler of fp16 skips counts as well.
+        Lightning calls this once per optimizer step, also with gradient accumulation, so the teacher's counter in a
+        checkpoint matches its `global_step`. A step that the fp16 loss scaler skips counts too.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.follow()
@@ -270,7 +270,7 @@ class DistillationModule(LightningModule):
 
     @property
     def backbone(self) -> nn.Module:
-        """The trunk that the student's peers share, which Lightning's BackboneFinetuning freezes at first."""
+        """The shared trunk of the student, which Lightning's BackboneFinetuning freezes at first."""
         return self.student.network.shared_part()
 
     @property
@@ -278,13 +278,13 @@ class DistillationModule(LightningModule):
         return [self.student] if self.teacher is None else [self.student, self.teacher]
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Attach the callbacks that the method needs, except those the user has passed."""
+        """Add the callbacks that the method needs, except those the user has passed."""
         present: list[Callback] = list(getattr(self.trainer, "callbacks", []))
         missing = [kind for kind in callbacks.OF_MODULES if not any(isinstance(old, kind) for old in present)]
         return [kind() for kind in missing if kind.needed_by(self)]
 
     def setup(self, stage: str) -> None:
-        """Choose the memory layout before the optimizer is made, and compile the networks."""
+        """Set the memory layout before the optimizer is created, and compile the networks."""
         outlast_threads()
         if self.execution.channels_last:
             self.to(memory_format=torch.channels_last)
@@ -292,21 +292,21 @@ class DistillationModule(LightningModule):
             compile_networks(self.peers_modules, self.execution)
 
     def on_fit_start(self) -> None:
-        """Go on with the random numbers of the checkpoint: before the loaders, which may draw from them, are made."""
+        """Restore the random generators before the loaders are created, which may draw from them."""
         resume.restore_process(self, self._restored)
         resume.unfreeze_optimized(self)
         parts.check_no_weight_averaging(self)
         parts.warn_of_an_untrained_teacher(self)
 
     def on_train_start(self) -> None:
-        resume.restore_process(self, self._restored)  # of a strategy that restores the checkpoint only now
+        resume.restore_process(self, self._restored)  # some strategies restore the checkpoint only now
         resume.check_training_classes(self, self._restored)
 
     def teardown(self, stage: str) -> None:
         for part in self.peers_modules:
             part.compiled = None
 
-    # ---------------------------------------------------------------------- what is measured
+    # ---------------------------------------------------------------------- validation and test
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean terms, the peers' training accuracy and the weights that schedules have set."""
@@ -326,7 +326,7 @@ class DistillationModule(LightningModule):
             if student.ensemble_logits is not None:
                 rows.append(student.ensemble_logits.float().unsqueeze(0))
             if self.teacher is not None:
-                # One teacher of peers with a view each is scored on the first one's.
+                # A single teacher of peers that see different views is scored on the first view.
                 single = self.teacher.num_peers == 1 and teacher_views.dim() == 5
                 teacher = self.teacher(teacher_views[:, 0] if single else teacher_views)
                 rows.append(teacher.logits.float())
@@ -335,12 +335,12 @@ class DistillationModule(LightningModule):
         return Evaluated(torch.cat(rows), tuple(features))
 
     def on_validation_start(self) -> None:
-        """Give all processes the same BatchNorm statistics, and begin anew."""
+        """Average BatchNorm statistics over the processes, and reset the scores."""
         resume.synchronise_statistics(self)
         self.scores.begin()
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Score every member on a batch; hand what they return to the callbacks."""
+        """Score every member on a batch; return the outputs to the callbacks."""
         views, labels, _ = self._checked(batch, batch_idx)
         evaluated, classes = self.evaluate(views), classes_of(labels)
         self.scores.update_validation(evaluated.logits, labels, classes)
@@ -372,19 +372,19 @@ class DistillationModule(LightningModule):
             return None
         return relative_distance([*self.teacher.network.parameters()], [*self.student.network.parameters()])
 
-    # ---------------------------------------------------------------------- what a checkpoint holds
+    # ---------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         resume.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of something else before any weight is touched."""
+        """Refuse a checkpoint of another configuration before any weight is loaded."""
         self._restored = resume.read(self, checkpoint)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "observers": []}
 
-    # ---------------------------------------------------------------------- what is deployed
+    # ---------------------------------------------------------------------- deployment
 
     def deployed_member(self) -> str:
         """Name the member that is deployed, such as `teacher_1`."""
@@ -393,8 +393,8 @@ class DistillationModule(LightningModule):
     def deploy(self, network: str | None = None, peer: int | str | None = None) -> nn.Module:
         """Return the deployed network: a plain module [B, C, H, W] -> logits [B, classes], in eval mode.
 
-        A deep copy on the CPU: later training does not touch it. It takes float32 images: what a Trainer has put into
-        another precision as a whole (`bf16-true`, `64-true`) is float32 here, buffers included.
+        A deep copy on the CPU, which later training does not change. It takes float32 images: after `bf16-true` or
+        `64-true`, parameters and buffers are converted to float32.
 
         Args:
             network: `teacher`, `student`, `ensemble`, or `auto` of both; as configured by default, which is `auto`.

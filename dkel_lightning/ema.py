@@ -1,7 +1,7 @@
 """The moving average that makes a teacher from its student.
 
-torch's `AveragedModel` and Lightning's `WeightAveraging` copy the live weights at their first update and so erase
-a teacher that was drawn on its own; hence these few lines.
+torch's `AveragedModel` and Lightning's `WeightAveraging` copy the live weights at their first update, which would
+erase the independent initial weights of a teacher.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def matched(teacher: nn.Module, student: nn.Module, kind: str) -> tuple[list[Ten
 
 
 class Matching:
-    """The same for two networks that are matched at every step, at less than the cost of walking through all modules.
+    """`matched` for every step, without walking through all modules.
 
-    Keeps where the tensors are, not the tensors, which a move to another device or type replaces.
+    Keeps the places of the tensors, because a move to another device or type replaces the tensors.
 
     Attributes:
         student: the network that is followed.
@@ -90,7 +90,7 @@ class Matching:
         self._places: dict[str, list[list[tuple[dict[str, Any], str]]]] = {}
 
     def matched(self, kind: str) -> tuple[list[Tensor], list[Tensor]]:
-        """Return what `matched` does."""
+        """Pair the tensors, see `matched` above."""
         if kind not in self._places:
             matched(*self._networks, kind)  # raises where they differ
             names = [*_named(self._networks[0], kind)]

@@ -24,15 +24,15 @@ class ConfigError(DkelError, ValueError):
 
 
 class FolderInUseError(DkelError):
-    """A folder that another process works in."""
+    """A folder that another process uses."""
 
 
 class DataError(DkelError):
-    """Data that is missing, damaged, or not what was promised."""
+    """Data that is missing, damaged, or of another form than declared."""
 
 
 class CheckpointError(DkelError):
-    """A checkpoint that is missing, torn, or belongs to something else."""
+    """A checkpoint that is missing, damaged, or of another configuration."""
 
 
 class CollapseError(DkelError):
@@ -44,11 +44,11 @@ class NonFiniteError(CollapseError):
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says of a full disk, and of a share of it that is used up."""
+"""Error numbers of a full disk and of an exceeded quota."""
 
 
 def full_disk(error: BaseException | None) -> OSError | None:
-    """Find the full disk among what an error came from, None if there was none."""
+    """Find an error of a full disk in the chain of causes; None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return error
@@ -57,7 +57,7 @@ def full_disk(error: BaseException | None) -> OSError | None:
 
 
 class Interrupted(SystemExit):
-    """The training was ended by a signal, on purpose and whole.
+    """The training was stopped by a signal, after a checkpoint where one was asked for.
 
     A SystemExit, so that nothing between the training and the shell takes it for a failure. The exit code is the
     shell's for a signal, 128 + number.

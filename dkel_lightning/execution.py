@@ -19,21 +19,21 @@ MODES = {"compile": None, "reduce_overhead": "reduce-overhead"}
 def compile_networks(parts: Iterable[PeersModule], execution: Execution) -> None:
     """Compile the forward pass of each network, unless execution is eager.
 
-    Each shape of batch is compiled by itself, so a resumed run computes with the kernels of an uninterrupted one. The
-    networks keep their names, copies and files: only `part.compiled` changes.
+    Shapes are static, so a resumed run uses the same kernels as an uninterrupted one. Only `part.compiled` changes;
+    names in the state_dict stay.
     """
     for part in parts if execution.name in MODES else ():
         part.compiled = torch.compile(_with_own_code(part.run), mode=MODES[execution.name], dynamic=False)
 
 
 def begin_step(execution: Execution) -> None:
-    """Release the outputs of the step before, whose memory CUDA graphs overwrite."""
+    """Mark the start of a step, whose CUDA graphs reuse the memory of the last."""
     if execution.name == "reduce_overhead":
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
 def _with_own_code(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """Wrap `run` in a function with a code object of its own: TorchDynamo limits the compilations of each one."""
+    """Wrap `run` in a function with a new code object, because TorchDynamo limits recompilations per code object."""
 
     def call(views: Tensor) -> Any:
         return run(views)

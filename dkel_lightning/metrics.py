@@ -186,7 +186,7 @@ class Predictions(Sums):
 
 
 class Confusion(Sums):
-    """How often images of each class are given each class by one network.
+    """The confusion matrix of one network.
 
     The value of torchmetrics' MulticlassConfusionMatrix, which under deterministic algorithms compares every image
     with every cell: gigabytes for a thousand classes.

@@ -35,7 +35,7 @@ P = ParamSpec("P")
 
 
 class ConstructedBy(classmethod, Generic[P]):  # type: ignore[type-arg]  # classmethod takes none at run time
-    """A classmethod whose body lies elsewhere, and whose result is of the class it is called on, also for mypy."""
+    """A classmethod defined outside the class, typed to return an instance of the class it is called on."""
 
     def __init__(self, function: Callable[Concatenate[Any, P], Coordinator]) -> None:
         super().__init__(function)
@@ -114,7 +114,7 @@ def build(  # noqa: D417
     registered = isinstance(backbone, str) and not is_external(backbone)
     for key, value in (("split_at", split_at), ("pretrained", pretrained)):
         if registered and value:
-            raise ConfigError(f"{key}={value!r} is for a model of your own or a library's; {backbone} has its own.")
+            raise ConfigError(f"{key}={value!r} is for your own model or a library's; {backbone} has its own.")
     preset, settings = find_preset(method)
     arranged: dict[str, Any] = {"peers": peers, "sharing": sharing, "views": views, "classifiers": classifiers}
     beside = {key: settings.pop(key) for key in arranged if key in settings}
@@ -220,7 +220,7 @@ def load_from_checkpoint(  # noqa: D417
     for key, value in (("backbone", backbone), ("method", method)):
         recipe[key] = value or recipe[key]
         if recipe[key] is None:
-            raise CheckpointError(f"{checkpoint_path} was trained with a {key} of its own: pass {key}= to load it.")
+            raise CheckpointError(f"{checkpoint_path} was trained with your own {key}: pass {key}= to load it.")
     if backbone is None:
         refuse_folder(checkpoint_path, "backbone", recipe["backbone"])
     typed = named_teacher(teacher)

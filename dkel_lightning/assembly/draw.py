@@ -1,4 +1,4 @@
-"""Networks of peers drawn from a seed: registered ones by name, or a model of the user's own cut in two."""
+"""Networks of peers drawn from a seed: registered networks by name, or a user's model split into trunk and branches."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class NetworkDraw:
                     views_per_pass=self.views_per_pass,
                 )
             if not isinstance(self.peers, int):
-                raise ConfigError("A model of your own is given with the number of peers, not with their names.")
+                raise ConfigError("Your own model takes a number of peers, not their names.")
             if self.peers == 1 and self.split_at is None:
                 model = self._model(redraw)
                 return self._separate([networks.whole_model(model, self.num_classes, self.classifier, self._shape)])
@@ -66,7 +66,7 @@ class NetworkDraw:
         model, split_at = self._model(redraw), self.split_at
         if split_at is None:
             if not isinstance(self.backbone, str):
-                raise ConfigError('A model of your own needs split_at=, the module at which branches begin ("layer4").')
+                raise ConfigError('Your own model needs split_at=, the module at which branches begin ("layer4").')
             split_at = networks.default_cut(self.backbone, model)
         keep = not redraw and (networks.is_trained(model) if self.pretrained is None else self.pretrained)
         network = networks.branch_model(
@@ -101,7 +101,7 @@ class NetworkDraw:
         return self.classifiers == "equal" or (self.classifiers == "released" and self.backbone != "vgg16")
 
     def alone(self, backbone: str | None, pretrained: bool = False) -> NetworkDraw:
-        """Draw one whole network: of `backbone`, or of the peers' own."""
+        """Return the draw of one whole network: of `backbone`, or of the peers' backbone."""
         one = replace(self, peers=1, classifiers="own", sharing="trunk", pretrained=pretrained)
         return one if backbone is None else replace(one, backbone=backbone, split_at=None, classifier=None)
 
@@ -127,7 +127,7 @@ class NetworkDraw:
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """Copy a model; a LightningModule that makes its layers in `configure_model` makes them now."""
+    """Copy a model; of a LightningModule, call `configure_model`."""
     copied = networks.copied(model)
     if isinstance(copied, LightningModule):
         copied.configure_model()

@@ -60,7 +60,7 @@ def load_student(network: PeerNetwork, path: Path, rebuild: Rebuild, backbone: o
 
 
 def _typed_again(content: Mapping[str, Any], path: Path, backbone: object) -> str | None:
-    """Return the backbone of a checkpoint if the user names the same, which allows a folder to be read."""
+    """Return the backbone of a checkpoint if the user names it too, which permits reading its folder."""
     saved = file_format.recipe(content, path).get("backbone")
     return saved if isinstance(saved, str) and saved == backbone else None
 

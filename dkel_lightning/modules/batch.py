@@ -1,4 +1,4 @@
-"""What a batch may look like, and its checks."""
+"""Reading and checking batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INDEX_KEYS = ("indices", "index", "idx")
 
 PURPOSE = (
     "This library trains classifiers of images: floats [B, C, H, W], and for each image a class [B], or a distribution "
-    "over the classes [B, C]. For another task take its losses (dkel_lightning.functional) into a module of your own."
+    "over the classes [B, C]. For another task use its losses (dkel_lightning.functional) in your own module."
 )
 
 
@@ -58,7 +58,7 @@ def unpack(batch: Any) -> Batch:
 
 
 def rename_entries(batch: Any, keys: Mapping[str, str]) -> Any:
-    """Give the entries of a batch that is a mapping their usual names; any other batch stays as it is."""
+    """Rename the entries of a batch that is a mapping; any other batch is returned unchanged."""
     if not keys or not isinstance(batch, Mapping):
         return batch
     images = keys.get("images")
@@ -68,7 +68,7 @@ def rename_entries(batch: Any, keys: Mapping[str, str]) -> Any:
 
 
 def unpack_checked(batch: Any, batch_idx: int, peers: int, num_classes: int, teacher_too: bool = False) -> Batch:
-    """Read a batch and check it; labels on a device, which would have to be read back, only in the first batch."""
+    """Read and check a batch; labels on a device are checked in the first batch only, as it synchronises."""
     unpacked = unpack(batch)
     check_views(unpacked.views, peers, teacher_too)
     if batch_idx == 0 or unpacked.labels.device.type == "cpu":
@@ -89,7 +89,7 @@ def images_of(batch: Any) -> Tensor:
 def check_labels(labels: Tensor, num_classes: int) -> None:
     """Check that labels are classes in 0 .. num_classes - 1, or distributions over the classes.
 
-    Reads values back to the host: for a device tensor call it once, not every step.
+    Synchronises with the device of the labels.
     """
     if labels.is_floating_point():
         sums = labels.sum(-1)

@@ -1,4 +1,4 @@
-"""Which networks are scored, which of them is deployed, and the plain network that leaves the training."""
+"""The scored members, the choice of the deployed one, and its plain network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dkel_lightning.settings.deploy import Deploy
 
 
 def has_ensemble(module: Coordinator) -> bool:
-    """Tell whether there are ensemble logits, of the ensemble classifier or made by the method."""
+    """Tell whether there are ensemble logits, of the ensemble classifier or of the method."""
     classifier = module.ensemble is not None and module.method.wants_ensemble_classifier
     return bool(module.method.needs.ensemble == "own" or classifier)
 
 
 def members(module: Coordinator) -> tuple[str, ...]:
-    """Name all that is scored, in the order of `Evaluated.logits`."""
+    """Name the scored members, in the order of `Evaluated.logits`."""
     names = [f"student_{peer}" for peer in range(module.student.num_peers)]
     names += ["student_ensemble"] if module.student.num_peers > 1 else []
     names += ["ensemble"] if has_ensemble(module) else []
@@ -43,9 +43,9 @@ def check_deployment(module: Coordinator, choice: Deploy) -> None:
 
 
 def candidates(module: Coordinator, choice: Deploy) -> list[str]:
-    """Name the members among which validation chooses; those that the method itself deploys come first.
+    """Name the members among which validation chooses; those that the method deploys by default come first.
 
-    A teacher of a form of its own is not among them unless it is asked for.
+    A teacher of another form than the student is a candidate only if it is asked for.
     """
     if choice.network == "ensemble":
         return ["ensemble"]
@@ -58,12 +58,12 @@ def candidates(module: Coordinator, choice: Deploy) -> list[str]:
 
 
 def usual_member(module: Coordinator) -> str:
-    """Name what the method itself deploys, whatever the other network has reached."""
+    """Name the member that the method deploys by default, whatever the other network has reached."""
     return deployed_member(module, choice=Deploy(_networks(module, Deploy())[0]))
 
 
 def _networks(module: Coordinator, choice: Deploy) -> list[str]:
-    """Name the networks among which is chosen, the method's own first; a peer's number alone is of that one."""
+    """Name the candidate networks, the method's default first; the index of a peer alone belongs to that one."""
     if choice.network != "auto":
         return [choice.network]
     needs = module.method.needs
@@ -77,10 +77,10 @@ def deployed_member(module: Coordinator, accuracy: Tensor | None = None, choice:
     """Name the member that is deployed, such as `teacher_1`: of the candidates the one of the highest accuracy.
 
     Args:
-        module: asks its own choice where no other is given.
-        accuracy: by member [N]; those of the last validation by default. Of equal ones the first candidate is taken,
-            as it is where nothing was validated (NaN).
-        choice: what is to be deployed.
+        module: its choice is the default.
+        accuracy: by member [N]; of the last validation by default. Ties, and NaN before any validation, are won by the
+            first candidate.
+        choice: the network and peer to deploy.
     """
     accuracy = module.scores.validation_accuracy if accuracy is None else accuracy
     by_name = dict(zip(module.scores.members, torch.nan_to_num(accuracy, nan=0.0).tolist(), strict=True))
@@ -88,7 +88,7 @@ def deployed_member(module: Coordinator, accuracy: Tensor | None = None, choice:
 
 
 def choose(module: Coordinator, network: str | None, peer: int | str | None) -> Deploy:
-    """Lay a choice over the module's own."""
+    """Override the module's choice."""
     usual = module.deployment
     choice = Deploy(network or usual.network, usual.peer if peer is None else peer)
     check_deployment(module, choice)
@@ -107,7 +107,7 @@ def deploy(module: Coordinator, choice: Deploy) -> nn.Module:
     deployed = copy.deepcopy(whole).cpu().to(memory_format=torch.contiguous_format)
     if network != "ensemble":
         networks.release_(deployed)
-    if module.dtype != torch.float32:  # else a network of the user's own may hold other types on purpose
+    if module.dtype != torch.float32:  # a user's network may hold other types on purpose
         deployed = deployed.float()
     return deployed.requires_grad_(True).eval()
 

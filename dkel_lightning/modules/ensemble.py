@@ -19,7 +19,7 @@ from dkel_lightning.settings.weights import EnsembleTerm
 
 
 class EnsembleModule(LightningModule):
-    """Put the peers' knowledge together.
+    """The ensemble classifier, and the assembled teachers.
 
     It owns the ensemble classifier, a linear layer on the concatenated features, and assembles the teachers'
     logits into one target for each peer, whose decaying weight is its buffer `weight`.

@@ -1,4 +1,4 @@
-"""What callbacks, methods and assembly use of a DistillationModule, which stands on a floor above them."""
+"""The interface of DistillationModule, for callbacks, methods and assembly, which it imports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-"""Called once a view: uint8 or float images [B, C, H, W] and the generator to draw from -> one view of them."""
+"""Called once per view: uint8 or float images [B, C, H, W] and the generator to draw from -> one view of them."""
 Observer = Callable[[MethodInputs, Mapping[str, Tensor], Tensor], None]
 """Called in a training step with its inputs, terms and loss, before the backward pass."""
 
@@ -31,7 +31,7 @@ class Coordinator(Protocol):
     student: StudentModule
     teacher: TeacherModule | None
     ensemble: EnsembleModule | None
-    method: Any  # a methods.Method, which stands on the floor above
+    method: Any  # a methods.Method, which imports this package
     scores: Scores
     targets: TargetMaker
     augmentation: Augmentation | None
@@ -71,5 +71,5 @@ class Coordinator(Protocol):
 
 
 def coordinator(module: LightningModule) -> Coordinator:
-    """Take the module of a Trainer for what these callbacks work on."""
+    """Cast the module of a Trainer."""
     return cast(Coordinator, module)

@@ -24,11 +24,11 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 DEFAULT_OPTIMIZER: OptimizerFactory = partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 PLATEAU = {"min": "val/nll/student_mean", "max": "val/acc"}
-"""What ReduceLROnPlateau monitors, by its mode; a part that is fitted alone logs `val/acc` only."""
+"""The metric that ReduceLROnPlateau monitors, by mode; a part that is fitted alone logs only `val/acc`."""
 
 
 def parameter_groups(networks: Mapping[str, nn.Module]) -> ParameterGroups:
-    """Make one group a network, which keeps its `name`, leaving out frozen parameters and empty networks.
+    """Make one named group per network, without frozen parameters and empty networks.
 
     An optimizer factory can split them, or give each network its own rate or decay.
     """
@@ -47,7 +47,7 @@ def configure(
     lr: float | None = None,
     trainer: Trainer | None = None,
 ) -> OptimizerLRScheduler:
-    """Give Lightning one optimizer over all networks and, if any, its scheduler stepped every `interval`.
+    """Return one optimizer over all networks and its scheduler, stepped every `interval`, as Lightning takes them.
 
     `lr` replaces the rate of every group. ReduceLROnPlateau is stepped as often as `trainer` validates.
     """

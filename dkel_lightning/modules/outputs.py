@@ -1,4 +1,4 @@
-"""What the networks hand to each other and to a method: frozen, typed, with stated shapes.
+"""Outputs of the networks and inputs of a method.
 
 P peers, B samples, C classes, D features.
 """
@@ -21,10 +21,10 @@ class StudentOutput:
     Attributes:
         logits: [P, B, C].
         features: [P, B, D], the input of each peer's classifier; a tuple of [B, D_i] where widths differ.
-        ensemble_logits: [B, C] of the ensemble classifier, or of what the method makes of its peers; None without.
+        ensemble_logits: [B, C] of the ensemble classifier, or combined by the method; None without an ensemble.
         trunk: the trunk's outputs, P of [B, ...]; None unless the method asks for stages.
-        maps: the last feature maps, P of [B, D', H', W']; None unless asked for, or where a network does not tell.
-        named: outputs of the modules that the method has named by `network.watch`, P of [B, ...] each; else None.
+        maps: the last feature maps, P of [B, D', H', W']; None unless asked for, or if a network has none.
+        named: outputs of the modules that the method watches (`network.watch`), P of [B, ...] each; else None.
     """
 
     logits: Tensor
@@ -35,9 +35,9 @@ class StudentOutput:
     named: Named | None = None
 
     @classmethod
-    def of(cls, seen: PeerStages) -> StudentOutput:
-        """Take the outputs of a pass of the network."""
-        return cls(seen.logits, seen.features, trunk=seen.trunk or None, maps=seen.maps, named=seen.named)
+    def of(cls, stages: PeerStages) -> StudentOutput:
+        """Build the output from that of the network."""
+        return cls(stages.logits, stages.features, trunk=stages.trunk or None, maps=stages.maps, named=stages.named)
 
     def with_ensemble(self, ensemble_logits: Tensor) -> StudentOutput:
         """Return the same output with the ensemble's logits filled in."""
@@ -49,12 +49,10 @@ class TeacherOutput:
     """The outputs of the teacher peers.
 
     Attributes:
-        logits: [P, B, C]; of a teacher that all peers share [1, B, C], or [P, B, C] where it has classified the view
-            of each; without gradient unless the teacher's update is `gradient`. A method detaches what it
-            teaches with.
+        logits: [P, B, C]; [1, B, C] of a single teacher of all peers that see the same view. Without gradient unless
+            the teacher's update is `gradient`; a method detaches its targets.
         features: as in StudentOutput.
-        named: outputs of the modules that the method has named by `network.watch`, by name: as many as there are
-            logits; else None.
+        named: outputs of the modules that the method watches, one per row of logits; else None.
     """
 
     logits: Tensor
@@ -67,12 +65,12 @@ class MethodInputs:
     """The inputs of a method in one training step.
 
     Attributes:
-        labels: what the losses on labels take: [B] classes, or float targets [B, C], or [P, B, C] where peers differ.
+        labels: [B] classes, or float targets [B, C], or [P, B, C] where peers differ.
         student: the student peers, with the ensemble's logits where the method has an ensemble classifier.
         teacher: the teacher peers, None for a method without a teacher.
-        assembled: [P, B, C], the teachers' knowledge assembled for each peer, detached; None where not asked for.
+        assembled: [P, B, C], the assembled teacher logits of each peer, detached; None if the method uses none.
         ensemble_weight: scalar, the decaying weight v.
-        indices: [B], positions of the samples in the training set; None where the data does not tell.
+        indices: [B], positions of the samples in the training set; None if the data has none.
         raw_labels: the labels of the batch, before they were smoothed or weighted; None: as `labels`.
     """
 
@@ -94,22 +92,22 @@ class MethodInputs:
 
     @property
     def classes(self) -> Tensor:
-        """The class of each sample, [B]; of labels that are distributions the largest, of the peers' their mean's."""
+        """The class of each sample, [B]: the argmax of labels that are distributions, averaged over peers."""
         labels = self.labels if self.raw_labels is None else self.raw_labels
         return classes_of(labels.mean(0) if labels.dim() == 3 else labels)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one training step has computed.
+    """The result of one training step.
 
     Attributes:
         inputs: of the method.
         terms: the loss terms, scalars.
-        values: the same stacked in the method's order, detached.
-        loss: their sum, and the teacher's own where it learns.
+        values: the terms stacked in the method's order, detached.
+        loss: their sum, and the supervised loss of a teacher that learns.
         correct: right predictions of each student peer, [P].
-        nll: its negative log-likelihood, summed over the batch, [P].
+        nll: negative log-likelihood of each student peer, summed over the batch, [P].
     """
 
     inputs: MethodInputs

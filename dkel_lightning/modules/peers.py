@@ -1,4 +1,4 @@
-"""What student and teacher have in common: peers that classify, and can be fitted on their own."""
+"""The base of student and teacher: peers that classify, and can be fitted alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PeersModule(LightningModule):
         interval: step the scheduler every `epoch` or every `step`.
 
     Attributes:
-        wants_stages: whether a method builds on what the network computes on the way.
+        wants_stages: whether a method uses intermediate outputs of the network.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class PeersModule(LightningModule):
         return self.run(views) if self.compiled is None else self.compiled(views)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "compiled": None}  # it computes with the weights of the original
+        return {**super().__getstate__(), "compiled": None}  # it refers to the weights of the original
 
     @property
     def num_peers(self) -> int:

@@ -1,8 +1,8 @@
-"""What a training goes on with: what a checkpoint holds beside the weights, and how each process gets its own back.
+"""Saving and restoring the state of a training beside the weights.
 
-Weights are equal on all processes. The states of the random generators, BatchNorm's running statistics between two
-validations, and the sums of the epoch's metrics are not. The first process writes the checkpoint, so the others send it
-their state; a resume with as many processes gives each its own back.
+Weights are equal on all processes. Random generators, BatchNorm's running statistics between two validations, and the
+sums of the epoch's metrics differ. The first process writes the checkpoint, with the state of all; a resume with the
+same number of processes restores them.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from dkel_lightning.runtime.seeding import random_state, restore_random_state
 ProcessState = dict[str, Any]
 """`random`: the generators; `tensors`: by name in the state dict, only where there are several processes."""
 TEACHER = "teacher.network."
-"""How the names of a teacher's weights begin."""
+"""Prefix of the names of a teacher's weights."""
 
 
 @dataclass
 class Restored:
-    """What a checkpoint holds beside the weights, until the fit that goes on from it has taken it over.
+    """The state of a checkpoint beside the weights, until the fit has restored it.
 
     Attributes:
         processes: the state of each process.
@@ -47,10 +47,10 @@ class Restored:
 
 
 def save(module: Coordinator, checkpoint: dict[str, Any]) -> None:
-    """Add what rebuilds the networks, and each process's state: primitives and tensors only.
+    """Add the recipe of the networks and the state of all processes: primitives and tensors only.
 
-    BatchNorm's statistics are written as their mean over the processes; those of the module stay as they are. The
-    weights of a frozen teacher from elsewhere are left out.
+    BatchNorm's statistics are averaged over the processes in the file, not in the module. The weights of a frozen
+    teacher from elsewhere are left out.
     """
     state_dict, processes = checkpoint["state_dict"], gather(cast(LightningModule, module))
     average_statistics(cast(nn.Module, module), state_dict)
@@ -67,7 +67,7 @@ def load(module: Coordinator, checkpoint: dict[str, Any], path: str | Path) -> N
 
 
 def read(module: Coordinator, checkpoint: dict[str, Any]) -> Restored:
-    """Read what a fit takes over from its checkpoint; refuse one of another configuration."""
+    """Read the state that a fit restores; refuse a checkpoint of another configuration."""
     file_format.check(checkpoint, module.recipe)
     fill_in_teacher(module, checkpoint)
     if not _is_fitting(module):
@@ -85,7 +85,7 @@ def fill_in_teacher(module: Coordinator, checkpoint: dict[str, Any]) -> None:
     if teacher is None or not module.method.needs.foreign_teacher or teacher.settings.update != "frozen":
         return
     if holds_teacher(checkpoint["state_dict"]):
-        teacher.is_external = False  # go on with its weights inside
+        teacher.is_external = False
         return
     if not bool(teacher.initialised):
         missing = (
@@ -105,7 +105,7 @@ def holds_teacher(state_dict: Mapping[str, Any]) -> bool:
 
 
 def restore_process(module: LightningModule, restored: Restored) -> None:
-    """Give this process its own tensors and generators back, once; nothing of another number of processes."""
+    """Restore the tensors and generators of this process, once, if the number of processes is the same."""
     processes, restored.processes = restored.processes, ()
     if len(processes) != world_size():
         return
@@ -119,7 +119,7 @@ def restore_process(module: LightningModule, restored: Restored) -> None:
 
 
 def unfreeze_optimized(module: Coordinator) -> None:
-    """Let learn all that the optimizer holds, where Lightning's finetuning callbacks freeze it again on a resume."""
+    """Unfreeze all parameters of the optimizer, which Lightning's finetuning callbacks freeze again on a resume."""
     tuning = [
         type(callback).__name__
         for callback in getattr(module.trainer, "callbacks", ())
@@ -127,8 +127,8 @@ def unfreeze_optimized(module: Coordinator) -> None:
     ]
     if tuning and world_size() > 1:
         raise ConfigError(
-            f"{tuning[0]} lets weights learn later, and DDP averages the gradients of those alone that learn from the "
-            "start, so the processes would part: train on one device, or leave the callback out."
+            f"{tuning[0]} unfreezes weights later, and DDP averages only the gradients of weights that learn from the "
+            "start, so the processes would diverge: train on one device, or leave the callback out."
         )
     for optimizer in module.trainer.optimizers if tuning else ():
         for group in optimizer.param_groups:
@@ -155,7 +155,7 @@ def _is_fitting(module: Coordinator) -> bool:
 
 
 def _training_classes(module: Coordinator) -> dict[str, str]:
-    """Name the classes of what no recipe can hold; nothing outside of a Trainer, where there is no optimizer."""
+    """Name the classes of optimizer, scheduler and augmentation, which no recipe holds; empty without a Trainer."""
     if not module.is_attached:
         return {}
     trainer = module.trainer
@@ -195,10 +195,7 @@ def tensors_of_process(module: nn.Module) -> dict[str, Tensor]:
 
 
 def average_statistics(module: nn.Module, state_dict: dict[str, Any]) -> None:
-    """Put the mean over the processes of BatchNorm's statistics into `state_dict`; the module keeps its own.
-
-    Saving must not change what is trained: a run that was asked to save in between would end elsewhere.
-    """
+    """Average BatchNorm's statistics over the processes in `state_dict`, but not in the module."""
     if world_size() == 1:
         return
     for prefix, part in module.named_modules():

@@ -32,10 +32,10 @@ from dkel_lightning.modules.outputs import StepResult
 
 
 class Scores(nn.Module):
-    """Sums over validation, test and training epoch; those of training belong to the checkpoint.
+    """Metrics of validation, test and training epoch; the checkpoint holds those of training.
 
     Args:
-        members: names of all that is scored, N: student peers, their ensemble, and the same of the teacher.
+        members: names of the N scored members: student peers, their ensemble, and the same of the teacher.
         num_classes: C.
         terms: names of the loss terms.
 
@@ -78,7 +78,7 @@ class Scores(nn.Module):
         self.train_scores.update(step.correct, step.nll, samples)
 
     def log_training(self, module: LightningModule, weights: Mapping[str, Tensor]) -> None:
-        """Log the epoch's mean terms, the peers' training accuracy and `weights`, and begin anew."""
+        """Log the epoch's mean terms, the peers' training accuracy and `weights`, and reset the sums."""
         means = self.term_means.compute()
         total = torch.stack(list(means.values())).sum()
         accuracy = self.train_scores.per_network()["accuracy"]
@@ -94,13 +94,13 @@ class Scores(nn.Module):
     # ---------------------------------------------------------------------- validation and test
 
     def begin(self, tested: str | None = None) -> None:
-        """Reset the sums, also of an evaluation that was broken off; `tested` is the deployed member."""
+        """Reset the sums; `tested` is the deployed member of a test."""
         for sums in (self.network_scores, self.predictions, self.calibration, self.confusion, self.disagreement):
             sums.reset()
         self._tested = 0 if tested is None else self.members.index(tested)
 
     def update_validation(self, logits: Tensor, labels: Tensor, classes: Tensor) -> None:
-        """Add a batch: `logits` [N, B, C], labels as the data gives them, and the `classes` [B] that they name."""
+        """Add a batch: `logits` [N, B, C], labels of the data, and their `classes` [B]."""
         self.network_scores.update(*scores_of(logits, labels), len(labels))
         self.predictions.update(logits, classes)
 
@@ -146,7 +146,7 @@ class Scores(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """Names of all that is logged: the members, and the mean and best peer of each network."""
+        """The names under which scores are logged: the members, and the mean and best peer of each network."""
         networks = [network for network, peers in self.peers.items() if peers]
         return [*self.members, *(f"{network}_{what}" for network in networks for what in ("mean", "best"))]
 

@@ -18,7 +18,7 @@ class StudentModule(PeersModule):
     _frozen = False
 
     def freeze_weights(self, frozen: bool) -> None:
-        """Keep all weights and statistics as they are, in eval mode; or learn, as a student does."""
+        """Freeze or unfreeze the network; a frozen one stays in eval mode."""
         if frozen != self._frozen:
             self._frozen = frozen
             self.network.requires_grad_(not frozen)

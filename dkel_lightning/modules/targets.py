@@ -14,10 +14,10 @@ from dkel_lightning.settings.targets import Targets
 
 
 class TargetMaker(nn.Module):
-    """Make what the losses on labels take.
+    """Turn labels into the targets of the losses.
 
     Args:
-        settings: with mixup and cutmix each batch draws one of them, of torchvision's.
+        settings: with mixup and cutmix, each batch draws one of them.
         num_classes: C.
         peers: P; with `mixing="per_peer"` views i and P + i are mixed as peer i's, otherwise all views alike.
         wants_classes: whether the method works on classes, and takes no distributions.
@@ -45,10 +45,10 @@ class TargetMaker(nn.Module):
         return targets_of(labels, self.num_classes, self.settings.label_smoothing, self.class_weights)
 
     def mix(self, batch: Batch, seed: int, *key: Label) -> Batch:
-        """Mix each image with the one before it, and their labels alike, on the device where they lie.
+        """Apply mixup or cutmix on the device of the batch.
 
-        Views are [B, V, C, H, W] or [B, C, H, W]; the labels become [B, C], or [B, P, C] where peers differ. A mixture
-        is none of the samples: indices are left out.
+        Views are [B, V, C, H, W] or [B, C, H, W]; the labels become [B, C], or [B, P, C] where peers differ. Indices
+        are left out.
         """
         if batch.labels.is_floating_point():
             self._refuse("these labels")

@@ -24,7 +24,7 @@ from dkel_lightning.settings.teacher import TeacherSettings
 
 
 class TeacherModule(PeersModule):
-    """Peers that teach. They never receive a gradient unless their update is `gradient`.
+    """The teacher peers. They receive no gradient unless their update is `gradient`.
 
     Fitted alone, in any Lightning Trainer, they are an ordinary classifier: the peers' mean cross-entropy.
 
@@ -51,7 +51,7 @@ class TeacherModule(PeersModule):
         self.settings = settings or TeacherSettings()
         self.is_external = False
         self._alone = False
-        self.is_read = True  # by the method; else no batch need pass it
+        self.is_read = True  # by the method
         self._matching: ema.Matching | None = None
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("updates", torch.tensor(0, dtype=torch.int64))
@@ -70,10 +70,10 @@ class TeacherModule(PeersModule):
     def forward(self, views: Tensor) -> TeacherOutput:
         """Classify `views` as StudentModule does; without a graph unless it learns.
 
-        Views in a half type (`bf16-true`) are computed in theirs, though the averaged weights stay in float32.
+        Views in a half type (`bf16-true`) are computed in that type, though the averaged weights stay in float32.
         """
         learning = self.learns and torch.is_grad_enabled()
-        # Running statistics that are not its own are left to `follow`.
+        # `follow` sets running statistics that come from the student.
         layers = batch_norms(self.network) if self.training and self.settings.batchnorm != "own" else []
         with torch.set_grad_enabled(learning), momentum(layers, 0.0), _autocast(views):
             output = self.pass_through(views)
@@ -88,7 +88,7 @@ class TeacherModule(PeersModule):
 
     @property
     def sees_batches(self) -> bool:
-        """Whether training batches pass it: the method reads its outputs, or the pass changes it."""
+        """Whether it computes training batches: the method reads its outputs, or the pass updates it."""
         return self.is_read or self.learns or (self.settings.update == "ema" and self.settings.batchnorm == "own")
 
     def teach(self, views: Tensor) -> TeacherOutput:
@@ -108,13 +108,13 @@ class TeacherModule(PeersModule):
         return TeacherOutput(output.logits.reshape(rows), output.features.reshape(rows), named)
 
     def _in_rows(self, views: Tensor) -> Tensor:
-        """Let a single teacher see each of several views as an image of its own, [V B, C, H, W]; else as they are."""
+        """For a single teacher, flatten several views into the batch, [V B, C, H, W]."""
         several = self.num_peers == 1 and views.dim() == 5 and views.shape[1] > 1
         return views.transpose(0, 1).flatten(0, 1) if several else views
 
     def train(self, mode: bool = True) -> TeacherModule:
         # The released code of PCL, DKEL and Mean Teacher keeps the averaged network in train mode.
-        # Matched anew after every validation, should a part of a network have been replaced.
+        # Matched again after every validation, in case a part of a network was replaced.
         self._matching = None
         frozen = self.settings.update == "frozen" and not self._alone
         super().train(mode and not frozen)
@@ -127,15 +127,12 @@ class TeacherModule(PeersModule):
             self.rate.fill_(rate)
 
     def take_weights(self) -> None:
-        """Count what was loaded into the network as its start, so that no draw or initialisation disturbs it.
-
-        The settings then name no file or source any longer: a checkpoint holds the weights, and needs none.
-        """
+        """Mark the loaded weights as initialised; from now on checkpoints hold them."""
         self.settings = replace(self.settings, weights=None, pretrained=False)
         self.initialised.fill_(True)
 
     def start_from(self, student: PeerNetwork) -> None:
-        """Take over the student's weights if the draw asks for it; an independent draw stays as it is."""
+        """Copy the student's weights if `draw` is `student`."""
         if self.settings.draw == "student":
             with torch.no_grad():
                 for kind in ("parameters", "buffers"):
@@ -196,10 +193,10 @@ class TeacherModule(PeersModule):
         return cross_entropy(logits, labels).mean()
 
     def stand_alone(self, alone: bool) -> None:
-        """Fit on its own, with gradients whatever the settings say; or teach as the settings say."""
+        """Switch between a fit of the teacher alone, with gradients, and teaching as the settings say."""
         self._alone = alone
         self.network.requires_grad_(self.learns)
-        # Lightning leaves the mode of modules as it finds it.
+        # Lightning does not change the mode of modules.
         self.train(alone or self.training)
 
     def setup(self, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""The images: which, where, and how they are split and read."""
+"""Settings of the data: source, split, augmentation and loading."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import SEEDS, Settings, choice, number, several, switch, text, whole
 
 FACTS = ("num_classes", "image_shape", "class_names", "mean", "std", "batch_keys")
-"""What a data module may say by its attributes; where it does not, the user may by settings of these names."""
+"""Attributes that a data module may have; settings of these names replace missing ones."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LabelNoise(Settings, node="data.label_noise"):
 
 @dataclass(frozen=True)
 class DataSettings(Settings, node="data"):
-    """What every data set takes."""
+    """Settings of every data set."""
 
     name: Annotated[str, text("Data set.")]
     root: Annotated[str, text("Folder or file of the data set.")] = "data"

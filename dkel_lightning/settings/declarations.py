@@ -31,7 +31,7 @@ TIME = 1e6
 
 @dataclass(frozen=True)
 class Setting:
-    """The values that a field accepts, in words and as a test, and its meaning, a sentence.
+    """The values that a field accepts, and its meaning.
 
     `options` are the words of a choice, for "did you mean". `optional` follows from the annotation.
     """
@@ -85,7 +85,7 @@ def switch(meaning: str) -> Setting:
 
 
 def text(meaning: str) -> Setting:
-    """Declare text that is not empty."""
+    """Declare a non-empty text."""
     return Setting("text", meaning, lambda v: isinstance(v, str) and bool(v))
 
 

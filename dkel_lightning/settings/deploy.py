@@ -1,4 +1,4 @@
-"""Which network leaves the training."""
+"""The choice of the deployed network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dkel_lightning.settings.declarations import Settings, choice, either, whole
 
 @dataclass(frozen=True)
 class Deploy(Settings, node="deploy"):
-    """Which network leaves the training. A negative peer counts from the last."""
+    """The choice of the deployed network. A negative peer counts from the last."""
 
     network: Annotated[
         str,

@@ -228,7 +228,7 @@ def test_augmented_views_differ_between_peers_and_repeat_by_seed_and_key() -> No
 
 
 def test_a_transform_that_takes_no_generator_is_told_how_it_is_passed() -> None:
-    with pytest.raises(ConfigError, match=r"gives a tuple in place of images: .*pass lambda images, generator: tr"):
+    with pytest.raises(ConfigError, match=r"returns a tuple, not images: .*as lambda images, generator: tr"):
         build(augmentation=v2.RandomHorizontalFlip()).training_step(images_and_labels(4), 0)
 
 
@@ -445,7 +445,7 @@ def test_impossible_modules_are_refused(settings: dict[str, Any], text: str) -> 
 
 
 def test_a_model_of_ones_own_needs_a_place_to_split() -> None:
-    with pytest.raises(ConfigError, match="A model of your own needs split_at=, the module at which branches begin"):
+    with pytest.raises(ConfigError, match="Your own model needs split_at=, the module at which branches begin"):
         DistillationModule.build(peers_network(), 3)
 
 
@@ -506,7 +506,7 @@ def test_a_checkpoint_may_be_loaded_to_deploy_another_network(tmp_path: Path) ->
 
 def test_a_method_of_ones_own_is_asked_for_when_loading(tmp_path: Path) -> None:
     trainer(saving(tmp_path), enable_checkpointing=True).fit(build(Baseline(2)), train_loader())
-    with pytest.raises(CheckpointError, match="was trained with a method of its own: pass method= to load it"):
+    with pytest.raises(CheckpointError, match="was trained with your own method: pass method= to load it"):
         DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt")
     assert DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt", method=Baseline(2)).method.peers == 2
 

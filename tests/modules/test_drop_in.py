@@ -241,7 +241,7 @@ def test_a_run_too_short_for_its_schedules_is_warned_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"split_at": "layer4"}, "split_at='layer4' is for a model of your own"),
+        ({"split_at": "layer4"}, "split_at='layer4' is for your own model"),
         ({"peers": "3"}, "peers must be a whole number between 1 and 64, or a list of names, got '3'"),
         ({"teacher": "copie"}, "Unknown choice teacher=copie. Did you mean copy"),
     ],

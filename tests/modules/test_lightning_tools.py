@@ -96,7 +96,7 @@ def test_the_backbone_of_registered_networks_is_their_trunk_and_apart_they_have_
 
 def test_fine_tuning_on_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "world_size", lambda: 2)
-    with pytest.raises(ConfigError, match=r"BackboneFinetuning lets weights learn later.*train on one device"):
+    with pytest.raises(ConfigError, match=r"BackboneFinetuning unfreezes weights later.*train on one device"):
         trainer(tmp_path, BackboneFinetuning(1)).fit(build(), loader())
 
 

@@ -106,8 +106,8 @@ def test_peers_keep_the_weights_of_a_trained_model_and_draw_their_classifiers(
         ({"backbone": "torchvision:resnet18", "in_channels": 1}, r"takes images of 3 channels, the data has 1"),
         ({"backbone": "torchvision:resnet81"}, r"torchvision has no classifier 'resnet81'\. Did you mean"),
         ({"backbone": "torchvision:squeezenet1_0", "split_at": "features.9"}, r"calls no nn\.Linear"),
-        ({"backbone": "resnet8", "split_at": "layer4"}, r"split_at='layer4' is for a model of your own"),
-        ({"backbone": "resnet8", "pretrained": True}, r"pretrained=True is for a model of your own"),
+        ({"backbone": "resnet8", "split_at": "layer4"}, r"split_at='layer4' is for your own model"),
+        ({"backbone": "resnet8", "pretrained": True}, r"pretrained=True is for your own model"),
         ({"backbone": "hf:no/such"}, r"hf:no/such is no image classifier that is here"),
     ],
 )
