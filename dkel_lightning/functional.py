@@ -224,5 +224,7 @@ def assemble(teachers: Tensor, temperature: float, *, space: str = "logits", inc
     teachers = at_least_float32(teachers)
     if space == "logits":
         return peer_mean(teachers, include_self=include_self)
+    if space != "probabilities":
+        raise ConfigError(f"space={space!r}: choose logits or probabilities.")
     mean = peer_mean(F.softmax(teachers / temperature, dim=-1), include_self=include_self)
     return temperature * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()

@@ -161,7 +161,7 @@ def test_assembled_probabilities_of_a_class_that_all_deny_stay_finite() -> None:
 
 
 def test_an_unknown_space_is_named() -> None:
-    with pytest.raises(ConfigError, match="Unknown space 'votes' for assembling teachers: choose logits or"):
+    with pytest.raises(ConfigError, match="space='votes': choose logits or probabilities"):
         assemble(draw(2, 1, 2), 3.0, space="votes")
 
 
