@@ -56,6 +56,13 @@ def full_disk(error: BaseException | None) -> OSError | None:
     return None
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class where it has none."""
+    # str() of a KeyError is the repr of its message.
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+
+
 class Interrupted(SystemExit):
     """The training was stopped by a signal, after a checkpoint where one was asked for.
 

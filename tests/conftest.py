@@ -60,14 +60,6 @@ def drawn(undrawn: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(figures, "encode", undrawn)
 
 
-@pytest.fixture(scope="module")
-def all_drawn(undrawn: Callable[..., bytes]) -> Iterator[None]:
-    """Draw all figures of a file of tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "encode", undrawn)
-        yield
-
-
 @pytest.fixture(autouse=True)
 def quiet_lightning() -> Iterator[None]:
     """Silence Lightning's announcements and its advice on loaders, loggers and checkpoints."""

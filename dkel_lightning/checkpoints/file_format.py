@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import pickle
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from torch import Tensor, nn
+from torch import nn
 
 from dkel_lightning.checkpoints import archive
 from dkel_lightning.errors import CheckpointError, full_disk
@@ -50,20 +47,6 @@ def add_metadata(
         "processes": [dict(state) for state in processes],
         "trained_with": dict(trained_with or {}),
     }
-
-
-def networks_hash(recipe: Mapping[str, Any] | None, state_dict: Mapping[str, Any]) -> str:
-    """Hash a recipe and the names, shapes, types and values of a state dict."""
-    tensors = [
-        [name, [*value.shape], str(value.dtype), zlib.crc32(_bytes(value))]
-        for name, value in state_dict.items()
-        if isinstance(value, Tensor)
-    ]
-    return hashlib.sha256(json.dumps([recipe, sorted(tensors)], sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _bytes(value: Tensor) -> memoryview:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -18,11 +18,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from dkel_lightning.errors import ConfigError
+from dkel_lightning.errors import ConfigError, first_line
 from dkel_lightning.networks.outline import IMAGE_SHAPE, Outline, check_name, logits_of, observe, tensors_of
 from dkel_lightning.networks.peers import PeerFeatures, PeerStages, SharedTrunk
 from dkel_lightning.networks.watching import StandIn
-from dkel_lightning.runtime.texts import first_line
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

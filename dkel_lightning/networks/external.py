@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from dkel_lightning.errors import ConfigError
+from dkel_lightning.errors import ConfigError, first_line
 from dkel_lightning.networks.outline import IMAGE_SHAPE
 from dkel_lightning.runtime.packages import need
-from dkel_lightning.runtime.texts import first_line
 from dkel_lightning.settings.backbone import reads_a_folder
 from dkel_lightning.settings.declarations import did_you_mean
 

@@ -43,11 +43,6 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def text_of(path: Path) -> str:
-    """Read a text file, in UTF-8."""
-    return path.read_text(encoding="utf-8")
-
-
 def digest(path: Path, kind: str) -> str:
     """Return the `md5` or `sha256` of a file in hexadecimal."""
     hasher = hashlib.new(kind, usedforsecurity=False)

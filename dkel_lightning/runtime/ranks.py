@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 
 
 def is_one_of_several() -> bool:
     """Whether Lightning, torchrun or srun has started several processes for this run."""
     return "LOCAL_RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1")
-
-
-def is_launched_by_lightning() -> bool:
-    """Whether the run's first process has started this one, which Lightning marks in its command."""
-    return any(argument.startswith("hydra.job.name=train_ddp_process_") for argument in sys.argv)
 
 
 def is_first() -> bool:
