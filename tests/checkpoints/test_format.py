@@ -137,7 +137,7 @@ def change(**settings: Any) -> Callable[[dict[str, Any]], None]:
         (lambda c: c.pop("dkel_lightning"), "was not written by a DistillationModule"),
         (lambda c: c["dkel_lightning"].update(format=2), "has format 2, .* reads format 3 alone: install"),
         (lambda c: c["dkel_lightning"].update(recipe=None), "was trained with parts put together by hand"),
-        (change(method=None), "was trained with a method of its own"),
+        (change(method=None), "was trained with your own method"),
         (change(num_classes=7), "do not fit the networks it names"),
         (lambda c: c["state_dict"].pop("teacher.updates"), r"do not fit the networks it names: .*teacher\.updates"),
         (change(backbone="hf:/dev"), "was trained with hf:/dev, and no file chooses a folder"),
