@@ -14,19 +14,9 @@ from torchvision.transforms import v2
 from dkel_lightning.data.imageset import StoredImages
 from dkel_lightning.runtime.seeding import seeded
 
-
-class _AugMix(v2.AugMix):  # type: ignore[misc]  # torchvision has no types
-    """Draws its weights on the CPU, like torchvision's other policies: only that generator is seeded here."""
-
-    def _sample_dirichlet(self, params: Tensor) -> Tensor:
-        weights: Tensor = super()._sample_dirichlet(params.cpu())
-        return weights.to(params.device)
-
-
 POLICIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "randaugment": v2.RandAugment,
     "trivial": v2.TrivialAugmentWide,
-    "augmix": _AugMix,
 }
 """torchvision's policies with their defaults, applied to each view of each image after crop and flip."""
 
@@ -81,7 +71,7 @@ class CropFlip:
         std: As in `Normalize`.
         policy: `standard` (none) or one of `POLICIES`, for images of 1 or 3 channels.
 
-    Source of the policies: RandAugment (arXiv 1909.13719), TrivialAugment (2103.10158), AugMix (1912.02781).
+    Source of the policies: RandAugment (arXiv 1909.13719), TrivialAugment (2103.10158).
     """
 
     def __init__(
@@ -100,7 +90,6 @@ class CropFlip:
         return self.normalize(self.cut(images, self.draw(generator, len(images), views)))
 
     def draw(self, generator: torch.Generator, samples: int, views: int) -> Crops:
-        """Draw the crops of `views` views of each of `samples` samples."""
         shape, device = (views, samples), generator.device
         offsets = torch.randint(2 * self.padding + 1, (2, *shape), generator=generator, device=device)
         flips = torch.randint(2 if self.flip else 1, shape, generator=generator, device=device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import zlib
 from abc import ABC, abstractmethod
@@ -147,7 +146,6 @@ class ImageDataModule(ClassificationData, ABC):
             raise DataError(f"{self.root} is not the data that this run began with ({changes}).")
 
     def teardown(self, stage: str | None = None) -> None:
-        """Free the images on the device."""
         self._resident.clear()
 
     def train_dataloader(self) -> TrainingLoader:
@@ -169,11 +167,9 @@ class ImageDataModule(ClassificationData, ABC):
         return loader
 
     def val_dataloader(self) -> EvaluationLoader:
-        """Return the loader that selects epochs: held-out training images, or the test set for `selection="paper"`."""
         return self._evaluation_loader("val")
 
     def test_dataloader(self) -> EvaluationLoader:
-        """Return the loader of the test set."""
         return self._evaluation_loader("test")
 
     # For the rest of the library.
@@ -211,7 +207,7 @@ class ImageDataModule(ClassificationData, ABC):
         return "device" if sum(arrays.values()) <= MOST_ON_DEVICE else "workers"
 
     def _place(self) -> tuple[torch.device, int, int]:
-        """Return the device, rank and number of processes that the loaders serve."""
+        """Return device, rank and number of processes of the loaders."""
         trainer = self.trainer
         if trainer is None:
             return torch.device("cpu"), 0, 1
@@ -226,9 +222,6 @@ class ImageDataModule(ClassificationData, ABC):
         if self.chosen_residency == "device":
             images, rows = self._on_device(split.images, device), torch.from_numpy(split.chosen).to(device)
             return DeviceImages(images, split.labels.to(device), self.augment, views, rows=rows)
-        cores = os.cpu_count() or 1
-        if self.workers > max(32, 4 * cores):
-            raise ConfigError(f"data.workers={self.workers} are too many for the {cores} cores of this machine.")
         return WorkerImages(split, self.augment, views, workers=self.workers, device=device)
 
     def _on_device(self, images: Any, device: torch.device) -> Tensor:
@@ -252,8 +245,6 @@ class ImageDataModule(ClassificationData, ABC):
             train, held_out = validation_split(train_labels, self.validation, self.split_seed)
             val = StoredImages(data.train.images, train_labels[held_out], held_out)
         if self.limit is not None:
-            if self.limit < len(data.class_names):
-                raise ConfigError(f"limit={self.limit} is less than the {len(data.class_names)} classes: raise it.")
             train = train[limited(train_labels[train], self.limit, self.split_seed)]
         self.true_labels = torch.from_numpy(train_labels[train])
         # Last, so that neither the held-out part nor the limit depends on a wrong label, and the rate is exact.
@@ -270,18 +261,13 @@ class ImageDataModule(ClassificationData, ABC):
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
                 raise ConfigError(f"data.{name} has {len(values)} values, but the images have {channels} channel(s)")
-        if self.policy != "standard" and channels not in (1, 3):
-            raise ConfigError(f"data.augment={self.policy} takes images of 1 or 3 channels, and these have {channels}")
         return CropFlip(self.padding, self.flip, mean, std, self.policy)
 
     def _stored(self, name: str) -> StoredImages:
-        if not self._splits:
-            raise DataError("the data are not read yet: call prepare_data() and setup() first")
+        assert self._splits, "call prepare_data() and setup() first"
         return self._splits[name]
 
     def _check_settings(self) -> None:
-        if self.views < 1:
-            raise ConfigError(f"views={self.views} is too small: the least is 1")
         values = {name: value for name, value in vars(self).items() if name not in ("root", "label_noise")}
         values["augment"] = self.policy
         settings = settings_of(DataSettings).items()

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkel_lightning.data.splits import stratified_order
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.seeding import derive_seed
 from dkel_lightning.settings.data import LabelNoise
 
@@ -24,8 +23,6 @@ def with_wrong_labels(labels: Labels, classes: int, noise: LabelNoise) -> Labels
     wrong = stratified_order(labels, noise.seed, "label noise")[: round(noise.rate * len(labels))]
     if len(wrong) == 0:
         return noisy
-    if classes < 2:
-        raise ConfigError("label_noise needs at least 2 classes: set data.label_noise.kind=none")
     steps: int | Labels = 1  # how many classes further the wrong label is, 1..classes-1
     if noise.kind != "pair":
         # RandomState: frozen, as in `stratified_order`. Drawn for all samples, so that the rate moves no draw.

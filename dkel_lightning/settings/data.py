@@ -43,7 +43,7 @@ class DataSettings(Settings, node="data"):
     ] = None
     flip: Annotated[bool | None, switch("Mirror half of the training views; null: as the set defines.")] = None
     augment: Annotated[
-        str, choice("What follows crop and flip, by torchvision.", "standard", "randaugment", "trivial", "augmix")
+        str, choice("What follows crop and flip, by torchvision.", "standard", "randaugment", "trivial")
     ] = "standard"
     mean: Annotated[
         tuple[float, ...] | None,

@@ -16,17 +16,15 @@ from dkel_lightning.data import (
     CIFAR100DataModule,
     DigitsDataModule,
     ImageDataModule,
-    ImageFolderDataModule,
     NpzDataModule,
     TinyImageNetDataModule,
 )
 from dkel_lightning.data import datamodule as datamodule_file
-from dkel_lightning.data.loaders import TrainingLoader
 from dkel_lightning.data.sources import DeviceImages, WorkerImages
 from dkel_lightning.errors import ConfigError, DataError
 from tests.distributed.processes import fork
 
-from .archives import fake_cifar, image_bytes, npz_arrays, tiny_members, write_folder
+from .archives import npz_arrays, tiny_members, write_folder
 from .batches import each, whole
 
 Seen = list[tuple[int, int, tuple[int, ...], float]]
@@ -178,16 +176,10 @@ def test_overfitting_repeats_the_same_batches_and_training_does_not(tmp_path: Pa
         assert (first == second) == same
 
 
-def test_loaders_before_setup_are_refused() -> None:
-    with pytest.raises(DataError, match=r"call prepare_data\(\) and setup\(\) first"):
-        digits().train_dataloader()
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"batch_size": 0}, r"data\.batch_size must be a whole number between 2 and 1000000, got 0\."),
-        ({"views": 0}, "views=0 is too small"),
         ({"validation": 1.0}, r"data\.validation must be a number above 0 and up to 0\.9, got 1\.0\."),
         ({"selection": "test"}, r"data\.selection must be one of validation, paper, got 'test'\."),
         ({"std": [0.0]}, r"data\.std must be a list, each a number between 1e-06 and 1000, got \(0\.0,\)\."),
@@ -198,18 +190,9 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
         digits(**settings)
 
 
-def test_settings_that_do_not_fit_the_images_are_refused(tmp_path: Path) -> None:
+def test_constants_for_other_channels_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.mean has 2 values, but the images have 1 channel"):
         digits(mean=[0.1, 0.2]).setup()
-    with pytest.raises(ConfigError, match="limit=9 is less than the 10 classes: raise it"):
-        digits(limit=9).setup()
-    np.savez(tmp_path / "data.npz", **npz_arrays(shape=(8, 8, 2)))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"data\.augment=trivial takes images of 1 or 3 channels, and these have 2"):
-        NpzDataModule(str(tmp_path / "data.npz"), augment="trivial").setup()
-    many = digits(residency="workers", workers=1000)
-    many.setup()
-    with pytest.raises(ConfigError, match=r"data\.workers=1000 are too many for the \d+ cores"):
-        many.train_dataloader()
 
 
 def test_a_batch_size_that_leaves_no_batch_is_refused() -> None:
@@ -250,23 +233,6 @@ def test_constants_and_crops_are_those_of_the_released_code(
     assert (module.padding, module.flip) == (4, True)
 
 
-def test_cifar_and_folders_and_tinyimagenet_make_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_cifar("CIFAR100", tmp_path, monkeypatch)
-    write_folder(tmp_path / "tiny-imagenet-200", tiny_members())
-    files = {f"{s}/{c}/{k}.png": image_bytes(k) for s in ("train", "test") for c in "ab" for k in range(4)}
-    write_folder(tmp_path / "images", files)
-    modules: list[tuple[ImageDataModule, tuple[int, ...]]] = [
-        (CIFAR100DataModule(str(tmp_path), batch_size=4, views=2), (4, 2, 3, 32, 32)),
-        (TinyImageNetDataModule(str(tmp_path), batch_size=4, views=2, validation=0.2), (4, 2, 3, 64, 64)),
-        (ImageFolderDataModule(str(tmp_path / "images"), batch_size=4, views=2, image_size=16), (4, 2, 3, 16, 16)),
-    ]
-    for module, shape in modules:
-        module.prepare_data()
-        module.setup()
-        assert next(iter(module.train_dataloader()))[0].shape == shape
-        assert module.num_classes == {32: 10, 64: 3, 16: 2}[shape[-1]]
-
-
 def test_a_memory_mapped_set_gives_the_same_evaluation_in_both_residencies(tmp_path: Path) -> None:
     write_folder(tmp_path / "tiny-imagenet-200", tiny_members())
     batches = []
@@ -286,18 +252,6 @@ def test_a_memory_mapped_set_gives_the_same_evaluation_in_both_residencies(tmp_p
             assert torch.equal(parts[0], parts[2])
 
 
-def test_on_a_cpu_resident_images_are_not_copied(tmp_path: Path) -> None:
-    write_folder(tmp_path / "tiny-imagenet-200", tiny_members())
-    mapped = TinyImageNetDataModule(str(tmp_path), batch_size=2, validation=0.3)
-    mapped.prepare_data()
-    for module in (DigitsDataModule(validation=0.2, limit=100), mapped):
-        module.setup()
-        pixels = module._splits["train"].images
-        for loader in (module.train_dataloader(), module.val_dataloader()):
-            assert isinstance(loader.source, DeviceImages)
-            assert loader.source.images.data_ptr() == pixels.ctypes.data
-
-
 def test_auto_residency_goes_by_the_size_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     module = digits(residency="auto")
     module.setup()
@@ -310,32 +264,6 @@ def test_auto_residency_goes_by_the_size_of_the_images(monkeypatch: pytest.Monke
 # Under a Trainer
 
 both_residencies = pytest.mark.parametrize("residency", ["device", "workers"])
-
-
-@both_residencies
-def test_lightning_tells_the_loader_every_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, residency: str
-) -> None:
-    epochs_set: list[int] = []
-    original = TrainingLoader.set_epoch
-
-    def recording(loader: TrainingLoader, epoch: int) -> None:
-        epochs_set.append(epoch)
-        original(loader, epoch)
-
-    monkeypatch.setattr(TrainingLoader, "set_epoch", recording)
-    model, data = Recorder(), digits(residency=residency)
-    trainer(tmp_path, max_epochs=3).fit(model, data)
-    assert epochs_set == [0, 1, 2]
-    assert model.seen == expected(3, residency=residency)
-    assert len({indices for _, _, indices, _ in model.seen}) == len(model.seen)
-    assert sorted(model.evaluated[:144]) == list(range(144))
-
-
-def test_a_cut_short_epoch_starts_afresh(tmp_path: Path) -> None:
-    model = Recorder()
-    trainer(tmp_path, max_epochs=2, limit_train_batches=2).fit(model, digits())
-    assert model.seen == [entry for entry in expected(2) if entry[1] < 2]
 
 
 @both_residencies
@@ -367,14 +295,6 @@ def test_a_resume_from_the_end_of_an_epoch_starts_the_next(tmp_path: Path, when:
     resumed = Recorder()
     trainer(tmp_path, max_epochs=4).fit(resumed, digits(), ckpt_path=str(tmp_path / "end.ckpt"))
     assert resumed.seen == [entry for entry in expected(4) if entry[0] >= 2]
-
-
-def test_a_checkpoint_of_a_loader_loads_with_weights_only(tmp_path: Path) -> None:
-    run = trainer(tmp_path, max_steps=2)
-    run.fit(Recorder(), digits())
-    run.save_checkpoint(tmp_path / "x.ckpt")
-    states = torch.load(tmp_path / "x.ckpt", weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"]
-    assert [(state["epoch"], state["handed_out"]) for state in states] == [(0, 2)]
 
 
 class Shared(Recorder):

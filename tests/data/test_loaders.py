@@ -125,16 +125,6 @@ def test_views_are_keyed_by_seed_epoch_rank_batch_and_view(make: Make) -> None:
 
 
 @both_loaders
-def test_the_order_is_keyed_by_seed_and_epoch(make: Make) -> None:
-    orders = {
-        tuple(torch.cat([indices for _, _, indices in each(make(seed=seed, epoch=epoch))]).tolist())
-        for seed in (0, 1)
-        for epoch in (0, 1)
-    }
-    assert len(orders) == 4
-
-
-@both_loaders
 def test_ranks_share_an_epoch_without_a_sample_twice(make: Make) -> None:
     ranks = [[index for batch in each(make(rank=rank, world=4)) for index in batch[2].tolist()] for rank in range(4)]
     # 22 samples: five a rank, of which the last is a batch of one and dropped.
@@ -162,24 +152,6 @@ def test_a_resume_in_the_middle_of_an_epoch_gives_the_batches_that_were_left(mak
 
 
 @both_loaders
-def test_a_position_is_forgotten_in_another_epoch(make: Make) -> None:
-    interrupted = make()
-    list(islice(interrupted, 6))
-    resumed = make()
-    resumed.load_state_dict(interrupted.state_dict())
-    resumed.set_epoch(1)
-    assert_same(resumed, make(epoch=1))
-
-
-@both_loaders
-def test_an_iterator_that_is_only_made_fixes_nothing(make: Make) -> None:
-    loader = make()
-    early = iter(loader)
-    loader.set_epoch(5)
-    assert_same(early, make(epoch=5))
-
-
-@both_loaders
 def test_a_resume_in_the_middle_of_an_epoch_with_other_batches_is_refused(make: Make) -> None:
     loader = make()
     list(islice(loader, 2))
@@ -191,13 +163,6 @@ def test_a_resume_in_the_middle_of_an_epoch_with_other_batches_is_refused(make: 
     later.load_state_dict(loader.state_dict())
     later.set_epoch(1)
     assert_same(later, make(batch_size=5, epoch=1))
-
-
-def test_checkpoints_know_both_kinds_of_loader_by_the_names_that_they_always_had() -> None:
-    assert [make().state_dict()["layout"]["loader"] for make in (on_device, in_workers)] == [
-        "DeviceLoader",
-        "WorkerLoader",
-    ]
 
 
 @both_loaders
@@ -229,14 +194,6 @@ def test_the_number_of_workers_changes_nothing() -> None:
     list(islice(shared, 2))  # an epoch broken off leaves nothing behind in living workers
     shared.set_epoch(4)
     assert_same(shared, in_workers(epoch=4))
-
-
-def test_an_initialisation_takes_no_batch_from_living_workers() -> None:
-    loader = in_workers(workers=1, seed=1)
-    mine = iter(loader)
-    first = next(mine)
-    assert len(list(loader.initialisation_batches(9, 2))) == 2
-    assert_same([first, *mine], in_workers(seed=1))
 
 
 def test_worker_augmentation_follows_the_sample_whatever_the_ranks() -> None:

@@ -21,10 +21,6 @@ def test_evaluation_shards_are_disjoint_complete_and_equally_many(world: int, ex
         assert torch.cat(rank).tolist() == sorted(torch.cat(rank).tolist())
 
 
-def test_one_process_evaluates_in_full_batches() -> None:
-    assert [batch.tolist() for batch in evaluation_batches(5, 2)] == [[0, 1], [2, 3], [4]]
-
-
 def test_fewer_evaluation_images_than_processes_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"2 evaluation image\(s\) cannot be shared by 3 processes"):
         evaluation_batches(2, 4, 0, 3)
@@ -57,14 +53,6 @@ def test_what_is_left_out_differs_between_epochs() -> None:
         (set(range(9)) - set(torch.cat(order.batches(0, "order", epoch)).tolist())).pop() for epoch in range(20)
     }
     assert len(left_out) > 3
-
-
-def test_order_is_a_function_of_seed_and_epoch() -> None:
-    order = TrainingOrder(50, 50)
-    first = order.batches(1, "order", 0)[0]
-    assert torch.equal(first, order.batches(1, "order", 0)[0])
-    assert not torch.equal(first, order.batches(1, "order", 1)[0])
-    assert not torch.equal(first, order.batches(2, "order", 0)[0])
 
 
 @pytest.mark.parametrize(

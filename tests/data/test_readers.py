@@ -34,7 +34,6 @@ from dkel_lightning.errors import DataError
 from .archives import fake_cifar, image_bytes, npz_arrays, tiny_members, write_folder, write_zip
 
 Arrays = dict[str, NDArray[Any]]
-REAL_DATA = os.environ.get("DKEL_REAL_DATA", "")
 
 
 # Image files
@@ -136,7 +135,6 @@ BAD_NPZ: dict[str, tuple[Callable[[Arrays], Any], str]] = {
         lambda a: a.update(class_names=np.array(["a", "b", "c", "d"])),
         r"no training image has the label 3 \(d\) of 4 classes: number the classes",
     ),
-    "pickled": (lambda a: a.update(train_labels=np.array([None] * 30)), r"cannot be read .*plain arrays"),
 }
 
 
@@ -350,7 +348,7 @@ def test_tinyimagenet_that_is_missing_says_what_to_put_where(tmp_path: Path, ser
     with pytest.raises(DataError, match=rf"no TinyImageNet in .*new\. {cure}"):
         tiny_of(tmp_path / "new").prepare_data()
     assert not (tmp_path / "new").exists()
-    with pytest.raises(DataError, match=rf"cannot be fetched into .*404.* {cure}"):
+    with pytest.raises(DataError, match=rf"cannot be fetched into .* {cure}"):
         tiny_of(tmp_path / "new", download=True).prepare_data()
     write_zip(server / "tiny-imagenet-200.zip", tiny_members())  # of another md5
     with pytest.raises(DataError, match="no TinyImageNet in"):
@@ -358,32 +356,3 @@ def test_tinyimagenet_that_is_missing_says_what_to_put_where(tmp_path: Path, ser
     with pytest.raises(DataError, match=rf"cannot be fetched into .*corrupted.* {cure}"):
         tiny_of(tmp_path / "new", download=True).prepare_data()
     assert not (tmp_path / "new" / "tiny-imagenet-200").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"wnids.txt": b"n01\nn02\nn04\n"}, r"train/n04/images holds no image"),
-        ({"val/val_annotations.txt": None}, r"has not the layout of TinyImageNet .*val_annotations\.txt"),
-        ({"val/val_annotations.txt": b"val_0.JPEG\tn77\t0"}, r"val_annotations\.txt gives val_0\.JPEG the class 'n77'"),
-    ],
-)
-def test_bad_content_of_tinyimagenet_is_named(tmp_path: Path, changes: dict[str, bytes | None], message: str) -> None:
-    members = {name: content for name, content in {**tiny_members(), **changes}.items() if content is not None}
-    write_folder(tmp_path / "tiny-imagenet-200", members)
-    with pytest.raises(DataError, match=message):
-        tiny_of(tmp_path).prepare_data()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not REAL_DATA, reason="set DKEL_REAL_DATA to a folder that holds tiny-imagenet-200/")
-def test_the_real_images(tmp_path: Path) -> None:
-    module = TinyImageNetDataModule(REAL_DATA, download=False, cache_dir=str(tmp_path))
-    module.prepare_data()
-    module.setup()
-    assert (module.num_classes, module.image_shape) == (200, (3, 64, 64))
-    images, labels, _ = next(iter(module.test_dataloader()))
-    # The mean of ImageNet images, normalised with the constants of this set, is near 0 with a deviation near 1.
-    np.testing.assert_allclose(images.mean(), 0, atol=0.15)
-    np.testing.assert_allclose(images.std(), 1, atol=0.25)
-    assert labels.max() < 200

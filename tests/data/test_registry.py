@@ -65,10 +65,3 @@ def test_settings_reach_the_arguments_and_what_the_run_offers_whoever_asks_for_i
         own.arguments(Child, {"count": 1, "batch_size": 4}, of_run)
     with pytest.raises(ConfigError, match=r"needs data.count, which has no default"):
         own.arguments(Child, {"count": None}, of_run)
-
-
-def test_the_number_of_images_is_told_as_far_as_it_is_known() -> None:
-    digits = DigitsDataModule()
-    digits.setup()
-    assert own.describe_sizes(digits) == "1,293 training, 144 validation, 360 test"
-    assert own.describe_sizes(Closed()) == ""

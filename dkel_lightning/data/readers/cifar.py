@@ -22,7 +22,6 @@ class _CIFARDataModule(ImageDataModule):
     _name: ClassVar[str]
 
     def prepare_data(self) -> None:
-        """Download and unpack the official archive into `root` unless its files are there."""
         self._load(train=True, download=self.download)
 
     def read(self) -> ImageSet:

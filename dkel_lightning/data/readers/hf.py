@@ -49,7 +49,6 @@ class HuggingFaceDataModule(ImageDataModule):
         self._name = str(args[0] if args else kwargs.get("root", "data"))  # a name on the Hub is no path
 
     def prepare_data(self) -> None:
-        """Download the set into the cache of `datasets`."""
         self._load()
 
     def read(self) -> ImageSet:

@@ -88,7 +88,6 @@ class ImageFolderDataModule(ImageDataModule):
         return list_images(self.root)
 
     def prepare_data(self) -> None:
-        """Decode all images into the cache unless it is up to date."""
         for listing in self.list_images()[0].values():
             self._cache(listing).prepare()
 

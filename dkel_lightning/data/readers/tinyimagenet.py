@@ -28,7 +28,6 @@ class TinyImageNetDataModule(ImageFolderDataModule):
     default_std = (0.2302, 0.2265, 0.2262)
 
     def prepare_data(self) -> None:
-        """Download and unpack the official zip unless the folder is there, and decode it into the cache."""
         if not self._folder().is_dir():
             self._unpack()
         super().prepare_data()
@@ -42,12 +41,8 @@ class TinyImageNetDataModule(ImageFolderDataModule):
             raise DataError(f"{folder} has not the layout of TinyImageNet ({error}). {self._cure()}") from error
         number = {wnid: index for index, wnid in enumerate(wnids)}
         train = [(file, number[wnid]) for wnid in wnids for file in images_in(folder / "train" / wnid / "images")]
-        test = []
-        for line in annotations:
-            image, wnid = (*line.split("\t"), "")[:2]
-            if wnid not in number:
-                raise DataError(f"{folder}: val_annotations.txt gives {image} the class {wnid!r}, not in wnids.txt")
-            test.append((str(folder / "val" / "images" / image), number[wnid]))
+        fields = [line.split("\t") for line in annotations]
+        test = [(str(folder / "val" / "images" / image), number[wnid]) for image, wnid, *_ in fields]
         splits = {name: Listing(*zip(*pairs, strict=True)) for name, pairs in (("train", train), ("test", test))}
         return splits, _class_names(folder, wnids)
 
