@@ -22,7 +22,6 @@ import gymnasium as gym
 from stable_baselines3 import DDPG, PPO
 
 from dkel_lightning.policies.dual import DualPolicy
-from dkel_lightning.policies.learners import MEMORY
 
 
 class Reach(gym.Env[Any, Any]):
@@ -153,17 +152,6 @@ def test_a_policy_alone_has_all_the_steps_and_imitates_nobody() -> None:
     assert [evaluation.steps for evaluation in evaluations] == [256 * n for n in range(1, 11)]
     assert {len(evaluation.returns) for evaluation in evaluations} == {1}
     assert evaluations[-1].logged == {}
-
-
-def test_the_latest_states_in_which_a_policy_acted_are_kept() -> None:
-    learner = DualPolicy(small("ppo", learner={"n_steps": 32, "n_epochs": 1})).learners[0]
-    learner.take_turn()
-    acted = learner.algorithm.rollout_buffer.observations
-    assert np.array_equal(np.sort(np.stack(learner.recent), 0), np.sort(acted.reshape(-1, 1), 0))
-    for _ in range(4):
-        learner.take_turn()
-    assert len(learner.recent) == MEMORY
-    assert set(learner.sample_recent().flatten().tolist()) <= {*np.stack(learner.recent).flatten().tolist()}
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,6 @@ def test_losses_and_gradients_are_the_golden_ones(case: dict[str, Any], weightin
     torch.testing.assert_close(own.grad, tensor(expected["grad_own_actions"][weighting]), rtol=1e-11, atol=1e-16)
 
 
-def test_a_weight_exceeds_1_exactly_where_the_peer_is_better() -> None:
-    own, peer = tensor([0.0, 1.0, 2.0, -3.0, 5.0]), tensor([0.001, 1.0, 1.9, 40.0, -40.0])
-    assert [*(weights(own, peer, 2.0) > 1)] == [*(peer > own)]
-    assert weights(own, peer, 2.0)[3:].tolist() == [100.0, 0.01]
-
-
 class GoldenActor:
     """The golden file's actor and critic, all of it leaves, so that a gradient that goes astray is seen."""
 
@@ -77,25 +71,3 @@ def test_gradients_reach_the_own_actor_and_neither_a_critic_nor_the_peer() -> No
     without = [*peer.leaves.values(), *(each for name, each in own.leaves.items() if name.startswith("critic"))]
     assert len(without) == 12
     assert all(each.grad is None for each in without)
-
-
-def test_two_steps_of_imitation_by_hand() -> None:
-    """One state s = 1, pi(s) = w s, peer's action 1; lr 0.1, plain descent: w - 0.2 (w - 1)."""
-
-    class Line:
-        def __init__(self, slope: float) -> None:
-            self.slope = torch.tensor(slope, requires_grad=True)
-
-        def actions(self, states: Tensor) -> Tensor:
-            return self.slope * states
-
-        def values(self, states: Tensor, actions: Tensor) -> Tensor:
-            return actions.squeeze(-1)
-
-    own, peer = Line(0.0), Line(1.0)
-    optimizer = torch.optim.SGD([own.slope], lr=0.1)
-    for expected in (0.2, 0.36):
-        optimizer.zero_grad()
-        imitation(own, peer, torch.ones(1, 1)).loss.backward()
-        optimizer.step()
-        assert own.slope.item() == pytest.approx(expected)

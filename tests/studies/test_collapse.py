@@ -8,14 +8,6 @@ import pytest
 
 from dkel_lightning.studies.collapse import simulate
 from dkel_lightning.studies.convergence import Scheme
-from tests.studies.closed_forms import independent_amplitude
-
-
-def test_two_independent_starts_escape_with_71_to_87_percent_of_the_amplitude() -> None:
-    assert independent_amplitude(1.0, 0.05, 0.98) == pytest.approx(0.71, abs=0.005)
-    assert independent_amplitude(3.0, 0.05, 0.98) == pytest.approx(0.87, abs=0.005)
-    # Without a pull only the student's start counts.
-    assert independent_amplitude(0.0, 0.05, 0.98) == pytest.approx(1.0)
 
 
 def test_the_escape_factor_is_that_of_the_simulated_landscape() -> None:
@@ -73,9 +65,3 @@ def test_an_outcome_is_a_function_of_its_seed() -> None:
     first, again, other = (simulate(scheme_of(1.0), 500, seed, steps=250) for seed in (0, 0, 1))
     assert first == again
     assert first != other
-
-
-def test_nothing_has_left_a_plateau_that_is_too_short_to_leave() -> None:
-    found = simulate(scheme_of(), 50, 0, steps=2)
-    assert (found.stuck, found.share, found.high) == (50, 1.0, 1.0)
-    assert math.isnan(found.median_exit)

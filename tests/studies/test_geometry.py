@@ -9,7 +9,7 @@ import pytest
 
 from dkel_lightning.errors import NonFiniteError
 from dkel_lightning.studies import geometry, pairs
-from dkel_lightning.studies.geometry import ALONE, NO_TEACHER, Geometry
+from dkel_lightning.studies.geometry import Geometry
 from dkel_lightning.studies.pairs import Pair, Pull
 from dkel_lightning.studies.recursion import mode_matrix, relative_distance
 from dkel_lightning.studies.settings import GeometrySettings
@@ -55,13 +55,6 @@ def test_the_table_of_the_round_bowl(
     assert (row["last_helpful_step"], row["steps_to_distance"]) == (last_helpful, arrival)
 
 
-def test_without_a_teacher_the_round_bowl_takes_59_steps(found: Geometry) -> None:
-    alone = found.bowl_rows[1.0, NO_TEACHER, ALONE]
-    assert (alone["steps_to_distance"], alone["last_helpful_step"]) == (59, None)
-    assert alone["steps_to_distance"] == math.ceil(math.log(0.05) / math.log(0.95))
-    assert alone["swept_area"] == pytest.approx(0, abs=1e-15)
-
-
 @pytest.mark.parametrize(
     ("start", "pull", "steps"),
     [
@@ -75,10 +68,6 @@ def test_without_a_teacher_the_round_bowl_takes_59_steps(found: Geometry) -> Non
 )
 def test_steps_to_a_thousandth_of_the_loss_in_a_flat_bowl(found: Geometry, start: str, pull: Pull, steps: int) -> None:
     assert found.bowl_rows[0.05, start, pull]["steps_to_loss"] == steps
-
-
-def test_a_strong_constant_weight_on_an_own_draw_takes_over_6000_steps(found: Geometry) -> None:
-    assert found.bowl_rows[0.05, "own draw, keep", Pull(3.0)]["steps_to_loss"] > 6000
 
 
 def test_a_copied_teacher_stays_on_its_students_line_and_pulls_straight_back(found: Geometry) -> None:
@@ -110,28 +99,6 @@ def test_the_relative_distance_ends_at_the_floor_of_the_flattest_direction(found
     assert relative == pytest.approx(exact, rel=1e-6)
     # The rule of thumb is for a teacher much slower than this one.
     assert relative == pytest.approx(closed_forms.relative_distance_floor(0.05, 1.0), rel=0.4)
-
-
-def test_the_first_cosine_of_an_own_draw(found: Geometry) -> None:
-    for degrees in (30.0, 90.0, 170.0):
-        assert closed_forms.first_alignment(degrees) == pytest.approx(math.sin(math.radians(degrees / 2)))
-    angles = np.linspace(0.01, 359.99, 3600)
-    assert np.mean([closed_forms.first_alignment(angle) for angle in angles]) == pytest.approx(2 / math.pi, abs=0.001)
-    assert 2 / math.pi == pytest.approx(0.637, abs=0.0005)
-    # What the released initialisation, two steps at a hundredth of the rate, adds to that mean.
-    released = np.mean([closed_forms.first_alignment(angle, (1 - 0.0005) ** 2) for angle in angles])
-    assert released == pytest.approx(0.640, abs=0.001)
-    for steps in (2, 20):
-        pair = found.bowls[1.0, f"own draw, {steps} steps at lr", CONSTANT]
-        expected = closed_forms.first_alignment(90, 0.95**steps)
-        assert pairs.alignment(pair)[0] == pytest.approx(expected, abs=1e-14)
-
-
-def test_in_a_high_dimension_every_own_draw_pulls_at_45_degrees() -> None:
-    student, teacher = np.random.default_rng(0).normal(size=(2, 200, 1000))
-    pull = teacher - student
-    cosines = -(pull * student).sum(-1) / np.linalg.norm(pull, axis=-1) / np.linalg.norm(student, axis=-1)
-    assert cosines.mean() == pytest.approx(1 / math.sqrt(2), abs=0.005)
 
 
 def test_the_area_between_two_known_paths() -> None:
@@ -199,9 +166,3 @@ def test_the_gradient_between_the_optima_is_that_of_the_loss() -> None:
 def test_a_learning_rate_that_diverges_is_named() -> None:
     with pytest.raises(NonFiniteError, match=r"The student diverges \(copy, W = 1\): lower geometry\.lr=1\.9"):
         geometry.simulate_bowls(GeometrySettings(lr=1.9))
-
-
-def test_a_decaying_weight() -> None:
-    assert Pull(3.0, 40.0).weights(3) == pytest.approx([3, 3 * math.exp(-1 / 40), 3 * math.exp(-2 / 40)])
-    assert Pull(3.0, 40.0).label == "W = 3 exp(-t/40)"
-    assert Pull(0.5).weights(2) == pytest.approx([0.5, 0.5])

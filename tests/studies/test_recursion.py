@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -64,27 +63,7 @@ def test_the_total_teacher_weight_over_300_epochs(k: float, at: dict[int, float]
         assert sum(weight < 0.1 for weight in total) == 21
 
 
-def test_the_default_weight_decays_almost_as_fast_as_the_teacher_forgets_its_start() -> None:
-    assert ensemble_weight(1, 0.5) == pytest.approx(0.607, abs=0.0005)
-    assert np.prod(recursion.ema_rates("keep", 0.999, 391)) == pytest.approx(0.676, abs=0.0005)
-    assert np.prod(recursion.ema_rates("keep", 0.98, 20)) == pytest.approx(0.67, abs=0.005)
-
-
 # ---------------------------------------------------------------------- 1a: distance
-
-
-def test_the_last_step_of_the_student_is_averaged_into_the_distance_too() -> None:
-    draws = np.random.default_rng(0).normal(size=(400, 4000))
-    student = draws.cumsum(0)
-    teacher = distance = np.zeros(4000)
-    for before, after in zip(np.vstack([np.zeros((1, 4000)), student[:-1]]), student, strict=True):
-        teacher = 0.95 * teacher + 0.05 * after
-        distance = 0.95 * (distance - (after - before))
-    assert teacher - student[-1] == pytest.approx(distance, abs=1e-10)
-    # 4,000 runs: the relative standard error of a variance is sqrt(2 / 4000).
-    expected = closed_forms.distance_variance(0.95, 1.0)
-    assert expected == pytest.approx(0.9025 / 0.0975)
-    assert distance.var() == pytest.approx(expected, rel=4 * math.sqrt(2 / 4000))
 
 
 # ---------------------------------------------------------------------- 1b: the matrix of a mode
@@ -108,44 +87,6 @@ def test_three_peers_follow_the_matrices_of_their_mean_and_of_their_differences(
     differences = first - first.mean(1, keepdims=True)
     expected = np.linalg.matrix_power(apart, 30) @ differences
     assert after - after.mean(1, keepdims=True) == pytest.approx(expected, abs=1e-13)
-
-
-def test_the_determinant_does_not_depend_on_the_coupling() -> None:
-    for coupling in (1.0, -0.5, 0.0):
-        matrix = recursion.mode_matrix(0.3, 1.0, 0.05, 0.98, coupling)
-        assert np.linalg.det(matrix) == pytest.approx(closed_forms.determinant(0.3, 1.0, 0.05, 0.98), abs=1e-15)
-
-
-def test_the_bound_on_the_learning_rate_is_where_the_largest_eigenvalue_reaches_one() -> None:
-    seen = set()
-    for curvature, weight, decay, peers in itertools.product(
-        (-0.1, 0.01, 0.1, 1.0), (0.0, 1.0, 3.0), (0.0, 0.5, 0.98, 0.999), (1, 2, 3)
-    ):
-        coupling = weight if peers == 1 else closed_forms.difference_coupling(weight, peers)
-        # On both sides of the bound, and close to it.
-        bound = 2 * (1 + decay) / abs((1 + decay) * (curvature + weight) - (1 - decay) * coupling)
-        for lr in (0.05, 0.99 * bound, 1.01 * bound):
-            matrix = recursion.mode_matrix(curvature, weight, lr, decay, coupling)
-            stable = closed_forms.is_stable(curvature, weight, lr, decay, coupling)
-            assert stable == (closed_forms.growth(matrix) < 1), (curvature, weight, decay, peers, lr)
-            seen.add(stable)
-    assert seen == {True, False}
-
-
-@pytest.mark.parametrize(
-    ("weight", "error", "error_formula", "diversity", "diversity_formula"),
-    [(1, 11_080, 11_000, 684, 687), (3, 31_066, 31_000, 673, 674)],
-)
-def test_the_slow_time_constants_of_a_flat_direction(
-    weight: float, error: float, error_formula: float, diversity: float, diversity_formula: float
-) -> None:
-    coupling = closed_forms.difference_coupling(weight, 3)
-    mean = recursion.mode_matrix(0.1, weight, 0.1, 0.999, weight)
-    apart = recursion.mode_matrix(0.1, weight, 0.1, 0.999, coupling)
-    assert closed_forms.time_constant(mean) == pytest.approx(error, abs=1)
-    assert closed_forms.time_constant(apart) == pytest.approx(diversity, abs=1)
-    assert closed_forms.common_error_time(0.1, weight, 0.999) == pytest.approx(error_formula, abs=0.5)
-    assert closed_forms.teacher_diversity_time(0.1, weight, 0.999, 3) == pytest.approx(diversity_formula, abs=0.6)
 
 
 @pytest.mark.parametrize(("weight", "factor", "doubling"), [(0, 1.050, 14), (1, 1.0235, 30), (3, 1.0080, 87)])
@@ -189,22 +130,6 @@ def test_a_teacher_takes_variance_from_its_student_and_diversity_from_the_teache
     assert mean[0, 0] / alone[0, 0] == pytest.approx(curvature / (curvature + 1), abs=0.05)
     assert apart[0, 0] / alone[0, 0] == pytest.approx(student, abs=0.01)
     assert apart[1, 1] / alone[1, 1] == pytest.approx(teachers, abs=0.0015)
-
-
-def test_the_stationary_moments_are_what_the_steps_end_in_and_what_is_sampled() -> None:
-    matrix = recursion.mode_matrix(1.0, 1.0, 0.1, 0.9, 1.0)
-    moments = np.zeros((2, 2))
-    for _ in range(3000):
-        moments = closed_forms.moment_step(moments, matrix, 0.9, 0.01)
-    stationary = closed_forms.stationary_covariance(matrix, 0.9, 0.01)
-    assert moments == pytest.approx(stationary, abs=1e-12)
-    rng = np.random.default_rng(2)
-    student = teacher = np.zeros(8000)
-    for _ in range(400):
-        student = student - 0.1 * (student + student - teacher) + 0.1 * rng.normal(size=8000)
-        teacher = 0.9 * teacher + 0.1 * student
-    assert student.var() == pytest.approx(stationary[0, 0], rel=4 * math.sqrt(2 / 8000))
-    assert teacher.var() == pytest.approx(stationary[1, 1], rel=4 * math.sqrt(2 / 8000))
 
 
 # ---------------------------------------------------------------------- 1e: between two optima
@@ -256,23 +181,3 @@ def test_mean_probabilities_teach_exactly_what_the_individual_teachers_teach() -
 def test_with_two_peers_the_assembled_teacher_is_the_individual_one(space: str) -> None:
     assembled, individual = gradients(logits(2, 5, 10), logits(2, 5, 10, seed=1), space)
     assert torch.allclose(assembled, individual, atol=1e-14)
-
-
-@pytest.mark.parametrize(
-    ("scale", "correlation", "cosine", "geometric", "arithmetic"),
-    [(2, 0.9, 0.998, 4.400, 4.400), (4, 0.9, 0.993, 3.811, 3.814), (4, 0.5, 0.968, 3.974, 3.955)],
-)
-def test_mean_logits_teach_nearly_the_same_and_not_always_more_sharply(
-    scale: float, correlation: float, cosine: float, geometric: float, arithmetic: float
-) -> None:
-    shared, *own = (logits(2000, 100, seed=seed) * scale / 4 for seed in range(4))
-    mixed = [math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * each for each in own]
-    # Peer 0, as close to its two teachers as they are to each other.
-    student, teachers = torch.stack(mixed), torch.stack([mixed[0] * 0, mixed[1], mixed[2]])
-    assembled, individual = gradients(student, teachers, "logits")
-    assert float(torch.cosine_similarity(assembled[0], individual[0], dim=-1).mean()) == pytest.approx(
-        cosine, abs=0.001
-    )
-    for space, expected in (("logits", geometric), ("probabilities", arithmetic)):
-        p = torch.softmax(functional.assemble(teachers, 3.0, space=space)[0] / 3, -1)
-        assert float(-(p * p.log()).sum(-1).mean()) == pytest.approx(expected, abs=0.012)

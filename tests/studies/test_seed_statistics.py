@@ -7,13 +7,7 @@ import math
 import pytest
 import torch
 
-from dkel_lightning.studies.seed_statistics import noncentrality, paired, sample, wilson
-
-
-def test_mean_and_sample_deviation_by_hand() -> None:
-    found = sample([1.0, 2.0, 6.0])
-    assert (found.n, found.mean) == (3, 3.0)
-    assert found.deviation == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
+from dkel_lightning.studies.seed_statistics import noncentrality, paired, sample
 
 
 def test_one_seed_has_a_mean_and_nothing_that_needs_a_deviation() -> None:
@@ -62,17 +56,3 @@ def test_a_t_test_finds_the_detectable_difference_four_times_in_five(n: int, tab
     differences = torch.randn(400_000, n, generator=draws, dtype=torch.float64) + noncentrality(n) / math.sqrt(n)
     t = differences.mean(1) / (differences.std(1) / math.sqrt(n))
     assert (t.abs() > table).double().mean().item() == pytest.approx(0.8, abs=0.004)
-
-
-def test_with_many_pairs_the_detectable_difference_is_that_of_the_normal_distribution() -> None:
-    assert noncentrality(2000) == pytest.approx(1.95996 + 0.84162, abs=3e-3)
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 10), (3, 10), (113, 1000)])
-def test_the_wilson_interval_is_where_the_score_test_of_the_share_turns(successes: int, n: int) -> None:
-    # Its ends are the shares p whose score statistic (p_hat - p) / sqrt(p (1 - p) / n) is 1.96, from below and above.
-    for end in wilson(successes, n):
-        gap = successes / n - end
-        assert abs(gap) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / n), rel=1e-5, abs=1e-12)
-    low, high = wilson(successes, n)
-    assert low <= successes / n < high
