@@ -15,13 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from dkel_lightning.errors import ConfigError, first_line
-from dkel_lightning.networks.outline import IMAGE_SHAPE, Outline, check_name, logits_of, observe, tensors_of
+from dkel_lightning.networks.outline import IMAGE_SHAPE, Outline, logits_of, observe, tensors_of
 from dkel_lightning.networks.peers import PeerFeatures, PeerStages, SharedTrunk
-from dkel_lightning.networks.watching import StandIn
+from dkel_lightning.networks.watching import StandIn, find
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -60,10 +59,8 @@ def branch_model(
             if its number of classes differs.
         views_per_pass: `all` or `one`, see `SharedTrunk`.
     """
-    if peers < 1:
-        raise ConfigError(f"peers must be at least 1, not {peers}.")
     model = copied(model)
-    check_name(model, split_at, "split_at")
+    find(model, split_at, "split_at")
     outline = observe(model, image_shape, classifier, split_at)
     shared = _shared(model, outline)
     copies = [model, *(copy.deepcopy(model, dict(shared)) for _ in range(peers - 1))]
@@ -97,11 +94,6 @@ def copied(model: nn.Module) -> nn.Module:
             f"{kind} is compiled, and peers are made of a model as it was before: give that one; execution='compile' "
             "compiles what is trained."
         )
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise ConfigError(f"{name!r} of {kind} has no form yet: pass the model a batch of images first.")
-        if not (parameter.is_floating_point() or parameter.is_complex()):
-            raise ConfigError(f"{name!r} of {kind} is a parameter of {parameter.dtype}: let it be a buffer.")
     try:
         return copy.deepcopy(model)
     except Exception as error:  # a user's model may hold anything
@@ -167,14 +159,11 @@ class _Tape:
       recorded outputs and compute nothing; `layer4` takes its recorded arguments, and from there on the peer computes.
 
     Attributes:
-        keeps_values: whether outputs are recorded with their values, for a branch that reads more of the trunk than the
-            arguments of the split. Otherwise only their shapes are, so that their memory is free before branches run.
         recording: the list that a first pass fills; else None.
         replay: what is left of a peer's record until it is at the split; else None.
     """
 
     def __init__(self) -> None:
-        self.keeps_values = True
         self.recording: _Record | None = None
         self.replay: _Record | None = None
 
@@ -205,7 +194,7 @@ class _TrunkModule(_Taped):
             return self.tape.next(self.name)
         output = self.forward(*args, **kwargs)
         if self.tape.recording is not None:
-            self.tape.recording.append((self.name, output if self.tape.keeps_values else tree_map(_shape_of, output)))
+            self.tape.recording.append((self.name, output))
         return output
 
 
@@ -220,13 +209,6 @@ class _SplitModule(_Taped):
             args, kwargs = self.tape.next(self.name)
             self.tape.replay = None  # from here on the peer computes
         return self.forward(*args, **kwargs)
-
-
-def _shape_of(leaf: Any) -> Any:
-    """Replace a tensor by one of its shape without memory."""
-    if not isinstance(leaf, Tensor):
-        return leaf
-    return leaf.new_full((), float("nan") if leaf.is_floating_point() else 0).expand(leaf.shape)
 
 
 class _Classifier(StandIn):
@@ -280,11 +262,6 @@ class WholeModel(nn.Module):
         if num_classes < 2:
             raise ConfigError(f"num_classes must be at least 2, not {num_classes}.")
         old = self.linear
-        if "weight" not in old._parameters:
-            raise ConfigError(
-                f"The classifier {self.classifier!r} computes its weight (spectral or weight norm), and one is drawn "
-                "for each peer: leave the norm of this layer out."
-            )
         new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None).to(old.weight.device, old.weight.dtype)
         old.weight, old.bias, old.out_features = new.weight, new.bias, num_classes
         self.num_classes = num_classes
@@ -330,7 +307,6 @@ class SplitModel(SharedTrunk):
         return [cast(WholeModel, peer).linear for peer in self.peers]
 
     def peer(self, index: int) -> nn.Module:
-        self._check_peer(index)
         return cast(WholeModel, self.peers[index]).plain
 
     def shared_part(self) -> nn.Module:
@@ -435,19 +411,10 @@ def _check_same_features(network: SplitModel) -> None:
             "A branch changes a tensor that crosses the split in place, which would spoil it for the others: split "
             "elsewhere, or replace the in-place operation."
         )
-    if features.shape != expected.shape or not _close(features, expected):
+    atol = 1e-4 * float(expected.abs().max())
+    if features.shape != expected.shape or not torch.allclose(features, expected, rtol=1e-3, atol=atol):
         raise ConfigError(
             f"Cut at {network.outline.split_at!r}, the model computes other features than whole: its forward must "
             "depend on its images alone, and the batch come first in what crosses the cut. Split elsewhere, or set "
             "views_per_pass=one."
         )
-    network._tape.keeps_values = False
-    try:
-        outputs = network._run_branches(views, network._trunk_outputs(views))
-        network._tape.keeps_values = not _close(torch.cat([features for _, features in outputs]), features)
-    except Exception:  # a forward that reads the values left out may raise anything
-        network._tape.keeps_values = True
-
-
-def _close(first: Tensor, second: Tensor) -> bool:
-    return torch.allclose(first, second, rtol=1e-3, atol=1e-4 * float(second.abs().max()))

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.settings.declarations import did_you_mean
+from dkel_lightning.networks.watching import find
 
 IMAGE_SHAPE = (3, 224, 224)
 
@@ -108,7 +108,7 @@ def observe(
 ) -> Outline:
     """Pass noise through a copy of `model`, in training and in evaluation mode."""
     if classifier is not None:
-        check_name(model, classifier, "classifier")
+        find(model, classifier, "classifier")
     model = copy.deepcopy(model)
     weight = next(model.parameters())
     noise = torch.randn(3, *image_shape, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
@@ -232,15 +232,6 @@ def _check_split(model: nn.Module, split_at: str, calls: list[_Call], classifier
         )
     if calls.index(classifier) < starts[0]:
         raise ConfigError(f"The classifier {classifier.name!r} comes before {split_at!r}: split at an earlier module.")
-
-
-def check_name(model: nn.Module, name: str, setting: str) -> None:
-    """Raise a ConfigError unless `model` has a module of this name."""
-    names = [existing for existing, _ in model.named_modules() if existing]
-    if name in names:
-        return
-    choices = did_you_mean(name, names, most=3) or f" Its children are {', '.join(_children(model))}."
-    raise ConfigError(f"{setting} names {name!r}, but {type(model).__name__} has no such module.{choices}")
 
 
 def _children(module: nn.Module) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import scale_gradient
 from dkel_lightning.networks.watching import Named, Watched
+from dkel_lightning.schedules import one_of
 
 PeerFeatures: TypeAlias = Tensor | tuple[Tensor, ...]
 """Features of all peers: [P, B, D], or one [B, D_i] a peer where the widths D_i differ."""
@@ -104,26 +105,8 @@ class SinglePeer(nn.Module):
         return self
 
 
-class Head(Protocol):
-    """A branch or a whole peer: its feature width and number of classes."""
-
-    feature_dim: int
-    num_classes: int
-
-
-class WholePeer(Head, Protocol):
-    """A complete classifier: `SinglePeer`, or `branching.WholeModel` around a model of a library."""
-
-    def stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Return logits [B, C], features [B, D], last feature maps, and the trunk's output."""
-
-    @property
-    def plain(self) -> nn.Module:
-        """The deployed network."""
-
-
 class PeerNetwork(nn.Module, ABC):
-    """P classifiers that are trained together.
+    """P classifiers that are trained together, made of parts that tell their `feature_dim` and `num_classes`.
 
     Views are [B, V, C, H, W] with V = P (peer i sees view i) or V = 1 (all peers see the same images), or
     [B, C, H, W], which is the same as V = 1.
@@ -135,10 +118,8 @@ class PeerNetwork(nn.Module, ABC):
         image_shape: [C, H, W] of the images, used by `probe`.
     """
 
-    def __init__(self, heads: Sequence[Head]) -> None:
+    def __init__(self, heads: Sequence[Any]) -> None:
         super().__init__()
-        if not heads:
-            raise ConfigError("A network needs at least one peer.")
         classes = sorted({head.num_classes for head in heads})
         if len(classes) > 1:
             raise ConfigError(f"All peers must have the same number of classes, but theirs are {classes}.")
@@ -225,10 +206,6 @@ class PeerNetwork(nn.Module, ABC):
             for module, training in modes:
                 module.training = training
 
-    def _check_peer(self, index: int) -> None:
-        if not 0 <= index < self.num_peers:
-            raise ConfigError(f"There is no peer {index}: this network's peers are 0 to {self.num_peers - 1}.")
-
     def _with_view_axis(self, views: Tensor) -> Tensor:
         """Bring `views` into the form [B, V, C, H, W], V = 1 or P."""
         if views.dim() == 4:
@@ -265,10 +242,9 @@ class SharedTrunk(PeerNetwork):
         gradient_scale: Factor on the gradient that flows from the branches back into the trunk.
     """
 
-    def __init__(self, heads: Sequence[Head], views_per_pass: str) -> None:
+    def __init__(self, heads: Sequence[Any], views_per_pass: str) -> None:
         super().__init__(heads)
-        if views_per_pass not in ("all", "one"):
-            raise ConfigError(f"views_per_pass must be one of all, one, not {views_per_pass!r}.")
+        one_of("views_per_pass", views_per_pass, ("all", "one"))
         self.views_per_pass = views_per_pass
         self.gradient_scale = 1.0
 
@@ -329,7 +305,6 @@ class BranchedNetwork(SharedTrunk):
         return self.trunk
 
     def own_part(self, index: int) -> nn.Module:
-        self._check_peer(index)
         return self.branches[index]
 
     def _run_trunk(self, images: Tensor, chunks: int) -> Sequence[Tensor]:
@@ -338,11 +313,14 @@ class BranchedNetwork(SharedTrunk):
 
 
 class IndependentPeers(PeerNetwork):
-    """P complete networks that share nothing, possibly of different architectures (DML, KDCL)."""
+    """P complete networks that share nothing, possibly of different architectures (DML, KDCL).
 
-    def __init__(self, peers: Sequence[WholePeer]) -> None:
+    Each is a `SinglePeer`, or a `branching.WholeModel` around a model of a library.
+    """
+
+    def __init__(self, peers: Sequence[Any]) -> None:
         super().__init__(peers)
-        self.peers = nn.ModuleList(cast("Sequence[nn.Module]", peers))
+        self.peers = nn.ModuleList(peers)
 
     def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
         return self._gather(outputs[:2] for outputs in self._outputs(views))
@@ -352,12 +330,11 @@ class IndependentPeers(PeerNetwork):
         return self._gather_stages([trunk for *_, trunk in outputs], [of_peer[:3] for of_peer in outputs])
 
     def peer(self, index: int) -> nn.Module:
-        return cast(WholePeer, self.own_part(index)).plain
+        return cast(Any, self.peers[index]).plain
 
     def own_part(self, index: int) -> nn.Module:
-        self._check_peer(index)
         return self.peers[index]
 
     def _outputs(self, views: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
         images = self._with_view_axis(views).expand(-1, self.num_peers, -1, -1, -1).unbind(1)
-        return (peer.stages(image) for peer, image in zip(cast("Iterable[WholePeer]", self.peers), images, strict=True))
+        return (peer.stages(image) for peer, image in zip(cast(Any, self.peers), images, strict=True))

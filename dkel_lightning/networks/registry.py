@@ -70,13 +70,11 @@ def create(
     """
     if num_classes < 2:
         raise ConfigError(f"num_classes must be at least 2, not {num_classes}.")
-    if in_channels < 1:
-        raise ConfigError(f"in_channels must be at least 1, not {in_channels}.")
     image_shape = (in_channels, *(image_size or (32, 32)))
     network: PeerNetwork
+    if isinstance(peers, str) or not peers:
+        raise ConfigError(f"peers must be a number above 0 or a list of backbones, not {peers!r}.")
     if isinstance(peers, int):
-        if peers < 1:
-            raise ConfigError(f"peers must be at least 1, not {peers}.")
         chosen = _find(backbone, image_size)
         trunk = chosen.make_trunk(in_channels)
         branches = [chosen.make_branch(num_classes) for _ in range(peers)]
@@ -85,8 +83,6 @@ def create(
                 branch.classifier.load_state_dict(branches[0].classifier.state_dict())
         network = BranchedNetwork(trunk, branches, views_per_pass)
     else:
-        if isinstance(peers, str) or not peers:
-            raise ConfigError(f"peers must be a number or a list of backbones, not {peers!r}.")
         if equal_classifiers:
             raise ConfigError(
                 "equal_classifiers needs branches of one trunk: give peers as a number, or set it to false."

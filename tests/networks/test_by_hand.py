@@ -108,6 +108,7 @@ def resnet_of(*blocks: int, bottleneck: bool = False, stem: str = "3x3") -> Call
 @pytest.mark.parametrize(
     ("name", "size", "by_hand"),
     [
+        ("resnet8", 8, resnet_of(1, 1, 1)),
         ("resnet20", 8, resnet_of(3, 3, 3)),
         ("resnet32", 8, resnet_of(5, 5, 5)),
         ("wrn_16_2", 8, lambda weights, x: wide_resnet(weights, x, 2)),

@@ -127,13 +127,6 @@ def test_taking_a_peer_keeps_the_modes_of_a_partly_frozen_network() -> None:
     assert not network.trunk.training
 
 
-@pytest.mark.parametrize("peers", [2, ["resnet8", "resnet8"]])
-@pytest.mark.parametrize("index", [-1, 2])
-def test_a_peer_that_does_not_exist_is_refused(peers: int | list[str], index: int) -> None:
-    with pytest.raises(ConfigError, match=f"There is no peer {index}: this network's peers are 0 to 1"):
-        network_of(peers).peer(index)
-
-
 def test_gradients_reach_each_branch_and_the_shared_trunk() -> None:
     network = network_of(2)
     logits, _ = network(views_of(2))
@@ -159,8 +152,6 @@ def test_forward_compiles_as_one_graph(peers: int | list[str], views: int) -> No
 
 
 def test_branches_that_do_not_fit_together_are_refused() -> None:
-    with pytest.raises(ConfigError, match="at least one peer"):
-        BranchedNetwork(nn.Identity(), [])
     with pytest.raises(ConfigError, match=r"same number of classes, but theirs are \[4, 5\]"):
         IndependentPeers([SinglePeer(nn.Identity(), pooled_branch(1, classes)) for classes in (4, 5)])
 

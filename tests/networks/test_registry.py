@@ -67,15 +67,6 @@ def test_parameter_counts_are_those_of_the_literature(name: str) -> None:
     assert exact == pytest.approx(printed, rel=0.03)
 
 
-def test_resnet8_has_one_basic_block_a_stage() -> None:
-    # By hand, for 10 classes and one channel: convolutions and BatchNorms of stem, stages, shortcuts; classifier.
-    stem = 9 * 16 + 32
-    stage1 = 2 * (9 * 16 * 16 + 32)
-    stage2 = 9 * 16 * 32 + 9 * 32 * 32 + 16 * 32 + 3 * 64
-    stage3 = 9 * 32 * 64 + 9 * 64 * 64 + 32 * 64 + 3 * 128
-    assert count(create("resnet8", 10, 1, in_channels=1).peer(0)) == stem + stage1 + stage2 + stage3 + 64 * 10 + 10
-
-
 @pytest.mark.parametrize("name", BACKBONES)
 def test_backbone_trains_at_its_smallest_size_and_not_below(name: str) -> None:
     size = BACKBONES[name].min_size
@@ -113,16 +104,6 @@ def test_stages_keep_the_names_that_methods_attach_to(name: str, trunk: list[str
     branch = network.branches[0]
     assert isinstance(branch, Branch)
     assert [child for child, _ in branch.body.named_children()] == body
-
-
-@pytest.mark.parametrize(("name", "size"), [("tiny_resnet18", 64), ("resnet18", 64), ("vgg16", 64), ("resnet32", 32)])
-def test_trunk_output_has_the_expected_resolution(name: str, size: int) -> None:
-    with torch.device("meta"):
-        network = create(name, 10, 1)
-        assert isinstance(network, BranchedNetwork)
-        shape = network.trunk(torch.empty(2, 3, size, size)).shape
-    expected = {"tiny_resnet18": (256, 8, 8), "resnet18": (256, 4, 4), "vgg16": (512, 4, 4), "resnet32": (32, 16, 16)}
-    assert tuple(shape) == (2, *expected[name])
 
 
 def convolutions(network: nn.Module) -> list[nn.Conv2d]:
@@ -220,15 +201,12 @@ def test_a_list_of_backbones_gives_independent_peers() -> None:
     [
         ({"backbone": "resnet23"}, r"Unknown choice backbone=resnet23\. Did you mean resnet\d+\? Choi"),
         ({"backbone": "zzz"}, r"^Unknown choice backbone=zzz\. Choices: cifar_resnet18, cifar_resnet34, dense"),
-        ({"backbone": None}, r"Unknown choice backbone=None"),
         ({"num_classes": 1}, r"num_classes must be at least 2, not 1"),
-        ({"peers": 0}, r"peers must be at least 1, not 0"),
-        ({"peers": "resnet8"}, r"peers must be a number or a list of backbones, not 'resnet8'"),
-        ({"peers": []}, r"peers must be a number or a list of backbones"),
+        ({"peers": 0}, r"peers must be a number above 0 or a list of backbones, not 0"),
+        ({"peers": "resnet8"}, r"peers must be a number above 0 or a list of backbones, not 'resnet8'"),
         ({"peers": ["resnet8", "vgg61"]}, r"Unknown choice backbone=vgg61\. Did you mean vgg16\?"),
         ({"peers": ["resnet8"], "equal_classifiers": True}, r"equal_classifiers needs branches of one trunk"),
-        ({"in_channels": 0}, r"in_channels must be at least 1, not 0"),
-        ({"views_per_pass": "two"}, r"views_per_pass must be one of all, one, not 'two'"),
+        ({"views_per_pass": "two"}, r"views_per_pass is 'two': choose one of all, one"),
         (
             {"backbone": "vgg16", "image_size": (64, 28)},
             r"Images of 64x28 are too small for vgg16, which needs at least 32x32: resize them or take another",
