@@ -26,7 +26,6 @@ from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.schedules import are_shares, milestones_in_epochs
 from dkel_lightning.settings.data import FACTS
-from dkel_lightning.settings.declarations import unknown_choice
 
 
 def datamodule(values: Values) -> LightningDataModule:
@@ -51,8 +50,6 @@ def data_class(settings: Values) -> type[LightningDataModule]:
         import_modules([settings["_target_"].rpartition(".")[0]])
         kind: type[LightningDataModule] = hydra.utils.get_class(settings["_target_"])
         return kind
-    if settings["name"] not in data.DATASETS:
-        raise ConfigError(unknown_choice("data", settings["name"], data.DATASETS))
     return data.DATASETS[settings["name"]]
 
 

@@ -19,6 +19,8 @@ Values = Mapping[str, Any]
 """A resolved configuration: nested mappings, lists, strings, numbers."""
 
 PACKAGE = Path(__file__).parent.parent
+OPEN_GROUPS = ("trainer", "optimizer", "scheduler")
+"""Groups whose keys are arguments of a class of another library."""
 EXTERNAL = re.compile(r"(?:timm|torchvision|hf):[^,\s'\"\]]+")
 
 
@@ -87,15 +89,27 @@ def explain(message: str, arguments: Sequence[str]) -> str:
     misspelt = re.search(r"Could not override '([^']+)'", message)
     if misspelt is None:
         return message.partition("\nConfig search path")[0]
-    key = misspelt[1]
-    choices = [item for item in arguments if re.match(r"[\w/]+=[\w./:-]+$", item) and not item.startswith(f"{key}=")]
-    known = leaves(resolve_lazily(compose([item for item in choices if (conf_dir() / item.split("=")[0]).is_dir()])))
-    groups = {name.split(".")[0] for name in known} | {path.name for path in conf_dir().iterdir() if path.is_dir()}
-    near = difflib.get_close_matches(key, [*groups, *known], n=3)
-    siblings = [name for name in known if "." in key and name.startswith(key.rsplit(".", 1)[0] + ".")]
+    choices = [item for item in arguments if re.match(r"[\w/]+=[\w./:-]+$", item)]
+    choices = [item for item in choices if (conf_dir() / item.split("=")[0]).is_dir()]
+    return unknown_key(misspelt[1], resolve_lazily(compose(choices)))
+
+
+def unknown_key(key: str, values: Values) -> str:
+    """Name the groups and keys that are nearest to a misspelt one: `epochs` is near to `trainer.max_epochs`."""
+    known = leaves(values)
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()} | values.keys()
+
+    def likeness(name: str) -> float:
+        return max(difflib.SequenceMatcher(None, key, part).ratio() for part in (name, name.rpartition(".")[2]))
+
+    names = sorted({*groups, *known}, key=lambda name: (-likeness(name), name))[:3]
+    near = [name for name in names if likeness(name) >= 0.6]
+    group = key.rpartition(".")[0]
+    siblings = [name for name in known if group and name.startswith(f"{group}.")]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     listed = f" Keys: {', '.join(siblings)}." if siblings else ""
-    return f"Unknown key {key}.{hint}{listed}"
+    others = f" Another argument of the class: +{key}=VALUE." if group in OPEN_GROUPS else ""
+    return f"Unknown key {key}.{hint}{listed}{others}"
 
 
 def resolve_lazily(cfg: DictConfig) -> dict[str, Any]:

@@ -111,6 +111,8 @@ def _describe(error: Exception) -> str:
 def execute(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | None:
     """Run the task that the values name in `run_dir`; `typed` are the groups and keys that the user has named."""
     _silence_lightning()
+    if values["task"]["folder"] and not values["checkpoint"]:  # it is written beside the checkpoint
+        raise ConfigError(f"task={values['task']['name']} needs checkpoint=PATH.")
     import_modules(values["modules"])
     checkpoint = None
     if values["resume"]:

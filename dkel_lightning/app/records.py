@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from dkel_lightning.errors import DataError
 from dkel_lightning.runtime.atomic_files import write_text
 
 SUMMARY, METRICS, SETTINGS, FAILED = "summary.json", "metrics.csv", "config.yaml", "failed.txt"
@@ -80,7 +77,7 @@ class CheckpointScores:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its folder shows it; a file that is broken raises a DataError that names it.
+    """A run as its folder shows it.
 
     Attributes:
         label: name of the run's settings in a table of several runs.
@@ -109,23 +106,13 @@ class RunRecord:
         """summary.json, empty unless the run has finished."""
         if self.state != "finished":
             return {}
-        path = self.folder / SUMMARY
-        try:
-            summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            _scores(summary["test"]["last"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{path} is broken ({error!r}): restore it, or remove the folder of the run.") from error
+        summary: dict[str, Any] = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
         return summary
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """config.yaml as it was written, with nothing resolved."""
-        path = self.folder / SETTINGS
-        try:
-            settings: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-            first = str(error).partition("\n")[0]
-            raise DataError(f"{path} is broken ({first}): restore it, or start another run.") from error
+        settings: Any = OmegaConf.to_container(OmegaConf.load(self.folder / SETTINGS), resolve=False)
         return dict(settings)
 
     @property
@@ -165,17 +152,13 @@ def read_curves(path: Path) -> dict[str, Curve]:
     """Read the columns of a metrics.csv, empty cells left out."""
     curves: dict[str, Curve] = {}
     with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        try:
-            for row in rows:
-                epoch = float(row.pop("epoch")) + 1
-                for name, cell in row.items():
-                    if cell and name != "step":
-                        curve = curves.setdefault(name, Curve([], []))
-                        curve.epochs.append(epoch)
-                        curve.values.append(float(cell))
-        except (csv.Error, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} is broken in line {rows.line_num} ({error}): restore it.") from error
+        for row in csv.DictReader(file):
+            epoch = float(row.pop("epoch")) + 1
+            for name, cell in row.items():
+                if cell and name != "step":
+                    curve = curves.setdefault(name, Curve([], []))
+                    curve.epochs.append(epoch)
+                    curve.values.append(float(cell))
     return curves
 
 

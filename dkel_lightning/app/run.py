@@ -101,10 +101,8 @@ def load_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.yaml: give the folder of a run, or a checkpoint in it.")
-    values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no settings.")
-    return {str(key): value for key, value in values.items()}
+    values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return dict(values)
 
 
 def resume_path(resume: str, outputs: str = "outputs") -> Path:

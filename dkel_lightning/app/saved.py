@@ -1,7 +1,8 @@
 """What a saved configuration decides: of a run that goes on, and of a checkpoint that is read.
 
-The file may be a stranger's. It describes its run by numbers and names that are looked up; what it names as a class, a
-logger, a callback, a module to import or a place to write is used only if the command names it again (`untrusted`).
+The file may be a stranger's. It describes its run by numbers, names that are looked up, and the folder of its images,
+which is read. What it names as a class, a logger, a callback, a module to import or a place to write is used only if
+the command names it again (`without_untrusted`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 
 from dkel_lightning.app.config import Values, leaves
 from dkel_lightning.app.run import load_config
-from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.errors import ConfigError
 
 RESUMABLE = (
     *("resume", "modules", "logger", "data.root", "data.download", "data.workers", "data.cache_dir"),
     *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps")),
-    *("trainer.detect_anomaly", "trainer.profiler", "trainer.max_time", "execution", "teacher.weights", "debug"),
+    *("trainer.detect_anomaly", "trainer.max_time", "execution", "teacher.weights", "debug"),
     *("callbacks.progress", "callbacks.on_collapse", "callbacks.checkpoint_every_n_epochs", "callbacks.extra"),
     "callbacks.checkpoint_every_n_steps",
 )
@@ -51,8 +52,11 @@ def without_untrusted(saved: Values, composed: Values, typed: set[str], folder: 
     """Replace what a saved configuration must not name by what the command composes; refuse what the run needs."""
     values: dict[str, Any] = copy.deepcopy({**saved})
     values["logger"], values["modules"] = composed["logger"], composed["modules"]
-    if "cache_dir" in values.get("data", {}):
-        values["data"]["cache_dir"] = composed["data"].get("cache_dir")
+    data, typed_data = values.get("data", {}), composed["data"]
+    if "cache_dir" in data:
+        data["cache_dir"] = typed_data.get("cache_dir")
+    if "download" in data and data.get("root") != typed_data.get("root"):
+        data["download"] = False  # images are read from where the file says; nothing new is written there
     for key, value in untrusted(saved).items():
         group = key.split(".")[0]
         if group in ("logger", "hydra") or key == "data.cache_dir" or {key, group} & typed:
@@ -119,8 +123,6 @@ def checkpoint_settings(folder: Path, composed: Values, typed: set[str]) -> dict
     for group in CHECKPOINT_GROUPS:
         if group in typed:
             continue
-        if group not in saved:
-            raise CheckpointError(f"{folder / 'config.yaml'} has no {group}: it is of another version, or damaged.")
         values[group] = dict(saved[group])
         if group == "teacher":  # its weights are in the checkpoint, or the command names them again
             values[group] |= {key: None for key in ("weights",) if key in values[group]}

@@ -222,14 +222,16 @@ def has_collapsed(run: RunRecord) -> bool | None:
     """Tell whether a training collapsed; None where it cannot be told.
 
     It did if it failed of a loss or weights that are not finite, or if after the last epoch the mean test accuracy of
-    the student peers is at most the 99.9 % quantile of guessing one of the classes on each image.
+    the student peers is at most the 99.9 % quantile of guessing one of the classes on each image. Test images for which
+    this quantile reaches twice chance are too few to tell.
     """
     if run.message.startswith(COLLAPSES):
         return True
     last = run.last
     if last is None or not last.classes or not last.images or "student_mean" not in last.accuracy:
         return None
-    return last.accuracy["student_mean"] <= chance_bound(1 / last.classes, last.images)
+    bound = chance_bound(1 / last.classes, last.images)
+    return None if bound >= 2 / last.classes else last.accuracy["student_mean"] <= bound
 
 
 # ---------------------------------------------------------------------- files

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from dkel_lightning.app import config
 from dkel_lightning.app.run import SUMMARY, best_checkpoint
@@ -82,7 +83,10 @@ def compose_call(
     modules = [f"modules=[{','.join(chosen['modules'])}]"] if chosen.get("modules") else []
     cfg = config.compose([*modules, *(f"{key}={value}" for key, value in groups.items())], with_hydra=True)
     for key in chosen.keys() - groups.keys():
-        OmegaConf.update(cfg, key, str(chosen[key]) if isinstance(chosen[key], Path) else chosen[key])
+        try:
+            OmegaConf.update(cfg, key, str(chosen[key]) if isinstance(chosen[key], Path) else chosen[key])
+        except (ConfigAttributeError, ConfigKeyError):
+            raise ConfigError(config.unknown_key(key, config.resolve_lazily(cfg))) from None
     return cfg
 
 

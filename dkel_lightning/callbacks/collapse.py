@@ -28,8 +28,8 @@ class CollapseGuard(Callback):
 
     A peer has collapsed when its validation accuracy is no better than chance in `validations` validations in a row,
     after a share `grace` of the run. Chance is the accuracy of the best constant prediction, and better is above its
-    one-sided 95 % binomial bound. A validation set for which this bound reaches twice chance is too small to tell, and
-    is not judged. Teachers are not judged either: an independent one is at chance until its average has reached the
+    one-sided 95 % binomial bound. A validation set in which a peer at twice chance would fall below this bound more often
+    than in 5 % of cases is too small to tell, and is not judged. Teachers are not judged either: an independent one is at chance until its average has reached the
     student.
 
     Args:
@@ -94,7 +94,8 @@ class CollapseGuard(Callback):
         seen = module.scores.predictions.compute()
         chance = round(float(seen["commonest"]), 6)
         bound = chance_bound(chance, int(seen["samples"]), CONFIDENCE)
-        if bound >= min(2 * chance, (1 + chance) / 2):
+        twice = min(2 * chance, (1 + chance) / 2)
+        if 1 - chance_bound(1 - twice, int(seen["samples"]), CONFIDENCE) <= bound:
             return
         # The student peers are the first members.
         accuracy = dict(zip(module.scores.peers["student"], module.scores.validation_accuracy.tolist(), strict=False))

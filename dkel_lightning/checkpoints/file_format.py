@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from torch import nn
 
 from dkel_lightning.checkpoints import archive
 from dkel_lightning.errors import CheckpointError, full_disk
@@ -72,15 +71,15 @@ def read(path: Path, map_location: Any = "cpu", cure: str = "use an earlier chec
         raise CheckpointError(f"{path} is damaged ({fault}): {cure}.")
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_not_plain(path, str(error), cure)) from error
     except Exception as error:  # on bytes that are no checkpoint torch raises almost anything
+        raise CheckpointError(_describe(error, path, cure)) from error
+
+
+def _describe(error: Exception, path: Path, cure: str) -> str:
+    if not isinstance(error, pickle.UnpicklingError):
         reason = str(error).partition(". ")[0] or type(error).__name__
-        raise CheckpointError(f"{path} is damaged or not a file of torch.save ({reason}): {cure}.") from error
-
-
-def _not_plain(path: Path, message: str, cure: str) -> str:
-    name = re.search(r"GLOBAL ([\w.]+)", message)
+        return f"{path} is damaged or not a file of torch.save ({reason}): {cure}."
+    name = re.search(r"GLOBAL ([\w.]+)", str(error))
     if name is None:
         return f"{path} is torn, or holds objects that could run code on loading; it was not loaded: {cure}."
     return (
@@ -126,14 +125,6 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def load_weights(module: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Load the state dict strictly."""
-    try:
-        module.load_state_dict(checkpoint["state_dict"], strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"The weights in {path} do not fit the networks it names: {error}") from error
 
 
 def _recipe(checkpoint: Mapping[str, Any], name: str | Path) -> Mapping[str, Any] | None:

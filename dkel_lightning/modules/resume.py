@@ -63,7 +63,7 @@ def save(module: Coordinator, checkpoint: dict[str, Any]) -> None:
 def load(module: Coordinator, checkpoint: dict[str, Any], path: str | Path) -> None:
     """Load the weights of a checkpoint strictly."""
     fill_in_teacher(module, checkpoint)
-    file_format.load_weights(cast(nn.Module, module), checkpoint, path)
+    cast(nn.Module, module).load_state_dict(checkpoint["state_dict"])
 
 
 def read(module: Coordinator, checkpoint: dict[str, Any]) -> Restored:

@@ -26,6 +26,8 @@ SMALL = (
     [
         (["method.temprature=2"], "Unknown key method.temprature. Did you mean method.temperature"),
         (["methd=dkel"], "Unknown key methd. Did you mean method"),
+        (["epochs=2"], "or trainer.max_epochs?"),
+        (["trainer.profiler=simple"], "Another argument of the class: +trainer.profiler=VALUE."),
         (["method=dkle"], "Could not find 'method/dkle'"),
         (["method.temperature=-1"], "method.temperature must be a number between 0.01 and 100, got -1"),
         (["method.peers=1"], "DKEL needs at least 2 peers, got 1"),

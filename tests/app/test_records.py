@@ -1,4 +1,4 @@
-"""What a run's folder says, and how a broken file is named."""
+"""What a run's folder says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dkel_lightning.app.records import CheckpointScores, Curve, RunRecord, write_failure
-from dkel_lightning.errors import DataError, NonFiniteError
+from dkel_lightning.errors import NonFiniteError
 from tests.app.run_folders import one_test, write_metrics, write_run
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "results" / "cifar100" / "runs"
@@ -79,24 +79,6 @@ def test_curves_count_epochs_from_one_and_leave_empty_cells_out(tmp_path: Path) 
     write_metrics(tmp_path, {"val/acc": [0.5, 0.75], "train/loss": [2.0]})
     assert RunRecord(tmp_path).curves == {"val/acc": Curve([1, 2], [0.5, 0.75]), "train/loss": Curve([1], [2.0])}
     assert RunRecord(tmp_path / "nowhere").curves == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("summary.json", '{"test": ', "summary.json is broken"),
-        ("summary.json", '{"seed": 1}', "summary.json is broken"),
-        ("summary.json", '{"test": {"last": {"epoch": 1}}}', "summary.json is broken"),
-        ("metrics.csv", "epoch,step,loss\n0,1,0.5\n1,2,x\n", r"metrics.csv is broken in line 3 \(could not convert"),
-        ("metrics.csv", "step,loss\n1,2\n", "metrics.csv is broken in line 2"),
-        ("config.yaml", "a: [1", "config.yaml is broken"),
-    ],
-)
-def test_a_broken_file_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
-    parts = {"summary.json": "summary", "metrics.csv": "curves", "config.yaml": "settings"}
-    with pytest.raises(DataError, match=message):
-        getattr(RunRecord(tmp_path), parts[name])
 
 
 def test_settings_are_read_as_they_stand(tmp_path: Path) -> None:

@@ -56,6 +56,14 @@ def test_loggers_hosts_and_places_to_write_are_not_taken_from_a_file(tmp_path: P
         assert "/outside" not in str(taken)
 
 
+def test_images_are_read_from_where_a_file_says_and_downloaded_only_where_the_command_says(tmp_path: Path) -> None:
+    folder = write(tmp_path, compose("data=cifar10", "data.root=pictures"))
+    for typed, download in (set(), False), ({"data.root"}, True):
+        given = compose("task=evaluate", *(["data.root=pictures"] if typed else []))
+        for taken in (saved.resume_settings(folder, given, typed), saved.checkpoint_settings(folder, given, typed)):
+            assert (taken["data"]["root"], taken["data"]["download"]) == ("pictures", download)
+
+
 def test_no_interpolation_of_a_file_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "secret")
     folder = write(tmp_path, put(compose(), "data.root", "${oc.env:SECRET}"))

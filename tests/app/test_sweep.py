@@ -197,19 +197,14 @@ def test_a_sweep_of_which_nothing_has_finished_still_has_its_table(
     assert "n/a" in capsys.readouterr().out
 
 
-def test_a_broken_summary_is_named(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "seed=0", 0.9)
-    (run / "summary.json").write_text('{"test": ')
-    with pytest.raises(DataError, match=f"{run}/summary.json is broken"):
-        sweep.write_tables(tmp_path)
-
-
 @pytest.mark.parametrize(("hits", "collapsed"), [(36, True), (54, True), (57, False)])
 def test_chance_is_what_guessing_may_reach(tmp_path: Path, hits: int, collapsed: bool) -> None:
     # Of 360 images guessed among 10 classes, 54 (15 %) are reached in more than one case of a thousand; 57 are not.
     accuracy = {**one_test(0.9)["accuracy"], "student_mean": hits / 360}
     run = write_run(tmp_path / "run", 0.9, last=one_test(0.9, accuracy=accuracy))
     assert sweep.has_collapsed(RunRecord(run)) is collapsed
+    run = write_run(tmp_path / "few", 0.9, last=one_test(0.9, accuracy=accuracy, images=36))
+    assert sweep.has_collapsed(RunRecord(run)) is None
 
 
 def test_collapses_are_counted_with_their_wilson_interval(tmp_path: Path) -> None:

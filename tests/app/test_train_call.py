@@ -36,7 +36,8 @@ def test_a_call_gives_what_the_command_gives(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"model": "resnet7"}, "resnet7"),
-        ({"settings": {"method.temprature": 2}}, "temprature"),
+        ({"settings": {"method.temprature": 2}}, r"Unknown key method\.temprature\. Did you mean method\.temperature"),
+        ({"settings": {"epochs": 2}}, r"Unknown key epochs\. Did you mean .* or trainer\.max_epochs\?"),
         ({"data": "no_such_folder"}, "no_such_folder"),
         ({"settings": {"task": "export"}}, "returns a network"),
         ({"settings": {"trainer": "ddp_cpu"}}, "trains in one process"),

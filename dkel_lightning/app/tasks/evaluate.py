@@ -16,7 +16,7 @@ from dkel_lightning.app.tasks.train import prepare_data
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.distillation import DistillationModule
-from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.errors import CheckpointError
 from dkel_lightning.runtime.processes import print_once
 
 EVALUATION = "evaluation.json"
@@ -37,8 +37,6 @@ class EvaluateResult:
 def evaluate(run: Run) -> EvaluateResult:
     """Test the checkpoint of `values["checkpoint"]` and write evaluation.json into the run's folder."""
     values = run.values
-    if values["checkpoint"] is None:
-        raise ConfigError("task=evaluate needs checkpoint=PATH of a .ckpt file.")
     path = Path(values["checkpoint"])
     module = load_module(path, values)
     epoch = int(file_format.load(path)["epoch"]) + 1

@@ -20,8 +20,6 @@ def export_checkpoint(run: Run) -> Exported:
 
     The folder is `export.to`, or `<member>_<format>` in the run's.
     """
-    if run.values["checkpoint"] is None:
-        raise ConfigError("task=export needs checkpoint=PATH of a .ckpt file.")
     settings, path = run.values["export"], Path(run.values["checkpoint"])
     formats.check(settings["format"])
     module = load_module(path, run.values)

@@ -23,6 +23,7 @@ from dkel_lightning.export.metadata import Record
 from dkel_lightning.networks import logits_of
 
 PREDICTIONS = "predictions.csv"
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class PredictResult:
 def predict(run: Run) -> PredictResult:
     """Classify `predict.images` with `checkpoint`: an exported file or folder, or a .ckpt file."""
     settings = run.values["predict"]
-    if run.values["checkpoint"] is None or settings["images"] is None:
-        raise ConfigError("task=predict needs checkpoint=PATH and predict.images=PATH of an image file or a folder.")
+    if settings["images"] is None:
+        raise ConfigError("task=predict needs predict.images=PATH of an image file or a folder.")
     path, images = Path(run.values["checkpoint"]), Path(settings["images"]).expanduser()
     files = [images] if images.is_file() else [Path(file) for file in images_in(images)]
     exported = open_exported(path) if formats.is_exported(path) else _open_checkpoint(path, run.values)
     classes: dict[Path, list[tuple[str, float]]] = {}
-    for start in range(0, len(files), settings["batch_size"]):
-        batch = files[start : start + settings["batch_size"]]
+    for start in range(0, len(files), BATCH):
+        batch = files[start : start + BATCH]
         classes |= dict(zip(batch, _classify(exported, batch, settings["top"]), strict=True))
     file = (Path(settings["to"]) if settings["to"] else run.folder) / PREDICTIONS
     rows = (

@@ -180,9 +180,7 @@ def _callbacks(run: Run, throughput: Throughput) -> list[Callback]:
     """Build what watches and shows a training."""
     settings, data = run.values["callbacks"], run.values["data"]
     callbacks: list[Callback] = [
-        CollapseGuard(
-            settings["on_collapse"], grace=settings["collapse_grace"], validations=settings["collapse_validations"]
-        ),
+        CollapseGuard(settings["on_collapse"]),
         DiversityMonitor(settings["diversity"]),
     ]
     if data.get("label_noise", {}).get("kind", "none") != "none":

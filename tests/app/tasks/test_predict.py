@@ -44,7 +44,7 @@ def probabilities(result: PredictResult) -> torch.Tensor:
 
 
 def test_a_checkpoint_names_the_classes_of_image_files(checkpoint: Path, images: Path, tmp_path: Path) -> None:
-    result = classify(checkpoint, images, tmp_path, "deploy.peer=1", "predict.top=20", "predict.batch_size=2")
+    result = classify(checkpoint, images, tmp_path, "deploy.peer=1", "predict.top=20")
     expected = logits_of(checkpoint, "teacher_1", digits(COUNT)[1]).softmax(-1)
     torch.testing.assert_close(probabilities(result), expected, atol=1e-5, rtol=0)
     with result.file.open(encoding="utf-8", newline="") as file:
@@ -72,7 +72,7 @@ def test_a_single_image_is_classified_and_nothing_to_classify_is_an_error(
     assert len(classify(checkpoint, images / "0.png", tmp_path).classes) == 1
     with pytest.raises(DataError, match="holds no image"):
         classify(checkpoint, tmp_path / "nowhere", tmp_path)
-    with pytest.raises(ConfigError, match=r"task=predict needs checkpoint=PATH and predict\.images=PATH"):
+    with pytest.raises(ConfigError, match=r"task=predict needs predict\.images=PATH"):
         predict(Run(compose("task=predict"), tmp_path))
 
 
