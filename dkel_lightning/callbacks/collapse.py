@@ -28,9 +28,9 @@ class CollapseGuard(Callback):
 
     A peer has collapsed when its validation accuracy is no better than chance in `validations` validations in a row,
     after a share `grace` of the run. Chance is the accuracy of the best constant prediction, and better is above its
-    one-sided 95 % binomial bound. A validation set in which a peer at twice chance would fall below this bound more often
-    than in 5 % of cases is too small to tell, and is not judged. Teachers are not judged either: an independent one is at chance until its average has reached the
-    student.
+    one-sided 95 % binomial bound. A validation set in which a peer at twice chance would fall below this bound more
+    often than in 5 % of cases is too small to tell, and is not judged. Teachers are not judged either: an independent
+    one is at chance until its average has reached the student.
 
     Args:
         on_collapse: `warn` prints one line and goes on, `stop` raises a CollapseError.
