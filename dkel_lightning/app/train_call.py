@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train` gives.
+    """The result of `train`.
 
     Attributes:
         network: the deployed network at the epoch that validation chose: float32 images [B, C, H, W] -> logits
             [B, classes], on the CPU, in eval mode.
         member: which member of the training it is, such as `student_1`.
-        accuracy: of it on the test images, in [0, 1].
+        accuracy: its test accuracy, in [0, 1].
         summary: all scores, as summary.json has them.
         folder: of the run: settings, metrics, figures, checkpoints.
     """
@@ -55,10 +55,10 @@ def train(
         data: a registered data set, a folder with train/ and test/ (a folder a class), or an .npz file.
         method: one of the methods; dkel by default.
         epochs: length of the training.
-        out: folder of the run; a run of the same settings that lies there goes on. Under outputs/ by default.
+        out: folder of the run; an unfinished run of the same settings there is resumed. Under outputs/ by default.
         settings: any key of the command line with its value, such as `{"optimizer.lr": 0.05, "trainer": "cpu"}`; it
             wins over the arguments before it. `experiment` is the one of the data set's name by default, and own_data
-            for data of one's own.
+            for your own data.
     """
     from dkel_lightning.app.main import execute
 
@@ -66,6 +66,8 @@ def train(
     values = config.resolve(cfg)
     if values["task"]["name"] != "train" or values["trainer"]["fast_dev_run"]:
         raise ConfigError("train() returns a network: leave out task and trainer.fast_dev_run.")
+    if values["resume"] is not None:
+        raise ConfigError("train() resumes the run in out: pass its folder as out, and leave out resume.")
     if values["trainer"]["devices"] != 1 or values["trainer"]["num_nodes"] != 1:
         raise ConfigError("train() trains in one process: start a training on several devices on the command line.")
     folder = Path(cfg.hydra.run.dir if out is None else out)
@@ -76,16 +78,17 @@ def train(
 def compose_call(
     model: str | None, data: str, method: str | None, epochs: int | None, settings: Mapping[str, Any]
 ) -> DictConfig:
-    """Compose what a call means: choices of groups by Hydra, all other values as they are."""
+    """Compose the configuration of a call: Hydra composes the groups, other values are set as they are."""
     arguments = {**_data(data), "backbone": model, "method": method, "trainer.max_epochs": epochs}
     chosen: dict[str, Any] = {key: value for key, value in arguments.items() if value is not None} | dict(settings)
     groups = {key: value for key, value in chosen.items() if (config.conf_dir() / key).is_dir()}
     modules = [f"modules=[{','.join(chosen['modules'])}]"] if chosen.get("modules") else []
     cfg = config.compose([*modules, *(f"{key}={value}" for key, value in groups.items())], with_hydra=True)
-    for key in chosen.keys() - groups.keys():
+    for key in (key for key in chosen if key not in groups):
         try:
             OmegaConf.update(cfg, key, str(chosen[key]) if isinstance(chosen[key], Path) else chosen[key])
         except (ConfigAttributeError, ConfigKeyError):
+            del cfg.hydra
             raise ConfigError(config.unknown_key(key, config.resolve_lazily(cfg))) from None
     return cfg
 

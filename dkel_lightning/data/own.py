@@ -15,9 +15,9 @@ from typing import Any, cast
 from lightning.pytorch import LightningDataModule
 
 from dkel_lightning.data.augment import Normalize
-from dkel_lightning.data.registry import path_of
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.data import FACTS
+from dkel_lightning.settings.declarations import import_path
 
 
 class ClassificationData(LightningDataModule):
@@ -87,12 +87,12 @@ def arguments(
     unknown = [name for name in settings if name not in takes and name not in (*FACTS, "root", "selection")]
     if unknown:
         raise ConfigError(
-            f"data.{unknown[0]} is no argument of {path_of(kind)}, which takes {', '.join(sorted(takes)) or 'none'}."
+            f"data.{unknown[0]} is no argument of {import_path(kind)}, which takes {', '.join(sorted(takes)) or 'none'}."
         )
     values = {name: value for name, value in settings.items() if name in takes}
     for name, item in takes.items():
         if values.get(name) is None and item.default is item.empty and name not in of_run:
-            raise ConfigError(f"{path_of(kind)} needs data.{name}, which has no default: give data.{name}=VALUE.")
+            raise ConfigError(f"{import_path(kind)} needs data.{name}, which has no default: give data.{name}=VALUE.")
     # A null of these keys means that the module's own default holds.
     values = {name: value for name, value in values.items() if value is not None or name not in (*FACTS, "root")}
     return {**{name: value for name, value in of_run.items() if name in takes}, **values}
@@ -100,7 +100,7 @@ def arguments(
 
 def complete(module: LightningDataModule, settings: Mapping[str, Any]) -> ClassificationData:
     """Set the attributes of `ClassificationData` that a data module lacks, from the settings `FACTS`."""
-    kind = path_of(type(module))
+    kind = import_path(type(module))
     facts = {name: _fact(name, getattr(module, name, None), settings.get(name), kind) for name in FACTS}
     for name, form in (("num_classes", "10"), ("image_shape", "[3,32,32]")):
         if facts[name] is None:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from lightning.pytorch import LightningDataModule
 
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.declarations import import_path
 
 DATASETS: dict[str, type[LightningDataModule]] = {}
 
@@ -19,14 +20,9 @@ def register_data(name: str) -> Callable[[D], D]:
 
     def add(module: D) -> D:
         other = DATASETS.get(name)
-        if other is not None and path_of(other) != path_of(module):
-            raise ConfigError(f"The data set name {name!r} is taken by {path_of(other)}: choose another.")
+        if other is not None and import_path(other) != import_path(module):
+            raise ConfigError(f"The data set name {name!r} is taken by {import_path(other)}: choose another.")
         DATASETS[name] = module
         return module
 
     return add
-
-
-def path_of(module: type[LightningDataModule]) -> str:
-    """Return the import path of a class, as in `_target_`."""
-    return f"{module.__module__}.{module.__qualname__}"

@@ -23,6 +23,7 @@ from dkel_lightning.settings.declarations import (
     choice,
     either,
     from_mapping,
+    import_path,
     merge,
     node_of,
     several,
@@ -329,8 +330,8 @@ def register(
 
     def add(method: M) -> M:
         other = METHODS.get(name)
-        if other is not None and other.method.__qualname__ != method.__qualname__:
-            raise ConfigError(f"The method name {name!r} is taken by {other.method.__qualname__}: choose another.")
+        if other is not None and import_path(other.method) != import_path(method):
+            raise ConfigError(f"The method name {name!r} is taken by {import_path(other.method)}: choose another.")
         summary = meaning or (method.__doc__ or name).strip().splitlines()[0]
         default = "none" if method.needs.teacher == "none" else "independent"
         METHODS[name] = Preset(method, summary, settings or {}, teacher or default, arrangement, views_per_pass)

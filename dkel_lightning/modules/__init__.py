@@ -1,1 +1,1 @@
-"""The LightningModules: student, teacher, ensemble, and the coordinator of the three."""
+"""The parts of the coordinator: the modules of student, teacher and ensemble, batches, targets, scores."""

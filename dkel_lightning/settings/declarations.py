@@ -254,7 +254,12 @@ def from_mapping(cls: type[T], values: Mapping[str, Any] | T, where: str) -> T:
     return cls(**arguments)
 
 
-# ---------------------------------------------------------------------- names that are unknown
+# ---------------------------------------------------------------------- names
+
+
+def import_path(kind: type[Any]) -> str:
+    """Return the import path of a class, as in `_target_`."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def did_you_mean(name: str, options: Iterable[str], most: int = 1) -> str:

@@ -53,7 +53,7 @@ def test_a_signal_to_the_first_process_saves_once_and_ends_all(number: signal.Si
     os.kill(command.process.pid, number)
     ended = command.wait()
     assert ended.code in (128 + number, 128 + signal.SIGTERM), ended.text
-    assert ended.text.count("Interrupted. Go on with: dkel resume=") == 1, ended.text
+    assert ended.text.count("Interrupted. Resume with: dkel resume=") == 1, ended.text
     assert ended.errors == [], ended.text
     step = file_format.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"]
     assert 30 < step <= 60

@@ -95,7 +95,7 @@ def test_a_signal_saves_between_two_steps_and_the_resumed_run_ends_as_if_nothing
             train(run)
     assert (stop.value.code, stop.value.step) == (128 + number, step)
     assert signal.getsignal(number) is before
-    assert f"Interrupted. Go on with: dkel resume={run.folder}" in capsys.readouterr().out
+    assert f"Interrupted. Resume with: dkel resume={run.folder}" in capsys.readouterr().out
     resumed(run)
     assert_equal_runs(run.folder, through)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -90,7 +92,7 @@ def train(run: Run) -> TrainResult:
 
 
 def _train(run: Run, weights: Path | None = None) -> TrainResult:
-    """Train one stage; begin with `weights`, what the stage before has given, else with what the settings say."""
+    """Train one stage, from the teacher's `weights` of the previous stage where there is one."""
     # Processes that torchrun starts may have folders of other names: all go on from what the first one sees.
     run = replace(run, resume=broadcast_from_rank_zero(run.resume))
     values, step = run.values, None
@@ -133,7 +135,7 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     try:
         trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
     except (KeyboardInterrupt, Interrupted):
-        print_once(f"Interrupted. Go on with: dkel resume={run.folder}")
+        print_once(f"Interrupted. Resume with: dkel resume={run.folder}")
         raise
     if last_checkpoint is not None and broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
         # Killed after the last epoch's best.ckpt and before its last.ckpt; resumed from the former.
@@ -153,8 +155,8 @@ def _check_unedited(run: Run, checkpoint: Mapping[str, Any]) -> None:
     saved_hash = checkpoint.get("callbacks", {}).get(SettingsHash.__name__, {}).get("hash")
     if saved_hash not in (None, settings_hash(run.values)):
         raise CheckpointError(
-            f"{run.folder / 'config.yaml'} has been edited since {run.resume} was written: put it back, or begin "
-            "another run."
+            f"{run.folder / 'config.yaml'} has been edited since {run.resume} was written: restore it, or start "
+            "a new run."
         )
 
 
@@ -163,21 +165,19 @@ def prepare_data(values: Values) -> ClassificationData:
     images = build.datamodule(values)
     if type(images).prepare_data is not LightningDataModule.prepare_data:
         root = Path(values["data"]["root"] or ".").expanduser()
-        with FileLock(_lock_beside(root)):
+        with FileLock(_data_lock(root)):
             images.prepare_data()
     return build.set_up(images, values)
 
 
-def _lock_beside(root: Path) -> Path:
-    """Return a lock file for a data root: in the folder of temporary files, since the root may be read-only."""
-    import hashlib
-    import tempfile
-
-    return Path(tempfile.gettempdir()) / f"dkel_{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.lock"
+def _data_lock(root: Path) -> Path:
+    """Return a user's lock file for a data root: a temporary file, since the root may be read-only."""
+    digest = hashlib.sha256(f"{Path.home()}:{root.resolve()}".encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"dkel_{digest}.lock"
 
 
 def _callbacks(run: Run, throughput: Throughput) -> list[Callback]:
-    """Build what watches and shows a training."""
+    """Build the monitoring and progress callbacks."""
     settings, data = run.values["callbacks"], run.values["data"]
     callbacks: list[Callback] = [
         CollapseGuard(settings["on_collapse"]),
@@ -234,7 +234,7 @@ def _check_monitor(monitor: str, module: DistillationModule) -> None:
 
 
 def _mode(monitor: str) -> str:
-    return "min" if "nll" in monitor or "loss" in monitor else "max"
+    return "min" if "nll" in monitor else "max"
 
 
 def _is_behind(path: Path, trainer: Trainer) -> bool:
@@ -253,7 +253,7 @@ def _test_best(
     return scores.test(trainer, module, images, int(checkpoint["epoch"]) + 1)
 
 
-# ---------------------------------------------------------------------- what a person sees
+# ---------------------------------------------------------------------- console output and results
 
 
 def _heading(values: Values, module: DistillationModule, images: ClassificationData) -> str:
@@ -262,26 +262,13 @@ def _heading(values: Values, module: DistillationModule, images: ClassificationD
     what = f"{peers} x {backbone}" if isinstance(peers, int) else ", ".join(peers)
     channels, height, width = images.image_shape
     size = sum(parameter.numel() for parameter in module.student.peer(0).parameters())
-    return "\n".join(
-        [
-            *(f"Warning: {warning}" for warning in _warnings(values)),
-            f"{values['method']['name']}: {what} ({size:,} parameters each) on {values['data']['name']} "
-            f"({describe_sizes(images)} images of {channels}x{height}x{width}, {images.num_classes} classes)",
-        ]
+    heading = (
+        f"{values['method']['name']}: {what} ({size:,} parameters each) on {values['data']['name']} "
+        f"({describe_sizes(images)} images of {channels}x{height}x{width}, {images.num_classes} classes)"
     )
-
-
-def _warnings(values: Values) -> list[str]:
-    epochs, length = values["trainer"]["max_epochs"], values["method"].get("rampup", {}).get("epochs")
-    warnings = []
-    if length is not None and 0 < epochs <= length:
-        warnings.append(
-            f"the ramp-up takes {length:g} epochs and the run only {epochs}: distillation stays weak. "
-            "Set method.rampup.epochs, or method.rampup.epochs=null method.rampup.share=0.27."
-        )
     if values["data"]["selection"] == "paper":
-        warnings.append("data.selection=paper chooses epoch and peer on the test set: for comparison only.")
-    return warnings
+        return f"Warning: data.selection=paper selects epoch and peer on the test set: for comparison only.\n{heading}"
+    return heading
 
 
 @rank_zero_only
