@@ -53,8 +53,9 @@ from dkel_lightning.settings.targets import Targets
 class DistillationModule(LightningModule):
     """Train peers with online distillation in any Lightning Trainer.
 
-    One training step: all views pass the student and the teacher, the ensemble classifies the student's features
-    and assembles the teachers' logits, the method computes named loss terms, and one optimizer minimises their sum.
+    One training step: student and teacher process all views, the ensemble classifies the student's features and
+    assembles the teachers' logits (for each peer, the mean of the other peers' teachers), the method computes named
+    loss terms, and one optimizer minimises their sum.
     After each optimizer step the teacher follows its student. Use `build` unless you construct the parts yourself.
     `modules.scores` and `callbacks.DiversityMonitor` list what is logged.
 
@@ -218,6 +219,13 @@ class DistillationModule(LightningModule):
         peers, classes = self.student.num_peers, self.student.num_classes
         return unpack_checked(self.read(batch), batch_idx, peers, classes, self.method.needs.teacher_views)
 
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean terms, the peers' training accuracy and the weights that schedules have set."""
+        weights = self.method.weights_in_force(self.ensemble.weight if self.ensemble is not None else torch.zeros(()))
+        if self.teacher is not None and self.teacher.settings.update == "ema":
+            weights = {**weights, "ema_rate": self.teacher.rate}
+        self.scores.log_training(self, weights)
+
     # ---------------------------------------------------------------------- the optimizer's step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -233,7 +241,7 @@ class DistillationModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients of a teacher that learns separately: a joint norm would let the student influence it."""
+        """Clip a learning teacher's gradients separately: a joint norm would let the student influence it."""
         teacher: set[nn.Parameter] = set()
         if self.teacher is not None and self.teacher.learns:
             learning = [self.teacher, *(getattr(self.method, name) for name in self.method.teacher_parts)]
@@ -308,13 +316,6 @@ class DistillationModule(LightningModule):
 
     # ---------------------------------------------------------------------- validation and test
 
-    def on_train_epoch_end(self) -> None:
-        """Log the epoch's mean terms, the peers' training accuracy and the weights that schedules have set."""
-        weights = self.method.weights_in_force(self.ensemble.weight if self.ensemble is not None else torch.zeros(()))
-        if self.teacher is not None and self.teacher.settings.update == "ema":
-            weights = {**weights, "ema_rate": self.teacher.rate}
-        self.scores.log_training(self, weights)
-
     def evaluate(self, views: Tensor) -> Evaluated:
         """Pass `views` through all members once."""
         with explain_shape_errors(views, self.student.network):
@@ -362,8 +363,8 @@ class DistillationModule(LightningModule):
         if (distance := self.teacher_distance()) is not None:
             self.log("test/distance", distance, sync_dist=True)
 
-    def _log_deployed(self, stage: str, accuracy: Tensor, chooser: Tensor) -> None:
-        member = self.scores.members.index(deployment.deployed_member(self, chooser))
+    def _log_deployed(self, stage: str, accuracy: Tensor, selected_by: Tensor) -> None:
+        member = self.scores.members.index(deployment.deployed_member(self, selected_by))
         self.log(f"{stage}/acc", accuracy[member], prog_bar=True, sync_dist=True)
 
     def teacher_distance(self) -> Tensor | None:
@@ -375,6 +376,12 @@ class DistillationModule(LightningModule):
     # ---------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add to Lightning's checkpoint what rebuilds the networks and continues the run.
+
+        That is the recipe, the members' last validation, the random generators and BatchNorm statistics of each
+        process, and the classes of optimizer, scheduler and augmentation. A frozen teacher with weights of its own
+        file is left out.
+        """
         resume.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -403,7 +410,7 @@ class DistillationModule(LightningModule):
         return deployment.deploy(self, deployment.choose(self, network, peer))
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Return the deployed network's logits [B, C] for a batch of images, a tuple that starts so, or a mapping."""
+        """Return the deployed network's logits [B, C] for images, a tuple that starts with them, or a mapping."""
         views = images_of(self.read(batch))
         check_views(views, self.student.num_peers, self.method.needs.teacher_views)
         return self.evaluate(views).logits[self.scores.members.index(self.deployed_member())]

@@ -87,7 +87,8 @@ def arguments(
     unknown = [name for name in settings if name not in takes and name not in (*FACTS, "root", "selection")]
     if unknown:
         raise ConfigError(
-            f"data.{unknown[0]} is no argument of {import_path(kind)}, which takes {', '.join(sorted(takes)) or 'none'}."
+            f"data.{unknown[0]} is no argument of {import_path(kind)}, "
+            f"which takes {', '.join(sorted(takes)) or 'none'}."
         )
     values = {name: value for name, value in settings.items() if name in takes}
     for name, item in takes.items():

@@ -257,5 +257,5 @@ def test_impossible_methods_are_refused(name: str, peers: int, settings: dict[st
 
 
 def test_a_name_is_given_once() -> None:
-    with pytest.raises(ConfigError, match="The method name 'pcl' is taken by .*PCL: choose another"):
+    with pytest.raises(ConfigError, match=r"The method name 'pcl' is taken by .*PCL: choose another"):
         methods.register("pcl")(methods.METHODS["dkel"].method)
