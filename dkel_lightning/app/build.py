@@ -39,6 +39,11 @@ def datamodule(values: Values) -> LightningDataModule:
     if not issubclass(kind, data.ImageDataModule):  # an experiment may set what our data modules take alone
         others = own.parameters(data.ImageDataModule).keys() - own.parameters(kind).keys() - {"root", *FACTS}
         settings = {key: value for key, value in settings.items() if key not in others}
+    if settings.get("augment_strong") and method["views"] != "per_peer_and_teacher":
+        raise ConfigError(
+            "data.augment_strong is for the students of a teacher that has views of its own: set "
+            "method.views=per_peer_and_teacher, or data.augment."
+        )
     context = {"seed": values["seed"], "views": number_of_views(method["views"], peers)}
     built: LightningDataModule = kind(**own.arguments(kind, settings, context))
     return built

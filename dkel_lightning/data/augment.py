@@ -70,17 +70,25 @@ class CropFlip:
         mean: As in `Normalize`.
         std: As in `Normalize`.
         policy: `standard` (none) or one of `POLICIES`, for images of 1 or 3 channels.
+        strong: One of `POLICIES` in place of `policy` in the first half of the views, those of the students.
 
     Source of the policies: RandAugment (arXiv 1909.13719), TrivialAugment (2103.10158).
     """
 
     def __init__(
-        self, padding: int, flip: bool, mean: Sequence[float], std: Sequence[float], policy: str = "standard"
+        self,
+        padding: int,
+        flip: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        policy: str = "standard",
+        strong: str | None = None,
     ) -> None:
         self.padding = padding
         self.flip = flip
         self.normalize = Normalize(mean, std)
-        self._policy = POLICIES[policy]() if policy != "standard" else None
+        names = (policy if strong is None else strong, policy)
+        self._policies = [None if name == "standard" else POLICIES[name]() for name in names]
 
     def __call__(self, images: Tensor, generator: torch.Generator, views: int) -> Tensor:
         """Return float32 views `[B, V, C, H, W]` of uint8 images `[B, C, H, W]`; the generator is on their device.
@@ -93,14 +101,16 @@ class CropFlip:
         shape, device = (views, samples), generator.device
         offsets = torch.randint(2 * self.padding + 1, (2, *shape), generator=generator, device=device)
         flips = torch.randint(2 if self.flip else 1, shape, generator=generator, device=device)
-        seeds = torch.randint(1 if self._policy is None else 2**62, shape, generator=generator, device=device)
+        seeds = torch.randint(2**62 if any(self._policies) else 1, shape, generator=generator, device=device)
         return Crops(offsets[0], offsets[1], flips, seeds)
 
     def cut(self, images: Any, crops: Crops) -> Tensor:
         """Return the uint8 views `[B, V, C, H, W]` of what `read` returns, before normalisation."""
         views = self._cut(images, crops)
-        if self._policy is not None:
-            views = _transform_each(views, crops.seeds, self._policy)
+        if any(self._policies):
+            sizes = [len(views) // 2, len(views) - len(views) // 2]
+            halves = zip(views.split(sizes), crops.seeds.split(sizes), self._policies, strict=True)
+            views = torch.cat([half if p is None else _transform_each(half, seeds, p) for half, seeds, p in halves])
         return views.transpose(0, 1)
 
     def _cut(self, images: Tensor, crops: Crops) -> Tensor:
@@ -127,10 +137,19 @@ class ResizedCropFlip(CropFlip):
         mean: As in `Normalize`.
         std: As in `Normalize`.
         policy: As in `CropFlip`.
+        strong: As in `CropFlip`.
     """
 
-    def __init__(self, size: int, flip: bool, mean: Sequence[float], std: Sequence[float], policy: str) -> None:
-        super().__init__(0, flip, mean, std, policy)
+    def __init__(
+        self,
+        size: int,
+        flip: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        policy: str,
+        strong: str | None = None,
+    ) -> None:
+        super().__init__(0, flip, mean, std, policy, strong)
         self._crop = v2.Compose([v2.RandomResizedCrop(size), *([v2.RandomHorizontalFlip()] if flip else [])])
 
     def draw(self, generator: torch.Generator, samples: int, views: int) -> Crops:

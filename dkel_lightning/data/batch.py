@@ -13,7 +13,7 @@ class Batch(NamedTuple):
     """Images and labels of a batch.
 
     `views` is float32 [B, V, C, H, W], or [B, C, H, W] when all peers share one view and in evaluations; `labels` int64
-    [B]; `indices` [B], positions of the samples in their split, or None where unknown.
+    [B], -1 where a label is not known; `indices` [B], positions of the samples in their split, or None where unknown.
     """
 
     views: Tensor

@@ -19,7 +19,7 @@ from dkel_lightning.data.label_noise import with_wrong_labels
 from dkel_lightning.data.loaders import EvaluationLoader, TrainingLoader
 from dkel_lightning.data.own import ClassificationData
 from dkel_lightning.data.sources import DeviceImages, Source, WorkerImages
-from dkel_lightning.data.splits import limited, validation_split
+from dkel_lightning.data.splits import hide_labels, hold_out_share, limited
 from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.settings.data import DataSettings, LabelNoise
 from dkel_lightning.settings.declarations import from_mapping, settings_of
@@ -37,18 +37,19 @@ class ImageDataModule(ClassificationData, ABC):
 
     A data set implements `read` (and `prepare_data`, which downloads and decodes); `register_data` gives it a name.
 
-    Attributes after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`, `val_size`, `test_size`, and
-    `true_labels`, an int64 tensor `[N]` of the training labels before label noise.
+    Attributes after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`, `unlabelled_size` (the part of
+    `train_size` whose label is -1: not known), `val_size`, `test_size`, and `true_labels`, an int64 tensor `[N]` of the
+    training labels before label noise.
 
     `DataSettings` explains the arguments, except for two:
 
     Args:
-        views: Views of each training sample: 1, or one for each peer.
+        views: Views of each training sample: 1, or one for each peer, or also one for each teacher, which come last.
         seed: Seed of order and augmentation. It does not decide which images are held out.
 
-    Where the set has validation images, `validation` is not used. With `selection="paper"` all training images are
-    trained on, and the validation loader yields the test set. `split_seed` also chooses what `limit` keeps. Only labels
-    that are trained on are changed by `label_noise`.
+    Where the set has validation images, `validation` is not used; nor is `test` where it has test images. With
+    `selection="paper"` all training images are trained on, and the validation loader yields the test set. `split_seed`
+    also chooses what `limit` and `labelled` keep. Only known labels that are trained on are changed by `label_noise`.
     """
 
     def __init__(
@@ -65,13 +66,17 @@ class ImageDataModule(ClassificationData, ABC):
         seed: int = 0,
         split_seed: int = 0,
         validation: float = 0.1,
+        test: float = 0.2,
         selection: str = "validation",
         residency: str = "auto",
         workers: int = 2,
         drop_last: bool = False,
         limit: int | None = None,
+        labelled: int | None = None,
+        unlabelled_share: float | None = None,
         label_noise: Mapping[str, Any] | None = None,
         augment: str = "standard",
+        augment_strong: str | None = None,
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -81,17 +86,19 @@ class ImageDataModule(ClassificationData, ABC):
         self.views = views
         self.padding = self.default_padding if padding is None else padding
         self.flip = self.default_flip if flip is None else flip
-        self.policy = augment
+        self.policy, self.augment_strong = augment, augment_strong
         self.mean = self.default_mean if mean is None else tuple(mean)
         self.std = self.default_std if std is None else tuple(std)
         self.seed = seed
         self.split_seed = split_seed
-        self.validation = validation
+        self.validation, self.test = validation, test
         self.selection = selection
         self.residency = residency
         self.workers = workers
         self.drop_last = drop_last
         self.limit = limit
+        self.labelled = labelled
+        self.unlabelled_share = unlabelled_share
         self.label_noise = from_mapping(LabelNoise, label_noise or {}, "data.label_noise")
         self._check_settings()
         self._splits: dict[str, StoredImages] = {}
@@ -125,6 +132,7 @@ class ImageDataModule(ClassificationData, ABC):
         self.normalize = self._augment.normalize
         self._splits = self._divide(data)
         self.train_size, self.val_size, self.test_size = (len(self._splits[s]) for s in ("train", "val", "test"))
+        self.unlabelled_size = int((self.true_labels < 0).sum())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what tells this data from other data; kept in every checkpoint."""
@@ -162,6 +170,7 @@ class ImageDataModule(ClassificationData, ABC):
             rank=rank,
             world=world,
             drop_last=self.drop_last,
+            unlabelled_share=self.unlabelled_share,
         )
         loader.fixed_order = bool(getattr(self.trainer, "overfit_batches", 0))  # which Lightning does not declare
         return loader
@@ -188,8 +197,9 @@ class ImageDataModule(ClassificationData, ABC):
                 yield self.augment.normalize(stored.read(chosen)), stored.labels[chosen], self.true_labels[chosen]
 
     def balanced_weights(self) -> list[float]:
-        """Return the weight N / (C N_c) of each class, so that all classes of the training images weigh alike."""
-        counts = torch.bincount(self._stored("train").labels, minlength=self.num_classes)
+        """Return the weight N / (C N_c) of each class, so that all classes weigh alike; known labels count."""
+        labels = self._stored("train").labels
+        counts = torch.bincount(labels[labels >= 0], minlength=self.num_classes)
         return (counts.sum() / (self.num_classes * counts.clamp_min(1))).tolist()
 
     @property
@@ -234,22 +244,29 @@ class ImageDataModule(ClassificationData, ABC):
         return self._resident[id(images), device]
 
     def _divide(self, data: ImageSet) -> dict[str, StoredImages]:
-        train_labels = data.train.labels
-        train = np.arange(len(data.train))
-        test = _whole(data.test)
+        images, labels = data.train.images, data.train.labels
+        train = np.arange(len(labels))
+        if data.test is not None:
+            test = _whole(data.test)
+        else:
+            train, rows = hold_out_share(labels, self.test, self.split_seed, "test")
+            test = StoredImages(images, labels[rows], rows)
         if self.selection == "paper":
             val = test
         elif data.val is not None:
             val = _whole(data.val)
         else:
-            train, held_out = validation_split(train_labels, self.validation, self.split_seed)
-            val = StoredImages(data.train.images, train_labels[held_out], held_out)
+            kept, held_out = hold_out_share(labels[train], self.validation, self.split_seed, "validation")
+            val = StoredImages(images, labels[train[held_out]], train[held_out])
+            train = train[kept]
         if self.limit is not None:
-            train = train[limited(train_labels[train], self.limit, self.split_seed)]
-        self.true_labels = torch.from_numpy(train_labels[train])
+            train = train[limited(labels[train], self.limit, self.split_seed)]
+        true = labels[train] if self.labelled is None else hide_labels(labels[train], self.labelled, self.split_seed)
+        self.true_labels = torch.from_numpy(true)
         # Last, so that neither the held-out part nor the limit depends on a wrong label, and the rate is exact.
-        noisy = with_wrong_labels(train_labels[train], len(data.class_names), self.label_noise)
-        return {"train": StoredImages(data.train.images, noisy, train), "val": val, "test": test}
+        known, noisy = true >= 0, true.copy()
+        noisy[known] = with_wrong_labels(true[known], len(data.class_names), self.label_noise)
+        return {"train": StoredImages(images, noisy, train), "val": val, "test": test}
 
     def _make_augment(self, data: ImageSet) -> CropFlip:
         mean, std = self.mean, self.std
@@ -261,7 +278,7 @@ class ImageDataModule(ClassificationData, ABC):
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
                 raise ConfigError(f"data.{name} has {len(values)} values, but the images have {channels} channel(s)")
-        return CropFlip(self.padding, self.flip, mean, std, self.policy)
+        return CropFlip(self.padding, self.flip, mean, std, self.policy, self.augment_strong)
 
     def _stored(self, name: str) -> StoredImages:
         assert self._splits, "call prepare_data() and setup() first"

@@ -93,7 +93,8 @@ class EncodedImages:
 class Cache:
     """Decoded images of a list of files in one `.npy` file, which every process maps into memory.
 
-    Its name holds a hash of the names, sizes and times of the files, so a file that changes makes a new cache.
+    Its name holds a hash of the names, sizes and times of the files, so a file that changes makes a new cache. Files
+    that cannot be read are left out and listed beside it.
 
     Args:
         folder: Where the cache lies.
@@ -104,11 +105,16 @@ class Cache:
 
     def __init__(self, folder: Path, files: Sequence[str], root: Path, size: int) -> None:
         self.files = files
+        self.root = str(root)
         self.shape = (3, size, size)
-        status = ((name.removeprefix(str(root)), Path(name).stat()) for name in files)
+        status = ((self.short(name), Path(name).stat()) for name in files)
         facts = [(name, about.st_size, about.st_mtime_ns) for name, about in status]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         self.path = folder / f"{size}px-{digest}.npy"
+
+    def short(self, name: str) -> str:
+        """Return the name of a file below the root."""
+        return name.removeprefix(self.root)
 
     def prepare(self) -> None:
         """Decode the files unless that is done; the cache appears only once it is complete."""
@@ -119,21 +125,42 @@ class Cache:
         with FileLock(self.path.with_suffix(".lock")), ThreadPoolExecutor() as pool:
             if self.path.exists():
                 return
+            broken: dict[str, str] = {}
             with partial.open("wb") as file:  # plain writes: filling a memory map on a full disk kills the process
-                header = {"descr": "|u1", "fortran_order": False, "shape": (len(self.files), *self.shape)}
-                np.lib.format.write_array_header_1_0(file, header)
+                file.write(self._header(0))
                 starts = range(0, len(self.files), _CHUNK)
                 for start in track(starts, f"decoding into {self.path}", disable=not sys.stdout.isatty()):
-                    for image in pool.map(self._decode, self.files[start : start + _CHUNK]):
-                        file.write(image.tobytes())
+                    chunk = self.files[start : start + _CHUNK]
+                    for name, image in zip(chunk, pool.map(self._decode, chunk), strict=True):
+                        if isinstance(image, DataError | OSError):
+                            broken[self.short(name)] = str(image.__cause__ or image)
+                        else:
+                            file.write(image.tobytes())
+                file.seek(0)
+                file.write(self._header(len(self.files) - len(broken)))
+            if broken:
+                self.path.with_suffix(".json").write_text(json.dumps(broken, indent=1), encoding="utf-8")
             partial.replace(self.path)
 
     def load(self) -> NDArray[np.uint8]:
-        """Return the memory-mapped images, uint8 `[N, 3, size, size]`."""
+        """Return the memory-mapped images, uint8 `[N, 3, size, size]`, in the order of the readable files."""
         if not self.path.exists():
             raise DataError(f"there is no cache {self.path} of the images as they are now: call prepare_data() first")
         images: NDArray[np.uint8] = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return images
 
-    def _decode(self, name: str) -> NDArray[np.uint8]:
-        return decode_to(Path(name).read_bytes(), name, self.shape)
+    def broken(self) -> dict[str, str]:
+        """Return what is wrong with each unreadable file, by its name below the root."""
+        path = self.path.with_suffix(".json")
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def _header(self, images: int) -> bytes:
+        """Return the header of an `.npy` file, of 128 bytes for any number of images."""
+        content = repr({"descr": "|u1", "fortran_order": False, "shape": (images, *self.shape)})
+        return b"\x93NUMPY\x01\x00v\x00" + content.ljust(117).encode() + b"\n"
+
+    def _decode(self, name: str) -> NDArray[np.uint8] | DataError | OSError:
+        try:
+            return decode_to(Path(name).read_bytes(), name, self.shape)
+        except (DataError, OSError) as error:
+            return error

@@ -18,7 +18,10 @@ _CHUNK_VALUES = 2 << 20
 
 @dataclass(frozen=True)
 class Images:
-    """One split: uint8 images `[N, C, H, W]`, an array or `EncodedImages`, and int64 labels `[N]`."""
+    """One split: uint8 images `[N, C, H, W]`, an array or `EncodedImages`, and int64 labels `[N]`.
+
+    Training labels may be -1: not known.
+    """
 
     images: Any
     labels: NDArray[np.int64]
@@ -29,10 +32,10 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set with its official splits; `val` is None if there is no official validation split."""
+    """A data set with its official splits; None for a split that is to be held out of the training images."""
 
     train: Images
-    test: Images
+    test: Images | None
     class_names: tuple[str, ...]
     val: Images | None = None
 
@@ -72,14 +75,16 @@ class StoredImages:
 
 
 def check_image_set(data: ImageSet, where: str) -> None:
-    """Raise a DataError unless all splits hold images of one shape and labels of the known classes.
+    """Raise a DataError unless all splits hold images of one shape and labels of the classes, or -1 in training.
 
     Args:
         data: The set to check.
         where: The file or folder it came from, for the message.
     """
     shape, classes = data.train.images.shape[1:], len(data.class_names)
-    for name, split in (("train", data.train), ("test", data.test), ("val", data.val or data.test)):
+    for name, split in (("train", data.train), ("test", data.test), ("val", data.val)):
+        if split is None:
+            continue
         images, labels = split.images, split.labels
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
             raise DataError(
@@ -91,12 +96,14 @@ def check_image_set(data: ImageSet, where: str) -> None:
                 f"{where}: {name} labels are {labels.dtype} {list(labels.shape)} for {len(images)} images: store one "
                 "integer class number for each image"
             )
-        if labels.min() < 0 or labels.max() >= classes:
+        least = -1 if name == "train" else 0
+        if labels.min() < least or labels.max() >= classes:
             raise DataError(
                 f"{where}: {name} labels run from {labels.min()} to {labels.max()}, but with {classes} classes they "
-                f"must lie in 0..{classes - 1}: renumber the labels or name all classes"
+                f"must lie in {least}..{classes - 1}: renumber the labels or name all classes"
             )
-    empty = np.flatnonzero(np.bincount(data.train.labels, minlength=classes) == 0)
+    known = data.train.labels[data.train.labels >= 0]
+    empty = np.flatnonzero(np.bincount(known, minlength=classes) == 0)
     if len(empty):
         raise DataError(
             f"{where}: no training image has the label {empty[0]} ({data.class_names[empty[0]]}) of {classes} classes: "

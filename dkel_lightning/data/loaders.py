@@ -7,8 +7,10 @@ from dataclasses import asdict, replace
 from itertools import count, islice
 from typing import Any
 
+import torch
+
 from dkel_lightning.data.batch import Batch
-from dkel_lightning.data.order import TrainingOrder, evaluation_batches
+from dkel_lightning.data.order import MixedOrder, TrainingOrder, evaluation_batches
 from dkel_lightning.data.sources import Source
 from dkel_lightning.errors import ConfigError
 
@@ -28,6 +30,7 @@ class TrainingLoader:
         rank: Index of this process.
         world: Number of processes.
         drop_last: Leave out a last batch that is smaller than `batch_size`.
+        unlabelled_share: Share of each batch whose labels are -1; None: as they come.
 
     Attributes:
         fixed_order: Use the order of epoch 0 in every epoch; the augmentation still differs.
@@ -43,8 +46,18 @@ class TrainingLoader:
         rank: int = 0,
         world: int = 1,
         drop_last: bool = False,
+        unlabelled_share: float | None = None,
     ) -> None:
-        self.order = TrainingOrder(len(source.labels), batch_size, rank, world, drop_last)
+        known = source.labels.cpu() >= 0
+        self.labelled = torch.nonzero(known).flatten()
+        layout = (batch_size, rank, world, drop_last)
+        self.order: TrainingOrder | MixedOrder
+        if unlabelled_share is None:
+            self.order = TrainingOrder(len(known), *layout)
+            self.samples = torch.arange(len(known))
+        else:
+            self.order = MixedOrder(len(self.labelled), len(known) - len(self.labelled), unlabelled_share, *layout)
+            self.samples = torch.cat([self.labelled, torch.nonzero(~known).flatten()])
         self.source = source
         self.seed = seed
         self.epoch = epoch
@@ -71,7 +84,8 @@ class TrainingLoader:
         start, self._skip = self._skip, 0
         self._check_layout(start)
         self._handed_out = start
-        indices = self.order.batches(self.seed, "order", 0 if self.fixed_order else self.epoch)
+        order = self.order.batches(self.seed, "order", 0 if self.fixed_order else self.epoch)
+        indices = [self.samples[positions] for positions in order]
         key = (self.seed, "augment", self.epoch)
         for batch in self.source.batches(indices[start:], key, self.order.rank, start):
             # Counted before the batch leaves: a checkpoint written during its step includes it.
@@ -91,14 +105,15 @@ class TrainingLoader:
     def initialisation_batches(self, seed: int, steps: int) -> Iterator[Batch]:
         """Yield `steps` training batches keyed by (seed, "init", rank), in as many passes as needed.
 
-        The loader's own order and position are left alone.
+        They hold labelled images alone. The loader's own order and position are left alone.
         """
         return islice(self._initialisation_passes(seed), steps)
 
     def _initialisation_passes(self, seed: int) -> Iterator[Batch]:
-        source = self.source.copy()
+        source, layout = self.source.copy(), self.order
+        order = TrainingOrder(len(self.labelled), layout.batch_size, layout.rank, layout.world, layout.drop_last)
         for number in count():
-            indices = self.order.batches(seed, "init", "order", number)
+            indices = [self.labelled[positions] for positions in order.batches(seed, "init", "order", number)]
             yield from source.batches(indices, (seed, "init", "augment", number), self.order.rank)
 
     def _layout(self) -> dict[str, int | str]:

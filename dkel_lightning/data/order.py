@@ -46,6 +46,51 @@ class TrainingOrder:
         return list(torch.split(mine, self.batch_size)[: len(self)])
 
 
+@dataclass(frozen=True)
+class MixedOrder:
+    """Shuffled batches of one process with a fixed share of samples without labels.
+
+    Samples are numbered labelled ones first. An epoch is a pass over the part that fills more batches, whose last one
+    may be smaller; the other part is shuffled anew whenever it has been gone through. Ranks share each part as in
+    `TrainingOrder`.
+    """
+
+    labelled: int
+    unlabelled: int
+    share: float
+    batch_size: int
+    rank: int = 0
+    world: int = 1
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.labelled, self.unlabelled) < self.world or len(self) == 0:
+            raise ConfigError(
+                f"data.unlabelled_share={self.share:g} mixes {self.labelled} labelled and {self.unlabelled} unlabelled "
+                f"training images on {self.world} process(es): it needs both, and enough for a batch"
+            )
+
+    def _parts(self) -> list[tuple[int, int, int]]:
+        """List (first sample, samples a process, samples a batch) of the labelled and the unlabelled part."""
+        size = min(max(round(self.share * self.batch_size), 1), self.batch_size - 1)
+        labelled = (0, self.labelled // self.world, self.batch_size - size)
+        return [labelled, (self.labelled, self.unlabelled // self.world, size)]
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch, equal on all ranks."""
+        return max(mine // size + int(mine % size > 0 and not self.drop_last) for _, mine, size in self._parts())
+
+    def batches(self, seed: int, *labels: Label) -> list[Tensor]:
+        """Return the sample numbers (int64, on the CPU) of each batch of the pass named by `labels`."""
+        halves = []
+        for (first, mine, size), samples in zip(self._parts(), (self.labelled, self.unlabelled), strict=True):
+            passes = 1 if mine > (len(self) - 1) * size else -(-len(self) * size // mine)
+            orders = [torch.randperm(samples, generator=generator(seed, *labels, first, n)) for n in range(passes)]
+            stream = torch.cat([first + order[self.rank :: self.world][:mine] for order in orders])
+            halves.append(torch.split(stream, size)[: len(self)])
+        return [torch.cat(both) for both in zip(*halves, strict=True)]
+
+
 def evaluation_batches(samples: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Tensor]:
     """Return the sample indices (int64) of each evaluation batch of one process, ascending.
 

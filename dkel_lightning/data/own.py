@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
@@ -30,6 +31,7 @@ class ClassificationData(LightningDataModule):
         normalize: The normalisation from uint8 images to those of the batches; None if unknown.
         batch_keys: Keys of images, labels and indices in batches that are mappings, if they are not the usual ones.
         margin: Size of a scaled evaluation image relative to its central crop.
+        broken: What is wrong with each image that was left out, by its name.
     """
 
     num_classes: int
@@ -38,6 +40,7 @@ class ClassificationData(LightningDataModule):
     normalize: Normalize | None
     batch_keys: Mapping[str, str] | None = None
     margin: float = 1.0
+    broken: Mapping[str, str] = MappingProxyType({})
 
 
 def parameters(kind: type[LightningDataModule]) -> dict[str, inspect.Parameter]:
@@ -142,7 +145,9 @@ def describe_sizes(module: LightningDataModule) -> str:
     """Return the numbers of training, validation and test images as text, as far as they are known."""
     words = {"train": "training", "val": "validation", "test": "test"}
     counts = {word: size(module, split) for split, word in words.items()}
-    return ", ".join(f"{count:,} {word}" for word, count in counts.items() if count is not None)
+    unlabelled = getattr(module, "unlabelled_size", 0)
+    notes = {"training": f" ({unlabelled:,} without labels)"} if unlabelled else {}
+    return ", ".join(f"{n:,} {word}{notes.get(word, '')}" for word, n in counts.items() if n is not None)
 
 
 def size(module: LightningDataModule, split: str) -> int | None:

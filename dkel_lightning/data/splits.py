@@ -30,15 +30,25 @@ def hold_out(labels: NDArray[np.int64], size: int, seed: int, purpose: str) -> t
     return np.sort(order[size:]), np.sort(order[:size])
 
 
-def validation_split(labels: NDArray[np.int64], share: float, seed: int) -> tuple[Indices, Indices]:
-    """Split the training samples into (train, validation) with `share` of them, rounded, held out."""
-    size = round(share * len(labels))
-    if not 0 < size < len(labels):
+def hold_out_share(labels: NDArray[np.int64], share: float, seed: int, purpose: str) -> tuple[Indices, Indices]:
+    """Split the samples into (kept, held out) with `share` of those of a known label, rounded, held out."""
+    known = np.flatnonzero(labels >= 0)
+    size = round(share * len(known))
+    if not 0 < size < len(known):
         raise ConfigError(
-            f"validation={share} of {len(labels)} training images leaves {size} for validation and "
-            f"{len(labels) - size} for training; both need some: choose another share"
+            f"data.{purpose}={share} of {len(known)} training images leaves {size} for {purpose} and "
+            f"{len(known) - size} for training; both need some: choose another share"
         )
-    return hold_out(labels, size, seed, "validation")
+    held_out = known[hold_out(labels[known], size, seed, purpose)[1]]
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+
+
+def hide_labels(labels: NDArray[np.int64], labelled: int, seed: int) -> NDArray[np.int64]:
+    """Return the labels with all but `labelled` of them replaced by -1, stratified; a larger number only adds some."""
+    result = labels.copy()
+    known = np.flatnonzero(labels >= 0)
+    result[known[stratified_order(labels[known], seed, "labelled")[labelled:]]] = -1
+    return result
 
 
 def limited(labels: NDArray[np.int64], limit: int, seed: int) -> Indices:

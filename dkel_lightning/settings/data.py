@@ -45,6 +45,14 @@ class DataSettings(Settings, node="data"):
     augment: Annotated[
         str, choice("What follows crop and flip, by torchvision.", "standard", "randaugment", "trivial")
     ] = "standard"
+    augment_strong: Annotated[
+        str | None,
+        choice(
+            "The same in the students' views, where teachers have their own (method.views); null: augment.",
+            "randaugment",
+            "trivial",
+        ),
+    ] = None
     mean: Annotated[
         tuple[float, ...] | None,
         several("Channel means of images in [0, 1]; null: as the set defines, or computed.", number("", 0, 1)),
@@ -53,7 +61,10 @@ class DataSettings(Settings, node="data"):
     validation: Annotated[
         float, number("Share of the training images held out for validation.", 0, 0.9, above=True)
     ] = 0.1
-    split_seed: Annotated[int, whole("Seed of that choice.", 0, SEEDS)] = 0
+    test: Annotated[
+        float, number("Share held out for the test, where the set has no test images.", 0, 0.9, above=True)
+    ] = 0.2
+    split_seed: Annotated[int, whole("Seed of what is held out, of limit and of labelled.", 0, SEEDS)] = 0
     selection: Annotated[str, choice("What chooses epoch and peer.", "validation", "paper")] = "validation"
     residency: Annotated[
         str,
@@ -67,4 +78,11 @@ class DataSettings(Settings, node="data"):
     workers: Annotated[int, whole("Processes that read images, for workers.", 0, 1024)] = 2
     drop_last: Annotated[bool, switch("Leave out a last, smaller training batch.")] = False
     limit: Annotated[int | None, whole("Use only this many training images, stratified.", 2, 1_000_000_000)] = None
+    labelled: Annotated[
+        int | None, whole("Hide the labels of all but this many training images, stratified.", 1, 1_000_000_000)
+    ] = None
+    unlabelled_share: Annotated[
+        float | None,
+        number("Share of each training batch that has no labels; null: as they come.", 0, 0.99, above=True),
+    ] = None
     label_noise: LabelNoise = field(default_factory=LabelNoise)

@@ -76,12 +76,25 @@ def test_columns_are_named_where_there_are_several_and_what_is_no_set_is_refused
     with pytest.raises(ConfigError, match=r"data.label_column=None is no column of classes.*species \(ClassLabel\)"):
         module(tmp_path / "two")
     assert module(tmp_path / "two", label_column="species").class_names == ("cat", "dog")
-    datasets.DatasetDict({"train": table(8)}).save_to_disk(str(tmp_path / "one"))
-    with pytest.raises(DataError, match="has the splits train: it needs train, and test or validation"):
+    datasets.DatasetDict({"test": table(8)}).save_to_disk(str(tmp_path / "one"))
+    with pytest.raises(DataError, match="has the splits test: it needs train"):
         module(tmp_path / "one")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="cannot be read by datasets"):
         module(tmp_path / "empty", download=False)
+
+
+def test_a_training_row_without_a_label_is_one_whose_label_is_not_known(tmp_path: Path) -> None:
+    rows = [
+        {**row, "species": -1} if i < 5 else {**row, "species": None} if i < 8 else row
+        for i, row in enumerate(table(20))
+    ]
+    features = table(1).features
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows, features=features)}).save_to_disk(
+        str(tmp_path / "few")
+    )
+    data = module(tmp_path / "few", test=0.25)
+    assert (data.train_size, data.unlabelled_size, data.val_size, data.test_size) == (16, 8, 1, 3)
 
 
 def test_a_run_trains_from_the_command_line(saved: Path, tmp_path: Path) -> None:

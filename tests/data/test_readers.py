@@ -95,6 +95,17 @@ def test_npz_keeps_grey_images_at_one_channel(tmp_path: Path) -> None:
     assert (data.class_names, data.val) == (("0", "1", "2"), None)
 
 
+def test_npz_appends_images_without_labels_to_the_training_images(tmp_path: Path) -> None:
+    arrays = npz_arrays()
+    arrays["train_labels"][:2] = -1
+    more = arrays["unlabelled_images"] = arrays.pop("test_images")
+    del arrays["test_labels"]
+    data = NpzDataModule(str(save(tmp_path, arrays))).read()
+    assert np.array_equal(data.train.images[30:, 0], more)
+    assert data.train.labels.tolist() == [*arrays["train_labels"].tolist(), *[-1] * 15]
+    assert (data.class_names, data.test) == (("0", "1", "2"), None)
+
+
 def test_npz_moves_colour_first_and_reads_validation_and_names(tmp_path: Path) -> None:
     arrays = npz_arrays(shape=(8, 6, 3))
     arrays |= {"val_images": arrays["test_images"], "val_labels": arrays["test_labels"]}
@@ -129,7 +140,7 @@ BAD_NPZ: dict[str, tuple[Callable[[Arrays], Any], str]] = {
     "too large": (lambda a: a.update(test_labels=a["test_labels"] + 1), r"from 1 to 3, but with 3 classes .* 0\.\.2"),
     "from 1": (
         lambda a: a.update(train_labels=a["train_labels"] + 1, test_labels=a["test_labels"] + 1),
-        r"train labels run from 1 to 3, but with 3 classes they must lie in 0\.\.2",
+        r"train labels run from 1 to 3, but with 3 classes they must lie in -1\.\.2",
     ),
     "a class without images": (
         lambda a: a.update(class_names=np.array(["a", "b", "c", "d"])),
@@ -268,20 +279,63 @@ def test_the_cache_is_used_until_an_image_changes(tmp_path: Path, monkeypatch: p
     assert len(list((tmp_path / "c").glob("6px-*.npy"))) == 2
 
 
-def test_a_preparation_that_fails_leaves_no_cache(tmp_path: Path) -> None:
+def test_broken_images_are_named_at_once_and_left_out_on_demand(tmp_path: Path) -> None:
     root = folder(tmp_path)
-    (root / "train/cat/1.png").write_bytes(b"text")
-    with pytest.raises(DataError, match=r"train/cat/1\.png is no readable image"):
-        folder_of(str(root)).prepare_data()
-    assert not list((root / "dkel_cache").glob("*.npy"))
-    (root / "train/cat/1.png").write_bytes(image_bytes(1))
-    assert values(read(root)) == [10, 11, 12, 0, 1, 2]
+    for name in ("train/cat/1.png", "train/cache/0.png", "val/cat/x.png", "train/cat/2.png"):
+        (root / name).write_bytes(b"text")
+    write_folder(root, {f"val/{c}/y.png": image_bytes(70) for c in ("cat", "cache")})
+    cure = r"Replace or remove them, or leave them out by data\.skip_broken=true"
+    for _ in range(2):  # also where the cache is there
+        with pytest.raises(
+            DataError, match=rf"^4 of 10 images in .* /train/cache/0\.png \(.*1\.png.*2\.png.*\.\.\.\. {cure}"
+        ):
+            folder_of(str(root)).prepare_data()
+    module = folder_of(str(root), skip_broken=True)
+    module.prepare_data()
+    data = module.read()
+    assert values(data) == [11, 12, 0]
+    assert data.train.labels.tolist() == [0, 0, 1]
+    assert data.test is not None
+    assert data.test.images[:, 0, 0, 0].tolist() == [101, 70, 70]
+    assert sorted(module.broken) == ["/train/cache/0.png", "/train/cat/1.png", "/train/cat/2.png", "/val/cat/x.png"]
+
+
+def test_a_flat_folder_or_one_without_a_test_set_is_split_by_seed_and_share(tmp_path: Path) -> None:
+    files = {f"{c}/{k}.png": image_bytes(100 * i + k) for i, c in enumerate(("cat", "cow")) for k in range(50)}
+    flat = write_folder(tmp_path / "flat", files)
+    beside = write_folder(tmp_path / "beside", {f"train/{name}": content for name, content in files.items()})
+    parts = []
+    for root, seed in ((flat, 0), (beside, 0), (flat, 1)):
+        module = folder_of(str(root), test=0.1, validation=0.2, split_seed=seed)
+        module.prepare_data()
+        module.setup()
+        assert (module.class_names, module.train_size, module.val_size, module.test_size) == (
+            ("cat", "cow"),
+            72,
+            18,
+            10,
+        )
+        parts.append([module._splits[name].chosen.tolist() for name in ("train", "val", "test")])
+        assert sorted(index for part in parts[-1] for index in part) == list(range(100))
+    assert parts[0] == parts[1] != parts[2]
+
+
+def test_a_folder_unlabelled_holds_training_images_of_no_known_class(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    write_folder(root, {f"unlabelled/some/{k}.png": image_bytes(200 + k) for k in range(4)})
+    data = read(root)
+    assert data.class_names == ("cache", "cat")
+    assert values(data) == [10, 11, 12, 0, 1, 2, 200, 201, 202, 203]
+    assert data.train.labels.tolist() == [0] * 3 + [1] * 3 + [-1] * 4
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no folder": (shutil.rmtree, r"data\.root=.*images must be a folder that holds train/<class>/ .*none of them"),
+    "no folder": (shutil.rmtree, r"data\.root=.*images must be a folder that holds train/CLASS/.*none of them"),
     "no train": (lambda r: (r / "train").rename(r / "training"), "must be a folder that .*holds val$"),
-    "no val": (lambda r: (r / "val").rename(r / "validation"), "must be a folder that .*holds train$"),
+    "other names": (
+        lambda r: [(r / a).rename(r / b) for a, b in (("train", "training"), ("val", "validation"))],
+        "must be a folder that .*holds training, validation$",
+    ),
     "empty class": (
         lambda r: [f.unlink() for f in (r / "train/cat").iterdir()],
         "train/cat holds no image .*remove it",

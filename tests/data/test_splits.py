@@ -5,27 +5,27 @@ import pytest
 
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.data.imageset import channel_statistics
-from dkel_lightning.data.splits import limited, validation_split
+from dkel_lightning.data.splits import hold_out_share, limited
 from dkel_lightning.errors import ConfigError
 
 LABELS = np.repeat(np.arange(10), 50)
 
 
 def test_a_tenth_of_equal_classes_is_a_tenth_of_each() -> None:
-    train, val = validation_split(LABELS, 0.1, 0)
+    train, val = hold_out_share(LABELS, 0.1, 0, "validation")
     assert np.bincount(LABELS[val]).tolist() == [5] * 10
     assert sorted([*train.tolist(), *val.tolist()]) == list(range(500))
-    assert not np.array_equal(val, validation_split(LABELS, 0.1, 1)[1])
+    assert not np.array_equal(val, hold_out_share(LABELS, 0.1, 1, "validation")[1])
 
 
 def test_the_split_never_changes_between_versions() -> None:
     # The first indices of split_seed 0, written down once: another result silently changes everyone's validation set.
-    assert validation_split(LABELS, 0.02, 0)[1].tolist() == [7, 99, 124, 192, 205, 283, 330, 350, 446, 483]
+    assert hold_out_share(LABELS, 0.02, 0, "validation")[1].tolist() == [7, 99, 124, 192, 205, 283, 330, 350, 446, 483]
 
 
 def test_unequal_classes_keep_their_shares() -> None:
     labels = np.array([0] * 90 + [1] * 9 + [2])
-    train, val = validation_split(labels, 0.2, 0)
+    train, val = hold_out_share(labels, 0.2, 0, "validation")
     assert len(val) == 20
     assert abs(int((labels[val] == 0).sum()) - 18) <= 1
     assert abs(int((labels[val] == 1).sum()) - 2) <= 1
@@ -42,7 +42,7 @@ def test_a_larger_limit_only_adds_images() -> None:
 @pytest.mark.parametrize("share", [0.001, 0.9995])
 def test_an_empty_part_is_refused(share: float) -> None:
     with pytest.raises(ConfigError, match="both need some"):
-        validation_split(LABELS, share, 0)
+        hold_out_share(LABELS, share, 0, "validation")
 
 
 def test_digits_are_divided_once_and_for_all() -> None:

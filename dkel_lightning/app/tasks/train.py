@@ -128,6 +128,9 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
         name, {**provenance.collect(), "execution": dict(values["execution"]), "precision": trainer.precision}
     )
     run.write_json("classes.json", {"classes": list(images.class_names)})
+    if images.broken:
+        run.write_json("broken_images.json", dict(images.broken))
+        print_once(f"Left out {len(images.broken)} images that cannot be read: {run.folder / 'broken_images.json'}")
     print_once(_heading(values, module, images))
     # Dropout and a user's transforms draw from the global generators; a resume puts them where they were.
     seed_process(values["seed"], "training", trainer.global_rank)

@@ -23,8 +23,8 @@ class HuggingFaceDataModule(ImageDataModule):
     """A data set that `datasets` reads: `root` is a name on the Hub, a folder that it has saved, or a folder of files.
 
     Splits are found by the usual names (without a test split, validation is tested on), columns by their types: the
-    image, and the label that is a class. Every image becomes RGB: its central square, scaled. No code of a data set is
-    run.
+    image, and the label that is a class; of a training image it may be -1 or None: not known. Every image becomes RGB:
+    its central square, scaled. No code of a data set is run.
 
     Args:
         *args: As in `ImageDataModule`.
@@ -57,8 +57,8 @@ class HuggingFaceDataModule(ImageDataModule):
         splits = self._load()
         val = next((splits[name] for name in VAL_NAMES if name in splits), None)
         test = splits.get("test", val)
-        if "train" not in splits or test is None:
-            raise DataError(f"{self._name} has the splits {', '.join(splits)}: it needs train, and test or validation.")
+        if "train" not in splits:
+            raise DataError(f"{self._name} has the splits {', '.join(splits)}: it needs train.")
         features = splits["train"].features
         image = self._column(features, self.columns[0], datasets.Image, "data.image_column", "images")
         label = self._column(features, self.columns[1], datasets.ClassLabel, "data.label_column", "classes")
@@ -67,11 +67,12 @@ class HuggingFaceDataModule(ImageDataModule):
             encoded = rows.cast_column(image, datasets.Image(decode=False))
             return Images(
                 EncodedImages(len(rows), self.image_size, partial(_encoded, encoded, image)),
-                np.asarray(rows[label], dtype=np.int64),
+                np.asarray([-1 if value is None else value for value in rows[label]], dtype=np.int64),
             )
 
-        held_out = images(val) if val is not None and "test" in splits else None
-        return ImageSet(images(splits["train"]), images(test), tuple(features[label].names), held_out)
+        names = tuple(features[label].names)
+        others = [None if rows is None else images(rows) for rows in (test, val if val is not test else None)]
+        return ImageSet(images(splits["train"]), others[0], names, others[1])
 
     def _load(self) -> Any:
         import datasets

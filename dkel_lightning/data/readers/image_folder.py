@@ -1,4 +1,4 @@
-"""A folder of images: `train/<class>/...` beside `test/<class>/...` or `val/<class>/...`."""
+"""A folder of images, one folder a class."""
 
 from __future__ import annotations
 
@@ -23,17 +23,27 @@ class Listing(NamedTuple):
     labels: Sequence[int]
 
 
+UNLABELLED = "unlabelled"
+_LAYOUT = "train/CLASS/, and if there are any test/CLASS/, val/CLASS/ and unlabelled/; or CLASS/ alone"
+_SPLIT_LIKE = {"training", "testing", "valid", "validation"}
+
+
 def list_images(root: Path) -> tuple[dict[str, Listing], tuple[str, ...]]:
-    """List the image files of each split below `root`, and the classes, in alphabetical order."""
+    """List the image files of each split below `root`, and the classes, in alphabetical order.
+
+    Images in `unlabelled/` are training images of the label -1. Without `train/` the folders of `root` are the classes.
+    """
     splits = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
-    if "train" not in splits or len(splits) == 1:
+    if not splits and root.is_dir():
+        splits = {"train": root}
+    classes = _classes(splits["train"]) if "train" in splits else []
+    if not classes or _SPLIT_LIKE & set(classes):
         raise DataError(
-            f"data.root={root} must be a folder that holds train/<class>/ and test/<class>/ or val/<class>/, and holds "
-            f"{', '.join(splits) or 'none of them'}"
+            f"data.root={root} must be a folder that holds {_LAYOUT}; it holds "
+            f"{', '.join(splits.keys() - {'train'} or classes) or 'none of them'}"
         )
-    if "test" not in splits:
+    if "val" in splits and "test" not in splits:
         splits["test"] = splits.pop("val")
-    classes = _classes(splits["train"])
     listings = {}
     for split, folder in splits.items():
         if different := sorted(set(_classes(folder)) ^ set(classes)):
@@ -43,11 +53,16 @@ def list_images(root: Path) -> tuple[dict[str, Listing], tuple[str, ...]]:
         by_class = [images_in(folder / name) for name in classes]
         labels = np.repeat(np.arange(len(classes)), [len(files) for files in by_class])
         listings[split] = Listing([file for files in by_class for file in files], labels.tolist())
+    if (root / UNLABELLED).is_dir():
+        files, labels = images_in(root / UNLABELLED), listings["train"].labels
+        listings["train"] = Listing([*listings["train"].files, *files], [*labels, *[-1] * len(files)])
     return listings, tuple(classes)
 
 
 def _classes(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    others = (UNLABELLED, CACHE_FOLDER)
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name not in others]
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def images_in(folder: Path) -> list[str]:
@@ -68,36 +83,61 @@ def images_in(folder: Path) -> list[str]:
 class ImageFolderDataModule(ImageDataModule):
     """A folder of images: `root/train/<class>/...` and `root/test/<class>/...` or `root/val/<class>/...`.
 
-    With both, `val` is the validation split. Every image becomes RGB: its central square, scaled. It is decoded once,
-    into a cache.
+    With both, `val` is the validation split; with neither, and where `root` holds the classes alone, `data.test` of the
+    images are held out. `root/unlabelled/...` holds training images of no known class. Every image becomes RGB: its
+    central square, scaled. It is decoded once, into a cache.
+
+    Attributes:
+        broken: What is wrong with each image that was left out, by its name.
 
     Args:
         *args: As in `ImageDataModule`.
         image_size: Height and width of the scaled images, in pixels.
         cache_dir: Folder of the cache; None: `dkel_cache` in `root`.
+        skip_broken: Leave images that cannot be read out, instead of ending the run.
         **kwargs: As in `ImageDataModule`.
     """
 
-    def __init__(self, *args: Any, image_size: int = 64, cache_dir: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        image_size: int = 64,
+        cache_dir: str | None = None,
+        skip_broken: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.image_size = image_size
         self.cache_dir = self.root / CACHE_FOLDER if cache_dir is None else Path(cache_dir).expanduser()
+        self.skip_broken = skip_broken
 
     def list_images(self) -> tuple[dict[str, Listing], tuple[str, ...]]:
         """Return the files of each split, and the names of the classes."""
         return list_images(self.root)
 
     def prepare_data(self) -> None:
-        for listing in self.list_images()[0].values():
-            self._cache(listing).prepare()
+        caches = [self._cache(listing) for listing in self.list_images()[0].values()]
+        broken: dict[str, str] = {}
+        for cache in caches:
+            cache.prepare()
+            broken |= cache.broken()
+        if broken and not self.skip_broken:
+            few = [f"{name} ({reason})" for name, reason in broken.items()][:3] + ["..."] * (len(broken) > 3)
+            raise DataError(
+                f"{len(broken)} of {sum(len(cache.files) for cache in caches)} images in {self.root} cannot be read: "
+                f"{'; '.join(few)}. Replace or remove them, or leave them out by data.skip_broken=true"
+            )
 
     def read(self) -> ImageSet:
         listings, classes = self.list_images()
-        splits = {
-            split: Images(self._cache(listing).load(), np.asarray(listing.labels, dtype=np.int64))
-            for split, listing in listings.items()
-        }
-        return ImageSet(splits["train"], splits["test"], classes, splits.get("val"))
+        splits = {}
+        for split, (files, labels) in listings.items():
+            cache = self._cache(Listing(files, labels))
+            broken = cache.broken()
+            self.broken = {**self.broken, **broken}
+            readable = np.array([cache.short(name) not in broken for name in files])
+            splits[split] = Images(cache.load(), np.asarray(labels, dtype=np.int64)[readable])
+        return ImageSet(splits["train"], splits.get("test"), classes, splits.get("val"))
 
     def _cache(self, listing: Listing) -> Cache:
         return Cache(self.cache_dir, listing.files, self.root, self.image_size)

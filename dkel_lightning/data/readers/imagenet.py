@@ -57,11 +57,12 @@ class ImageNetDataModule(ImageDataModule):
             names = np.array([os.fsencode(name) for name in files])
             encoded = EncodedImages(len(names), self.image_size, partial(_read, names), MARGIN)
             splits[split] = Images(encoded, np.asarray(labels, dtype=np.int64))
-        return ImageSet(splits["train"], splits["test"], classes, splits.get("val"))
+        return ImageSet(splits["train"], splits.get("test"), classes, splits.get("val"))
 
     def _make_augment(self, data: ImageSet) -> ResizedCropFlip:
-        normalize = super()._make_augment(data).normalize
-        return ResizedCropFlip(self.image_size, self.flip, normalize.mean, normalize.std, self.policy)
+        constants = super()._make_augment(data).normalize
+        policies = (self.policy, self.augment_strong)
+        return ResizedCropFlip(self.image_size, self.flip, constants.mean, constants.std, *policies)
 
 
 def _read(names: NDArray[np.bytes_], index: int) -> tuple[bytes, str]:

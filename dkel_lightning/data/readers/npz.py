@@ -16,8 +16,8 @@ from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
 
 _LAYOUT = (
-    "train_images, train_labels, test_images, test_labels and optionally val_images, val_labels, class_names; images "
-    "uint8 [N, H, W] or [N, H, W, C], labels integers [N] or [N, 1]"
+    "train_images, train_labels and optionally test_images, test_labels, val_images, val_labels, unlabelled_images, "
+    "class_names; images uint8 [N, H, W] or [N, H, W, C], labels integers [N] or [N, 1]"
 )
 
 
@@ -25,6 +25,7 @@ _LAYOUT = (
 class NpzDataModule(ImageDataModule):
     """An `.npz` file in the MedMNIST layout; `root` is its path. Arguments: `ImageDataModule`.
 
+    `unlabelled_images` are training images whose labels are not known, as are those of the label -1.
     Nothing is unpickled. Images are not mirrored by default: they may show writing, or organs that have a side.
     """
 
@@ -39,15 +40,21 @@ class NpzDataModule(ImageDataModule):
                 f"{self.root} cannot be read ({error}): data.root must be an .npz file of plain arrays, written by "
                 f"numpy.savez, with {_LAYOUT}"
             ) from error
-        required = ["train_images", "train_labels", "test_images", "test_labels"]
-        if "val_images" in arrays or "val_labels" in arrays:
-            required += ["val_images", "val_labels"]
+        splits = ["train", *(name for name in ("test", "val") if {f"{name}_images", f"{name}_labels"} & arrays.keys())]
+        required = [f"{split}_{kind}" for split in splits for kind in ("images", "labels")]
         if missing := [name for name in required if name not in arrays]:
             raise DataError(f"{self.root} lacks {', '.join(missing)}; it needs {_LAYOUT}")
-        train, test = self._images(arrays, "train"), self._images(arrays, "test")
-        names = arrays.get("class_names", np.unique(train.labels))
-        val = self._images(arrays, "val") if "val_images" in arrays else None
-        return ImageSet(train, test, tuple(map(str, names.tolist())), val)
+        read = {split: self._images(arrays, split) for split in splits}
+        labels = read["train"].labels
+        names = arrays.get("class_names", np.unique(labels[labels >= 0]))
+        if "unlabelled_images" in arrays:
+            arrays["unlabelled_labels"] = np.full(len(arrays["unlabelled_images"]), -1)
+            known, others = read["train"], self._images(arrays, "unlabelled")
+            if known.images.shape[1:] != others.images.shape[1:]:
+                raise DataError(f"{self.root}: unlabelled_images must have the shape of train_images")
+            images = np.concatenate([known.images, others.images])
+            read["train"] = Images(images, np.concatenate([known.labels, others.labels]))
+        return ImageSet(read["train"], read.get("test"), tuple(map(str, names.tolist())), read.get("val"))
 
     def _images(self, arrays: Mapping[str, NDArray[Any]], split: str) -> Images:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
