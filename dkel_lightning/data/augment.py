@@ -109,7 +109,7 @@ class CropFlip:
         views = self._cut(images, crops)
         if any(self._policies):
             sizes = [len(views) // 2, len(views) - len(views) // 2]
-            halves = zip(views.split(sizes), crops.seeds.split(sizes), self._policies, strict=True)
+            halves = zip(torch.split(views, sizes), torch.split(crops.seeds, sizes), self._policies, strict=True)
             views = torch.cat([half if p is None else _transform_each(half, seeds, p) for half, seeds, p in halves])
         return views.transpose(0, 1)
 

@@ -116,7 +116,7 @@ def test_a_teachers_initialisation_sees_labelled_images_alone() -> None:
         loader = digits(unlabelled_share=share).train_dataloader()
         batches = list(loader.initialisation_batches(0, 6))
         assert all(int(batch.labels.min()) >= 0 for batch in batches)
-        assert len({int(i) for batch in batches[:4] for i in batch.indices}) == 100  # type: ignore[union-attr]
+        assert len({int(i) for batch in batches[:4] for i in batch.indices}) == 100
 
 
 def test_a_share_of_images_that_are_not_there_is_refused() -> None:

@@ -54,8 +54,8 @@ def list_images(root: Path) -> tuple[dict[str, Listing], tuple[str, ...]]:
         labels = np.repeat(np.arange(len(classes)), [len(files) for files in by_class])
         listings[split] = Listing([file for files in by_class for file in files], labels.tolist())
     if (root / UNLABELLED).is_dir():
-        files, labels = images_in(root / UNLABELLED), listings["train"].labels
-        listings["train"] = Listing([*listings["train"].files, *files], [*labels, *[-1] * len(files)])
+        more, train = images_in(root / UNLABELLED), listings["train"]
+        listings["train"] = Listing([*train.files, *more], [*train.labels, *[-1] * len(more)])
     return listings, tuple(classes)
 
 
