@@ -23,7 +23,6 @@ from dkel_lightning.studies.pairs import (
     norm,
     settling_step,
     simulate_pairs,
-    swept_area,
 )
 from dkel_lightning.studies.recursion import Array
 from dkel_lightning.studies.settings import GeometrySettings
@@ -125,7 +124,6 @@ def _measure_in_bowl(curvature: float, start: str, pull: Pull, pair: Pair) -> Ro
         **{f"cosine_{step}": float(cosines[step]) for step in (1, 5, 20)},
         "last_helpful_step": int(helpful[-1]) if helpful.size else None,
         **{f"distance_{step}": float(pair.distance[step]) for step in (1, 10, 50)},
-        "swept_area": swept_area(pair),
         "steps_to_distance": settling_step(reach, ARRIVED * reach[0]),
         "steps_to_loss": settling_step(losses, ARRIVED_LOSS * losses[0]),
     }

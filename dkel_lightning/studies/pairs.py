@@ -104,15 +104,3 @@ def alignment(pair: Pair) -> Array:
     apart = length > 1e-12
     scale = np.where(apart, length * norm(pair.student), 1.0)
     return np.where(apart, -(pull * pair.student).sum(-1) / scale, np.nan)
-
-
-def swept_area(pair: Pair) -> float:
-    """Compute the area over which the line between student and teacher passes."""
-    s, t = pair.student, pair.teacher
-    return float(sum(np.abs(area).sum() for area in (_area(s[:-1], s[1:], t[1:]), _area(s[:-1], t[1:], t[:-1]))))
-
-
-def _area(a: Array, b: Array, c: Array) -> Array:
-    """Compute the signed areas of triangles with the corners a, b, c [N, 2]."""
-    u, v = b - a, c - a
-    return 0.5 * (u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0])

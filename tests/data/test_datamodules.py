@@ -195,13 +195,6 @@ def test_constants_for_other_channels_are_refused() -> None:
         digits(mean=[0.1, 0.2]).setup()
 
 
-def test_a_batch_size_that_leaves_no_batch_is_refused() -> None:
-    module = digits(batch_size=100, drop_last=True)
-    module.setup()
-    with pytest.raises(ConfigError, match="no training batch: 90 training images"):
-        module.train_dataloader()
-
-
 # Each data set
 
 

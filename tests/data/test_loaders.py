@@ -43,16 +43,6 @@ def in_workers(workers: int = 0, **settings: Any) -> TrainingLoader:
     return TrainingLoader(WorkerImages(stored(), AUGMENT, 2, workers=workers), **{"batch_size": 4, **settings})
 
 
-def in_place(**settings: Any) -> TrainingLoader:
-    images, labels = arrays()
-    rows = torch.arange(COUNT).flip(0)
-    return TrainingLoader(DeviceImages(images.flip(0), labels, AUGMENT, 2, rows=rows), **{"batch_size": 4, **settings})
-
-
-def test_images_that_stay_where_they_are_give_the_batches_of_a_copy() -> None:
-    assert_same(in_place(seed=2), on_device(seed=2))
-
-
 both_loaders = pytest.mark.parametrize("make", [on_device, in_workers])
 
 

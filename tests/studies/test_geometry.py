@@ -10,7 +10,7 @@ import pytest
 from dkel_lightning.errors import NonFiniteError
 from dkel_lightning.studies import geometry, pairs
 from dkel_lightning.studies.geometry import Geometry
-from dkel_lightning.studies.pairs import Pair, Pull
+from dkel_lightning.studies.pairs import Pull
 from dkel_lightning.studies.recursion import mode_matrix, relative_distance
 from dkel_lightning.studies.settings import GeometrySettings
 from tests.studies import closed_forms
@@ -27,15 +27,15 @@ def found() -> Geometry:
 
 
 @pytest.mark.parametrize(
-    ("start", "cosines", "last_helpful", "distances", "swept", "arrival"),
+    ("start", "cosines", "last_helpful", "distances", "arrival"),
     [
-        ("copy", (math.nan, -1.00, -1.00), None, (0, 0.29, 0.40), 0.00, 227),
-        ("own draw, copy", (math.nan, -1.00, -1.00), 0, (0, 0.27, 0.38), 0.10, 221),
-        ("own draw, mean_teacher", (0.65, 0.12, -1.00), 5, (1.31, 0.23, 0.34), 0.26, 211),
-        ("own draw, keep", (0.65, 0.31, -0.86), 7, (2.57, 1.23, 0.53), 0.85, 254),
-        ("own draw, 2 steps at 0.01 lr", (0.65, 0.31, -0.86), 7, (2.56, 1.23, 0.53), 0.85, 254),
-        ("own draw, 2 steps at lr", (0.69, 0.38, -0.83), 8, (2.44, 1.13, 0.48), 0.77, 243),
-        ("own draw, 20 steps at lr", (0.93, 0.84, -0.38), 16, (1.89, 0.66, 0.21), 0.30, 154),
+        ("copy", (math.nan, -1.00, -1.00), None, (0, 0.29, 0.40), 227),
+        ("own draw, copy", (math.nan, -1.00, -1.00), 0, (0, 0.27, 0.38), 221),
+        ("own draw, mean_teacher", (0.65, 0.12, -1.00), 5, (1.31, 0.23, 0.34), 211),
+        ("own draw, keep", (0.65, 0.31, -0.86), 7, (2.57, 1.23, 0.53), 254),
+        ("own draw, 2 steps at 0.01 lr", (0.65, 0.31, -0.86), 7, (2.56, 1.23, 0.53), 254),
+        ("own draw, 2 steps at lr", (0.69, 0.38, -0.83), 8, (2.44, 1.13, 0.48), 243),
+        ("own draw, 20 steps at lr", (0.93, 0.84, -0.38), 16, (1.89, 0.66, 0.21), 154),
     ],
 )
 def test_the_table_of_the_round_bowl(
@@ -44,14 +44,12 @@ def test_the_table_of_the_round_bowl(
     cosines: tuple[float, ...],
     last_helpful: int | None,
     distances: tuple[float, ...],
-    swept: float,
     arrival: int,
 ) -> None:
     row = found.bowl_rows[1.0, start, CONSTANT]
     # The table is rounded to two decimals.
     assert [row[f"cosine_{n}"] for n in (1, 5, 20)] == pytest.approx(cosines, abs=0.0055, nan_ok=True)
     assert [row[f"distance_{n}"] for n in (1, 10, 50)] == pytest.approx(distances, abs=0.0055)
-    assert row["swept_area"] == pytest.approx(swept, abs=0.0055)
     assert (row["last_helpful_step"], row["steps_to_distance"]) == (last_helpful, arrival)
 
 
@@ -78,7 +76,6 @@ def test_a_copied_teacher_stays_on_its_students_line_and_pulls_straight_back(fou
         assert np.abs(aside).max() < 1e-14
     cosines = pairs.alignment(pair)[2:200]
     assert cosines == pytest.approx(-1, abs=1e-9)
-    assert pairs.swept_area(pair) == pytest.approx(0, abs=1e-14)
 
 
 def test_each_direction_of_the_bowl_follows_its_own_matrix(found: Geometry) -> None:
@@ -99,15 +96,6 @@ def test_the_relative_distance_ends_at_the_floor_of_the_flattest_direction(found
     assert relative == pytest.approx(exact, rel=1e-6)
     # The rule of thumb is for a teacher much slower than this one.
     assert relative == pytest.approx(closed_forms.relative_distance_floor(0.05, 1.0), rel=0.4)
-
-
-def test_the_area_between_two_known_paths() -> None:
-    student = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
-    pair = Pair(student, student + np.array([0.0, 1.5]))
-    assert pairs.swept_area(pair) == pytest.approx(3.0)
-    # A line that passes back over the same area counts twice.
-    there_and_back = Pair(student[[0, 1, 0]], pair.teacher[[0, 1, 0]])
-    assert pairs.swept_area(there_and_back) == pytest.approx(3.0)
 
 
 def test_an_arrival_is_one_that_lasts() -> None:
