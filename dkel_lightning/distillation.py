@@ -207,7 +207,7 @@ class DistillationModule(LightningModule):
 
     def losses(self, inputs: MethodInputs) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the terms and the loss: their sum, and the supervised loss of a teacher that learns."""
-        terms = self.method.named_terms(inputs)
+        terms = self.method.weighted_terms(inputs)
         loss = torch.stack([terms[name] for name in self.method.terms]).sum()
         if self.teacher is not None and self.teacher.learns:
             assert inputs.teacher is not None
@@ -221,7 +221,9 @@ class DistillationModule(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean terms, the peers' training accuracy and the weights that schedules have set."""
-        weights = self.method.weights_in_force(self.ensemble.weight if self.ensemble is not None else torch.zeros(()))
+        weights = self.method.current_weights(self.ensemble.weight if self.ensemble is not None else torch.zeros(()))
+        if self.method.labels != 1:
+            weights = {**weights, "labels": self.method.labels_weight}
         if self.teacher is not None and self.teacher.settings.update == "ema":
             weights = {**weights, "ema_rate": self.teacher.rate}
         self.scores.log_training(self, weights)

@@ -15,6 +15,9 @@ from typing import Any
 
 from dkel_lightning.errors import ConfigError
 
+FEW_STEPS = 3
+"""The shortest time constant that a share of the run means; less would end a schedule with the first step."""
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -44,6 +47,10 @@ class Clock:
                 "the training loader has no length)."
             )
         return share * self.steps
+
+    def time_constant(self, share: float, key: str) -> float:
+        """Turn a share of the run into optimizer steps, at least `FEW_STEPS` of them."""
+        return max(self.share_in_steps(share, key), FEW_STEPS)
 
     def share_in_epochs(self, share: float, key: str) -> float:
         return self.share_in_steps(share, key) / self.steps_per_epoch

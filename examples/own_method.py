@@ -20,13 +20,13 @@ from torch import Tensor
 from dkel_lightning import DistillationModule, Method, MethodInputs
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.functional import cross_entropy, distillation
-from dkel_lightning.methods import Needs, register
-from dkel_lightning.settings.declarations import Settings, number
+from dkel_lightning.methods import MethodSettings, Needs, register
+from dkel_lightning.settings.declarations import number
 from dkel_lightning.settings.weights import RampUp
 
 
 @dataclass(frozen=True)
-class ConfidentSettings(Settings, node="method"):
+class ConfidentSettings(MethodSettings):
     """What a user may set, each with what it may be and what it means; checked wherever it comes from.
 
     A field named `rampup` also attaches the callback that keeps its weight in force.
@@ -45,7 +45,7 @@ class Confident(Method):
 
     Settings = ConfidentSettings
     needs = Needs(ensemble="none")
-    terms = ("ce", "confident")  # each is logged as train/<term>
+    terms = ("ce", "confident")  # each is logged as train/<term>; method.labels weighs those that begin with ce
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute both terms as sums over the peers."""

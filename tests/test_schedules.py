@@ -53,12 +53,6 @@ def test_a_rampup_of_no_length_is_lambda_at_once() -> None:
     assert RampUp(0.7, None, share=0.0).weight(Clock(0, steps=100)) == 0.7
 
 
-def test_only_the_released_form_divides_by_lambda() -> None:
-    # lambda = 0.1: exp(-5 (1 - 10)^2) at epoch 1 against exp(-5 (79/80)^2).
-    assert RampUp(0.1, 80, form="released").weight(Clock(1)) == pytest.approx(0.1 * math.exp(-405.0), rel=1e-9, abs=0)
-    assert RampUp(0.1, 80).weight(Clock(1)) == pytest.approx(0.1 * math.exp(-5 * (79 / 80) ** 2), rel=1e-12)
-
-
 def test_the_released_form_jumps_after_its_last_epoch_and_underflows_to_zero() -> None:
     assert rampup_released(80, 0.1, 80) == 0.0
     assert rampup_released(81, 0.1, 80) == 0.1

@@ -195,7 +195,7 @@ def attach(module: Coordinator) -> None:
     with seeded(seed, "method parts"):
         method.attach(student.network)
     # DDP would overwrite them with those of the first process before every step; a frozen teacher has the same on all.
-    ignored = [f"method.{name}" for name in method.own_buffers]
+    ignored = [f"method.{name}" for name in method.process_buffers]
     if teacher is not None:
         teacher.is_read = method.needs.teacher != "none" and method.needs.teacher_outputs
         with seeded(seed, "method parts of the teacher"):  # the same whoever its student is
@@ -228,7 +228,7 @@ def check_no_weight_averaging(module: Coordinator) -> None:
 def warn_of_an_untrained_teacher(module: Coordinator) -> None:
     """Warn where a frozen teacher of its own has random weights."""
     teacher, method = module.teacher, module.method
-    if (warning := method.lacks()) is not None:
+    if (warning := method.preparation_warning()) is not None:
         rank_zero_warn(warning)
     untrained = teacher is not None and teacher.settings.update == "frozen" and not bool(teacher.initialised)
     if untrained and method.needs.foreign_teacher and module.recipe is not None:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
 from dkel_lightning.errors import DataError
-from dkel_lightning.modules.batch import Batch, check_labels, check_views, unpack
+from dkel_lightning.modules.batch import Batch, unpack_checked
 from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.runtime.processes import make_equal
 from dkel_lightning.runtime.seeding import derive_seed, generator
@@ -64,11 +64,9 @@ def extra_batches(trainer: Trainer, module: Coordinator, steps: int) -> Iterator
         # The path of training batches, hooks of module and datamodule included.
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
-        views, labels, indices = unpack(module.read(trainer.strategy.batch_to_device(batch, module.device)))
-        if index == 0:
-            # Before training_step could name what is wrong with the first batch.
-            check_views(views, module.student.num_peers, module.method.needs.teacher_views)
-            check_labels(labels, module.student.num_classes)
+        batch = module.read(trainer.strategy.batch_to_device(batch, module.device))
+        peers, classes = module.student.num_peers, module.student.num_classes
+        views, labels, indices = unpack_checked(batch, index, peers, classes, module.method.needs.teacher_views)
         # What the teacher is going to see; rank 0 draws as a run of one process.
         rank = (trainer.global_rank,) if trainer.global_rank > 0 else ()
         _, views = module.views_of_each(module.make_views(views, "init", index, *rank))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,14 +13,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules.interface import Coordinator, coordinator
-from dkel_lightning.schedules import Clock
+from dkel_lightning.schedules import Clock, at_time, time_of
 
 LARGE_REST = 0.05
 """Share of a teacher's initial weights left at the end of a run that is worth a warning."""
 
 
 class WeightSchedules(Callback):
-    """Set ramp-up, ensemble weight and EMA rate before every training batch, and tell the method the time.
+    """Set the weights of labels, ramp-up and ensemble, the EMA rate and the method's time before every training batch.
 
     The values are functions of the clock, so there is no state to resume. Warns of a ramp-up that the run does not
     reach, and of a teacher that follows too slowly for it.
@@ -40,11 +41,11 @@ class WeightSchedules(Callback):
         module, now = coordinator(pl_module), clock(trainer)
         _set_weights(module, now)
         if module.method.needs.time:
-            module.method.tell_time(now, batch_idx, module.seed)
+            module.method.set_time(now, batch_idx, module.seed)
 
 
 def set_weights(module: Coordinator, now: Clock) -> None:
-    """Set ramp-up, ensemble weight and EMA rate to their values at `now`.
+    """Set the weights of labels, ramp-up and ensemble, and the EMA rate, to their values at `now`.
 
     For a training loop of your own: call it before every batch, and `module.follow()` after every optimizer step. A
     schedule given as a share of the run needs `now.steps`.
@@ -56,6 +57,9 @@ def set_weights(module: Coordinator, now: Clock) -> None:
 
 
 def _set_weights(module: Coordinator, now: Clock) -> None:
+    labels = module.method.labels
+    if isinstance(labels, Mapping):
+        module.method.labels_weight.fill_(at_time(labels, time_of(labels, now, "method.labels")))
     if module.method.rampup is not None:
         module.method.rampup_weight.fill_(module.method.rampup.weight(now))
     if module.method.ensemble is not None:

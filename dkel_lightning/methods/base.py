@@ -16,7 +16,7 @@ from dkel_lightning.functional import not_halved
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.schedules import Clock, one_of
+from dkel_lightning.schedules import Clock, at_time
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import (
     Settings,
@@ -26,6 +26,7 @@ from dkel_lightning.settings.declarations import (
     import_path,
     merge,
     node_of,
+    schedule,
     several,
     text,
     unknown_choice,
@@ -54,7 +55,7 @@ class Needs:
             the student's form. One that is frozen and has no weights is trained first, in a stage of its own.
         fitted_by: the method that fits parts on the frozen teacher in a stage before this one.
         fixed_student: the student stays as it is, in eval mode, and only the method's own parts learn.
-        time: call `tell_time` before every training batch.
+        time: call `set_time` before every training batch.
         batches: the method may ask for training batches at an epoch's start and end (`wants_batches`).
         teacher_views: accepts 2 P views, of which the teacher sees the second half.
         ensemble: `classifier` (trained over the peers' features), `own` (made by `combine`), or `none`.
@@ -83,10 +84,6 @@ class Needs:
     maximum_peers: int | None = None
     deploy: Deploy = field(default_factory=lambda: Deploy("teacher", "best"))
 
-    def __post_init__(self) -> None:
-        one_of("Needs.teacher", self.teacher, ("required", "none"))
-        one_of("Needs.ensemble", self.ensemble, ("classifier", "own", "none"))
-
     def check(self, method: str, peers: int, trunk: bool = True, views: str = "per_peer") -> None:
         """Raise where the number of peers, their trunk or their views do not suit the method."""
         if peers < self.minimum_peers:
@@ -103,8 +100,13 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class NoSettings(Settings, node="method"):
-    """The settings of a method that has none."""
+class MethodSettings(Settings, node="method"):
+    """The setting that every method has; the base of a method's own."""
+
+    labels: Annotated[
+        float | Mapping[float, float],
+        schedule("Factor of all terms with labels, or a schedule {from epoch, or share of the run: factor}.", 0, 1e6),
+    ] = 1.0
 
 
 class Method(nn.Module, ABC):
@@ -117,18 +119,20 @@ class Method(nn.Module, ABC):
     Attributes:
         Settings: frozen dataclass of primitives (nested dataclasses allowed) from which the method is rebuilt.
         needs: what it needs of the parts around it.
-        own_buffers: buffers that differ between processes until the method makes them equal; no Trainer turns them
+        process_buffers: buffers that differ between processes until the method makes them equal; no Trainer turns them
             into a half type (`bf16-true`), in which counts end at 256.
         teacher_parts: attributes that hold modules which learn with the teacher; they are clipped with it.
+        labels: the factor of its terms with labels, a number or a schedule.
         rampup: the ramp-up of its distillation weight, None without one.
         ensemble: its decaying ensemble of teachers, None without one.
     """
 
-    Settings: ClassVar[type[Any]] = NoSettings
+    Settings: ClassVar[type[Any]] = MethodSettings
     needs: ClassVar[Needs] = Needs()
-    own_buffers: ClassVar[tuple[str, ...]] = ()
+    process_buffers: ClassVar[tuple[str, ...]] = ()
     teacher_parts: ClassVar[tuple[str, ...]] = ()
 
+    labels_weight: Tensor
     rampup_weight: Tensor
 
     def __init__(self, peers: int, settings: Any = None) -> None:
@@ -138,12 +142,14 @@ class Method(nn.Module, ABC):
         self.peers = peers
         self.rampup: RampUp | None = getattr(self.settings, "rampup", None)
         self.ensemble: EnsembleTerm | None = getattr(self.settings, "ensemble", None)
+        self.labels: float | Mapping[float, float] = getattr(self.settings, "labels", 1.0)
         # On the device, so that a changed weight does not recompile.
         self.register_buffer("rampup_weight", torch.zeros(()))
+        self.register_buffer("labels_weight", torch.tensor(float(at_time(self.labels, 0))), self.labels != 1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Method:
-        """Keep `own_buffers` out of half types."""
-        own = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name in self.own_buffers}
+        """Keep `process_buffers` out of half types."""
+        own = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name in self.process_buffers}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in own.items():
             setattr(self, name, not_halved(fn)(buffer))
@@ -155,13 +161,10 @@ class Method(nn.Module, ABC):
     def attach_teacher(self, network: PeerNetwork) -> None:
         """Make the parts that depend on the teacher's network; called after `attach` where there is a teacher."""
 
-    def tell_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
-        """Set what depends on the time, before a training batch; see `Needs.time`.
+    def set_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
+        """Set what depends on the time, before batch `batch_idx` of an epoch; see `Needs.time`.
 
-        Args:
-            clock: the time.
-            batch_idx: the batch's number in its epoch.
-            seed: the module's, to draw from with the time, so that a resumed run draws the same.
+        Draw from `seed`, the module's, and the time, so that a resumed run draws the same.
         """
 
     def wants_batches(self, when: str, clock: Clock) -> int | None:
@@ -184,7 +187,7 @@ class Method(nn.Module, ABC):
             "teacher.training=sftn, or give its checkpoint as teacher.weights."
         )
 
-    def lacks(self) -> str | None:
+    def preparation_warning(self) -> str | None:
         """Return a warning where a stage before this one should have prepared something and did not."""
         return None
 
@@ -207,22 +210,29 @@ class Method(nn.Module, ABC):
     def terms(self) -> tuple[str, ...]:
         """Names of the loss terms, in the order in which they are logged; a class attribute will do."""
 
+    @property
+    def label_terms(self) -> tuple[str, ...]:
+        """The terms that `method.labels` weighs: by default those whose names begin with `ce`."""
+        return tuple(name for name in self.terms if name.startswith("ce"))
+
     @abstractmethod
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the weighted loss terms of a step, one scalar for each of `terms`; the loss is their sum."""
 
-    def named_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms and check their names: a term without a name would be left out of the loss."""
+    def weighted_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        """Compute the terms, check their names, and weigh those with labels by `labels_weight`."""
         terms = self.loss_terms(inputs)
         if terms.keys() != set(self.terms):
             raise ConfigError(
                 f"{type(self).__name__} names the terms {', '.join(self.terms)} but computes {', '.join(terms)}: a "
                 "term without a name would be left out of the loss."
             )
+        if self.labels != 1:
+            terms |= {name: self.labels_weight * terms[name] for name in self.label_terms}
         return terms
 
-    def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
-        """Name the current weights of the schedules, for the log."""
+    def current_weights(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
+        """Return the current weights of the schedules by name, for the log."""
         return {"rampup": self.rampup_weight} if self.rampup is not None else {}
 
     def settings_as_dict(self) -> dict[str, Any]:
@@ -300,7 +310,7 @@ METHODS: dict[str, Preset] = {}
 M = TypeVar("M", bound=type[Method])
 
 
-def register(
+def register(  # noqa: D417
     name: str,
     *,
     meaning: str | None = None,
@@ -320,10 +330,7 @@ def register(
         settings: differences from the defaults of `method.Settings`. A ramp-up or ensemble that is named here keeps
             its length whatever the experiment.
         teacher: see Preset; by default `independent`, or `none` where the method reads no teacher.
-        peers: see Arrangement.
-        sharing: see Arrangement.
-        views: see Arrangement.
-        classifiers: see Arrangement.
+        peers, sharing, views, classifiers: see Arrangement.
         views_per_pass: see BackboneSettings.
     """
     arrangement = Arrangement(name, peers, sharing, views, classifiers)

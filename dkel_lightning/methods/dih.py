@@ -91,7 +91,7 @@ class DIH(Distilling):
             head.load_state_dict(theirs[theirs.layers.index(layer)].state_dict())
         self.fitted.fill_(True)
 
-    def lacks(self) -> str | None:
+    def preparation_warning(self) -> str | None:
         if bool(self.fitted):
             return None
         return (

@@ -17,7 +17,7 @@ from dkel_lightning.functional import (
     peer_mean,
     standardised,
 )
-from dkel_lightning.methods.base import Method
+from dkel_lightning.methods.base import Method, MethodSettings
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.settings.declarations import Settings, choice, number, switch
 
@@ -53,7 +53,7 @@ class LossOptions(Settings, node="method.loss_options"):
 
 
 @dataclass(frozen=True)
-class Distils(Settings, node="method"):
+class Distils(MethodSettings):
     """Settings of a method that distils logits: all its terms compute the same divergence."""
 
     temperature: Temperature = 3.0

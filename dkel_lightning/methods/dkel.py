@@ -68,10 +68,10 @@ class DKEL(PCL):
         )
         return pair
 
-    def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
+    def current_weights(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
         assembled, individual = self.teacher_weights(ensemble_weight)
         return {
-            **super().weights_in_force(ensemble_weight),
+            **super().current_weights(ensemble_weight),
             "ensemble_decay": ensemble_weight,
             "teacher_assembled": assembled,
             "teacher_individual": individual,

@@ -64,6 +64,8 @@ class EKD(Distilling):
     terms = ("ce", "kd", "ce_guided", "kd_guided", "features", "ce_guided_teacher")
     teacher_parts = ("guided_teacher",)
 
+    label_terms = ("ce", "ce_guided")  # the teacher keeps all of its labels
+
     layers: tuple[str, ...]
     teacher_layers: tuple[str, ...]
     guided: nn.ModuleList

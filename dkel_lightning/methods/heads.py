@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy
-from dkel_lightning.methods.base import STUDENT, Layers, Method, Needs, register
+from dkel_lightning.methods.base import STUDENT, Layers, Method, MethodSettings, Needs, register
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import Named, PeerNetwork, layers_of
-from dkel_lightning.settings.declarations import Settings
 
 SETTING = "method.layers"
 
@@ -54,7 +53,7 @@ class Classifiers(nn.ModuleList):
 
 
 @dataclass(frozen=True)
-class HeadsSettings(Settings, node="method"):
+class HeadsSettings(MethodSettings):
     """Settings of heads on a frozen network."""
 
     layers: Layers = None

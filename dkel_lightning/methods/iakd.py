@@ -12,7 +12,7 @@ from torch import Size, Tensor, nn
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
-from dkel_lightning.methods.base import STUDENT, Layers, Method, Needs, register
+from dkel_lightning.methods.base import STUDENT, Layers, Method, MethodSettings, Needs, register
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.modules.peers import batch_norms, running_statistics
@@ -20,7 +20,7 @@ from dkel_lightning.networks import PeerNetwork, StandIn, adapter, check_pairs, 
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.runtime.seeding import generator
 from dkel_lightning.schedules import SWAPS, Clock, swap_rate
-from dkel_lightning.settings.declarations import TIME, Settings, choice, number, whole
+from dkel_lightning.settings.declarations import TIME, choice, number, whole
 
 
 class _Coins:
@@ -48,7 +48,7 @@ class _Swapped(StandIn):
 
 
 @dataclass(frozen=True)
-class IAKDSettings(Settings, node="method"):
+class IAKDSettings(MethodSettings):
     """Settings of IAKD; q is the probability of the student's own block."""
 
     schedule: Annotated[str, choice("Schedule of q: constant, rising to 1 by half the run, a sawtooth.", *SWAPS)] = (
@@ -136,7 +136,7 @@ class IAKD(Method):
             return 1.0
         return swap_rate(settings.schedule, epochs, length, settings.start, settings.period)
 
-    def tell_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
+    def set_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
         chance = self.chance_at(clock.fraction, clock)
         tossed = torch.rand(len(self.own_blocks), generator=generator(seed, "blocks", clock.epoch, batch_idx))
         self.own_blocks.copy_(tossed < chance)
@@ -161,7 +161,7 @@ class IAKD(Method):
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         return {"ce": cross_entropy(inputs.student.logits, inputs.labels).sum()}
 
-    def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
+    def current_weights(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
         return {"own_blocks": self.chance}
 
 

@@ -8,14 +8,14 @@ from typing import Annotated
 from torch import Tensor
 
 from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
-from dkel_lightning.methods.base import Method, Needs, register
+from dkel_lightning.methods.base import Method, MethodSettings, Needs, register
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.declarations import Settings, choice
+from dkel_lightning.settings.declarations import choice
 from dkel_lightning.settings.weights import RampUp
 
 
 @dataclass(frozen=True)
-class MeanTeacherSettings(Settings, node="method"):
+class MeanTeacherSettings(MethodSettings):
     """Settings of Mean Teacher; the scale of the ramp-up is the weight of the consistency."""
 
     consistency: Annotated[str, choice("Distance of student and teacher.", "mse", "kl")] = "mse"

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy, distillation
-from dkel_lightning.methods.base import STUDENT, Layers, Method, Needs, register
+from dkel_lightning.methods.base import STUDENT, Layers, Method, MethodSettings, Needs, register
 from dkel_lightning.methods.distilling import Temperature
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, SinglePeer, adapter, create, layers_of, stages_of
-from dkel_lightning.settings.declarations import Settings, number, switch, text
+from dkel_lightning.settings.declarations import number, switch, text
 
 
 @dataclass(frozen=True)
-class SFTNSettings(Settings, node="method"):
+class SFTNSettings(MethodSettings):
     """Settings of a student-friendly teacher."""
 
     student: Annotated[str | None, text("Backbone of the student, whose blocks hang on the teacher.")] = None

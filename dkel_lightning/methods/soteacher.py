@@ -14,17 +14,17 @@ from torch.nn.modules.conv import _ConvNd
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.functional import at_least_float32, cross_entropy
-from dkel_lightning.methods.base import STUDENT, Method, Needs, register
+from dkel_lightning.methods.base import STUDENT, Method, MethodSettings, Needs, register
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.runtime.processes import average_over_processes, world_size
 from dkel_lightning.schedules import CONSISTENCY_RAMPS, Clock, consistency_ramp
-from dkel_lightning.settings.declarations import TIME, Settings, choice, number, whole
+from dkel_lightning.settings.declarations import TIME, choice, number, whole
 
 
 @dataclass(frozen=True)
-class SoTeacherSettings(Settings, node="method"):
+class SoTeacherSettings(MethodSettings):
     """Settings of a student-oriented teacher."""
 
     lipschitz_weight: Annotated[float, number("Weight of the layers' Lipschitz constants.", 0, 1e6)] = 1e-5
@@ -62,7 +62,7 @@ class SoTeacher(Method):
     )
     settings: SoTeacherSettings
     terms = ("ce", "lipschitz", "consistency")  # labels, Lipschitz constants, consistency
-    own_buffers: ClassVar[tuple[str, ...]] = ("memory", "visits", "written")
+    process_buffers: ClassVar[tuple[str, ...]] = ("memory", "visits", "written")
 
     memory: Tensor
     visits: Tensor
@@ -81,7 +81,7 @@ class SoTeacher(Method):
         self.register_buffer("coefficient", torch.zeros(()))
         self.register_buffer("rate", torch.ones(()))
 
-    def tell_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
+    def set_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
         if clock.steps is None:
             raise ConfigError("soteacher's consistency grows to the end of the run: set max_epochs or max_steps.")
         epochs = clock.steps / clock.steps_per_epoch
@@ -102,7 +102,7 @@ class SoTeacher(Method):
             buffer.copy_(torch.where(weight > 0, total / weight.clamp_min(1e-12), buffer))
         self.written.zero_()
 
-    def weights_in_force(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
+    def current_weights(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
         return {"consistency": self.coefficient}
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:

@@ -98,7 +98,7 @@ class TeacherSettings(Settings, node="teacher"):
         """Return the EMA rate a at this moment, before the start rule."""
         if self.decay_share is not None:
             share = at_time(self.decay_share, clock.step / clock.steps if clock.steps else 0.0)
-            return ema_rate(clock.share_in_steps(share, "teacher.decay_share"))
+            return ema_rate(clock.time_constant(share, "teacher.decay_share"))
         assert self.decay is not None
         return at_time(self.decay, time_of(self.decay, clock, "teacher.decay"))
 

@@ -18,7 +18,11 @@ from dkel_lightning.settings.declarations import TIME, Follows, Settings, choice
 class RampUp(Settings, node="method.rampup"):
     """The ramp-up r(e) of a distillation weight."""
 
-    scale: Annotated[float, number("lambda: distillation weight at the end of the ramp-up.", 0, 1e6)] = 1.0
+    scale: Annotated[
+        float,
+        number("lambda: distillation weight at the end of the ramp-up.", 0, 1e6),
+        Follows("protocol.rampup.scale"),
+    ] = 1.0
     epochs: Annotated[
         float | None, number("a: length of the ramp-up, in whole epochs.", 0, TIME), Follows("protocol.rampup.epochs")
     ] = 80
@@ -73,7 +77,7 @@ class EnsembleTerm(Settings, node="method.ensemble"):
     def weight(self, clock: Clock) -> float:
         """Return v at this moment."""
         if self.decay_share is not None:
-            constant = clock.share_in_epochs(self.decay_share, "method.ensemble.decay_share")
-            return ensemble_weight(clock.fraction, 1.0 / constant, self.cutoff)
+            steps = clock.time_constant(self.decay_share, "method.ensemble.decay_share")
+            return ensemble_weight(clock.fraction, clock.steps_per_epoch / steps, self.cutoff)
         assert self.decay is not None
         return ensemble_weight(clock.epoch, self.decay, self.cutoff)

@@ -23,7 +23,6 @@ from torch.utils.data import (
     Dataset,
     RandomSampler,
     Sampler,
-    SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
     get_worker_info,
@@ -37,7 +36,6 @@ from tests.modules.toy import (
     Toy,
     build,
     images_and_labels,
-    parameters_of,
     same,
     train_loader,
     trainer,
@@ -207,16 +205,6 @@ def test_what_opens_files_in_a_worker_does_so_before_the_initialisation() -> Non
         assert sorted(chain(*drawn(loader, 2))) == [*range(8)]
 
 
-def test_batches_are_keyed_by_seed_and_rank() -> None:
-    loader = DataLoader(Toy(), batch_size=8, sampler=SequentialSampler(Toy()))
-
-    def labels(seed: int, rank: int) -> list[int]:
-        return torch.cat([batch[0].flatten() for batch in initialisation_batches(loader, seed, 3, rank)]).tolist()
-
-    assert labels(0, 0) == labels(0, 0)
-    assert len({tuple(labels(*key)) for key in ((0, 0), (0, 1), (1, 0))}) == 3
-
-
 @pytest.mark.parametrize("source", ["order", "transforms", "augmentation"])
 def test_each_rank_initialises_on_numbers_of_its_own(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Images(Numbers):
@@ -297,16 +285,6 @@ def test_a_loader_without_batches_is_named() -> None:
         list(initialisation_batches([], 0, 2, 0))
 
 
-def test_initialisation_runs_in_the_precision_of_the_run() -> None:
-    module = build(teacher={"init_steps": 2})
-    before = parameters_of(module.teacher.network)
-    recorder = Recorder()
-    trainer(recorder, precision="64-true", limit_train_batches=1).fit(module, train_loader())
-    first = recorder.teachers[0]
-    assert {value.dtype for value in first.values()} == {torch.float64}
-    assert not same({name: value.float() for name, value in first.items()}, before)
-
-
 def test_transfer_hooks_see_the_batches_of_the_initialisation() -> None:
     module = build(teacher={"init_steps": 2})
     seen: list[str] = []
@@ -335,3 +313,11 @@ def test_the_teacher_is_initialised_on_augmented_views_of_each_peer() -> None:
     module.teacher.network.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
     trainer(limit_train_batches=1).fit(module, train_loader(batch_size=8))
     assert shapes == [(8, 2, 3, 8, 8)] * 2
+
+
+def test_a_label_out_of_range_is_named_before_the_teacher_is_initialised_on_it() -> None:
+    data = Toy(24)
+    data.labels[:] = torch.arange(24) % 3
+    data.labels[::8] = 7
+    with pytest.raises(DataError, match=r"Label 7 lies outside the 3 classes \(0 to 2\)"):
+        trainer().fit(build(teacher={"init_steps": 30}), DataLoader(data, batch_size=1))

@@ -66,14 +66,23 @@ def test_weights_given_as_a_share_change_with_every_step() -> None:
     settings = {
         "name": "dkel",
         "rampup": {"scale": 0.5, "epochs": None, "share": 0.5},
-        "ensemble": {"decay": None, "decay_share": 0.25},
+        "ensemble": {"decay": None, "decay_share": 0.75},
     }
     trainer(watch, max_epochs=2, limit_train_batches=2).fit(build(settings), train_loader())
-    # 4 steps in the run: the ramp-up takes 2 steps, the time constant is 1 step.
-    expected = [(0.5 * math.exp(-5 * (1 - min(step, 2) / 2) ** 2), math.exp(-step)) for step in range(4)]
+    # 4 steps in the run: the ramp-up takes 2 steps, the time constant 3 steps.
+    expected = [(0.5 * math.exp(-5 * (1 - min(step, 2) / 2) ** 2), math.exp(-step / 3)) for step in range(4)]
     assert [pair for pairs in watch.weights for pair in pairs] == pytest.approx(
         [pair for pairs in expected for pair in pairs], rel=1e-6
     )
+
+
+def test_a_share_of_a_short_run_is_at_least_three_steps() -> None:
+    settings = {"name": "dkel", "ensemble": {"decay": None, "decay_share": 0.02}}
+    module, watch = build(settings, teacher={"decay": None, "decay_share": 0.01, "draw": "student"}), Watch()
+    trainer(watch, max_epochs=2).fit(module, train_loader())  # 6 steps: shares of 0.12 and 0.06 steps
+    assert [v for _, v in watch.weights] == pytest.approx([math.exp(-step / 3) for step in range(6)])
+    assert module.teacher.rate.item() == pytest.approx(2 / 3)
+    assert module.teacher_distance() > 0
 
 
 def test_the_clock_counts_optimizer_steps_under_accumulation() -> None:

@@ -182,11 +182,11 @@ def test_with_two_peers_the_decay_matters_only_through_the_total_weight(golden: 
         ("constant", True, (0.0, 2.0)),
     ],
 )
-def test_weights_in_force_are_g_and_h(weights: str, ramped: bool, expected: tuple[float, float]) -> None:
+def test_current_weights_are_g_and_h(weights: str, ramped: bool, expected: tuple[float, float]) -> None:
     settings = {"rampup": {"scale": 2.0}, "ensemble": {"weights": weights, "ramped": ramped}}
     method = methods.create("dkel", 3, settings).double()
     method.rampup_weight.fill_(0.3)
-    logged = method.weights_in_force(torch.tensor(math.exp(-0.5), dtype=torch.float64))
+    logged = method.current_weights(torch.tensor(math.exp(-0.5), dtype=torch.float64))
     assert logged["rampup"].item() == pytest.approx(0.3)
     assert logged["ensemble_decay"].item() == pytest.approx(math.exp(-0.5))
     assert (logged["teacher_assembled"].item(), logged["teacher_individual"].item()) == pytest.approx(expected)

@@ -85,7 +85,7 @@ def test_with_the_student_s_own_blocks_alone_it_is_plain_training_bit_for_bit() 
 
 def test_with_none_of_them_it_is_the_teacher_s_trunk_under_the_student_s_head() -> None:
     module = build(start=0.0)
-    module.method.tell_time(Clock(0), 0, 0)
+    module.method.set_time(Clock(0), 0, 0)
     assert module.teacher is not None
     images = torch.randn(4, 3, 8, 8)
     teacher, student = (release_(part.network.peer(0)) for part in (build().teacher, build().student))
@@ -109,14 +109,14 @@ def test_the_coins_come_from_seed_and_time_with_the_frequency_of_q() -> None:
     method = build(start=0.3).method
     tossed = []
     for batch in range(300):
-        method.tell_time(Clock(0), batch, 5)
+        method.set_time(Clock(0), batch, 5)
         tossed.append(method.own_blocks.clone())
     assert torch.stack(tossed).float().mean().item() == pytest.approx(0.3, abs=0.05)
-    method.tell_time(Clock(0), 7, 5)
+    method.set_time(Clock(0), 7, 5)
     assert torch.equal(method.own_blocks, tossed[7])
     later = []
     for batch in range(300):
-        method.tell_time(Clock(1), batch, 5)
+        method.set_time(Clock(1), batch, 5)
         later.append(method.own_blocks.clone())
     assert not torch.equal(torch.stack(later), torch.stack(tossed))
     last = build(schedule="review", period=2, finetune_epochs=1).method

@@ -52,18 +52,6 @@ def test_every_peer_learns_from_the_teachers_word_on_its_own_view() -> None:
     assert module.teacher.teach(views[:, 0]).logits.shape == (1, 4, CLASSES)
 
 
-def test_defaults_are_those_of_repdistiller() -> None:
-    defaults = methods.create("kd", 1).settings_as_dict()
-    assert {key: defaults[key] for key in ("ce_weight", "weight", "temperature", "loss")} == {
-        "ce_weight": 0.1,
-        "weight": 0.9,
-        "temperature": 4.0,
-        "loss": "kd",
-    }
-    with pytest.raises(ConfigError, match=r"method\.weight"):
-        methods.create("kd", 1, {"weight": -1.0})
-
-
 def build(peers: int = 1, teacher: dict[str, Any] | None = None, **settings: Any) -> DistillationModule:
     given = {"backbone": "densenet40_12", **(teacher or {})}
     return DistillationModule.build("resnet8", CLASSES, "kd", peers, teacher=given, optimizer=SGD, **settings)

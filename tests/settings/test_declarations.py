@@ -161,7 +161,7 @@ def test_a_method_of_ones_own_is_registered_like_those_of_the_library(scratch: t
             "classifiers": "own",
             "sharpness": 2.0,
             "rampup": {
-                "scale": 1.0,
+                "scale": "${protocol.rampup.scale}",
                 "epochs": "${protocol.rampup.epochs}",
                 "share": "${protocol.rampup.share}",
                 "form": "correct",
@@ -179,10 +179,3 @@ def test_a_method_of_ones_own_is_registered_like_those_of_the_library(scratch: t
         register("scratch")(METHODS["dkel"].method)
     with pytest.raises(ConfigError, match=r"Unknown choice method=scrath. Did you mean scratch\?"):
         preset("scrath")
-
-
-def test_the_kinds_of_teacher_and_ensemble_that_a_method_needs_are_checked() -> None:
-    with pytest.raises(ConfigError, match=r"Needs\.teacher is 'maybe'"):
-        Needs(teacher="maybe")
-    with pytest.raises(ConfigError, match=r"Needs\.ensemble is 'gate'"):
-        Needs(ensemble="gate")

@@ -79,11 +79,12 @@ def _teacher(values: Values) -> dict[str, Any]:
 def _on_teacher_network(values: Values, stage: str, method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Train the teacher's network as a single peer by a method, with those of `settings` that this method has.
 
+    Its labels keep their weight: `method.labels` is the student's.
     The seed is derived from the run's, or a teacher of the student's architecture would start as its student does.
     """
     chosen, teacher = preset(method), values["teacher"]
     known = [field.name for field in fields(chosen.method.Settings)]
-    shared = {name: settings[name] for name in known if name in settings}
+    shared = {name: settings[name] for name in known if name in settings and name != "labels"}
     network = teacher.get("backbone") or values["backbone"]["name"]
     backbone = {**values["backbone"], "name": network, "split_at": None, "pretrained": False}
     return {

@@ -79,7 +79,7 @@ def test_a_run_writes_what_it_promises(method: str, tmp_path: Path) -> None:
     assert provenance["execution"]["name"] == "eager"
 
 
-def test_the_weights_in_force_are_logged_every_epoch(tmp_path: Path) -> None:
+def test_the_current_weights_are_logged_every_epoch(tmp_path: Path) -> None:
     overrides = ["trainer.max_epochs=3", "protocol.rampup={epochs:2,share:null}"]
     overrides += ["protocol.ensemble={decay:0.5,decay_share:null}", "protocol.ema={decay:0.9,decay_share:null}"]
     train(tiny_run(tmp_path, *overrides))
