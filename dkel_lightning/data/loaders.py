@@ -30,7 +30,7 @@ class TrainingLoader:
         rank: Index of this process.
         world: Number of processes.
         drop_last: Leave out a last batch that is smaller than `batch_size`.
-        unlabelled_share: Share of each batch whose labels are -1; None: as they come.
+        unlabelled_share: Share of each batch whose labels are -1; 0 leaves them out; None: as they come.
 
     Attributes:
         fixed_order: Use the order of epoch 0 in every epoch; the augmentation still differs.
@@ -49,15 +49,15 @@ class TrainingLoader:
         unlabelled_share: float | None = None,
     ) -> None:
         known = source.labels.cpu() >= 0
-        self.labelled = torch.nonzero(known).flatten()
+        self.labelled, unlabelled = torch.nonzero(known).flatten(), torch.nonzero(~known).flatten()
         layout = (batch_size, rank, world, drop_last)
         self.order: TrainingOrder | MixedOrder
-        if unlabelled_share is None:
-            self.order = TrainingOrder(len(known), *layout)
-            self.samples = torch.arange(len(known))
+        if unlabelled_share:
+            self.order = MixedOrder(len(self.labelled), len(unlabelled), unlabelled_share, *layout)
+            self.samples = torch.cat([self.labelled, unlabelled])
         else:
-            self.order = MixedOrder(len(self.labelled), len(known) - len(self.labelled), unlabelled_share, *layout)
-            self.samples = torch.cat([self.labelled, torch.nonzero(~known).flatten()])
+            self.samples = self.labelled if unlabelled_share == 0 else torch.arange(len(known))
+            self.order = TrainingOrder(len(self.samples), *layout)
         self.source = source
         self.seed = seed
         self.epoch = epoch

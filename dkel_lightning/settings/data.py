@@ -83,6 +83,6 @@ class DataSettings(Settings, node="data"):
     ] = None
     unlabelled_share: Annotated[
         float | None,
-        number("Share of each training batch that has no labels; null: as they come.", 0, 0.99, above=True),
+        number("Share of each training batch that has no labels; 0 leaves them out; null: as they come.", 0, 0.99),
     ] = None
     label_noise: LabelNoise = field(default_factory=LabelNoise)

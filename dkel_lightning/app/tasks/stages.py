@@ -57,7 +57,7 @@ def with_weights(values: Values, weights: Path | None) -> dict[str, Any]:
 
 
 def _teacher(values: Values) -> dict[str, Any]:
-    """Train a teacher: one peer on the same data and protocol, by the method that `teacher.training` means."""
+    """Train a teacher: one peer on the labelled data and protocol, by the method that `teacher.training` means."""
     teacher = values["teacher"]
     training = teacher.get("training", "plain")
     student = {"student": values["backbone"]["name"]} if training == "sftn" else {}
@@ -73,7 +73,8 @@ def _teacher(values: Values) -> dict[str, Any]:
     elif length is not None:
         trainer["max_epochs"] = length
         scheduler |= {key: length for key in ("T_max",) if scheduler.get(key) == epochs}
-    return {**stage, "trainer": trainer, "scheduler": scheduler}
+    data = {key: 0.0 if key == "unlabelled_share" else value for key, value in values["data"].items()}
+    return {**stage, "data": data, "trainer": trainer, "scheduler": scheduler}
 
 
 def _on_teacher_network(values: Values, stage: str, method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
