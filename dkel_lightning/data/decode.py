@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
 from dkel_lightning.errors import DataError
@@ -49,7 +50,11 @@ def decode_to(data: bytes, name: str, shape: tuple[int, int, int], margin: float
 @contextmanager
 def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        try:
+            opened = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except UnidentifiedImageError:
+            raise ValueError(f"it is none of {', '.join(_FORMATS)}") from None
+        with opened as image:
             if image.mode.startswith(("I", "F")):  # which Pillow would clip to white
                 raise ValueError("it has more than 8 bits a channel: convert it to 8 bits")
             yield image
@@ -105,7 +110,7 @@ class Cache:
 
     def __init__(self, folder: Path, files: Sequence[str], root: Path, size: int) -> None:
         self.files = files
-        self.root = str(root)
+        self.root = root
         self.shape = (3, size, size)
         status = ((self.short(name), Path(name).stat()) for name in files)
         facts = [(name, about.st_size, about.st_mtime_ns) for name, about in status]
@@ -114,7 +119,7 @@ class Cache:
 
     def short(self, name: str) -> str:
         """Return the name of a file below the root."""
-        return name.removeprefix(self.root)
+        return os.path.relpath(name, self.root)
 
     def prepare(self) -> None:
         """Decode the files unless that is done; the cache appears only once it is complete."""

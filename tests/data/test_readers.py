@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import threading
@@ -18,6 +19,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import (
     DATASETS,
     CIFAR10DataModule,
@@ -30,6 +32,7 @@ from dkel_lightning.data.decode import decode_to
 from dkel_lightning.data.imageset import ImageSet
 from dkel_lightning.data.readers import tinyimagenet
 from dkel_lightning.errors import DataError
+from tests.compose import tiny_run
 
 from .archives import fake_cifar, image_bytes, npz_arrays, tiny_members, write_folder, write_zip
 
@@ -66,10 +69,10 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"text", "cannot identify image file"),
+        (b"text", "it is none of BMP, GIF"),
         (image_bytes(9)[:-40], "image"),
         (image_bytes(900, mode="I;16"), "more than 8 bits a channel: convert it"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "cannot identify image file"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "it is none of BMP, GIF"),
     ],
     ids=["text", "torn", "16 bits", "a program of PostScript"],
 )
@@ -284,11 +287,10 @@ def test_broken_images_are_named_at_once_and_left_out_on_demand(tmp_path: Path) 
     for name in ("train/cat/1.png", "train/cache/0.png", "val/cat/x.png", "train/cat/2.png"):
         (root / name).write_bytes(b"text")
     write_folder(root, {f"val/{c}/y.png": image_bytes(70) for c in ("cat", "cache")})
+    some = r"train/cache/0\.png \(it is none of .*1\.png.*2\.png.*; and 1 more"
     cure = r"Replace or remove them, or leave them out by data\.skip_broken=true"
     for _ in range(2):  # also where the cache is there
-        with pytest.raises(
-            DataError, match=rf"^4 of 10 images in .* /train/cache/0\.png \(.*1\.png.*2\.png.*\.\.\.\. {cure}"
-        ):
+        with pytest.raises(DataError, match=rf"^4 of 10 images in .* cannot be read: {some}\. {cure}"):
             folder_of(str(root)).prepare_data()
     module = folder_of(str(root), skip_broken=True)
     module.prepare_data()
@@ -297,7 +299,13 @@ def test_broken_images_are_named_at_once_and_left_out_on_demand(tmp_path: Path) 
     assert data.train.labels.tolist() == [0, 0, 1]
     assert data.test is not None
     assert data.test.images[:, 0, 0, 0].tolist() == [101, 70, 70]
-    assert sorted(module.broken) == ["/train/cache/0.png", "/train/cat/1.png", "/train/cat/2.png", "/val/cat/x.png"]
+    assert sorted(module.broken) == ["train/cache/0.png", "train/cat/1.png", "train/cat/2.png", "val/cat/x.png"]
+    run = tiny_run(
+        tmp_path / "run", "data=image_folder", f"data.root={root}", "data.image_size=8", "data.skip_broken=true",
+        "data.batch_size=2", "data.validation=0.4",
+    )  # fmt: skip
+    train(run)
+    assert "it is none of" in json.loads((run.folder / "broken_images.json").read_text("utf-8"))["train/cat/1.png"]
 
 
 def test_a_flat_folder_or_one_without_a_test_set_is_split_by_seed_and_share(tmp_path: Path) -> None:

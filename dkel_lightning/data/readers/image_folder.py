@@ -122,7 +122,8 @@ class ImageFolderDataModule(ImageDataModule):
             cache.prepare()
             broken |= cache.broken()
         if broken and not self.skip_broken:
-            few = [f"{name} ({reason})" for name, reason in broken.items()][:3] + ["..."] * (len(broken) > 3)
+            few = [f"{name} ({reason})" for name, reason in broken.items()][:3]
+            few += [f"and {len(broken) - 3} more"] if len(broken) > 3 else []
             raise DataError(
                 f"{len(broken)} of {sum(len(cache.files) for cache in caches)} images in {self.root} cannot be read: "
                 f"{'; '.join(few)}. Replace or remove them, or leave them out by data.skip_broken=true"
