@@ -235,7 +235,20 @@ class DistillationModule(LightningModule):
         if self.teacher is not None and self.teacher.learns:
             learning["teacher"] = self.teacher.network
         present = {name: part for name, part in learning.items() if part is not None}
-        return configure(present, *self._factories, self.lr, trainer=self._trainer)
+        scale = self.student.lr_scale
+        if scale != 1.0:
+            present |= self.student.parts()
+        return configure(present, *self._factories, self.lr, trainer=self._trainer, scales={"student": scale})
+
+    def scale_rate(self, scale: float) -> None:
+        """Train all but the classifiers at `scale` times the learning rate; 0 freezes them, statistics included."""
+        for part in self.peers_modules:
+            part.lr_scale = scale
+            part.train(part.training)
+        if scale == 0:
+            self.student.network.requires_grad_(False)
+            for classifier in self.student.network.classifiers:
+                classifier.requires_grad_(True)
 
     def configure_gradient_clipping(
         self,

@@ -92,6 +92,7 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         split_at=backbone["split_at"],
         pretrained=backbone["pretrained"],
         weights=backbone["weights"],
+        lr_scale=backbone["lr_scale"],
         targets=targets,
         batch_keys=images.batch_keys,
         optimizer=optimizer(values["optimizer"]),

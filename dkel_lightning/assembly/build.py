@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
@@ -13,7 +14,7 @@ from torch import nn
 from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw, copy_model, image_shape
 from dkel_lightning.assembly.parts import find_preset, make_method, make_teacher, named_teacher, teacher_settings
-from dkel_lightning.assembly.weights import load_student, refuse_folder
+from dkel_lightning.assembly.weights import initial_weights, load_peers, refuse_folder
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
@@ -22,6 +23,7 @@ from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.interface import Augmentation, Coordinator
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.runtime.processes import print_once
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.backbone import is_external
 from dkel_lightning.settings.declarations import from_mapping, merge
@@ -60,6 +62,7 @@ def build(  # noqa: D417
     classifier: str | None = None,
     pretrained: bool | None = None,
     weights: str | Path | None = None,
+    lr_scale: float = 1.0,
     teacher: str | Mapping[str, Any] | TeacherSettings | None = None,
     in_channels: int = 3,
     image_size: tuple[int, int] | None = None,
@@ -86,13 +89,16 @@ def build(  # noqa: D417
         method: a registered name; a mapping `{"name": ..., <settings>}`, which may hold `peers`, `sharing`, `views` and
             `classifiers` too, as conf/method/*.yaml do; or a Method.
         peers: P, the method's by default; or a backbone's name for each peer, which then share nothing.
-        split_at: for a model of your own, the module at which the branches begin, such as "layer4". Models by name
+        split_at: the module at which the branches begin, such as "layer4". Models of timm, torchvision and transformers
             have a default, see docs/own_model.md.
         classifier: for a model of your own, the name of its classifier; the last linear layer by default.
         pretrained: keep the weights of the branches too, except the classifiers, which are drawn; a model by name
             downloads its weights. By default a model of your own keeps them if its normalisation layers show that it
-            was trained. A teacher that is drawn independently keeps none.
-        weights: file of each peer's initial weights, a checkpoint of this library or a state_dict; drawn by default.
+            was trained. A teacher that is drawn independently keeps the same.
+        weights: file of the initial weights of each peer, and of a teacher that is drawn independently: a checkpoint of
+            this library or a state_dict. The classifiers are drawn if the file's has another number of classes.
+        lr_scale: learning rate of all but the classifiers, as a share of the optimizer's; 0 freezes them, statistics
+            included.
         teacher: settings laid over the method's, or a preset's name or TeacherSettings in their place; `none` for no
             teacher.
         in_channels: channels of the images.
@@ -142,12 +148,17 @@ def build(  # noqa: D417
         pretrained,
     )
     student = StudentModule(draw(seed, "student"))
+    start = None
     if weights is not None:
-        load_student(student.network, Path(weights), cls.load_from_checkpoint, backbone)
+        start = partial(
+            load_peers, weights=initial_weights(Path(weights), cls.load_from_checkpoint, backbone), path=Path(weights)
+        )
+        if (classes := start(student.network)) is not None:
+            print_once(f"{weights} knows {classes} classes, the data has {num_classes}: classifiers are drawn anew.")
     teacher_module, prepared = None, None
     if teaching is not None:
         teacher_module, prepared = make_teacher(
-            draw, seed, chosen.needs, teaching, student.network, cls.load_from_checkpoint
+            draw, seed, chosen.needs, teaching, student.network, cls.load_from_checkpoint, start
         )
     ensemble = None
     if chosen.wants_ensemble_classifier or chosen.ensemble is not None:
@@ -169,6 +180,7 @@ def build(  # noqa: D417
         seed=seed,
         execution=execution,
     )
+    module.scale_rate(lr_scale)
     if prepared is not None:
         chosen.take_over(prepared)
     if teaching is not None and teaching.init_student_from_branches and teaching.weights is not None:
@@ -183,6 +195,7 @@ def build(  # noqa: D417
         "seed": seed,
         "views": arrangement.views,
         "interval": interval,
+        "lr_scale": lr_scale,
     }
     # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
     module.save_hyperparameters({"distillation": module.recipe})

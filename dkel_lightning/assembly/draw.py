@@ -32,7 +32,7 @@ class NetworkDraw:
     pretrained: bool | None
 
     def __call__(self, seed: int, purpose: str, *, redraw: bool = False) -> networks.PeerNetwork:
-        """Draw the network from (seed, purpose); `redraw` also draws weights that a model came with."""
+        """Draw the network from (seed, purpose); `redraw` also draws weights that an untrained model came with."""
         with seeded(seed, purpose):
             if isinstance(self.backbone, str) and not is_external(self.backbone):
                 return networks.create(
@@ -63,15 +63,11 @@ class NetworkDraw:
         return network
 
     def _split(self, peers: int, redraw: bool) -> networks.SplitModel:
-        model, split_at = self._model(redraw), self.split_at
-        if split_at is None:
-            if not isinstance(self.backbone, str):
-                raise ConfigError('Your own model needs split_at=, the module at which branches begin ("layer4").')
-            split_at = networks.default_cut(self.backbone, model)
-        keep = not redraw and (networks.is_trained(model) if self.pretrained is None else self.pretrained)
+        model = self._model(redraw)
+        keep = self._keeps(model)
         network = networks.branch_model(
             model,
-            split_at,
+            self.split_at or networks.usual_cut(model, self._shape, self.classifier),
             peers,
             self.num_classes,
             classifier=self.classifier,
@@ -79,17 +75,22 @@ class NetworkDraw:
             redraw_branches=not keep,
             views_per_pass=self.views_per_pass,
         )
-        if keep and peers > 1:  # equal in all else
+        if keep and isinstance(self.peers, int) and self.peers > 1:  # equal in all else
             for peer in network.peers:
                 peer.draw_classifier(self.num_classes)  # type: ignore[operator]
         return network
 
     def _model(self, redraw: bool) -> nn.Module:
         if isinstance(self.backbone, str):
-            pretrained = bool(self.pretrained) and not redraw
-            return networks.make(self.backbone, self.num_classes, self.in_channels, self.image_size, pretrained)
+            return networks.make(
+                self.backbone, self.num_classes, self.in_channels, self.image_size, bool(self.pretrained)
+            )
         model = copy_model(self.backbone)
-        return networks.redraw_(model) if redraw else model
+        return networks.redraw_(model) if redraw and not self._keeps(model) else model
+
+    def _keeps(self, model: nn.Module) -> bool:
+        """Whether a model was trained: then only the classifiers are drawn."""
+        return networks.is_trained(model) if self.pretrained is None else self.pretrained
 
     @property
     def _shape(self) -> tuple[int, int, int]:

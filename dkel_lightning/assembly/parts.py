@@ -127,9 +127,13 @@ def make_teacher(
     settings: TeacherSettings,
     student: networks.PeerNetwork,
     rebuild: Callable[..., Coordinator],
+    start: Callable[[networks.PeerNetwork], Any] | None = None,
 ) -> tuple[TeacherModule, Coordinator | None]:
-    """Make a method's teacher, and the module of the checkpoint (rebuilt by `rebuild`) that its weights are from."""
-    # A model of the user's own comes with weights, which an independent draw must not keep.
+    """Make a method's teacher, and the module of the checkpoint (rebuilt by `rebuild`) that its weights are from.
+
+    `start` loads the weights that the student started from.
+    """
+    # An untrained model of the user's own comes with weights, which an independent draw must not keep.
     redraw = settings.draw == "independent" and not settings.pretrained
     if settings.pretrained:
         _check_pretrained(settings.backbone or draw.backbone, draw.num_classes)
@@ -137,6 +141,8 @@ def make_teacher(
     teacher = TeacherModule(alone(seed, "teacher", redraw=redraw), settings)
     if settings.pretrained:
         teacher.take_weights()
+    if start is not None and not needs.foreign_teacher:
+        start(teacher.network)
     teacher.start_from(student)
     prepared = load_teacher(teacher, rebuild)
     external = settings.pretrained or (settings.weights is not None and prepared is None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,13 @@ from dkel_lightning.modules.deployment import deploy, deployed_member
 from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.runtime.packages import need
 from dkel_lightning.settings.backbone import reads_a_folder
 
 WRAPPERS = ("state_dict", "model", "model_state_dict")
+"""Entries of a training script's file that hold the state_dict."""
+PREFIXES = ("module.", "model.", "network.", "_orig_mod.")
+"""What DDP, a LightningModule and torch.compile write before the names of weights."""
 
 Rebuild = Callable[..., Coordinator]
 """`load_from_checkpoint` of the module's class."""
@@ -47,16 +51,25 @@ def load_teacher(teacher: TeacherModule, rebuild: Rebuild) -> Coordinator | None
     return module
 
 
-def load_student(network: PeerNetwork, path: Path, rebuild: Rebuild, backbone: object) -> None:
-    """Start every peer of the student with the network that a checkpoint deploys, or with a state_dict."""
+def initial_weights(path: Path, rebuild: Rebuild, backbone: object) -> dict[str, Tensor]:
+    """Read what every peer starts from: the network that a checkpoint of this library deploys, or a state_dict."""
     content = read(path, "backbone")
     if file_format.KEY in content:
         module = rebuild(path, backbone=_typed_again(content, path, backbone))
-        weights = deploy(module, module.deployment).state_dict()
-    else:
-        weights = unwrap(content, path)
+        return deploy(module, module.deployment).state_dict()
+    return unwrap(content, path)
+
+
+def load_peers(network: PeerNetwork, weights: Mapping[str, Tensor], path: Path) -> int | None:
+    """Load weights into every peer, which keeps the classifier that it was drawn with if the file's has other classes.
+
+    Returns:
+        The number of classes in the file, if it is another.
+    """
+    classes = None
     for index in range(network.num_peers):
-        load(network.peer(index), weights, path, network.num_classes, "backbone")
+        classes = load(network.peer(index), weights, path, network.num_classes, "backbone", keep_classifier=True)
+    return classes
 
 
 def _typed_again(content: Mapping[str, Any], path: Path, backbone: object) -> str | None:
@@ -76,34 +89,88 @@ def refuse_folder(path: str | Path, key: str, backbone: object) -> None:
 def read(path: Path, group: str) -> Mapping[str, Any]:
     """Read a file of weights, named by `GROUP.weights`."""
     if not path.is_file():
-        raise CheckpointError(f"No weights at {path}: give {group}.weights the path of a .pt, .pth or .ckpt file.")
-    content = file_format.read(path, cure="save the state_dict alone: torch.save(model.state_dict(), path)")
+        raise CheckpointError(f"No weights at {path}: give {group}.weights a .pt, .pth, .ckpt or .safetensors file.")
+    content = read_file(path, "save the state_dict alone: torch.save(model.state_dict(), path)")
     return content if isinstance(content, Mapping) else {}
 
 
+def read_file(path: Path, cure: str) -> Any:
+    """Read a file of torch or safetensors, of which nothing is executed."""
+    if path.suffix != ".safetensors":
+        return file_format.read(path, cure=cure)
+    library = need("safetensors.torch", "A .safetensors file", "export")
+    try:
+        return library.load_file(path)
+    except Exception as error:  # its errors have no common base
+        raise CheckpointError(f"{path} is damaged or cut short ({error}): {cure}.") from error
+
+
 def unwrap(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Take the state_dict out of the mapping of a training script, and strip DDP's prefix."""
+    """Take the state_dict out of the mapping of a training script."""
     content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} holds no state_dict of named tensors.")
-    prefix = "module." if all(key.startswith("module.") for key in content) else ""
-    return {key.removeprefix(prefix): value for key, value in content.items()}
+    return dict(content)
 
 
-def load(module: nn.Module, weights: Mapping[str, Tensor], path: Path, num_classes: int, key: str) -> None:
-    """Load weights strictly; the error says which entries do not fit, or how many classes the file knows."""
-    ours = module.state_dict()
+def _without_prefix(weights: Mapping[str, Tensor], names: Collection[str]) -> Mapping[str, Tensor]:
+    """Take the part of a state_dict that a wrapper holds under a prefix, if its names are then those of the network."""
+    part = weights
+    while part.keys() != names:
+        prefix = next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in part)), None)
+        if prefix is None:
+            return weights
+        part = {key.removeprefix(prefix): value for key, value in part.items() if key.startswith(prefix)}
+    return part
+
+
+def load(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: Path,
+    num_classes: int,
+    key: str,
+    *,
+    keep_classifier: bool = False,
+) -> int | None:
+    """Load weights strictly; the error names the entries that do not fit.
+
+    Args:
+        module: one network.
+        weights: its state_dict, perhaps under the prefix of a wrapper.
+        path: of their file, for messages.
+        num_classes: of the network.
+        key: the user's setting, for messages.
+        keep_classifier: keep the network's own classifier where the file's has other classes; otherwise refuse it.
+
+    Returns:
+        The number of classes in the file, if it is another.
+    """
+    ours, classes = module.state_dict(), None
+    weights = dict(_without_prefix(weights, ours.keys()))
     if ours.keys() == weights.keys():
         others = {name for name in ours if ours[name].shape != weights[name].shape}
-        classes = {weights[name].shape[0] for name in others if ours[name].shape[:1] == (num_classes,)}
-        if len(classes) == 1 and all(ours[name].shape[1:] == weights[name].shape[1:] for name in others):
-            raise CheckpointError(
-                f"{path} knows {classes.pop()} classes, the data has {num_classes}: take weights that were trained on "
-                "these classes."
-            )
+        counts = {weights[name].shape[:1] for name in others if ours[name].shape[:1] == (num_classes,)}
+        if len(counts) == 1 and all(ours[name].shape[1:] == weights[name].shape[1:] for name in others):
+            classes = int(*counts.pop())
+            if not keep_classifier:
+                raise CheckpointError(
+                    f"{path} knows {classes} classes, the data has {num_classes}: take weights that were trained on "
+                    "these classes."
+                )
+            weights |= {name: ours[name] for name in others}
     try:
-        module.load_state_dict(dict(weights), strict=True)
+        module.load_state_dict(weights, strict=True)
     except RuntimeError as error:
+        missing, unknown = _first(ours.keys() - weights.keys()), _first(weights.keys() - ours.keys())
+        shapes = _first(name for name in ours.keys() & weights.keys() if ours[name].shape != weights[name].shape)
         raise CheckpointError(
-            f"The weights in {path} do not fit: set {key} to the network that they belong to. {error}"
+            f"The weights in {path} do not fit: set {key} to the network that they belong to. Missing: {missing}. "
+            f"Not of this network: {unknown}. Of another shape: {shapes}."
         ) from error
+    return classes
+
+
+def _first(names: Iterable[str]) -> str:
+    first, *others = sorted(names) or ["none"]
+    return f"{first} and {len(others)} more" if others else first

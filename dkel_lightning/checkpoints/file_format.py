@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import re
@@ -70,7 +71,8 @@ def read(path: Path, map_location: Any = "cpu", cure: str = "use an earlier chec
     if fault is not None:
         raise CheckpointError(f"{path} is damaged ({fault}): {cure}.")
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain values, which timm's files hold
+            return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # on bytes that are no checkpoint torch raises almost anything
         raise CheckpointError(_describe(error, path, cure)) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dkel_lightning.assembly.weights import refuse_folder
-from dkel_lightning.checkpoints import file_format
+from dkel_lightning.assembly.weights import read_file, refuse_folder
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.export.metadata import Record
@@ -136,7 +135,7 @@ def open_file(path: Path, build: Callable[[], nn.Module]) -> Classifier:
         return _without_gradient(torch.export.load(path).module())
     network = build()
     try:
-        network.load_state_dict(dict(_weights(path)), strict=True)
+        network.load_state_dict(dict(read_file(path, "export again")), strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"The weights in {path} do not fit the network of the export: {error}") from error
     return _without_gradient(network.eval())
@@ -168,18 +167,6 @@ def _rebuilt(record: Record, path: Path, *, trust: bool) -> nn.Module:
         refuse_folder(path, "trust", name)
     network, _, peer = record.member.partition("_")
     return DistillationModule.build(**recipe).deploy(network, int(peer or 0))
-
-
-def _weights(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
-        library = need("safetensors.torch", "A .safetensors file", "export")
-        try:
-            weights: Mapping[str, Tensor] = library.load_file(path)
-        except Exception as error:  # its errors have no common base
-            raise CheckpointError(f"{path} is damaged or cut short ({error}): export again.") from error
-    else:
-        weights = file_format.read(path, cure="export again")
-    return weights
 
 
 def _open_onnx(path: Path) -> Classifier:

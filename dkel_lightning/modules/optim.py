@@ -46,15 +46,16 @@ def configure(
     interval: str,
     lr: float | None = None,
     trainer: Trainer | None = None,
+    scales: Mapping[str, float] | None = None,
 ) -> OptimizerLRScheduler:
     """Return one optimizer over all networks and its scheduler, stepped every `interval`, as Lightning takes them.
 
-    `lr` replaces the rate of every group. ReduceLROnPlateau is stepped as often as `trainer` validates.
+    `lr` replaces the rate of every group; `scales` multiplies that of a group by name. ReduceLROnPlateau is stepped as
+    often as `trainer` validates.
     """
     built = (optimizer or DEFAULT_OPTIMIZER)(parameter_groups(networks))
-    if lr is not None:
-        for group in built.param_groups:
-            group["lr"] = lr
+    for group in built.param_groups:
+        group["lr"] = (group["lr"] if lr is None else lr) * (scales or {}).get(group.get("name", ""), 1.0)
     if scheduler is None:
         return built
     schedule = scheduler(built)

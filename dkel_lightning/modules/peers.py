@@ -31,6 +31,7 @@ class PeersModule(LightningModule):
 
     Attributes:
         wants_stages: whether a method uses intermediate outputs of the network.
+        lr_scale: learning rate of all but the classifiers, as a share of the optimizer's; at 0 these stay in eval mode.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class PeersModule(LightningModule):
         self._factories = (optimizer, scheduler, interval)
         self.scores = NetworkScores(network.num_peers)
         self.wants_stages = False
+        self.lr_scale = 1.0
         self.compiled: Callable[[Tensor], PeerStages] | None = None
 
     def run(self, views: Tensor) -> PeerStages:
@@ -60,6 +62,18 @@ class PeersModule(LightningModule):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "compiled": None}  # it refers to the weights of the original
+
+    def train(self, mode: bool = True) -> PeersModule:
+        super().train(mode)
+        self.hold_frozen()
+        return self
+
+    def hold_frozen(self) -> None:
+        """Put what `lr_scale` freezes into eval mode, so that its statistics stay."""
+        if self.lr_scale == 0 and self.network.training:
+            self.network.eval()
+            for classifier in self.network.classifiers:
+                classifier.train()
 
     @property
     def num_peers(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dkel_lightning.modules.outputs import StudentOutput
 from dkel_lightning.modules.peers import PeersModule
@@ -23,6 +23,13 @@ class StudentModule(PeersModule):
             self._frozen = frozen
             self.network.requires_grad_(not frozen)
             self.train(self.training)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the classifiers, and the parameters of all before them, as networks of their own learning rates."""
+        classifiers = nn.ModuleList(self.network.classifiers)
+        own = {id(parameter) for parameter in classifiers.parameters()}
+        before = [parameter for parameter in self.network.parameters() if id(parameter) not in own]
+        return {"student": nn.ParameterList(before), "student_classifiers": classifiers}
 
     def train(self, mode: bool = True) -> StudentModule:
         super().train(mode)

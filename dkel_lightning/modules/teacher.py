@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from dkel_lightning import ema
@@ -151,9 +151,11 @@ class TeacherModule(PeersModule):
 
         Source: DKEL, released code (two mini-batches at a hundredth of the learning rate).
         """
-        parameters = list(self.network.parameters())
+        learning = self.network if self.lr_scale else nn.ModuleList(self.network.classifiers)
+        parameters = list(learning.parameters())
         mode = self.network.training
         self.network.requires_grad_(True).train()
+        self.hold_frozen()
         optimizer = torch.optim.SGD(parameters, lr=lr, weight_decay=self.settings.init_weight_decay)
         with torch.enable_grad():
             for batch in batches:
@@ -167,6 +169,7 @@ class TeacherModule(PeersModule):
                 optimizer.step()
         optimizer.zero_grad()
         self.network.requires_grad_(self.learns).train(mode)
+        self.hold_frozen()
         self.initialised.fill_(True)
 
     def follow(self, student: PeerNetwork) -> None:

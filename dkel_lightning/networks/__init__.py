@@ -10,7 +10,8 @@ from dkel_lightning.networks.branching import (
     redraw_,
     whole_model,
 )
-from dkel_lightning.networks.external import default_cut, make, normalisation, pretrained_classes, size_arguments
+from dkel_lightning.networks.cuts import default_cut, usual_cut
+from dkel_lightning.networks.external import make, normalisation, pretrained_classes, size_arguments
 from dkel_lightning.networks.outline import IMAGE_SHAPE, LogitsOf, classes_of, logits_of
 from dkel_lightning.networks.peers import (
     Branch,
@@ -66,5 +67,6 @@ __all__ = [
     "size_arguments",
     "stages_of",
     "start_linear",
+    "usual_cut",
     "whole_model",
 ]

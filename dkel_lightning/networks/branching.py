@@ -244,7 +244,7 @@ class WholeModel(nn.Module):
         logits, features = logits_of(self.model(images)), self._classifier.features
         self._classifier.features = None
         assert features is not None
-        return logits, features
+        return logits, features.flatten(1)
 
     def stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Return logits, features, no maps, and for the trunk's output the images: nothing is shared."""
@@ -262,8 +262,14 @@ class WholeModel(nn.Module):
         if num_classes < 2:
             raise ConfigError(f"num_classes must be at least 2, not {num_classes}.")
         old = self.linear
-        new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None).to(old.weight.device, old.weight.dtype)
-        old.weight, old.bias, old.out_features = new.weight, new.bias, num_classes
+        bias = old.bias is not None
+        new: nn.Linear | nn.Conv2d
+        if isinstance(old, nn.Linear):
+            new, old.out_features = nn.Linear(old.in_features, num_classes, bias), num_classes
+        else:
+            new, old.out_channels = nn.Conv2d(old.in_channels, num_classes, 1, bias=bias), num_classes
+        new = new.to(old.weight.device, old.weight.dtype)
+        old.weight, old.bias = new.weight, new.bias
         self.num_classes = num_classes
         for owner in (self.model, getattr(self.model, "config", None)):
             for name in ("num_classes", "num_labels"):
@@ -271,7 +277,7 @@ class WholeModel(nn.Module):
                     setattr(owner, name, num_classes)
 
     @property
-    def linear(self) -> nn.Linear:
+    def linear(self) -> nn.Linear | nn.Conv2d:
         """The classifier."""
         return cast(nn.Linear, self.model.get_submodule(self.classifier))
 
@@ -302,8 +308,7 @@ class SplitModel(SharedTrunk):
         return self._gather_stages(trunk, [(*outputs, None) for outputs in self._run_branches(views, records)])
 
     @property
-    def classifiers(self) -> list[nn.Linear]:
-        """The peers' classifiers."""
+    def classifiers(self) -> list[nn.Module]:
         return [cast(WholeModel, peer).linear for peer in self.peers]
 
     def peer(self, index: int) -> nn.Module:

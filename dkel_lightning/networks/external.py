@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,52 +13,7 @@ from dkel_lightning.runtime.packages import need
 from dkel_lightning.settings.backbone import reads_a_folder
 from dkel_lightning.settings.declarations import did_you_mean
 
-# By source and name, the default split: before the last stage, or before the last third of the blocks.
-CUTS = (
-    (r"torchvision:(wide_)?(resnet|resnext)\d+", "layer4"),
-    (r"torchvision:regnet_", "trunk_output.block4"),
-    (r"torchvision:mobilenet_v2", "features.14"),
-    (r"torchvision:mobilenet_v3_large", "features.13"),
-    (r"torchvision:mobilenet_v3_small", "features.9"),
-    (r"torchvision:efficientnet_", "features.6"),
-    (r"torchvision:convnext_", "features.6"),
-    (r"torchvision:swin_", "features.6"),
-    (r"torchvision:vit_[bh]_", "encoder.layers.encoder_layer_8"),
-    (r"torchvision:vit_l_", "encoder.layers.encoder_layer_16"),
-    (r"timm:(seresnet|resnet|resnext|wide_resnet)\d+[a-z]?(_|$)", "layer4"),
-    (r"timm:regnet", "s4"),
-    (r"timm:(tf_)?(mobilenetv[23]|efficientnet)", "blocks.5"),
-    (r"timm:convnext", "stages.3"),
-    (r"timm:swin", "layers.3"),
-    (r"timm:(vit|deit3?)_(tiny|small|base)_", "blocks.8"),
-    (r"timm:(vit|deit3?)_large_", "blocks.16"),
-)
-# By the type in a transformers configuration.
-HF_CUTS = {
-    "vit": "vit.layers.{0}",
-    "deit": "deit.layers.{0}",
-    "resnet": "resnet.encoder.stages.3",
-    "regnet": "regnet.encoder.stages.3",
-    "convnext": "convnext.encoder.stages.3",
-    "swin": "swin.encoder.layers.3",
-}
 EXTRAS = {"timm": "timm", "hf": "transformers"}
-
-
-def default_cut(name: str, model: nn.Module) -> str:
-    """Name the module at which the branches of the classifier `name` begin."""
-    cut = next((cut for pattern, cut in CUTS if re.match(pattern, name)), None)
-    if name.startswith("hf:"):
-        config: Any = model.config
-        cut = HF_CUTS.get(config.model_type)
-        cut = cut and cut.format(getattr(config, "num_hidden_layers", 0) * 2 // 3)
-    if cut is not None:
-        return cut
-    blocks = [child for child, _ in model.named_children()]
-    raise ConfigError(
-        f"Where the peers of {name} begin is not known: give backbone.split_at (split_at= in Python) the name of a "
-        f"module inside {', '.join(blocks)}, as in named_modules()."
-    )
 
 
 def make(
@@ -138,6 +92,8 @@ def _torchvision(name: str, num_classes: int, in_channels: int, size: tuple[int,
             "or timm:NAME, which adapts to the channels."
         )
     arguments = size_arguments(f"torchvision:{name}", size)
+    if name in ("googlenet", "inception_v3"):
+        arguments["aux_logits"] = False
     if pretrained:
         return _load(f"torchvision:{name}", lambda: models.get_model(name, weights="DEFAULT", **arguments))
     model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +133,7 @@ def observe(
         )
     last = _classifier_call(model, passes[1].calls, logits_of(outputs[1]), classifier)
     features = tree_leaves(last.arguments)
-    if len(features) != 1 or features[0].dim() != 2:
+    if len(features) != 1 or features[0].dim() < 2 or features[0].shape[2:].numel() != 1:
         raise ConfigError(
             f"The features of a peer must have the form [batch, width], not {list(features[0].shape)}, which "
             f"{last.name!r} is given: let the model pool and flatten before it."
@@ -141,11 +141,10 @@ def observe(
     if split_at is not None:
         _check_split(model, split_at, passes[1].calls, last)
     before = {call.name: None for run in passes for call in run.before}
-    linear = cast(nn.Linear, model.get_submodule(last.name))
     return Outline(
         last.name,
         features[0].shape[1],
-        linear.out_features,
+        last.returned.shape[1],
         split_at,
         tuple(before),
         frozenset(passes[0].used_before | passes[1].used_before),
@@ -186,10 +185,15 @@ class LogitsOf(nn.Module):
         return logits_of(self.model(images))
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Tell a layer that can be a classifier: linear, also as a 1x1 convolution of pooled features."""
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+
+
 def _classifier_call(model: nn.Module, calls: list[_Call], logits: Tensor, name: str | None) -> _Call:
     """Find the call of the classifier, whose output must be the logits."""
     kind = type(model).__name__
-    linear = [call for call in calls if isinstance(model.get_submodule(call.name), nn.Linear)]
+    linear = [call for call in calls if is_linear(model.get_submodule(call.name))]
     if name is None:
         if not linear:
             ends = next((call.name for call in reversed(calls) if not _children(model.get_submodule(call.name))), kind)
@@ -198,7 +202,7 @@ def _classifier_call(model: nn.Module, calls: list[_Call], logits: Tensor, name:
                 "one on pooled features, such as nn.Sequential(model, nn.Flatten(), nn.Linear(width, classes))."
             )
         name = linear[-1].name
-    elif not isinstance(model.get_submodule(name), nn.Linear):
+    elif not is_linear(model.get_submodule(name)):
         raise ConfigError(
             f"The classifier {name!r} is a {type(model.get_submodule(name)).__name__}, but it must be an nn.Linear: "
             "name another one."

@@ -100,6 +100,11 @@ class SinglePeer(nn.Module):
         return *self.branch.stages(trunk_output), trunk_output
 
     @property
+    def linear(self) -> nn.Module:
+        """The classifier."""
+        return self.branch.classifier
+
+    @property
     def plain(self) -> nn.Module:
         """The deployed network: the peer itself."""
         return self
@@ -173,6 +178,11 @@ class PeerNetwork(nn.Module, ABC):
         if self._watched is not None:
             self._watched.remove()
             self._watched = None
+
+    @property
+    @abstractmethod
+    def classifiers(self) -> list[nn.Module]:
+        """The classifier of each peer."""
 
     @abstractmethod
     def peer(self, index: int) -> nn.Module:
@@ -295,6 +305,10 @@ class BranchedNetwork(SharedTrunk):
         outputs = [branch.stages(output) for branch, output in zip(branches, trunk_outputs, strict=True)]
         return self._gather_stages(trunk_outputs, outputs)
 
+    @property
+    def classifiers(self) -> list[nn.Module]:
+        return [cast(Branch, branch).classifier for branch in self.branches]
+
     def peer(self, index: int) -> SinglePeer:
         peer = SinglePeer(self.trunk, cast(Branch, self.own_part(index)))
         # Not `peer.train(...)`, which would also set the modes of the modules that both share.
@@ -328,6 +342,10 @@ class IndependentPeers(PeerNetwork):
     def _stages(self, views: Tensor) -> PeerStages:
         outputs = list(self._outputs(views))
         return self._gather_stages([trunk for *_, trunk in outputs], [of_peer[:3] for of_peer in outputs])
+
+    @property
+    def classifiers(self) -> list[nn.Module]:
+        return [cast(Any, peer).linear for peer in self.peers]
 
     def peer(self, index: int) -> nn.Module:
         return cast(Any, self.peers[index]).plain

