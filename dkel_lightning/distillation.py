@@ -234,7 +234,7 @@ class DistillationModule(LightningModule):
         learning = {"student": self.student.network, "ensemble": self.ensemble, "method": self.method}
         if self.teacher is not None and self.teacher.learns:
             learning["teacher"] = self.teacher.network
-        present = {name: part for name, part in learning.items() if part is not None}
+        present: dict[str, nn.Module] = {name: part for name, part in learning.items() if part is not None}
         scale = self.student.lr_scale
         if scale != 1.0:
             present |= self.student.parts()
