@@ -89,6 +89,13 @@ def test_medmnist_npz(tmp_path: Path) -> None:
     assert (tmp_path / "outputs/examples/shipped/weights.pt").is_file()
 
 
+def test_unlabelled_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    accuracy = load("unlabelled_folder").main(epochs=1, accelerator="cpu", **SHORT)
+    assert f"{accuracy:.1%} of 300 test images" in capfd.readouterr().out
+    assert (tmp_path / "outputs/examples/unlabelled/tiny/model.onnx").is_file()
+
+
 def test_own_method_in_python() -> None:
     # Three epochs are far from enough, and more than enough to leave chance.
     assert 0.3 < load("own_method").main(epochs=3, limit_val_batches=1) <= 1
