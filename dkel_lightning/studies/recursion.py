@@ -30,9 +30,7 @@ def ema_rates(rule: str, decay: float, steps: int) -> Array:
     return np.full(steps, rates) if isinstance(rates, float) else rates.double().numpy()
 
 
-def teacher_weights(
-    epoch: float, scale: float, length: float, k: float, weights: str, *, ramped: bool = False
-) -> tuple[float, float]:
+def teacher_weights(epoch: float, scale: float, length: float, k: float, weights: str) -> tuple[float, float]:
     """Compute (G, H), the weights of the assembled and the individual teachers in an epoch, as DKEL does.
 
     Args:
@@ -41,10 +39,10 @@ def teacher_weights(
         length: of the ramp-up in epochs.
         k: decay of the ensemble's weight per epoch.
         weights: name of the pair of weights, see `schedules.TEACHER_WEIGHTS`.
-        ramped: whether the assembled term is ramped up too.
     """
-    r = rampup(epoch, scale, length)
-    assembled, individual = TEACHER_WEIGHTS[weights](ensemble_weight(epoch, k), r, r if ramped else scale, scale)
+    assembled, individual = TEACHER_WEIGHTS[weights](
+        ensemble_weight(epoch, k), rampup(epoch, scale, length), scale, scale
+    )
     return float(assembled), float(individual)
 
 
