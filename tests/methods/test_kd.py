@@ -224,7 +224,7 @@ def test_teacher_and_student_of_one_architecture_do_not_start_alike() -> None:
     inner = stages.stages_before(values)["teacher"]
     assert inner["backbone"]["name"] == values["backbone"]["name"]
     assert inner["seed"] != values["seed"]
-    assert inner["data"] == values["data"]
+    assert inner["data"] == {**values["data"], "unlabelled_share": 0.0}  # it learns from labels
 
 
 def test_given_weights_skip_the_first_stage(tmp_path: Path) -> None:
