@@ -134,12 +134,12 @@ class DistillationModule(LightningModule):
         """Compute the loss of a batch: the method's terms, and the supervised loss of a teacher that learns."""
         if batch_idx == 0:
             parts.check_is_trained_itself(self)
-        batch = self._checked(batch, batch_idx)
+        batch = self._checked(batch, batch_idx, self.method.needs_labels)
         rank, epoch = (self.global_rank, self.trainer.current_epoch) if self.is_attached else (0, 0)
         step = self.compute_step(self.make_batch(batch, epoch, batch_idx, rank))
         for observe in self.observers:
             observe(step.inputs, step.terms, step.loss)
-        self.scores.update_training(step, len(batch.labels))
+        self.scores.update_training(step)
         return step.loss
 
     def read(self, batch: Any) -> Any:
@@ -215,9 +215,9 @@ class DistillationModule(LightningModule):
             loss = loss + self.teacher.supervised_loss(inputs.teacher.logits, inputs.labels) * self.teacher.num_peers
         return terms, loss
 
-    def _checked(self, batch: Any, batch_idx: int) -> Batch:
+    def _checked(self, batch: Any, batch_idx: int, needed_by: str) -> Batch:
         peers, classes = self.student.num_peers, self.student.num_classes
-        return unpack_checked(self.read(batch), batch_idx, peers, classes, self.method.needs.teacher_views)
+        return unpack_checked(self.read(batch), batch_idx, peers, classes, self.method.needs.teacher_views, needed_by)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean terms, the peers' training accuracy and the weights that schedules have set."""
@@ -357,7 +357,7 @@ class DistillationModule(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Score every member on a batch; return the outputs to the callbacks."""
-        views, labels, _ = self._checked(batch, batch_idx)
+        views, labels, _ = self._checked(batch, batch_idx, "an evaluation")
         evaluated, classes = self.evaluate(views), classes_of(labels)
         self.scores.update_validation(evaluated.logits, labels, classes)
         return {"evaluated": evaluated, "labels": classes}
@@ -370,7 +370,7 @@ class DistillationModule(LightningModule):
         self.scores.begin(self.deployed_member())
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        views, labels, _ = self._checked(batch, batch_idx)
+        views, labels, _ = self._checked(batch, batch_idx, "an evaluation")
         self.scores.update_test(self.evaluate(views).logits, labels, classes_of(labels))
 
     def on_test_epoch_end(self) -> None:

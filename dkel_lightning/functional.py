@@ -17,6 +17,8 @@ from torch import Tensor
 from dkel_lightning.errors import ConfigError
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
+UNKNOWN = -1
+"""The label of a sample whose class is not known."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -36,27 +38,40 @@ def not_halved(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Average the cross-entropy over the batch: `logits` [..., B, C] -> [...].
+    """Average the cross-entropy over the samples whose label is known: `logits` [..., B, C] -> [...].
 
-    `labels` are [B] classes, or float targets [B, C] or [..., B, C], such as distributions over the classes. Of targets
-    [P, B, C] for peers, logits [B, C] of all of them learn the mean.
+    `labels` are [B] classes, -1 where not known, or float targets [B, C] or [..., B, C], such as distributions over the
+    classes; `targets_of` scales them to the mean over the known samples. Of targets [P, B, C] for peers, logits [B, C]
+    of all of them learn the mean. Without a known sample the result is 0.
     """
-    return sample_cross_entropy(logits, labels).mean(-1)
+    losses = sample_cross_entropy(logits, labels)
+    mean = losses.mean(-1)
+    return mean if labels.is_floating_point() else mean * _inverse_share(is_known(labels)).squeeze(-1)
 
 
 def sample_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of each sample, [..., B]; see `cross_entropy`."""
+    """Return the cross-entropy of each sample, [..., B], 0 where its label is not known; see `cross_entropy`."""
     logits = at_least_float32(logits)
     if labels.is_floating_point():
         targets = labels.mean(0) if labels.dim() > logits.dim() else labels
         return -(targets * logits.log_softmax(-1)).sum(-1)
     flat = logits.reshape(-1, logits.shape[-1])
     repeated = labels.expand(*logits.shape[:-1]).reshape(-1)
-    return F.cross_entropy(flat, repeated, reduction="none").view(logits.shape[:-1])
+    return F.cross_entropy(flat, repeated, ignore_index=UNKNOWN, reduction="none").view(logits.shape[:-1])
+
+
+def is_known(labels: Tensor) -> Tensor:
+    """Tell which labels are known: classes [B] other than -1, or targets [..., B, C] that are not 0 everywhere."""
+    return labels.sum(-1) > 0 if labels.is_floating_point() else labels != UNKNOWN
+
+
+def _inverse_share(known: Tensor) -> Tensor:
+    """Return the number of samples over that of known ones, [..., 1]: exactly 1 where all are known."""
+    return known.shape[-1] / known.sum(-1, keepdim=True).clamp_min(1)
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Turn classes [B] into float targets [B, C]; targets stay as they are."""
+    """Turn classes [B] into float targets [B, C], 0 where a class is not known; targets stay as they are."""
     return labels if labels.is_floating_point() else _mask(labels, num_classes).to(torch.float32)
 
 
@@ -73,16 +88,22 @@ def targets_of(
     With smoothing s a target is `(1 - s) y + s / C`. With class weights w [C] it is then multiplied by w_c, and of
     classes [B] divided by the batch's mean weight. The cross-entropy with the result is torch's
     `cross_entropy(weight=, label_smoothing=)`, which takes the weighted mean for classes and the plain one for targets.
+    Targets of unknown labels are 0, and the others scaled so that a mean over the batch is one over the known samples.
     """
-    if label_smoothing == 0.0 and class_weights is None:
+    if label_smoothing == 0.0 and class_weights is None and not labels.is_floating_point():
         return labels
-    targets = one_hot(labels, num_classes) * (1 - label_smoothing) + label_smoothing / num_classes
-    if class_weights is None:
-        return targets
-    if labels.is_floating_point():
-        return targets * class_weights
-    # A batch of nothing but classes of weight 0 teaches nothing.
-    return targets * class_weights / class_weights[labels].mean().clamp_min(torch.finfo(class_weights.dtype).tiny)
+    known = is_known(labels)
+    share = known * _inverse_share(known)  # 1 everywhere in a batch of known labels
+    targets = one_hot(labels, num_classes)
+    if label_smoothing > 0.0:
+        targets = targets * (1 - label_smoothing) + label_smoothing / num_classes
+    if class_weights is not None:
+        targets = targets * class_weights
+        if not labels.is_floating_point():
+            mean = (class_weights[labels.clamp_min(0)] * share).mean()
+            # A batch of nothing but classes of weight 0 teaches nothing.
+            targets = targets / mean.clamp_min(torch.finfo(class_weights.dtype).tiny)
+    return targets * share.unsqueeze(-1)
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -93,10 +114,14 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
     Source: Hinton et al. 2015; reduction and direction as in the released code of ONE, PCL and DKEL.
     """
+    return sample_divergence(student, teacher, temperature).mean(-1) * temperature**2
+
+
+def sample_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return `KL(teacher || student)` of the softened predictions of each sample: logits [..., B, C] -> [..., B]."""
     log_student = F.log_softmax(at_least_float32(student) / temperature, dim=-1)
     log_teacher = F.log_softmax(at_least_float32(teacher) / temperature, dim=-1)
-    divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
-    return divergence.mean(-1) * temperature**2
+    return (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
 
 
 def distillation_from_each(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from dkel_lightning.functional import classes_of, not_halved, sample_cross_entropy
+from dkel_lightning.functional import classes_of, is_known, not_halved, sample_cross_entropy
 
 
 class Sums(Metric):
@@ -61,8 +61,8 @@ class NetworkScores(Sums):
         self.add_state("nll", torch.zeros(networks), dist_reduce_fx="sum", persistent=persistent)
         self.add_state("samples", torch.zeros(()), dist_reduce_fx="sum", persistent=persistent)
 
-    def update(self, correct: Tensor, nll: Tensor, samples: int) -> None:
-        """Add the result of `scores_of` for a batch of `samples`."""
+    def update(self, correct: Tensor, nll: Tensor, samples: Tensor) -> None:
+        """Add the result of `scores_of` for a batch."""
         self.correct += correct
         self.nll += nll
         self.samples += samples
@@ -76,16 +76,18 @@ class NetworkScores(Sums):
         return {name: value.reshape(-1) for name, value in self.compute().items()}
 
 
-def scores_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Count the right predictions and sum the negative log-likelihood, each [N], of `logits` [N, B, C].
+def scores_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Score `logits` [N, B, C]: right predictions [N], summed negative log-likelihood [N], and the samples, a scalar.
 
-    Of labels that are distributions, [B, C] or [N, B, C], the largest is the right one. An output that is not finite is
-    wrong: argmax returns the first NaN.
+    Samples whose label is not known are left out. Of labels that are distributions, [B, C] or [N, B, C], the largest is
+    the right one. An output that is not finite is wrong: argmax returns the first NaN.
     """
     logits = logits.detach()
     nll = sample_cross_entropy(logits, labels)
-    correct = (logits.argmax(-1) == classes_of(labels)) & nll.isfinite()
-    return correct.sum(-1).to(torch.float32), nll.sum(-1)
+    known = is_known(labels)
+    correct = (logits.argmax(-1) == classes_of(labels)) & nll.isfinite() & known
+    samples = known.sum() if known.dim() == 1 else known.sum() / known.shape[0]
+    return correct.sum(-1).to(torch.float32), nll.sum(-1), samples
 
 
 class CalibrationErrors(Sums):

@@ -47,7 +47,7 @@ def test_scores_by_hand_for_two_networks() -> None:
     log3 = math.log(3.0)
     logits = torch.tensor([[[log3, 0.0], [log3, 0.0]], [[0.0, log3], [0.0, log3]]])  # p = 3/4 for class 0, then for 1
     scores = NetworkScores(2)
-    scores.update(*scores_of(logits, torch.tensor([0, 0])), 2)
+    scores.update(*scores_of(logits, torch.tensor([0, 0])))
     result = scores.per_network()
     assert result["accuracy"].tolist() == [1.0, 0.0]
     assert result["nll"].tolist() == pytest.approx([math.log(4 / 3), math.log(4)], rel=1e-6)
@@ -55,7 +55,7 @@ def test_scores_by_hand_for_two_networks() -> None:
 
 @pytest.mark.parametrize("broken", [[math.nan, math.nan], [math.nan, 0.0], [math.inf, 0.0]])
 def test_an_output_that_is_no_number_is_never_right(broken: list[float]) -> None:
-    correct, nll = scores_of(torch.tensor([[broken, [1.0, 0.0]]]), torch.tensor([0, 0]))
+    correct, nll, _ = scores_of(torch.tensor([[broken, [1.0, 0.0]]]), torch.tensor([0, 0]))
     assert correct.tolist() == [1.0]
     assert not nll.isfinite().any()
 
@@ -64,8 +64,8 @@ def test_batches_of_different_size_are_weighted_by_their_samples() -> None:
     logits = torch.tensor([[[1.0, 0.0]] * 4])
     labels = torch.tensor([0, 1, 1, 1])
     pieces = NetworkScores(1)
-    pieces.update(*scores_of(logits[:, :1], labels[:1]), 1)
-    pieces.update(*scores_of(logits[:, 1:], labels[1:]), 3)
+    pieces.update(*scores_of(logits[:, :1], labels[:1]))
+    pieces.update(*scores_of(logits[:, 1:], labels[1:]))
     result = pieces.per_network()
     assert result["accuracy"].item() == 0.25
     right, wrong = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))

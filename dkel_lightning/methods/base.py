@@ -206,6 +206,11 @@ class Method(nn.Module, ABC):
         return self.needs.classes
 
     @property
+    def needs_labels(self) -> str:
+        """What needs the class of every image, for a message; empty where labels may be -1, not known."""
+        return f"{type(self).__name__} as it is set" if self.wants_classes else ""
+
+    @property
     @abstractmethod
     def terms(self) -> tuple[str, ...]:
         """Names of the loss terms, in the order in which they are logged; a class attribute will do."""

@@ -112,6 +112,10 @@ class KDCL(Distilling):
     def wants_classes(self) -> bool:
         return super().wants_classes or self.settings.target == "min_logit"
 
+    @property
+    def needs_labels(self) -> str:
+        return "KDCL with method.target=naive" if self.settings.target == "naive" else super().needs_labels
+
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         logits = inputs.student.logits
         labels = inputs.classes if self.settings.target == "min_logit" else inputs.labels

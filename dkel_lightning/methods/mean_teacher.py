@@ -7,10 +7,10 @@ from typing import Annotated
 
 from torch import Tensor
 
-from dkel_lightning.functional import at_least_float32, cross_entropy, distillation
+from dkel_lightning.functional import at_least_float32, cross_entropy, sample_divergence
 from dkel_lightning.methods.base import Method, MethodSettings, Needs, register
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.declarations import choice
+from dkel_lightning.settings.declarations import choice, number
 from dkel_lightning.settings.weights import RampUp
 
 
@@ -19,6 +19,9 @@ class MeanTeacherSettings(MethodSettings):
     """Settings of Mean Teacher; the scale of the ramp-up is the weight of the consistency."""
 
     consistency: Annotated[str, choice("Distance of student and teacher.", "mse", "kl")] = "mse"
+    confidence: Annotated[
+        float, number("Leave out images of which the teacher's largest probability is below this.", 0, 1)
+    ] = 0.0
     rampup: RampUp = field(default_factory=lambda: RampUp(epochs=5))
 
 
@@ -30,7 +33,8 @@ class MeanTeacher(Method):
 
     D is the squared difference summed over the C classes (`mse`), or KL(t || z). The authors average over the classes
     and weight that by C to C^2, which is r from 1 to C here; 1 is the default. Student and teacher see views of their
-    own. Detached: t_i. Deployed: a peer of the teacher.
+    own. With a confidence c, D of an image counts as 0 where max softmax t_i < c, in a mean over all images, as in
+    FixMatch (Sohn et al. 2020, arXiv 2001.07685, eq. 4). Detached: t_i. Deployed: a peer of the teacher.
     """
 
     Settings = MeanTeacherSettings
@@ -42,19 +46,21 @@ class MeanTeacher(Method):
         assert inputs.teacher is not None
         student, teacher = inputs.student.logits, inputs.teacher.logits.detach()
         if self.settings.consistency == "mse":
-            distance = squared_difference(student, teacher)
+            distances = squared_differences(student, teacher)
         else:
-            distance = distillation(student, teacher, 1.0)
+            distances = sample_divergence(student, teacher, 1.0)
+        if self.settings.confidence > 0:
+            distances = distances * (at_least_float32(teacher).softmax(-1).amax(-1) >= self.settings.confidence)
         return {
             "ce": cross_entropy(student, inputs.labels).sum(),
-            "consistency": self.rampup_weight * distance.sum(),
+            "consistency": self.rampup_weight * distances.mean(-1).sum(),
         }
 
 
-def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum the squared difference of the softmaxes over classes, and average over the batch: [..., B, C] twice -> [...].
+def squared_differences(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum the squared difference of the softmaxes over the classes of each sample: [..., B, C] twice -> [..., B].
 
     The released code of Mean Teacher divides by the number of classes, so that its weight must grow with them.
     """
     difference = at_least_float32(student).softmax(-1) - at_least_float32(teacher).softmax(-1)
-    return difference.square().sum(-1).mean(-1)
+    return difference.square().sum(-1)

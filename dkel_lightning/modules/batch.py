@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dkel_lightning.data.batch import Batch as Batch
 from dkel_lightning.errors import DataError
+from dkel_lightning.functional import UNKNOWN
 from dkel_lightning.schedules import one_of
 
 IMAGE_KEYS = ("views", "images", "image", "pixel_values", "img", "x", "inputs", "input")
@@ -67,12 +68,17 @@ def rename_entries(batch: Any, keys: Mapping[str, str]) -> Any:
     return {key: batch[name] for key, name in keys.items() if name in batch}
 
 
-def unpack_checked(batch: Any, batch_idx: int, peers: int, num_classes: int, teacher_too: bool = False) -> Batch:
-    """Read and check a batch; labels on a device are checked in the first batch only, as it synchronises."""
+def unpack_checked(
+    batch: Any, batch_idx: int, peers: int, num_classes: int, teacher_too: bool = False, needed_by: str = ""
+) -> Batch:
+    """Read and check a batch; labels on a device are checked in the first batch only, as it synchronises.
+
+    See `check_labels` for `needed_by`.
+    """
     unpacked = unpack(batch)
     check_views(unpacked.views, peers, teacher_too)
     if batch_idx == 0 or unpacked.labels.device.type == "cpu":
-        check_labels(unpacked.labels, num_classes)
+        check_labels(unpacked.labels, num_classes, needed_by)
     return unpacked
 
 
@@ -86,10 +92,10 @@ def images_of(batch: Any) -> Tensor:
     return images
 
 
-def check_labels(labels: Tensor, num_classes: int) -> None:
+def check_labels(labels: Tensor, num_classes: int, needed_by: str = "") -> None:
     """Check that labels are classes in 0 .. num_classes - 1, or distributions over the classes.
 
-    Synchronises with the device of the labels.
+    A class may also be -1, not known, unless `needed_by` names what needs it. Synchronises with the labels' device.
     """
     if labels.is_floating_point():
         sums = labels.sum(-1)
@@ -101,9 +107,11 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
             )
         return
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
+    if low == UNKNOWN and needed_by:
+        raise DataError(f"A label is -1, not known, and {needed_by} needs the class of every image.")
+    if low < UNKNOWN or high >= num_classes:
         raise DataError(
-            f"Label {low if low < 0 else high} lies outside the {num_classes} classes (0 to {num_classes - 1}): "
+            f"Label {low if low < UNKNOWN else high} lies outside the {num_classes} classes (0 to {num_classes - 1}): "
             "correct the labels, or build the module with the right num_classes."
         )
 

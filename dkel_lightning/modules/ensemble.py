@@ -72,9 +72,9 @@ class EnsembleModule(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         features, labels, _ = unpack(batch)
-        check_labels(labels, self.classifier.out_features)
+        check_labels(labels, self.classifier.out_features, "an evaluation")
         logits = self(features.transpose(0, 1)).unsqueeze(0)
-        self.scores.update(*scores_of(logits, labels), len(labels))
+        self.scores.update(*scores_of(logits, labels))
 
     def on_validation_epoch_end(self) -> None:
         self.log("val/acc", self.scores.per_network()["accuracy"][0], prog_bar=True, sync_dist=True)

@@ -65,7 +65,7 @@ class MethodInputs:
     """The inputs of a method in one training step.
 
     Attributes:
-        labels: [B] classes, or float targets [B, C], or [P, B, C] where peers differ.
+        labels: [B] classes, -1 where not known, or float targets [B, C], or [P, B, C] where peers differ.
         student: the student peers, with the ensemble's logits where the method has an ensemble classifier.
         teacher: the teacher peers, None for a method without a teacher.
         assembled: [P, B, C], the assembled teacher logits of each peer, detached; None if the method uses none.
@@ -108,6 +108,7 @@ class StepResult:
         loss: their sum, and the supervised loss of a teacher that learns.
         correct: right predictions of each student peer, [P].
         nll: negative log-likelihood of each student peer, summed over the batch, [P].
+        samples: those whose label is known, which `correct` and `nll` are of, a scalar.
     """
 
     inputs: MethodInputs
@@ -116,6 +117,7 @@ class StepResult:
     loss: Tensor
     correct: Tensor
     nll: Tensor
+    samples: Tensor
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,10 @@ class Scores(nn.Module):
 
     # ---------------------------------------------------------------------- an epoch of training
 
-    def update_training(self, step: StepResult, samples: int) -> None:
+    def update_training(self, step: StepResult) -> None:
         """Add a training step."""
         self.term_means.update(step.values)
-        self.train_scores.update(step.correct, step.nll, samples)
+        self.train_scores.update(step.correct, step.nll, step.samples)
 
     def log_training(self, module: LightningModule, weights: Mapping[str, Tensor]) -> None:
         """Log the epoch's mean terms, the peers' training accuracy and `weights`, and reset the sums."""
@@ -101,12 +101,12 @@ class Scores(nn.Module):
 
     def update_validation(self, logits: Tensor, labels: Tensor, classes: Tensor) -> None:
         """Add a batch: `logits` [N, B, C], labels of the data, and their `classes` [B]."""
-        self.network_scores.update(*scores_of(logits, labels), len(labels))
+        self.network_scores.update(*scores_of(logits, labels))
         self.predictions.update(logits, classes)
 
     def update_test(self, logits: Tensor, labels: Tensor, classes: Tensor) -> None:
         """Add a batch: its scores, calibration, the peers' disagreement and the deployed member's mistakes."""
-        self.network_scores.update(*scores_of(logits, labels), len(labels))
+        self.network_scores.update(*scores_of(logits, labels))
         self.calibration.update(logits, classes)
         self.confusion.update(logits[self._tested], classes)
         if (peers := len(self.peers["student"])) > 1:

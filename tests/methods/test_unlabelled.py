@@ -1,0 +1,117 @@
+"""Labels of -1, not known: what every method learns from the others, what it refuses, and what is scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dkel_lightning import methods
+from dkel_lightning.errors import DataError
+from dkel_lightning.functional import cross_entropy, targets_of
+from tests.methods.test_labels import weighted
+from tests.methods.test_mean_teacher import loss
+from tests.modules.test_targets import EVERY
+from tests.modules.toy import build, images_and_labels, trainer, val_loader
+
+IMAGES, LABELS = images_and_labels(6)
+FIRST, LAST = torch.arange(6) < 2, torch.arange(6) >= 2
+
+
+def with_known(known: Tensor) -> Tensor:
+    return torch.where(known, LABELS, -1)
+
+
+def gradient(name: str, labels: Tensor, weight: float = 1.0) -> Tensor:
+    module = weighted(name, weight)
+    module.method.rampup_weight.fill_(1.0)
+    module.training_step((IMAGES, labels, torch.arange(6)), 0).backward()
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.student.network.parameters()]
+    return torch.cat([part.flatten() for part in found])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_labels_teach_by_their_mean_over_the_known_and_distillation_by_that_over_all(name: str) -> None:
+    distilled = gradient(name, LABELS, 0.0)
+    of_all, of_first, of_last = (gradient(name, with_known(known)) - distilled for known in (FIRST | LAST, FIRST, LAST))
+    torch.testing.assert_close(of_all, of_first / 3 + of_last * 2 / 3, rtol=1e-4, atol=1e-6)
+    assert torch.equal(gradient(name, with_known(FIRST & LAST)), distilled)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 3.0, 0.5])])
+def test_the_mean_over_the_known_is_torchs_with_ignore_index(smoothing: float, weights: Tensor | None) -> None:
+    logits = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
+    labels = with_known(FIRST)
+    ours = cross_entropy(logits, targets_of(labels, 3, smoothing, weights))
+    expected = [F.cross_entropy(z, labels, weights, ignore_index=-1, label_smoothing=smoothing) for z in logits]
+    torch.testing.assert_close(ours, torch.stack(expected))
+    nothing = cross_entropy(logits, targets_of(torch.full((6,), -1), 3, smoothing, weights))
+    assert torch.equal(nothing, torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "kdcl"},
+        {"name": "kdcl", "target": "naive"},
+        {"name": "dkel", "loss": "dkd"},
+        {"name": "kd", "loss": "nkd"},
+    ],
+)
+def test_a_method_that_compares_by_class_says_that_it_needs_labels(settings: dict[str, Any]) -> None:
+    module = build(method=settings, peers=2, teacher={"update": "gradient"} if settings["name"] == "kd" else None)
+    with pytest.raises(DataError, match=r"A label is -1, not known, and \w+ .* needs the class of every image"):
+        module.training_step((IMAGES, with_known(FIRST)), 0)
+
+
+def test_no_other_negative_label_is_taken_and_an_evaluation_takes_none() -> None:
+    module = build()
+    with pytest.raises(DataError, match="Label -2 lies outside"):
+        module.training_step((IMAGES, LABELS - 2), 0)
+    with pytest.raises(DataError, match="an evaluation needs the class of every image"):
+        module.validation_step((IMAGES, with_known(FIRST)), 0)
+
+
+@pytest.mark.parametrize("targets", [{}, {"label_smoothing": 0.1}, {"mixup": 0.2}])
+def test_a_training_scores_and_learns_what_is_known(targets: dict[str, Any]) -> None:
+    module = build(targets=targets)
+    batches = [(image, label if index % 2 else torch.tensor(-1)) for index, (image, label) in enumerate(_samples(24))]
+    trainer(max_epochs=2).fit(module, DataLoader(batches, batch_size=6), val_loader())
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    logged = module.trainer.callback_metrics
+    assert 0 < logged["train/ce"] < 20
+    assert 0 <= logged["train/acc/student_mean"] <= 1
+
+
+def test_scores_of_a_training_are_of_the_known() -> None:
+    module = build()
+    step = module.compute_step(module.make_batch(module._checked((IMAGES, with_known(FIRST)), 0, ""), 0, 0, 0))
+    predicted = step.inputs.student.logits.argmax(-1)
+    assert step.samples == 2
+    assert torch.equal(step.correct, (predicted[:, :2] == LABELS[:2]).sum(-1).float())
+    torch.testing.assert_close(
+        step.nll, torch.stack([F.cross_entropy(z[:2], LABELS[:2], reduction="sum") for z in step.inputs.student.logits])
+    )
+
+
+def test_targets_below_the_confidence_are_left_out_of_a_mean_over_all() -> None:
+    draws = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(2, 6, 3, generator=draws, dtype=torch.float64) for _ in range(2))
+    sure = teacher.softmax(-1).amax(-1) >= 0.8
+    assert 0 < sure.sum() < sure.numel()
+    labels, expected = torch.full((6,), -1), 0.0
+    for z, t, kept in zip(student, teacher, sure, strict=True):
+        divergences = F.kl_div(z.log_softmax(-1), t.softmax(-1), reduction="none").sum(-1)
+        expected += 2.0 * (divergences * kept).sum().item() / 6
+    found = loss(student, teacher, labels, 2.0, consistency="kl", confidence=0.8)
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+    assert methods.create("mean_teacher", 1).settings.confidence == 0
+
+
+def _samples(count: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(*images_and_labels(count), strict=True))
