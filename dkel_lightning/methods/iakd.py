@@ -56,7 +56,6 @@ class IAKDSettings(MethodSettings):
     )
     start: Annotated[float, number("q at the start.", 0, 1)] = 0.5
     period: Annotated[float, number("Length of a tooth in epochs (review).", 0, TIME, above=True)] = 10.0
-    finetune_epochs: Annotated[float, number("Last epochs with the student's own blocks alone.", 0, TIME)] = 0.0
     statistics_batches: Annotated[
         int, whole("Batches that estimate BatchNorm's statistics after an epoch of swaps; 0: none.", 0, 100_000)
     ] = 50
@@ -132,8 +131,6 @@ class IAKD(Method):
         """Return q after so many epochs of the run."""
         settings = self.settings
         length = None if clock.steps is None else clock.steps / clock.steps_per_epoch
-        if length is not None and epochs >= length - settings.finetune_epochs:
-            return 1.0
         return swap_rate(settings.schedule, epochs, length, settings.start, settings.period)
 
     def set_time(self, clock: Clock, batch_idx: int, seed: int) -> None:

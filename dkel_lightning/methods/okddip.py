@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from dkel_lightning.methods.base import Needs, register
 from dkel_lightning.methods.distilling import Distilling, Distils
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.settings.declarations import whole
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.weights import RampUp
 
@@ -24,9 +22,6 @@ class OKDDipSettings(Distils):
     """Settings of OKDDip; the ramp-up is of both distillations."""
 
     rampup: RampUp = field(default_factory=RampUp)
-    attention_divisor: Annotated[
-        int, whole("Queries and keys are this many times narrower than the features.", 1, 1024)
-    ] = 8
 
 
 @register("okddip", peers=4, views="shared")
@@ -53,7 +48,7 @@ class OKDDip(Distilling):
         if len(widths) > 1:
             raise ConfigError(f"okddip compares features, and its auxiliary peers' differ in width: {sorted(widths)}.")
         (width,) = widths
-        narrow = max(1, width // self.settings.attention_divisor)
+        narrow = max(1, width // 8)
         self.query = nn.Linear(width, narrow, bias=False)
         self.key = nn.Linear(width, narrow, bias=False)
 

@@ -14,7 +14,7 @@ from dkel_lightning.methods.base import STUDENT, Layers, Method, MethodSettings,
 from dkel_lightning.methods.distilling import Temperature
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, SinglePeer, adapter, create, layers_of, stages_of
-from dkel_lightning.settings.declarations import number, switch, text
+from dkel_lightning.settings.declarations import number, text
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,6 @@ class SFTNSettings(MethodSettings):
     kl_weight: Annotated[float, number("Weight of the divergence of trunk and branches.", 0, 1e6)] = 3.0
     branch_weight: Annotated[float, number("Weight of the branches' labels.", 0, 1e6)] = 1.0
     temperature: Temperature = 1.0
-    share_branches: Annotated[bool, switch("Let all branches have the same blocks.")] = False
     layers: Layers = None
 
 
@@ -41,7 +40,7 @@ class SFTN(Method):
     Deployed: the trunk, an ordinary network without branches, from which any method then distils.
 
     Source: names of the terms and structure from a summary of the paper; l_T = 1, l_KL = 3, l_CE = 1, T = 1 and that
-    branches share nothing unless told to are recollection or reading.
+    branches share nothing are recollection or reading.
     """
 
     Settings = SFTNSettings
@@ -68,8 +67,7 @@ class SFTN(Method):
         self.branches = nn.ModuleList()
         for layer, stage in zip(self.layers, own, strict=False):
             first = adapter(seen[layer][0].shape, expected[stage][0].shape, f"{layer} of the teacher")
-            of_branch = student if self.settings.share_branches else self._student(network)
-            self.branches.append(nn.Sequential(first, *_blocks_after(of_branch, stage)))
+            self.branches.append(nn.Sequential(first, *_blocks_after(self._student(network), stage)))
 
     def start_student(self, student: PeerNetwork) -> None:
         _, *blocks = self.branches[0].children()

@@ -82,7 +82,9 @@ def test_a_share_of_a_short_run_is_at_least_three_steps() -> None:
     trainer(watch, max_epochs=2).fit(module, train_loader())  # 6 steps: shares of 0.12 and 0.06 steps
     assert [v for _, v in watch.weights] == pytest.approx([math.exp(-step / 3) for step in range(6)])
     assert module.teacher.rate.item() == pytest.approx(2 / 3)
-    assert module.teacher_distance() > 0
+    distance = module.teacher_distance()
+    assert distance is not None
+    assert distance > 0
 
 
 def test_the_clock_counts_optimizer_steps_under_accumulation() -> None:

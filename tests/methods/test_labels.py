@@ -80,6 +80,16 @@ def test_a_schedule_is_read_at_every_step_or_epoch() -> None:
         weighted("dkel", {0.5: 1.0})
 
 
+def test_the_recipe_of_wrong_labels_joins_its_four_choices_for_any_method() -> None:
+    for name, scale in (("dkel", 3.0), ("pcl", 3.0), ("dkel_released", 0.1)):
+        values = compose("experiment=own_data", "recipe=wrong_labels", f"method={name}")
+        assert values["scheduler"]["end"] == 0.1
+        assert values["teacher"]["decay_share"] == {0: 0.01, 0.5: 0.05}
+        assert min(values["method"]["labels"].values()) == 0.05
+        assert values["method"]["rampup"]["scale"] == scale
+    assert compose("recipe=wrong_labels", "method=kd", "method.labels=1")["method"]["labels"] == 1
+
+
 def test_a_resume_ends_where_an_uninterrupted_fit_does(tmp_path: Path) -> None:
     schedule = {0: 1.0, 0.4: 0.5, 0.7: 0.0}
     whole, rest = weighted("dkel", schedule), weighted("dkel", schedule)

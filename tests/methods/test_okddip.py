@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dkel_lightning import MethodInputs, StudentOutput
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods.okddip import OKDDip, OKDDipSettings
+from dkel_lightning.methods.okddip import OKDDip
 from dkel_lightning.networks import create
 from tests.methods.family import total
 
@@ -74,14 +74,6 @@ def test_the_leaders_features_take_no_part_in_the_attention() -> None:
     weights = okddip.attention(features[:-1])
     assert weights.shape == (2, 3, 3)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, dtype=torch.float64))
-
-
-@pytest.mark.parametrize(("divisor", "narrow"), [(8, 8), (16, 4), (100, 1)])
-def test_queries_and_keys_are_narrower_by_the_divisor(divisor: int, narrow: int) -> None:
-    made = OKDDip(3, OKDDipSettings(attention_divisor=divisor))
-    made.attach(create("resnet8", 3, 3, in_channels=1))
-    assert made.query.weight.shape == made.key.weight.shape == (narrow, 64)
-    assert OKDDipSettings().attention_divisor == 8
 
 
 def test_two_peers_and_peers_of_differing_widths_are_refused() -> None:
