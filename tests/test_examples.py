@@ -105,7 +105,7 @@ def test_own_method_on_the_command_line(tmp_path: Path) -> None:
     shown = re.search(r"dkel (.*modules=.*)", (EXAMPLES / "own_method.py").read_text("utf-8"))
     assert shown is not None
     command = [item.strip('"') for item in shown[1].split()]
-    done = dkel(*command, "trainer.fast_dev_run=true", f"hydra.run.dir={tmp_path / 'run'}", cwd=EXAMPLES)
+    done = dkel(*command, "debug=smoke", f"hydra.run.dir={tmp_path / 'run'}", cwd=EXAMPLES)
     assert "confident on digits" in done.stdout, done.stderr
 
 

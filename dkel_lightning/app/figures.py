@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
@@ -20,7 +21,8 @@ from dkel_lightning.runtime.atomic_files import write_bytes
 from dkel_lightning.studies.seed_statistics import paired
 
 STUDENT, TEACHER = "#1f77b4", "#d62728"
-LINES: Sequence[Any] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+SOLID, LONG, DASHED, MIXED, DOTTED = "-", (0, (9, 2)), (0, (4, 2)), (0, (6, 2, 1, 2)), (0, (1, 1.5))
+LINES: Sequence[Any] = (SOLID, DASHED, DOTTED, MIXED)
 STYLE: Any = {
     "figure.constrained_layout.use": True,
     "figure.titlesize": 11,
@@ -35,17 +37,18 @@ STYLE: Any = {
 }
 styled = matplotlib.rc_context(STYLE)
 """Decorates what makes a figure."""
-COLOURS = {
-    "student": STUDENT,
-    "teacher": TEACHER,
-    "ensemble": "#2ca02c",
-    "teacher_ensemble": "#ff7f0e",
-    "student_ensemble": "#17becf",
-    "student-teacher": "#9467bd",
-    "student-student": STUDENT,
-    "teacher-teacher": TEACHER,
-    "deployed": "#7f7f7f",
+LOOKS: Mapping[str, tuple[str, Any]] = {
+    "student": (STUDENT, SOLID),
+    "teacher": (TEACHER, DASHED),
+    "ensemble": ("#2ca02c", MIXED),
+    "teacher_ensemble": ("#ff7f0e", DOTTED),
+    "student_ensemble": ("#17becf", LONG),
+    "student-teacher": ("#9467bd", MIXED),
+    "student-student": (STUDENT, SOLID),
+    "teacher-teacher": (TEACHER, DASHED),
+    "deployed": ("#7f7f7f", SOLID),
 }
+"""Colour and line: curves that lie on each other stay visible, the line with the larger gaps in front."""
 TERM_NAMES = {
     "loss": "total",
     "ce": "labels to peers",
@@ -99,7 +102,7 @@ def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:
     figure, places = panels(len(found), min(2, len(found)), 6, 3.2)
     for axes, head in zip(places, (head for head in TITLES if head in found), strict=True):
         _draw_panel(axes, head, found[head])
-    figure.suptitle(plain(title))
+    figure.suptitle(plain(f"{title}; thin: single peers"))
     save(figure, path)
 
 
@@ -114,19 +117,23 @@ def _draw_panel(axes: Axes, head: str, columns: Mapping[str, Curve]) -> None:
         text = TERM_NAMES.get(label, label if label in (kind, f"{kind}_mean") else kind).replace("_", " ")
         show = not peer and kind not in named
         named |= {kind} if show else set()
+        colour, line = LOOKS.get(kind) or (f"C{number % 10}", LINES[number % len(LINES)])
         look: dict[str, Any] = {"alpha": 0.3, "linewidth": 1} if peer else {}
+        if kind == "deployed":
+            look = {"alpha": 0.3, "linewidth": 5, "zorder": 1}  # behind the member that it is
         axes.plot(
             curve.epochs,
             _scaled(curve.values, TITLES[head]),
             label=plain(text) if show else "_",
-            color=COLOURS.get(kind) or f"C{number % 10}",
-            linestyle="-" if kind in COLOURS else LINES[number // 2 % len(LINES)],  # some lie on top of others
+            color=colour,
+            linestyle=line,
             marker="." if len(curve.values) == 1 else None,
-            **look,
+            **{"zorder": 2 if line == SOLID else 2 + sum(line[1][1::2]) / sum(line[1])} | look,
         )
     if head == "train":
         axes.set_yscale("symlog", linthresh=0.01)
     axes.set(title=TITLES[head], xlabel="epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
 
 
@@ -227,7 +234,7 @@ def draw_sweep_curves(curves: Mapping[str, Mapping[str, Sequence[Curve]]], path:
     beside = min(2, len(curves))
     figure, places = panels(len(curves), beside, 5.2, 3)
     looks = {
-        label: {"color": f"C{number % 10}", "linestyle": LINES[number // 10 % len(LINES)]}
+        label: {"color": f"C{number % 10}", "linestyle": LINES[(number + number // 10) % len(LINES)]}
         for number, label in enumerate(labels)
     }
     for axes, (title, by_label) in zip(places, curves.items(), strict=True):
@@ -238,6 +245,7 @@ def draw_sweep_curves(curves: Mapping[str, Mapping[str, Sequence[Curve]]], path:
             marker = "." if len(mean.epochs) == 1 else None
             axes.plot(mean.epochs, _scaled(mean.values, title), linewidth=1.8, marker=marker, **looks[label])
         axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles = [Line2D([], [], label=plain(label), linewidth=1.8, **look) for label, look in looks.items()]
     most = max(len(seeds) for by_label in curves.values() for seeds in by_label.values())
     note = f"mean of {most} seeds, each seed thin" if most > 1 else None

@@ -112,7 +112,7 @@ def build_loggers(run: Run, step: int | None) -> list[Logger]:
         run: the run.
         step: the step at which it goes on; None for one that begins.
     """
-    if run.values["trainer"]["fast_dev_run"] or not is_first():
+    if not is_first():
         return []
     nodes = _fill(run.values["logger"]["extra"], run.folder.resolve())
     for node in nodes.values():

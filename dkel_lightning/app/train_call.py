@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained:
     """The result of `train`.
 
@@ -37,6 +37,22 @@ class Trained:
     accuracy: float
     summary: Mapping[str, Any]
     folder: Path
+
+    def __repr__(self) -> str:
+        test = self.summary["test"]["best"] or self.summary["test"]["last"]
+        others = {name: test["accuracy"].get(name) for name in ("student_mean", "student_ensemble", "teacher_mean")}
+        scores = [f"{name.replace('_', ' ')} {score:.2%}" for name, score in others.items() if score is not None]
+        trained = ", ".join(str(self.summary[key]) for key in ("method", "backbone", "data"))
+        speed, size = self.summary["images_per_second"] or 0, self.summary["deployed_parameters"]
+        return "\n".join(
+            [
+                f"{self.member} of {trained}, epoch {test['epoch']} of {self.summary['test']['last']['epoch']}",
+                f"test accuracy {self.accuracy:.2%} of {test['images']:,} images, {test['classes']} classes",
+                f"beside it: {', '.join(scores)}",
+                f"{size:,} parameters; trained in {self.summary['seconds']:.0f} s, {speed:,.0f} images/s",
+                f"settings, figures and checkpoints in {self.folder}",
+            ]
+        )
 
 
 def train(
@@ -64,8 +80,8 @@ def train(
 
     cfg = compose_call(model, str(data), method, epochs, settings or {})
     values = config.resolve(cfg)
-    if values["task"]["name"] != "train" or values["trainer"]["fast_dev_run"]:
-        raise ConfigError("train() returns a network: leave out task and trainer.fast_dev_run.")
+    if values["task"]["name"] != "train":
+        raise ConfigError("train() returns a network: leave out task.")
     if values["resume"] is not None:
         raise ConfigError("train() resumes the run in out: pass its folder as out, and leave out resume.")
     if values["trainer"]["devices"] != 1 or values["trainer"]["num_nodes"] != 1:

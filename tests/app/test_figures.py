@@ -58,14 +58,19 @@ def test_columns_that_begin_alike_share_a_panel_in_per_cent_with_the_legend_off_
     accuracy = found["validation accuracy (%)"]
     lines = {line.get_label(): line for line in accuracy.lines if not str(line.get_label()).startswith("_")}
     assert [*lines] == ["deployed", "student mean"]  # single peers are thin behind their mean, and not named
-    assert [line.get_alpha() for line in accuracy.lines].count(0.3) == 2
+    assert [line.get_alpha() for line in accuracy.lines].count(0.3) == 3  # two peers, and the band of the deployed one
+    ways = ("val/acc/student_mean", "val/acc/teacher_mean", "val/acc/student_ensemble", "val/acc/teacher_ensemble")
+    figures.draw_curves({name: curve(0.5, 0.5) for name in ways}, tmp_path / "b.png", "b")
+    (axes,) = panels(saved["b"]).values()
+    assert len({(line.get_color(), line.get_linestyle(), line.get_zorder()) for line in axes.lines}) == 4
+    assert len({line.get_zorder() for line in axes.lines}) == 4  # on the same values all of them are seen
     close(lines["student mean"].get_ydata(), [25, 30])
     close(found["weights at the end of the epoch"].lines[0].get_ydata(), [0.25, 0.5])
     assert len(found["relative distance of teacher and student"].lines) == 1
     legend = accuracy.get_legend()
     assert legend is not None
     assert legend.get_window_extent().x0 > accuracy.get_window_extent().x1 - 1
-    assert saved["a"].get_suptitle() == r"a\$b"
+    assert saved["a"].get_suptitle() == r"a\$b; thin: single peers"
 
 
 def test_terms_of_very_different_size_share_an_axis_that_shows_zero(tmp_path: Path, saved: dict[str, Figure]) -> None:

@@ -30,6 +30,10 @@ def test_a_call_gives_what_the_command_gives(tmp_path: Path) -> None:
     best = typed["test"]["best"]
     assert (trained.member, trained.accuracy) == (best["deployed"], best["deployed_accuracy"])
     assert trained.folder == tmp_path / "called"
+    shown = str(trained).splitlines()
+    assert shown[0] == f"{trained.member} of dkel, resnet8, digits, epoch 1 of 1"
+    assert shown[1] == f"test accuracy {trained.accuracy:.2%} of 360 images, 10 classes"
+    assert len(shown) == 5
 
 
 @pytest.mark.parametrize(
@@ -41,7 +45,6 @@ def test_a_call_gives_what_the_command_gives(tmp_path: Path) -> None:
         ({"data": "no_such_folder"}, "no_such_folder"),
         ({"settings": {"task": "export"}}, "returns a network"),
         ({"settings": {"trainer": "ddp_cpu"}}, "trains in one process"),
-        ({"settings": {"trainer.fast_dev_run": True}}, "returns a network"),
     ],
 )
 def test_a_mistake_is_refused_and_leaves_nothing(arguments: dict[str, object], message: str, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_wheel_holds_package_configuration_and_types_and_nothing_of_tests_or
 def test_the_installed_package_runs_from_another_directory(environment: Path, tmp_path: Path) -> None:
     where = run(environment, "-c", "import dkel_lightning; print(dkel_lightning.__file__)", cwd=tmp_path)
     assert str(environment) in where.stdout
-    done = run(environment, "-m", "dkel_lightning", "trainer.fast_dev_run=true", "method=pcl", cwd=tmp_path)
+    done = run(environment, "-m", "dkel_lightning", "debug=smoke", "method=pcl", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "pcl on digits" in done.stdout
     assert "teacher peers, mean" in done.stdout

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -106,14 +107,16 @@ def epoch_line(trainer: Trainer, *more: str) -> str:
 
 
 class EpochLines(Callback):
-    """Print a line an epoch, for logs and terminals without a progress bar.
+    """Print a line an epoch; above the bar where there is one.
 
     Args:
         throughput: knows the images a second; left out without.
+        bar: through which the lines are printed.
     """
 
-    def __init__(self, throughput: Throughput | None = None) -> None:
+    def __init__(self, throughput: Throughput | None = None, bar: EpochProgressBar | None = None) -> None:
         self.throughput = throughput
+        self.write: Callable[[str], None] = functools.partial(print, flush=True) if bar is None else bar.print
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch before: a module logs its epoch after the callbacks' hooks have run."""
@@ -123,23 +126,16 @@ class EpochLines(Callback):
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         speed = self.throughput.images_per_second if self.throughput is not None else None
-        print(epoch_line(trainer, *([f"{speed:,.0f} images/s"] if speed else [])), flush=True)
+        self.write(epoch_line(trainer, *([f"{speed:,.0f} images/s"] if speed else [])))
 
 
 class EpochProgressBar(TQDMProgressBar):
-    """Lightning's bar with the figures of the last epoch: a step reads nothing from the device for it."""
-
-    _figures: Mapping[str, str] = {}
+    """Lightning's bar without figures, which `EpochLines` prints: a step reads nothing from the device for it."""
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Count from 1, and take over the figures of the epoch before."""
-        self._figures = epoch_figures(trainer.callback_metrics)
+        """Count from 1."""
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.print(epoch_line(trainer))
-        super().on_train_end(trainer, pl_module)
-
     def get_metrics(self, *_: Any) -> dict[str, Any]:
-        return {**self._figures}
+        return {}

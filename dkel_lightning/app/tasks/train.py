@@ -111,7 +111,9 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     _check_monitor(values["callbacks"]["monitor"], module)
     logger = MetricsFile(run.folder / "metrics.csv", step)
     loggers = build_loggers(run, step)
-    throughput, last_checkpoint = Throughput(), _last_checkpoint(values, run.checkpoints)
+    every_n_epochs, every_n_steps = (values["callbacks"][f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps"))
+    last_checkpoint = LastCheckpoint(run.checkpoints / "last.ckpt", every_n_epochs, every_n_steps)
+    throughput = Throughput()
     trainer = build.trainer(
         values,
         loggers=[logger, *loggers],
@@ -128,9 +130,9 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
         name, {**provenance.collect(), "execution": dict(values["execution"]), "precision": trainer.precision}
     )
     run.write_json("classes.json", {"classes": list(images.class_names)})
-    if images.broken:
-        run.write_json("broken_images.json", dict(images.broken))
-        print_once(f"Left out {len(images.broken)} images that cannot be read: {run.folder / 'broken_images.json'}")
+    if broken := dict(getattr(images, "broken", {})):
+        run.write_json("broken_images.json", broken)
+        print_once(f"Left out {len(broken)} images that cannot be read: {run.folder / 'broken_images.json'}")
     print_once(_heading(values, module, images))
     # Dropout and a user's transforms draw from the global generators; a resume puts them where they were.
     seed_process(values["seed"], "training", trainer.global_rank)
@@ -140,7 +142,7 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     except (KeyboardInterrupt, Interrupted):
         print_once(f"Interrupted. Resume with: dkel resume={run.folder}")
         raise
-    if last_checkpoint is not None and broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
+    if broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
         # Killed after the last epoch's best.ckpt and before its last.ckpt; resumed from the former.
         last_checkpoint.save(trainer)
     seconds, peak = throughput.seconds, memory.peak(trainer.strategy.root_device)
@@ -195,26 +197,17 @@ def _callbacks(run: Run, throughput: Throughput) -> list[Callback]:
     if progress == "auto":
         progress = "bar" if sys.stdout.isatty() or "ipykernel" in sys.modules else "lines"
     if progress == "bar":
-        callbacks.append(EpochProgressBar())
+        bar = EpochProgressBar()
+        callbacks += [EpochLines(throughput, bar), bar]  # the line of the last epoch before the bar closes
     elif progress == "lines":
         callbacks.append(EpochLines(throughput))
-    if data.get("mean") is not None and not run.values["trainer"]["fast_dev_run"]:
+    if data.get("mean") is not None:
         callbacks.append(AugmentedViews(run.folder / "figures" / "views.png", data["mean"], data["std"]))
     return callbacks
 
 
-def _last_checkpoint(values: Values, folder: Path) -> LastCheckpoint | None:
-    if values["trainer"]["fast_dev_run"]:
-        return None
-    settings = values["callbacks"]
-    every_n_epochs, every_n_steps = settings["checkpoint_every_n_epochs"], settings["checkpoint_every_n_steps"]
-    return LastCheckpoint(folder / "last.ckpt", every_n_epochs, every_n_steps)
-
-
-def _checkpoint_callbacks(run: Run, rows: MetricsFile, last: LastCheckpoint | None) -> list[Callback]:
+def _checkpoint_callbacks(run: Run, rows: MetricsFile, last: LastCheckpoint) -> list[Callback]:
     """Build what writes checkpoints, in the order in which it must run at the end of an epoch."""
-    if last is None:
-        return []
     monitor = run.values["callbacks"]["monitor"]
     best = BestCheckpoint(
         run.checkpoints,

@@ -129,13 +129,6 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(tm
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_fast_dev_run_runs_everything_once_and_keeps_no_checkpoint(tmp_path: Path) -> None:
-    result = train(tiny_run(tmp_path, "trainer.fast_dev_run=true"))
-    assert result.best is None
-    assert not (tmp_path / "checkpoints").exists()
-    assert 0 <= result.objective <= 1
-
-
 def test_early_stopping_stops(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, "trainer.max_epochs=30", "optimizer.lr=0", "callbacks.early_stopping=2")
     result = train(run)
