@@ -241,10 +241,14 @@ class DistillationModule(LightningModule):
         return configure(present, *self._factories, self.lr, trainer=self._trainer, scales={"student": scale})
 
     def scale_rate(self, scale: float) -> None:
-        """Train all but the classifiers at `scale` times the learning rate; 0 freezes them, statistics included."""
+        """Train all but the classifiers at `scale` times the learning rate; 0 freezes them, statistics included.
+
+        The same layers stand still in a teacher that follows. One that learns by itself has the whole rate.
+        """
         for part in self.peers_modules:
-            part.lr_scale = scale
-            part.train(part.training)
+            if part is self.student or not (part.learns or self.method.needs.foreign_teacher):
+                part.lr_scale = scale
+                part.train(part.training)
         if scale == 0:
             self.student.network.requires_grad_(False)
             for classifier in self.student.network.classifiers:

@@ -29,7 +29,7 @@ def test_sums_go_on_growing_in_a_module_of_a_half_type() -> None:
     nn.ModuleList([means, scores]).to(torch.bfloat16)
     for _ in range(400):
         means.update(torch.tensor([1.2345]))
-        scores.update(torch.tensor([64.0]), torch.tensor([256.0]), 128)
+        scores.update(torch.tensor([64.0]), torch.tensor([256.0]), torch.tensor(128))
     assert means.compute()["ce"].item() == pytest.approx(1.2345, rel=1e-5)
     assert {name: value.item() for name, value in scores.compute().items()} == {"accuracy": 0.5, "nll": 2.0}
 

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 
 from dkel_lightning import data, networks
 from dkel_lightning.app.config import Values
@@ -26,6 +27,9 @@ from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.schedules import are_shares, milestones_in_epochs
 from dkel_lightning.settings.data import FACTS
+
+MODELS: dict[str, nn.Module] = {}
+"""Networks that were passed to `train`, by the name of the backbone."""
 
 
 def datamodule(values: Values) -> LightningDataModule:
@@ -80,8 +84,9 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
     if targets["class_weights"] == "balanced" and isinstance(images, data.ImageDataModule):
         targets["class_weights"] = images.balanced_weights()
     backbone = values["backbone"]
+    model = MODELS.get(backbone["name"])
     return DistillationModule.build(
-        backbone["name"],
+        backbone["name"] if model is None else model,
         images.num_classes,
         method,
         **arrangement,
@@ -90,7 +95,7 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         image_size=(height, width),
         views_per_pass=backbone["views_per_pass"],
         split_at=backbone["split_at"],
-        pretrained=backbone["pretrained"],
+        pretrained=backbone["pretrained"] if model is None else None,
         weights=backbone["weights"],
         lr_scale=backbone["lr_scale"],
         targets=targets,

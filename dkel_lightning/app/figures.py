@@ -118,9 +118,11 @@ def _draw_panel(axes: Axes, head: str, columns: Mapping[str, Curve]) -> None:
         show = not peer and kind not in named
         named |= {kind} if show else set()
         colour, line = LOOKS.get(kind) or (f"C{number % 10}", LINES[number % len(LINES)])
-        look: dict[str, Any] = {"alpha": 0.3, "linewidth": 1} if peer else {}
+        look: dict[str, Any] = {"zorder": 2 if line == SOLID else 2 + sum(line[1][1::2]) / sum(line[1])}
         if kind == "deployed":
             look = {"alpha": 0.3, "linewidth": 5, "zorder": 1}  # behind the member that it is
+        elif peer:
+            look |= {"alpha": 0.3, "linewidth": 1}
         axes.plot(
             curve.epochs,
             _scaled(curve.values, TITLES[head]),
@@ -128,7 +130,7 @@ def _draw_panel(axes: Axes, head: str, columns: Mapping[str, Curve]) -> None:
             color=colour,
             linestyle=line,
             marker="." if len(curve.values) == 1 else None,
-            **{"zorder": 2 if line == SOLID else 2 + sum(line[1][1::2]) / sum(line[1])} | look,
+            **look,
         )
     if head == "train":
         axes.set_yscale("symlog", linthresh=0.01)

@@ -56,7 +56,7 @@ class Trained:
 
 
 def train(
-    model: str | None = None,
+    model: str | nn.Module | None = None,
     data: str | Path = "digits",
     method: str | None = None,
     *,
@@ -67,7 +67,8 @@ def train(
     """Train as `dkel` does, in this process, and return the deployed network.
 
     Args:
-        model: a registered backbone, or `timm:`, `torchvision:` or `hf:` with a name; the experiment's by default.
+        model: a registered backbone, `timm:`, `torchvision:` or `hf:` with a name, or a classifier of your own, whose
+            weights are kept if it was trained; the experiment's by default.
         data: a registered data set, a folder with train/ and test/ (a folder a class), or an .npz file.
         method: one of the methods; dkel by default.
         epochs: length of the training.
@@ -76,8 +77,12 @@ def train(
             wins over the arguments before it. `experiment` is the one of the data set's name by default, and own_data
             for your own data.
     """
+    from dkel_lightning.app import build
     from dkel_lightning.app.main import execute
 
+    if not isinstance(model, str | None):
+        name = f"own:{type(model).__name__}"
+        build.MODELS[name], settings, model = model, {"backbone.name": name, **(settings or {})}, None
     cfg = compose_call(model, str(data), method, epochs, settings or {})
     values = config.resolve(cfg)
     if values["task"]["name"] != "train":
@@ -88,7 +93,7 @@ def train(
         raise ConfigError("train() trains in one process: start a training on several devices on the command line.")
     folder = Path(cfg.hydra.run.dir if out is None else out)
     execute(values, folder, set())
-    return _trained(folder)
+    return _trained(folder, build.MODELS.pop(values["backbone"]["name"], None))
 
 
 def compose_call(
@@ -120,11 +125,16 @@ def _data(data: str) -> dict[str, str]:
     }
 
 
-def _trained(folder: Path) -> Trained:
+def _trained(folder: Path, own: nn.Module | None) -> Trained:
+    from dkel_lightning.app.tasks.evaluate import class_names
     from dkel_lightning.distillation import DistillationModule
 
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     test = summary["test"]["best"] or summary["test"]["last"]
-    module = DistillationModule.load_from_checkpoint(best_checkpoint(folder))
-    network, _, peer = test["deployed"].partition("_")
-    return Trained(module.deploy(network, int(peer or 0)), test["deployed"], test["deployed_accuracy"], summary, folder)
+    module = DistillationModule.load_from_checkpoint(best_checkpoint(folder), backbone=own)
+    member, _, peer = test["deployed"].partition("_")
+    network, names = module.deploy(member, int(peer or 0)), class_names(folder)
+    config: Any = getattr(network, "config", None)
+    if names and hasattr(config, "id2label"):  # of transformers
+        config.id2label, config.label2id = dict(enumerate(names)), {name: index for index, name in enumerate(names)}
+    return Trained(network, test["deployed"], test["deployed_accuracy"], summary, folder)

@@ -36,6 +36,18 @@ def test_a_call_gives_what_the_command_gives(tmp_path: Path) -> None:
     assert len(shown) == 5
 
 
+def test_a_classifier_of_one_s_own_is_trained_and_returned_as_its_class(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: extra hf")
+    shape = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "embedding_size": 8}
+    model = transformers.ResNetForImageClassification(transformers.ResNetConfig(num_channels=1, num_labels=7, **shape))
+    trained = dkel_lightning.train(model, "digits", epochs=1, out=tmp_path / "own", settings=SMALL)
+    assert type(trained.network) is type(model)
+    assert trained.network.config.id2label == {index: str(index) for index in range(10)}
+    assert trained.network(torch.zeros(2, 1, 8, 8)).logits.shape == (2, 10)
+    again = dkel_lightning.train(model, "digits", epochs=1, out=tmp_path / "own", settings=SMALL)
+    assert again.summary["test"] == trained.summary["test"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -108,7 +108,7 @@ def test_batches_hold_their_share_and_a_resume_gives_those_that_were_left(reside
     for left, batch in zip(loaders[2], batches[5:], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(left, batch, strict=True))  # type: ignore[arg-type]
     without = digits(unlabelled_share=0, residency=residency).train_dataloader()
-    assert sorted(int(i) for batch in without for i in batch.indices) == loaders[0].labelled.tolist()  # type: ignore[union-attr]
+    assert sorted(int(i) for batch in without for i in batch.indices) == loaders[0].labelled.tolist()
     as_they_come = digits(residency=residency).train_dataloader()
     assert len({int((batch.labels < 0).sum()) for batch in as_they_come}) > 3
 

@@ -81,7 +81,8 @@ def test_no_other_negative_label_is_taken_and_an_evaluation_takes_none() -> None
 def test_a_training_scores_and_learns_what_is_known(targets: dict[str, Any]) -> None:
     module = build(targets=targets)
     batches = [(image, label if index % 2 else torch.tensor(-1)) for index, (image, label) in enumerate(_samples(24))]
-    trainer(max_epochs=2).fit(module, DataLoader(batches, batch_size=6), val_loader())
+    loader: DataLoader[Any] = DataLoader(batches, batch_size=6)  # type: ignore[arg-type]
+    trainer(max_epochs=2).fit(module, loader, val_loader())
     assert all(parameter.isfinite().all() for parameter in module.parameters())
     logged = module.trainer.callback_metrics
     assert 0 < logged["train/ce"] < 20

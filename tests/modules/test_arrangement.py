@@ -28,7 +28,7 @@ def test_the_released_method_takes_a_pass_a_view(method: str, given: str | None,
 def classifiers(module: DistillationModule) -> list[Tensor]:
     network = module.student.network
     if isinstance(network, SplitModel):
-        return [classifier.weight for classifier in network.classifiers]
+        return [classifier.get_parameter("weight") for classifier in network.classifiers]
     assert isinstance(network, BranchedNetwork)
     return [next(branch.classifier.parameters()) for branch in network.branches if isinstance(branch, Branch)]
 
