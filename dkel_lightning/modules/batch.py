@@ -152,4 +152,8 @@ def _first(batch: Mapping[Any, Any], keys: Sequence[str], what: str) -> Any:
     for key in keys:
         if key in batch:
             return batch[key]
-    raise DataError(f"No {what} in a batch with keys {', '.join(map(str, batch))}: name them one of {', '.join(keys)}.")
+    names = ", ".join(map(str, batch))
+    raise DataError(
+        f"No {what} in a batch with keys {names}: give batch_keys={{'images': KEY, 'labels': KEY}}, or name them one "
+        f"of {', '.join(keys)}."
+    )

@@ -207,7 +207,10 @@ def test_a_batch_may_carry_its_own_views() -> None:
         ((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), torch.ones(2)), "integer indices.*, float indices"),
         (torch.zeros(2, 3, 8, 8), "A batch must be tensors .*got torch.FloatTensor, NoneType"),
         (([1, 2], torch.tensor([0, 1])), "got list, torch.LongTensor: check the collate function"),
-        ({"pixels": torch.zeros(2), "label": torch.zeros(2)}, "No images in a batch with keys pixels"),
+        (
+            {"pixels": torch.zeros(2), "label": torch.zeros(2)},
+            "No images in a batch with keys pixels, label: give batch_keys={'images': KEY, 'labels': KEY}",
+        ),
     ],
 )
 def test_batches_that_cannot_be_meant_are_named(batch: Any, text: str) -> None:
