@@ -160,7 +160,7 @@ def test_an_edited_configuration_is_refused_and_what_may_change_is_not(
     before = path.read_text(encoding="utf-8")
     path.write_text(before.replace("lr: 0.1\n", "lr: 0.5\n", 1), encoding="utf-8")
     with pytest.raises(
-        CheckpointError, match=r"config\.yaml has been edited since .*last\.ckpt was written: put it back"
+        CheckpointError, match=r"config\.yaml has been edited since .*last\.ckpt was written: restore it"
     ):
         resumed(as_saved(run))
     path.write_text(before.replace("log_every_n_steps: ", "log_every_n_steps: 1"), encoding="utf-8")
