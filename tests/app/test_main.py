@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.commands import dkel
 from tests.compose import compose
@@ -84,6 +85,28 @@ def test_a_job_that_fails_is_noted_and_the_others_run(tmp_path: Path) -> None:
     (failure,) = (tmp_path / "s").rglob("failed.txt")
     assert "Invalid learning rate: -1" in failure.read_text()
     assert (tmp_path / "s" / "method=baseline,optimizer.lr=0.1" / "summary.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_of_own_images_is_read_and_resumed_without_naming_them_again(tmp_path: Path) -> None:
+    for split, count in (("train", 6), ("test", 2)):
+        for label, shade in (("dark", 40), ("light", 200)):
+            folder = tmp_path / "pictures" / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (20, 16), (shade, shade + number, shade)).save(folder / f"{number}.png")
+    own = ["experiment=own_data", "data.root=pictures", "data.image_size=16", "data.batch_size=4", "backbone=resnet8"]
+    done = dkel(*own, "data.validation=0.4", "trainer=cpu", "trainer.max_epochs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "outputs" / "own_data").iterdir()
+    best = f"checkpoint={run / 'checkpoints' / 'best.ckpt'}"
+    photo = "predict.images=pictures/test/dark/0.png"
+    for command in (["resume=last"], ["task=evaluate", best], ["task=export", best], ["task=predict", best, photo]):
+        done = dkel(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    tests = json.loads((run / "summary.json").read_text())["test"]
+    assert json.loads((run / "evaluation_best" / "evaluation.json").read_text())["test"] == tests["best"]
+    assert "dark" in (run / "predict_best" / "predictions.csv").read_text()
 
 
 # ---------------------------------------------------------------------- code of the user's own
