@@ -21,7 +21,8 @@ variants="single,single_smoothing,baseline_smoothing"
 case $protocol in
   small | tuning)
     arguments+=(experiment=own_data data=npz backbone=resnet20 data.padding=4 data.flip=true data.limit=5000
-      trainer.max_epochs=50 trainer.check_val_every_n_epoch=5)
+      data.batch_size=128 optimizer=sgd scheduler=multistep trainer.gradient_clip_val=null trainer.max_epochs=50
+      trainer.check_val_every_n_epoch=5)
     variants+=",dkel_released_fitted"
     ;;
   cifar10 | cifar100 | tinyimagenet) arguments+=("experiment=$protocol") ;;

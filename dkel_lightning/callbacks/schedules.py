@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules.interface import Coordinator, coordinator
+from dkel_lightning.modules.optim import WarmupCosine
 from dkel_lightning.schedules import Clock, at_time, time_of
 
 LARGE_REST = 0.05
@@ -33,6 +34,9 @@ class WeightSchedules(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module, now = coordinator(pl_module), clock(trainer)
+        for schedule in [config.scheduler for config in trainer.lr_scheduler_configs]:
+            if isinstance(schedule, WarmupCosine) and now.steps is not None:
+                schedule.set_run_length(now.steps)
         if now.steps is not None and not getattr(trainer, "fast_dev_run", False):
             _warn_of_ramp_up(module, now, now.steps)
             _warn_of_slow_teacher(module, now, now.steps)

@@ -71,21 +71,32 @@ class WarmupCosine(LambdaLR):
 
     Args:
         optimizer: whose rates follow.
-        T_max: length of both together, in epochs or steps as `interval` says.
+        T_max: length of both together, in epochs or steps as `interval` says; None: the steps of the run, which the
+            callback WeightSchedules sets, for an interval of `step`.
         warmup: length of the rise, below 1 as a share of T_max; it begins at 1 / (length + 1) of the rate.
         end: share of the rate that is left at T_max.
 
     Source: Goyal et al. 2017 (arXiv 1706.02677), Loshchilov & Hutter 2017 (arXiv 1608.03983).
     """
 
-    def __init__(self, optimizer: Optimizer, T_max: float, warmup: float = 0, end: float = 0.0) -> None:
-        if not 0 <= warmup < max(T_max, 1):
+    def __init__(self, optimizer: Optimizer, T_max: float | None = None, warmup: float = 0, end: float = 0.0) -> None:
+        if not 0 <= warmup < max(T_max or 1, 1):
             raise ConfigError(f"scheduler.warmup={warmup} must be less than scheduler.T_max={T_max}.")
-        self.T_max, self.warmup, self.end = T_max, warmup * T_max if warmup < 1 else warmup, end
+        self.of_run, self.T_max, self.warmup, self.end = T_max is None, T_max, warmup, end
         super().__init__(optimizer, self.factor)
 
+    def set_run_length(self, steps: int) -> None:
+        """Set T_max where it is that of the run, and the present rates with it."""
+        if self.of_run:
+            self.T_max = steps
+            for group, rate in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+                group["lr"] = rate * self.factor(self.last_epoch)
+
     def factor(self, time: int) -> float:
-        if time < self.warmup:
-            return (time + 1) / (self.warmup + 1)
-        fallen = min((time - self.warmup) / (self.T_max - self.warmup), 1.0)
+        if self.T_max is None:
+            return 1.0
+        rise = self.warmup * self.T_max if self.warmup < 1 else self.warmup
+        if time < rise:
+            return (time + 1) / (rise + 1)
+        fallen = min((time - rise) / ((self.T_max - rise) or 1), 1.0)
         return self.end + (1 - self.end) * (1 + math.cos(math.pi * fallen)) / 2

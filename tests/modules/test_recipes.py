@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import SGD, AdamW
 
@@ -47,6 +50,24 @@ def test_the_rate_rises_linearly_and_falls_by_a_cosine(warmup: float, length: fl
         schedule.step()
     with pytest.raises(ConfigError, match=r"scheduler.warmup=20 must be less than scheduler.T_max=20"):
         WarmupCosine(optimizer, T_max=20, warmup=20)
+
+
+def test_without_a_length_the_cosine_ends_with_the_run() -> None:
+    module = build(scheduler=partial(WarmupCosine, warmup=0.25), interval="step")
+    fit = trainer(rates := LearningRates(), max_epochs=4)
+    fit.fit(module, train_loader())  # 4 epochs of 3 steps
+    expected = [rise / 4 for rise in (1, 2, 3)] + [(1 + math.cos(math.pi * fall / 9)) / 2 for fall in range(9)]
+    assert rates.seen == pytest.approx([0.05 * factor for factor in expected])
+
+
+class LearningRates(Callback):
+    """The rate of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 PREPARING = ("heads", "sftn", "soteacher")  # a teacher is what they train
