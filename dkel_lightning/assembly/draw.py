@@ -65,16 +65,25 @@ class NetworkDraw:
     def _split(self, peers: int, redraw: bool) -> networks.SplitModel:
         model = self._model(redraw)
         keep = self._keeps(model)
-        network = networks.branch_model(
-            model,
-            self.split_at or networks.usual_cut(model, self._shape, self.classifier),
-            peers,
-            self.num_classes,
-            classifier=self.classifier,
-            image_shape=self._shape,
-            redraw_branches=not keep,
-            views_per_pass=self.views_per_pass,
-        )
+        cut = self.split_at or networks.usual_cut(model, self._shape, self.classifier)
+        try:
+            network = networks.branch_model(
+                model,
+                cut,
+                peers,
+                self.num_classes,
+                classifier=self.classifier,
+                image_shape=self._shape,
+                redraw_branches=not keep,
+                views_per_pass=self.views_per_pass,
+            )
+        except ConfigError as error:
+            working = [] if self.split_at else networks.working_cuts(model, self._shape, self.classifier)
+            if not working:
+                raise
+            raise ConfigError(
+                f"{error} backbone.split_at (split_at= in Python) may be {' or '.join(working)}."
+            ) from error
         if keep and isinstance(self.peers, int) and self.peers > 1:  # equal in all else
             for peer in network.peers:
                 peer.draw_classifier(self.num_classes)  # type: ignore[operator]

@@ -10,7 +10,7 @@ from dkel_lightning.networks.branching import (
     redraw_,
     whole_model,
 )
-from dkel_lightning.networks.cuts import default_cut, usual_cut
+from dkel_lightning.networks.cuts import default_cut, usual_cut, working_cuts
 from dkel_lightning.networks.external import make, normalisation, pretrained_classes, size_arguments
 from dkel_lightning.networks.outline import IMAGE_SHAPE, LogitsOf, classes_of, logits_of
 from dkel_lightning.networks.peers import (
@@ -69,4 +69,5 @@ __all__ = [
     "start_linear",
     "usual_cut",
     "whole_model",
+    "working_cuts",
 ]
