@@ -50,7 +50,7 @@ def working_cuts(model: nn.Module, image_shape: tuple[int, int, int], classifier
         if first is not None and name.count(".") < 2 and name != outline.classifier and places[id(first)] > 0:
             shares[name] = places[id(first)] / len(places)
     working: list[str] = []
-    for name in sorted(shares, key=lambda name: abs(shares[name] - 2 / 3)):
+    for name in sorted(shares, key=lambda name: abs(shares[name] - 2 / 3))[:8]:
         with contextlib.suppress(ConfigError):
             branch_model(model, name, 2, outline.num_classes, classifier=classifier, image_shape=image_shape)
             working.append(name)

@@ -202,6 +202,7 @@ def test_without_a_usual_cut_two_that_work_are_named() -> None:
         assert isinstance(small(model, split_at=cut).student.network, SplitModel)
 
 
+@pytest.mark.slow
 def test_where_the_usual_cut_fails_two_that_work_are_named() -> None:
     with pytest.raises(ConfigError, match=r"never calls 'transition3': .* may be \S+ or \S+\.$"):
         DistillationModule.build("timm:hrnet_w18_small", 3, "baseline", 2, image_size=(64, 64))
