@@ -146,7 +146,7 @@ def describe_sizes(module: LightningDataModule) -> str:
     words = {"train": "training", "val": "validation", "test": "test"}
     counts = {word: size(module, split) for split, word in words.items()}
     unlabelled = getattr(module, "unlabelled_size", 0)
-    notes = {"training": f" ({unlabelled:,} without labels)"} if unlabelled else {}
+    notes = {"training": f", {unlabelled:,} of them without labels"} if unlabelled else {}
     return ", ".join(f"{n:,} {word}{notes.get(word, '')}" for word, n in counts.items() if n is not None)
 
 
