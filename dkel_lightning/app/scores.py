@@ -85,9 +85,9 @@ def _order(member: str) -> tuple[int, int, int]:
     return (KINDS.index(kind) if kind in KINDS else len(KINDS), *rank)
 
 
-def print_scores(tests: Mapping[str, CheckpointScores], title: str, note: str, console: Console | None = None) -> None:
+def print_scores(tests: Mapping[str, CheckpointScores], title: str, note: str) -> None:
     """Print the closing table: a row a network, a column a checkpoint; the deployed network is marked by *."""
-    table = Table(title=Text(title), title_justify="left", caption=Text(note), caption_justify="left")
+    table = Table()
     table.add_column("network")
     for heading in tests:
         table.add_column(Text(heading), justify="right")
@@ -100,7 +100,9 @@ def print_scores(tests: Mapping[str, CheckpointScores], title: str, note: str, c
             ]
             table.add_row(describe(member), *cells)
         table.add_section()
-    (console or Console()).print(table)
+    print(title)  # within the table it would be broken to the table's width
+    Console().print(table)
+    print(note, flush=True)
 
 
 def write_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], run_dir: Path) -> Path:

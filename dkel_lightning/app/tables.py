@@ -33,18 +33,12 @@ def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
     ]
 
 
-def print_table(
-    title: str,
-    heading: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    caption: str = "",
-    console: Console | None = None,
-) -> None:
+def print_table(title: str, heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table: text in the first column, numbers in the others. Nothing in it is taken for rich's markup."""
-    table = Table(title=Text(title), title_justify="left", caption=Text(caption), caption_justify="left")
+    table = Table()
     for position, name in enumerate(heading):
         table.add_column(Text(name), justify="right" if position else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    (console or Console(width=None if sys.stdout.isatty() else WIDTH)).print(table)
+    print(title)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
