@@ -84,12 +84,6 @@ class InPlace(Convolutional):
         return self.head((second + first).mean((2, 3)))
 
 
-class FunctionalDropout(Convolutional):
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.third(self.first(images)).mean((2, 3))
-        return self.head(F.dropout(features, 0.5, training=self.training))
-
-
 class Scaled(Convolutional):
     """Further arguments with defaults, a parameter and a buffer in the forward that is traced."""
 
@@ -327,14 +321,6 @@ def test_dropout_before_the_split_is_drawn_once_for_all_peers() -> None:
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
     assert not torch.equal(logits[0], network.eval()(torch.randn(4, 3, 8, 8))[0][0])
-
-
-def test_functional_dropout_follows_the_mode_after_the_split() -> None:
-    network = branch_model(FunctionalDropout(), "third", 1, 10, image_shape=TINY)
-    images = torch.randn(4, 3, 8, 8)
-    features = network(images)[1][0]
-    assert 0.2 < float((features == 0).float().mean()) < 0.8
-    assert float((network.eval()(images)[1][0] == 0).float().sum()) == 0
 
 
 @pytest.mark.parametrize(("views_per_pass", "batches"), [("all", 1), ("one", 3)])
