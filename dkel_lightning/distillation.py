@@ -215,7 +215,7 @@ class DistillationModule(LightningModule):
             loss = loss + self.teacher.supervised_loss(inputs.teacher.logits, inputs.labels) * self.teacher.num_peers
         return terms, loss
 
-    def _checked(self, batch: Any, batch_idx: int, needed_by: str) -> Batch:
+    def _checked(self, batch: Any, batch_idx: int, needed_by: str = "") -> Batch:
         peers, classes = self.student.num_peers, self.student.num_classes
         return unpack_checked(self.read(batch), batch_idx, peers, classes, self.method.needs.teacher_views, needed_by)
 
@@ -323,6 +323,7 @@ class DistillationModule(LightningModule):
         resume.restore_process(self, self._restored)
         resume.unfreeze_optimized(self)
         parts.check_no_weight_averaging(self)
+        parts.check_labels_of_the_data(self)
         parts.warn_of_an_untrained_teacher(self)
 
     def on_train_start(self) -> None:
@@ -361,7 +362,7 @@ class DistillationModule(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Score every member on a batch; return the outputs to the callbacks."""
-        views, labels, _ = self._checked(batch, batch_idx, "an evaluation")
+        views, labels, _ = self._checked(batch, batch_idx)
         evaluated, classes = self.evaluate(views), classes_of(labels)
         self.scores.update_validation(evaluated.logits, labels, classes)
         return {"evaluated": evaluated, "labels": classes}
@@ -374,7 +375,7 @@ class DistillationModule(LightningModule):
         self.scores.begin(self.deployed_member())
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        views, labels, _ = self._checked(batch, batch_idx, "an evaluation")
+        views, labels, _ = self._checked(batch, batch_idx)
         self.scores.update_test(self.evaluate(views).logits, labels, classes_of(labels))
 
     def on_test_epoch_end(self) -> None:

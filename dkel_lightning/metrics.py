@@ -111,14 +111,15 @@ class CalibrationErrors(Sums):
             self.add_state(name, torch.zeros(networks, bins + 1), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: `logits` [N, B, C] of the N networks, `labels` [B]."""
+        """Add a batch: `logits` [N, B, C] of the N networks, `labels` [B], of which unknown ones are left out."""
         confidence, predicted = logits.detach().to(self.confidence.dtype).softmax(-1).max(-1)
         edges = torch.linspace(0, 1, self.bins + 1, dtype=confidence.dtype, device=confidence.device)
         position = torch.bucketize(confidence, edges, right=True) - 1
         position = position.clamp(0, self.bins)
-        self.samples.scatter_add_(1, position, torch.ones_like(confidence))
+        known = is_known(labels).to(confidence.dtype).expand_as(confidence)
+        self.samples.scatter_add_(1, position, known)
         self.correct.scatter_add_(1, position, (predicted == labels).to(confidence.dtype))
-        self.confidence.scatter_add_(1, position, confidence)
+        self.confidence.scatter_add_(1, position, confidence * known)
 
     def compute(self) -> Tensor:
         """Return the errors, [N]."""
@@ -164,12 +165,14 @@ class Predictions(Sums):
         self.add_state("labelled", torch.zeros(1, classes), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: `logits` [N, B, C] of the N networks, `labels` [B]."""
+        """Add a batch: `logits` [N, B, C] of the N networks, `labels` [B], of which unknown ones are left out."""
         logits = logits.detach().to(self.entropy.dtype)
         log_probabilities = logits.log_softmax(-1)
-        self.entropy -= (log_probabilities.exp() * log_probabilities).sum((-2, -1))
-        for counts, classes in ((self.predicted, logits.argmax(-1)), (self.labelled, labels.unsqueeze(0))):
-            counts.scatter_add_(1, classes, torch.ones_like(classes, dtype=counts.dtype))
+        known = is_known(labels).to(logits.dtype)
+        self.entropy -= (log_probabilities.exp() * log_probabilities * known.unsqueeze(-1)).sum((-2, -1))
+        labels = labels.clamp_min(0).unsqueeze(0)  # unknown ones add 0 to a class
+        for counts, classes in ((self.predicted, logits.argmax(-1)), (self.labelled, labels)):
+            counts.scatter_add_(1, classes, known.expand(classes.shape))
 
     def compute(self) -> dict[str, Tensor]:
         """Return means and shares over the samples.
@@ -202,9 +205,9 @@ class Confusion(Sums):
         self.add_state("counts", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: `logits` [B, C] of the network, `labels` [B]."""
-        cells = labels * self.classes + logits.detach().argmax(-1)
-        self.counts.view(-1).scatter_add_(0, cells, torch.ones_like(cells))
+        """Add a batch: `logits` [B, C] of the network, `labels` [B], of which unknown ones are left out."""
+        cells = labels.clamp_min(0) * self.classes + logits.detach().argmax(-1)
+        self.counts.view(-1).scatter_add_(0, cells, is_known(labels).to(cells.dtype))
 
     def compute(self) -> Tensor:
         """Return the counts [C, C]: rows are true classes, columns predicted ones."""

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw
 from dkel_lightning.assembly.weights import load_teacher
-from dkel_lightning.errors import ConfigError
+from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.methods import Method, Needs, Preset, create
 from dkel_lightning.methods import preset as preset_of
 from dkel_lightning.methods.base import Arrangement
@@ -218,6 +218,17 @@ def check_is_trained_itself(module: Coordinator) -> None:
             f"{type(module).__name__} is a part of {type(module.trainer.lightning_module).__name__} here, so nothing "
             "calls its hooks: the teacher would never follow, and weights would stay at their start. Pass it to "
             "Trainer.fit itself, and derive from it what it should do differently."
+        )
+
+
+def check_labels_of_the_data(module: Coordinator) -> None:
+    """Refuse training images without labels where the method needs them, before a batch on a device is met."""
+    data = getattr(module.trainer, "datamodule", None)
+    unlabelled = getattr(data, "unlabelled_size", 0) if getattr(data, "unlabelled_share", None) != 0 else 0
+    if unlabelled and module.method.needs_labels:
+        raise DataError(
+            f"{unlabelled:,} training images have no label, and {module.method.needs_labels} needs the class of every "
+            "image: leave them out (data.unlabelled_share=0), or choose another method, method.loss or method.target."
         )
 
 

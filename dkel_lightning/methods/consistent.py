@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from dkel_lightning.data.batch import Batch
-from dkel_lightning.errors import ConfigError
+from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.functional import at_least_float32, cross_entropy, one_hot
 from dkel_lightning.methods.base import STUDENT, Layers, Needs, register
 from dkel_lightning.methods.distilling import Distilling, Distils, Temperature, Weight
@@ -112,6 +112,11 @@ class Consistent(Distilling):
         module.student.train(mode)
         average_over_processes([counts, *sums[0], *sums[1]])
         present = counts > 0
+        if not bool(present.any()):
+            raise DataError(
+                f"consistent with method.matcher={self.settings.matcher} pairs channels by class, and no label of the "
+                "images that it is fitted on is known (all are -1): choose method.matcher=learned."
+            )
         for index, (ours_, theirs_) in enumerate(zip(*sums, strict=True)):
             profiles = [(total[:, present] / counts[present]).cpu() for total in (ours_, theirs_)]
             places = MATCHERS[self.settings.matcher](similarity(profiles[0], profiles[1]))

@@ -20,7 +20,7 @@ class MeanTeacherSettings(MethodSettings):
 
     consistency: Annotated[str, choice("Distance of student and teacher.", "mse", "kl")] = "mse"
     confidence: Annotated[
-        float, number("Leave out images of which the teacher's largest probability is below this.", 0, 1)
+        float, number("Leave out images of which the teacher's largest probability is below this.", 0, 0.999)
     ] = 0.0
     rampup: RampUp = field(default_factory=lambda: RampUp(epochs=5))
 

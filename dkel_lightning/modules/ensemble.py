@@ -72,7 +72,7 @@ class EnsembleModule(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         features, labels, _ = unpack(batch)
-        check_labels(labels, self.classifier.out_features, "an evaluation")
+        check_labels(labels, self.classifier.out_features)
         logits = self(features.transpose(0, 1)).unsqueeze(0)
         self.scores.update(*scores_of(logits, labels))
 

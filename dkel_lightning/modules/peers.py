@@ -100,7 +100,7 @@ class PeersModule(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        views, labels, _ = unpack_checked(batch, batch_idx, self.num_peers, self.num_classes, needed_by="an evaluation")
+        views, labels, _ = unpack_checked(batch, batch_idx, self.num_peers, self.num_classes)
         with explain_shape_errors(views, self.network):
             logits = self(views).logits
         self.scores.update(*scores_of(logits, labels))

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from dkel_lightning.errors import DataError
 from dkel_lightning.functional import not_halved
 from dkel_lightning.metrics import (
     CalibrationErrors,
@@ -117,6 +118,7 @@ class Scores(nn.Module):
         scores = self.network_scores.per_network()
         accuracy = scores["accuracy"]
         if not module.trainer.sanity_checking:
+            _check_any_known(accuracy, "validation")
             self.validation_accuracy.copy_(accuracy)
         self._log(module, "val", {"acc": accuracy, "nll": scores["nll"]}, accuracy)
         return accuracy
@@ -124,6 +126,7 @@ class Scores(nn.Module):
     def log_test(self, module: LightningModule) -> Tensor:
         """Log the members' scores, the best peers being those that validation chose; return their accuracies [N]."""
         scores = self.network_scores.per_network()
+        _check_any_known(scores["accuracy"], "test")
         module.log("test/images", self.network_scores.samples.clone(), reduce_fx="sum", sync_dist=True)
         self.tested_confusion = self.confusion.compute().clone()
         values = {"acc": scores["accuracy"], "nll": scores["nll"], "ece": self.calibration.compute().reshape(-1)}
@@ -163,6 +166,12 @@ class Scores(nn.Module):
         """Name the peer of `teacher` or `student` with the highest of the members' `scores` [N]; NaN counts as 0."""
         by_name = dict(zip(self.members, torch.nan_to_num(scores, nan=0.0).tolist(), strict=True))
         return max(self.peers[network], key=by_name.__getitem__)
+
+
+def _check_any_known(accuracy: Tensor, split: str) -> None:
+    """Refuse to score images without a single known label, of which accuracies are 0 / 0."""
+    if bool(accuracy.isnan().any()):
+        raise DataError(f"The {split} images have no known label (all are -1), and no accuracy: give them labels.")
 
 
 def peers_among(members: Sequence[str], network: str) -> list[str]:

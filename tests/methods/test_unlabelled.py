@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dkel_lightning import methods
+from dkel_lightning.assembly.parts import check_labels_of_the_data
 from dkel_lightning.errors import DataError
 from dkel_lightning.functional import cross_entropy, targets_of
+from dkel_lightning.modules.batch import Batch
 from tests.methods.test_labels import weighted
 from tests.methods.test_mean_teacher import loss
-from tests.modules.test_targets import EVERY
+from tests.modules.test_targets import EVERY, settings_of
 from tests.modules.toy import build, images_and_labels, trainer, val_loader
 
 IMAGES, LABELS = images_and_labels(6)
@@ -69,12 +73,66 @@ def test_a_method_that_compares_by_class_says_that_it_needs_labels(settings: dic
         module.training_step((IMAGES, with_known(FIRST)), 0)
 
 
-def test_no_other_negative_label_is_taken_and_an_evaluation_takes_none() -> None:
-    module = build()
+def test_the_data_is_refused_before_a_batch_is_met() -> None:
+    module = build(method={"name": "kdcl"}, peers=2)
+    for share, refused in ((None, True), (0.5, True), (0.0, False)):
+        data = SimpleNamespace(unlabelled_size=1200, unlabelled_share=share)
+        module._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
+        with (
+            pytest.raises(DataError, match="1,200 training images have no label, and KDCL")
+            if refused
+            else nullcontext()
+        ):
+            check_labels_of_the_data(module)
+
+
+def test_no_other_negative_label_is_taken() -> None:
     with pytest.raises(DataError, match="Label -2 lies outside"):
-        module.training_step((IMAGES, LABELS - 2), 0)
-    with pytest.raises(DataError, match="an evaluation needs the class of every image"):
-        module.validation_step((IMAGES, with_known(FIRST)), 0)
+        build().training_step((IMAGES, LABELS - 2), 0)
+
+
+@pytest.mark.parametrize("name", ["kd", "kdpm", "online_checkpoints"])
+def test_labels_are_not_read_where_their_weight_is_0(name: str) -> None:
+    settings = settings_of(name)
+    settings["method"]["ce_weight"] = 0.0
+
+    def gradient_with(labels: Tensor) -> list[Tensor]:
+        module = build(**settings)
+        inputs = module.forward_all(module.make_batch(Batch(IMAGES, labels, torch.arange(6)), 0))
+        terms = module.method.weighted_terms(inputs)
+        parameters = [*module.student.network.parameters()]
+        return [*torch.autograd.grad(torch.stack([*terms.values()]).sum(), parameters, materialize_grads=True)]
+
+    expected = gradient_with(LABELS)
+    assert any(gradient.any() for gradient in expected)
+    for labels in (with_known(FIRST), with_known(FIRST & LAST), (LABELS + 1) % 3):
+        assert all(torch.equal(*pair) for pair in zip(gradient_with(labels), expected, strict=True))
+
+
+def test_an_evaluation_scores_the_known_alone() -> None:
+    module = build()
+    for labels, part in ((with_known(FIRST), slice(6)), (LABELS[:2], slice(2))):
+        outputs = module.validation_step((IMAGES[part], labels), 0)
+        module.test_step((IMAGES[part], labels), 0)
+        assert torch.equal(outputs["labels"], labels)
+    found = []
+    module.eval()
+    logits = module.evaluate(IMAGES).logits.detach()
+    for chosen, labels in ((logits, with_known(FIRST)), (logits[:, :2], LABELS[:2])):
+        module.scores.begin()
+        module.scores.update_validation(chosen, labels, labels)
+        module.scores.update_test(chosen, labels, labels)
+        scores = module.scores
+        values = {**scores.network_scores.per_network(), **scores.predictions.compute()}
+        found.append([*values.values(), scores.calibration.compute(), scores.confusion.compute()])
+    for masked, alone in zip(*found, strict=True):
+        torch.testing.assert_close(masked, alone)
+
+
+def test_validation_images_without_any_label_are_refused() -> None:
+    images = DataLoader([(image, torch.tensor(-1)) for image, _ in _samples(4)], batch_size=2)
+    with pytest.raises(DataError, match="The validation images have no known label"):
+        trainer(max_epochs=1).validate(build(), images)
 
 
 @pytest.mark.parametrize("targets", [{}, {"label_smoothing": 0.1}, {"mixup": 0.2}])
@@ -91,7 +149,7 @@ def test_a_training_scores_and_learns_what_is_known(targets: dict[str, Any]) -> 
 
 def test_scores_of_a_training_are_of_the_known() -> None:
     module = build()
-    step = module.compute_step(module.make_batch(module._checked((IMAGES, with_known(FIRST)), 0, ""), 0, 0, 0))
+    step = module.compute_step(module.make_batch(module._checked((IMAGES, with_known(FIRST)), 0), 0, 0, 0))
     predicted = step.inputs.student.logits.argmax(-1)
     assert step.samples == 2
     assert torch.equal(step.correct, (predicted[:, :2] == LABELS[:2]).sum(-1).float())
