@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import methods
 from dkel_lightning.assembly.parts import check_labels_of_the_data
@@ -84,6 +84,14 @@ def test_data_is_refused_before_a_batch_is_met_unless_it_leaves_unknown_labels_o
         check_labels_of_the_data(module)
 
 
+def test_consistent_pairs_channels_by_the_classes_that_are_known() -> None:
+    module = build(**settings_of("consistent"))
+    with pytest.raises(DataError, match=r"no label of the images .* is known .*: choose method.matcher=learned"):
+        module.method.take_batches("start", module, [Batch(IMAGES, with_known(FIRST & LAST), None)])
+    module.method.take_batches("start", module, [Batch(IMAGES, with_known(LAST), None)])
+    assert bool(module.method.fitted)
+
+
 def test_no_other_negative_label_is_taken() -> None:
     with pytest.raises(DataError, match="Label -2 lies outside"):
         build().training_step((IMAGES, LABELS - 2), 0)
@@ -128,9 +136,9 @@ def test_an_evaluation_scores_the_known_alone() -> None:
 
 
 def test_validation_images_without_any_label_are_refused() -> None:
-    images = DataLoader([(image, torch.tensor(-1)) for image, _ in _samples(4)], batch_size=2)
+    loader = DataLoader(TensorDataset(IMAGES, with_known(FIRST & LAST)), batch_size=2)
     with pytest.raises(DataError, match="The validation images have no known label"):
-        trainer(max_epochs=1).validate(build(), images)
+        trainer(max_epochs=1).validate(build(), loader)
 
 
 @pytest.mark.parametrize("targets", [{}, {"label_smoothing": 0.1}, {"mixup": 0.2}])

@@ -62,12 +62,6 @@ def test_a_student_alone_minimises_the_sum_of_its_peers_losses() -> None:
     assert seen == [loss.item()]
 
 
-def test_a_student_of_one_peer_validates() -> None:
-    fit = trainer()
-    fit.fit(StudentModule(peers_network(peers=1), optimizer=SGD), train_loader(), val_loader())
-    assert fit.callback_metrics["val/acc"] == fit.callback_metrics["val/acc/peer_0"]
-
-
 def feature_loader() -> DataLoader[Any]:
     labels = torch.arange(30) % CLASSES
     features = F.one_hot(labels, CLASSES).float().unsqueeze(1).repeat(1, 2, 1)
