@@ -20,8 +20,9 @@ ParameterGroups = list[dict[str, Any]]
 OptimizerFactory = Callable[[ParameterGroups], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
-# Source: the protocol that ONE, OKDDip, PCL and DKEL share on CIFAR.
-DEFAULT_OPTIMIZER: OptimizerFactory = partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+# As in conf/experiment/own_data.yaml, measured in docs/start.md.
+DEFAULT_OPTIMIZER: OptimizerFactory = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05)
+DEFAULT_WARMUP = 0.05
 
 PLATEAU = {"min": "val/nll/student_mean", "max": "val/acc"}
 """The metric that ReduceLROnPlateau monitors, by mode; a part that is fitted alone logs only `val/acc`."""
@@ -53,6 +54,8 @@ def configure(
     `lr` replaces the rate of every group; `scales` multiplies that of a group by name. ReduceLROnPlateau is stepped as
     often as `trainer` validates.
     """
+    if optimizer is None and scheduler is None:
+        scheduler, interval = partial(WarmupCosine, warmup=DEFAULT_WARMUP), "step"
     built = (optimizer or DEFAULT_OPTIMIZER)(parameter_groups(networks))
     for group in built.param_groups:
         group["lr"] = (group["lr"] if lr is None else lr) * (scales or {}).get(group.get("name", ""), 1.0)

@@ -25,7 +25,7 @@ class PeersModule(LightningModule):
 
     Args:
         network: the peers.
-        optimizer: makes the optimizer from parameter groups; SGD of the CIFAR protocol by default.
+        optimizer: makes the optimizer from parameter groups; AdamW at 1e-3 by default.
         scheduler: makes the scheduler from the optimizer; none by default.
         interval: step the scheduler every `epoch` or every `step`.
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, TensorDataset
 
 import dkel_lightning
+from dkel_lightning import DistillationModule
 from tests.commands import dkel
+from tests.modules.toy import trainer
 
 SMALL = {"trainer": "cpu", "data.limit": 120, "callbacks.progress": "none", "method.peers": 2, "seed": 3}
 
@@ -46,6 +52,41 @@ def test_a_classifier_of_one_s_own_is_trained_and_returned_as_its_class(tmp_path
     assert trained.network(torch.zeros(2, 1, 8, 8)).logits.shape == (2, 10)
     again = dkel_lightning.train(model, "digits", epochs=1, out=tmp_path / "own", settings=SMALL)
     assert again.summary["test"] == trained.summary["test"]
+
+
+@pytest.fixture(scope="module")
+def digits() -> dict[str, np.ndarray]:
+    images, labels = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 8, 8) * 15.9).astype(np.uint8)
+    return {
+        "train_images": images[:600],
+        "train_labels": labels[:600],
+        "test_images": images[600:900],
+        "test_labels": labels[600:900],
+    }
+
+
+def test_images_of_one_s_own_are_learnt_without_a_setting_of_the_recipe(
+    digits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "mine.npz", **digits)
+    # Digits of 8 x 8 pixels can neither be mirrored nor moved.
+    quiet = {"trainer": "cpu", "callbacks.progress": "none", "data.flip": False, "data.padding": 0}
+    trained = dkel_lightning.train("resnet8", tmp_path / "mine.npz", epochs=10, settings=quiet)
+    assert trained.accuracy > 0.6  # chance: 0.1
+
+
+def test_a_module_of_a_lightning_project_learns_without_a_setting_of_the_recipe(digits: dict[str, np.ndarray]) -> None:
+    def loader(split: str) -> DataLoader[Any]:
+        images = torch.from_numpy(digits[f"{split}_images"]).unsqueeze(1) / 128 - 1
+        data = TensorDataset(images, torch.from_numpy(digits[f"{split}_labels"]))
+        return DataLoader(data, 32, shuffle=split == "train")
+
+    module = DistillationModule.build("resnet8", 10, in_channels=1, image_size=(8, 8), schedules="shares")
+    fit = trainer(max_epochs=10, gradient_clip_val=1.0)
+    torch.manual_seed(0)
+    fit.fit(module, loader("train"), loader("test"))
+    assert fit.callback_metrics["val/acc"] > 0.6
 
 
 @pytest.mark.parametrize(

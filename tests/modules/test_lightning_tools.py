@@ -39,7 +39,7 @@ def test_the_rate_that_lightning_finds_is_the_one_that_is_trained_with(method: s
     assert module.lr == finder.suggestion()
     assert same(before, parameters_of(module))  # the search leaves no trace
     fit.fit(module, loader(), loader())
-    assert {group["lr"] for group in fit.optimizers[0].param_groups} == {module.lr}
+    assert {group["initial_lr"] for group in fit.optimizers[0].param_groups} == {module.lr}
 
 
 # ---------------------------------------------------------------------- fine-tuning
