@@ -131,7 +131,9 @@ def execute(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | N
 
 def _silence_lightning() -> None:
     """Leave out what Lightning prints at every start and a user of a task can do nothing about."""
-    import lightning.pytorch  # noqa: F401  (sets its level when it is imported)
+    import lightning.pytorch  # noqa: F401  (sets its level and the form of warnings when it is imported)
+
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
 
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
