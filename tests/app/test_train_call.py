@@ -69,7 +69,7 @@ def digits() -> dict[str, np.ndarray]:
 def test_images_of_one_s_own_are_learnt_without_a_setting_of_the_recipe(
     digits: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    np.savez(tmp_path / "mine.npz", **digits)
+    np.savez(tmp_path / "mine.npz", allow_pickle=False, **digits)
     # Digits of 8 x 8 pixels can neither be mirrored nor moved.
     quiet = {"trainer": "cpu", "callbacks.progress": "none", "data.flip": False, "data.padding": 0}
     trained = dkel_lightning.train("resnet8", tmp_path / "mine.npz", epochs=10, settings=quiet)
