@@ -3,7 +3,7 @@
     python examples/without_lightning.py
 
 trains two small networks of your own and their teachers on scikit-learn's digits, ten seconds on a CPU, and
-prints a line every fifth epoch: the weights in force and the test accuracy of students and teachers.
+prints a line every fifth epoch: the current weights and the test accuracy of students and teachers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from dkel_lightning.ema import average_, matched_parameters, update_rate
+from dkel_lightning.ema import average_, matched, update_rate
 from dkel_lightning.functional import assemble, cross_entropy, distillation, distillation_from_each
 from dkel_lightning.networks import redraw_
 from dkel_lightning.schedules import ensemble_weight, rampup
@@ -46,7 +46,7 @@ def main(epochs: int = 30) -> float:
 
     students = nn.ModuleList(network() for _ in range(PEERS))
     teachers = redraw_(copy.deepcopy(students)).requires_grad_(False)  # drawn on their own, and never differentiated
-    followed = matched_parameters(teachers, students)
+    followed = matched(teachers, students, "parameters")
     optimizer = torch.optim.SGD(students.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     batches = math.ceil(1400 / 32)
