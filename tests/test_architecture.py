@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,3 +115,12 @@ def test_the_public_names_are_there_and_no_others() -> None:
     assert all(getattr(dkel_lightning, name) is not None for name in dkel_lightning.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'Studentmodule'"):
         _ = dkel_lightning.Studentmodule
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE.parent / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_an_example_imports_what_the_package_has(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dkel_lightning"):
+            module = importlib.import_module(str(node.module))
+            for name in node.names:
+                assert hasattr(module, name.name), f"{node.module}.{name.name}"
