@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -132,7 +133,7 @@ class Cache:
                 return
             broken: dict[str, str] = {}
             with partial.open("wb") as file:  # plain writes: filling a memory map on a full disk kills the process
-                file.write(self._header(0))
+                self._write_header(file, 0)
                 starts = range(0, len(self.files), _CHUNK)
                 for start in track(starts, f"decoding into {self.path}", disable=not sys.stdout.isatty()):
                     chunk = self.files[start : start + _CHUNK]
@@ -142,7 +143,7 @@ class Cache:
                         else:
                             file.write(image.tobytes())
                 file.seek(0)
-                file.write(self._header(len(self.files) - len(broken)))
+                self._write_header(file, len(self.files) - len(broken))
             if broken:
                 self.path.with_suffix(".json").write_text(json.dumps(broken, indent=1), encoding="utf-8")
             partial.replace(self.path)
@@ -159,10 +160,10 @@ class Cache:
         path = self.path.with_suffix(".json")
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    def _header(self, images: int) -> bytes:
-        """Return the header of an `.npy` file, of 128 bytes for any number of images."""
-        content = repr({"descr": "|u1", "fortran_order": False, "shape": (images, *self.shape)})
-        return b"\x93NUMPY\x01\x00v\x00" + content.ljust(117).encode() + b"\n"
+    def _write_header(self, file: BinaryIO, images: int) -> None:
+        """Write the header of an `.npy` file, which numpy fills up to 128 bytes for any number of images."""
+        header = {"descr": "|u1", "fortran_order": False, "shape": (images, *self.shape)}
+        np.lib.format.write_array_header_1_0(file, header)
 
     def _decode(self, name: str) -> NDArray[np.uint8] | DataError | OSError:
         try:
