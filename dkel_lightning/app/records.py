@@ -81,7 +81,7 @@ class RunRecord:
 
     Attributes:
         label: name of the run's settings in a table of several runs.
-        seed: as text; empty if the run has not said it.
+        seed: as text; empty if the run has none.
     """
 
     folder: Path

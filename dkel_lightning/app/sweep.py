@@ -219,7 +219,7 @@ def _grouped(folder: Path, reference: str | None) -> tuple[list[Group], Group]:
 
 
 def has_collapsed(run: RunRecord) -> bool | None:
-    """Tell whether a training collapsed; None where it cannot be told.
+    """Tell whether a training collapsed; None where the test set is too small.
 
     It did if it failed of a loss or weights that are not finite, or if after the last epoch the mean test accuracy of
     the student peers is at most the 99.9 % quantile of guessing one of the classes on each image. Test images for which

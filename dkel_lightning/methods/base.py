@@ -61,7 +61,6 @@ class Needs:
         ensemble: `classifier` (trained over the peers' features), `own` (made by `combine`), or `none`.
         stages: reads `inputs.student.trunk` and `inputs.student.maps`.
         trunk: the peers must share a trunk.
-        classes: needs one class a sample; labels that are distributions over the classes are refused.
         minimum_peers: the smallest number of peers.
         maximum_peers: the largest number of peers; None for any.
         deploy: what is deployed among equals in validation, and without validation. A peer that it numbers is the
@@ -79,7 +78,6 @@ class Needs:
     ensemble: str = "classifier"
     stages: bool = False
     trunk: bool = False
-    classes: bool = False
     minimum_peers: int = 2
     maximum_peers: int | None = None
     deploy: Deploy = field(default_factory=lambda: Deploy("teacher", "best"))
@@ -203,7 +201,7 @@ class Method(nn.Module, ABC):
     @property
     def wants_classes(self) -> bool:
         """Whether it works on one class a sample (`inputs.classes`); mixed or other soft labels are then refused."""
-        return self.needs.classes
+        return False
 
     @property
     def needs_labels(self) -> str:
