@@ -88,7 +88,7 @@ SWEPT = {
 @styled
 def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:
     """Draw metrics.csv over the epochs, a panel for columns that begin alike; nothing if there are none."""
-    found: dict[str, dict[str, Curve]] = {}
+    by_panel: dict[str, dict[str, Curve]] = {}
     for name, curve in curves.items():
         head, _, last = name.rpartition("/")
         if name in ("val/acc", "val/nll"):
@@ -96,12 +96,12 @@ def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:
         if head == "diversity/distance" and last != "student-teacher":
             continue  # far larger, between peers
         if head in TITLES and last not in HIDDEN:
-            found.setdefault(head, {})[last] = curve
-    if not found:
+            by_panel.setdefault(head, {})[last] = curve
+    if not by_panel:
         return
-    figure, places = panels(len(found), min(2, len(found)), 6, 3.2)
-    for axes, head in zip(places, (head for head in TITLES if head in found), strict=True):
-        _draw_panel(axes, head, found[head])
+    figure, places = panels(len(by_panel), min(2, len(by_panel)), 6, 3.2)
+    for axes, head in zip(places, (head for head in TITLES if head in by_panel), strict=True):
+        _draw_panel(axes, head, by_panel[head])
     figure.suptitle(plain(f"{title}; thin: single peers"))
     save(figure, path)
 

@@ -147,19 +147,19 @@ def lipschitz(layers: Iterable[nn.Module]) -> Tensor:
 
     Source: SoTeacher, released code.
     """
-    found = []
+    norms = []
     for layer in layers:
         weight = getattr(layer, "weight", None)
         if weight is None:
             continue
         weight = at_least_float32(weight)
         if isinstance(layer, _ConvNd):
-            found.append(weight.abs().sum())
+            norms.append(weight.abs().sum())
         elif isinstance(layer, nn.Linear):
-            found.append(weight.abs().sum(0).max())
+            norms.append(weight.abs().sum(0).max())
         elif isinstance(layer, _BatchNorm) and layer.running_var is not None:
-            found.append((weight.abs() / (layer.running_var.detach() + layer.eps).sqrt()).max())
-    return torch.stack(found).sum()
+            norms.append((weight.abs() / (layer.running_var.detach() + layer.eps).sqrt()).max())
+    return torch.stack(norms).sum()
 
 
 def released_count(epoch: int) -> int:
