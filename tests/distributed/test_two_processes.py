@@ -91,6 +91,16 @@ def test_plain_ddp_without_unused_parameters_works(run: Path, case: str) -> None
     assert unequal(seen, "metrics") == []
 
 
+@pytest.mark.parametrize("method", ["baseline", "dkel", "mean_teacher"])
+def test_a_process_without_any_label_waits_for_no_gradient(run: Path, method: str) -> None:
+    seen = read(run, f"unlabelled_{method}")
+    assert unequal(seen, "after") == []
+    assert unequal(seen, "gradients") == []
+    gradients = {name: value for name, value in seen[1]["gradients"].items() if name.endswith("weight")}
+    assert all(value.isfinite().all() and value.any() for value in gradients.values())
+    assert seen[1]["global_step"] == 3
+
+
 @pytest.mark.parametrize("case", ["ekd", "iakd", "consistent", "soteacher"])
 def test_what_a_method_keeps_is_equal_on_both(run: Path, case: str) -> None:
     seen = read(run, case)

@@ -30,13 +30,16 @@ def statistics_of(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 class Witness(Callback):
-    """Note parameters, batches and statistics of this process."""
+    """Note parameters, batches and statistics of this process; `hide_labels` leaves rank 1 without any label."""
 
-    def __init__(self) -> None:
+    def __init__(self, hide_labels: bool = False) -> None:
+        self.hide_labels = hide_labels
         self.seen: dict[str, Any] = {"images": [], "before": None}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.seen["images"].append(batch[0].clone())
+        if self.hide_labels and trainer.global_rank == 1:
+            batch[1].fill_(-1)
         if batch_idx == 0 and self.seen["before"] is None:
             self.seen["before"] = parameters_of(pl_module)
             self.seen["statistics_before"] = statistics_of(pl_module)
@@ -52,9 +55,9 @@ class Witness(Callback):
         self.seen["statistics_in_validation"] = statistics_of(pl_module)
 
 
-def fit(module: LightningModule, folder: Path) -> None:
+def fit(module: LightningModule, folder: Path, hide_labels: bool = False) -> None:
     folder.mkdir(exist_ok=True)
-    witness = Witness()
+    witness = Witness(hide_labels)
     run = trainer(
         witness,
         default_root_dir=folder,
@@ -95,6 +98,8 @@ def main(folder: Path) -> None:
     for method in ("baseline", "pcl", "dkel", "dkel_released"):
         fit(build(method, teacher={"init_steps": 3, "init_lr_scale": 1.0}), folder / method)
     fit(build("dkel", teacher={"update": "gradient", "init_steps": 1}), folder / "gradient")
+    for method in ("baseline", "dkel", "mean_teacher"):
+        fit(build(method, 1 if method == "mean_teacher" else 2), folder / f"unlabelled_{method}", hide_labels=True)
     teacher = {"backbone": "resnet8"}
     fit(build("ekd", 1, teacher=teacher), folder / "ekd")
     fit(build({"name": "iakd", "start": 0.5, "statistics_batches": 2}, 1, teacher=teacher), folder / "iakd")
