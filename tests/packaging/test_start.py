@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "start.md"
 
 def blocks(language: str) -> list[str]:
     start, _, _ = PAGE.read_text(encoding="utf-8").partition("## The command line")
-    return re.findall(rf"^```{language}\n(.*?)^```", start, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", start.replace("\\\n", " "), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.long
