@@ -1,8 +1,8 @@
-"""Lightning's own command line: what `DistillationModule.build` takes is `--model.<name>`, any data module `--data`.
+"""LightningCLI: arguments of `DistillationModule.build` are `--model.<name>`, any data module is `--data`.
 
     python examples/lightning_cli.py fit --config=examples/lightning_cli.yaml --model.method=pcl
 
-Then `test`, `validate` and `predict` with `--config=` the config.yaml that Lightning wrote beside the run's logs, and
+For `test`, `validate` and `predict` pass the config.yaml that Lightning wrote to the run's folder as `--config=`, and
 `--ckpt_path=`. `fit --help` lists all arguments.
 """
 

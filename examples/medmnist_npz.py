@@ -1,10 +1,10 @@
-"""A file in the layout of MedMNIST: `train_images`, `train_labels`, `val_...`, `test_...` in one .npz.
+"""Train on a file in the MedMNIST layout: `train_images`, `train_labels`, `val_...`, `test_...` in one .npz.
 
     python examples/medmnist_npz.py [FILE.npz]
 
-reads your file, or makes one of scikit-learn's digits as MedMNIST ships its sets (28x28 grey images in uint8, labels
-[N, 1]), trains three peers on it and writes the weights of the kept network, a ResNet-8 of this
-library, as `weights.pt`: about two minutes on a CPU. The same from the command line:
+reads your file, or creates one from scikit-learn's digits (28x28 grey images in uint8, labels [N, 1]), trains three
+peers and writes the weights of the deployed ResNet-8 to `weights.pt`. It takes about two minutes on a CPU. The same on
+the command line:
 
     dkel experiment=own_data data=npz data.root=FILE.npz backbone=resnet8 trainer.max_epochs=15
 """
@@ -27,7 +27,7 @@ from dkel_lightning.export import Preprocessing, export
 
 
 def medmnist_like(path: Path) -> Path:
-    """Write the digits in the layout of MedMNIST's 28x28 sets."""
+    """Write the digits in the MedMNIST layout."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) * (255 / 16)
     images = torch.nn.functional.interpolate(images, size=(28, 28), mode="bilinear").round()
@@ -41,9 +41,9 @@ def medmnist_like(path: Path) -> Path:
 
 
 def main(file: str | None = None, epochs: int = 15, folder: str = "outputs/examples", **settings: Any) -> float:
-    """Train, test, ship; return by how much the shipped logits differ. `settings` are the Trainer's."""
+    """Train, test and export; return the largest difference of the exported logits. `settings` go to the Trainer."""
     path = Path(file) if file else medmnist_like(Path(folder, "digits_28.npz"))
-    # Padding and flips suit natural images; here a digit stays upright. Each peer gets a view of its own.
+    # Digits must not be flipped. Each peer gets a different view.
     datamodule = NpzDataModule(path, batch_size=64, views=3, padding=2, flip=False)
     datamodule.setup("fit")
     channels, height, width = datamodule.image_shape

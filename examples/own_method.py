@@ -1,9 +1,9 @@
-"""A method of your own: one class, used from Python and from the command line.
+"""Write a method as one class, for Python and the command line.
 
     python examples/own_method.py
 
-trains it on scikit-learn's digits, about a minute on a CPU, and prints the test accuracy of all members. The command
-line knows it like the methods of the library (from this folder):
+trains it on scikit-learn's digits and prints the test accuracy of all networks, in about a minute on a CPU. On the
+command line, from this folder:
 
     dkel "modules=[own_method]" method=confident method.sharpness=2
 """
@@ -27,25 +27,20 @@ from dkel_lightning.settings.weights import RampUp
 
 @dataclass(frozen=True)
 class ConfidentSettings(MethodSettings):
-    """What a user may set, each with what it may be and what it means; checked wherever it comes from.
-
-    A field named `rampup` also attaches the callback that keeps its weight in force.
-    """
+    """Settings with range and meaning. A field `rampup` also adds the callback that updates its weight."""
 
     temperature: Annotated[float, number("Temperature T.", 0.01, 100)] = 3.0
-    sharpness: Annotated[float, number("How strongly a sample follows the teachers that are sure of it.", 0, 1000)] = (
-        1.0
-    )
+    sharpness: Annotated[float, number("How strongly the confident teachers are preferred.", 0, 1000)] = 1.0
     rampup: RampUp = field(default_factory=RampUp)
 
 
 @register("confident", peers=3)
 class Confident(Method):
-    """Each peer learns from the labels, and from all teachers weighted by how sure they are of each sample."""
+    """Each peer learns from labels and from all teachers, weighted by their confidence in each sample."""
 
     Settings = ConfidentSettings
     needs = Needs(ensemble="none")
-    terms = ("ce", "confident")  # each is logged as train/<term>; method.labels weighs those that begin with ce
+    terms = ("ce", "confident")  # logged as train/<term>; method.labels weights those that begin with ce
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute both terms as sums over the peers."""
@@ -60,7 +55,7 @@ class Confident(Method):
 
 
 def main(epochs: int = 15, folder: str = "outputs/examples", **settings: Any) -> float:
-    """Train, test, and return the test accuracy of the kept peer; `settings` are the Trainer's."""
+    """Train, test, and return the test accuracy of the deployed peer. `settings` go to the Trainer."""
     datamodule = DigitsDataModule(batch_size=16, views=3)
     module = DistillationModule.build(
         "resnet8",

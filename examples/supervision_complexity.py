@@ -1,9 +1,9 @@
-"""How hard are the labels, and the teacher's predictions, for the student's kernel, epoch by epoch?
+"""Measure how hard labels and teacher predictions are for the student's kernel, after each epoch.
 
     python examples/supervision_complexity.py
 
-trains a small student beside a larger teacher that learns at the same time (`online_checkpoints`) on scikit-learn's
-scanned digits, and prints the supervision complexity of both targets before the training and after each epoch.
+trains a small student together with a larger teacher (`online_checkpoints`) on scikit-learn's digits, and prints the
+supervision complexity of both targets before training and after each epoch.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ CLASSES = 10
 
 
 class Complexity(Callback):
-    """Measure fixed images [n, C, H, W] with labels [n]; `rows` holds the epoch, labels and teacher of that epoch."""
+    """Measure on fixed images [n, C, H, W] with labels [n]; `rows` holds (epoch, labels, teacher)."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.images, self.labels = images, labels
         self.rows: list[tuple[int, float, float]] = []
 
     def measure(self, module: LightningModule, epoch: int) -> None:
-        """Add a row, and print it."""
+        """Append a row and print it."""
         assert isinstance(module, DistillationModule)
         kernel = gradient_kernel(module.deploy("student"), self.images, CLASSES)
         with torch.no_grad():
@@ -50,7 +50,7 @@ class Complexity(Callback):
 
 
 def main(epochs: int = 10, images: int = 64, **settings: Any) -> list[tuple[int, float, float]]:
-    """Train, and return the rows."""
+    """Train and return the rows."""
     digits = load_digits()
     data = TensorDataset(torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target))
     module = DistillationModule.build(

@@ -1,11 +1,11 @@
-"""A vision transformer of timm, cut between two blocks; batches are dicts.
+"""Train a vision transformer of timm, split between two blocks, on batches that are dicts.
 
     pip install "dkel-lightning[timm]"
     python examples/timm_model.py
 
-trains a small ViT whose last two blocks become three peers on scikit-learn's scanned digits, with AdamW, a learning
-rate that warms up at every step, gradients gathered over two batches and, on a GPU, bfloat16: a few minutes on a CPU.
-It prints the test accuracy of all members and the first predictions of `Trainer.predict`.
+trains a small ViT on scikit-learn's digits; its last two blocks become three peers. It uses AdamW with a per-step
+schedule, gradient accumulation over two batches and, on a GPU, bfloat16, and prints the test accuracy of all networks
+and the first predictions of `Trainer.predict`. It takes a few minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dkel_lightning import DistillationModule
 
 
 class Digits(Dataset):
-    """Samples are dicts, as those of Hugging Face's data sets."""
+    """Samples are dicts, as in Hugging Face data sets."""
 
     def __init__(self, start: int, stop: int) -> None:
         digits = load_digits()
@@ -40,29 +40,29 @@ class Digits(Dataset):
 
 
 def main(epochs: int = 30, folder: str = "outputs/examples", **settings: Any) -> float:
-    """Train, test the best epoch, predict; return the test accuracy. `settings` are the Trainer's."""
+    """Train, test the best epoch, predict; return the test accuracy. `settings` go to the Trainer."""
     seed_everything(0)
     train = DataLoader(Digits(0, 1200), 32, shuffle=True, drop_last=True)
     val, test = DataLoader(Digits(1200, 1400), 200), DataLoader(Digits(1400, 1797), 200)
     vit = timm.create_model(
         "vit_tiny_patch16_224", img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=64, depth=6, num_heads=4
     )
-    gathered = 2
+    accumulated = 2
     module = DistillationModule.build(
         backbone=vit,
-        split_at="blocks.4",  # blocks 0 to 3 are the trunk; each peer has its own 4, 5, norm and head
+        split_at="blocks.4",  # blocks 0 to 3 are shared; each peer has its own blocks 4 and 5, norm and head
         num_classes=10,
         in_channels=1,
         image_size=(8, 8),
         schedules="shares",
         optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05),
-        scheduler=partial(OneCycleLR, max_lr=1e-3, total_steps=epochs * -(-len(train) // gathered), pct_start=0.1),
+        scheduler=partial(OneCycleLR, max_lr=1e-3, total_steps=epochs * -(-len(train) // accumulated), pct_start=0.1),
         interval="step",
     )
     trainer = Trainer(
         max_epochs=epochs,
         precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
-        accumulate_grad_batches=gathered,
+        accumulate_grad_batches=accumulated,
         gradient_clip_val=1.0,
         callbacks=[ModelCheckpoint(monitor="val/acc", mode="max")],
         default_root_dir=folder,

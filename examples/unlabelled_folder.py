@@ -1,13 +1,12 @@
-"""A tiny network from a trained one and a folder of images, most of them without labels.
+"""Distil a trained network into a tiny one on a folder of images, most of them without labels.
 
-    pip install "dkel-lightning[onnx]"
+    pip install "dkel-lightning[export]"
     python examples/unlabelled_folder.py [FOLDER BACKBONE WEIGHTS]
 
-FOLDER holds train/CLASS/ and test/CLASS/ with the images whose labels are known, and all others in unlabelled/.
-WEIGHTS is a checkpoint or a state_dict of BACKBONE, a network trained on the same classes. A ResNet-8 learns from what
-it says of all images and is written as `tiny/model.onnx`. Without arguments the folder is made of scikit-learn's
-digits, 100 of them with labels, and the network is a ResNet-20 trained on digits that have labels elsewhere: about a
-minute on a CPU.
+FOLDER contains labelled images in train/CLASS/ and test/CLASS/, and the others in unlabelled/. WEIGHTS is a checkpoint
+or state_dict of BACKBONE, a network trained on the same classes. A ResNet-8 learns from its predictions for all images
+and is exported to `tiny/model.onnx`. Without arguments the folder is made from scikit-learn's digits, 100 of them
+labelled, and a ResNet-20 is first trained on all of them with labels. This takes about a minute on a CPU.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def distil(folder: Path, backbone: str, weights: Path, epochs: int, out: Path, *
     module = DistillationModule.build(
         "resnet8",
         images.num_classes,
-        {"name": "kd", "ce_weight": 0.0, "weight": 1.0, "temperature": 2.0},  # no label is learnt from
+        {"name": "kd", "ce_weight": 0.0, "weight": 1.0, "temperature": 2.0},  # no supervised loss
         teacher={"backbone": backbone, "weights": str(weights)},
         image_size=(SIZE, SIZE),
     )
@@ -55,7 +54,7 @@ def distil(folder: Path, backbone: str, weights: Path, epochs: int, out: Path, *
 
 
 def digits_folder(folder: Path) -> Path:
-    """Write digits as PNG files: 100 with labels and 1,097 without, 300 for the test."""
+    """Write digits as PNG files: 100 labelled, 1,097 unlabelled, 300 for the test."""
     digits = load_digits()
     for index, (pixels, label) in enumerate(zip(digits.images[:1497], digits.target, strict=False)):
         place = f"train/{label}" if index < 100 else "unlabelled" if index < 1197 else f"test/{label}"
@@ -65,7 +64,7 @@ def digits_folder(folder: Path) -> Path:
 
 
 def trained_network(path: Path, epochs: int, **settings: Any) -> Path:
-    """Train a ResNet-20 on all these digits with their labels, and write its state_dict."""
+    """Train a ResNet-20 on the first 1,197 digits with labels, and save its state_dict."""
     digits = load_digits()
     images = (np.repeat(digits.images[..., None], 3, -1) * 255 / 16).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,10 +76,10 @@ def trained_network(path: Path, epochs: int, **settings: Any) -> Path:
     return path
 
 
-def main(*given: str, epochs: int = 15, out: str = "outputs/examples/unlabelled", **settings: Any) -> float:
-    """Distil from the given folder, backbone and weights, or from digits. `settings` are the Trainer's."""
-    if given:
-        folder, backbone, weights = given
+def main(*arguments: str, epochs: int = 15, out: str = "outputs/examples/unlabelled", **settings: Any) -> float:
+    """Distil from a folder, backbone and weights, or from digits. `settings` go to the Trainer."""
+    if arguments:
+        folder, backbone, weights = arguments
         return distil(Path(folder), backbone, Path(weights), epochs, Path(out), **settings)
     folder, weights = digits_folder(Path(out, "digits")), trained_network(Path(out, "trained.pth"), epochs, **settings)
     return distil(folder, "resnet20", weights, epochs, Path(out), **settings)

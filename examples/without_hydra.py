@@ -1,9 +1,9 @@
-"""The whole library from Python, without a configuration: data, method, teacher, trainer, resume, comparison.
+"""Use data, methods, teachers, resume and a comparison from Python, without Hydra.
 
     python examples/without_hydra.py
 
-trains DKEL, PCL and a baseline of the same networks on scikit-learn's digits, about two minutes on a CPU,
-interrupts and resumes the first of them, and prints one line a method. Hydra is not even imported.
+trains DKEL, PCL and a baseline of the same networks on scikit-learn's digits, interrupts and resumes the first of
+them, and prints one line per method. It takes about two minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dkel_lightning.data import DigitsDataModule
 
 
 def build(method: str, epochs: int) -> DistillationModule:
-    """Say in Python what conf/ says in YAML."""
+    """Build the module of a method."""
     settings = {
         "dkel": {"name": "dkel", "temperature": 3.0, "rampup": {"scale": 1.0}, "ensemble": {"space": "logits"}},
         "pcl": "pcl",
@@ -40,13 +40,13 @@ def build(method: str, epochs: int) -> DistillationModule:
         teacher={"draw": "independent", "init_steps": 2} if method == "dkel" else None,
         optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
         scheduler=partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[epochs // 2, epochs * 3 // 4]),
-        deploy={"network": "student"},  # in all three, so that like is compared with like
+        deploy={"network": "student"},  # the same member for all three methods
         seed=0,
     )
 
 
 class Interruption(Callback):
-    """End the run after its first epoch, as a machine does that is taken away."""
+    """Stop the run after its first epoch."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop."""
@@ -54,14 +54,14 @@ class Interruption(Callback):
 
 
 def trainer(epochs: int, folder: Path, more: Sequence[Callback] = ()) -> tuple[Trainer, ModelCheckpoint]:
-    """Make Lightning's Trainer as anyone would."""
+    """Create a Trainer that keeps the best and the last checkpoint."""
     best = ModelCheckpoint(folder, monitor="val/acc", mode="max", save_last=True)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     return Trainer(max_epochs=epochs, callbacks=[best, *more], **quiet), best
 
 
 def main(epochs: int = 12, folder: str = "outputs/examples", images: int | None = None) -> dict[str, float]:
-    """Train each method, on at most so many images; return its test accuracy at the epoch that validation chose."""
+    """Train each method; return its test accuracy at the epoch selected by validation. `images` limits the data."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*num_workers.*|.*does not have many workers.*|.*Checkpoint directory.*")
     accuracy = {}
@@ -70,8 +70,8 @@ def main(epochs: int = 12, folder: str = "outputs/examples", images: int | None 
         datamodule = DigitsDataModule(batch_size=16, views=3, seed=0, limit=images)
         fit, best = trainer(epochs, place)
         if method == "dkel":
-            # Go on from its checkpoint with new objects, as after a crash: data order, augmentation, schedules and the
-            # teacher continue where they were.
+            # Resume from its checkpoint with new objects, as after a crash: data order, augmentation, schedules and the
+            # teacher continue where they stopped.
             interrupted, _ = trainer(epochs, place, more=[Interruption()])
             interrupted.fit(build(method, epochs), datamodule)
             datamodule = DigitsDataModule(batch_size=16, views=3, seed=0, limit=images)

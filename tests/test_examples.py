@@ -72,7 +72,7 @@ def test_quickstart_notebook() -> None:
 def test_torchvision_model(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     accuracy = load("torchvision_model").main(epochs=1, **SHORT)
     printed = capfd.readouterr().out
-    assert re.search(r"kept: (?:teacher|student)_\d, \d+\.\d% of 256 test images; checkpoint .*\.ckpt", printed)
+    assert re.search(r"deployed: (?:teacher|student)_\d, \d+\.\d% of 256 test images; checkpoint .*\.ckpt", printed)
     assert f"{accuracy:.1%} of 256" in printed
     rows = (tmp_path / "outputs/examples/torchvision/version_0/metrics.csv").read_text(encoding="utf-8")
     assert "val/acc" in rows.splitlines()[0]
