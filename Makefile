@@ -1,6 +1,6 @@
-# make run    set up and run the main job (ARGS="experiment=cifar100 seed=1" for another)
+# make run    set up and train (ARGS="experiment=cifar100 seed=1" for another run)
 # make test   set up and run the tests
-# Needs Python 3.10 to 3.13 (PYTHON=python3.12 to choose one) and nothing else.
+# Only needs Python 3.10 to 3.13 (PYTHON=python3.12 selects one).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,33 +30,33 @@ $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --editable ".[dev]"
 	@touch $@
 
-run: $(VENV)/.run ## set up and run the main job; ARGS="..." are passed on
+run: $(VENV)/.run ## set up and train on the digits; ARGS="..." are passed to dkel
 	$(BIN)/dkel $(ARGS)
 
-test: $(VENV)/.dev ## set up and run the tests; TESTS=path for some of them
+test: $(VENV)/.dev ## set up and run the fast tests; TESTS=path selects some
 	$(BIN)/python -m pytest -m "not slow and not long" -n $(WORKERS) --dist worksteal $(TESTS)
 
-test-slow: $(VENV)/.dev ## the tests of more than about three seconds each: whole commands, several processes, all pages
+test-slow: $(VENV)/.dev ## run the slow tests: whole commands, several processes, all pages
 	$(BIN)/python -m pytest -m "slow and not long" -n $(WORKERS) --dist worksteal $(TESTS)
 
-test-long: $(VENV)/.dev ## kills at random moments, whole examples: an hour
+test-long: $(VENV)/.dev ## run the longest tests: kills at random moments, the built wheel; an hour
 	$(BIN)/python -m pytest -m long -n $(WORKERS) --dist worksteal $(TESTS)
 
-test-min: ## the tests with the oldest versions of all dependencies, in an environment of their own
+test-min: ## run the tests with the oldest versions of all dependencies, in a separate environment
 	$(MAKE) test test-slow VENV=.venv-min CONSTRAINTS=constraints-min.txt
 
 lint: $(VENV)/.dev ## check style and layout
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(VENV)/.dev ## put style and layout right
+format: $(VENV)/.dev ## fix style and layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 type: $(VENV)/.dev ## check types
 	$(BIN)/mypy
 
-audit: ## ask for known weaknesses of the pinned versions; CONSTRAINTS=constraints-min.txt for the oldest
+audit: ## check the pinned versions for known vulnerabilities; CONSTRAINTS=constraints-min.txt for the oldest
 	test -x $(VENV)-audit/bin/python || $(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --disable-pip-version-check --quiet $(AUDITOR)
 	$(VENV)-audit/bin/python scripts/audit.py $(CONSTRAINTS)
@@ -66,15 +66,15 @@ AUDITOR := pip-audit==2.10.1
 bench: $(VENV)/.run ## time a training step, eager and compiled; ARGS="--backbone resnet18" for another network
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 
-docs: $(VENV)/.dev ## build the documentation as a site into site/; a warning is an error
+docs: $(VENV)/.dev ## build the documentation into site/; warnings are errors
 	$(BIN)/zensical build --strict --clean
 
-docs-serve: $(VENV)/.dev ## show the documentation at localhost:8000 while it is written
+docs-serve: $(VENV)/.dev ## serve the documentation at localhost:8000
 	$(BIN)/zensical serve
 
 build: $(VENV)/.dev ## build wheel and sdist into dist/
 	$(BIN)/python -m build
 
-clean: ## remove what setup, tests and builds have made; outputs/ and data/ stay
+clean: ## remove environments, builds and caches; outputs/ and data/ stay
 	rm -rf $(VENV) $(VENV)-audit build dist site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
