@@ -2,9 +2,9 @@
 
     python examples/medmnist_npz.py [FILE.npz]
 
-reads your file, or creates one from scikit-learn's digits (28x28 grey images in uint8, labels [N, 1]), trains three
-peers and writes the weights of the deployed ResNet-8 to `weights.pt`. It takes about two minutes on a CPU. The same on
-the command line:
+This reads your file, or creates one from scikit-learn's digits (28x28 grey images in uint8, labels [N, 1]), trains
+three peers and writes the weights of the deployed ResNet-8 to `weights.pt`. It takes about two minutes on a CPU. The
+same on the command line:
 
     dkel experiment=own_data data=npz data.root=FILE.npz backbone=resnet8 trainer.max_epochs=15
 """

@@ -2,8 +2,8 @@
 
     python examples/own_method.py
 
-trains it on scikit-learn's digits and prints the test accuracy of all networks, in about a minute on a CPU. On the
-command line, from this folder:
+This trains it on scikit-learn's digits and prints the test accuracy of all networks, in about a minute on a CPU. On
+the command line, from this folder:
 
     dkel "modules=[own_method]" method=confident method.sharpness=2
 """

@@ -2,8 +2,8 @@
 
     python examples/supervision_complexity.py
 
-trains a small student together with a larger teacher (`online_checkpoints`) on scikit-learn's digits, and prints the
-supervision complexity of both targets before training and after each epoch.
+This trains a small student together with a larger teacher (`online_checkpoints`) on scikit-learn's digits, and prints
+the supervision complexity of both targets before training and after each epoch.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     pip install "dkel-lightning[timm]"
     python examples/timm_model.py
 
-trains a small ViT on scikit-learn's digits; its last two blocks become three peers. It uses AdamW with a per-step
+This trains a small ViT on scikit-learn's digits; its last two blocks become three peers. It uses AdamW with a per-step
 schedule, gradient accumulation over two batches and, on a GPU, bfloat16, and prints the test accuracy of all networks
 and the first predictions of `Trainer.predict`. It takes a few minutes on a CPU.
 """

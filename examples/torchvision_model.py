@@ -2,8 +2,8 @@
 
     python examples/torchvision_model.py
 
-trains a ResNet-18 on scikit-learn's digits; its `layer4` and classifier become three peers. It prints the test accuracy
-of every network and of the deployed one, in a few minutes on a CPU. Only the six marked lines are new to the project.
+This trains a ResNet-18 on scikit-learn's digits; its `layer4` and classifier become three peers. It prints the test
+accuracy of every network and of the deployed one, in a few minutes on a CPU. Only the six marked lines are new.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python examples/without_hydra.py
 
-trains DKEL, PCL and a baseline of the same networks on scikit-learn's digits, interrupts and resumes the first of
+This trains DKEL, PCL and a baseline of the same networks on scikit-learn's digits, interrupts and resumes the first of
 them, and prints one line per method. It takes about two minutes on a CPU.
 """
 

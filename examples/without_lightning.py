@@ -2,8 +2,8 @@
 
     python examples/without_lightning.py
 
-trains two small networks and their teachers on scikit-learn's digits in ten seconds on a CPU. Every fifth epoch it
-prints the current weights and the test accuracy of students and teachers.
+This trains two small networks and their teachers on scikit-learn's digits in ten seconds on a CPU. Every fifth epoch
+it prints the current weights and the test accuracy of students and teachers.
 """
 
 from __future__ import annotations

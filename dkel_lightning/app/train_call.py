@@ -48,7 +48,7 @@ class Trained:
             [
                 f"{self.member} of {trained}, epoch {test['epoch']} of {self.summary['test']['last']['epoch']}",
                 f"test accuracy {self.accuracy:.2%} of {test['images']:,} images, {test['classes']} classes",
-                f"beside it: {', '.join(scores)}",
+                f"others: {', '.join(scores)}",
                 f"{size:,} parameters; trained in {self.summary['seconds']:.0f} s, {speed:,.0f} images/s",
                 f"settings, figures and checkpoints in {self.folder}",
             ]
