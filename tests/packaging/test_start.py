@@ -52,7 +52,7 @@ def test_the_five_minute_start_leads_from_a_folder_of_images_to_a_network_that_n
     summary = json.loads((tmp_path / "outputs" / "first" / "summary.json").read_text(encoding="utf-8"))
     shipped = json.loads((tmp_path / "shipped" / "export.json").read_text(encoding="utf-8"))
     assert summary["test"]["best"]["deployed_accuracy"] > 0.6  # chance is 0.1
-    assert shipped["agreement"]["largest_difference"] < 1e-3
+    assert shipped["largest_difference"] < 1e-3
     with (tmp_path / "answers" / "predictions.csv").open(encoding="utf-8") as file:
         first = [row for row in csv.DictReader(file) if row["rank"] == "1"]
     assert len(first) == len(list((tmp_path / "my_images" / "test" / "digit_3").glob("*.png")))
