@@ -40,7 +40,7 @@ from dkel_lightning.studies.settings import ConvergenceSettings, GeometrySetting
 
 ROOT = Path(__file__).resolve().parents[1]
 
-DATA = {
+DATA: dict[str, type[Any]] = {
     "cifar10": CIFAR10DataModule,
     "cifar100": CIFAR100DataModule,
     "digits": DigitsDataModule,
@@ -116,7 +116,7 @@ def task(name: str, meaning: str, settings: Any) -> str:
     return "\n".join([*head, *(f"  {line}" for line in lines(settings)), ""])
 
 
-def data_set(name: str, kind: type[ImageDataModule]) -> str:
+def data_set(name: str, kind: type[Any]) -> str:
     """Write a data set: its class, its own arguments as its docstring explains them, and other defaults."""
     classes, usual = kind.__mro__[: kind.__mro__.index(ImageDataModule)], own.parameters(ImageDataModule)
     arguments = "\n".join(inspect.getdoc(parent) or "" for parent in classes)
@@ -126,8 +126,6 @@ def data_set(name: str, kind: type[ImageDataModule]) -> str:
     for key, item in own.parameters(kind).items():
         if key not in usual:
             found.append(f"{key}: {value(item.default)}  # {' '.join(meanings[key].split())}")
-        elif item.default != usual[key].default:
-            found.append(f"{key}: {value(item.default)}")
     return "\n".join([*found, ""])
 
 

@@ -55,7 +55,7 @@ def parameters(kind: type[LightningDataModule]) -> dict[str, inspect.Parameter]:
 def complete(module: LightningDataModule, settings: Mapping[str, Any]) -> ClassificationData:
     """Set the attributes of `ClassificationData` that a data module lacks, from settings of the same names."""
     given = {name: getattr(module, name, None) for name in FACTS}
-    facts = {name: settings.get(name) if value is None else value for name, value in given.items()}
+    facts: dict[str, Any] = {name: settings.get(name) if value is None else value for name, value in given.items()}
     kind = import_path(type(module))
     for name, form in (("num_classes", "10"), ("image_shape", "[3,32,32]")):
         if facts[name] is None:

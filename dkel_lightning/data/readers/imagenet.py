@@ -40,8 +40,8 @@ class ImageNetDataModule(ImageDataModule):
     default_std = (0.229, 0.224, 0.225)
     margin = MARGIN
 
-    def __init__(self, *args: Any, image_size: int = 224, workers: int = 8, **kwargs: Any) -> None:
-        super().__init__(*args, workers=workers, **kwargs)
+    def __init__(self, *args: Any, image_size: int = 224, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.image_size = image_size
         if self.padding or self.residency == "device":
             raise ConfigError("data=imagenet crops random parts of images in workers: leave out padding and residency")
