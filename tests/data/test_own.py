@@ -8,8 +8,9 @@ import pytest
 from lightning.pytorch import LightningDataModule
 
 from dkel_lightning.app import build
-from dkel_lightning.data import own
+from dkel_lightning.data import ImageDataModule, own
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.data import DataSettings
 from tests.compose import compose
 
 
@@ -23,6 +24,12 @@ class Child(Parent):
     def __init__(self, count: int, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.count, self.seed = count, seed
+
+
+def test_the_declared_settings_are_the_arguments_of_a_data_set() -> None:
+    arguments = {name: item.default for name, item in own.parameters(ImageDataModule).items()}
+    settings = {**vars(DataSettings("any")), "label_noise": None, "views": 1, "seed": 0}
+    assert {**arguments, "name": "any"} == settings
 
 
 def test_settings_reach_the_arguments_and_the_seed_whoever_asks_for_it() -> None:
