@@ -1,4 +1,4 @@
-"""Write the files of conf/ that follow from the declarations of settings: every method, teacher, deployment and so on.
+"""Write the files of conf/ that follow from declarations: methods, teachers, data sets, targets and so on.
 
     python scripts/write_conf.py
 
@@ -8,12 +8,25 @@ tests/settings/test_conf.py fails where a file is not what this writes.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dkel_lightning.data import (
+    CIFAR10DataModule,
+    CIFAR100DataModule,
+    DigitsDataModule,
+    HuggingFaceDataModule,
+    ImageDataModule,
+    ImageFolderDataModule,
+    ImageNetDataModule,
+    NpzDataModule,
+    TinyImageNetDataModule,
+    own,
+)
 from dkel_lightning.methods import METHODS, Preset
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.backbone import BackboneSettings
@@ -27,11 +40,15 @@ from dkel_lightning.studies.settings import ConvergenceSettings, GeometrySetting
 
 ROOT = Path(__file__).resolve().parents[1]
 
-DEPLOYMENTS = {
-    "auto": "Teacher or student, the better one in validation.",
-    "student": "The best peer of the student.",
-    "teacher": "The best peer of the teacher.",
-    "ensemble": "All peers of the student, as one classifier.",
+DATA: dict[str, type[Any]] = {
+    "cifar10": CIFAR10DataModule,
+    "cifar100": CIFAR100DataModule,
+    "digits": DigitsDataModule,
+    "hf": HuggingFaceDataModule,
+    "image_folder": ImageFolderDataModule,
+    "imagenet": ImageNetDataModule,
+    "npz": NpzDataModule,
+    "tinyimagenet": TinyImageNetDataModule,
 }
 STUDIES = {
     "geometry": ("Student and teacher as two points, in a bowl and between two mirror optima.", GeometrySettings()),
@@ -40,11 +57,6 @@ STUDIES = {
         ConvergenceSettings(),
     ),
     "dual_policy": ("Two reinforcement learners that imitate each other; needs the extra rl.", DualPolicySettings()),
-}
-EXECUTIONS = {
-    "eager": "Ordinary eager PyTorch.",
-    "compile": "Networks compiled by torch.compile: a minute or more at the start.",
-    "reduce_overhead": 'torch.compile(mode="reduce-overhead"), which replays CUDA graphs.',
 }
 
 
@@ -55,6 +67,8 @@ def files() -> dict[str, str]:
         "backbone/_base.yaml": text("The settings of every backbone.", BackboneSettings(name="???")),
         "teacher/_base.yaml": text("The settings of every teacher.", TeacherSettings()),
         "targets/default.yaml": text("Labels as they are.", Targets()),
+        "deploy/default.yaml": text("The network that is deployed.", Deploy()),
+        "execution/default.yaml": text("How the networks are executed.", Execution(channels_last=True)),
     }
     for name, preset in METHODS.items():
         if preset.method.__module__.startswith("dkel_lightning."):
@@ -63,15 +77,13 @@ def files() -> dict[str, str]:
         written[f"teacher/{name}.yaml"] = differences(teacher.meaning, teacher.settings)
     for name, (meaning, settings) in STUDIES.items():
         written[f"task/{name}.yaml"] = task(name, meaning, settings)
-    for name, meaning in DEPLOYMENTS.items():
-        written[f"deploy/{name}.yaml"] = text(meaning, Deploy(name))
-    for name, meaning in EXECUTIONS.items():
-        written[f"execution/{name}.yaml"] = text(meaning, Execution(name, channels_last=True))
+    for name, kind in DATA.items():
+        written[f"data/{name}.yaml"] = data_set(name, kind)
     return written
 
 
 def text(meaning: str, settings: Any) -> str:
-    """Write settings with the meaning and the allowed values of each key."""
+    """Write settings with the meaning of each key."""
     return "\n".join([*header(meaning, type(settings)), *lines(settings), ""])
 
 
@@ -104,6 +116,19 @@ def task(name: str, meaning: str, settings: Any) -> str:
     return "\n".join([*head, *(f"  {line}" for line in lines(settings)), ""])
 
 
+def data_set(name: str, kind: type[Any]) -> str:
+    """Write a data set: its class, its own arguments as its docstring explains them, and other defaults."""
+    classes, usual = kind.__mro__[: kind.__mro__.index(ImageDataModule)], own.parameters(ImageDataModule)
+    arguments = "\n".join(inspect.getdoc(parent) or "" for parent in classes)
+    meanings = dict(re.findall(r"^ +(\w+): (.*?\.)$", arguments, re.MULTILINE | re.DOTALL))
+    found = [*header((kind.__doc__ or "").splitlines()[0], kind), "defaults: [_base]", f"name: {name}"]
+    found.append(f"_target_: dkel_lightning.data.{kind.__name__}")
+    for key, item in own.parameters(kind).items():
+        if key not in usual:
+            found.append(f"{key}: {value(item.default)}  # {' '.join(meanings[key].split())}")
+    return "\n".join([*found, ""])
+
+
 def header(meaning: str, source: type[Any]) -> list[str]:
     """Say what the file is, and where it comes from."""
     path = Path(inspect.getfile(source)).resolve().relative_to(ROOT).as_posix()
@@ -123,11 +148,11 @@ def lines(settings: Any) -> Iterator[str]:
 
 
 def comment(setting: Setting | None) -> str:
-    """Write the meaning and the allowed values."""
+    """Write the meaning, and the words of a choice."""
     if setting is None:
         return ""
-    kind = setting.kind[:1].upper() + setting.kind[1:]
-    return f"  # {setting.meaning} {kind}{', or null' if setting.optional else ''}."
+    words = f" One of {', '.join(setting.options)}." if setting.options else ""
+    return f"  # {setting.meaning}{words}"
 
 
 def value(item: Any) -> str:

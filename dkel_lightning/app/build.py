@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from dkel_lightning import data, networks
@@ -39,27 +37,26 @@ def datamodule(values: Values) -> LightningDataModule:
         settings["mean"], settings["std"] = networks.normalisation(values["backbone"]["name"])
     method = values["method"]
     peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
-    kind = data_class(values["data"])
-    if not issubclass(kind, data.ImageDataModule):  # an experiment may set what our data modules take alone
-        others = own.parameters(data.ImageDataModule).keys() - own.parameters(kind).keys() - {"root", *FACTS}
-        settings = {key: value for key, value in settings.items() if key not in others}
     if settings.get("augment_strong") and method["views"] != "per_peer_and_teacher":
         raise ConfigError(
             "data.augment_strong is for the students of a teacher that has views of its own: set "
             "method.views=per_peer_and_teacher, or data.augment."
         )
+    kind = data_class(values["data"])
+    takes, shared = own.parameters(kind), own.parameters(data.ImageDataModule)
+    # Experiments set what only our data sets take; `complete` reads the facts; a null root or fact means the default.
+    settings = {key: value for key, value in settings.items() if key in takes or key not in (*shared, *FACTS)}
+    settings = {key: value for key, value in settings.items() if value is not None or key not in (*FACTS, "root")}
     context = {"seed": values["seed"], "views": number_of_views(method["views"], peers)}
-    built: LightningDataModule = kind(**own.arguments(kind, settings, context))
+    built: LightningDataModule = kind(**{key: value for key, value in context.items() if key in takes}, **settings)
     return built
 
 
 def data_class(settings: Values) -> type[LightningDataModule]:
-    """Return the class of a registered data set, or of `data._target_`."""
-    if settings.get("_target_") is not None:
-        import_modules([settings["_target_"].rpartition(".")[0]])
-        kind: type[LightningDataModule] = hydra.utils.get_class(settings["_target_"])
-        return kind
-    return data.DATASETS[settings["name"]]
+    """Import the class of `data._target_`."""
+    import_modules([settings["_target_"].rpartition(".")[0]])
+    kind: type[LightningDataModule] = hydra.utils.get_class(settings["_target_"])
+    return kind
 
 
 def set_up(images: LightningDataModule, values: Values) -> data.ClassificationData:
@@ -139,10 +136,6 @@ def trainer(
     values: Values, *, loggers: list[Logger], callbacks: list[Callback], plugins: Sequence[Any] = ()
 ) -> Trainer:
     """Build Lightning's Trainer."""
-    settings = dict(values["trainer"])
-    timeout = timedelta(minutes=settings.pop("process_timeout"))
-    if settings["strategy"] == "ddp":  # processes wait for each other for a bounded time
-        settings["strategy"] = DDPStrategy(timeout=timeout)
     if values["precision"]["name"] == "fp16" and not torch.cuda.is_available():
         raise ConfigError("precision=fp16 needs a GPU, and PyTorch sees none here: choose precision=bf16 or fp32.")
     torch.set_float32_matmul_precision(values["precision"]["matmul"])
@@ -150,7 +143,7 @@ def trainer(
         torch.set_num_threads(values["execution"]["threads"])
     callbacks = [*callbacks, *instantiate_extras(values["callbacks"]["extra"], "callbacks.extra")]
     return Trainer(
-        **{key: value for key, value in settings.items() if key != "_target_"},
+        **values["trainer"],
         precision=values["precision"]["trainer"],
         logger=loggers,
         callbacks=callbacks,

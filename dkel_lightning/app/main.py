@@ -13,15 +13,14 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dkel_lightning.app import config, saved
-from dkel_lightning.app.records import FAILED, RunRecord, write_failure
-from dkel_lightning.app.run import CONFIG, Run, find_checkpoint, is_finished, load_config, lock, resume_path, run_of
+from dkel_lightning.app.records import CONFIG, FAILED, RunRecord, write_failure
+from dkel_lightning.app.run import Run, find_checkpoint, is_finished, load_config, lock, resume_path, run_of
 from dkel_lightning.app.user_code import import_modules
 from dkel_lightning.errors import ConfigError, DkelError, FolderInUseError, Interrupted
 from dkel_lightning.runtime.ranks import is_first
@@ -41,7 +40,6 @@ def main() -> None:
     os.environ[TRACEBACK] = "1"  # Hydra raises what it would print
     try:
         config.register(arguments)
-        sys.argv[1:] = _name_sweep_folders(arguments)
         hydra.main(config_path=str(config.conf_dir()), config_name="config", version_base="1.3")(run_job)()
     except (HydraException, OmegaConfBaseException) as error:
         if SHOW_TRACEBACK:
@@ -59,25 +57,6 @@ def main() -> None:
     if SweepTables.failed:
         print(f"Error: {len(SweepTables.failed)} jobs failed: {', '.join(SweepTables.failed)}.", file=sys.stderr)
         sys.exit(1)
-
-
-def _name_sweep_folders(arguments: list[str]) -> list[str]:
-    """Let the folder of a sweep's job be named by what varies, and by its method: `method=dkel,seed=0`.
-
-    Two sweeps may share a folder, so what tells their labels apart stays in the name where it is constant in one.
-    """
-    parser, constant, end = OverridesParser.create(), [], 0
-    for position, argument in enumerate(arguments, start=1):
-        with contextlib.suppress(HydraException):  # a flag, or what Hydra explains itself
-            item = parser.parse_overrides([argument])[0]
-            fixed = not item.is_sweep_override() and not item.is_hydra_override()
-            if fixed and item.key_or_group not in ("method", "variant"):
-                constant.append(item.key_or_group)
-                end = position  # argparse wants overrides side by side
-    if not constant:
-        return arguments
-    named = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(constant)}]"
-    return [*arguments[:end], named, *arguments[end:]]
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -167,7 +146,7 @@ def _run_in_sweep(values: dict[str, Any], run_dir: Path, typed: set[str]) -> flo
     """Run a job, skip one that has finished, and note a failure in its folder: the other jobs are still wanted."""
     trainer = values["trainer"]
     if "ddp" in str(trainer["strategy"]) and "SLURM_JOB_ID" not in os.environ:
-        raise ConfigError("A sweep with trainer=ddp starts itself in every process: use hydra/launcher=submitit_slurm.")
+        raise ConfigError("A sweep with trainer=ddp starts itself in every process: use hydra/launcher=slurm.")
     print(f"\n{run_dir.name}", flush=True)
     if (run_dir / CONFIG).is_file():
         _refuse_other_settings(run_dir, values)

@@ -11,12 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from omegaconf import OmegaConf
-
 from dkel_lightning.runtime.atomic_files import write_text
 
-SUMMARY, METRICS, SETTINGS, FAILED = "summary.json", "metrics.csv", "config.yaml", "failed.txt"
-CONFUSION = "confusion.csv"
+CONFIG, SUMMARY, METRICS, FAILED = "config.yaml", "summary.json", "metrics.csv", "failed.txt"
 
 State = Literal["finished", "failed", "unfinished"]
 
@@ -108,12 +105,6 @@ class RunRecord:
             return {}
         summary: dict[str, Any] = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
         return summary
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """config.yaml as it was written, with nothing resolved."""
-        settings: Any = OmegaConf.to_container(OmegaConf.load(self.folder / SETTINGS), resolve=False)
-        return dict(settings)
 
     @property
     def last(self) -> CheckpointScores | None:

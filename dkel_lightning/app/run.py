@@ -13,11 +13,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from dkel_lightning.app.records import CONFIG, SUMMARY
 from dkel_lightning.errors import CheckpointError, ConfigError, FolderInUseError
 from dkel_lightning.runtime.atomic_files import write_text
 from dkel_lightning.runtime.ranks import is_first
-
-CONFIG, SUMMARY = "config.yaml", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -124,28 +123,25 @@ def find_checkpoint(path: Path) -> Path | None:
     A torn checkpoint is named, with the one that is whole.
     """
     from dkel_lightning.checkpoints.archive import is_whole
+    from dkel_lightning.checkpoints.file_format import load
 
     folder = run_of(path)
     candidates = [file for name in ("last", "best") if (file := folder / "checkpoints" / f"{name}.ckpt").is_file()]
     whole = [file for file in candidates if is_whole(file)]
-    newest = max(whole, key=_step, default=None)  # of equally many steps the first, last.ckpt
+    newest = max(
+        whole, key=lambda file: load(file, mmap=True)["global_step"], default=None
+    )  # of equally many steps the first, last.ckpt
     if path.is_file():
         if is_whole(path):
             return path
-        cure = f"resume={newest}" if newest else "start the run again"
-        raise CheckpointError(f"{path} is torn, or no checkpoint: {cure}.")
+        hint = f"resume={newest}" if newest else "start the run again"
+        raise CheckpointError(f"{path} is torn, or no checkpoint: {hint}.")
     torn = [str(file) for file in candidates if file not in whole]
     if torn and newest is None:
         raise CheckpointError(f"{', '.join(torn)}: torn. Start the run again.")
     if torn and is_first():
-        print(f"{', '.join(torn)} is torn: going on from {newest}.", flush=True)
+        print(f"{', '.join(torn)} is torn: resuming from {newest}.", flush=True)
     return newest
-
-
-def _step(checkpoint: Path) -> int:
-    import torch
-
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def best_checkpoint(folder: Path) -> Path:

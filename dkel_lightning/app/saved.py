@@ -34,7 +34,7 @@ OF_DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 CHECKPOINT_GROUPS = ("data", "backbone", "method", "teacher", "deploy")
 """What a checkpoint's run decides for the tasks that read it."""
 
-TRUSTED = ("torch.optim.", "lightning.pytorch.Trainer", "timm.optim.", "dkel_lightning.modules.optim.")
+TRUSTED = ("torch.optim.", "timm.optim.", "dkel_lightning.modules.optim.", "dkel_lightning.data.")
 
 
 def untrusted(saved: Values) -> dict[str, Any]:
@@ -94,8 +94,6 @@ def resume_settings(folder: Path, composed: Values, typed: set[str]) -> dict[str
             continue
         if key == "trainer":
             values["trainer"] |= {name: composed["trainer"][name] for name in OF_DEVICES}
-        elif key == "execution":
-            values["execution"] = composed["execution"]
         elif _is_resumable(key):
             _assign(values, key, _at(composed, key))
         elif _at(saved, key) != _at(composed, key):

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dkel_lightning.app import figures
-from dkel_lightning.app.records import CONFUSION, CheckpointScores
+from dkel_lightning.app.records import CheckpointScores
 from dkel_lightning.app.tables import write_csv
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.modules import deployment
@@ -108,7 +108,7 @@ def print_scores(tests: Mapping[str, CheckpointScores], title: str, note: str) -
 def write_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], run_dir: Path) -> Path:
     """Write confusion.csv of the deployed network's test and its figure, whose path is returned."""
     rows = ([name, *row] for name, row in zip(names, counts, strict=True))
-    write_csv(run_dir / CONFUSION, [["true class", *names], *rows])
+    write_csv(run_dir / "confusion.csv", [["true class", *names], *rows])
     figure = run_dir / "figures" / "confusion.png"
     figures.draw_confusion(counts, names, figure)
     return figure

@@ -15,23 +15,19 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from dkel_lightning.app import figures
-from dkel_lightning.app.records import FAILED, SETTINGS, SUMMARY, Curve, RunRecord
+from dkel_lightning.app.records import CONFIG, FAILED, SUMMARY, Curve, RunRecord
 from dkel_lightning.app.run import Run
 from dkel_lightning.app.tables import markdown_table, print_table, write_csv
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.atomic_files import write_text
-from dkel_lightning.studies.seed_statistics import Paired, Sample, chance_bound, paired, sample, wilson
+from dkel_lightning.studies.seed_statistics import Paired, Sample, paired, sample
 
 Settings = dict[str, str]
 Score = Callable[[RunRecord], float | None]
 NOT_KNOWN = "n/a"
 DEFAULT = "default"
 """The label of runs in whose names nothing is varied."""
-COLLAPSES = ("CollapseError", "NonFiniteError")
-"""How failed.txt begins after a collapse."""
 MEMORY_OF = {"gpu": "tensors on the GPU", "process": "resident set of the process"}
-SEARCH = "optimization_results.yaml"
-"""Optuna's file in the folder of a search."""
 
 
 # ---------------------------------------------------------------------- runs and their labels
@@ -65,7 +61,7 @@ def load_runs(folder: Path) -> list[RunRecord]:
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     for place, inside, files in os.walk(folder):
-        if Path(place) != folder and {SUMMARY, FAILED, SETTINGS} & {*files}:
+        if Path(place) != folder and {SUMMARY, FAILED, CONFIG} & {*files}:
             inside.clear()  # stages of the run
             yield Path(place)
         inside[:] = sorted(name for name in inside if not name.startswith("."))
@@ -154,7 +150,6 @@ def _last(read: Callable[[Any], float | None]) -> Score:
 
 
 ACCURACY = Column("selected accuracy", _selected(lambda test: test.deployed_accuracy), 100, 2, "%")
-VALIDATION = Column("validation accuracy", _selected(lambda test: test.validation_accuracy), 100, 2, "%")
 LAST = Column("last accuracy", _last(lambda test: test.deployed_accuracy), 100, 2, "%")
 NLL = Column("NLL", _selected(lambda test: test.nll.get(test.deployed)), 1, 4)
 CALIBRATION = Column("calibration error", _selected(lambda test: test.calibration.get(test.deployed)), 100, 2, "%")
@@ -218,22 +213,6 @@ def _grouped(folder: Path, reference: str | None) -> tuple[list[Group], Group]:
     return groups, groups[0 if reference is None else labels.index(reference)]
 
 
-def has_collapsed(run: RunRecord) -> bool | None:
-    """Tell whether a training collapsed; None where the test set is too small.
-
-    It did if it failed of a loss or weights that are not finite, or if after the last epoch the mean test accuracy of
-    the student peers is at most the 99.9 % quantile of guessing one of the classes on each image. Test images for which
-    this quantile reaches twice chance are too few to tell.
-    """
-    if run.message.startswith(COLLAPSES):
-        return True
-    last = run.last
-    if last is None or not last.classes or not last.images or "student_mean" not in last.accuracy:
-        return None
-    bound = chance_bound(1 / last.classes, last.images)
-    return None if bound >= 2 / last.classes else last.accuracy["student_mean"] <= bound
-
-
 # ---------------------------------------------------------------------- files
 
 
@@ -254,9 +233,6 @@ def write_tables(folder: Path, reference: str | None = None) -> list[str]:
     """
     groups, base = _grouped(folder, reference)
     write_csv(folder / "runs.csv", _run_rows(groups))
-    if (folder / SEARCH).is_file():
-        write_text(folder / "sweep.md", "\n".join([*_heading(groups), *_search_table(groups)]) + "\n")
-        return ["sweep.md", "runs.csv"]
     write_text(folder / "sweep.md", "\n".join(_markdown(groups, base)) + "\n")
     write_csv(folder / "sweep.csv", _rows(groups, base))
     return ["sweep.md", "sweep.csv", "runs.csv", *_draw(folder / "figures", groups, base)]
@@ -287,13 +263,6 @@ def _markdown(groups: list[Group], base: Group) -> list[str]:
         rows = [[group.label, *(_with_interval(group.less(base, c), c) for c in PAIRED)] for group in others]
         lines += ["", f"## Other figures less those of {base.label}: mean (95 % interval)", ""]
         lines += markdown_table(["label", *(column.heading for column in PAIRED)], rows)
-    known = {
-        group.label: [c for run in group.runs.values() if (c := has_collapsed(run)) is not None] for group in groups
-    }
-    if any(map(any, known.values())):
-        lines += ["", "## Collapsed: not finite, or at chance after the last epoch", ""]
-        rows = [[label, *_share(collapses)] for label, collapses in known.items()]
-        lines += markdown_table(["label", "collapsed", "of", "share", "95 % Wilson interval"], rows)
     return lines
 
 
@@ -324,14 +293,6 @@ def _with_interval(pairs: Paired | None, column: Column) -> str:
     return NOT_KNOWN if pairs is None else f"{mean} ({interval})"
 
 
-def _share(collapses: list[bool]) -> list[str]:
-    count, known = sum(collapses), len(collapses)
-    if not known:
-        return ["0", "0", NOT_KNOWN, NOT_KNOWN]
-    low, high = wilson(count, known)
-    return [str(count), str(known), f"{100 * count / known:.0f} %", f"{100 * low:.0f} to {100 * high:.0f} %"]
-
-
 def _rows(groups: list[Group], base: Group) -> Iterator[list[object]]:
     parts = [f"{column.name} {part}" for column in COLUMNS for part in ("mean", "deviation")]
     yield ["label", "n", *parts, *(f"difference {part}" for part in ("n", "mean", "low", "high", "detectable"))]
@@ -354,15 +315,6 @@ def _run_rows(groups: list[Group]) -> Iterator[list[object]]:
             yield [group.label, seed, state, *scores]
 
 
-def _search_table(groups: list[Group]) -> list[str]:
-    lines = ["## Search, best first", "", "The highest of many validation accuracies is too high by luck.", ""]
-    return lines + markdown_table(*_means(_best_first(groups), (VALIDATION,)))
-
-
-def _best_first(groups: list[Group]) -> list[Group]:
-    return sorted(groups, key=lambda group: -max(group.values(VALIDATION).values(), default=0))
-
-
 def _draw(folder: Path, groups: list[Group], base: Group) -> list[str]:
     bars = {
         title: {group.label: [*group.values(column).values()] for group in groups} for column, title in DRAWN.items()
@@ -383,9 +335,6 @@ def _draw(folder: Path, groups: list[Group], base: Group) -> list[str]:
 def print_tables(folder: Path, reference: str | None = None) -> None:
     """Print the main columns of the runs below a folder, and the differences to the reference."""
     groups, base = _grouped(folder, reference)
-    if (folder / SEARCH).is_file():
-        print_table("Search, best first", *_means(_best_first(groups)[:10], (VALIDATION,)))
-        return
     print_table("Mean ± deviation over seeds", *_means(groups, PRINTED))
     if len(groups) > 1:
         print_table(_difference_title(base), *_differences(groups, base))

@@ -1,18 +1,30 @@
-"""What Hydra calls at the end of a sweep."""
+"""What Hydra calls at the start and the end of a sweep."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
+
+LABELS = ("method", "variant")
+"""Keys that name a run also where they are constant: two sweeps may share a folder."""
 
 
 class SweepTables(Callback):
-    """Write the tables and figures of a sweep when its jobs have ended."""
+    """Name the folders of a sweep's jobs, and write its tables and figures when they have ended."""
 
     failed: ClassVar[list[str]] = []
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Name the folder of each job by the overrides that vary: `method=dkel,seed=0`."""
+        overrides = OverridesParser.create().parse_overrides([*config.hydra.overrides.task])
+        constant = [item.key_or_group for item in overrides if not item.is_sweep_override()]
+        excluded = ",".join(key for key in constant if key not in LABELS)
+        with open_dict(config):
+            config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write the tables into the folder of the sweep, and print the main columns."""

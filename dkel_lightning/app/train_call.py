@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from dkel_lightning.app import config
-from dkel_lightning.app.run import SUMMARY, best_checkpoint
+from dkel_lightning.app.records import SUMMARY
+from dkel_lightning.app.run import best_checkpoint
 from dkel_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def train(
 
     if not isinstance(model, str | None):
         name = f"own:{type(model).__name__}"
-        build.MODELS[name], settings, model = model, {"backbone.name": name, **(settings or {})}, None
+        build.MODELS[name], model = model, name
     cfg = compose_call(model, str(data), method, epochs, settings or {})
     values = config.resolve(cfg)
     if values["task"]["name"] != "train":
@@ -100,7 +101,7 @@ def compose_call(
     model: str | None, data: str, method: str | None, epochs: int | None, settings: Mapping[str, Any]
 ) -> DictConfig:
     """Compose the configuration of a call: Hydra composes the groups, other values are set as they are."""
-    arguments = {**_data(data), "backbone": model, "method": method, "trainer.max_epochs": epochs}
+    arguments = {**_data(data), "backbone.name": model, "method": method, "trainer.max_epochs": epochs}
     chosen: dict[str, Any] = {key: value for key, value in arguments.items() if value is not None} | dict(settings)
     groups = {key: value for key, value in chosen.items() if (config.conf_dir() / key).is_dir()}
     modules = [f"modules=[{','.join(chosen['modules'])}]"] if chosen.get("modules") else []
@@ -110,19 +111,19 @@ def compose_call(
             OmegaConf.update(cfg, key, str(chosen[key]) if isinstance(chosen[key], Path) else chosen[key])
         except (ConfigAttributeError, ConfigKeyError):
             del cfg.hydra
-            raise ConfigError(config.unknown_key(key, config.resolve_lazily(cfg))) from None
+            raise ConfigError(config.explain_key(key, cfg)) from None
     return cfg
 
 
+def _is_choice(group: str, name: str) -> bool:
+    return (config.conf_dir() / group / f"{name}.yaml").is_file()
+
+
 def _data(data: str) -> dict[str, str]:
-    if (config.conf_dir() / "data" / f"{data}.yaml").is_file():
-        experiment = config.conf_dir() / "experiment" / f"{data}.yaml"
-        return {"data": data, **({"experiment": data} if experiment.is_file() else {})}
-    return {
-        "experiment": "own_data",
-        "data": "npz" if data.endswith(".npz") else "image_folder",
-        "data.root": data,
-    }
+    if _is_choice("data", data):
+        return {"data": data, **({"experiment": data} if _is_choice("experiment", data) else {})}
+    kind = "npz" if data.endswith(".npz") else "image_folder"
+    return {"experiment": "own_data", "data": kind, "data.root": data}
 
 
 def _trained(folder: Path, own: nn.Module | None) -> Trained:

@@ -94,15 +94,15 @@ def read(path: Path, group: str) -> Mapping[str, Any]:
     return content if isinstance(content, Mapping) else {}
 
 
-def read_file(path: Path, cure: str) -> Any:
+def read_file(path: Path, hint: str) -> Any:
     """Read a file of torch or safetensors, of which nothing is executed."""
     if path.suffix != ".safetensors":
-        return file_format.read(path, cure=cure)
+        return file_format.read(path, hint=hint)
     library = need("safetensors.torch", "A .safetensors file", "export")
     try:
         return library.load_file(path)
     except Exception as error:  # its errors have no common base
-        raise CheckpointError(f"{path} is damaged or cut short ({error}): {cure}.") from error
+        raise CheckpointError(f"{path} is damaged or cut short ({error}): {hint}.") from error
 
 
 def unwrap(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

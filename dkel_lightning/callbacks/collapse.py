@@ -82,7 +82,7 @@ class CollapseGuard(Callback):
     def _fail(self, trainer: Trainer, what: str) -> NoReturn:
         raise NonFiniteError(
             f"{what} became NaN or infinite (step {trainer.global_step}, epoch {trainer.current_epoch + 1}). {CURE} "
-            "To find the operation, resume with trainer.detect_anomaly=true."
+            "To find the operation, resume with +trainer.detect_anomaly=true."
         )
 
     # ---------------------------------------------------------------------- validation accuracy

@@ -49,41 +49,42 @@ def add_metadata(
     }
 
 
-def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a Lightning checkpoint of tensors and primitives."""
+def load(path: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> dict[str, Any]:
+    """Read a Lightning checkpoint of tensors and primitives; with `mmap`, tensors are read when they are used."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"No checkpoint at {path}: give the path of a .ckpt file.")
-    checkpoint = read(path, map_location)
+    checkpoint = read(path, map_location, mmap=mmap)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict.")
     return checkpoint
 
 
-def read(path: Path, map_location: Any = "cpu", cure: str = "use an earlier checkpoint") -> Any:
-    """Read a file of torch: checked against its checksums, with `weights_only`, so that nothing in it is executed.
+def read(path: Path, map_location: Any = "cpu", hint: str = "use an earlier checkpoint", mmap: bool = False) -> Any:
+    """Read a file of torch with `weights_only`, so that nothing in it is executed.
 
-    Every file of weights is read here. `cure` ends the message about a damaged file.
+    Every file of weights is read here. Its checksums are compared unless it is only mapped into memory. `hint` ends the
+    message about a damaged file.
     """
     with path.open("rb") as file:
         has_checksums = file.read(4) == b"PK\x03\x04"  # torch's format before 1.6 has none
-    fault = archive.fault(path) if has_checksums else None
+    fault = archive.fault(path) if has_checksums and not mmap else None
     if fault is not None:
-        raise CheckpointError(f"{path} is damaged ({fault}): {cure}.")
+        raise CheckpointError(f"{path} is damaged ({fault}): {hint}.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # plain values, which timm's files hold
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # on bytes that are no checkpoint torch raises almost anything
-        raise CheckpointError(_describe(error, path, cure)) from error
+        raise CheckpointError(_describe(error, path, hint)) from error
 
 
-def _describe(error: Exception, path: Path, cure: str) -> str:
+def _describe(error: Exception, path: Path, hint: str) -> str:
     if not isinstance(error, pickle.UnpicklingError):
         reason = str(error).partition(". ")[0] or type(error).__name__
-        return f"{path} is damaged or not a file of torch.save ({reason}): {cure}."
+        return f"{path} is damaged or not a file of torch.save ({reason}): {hint}."
     name = re.search(r"GLOBAL ([\w.]+)", str(error))
     if name is None:
-        return f"{path} is torn, or holds objects that could run code on loading; it was not loaded: {cure}."
+        return f"{path} is torn, or holds objects that could run code on loading; it was not loaded: {hint}."
     return (
         f"{path} holds objects that could run code on loading ({name[1]}); it was not loaded. In a checkpoint of your "
         "own that is a hyper-parameter of your data module or the state of a callback: keep it out with "

@@ -12,10 +12,8 @@ from dkel_lightning.data.readers.image_folder import ImageFolderDataModule
 from dkel_lightning.data.readers.imagenet import ImageNetDataModule
 from dkel_lightning.data.readers.npz import NpzDataModule
 from dkel_lightning.data.readers.tinyimagenet import TinyImageNetDataModule
-from dkel_lightning.data.registry import DATASETS, register_data
 
 __all__ = [
-    "DATASETS",
     "Batch",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
@@ -31,5 +29,4 @@ __all__ = [
     "NpzDataModule",
     "TinyImageNetDataModule",
     "WithIndices",
-    "register_data",
 ]

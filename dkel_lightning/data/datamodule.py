@@ -35,7 +35,7 @@ class ImageDataModule(ClassificationData, ABC):
     labels, indices); indices count within the split. Without a Trainer, call `prepare_data()` and `setup()`; the
     loaders then serve the CPU and one process.
 
-    A data set implements `read` (and `prepare_data`, which downloads and decodes); `register_data` gives it a name.
+    A data set implements `read` (and `prepare_data`, which downloads and decodes).
 
     Attributes after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`, `unlabelled_size` (the part of
     `train_size` whose label is -1: not known), `val_size`, `test_size`, and `true_labels`, an int64 tensor `[N]` of the

@@ -1,15 +1,9 @@
-"""Data modules of a user: their arguments, and what tasks need to know about their images.
-
-`app/cli` registers the class that `data=NAME` or `data._target_=PATH` names, with its arguments (`defaults`) and the
-`FACTS` as keys of `data`. `app/build` builds it from them (`arguments`). After `setup`, `complete` takes the facts from
-its attributes or else from these keys.
-"""
+"""What tasks need to know about data, and what a `LightningDataModule` of any project says of it."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -58,87 +52,23 @@ def parameters(kind: type[LightningDataModule]) -> dict[str, inspect.Parameter]:
     return result
 
 
-def defaults(kind: type[LightningDataModule]) -> dict[str, Any]:
-    """Return the arguments that a configuration can hold, with their defaults; None for a required one.
-
-    `seed` and `views` come from the run and are left out.
-    """
-    items = {name: item for name, item in parameters(kind).items() if name not in ("seed", "views")}
-    plain = {name: None if item.default is item.empty else _plain(item.default) for name, item in items.items()}
-    return {name: value for name, value in plain.items() if value is not _NOT_PLAIN}
-
-
-_NOT_PLAIN = object()
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, list | tuple):
-        items = [_plain(item) for item in value]
-        return _NOT_PLAIN if _NOT_PLAIN in items else items
-    return _NOT_PLAIN
-
-
-def arguments(
-    kind: type[LightningDataModule], settings: Mapping[str, Any], of_run: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments of `kind`: those in `settings`, and those that it takes of the run's `of_run`."""
-    takes = parameters(kind)
-    unknown = [name for name in settings if name not in takes and name not in (*FACTS, "root", "selection")]
-    if unknown:
-        raise ConfigError(
-            f"data.{unknown[0]} is no argument of {import_path(kind)}, "
-            f"which takes {', '.join(sorted(takes)) or 'none'}."
-        )
-    values = {name: value for name, value in settings.items() if name in takes}
-    for name, item in takes.items():
-        if values.get(name) is None and item.default is item.empty and name not in of_run:
-            raise ConfigError(f"{import_path(kind)} needs data.{name}, which has no default: give data.{name}=VALUE.")
-    # A null of these keys means that the module's own default holds.
-    values = {name: value for name, value in values.items() if value is not None or name not in (*FACTS, "root")}
-    return {**{name: value for name, value in of_run.items() if name in takes}, **values}
-
-
 def complete(module: LightningDataModule, settings: Mapping[str, Any]) -> ClassificationData:
-    """Set the attributes of `ClassificationData` that a data module lacks, from the settings `FACTS`."""
+    """Set the attributes of `ClassificationData` that a data module lacks, from settings of the same names."""
+    given = {name: getattr(module, name, None) for name in FACTS}
+    facts: dict[str, Any] = {name: settings.get(name) if value is None else value for name, value in given.items()}
     kind = import_path(type(module))
-    facts = {name: _fact(name, getattr(module, name, None), settings.get(name), kind) for name in FACTS}
     for name, form in (("num_classes", "10"), ("image_shape", "[3,32,32]")):
         if facts[name] is None:
-            raise ConfigError(f"{kind} does not say {name}: give it as an attribute, or as data.{name}={form}.")
-    classes, shape = int(facts["num_classes"]), tuple(facts["image_shape"])
-    if len(shape) != 3:
-        raise ConfigError(f"data.image_shape is {list(shape)}: give channels, height and width, as in [3,32,32].")
-    names = tuple(map(str, facts["class_names"] or range(classes)))
-    if len(names) != classes:
-        raise ConfigError(f"data.class_names holds {len(names)} names for {classes} classes: give one for each.")
-    mean, std = facts["mean"], facts["std"]
-    values = {
-        "num_classes": classes,
-        "image_shape": shape,
-        "class_names": names,
-        "normalize": None if mean is None or std is None else Normalize(mean, std),
-        "batch_keys": facts["batch_keys"],
-    }
-    for name, value in values.items():
+            raise ConfigError(f"{kind} has no attribute {name}: add it, or set data.{name}={form}.")
+    names = tuple(map(str, facts["class_names"] or range(facts["num_classes"])))
+    if len(names) != facts["num_classes"]:
+        raise ConfigError(f"data.class_names has {len(names)} names for {facts['num_classes']} classes.")
+    normalize = None if facts["mean"] is None or facts["std"] is None else Normalize(facts["mean"], facts["std"])
+    facts |= {"image_shape": tuple(facts["image_shape"]), "class_names": names, "normalize": normalize}
+    for name, value in facts.items():
         if getattr(module, name, None) is None:  # an existing one may be a property
             setattr(module, name, value)
     return cast("ClassificationData", module)
-
-
-def _fact(name: str, attribute: Any, setting: Any, kind: str) -> Any:
-    if attribute is None or setting is None:
-        return setting if attribute is None else attribute
-    if _comparable(attribute) != _comparable(setting):
-        raise ConfigError(f"data.{name} is {setting}, and {kind} says {attribute}: leave it out.")
-    return attribute
-
-
-def _comparable(value: Any) -> Any:
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def describe_sizes(module: LightningDataModule) -> str:

@@ -31,7 +31,7 @@ class ONE(Distilling):
     `L = sum_i CE(z_i) + CE(z_E) + r sum_i KD(z_i, sg z_E)`, with `z_E = sum_i g_i z_i` gated by the trunk's output.
 
     The gate is average pooling, a linear layer to P, BatchNorm, ReLU, softmax; its BatchNorm normalises by the batch of
-    its own process under DDP (`trainer.sync_batchnorm` makes it one). Detached: z_E as a target (unless
+    its own process under DDP (Lightning's `sync_batchnorm` makes it one). Detached: z_E as a target (unless
     `detach` is false), so the gate learns from `CE(z_E)` alone. Deployed: the first peer of the student.
     """
 

@@ -263,18 +263,22 @@ def import_path(kind: type[Any]) -> str:
 
 
 def did_you_mean(name: str, options: Iterable[str], most: int = 1) -> str:
-    """Ask for the options that are nearest to a name; empty where none is near."""
-    near = difflib.get_close_matches(name, list(options), n=most)
+    """Suggest the options that are nearest to a name, as a whole or in their last part; empty where none is near."""
+
+    def likeness(option: str) -> float:
+        return max(difflib.SequenceMatcher(None, name, part).ratio() for part in (option, option.rpartition(".")[2]))
+
+    near = [option for option in sorted(options, key=lambda o: (-likeness(o), o))[:most] if likeness(option) >= 0.6]
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
-def unknown_key(key: str, options: Iterable[str]) -> str:
-    """Say that a key does not exist, with the nearest one and its siblings."""
+def unknown_key(key: str, options: Iterable[str], most: int = 1) -> str:
+    """Say that a key does not exist, with the nearest ones and its siblings."""
     options = sorted(options)
     group = key.rpartition(".")[0]
     siblings = [name.removeprefix(f"{group}.") for name in options if name.startswith(f"{group}.")]
     listed = f" Keys of {group}: {', '.join(siblings)}." if group and siblings else ""
-    return f"Unknown key {key}.{did_you_mean(key, options)}{listed}"
+    return f"Unknown key {key}.{did_you_mean(key, options, most)}{listed}"
 
 
 def unknown_choice(group: str, name: str, options: Iterable[str]) -> str:

@@ -118,29 +118,31 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_a_module_registers_is_a_choice_with_its_keys(project: Path) -> None:
-    own = ["modules=[my_code]", "data=stripes", "data.width=3", "method=own_teacher", "backbone=tiny"]
-    shorter = [argument for argument in SMALL if "limit" not in argument and "debug" not in argument]
-    done = dkel(*own, *shorter, "data.batch_size=8", "hydra.run.dir=run", cwd=project)
+def test_a_registered_method_is_a_choice_and_data_sets_and_tasks_are_files_of_a_folder(project: Path) -> None:
+    files = {
+        "data/stripes": "defaults: [_base]\nname: stripes\n_target_: my_code.Stripes\nwidth: 2\n",
+        "data/noise": "{name: noise, _target_: my_code.Noise, root: null, selection: validation, count: 48}",
+        "task/greet": "# @package _global_\ntask: {name: greet, _target_: my_code.greet, folder: null}\n"
+        "greet: {times: 3}\n",
+    }
+    for name, content in files.items():
+        (project / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / "conf" / f"{name}.yaml").write_text(content)
+    command = [
+        "--config-dir=conf",
+        "trainer=cpu",
+        "trainer.max_epochs=1",
+        "callbacks.progress=none",
+        "hydra.run.dir=run",
+    ]
+    own = ["modules=[my_code]", "data=stripes", "data.width=3", "method=own_teacher", "backbone.name=tiny"]
+    done = dkel(*command, *own, "data.batch_size=8", cwd=project)
     assert done.returncode == 0, done.stderr
     summary = json.loads((project / "run" / "summary.json").read_text())
     assert (summary["method"], summary["backbone"], summary["data"]) == ("own_teacher", "tiny", "stripes")
     # The length of the ramp-up follows the experiment's, as for the methods that ship.
-    config = (project / "run" / "config.yaml").read_text()
-    assert "share: 0.27" in config
-
-
-def test_a_data_module_and_a_task_are_files_of_a_folder(project: Path) -> None:
-    conf = project / "conf"
-    (conf / "data").mkdir(parents=True)
-    (conf / "task").mkdir()
-    (conf / "data" / "noise.yaml").write_text(
-        "name: noise\n_target_: my_code.Noise\nroot: null\nselection: validation\ncount: 48\nbatch_size: 4\n"
-    )
-    (conf / "task" / "greet.yaml").write_text(
-        "# @package _global_\ntask: {name: greet, _target_: my_code.greet, folder: null}\ngreet: {times: 3}\n"
-    )
-    done = dkel("--config-dir=conf", "data=noise", "trainer=cpu", "debug=smoke", "hydra.run.dir=run", cwd=project)
+    assert "share: 0.27" in (project / "run" / "config.yaml").read_text()
+    done = dkel(*command[:-1], "data=noise", "hydra.run.dir=other", cwd=project)
     assert done.returncode == 0, done.stderr
     assert "48 training" in done.stdout
     greeted = dkel("--config-dir=conf", "task=greet", "seed=5", cwd=project)

@@ -81,16 +81,11 @@ def test_curves_count_epochs_from_one_and_leave_empty_cells_out(tmp_path: Path) 
     assert RunRecord(tmp_path / "nowhere").curves == {}
 
 
-def test_settings_are_read_as_they_stand(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("seed: 3\nname: ${oc.env:HOME}\n")
-    assert RunRecord(tmp_path).settings == {"seed": 3, "name": "${oc.env:HOME}"}
-
-
 @pytest.mark.parametrize("folder", sorted(COMMITTED.glob("*/seed_0")), ids=lambda path: path.parent.name)
 def test_committed_runs_stay_readable(folder: Path) -> None:
     run = RunRecord(folder)
     assert run.last is not None
-    assert (run.state, run.last.epoch, run.settings["seed"]) == ("finished", 50, 0)
+    assert (run.state, run.last.epoch, run.summary["seed"]) == ("finished", 50, 0)
     assert run.curves["val/acc/student_mean"].epochs[-1] == 50
 
 

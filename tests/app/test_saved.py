@@ -72,8 +72,8 @@ def test_no_interpolation_of_a_file_is_resolved(tmp_path: Path, monkeypatch: pyt
 
 def test_a_resume_takes_devices_and_places_and_nothing_that_is_computed(tmp_path: Path) -> None:
     folder = write(tmp_path, compose("method=pcl", "optimizer.lr=0.05"))
-    typed = {"trainer", "data.root", "execution", "callbacks.progress", "logger"}
-    given = compose("trainer=gpu", "data.root=elsewhere", "execution=compile", "callbacks.progress=none")
+    typed = {"trainer", "data.root", "execution.name", "callbacks.progress", "logger"}
+    given = compose("trainer=gpu", "data.root=elsewhere", "execution.name=compile", "callbacks.progress=none")
     values = saved.resume_settings(folder, given, typed)
     assert values["trainer"]["accelerator"] == "gpu"
     assert values["data"]["root"] == "elsewhere"

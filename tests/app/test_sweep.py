@@ -13,9 +13,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from dkel_lightning.app import config, figures, sweep
-from dkel_lightning.app.records import RunRecord, write_failure
+from dkel_lightning.app.records import write_failure
 from dkel_lightning.app.run import Run
-from dkel_lightning.errors import ConfigError, DataError, NonFiniteError
+from dkel_lightning.errors import ConfigError, DataError
 from tests.app.run_folders import one_test, write_metrics, write_run
 
 CIFAR = Path(__file__).parents[2] / "docs" / "results" / "cifar100"
@@ -156,7 +156,6 @@ def test_means_and_paired_differences_are_those_of_a_hand_computation(tmp_path: 
     assert "8 runs: 7 finished, 1 failed." in text
     assert "- pcl, seed 3, failed: DataError: no images at all\n" in text
     assert "## Selected accuracy less that of dkel, over the same seeds" in text
-    assert "ollapsed" not in text
     found = {(row["label"], row["seed"]): row for row in rows(tmp_path / "runs.csv")}
     assert found["pcl", "3"]["state"] == "failed: DataError: no images at all"
     assert (found["pcl", "3"]["NLL"], found["pcl", "2"]["selected accuracy"]) == ("", "0.95")
@@ -197,31 +196,6 @@ def test_a_sweep_of_which_nothing_has_finished_still_has_its_table(
     assert "n/a" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("hits", "collapsed"), [(36, True), (54, True), (57, False)])
-def test_chance_is_what_guessing_may_reach(tmp_path: Path, hits: int, collapsed: bool) -> None:
-    # Of 360 images guessed among 10 classes, 54 (15 %) are reached in more than one case of a thousand; 57 are not.
-    accuracy = {**one_test(0.9)["accuracy"], "student_mean": hits / 360}
-    run = write_run(tmp_path / "run", 0.9, last=one_test(0.9, accuracy=accuracy))
-    assert sweep.has_collapsed(RunRecord(run)) is collapsed
-    run = write_run(tmp_path / "few", 0.9, last=one_test(0.9, accuracy=accuracy, images=36))
-    assert sweep.has_collapsed(RunRecord(run)) is None
-
-
-def test_collapses_are_counted_with_their_wilson_interval(tmp_path: Path) -> None:
-    chance = one_test(0.5, accuracy={**one_test(0.5)["accuracy"], "student_mean": 0.1})
-    write_run(tmp_path / "1/seed_0", 0.5, 0, last=chance)
-    write_run(tmp_path / "1/seed_1", 0.5, 1)
-    write_failure(tmp_path / "1/seed_2", NonFiniteError("The loss is NaN."))
-    write_failure(tmp_path / "1/seed_3", DataError("no images"))  # says nothing about training
-    write_run(tmp_path / "1/seed_4", 0.5, 4, last=chance)
-    write_run(tmp_path / "2/seed_0", 0.9)
-    sweep.write_tables(tmp_path)
-    *_, collapses = tables(tmp_path / "sweep.md")
-    # 3 of 4: centre (3/4 + z^2/8) / (1 + z^2/4) = 0.6276, half 0.3272, with z = 1.96.
-    assert collapses["1"] == ["3", "4", "75 %", "30 to 95 %"]
-    assert collapses["2"] == ["0", "1", "0 %", "0 to 79 %"]
-
-
 def test_only_columns_that_some_run_has_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[str, Any] = {}
     monkeypatch.setattr(figures, "draw_bars", lambda scores, reference, path: shown.update(bars=scores))
@@ -241,26 +215,6 @@ def test_only_columns_that_some_run_has_are_drawn(tmp_path: Path, monkeypatch: p
         "student peers, validation accuracy (%)": {"dkel": [[0.45, 0.9], [0.4, 0.8]]},
         "student peers, wrong labels learnt (%)": {"pcl": [[0.1, 0.3]]},
     }  # fmt: skip
-
-
-# ---------------------------------------------------------------------- searches, and the task
-
-
-def test_a_search_is_listed_by_validation_accuracy_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for rate, accuracy in (("0.01", 0.91), ("0.1", 0.95), ("0.25", 0.93)):
-        write_run(tmp_path / f"optimizer.lr={rate}", accuracy)
-    write_failure(tmp_path / "optimizer.lr=0.9", NonFiniteError("The loss is NaN."))
-    (tmp_path / "optimization_results.yaml").touch()
-    assert sweep.write_tables(tmp_path) == ["sweep.md", "runs.csv"]
-    (table,) = tables(tmp_path / "sweep.md")
-    assert [*table.items()] == [
-        ("label", ["n", "validation accuracy (%)"]), ("---", ["---:", "---:"]),
-        ("0.1", ["1", "96.00"]), ("0.25", ["1", "94.00"]), ("0.01", ["1", "92.00"]), ("0.9", ["0", "n/a"]),
-    ]  # fmt: skip
-    assert "- 0.9, seed , failed: NonFiniteError" in (tmp_path / "sweep.md").read_text()
-    sweep.print_tables(tmp_path)
-    shown = capsys.readouterr().out
-    assert shown.index("96.00") < shown.index("94.00") < shown.index("92.00")
 
 
 def test_the_task_writes_the_tables_of_a_folder_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

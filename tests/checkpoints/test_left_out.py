@@ -98,5 +98,5 @@ def test_tasks_read_the_teacher_again_where_they_are_told_to(tmp_path: Path) -> 
         said = ["task=evaluate", f"checkpoint={path}", *again]
         values = saved.checkpoint_settings(first.folder, compose(*said), config.typed_keys(said))
         assert values["teacher"]["weights"] == (given if again else None)
-        read[name] = evaluate(Run(values, tmp_path / name)).scores.accuracy
+        read[name] = evaluate(Run(values, tmp_path / name)).accuracy
     assert read["both"]["student_0"] == read["alone"]["student_0"]

@@ -19,9 +19,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from dkel_lightning import data as data_package
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import (
-    DATASETS,
     CIFAR10DataModule,
     ImageFolderDataModule,
     NpzDataModule,
@@ -192,7 +192,7 @@ def test_cifar_is_unpacked_from_an_archive_at_hand(
     name: str, train: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_cifar(name, tmp_path, monkeypatch)
-    module: Any = DATASETS[name.lower()](str(tmp_path))
+    module: Any = getattr(data_package, f"{name}DataModule")(str(tmp_path))
     module.prepare_data()
     data = module.read()
     assert data.train.images.shape == (train, 3, 32, 32)

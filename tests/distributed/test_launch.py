@@ -10,10 +10,9 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.app.build import trainer as build_trainer
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints import file_format
-from tests.compose import compose, tiny_run
+from tests.compose import tiny_run
 from tests.distributed.processes import fork
 from tests.modules.toy import SGD, parameters_of, train_loader, trainer, val_loader
 
@@ -54,20 +53,3 @@ def test_a_module_trains_under_lightnings_own_spawn_and_comes_back(tmp_path: Pat
     assert any(name.startswith("student.") for name in changed)
     assert any(name.startswith("teacher.") for name in changed)
     assert module.scores.validation_accuracy.isfinite().all()
-
-
-# ---------------------------------------------------------------------- settings
-
-
-@pytest.mark.parametrize(
-    ("overrides", "seconds"),
-    [
-        (["trainer=ddp_cpu"], 600),
-        (["trainer=ddp_cpu", "trainer.process_timeout=0.5"], 30),
-    ],
-)
-def test_plain_ddp_waits_for_a_bounded_time(overrides: list[str], seconds: int) -> None:
-    values = compose(*overrides)
-    built = build_trainer(values, loggers=[], callbacks=[], plugins=[])
-    assert isinstance(built.strategy, DDPStrategy)
-    assert built.strategy._timeout.total_seconds() == seconds

@@ -159,15 +159,3 @@ def test_a_saved_configuration_that_names_something_foreign_to_run_is_refused(tr
     assert done.returncode == 2
     assert "names os.system (optimizer._target_), which is used only if you name it" in done.stderr
     assert file_format.load(trained / "checkpoints" / "last.ckpt")["epoch"] == 0
-
-
-@pytest.mark.long
-def test_the_jobs_of_a_sweep_lie_in_one_folder_whatever_varies(tmp_path: Path) -> None:
-    done = dkel("-m", *SMALL, "name=one,other", "seed=0", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    (sweep,) = (tmp_path / "outputs").glob("*/sweep_*")
-    assert [summary(sweep / job)["test"]["last"]["epoch"] for job in ("0", "1")] == [1, 1]
-    assert "2 jobs: 2 finished." in (sweep / "sweep.md").read_text()
-
-
-# Without a buffer nothing is left to flush.

@@ -140,8 +140,7 @@ def without_times(checkpoint: dict[str, Any]) -> dict[str, Any]:
     kept["callbacks"] = {
         name: {key: value for key, value in state.items() if key not in places}
         for name, state in checkpoint["callbacks"].items()
-        # config.yaml is compared by itself.
-        if not name.startswith(("Throughput", "SettingsKept"))
+        if not name.startswith("Throughput")
     }
     return kept
 

@@ -10,6 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from dkel_lightning.assembly.parts import SHARES
 from dkel_lightning.methods import METHODS
 from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.settings.teacher import TeacherSettings
@@ -21,12 +22,12 @@ ROOT_CONFIG = """
 defaults:
   - protocol: default
   - targets: default
-  - deploy: auto
+  - deploy: default
   - data: digits
   - backbone: resnet8
   - teacher: independent
   - method: dkel
-  - execution: eager
+  - execution: default
   - _self_
 """
 
@@ -52,7 +53,7 @@ def test_writing_the_files_again_changes_nothing() -> None:
     spec.loader.exec_module(write_conf)
     files = write_conf.files()
     assert {name for name, text in files.items() if (CONF / name).read_text(encoding="utf-8") != text} == set()
-    groups = ("method", "teacher", "deploy", "execution", "targets")
+    groups = ("method", "teacher", "data", "deploy", "execution", "targets")
     assert {f"{group}/{path.name}" for group in groups for path in (CONF / group).iterdir()} - files.keys() == set()
 
 
@@ -77,12 +78,12 @@ def test_a_teacher_that_is_chosen_stands_over_the_methods(root: Path) -> None:
     assert composed(root, "method=pcl", "teacher=independent")["teacher"]["draw"] == "independent"
 
 
-def test_an_experiments_lengths_reach_the_methods_that_have_none_of_their_own(root: Path) -> None:
-    shares = ["protocol.rampup.epochs=null", "protocol.rampup.share=0.27", "protocol.ema.decay=null"]
-    shares += ["protocol.ema.decay_share=0.01"]
+def test_shares_of_the_run_reach_the_methods_that_have_no_lengths_of_their_own(root: Path) -> None:
     lengths = {
-        name: composed(root, f"method={name}", *shares)["method"]["rampup"]["share"]
+        name: composed(root, f"method={name}", "protocol=shares")["method"]["rampup"]["share"]
         for name in ("dkel", "pcl", "dkel_released", "mean_teacher", "cl_ilr")
     }
     assert lengths == {"dkel": 0.27, "pcl": 0.27, "dkel_released": None, "mean_teacher": None, "cl_ilr": None}
-    assert composed(root, *shares)["teacher"]["decay_share"] == 0.01
+    values = composed(root, "protocol=shares")
+    for part, shares in {**values["method"], "teacher": values["teacher"]}.items():
+        assert part not in SHARES or SHARES[part].items() <= shares.items()  # as `schedules="shares"` in Python

@@ -16,16 +16,15 @@ from dkel_lightning.modules.batch import unpack
 
 
 class Throughput(Callback):
-    """Measure training images a second, all processes together, without validation and without the first epoch.
+    """Measure training images a second, all processes together, without validation.
 
-    The first epoch holds warm-up and allocation; it counts only where there is no other. Epochs before a resume
+    The first epoch, which holds warm-up and allocation, counts only where there is no other. Epochs before a resume
     count too, and so does their time.
     """
 
     def __init__(self) -> None:
         self._start, self._seconds_before = time.perf_counter(), 0.0
-        self._first: tuple[int, float] | None = None
-        self._images_after, self._seconds_after = 0, 0.0
+        self._epochs: list[tuple[int, float]] = []  # images, seconds
         self._images = 0
         self._epoch_start: float | None = None
 
@@ -43,20 +42,15 @@ class Throughput(Callback):
         assert isinstance(pl_module, DistillationModule)
         self._images += len(unpack(pl_module.read(batch)).labels)
         if trainer.is_last_batch and self._epoch_start is not None:
-            self._add(self._images * trainer.world_size, time.perf_counter() - self._epoch_start)
+            self._epochs.append((self._images * trainer.world_size, time.perf_counter() - self._epoch_start))
             self._epoch_start = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "first": self._first and list(self._first),
-            "after": [self._images_after, self._seconds_after],
-            "seconds": self.seconds,
-        }
+        return {"epochs": self._epochs, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._first = state_dict["first"] and tuple(state_dict["first"])
-        self._images_after, self._seconds_after = state_dict["after"]
-        self._seconds_before = state_dict.get("seconds", 0.0)
+        self._epochs = [*state_dict["epochs"]]
+        self._seconds_before = state_dict["seconds"]
 
     @property
     def seconds(self) -> float:
@@ -66,17 +60,8 @@ class Throughput(Callback):
     @property
     def images_per_second(self) -> float | None:
         """Training images a second, None before the first epoch has ended."""
-        images, seconds = self._images_after, self._seconds_after
-        if seconds == 0 and self._first is not None:
-            images, seconds = self._first
+        images, seconds = map(sum, zip(*(self._epochs[1:] or self._epochs), strict=True)) if self._epochs else (0, 0.0)
         return images / seconds if seconds > 0 else None
-
-    def _add(self, images: int, seconds: float) -> None:
-        if self._first is None:
-            self._first = (images, seconds)
-        else:
-            self._images_after += images
-            self._seconds_after += seconds
 
 
 SHOWN = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -19,34 +19,20 @@ from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.runtime.processes import print_once
 
-EVALUATION = "evaluation.json"
 
-
-@dataclass(frozen=True)
-class EvaluateResult:
-    """What an evaluation gave."""
-
-    scores: CheckpointScores
-
-    @property
-    def objective(self) -> float:
-        """The deployed network's test accuracy."""
-        return self.scores.deployed_accuracy
-
-
-def evaluate(run: Run) -> EvaluateResult:
+def evaluate(run: Run) -> CheckpointScores:
     """Test the checkpoint of `values["checkpoint"]` and write evaluation.json into the run's folder."""
     values = run.values
     path = Path(values["checkpoint"])
     module = load_module(path, values)
-    epoch = int(file_format.load(path)["epoch"]) + 1
-    images = prepare_data(values)
-    _check_classes(module, images, path)
+    epoch = int(file_format.load(path, mmap=True)["epoch"]) + 1
+    datamodule = prepare_data(values)
+    _check_classes(module, datamodule, path)
     plain = {**values, "callbacks": {**values["callbacks"], "extra": {}}}
     trainer = build.trainer(plain, loggers=[], callbacks=[])
-    result = EvaluateResult(scores.test(trainer, module, images, epoch))
-    _report(run, result, module, images)
-    return result
+    tested = scores.test(trainer, module, datamodule, epoch)
+    _report(run, tested, module, datamodule)
+    return tested
 
 
 def load_module(path: Path, values: Values) -> DistillationModule:
@@ -66,25 +52,23 @@ def class_names(folder: Path) -> tuple[str, ...]:
     return tuple(json.loads(file.read_text(encoding="utf-8"))["classes"]) if file.is_file() else ()
 
 
-def _check_classes(module: DistillationModule, images: ClassificationData, path: Path) -> None:
-    """Refuse data of another number of classes; name classes that are called otherwise than in the training."""
-    if module.student.num_classes != images.num_classes:
+def _check_classes(module: DistillationModule, data: ClassificationData, path: Path) -> None:
+    """Refuse data with another number of classes; warn of classes with other names than in the training."""
+    if module.student.num_classes != data.num_classes:
         raise CheckpointError(
-            f"{path} knows {module.student.num_classes} classes, the data has {images.num_classes}: "
+            f"{path} knows {module.student.num_classes} classes, the data has {data.num_classes}: "
             "set data and data.root to the data it was trained on."
         )
-    names = zip(class_names(run_of(path)), images.class_names, strict=False)
+    names = zip(class_names(run_of(path)), data.class_names, strict=False)
     if others := [f"{before}, here {now}" for before, now in names if before != now]:
-        print_once(f"Warning: classes have other names than in the training: {'; '.join(others[:3])}.")
+        print_once(f"Warning: class names differ from those of the training: {'; '.join(others[:3])}.")
 
 
 @rank_zero_only
-def _report(run: Run, result: EvaluateResult, module: DistillationModule, images: ClassificationData) -> None:
+def _report(run: Run, tested: CheckpointScores, module: DistillationModule, data: ClassificationData) -> None:
     checkpoint = run.values["checkpoint"]
-    scores.print_scores(
-        {f"epoch {result.scores.epoch}": result.scores}, f"Test accuracy of {checkpoint}", "* deployed."
-    )
-    run.write_json(EVALUATION, {"checkpoint": str(checkpoint), "test": asdict(result.scores)})
+    scores.print_scores({f"epoch {tested.epoch}": tested}, f"Test accuracy of {checkpoint}", "* deployed.")
+    run.write_json("evaluation.json", {"checkpoint": str(checkpoint), "test": asdict(tested)})
     if module.scores.tested_confusion is not None:
-        scores.write_confusion(module.scores.tested_confusion.tolist(), images.class_names, run.folder)
-    print(f"Written to {run.folder / EVALUATION}")
+        scores.write_confusion(module.scores.tested_confusion.tolist(), data.class_names, run.folder)
+    print(f"Written to {run.folder / 'evaluation.json'}")

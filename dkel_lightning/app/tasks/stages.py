@@ -101,6 +101,6 @@ def _on_teacher_network(values: Values, stage: str, method: str, settings: Mappi
 def _method_of(weights: Path) -> str | None:
     """Return the method that wrote a checkpoint of this library; None for any other file."""
     try:
-        return str(file_format.recipe(file_format.load(weights), weights)["method"]["name"])
+        return str(file_format.recipe(file_format.load(weights, mmap=True), weights)["method"]["name"])
     except (CheckpointError, KeyError, TypeError):
         return None

@@ -8,9 +8,10 @@ from dkel_lightning.app.run import Run
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.runtime.packages import need
 from dkel_lightning.settings.declarations import from_mapping
-from dkel_lightning.studies import run as studies
-from dkel_lightning.studies.convergence_study import Study
-from dkel_lightning.studies.geometry import Geometry
+from dkel_lightning.studies import convergence_figures, geometry_figures
+from dkel_lightning.studies.convergence_study import Study, study, tables
+from dkel_lightning.studies.geometry import Geometry, simulate
+from dkel_lightning.studies.output import save_figures, write_tables
 from dkel_lightning.studies.settings import ConvergenceSettings, GeometrySettings
 
 if TYPE_CHECKING:
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 
 
 def geometry(run: Run) -> Geometry:
-    """Simulate a student and its teacher as two points of a plane."""
+    """Simulate a student and its teacher as two points of a plane; nothing is random."""
     run.write_config()
-    result = studies.run_geometry(run.folder, from_mapping(GeometrySettings, run.values["geometry"], "geometry"))
+    result = simulate(from_mapping(GeometrySettings, run.values["geometry"], "geometry"))
+    write_tables(run.folder, {"bowl": [*result.bowl_rows.values()], "mirror": [*result.mirror_rows.values()]})
+    save_figures(run.folder / "figures", geometry_figures.draw(result))
     print(f"Tables and figures are in {run.folder}.")
     return result
 
@@ -29,7 +32,9 @@ def convergence(run: Run) -> Study:
     """Compute when teachers help in a noisy quadratic model, and when training collapses."""
     run.write_config()
     settings = from_mapping(ConvergenceSettings, run.values["convergence"], "convergence")
-    result = studies.run_convergence(run.folder, settings, run.values["seed"])
+    result = study(settings, run.values["seed"])
+    write_tables(run.folder, tables(result))
+    save_figures(run.folder / "figures", convergence_figures.draw(result))
     print(f"Tables and figures are in {run.folder}.")
     return result
 

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from dkel_lightning.app import build, figures, records, scores
+from dkel_lightning.app import build, figures, scores
 from dkel_lightning.app.callbacks import (
     AugmentedViews,
     BestCheckpoint,
@@ -29,8 +29,8 @@ from dkel_lightning.app.callbacks import (
     Throughput,
 )
 from dkel_lightning.app.config import Values
-from dkel_lightning.app.loggers import MetricsFile, build_loggers, log_pictures
-from dkel_lightning.app.records import CheckpointScores
+from dkel_lightning.app.loggers import MetricsFile, build_loggers
+from dkel_lightning.app.records import METRICS, SUMMARY, CheckpointScores, RunRecord
 from dkel_lightning.app.run import Run, best_checkpoint, find_checkpoint, is_finished
 from dkel_lightning.app.saved import settings_hash
 from dkel_lightning.app.tasks.stages import stage_names, stages_before, with_weights
@@ -51,7 +51,7 @@ from dkel_lightning.runtime.seeding import seed_process
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training gave.
+    """The result of a training run.
 
     Attributes:
         last: test of the last epoch.
@@ -93,23 +93,22 @@ def train(run: Run) -> TrainResult:
 
 def _train(run: Run, weights: Path | None = None) -> TrainResult:
     """Train one stage, from the teacher's `weights` of the previous stage where there is one."""
-    # Processes that torchrun starts may have folders of other names: all go on from what the first one sees.
+    # torchrun's processes may have named the folder by different times: all take what the first one has.
     run = replace(run, resume=broadcast_from_rank_zero(run.resume))
     values, step = run.values, None
     if run.resume is not None:
-        checkpoint = load(run.resume)
+        checkpoint = load(run.resume, mmap=True)
         _check_unedited(run, checkpoint)
         step = int(checkpoint["global_step"])
         if weights is None and resume.holds_teacher(checkpoint["state_dict"]):
             values = with_weights(values, None)  # a resume needs no file of weights
-        del checkpoint  # Lightning loads it again, on the device
-    images = prepare_data(values)
-    if images.normalize is not None:  # an evaluation must not compute it anew
-        constants = {"mean": list(images.normalize.mean), "std": list(images.normalize.std)}
+    datamodule = prepare_data(values)
+    if datamodule.normalize is not None:  # an evaluation must not compute it again
+        constants = {"mean": list(datamodule.normalize.mean), "std": list(datamodule.normalize.std)}
         run = replace(run, values={**run.values, "data": {**run.values["data"], **constants}})
-    module = build.distillation(values if weights is None else with_weights(values, weights), images)
+    module = build.distillation(values if weights is None else with_weights(values, weights), datamodule)
     _check_monitor(values["callbacks"]["monitor"], module)
-    logger = MetricsFile(run.folder / "metrics.csv", step)
+    logger = MetricsFile(run.folder / METRICS, step)
     loggers = build_loggers(run, step)
     every_n_epochs, every_n_steps = (values["callbacks"][f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps"))
     last_checkpoint = LastCheckpoint(run.checkpoints / "last.ckpt", every_n_epochs, every_n_steps)
@@ -117,11 +116,7 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     trainer = build.trainer(
         values,
         loggers=[logger, *loggers],
-        callbacks=[
-            throughput,
-            *_callbacks(run, throughput),
-            *_checkpoint_callbacks(run, logger, last_checkpoint),
-        ],
+        callbacks=[throughput, *_callbacks(run, throughput), *_checkpoint_callbacks(run, logger, last_checkpoint)],
         plugins=[AtomicCheckpointIO()],
     )
     run.write_config()
@@ -129,16 +124,16 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     run.write_json(
         name, {**provenance.collect(), "execution": dict(values["execution"]), "precision": trainer.precision}
     )
-    run.write_json("classes.json", {"classes": list(images.class_names)})
-    if broken := dict(getattr(images, "broken", {})):
+    run.write_json("classes.json", {"classes": list(datamodule.class_names)})
+    if broken := dict(getattr(datamodule, "broken", {})):
         run.write_json("broken_images.json", broken)
         print_once(f"Left out {len(broken)} images that cannot be read: {run.folder / 'broken_images.json'}")
-    print_once(_heading(values, module, images))
-    # Dropout and a user's transforms draw from the global generators; a resume puts them where they were.
+    print_once(_heading(values, module, datamodule))
+    # Dropout and a user's transforms draw from the global generators; a resume restores their states.
     seed_process(values["seed"], "training", trainer.global_rank)
     memory.begin(trainer.strategy.root_device)
     try:
-        trainer.fit(module, images, ckpt_path=run.resume, weights_only=True)
+        trainer.fit(module, datamodule, ckpt_path=run.resume, weights_only=True)
     except (KeyboardInterrupt, Interrupted):
         print_once(f"Interrupted. Resume with: dkel resume={run.folder}")
         raise
@@ -147,11 +142,11 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
         last_checkpoint.save(trainer)
     seconds, peak = throughput.seconds, memory.peak(trainer.strategy.root_device)
     trainer.loggers = []  # what Lightning logs of a test does not say which checkpoint was tested
-    last = scores.test(trainer, module, images, trainer.current_epoch)
-    best = _test_best(trainer, module, images, run)
+    last = scores.test(trainer, module, datamodule, trainer.current_epoch)
+    best = _test_best(trainer, module, datamodule, run)
     deployed = sum(parameter.numel() for parameter in module.deploy().parameters())
     result = TrainResult(last, best, throughput.images_per_second, seconds, peak, deployed)
-    _report(run, result, module, images, loggers)
+    _report(run, result, module, datamodule, loggers)
     return result
 
 
@@ -166,13 +161,13 @@ def _check_unedited(run: Run, checkpoint: Mapping[str, Any]) -> None:
 
 
 def prepare_data(values: Values) -> ClassificationData:
-    """Build the data module, download and decode what it needs, one process at a time, and read it."""
-    images = build.datamodule(values)
-    if type(images).prepare_data is not LightningDataModule.prepare_data:
+    """Build and set up the data module; one process at a time downloads and decodes."""
+    datamodule = build.datamodule(values)
+    if type(datamodule).prepare_data is not LightningDataModule.prepare_data:
         root = Path(values["data"]["root"] or ".").expanduser()
         with FileLock(_data_lock(root)):
-            images.prepare_data()
-    return build.set_up(images, values)
+            datamodule.prepare_data()
+    return build.set_up(datamodule, values)
 
 
 def _data_lock(root: Path) -> Path:
@@ -234,33 +229,32 @@ def _mode(monitor: str) -> str:
 
 
 def _is_behind(path: Path, trainer: Trainer) -> bool:
-    return path.is_file() and (not is_whole(path) or int(load(path)["global_step"]) < trainer.global_step)
+    return path.is_file() and (not is_whole(path) or load(path, mmap=True)["global_step"] < trainer.global_step)
 
 
 def _test_best(
-    trainer: Trainer, module: DistillationModule, images: ClassificationData, run: Run
+    trainer: Trainer, module: DistillationModule, data: ClassificationData, run: Run
 ) -> CheckpointScores | None:
-    # Processes that torchrun starts may have named folders of their own; only the first one writes.
     path = broadcast_from_rank_zero(run.checkpoints / "best.ckpt")
     if not broadcast_from_rank_zero(path.is_file()):
         return None
     checkpoint = load(path, module.device)
     resume.load(module, checkpoint, path)
-    return scores.test(trainer, module, images, int(checkpoint["epoch"]) + 1)
+    return scores.test(trainer, module, data, int(checkpoint["epoch"]) + 1)
 
 
 # ---------------------------------------------------------------------- console output and results
 
 
-def _heading(values: Values, module: DistillationModule, images: ClassificationData) -> str:
+def _heading(values: Values, module: DistillationModule, data: ClassificationData) -> str:
     peers = values["method"]["peers"]
     backbone = values["backbone"]["name"]
     what = f"{peers} x {backbone}" if isinstance(peers, int) else ", ".join(peers)
-    channels, height, width = images.image_shape
+    channels, height, width = data.image_shape
     size = sum(parameter.numel() for parameter in module.student.peer(0).parameters())
     heading = (
         f"{values['method']['name']}: {what} ({size:,} parameters each) on {values['data']['name']} "
-        f"({describe_sizes(images)} images of {channels}x{height}x{width}, {images.num_classes} classes)"
+        f"({describe_sizes(data)} images of {channels}x{height}x{width}, {data.num_classes} classes)"
     )
     if values["data"]["selection"] == "paper":
         return f"Warning: data.selection=paper selects epoch and peer on the test set: for comparison only.\n{heading}"
@@ -269,7 +263,7 @@ def _heading(values: Values, module: DistillationModule, images: ClassificationD
 
 @rank_zero_only
 def _report(
-    run: Run, result: TrainResult, module: DistillationModule, images: ClassificationData, loggers: list[Logger]
+    run: Run, result: TrainResult, module: DistillationModule, data: ClassificationData, loggers: list[Logger]
 ) -> None:
     """Write summary.json, the curves and the confusion matrix, and print the closing table."""
     values = run.values
@@ -290,7 +284,7 @@ def _report(
         "peak_memory": asdict(result.memory),
         "deployed_parameters": result.deployed_parameters,
     }
-    stages = [records.RunRecord(run.folder / name) for name in stage_names(values)]
+    stages = [RunRecord(run.folder / name) for name in stage_names(values)]
     if stages:
         summary["seconds_before"] = sum(stage.seconds or 0.0 for stage in stages)
     title = f"{values['method']['name']} on {values['data']['name']}"
@@ -299,17 +293,13 @@ def _report(
         if test.overflowing:
             print(f"Warning: {column}: outputs of {', '.join(test.overflowing)} overflow: lower optimizer.lr.")
     if module.scores.tested_confusion is not None:
-        scores.write_confusion(module.scores.tested_confusion.tolist(), images.class_names, run.folder)
-    curves = run.folder / "figures" / "curves.png"
-    metrics = run.folder / records.METRICS
-    if metrics.is_file():
-        heading = f"{title}, {values['backbone']['name']}, seed {values['seed']}"
-        figures.draw_curves(records.read_curves(metrics), curves, heading)
-    log_pictures(loggers, run.folder / "figures", module.trainer.global_step)
+        scores.write_confusion(module.scores.tested_confusion.tolist(), data.class_names, run.folder)
+    heading = f"{title}, {values['backbone']['name']}, seed {values['seed']}"
+    figures.draw_curves(RunRecord(run.folder).curves, run.folder / "figures" / "curves.png", heading)
     for logger in loggers:
         logger.log_metrics(_final_metrics(tests.values()), module.trainer.global_step)
         logger.finalize("success")
-    run.write_json("summary.json", summary)  # last: it says that the run has finished
+    run.write_json(SUMMARY, summary)  # last: it says that the run has finished
     speed = f", {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
     print(f"{result.seconds:.0f} s{speed}. Outputs in {run.folder}")
 

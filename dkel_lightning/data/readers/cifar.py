@@ -9,7 +9,6 @@ import numpy as np
 
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.imageset import Images, ImageSet
-from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
 
 
@@ -40,7 +39,6 @@ class _CIFARDataModule(ImageDataModule):
             ) from error
 
 
-@register_data("cifar10")
 class CIFAR10DataModule(_CIFARDataModule):
     """CIFAR-10: 50,000 training and 10,000 test images `[3, 32, 32]`. Arguments: `ImageDataModule`."""
 
@@ -49,7 +47,6 @@ class CIFAR10DataModule(_CIFARDataModule):
     default_std = (0.2470, 0.2435, 0.2616)
 
 
-@register_data("cifar100")
 class CIFAR100DataModule(_CIFARDataModule):
     """CIFAR-100: 50,000 training and 10,000 test images `[3, 32, 32]`. Arguments: `ImageDataModule`."""
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.imageset import Images, ImageSet
-from dkel_lightning.data.registry import register_data
 from dkel_lightning.data.splits import hold_out
 
 TEST_IMAGES = 360
@@ -14,7 +13,6 @@ TEST_IMAGES = 360
 TEST_SPLIT_SEED = 1797
 
 
-@register_data("digits")
 class DigitsDataModule(ImageDataModule):
     """scikit-learn's digits: 1,437 training and 360 test images `[1, 8, 8]` of 10 classes, in a fixed stratified split.
 

@@ -11,14 +11,12 @@ import numpy as np
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.decode import EncodedImages
 from dkel_lightning.data.imageset import Images, ImageSet
-from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.runtime.packages import need
 
 VAL_NAMES = ("validation", "val", "valid")
 
 
-@register_data("hf")
 class HuggingFaceDataModule(ImageDataModule):
     """A data set that `datasets` reads: `root` is a name on the Hub, a folder that it has saved, or a folder of files.
 

@@ -12,7 +12,6 @@ import numpy as np
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.decode import CACHE_FOLDER, SUFFIXES, Cache
 from dkel_lightning.data.imageset import Images, ImageSet
-from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
 
 
@@ -79,7 +78,6 @@ def images_in(folder: Path) -> list[str]:
     return files
 
 
-@register_data("image_folder")
 class ImageFolderDataModule(ImageDataModule):
     """A folder of images: `root/train/<class>/...` and `root/test/<class>/...` or `root/val/<class>/...`.
 

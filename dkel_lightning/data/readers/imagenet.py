@@ -15,14 +15,12 @@ from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.decode import EncodedImages
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.readers.image_folder import list_images
-from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import ConfigError
 
 MARGIN = 8 / 7
 """Size of a scaled evaluation image relative to its central crop: 256 pixels for 224."""
 
 
-@register_data("imagenet")
 class ImageNetDataModule(ImageDataModule):
     """Image files in `root/train/<class>/...` and `root/val/<class>/...` (or `test/`), decoded by workers at each use.
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from dkel_lightning.data.datamodule import ImageDataModule
 from dkel_lightning.data.imageset import Images, ImageSet
-from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
 
 _LAYOUT = (
@@ -21,7 +20,6 @@ _LAYOUT = (
 )
 
 
-@register_data("npz")
 class NpzDataModule(ImageDataModule):
     """An `.npz` file in the MedMNIST layout; `root` is its path. Arguments: `ImageDataModule`.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
 from dkel_lightning.data.readers.image_folder import ImageFolderDataModule, Listing, images_in
-from dkel_lightning.data.registry import register_data
 from dkel_lightning.errors import DataError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -16,7 +15,6 @@ MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 FOLDER = "tiny-imagenet-200"
 
 
-@register_data("tinyimagenet")
 class TinyImageNetDataModule(ImageFolderDataModule):
     """TinyImageNet: 100,000 training and 10,000 test images `[3, 64, 64]` of 200 classes.
 
