@@ -135,34 +135,22 @@ class ImageDataModule(ClassificationData, ABC):
         self.unlabelled_size = int((self.true_labels < 0).sum())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what tells this data from other data; kept in every checkpoint."""
+        """Return a checksum of the training images that were chosen and of their labels."""
         train = self._stored("train")
-        return {
-            "classes": self.num_classes,
-            "shape": list(self.image_shape),
-            "sizes": [self.train_size, self.val_size, self.test_size],
-            "labels": zlib.crc32(train.labels.numpy().tobytes()),
-            "chosen": zlib.crc32(train.chosen.tobytes()),
-        }
+        return {"train": zlib.crc32(train.labels.numpy().tobytes() + train.chosen.tobytes())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to resume with other images or labels."""
-        now = self.state_dict()
-        changed = [key for key in now if state_dict.get(key) != now[key]]
-        if changed:
-            changes = "; ".join(f"{key} {state_dict.get(key)} then, {now[key]} now" for key in changed)
-            raise DataError(f"{self.root} is not the data that this run began with ({changes}).")
+        if state_dict != self.state_dict():
+            raise DataError(f"{self.root} is not the data that this run began with: its images or labels have changed.")
 
     def teardown(self, stage: str | None = None) -> None:
         self._resident.clear()
 
     def train_dataloader(self) -> TrainingLoader:
-        """Return a new loader of training batches in the Trainer's epoch.
-
-        With the Trainer's `overfit_batches` the order is that of epoch 0 in every epoch.
-        """
+        """Return a new loader of training batches in the Trainer's epoch."""
         device, rank, world = self._place()
-        loader = TrainingLoader(
+        return TrainingLoader(
             self._source("train", device, self.views),
             batch_size=self.batch_size,
             seed=self.seed,
@@ -172,8 +160,6 @@ class ImageDataModule(ClassificationData, ABC):
             drop_last=self.drop_last,
             unlabelled_share=self.unlabelled_share,
         )
-        loader.fixed_order = bool(getattr(self.trainer, "overfit_batches", 0))  # which Lightning does not declare
-        return loader
 
     def val_dataloader(self) -> EvaluationLoader:
         return self._evaluation_loader("val")
@@ -244,7 +230,7 @@ class ImageDataModule(ClassificationData, ABC):
         return self._resident[id(images), device]
 
     def _divide(self, data: ImageSet) -> dict[str, StoredImages]:
-        images, labels = data.train.images, data.train.labels
+        images, labels = data.train.images, data.train.labels.astype(np.int64)
         train = np.arange(len(labels))
         if data.test is not None:
             test = _whole(data.test)
@@ -294,4 +280,4 @@ class ImageDataModule(ClassificationData, ABC):
 
 
 def _whole(split: Images) -> StoredImages:
-    return StoredImages(split.images, split.labels, np.arange(len(split)))
+    return StoredImages(split.images, split.labels.astype(np.int64), np.arange(len(split)))

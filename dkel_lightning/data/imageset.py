@@ -18,13 +18,13 @@ _CHUNK_VALUES = 2 << 20
 
 @dataclass(frozen=True)
 class Images:
-    """One split: uint8 images `[N, C, H, W]`, an array or `EncodedImages`, and int64 labels `[N]`.
+    """One split: uint8 images `[N, C, H, W]`, an array or `EncodedImages`, and integer labels `[N]`.
 
     Training labels may be -1: not known.
     """
 
     images: Any
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from itertools import count, islice
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.order import MixedOrder, TrainingOrder, evaluation_batches
 from dkel_lightning.data.sources import Source
-from dkel_lightning.errors import ConfigError
 
 
 class TrainingLoader:
@@ -31,9 +29,6 @@ class TrainingLoader:
         world: Number of processes.
         drop_last: Leave out a last batch that is smaller than `batch_size`.
         unlabelled_share: Share of each batch whose labels are -1; 0 leaves them out; None: as they come.
-
-    Attributes:
-        fixed_order: Use the order of epoch 0 in every epoch; the augmentation still differs.
     """
 
     def __init__(
@@ -61,10 +56,8 @@ class TrainingLoader:
         self.source = source
         self.seed = seed
         self.epoch = epoch
-        self.fixed_order = False
         self._handed_out = 0
         self._skip = 0
-        self._saved_layout: dict[str, int | str] | None = None
 
     @property
     def sampler(self) -> TrainingLoader:
@@ -82,9 +75,8 @@ class TrainingLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         start, self._skip = self._skip, 0
-        self._check_layout(start)
         self._handed_out = start
-        order = self.order.batches(self.seed, "order", 0 if self.fixed_order else self.epoch)
+        order = self.order.batches(self.seed, "order", self.epoch)
         indices = [self.samples[positions] for positions in order]
         key = (self.seed, "augment", self.epoch)
         for batch in self.source.batches(indices[start:], key, self.order.rank, start):
@@ -94,13 +86,12 @@ class TrainingLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch."""
-        return {"epoch": self.epoch, "handed_out": self._handed_out, "layout": self._layout()}
+        return {"epoch": self.epoch, "handed_out": self._handed_out}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a position; the next pass over that epoch yields exactly the remaining batches."""
         self.epoch = state_dict["epoch"]
         self._handed_out = self._skip = state_dict["handed_out"]
-        self._saved_layout = state_dict["layout"]
 
     def initialisation_batches(self, seed: int, steps: int) -> Iterator[Batch]:
         """Yield `steps` training batches keyed by (seed, "init", rank), in as many passes as needed.
@@ -115,19 +106,6 @@ class TrainingLoader:
         for number in count():
             indices = [self.labelled[positions] for positions in order.batches(seed, "init", "order", number)]
             yield from source.batches(indices, (seed, "init", "augment", number), self.order.rank)
-
-    def _layout(self) -> dict[str, int | str]:
-        return {"loader": self.source.name, **asdict(replace(self.order, rank=0))}
-
-    def _check_layout(self, start: int) -> None:
-        saved, self._saved_layout = self._saved_layout, None
-        now = self._layout()
-        if start and saved is not None and saved != now:
-            changes = ", ".join(f"{key} {saved.get(key)} -> {now[key]}" for key in now if saved.get(key) != now[key])
-            raise ConfigError(
-                f"the checkpoint was written after batch {start} of epoch {self.epoch}, and the batches have changed "
-                f"({changes}): resume with the same settings, or from a checkpoint written at the end of an epoch"
-            )
 
 
 class EvaluationLoader:

@@ -28,15 +28,9 @@ Key = tuple[Any, ...]
 
 
 class Source(ABC):
-    """Makes batches of given samples.
-
-    Attributes:
-        labels: int64 `[N]`.
-        name: Name in checkpoints.
-    """
+    """Makes batches of given samples, whose `labels` are int64 `[N]`."""
 
     labels: Tensor
-    name: str
 
     @abstractmethod
     def batches(
@@ -65,8 +59,6 @@ class DeviceImages(Source):
         views: Views of each sample, 1 or the number of peers.
         rows: Rows of `images` that are the samples, int64 `[N]`; None: all of them.
     """
-
-    name = "DeviceLoader"
 
     def __init__(
         self, images: Tensor, labels: Tensor, augment: CropFlip, views: int = 1, *, rows: Tensor | None = None
@@ -142,8 +134,6 @@ class WorkerImages(Source):
         workers: Worker processes; 0 makes the batches in this process.
         device: Device of the views; labels and indices stay on the CPU.
     """
-
-    name = "WorkerLoader"
 
     def __init__(
         self,

@@ -143,8 +143,7 @@ def test_a_resume_with_other_held_out_images_is_refused_also_where_labels_are_so
         return made
 
     state = sorted_npz(0).state_dict()
-    assert state["labels"] == sorted_npz(1).state_dict()["labels"]
-    with pytest.raises(DataError, match=r"not the data that this run began with \(chosen \d+ then, \d+ now\)"):
+    with pytest.raises(DataError, match="is not the data that this run began with"):
         sorted_npz(1).load_state_dict(state)
     sorted_npz(0).load_state_dict(state)
 
@@ -165,15 +164,6 @@ def test_limit_takes_a_stratified_choice_of_the_training_images() -> None:
     assert module.train_size == 50
     assert module.val_size == 144
     assert set(torch.bincount(labels, minlength=10).tolist()) <= {4, 5, 6}
-
-
-@pytest.mark.parametrize("residency", ["device", "workers"])
-def test_overfitting_repeats_the_same_batches_and_training_does_not(tmp_path: Path, residency: str) -> None:
-    for batches, same in ((2, True), (0, False)):
-        module = Recorder()
-        trainer(tmp_path, overfit_batches=batches, max_epochs=2).fit(module, digits(residency=residency))
-        first, second = ([seen[2] for seen in module.seen if seen[0] == epoch][:2] for epoch in (0, 1))
-        assert (first == second) == same
 
 
 @pytest.mark.parametrize(

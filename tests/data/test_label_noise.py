@@ -187,5 +187,5 @@ def test_what_is_learnt_by_heart_is_logged_for_student_and_teacher(monkeypatch: 
 def test_a_run_does_not_go_on_with_other_noise(other: dict[str, Any] | None) -> None:
     state = digits(label_noise=NOISE).state_dict()
     digits(label_noise=NOISE).load_state_dict(state)
-    with pytest.raises(DataError, match=r"is not the data that this run began with .*labels"):
+    with pytest.raises(DataError, match="is not the data that this run began with"):
         digits(label_noise=other).load_state_dict(state)

@@ -61,10 +61,5 @@ class NpzDataModule(ImageDataModule):
                 f"{self.root}: {split}_images is {images.dtype} {list(images.shape)}: store values 0..255 as uint8 "
                 "[N, H, W] or [N, H, W, C] with C at most 4"
             )
-        if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
-            raise DataError(
-                f"{self.root}: {split}_labels is {labels.dtype} {list(labels.shape)}: store one integer class number "
-                f"0, 1, ... for each of the {len(images)} images"
-            )
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-        return Images(np.ascontiguousarray(images), labels.reshape(-1).astype(np.int64))
+        return Images(np.ascontiguousarray(images), labels.reshape(-1))
