@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,25 +17,12 @@ from PIL import Image
 
 from dkel_lightning.app.records import Curve
 from dkel_lightning.runtime.atomic_files import write_bytes
+from dkel_lightning.studies.output import grid, styled
 from dkel_lightning.studies.seed_statistics import paired
 
 STUDENT, TEACHER = "#1f77b4", "#d62728"
 SOLID, LONG, DASHED, MIXED, DOTTED = "-", (0, (9, 2)), (0, (4, 2)), (0, (6, 2, 1, 2)), (0, (1, 1.5))
 LINES: Sequence[Any] = (SOLID, DASHED, DOTTED, MIXED)
-STYLE: Any = {
-    "figure.constrained_layout.use": True,
-    "figure.titlesize": 11,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "grid.alpha": 0.3,
-    "legend.fontsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-}
-styled = matplotlib.rc_context(STYLE)
-"""Decorates what makes a figure."""
 LOOKS: Mapping[str, tuple[str, Any]] = {
     "student": (STUDENT, SOLID),
     "teacher": (TEACHER, DASHED),
@@ -49,19 +35,6 @@ LOOKS: Mapping[str, tuple[str, Any]] = {
     "deployed": ("#7f7f7f", SOLID),
 }
 """Colour and line: curves that lie on each other stay visible, the line with the larger gaps in front."""
-TERM_NAMES = {
-    "loss": "total",
-    "ce": "labels to peers",
-    "ce_ensemble": "labels to ensemble",
-    "kd_ensemble": "ensemble to peers",
-    "kd_individual": "individual teachers to peers",
-    "kd_peers": "peers to peers",
-    "kd_leader": "peers to leader",
-    "kd_fusion": "peers to fusion",
-    "kd_target": "common target to peers",
-    "consistency": "teacher to student",
-    "kd_assembled": "assembled teachers to peers",
-}
 TITLES = {
     "val/acc": "validation accuracy (%)",
     "val/nll": "validation negative log-likelihood (nats)",
@@ -114,7 +87,7 @@ def _draw_panel(axes: Axes, head: str, columns: Mapping[str, Curve]) -> None:
     for label, curve in columns.items():
         kind, number = kinds[label], order.index(kinds[label])
         peer = kind in means and label not in (kind, f"{kind}_mean")  # thin, behind the mean of its kind
-        text = TERM_NAMES.get(label, label if label in (kind, f"{kind}_mean") else kind).replace("_", " ")
+        text = (label if label in (kind, f"{kind}_mean") else kind).replace("_", " ")
         show = not peer and kind not in named
         named |= {kind} if show else set()
         colour, line = LOOKS.get(kind) or (f"C{number % 10}", LINES[number % len(LINES)])
@@ -267,9 +240,8 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 def panels(count: int, beside: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
     """Make a figure with `count` axes of this size in inches, `beside` in a row; the rest stays empty."""
-    rows = -(-count // beside)
-    figure = Figure(figsize=(width * beside, height * rows))
-    axes = [one for row in figure.subplots(rows, beside, squeeze=False, **options) for one in row]
+    figure, rows = grid(-(-count // beside), beside, width, height, **options)
+    axes = [one for row in rows for one in row]
     for one in axes[count:]:
         one.set_visible(False)
     return figure, axes[:count]

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from dkel_lightning.app.build import instantiate_extras
 from dkel_lightning.app.run import Run
-from dkel_lightning.app.tables import write_csv
 from dkel_lightning.runtime.ranks import is_first
+from dkel_lightning.runtime.tables import write_csv
 
 Row = dict[str, float]
 

@@ -15,9 +15,9 @@ from rich.text import Text
 
 from dkel_lightning.app import figures
 from dkel_lightning.app.records import CheckpointScores
-from dkel_lightning.app.tables import write_csv
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.modules import deployment
+from dkel_lightning.runtime.tables import write_csv
 
 if TYPE_CHECKING:
     from dkel_lightning.distillation import DistillationModule

@@ -5,6 +5,7 @@ A run's label is what was varied besides the seed. Labels are compared over the 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from dkel_lightning.app import figures
 from dkel_lightning.app.records import CONFIG, FAILED, SUMMARY, Curve, RunRecord
 from dkel_lightning.app.run import Run
-from dkel_lightning.app.tables import markdown_table, print_table, write_csv
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.runtime.tables import markdown_table, print_table, write_csv
 from dkel_lightning.studies.seed_statistics import Paired, Sample, paired, sample
 
 Settings = dict[str, str]
@@ -50,12 +49,12 @@ def load_runs(folder: Path) -> list[RunRecord]:
     pairs = {pair for one in settings for pair in one.items()}
     # A value names a run without its key if no other key has the same value.
     alone = max(map(len, settings)) < 2 and len({value for _, value in pairs}) == len(pairs)
-    listed, runs = _listed_values(folder), []
+    runs = []
     for path, seed, one in zip(paths, seeds, settings, strict=True):
         label = ", ".join(value if alone or not key else f"{key}={value}" for key, value in one.items())
         seed = str(RunRecord(path).summary.get("seed", seed))
-        place = [(key not in one, _place(one.get(key, ""), listed.get(key, []))) for key in varied]
-        runs.append(((place, _place(seed, [])), RunRecord(path, label or DEFAULT, seed)))
+        place = [(key not in one, _size(one.get(key, ""))) for key in varied]
+        runs.append(((place, _size(seed)), RunRecord(path, label or DEFAULT, seed)))
     return [run for _, run in sorted(runs, key=lambda item: item[0])]
 
 
@@ -76,26 +75,12 @@ def _settings_in(name: str) -> Settings:
     return {key.lstrip("+~"): value.strip("'\"") for key, _, value in pairs}
 
 
-def _listed_values(folder: Path) -> dict[str, list[str]]:
-    """Return the values of each key in the order in which the command listed them, from Hydra's multirun.yaml."""
-    path = folder / "multirun.yaml"
-    if not path.is_file():
-        return {}
-    config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    params = (config["hydra"].get("sweeper") or {}).get("params") or {}
-    given = [*(f"{key}={value}" for key, value in params.items()), *config["hydra"]["overrides"]["task"]]
-    pairs = [item.lstrip("+").partition("=") for item in given]
-    # Commas inside of brackets belong to a value.
-    return {key: [v.strip(" '\"") for v in re.split(r",(?![^\[{(]*[\]})])", values)] for key, _, values in pairs}
-
-
-def _place(value: str, listed: list[str]) -> tuple[int, float, str]:
-    """Return what to sort a value by: its place in the command, else its size, else its letters."""
+def _size(value: str) -> tuple[float, str]:
+    """Return what to sort a value by: a number by its size, before words."""
     try:
-        size = float(value)
+        return float(value), value
     except ValueError:
-        size = float("inf")
-    return listed.index(value) if value in listed else len(listed), size, value
+        return math.inf, value
 
 
 # ---------------------------------------------------------------------- what is compared

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,8 @@ from matplotlib.figure import Figure
 from dkel_lightning.policies.imitation import imitation
 from dkel_lightning.policies.learners import EPISODES, LEARNERS
 from dkel_lightning.policies.settings import DualPolicySettings
+from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.runtime.tables import write_csv
 
 EVALUATIONS = 10
 
@@ -105,7 +106,8 @@ def run(folder: Path, settings: DualPolicySettings, seed: int = 0) -> DualPolicy
     dual, rows = DualPolicy(settings, seed), list[dict[str, float]]()
     for evaluation in dual.train():
         rows.append(evaluation.row())
-        _write_metrics(folder / "metrics.csv", rows)
+        columns = dict.fromkeys(name for row in rows for name in row)
+        write_csv(folder / "metrics.csv", [[*columns], *([row.get(name) for name in columns] for row in rows)])
         means = [f"policy {n}: {statistics.fmean(returns):.1f}" for n, returns in enumerate(evaluation.returns)]
         print(f"step {evaluation.steps}/{settings.steps}  {'  '.join(means)}", flush=True)
     means_at_end = [rows[-1][f"return_{number}"] for number in range(settings.policies)]
@@ -117,15 +119,8 @@ def run(folder: Path, settings: DualPolicySettings, seed: int = 0) -> DualPolicy
     content: dict[str, Any] = {**asdict(settings), "seed": seed, "better": better, "evaluated": result.objective}
     content |= {"return": statistics.fmean(result.returns), "deviation": statistics.stdev(result.returns)}
     content["episodes"] = len(result.returns)
-    (folder / "result.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "result.json", json.dumps(content, indent=2) + "\n")
     return result
-
-
-def _write_metrics(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _draw(rows: Sequence[Mapping[str, float]], settings: DualPolicySettings, seed: int) -> Figure:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
-
-HALF_WRITTEN = ".part"
-"""Suffix of a file that is being written."""
 
 
 @contextlib.contextmanager
@@ -20,7 +16,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile, whose files only their owner may read, whatever the umask says.
-    temporary = path.with_name(f".{path.name}{HALF_WRITTEN}")
+    temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -41,12 +37,3 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file."""
     with atomic_write(path) as file:
         file.write(content)
-
-
-def digest(path: Path, kind: str) -> str:
-    """Return the `md5` or `sha256` of a file in hexadecimal."""
-    hasher = hashlib.new(kind, usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            hasher.update(chunk)
-    return hasher.hexdigest()

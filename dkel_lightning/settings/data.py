@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.settings.declarations import SEEDS, Settings, choice, number, several, switch, text, whole
 
 FACTS = ("num_classes", "image_shape", "class_names", "mean", "std", "batch_keys")
@@ -16,17 +15,11 @@ FACTS = ("num_classes", "image_shape", "class_names", "mean", "std", "batch_keys
 class LabelNoise(Settings, node="data.label_noise"):
     """Wrong labels among those trained on."""
 
-    kind: Annotated[
-        str,
-        choice("Wrong labels among those trained on: any other class, or the next one.", "none", "symmetric", "pair"),
-    ] = "none"
+    kind: Annotated[str, choice("A wrong label is any other class, or the next one.", "symmetric", "pair")] = (
+        "symmetric"
+    )
     rate: Annotated[float, number("Share of wrong labels; exact.", 0, 1)] = 0.0
     seed: Annotated[int, whole("Seed of that choice.", 0, SEEDS)] = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kind == "none" and self.rate > 0:
-            raise ConfigError(f"data.label_noise.rate={self.rate:g} without a kind: set it to symmetric or pair.")
 
 
 @dataclass(frozen=True)

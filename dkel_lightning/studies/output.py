@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,23 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dkel_lightning.runtime.atomic_files import write_text
+from dkel_lightning.runtime.tables import markdown_table, write_csv
+
 STYLE: Any = {"figure.constrained_layout.use": True, "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3}
-STYLE |= {"axes.titlesize": 10, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8}
+STYLE |= {
+    "figure.titlesize": 11,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
 COLOURS = [colormaps["tab10"](number) for number in range(10)]
 
 
 styled = matplotlib.rc_context(STYLE)
-"""Decorates functions that draw."""
+"""Decorates what makes a figure."""
 
 
 def _cell(value: Any) -> str:
@@ -32,12 +41,10 @@ def write_tables(folder: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]
     """Write each table, a mapping from column to value per row, to NAME.csv, and all of them to tables.md."""
     lines = []
     for name, rows in tables.items():
-        cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(cells)
-        cells.insert(1, ["---"] * len(cells[0]))
-        lines += [f"## {name}", "", *(f"| {' | '.join(row)} |" for row in cells), ""]
-    (folder / "tables.md").write_text("\n".join(lines), encoding="utf-8")
+        heading, cells = [*rows[0]], [[_cell(value) for value in row.values()] for row in rows]
+        write_csv(folder / f"{name}.csv", [heading, *cells])
+        lines += [f"## {name}", "", *markdown_table(heading, cells), ""]
+    write_text(folder / "tables.md", "\n".join(lines))
 
 
 def grid(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, list[list[Axes]]]:

@@ -77,7 +77,7 @@ def test_terms_of_very_different_size_share_an_axis_that_shows_zero(tmp_path: Pa
     figures.draw_curves({"train/ce": curve(100, 10), "train/consistency": curve(0, 0.1)}, tmp_path / "a.png", "terms")
     (axes,) = panels(saved["a"]).values()
     assert axes.get_yscale() == "symlog"
-    assert [line.get_label() for line in axes.lines] == ["labels to peers", "teacher to student"]
+    assert [line.get_label() for line in axes.lines] == ["ce", "consistency"]
 
 
 def test_values_that_are_not_finite_leave_a_gap_and_a_single_epoch_can_be_seen(

@@ -104,17 +104,6 @@ def test_a_label_is_what_was_varied(tmp_path: Path, names: list[str], expected: 
     assert labels(tmp_path) == expected
 
 
-def test_labels_come_in_the_order_of_the_command(tmp_path: Path) -> None:
-    by_seed(tmp_path, {f"method={name}": (0.5,) for name in ("baseline", "dkel", "pcl", "added")})
-    for task, expected in (
-        ("method=pcl,dkel, 'baseline'", ["pcl", "dkel", "baseline", "added"]),
-        ("+method={a:1,baseline:2},pcl", ["pcl", "added", "baseline", "dkel"]),
-    ):
-        hydra = {"sweeper": {"params": {"seed": "0,1"}}, "overrides": {"task": [task]}}
-        (tmp_path / "multirun.yaml").write_text(json.dumps({"hydra": hydra, "name": "${oc.env:HOME}"}))
-        assert labels(tmp_path) == expected
-
-
 def test_what_lies_in_the_folder_of_a_run_is_no_other_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "method=kd,seed=0", 0.9)
     write_run(run / "teacher", 0.8)

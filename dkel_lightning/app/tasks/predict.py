@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dkel_lightning.app.config import Values
 from dkel_lightning.app.run import Run
-from dkel_lightning.app.tables import write_csv
 from dkel_lightning.app.tasks.evaluate import load_module
 from dkel_lightning.app.tasks.export import preprocessing_of
 from dkel_lightning.data.decode import decode_to
@@ -21,6 +20,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.export import Exported, formats, open_exported
 from dkel_lightning.export.metadata import Record
 from dkel_lightning.networks import logits_of
+from dkel_lightning.runtime.tables import write_csv
 
 PREDICTIONS = "predictions.csv"
 BATCH = 64

@@ -183,7 +183,7 @@ def _callbacks(run: Run, throughput: Throughput) -> list[Callback]:
         CollapseGuard(settings["on_collapse"]),
         DiversityMonitor(settings["diversity"]),
     ]
-    if data.get("label_noise", {}).get("kind", "none") != "none":
+    if data.get("label_noise", {}).get("rate", 0) > 0:
         callbacks.append(LabelNoiseFit())
     if settings["early_stopping"] is not None:
         monitor = settings["monitor"]
