@@ -73,13 +73,6 @@ def test_columns_that_begin_alike_share_a_panel_in_per_cent_with_the_legend_off_
     assert saved["a"].get_suptitle() == r"a\$b; thin: single peers"
 
 
-def test_terms_of_very_different_size_share_an_axis_that_shows_zero(tmp_path: Path, saved: dict[str, Figure]) -> None:
-    figures.draw_curves({"train/ce": curve(100, 10), "train/consistency": curve(0, 0.1)}, tmp_path / "a.png", "terms")
-    (axes,) = panels(saved["a"]).values()
-    assert axes.get_yscale() == "symlog"
-    assert [line.get_label() for line in axes.lines] == ["ce", "consistency"]
-
-
 def test_values_that_are_not_finite_leave_a_gap_and_a_single_epoch_can_be_seen(
     tmp_path: Path, saved: dict[str, Figure]
 ) -> None:
@@ -88,15 +81,6 @@ def test_values_that_are_not_finite_leave_a_gap_and_a_single_epoch_can_be_seen(
     assert saved["one"].axes[0].lines[0].get_marker() == "."
     figures.draw_curves({"train/loss_per_peer": curve(1)}, tmp_path / "none.png", "t")
     assert not (tmp_path / "none.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("label", "kind"),
-    [("student_0", "student"), ("teacher_mean", "teacher"), ("ensemble", "ensemble"), ("teacher_ensemble",) * 2,
-     ("student_0-teacher_1", "student-teacher"), ("rampup",) * 2],
-)  # fmt: skip
-def test_members_are_coloured_by_what_they_are_one_of(label: str, kind: str) -> None:
-    assert figures.kind_of(label) == kind
 
 
 def test_bars_have_a_dot_a_seed_the_mean_and_its_interval(tmp_path: Path, saved: dict[str, Figure]) -> None:
@@ -134,12 +118,6 @@ def test_curves_of_a_sweep_are_thin_behind_their_mean_over_common_epochs(
     assert [text.get_text() for text in legend.get_texts()] == ["dkel", "pcl"]
     assert legend.get_title().get_text() == "mean of 2 seeds, each seed thin"
     assert legend.get_window_extent().y1 < min(axes.get_window_extent().y0 for axes in found.values())
-
-
-def test_up_to_forty_labels_of_a_sweep_can_be_told_apart(tmp_path: Path, saved: dict[str, Figure]) -> None:
-    figures.draw_sweep_curves({"t": {str(number): [curve(1, 2)] for number in range(40)}}, tmp_path / "curves.png")
-    looks = {(to_hex(line.get_color()), str(line._dash_pattern)) for line in saved["curves"].axes[0].lines}  # type: ignore[attr-defined]
-    assert len(looks) == 40
 
 
 def test_mistakes_are_counted_and_coloured_by_their_share(tmp_path: Path, saved: dict[str, Figure]) -> None:

@@ -63,11 +63,6 @@ def test_a_test_goes_through_json_and_back(tmp_path: Path) -> None:
     assert RunRecord(tmp_path / "run").last == test
 
 
-def test_what_is_searched_for_is_the_validation_accuracy() -> None:
-    assert CheckpointScores(**one_test(0.9)).objective == pytest.approx(0.91)
-    assert CheckpointScores(**one_test(0.9, validation_accuracy=None)).objective == 0.9
-
-
 def test_members_whose_outputs_overflow_are_named() -> None:
     found = one_test(0.9)
     found["nll"]["student_1"] = float("inf")

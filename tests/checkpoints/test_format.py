@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import random
-import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.checkpoints import archive, file_format
@@ -77,23 +74,6 @@ def test_a_flipped_bit_among_the_weights_is_noticed_by_every_reader(written: Pat
         READERS[reader](path)
 
 
-def test_a_flipped_bit_anywhere_is_noticed_or_changes_nothing(written: Path, tmp_path: Path) -> None:
-    path, content, draws = tmp_path / "flipped.ckpt", bytearray(written.read_bytes()), random.Random(0)
-    before = [leaf for leaf in tree_leaves(file_format.load(written)) if isinstance(leaf, torch.Tensor)]
-    refused = 0
-    for at in draws.sample(range(len(content)), 40):
-        content[at] ^= 1 << draws.randrange(8)
-        path.write_bytes(content)
-        try:
-            after = [leaf for leaf in tree_leaves(file_format.load(path)) if isinstance(leaf, torch.Tensor)]
-        except CheckpointError:
-            refused += 1
-        else:  # a time of day, or padding
-            torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
-        content[:] = written.read_bytes()
-    assert refused > 10
-
-
 def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path, written: Path) -> None:
     whole, path = written.read_bytes(), tmp_path / "torn.ckpt"
     assert archive.is_whole(written)
@@ -102,14 +82,6 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path, written: Path) -> 
         assert not archive.is_whole(path)
         with pytest.raises(CheckpointError, match=r"torn\.ckpt is (torn|damaged)"):
             file_format.load(path)
-
-
-@pytest.mark.parametrize("content", [b"\x00" * 500, b"hello, this is text", b"PK\x03\x04" + b"x" * 400])
-def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "other.ckpt"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"other\.ckpt is "):
-        file_format.load(path)
 
 
 def test_a_missing_file_and_tensors_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
@@ -181,20 +153,6 @@ def test_resuming_from_a_checkpoint_of_another_training_is_refused(
         trainer(max_epochs=2).fit(build(), train_loader(), ckpt_path=path)
 
 
-def test_a_checkpoint_holds_primitives_and_tensors_only(written: Path) -> None:
-    allowed = {str, int, float, bool, type(None), torch.Tensor}
-
-    def kinds(value: Any) -> set[type]:
-        if isinstance(value, dict):
-            return {kind for part in (*value, *value.values()) for kind in kinds(part)}
-        if isinstance(value, list | tuple):
-            return {kind for part in value for kind in kinds(part)}
-        return {type(value)}
-
-    checkpoint = torch.load(written, weights_only=True)
-    assert kinds(checkpoint["dkel_lightning"]) <= allowed
-
-
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos"), KeyboardInterrupt()]
 )
@@ -217,12 +175,3 @@ def test_a_failed_write_leaves_the_old_file_whole(
         assert str(caught.value).endswith("The last checkpoint is untouched.")
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_a_checkpoint_is_as_readable_as_the_users_umask_allows(tmp_path: Path) -> None:
-    before = os.umask(0o022)
-    try:
-        AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / "new" / "a.ckpt")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "new" / "a.ckpt").stat().st_mode) == 0o644

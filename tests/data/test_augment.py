@@ -48,16 +48,6 @@ def test_every_draw_is_independent_for_each_view_and_sample() -> None:
         assert all(len(set(row)) > 1 for row in part.tolist())
 
 
-def test_views_are_cut_where_they_were_drawn() -> None:
-    augment, batch = CropFlip(4, True, MEAN, STD), images(16, size=32)
-    crops = augment.draw(torch.Generator().manual_seed(0), 16, 3)
-    views = apply(augment, batch, crops)
-    for sample in range(16):
-        for view in range(3):
-            top, left, flip, _ = (int(part[view, sample]) for part in crops)
-            assert torch.equal(views[sample, view], by_torchvision(batch[sample], 4, top, left, bool(flip)))
-
-
 def test_every_crop_is_equally_likely_as_in_torchvision() -> None:
     image = images(1, channels=1, size=4)
     augment = CropFlip(1, True, (0.0,), (1.0,))

@@ -21,8 +21,7 @@ from dkel_lightning.data import (
 )
 from dkel_lightning.data import datamodule as datamodule_file
 from dkel_lightning.data.sources import DeviceImages, WorkerImages
-from dkel_lightning.errors import ConfigError, DataError
-from tests.distributed.processes import fork
+from dkel_lightning.errors import DataError
 
 from .archives import npz_arrays, tiny_members, write_folder
 from .batches import each, whole
@@ -157,34 +156,6 @@ def test_paper_selection_trains_on_everything_and_chooses_on_the_test_set(reside
         assert all(torch.equal(a, b) for a, b in zip(whole(val), whole(test), strict=True))
 
 
-def test_limit_takes_a_stratified_choice_of_the_training_images() -> None:
-    module = digits(limit=50)
-    module.setup()
-    labels = torch.cat([batch[1] for batch in module.train_dataloader()])
-    assert module.train_size == 50
-    assert module.val_size == 144
-    assert set(torch.bincount(labels, minlength=10).tolist()) <= {4, 5, 6}
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"batch_size": 0}, r"data\.batch_size must be a whole number between 2 and 1000000, got 0\."),
-        ({"validation": 1.0}, r"data\.validation must be a number above 0 and up to 0\.9, got 1\.0\."),
-        ({"selection": "test"}, r"data\.selection must be one of validation, paper, got 'test'\."),
-        ({"std": [0.0]}, r"data\.std must be a list, each a number between 1e-06 and 1000, got \(0\.0,\)\."),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        digits(**settings)
-
-
-def test_constants_for_other_channels_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"data\.mean has 2 values, but the images have 1 channel"):
-        digits(mean=[0.1, 0.2]).setup()
-
-
 # Each data set
 
 
@@ -278,31 +249,3 @@ def test_a_resume_from_the_end_of_an_epoch_starts_the_next(tmp_path: Path, when:
     resumed = Recorder()
     trainer(tmp_path, max_epochs=4).fit(resumed, digits(), ckpt_path=str(tmp_path / "end.ckpt"))
     assert resumed.seen == [entry for entry in expected(4) if entry[0] >= 2]
-
-
-class Shared(Recorder):
-    """Gathers from two processes what each has seen, and holds it against the contract."""
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        super().validation_step(batch, batch_idx)
-        torch.distributed.barrier()
-
-    def on_validation_epoch_end(self) -> None:
-        gathered: list[Any] = [None, None]
-        torch.distributed.all_gather_object(gathered, (self.seen, self.evaluated))
-        self.seen, self.evaluated = [], []
-        (first, first_evaluated), (second, second_evaluated) = gathered
-        assert sorted(first_evaluated + second_evaluated) == list(range(145))
-        trained = [index for entry in [*first, *second] for index in entry[2]]
-        assert len(trained) == len(set(trained)) == 90
-        assert len(first) == len(second) == 6
-
-
-@pytest.mark.slow
-def test_two_processes_share_the_images(tmp_path: Path) -> None:
-    # Shards of 73 and 72 validation images in batches of 72: unequal numbers of batches would never end.
-    def work(rank: int) -> None:
-        module = digits(batch_size=8, eval_batch_size=72, validation=0.1009)
-        trainer(tmp_path, max_epochs=2, strategy="ddp", devices=2).fit(Shared(), module)
-
-    assert fork(2, work) == [0, 0]

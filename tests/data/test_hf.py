@@ -12,11 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import HuggingFaceDataModule
 from dkel_lightning.data.decode import decode_to
 from dkel_lightning.errors import ConfigError, DataError
-from tests.compose import tiny_run
 
 from .archives import ready
 
@@ -95,8 +93,3 @@ def test_a_training_row_without_a_label_is_one_whose_label_is_not_known(tmp_path
     )
     data = module(tmp_path / "few", test=0.25)
     assert (data.train_size, data.unlabelled_size, data.val_size, data.test_size) == (16, 8, 1, 3)
-
-
-def test_a_run_trains_from_the_command_line(saved: Path, tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "run", "data=hf", f"data.root={saved}", "data.image_size=8", "data.batch_size=4")
-    assert 0 <= train(run).objective <= 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +80,6 @@ def test_a_training_view_is_torchvisions_random_part_of_its_image(root: Path) ->
                 torch.manual_seed(seed + step)
                 expected = transform(expected)
             assert torch.equal(batch.views[sample, view], Normalize(data.default_mean, data.default_std)(expected))
-
-
-def test_batches_do_not_depend_on_the_workers_and_go_on_within_an_epoch(root: Path) -> None:
-    alone, helped = (module(root, workers=workers).train_dataloader() for workers in (0, 2))
-    batches = list(alone)
-    assert all(torch.equal(a.views, b.views) for a, b in zip(batches, helped, strict=True))
-    begun, rest = (module(root).train_dataloader() for _ in range(2))
-    list(islice(begun, 1))
-    rest.load_state_dict(begun.state_dict())
-    assert all(torch.equal(a.views, b.views) for a, b in zip(batches[1:], rest, strict=True))
 
 
 def test_what_means_nothing_here_is_refused_and_a_broken_file_named(root: Path, tmp_path: Path) -> None:

@@ -101,14 +101,6 @@ def test_views_are_keyed_by_seed_epoch_rank_batch_and_view(make: Make) -> None:
 
 
 @both_loaders
-def test_ranks_share_an_epoch_without_a_sample_twice(make: Make) -> None:
-    ranks = [[index for batch in each(make(rank=rank, world=4)) for index in batch[2].tolist()] for rank in range(4)]
-    # 22 samples: five a rank, of which the last is a batch of one and dropped.
-    assert [len(rank) for rank in ranks] == [4, 4, 4, 4]
-    assert len({index for rank in ranks for index in rank}) == 16
-
-
-@both_loaders
 @pytest.mark.parametrize("done", [0, 1, 4, 6])
 def test_a_resume_in_the_middle_of_an_epoch_gives_the_batches_that_were_left(make: Make, done: int) -> None:
     uninterrupted = list(make(seed=1, epoch=3))

@@ -47,14 +47,6 @@ def test_a_last_batch_of_one_sample_is_dropped_since_batchnorm_cannot_take_it() 
     assert [len(batch) for batch in TrainingOrder(3, 1).batches(0, "order", 0)] == [1, 1, 1]
 
 
-def test_what_is_left_out_differs_between_epochs() -> None:
-    order = TrainingOrder(9, 4)
-    left_out = {
-        (set(range(9)) - set(torch.cat(order.batches(0, "order", epoch)).tolist())).pop() for epoch in range(20)
-    }
-    assert len(left_out) > 3
-
-
 @pytest.mark.parametrize(
     ("samples", "batch_size", "drop_last"), [(1, 8, False), (7, 8, True), (3, 8, False)], ids=["one", "short", "ranks"]
 )

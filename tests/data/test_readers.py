@@ -60,12 +60,6 @@ def test_an_image_is_cut_to_its_centre_and_scaled_as_pillow_does() -> None:
     assert decode_to(wide, "x", (1, 4, 4)).shape == (1, 4, 4)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    white = Image.new("RGB", (10, 8), (255, 255, 255)).convert(mode)
-    assert (decode_to(encode(white, "TIFF"), "x", (3, 8, 8)) == 255).all()
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -123,7 +117,6 @@ def test_npz_moves_colour_first_and_reads_validation_and_names(tmp_path: Path) -
 
 BAD_NPZ: dict[str, tuple[Callable[[Arrays], Any], str]] = {
     "missing": (lambda a: a.pop("test_labels"), "lacks test_labels; it needs train_images"),
-    "half a validation split": (lambda a: a.update(val_images=a["test_images"]), "lacks val_labels"),
     "float images": (
         lambda a: a.update(train_images=a["train_images"] / 255.0),
         r"train_images is float64 \[30, 8, 8\]: store values 0\.\.255 as uint8",
@@ -143,7 +136,6 @@ BAD_NPZ: dict[str, tuple[Callable[[Arrays], Any], str]] = {
     ),
     "lengths": (lambda a: a.update(train_labels=a["train_labels"][:-1]), r"int64 \[29\] for 30 images"),
     "negative": (lambda a: a.update(test_labels=a["test_labels"] - 1), "test labels run from -1 to 1, but with 3"),
-    "too large": (lambda a: a.update(test_labels=a["test_labels"] + 1), r"from 1 to 3, but with 3 classes .* 0\.\.2"),
     "from 1": (
         lambda a: a.update(train_labels=a["train_labels"] + 1, test_labels=a["test_labels"] + 1),
         r"train labels run from 1 to 3, but with 3 classes they must lie in -1\.\.2",

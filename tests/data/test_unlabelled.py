@@ -93,13 +93,6 @@ def test_an_epoch_is_a_pass_over_the_part_that_fills_more_batches(
     assert whole
 
 
-def test_the_part_that_is_gone_through_again_is_shuffled_anew() -> None:
-    flat = torch.cat(MixedOrder(8, 80, 0.5, 8).batches(0, "order", 3))
-    passes = flat[flat < 8].view(-1, 8)
-    assert [sorted(row.tolist()) for row in passes] == [list(range(8))] * 10
-    assert len({tuple(row.tolist()) for row in passes}) > 5
-
-
 @pytest.mark.parametrize("residency", ["device", "workers"])
 def test_batches_hold_their_share_and_a_resume_gives_those_that_were_left(residency: str) -> None:
     loaders = [digits(unlabelled_share=0.75, residency=residency).train_dataloader() for _ in range(3)]

@@ -19,9 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.callbacks import initialisation
 from dkel_lightning.data import WithIndices
-from dkel_lightning.runtime import processes
 from tests.modules.toy import Toy, build, parameters_of, trainer, val_loader
 
 
@@ -65,20 +63,9 @@ def fit(module: LightningModule, folder: Path, hide_labels: bool = False) -> Non
         strategy=DDPStrategy(process_group_backend="gloo", find_unused_parameters=False),
         limit_train_batches=3,
     )
-    # Before rank 0's weights are handed round, which would hide gradients that were not averaged.
-    initialised: list[list[Tensor]] = []
-    hand_round = processes.make_equal
-
-    def look_first(tensors: list[Tensor]) -> None:
-        initialised.append([tensor.detach().clone() for tensor in tensors if isinstance(tensor, torch.nn.Parameter)])
-        hand_round(tensors)
-
-    setattr(initialisation, "make_equal", look_first)  # noqa: B010
     run.fit(module, DataLoader(WithIndices(Toy(48)), batch_size=8, shuffle=True), val_loader(samples=20))
     run.save_checkpoint(folder / "end.ckpt")
-    setattr(initialisation, "make_equal", hand_round)  # noqa: B010
     seen = witness.seen | {
-        "initialised": initialised,
         "after": parameters_of(module),
         "method": dict(module.method.named_buffers()) if isinstance(module, DistillationModule) else {},
         "metrics": dict(run.callback_metrics),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
@@ -80,14 +79,3 @@ def test_every_package_of_development_is_pinned_within_what_the_project_admits()
     pinned = pins("constraints.txt")
     for requirement in (*requirements(), *map(Requirement, PROJECT["optional-dependencies"]["dev"])):
         assert pinned[canonicalize_name(requirement.name)] in requirement.specifier
-
-
-def of_constraints(name: str) -> bool:
-    """Tell whether this environment was made with a constraints file."""
-    return version("torch").split("+")[0] == str(pins(name)["torch"])
-
-
-@pytest.mark.skipif(not of_constraints("constraints-min.txt"), reason="not installed by make test-min")
-def test_the_oldest_versions_are_what_is_installed() -> None:
-    oldest = pins("constraints-min.txt")
-    assert not {name: version(name) for name in oldest if Version(version(name)) != oldest[name]}

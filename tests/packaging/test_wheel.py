@@ -46,15 +46,6 @@ def test_the_installed_package_runs_from_another_directory(environment: Path, tm
     assert "teacher peers, mean" in done.stdout
 
 
-@pytest.mark.slow
-def test_the_console_script_is_the_same_program(environment: Path, tmp_path: Path) -> None:
-    script = environment / "bin" / "dkel"
-    shown = run(environment, str(script), "--cfg", "job", "method=pcl", cwd=tmp_path)
-    assert (shown.returncode, "name: pcl" in shown.stdout) == (0, True), shown.stderr
-    wrong = run(environment, str(script), "method=pcll", cwd=tmp_path)
-    assert (wrong.returncode, "Could not find 'method/pcll'" in wrong.stderr) == (1, True)
-
-
 def test_the_source_holds_all_that_its_own_make_and_tests_need(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from scipy.linalg import solve_discrete_lyapunov
 
@@ -13,18 +11,6 @@ from dkel_lightning.studies.recursion import Array
 def relative_distance_floor(curvature: float, weight: float) -> float:
     """Approximate the final `|theta - s| / |theta - o|` for 1 - a << eta h: `h / (h + W)`, whatever the start rule."""
     return curvature / (curvature + weight)
-
-
-def time_constant(matrix: Array) -> float:
-    """Compute the exact slow time constant in steps, `-1 / ln(growth)`; infinite where nothing decays."""
-    factor = growth(matrix)
-    return -1.0 / math.log(factor) if factor < 1 else math.inf
-
-
-def doubling_steps(matrix: Array) -> float:
-    """Compute the steps in which a growing mode doubles; infinite where nothing grows."""
-    factor = growth(matrix)
-    return math.log(2) / math.log(factor) if factor > 1 else math.inf
 
 
 def noise_direction(decay: float) -> Array:

@@ -59,9 +59,3 @@ def test_without_a_teachers_weight_nothing_is_stuck_and_the_start_of_the_teacher
     assert cells[0].median_exit == pytest.approx(68, abs=2)
     # Why closeness must not define collapse: the harmless copy is the most homogenised.
     assert cells[0].homogenised > 0.3 > 0.2 > max(cell.homogenised for cell in cells[1:])
-
-
-def test_an_outcome_is_a_function_of_its_seed() -> None:
-    first, again, other = (simulate(scheme_of(1.0), 500, seed, steps=250) for seed in (0, 0, 1))
-    assert first == again
-    assert first != other

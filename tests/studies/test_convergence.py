@@ -175,14 +175,6 @@ def test_simulated_means_lie_within_four_standard_errors_of_the_exact_moments(
         assert (gap <= 4 * getattr(simulated[number].error, name) + 1e-9).all(), name
 
 
-def test_a_simulation_is_a_function_of_its_seed() -> None:
-    problem = Problem(epochs=2, steps_per_epoch=3)
-    one, again, other = (monte_carlo(problem, [DKEL], 50, seed)[0].risk for seed in (0, 0, 1))
-    assert one.shape == (3, 50)
-    assert (one == again).all()
-    assert not (one == other).any()
-
-
 # The mean of the second one's peers would converge, their differences do not.
 @pytest.mark.parametrize(("peers", "scale", "decay"), [(3, 30.0, 0.98), (2, 12.0, 0.0)])
 def test_a_scheme_that_diverges_is_named(peers: int, scale: float, decay: float) -> None:

@@ -98,14 +98,6 @@ def test_the_relative_distance_ends_at_the_floor_of_the_flattest_direction(found
     assert relative == pytest.approx(closed_forms.relative_distance_floor(0.05, 1.0), rel=0.4)
 
 
-def test_an_arrival_is_one_that_lasts() -> None:
-    assert pairs.settling_step(np.array([3.0, 0.5, 2.0, 0.5, 0.4]), 1.0) == 3
-    assert pairs.settling_step(np.array([0.5, 0.5]), 1.0) == 0
-    assert pairs.settling_step(np.array([0.5, 2.0]), 1.0) is None
-    assert pairs.first_below(np.array([3.0, 0.5, 2.0]), 1.0) == 1
-    assert pairs.first_below(np.array([3.0]), 1.0) is None
-
-
 # ---------------------------------------------------------------------- two mirror optima
 
 

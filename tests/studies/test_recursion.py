@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -16,17 +14,6 @@ from dkel_lightning.studies import recursion
 from tests.studies import closed_forms
 
 # ---------------------------------------------------------------------- what a training uses
-
-
-@pytest.mark.parametrize(
-    ("rule", "expected"),
-    [("keep", [0.98, 0.98, 0.98]), ("mean_teacher", [1 / 2, 2 / 3, 3 / 4]), ("copy", [0.0, 1 / 2, 2 / 3])],
-)
-def test_the_rates_of_the_first_updates(rule: str, expected: list[float]) -> None:
-    rates = recursion.ema_rates(rule, 0.98, 200)
-    assert rates[:3] == pytest.approx(expected, abs=1e-15)
-    assert rates[-1] == 0.98
-    assert rates.dtype == np.float64
 
 
 @pytest.mark.parametrize("weights", list(TEACHER_WEIGHTS))
@@ -60,12 +47,6 @@ def test_the_total_teacher_weight_over_300_epochs(k: float, at: dict[int, float]
         assert sum(weight < 0.1 for weight in total) == 21
 
 
-# ---------------------------------------------------------------------- 1a: distance
-
-
-# ---------------------------------------------------------------------- 1b: the matrix of a mode
-
-
 @pytest.mark.parametrize(("curvature", "weight", "lr", "decay"), [(1, 1, 0.05, 0.98), (0.1, 3, 0.1, 0.999)])
 def test_three_peers_follow_the_matrices_of_their_mean_and_of_their_differences(
     curvature: float, weight: float, lr: float, decay: float
@@ -86,16 +67,10 @@ def test_three_peers_follow_the_matrices_of_their_mean_and_of_their_differences(
     assert after - after.mean(1, keepdims=True) == pytest.approx(expected, abs=1e-13)
 
 
-@pytest.mark.parametrize(("weight", "factor", "doubling"), [(0, 1.050, 14), (1, 1.0235, 30), (3, 1.0080, 87)])
-def test_teacher_weight_slows_the_escape_from_a_saddle(weight: float, factor: float, doubling: float) -> None:
+@pytest.mark.parametrize(("weight", "factor"), [(0, 1.050), (1, 1.0235), (3, 1.0080)])
+def test_teacher_weight_slows_the_escape_from_a_saddle(weight: float, factor: float) -> None:
     matrix = recursion.mode_matrix(-1.0, weight, 0.05, 0.98, weight)
     assert closed_forms.growth(matrix) == pytest.approx(factor, abs=5e-5)
-    assert closed_forms.doubling_steps(matrix) == pytest.approx(doubling, abs=0.5)
-    assert closed_forms.time_constant(matrix) == math.inf
-    assert closed_forms.doubling_steps(recursion.mode_matrix(1.0, weight, 0.05, 0.98, weight)) == math.inf
-
-
-# ---------------------------------------------------------------------- 1c: relative distance
 
 
 @pytest.mark.parametrize("rule", ["keep", "mean_teacher", "copy"])
@@ -113,9 +88,6 @@ def test_every_start_rule_ends_at_the_same_relative_distance(rule: str, start: f
     assert abs(teacher - student) / abs(teacher) == pytest.approx(exact, rel=1e-9)
 
 
-# ---------------------------------------------------------------------- 1d: noise
-
-
 @pytest.mark.parametrize(("curvature", "student", "teachers"), [(1.0, 0.530, 0.20), (0.1, 0.104, 0.006)])
 def test_a_teacher_takes_variance_from_its_student_and_diversity_from_the_teachers(
     curvature: float, student: float, teachers: float
@@ -127,21 +99,6 @@ def test_a_teacher_takes_variance_from_its_student_and_diversity_from_the_teache
     assert mean[0, 0] / alone[0, 0] == pytest.approx(curvature / (curvature + 1), abs=0.05)
     assert apart[0, 0] / alone[0, 0] == pytest.approx(student, abs=0.01)
     assert apart[1, 1] / alone[1, 1] == pytest.approx(teachers, abs=0.0015)
-
-
-# ---------------------------------------------------------------------- 1e: between two optima
-
-
-def test_a_teacher_is_half_way_between_two_optima_after_693_steps() -> None:
-    assert recursion.half_way_steps(0.999) == pytest.approx(692.8, abs=0.1)
-    assert recursion.half_way_steps(0.999) / 391 == pytest.approx(1.77, abs=0.005)
-    teacher, steps = 1.0, 0
-    while teacher > 0:  # from 1 towards a student that stays at -1
-        teacher, steps = 0.999 * teacher - 0.001, steps + 1
-    assert steps == 693
-
-
-# ---------------------------------------------------------------------- 1f: assembled against individual teachers
 
 
 def gradients(student: Tensor, teachers: Tensor, space: str, temperature: float = 3.0) -> tuple[Tensor, Tensor]:

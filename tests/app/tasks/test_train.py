@@ -73,25 +73,11 @@ def test_a_run_writes_what_it_promises(method: str, tmp_path: Path) -> None:
     assert not any(column.startswith("test/") for column in rows(tmp_path)[0])
     assert (tmp_path / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
-    assert load_config(tmp_path)["method"]["name"] == method
+    saved = load_config(tmp_path)
+    assert (saved["method"]["name"], saved["data"]["mean"]) == (method, [0.3051])  # an evaluation computes it no more
     provenance = json.loads((tmp_path / "provenance.json").read_text())
     assert provenance["packages"]["torch"] == importlib.metadata.version("torch")
     assert provenance["execution"]["name"] == "eager"
-
-
-def test_the_current_weights_are_logged_every_epoch(tmp_path: Path) -> None:
-    overrides = ["trainer.max_epochs=3", "protocol.rampup={epochs:2,share:null}"]
-    overrides += ["protocol.ensemble={decay:0.5,decay_share:null}", "protocol.ema={decay:0.9,decay_share:null}"]
-    train(tiny_run(tmp_path, *overrides))
-    logged = [
-        [float(row[f"weights/{name}"]) for name in ("rampup", "ensemble_decay", "ema_rate")] for row in rows(tmp_path)
-    ]
-    expected = [
-        [0.006737946999085467, 1.0, 0.9],
-        [0.2865047968601901, 0.6065306597126334, 0.9],
-        [1.0, 0.36787944117144233, 0.9],
-    ]
-    assert torch.allclose(torch.tensor(logged), torch.tensor(expected), atol=1e-6)
 
 
 def test_the_teachers_deployed_accuracy_is_that_of_the_reloaded_checkpoint(
@@ -177,14 +163,6 @@ def test_an_epoch_without_validation_is_never_the_best_and_the_last_one_is_alway
     assert state(tmp_path)["epoch"] == 4
 
 
-def test_constants_computed_from_the_training_images_are_kept_for_evaluation(
-    trained_once: tuple[Run, TrainResult],
-) -> None:
-    saved = load_config(trained_once[0].folder)
-    assert saved["data"]["mean"] == [0.3051]
-    assert saved["data"]["std"] == [0.3758]
-
-
 def test_without_validation_nothing_is_said_to_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tiny_run(tmp_path, "trainer.limit_val_batches=0"))
     shown = capsys.readouterr().out
@@ -221,9 +199,3 @@ def test_a_run_goes_on_from_most_steps_whatever_the_times_of_the_files(finished:
     ahead = load(best)
     torch.save({**ahead, "global_step": load(last)["global_step"] + 300}, best)
     assert find_checkpoint(finished.folder) == best
-
-
-def test_an_edited_config_is_refused(finished: Run) -> None:
-    values = {**finished.values, "optimizer": {**finished.values["optimizer"], "lr": 0.5}}
-    with pytest.raises(CheckpointError, match=r"config\.yaml has been edited since"):
-        train(replace(finished, values=values, resume=finished.checkpoints / "last.ckpt"))
