@@ -92,7 +92,9 @@ def test_views_are_keyed_by_seed_epoch_rank_batch_and_view(make: Make) -> None:
     labels, augment = torch.zeros(COUNT, dtype=torch.int64), CropFlip(4, True, (0.0,), (1.0,))
     workers = WorkerImages(StoredImages(images.numpy(), labels.numpy(), np.arange(COUNT)), augment, 2)
     source = DeviceImages(images, labels, augment, 2) if make is on_device else workers
-    keys = [{"seed": seed, "epoch": epoch, "rank": rank} for seed in (0, 1) for epoch in (0, 1) for rank in (0, 1)]
+    keys: list[dict[str, Any]] = [
+        {"seed": seed, "epoch": epoch, "rank": rank} for seed in (0, 1) for epoch in (0, 1) for rank in (0, 1)
+    ]
     passes = [TrainingLoader(source, batch_size=4, world=2, **key) for key in keys]
     views = [batch.views for loader in passes for batch in islice(loader, 2)]
     views += [batch.views for loader in passes[:2] for batch in loader.initialisation_batches(5, 2)]
