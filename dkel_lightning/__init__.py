@@ -19,8 +19,7 @@ _HOMES = {
     "TeacherSettings": "dkel_lightning.settings.teacher",
     "Method": "dkel_lightning.methods.base",
     "MethodInputs": "dkel_lightning.modules.outputs",
-    "StudentOutput": "dkel_lightning.modules.outputs",
-    "TeacherOutput": "dkel_lightning.modules.outputs",
+    "PeerOutputs": "dkel_lightning.networks.peers",
     "DistillationCLI": "dkel_lightning.app.lightning_cli",
     "train": "dkel_lightning.app.train_call",
 }
@@ -31,9 +30,10 @@ if TYPE_CHECKING:
     from dkel_lightning.distillation import DistillationModule
     from dkel_lightning.methods.base import Method
     from dkel_lightning.modules.ensemble import EnsembleModule
-    from dkel_lightning.modules.outputs import MethodInputs, StudentOutput, TeacherOutput
+    from dkel_lightning.modules.outputs import MethodInputs
     from dkel_lightning.modules.student import StudentModule
     from dkel_lightning.modules.teacher import TeacherModule
+    from dkel_lightning.networks.peers import PeerOutputs
     from dkel_lightning.settings.deploy import Deploy
     from dkel_lightning.settings.teacher import TeacherSettings
 
@@ -44,10 +44,9 @@ __all__ = [
     "EnsembleModule",
     "Method",
     "MethodInputs",
+    "PeerOutputs",
     "StudentModule",
-    "StudentOutput",
     "TeacherModule",
-    "TeacherOutput",
     "TeacherSettings",
     "train",
 ]

@@ -2,13 +2,13 @@
 
 Read from top to bottom it is the order of events: the parts, a training step from the batch to the loss, the step of
 the optimizer, after which the teacher follows, what surrounds a fit, validation and test, the checkpoint, deployment.
-Callbacks set the scheduled weights and initialise the teacher (`callbacks.OF_MODULES`).
+Callbacks set the scheduled weights and initialise the teacher, see `configure_callbacks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,9 +17,17 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dkel_lightning import callbacks
 from dkel_lightning.assembly import build as building
 from dkel_lightning.assembly import parts
+from dkel_lightning.callbacks import (
+    CollapseGuard,
+    DiversityMonitor,
+    MethodBatches,
+    TeacherCheckpoints,
+    TeacherInitialisation,
+    WeightSchedules,
+)
+from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.execution import begin_step, compile_networks
 from dkel_lightning.functional import classes_of
@@ -27,7 +35,7 @@ from dkel_lightning.methods import Method
 from dkel_lightning.metrics import relative_distance, scores_of
 from dkel_lightning.modules import deployment, resume
 from dkel_lightning.modules.batch import (
-    Batch,
+    Augmentation,
     check_views,
     explain_shape_errors,
     images_of,
@@ -36,26 +44,29 @@ from dkel_lightning.modules.batch import (
     unpack_checked,
 )
 from dkel_lightning.modules.ensemble import EnsembleModule
-from dkel_lightning.modules.interface import Augmentation, Observer
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
-from dkel_lightning.modules.outputs import Evaluated, MethodInputs, StepResult, StudentOutput
+from dkel_lightning.modules.outputs import Evaluated, MethodInputs, StepResult
 from dkel_lightning.modules.scores import Scores, mean_probability
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.targets import TargetMaker, peers_first
 from dkel_lightning.modules.teacher import TeacherModule
+from dkel_lightning.networks import PeerOutputs
 from dkel_lightning.runtime.processes import outlast_threads
 from dkel_lightning.runtime.seeding import generator
+from dkel_lightning.schedules import Clock
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.targets import Targets
+
+Observer = Callable[[MethodInputs, Mapping[str, Tensor], Tensor], None]
+"""Called in a training step with its inputs, terms and loss, before the backward pass."""
 
 
 class DistillationModule(LightningModule):
     """Train peers with online distillation in any Lightning Trainer.
 
-    One training step: student and teacher process all views, the ensemble classifies the student's features and
-    assembles the teachers' logits (for each peer, the mean of the other peers' teachers), the method computes named
-    loss terms, and one optimizer minimises their sum.
+    One training step: student and teacher process all views, the ensemble classifies the student's features, the method
+    computes named loss terms, and one optimizer minimises their sum.
     After each optimizer step the teacher follows its student. Use `build` unless you construct the parts yourself.
     `modules.scores` and `callbacks.DiversityMonitor` list what is logged.
 
@@ -126,8 +137,8 @@ class DistillationModule(LightningModule):
         self.observers: list[Observer] = []
         self._restored = resume.Restored()
 
-    build = building.ConstructedBy(building.build)
-    load_from_checkpoint = building.ConstructedBy(building.load_from_checkpoint)  # type: ignore[assignment]
+    build = classmethod(building.build)
+    load_from_checkpoint = classmethod(building.load_from_checkpoint)  # type: ignore[assignment]
 
     # ---------------------------------------------------------------------- a training step
 
@@ -135,8 +146,8 @@ class DistillationModule(LightningModule):
         """Compute the loss of a batch: the method's terms, and the supervised loss of a teacher that learns."""
         if batch_idx == 0:
             parts.check_is_trained_itself(self)
-        batch = self._checked(batch, batch_idx, self.method.needs_labels)
-        rank, epoch = (self.global_rank, self.trainer.current_epoch) if self.is_attached else (0, 0)
+        batch = self._checked(batch, batch_idx, known_labels=self.method.wants_classes)
+        rank, epoch = (0, 0) if self._trainer is None else (self.global_rank, self.trainer.current_epoch)
         step = self.compute_step(self.make_batch(batch, epoch, batch_idx, rank))
         for observe in self.observers:
             observe(step.inputs, step.terms, step.loss)
@@ -176,19 +187,14 @@ class DistillationModule(LightningModule):
         return StepResult(inputs, terms, values, loss, *scores_of(inputs.student.logits, peers_first(batch.labels)))
 
     def forward_all(self, batch: Batch) -> MethodInputs:
-        """Pass a batch through student, ensemble and teacher, and assemble the teachers' knowledge."""
+        """Pass a batch through student, ensemble and teacher."""
         views, teacher_views = self.views_of_each(batch.views)
         with explain_shape_errors(batch.views, self.student.network):
             student = self(views)
-            sees = self.teacher is not None and self.teacher.sees_batches
-            teacher = self.teacher.teach(teacher_views) if self.teacher is not None and sees else None
-        assembled, weight = None, student.logits.new_zeros(())
-        if self.ensemble is not None:
-            weight = self.ensemble.weight
-            if teacher is not None:
-                assembled = self.ensemble.assemble(teacher.logits, getattr(self.method.settings, "temperature", 1.0))
+            sees_batches = self.teacher is not None and self.teacher.sees_batches
+            teacher = self.teacher.teach(teacher_views) if self.teacher is not None and sees_batches else None
         labels = peers_first(batch.labels)
-        return MethodInputs(self.targets(labels), student, teacher, assembled, weight, batch.indices, labels)
+        return MethodInputs(self.targets(labels), student, teacher, batch.indices, labels)
 
     def views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Return the views of the student and those of the teacher: the same, or one half of 2 P views each."""
@@ -197,13 +203,13 @@ class DistillationModule(LightningModule):
             return views[:, :peers], views[:, peers:]
         return views, views
 
-    def forward(self, views: Tensor) -> StudentOutput:
+    def forward(self, views: Tensor) -> PeerOutputs:
         """Classify `views` [B, V, C, H, W] or [B, C, H, W] with the student peers and their ensemble."""
-        output: StudentOutput = self.student(views)
+        output: PeerOutputs = self.student(views)
         if self.method.needs.ensemble == "own":
-            return output.with_ensemble(self.method.combine(output))
+            return output._replace(ensemble_logits=self.method.combine(output))
         if self.ensemble is not None and self.method.wants_ensemble_classifier:
-            return output.with_ensemble(self.ensemble(output.features))
+            return output._replace(ensemble_logits=self.ensemble(output.features))
         return output
 
     def losses(self, inputs: MethodInputs) -> tuple[dict[str, Tensor], Tensor]:
@@ -216,15 +222,14 @@ class DistillationModule(LightningModule):
             loss = loss + self.teacher.supervised_loss(inputs.teacher.logits, inputs.labels) * self.teacher.num_peers
         return terms, loss
 
-    def _checked(self, batch: Any, batch_idx: int, needed_by: str = "") -> Batch:
+    def _checked(self, batch: Any, batch_idx: int, known_labels: bool = False) -> Batch:
         peers, classes = self.student.num_peers, self.student.num_classes
-        return unpack_checked(self.read(batch), batch_idx, peers, classes, self.method.needs.teacher_views, needed_by)
+        teacher_views = self.method.needs.teacher_views
+        return unpack_checked(self.read(batch), batch_idx, peers, classes, teacher_views, known_labels)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean terms, the peers' training accuracy and the weights that schedules have set."""
-        weights = self.method.current_weights(self.ensemble.weight if self.ensemble is not None else torch.zeros(()))
-        if self.method.labels != 1:
-            weights = {**weights, "labels": self.method.labels_weight}
+        weights = self.method.current_weights()
         if self.teacher is not None and self.teacher.settings.update == "ema":
             weights = {**weights, "ema_rate": self.teacher.rate}
         self.scores.log_training(self, weights)
@@ -246,7 +251,7 @@ class DistillationModule(LightningModule):
 
         The same layers stand still in a teacher that follows. One that learns by itself has the whole rate.
         """
-        for part in self.peers_modules:
+        for part in self._parts:
             if part is self.student or not (part.learns or self.method.needs.foreign_teacher):
                 part.lr_scale = scale
                 part.train(part.training)
@@ -262,18 +267,16 @@ class DistillationModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip a learning teacher's gradients separately: a joint norm would let the student influence it."""
-        teacher: set[nn.Parameter] = set()
-        if self.teacher is not None and self.teacher.learns:
-            learning = [self.teacher, *(getattr(self.method, name) for name in self.method.teacher_parts)]
-            teacher = {parameter for part in learning for parameter in part.parameters()}
-        for is_teacher in (False, True) if teacher else (False,):
-            groups = [
-                {**group, "params": [p for p in group["params"] if (p in teacher) == is_teacher]}
-                for group in optimizer.param_groups
-            ]
-            scaled = getattr(optimizer, "_step_supports_amp_scaling", False)  # which Lightning refuses to clip
-            part: Any = SimpleNamespace(param_groups=groups, _step_supports_amp_scaling=scaled)
-            super().configure_gradient_clipping(part, gradient_clip_val, gradient_clip_algorithm)
+        by_norm = bool(gradient_clip_val) and gradient_clip_algorithm != "value"
+        if self.teacher is None or not self.teacher.learns or not by_norm:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        learning = [self.teacher, *(getattr(self.method, name) for name in self.method.teacher_parts)]
+        teacher = {parameter for part in learning for parameter in part.parameters()}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for of_teacher in (False, True):
+            chosen = [parameter for parameter in parameters if (parameter in teacher) == of_teacher]
+            nn.utils.clip_grad_norm_(chosen, float(gradient_clip_val or 0))
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Optimizer | Any, optimizer_closure: Callable[[], Any] | None = None
@@ -284,17 +287,23 @@ class DistillationModule(LightningModule):
         checkpoint matches its `global_step`. A step that the fp16 loss scaler skips counts too.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.follow()
+        self.update_teacher()
 
-    def follow(self) -> None:
+    def update_teacher(self) -> None:
+        """Let an EMA teacher follow the student; in a training loop of your own, call it after each optimizer step."""
         if self.teacher is not None:
             self.teacher.follow(self.student.network)
 
-    # ---------------------------------------------------------------------- around a fit
+    def set_time(self, clock: Clock) -> None:
+        """Set all scheduled weights to their values at `clock`.
 
-    @property
-    def is_attached(self) -> bool:
-        return self._trainer is not None
+        In a training loop of your own, call it before each batch. Methods with `Needs.batches` need a Trainer.
+        """
+        self.method.set_time(clock)
+        if self.teacher is not None and self.teacher.settings.update == "ema":
+            self.teacher.set_rate(self.teacher.settings.rate(clock))
+
+    # ---------------------------------------------------------------------- around a fit
 
     @property
     def backbone(self) -> nn.Module:
@@ -302,14 +311,18 @@ class DistillationModule(LightningModule):
         return self.student.network.shared_part()
 
     @property
-    def peers_modules(self) -> list[StudentModule | TeacherModule]:
+    def _parts(self) -> list[StudentModule | TeacherModule]:
         return [self.student] if self.teacher is None else [self.student, self.teacher]
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Add the callbacks that the method needs, except those the user has passed."""
+        wanted: list[type[Callback]] = [CollapseGuard, DiversityMonitor]
+        wanted += [TeacherInitialisation] if self.teacher is not None else []
+        wanted += [WeightSchedules]
+        wanted += [MethodBatches] if self.method.needs.batches else []
+        wanted += [TeacherCheckpoints] if getattr(self.method.settings, "checkpoints", None) is not None else []
         present: list[Callback] = list(getattr(self.trainer, "callbacks", []))
-        missing = [kind for kind in callbacks.OF_MODULES if not any(isinstance(old, kind) for old in present)]
-        return [kind() for kind in missing if kind.needed_by(self)]
+        return [kind() for kind in wanted if not any(isinstance(old, kind) for old in present)]
 
     def setup(self, stage: str) -> None:
         """Set the memory layout before the optimizer is created, and compile the networks."""
@@ -317,7 +330,7 @@ class DistillationModule(LightningModule):
         if self.execution.channels_last:
             self.to(memory_format=torch.channels_last)
         if stage == "fit":
-            compile_networks(self.peers_modules, self.execution)
+            compile_networks(self._parts, self.execution)
 
     def on_fit_start(self) -> None:
         """Restore the random generators before the loaders are created, which may draw from them."""
@@ -332,7 +345,7 @@ class DistillationModule(LightningModule):
         resume.check_training_classes(self, self._restored)
 
     def teardown(self, stage: str) -> None:
-        for part in self.peers_modules:
+        for part in self._parts:
             part.compiled = None
 
     # ---------------------------------------------------------------------- validation and test

@@ -23,7 +23,7 @@ def compile_networks(parts: Iterable[PeersModule], execution: Execution) -> None
     names in the state_dict stay.
     """
     for part in parts if execution.name in MODES else ():
-        part.compiled = torch.compile(_with_own_code(part.run), mode=MODES[execution.name], dynamic=False)
+        part.compiled = torch.compile(_with_own_code(part.network), mode=MODES[execution.name], dynamic=False)
 
 
 def begin_step(execution: Execution) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,18 +93,20 @@ def rampup_released(epoch: float, scale: float, length: float) -> float:
 RAMPUP_FORMS = {"correct": rampup, "released": rampup_released}
 
 
-TEACHER_WEIGHTS: Mapping[str, Callable[[Any, Any, Any, float], tuple[Any, Any]]] = {
-    "complement": lambda v, r, g, scale: (g * v, r * (1 - v)),
-    "decay": lambda v, r, g, scale: (g * v, 0 * r),
-    "ramp": lambda v, r, g, scale: (0 * v, r),
-    "constant": lambda v, r, g, scale: (0 * v, 0 * r + scale),
-}
-"""Named pairs (G, H): the weight of the assembled teachers and that of the individual ones.
+TEACHER_WEIGHTS = ("complement", "decay", "ramp", "constant")
 
-`complement` is DKEL's: G = g v, H = r (1 - v). `decay`: only the assembled teachers, H = 0. `ramp`: only the
-individual ones, as in PCL. `constant`: the individual ones at lambda throughout.
-They work on floats and on tensors alike.
-"""
+
+def teacher_weights(rule: str, v: Any, r: Any, g: Any, scale: float) -> tuple[Any, Any]:
+    """Return (G, H), the weights of DKEL's assembled and individual teachers; v, r and g are floats or tensors.
+
+    `complement` is DKEL's: G = g v, H = r (1 - v). `decay`: only the assembled teachers. `ramp`: only the individual
+    ones, as in PCL. `constant`: the individual ones at lambda throughout.
+    """
+    if rule == "complement":
+        return g * v, r * (1 - v)
+    if rule == "decay":
+        return g * v, 0.0
+    return 0.0, r if rule == "ramp" else scale
 
 
 SWAPS = ("uniform", "linear", "review")

@@ -20,9 +20,9 @@ from torch import Tensor
 from dkel_lightning import DistillationModule, Method, MethodInputs
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.functional import cross_entropy, distillation
-from dkel_lightning.methods import MethodSettings, Needs, register
+from dkel_lightning.methods import MethodSettings, register
 from dkel_lightning.settings.declarations import number
-from dkel_lightning.settings.weights import RampUp
+from dkel_lightning.settings.rampup import RampUp
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,6 @@ class Confident(Method):
     """Each peer learns from labels and from all teachers, weighted by their confidence in each sample."""
 
     Settings = ConfidentSettings
-    needs = Needs(ensemble="none")
     terms = ("ce", "confident")  # logged as train/<term>; method.labels weights those that begin with ce
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:

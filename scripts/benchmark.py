@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.callbacks import set_weights
 from dkel_lightning.schedules import Clock
 
 MODES = ("eager", "compile", "reduce_overhead")
@@ -59,7 +58,7 @@ def make_step(mode: str, settings: argparse.Namespace) -> Callable[[], None]:
     )
     module.to(device).train()
     module.setup("fit")  # sets the memory layout and compiles the networks
-    set_weights(module, Clock(epoch=50, step=5000, steps_per_epoch=100, steps=10_000))
+    module.set_time(Clock(epoch=50, step=5000, steps_per_epoch=100, steps=10_000))
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
     size = settings.image_size
     images = torch.randn(settings.batch_size, 3, size, size, device=device)
@@ -71,7 +70,7 @@ def make_step(mode: str, settings: argparse.Namespace) -> Callable[[], None]:
             loss = module.training_step(batch, 0)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        module.follow()
+        module.update_teacher()
 
     return step
 

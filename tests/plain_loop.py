@@ -95,7 +95,7 @@ class PlainLoop:
             branch(network.trunk(view))
             for branch, view in zip(cast("Iterable[nn.Module]", network.branches), views, strict=True)
         ]
-        return [logits for logits, _ in outputs], [features for _, features in outputs]
+        return [logits for logits, *_ in outputs], [features for _, features, _ in outputs]
 
     def _terms(self, logits: list[Tensor], ensemble: Tensor, taught: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
         now = self.weights

@@ -53,11 +53,11 @@ def test_compiled_networks_end_where_eager_ones_do(method: str, settings: dict[s
 
 def test_nothing_compiled_is_left_after_a_fit_or_in_a_copy(backend: list[int]) -> None:
     module = build(execution="compile")
-    compile_networks(module.peers_modules, module.execution)
-    assert all(part.compiled is not None for part in module.peers_modules)
-    assert all(part.compiled is None for part in copy.deepcopy(module).peers_modules)
+    compile_networks(module._parts, module.execution)
+    assert all(part.compiled is not None for part in module._parts)
+    assert all(part.compiled is None for part in copy.deepcopy(module)._parts)
     fit(module)
-    assert all(part.compiled is None for part in module.peers_modules)
+    assert all(part.compiled is None for part in module._parts)
 
 
 def test_channels_last_trains_alike_and_leaves_the_deployed_network_as_it_was() -> None:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.methods.dkel import EnsembleTerm
 from dkel_lightning.schedules import (
-    TEACHER_WEIGHTS,
     Clock,
     at_time,
     ema_rate,
@@ -22,9 +22,10 @@ from dkel_lightning.schedules import (
     milestones_in_epochs,
     rampup,
     rampup_released,
+    teacher_weights,
     time_of,
 )
-from dkel_lightning.settings.weights import EnsembleTerm, RampUp
+from dkel_lightning.settings.rampup import RampUp
 
 
 def test_golden_schedules(golden: dict[str, Any]) -> None:
@@ -133,9 +134,8 @@ def test_a_share_of_a_run_without_end_is_refused(schedule: RampUp | EnsembleTerm
     ],
 )
 def test_each_pair_of_teacher_weights_by_hand(name: str, full: float, expected: tuple[float, float]) -> None:
-    assert set(TEACHER_WEIGHTS) == {"complement", "decay", "ramp", "constant"}
-    assert TEACHER_WEIGHTS[name](0.25, 0.6, full, 2.0) == pytest.approx(expected, rel=1e-12)
-    as_tensors = TEACHER_WEIGHTS[name](torch.tensor(0.25), torch.tensor(0.6), torch.tensor(full), 2.0)
+    assert teacher_weights(name, 0.25, 0.6, full, 2.0) == pytest.approx(expected, rel=1e-12)
+    as_tensors = teacher_weights(name, torch.tensor(0.25), torch.tensor(0.6), torch.tensor(full), 2.0)
     assert [float(weight) for weight in as_tensors] == pytest.approx(expected, rel=1e-6)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -18,9 +17,10 @@ from dkel_lightning.assembly.weights import initial_weights, load_peers, refuse_
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
+from dkel_lightning.methods.sftn import start_from_branches
 from dkel_lightning.modules import resume
+from dkel_lightning.modules.batch import Augmentation
 from dkel_lightning.modules.ensemble import EnsembleModule
-from dkel_lightning.modules.interface import Augmentation, Coordinator
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.runtime.processes import print_once
@@ -32,26 +32,12 @@ from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.targets import Targets
 from dkel_lightning.settings.teacher import TeacherSettings
 
-C = TypeVar("C", bound=Coordinator)
-P = ParamSpec("P")
-
-
-class ConstructedBy(classmethod, Generic[P]):  # type: ignore[type-arg]  # classmethod takes none at run time
-    """A classmethod defined outside the class, typed to return an instance of the class it is called on."""
-
-    def __init__(self, function: Callable[Concatenate[Any, P], Coordinator]) -> None:
-        super().__init__(function)
-        # For help() and editors.
-        signature = inspect.signature(function).replace(return_annotation="Self")
-        function.__signature__ = signature  # type: ignore[attr-defined]
-
-    if TYPE_CHECKING:
-
-        def __get__(self, instance: object, owner: type[C]) -> Callable[P, C]: ...  # type: ignore[override]
+if TYPE_CHECKING:
+    from dkel_lightning.distillation import DistillationModule
 
 
 def build(  # noqa: D417
-    cls: Any,
+    cls: type[DistillationModule],
     /,
     backbone: str | nn.Module = "resnet32",
     num_classes: int | None = None,
@@ -80,7 +66,7 @@ def build(  # noqa: D417
     deploy: Mapping[str, Any] | Deploy | None = None,
     seed: int = 0,
     execution: str | Mapping[str, Any] | Execution = "eager",
-) -> Coordinator:
+) -> DistillationModule:
     """Build student, teacher, ensemble and method from names and primitives.
 
     Args:
@@ -161,9 +147,9 @@ def build(  # noqa: D417
             draw, seed, chosen.needs, teaching, student.network, cls.load_from_checkpoint, start
         )
     ensemble = None
-    if chosen.wants_ensemble_classifier or chosen.ensemble is not None:
+    if chosen.wants_ensemble_classifier:
         with seeded(seed, "ensemble"):
-            ensemble = EnsembleModule(student.network.feature_dims, num_classes, chosen.ensemble)
+            ensemble = EnsembleModule(student.network.feature_dims, num_classes)
             draw.start_ensemble(ensemble.classifier)
     module = cls(
         student,
@@ -182,9 +168,9 @@ def build(  # noqa: D417
     )
     module.scale_rate(lr_scale)
     if prepared is not None:
-        chosen.take_over(prepared)
+        chosen.load_prepared(prepared.method)
     if teaching is not None and teaching.init_student_from_branches and teaching.weights is not None:
-        (chosen if prepared is None else prepared.method).start_student(student.network)
+        start_from_branches(student.network, None if prepared is None else prepared.method)
     module.batch_keys = dict(batch_keys or {})
     module.recipe = {
         **draw.recipe(),
@@ -199,11 +185,11 @@ def build(  # noqa: D417
     }
     # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
     module.save_hyperparameters({"distillation": module.recipe})
-    return cast(Coordinator, module)
+    return module
 
 
 def load_from_checkpoint(  # noqa: D417
-    cls: Any,
+    cls: type[DistillationModule],
     /,
     checkpoint_path: str | Path,
     map_location: Any = "cpu",
@@ -212,7 +198,7 @@ def load_from_checkpoint(  # noqa: D417
     method: Method | None = None,
     teacher: str | Mapping[str, Any] | TeacherSettings | None = None,
     **others: Any,
-) -> Coordinator:
+) -> DistillationModule:
     """Rebuild a module from its checkpoint. Nothing in the file is executed, and it names no file that is read.
 
     Args:
@@ -246,4 +232,4 @@ def load_from_checkpoint(  # noqa: D417
     recipe["teacher"] = merge(recipe["teacher"], typed)
     module = cls.build(**(recipe | others))
     resume.load(module, checkpoint, checkpoint_path)
-    return cast(Coordinator, module.to(next(iter(checkpoint["state_dict"].values())).device))
+    return module.to(next(iter(checkpoint["state_dict"].values())).device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
@@ -17,7 +17,6 @@ from dkel_lightning.methods import Method, Needs, Preset, create
 from dkel_lightning.methods import preset as preset_of
 from dkel_lightning.methods.base import Arrangement
 from dkel_lightning.modules.ensemble import EnsembleModule
-from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import SharedTrunk
@@ -26,6 +25,9 @@ from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.backbone import is_external
 from dkel_lightning.settings.declarations import from_mapping, merge, unknown_choice
 from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
+
+if TYPE_CHECKING:
+    from dkel_lightning.distillation import DistillationModule
 
 # Lengths of the CIFAR protocol of 300 epochs as shares of it, as in conf/experiment/own_data.yaml.
 SHARES: dict[str, dict[str, float | None]] = {
@@ -92,7 +94,7 @@ def teacher_settings(
     settings = dict(named_teacher(teacher))
     name, needs = type(method).__name__, method.needs
     if settings.get("update") == "none" or (usual.get("update") == "none" and not settings):
-        if needs.teacher == "required":
+        if needs.teacher:
             cure = "frozen" if needs.foreign_teacher else "independent, copy or follow"
             raise ConfigError(f"teacher=none, but {name} needs a teacher: choose teacher={cure}.")
         return None
@@ -126,9 +128,9 @@ def make_teacher(
     needs: Needs,
     settings: TeacherSettings,
     student: networks.PeerNetwork,
-    rebuild: Callable[..., Coordinator],
+    rebuild: Callable[..., DistillationModule],
     start: Callable[[networks.PeerNetwork], Any] | None = None,
-) -> tuple[TeacherModule, Coordinator | None]:
+) -> tuple[TeacherModule, DistillationModule | None]:
     """Make a method's teacher, and the module of the checkpoint (rebuilt by `rebuild`) that its weights are from.
 
     `start` loads the weights that the student started from.
@@ -173,11 +175,10 @@ def check_parts(
     if student.num_peers != method.peers:
         raise ConfigError(f"{name} was built for {method.peers} peers, the student has {student.num_peers}.")
     method.needs.check(name, method.peers, isinstance(student.network, SharedTrunk), views)
-    if method.needs.teacher == "required" and teacher is None:
+    if method.needs.teacher and teacher is None:
         raise ConfigError(f"{name} needs a teacher: pass teacher=TeacherModule(...).")
-    needs_ensemble = method.wants_ensemble_classifier or method.ensemble is not None
-    if needs_ensemble and (ensemble is None or (method.ensemble is not None and ensemble.term != method.ensemble)):
-        raise ConfigError(f"{name} needs an ensemble: pass ensemble=EnsembleModule(..., term=method.ensemble).")
+    if method.wants_ensemble_classifier and ensemble is None:
+        raise ConfigError(f"{name} needs an ensemble classifier: pass ensemble=EnsembleModule(...).")
     if teacher is None:
         return
     peers = 1 if method.needs.foreign_teacher else student.num_peers
@@ -190,30 +191,27 @@ def check_parts(
         check_teacher(name, method.needs, teacher.settings)
 
 
-def attach(module: Coordinator) -> None:
+def attach(module: DistillationModule) -> None:
     """Let the method make its own parts to fit the networks, and watch the layers that it reads."""
     method, student, teacher, seed = module.method, module.student, module.teacher, module.seed
-    student.wants_stages = method.needs.stages
     student.freeze_weights(method.needs.fixed_student)
     for part in (student, teacher):
         if part is not None:
             part.network.unwatch()
     with seeded(seed, "method parts"):
-        method.attach(student.network)
+        method.attach(student.network, None if teacher is None else teacher.network)
     # DDP would overwrite them with those of the first process before every step; a frozen teacher has the same on all.
     ignored = [f"method.{name}" for name in method.process_buffers]
     if teacher is not None:
-        teacher.is_read = method.needs.teacher != "none" and method.needs.teacher_outputs
-        with seeded(seed, "method parts of the teacher"):  # the same whoever its student is
-            method.attach_teacher(teacher.network)
+        teacher.is_read = method.needs.teacher and method.needs.teacher_outputs
         if teacher.settings.update == "frozen":
             ignored += [f"teacher.network.{key}" for key in teacher.network.state_dict()]
     module._ddp_params_and_buffers_to_ignore = ignored
 
 
-def check_is_trained_itself(module: Coordinator) -> None:
+def check_is_trained_itself(module: DistillationModule) -> None:
     """Check that the module is the one that is trained: of a part, Lightning calls no hooks."""
-    if module.is_attached and cast(Any, module.trainer.lightning_module) is not module:
+    if module._trainer is not None and module.trainer.lightning_module is not module:
         raise ConfigError(
             f"{type(module).__name__} is a part of {type(module.trainer.lightning_module).__name__} here, so nothing "
             "calls its hooks: the teacher would never follow, and weights would stay at their start. Pass it to "
@@ -221,18 +219,18 @@ def check_is_trained_itself(module: Coordinator) -> None:
         )
 
 
-def check_labels_of_the_data(module: Coordinator) -> None:
+def check_labels_of_the_data(module: DistillationModule) -> None:
     """Refuse training images without labels where the method needs them, before a batch on a device is met."""
     data = getattr(module.trainer, "datamodule", None)
     unlabelled = getattr(data, "unlabelled_size", 0) if getattr(data, "unlabelled_share", None) != 0 else 0
-    if unlabelled and module.method.needs_labels:
+    if unlabelled and module.method.wants_classes:
         raise DataError(
-            f"{unlabelled:,} training images have no label, and {module.method.needs_labels} needs the class of every "
+            f"{unlabelled:,} training images have no label, and the method as it is set needs the class of every "
             "image: leave them out (data.unlabelled_share=0), or choose another method, method.loss or method.target."
         )
 
 
-def check_no_weight_averaging(module: Coordinator) -> None:
+def check_no_weight_averaging(module: DistillationModule) -> None:
     """Refuse Lightning's weight averaging: it averages all buffers, and so the scores that choose the peer."""
     for callback in getattr(module.trainer, "callbacks", ()):
         if isinstance(callback, WeightAveraging):
@@ -242,11 +240,14 @@ def check_no_weight_averaging(module: Coordinator) -> None:
             )
 
 
-def warn_of_an_untrained_teacher(module: Coordinator) -> None:
+def warn_of_an_untrained_teacher(module: DistillationModule) -> None:
     """Warn where a frozen teacher of its own has random weights."""
     teacher, method = module.teacher, module.method
-    if (warning := method.preparation_warning()) is not None:
-        rank_zero_warn(warning)
+    if (fitted_by := method.needs.fitted_by) is not None and not bool(method.fitted):
+        rank_zero_warn(
+            f"The parts of {type(method).__name__} that method={fitted_by} fits have random weights and do not learn: "
+            f"train method={fitted_by} on the teacher, and set teacher.weights to its checkpoint."
+        )
     untrained = teacher is not None and teacher.settings.update == "frozen" and not bool(teacher.initialised)
     if untrained and method.needs.foreign_teacher and module.recipe is not None:
         rank_zero_warn(

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.modules.deployment import deploy, deployed_member
-from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.runtime.packages import need
 from dkel_lightning.settings.backbone import reads_a_folder
+
+if TYPE_CHECKING:
+    from dkel_lightning.distillation import DistillationModule
 
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Entries of a training script's file that hold the state_dict."""
 PREFIXES = ("module.", "model.", "network.", "_orig_mod.")
 """What DDP, a LightningModule and torch.compile write before the names of weights."""
 
-Rebuild = Callable[..., Coordinator]
+Rebuild = Callable[..., "DistillationModule"]
 """`load_from_checkpoint` of the module's class."""
 
 
-def load_teacher(teacher: TeacherModule, rebuild: Rebuild) -> Coordinator | None:
+def load_teacher(teacher: TeacherModule, rebuild: Rebuild) -> DistillationModule | None:
     """Load the weights that a teacher's settings name; return the module of a checkpoint of this library.
 
     A teacher of one peer takes the deployed network of such a checkpoint, or a state_dict of its own model: of

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from dkel_lightning.errors import CollapseError, NonFiniteError
-from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.runtime.processes import print_once, world_size
 from dkel_lightning.schedules import one_of
 from dkel_lightning.studies.seed_statistics import chance_bound
+
+if TYPE_CHECKING:
+    from dkel_lightning.distillation import DistillationModule
 
 ACTIONS = ("warn", "stop")
 CURE = "Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or use precision=bf16 or fp32."
@@ -38,11 +40,6 @@ class CollapseGuard(Callback):
         validations: in a row in which a peer must be at chance.
     """
 
-    @staticmethod
-    def needed_by(module: Coordinator) -> bool:
-        """Every training is watched."""
-        return True
-
     def __init__(self, on_collapse: str = "warn", *, grace: float = 0.25, validations: int = 3) -> None:
         one_of("callbacks.on_collapse", on_collapse, ACTIONS)
         self.on_collapse = on_collapse
@@ -53,10 +50,10 @@ class CollapseGuard(Callback):
 
     # ---------------------------------------------------------------------- the loss
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._non_finite = None
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
         non_finite = (~loss.detach().isfinite()).to(torch.uint8)
         if world_size() > 1:  # all processes stop at the same step
             torch.distributed.all_reduce(non_finite, op=torch.distributed.ReduceOp.MAX)
@@ -64,13 +61,13 @@ class CollapseGuard(Callback):
         if loss.device.type == "cpu" or trainer.global_step % CHECK_EVERY == 0:
             self._check_loss(trainer)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._check_loss(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._check_loss(trainer)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self._check_loss(trainer)
         if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
             self._fail(trainer, "Weights")
@@ -87,10 +84,10 @@ class CollapseGuard(Callback):
 
     # ---------------------------------------------------------------------- validation accuracy
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or _progress(trainer) < self.grace:
             return
-        module = coordinator(pl_module)
+        module: DistillationModule = pl_module
         seen = module.scores.predictions.compute()
         chance = round(float(seen["commonest"]), 6)
         bound = chance_bound(chance, int(seen["samples"]), CONFIDENCE)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from dkel_lightning.metrics import PairDiversity, mutual_distance, relative_distance
-from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.schedules import one_of
+
+if TYPE_CHECKING:
+    from dkel_lightning.distillation import DistillationModule
 
 DETAILS = ("none", "means", "pairs")
 KINDS = ("student-teacher", "student-student", "teacher-teacher")
@@ -49,11 +51,6 @@ class DiversityMonitor(Callback):
             `diversity/<measure>/student_0-teacher_0` and `diversity/entropy/student_0`; `none`: nothing.
     """
 
-    @staticmethod
-    def needed_by(module: Coordinator) -> bool:
-        """Every training is watched."""
-        return True
-
     def __init__(self, detail: str = "means") -> None:
         one_of("callbacks.diversity", detail, DETAILS)
         self.detail = detail
@@ -64,8 +61,8 @@ class DiversityMonitor(Callback):
 
     # ------------------------------------------------------------------ validation
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = coordinator(pl_module)
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        module: DistillationModule = pl_module
         if self.detail == "none" or trainer.sanity_checking:
             return
         if self._between is None:
@@ -77,16 +74,16 @@ class DiversityMonitor(Callback):
         self._between.reset()
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         if self._between is not None and not trainer.sanity_checking and isinstance(outputs, Mapping):
             evaluated = outputs["evaluated"]
             self._between.update(evaluated.logits[list(self._peers)], evaluated.features)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self._between is None or trainer.sanity_checking:
             return
-        module = coordinator(pl_module)
+        module: DistillationModule = pl_module
         logs: dict[str, Tensor] = {}
         if self._pairs:
             measured = {name: value.reshape(-1) for name, value in self._between.compute().items()}
@@ -102,7 +99,7 @@ class DiversityMonitor(Callback):
         logs |= self._homogenised(module, logs.get("diversity/agreement/student-teacher"))
         pl_module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
 
-    def _of_pairs(self, module: Coordinator, measure: str, values: Mapping[Pair, Tensor]) -> dict[str, Tensor]:
+    def _of_pairs(self, module: DistillationModule, measure: str, values: Mapping[Pair, Tensor]) -> dict[str, Tensor]:
         logs = {}
         for kind in KINDS:
             of_kind = [value for pair, value in values.items() if self._pairs[pair] == kind]
@@ -113,7 +110,7 @@ class DiversityMonitor(Callback):
             logs |= {f"diversity/{measure}/{names[a]}-{names[b]}": value for (a, b), value in values.items()}
         return logs
 
-    def _of_members(self, module: Coordinator, measure: str, values: Tensor) -> dict[str, Tensor]:
+    def _of_members(self, module: DistillationModule, measure: str, values: Tensor) -> dict[str, Tensor]:
         logs = {
             f"diversity/{measure}/{network}": mean for network, mean in module.scores.means_of_peers(values).items()
         }
@@ -122,7 +119,7 @@ class DiversityMonitor(Callback):
                 logs[f"diversity/{measure}/{member}"] = value
         return logs
 
-    def _homogenised(self, module: Coordinator, agreement: Tensor | None) -> dict[str, Tensor]:
+    def _homogenised(self, module: DistillationModule, agreement: Tensor | None) -> dict[str, Tensor]:
         if agreement is None:
             return {}
         accuracies = module.scores.means_of_peers(module.scores.network_scores.per_network()["accuracy"]).values()
@@ -130,19 +127,17 @@ class DiversityMonitor(Callback):
 
     # ------------------------------------------------------------------ training
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.detail != "none" and batch_idx == 0:
-            coordinator(pl_module).observers.append(self._observe)
+            pl_module.observers.append(self._observe)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._stop_observing(coordinator(pl_module)):
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._stop_observing(pl_module):
             # Not left to the log, since a checkpoint within the epoch keeps the shares of one process.
             average_over_processes([*self._gradients.values()])
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = coordinator(pl_module)
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        module: DistillationModule = pl_module
         if self.detail == "none":
             return
         means = module.scores.term_means.compute()
@@ -154,14 +149,14 @@ class DiversityMonitor(Callback):
     def _observe(self, step: MethodInputs, terms: Mapping[str, Tensor], loss: Tensor) -> None:
         self._gradients = gradient_shares(terms, step.student.logits)
 
-    def _stop_observing(self, module: Coordinator) -> bool:
+    def _stop_observing(self, module: DistillationModule) -> bool:
         present = self._observe in module.observers
         if present:
             module.observers.remove(self._observe)
         return present
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop_observing(coordinator(pl_module))
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._stop_observing(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {"gradients": {term: float(share) for term, share in self._gradients.items()}}
@@ -185,7 +180,7 @@ def gradient_shares(terms: Mapping[str, Tensor], logits: Tensor) -> dict[str, Te
     return dict(zip(terms, (stacked / stacked.sum().clamp(min=least)).unbind(), strict=True))
 
 
-def parameter_distances(module: Coordinator, pairs: Mapping[Pair, str]) -> dict[Pair, Tensor]:
+def parameter_distances(module: DistillationModule, pairs: Mapping[Pair, str]) -> dict[Pair, Tensor]:
     """Compute the distance of each pair of peers in their parameters, leaving out pairs that differ in form."""
     paths, branches = _paths(module, whole=True), _paths(module, whole=False)
     distances = {}
@@ -199,7 +194,7 @@ def parameter_distances(module: Coordinator, pairs: Mapping[Pair, str]) -> dict[
     return distances
 
 
-def _paths(module: Coordinator, *, whole: bool) -> list[Sequence[Tensor]]:
+def _paths(module: DistillationModule, *, whole: bool) -> list[Sequence[Tensor]]:
     paths: list[Sequence[Tensor]] = []
     for part in (module.student, module.teacher):
         if part is not None:
@@ -209,7 +204,7 @@ def _paths(module: Coordinator, *, whole: bool) -> list[Sequence[Tensor]]:
     return paths
 
 
-def _peers_and_pairs(module: Coordinator) -> tuple[tuple[int, ...], dict[Pair, str]]:
+def _peers_and_pairs(module: DistillationModule) -> tuple[tuple[int, ...], dict[Pair, str]]:
     """Return the peers' positions among the members, student first, and the pairs of peers with their kind."""
     students = module.student.num_peers
     teachers = module.teacher.num_peers if module.teacher is not None else 0
@@ -221,5 +216,5 @@ def _peers_and_pairs(module: Coordinator) -> tuple[tuple[int, ...], dict[Pair, s
     return tuple(module.scores.members.index(name) for name in _peer_names(module)), pairs
 
 
-def _peer_names(module: Coordinator) -> list[str]:
+def _peer_names(module: DistillationModule) -> list[str]:
     return [peer for peers in module.scores.peers.values() for peer in peers]

@@ -7,7 +7,7 @@ import copy
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,11 +16,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
+from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import DataError
-from dkel_lightning.modules.batch import Batch, unpack_checked
-from dkel_lightning.modules.interface import Coordinator, coordinator
+from dkel_lightning.modules.batch import unpack_checked
 from dkel_lightning.runtime.processes import make_equal
 from dkel_lightning.runtime.seeding import derive_seed, generator
+
+if TYPE_CHECKING:
+    from dkel_lightning.distillation import DistillationModule
 
 
 class TeacherInitialisation(Callback):
@@ -32,13 +35,8 @@ class TeacherInitialisation(Callback):
     Source: DKEL, released code.
     """
 
-    @staticmethod
-    def needed_by(module: Coordinator) -> bool:
-        """Needed where there is a teacher."""
-        return module.teacher is not None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = coordinator(pl_module)
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        module: DistillationModule = pl_module
         teacher = module.teacher
         assert teacher is not None
         if bool(teacher.initialised):
@@ -53,7 +51,7 @@ class TeacherInitialisation(Callback):
         make_equal([*teacher.network.parameters(), *teacher.network.buffers()])
 
 
-def extra_batches(trainer: Trainer, module: Coordinator, steps: int) -> Iterator[Batch]:
+def extra_batches(trainer: Trainer, module: DistillationModule, steps: int) -> Iterator[Batch]:
     """Draw `steps` training batches without touching the order of the Trainer's loader, with the teacher's views."""
     if steps == 0:
         return

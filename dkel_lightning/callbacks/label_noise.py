@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from dkel_lightning.data.datamodule import ImageDataModule
-from dkel_lightning.modules.interface import coordinator
+
+if TYPE_CHECKING:
+    from dkel_lightning.distillation import DistillationModule
 
 
 class LabelNoiseFit(Callback):
@@ -23,11 +27,11 @@ class LabelNoiseFit(Callback):
     def __init__(self, most: int = 2048) -> None:
         self.most = most
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         data = getattr(trainer, "datamodule", None)
         if trainer.sanity_checking or not isinstance(data, ImageDataModule):
             return
-        module = coordinator(pl_module)
+        module: DistillationModule = pl_module
         hits, samples = torch.zeros(2, len(module.scores.members), device=module.device), 0
         with trainer.precision_plugin.val_step_context():
             for images, wrong, true in data.wrongly_labelled(self.most):

@@ -1,43 +1,38 @@
-"""Extra training batches for a method, around an epoch."""
+"""Training batches for a method before and after an epoch."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from dkel_lightning.callbacks.initialisation import extra_batches, forward_context, isolated_rng
 from dkel_lightning.callbacks.schedules import clock
-from dkel_lightning.modules.interface import Coordinator, coordinator
+
+if TYPE_CHECKING:
+    from dkel_lightning.distillation import DistillationModule
 
 
 class MethodBatches(Callback):
-    """Give the method training batches from a second loader at an epoch's start and end.
+    """Call `on_epoch_start` and `on_epoch_end` of the method, which may draw training batches from a second loader.
 
-    The end is after its last batch, before its validation and its checkpoint; also at the run's last step and before a
-    validation within an epoch, where these come earlier.
+    `on_epoch_end` comes after the last batch, before the validation and the checkpoint; also at the last step of the
+    run and before a validation within an epoch.
     """
 
-    @staticmethod
-    def needed_by(module: Coordinator) -> bool:
-        """Needed by a method that asks for them."""
-        return bool(module.method.needs.batches)
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._call(trainer, pl_module, pl_module.method.on_epoch_start)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._give(trainer, coordinator(pl_module), "start")
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         last = trainer.is_last_batch or trainer.global_step == trainer.max_steps
         if last or validates_after(trainer):
-            self._give(trainer, coordinator(pl_module), "end")
+            self._call(trainer, pl_module, pl_module.method.on_epoch_end)
 
-    def _give(self, trainer: Trainer, module: Coordinator, when: str) -> None:
-        count = module.method.wants_batches(when, clock(trainer))
-        if count is not None:
-            with isolated_rng(trainer.lightning_module, trainer.global_rank), forward_context(trainer):
-                module.method.take_batches(when, module, extra_batches(trainer, module, count))
+    def _call(self, trainer: Trainer, module: DistillationModule, hook: Callable[..., None]) -> None:
+        with isolated_rng(module, trainer.global_rank), forward_context(trainer):
+            hook(module.student, module.teacher, clock(trainer), partial(extra_batches, trainer, module))
 
 
 def validates_after(trainer: Trainer) -> bool:

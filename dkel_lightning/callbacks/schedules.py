@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dkel_lightning.errors import ConfigError
-from dkel_lightning.modules.interface import Coordinator, coordinator
 from dkel_lightning.modules.optim import WarmupCosine
-from dkel_lightning.schedules import Clock, at_time, time_of
+from dkel_lightning.schedules import Clock
+
+if TYPE_CHECKING:
+    from dkel_lightning.distillation import DistillationModule
 
 LARGE_REST = 0.05
 """Share of a teacher's initial weights left at the end of a run that is worth a warning."""
@@ -27,13 +27,9 @@ class WeightSchedules(Callback):
     reach, and of a teacher that follows too slowly for it.
     """
 
-    @staticmethod
-    def needed_by(module: Coordinator) -> bool:
-        """Needed by every module: what its method does not schedule is left alone."""
-        return True
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module, now = coordinator(pl_module), clock(trainer)
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        module: DistillationModule = pl_module
+        now = clock(trainer)
         for schedule in [config.scheduler for config in trainer.lr_scheduler_configs]:
             if isinstance(schedule, WarmupCosine) and now.steps is not None:
                 schedule.set_run_length(now.steps)
@@ -41,36 +37,8 @@ class WeightSchedules(Callback):
             _warn_of_ramp_up(module, now, now.steps)
             _warn_of_slow_teacher(module, now, now.steps)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        module, now = coordinator(pl_module), clock(trainer)
-        _set_weights(module, now)
-        if module.method.needs.time:
-            module.method.set_time(now, batch_idx, module.seed)
-
-
-def set_weights(module: Coordinator, now: Clock) -> None:
-    """Set the weights of labels, ramp-up and ensemble, and the EMA rate, to their values at `now`.
-
-    For a training loop of your own: call it before every batch, and `module.follow()` after every optimizer step. A
-    schedule given as a share of the run needs `now.steps`.
-    """
-    method = module.method
-    if method.needs.time or method.needs.batches or getattr(method.settings, "checkpoints", None):
-        raise ConfigError(f"{type(method).__name__} needs a Trainer: callbacks tell it the time and give it batches.")
-    _set_weights(module, now)
-
-
-def _set_weights(module: Coordinator, now: Clock) -> None:
-    labels = module.method.labels
-    if isinstance(labels, Mapping):
-        module.method.labels_weight.fill_(at_time(labels, time_of(labels, now, "method.labels")))
-    if module.method.rampup is not None:
-        module.method.rampup_weight.fill_(module.method.rampup.weight(now))
-    if module.method.ensemble is not None:
-        assert module.ensemble is not None
-        module.ensemble.weight.fill_(module.method.ensemble.weight(now))
-    if module.teacher is not None and module.teacher.settings.update == "ema":
-        module.teacher.set_rate(module.teacher.settings.rate(now))
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.set_time(clock(trainer))
 
 
 def clock(trainer: Trainer) -> Clock:
@@ -95,7 +63,7 @@ def _planned_steps(trainer: Trainer) -> int | None:
     return int(steps)
 
 
-def _warn_of_ramp_up(module: Coordinator, now: Clock, steps: int) -> None:
+def _warn_of_ramp_up(module: DistillationModule, now: Clock, steps: int) -> None:
     rampup, epochs = module.method.rampup, math.ceil(steps / now.steps_per_epoch)
     if rampup is not None and rampup.epochs is not None and rampup.epochs > epochs:
         rank_zero_warn(
@@ -105,7 +73,7 @@ def _warn_of_ramp_up(module: Coordinator, now: Clock, steps: int) -> None:
         )
 
 
-def _warn_of_slow_teacher(module: Coordinator, now: Clock, steps: int) -> None:
+def _warn_of_slow_teacher(module: DistillationModule, now: Clock, steps: int) -> None:
     teacher = module.teacher
     # Other starts copy the student in their first updates.
     if teacher is None or teacher.settings.update != "ema" or teacher.settings.start != "keep":

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
-from dkel_lightning.modules.interface import Coordinator, coordinator
+
+if TYPE_CHECKING:
+    from dkel_lightning.distillation import DistillationModule
 
 STEP = re.compile(r"step[=_-]?(\d+)$")
 STUDENT = "student.network."
@@ -24,17 +26,12 @@ class TeacherCheckpoints(Callback):
     this library whose student, a single peer, is the teacher.
     """
 
-    @staticmethod
-    def needed_by(module: Coordinator) -> bool:
-        """Needed where the method names a folder."""
-        return getattr(module.method.settings, "checkpoints", None) is not None
-
     def __init__(self) -> None:
         self._paths: dict[int, Path] = {}
         self._loaded: Path | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        module = coordinator(pl_module)
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        module: DistillationModule = pl_module
         folder = Path(module.method.settings.checkpoints).expanduser()
         if module.teacher is None or module.teacher.learns:
             raise ConfigError(f"method.checkpoints={folder} replaces a teacher that learns: add teacher=frozen.")
@@ -47,13 +44,13 @@ class TeacherCheckpoints(Callback):
                 "the teacher with a ModelCheckpoint(save_top_k=-1, every_n_train_steps=500)."
             )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._load(coordinator(pl_module), trainer.global_step)
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._load(pl_module, trainer.global_step)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._load(coordinator(pl_module), trainer.global_step)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._load(pl_module, trainer.global_step)
 
-    def _load(self, module: Coordinator, step: int) -> None:
+    def _load(self, module: DistillationModule, step: int) -> None:
         path = self._paths[max((saved for saved in self._paths if saved <= step), default=min(self._paths))]
         if path == self._loaded:
             return

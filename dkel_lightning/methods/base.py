@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.functional import not_halved
-from dkel_lightning.modules.interface import Coordinator
-from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
-from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.schedules import Clock, at_time
+from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.teacher import TeacherModule
+from dkel_lightning.networks import PeerNetwork, PeerOutputs
+from dkel_lightning.schedules import Clock, at_time, time_of
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import (
     Settings,
@@ -33,8 +33,8 @@ from dkel_lightning.settings.declarations import (
     whole,
 )
 from dkel_lightning.settings.deploy import Deploy
+from dkel_lightning.settings.rampup import RampUp
 from dkel_lightning.settings.teacher import TEACHERS
-from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 STUDENT = Deploy("student", "best")
 
@@ -42,56 +42,56 @@ Layers = Annotated[
     tuple[str, ...] | None, several("Modules by name, as in named_modules(); null: every stage.", text(""), least=0)
 ]
 
+Draw = Callable[[int], Iterable[Batch]]
+"""Called with a number of training batches, which are drawn from the seed."""
+
 
 @dataclass(frozen=True)
 class Needs:
     """What a method needs of the parts around it.
 
     Attributes:
-        teacher: `required` (teacher peers), or `none`: the method reads no teacher. One that the preset or the user
-            asks for then follows the student; with `teacher.batchnorm=ema` no batch passes it.
-        teacher_outputs: the method reads the teacher's logits. Otherwise no batch passes a frozen teacher.
+        teacher: the method needs a teacher. A teacher that the preset or the user adds to another method follows the
+            student; with `teacher.batchnorm=ema` it processes no batches.
+        teacher_outputs: the method reads the teacher's logits. Otherwise a frozen teacher processes no batches.
         foreign_teacher: the teacher is one network of any architecture, which teaches all peers, rather than peers of
-            the student's form. One that is frozen and has no weights is trained first, in a stage of its own.
-        fitted_by: the method that fits parts on the frozen teacher in a stage before this one.
-        fixed_student: the student stays as it is, in eval mode, and only the method's own parts learn.
-        time: call `set_time` before every training batch.
-        batches: the method may ask for training batches at an epoch's start and end (`wants_batches`).
-        teacher_views: accepts 2 P views, of which the teacher sees the second half.
-        ensemble: `classifier` (trained over the peers' features), `own` (made by `combine`), or `none`.
-        stages: reads `inputs.student.trunk` and `inputs.student.maps`.
+            the student's form. If it is frozen and has no weights, it is trained first, in a stage of its own.
+        fitted_by: the method that fits parts on the frozen teacher in a previous stage, see `Method.load_prepared`; the
+            buffer `fitted` tells whether that was done.
+        fixed_student: the student is frozen and in eval mode, and only the method's own parts learn.
+        batches: `on_epoch_start` and `on_epoch_end` are called, so training needs a Trainer.
+        teacher_views: the method accepts 2 P views, of which the teacher sees the second half.
+        ensemble: `classifier` (trained on the features of two or more peers), `own` (made by `combine`), or `none`.
         trunk: the peers must share a trunk.
         minimum_peers: the smallest number of peers.
         maximum_peers: the largest number of peers; None for any.
-        deploy: what is deployed among equals in validation, and without validation. A peer that it numbers is the
-            only one of its network that is chosen unless the user says otherwise.
+        deploy: the deployed network, also among equals in validation. A peer given by number is the only candidate of
+            its network unless the user chooses another.
     """
 
-    teacher: str = "required"
+    teacher: bool = True
     teacher_outputs: bool = True
     foreign_teacher: bool = False
     fitted_by: str | None = None
     fixed_student: bool = False
-    time: bool = False
     batches: bool = False
     teacher_views: bool = False
-    ensemble: str = "classifier"
-    stages: bool = False
+    ensemble: str = "none"
     trunk: bool = False
-    minimum_peers: int = 2
+    minimum_peers: int = 1
     maximum_peers: int | None = None
     deploy: Deploy = field(default_factory=lambda: Deploy("teacher", "best"))
 
-    def check(self, method: str, peers: int, trunk: bool = True, views: str = "per_peer") -> None:
-        """Raise where the number of peers, their trunk or their views do not suit the method."""
+    def check(self, method: str, peers: int, trunk: bool, views: str) -> None:
+        """Raise an error if the number of peers, their trunk or their views do not suit the method."""
         if peers < self.minimum_peers:
-            cure = "raise method.peers, or choose method=baseline"
-            raise ConfigError(f"{method} needs at least {self.minimum_peers} peers, got {peers}: {cure}.")
+            hint = "raise method.peers, or choose method=baseline"
+            raise ConfigError(f"{method} needs at least {self.minimum_peers} peers, got {peers}: {hint}.")
         if self.maximum_peers is not None and peers > self.maximum_peers:
             raise ConfigError(f"{method} takes at most {self.maximum_peers} peer, got {peers}: lower method.peers.")
         if self.trunk and not trunk:
-            cure = "give method.peers as a number and method.sharing=trunk"
-            raise ConfigError(f"{method} needs peers that share a trunk: {cure}.")
+            hint = "give method.peers as a number and method.sharing=trunk"
+            raise ConfigError(f"{method} needs peers that share a trunk: {hint}.")
         if views == "per_peer_and_teacher" and not self.teacher_views:
             names = ", ".join(name for name, preset in METHODS.items() if preset.method.needs.teacher_views)
             raise ConfigError(f"method.views=per_peer_and_teacher is for {names}: choose per_peer or shared.")
@@ -99,7 +99,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class MethodSettings(Settings, node="method"):
-    """The setting that every method has; the base of a method's own."""
+    """The setting that every method has; the base of all settings of methods."""
 
     labels: Annotated[
         float | Mapping[float, float],
@@ -110,19 +110,15 @@ class MethodSettings(Settings, node="method"):
 class Method(nn.Module, ABC):
     """Turn the outputs of the networks into named loss terms.
 
-    A method states which networks it needs and computes its loss; it neither owns the peers nor steps anything.
-    It is a module so that it may hold trainable parts (a gate, an attention), which are then optimised and
-    checkpointed with the rest.
+    A method states which networks it needs and computes its loss; it neither owns the peers nor steps the optimizer. It
+    may hold trainable parts (a gate, an attention), which are optimised and saved with the rest.
 
     Attributes:
-        Settings: frozen dataclass of primitives (nested dataclasses allowed) from which the method is rebuilt.
+        Settings: a subclass of MethodSettings, from which the method is rebuilt.
         needs: what it needs of the parts around it.
-        process_buffers: buffers that differ between processes until the method makes them equal; no Trainer turns them
-            into a half type (`bf16-true`), in which counts end at 256.
-        teacher_parts: attributes that hold modules which learn with the teacher; they are clipped with it.
-        labels: the factor of its terms with labels, a number or a schedule.
-        rampup: the ramp-up of its distillation weight, None without one.
-        ensemble: its decaying ensemble of teachers, None without one.
+        process_buffers: buffers that differ between processes until the method makes them equal.
+        teacher_parts: names of modules that learn with the teacher; their gradients are clipped with the teacher's.
+        rampup: the ramp-up of its distillation weight, the field `rampup` of its settings; None without one.
     """
 
     Settings: ClassVar[type[Any]] = MethodSettings
@@ -136,82 +132,51 @@ class Method(nn.Module, ABC):
     def __init__(self, peers: int, settings: Any = None) -> None:
         super().__init__()
         self.settings = settings if settings is not None else self.Settings()
-        self.needs.check(type(self).__name__, peers)
         self.peers = peers
         self.rampup: RampUp | None = getattr(self.settings, "rampup", None)
-        self.ensemble: EnsembleTerm | None = getattr(self.settings, "ensemble", None)
-        self.labels: float | Mapping[float, float] = getattr(self.settings, "labels", 1.0)
         # On the device, so that a changed weight does not recompile.
         self.register_buffer("rampup_weight", torch.zeros(()))
-        self.register_buffer("labels_weight", torch.tensor(float(at_time(self.labels, 0))), self.labels != 1)
+        labels = self.settings.labels
+        self.register_buffer("labels_weight", torch.tensor(float(at_time(labels, 0))), persistent=labels != 1)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Method:
-        """Keep `process_buffers` out of half types."""
-        own = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name in self.process_buffers}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in own.items():
-            setattr(self, name, not_halved(fn)(buffer))
-        return self
+    def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
+        """Make the method's trainable parts to fit the networks; called once, under the seed."""
 
-    def attach(self, network: PeerNetwork) -> None:
-        """Make the method's trainable parts to fit the student's network; called once, under the seed."""
+    def load_prepared(self, prepared: Method) -> None:
+        """Load what the previous stage prepared: the method of the checkpoint that holds the teacher's weights."""
 
-    def attach_teacher(self, network: PeerNetwork) -> None:
-        """Make the parts that depend on the teacher's network; called after `attach` where there is a teacher."""
+    def set_time(self, clock: Clock) -> None:
+        """Set what follows a schedule, before every training batch; an override calls this one too."""
+        labels = self.settings.labels
+        if isinstance(labels, Mapping):
+            self.labels_weight.fill_(at_time(labels, time_of(labels, clock, "method.labels")))
+        if self.rampup is not None:
+            self.rampup_weight.fill_(self.rampup.weight(clock))
 
-    def set_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
-        """Set what depends on the time, before batch `batch_idx` of an epoch; see `Needs.time`.
+    def on_epoch_start(self, student: StudentModule, teacher: TeacherModule | None, clock: Clock, draw: Draw) -> None:
+        """Use training batches before an epoch, see `Needs.batches`. They differ between processes."""
 
-        Draw from `seed`, the module's, and the time, so that a resumed run draws the same.
-        """
+    def on_epoch_end(self, student: StudentModule, teacher: TeacherModule | None, clock: Clock, draw: Draw) -> None:
+        """Use training batches after the last batch of an epoch, and before a validation within one."""
 
-    def wants_batches(self, when: str, clock: Clock) -> int | None:
-        """Return the number of training batches for `take_batches` at an epoch's `start` or `end`; None: no call.
-
-        See `Needs.batches`.
-        """
-        return None
-
-    def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
-        """Use the batches that `wants_batches` asked for: drawn from the seed, different on each process."""
-
-    def take_over(self, prepared: Coordinator) -> None:
-        """Take what a stage before this one has prepared, from the module of the teacher's checkpoint."""
-
-    def start_student(self, student: PeerNetwork) -> None:
-        """Give a student the weights of parts that this method trained beside its teacher."""
-        raise ConfigError(
-            "teacher.init_student_from_branches takes the branches of a teacher that was trained by method=sftn: set "
-            "teacher.training=sftn, or give its checkpoint as teacher.weights."
-        )
-
-    def preparation_warning(self) -> str | None:
-        """Return a warning where a stage before this one should have prepared something and did not."""
-        return None
-
-    def combine(self, student: StudentOutput) -> Tensor:
-        """Make the ensemble's logits [B, C] of the peers' outputs; see `Needs.ensemble`."""
-        raise NotImplementedError(f"{type(self).__name__} needs an ensemble of its own, but has no combine().")
+    def combine(self, student: PeerOutputs) -> Tensor:
+        """Compute the ensemble's logits [B, C] where `needs.ensemble` is `own`."""
+        raise NotImplementedError
 
     @property
     def wants_ensemble_classifier(self) -> bool:
-        """Whether an ensemble classifier is trained beside the peers."""
-        return self.needs.ensemble == "classifier"
+        """Whether an ensemble classifier is trained with the peers; over a single peer it would be that peer again."""
+        return self.needs.ensemble == "classifier" and self.peers > 1
 
     @property
     def wants_classes(self) -> bool:
-        """Whether it works on one class a sample (`inputs.classes`); mixed or other soft labels are then refused."""
+        """Whether it needs one known class per sample (`inputs.classes`); unknown, mixed or soft labels are refused."""
         return False
-
-    @property
-    def needs_labels(self) -> str:
-        """What needs the class of every image, for a message; empty where labels may be -1, not known."""
-        return f"{type(self).__name__} as it is set" if self.wants_classes else ""
 
     @property
     @abstractmethod
     def terms(self) -> tuple[str, ...]:
-        """Names of the loss terms, in the order in which they are logged; a class attribute will do."""
+        """Names of the loss terms, in the order in which they are logged; may be a class attribute."""
 
     @property
     def label_terms(self) -> tuple[str, ...]:
@@ -227,16 +192,17 @@ class Method(nn.Module, ABC):
         terms = self.loss_terms(inputs)
         if terms.keys() != set(self.terms):
             raise ConfigError(
-                f"{type(self).__name__} names the terms {', '.join(self.terms)} but computes {', '.join(terms)}: a "
-                "term without a name would be left out of the loss."
+                f"{type(self).__name__}.terms names {', '.join(self.terms)}, but loss_terms returns "
+                f"{', '.join(terms)}: make them agree."
             )
-        if self.labels != 1:
+        if self.settings.labels != 1:
             terms |= {name: self.labels_weight * terms[name] for name in self.label_terms}
         return terms
 
-    def current_weights(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
+    def current_weights(self) -> dict[str, Tensor]:
         """Return the current weights of the schedules by name, for the log."""
-        return {"rampup": self.rampup_weight} if self.rampup is not None else {}
+        weights = {"rampup": self.rampup_weight} if self.rampup is not None else {}
+        return weights | ({"labels": self.labels_weight} if self.settings.labels != 1 else {})
 
     def settings_as_dict(self) -> dict[str, Any]:
         """Return the settings as nested dicts of primitives."""
@@ -343,7 +309,7 @@ def register(  # noqa: D417
         if other is not None and import_path(other.method) != import_path(method):
             raise ConfigError(f"The method name {name!r} is taken by {import_path(other.method)}: choose another.")
         summary = meaning or (method.__doc__ or name).strip().splitlines()[0]
-        default = "none" if method.needs.teacher == "none" else "independent"
+        default = "independent" if method.needs.teacher else "none"
         METHODS[name] = Preset(method, summary, settings or {}, teacher or default, arrangement, views_per_pass)
         return method
 

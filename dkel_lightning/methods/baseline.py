@@ -16,14 +16,10 @@ class Baseline(Method):
     `L = CE(z_E) + sum_i CE(z_i)`: cross-entropy only, no distillation.
 
     The teacher follows passively as a moving average and is deployed as elsewhere, so that what averaging alone
-    gives is not credited to distillation. A single peer has no ensemble classifier: it would be the peer again.
+    gives is not credited to distillation. A single peer has no ensemble classifier.
     """
 
-    needs = Needs(teacher="none", minimum_peers=1)
-
-    @property
-    def wants_ensemble_classifier(self) -> bool:
-        return self.peers > 1
+    needs = Needs(teacher=False, ensemble="classifier")
 
     @property
     def terms(self) -> tuple[str, ...]:

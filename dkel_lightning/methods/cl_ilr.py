@@ -13,7 +13,7 @@ from dkel_lightning.methods.distilling import Detach, Distilling, Distils, Tempe
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, SharedTrunk
 from dkel_lightning.settings.declarations import number
-from dkel_lightning.settings.weights import RampUp
+from dkel_lightning.settings.rampup import RampUp
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class CLILR(Distilling):
     """
 
     Settings = CLILRSettings
-    needs = Needs(teacher="none", ensemble="none", trunk=True, deploy=STUDENT)
+    needs = Needs(teacher=False, trunk=True, minimum_peers=2, deploy=STUDENT)
     settings: CLILRSettings
     terms = ("ce", "kd_peers")  # labels, and the other heads
 
-    def attach(self, network: PeerNetwork) -> None:
-        assert isinstance(network, SharedTrunk)
-        network.gradient_scale = 1.0 / network.num_peers
+    def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
+        assert isinstance(student, SharedTrunk)
+        student.gradient_scale = 1.0 / student.num_peers
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         logits, beta = inputs.student.logits, self.settings.beta

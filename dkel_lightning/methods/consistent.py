@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.functional import at_least_float32, cross_entropy, one_hot
-from dkel_lightning.methods.base import STUDENT, Layers, Needs, register
+from dkel_lightning.methods.base import Draw, Layers, Needs, register
 from dkel_lightning.methods.distilling import Distilling, Distils, Temperature, Weight
-from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork, at_common_size, check_pairs, maps_of
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.schedules import Clock
@@ -59,21 +60,19 @@ class Consistent(Distilling):
     """
 
     Settings = ConsistentSettings
-    needs = Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, maximum_peers=1, batches=True, deploy=STUDENT)
+    needs = Needs(foreign_teacher=True, maximum_peers=1, batches=True)
     settings: ConsistentSettings
 
     fitted: Tensor
 
-    def attach(self, network: PeerNetwork) -> None:
-        self.layers, maps = maps_of(network, self.settings.layers, "method.layers", _WHY)
-        self._widths = [maps[layer][0].shape[1] for layer in self.layers]
-
-    def attach_teacher(self, network: PeerNetwork) -> None:
-        self.teacher_layers, maps = maps_of(network, self.settings.teacher_layers, "method.teacher_layers", _WHY)
+    def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
+        assert teacher is not None
+        self.layers, maps = maps_of(student, self.settings.layers, "method.layers", _WHY)
+        self.teacher_layers, targets = maps_of(teacher, self.settings.teacher_layers, "method.teacher_layers", _WHY)
         check_pairs(self.layers, self.teacher_layers, "consistent compares layers")
-        widths = [maps[layer][0].shape[1] for layer in self.teacher_layers]
         self.learned = nn.ParameterList()
-        for index, (ours, theirs) in enumerate(zip(self._widths, widths, strict=True)):
+        for index, pair in enumerate(zip(maps.values(), targets.values(), strict=True)):
+            ours, theirs = (outputs[0].shape[1] for outputs in pair)
             if self.settings.matcher == "learned":
                 self.learned.append(nn.Parameter(torch.zeros(ours, theirs)))
             elif max(ours, theirs) % min(ours, theirs):
@@ -85,31 +84,32 @@ class Consistent(Distilling):
                 self.register_buffer(f"places_{index}", natural(ours, theirs))
         self.register_buffer("fitted", torch.tensor(self.settings.matcher == "learned"))
 
-    def wants_batches(self, when: str, clock: Clock) -> int | None:
+    def on_epoch_start(self, student: StudentModule, teacher: TeacherModule | None, clock: Clock, draw: Draw) -> None:
         every = self.settings.refit_epochs
         again = every > 0 and clock.epoch > 0 and clock.epoch % every == 0
-        due = self.settings.matcher != "learned" and when == "start" and (again or not bool(self.fitted))
-        return self.settings.fit_batches if due else None
+        if self.settings.matcher != "learned" and (again or not bool(self.fitted)):
+            assert teacher is not None
+            self.fit(student, teacher, draw(self.settings.fit_batches))
 
     @torch.no_grad()
-    def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
-        assert module.teacher is not None
-        mode = module.student.training
-        module.student.eval()
-        classes = module.student.num_classes
+    def fit(self, student: StudentModule, teacher: TeacherModule, batches: Iterable[Batch]) -> None:
+        """Assign the channels by their mean outputs for each class over `batches`."""
+        mode = student.training
+        student.eval()
+        classes = student.num_classes
         sums = [[torch.zeros(0)] * len(self.layers) for _ in range(2)]
-        counts = torch.zeros(classes, dtype=torch.float64, device=module.device)
+        counts = torch.zeros(classes, dtype=torch.float64, device=self.fitted.device)
         for batch in batches:
             onehot = one_hot(batch.labels, classes).double()
             counts += onehot.sum(0)
-            ours, theirs = module.student(batch.views).named, module.teacher.teach(batch.views).named
+            ours, theirs = student(batch.views).named, teacher.teach(batch.views).named
             assert ours is not None
             assert theirs is not None
             for totals, outputs, layers in ((sums[0], ours, self.layers), (sums[1], theirs, self.teacher_layers)):
                 for index, layer in enumerate(layers):
                     profile = outputs[layer][0].double().mean((2, 3)).t() @ onehot  # [channels, K]
                     totals[index] = profile if len(totals[index]) == 0 else totals[index] + profile
-        module.student.train(mode)
+        student.train(mode)
         average_over_processes([counts, *sums[0], *sums[1]])
         present = counts > 0
         if not bool(present.any()):

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
-from dkel_lightning.methods.base import STUDENT, Layers, Needs, register
+from dkel_lightning.methods.base import Layers, Method, Needs, register
 from dkel_lightning.methods.distilling import Distilling, Distils, Temperature
 from dkel_lightning.methods.heads import SETTING, Classifiers, Heads
-from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.settings.declarations import either, number, several, switch
@@ -60,15 +59,16 @@ class DIH(Distilling):
     """
 
     Settings = DIHSettings
-    needs = Needs(foreign_teacher=True, fitted_by="heads", ensemble="none", minimum_peers=1, deploy=STUDENT)
+    needs = Needs(foreign_teacher=True, fitted_by="heads")
     settings: DIHSettings
     terms = ("ce", "kd", "kd_heads")  # labels, the teacher's output, its heads
 
     heads: Classifiers
     fitted: Tensor
 
-    def attach_teacher(self, network: PeerNetwork) -> None:
-        self.heads = Classifiers(network, self.settings.layers)
+    def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
+        assert teacher is not None
+        self.heads = Classifiers(teacher, self.settings.layers)
         self.heads.requires_grad_(False)
         self.register_buffer("fitted", torch.tensor(not len(self.heads)))
         weights = self.settings.weights
@@ -78,10 +78,10 @@ class DIH(Distilling):
                 f"({', '.join(self.heads.layers)}): give {1 + len(self.heads)}, or one number."
             )
 
-    def take_over(self, prepared: Coordinator) -> None:
-        theirs = prepared.method.heads if isinstance(prepared.method, Heads) else None
-        if theirs is None or not len(self.heads):
+    def load_prepared(self, prepared: Method) -> None:
+        if not isinstance(prepared, Heads):
             return
+        theirs = prepared.heads
         if missing := [layer for layer in self.heads.layers if layer not in theirs.layers]:
             raise ConfigError(
                 f"{SETTING} names {', '.join(missing)}, and the heads of teacher.weights are on "
@@ -90,14 +90,6 @@ class DIH(Distilling):
         for layer, head in zip(self.heads.layers, self.heads, strict=True):
             head.load_state_dict(theirs[theirs.layers.index(layer)].state_dict())
         self.fitted.fill_(True)
-
-    def preparation_warning(self) -> str | None:
-        if bool(self.fitted):
-            return None
-        return (
-            "The heads of DIH have random weights and do not learn: fit them by method=heads on the teacher, and set "
-            "teacher.weights to its checkpoint."
-        )
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         assert inputs.teacher is not None

@@ -36,7 +36,7 @@ class DML(Distilling):
     """
 
     Settings = DMLSettings
-    needs = Needs(teacher="none", ensemble="none", deploy=STUDENT)
+    needs = Needs(teacher=False, minimum_peers=2, deploy=STUDENT)
     settings: DMLSettings
     terms = ("ce", "kd_peers")  # labels, and the other peers
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dkel_lightning.functional import at_least_float32, cross_entropy
-from dkel_lightning.methods.base import STUDENT, Layers, Needs, register
+from dkel_lightning.methods.base import Layers, Needs, register
 from dkel_lightning.methods.distilling import Distilling, Distils, Weight
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import Named, PeerNetwork, check_pairs, maps_of
@@ -58,7 +58,7 @@ class EKD(Distilling):
     """
 
     Settings = EKDSettings
-    needs = Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT)
+    needs = Needs(foreign_teacher=True)
     settings: EKDSettings
     # Labels, teacher, and the guided modules' labels, teacher, features; the teacher's labels.
     terms = ("ce", "kd", "ce_guided", "kd_guided", "features", "ce_guided_teacher")
@@ -71,14 +71,13 @@ class EKD(Distilling):
     guided: nn.ModuleList
     guided_teacher: nn.ModuleList
 
-    def attach(self, network: PeerNetwork) -> None:
-        self.layers, seen = maps_of(network, self.settings.layers, "method.layers", _WHY)
-        self.guided = nn.ModuleList(self._guides(seen, peer, network.num_classes) for peer in range(self.peers))
-
-    def attach_teacher(self, network: PeerNetwork) -> None:
-        self.teacher_layers, seen = maps_of(network, self.settings.teacher_layers, "method.teacher_layers", _WHY)
+    def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
+        assert teacher is not None
+        self.layers, ours = maps_of(student, self.settings.layers, "method.layers", _WHY)
+        self.teacher_layers, theirs = maps_of(teacher, self.settings.teacher_layers, "method.teacher_layers", _WHY)
         check_pairs(self.layers, self.teacher_layers, _WHY)
-        self.guided_teacher = self._guides(seen, 0, network.num_classes)
+        self.guided_teacher = self._guides(theirs, 0, student.num_classes)  # drawn first, so equal for every student
+        self.guided = nn.ModuleList(self._guides(ours, peer, student.num_classes) for peer in range(self.peers))
 
     def _guides(self, seen: Named, peer: int, classes: int) -> nn.ModuleList:
         return nn.ModuleList(

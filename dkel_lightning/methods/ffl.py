@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.base import STUDENT, Needs, register
 from dkel_lightning.methods.distilling import Distilling, Distils
-from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
-from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.settings.weights import RampUp
+from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.networks import PeerNetwork, PeerOutputs
+from dkel_lightning.settings.rampup import RampUp
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class FFL(Distilling):
     """
 
     Settings = FFLSettings
-    needs = Needs(teacher="none", ensemble="own", stages=True, deploy=STUDENT)
+    needs = Needs(teacher=False, ensemble="own", minimum_peers=2, deploy=STUDENT)
     settings: FFLSettings
     # Labels, the fusion's labels, fusion to peers, peers to fusion.
     terms = ("ce", "ce_ensemble", "kd_ensemble", "kd_fusion")
 
     fusion: nn.Sequential
 
-    def attach(self, network: PeerNetwork) -> None:
-        maps = network.probe().maps
+    def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
+        maps = student.probe().maps
         if maps is None:
             raise ConfigError("ffl fuses feature maps, which this network does not tell: take a registered backbone.")
         sizes = sorted({tuple(of_peer.shape[2:]) for of_peer in maps})
@@ -59,13 +59,13 @@ class FFL(Distilling):
             nn.ReLU(inplace=True),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(narrow, network.num_classes),
+            nn.Linear(narrow, student.num_classes),
         )
         for module in self.fusion:
             if isinstance(module, nn.Conv2d):  # N(0, sqrt(2 / (k^2 out)))
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def combine(self, student: StudentOutput) -> Tensor:
+    def combine(self, student: PeerOutputs) -> Tensor:
         assert student.maps is not None
         fused: Tensor = self.fusion(torch.cat(student.maps, dim=1))
         return fused

@@ -69,18 +69,18 @@ class Heads(Method):
     """
 
     Settings = HeadsSettings
-    needs = Needs(teacher="none", fixed_student=True, ensemble="none", minimum_peers=1, maximum_peers=1, deploy=STUDENT)
+    needs = Needs(teacher=False, fixed_student=True, maximum_peers=1, deploy=STUDENT)
     settings: HeadsSettings
     terms = ("ce_heads",)
 
     heads: Classifiers
 
-    def attach(self, network: PeerNetwork) -> None:
+    def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
         if self.settings.layers == ():
             raise ConfigError(
                 "method.layers is empty, so there is no head to fit: name modules, or null for all stages."
             )
-        self.heads = Classifiers(network, self.settings.layers)
+        self.heads = Classifiers(student, self.settings.layers)
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         return {"ce_heads": cross_entropy(self.heads.logits(inputs.student.named), inputs.labels).sum()}

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
 from torch import Size, Tensor, nn
 
-from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
-from dkel_lightning.methods.base import STUDENT, Layers, Method, MethodSettings, Needs, register
-from dkel_lightning.modules.interface import Coordinator
+from dkel_lightning.methods.base import Draw, Layers, Method, MethodSettings, Needs, register
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.modules.peers import batch_norms, running_statistics
+from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork, StandIn, adapter, check_pairs, find, layers_of, momentum
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.runtime.seeding import generator
@@ -71,7 +71,7 @@ class IAKD(Method):
 
     q, the probability of the student's own block, is constant, grows to 1 within half the run, or is a sawtooth.
     The teacher's blocks are frozen, in eval mode; the gradient flows through them to the student's earlier blocks.
-    Coins are drawn from (seed, epoch, batch), the same on all processes. BatchNorm's statistics, which would mix two
+    Coins are drawn from (seed, step), the same on all processes. BatchNorm's statistics, which would mix two
     kinds of input, are estimated anew after each epoch, at the run's end and before an evaluation within an epoch.
     Deployed and evaluated: the student's blocks alone.
 
@@ -79,31 +79,22 @@ class IAKD(Method):
     """
 
     Settings = IAKDSettings
-    needs = Needs(
-        foreign_teacher=True,
-        teacher_outputs=False,
-        ensemble="none",
-        minimum_peers=1,
-        maximum_peers=1,
-        time=True,
-        batches=True,
-        deploy=STUDENT,
-    )
+    needs = Needs(foreign_teacher=True, teacher_outputs=False, maximum_peers=1, batches=True)
     settings: IAKDSettings
     terms = ("ce",)
 
     own_blocks: Tensor
     chance: Tensor
 
-    def attach(self, network: PeerNetwork) -> None:
-        self._blocks, self._borders = _blocks(network, self.settings.layers, "method.layers")
-
-    def attach_teacher(self, network: PeerNetwork) -> None:
-        blocks, borders = _blocks(network, self.settings.teacher_layers, "method.teacher_layers")
-        check_pairs(self._blocks, blocks, "iakd swaps blocks")
+    def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
+        assert teacher is not None
+        own_blocks, own_borders = _blocks(student, self.settings.layers, "method.layers")
+        blocks, borders = _blocks(teacher, self.settings.teacher_layers, "method.teacher_layers")
+        check_pairs(own_blocks, blocks, "iakd swaps blocks")
+        self._seed = int(torch.randint(2**62, ()))
         self.adapters = nn.ModuleDict()
         self._coins = _Coins()
-        pairs = zip(self._blocks.items(), blocks.items(), self._borders, borders, strict=True)
+        pairs = zip(own_blocks.items(), blocks.items(), own_borders, borders, strict=True)
         for index, ((name, own), (other_name, other), ours, theirs) in enumerate(pairs):
             what = f"{name} of the student and {other_name} of the teacher"
             if [shape[2:] for shape in ours] != [shape[2:] for shape in theirs]:
@@ -114,7 +105,6 @@ class IAKD(Method):
         self.register_buffer("own_blocks", torch.ones(len(blocks), dtype=torch.bool))
         self.register_buffer("chance", torch.ones(()))
         self._coins.own = self.own_blocks
-        del self._blocks, self._borders
 
     def _joined(self, name: str, source: Size, target: Size, what: str) -> nn.Module | None:
         if source[1:] == target[1:]:
@@ -123,7 +113,7 @@ class IAKD(Method):
         return self.adapters[name]
 
     def _apply(self, fn: Any, recurse: bool = True) -> IAKD:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._coins.own = self.own_blocks  # moved to another device it is another tensor
         return self
 
@@ -133,33 +123,32 @@ class IAKD(Method):
         length = None if clock.steps is None else clock.steps / clock.steps_per_epoch
         return swap_rate(settings.schedule, epochs, length, settings.start, settings.period)
 
-    def set_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
+    def set_time(self, clock: Clock) -> None:
+        super().set_time(clock)
         chance = self.chance_at(clock.fraction, clock)
-        tossed = torch.rand(len(self.own_blocks), generator=generator(seed, "blocks", clock.epoch, batch_idx))
+        tossed = torch.rand(len(self.own_blocks), generator=generator(self._seed, clock.step))
         self.own_blocks.copy_(tossed < chance)
         self.chance.fill_(chance)
 
-    def wants_batches(self, when: str, clock: Clock) -> int | None:
-        swapped = when == "end" and self.chance_at(clock.epoch, clock) < 1
-        return self.settings.statistics_batches or None if swapped else None
-
     @torch.no_grad()
-    def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
-        layers = batch_norms(module.student.network)
+    def on_epoch_end(self, student: StudentModule, teacher: TeacherModule | None, clock: Clock, draw: Draw) -> None:
+        if self.settings.statistics_batches == 0 or self.chance_at(clock.epoch, clock) >= 1:
+            return
+        layers = batch_norms(student.network)
         coins, self._coins.own = self._coins.own, None
         for layer in layers:
             layer.reset_running_stats()
         with momentum(layers, None):
-            for batch in batches:
-                module.student.network(batch.views)
+            for batch in draw(self.settings.statistics_batches):
+                student.network(batch.views)
         self._coins.own = coins
-        average_over_processes(running_statistics(module.student.network))
+        average_over_processes(running_statistics(student.network))
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         return {"ce": cross_entropy(inputs.student.logits, inputs.labels).sum()}
 
-    def current_weights(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
-        return {"own_blocks": self.chance}
+    def current_weights(self) -> dict[str, Tensor]:
+        return {**super().current_weights(), "own_blocks": self.chance}
 
 
 class _Between:

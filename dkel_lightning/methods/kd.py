@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dkel_lightning.functional import cross_entropy
-from dkel_lightning.methods.base import STUDENT, Needs, register
+from dkel_lightning.methods.base import Needs, register
 from dkel_lightning.methods.distilling import Distilling, Distils, LabelsWeight, Temperature, Weight
 from dkel_lightning.modules.outputs import MethodInputs
 
@@ -33,7 +33,7 @@ class KD(Distilling):
     """
 
     Settings = KDSettings
-    needs = Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT)
+    needs = Needs(foreign_teacher=True)
     settings: KDSettings
     terms = ("ce", "kd")  # labels, and the teacher to each peer
 

@@ -104,17 +104,13 @@ class KDCL(Distilling):
     """
 
     Settings = KDCLSettings
-    needs = Needs(teacher="none", ensemble="none", deploy=STUDENT)
+    needs = Needs(teacher=False, minimum_peers=2, deploy=STUDENT)
     settings: KDCLSettings
     terms = ("ce", "kd_target")  # labels, and the common target
 
     @property
     def wants_classes(self) -> bool:
-        return super().wants_classes or self.settings.target == "min_logit"
-
-    @property
-    def needs_labels(self) -> str:
-        return "KDCL with method.target=naive" if self.settings.target == "naive" else super().needs_labels
+        return super().wants_classes or self.settings.target in ("min_logit", "naive")
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         logits = inputs.student.logits

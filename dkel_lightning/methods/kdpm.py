@@ -11,7 +11,7 @@ from torch import Size, Tensor, nn
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy
-from dkel_lightning.methods.base import STUDENT, Needs, register
+from dkel_lightning.methods.base import Needs, register
 from dkel_lightning.methods.distilling import Distilling, Distils, Weight
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork, adapter, at_common_size, stages_of
@@ -50,7 +50,7 @@ class KDPM(Distilling):
     """
 
     Settings = KDPMSettings
-    needs = Needs(foreign_teacher=True, ensemble="none", minimum_peers=1, deploy=STUDENT)
+    needs = Needs(foreign_teacher=True)
     settings: KDPMSettings
 
     def __init__(self, peers: int, settings: KDPMSettings | None = None) -> None:
@@ -61,21 +61,15 @@ class KDPM(Distilling):
         self.of_logits = [peer for peer, channel in enumerate(self.channels) if channel != "features"]
         self.of_features = [peer for peer, channel in enumerate(self.channels) if channel != "logits"]
         self.adapters = nn.ModuleList()
-        self._layers = ("", "")
-        self._shapes: list[Size] = []
 
-    def attach(self, network: PeerNetwork) -> None:
+    def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
+        assert teacher is not None
         if self.of_features:
-            layer, self._shapes = _watched(network, self.settings.layer, "method.layer")
-            self._layers = (layer, "")
-
-    def attach_teacher(self, network: PeerNetwork) -> None:
-        if self.of_features:
-            layer, (shape, *_) = _watched(network, self.settings.teacher_layer, "method.teacher_layer")
-            self._layers = (self._layers[0], layer)
-            what = f"{self._layers[0]} of the student and {layer} of the teacher"
+            self.layer, shapes = _watched(student, self.settings.layer, "method.layer")
+            self.teacher_layer, (shape, *_) = _watched(teacher, self.settings.teacher_layer, "method.teacher_layer")
+            what = f"{self.layer} of the student and {self.teacher_layer} of the teacher"
             for peer in self.of_features:
-                self.adapters.append(adapter(self._shapes[peer], shape, what))
+                self.adapters.append(adapter(shapes[peer], shape, what))
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -103,11 +97,10 @@ class KDPM(Distilling):
 
     def _features(self, inputs: MethodInputs) -> Tensor:
         ours, theirs = inputs.named
-        layer, teacher_layer = self._layers
         total = inputs.student.logits.new_zeros(())
         for peer, adapt in zip(self.of_features, self.adapters, strict=True):
-            maps = theirs[teacher_layer]
-            pair = at_common_size(adapt(ours[layer][peer]), maps[peer if len(maps) > 1 else 0].detach())
+            maps = theirs[self.teacher_layer]
+            pair = at_common_size(adapt(ours[self.layer][peer]), maps[peer if len(maps) > 1 else 0].detach())
             total = total + F.mse_loss(at_least_float32(pair[0]), at_least_float32(pair[1]))
         return total
 

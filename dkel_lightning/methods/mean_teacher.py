@@ -11,7 +11,7 @@ from dkel_lightning.functional import at_least_float32, cross_entropy, sample_di
 from dkel_lightning.methods.base import Method, MethodSettings, Needs, register
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.settings.declarations import choice, number
-from dkel_lightning.settings.weights import RampUp
+from dkel_lightning.settings.rampup import RampUp
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class MeanTeacher(Method):
     """
 
     Settings = MeanTeacherSettings
-    needs = Needs(ensemble="none", minimum_peers=1, teacher_views=True)
+    needs = Needs(teacher_views=True)
     settings: MeanTeacherSettings
     terms = ("ce", "consistency")  # labels, and consistency with the teacher
 

@@ -14,7 +14,7 @@ from dkel_lightning.methods.distilling import Distilling, Distils
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.settings.deploy import Deploy
-from dkel_lightning.settings.weights import RampUp
+from dkel_lightning.settings.rampup import RampUp
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class OKDDip(Distilling):
     """
 
     Settings = OKDDipSettings
-    needs = Needs(teacher="none", ensemble="none", minimum_peers=3, deploy=Deploy("student", -1))
+    needs = Needs(teacher=False, minimum_peers=3, deploy=Deploy("student", -1))
     settings: OKDDipSettings
     terms = ("ce", "kd_peers", "kd_leader")  # labels, attended peers to peers, mean of the peers to the leader
 
     query: nn.Linear
     key: nn.Linear
 
-    def attach(self, network: PeerNetwork) -> None:
-        widths = set(network.feature_dims[:-1])
+    def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
+        widths = set(student.feature_dims[:-1])
         if len(widths) > 1:
             raise ConfigError(f"okddip compares features, and its auxiliary peers' differ in width: {sorted(widths)}.")
         (width,) = widths

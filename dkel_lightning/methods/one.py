@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from dkel_lightning.functional import at_least_float32
 from dkel_lightning.methods.base import Needs, register
 from dkel_lightning.methods.distilling import Detach, Distilling, Distils
-from dkel_lightning.modules.outputs import MethodInputs, StudentOutput
-from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.networks import PeerNetwork, PeerOutputs
 from dkel_lightning.settings.deploy import Deploy
-from dkel_lightning.settings.weights import RampUp
+from dkel_lightning.settings.rampup import RampUp
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,19 @@ class ONE(Distilling):
     """
 
     Settings = ONESettings
-    needs = Needs(teacher="none", ensemble="own", stages=True, trunk=True, deploy=Deploy("student", 0))
+    needs = Needs(teacher=False, ensemble="own", trunk=True, minimum_peers=2, deploy=Deploy("student", 0))
     settings: ONESettings
     terms = ("ce", "ce_ensemble", "kd_ensemble")  # labels, the gated ensemble's labels, the gated ensemble to peers
 
     gate: nn.Module
 
-    def attach(self, network: PeerNetwork) -> None:
-        width = pooled(network.probe().trunk[0]).shape[1]
+    def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
+        width = pooled(student.probe().trunk[0]).shape[1]
         self.gate = nn.Sequential(
             nn.Linear(width, self.peers), nn.BatchNorm1d(self.peers), nn.ReLU(), nn.Softmax(dim=1)
         )
 
-    def combine(self, student: StudentOutput) -> Tensor:
+    def combine(self, student: PeerOutputs) -> Tensor:
         assert student.trunk is not None
         # A shared view passes the trunk once; of several views the gate sees the mean.
         outputs = list({id(output): output for output in student.trunk}.values())

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dkel_lightning.methods.base import register
+from dkel_lightning.methods.base import Needs, register
 from dkel_lightning.methods.distilling import Distilling, Distils
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.settings.weights import RampUp
+from dkel_lightning.settings.rampup import RampUp
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class PCL(Distilling):
     """
 
     Settings = PCLSettings
+    needs = Needs(ensemble="classifier", minimum_peers=2)
     settings: PCLSettings
     # Labels, ensemble's labels, ensemble to peers, individual teachers to peers.
     terms: tuple[str, ...] = ("ce", "ce_ensemble", "kd_ensemble", "kd_individual")

@@ -44,48 +44,34 @@ class SFTN(Method):
     """
 
     Settings = SFTNSettings
-    needs = Needs(teacher="none", ensemble="none", minimum_peers=1, maximum_peers=1, deploy=STUDENT)
+    needs = Needs(teacher=False, maximum_peers=1, deploy=STUDENT)
     settings: SFTNSettings
     terms = ("ce", "kd_branches", "ce_branches")  # labels, the trunk to its branches and back, the branches' labels
 
     branches: nn.ModuleList
 
-    def attach(self, network: PeerNetwork) -> None:
+    def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
         if self.settings.student is None:
             raise ConfigError("sftn hangs blocks of the student on its teacher: give method.student, such as resnet8.")
-        student = self._student(network)
-        layers = layers_of(network.peer(0), self.settings.layers, "method.layers")
-        own = stages_of(student.peer(0), "method.student")
-        if len(layers) != len(own):
+        trunk, pupil = student, self._pupil(student)  # the network that learns here is the teacher of a later stage
+        layers = layers_of(trunk.peer(0), self.settings.layers, "method.layers")
+        stages = stages_of(pupil.peer(0), "method.student")
+        if len(layers) != len(stages):
             raise ConfigError(
                 f"sftn pairs stages, and the teacher has {len(layers)} ({', '.join(layers)}), {self.settings.student} "
-                f"{len(own)} ({', '.join(own)}): give method.layers as many modules of the teacher."
+                f"{len(stages)} ({', '.join(stages)}): give method.layers as many modules of the teacher."
             )
-        self.layers = layers[:-1]  # behind the last one nothing but a classifier would be left
-        seen, expected = network.watch(self.layers, "method.layers"), student.watch(own, "method.student")
-        student.unwatch()
+        self.layers = layers[:-1]  # only a classifier would follow the last stage
+        seen, expected = trunk.watch(self.layers, "method.layers"), pupil.watch(stages, "method.student")
         self.branches = nn.ModuleList()
-        for layer, stage in zip(self.layers, own, strict=False):
+        for layer, stage in zip(self.layers, stages, strict=False):
             first = adapter(seen[layer][0].shape, expected[stage][0].shape, f"{layer} of the teacher")
-            self.branches.append(nn.Sequential(first, *_blocks_after(self._student(network), stage)))
+            self.branches.append(nn.Sequential(first, *_blocks_after(self._pupil(trunk), stage)))
 
-    def start_student(self, student: PeerNetwork) -> None:
-        _, *blocks = self.branches[0].children()
-        for index in range(student.num_peers):
-            try:
-                own = _blocks_after(student, stages_of(student.peer(index), "backbone")[0], index)
-                for block, trained in zip(own, blocks, strict=True):
-                    block.load_state_dict(trained.state_dict())
-            except (AssertionError, RuntimeError, ValueError) as error:
-                raise ConfigError(
-                    f"The branches of the teacher are blocks of {self.settings.student}, and the student is another "
-                    "network: set backbone to that, or leave out teacher.init_student_from_branches."
-                ) from error
-
-    def _student(self, network: PeerNetwork) -> PeerNetwork:
-        channels, *size = network.image_shape
+    def _pupil(self, trunk: PeerNetwork) -> PeerNetwork:
+        channels, *size = trunk.image_shape
         name = str(self.settings.student)
-        return create(name, network.num_classes, 1, in_channels=channels, image_size=(size[0], size[1]))
+        return create(name, trunk.num_classes, 1, in_channels=channels, image_size=(size[0], size[1]))
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         named = inputs.student.named
@@ -102,6 +88,26 @@ class SFTN(Method):
             "kd_branches": settings.kl_weight * distillation(branches, trunk, settings.temperature).sum(),
             "ce_branches": settings.branch_weight * cross_entropy(branches, labels).sum(),
         }
+
+
+def start_from_branches(student: PeerNetwork, trained: Method | None) -> None:
+    """Load the blocks of the first branch of a teacher that SFTN trained into every peer of a student."""
+    if not isinstance(trained, SFTN):
+        raise ConfigError(
+            "teacher.init_student_from_branches needs a teacher that was trained by method=sftn: set "
+            "teacher.training=sftn, or give its checkpoint as teacher.weights."
+        )
+    _, *blocks = trained.branches[0].children()
+    for index in range(student.num_peers):
+        try:
+            own = _blocks_after(student, stages_of(student.peer(index), "backbone")[0], index)
+            for block, source in zip(own, blocks, strict=True):
+                block.load_state_dict(source.state_dict())
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"The branches of the teacher are blocks of {trained.settings.student}, and the student is another "
+                "network: set backbone to that, or leave out teacher.init_student_from_branches."
+            ) from error
 
 
 def _blocks_after(student: PeerNetwork, stage: str, index: int = 0) -> list[nn.Module]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError, DataError
-from dkel_lightning.functional import at_least_float32, cross_entropy
-from dkel_lightning.methods.base import STUDENT, Method, MethodSettings, Needs, register
-from dkel_lightning.modules.interface import Coordinator
+from dkel_lightning.functional import at_least_float32, cross_entropy, not_halved
+from dkel_lightning.methods.base import STUDENT, Draw, Method, MethodSettings, Needs, register
 from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork
 from dkel_lightning.runtime.processes import average_over_processes, world_size
 from dkel_lightning.schedules import CONSISTENCY_RAMPS, Clock, consistency_ramp
@@ -57,9 +57,7 @@ class SoTeacher(Method):
     """
 
     Settings = SoTeacherSettings
-    needs = Needs(
-        teacher="none", ensemble="none", minimum_peers=1, maximum_peers=1, time=True, batches=True, deploy=STUDENT
-    )
+    needs = Needs(teacher=False, maximum_peers=1, batches=True, deploy=STUDENT)
     settings: SoTeacherSettings
     terms = ("ce", "lipschitz", "consistency")  # labels, Lipschitz constants, consistency
     process_buffers: ClassVar[tuple[str, ...]] = ("memory", "visits", "written")
@@ -70,18 +68,27 @@ class SoTeacher(Method):
     coefficient: Tensor
     rate: Tensor
 
-    def attach(self, network: PeerNetwork) -> None:
+    def _apply(self, fn: Any, recurse: bool = True) -> SoTeacher:
+        """Keep the memory out of half types, in which counts end at 256."""
+        kept = {name: getattr(self, name) for name in self.process_buffers}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in kept.items():
+            setattr(self, name, not_halved(fn)(buffer))
+        return self
+
+    def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
         samples = self.settings.samples
         if samples is None:
             raise ConfigError("soteacher keeps a memory of each training sample: give samples, their number.")
-        self._layers: list[nn.Module] = [each for each in network.modules() if not list(each.children())]
-        self.register_buffer("memory", torch.zeros(samples, network.num_classes))
+        self._layers: list[nn.Module] = [layer for layer in student.modules() if not list(layer.children())]
+        self.register_buffer("memory", torch.zeros(samples, student.num_classes))
         self.register_buffer("visits", torch.zeros(samples))
         self.register_buffer("written", torch.zeros(samples))
         self.register_buffer("coefficient", torch.zeros(()))
         self.register_buffer("rate", torch.ones(()))
 
-    def set_time(self, clock: Clock, batch_idx: int, seed: int) -> None:
+    def set_time(self, clock: Clock) -> None:
+        super().set_time(clock)
         if clock.steps is None:
             raise ConfigError("soteacher's consistency grows to the end of the run: set max_epochs or max_steps.")
         epochs = clock.steps / clock.steps_per_epoch
@@ -90,11 +97,10 @@ class SoTeacher(Method):
         self.coefficient.fill_(settings.consistency_weight * ramp)
         self.rate.fill_(1 / (1 + released_count(clock.epoch)))
 
-    def wants_batches(self, when: str, clock: Clock) -> int | None:
-        return 0 if when == "end" and world_size() > 1 else None
-
     @torch.no_grad()
-    def take_batches(self, when: str, module: Coordinator, batches: Iterable[Batch]) -> None:
+    def on_epoch_end(self, student: StudentModule, teacher: TeacherModule | None, clock: Clock, draw: Draw) -> None:
+        if world_size() == 1:
+            return
         for buffer in (self.memory, self.visits):
             weight = self.written.clone() if buffer.dim() == 1 else self.written.unsqueeze(1).clone()
             total = buffer * weight
@@ -102,8 +108,8 @@ class SoTeacher(Method):
             buffer.copy_(torch.where(weight > 0, total / weight.clamp_min(1e-12), buffer))
         self.written.zero_()
 
-    def current_weights(self, ensemble_weight: Tensor) -> dict[str, Tensor]:
-        return {"consistency": self.coefficient}
+    def current_weights(self) -> dict[str, Tensor]:
+        return {**super().current_weights(), "consistency": self.coefficient}
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         if inputs.indices is None:

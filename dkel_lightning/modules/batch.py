@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dkel_lightning.data.batch import Batch as Batch
+from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import DataError
 from dkel_lightning.functional import UNKNOWN
 from dkel_lightning.schedules import one_of
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+"""Called once per view: uint8 or float images [B, C, H, W] and the generator to draw from -> one view of them."""
 
 IMAGE_KEYS = ("views", "images", "image", "pixel_values", "img", "x", "inputs", "input")
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
@@ -69,16 +72,13 @@ def rename_entries(batch: Any, keys: Mapping[str, str]) -> Any:
 
 
 def unpack_checked(
-    batch: Any, batch_idx: int, peers: int, num_classes: int, teacher_too: bool = False, needed_by: str = ""
+    batch: Any, batch_idx: int, peers: int, num_classes: int, teacher_too: bool = False, known_labels: bool = False
 ) -> Batch:
-    """Read and check a batch; labels on a device are checked in the first batch only, as it synchronises.
-
-    See `check_labels` for `needed_by`.
-    """
+    """Read and check a batch; labels on a device are checked in the first batch only, because that synchronises."""
     unpacked = unpack(batch)
     check_views(unpacked.views, peers, teacher_too)
     if batch_idx == 0 or unpacked.labels.device.type == "cpu":
-        check_labels(unpacked.labels, num_classes, needed_by)
+        check_labels(unpacked.labels, num_classes, known_labels)
     return unpacked
 
 
@@ -92,10 +92,10 @@ def images_of(batch: Any) -> Tensor:
     return images
 
 
-def check_labels(labels: Tensor, num_classes: int, needed_by: str = "") -> None:
+def check_labels(labels: Tensor, num_classes: int, known: bool = False) -> None:
     """Check that labels are classes in 0 .. num_classes - 1, or distributions over the classes.
 
-    A class may also be -1, not known, unless `needed_by` names what needs it. Synchronises with the labels' device.
+    A class may also be -1, not known, unless all must be `known`. Synchronises with the labels' device.
     """
     if labels.is_floating_point():
         sums = labels.sum(-1)
@@ -107,8 +107,8 @@ def check_labels(labels: Tensor, num_classes: int, needed_by: str = "") -> None:
             )
         return
     low, high = int(labels.min()), int(labels.max())
-    if low == UNKNOWN and needed_by:
-        raise DataError(f"A label is -1, not known, and {needed_by} needs the class of every image.")
+    if low == UNKNOWN and known:
+        raise DataError("A label is -1, not known, and the method as it is set needs the class of every image.")
     if low < UNKNOWN or high >= num_classes:
         raise DataError(
             f"Label {low if low < UNKNOWN else high} lies outside the {num_classes} classes (0 to {num_classes - 1}): "

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dkel_lightning import networks
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.modules.interface import Coordinator
-from dkel_lightning.modules.outputs import StudentOutput
 from dkel_lightning.settings.deploy import Deploy
 
+if TYPE_CHECKING:
+    from dkel_lightning.distillation import DistillationModule
 
-def has_ensemble(module: Coordinator) -> bool:
+
+def has_ensemble(module: DistillationModule) -> bool:
     """Tell whether there are ensemble logits, of the ensemble classifier or of the method."""
     classifier = module.ensemble is not None and module.method.wants_ensemble_classifier
     return bool(module.method.needs.ensemble == "own" or classifier)
 
 
-def members(module: Coordinator) -> tuple[str, ...]:
+def members(module: DistillationModule) -> tuple[str, ...]:
     """Name the scored members, in the order of `Evaluated.logits`."""
     names = [f"student_{peer}" for peer in range(module.student.num_peers)]
     names += ["student_ensemble"] if module.student.num_peers > 1 else []
@@ -30,7 +32,7 @@ def members(module: Coordinator) -> tuple[str, ...]:
     return (*names, *(["teacher_ensemble"] if teachers > 1 else []))
 
 
-def check_deployment(module: Coordinator, choice: Deploy) -> None:
+def check_deployment(module: DistillationModule, choice: Deploy) -> None:
     """Refuse a network or peer that the module does not have."""
     network, peer = choice.network, choice.peer
     if (network == "teacher" and module.teacher is None) or (network == "ensemble" and not has_ensemble(module)):
@@ -42,7 +44,7 @@ def check_deployment(module: Coordinator, choice: Deploy) -> None:
         raise ConfigError(f"deploy.peer={peer}, but peers are numbered 0 to {peers - 1}.")
 
 
-def candidates(module: Coordinator, choice: Deploy) -> list[str]:
+def candidates(module: DistillationModule, choice: Deploy) -> list[str]:
     """Name the members among which validation chooses; those that the method deploys by default come first.
 
     A teacher of another form than the student is a candidate only if it is asked for.
@@ -57,12 +59,12 @@ def candidates(module: Coordinator, choice: Deploy) -> list[str]:
     return names
 
 
-def usual_member(module: Coordinator) -> str:
+def usual_member(module: DistillationModule) -> str:
     """Name the member that the method deploys by default, whatever the other network has reached."""
     return deployed_member(module, choice=Deploy(_networks(module, Deploy())[0]))
 
 
-def _networks(module: Coordinator, choice: Deploy) -> list[str]:
+def _networks(module: DistillationModule, choice: Deploy) -> list[str]:
     """Name the candidate networks, the method's default first; the index of a peer alone belongs to that one."""
     if choice.network != "auto":
         return [choice.network]
@@ -73,7 +75,7 @@ def _networks(module: Coordinator, choice: Deploy) -> list[str]:
     return both[:1] if isinstance(choice.peer, int) else both
 
 
-def deployed_member(module: Coordinator, accuracy: Tensor | None = None, choice: Deploy | None = None) -> str:
+def deployed_member(module: DistillationModule, accuracy: Tensor | None = None, choice: Deploy | None = None) -> str:
     """Name the member that is deployed, such as `teacher_1`: of the candidates the one of the highest accuracy.
 
     Args:
@@ -87,7 +89,7 @@ def deployed_member(module: Coordinator, accuracy: Tensor | None = None, choice:
     return max(candidates(module, choice or module.deployment), key=by_name.__getitem__)
 
 
-def choose(module: Coordinator, network: str | None, peer: int | str | None) -> Deploy:
+def choose(module: DistillationModule, network: str | None, peer: int | str | None) -> Deploy:
     """Override the module's choice."""
     usual = module.deployment
     choice = Deploy(network or usual.network, usual.peer if peer is None else peer)
@@ -95,7 +97,7 @@ def choose(module: Coordinator, network: str | None, peer: int | str | None) -> 
     return choice
 
 
-def deploy(module: Coordinator, choice: Deploy) -> nn.Module:
+def deploy(module: DistillationModule, choice: Deploy) -> nn.Module:
     """Copy the chosen network out of the training: float32, contiguous, on the CPU, in eval mode."""
     network, _, peer = deployed_member(module, choice=choice).partition("_")
     if network == "ensemble":
@@ -115,7 +117,7 @@ def deploy(module: Coordinator, choice: Deploy) -> nn.Module:
 class EnsembleNetwork(nn.Module):
     """All peers and the ensemble classifier as one plain network: images [B, C, H, W] -> logits [B, classes]."""
 
-    def __init__(self, module: Coordinator) -> None:
+    def __init__(self, module: DistillationModule) -> None:
         super().__init__()
         self.network = module.student.network
         self.method = module.method if module.method.needs.ensemble == "own" else None
@@ -123,9 +125,8 @@ class EnsembleNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.method is not None:
-            combined: Tensor = self.method.combine(StudentOutput.of(self.network.stages(images)))
+            combined: Tensor = self.method.combine(self.network(images))
             return combined
         assert self.classifier is not None
-        _, features = self.network(images)
-        logits: Tensor = self.classifier(torch.cat(tuple(features), dim=-1))
+        logits: Tensor = self.classifier(torch.cat(tuple(self.network(images).features), dim=-1))
         return logits

@@ -1,4 +1,4 @@
-"""The ensemble: a classifier over all peers' features, and the teachers' assembled knowledge."""
+"""The ensemble: a classifier over the features of all peers."""
 
 from __future__ import annotations
 
@@ -10,58 +10,41 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from dkel_lightning.functional import assemble, cross_entropy
+from dkel_lightning.functional import cross_entropy
 from dkel_lightning.metrics import NetworkScores, scores_of
 from dkel_lightning.modules.batch import check_labels, unpack
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
 from dkel_lightning.networks import PeerFeatures
-from dkel_lightning.settings.weights import EnsembleTerm
 
 
 class EnsembleModule(LightningModule):
-    """The ensemble classifier, and the assembled teachers.
+    """The ensemble classifier, a linear layer on the concatenated features of all peers.
 
-    It owns the ensemble classifier, a linear layer on the concatenated features, and assembles the teachers'
-    logits into one target for each peer, whose decaying weight is its buffer `weight`.
-
-    Fitted alone, in any Lightning Trainer, it trains the classifier on batches of
-    `(features [B, P, D], labels [B])`.
+    Fitted alone, in any Lightning Trainer, it learns from batches of `(features [B, P, D], labels [B])`.
 
     Args:
         feature_widths: D of each peer.
         num_classes: C.
-        term: how the teachers are assembled and weighted; None where a method assembles none.
         optimizer, scheduler, interval: as in StudentModule.
     """
-
-    weight: Tensor
 
     def __init__(
         self,
         feature_widths: Sequence[int],
         num_classes: int,
-        term: EnsembleTerm | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         interval: str = "epoch",
     ) -> None:
         super().__init__()
         self.classifier = nn.Linear(sum(feature_widths), num_classes)
-        self.term = term
         self._factories = (optimizer, scheduler, interval)
         self.scores = NetworkScores(1)
-        self.register_buffer("weight", torch.zeros(()))
 
     def forward(self, features: PeerFeatures) -> Tensor:
         """Classify the peers' features, [P, B, D] or P tensors [B, D_i] -> logits [B, C]."""
         logits: Tensor = self.classifier(torch.cat(tuple(features), dim=-1))
         return logits
-
-    def assemble(self, teachers: Tensor, temperature: float) -> Tensor | None:
-        """Assemble the teachers' logits [P, B, C] into a detached target [P, B, C], None without a term."""
-        if self.term is None:
-            return None
-        return assemble(teachers.detach(), temperature, space=self.term.space, include_self=self.term.include_self)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         features, labels, _ = unpack(batch)

@@ -1,4 +1,4 @@
-"""Outputs of the networks and inputs of a method.
+"""The inputs of a method, and the results of a training step and of an evaluation.
 
 P peers, B samples, C classes, D features.
 """
@@ -6,58 +6,12 @@ P peers, B samples, C classes, D features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from dkel_lightning.functional import classes_of
-from dkel_lightning.networks import Named, PeerFeatures, PeerStages
-
-
-@dataclass(frozen=True)
-class StudentOutput:
-    """The outputs of the student peers.
-
-    Attributes:
-        logits: [P, B, C].
-        features: [P, B, D], the input of each peer's classifier; a tuple of [B, D_i] where widths differ.
-        ensemble_logits: [B, C] of the ensemble classifier, or combined by the method; None without an ensemble.
-        trunk: the trunk's outputs, P of [B, ...]; None unless the method asks for stages.
-        maps: the last feature maps, P of [B, D', H', W']; None unless asked for, or if a network has none.
-        named: outputs of the modules that the method watches (`network.watch`), P of [B, ...] each; else None.
-    """
-
-    logits: Tensor
-    features: PeerFeatures
-    ensemble_logits: Tensor | None = None
-    trunk: tuple[Tensor, ...] | None = None
-    maps: tuple[Tensor, ...] | None = None
-    named: Named | None = None
-
-    @classmethod
-    def of(cls, stages: PeerStages) -> StudentOutput:
-        """Build the output from that of the network."""
-        return cls(stages.logits, stages.features, trunk=stages.trunk or None, maps=stages.maps, named=stages.named)
-
-    def with_ensemble(self, ensemble_logits: Tensor) -> StudentOutput:
-        """Return the same output with the ensemble's logits filled in."""
-        return replace(self, ensemble_logits=ensemble_logits)
-
-
-@dataclass(frozen=True)
-class TeacherOutput:
-    """The outputs of the teacher peers.
-
-    Attributes:
-        logits: [P, B, C]; [1, B, C] of a single teacher of all peers that see the same view. Without gradient unless
-            the teacher's update is `gradient`; a method detaches its targets.
-        features: as in StudentOutput.
-        named: outputs of the modules that the method watches, one per row of logits; else None.
-    """
-
-    logits: Tensor
-    features: PeerFeatures
-    named: Named | None = None
+from dkel_lightning.networks import Named, PeerOutputs
 
 
 @dataclass(frozen=True)
@@ -66,19 +20,17 @@ class MethodInputs:
 
     Attributes:
         labels: [B] classes, -1 where not known, or float targets [B, C], or [P, B, C] where peers differ.
-        student: the student peers, with the ensemble's logits where the method has an ensemble classifier.
-        teacher: the teacher peers, None for a method without a teacher.
-        assembled: [P, B, C], the assembled teacher logits of each peer, detached; None if the method uses none.
-        ensemble_weight: scalar, the decaying weight v.
+        student: the outputs of the student peers.
+        teacher: the outputs of the teacher peers; None without a teacher. A single teacher of all peers gives logits
+            [1, B, C], or [P, B, C] where the peers see different views. They have no gradient unless the teacher's
+            update is `gradient`, so a method detaches its targets.
         indices: [B], positions of the samples in the training set; None if the data has none.
         raw_labels: the labels of the batch, before they were smoothed or weighted; None: as `labels`.
     """
 
     labels: Tensor
-    student: StudentOutput
-    teacher: TeacherOutput | None
-    assembled: Tensor | None
-    ensemble_weight: Tensor
+    student: PeerOutputs
+    teacher: PeerOutputs | None
     indices: Tensor | None = None
     raw_labels: Tensor | None = None
 

@@ -14,7 +14,7 @@ from dkel_lightning.functional import cross_entropy
 from dkel_lightning.metrics import NetworkScores, scores_of
 from dkel_lightning.modules.batch import explain_shape_errors, unpack_checked
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
-from dkel_lightning.networks import PeerNetwork, PeerStages
+from dkel_lightning.networks import PeerNetwork, PeerOutputs
 
 
 class PeersModule(LightningModule):
@@ -30,7 +30,6 @@ class PeersModule(LightningModule):
         interval: step the scheduler every `epoch` or every `step`.
 
     Attributes:
-        wants_stages: whether a method uses intermediate outputs of the network.
         lr_scale: learning rate of all but the classifiers, as a share of the optimizer's; at 0 these stay in eval mode.
     """
 
@@ -45,20 +44,12 @@ class PeersModule(LightningModule):
         self.network = network
         self._factories = (optimizer, scheduler, interval)
         self.scores = NetworkScores(network.num_peers)
-        self.wants_stages = False
         self.lr_scale = 1.0
-        self.compiled: Callable[[Tensor], PeerStages] | None = None
+        self.compiled: Callable[[Tensor], PeerOutputs] | None = None
 
-    def run(self, views: Tensor) -> PeerStages:
-        """Pass `views` through the network."""
-        if self.wants_stages or self.network.is_watched:
-            return self.network.stages(views)
-        logits, features = self.network(views)
-        return PeerStages(logits, features, (), None)
-
-    def pass_through(self, views: Tensor) -> PeerStages:
-        """Pass `views` through the network, compiled during a fit whose `execution` says so."""
-        return self.run(views) if self.compiled is None else self.compiled(views)
+    def pass_through(self, views: Tensor) -> PeerOutputs:
+        """Pass `views` through the network, which is compiled during a fit if `execution` says so."""
+        return self.network(views) if self.compiled is None else self.compiled(views)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "compiled": None}  # it refers to the weights of the original

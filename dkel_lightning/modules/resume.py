@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -22,10 +22,12 @@ from torchmetrics import Metric
 
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
-from dkel_lightning.modules.interface import Coordinator
 from dkel_lightning.modules.peers import running_statistics
 from dkel_lightning.runtime.processes import average_over_processes, world_size
 from dkel_lightning.runtime.seeding import random_state, restore_random_state
+
+if TYPE_CHECKING:
+    from dkel_lightning.distillation import DistillationModule
 
 ProcessState = dict[str, Any]
 """`random`: the generators; `tensors`: by name in the state dict, only where there are several processes."""
@@ -46,27 +48,27 @@ class Restored:
     trained_with: Mapping[str, str] = field(default_factory=dict)
 
 
-def save(module: Coordinator, checkpoint: dict[str, Any]) -> None:
+def save(module: DistillationModule, checkpoint: dict[str, Any]) -> None:
     """Add the recipe of the networks and the state of all processes: primitives and tensors only.
 
     BatchNorm's statistics are averaged over the processes in the file, not in the module. The weights of a frozen
     teacher from elsewhere are left out.
     """
-    state_dict, processes = checkpoint["state_dict"], gather(cast(LightningModule, module))
-    average_statistics(cast(nn.Module, module), state_dict)
+    state_dict, processes = checkpoint["state_dict"], gather(module)
+    average_statistics(module, state_dict)
     if module.teacher is not None and module.teacher.is_external:
         for name in [name for name in state_dict if name.startswith(TEACHER)]:
             del state_dict[name]
     file_format.add_metadata(checkpoint, module.recipe, module.scores.members, processes, _training_classes(module))
 
 
-def load(module: Coordinator, checkpoint: dict[str, Any], path: str | Path) -> None:
+def load(module: DistillationModule, checkpoint: dict[str, Any], path: str | Path) -> None:
     """Load the weights of a checkpoint strictly."""
     fill_in_teacher(module, checkpoint)
-    cast(nn.Module, module).load_state_dict(checkpoint["state_dict"])
+    module.load_state_dict(checkpoint["state_dict"])
 
 
-def read(module: Coordinator, checkpoint: dict[str, Any]) -> Restored:
+def read(module: DistillationModule, checkpoint: dict[str, Any]) -> Restored:
     """Read the state that a fit restores; refuse a checkpoint of another configuration."""
     file_format.check(checkpoint, module.recipe)
     fill_in_teacher(module, checkpoint)
@@ -76,7 +78,7 @@ def read(module: Coordinator, checkpoint: dict[str, Any]) -> Restored:
     return Restored(metadata["processes"], metadata["trained_with"])
 
 
-def fill_in_teacher(module: Coordinator, checkpoint: dict[str, Any]) -> None:
+def fill_in_teacher(module: DistillationModule, checkpoint: dict[str, Any]) -> None:
     """Fill the state dict with the weights of a frozen teacher that the checkpoint leaves out, from the module.
 
     They are those of the file or library that it was built with. Without any, a fit is refused.
@@ -118,7 +120,7 @@ def restore_process(module: LightningModule, restored: Restored) -> None:
     restore_random_state(state["random"], module.device)
 
 
-def unfreeze_optimized(module: Coordinator) -> None:
+def unfreeze_optimized(module: DistillationModule) -> None:
     """Unfreeze all parameters of the optimizer, which Lightning's finetuning callbacks freeze again on a resume."""
     tuning = [
         type(callback).__name__
@@ -136,7 +138,7 @@ def unfreeze_optimized(module: Coordinator) -> None:
                 parameter.requires_grad_(True)
 
 
-def check_training_classes(module: Coordinator, restored: Restored) -> None:
+def check_training_classes(module: DistillationModule, restored: Restored) -> None:
     """Compare optimizer, scheduler and augmentation with those that the checkpoint names, once."""
     saved, restored.trained_with = restored.trained_with, {}
     present = _training_classes(module)
@@ -150,13 +152,13 @@ def check_training_classes(module: Coordinator, restored: Restored) -> None:
     rank_zero_warn(f"This training goes on otherwise than it began ({differences}): to keep it as it was, {cure}.")
 
 
-def _is_fitting(module: Coordinator) -> bool:
-    return module.is_attached and module.trainer.state.fn == "fit"
+def _is_fitting(module: DistillationModule) -> bool:
+    return module._trainer is not None and module.trainer.state.fn == "fit"
 
 
-def _training_classes(module: Coordinator) -> dict[str, str]:
+def _training_classes(module: DistillationModule) -> dict[str, str]:
     """Name the classes of optimizer, scheduler and augmentation, which no recipe holds; empty without a Trainer."""
-    if not module.is_attached:
+    if module._trainer is None:
         return {}
     trainer = module.trainer
     parts: dict[str, list[Any]] = {"optimizer": trainer.optimizers, "augmentation": [module.augmentation]}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dkel_lightning.modules.outputs import StudentOutput
 from dkel_lightning.modules.peers import PeersModule
+from dkel_lightning.networks import PeerOutputs
 
 
 class StudentModule(PeersModule):
@@ -37,6 +37,6 @@ class StudentModule(PeersModule):
             self.network.eval()
         return self
 
-    def forward(self, views: Tensor) -> StudentOutput:
+    def forward(self, views: Tensor) -> PeerOutputs:
         """Classify `views`, [B, V, C, H, W] (peer i sees view i) or [B, C, H, W] (all see the same)."""
-        return StudentOutput.of(self.pass_through(views))
+        return self.pass_through(views)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import one_hot, targets_of
-from dkel_lightning.modules.batch import Batch
 from dkel_lightning.runtime.seeding import Label, seeded
 from dkel_lightning.settings.targets import Targets
 

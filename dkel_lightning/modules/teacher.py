@@ -15,9 +15,8 @@ from dkel_lightning import ema
 from dkel_lightning.functional import HALF_TYPES, cross_entropy, not_halved
 from dkel_lightning.modules.batch import explain_shape_errors, unpack
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
-from dkel_lightning.modules.outputs import TeacherOutput
 from dkel_lightning.modules.peers import PeersModule, batch_norms
-from dkel_lightning.networks import PeerNetwork, momentum
+from dkel_lightning.networks import PeerNetwork, PeerOutputs, momentum
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.schedules import at_time
 from dkel_lightning.settings.teacher import TeacherSettings
@@ -67,7 +66,7 @@ class TeacherModule(PeersModule):
         """Whether the network receives gradients."""
         return self._alone or self.settings.update == "gradient"
 
-    def forward(self, views: Tensor) -> TeacherOutput:
+    def forward(self, views: Tensor) -> PeerOutputs:
         """Classify `views` as StudentModule does; without a graph unless it learns.
 
         Views in a half type (`bf16-true`) are computed in that type, though the averaged weights stay in float32.
@@ -79,7 +78,7 @@ class TeacherModule(PeersModule):
             output = self.pass_through(views)
         if views.dtype in HALF_TYPES:
             output = tree_map_only(Tensor, lambda value: value.to(views.dtype), output)
-        return TeacherOutput(output.logits, output.features, output.named)
+        return output
 
     def _apply(self, fn: Any, recurse: bool = True) -> TeacherModule:
         # In a half type a step of the average towards the student would be rounded away.
@@ -91,13 +90,13 @@ class TeacherModule(PeersModule):
         """Whether it computes training batches: the method reads its outputs, or the pass updates it."""
         return self.is_read or self.learns or (self.settings.update == "ema" and self.settings.batchnorm == "own")
 
-    def teach(self, views: Tensor) -> TeacherOutput:
+    def teach(self, views: Tensor) -> PeerOutputs:
         """Classify `views` as the student sees them; a single teacher of several peers classifies each view.
 
         Its logits are then [V, B, C]: entry i belongs to peer i's view.
         """
         rows_of_all = self._in_rows(views)
-        output: TeacherOutput = self(rows_of_all)
+        output: PeerOutputs = self(rows_of_all)
         if rows_of_all is views:
             return output
         rows = (views.shape[1], views.shape[0], -1)
@@ -105,7 +104,7 @@ class TeacherModule(PeersModule):
         named = output.named
         if named is not None:
             named = {name: tuple(of_views.chunk(views.shape[1])) for name, (of_views,) in named.items()}
-        return TeacherOutput(output.logits.reshape(rows), output.features.reshape(rows), named)
+        return PeerOutputs(output.logits.reshape(rows), output.features.reshape(rows), named=named)
 
     def _in_rows(self, views: Tensor) -> Tensor:
         """For a single teacher, flatten several views into the batch, [V B, C, H, W]."""
@@ -161,7 +160,7 @@ class TeacherModule(PeersModule):
             for batch in batches:
                 views, labels, _ = unpack(batch)
                 with explain_shape_errors(views, self.network), _autocast(views):
-                    logits, _ = self.network(self._in_rows(views))
+                    logits = self.network(self._in_rows(views)).logits
                 loss = cross_entropy(logits.reshape(-1, len(labels), logits.shape[-1]), labels).mean()
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

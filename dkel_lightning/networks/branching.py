@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from dkel_lightning.errors import ConfigError, first_line
 from dkel_lightning.networks.outline import IMAGE_SHAPE, Outline, logits_of, observe, tensors_of
-from dkel_lightning.networks.peers import PeerFeatures, PeerStages, SharedTrunk
+from dkel_lightning.networks.peers import PeerOutputs, SharedTrunk
 from dkel_lightning.networks.watching import StandIn, find
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -246,8 +246,8 @@ class WholeModel(nn.Module):
         assert features is not None
         return logits, features.flatten(1)
 
-    def stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Return logits, features, no maps, and for the trunk's output the images: nothing is shared."""
+    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Return logits, features, no maps, and for the trunk's output the images, because nothing is shared."""
         return *self(images), None, images
 
     def start(self, num_classes: int, own: nn.Module | None) -> None:
@@ -296,16 +296,11 @@ class SplitModel(SharedTrunk):
         for peer in peers:
             _SplitModule(peer.model.get_submodule(outline.split_at), outline.split_at, self._tape)
 
-    def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
-        views = self._with_view_axis(views)
-        return self._gather(self._run_branches(views, self._trunk_outputs(views)))
-
-    def _stages(self, views: Tensor) -> PeerStages:
-        views = self._with_view_axis(views)
+    def _run(self, views: Tensor) -> PeerOutputs:
         records = self._trunk_outputs(views)
         # The trunk's output is the first tensor among the arguments of the split module.
         trunk = [next(leaf for leaf in tree_leaves(record[-1][1]) if isinstance(leaf, Tensor)) for record in records]
-        return self._gather_stages(trunk, [(*outputs, None) for outputs in self._run_branches(views, records)])
+        return self._gather(trunk, [(*outputs, None) for outputs in self._run_branches(views, records)])
 
     @property
     def classifiers(self) -> list[nn.Module]:

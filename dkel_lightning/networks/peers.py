@@ -32,20 +32,11 @@ class Branch(nn.Module):
         self.feature_dim = feature_dim
         self.num_classes = num_classes
 
-    def forward(self, trunk_output: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [B, C] and features [B, D]."""
-        features = self.body(trunk_output)
-        if features.dim() != 2:
-            raise ConfigError(
-                f"The features of a branch must have the form [batch, {self.feature_dim}], "
-                f"not {list(features.shape)}: let its body pool and flatten before the classifier."
-            )
-        return self.classifier(features), features
-
-    def stages(self, trunk_output: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return logits, features, and the last feature maps [B, D', H', W'] (None where there is no `pool` stage)."""
-        if not isinstance(self.body, nn.Sequential) or "pool" not in dict(self.body.named_children()):
-            return *self(trunk_output), None
+    def forward(self, trunk_output: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return logits [B, C], features [B, D], and what a stage `pool` of the body takes, [B, D', H', W'] or None."""
+        if type(self.body) is not nn.Sequential:
+            features = self.body(trunk_output)
+            return self.classifier(features), features, None
         hidden, maps = trunk_output, None
         for name, stage in self.body.named_children():
             maps = hidden if name == "pool" else maps
@@ -62,21 +53,23 @@ def kaiming_(module: nn.Sequential, mode: str = "fan_out") -> nn.Sequential:
     return module
 
 
-class PeerStages(NamedTuple):
-    """Intermediate outputs of all peers; every entry but `logits` and `features` has one tensor a peer.
+class PeerOutputs(NamedTuple):
+    """The outputs of all peers; `trunk`, `maps` and `named` have one tensor per peer.
 
     Attributes:
         logits: [P, B, C].
-        features: [P, B, D], or a tuple where widths differ.
-        trunk: outputs of the trunk, before the branches, P of [B, ...] (the same one P times for a shared view).
-        maps: last feature maps before pooling, P of [B, D', H', W']; None where they are not known.
-        named: outputs of the watched modules, P of [B, ...] each; None where none are watched.
+        features: [P, B, D], the input of each peer's classifier; a tuple of [B, D_i] where widths differ.
+        ensemble_logits: [B, C] of the ensemble of student peers; None without one.
+        trunk: outputs of the trunk, P of [B, ...] (one tensor P times for a shared view).
+        maps: last feature maps before pooling, P of [B, D', H', W']; None if a network does not tell them.
+        named: outputs of the watched modules, P of [B, ...] each; None if none are watched, see `PeerNetwork.watch`.
     """
 
     logits: Tensor
     features: PeerFeatures
-    trunk: tuple[Tensor, ...]
-    maps: tuple[Tensor, ...] | None
+    ensemble_logits: Tensor | None = None
+    trunk: tuple[Tensor, ...] = ()
+    maps: tuple[Tensor, ...] | None = None
     named: Named | None = None
 
 
@@ -94,10 +87,10 @@ class SinglePeer(nn.Module):
         logits: Tensor = self.branch(self.trunk(images))[0]
         return logits
 
-    def stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Return logits, features, last feature maps and the trunk's output."""
         trunk_output = self.trunk(images)
-        return *self.branch.stages(trunk_output), trunk_output
+        return *self.branch(trunk_output), trunk_output
 
     @property
     def linear(self) -> nn.Module:
@@ -134,28 +127,21 @@ class PeerNetwork(nn.Module, ABC):
         self.image_shape: tuple[int, int, int] = (3, 224, 224)
         self._watched: Watched | None = None
 
-    @abstractmethod
-    def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
-        """Return the logits [P, B, num_classes] and the features of all peers."""
-
-    def stages(self, views: Tensor) -> PeerStages:
-        """Return the outputs of `forward` and the intermediate ones."""
+    def forward(self, views: Tensor) -> PeerOutputs:
+        """Return the outputs of all peers."""
+        views = views.unsqueeze(1) if views.dim() == 4 else views
         if self._watched is None:
-            return self._stages(views)
+            return self._run(views)
         self._watched.begin()
-        stages = self._stages(views)
-        return stages._replace(named=self._watched.end(views.dim() == 5 and views.shape[1] > 1))
+        outputs = self._run(views)
+        return outputs._replace(named=self._watched.end(views.shape[1] > 1))
 
     @abstractmethod
-    def _stages(self, views: Tensor) -> PeerStages: ...
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether `stages` also returns the outputs of named modules."""
-        return self._watched is not None
+    def _run(self, views: Tensor) -> PeerOutputs:
+        """Compute the outputs for views [B, V, C, H, W], V = 1 or P."""
 
     def watch(self, names: Sequence[str], setting: str = "names") -> Named:
-        """Let `stages` also return the outputs of these modules, in place of those watched before.
+        """Let `forward` also return the outputs of these modules, in place of those watched before.
 
         Classes, names, weights and keys of the modules stay, and the deployed network is not affected.
 
@@ -197,13 +183,13 @@ class PeerNetwork(nn.Module, ABC):
         """Return what peer `index` shares with no other peer: its branch, or the whole of a separate network."""
 
     @torch.no_grad()
-    def probe(self) -> PeerStages:
-        """Pass one black image of `image_shape` in eval mode, to see the shapes of all stages; changes nothing."""
+    def probe(self) -> PeerOutputs:
+        """Pass one black image of `image_shape` in eval mode, to see the shapes of all outputs; changes nothing."""
         modes = [(module, module.training) for module in self.modules()]
         weight = next(self.parameters())
         image = torch.zeros(1, *self.image_shape, device=weight.device, dtype=weight.dtype)
         try:
-            return self.eval().stages(image)
+            return self.eval()(image)
         except ConfigError:
             raise
         except Exception as error:  # a user's model may raise anything
@@ -216,29 +202,14 @@ class PeerNetwork(nn.Module, ABC):
             for module, training in modes:
                 module.training = training
 
-    def _with_view_axis(self, views: Tensor) -> Tensor:
-        """Bring `views` into the form [B, V, C, H, W], V = 1 or P."""
-        if views.dim() == 4:
-            return views.unsqueeze(1)
-        if views.dim() == 5 and views.shape[1] in (1, self.num_peers):
-            return views
-        counts = "1" if self.num_peers == 1 else f"1 or {self.num_peers}"
-        raise ConfigError(
-            f"A network of {self.num_peers} peers takes images [batch, channels, height, width] or views "
-            f"[batch, {counts}, channels, height, width], not {list(views.shape)}."
-        )
-
-    def _gather(self, outputs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, PeerFeatures]:
-        logits, features = zip(*outputs, strict=True)
-        same_width = len(set(self.feature_dims)) == 1
-        return torch.stack(logits), torch.stack(features) if same_width else features
-
-    def _gather_stages(
-        self, trunk: Sequence[Tensor], outputs: Iterable[tuple[Tensor, Tensor, Tensor | None]]
-    ) -> PeerStages:
+    def _gather(self, trunk: Sequence[Tensor], outputs: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> PeerOutputs:
         logits, features, maps = zip(*outputs, strict=True)
-        stacked = self._gather(zip(logits, features, strict=True))
-        return PeerStages(*stacked, tuple(trunk), None if any(of_peer is None for of_peer in maps) else maps)
+        return PeerOutputs(
+            torch.stack(logits),
+            torch.stack(features) if len(set(self.feature_dims)) == 1 else features,
+            trunk=tuple(trunk),
+            maps=None if any(of_peer is None for of_peer in maps) else maps,
+        )
 
 
 class SharedTrunk(PeerNetwork):
@@ -295,15 +266,10 @@ class BranchedNetwork(SharedTrunk):
         self.trunk = trunk
         self.branches = nn.ModuleList(branches)
 
-    def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
-        trunk_outputs = self._trunk_outputs(self._with_view_axis(views))
-        return self._gather(branch(output) for branch, output in zip(self.branches, trunk_outputs, strict=True))
-
-    def _stages(self, views: Tensor) -> PeerStages:
-        trunk_outputs = self._trunk_outputs(self._with_view_axis(views))
-        branches = cast("Iterable[Branch]", self.branches)
-        outputs = [branch.stages(output) for branch, output in zip(branches, trunk_outputs, strict=True)]
-        return self._gather_stages(trunk_outputs, outputs)
+    def _run(self, views: Tensor) -> PeerOutputs:
+        trunk_outputs = self._trunk_outputs(views)
+        outputs = [branch(output) for branch, output in zip(self.branches, trunk_outputs, strict=True)]
+        return self._gather(trunk_outputs, outputs)
 
     @property
     def classifiers(self) -> list[nn.Module]:
@@ -336,12 +302,10 @@ class IndependentPeers(PeerNetwork):
         super().__init__(peers)
         self.peers = nn.ModuleList(peers)
 
-    def forward(self, views: Tensor) -> tuple[Tensor, PeerFeatures]:
-        return self._gather(outputs[:2] for outputs in self._outputs(views))
-
-    def _stages(self, views: Tensor) -> PeerStages:
-        outputs = list(self._outputs(views))
-        return self._gather_stages([trunk for *_, trunk in outputs], [of_peer[:3] for of_peer in outputs])
+    def _run(self, views: Tensor) -> PeerOutputs:
+        images = views.expand(-1, self.num_peers, -1, -1, -1).unbind(1)
+        outputs = [peer.outputs(image) for peer, image in zip(cast(Any, self.peers), images, strict=True)]
+        return self._gather([trunk for *_, trunk in outputs], [of_peer[:3] for of_peer in outputs])
 
     @property
     def classifiers(self) -> list[nn.Module]:
@@ -352,7 +316,3 @@ class IndependentPeers(PeerNetwork):
 
     def own_part(self, index: int) -> nn.Module:
         return self.peers[index]
-
-    def _outputs(self, views: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
-        images = self._with_view_axis(views).expand(-1, self.num_peers, -1, -1, -1).unbind(1)
-        return (peer.stages(image) for peer, image in zip(cast(Any, self.peers), images, strict=True))

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dkel_lightning import schedules
 from dkel_lightning.ema import update_rate
-from dkel_lightning.schedules import TEACHER_WEIGHTS, ensemble_weight, rampup
 
 Array = NDArray[np.float64]
 
@@ -31,19 +31,9 @@ def ema_rates(rule: str, decay: float, steps: int) -> Array:
 
 
 def teacher_weights(epoch: float, scale: float, length: float, k: float, weights: str) -> tuple[float, float]:
-    """Compute (G, H), the weights of the assembled and the individual teachers in an epoch, as DKEL does.
-
-    Args:
-        epoch: epochs done.
-        scale: lambda.
-        length: of the ramp-up in epochs.
-        k: decay of the ensemble's weight per epoch.
-        weights: name of the pair of weights, see `schedules.TEACHER_WEIGHTS`.
-    """
-    assembled, individual = TEACHER_WEIGHTS[weights](
-        ensemble_weight(epoch, k), rampup(epoch, scale, length), scale, scale
-    )
-    return float(assembled), float(individual)
+    """Compute (G, H) of `schedules.teacher_weights` for lambda `scale`, a ramp-up of `length` epochs, and decay k."""
+    v, r = schedules.ensemble_weight(epoch, k), schedules.rampup(epoch, scale, length)
+    return schedules.teacher_weights(weights, v, r, scale, scale)
 
 
 def mode_matrix(curvature: float, weight: float, lr: float, decay: float, coupling: float) -> Array:

@@ -10,8 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
-from dkel_lightning.callbacks.schedules import clock, set_weights
-from dkel_lightning.errors import ConfigError
+from dkel_lightning.callbacks.schedules import clock
 from dkel_lightning.schedules import Clock
 from tests.modules.toy import Stream, build, train_loader, trainer
 
@@ -27,7 +26,7 @@ class Watch(Callback):
         self.clocks.append(clock(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        self.weights.append((pl_module.method.rampup_weight.item(), pl_module.ensemble.weight.item()))
+        self.weights.append((pl_module.method.rampup_weight.item(), pl_module.method.ensemble_weight.item()))
 
 
 def test_weights_given_in_epochs_change_between_epochs_only() -> None:
@@ -45,20 +44,13 @@ def test_weights_given_in_epochs_change_between_epochs_only() -> None:
 
 def test_a_loop_of_ones_own_is_given_the_weights_that_a_trainer_sets() -> None:
     watch, settings = Watch(), {"name": "dkel", "rampup": {"scale": 0.5, "epochs": 2}, "ensemble": {"decay": 1.0}}
-    trained, module = (
-        build(settings, teacher={"decay": {0: 0.5, 1: 0.9}}),
-        build(settings, teacher={"decay": {0: 0.5, 1: 0.9}}),
-    )
+    trained: Any = build(settings, teacher={"decay": {0: 0.5, 1: 0.9}})
+    module: Any = build(settings, teacher={"decay": {0: 0.5, 1: 0.9}})
     trainer(watch, max_epochs=3, limit_train_batches=2).fit(trained, train_loader())
     for now, weights in zip(watch.clocks, watch.weights, strict=True):
-        set_weights(module, now)
-        assert (module.method.rampup_weight.item(), module.ensemble.weight.item()) == weights
+        module.set_time(now)
+        assert (module.method.rampup_weight.item(), module.method.ensemble_weight.item()) == weights
     assert module.teacher.rate == trained.teacher.rate
-
-
-def test_a_method_that_callbacks_tell_the_time_needs_a_trainer() -> None:
-    with pytest.raises(ConfigError, match="IAKD needs a Trainer: callbacks tell it the time"):
-        set_weights(build("iakd", 1), Clock(0))
 
 
 def test_weights_given_as_a_share_change_with_every_step() -> None:
@@ -141,9 +133,9 @@ def test_the_rate_in_force_is_logged_and_kept_in_the_checkpoint() -> None:
 
 
 def test_changing_weights_neither_replaces_nor_moves_their_buffers() -> None:
-    module = build()
-    buffers = [module.method.rampup_weight, module.ensemble.weight, module.teacher.rate, module.teacher.updates]
+    module: Any = build()
+    buffers = [module.method.rampup_weight, module.method.ensemble_weight, module.teacher.rate, module.teacher.updates]
     before = [buffer.data_ptr() for buffer in buffers]
     trainer(max_epochs=2, limit_train_batches=1).fit(module, train_loader())
-    after = [module.method.rampup_weight, module.ensemble.weight, module.teacher.rate, module.teacher.updates]
+    after = [module.method.rampup_weight, module.method.ensemble_weight, module.teacher.rate, module.teacher.updates]
     assert [buffer.data_ptr() for buffer in after] == before

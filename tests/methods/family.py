@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dkel_lightning import DistillationModule, methods
 from dkel_lightning.app.tasks.train import TrainResult, train
-from dkel_lightning.modules.outputs import MethodInputs, StudentOutput, TeacherOutput
-from dkel_lightning.networks import SinglePeer
+from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.networks import PeerOutputs, SinglePeer
 from tests.compose import tiny_run
 from tests.modules.toy import CLASSES, SGD
 
@@ -55,9 +55,9 @@ def build(name: str, backbone: str = "resnet8", teacher: Any = "resnet8", **sett
 def step(student: Tensor, teacher: Tensor | None, labels: Any, /, **named: Any) -> MethodInputs:
     """Make a step of student logits [P, B, C] and teacher logits [1 or P, B, C]."""
     features = torch.zeros(*student.shape[:2], 1)
-    taught = None if teacher is None else TeacherOutput(teacher, features, named.get("teacher"))
-    seen = StudentOutput(student, features, named=named.get("student"))
-    return MethodInputs(torch.as_tensor(labels), seen, taught, None, torch.zeros(()))
+    taught = None if teacher is None else PeerOutputs(teacher, features, named=named.get("teacher"))
+    seen = PeerOutputs(student, features, named=named.get("student"))
+    return MethodInputs(torch.as_tensor(labels), seen, taught)
 
 
 def check_gradient(found: Tensor, expected: Any) -> None:

@@ -102,7 +102,7 @@ def test_a_refit_of_what_has_not_changed_changes_nothing_and_a_resume_does_not_f
     fit.save_checkpoint(tmp_path / "x.ckpt")
     loaded: Any = DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt")
     assert torch.equal(loaded.method.places_2, again.method.places_2)
-    assert loaded.method.wants_batches("start", Clock(0)) is None
+    assert bool(loaded.method.fitted)
 
 
 def test_the_fit_takes_means_by_class_however_often_a_class_comes() -> None:
@@ -110,7 +110,7 @@ def test_the_fit_takes_means_by_class_however_often_a_class_comes() -> None:
     images, labels = images_and_labels(24)
     kept = torch.arange(24)[(labels != 1) | (torch.arange(24) < 4)]  # classes of 8, 2 and 8 images, in two batches
     parts = [Batch(images[part], labels[part], None) for part in kept.split(9)]
-    module.method.take_batches("start", module, iter(parts))
+    module.method.fit(module.student, module.teacher, iter(parts))
     module.eval()
     with torch.no_grad():
         seen = module(images[kept]).named, module.teacher.teach(images[kept]).named
@@ -125,14 +125,15 @@ def test_the_fit_takes_means_by_class_however_often_a_class_comes() -> None:
 
 
 def test_it_is_fitted_before_the_first_step_and_then_every_so_many_epochs() -> None:
-    def fits(method: Any) -> list[bool]:
-        return [method.wants_batches("start", Clock(epoch)) is not None for epoch in range(6)]
+    module, fits = build(refit_epochs=2), []
 
-    module = build(refit_epochs=2)
-    assert fits(module.method) == [True] * 6
-    module.method.fitted.fill_(True)
-    assert fits(module.method) == [False, False, True, False, True, False]
-    assert module.method.wants_batches("end", Clock(2)) is None
+    def draw(count: int) -> list[Batch]:
+        fits.append(epoch)
+        return [Batch(*images_and_labels(24), None)]
+
+    for epoch in range(6):
+        module.method.on_epoch_start(module.student, module.teacher, Clock(epoch), draw)
+    assert fits == [0, 2, 4]
 
 
 def test_learned_places_are_trained_and_unequal_widths_grouped_or_refused() -> None:

@@ -72,7 +72,7 @@ def test_without_heads_it_is_kd() -> None:
     assert ours["ce"].item() == pytest.approx(0.7 * step.item(), rel=1e-6)
     assert ours["kd_heads"].item() == 0
     module = build("dih", layers=[])
-    assert module.method.preparation_warning() is None
+    assert bool(module.method.fitted)
     assert len(module.method.heads) == 0
 
 
@@ -97,7 +97,7 @@ def test_heads_are_fitted_on_a_frozen_network_and_teach_unchanged(tmp_path: Path
     prepared = fitted_heads(tmp_path / "heads.ckpt")
     assert prepared.method.heads.layers == ("stage1", "stage2", "stage3")
     module = build("dih", {"weights": str(tmp_path / "heads.ckpt")}, layers=["stage3", "stage1"], peers=2)
-    assert module.method.preparation_warning() is None
+    assert bool(module.method.fitted)
     theirs = prepared.method.heads
     assert torch.equal(module.method.heads[0][1].weight, theirs[2][1].weight)
     frozen = {**parameters_of(module.method.heads), **parameters_of(module.teacher.network)}
@@ -109,7 +109,7 @@ def test_heads_are_fitted_on_a_frozen_network_and_teach_unchanged(tmp_path: Path
     fit.save_checkpoint(tmp_path / "dih.ckpt")
     (tmp_path / "heads.ckpt").unlink()
     loaded: Any = DistillationModule.load_from_checkpoint(tmp_path / "dih.ckpt")
-    assert loaded.method.preparation_warning() is None
+    assert bool(loaded.method.fitted)
     assert torch.equal(loaded.method.heads[0][1].weight, theirs[2][1].weight)
     assert not any("head" in name for name in loaded.deploy().state_dict())
 
@@ -132,7 +132,8 @@ def test_heads_that_do_not_fit_and_weights_without_meaning_are_refused(tmp_path:
         build("dih", weights=[0.5, 0.1, 0.1, 0.1], ce_once=True)
     with pytest.raises(ConfigError, match="takes at most 1 peer, got 2"):
         build("heads", peers=2)
-    assert "random weights" in str(build("dih").method.preparation_warning())
+    with pytest.warns(UserWarning, match="The parts of DIH that method=heads fits have random weights"):
+        trainer(limit_train_batches=1).fit(build("dih"), train_loader())
     module = build("heads")
     seen = module.forward_all(Batch(torch.randn(2, 3, 16, 16), torch.tensor([0, 1]), None))
     with pytest.raises(ConfigError, match="takes 1024 values, and these images give 4096"):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models import resnet18
 
-from dkel_lightning import DistillationModule, MethodInputs, StudentOutput
+from dkel_lightning import DistillationModule, MethodInputs, PeerOutputs
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.ffl import FFL
 from dkel_lightning.networks import create
@@ -29,7 +29,7 @@ def test_loss_and_gradients_are_those_of_the_formula_and_both_targets_are_detach
     fused = torch.randn(3, 4, generator=draws, dtype=torch.float64).requires_grad_()
     ffl = FFL(peers).double()
     ffl.rampup_weight.fill_(0.7)
-    terms = ffl.loss_terms(MethodInputs(LABELS, StudentOutput(logits, logits, fused), None, None, torch.zeros(())))
+    terms = ffl.loss_terms(MethodInputs(LABELS, PeerOutputs(logits, logits, fused), None))
     assert tuple(terms) == ffl.terms
     expected = F.cross_entropy(fused, LABELS) + 0.7 * kd(fused, sum(logits[i] for i in range(peers)) / peers)  # type: ignore[arg-type]
     for peer in logits:
@@ -47,7 +47,7 @@ def test_the_fusion_is_depthwise_then_pointwise_on_the_maps_before_pooling() -> 
     ffl.attach(network)
     ffl.eval()
     images = torch.randn(3, 1, 8, 8)
-    seen = network.stages(images)
+    seen = network(images)
     assert seen.maps is not None
     assert isinstance(seen.features, Tensor)
     torch.testing.assert_close(seen.maps[1].mean((2, 3)), seen.features[1])
@@ -58,7 +58,7 @@ def test_the_fusion_is_depthwise_then_pointwise_on_the_maps_before_pooling() -> 
     hidden = F.conv2d((hidden / (1 + 1e-5) ** 0.5).relu(), weights["fusion.3.weight"])  # fresh BatchNorm, eval mode
     pooled = (hidden / (1 + 1e-5) ** 0.5).relu().mean((2, 3))
     expected = pooled @ weights["fusion.8.weight"].T + weights["fusion.8.bias"]
-    output = StudentOutput(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
+    output = PeerOutputs(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
     torch.testing.assert_close(ffl.combine(output), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -83,8 +83,8 @@ def test_maps_that_differ_in_size_are_refused_and_maps_that_differ_in_width_are_
         FFL(2).attach(create(None, 4, ["resnet8", "vgg16"]))
     ffl, mixed = FFL(2), create(None, 4, ["resnet8", "densenet40_12"], in_channels=1)
     ffl.attach(mixed)
-    seen = mixed.stages(torch.randn(3, 1, 8, 8))
-    assert ffl.combine(StudentOutput(seen.logits, seen.features, maps=seen.maps)).shape == (3, 4)
+    seen = mixed(torch.randn(3, 1, 8, 8))
+    assert ffl.combine(PeerOutputs(seen.logits, seen.features, maps=seen.maps)).shape == (3, 4)
 
 
 def test_the_labels_reach_the_peers_through_the_fusion_and_detached_targets_do_not() -> None:
@@ -92,9 +92,9 @@ def test_the_labels_reach_the_peers_through_the_fusion_and_detached_targets_do_n
     network, ffl = create("resnet8", 4, 2, in_channels=1), FFL(2)
     ffl.attach(network)
     ffl.rampup_weight.fill_(1.0)
-    seen = network.stages(torch.randn(3, 1, 8, 8))
-    output = StudentOutput(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
-    terms = ffl.loss_terms(MethodInputs(LABELS, output.with_ensemble(ffl.combine(output)), None, None, torch.zeros(())))
+    seen = network(torch.randn(3, 1, 8, 8))
+    output = PeerOutputs(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
+    terms = ffl.loss_terms(MethodInputs(LABELS, output._replace(ensemble_logits=ffl.combine(output)), None))
 
     def learners(term: str) -> dict[str, bool]:
         parts = {

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app.tasks.train import train
-from dkel_lightning.callbacks import set_weights
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import Clock
 from tests.compose import compose, resumed, tiny_run
@@ -68,14 +67,14 @@ def test_a_schedule_is_read_at_every_step_or_epoch() -> None:
     module = weighted("pcl", {0: 1.0, 0.5: 0.25})
     found = []
     for step in range(4):
-        set_weights(module, Clock(0, step, 4, 4))
+        module.set_time(Clock(0, step, 4, 4))
         found.append(module.method.labels_weight.item())
     assert found == [1.0, 1.0, 0.25, 0.25]
     by_epoch = weighted("pcl", {0: 1.0, 2: 0.0})
-    set_weights(by_epoch, Clock(2))
+    by_epoch.set_time(Clock(2))
     assert by_epoch.method.labels_weight.item() == 0
     with pytest.raises(ConfigError, match=r"method\.labels is a share of the run, but the run has no end"):
-        set_weights(module, Clock(0))
+        module.set_time(Clock(0))
     with pytest.raises(ConfigError, match=r"method\.labels must be a number between 0 and 1e\+06, or a schedule"):
         weighted("dkel", {0.5: 1.0})
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkel_lightning import MethodInputs, StudentOutput, TeacherOutput, methods
+from dkel_lightning import MethodInputs, PeerOutputs, methods
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import decoupled, distillation, normalised, standardised
 from dkel_lightning.methods.distilling import LOSSES, Distilling, Distils
@@ -122,16 +122,16 @@ def test_every_method_that_distils_logits_takes_them_in_each_of_its_terms(name: 
     features = torch.zeros(3, 4, 8, dtype=torch.float64)
     inputs = MethodInputs(
         torch.tensor([4, 0, 1, 1]),
-        StudentOutput(student, features, fused),
-        TeacherOutput(teacher, features),
-        draw(3, 4, 5, seed=3),
-        torch.tensor(0.5, dtype=torch.float64),
+        PeerOutputs(student, features, fused),
+        PeerOutputs(teacher, features),
     )
     found = {}
     for loss in LOSSES:
         method = methods.create(name, 3, {"loss": loss})
         assert isinstance(method, Distilling)
         method.rampup_weight.fill_(1.0)
+        if name.startswith("dkel"):
+            method.ensemble_weight.fill_(0.5)  # type: ignore[operator]
         if name == "okddip":
             method.attention = lambda _: torch.full((4, 2, 2), 0.5, dtype=torch.float64)  # type: ignore[assignment]
         found[loss] = method.loss_terms(inputs)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkel_lightning import DistillationModule, MethodInputs, StudentOutput, TeacherOutput, methods
+from dkel_lightning import DistillationModule, MethodInputs, PeerOutputs, methods
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.schedules import Clock
 from tests.methods.family import total, trained_and_deployed
@@ -22,7 +22,7 @@ from tests.modules.toy import Recorder, build, images_and_labels, train_loader, 
 def loss(student: Tensor, teacher: Tensor, labels: Tensor, rampup: float, **settings: Any) -> Tensor:
     method = methods.create("mean_teacher", len(student), settings).double()
     method.rampup_weight.fill_(rampup)
-    step = MethodInputs(labels, StudentOutput(student, student), TeacherOutput(teacher, teacher), None, torch.zeros(()))
+    step = MethodInputs(labels, PeerOutputs(student, student), PeerOutputs(teacher, teacher))
     terms = method.loss_terms(step)
     assert tuple(terms) == method.terms
     return total(terms)

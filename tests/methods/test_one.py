@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkel_lightning import DistillationModule, MethodInputs, StudentOutput
+from dkel_lightning import DistillationModule, MethodInputs, PeerOutputs
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.one import ONE, ONESettings
 from dkel_lightning.networks import create
@@ -50,9 +50,9 @@ def by_hand(one: ONE, logits: Tensor, trunk: Tensor, *, detach: bool) -> Tensor:
 
 
 def loss(one: ONE, logits: Tensor, trunk: Tensor) -> dict[str, Tensor]:
-    output = StudentOutput(logits, logits, trunk=(trunk,) * len(logits))
-    output = output.with_ensemble(one.combine(output))
-    return one.loss_terms(MethodInputs(LABELS, output, None, None, torch.zeros(())))
+    output = PeerOutputs(logits, logits, trunk=(trunk,) * len(logits))
+    output = output._replace(ensemble_logits=one.combine(output))
+    return one.loss_terms(MethodInputs(LABELS, output, None))
 
 
 @pytest.mark.parametrize("peers", [2, 3, 4])
@@ -98,8 +98,8 @@ def test_a_cut_model_has_a_gate_whatever_follows_the_cut(name: str, split_at: st
 def test_views_of_their_own_are_gated_by_their_mean() -> None:
     one, (logits, trunk) = method(2).eval(), inputs(2)
     views = (trunk, 3 * trunk)
-    several = one.combine(StudentOutput(logits, logits, trunk=views))
-    torch.testing.assert_close(several, one.combine(StudentOutput(logits, logits, trunk=(2 * trunk,) * 2)))
+    several = one.combine(PeerOutputs(logits, logits, trunk=views))
+    torch.testing.assert_close(several, one.combine(PeerOutputs(logits, logits, trunk=(2 * trunk,) * 2)))
 
 
 def test_peers_without_a_shared_trunk_are_refused() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dkel_lightning import DistillationModule, methods
 from dkel_lightning.app.tasks import stages
-from dkel_lightning.callbacks import TeacherCheckpoints
 from dkel_lightning.data import Batch
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.functional import distillation
@@ -126,7 +125,6 @@ def test_a_resumed_run_goes_on_with_the_teacher_of_its_step(
     # A file makes nobody read a folder.
     loaded = DistillationModule.load_from_checkpoint(tmp_path / "x.ckpt")
     assert loaded.method.settings.checkpoints is None
-    assert not TeacherCheckpoints.needed_by(loaded)
 
 
 def test_what_does_not_fit_is_refused(left: tuple[Path, dict[int, dict[str, Tensor]]], tmp_path: Path) -> None:

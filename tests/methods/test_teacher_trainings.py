@@ -182,7 +182,7 @@ def test_golden_coefficient(index: int) -> None:
     method = remembering("uniform", 1, 3, **ramp)
     found = []
     for epoch in epochs:
-        method.set_time(Clock(epoch, steps_per_epoch=2, steps=2 * given["epochs"]), 0, 0)
+        method.set_time(Clock(epoch, steps_per_epoch=2, steps=2 * given["epochs"]))
         found.append(method.coefficient.item())
     assert found == pytest.approx(case["expected"]["weight_in_training"], rel=1e-12)
 

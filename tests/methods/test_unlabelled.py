@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import methods
 from dkel_lightning.assembly.parts import check_labels_of_the_data
+from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import DataError
 from dkel_lightning.functional import cross_entropy, targets_of
-from dkel_lightning.modules.batch import Batch
 from tests.methods.test_labels import weighted
 from tests.methods.test_mean_teacher import loss
 from tests.modules.test_targets import EVERY, settings_of
@@ -69,7 +69,7 @@ def test_the_mean_over_the_known_is_torchs_with_ignore_index(smoothing: float, w
 )
 def test_a_method_that_compares_by_class_says_that_it_needs_labels(settings: dict[str, Any]) -> None:
     module = build(method=settings, peers=2, teacher={"update": "gradient"} if settings["name"] == "kd" else None)
-    with pytest.raises(DataError, match=r"A label is -1, not known, and \w+ .* needs the class of every image"):
+    with pytest.raises(DataError, match="A label is -1, not known, and the method as it is set"):
         module.training_step((IMAGES, with_known(FIRST)), 0)
 
 
@@ -79,16 +79,16 @@ def test_data_is_refused_before_a_batch_is_met_unless_it_leaves_unknown_labels_o
     module._trainer = SimpleNamespace(  # type: ignore[assignment]
         datamodule=SimpleNamespace(unlabelled_size=1200, unlabelled_share=share)
     )
-    refusal = pytest.raises(DataError, match="1,200 training images have no label, and KDCL")
+    refusal = pytest.raises(DataError, match="1,200 training images have no label, and the method")
     with nullcontext() if share == 0 else refusal:
         check_labels_of_the_data(module)
 
 
 def test_consistent_pairs_channels_by_the_classes_that_are_known() -> None:
-    module = build(**settings_of("consistent"))
+    module: Any = build(**settings_of("consistent"))
     with pytest.raises(DataError, match=r"no label of the images .* is known .*: choose method.matcher=learned"):
-        module.method.take_batches("start", module, [Batch(IMAGES, with_known(FIRST & LAST), None)])
-    module.method.take_batches("start", module, [Batch(IMAGES, with_known(LAST), None)])
+        module.method.fit(module.student, module.teacher, [Batch(IMAGES, with_known(FIRST & LAST), None)])
+    module.method.fit(module.student, module.teacher, [Batch(IMAGES, with_known(LAST), None)])
     assert bool(module.method.fitted)
 
 

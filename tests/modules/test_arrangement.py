@@ -81,7 +81,7 @@ def test_the_ensembles_classifier_starts_as_its_backbone_starts_linear_layers(
 def test_a_methods_own_weights_are_drawn_from_the_seed() -> None:
     @register("gated")
     class Gated(Baseline):
-        needs = Needs(teacher="none", minimum_peers=1)
+        needs = Needs(teacher=False)
 
         def __init__(self, peers: int, settings: object = None) -> None:
             super().__init__(peers, settings)

@@ -209,7 +209,7 @@ def test_a_stream_without_a_length_is_told_that_max_epochs_is_no_end(tmp_path: P
 def test_schedules_as_shares_of_the_run_are_those_of_the_protocol_and_yield_to_the_users() -> None:
     module = build()
     assert (module.method.rampup.epochs, module.method.rampup.share) == (None, 0.27)
-    assert (module.method.ensemble.decay, module.method.ensemble.decay_share) == (None, 0.02)
+    assert (module.method.settings.ensemble.decay, module.method.settings.ensemble.decay_share) == (None, 0.02)
     assert (module.teacher.settings.decay, module.teacher.settings.decay_share) == (None, 0.01)
     own = build(method={"name": "dkel", "rampup": {"scale": 0.5, "epochs": 7}}, teacher={"decay": 0.9})
     assert (own.method.rampup.scale, own.method.rampup.epochs, own.method.rampup.share) == (0.5, 7, None)

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dkel_lightning import DistillationModule
+from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import classes_of, cross_entropy, targets_of
 from dkel_lightning.methods import METHODS
-from dkel_lightning.modules.batch import Batch
 from tests.modules.toy import CLASSES, build, images_and_labels, parameters_of, same, train_loader, trainer
 
 EVERY = [name for name in METHODS if name != "dkel_released"]  # which differs from dkel in settings

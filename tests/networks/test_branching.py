@@ -224,7 +224,7 @@ def test_peers_are_the_users_model_and_give_its_logits_features_and_gradients(
     assert network.training
     assert network.feature_dims == (width, width)
     views = torch.randn(4, 2, 3, size, size)
-    logits, features = network.eval()(views)
+    logits, features, *_ = network.eval()(views)
     assert features.shape == (2, 4, width)
     expected = torch.stack([logits_of(model(view)) for view in views.unbind(1)])
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
@@ -317,7 +317,7 @@ class Noisy(Convolutional):
 
 def test_dropout_before_the_split_is_drawn_once_for_all_peers() -> None:
     network = branch_model(Noisy(), "third", 3, 10, redraw_branches=False, image_shape=TINY)
-    logits, _ = network(torch.randn(4, 3, 8, 8))
+    logits, *_ = network(torch.randn(4, 3, 8, 8))
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
     assert not torch.equal(logits[0], network.eval()(torch.randn(4, 3, 8, 8))[0][0])
@@ -342,7 +342,7 @@ def test_branches_do_not_spoil_the_trunk_output_they_share() -> None:
         nn.Conv2d(3, 6, 1), nn.Hardswish(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
     )
     network = branch_model(model, "1", 3, 4, redraw_branches=False, image_shape=TINY)
-    logits, _ = network(torch.randn(4, 3, 8, 8))
+    logits, *_ = network(torch.randn(4, 3, 8, 8))
     assert torch.equal(logits[0], logits[2])
     logits.sum().backward()
 

@@ -71,7 +71,7 @@ def test_parameter_counts_are_those_of_the_literature(name: str) -> None:
 def test_backbone_trains_at_its_smallest_size_and_not_below(name: str) -> None:
     size = BACKBONES[name].min_size
     network = create(name, 3, 1)
-    logits, features = network(torch.randn(2, 3, size, size))
+    logits, features, *_ = network(torch.randn(2, 3, size, size))
     assert isinstance(features, torch.Tensor)
     assert logits.shape == (1, 2, 3)
     assert features.shape == (1, 2, network.feature_dims[0])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods import METHODS, Method, Needs, create, preset, register
+from dkel_lightning.methods.dkel import EnsembleTerm
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.settings.declarations import (
     Follows,
@@ -28,8 +29,8 @@ from dkel_lightning.settings.declarations import (
     text,
     whole,
 )
+from dkel_lightning.settings.rampup import RampUp
 from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
-from dkel_lightning.settings.weights import EnsembleTerm, RampUp
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def scratch() -> Iterator[type[Method]]:
         """A method for this test alone."""
 
         Settings = ScratchSettings
-        needs = Needs(foreign_teacher=True, ensemble="none")
+        needs = Needs(foreign_teacher=True)
         terms = ("ce",)
 
         def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
@@ -171,10 +172,8 @@ def test_a_method_of_ones_own_is_registered_like_those_of_the_library(scratch: t
     with pytest.raises(ConfigError) as caught:
         create("scratch", 2, {"sharpness": -1})
     assert str(caught.value) == "method.sharpness must be a number above 0 and up to 9, got -1."
-    with pytest.raises(ConfigError, match="Scratch needs at least 2 peers, got 1"):
-        create("scratch", 1)
     with pytest.raises(ConfigError, match=r"views=per_peer_and_teacher is for mean_teacher"):
-        scratch.needs.check("scratch", 2, views="per_peer_and_teacher")
+        scratch.needs.check("scratch", 2, True, "per_peer_and_teacher")
     with pytest.raises(ConfigError, match=r"The method name 'scratch' is taken by"):
         register("scratch")(METHODS["dkel"].method)
     with pytest.raises(ConfigError, match=r"Unknown choice method=scrath. Did you mean scratch\?"):
