@@ -177,14 +177,13 @@ class Predictions(Sums):
     def compute(self) -> dict[str, Tensor]:
         """Return means and shares over the samples.
 
-        Of each network [N] `entropy` in nats, `classes`, how many it predicts, and `top_share` of the commonest among
-        them; `commonest` [1], the same share among the labels, and `samples` [1].
+        Of each network [N] `entropy` in nats, and `classes`, how many it predicts; `commonest` [1], the share of the
+        commonest label, and `samples` [1].
         """
         samples = self.labelled.sum(1)
         return {
             "entropy": self.entropy / samples,
             "classes": (self.predicted > 0).sum(1).to(samples.dtype),
-            "top_share": self.predicted.max(1).values / samples,
             "commonest": self.labelled.max(1).values / samples,
             "samples": samples,
         }

@@ -17,7 +17,6 @@ from dkel_lightning.assembly.weights import initial_weights, load_peers, refuse_
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
-from dkel_lightning.methods.sftn import start_from_branches
 from dkel_lightning.modules import resume
 from dkel_lightning.modules.batch import Augmentation
 from dkel_lightning.modules.ensemble import EnsembleModule
@@ -150,7 +149,6 @@ def build(  # noqa: D417
     if chosen.wants_ensemble_classifier:
         with seeded(seed, "ensemble"):
             ensemble = EnsembleModule(student.network.feature_dims, num_classes)
-            draw.start_ensemble(ensemble.classifier)
     module = cls(
         student,
         chosen,
@@ -169,8 +167,6 @@ def build(  # noqa: D417
     module.scale_rate(lr_scale)
     if prepared is not None:
         chosen.load_prepared(prepared.method)
-    if teaching is not None and teaching.init_student_from_branches and teaching.weights is not None:
-        start_from_branches(student.network, None if prepared is None else prepared.method)
     module.batch_keys = dict(batch_keys or {})
     module.recipe = {
         **draw.recipe(),

@@ -115,11 +115,6 @@ class NetworkDraw:
         one = replace(self, peers=1, classifiers="own", sharing="trunk", pretrained=pretrained)
         return one if backbone is None else replace(one, backbone=backbone, split_at=None, classifier=None)
 
-    def start_ensemble(self, classifier: nn.Linear) -> None:
-        """Draw the classifier over the features of all peers as their backbone draws its own."""
-        if isinstance(self.backbone, str):
-            networks.start_linear({self.backbone} if isinstance(self.peers, int) else {*self.peers}, classifier)
-
     def recipe(self) -> dict[str, Any]:
         """Return the arguments as primitives; `backbone` is None for a model of the user's own."""
         return {

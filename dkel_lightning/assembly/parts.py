@@ -115,7 +115,7 @@ def check_teacher(method: str, needs: Needs, settings: TeacherSettings) -> None:
         wrong = {"update": settings.update == "ema", "init_steps": trained_before, "draw": settings.draw == "student"}
         form = "is a network of its own, which is trained beforehand or learns by gradient"
     else:
-        keys = ("backbone", "pretrained", "init_student_from_branches")
+        keys = ("backbone", "pretrained")
         wrong = {key: getattr(settings, key) != getattr(TeacherSettings, key) for key in keys}
         form = "has the student's form"
     for key in (key for key, is_wrong in wrong.items() if is_wrong):

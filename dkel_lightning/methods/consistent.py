@@ -128,11 +128,10 @@ class Consistent(Distilling):
         return ("ce", "features", *(["kd"] if self.settings.kd_weight > 0 else []))
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        assert inputs.teacher is not None
         logits, settings = inputs.student.logits, self.settings
         terms = {"ce": cross_entropy(logits, inputs.labels).sum(), "features": settings.weight * self._features(inputs)}
         if settings.kd_weight > 0:
-            taught = self.distil(logits, inputs.teacher.logits.detach(), inputs.classes)
+            taught = self.distil(logits, inputs.teacher_logits, inputs.classes)
             terms["kd"] = settings.kd_weight * taught.sum()
         return terms
 

@@ -92,9 +92,9 @@ class DIH(Distilling):
         self.fitted.fill_(True)
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        assert inputs.teacher is not None
-        taught = inputs.teacher.logits.detach().unsqueeze(0)  # [1, V, B, C]
+        taught = inputs.teacher_logits.unsqueeze(0)  # [1, V, B, C]
         if len(self.heads):
+            assert inputs.teacher is not None
             heads = self.heads.logits(inputs.teacher.named)
             taught = torch.cat([taught, heads.detach().to(taught.dtype)])
         return self.terms_of(inputs.student.logits, taught, inputs.labels, inputs.classes)

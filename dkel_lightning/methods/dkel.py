@@ -98,8 +98,7 @@ class DKEL(PCL):
         self.ensemble_weight.fill_(self.settings.ensemble.weight(clock))
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        assert inputs.teacher is not None
-        ensemble, teachers = self.settings.ensemble, inputs.teacher.logits.detach()
+        ensemble, teachers = self.settings.ensemble, inputs.teacher_logits
         target = assemble(teachers, self.settings.temperature, space=ensemble.space, include_self=ensemble.include_self)
         assembled = self.distil(inputs.student.logits, target, inputs.classes).sum()
         individual = self.from_individual_teachers(inputs, include_self=ensemble.include_self)

@@ -38,9 +38,8 @@ class KD(Distilling):
     terms = ("ce", "kd")  # labels, and the teacher to each peer
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        assert inputs.teacher is not None
         # [1, B, C], or [P, B, C] where the teacher has seen each peer's own view.
-        taught = self.distil(inputs.student.logits, inputs.teacher.logits.detach(), inputs.classes)
+        taught = self.distil(inputs.student.logits, inputs.teacher_logits, inputs.classes)
         return {
             "ce": self.settings.ce_weight * cross_entropy(inputs.student.logits, inputs.labels).sum(),
             "kd": self.settings.weight * taught.sum(),

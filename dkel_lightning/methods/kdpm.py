@@ -76,9 +76,8 @@ class KDPM(Distilling):
         return ("ce", "kd", *(["features"] if self.of_features else []), *(["kd_peers"] if self.peers > 1 else []))
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        assert inputs.teacher is not None
         logits, settings = inputs.student.logits, self.settings
-        taught = inputs.teacher.logits.detach().expand_as(logits)
+        taught = inputs.teacher_logits.expand_as(logits)
         distilled = logits.new_zeros(())
         if self.of_logits:
             # No indexing by a list, which copies that from the host in every step.

@@ -43,8 +43,7 @@ class MeanTeacher(Method):
     terms = ("ce", "consistency")  # labels, and consistency with the teacher
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        assert inputs.teacher is not None
-        student, teacher = inputs.student.logits, inputs.teacher.logits.detach()
+        student, teacher = inputs.student.logits, inputs.teacher_logits
         if self.settings.consistency == "mse":
             distances = squared_differences(student, teacher)
         else:

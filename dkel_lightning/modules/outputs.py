@@ -35,6 +35,12 @@ class MethodInputs:
     raw_labels: Tensor | None = None
 
     @property
+    def teacher_logits(self) -> Tensor:
+        """The teacher's logits, detached."""
+        assert self.teacher is not None
+        return self.teacher.logits.detach()
+
+    @property
     def named(self) -> tuple[Named, Named]:
         """The outputs of modules that the method watches, of the student and of the teacher."""
         assert self.teacher is not None

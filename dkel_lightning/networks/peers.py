@@ -154,8 +154,7 @@ class PeerNetwork(nn.Module, ABC):
         """
         self.unwatch()
         self._watched = Watched([self.peer(index) for index in range(self.num_peers)], names, setting)
-        with self._watched.dry_run():
-            named = self.probe().named
+        named = self.probe().named
         assert named is not None
         return named
 

@@ -86,9 +86,6 @@ class TeacherSettings(Settings, node="teacher"):
         int | None,
         whole("Length of that training in epochs; null: as the run's, of early_stopped 5/8 of it.", 1, 1_000_000),
     ] = None
-    init_student_from_branches: Annotated[
-        bool, switch("Initialise the student with the blocks of the first branch of its sftn teacher.")
-    ] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
