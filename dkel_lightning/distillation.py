@@ -32,7 +32,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.execution import begin_step, compile_networks
 from dkel_lightning.functional import classes_of
 from dkel_lightning.methods import Method
-from dkel_lightning.metrics import relative_distance, scores_of
+from dkel_lightning.metrics import relative_distance
 from dkel_lightning.modules import deployment, resume
 from dkel_lightning.modules.batch import (
     Augmentation,
@@ -45,10 +45,10 @@ from dkel_lightning.modules.batch import (
 )
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
-from dkel_lightning.modules.outputs import Evaluated, MethodInputs, StepResult
+from dkel_lightning.modules.outputs import Evaluated, MethodInputs
 from dkel_lightning.modules.scores import Scores, mean_probability
 from dkel_lightning.modules.student import StudentModule
-from dkel_lightning.modules.targets import TargetMaker, peers_first
+from dkel_lightning.modules.targets import TargetMaker
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerOutputs
 from dkel_lightning.runtime.processes import outlast_threads
@@ -125,7 +125,7 @@ class DistillationModule(LightningModule):
         self.execution = Execution.of(execution)
         self.augmentation = augmentation
         self.num_views = number_of_views(views, student.num_peers)
-        self.targets = TargetMaker(targets or Targets(), student.num_classes, student.num_peers, method.wants_classes)
+        self.targets = TargetMaker(targets or Targets(), student.num_classes, method.wants_classes)
         self.seed = seed
         self.lr: float | None = None
         self.recipe: dict[str, Any] | None = None
@@ -148,11 +148,15 @@ class DistillationModule(LightningModule):
             parts.check_is_trained_itself(self)
         batch = self._checked(batch, batch_idx, known_labels=self.method.wants_classes)
         rank, epoch = (0, 0) if self._trainer is None else (self.global_rank, self.trainer.current_epoch)
-        step = self.compute_step(self.make_batch(batch, epoch, batch_idx, rank))
+        batch = self.make_batch(batch, epoch, batch_idx, rank)
+        begin_step(self.execution)
+        inputs = self.forward_all(batch)
+        terms, loss = self.losses(inputs)
         for observe in self.observers:
-            observe(step.inputs, step.terms, step.loss)
-        self.scores.update_training(step)
-        return step.loss
+            observe(inputs, terms, loss)
+        stacked = torch.stack([terms[name] for name in self.method.terms])
+        self.scores.update_training(stacked, inputs.student.logits, batch.labels)
+        return loss
 
     def read(self, batch: Any) -> Any:
         """Rename the entries of a mapping. Not a hook of Lightning, which would replace that of the data module."""
@@ -178,14 +182,6 @@ class DistillationModule(LightningModule):
             )
         return torch.stack(views, dim=1)
 
-    def compute_step(self, batch: Batch) -> StepResult:
-        """Compute the outputs and loss of a training step, from tensors alone."""
-        begin_step(self.execution)
-        inputs = self.forward_all(batch)
-        terms, loss = self.losses(inputs)
-        values = torch.stack([terms[name].detach() for name in self.method.terms])
-        return StepResult(inputs, terms, values, loss, *scores_of(inputs.student.logits, peers_first(batch.labels)))
-
     def forward_all(self, batch: Batch) -> MethodInputs:
         """Pass a batch through student, ensemble and teacher."""
         views, teacher_views = self.views_of_each(batch.views)
@@ -193,8 +189,7 @@ class DistillationModule(LightningModule):
             student = self(views)
             sees_batches = self.teacher is not None and self.teacher.sees_batches
             teacher = self.teacher.teach(teacher_views) if self.teacher is not None and sees_batches else None
-        labels = peers_first(batch.labels)
-        return MethodInputs(self.targets(labels), student, teacher, batch.indices, labels)
+        return MethodInputs(self.targets(batch.labels), student, teacher, batch.indices, batch.labels)
 
     def views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Return the views of the student and those of the teacher: the same, or one half of 2 P views each."""

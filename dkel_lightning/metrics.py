@@ -79,15 +79,14 @@ class NetworkScores(Sums):
 def scores_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Score `logits` [N, B, C]: right predictions [N], summed negative log-likelihood [N], and the samples, a scalar.
 
-    Samples whose label is not known are left out. Of labels that are distributions, [B, C] or [N, B, C], the largest is
-    the right one. An output that is not finite is wrong: argmax returns the first NaN.
+    Samples whose label is not known are left out. Of labels that are distributions [B, C] the largest entry
+    is the right class. An output that is not finite is wrong: argmax returns the first NaN.
     """
     logits = logits.detach()
     nll = sample_cross_entropy(logits, labels)
     known = is_known(labels)
     correct = (logits.argmax(-1) == classes_of(labels)) & nll.isfinite() & known
-    samples = known.sum() if known.dim() == 1 else known.sum() / known.shape[0]
-    return correct.sum(-1).to(torch.float32), nll.sum(-1), samples
+    return correct.sum(-1).to(torch.float32), nll.sum(-1), known.sum()
 
 
 class CalibrationErrors(Sums):

@@ -42,7 +42,6 @@ def linear_weights(logits: Tensor, labels: Tensor) -> Tensor:
     # Weights sum to 1, so what all peers say alike has no part in the gradient.
     differing = logits - logits.mean(0)
     truth = one_hot(labels, logits.shape[-1]).to(logits.dtype)
-    truth = truth.mean(0) if truth.dim() == 3 else truth
     whole = truth.sum(-1, keepdim=True)
 
     def objective(weights: Tensor) -> tuple[Tensor, Tensor]:

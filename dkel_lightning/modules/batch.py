@@ -48,8 +48,7 @@ def unpack(batch: Any) -> Batch:
         )
     if labels.dim() == 2 and labels.shape[1] == 1:
         labels = labels.squeeze(1)
-    most = 3 if isinstance(batch, Batch) else 2  # only batches of this library differ between peers
-    soft = labels.is_floating_point() and 2 <= labels.dim() <= most
+    soft = labels.is_floating_point() and labels.dim() == 2
     hard = labels.dim() == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
     if not (soft or hard) or labels.shape[0] != views.shape[0]:
         raise DataError(
