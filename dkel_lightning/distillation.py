@@ -33,7 +33,7 @@ from dkel_lightning.execution import begin_step, compile_networks
 from dkel_lightning.functional import classes_of
 from dkel_lightning.methods import Method
 from dkel_lightning.metrics import relative_distance
-from dkel_lightning.modules import deployment, resume
+from dkel_lightning.modules import checkpoint_state, deployment
 from dkel_lightning.modules.batch import (
     Augmentation,
     check_views,
@@ -135,7 +135,7 @@ class DistillationModule(LightningModule):
         self.deployment = deploy or Deploy()
         deployment.check_deployment(self, self.deployment)
         self.observers: list[Observer] = []
-        self._restored = resume.Restored()
+        self._restored = checkpoint_state.Restored()
 
     build = classmethod(building.build)
     load_from_checkpoint = classmethod(building.load_from_checkpoint)  # type: ignore[assignment]
@@ -203,7 +203,8 @@ class DistillationModule(LightningModule):
         output: PeerOutputs = self.student(views)
         if self.method.needs.ensemble == "own":
             return output._replace(ensemble_logits=self.method.combine(output))
-        if self.ensemble is not None and self.method.wants_ensemble_classifier:
+        if self.method.wants_ensemble_classifier:
+            assert self.ensemble is not None
             return output._replace(ensemble_logits=self.ensemble(output.features))
         return output
 
@@ -329,15 +330,15 @@ class DistillationModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Restore the random generators before the loaders are created, which may draw from them."""
-        resume.restore_process(self, self._restored)
-        resume.unfreeze_optimized(self)
+        checkpoint_state.restore_process(self, self._restored)
+        checkpoint_state.unfreeze_optimized(self)
         parts.check_no_weight_averaging(self)
         parts.check_labels_of_the_data(self)
         parts.warn_of_an_untrained_teacher(self)
 
     def on_train_start(self) -> None:
-        resume.restore_process(self, self._restored)  # some strategies restore the checkpoint only now
-        resume.check_training_classes(self, self._restored)
+        checkpoint_state.restore_process(self, self._restored)  # some strategies restore the checkpoint only now
+        checkpoint_state.check_training_classes(self, self._restored)
 
     def teardown(self, stage: str) -> None:
         for part in self._parts:
@@ -366,7 +367,7 @@ class DistillationModule(LightningModule):
 
     def on_validation_start(self) -> None:
         """Average BatchNorm statistics over the processes, and reset the scores."""
-        resume.synchronise_statistics(self)
+        checkpoint_state.synchronise_statistics(self)
         self.scores.begin()
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -411,11 +412,11 @@ class DistillationModule(LightningModule):
         process, and the classes of optimizer, scheduler and augmentation. A frozen teacher with weights of its own
         file is left out.
         """
-        resume.save(self, checkpoint)
+        checkpoint_state.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another configuration before any weight is loaded."""
-        self._restored = resume.read(self, checkpoint)
+        self._restored = checkpoint_state.read(self, checkpoint)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "observers": []}

@@ -17,7 +17,7 @@ from dkel_lightning.assembly.weights import initial_weights, load_peers, refuse_
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
-from dkel_lightning.modules import resume
+from dkel_lightning.modules import checkpoint_state
 from dkel_lightning.modules.batch import Augmentation
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
@@ -227,5 +227,5 @@ def load_from_checkpoint(  # noqa: D417
         typed = {"weights": None, "pretrained": False, **typed}
     recipe["teacher"] = merge(recipe["teacher"], typed)
     module = cls.build(**(recipe | others))
-    resume.load(module, checkpoint, checkpoint_path)
+    checkpoint_state.load(module, checkpoint, checkpoint_path)
     return module.to(next(iter(checkpoint["state_dict"].values())).device)

@@ -13,8 +13,7 @@ from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw
 from dkel_lightning.assembly.weights import load_teacher
 from dkel_lightning.errors import ConfigError, DataError
-from dkel_lightning.methods import Method, Needs, Preset, create
-from dkel_lightning.methods import preset as preset_of
+from dkel_lightning.methods import Method, Needs, Preset, create, get_preset
 from dkel_lightning.methods.base import Arrangement
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.student import StudentModule
@@ -45,7 +44,7 @@ def find_preset(method: str | Mapping[str, Any] | Method) -> tuple[Preset, dict[
         arrangement = Arrangement(type(method).__name__, method.peers)
         return Preset(type(method), "", {}, "independent", arrangement, "all"), {}
     settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
-    return preset_of(settings.pop("name", "")), settings
+    return get_preset(settings.pop("name", "")), settings
 
 
 def make_method(

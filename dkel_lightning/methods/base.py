@@ -169,6 +169,11 @@ class Method(nn.Module, ABC):
         return self.needs.ensemble == "classifier" and self.peers > 1
 
     @property
+    def has_ensemble(self) -> bool:
+        """Whether there are ensemble logits, of the ensemble classifier or of `combine`."""
+        return self.needs.ensemble == "own" or self.wants_ensemble_classifier
+
+    @property
     def wants_classes(self) -> bool:
         """Whether it needs one known class per sample (`inputs.classes`); unknown, mixed or soft labels are refused."""
         return False
@@ -316,7 +321,7 @@ def register(  # noqa: D417
     return add
 
 
-def preset(name: str) -> Preset:
+def get_preset(name: str) -> Preset:
     """Return the preset of a method, or raise an error that lists the names."""
     if name not in METHODS:
         raise ConfigError(unknown_choice("method", name, METHODS))
@@ -325,6 +330,6 @@ def preset(name: str) -> Preset:
 
 def create(name: str, peers: int, settings: Mapping[str, Any] | None = None) -> Method:
     """Build a method from its preset with `settings` (nested mappings of primitives) laid over it."""
-    chosen = preset(name)
+    chosen = get_preset(name)
     merged = merge(chosen.settings, settings or {})
     return chosen.method(peers, from_mapping(chosen.method.Settings, merged, "method"))
