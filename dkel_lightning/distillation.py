@@ -1,7 +1,7 @@
 """The coordinator: student, teacher and ensemble trained together by one method, one optimizer, one loss.
 
 Read from top to bottom it is the order of events: the parts, a training step from the batch to the loss, the step of
-the optimizer, after which the teacher follows, what surrounds a fit, validation and test, the checkpoint, deployment.
+the optimizer and the update of the teacher, setup, validation and test, checkpoints, deployment.
 Callbacks set the scheduled weights and initialise the teacher, see `configure_callbacks`.
 """
 
@@ -91,7 +91,7 @@ class DistillationModule(LightningModule):
     Attributes:
         recipe: primitives from which the networks are rebuilt; None without `build`.
         observers: called in each training step with its inputs, terms and loss.
-        batch_keys: names of images, labels and indices in batches that are mappings; empty: the usual names.
+        batch_keys: names of images, labels and indices in batches that are mappings; empty: common names.
         lr: the learning rate of all groups, set by `Tuner.lr_find`; None: that of the optimizer.
     """
 
@@ -121,7 +121,7 @@ class DistillationModule(LightningModule):
         self.teacher: TeacherModule | None = teacher
         self.ensemble: EnsembleModule | None = ensemble
         if teacher is not None:
-            teacher.stand_alone(False)  # an interrupted fit of the teacher alone leaves it unfrozen
+            teacher.stand_alone(False)  # an interrupted training of the teacher alone leaves it unfrozen
         self.execution = Execution.of(execution)
         self.augmentation = augmentation
         self.num_views = number_of_views(views, student.num_peers)
@@ -245,7 +245,7 @@ class DistillationModule(LightningModule):
     def scale_rate(self, scale: float) -> None:
         """Train all but the classifiers at `scale` times the learning rate; 0 freezes them, statistics included.
 
-        The same layers stand still in a teacher that follows. One that learns by itself has the whole rate.
+        The same layers are frozen in an EMA teacher. A teacher that learns has the full rate.
         """
         for part in self._parts:
             if part is self.student or not (part.learns or self.method.needs.foreign_teacher):
@@ -286,14 +286,14 @@ class DistillationModule(LightningModule):
         self.update_teacher()
 
     def update_teacher(self) -> None:
-        """Let an EMA teacher follow the student; in a training loop of your own, call it after each optimizer step."""
+        """Update an EMA teacher from the student; in your own training loop, call it after each optimizer step."""
         if self.teacher is not None:
             self.teacher.follow(self.student.network)
 
     def set_time(self, clock: Clock) -> None:
         """Set all scheduled weights to their values at `clock`.
 
-        In a training loop of your own, call it before each batch. Methods with `Needs.batches` need a Trainer.
+        In your own training loop, call it before each batch. Methods with `Needs.batches` need a Trainer.
         """
         self.method.set_time(clock)
         if self.teacher is not None and self.teacher.settings.update == "ema":
@@ -409,8 +409,8 @@ class DistillationModule(LightningModule):
         """Add to Lightning's checkpoint what rebuilds the networks and continues the run.
 
         That is the recipe, the members' last validation, the random generators and BatchNorm statistics of each
-        process, and the classes of optimizer, scheduler and augmentation. A frozen teacher with weights of its own
-        file is left out.
+        process, and the classes of optimizer, scheduler and augmentation. A frozen teacher from
+        another file or library is left out.
         """
         checkpoint_state.save(self, checkpoint)
 

@@ -59,7 +59,7 @@ def sample_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def is_known(labels: Tensor) -> Tensor:
-    """Tell which labels are known: classes [B] other than -1, or targets [..., B, C] that are not 0 everywhere."""
+    """Return which labels are known: classes [B] other than -1, or targets [..., B, C] that are not 0 everywhere."""
     return labels.sum(-1) > 0 if labels.is_floating_point() else labels != UNKNOWN
 
 
@@ -240,7 +240,7 @@ def assemble(teachers: Tensor, temperature: float, *, space: str = "logits", inc
     """Assemble the teachers' knowledge for every peer: logits [P, B, C] -> target logits [P, B, C].
 
     `space="logits"` averages logits. `space="probabilities"` averages `softmax(t / T)` and returns the logits
-    `T log(mean)`, whose softened softmax is that mean.
+    `T log(mean)`; their softened softmax is that mean.
 
     Source: DKEL, released code (logits, leave-one-out); probabilities are the switch of this library.
     """

@@ -151,7 +151,7 @@ class Disagreement(Sums):
 
 
 class Predictions(Sums):
-    """Entropy of the predictions of several networks, and how often each predicts each class, beside the labels."""
+    """Entropy of the predictions of several networks, and counts of predicted classes and of labels."""
 
     entropy: Tensor
     predicted: Tensor

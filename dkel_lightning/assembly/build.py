@@ -84,8 +84,8 @@ def build(  # noqa: D417
             this library or a state_dict. The classifiers are drawn if the file's has another number of classes.
         lr_scale: learning rate of all but the classifiers, as a share of the optimizer's; 0 freezes them, statistics
             included.
-        teacher: settings laid over the method's, or a preset's name or TeacherSettings in their place; `none` for no
-            teacher.
+        teacher: settings that change those of the method, or a preset's name or TeacherSettings instead; `none` for
+            no teacher.
         in_channels: channels of the images.
         image_size: (height, width), checked against the backbone; 224 for a model of your own.
         views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over views, or
@@ -179,7 +179,7 @@ def build(  # noqa: D417
         "interval": interval,
         "lr_scale": lr_scale,
     }
-    # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
+    # Under one name, because Lightning refuses a data module that saves another `seed` or `image_size`.
     module.save_hyperparameters({"distillation": module.recipe})
     return module
 
@@ -202,10 +202,10 @@ def load_from_checkpoint(  # noqa: D417
         map_location: the device of the module.
         backbone: the model it was built from, if that was not a name, or was hf:FOLDER.
         method: the method, if that was not a registered name.
-        teacher: settings laid over the checkpoint's. A frozen teacher from elsewhere, which no checkpoint holds, is
+        teacher: settings that replace the checkpoint's. An external frozen teacher, which no checkpoint holds, is
             given again: `{"weights": FILE}` or `{"pretrained": True}`.
         others: passed to `build`: `optimizer`, `scheduler` and `augmentation`, which no checkpoint holds and a
-            training that goes on needs as it had them; and settings that are to differ, such as `deploy`.
+            resumed training needs again; and settings to change, such as `deploy`.
     """
     checkpoint = file_format.load(checkpoint_path, map_location)
     recipe = dict(file_format.recipe(checkpoint, checkpoint_path))

@@ -17,7 +17,7 @@ from dkel_lightning.settings.backbone import is_external
 
 @dataclass(frozen=True)
 class NetworkDraw:
-    """Draws a peer network any number of times, each from its own seed. Arguments: see `build`."""
+    """Draws networks of peers from seeds. Arguments: see `build`."""
 
     backbone: str | nn.Module
     num_classes: int

@@ -54,7 +54,7 @@ def make_method(
     arrangement: Arrangement,
     schedules: str,
 ) -> Method:
-    """Build the method; a ramp-up or ensemble whose length nobody has set lasts as `schedules` says."""
+    """Build the method; `schedules` sets the lengths of ramp-up and ensemble decay that are not given."""
     one_of("schedules", schedules, ("epochs", "shares"))
     if isinstance(method, Method):
         return method
@@ -134,7 +134,7 @@ def make_teacher(
 
     `start` loads the weights that the student started from.
     """
-    # An untrained model of the user's own comes with weights, which an independent draw must not keep.
+    # An independent draw must not keep the random weights that a user's untrained model has.
     redraw = settings.draw == "independent" and not settings.pretrained
     if settings.pretrained:
         _check_pretrained(settings.backbone or draw.backbone, draw.num_classes)
@@ -147,7 +147,7 @@ def make_teacher(
     teacher.start_from(student)
     prepared = load_teacher(teacher, rebuild)
     external = settings.pretrained or (settings.weights is not None and prepared is None)
-    # What this library has trained stays in the checkpoint, which needs no other file then.
+    # Checkpoints keep a teacher that this library has trained, so that they need no other file.
     teacher.is_external = needs.foreign_teacher and settings.update == "frozen" and external
     return teacher, prepared
 
@@ -191,7 +191,7 @@ def check_parts(
 
 
 def attach(module: DistillationModule) -> None:
-    """Let the method make its own parts to fit the networks, and watch the layers that it reads."""
+    """Let the method make its parts and watch layers; freeze the student if the method needs that."""
     method, student, teacher, seed = module.method, module.student, module.teacher, module.seed
     student.freeze_weights(method.needs.fixed_student)
     for part in (student, teacher):
@@ -219,7 +219,7 @@ def check_is_trained_itself(module: DistillationModule) -> None:
 
 
 def check_labels_of_the_data(module: DistillationModule) -> None:
-    """Refuse training images without labels where the method needs them, before a batch on a device is met."""
+    """Refuse training images without labels if the method needs them, before the first batch."""
     data = getattr(module.trainer, "datamodule", None)
     unlabelled = getattr(data, "unlabelled_size", 0) if getattr(data, "unlabelled_share", None) != 0 else 0
     if unlabelled and module.method.wants_classes:
@@ -240,7 +240,7 @@ def check_no_weight_averaging(module: DistillationModule) -> None:
 
 
 def warn_of_an_untrained_teacher(module: DistillationModule) -> None:
-    """Warn where a frozen teacher of its own has random weights."""
+    """Warn if a frozen teacher, or parts fitted on it, have random weights."""
     teacher, method = module.teacher, module.method
     if (fitted_by := method.needs.fitted_by) is not None and not bool(method.fitted):
         rank_zero_warn(

@@ -1,4 +1,4 @@
-"""The methods, one file each. A new file that registers a method in this folder is found by itself."""
+"""The methods, one file each. Every file in this folder is imported, so that it can register a method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base class of the methods, and the registry that finds one by name."""
+"""The base class of methods, and their registry."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ class Method(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Arrangement(Settings, node="method"):
-    """The name of a method, and how its peers stand to each other; every method has these settings."""
+    """The name of a method and the arrangement of its peers: settings of every method."""
 
     name: Annotated[str, text("Method.")]
     peers: Annotated[
@@ -267,7 +267,7 @@ class Preset:
         return from_mapping(self.method.Settings, self.settings, "method")
 
     def node(self) -> dict[str, Any]:
-        """Return the content of conf/method/NAME.yaml, which Hydra is also given for a method of one's own."""
+        """Return the content of conf/method/NAME.yaml; Hydra gets the same for a user's method."""
         node: dict[str, Any] = {"method": {**node_of(self.arrangement), **node_of(self.default_settings())}}
         if self.views_per_pass != BackboneSettings.views_per_pass:
             node["backbone"] = {"views_per_pass": self.views_per_pass}

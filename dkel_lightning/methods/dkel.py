@@ -74,8 +74,6 @@ class DKELSettings(PCLSettings):
 class DKEL(PCL):
     """DKEL as its abstract describes it (our reading): decaying ensemble of teachers, correct ramp-up.
 
-    PCL whose teachers also teach as a decaying ensemble.
-
     `L = CE(z_E) + sum_i [ CE(z_i) + r KD(z_i, sg z_E) + G KD(z_i, sg mean_{j != i} t_j)
     + H mean_{j != i} KD(z_i, sg t_j) ]`, with G = g v and H = r (1 - v), g = lambda (or r where `ramped`).
 

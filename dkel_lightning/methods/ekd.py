@@ -48,11 +48,11 @@ class EKDSettings(Distils):
 class EKD(Distilling):
     """Evolutionary distillation (our reading): teacher and student from scratch together, guided block by block.
 
-    Teacher and student learn at once, with guided modules after B corresponding blocks of both.
+    Guided modules follow B corresponding blocks of teacher and student.
 
     `L_T = CE(t) + sum_b CE(h_b^T)`, and of each student
     `L_S = CE(z) + a KD(z, sg t) + sum_b [ CE(h_b^S) + KD(h_b^S, sg h_b^T) + m |u_b^S - sg u_b^T|^2 ]`.
-    Detached: all that comes from the teacher. Deployed: the student, without guided modules.
+    Detached: all outputs of the teacher. Deployed: the student, without guided modules.
 
     Source: only the paper's abstract could be read; formula, modules and weights are our reading.
     """
@@ -116,7 +116,7 @@ class EKD(Distilling):
             "ce_guided": cross_entropy(h, labels).sum(),
             "kd_guided": self.distil(h, h_teacher.detach(), classes).sum(),
             "features": self.settings.feature_weight * distance.sum(),
-            # Where the teacher classifies the view of each student, the mean, as of its own labels.
+            # The mean over the views of the students, like the teacher's supervised loss.
             "ce_guided_teacher": cross_entropy(h_teacher, labels).mean(0).sum(),
         }
 

@@ -25,9 +25,9 @@ class KDSettings(Distils):
 class KD(Distilling):
     """Offline distillation in two stages: a teacher is trained (or loaded), then frozen and distilled from.
 
-    `L = sum_i [ g CE(z_i) + a KD(z_i, sg t; T) ]`: every peer learns from the one teacher t.
+    `L = sum_i [ g CE(z_i) + a KD(z_i, sg t; T) ]`.
 
-    The teacher is a network of its own, possibly of another architecture. Detached: t. Deployed: the student.
+    The teacher may have another architecture. Detached: t. Deployed: the student.
 
     Source: g, a, T of RepDistiller's code; OKDDip's code has 1, 1, 3.
     """

@@ -97,7 +97,7 @@ class KDCLSettings(Distils):
 class KDCL(Distilling):
     """Collaborative learning: separate networks with a view each learn from one target made of all of them.
 
-    `L = sum_i [ CE(z_i) + w KD(z_i, sg t) ]`: separate networks, a view each, one target t of all peers' logits.
+    `L = sum_i [ CE(z_i) + w KD(z_i, sg t) ]`, with one target t made of all peers' logits.
 
     Detached: t. Deployed: the best peer of the student.
     """

@@ -21,7 +21,7 @@ from dkel_lightning.settings.declarations import number, text
 class SFTNSettings(MethodSettings):
     """Settings of a student-friendly teacher."""
 
-    student: Annotated[str | None, text("Backbone of the student, whose blocks hang on the teacher.")] = None
+    student: Annotated[str | None, text("Backbone of the student; its blocks become branches of the teacher.")] = None
     ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 1.0
     kl_weight: Annotated[float, number("Weight of the divergence of trunk and branches.", 0, 1e6)] = 3.0
     branch_weight: Annotated[float, number("Weight of the branches' labels.", 0, 1e6)] = 1.0
@@ -33,7 +33,7 @@ class SFTNSettings(MethodSettings):
 class SFTN(Method):
     """A student-friendly teacher: it is trained with branches of its student's blocks (teacher.training=sftn).
 
-    `L = l_T CE(z) + l_KL sum_r KD(z_r, z; T) + l_CE sum_r CE(z_r)`: a teacher with branches of its student.
+    `L = l_T CE(z) + l_KL sum_r KD(z_r, z; T) + l_CE sum_r CE(z_r)`.
 
     After each stage r but the last hangs a branch: a layer to the width of the student's stage r, then the student's
     stages r + 1 to the end with a classifier. Nothing is detached: the KL moves trunk and branch towards each other.

@@ -28,7 +28,7 @@ PURPOSE = (
 
 
 def unpack(batch: Any) -> Batch:
-    """Read a batch: a tuple or list `(images, labels[, indices])`, or a mapping with the usual names.
+    """Read a batch: a tuple or list `(images, labels[, indices])`, or a mapping with common names.
 
     Labels of shape [B, 1] become [B], and all integers int64. Float labels [B, C] are distributions over the classes.
     Indices that are no tensor, such as the images' paths, are left out; weights of samples are refused.

@@ -1,4 +1,4 @@
-"""What becomes of the labels of a batch: mixed with its images, smoothed and weighted."""
+"""From the labels of a batch to targets: mixing, smoothing, class weights."""
 
 from __future__ import annotations
 

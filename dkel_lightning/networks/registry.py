@@ -16,7 +16,7 @@ from dkel_lightning.settings.declarations import unknown_choice
 
 @dataclass(frozen=True)
 class Backbone:
-    """A classifier that comes in two parts, so that peers can share the first.
+    """A classifier in two parts, the first of which peers can share.
 
     Attributes:
         name: Its name in configurations.

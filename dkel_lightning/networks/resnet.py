@@ -29,7 +29,7 @@ class ResNetSpec:
         stem: Channels of the stem.
         imagenet_stem: Whether the stem is 7x7 with stride 2, instead of 3x3.
         max_pool: Whether a max-pool with stride 2 follows the stem.
-        pre_activation: Whether BatchNorm and ReLU stand before each convolution instead of behind it.
+        pre_activation: Whether BatchNorm and ReLU come before each convolution instead of after it.
     """
 
     blocks: tuple[int, ...]
@@ -72,7 +72,7 @@ SPECS = {
 
 
 class ResidualBlock(nn.Module):
-    """A residual function beside a shortcut, and what follows their sum: [B, C, H, W] to [B, C', H', W']."""
+    """The sum of a residual function and a shortcut, then an activation: [B, C, H, W] to [B, C', H', W']."""
 
     def __init__(self, residual: nn.Module, shortcut: nn.Module, relu: nn.Module) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ Named = dict[str, tuple[Tensor, ...]]
 """Outputs of modules by name, one tensor [B, ...] a peer."""
 
 _PREFIXES = ("", "trunk.", "branch.body.", "branch.")
-"""Where a name is looked up: registered backbones come in two parts, and `stage3` may lie in either."""
+"""Prefixes tried for a name, because registered backbones have two parts and `stage3` may be in either."""
 
 
 class StandIn:
@@ -94,7 +94,7 @@ class Watched:
 
     Args:
         peers: the classifier of each peer, which may share modules.
-        names: as in a peer's `named_modules()`; of a registered backbone without the part in which they lie.
+        names: as in a peer's `named_modules()`; of registered backbones also without the prefix of the part.
         setting: the user's setting, for messages.
     """
 
@@ -114,7 +114,7 @@ class Watched:
         self._outputs.tensors = [[] for _ in self._watches]
 
     def end(self, several_views: bool) -> Named:
-        """Stop recording and return the outputs; `several_views`: each peer saw a view of its own."""
+        """Stop recording and return the outputs; `several_views`: each peer saw another view."""
         tensors, self._outputs.tensors = self._outputs.tensors, None
         assert tensors is not None
         named: Named = {}
