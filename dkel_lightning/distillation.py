@@ -1,7 +1,7 @@
 """The coordinator: student, teacher and ensemble trained together by one method, one optimizer, one loss.
 
 Read from top to bottom it is the order of events: the parts, a training step from the batch to the loss, the step of
-the optimizer, after which the teacher follows, what surrounds a fit, validation and test, the checkpoint, deployment.
+the optimizer and the update of the teacher, setup, validation and test, checkpoints, deployment.
 Callbacks set the scheduled weights and initialise the teacher, see `configure_callbacks`.
 """
 
@@ -32,8 +32,8 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.execution import begin_step, compile_networks
 from dkel_lightning.functional import classes_of
 from dkel_lightning.methods import Method
-from dkel_lightning.metrics import relative_distance, scores_of
-from dkel_lightning.modules import deployment, resume
+from dkel_lightning.metrics import relative_distance
+from dkel_lightning.modules import checkpoint_state, deployment
 from dkel_lightning.modules.batch import (
     Augmentation,
     check_views,
@@ -45,10 +45,10 @@ from dkel_lightning.modules.batch import (
 )
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
-from dkel_lightning.modules.outputs import Evaluated, MethodInputs, StepResult
+from dkel_lightning.modules.outputs import Evaluated, MethodInputs
 from dkel_lightning.modules.scores import Scores, mean_probability
 from dkel_lightning.modules.student import StudentModule
-from dkel_lightning.modules.targets import TargetMaker, peers_first
+from dkel_lightning.modules.targets import TargetMaker
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerOutputs
 from dkel_lightning.runtime.processes import outlast_threads
@@ -91,7 +91,7 @@ class DistillationModule(LightningModule):
     Attributes:
         recipe: primitives from which the networks are rebuilt; None without `build`.
         observers: called in each training step with its inputs, terms and loss.
-        batch_keys: names of images, labels and indices in batches that are mappings; empty: the usual names.
+        batch_keys: names of images, labels and indices in batches that are mappings; empty: common names.
         lr: the learning rate of all groups, set by `Tuner.lr_find`; None: that of the optimizer.
     """
 
@@ -121,11 +121,11 @@ class DistillationModule(LightningModule):
         self.teacher: TeacherModule | None = teacher
         self.ensemble: EnsembleModule | None = ensemble
         if teacher is not None:
-            teacher.stand_alone(False)  # an interrupted fit of the teacher alone leaves it unfrozen
+            teacher.stand_alone(False)  # an interrupted training of the teacher alone leaves it unfrozen
         self.execution = Execution.of(execution)
         self.augmentation = augmentation
         self.num_views = number_of_views(views, student.num_peers)
-        self.targets = TargetMaker(targets or Targets(), student.num_classes, student.num_peers, method.wants_classes)
+        self.targets = TargetMaker(targets or Targets(), student.num_classes, method.wants_classes)
         self.seed = seed
         self.lr: float | None = None
         self.recipe: dict[str, Any] | None = None
@@ -135,7 +135,7 @@ class DistillationModule(LightningModule):
         self.deployment = deploy or Deploy()
         deployment.check_deployment(self, self.deployment)
         self.observers: list[Observer] = []
-        self._restored = resume.Restored()
+        self._restored = checkpoint_state.Restored()
 
     build = classmethod(building.build)
     load_from_checkpoint = classmethod(building.load_from_checkpoint)  # type: ignore[assignment]
@@ -148,11 +148,15 @@ class DistillationModule(LightningModule):
             parts.check_is_trained_itself(self)
         batch = self._checked(batch, batch_idx, known_labels=self.method.wants_classes)
         rank, epoch = (0, 0) if self._trainer is None else (self.global_rank, self.trainer.current_epoch)
-        step = self.compute_step(self.make_batch(batch, epoch, batch_idx, rank))
+        batch = self.make_batch(batch, epoch, batch_idx, rank)
+        begin_step(self.execution)
+        inputs = self.forward_all(batch)
+        terms, loss = self.losses(inputs)
         for observe in self.observers:
-            observe(step.inputs, step.terms, step.loss)
-        self.scores.update_training(step)
-        return step.loss
+            observe(inputs, terms, loss)
+        stacked = torch.stack([terms[name] for name in self.method.terms])
+        self.scores.update_training(stacked, inputs.student.logits, batch.labels)
+        return loss
 
     def read(self, batch: Any) -> Any:
         """Rename the entries of a mapping. Not a hook of Lightning, which would replace that of the data module."""
@@ -178,14 +182,6 @@ class DistillationModule(LightningModule):
             )
         return torch.stack(views, dim=1)
 
-    def compute_step(self, batch: Batch) -> StepResult:
-        """Compute the outputs and loss of a training step, from tensors alone."""
-        begin_step(self.execution)
-        inputs = self.forward_all(batch)
-        terms, loss = self.losses(inputs)
-        values = torch.stack([terms[name].detach() for name in self.method.terms])
-        return StepResult(inputs, terms, values, loss, *scores_of(inputs.student.logits, peers_first(batch.labels)))
-
     def forward_all(self, batch: Batch) -> MethodInputs:
         """Pass a batch through student, ensemble and teacher."""
         views, teacher_views = self.views_of_each(batch.views)
@@ -193,8 +189,7 @@ class DistillationModule(LightningModule):
             student = self(views)
             sees_batches = self.teacher is not None and self.teacher.sees_batches
             teacher = self.teacher.teach(teacher_views) if self.teacher is not None and sees_batches else None
-        labels = peers_first(batch.labels)
-        return MethodInputs(self.targets(labels), student, teacher, batch.indices, labels)
+        return MethodInputs(self.targets(batch.labels), student, teacher, batch.indices, batch.labels)
 
     def views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Return the views of the student and those of the teacher: the same, or one half of 2 P views each."""
@@ -208,7 +203,8 @@ class DistillationModule(LightningModule):
         output: PeerOutputs = self.student(views)
         if self.method.needs.ensemble == "own":
             return output._replace(ensemble_logits=self.method.combine(output))
-        if self.ensemble is not None and self.method.wants_ensemble_classifier:
+        if self.method.wants_ensemble_classifier:
+            assert self.ensemble is not None
             return output._replace(ensemble_logits=self.ensemble(output.features))
         return output
 
@@ -249,7 +245,7 @@ class DistillationModule(LightningModule):
     def scale_rate(self, scale: float) -> None:
         """Train all but the classifiers at `scale` times the learning rate; 0 freezes them, statistics included.
 
-        The same layers stand still in a teacher that follows. One that learns by itself has the whole rate.
+        The same layers are frozen in an EMA teacher. A teacher that learns has the full rate.
         """
         for part in self._parts:
             if part is self.student or not (part.learns or self.method.needs.foreign_teacher):
@@ -290,14 +286,14 @@ class DistillationModule(LightningModule):
         self.update_teacher()
 
     def update_teacher(self) -> None:
-        """Let an EMA teacher follow the student; in a training loop of your own, call it after each optimizer step."""
+        """Update an EMA teacher from the student; in your own training loop, call it after each optimizer step."""
         if self.teacher is not None:
             self.teacher.follow(self.student.network)
 
     def set_time(self, clock: Clock) -> None:
         """Set all scheduled weights to their values at `clock`.
 
-        In a training loop of your own, call it before each batch. Methods with `Needs.batches` need a Trainer.
+        In your own training loop, call it before each batch. Methods with `Needs.batches` need a Trainer.
         """
         self.method.set_time(clock)
         if self.teacher is not None and self.teacher.settings.update == "ema":
@@ -334,15 +330,15 @@ class DistillationModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Restore the random generators before the loaders are created, which may draw from them."""
-        resume.restore_process(self, self._restored)
-        resume.unfreeze_optimized(self)
+        checkpoint_state.restore_process(self, self._restored)
+        checkpoint_state.unfreeze_optimized(self)
         parts.check_no_weight_averaging(self)
         parts.check_labels_of_the_data(self)
         parts.warn_of_an_untrained_teacher(self)
 
     def on_train_start(self) -> None:
-        resume.restore_process(self, self._restored)  # some strategies restore the checkpoint only now
-        resume.check_training_classes(self, self._restored)
+        checkpoint_state.restore_process(self, self._restored)  # some strategies restore the checkpoint only now
+        checkpoint_state.check_training_classes(self, self._restored)
 
     def teardown(self, stage: str) -> None:
         for part in self._parts:
@@ -371,7 +367,7 @@ class DistillationModule(LightningModule):
 
     def on_validation_start(self) -> None:
         """Average BatchNorm statistics over the processes, and reset the scores."""
-        resume.synchronise_statistics(self)
+        checkpoint_state.synchronise_statistics(self)
         self.scores.begin()
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -413,14 +409,14 @@ class DistillationModule(LightningModule):
         """Add to Lightning's checkpoint what rebuilds the networks and continues the run.
 
         That is the recipe, the members' last validation, the random generators and BatchNorm statistics of each
-        process, and the classes of optimizer, scheduler and augmentation. A frozen teacher with weights of its own
-        file is left out.
+        process, and the classes of optimizer, scheduler and augmentation. A frozen teacher from
+        another file or library is left out.
         """
-        resume.save(self, checkpoint)
+        checkpoint_state.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another configuration before any weight is loaded."""
-        self._restored = resume.read(self, checkpoint)
+        self._restored = checkpoint_state.read(self, checkpoint)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "observers": []}

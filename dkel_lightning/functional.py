@@ -40,9 +40,8 @@ def not_halved(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Average the cross-entropy over the samples whose label is known: `logits` [..., B, C] -> [...].
 
-    `labels` are [B] classes, -1 where not known, or float targets [B, C] or [..., B, C], such as distributions over the
-    classes; `targets_of` scales them to the mean over the known samples. Of targets [P, B, C] for peers, logits [B, C]
-    of all of them learn the mean. Without a known sample the result is 0.
+    `labels` are classes [B], -1 where not known, or float targets [B, C] such as distributions over the classes, which
+    `targets_of` scales to the mean over the known samples. Without a known sample the result is 0.
     """
     losses = sample_cross_entropy(logits, labels)
     mean = losses.mean(-1)
@@ -53,15 +52,14 @@ def sample_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy of each sample, [..., B], 0 where its label is not known; see `cross_entropy`."""
     logits = at_least_float32(logits)
     if labels.is_floating_point():
-        targets = labels.mean(0) if labels.dim() > logits.dim() else labels
-        return -(targets * logits.log_softmax(-1)).sum(-1)
+        return -(labels * logits.log_softmax(-1)).sum(-1)
     flat = logits.reshape(-1, logits.shape[-1])
     repeated = labels.expand(*logits.shape[:-1]).reshape(-1)
     return F.cross_entropy(flat, repeated, ignore_index=UNKNOWN, reduction="none").view(logits.shape[:-1])
 
 
 def is_known(labels: Tensor) -> Tensor:
-    """Tell which labels are known: classes [B] other than -1, or targets [..., B, C] that are not 0 everywhere."""
+    """Return which labels are known: classes [B] other than -1, or targets [..., B, C] that are not 0 everywhere."""
     return labels.sum(-1) > 0 if labels.is_floating_point() else labels != UNKNOWN
 
 
@@ -242,7 +240,7 @@ def assemble(teachers: Tensor, temperature: float, *, space: str = "logits", inc
     """Assemble the teachers' knowledge for every peer: logits [P, B, C] -> target logits [P, B, C].
 
     `space="logits"` averages logits. `space="probabilities"` averages `softmax(t / T)` and returns the logits
-    `T log(mean)`, whose softened softmax is that mean.
+    `T log(mean)`; their softened softmax is that mean.
 
     Source: DKEL, released code (logits, leave-one-out); probabilities are the switch of this library.
     """

@@ -79,15 +79,14 @@ class NetworkScores(Sums):
 def scores_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Score `logits` [N, B, C]: right predictions [N], summed negative log-likelihood [N], and the samples, a scalar.
 
-    Samples whose label is not known are left out. Of labels that are distributions, [B, C] or [N, B, C], the largest is
-    the right one. An output that is not finite is wrong: argmax returns the first NaN.
+    Samples whose label is not known are left out. Of labels that are distributions [B, C] the largest entry
+    is the right class. An output that is not finite is wrong: argmax returns the first NaN.
     """
     logits = logits.detach()
     nll = sample_cross_entropy(logits, labels)
     known = is_known(labels)
     correct = (logits.argmax(-1) == classes_of(labels)) & nll.isfinite() & known
-    samples = known.sum() if known.dim() == 1 else known.sum() / known.shape[0]
-    return correct.sum(-1).to(torch.float32), nll.sum(-1), samples
+    return correct.sum(-1).to(torch.float32), nll.sum(-1), known.sum()
 
 
 class CalibrationErrors(Sums):
@@ -152,7 +151,7 @@ class Disagreement(Sums):
 
 
 class Predictions(Sums):
-    """Entropy of the predictions of several networks, and how often each predicts each class, beside the labels."""
+    """Entropy of the predictions of several networks, and counts of predicted classes and of labels."""
 
     entropy: Tensor
     predicted: Tensor
@@ -177,14 +176,13 @@ class Predictions(Sums):
     def compute(self) -> dict[str, Tensor]:
         """Return means and shares over the samples.
 
-        Of each network [N] `entropy` in nats, `classes`, how many it predicts, and `top_share` of the commonest among
-        them; `commonest` [1], the same share among the labels, and `samples` [1].
+        Of each network [N] `entropy` in nats, and `classes`, how many it predicts; `commonest` [1], the share of the
+        commonest label, and `samples` [1].
         """
         samples = self.labelled.sum(1)
         return {
             "entropy": self.entropy / samples,
             "classes": (self.predicted > 0).sum(1).to(samples.dtype),
-            "top_share": self.predicted.max(1).values / samples,
             "commonest": self.labelled.max(1).values / samples,
             "samples": samples,
         }

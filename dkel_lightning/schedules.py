@@ -21,7 +21,7 @@ FEW_STEPS = 3
 
 @dataclass(frozen=True)
 class Clock:
-    """Where a run stands, counted in epochs and in optimizer steps.
+    """The progress of a run in epochs and optimizer steps.
 
     Attributes:
         epoch: the epoch, from 0.

@@ -17,8 +17,7 @@ from dkel_lightning.assembly.weights import initial_weights, load_peers, refuse_
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
-from dkel_lightning.methods.sftn import start_from_branches
-from dkel_lightning.modules import resume
+from dkel_lightning.modules import checkpoint_state
 from dkel_lightning.modules.batch import Augmentation
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
@@ -85,8 +84,8 @@ def build(  # noqa: D417
             this library or a state_dict. The classifiers are drawn if the file's has another number of classes.
         lr_scale: learning rate of all but the classifiers, as a share of the optimizer's; 0 freezes them, statistics
             included.
-        teacher: settings laid over the method's, or a preset's name or TeacherSettings in their place; `none` for no
-            teacher.
+        teacher: settings that change those of the method, or a preset's name or TeacherSettings instead; `none` for
+            no teacher.
         in_channels: channels of the images.
         image_size: (height, width), checked against the backbone; 224 for a model of your own.
         views_per_pass: `all` views through the trunk as one batch, which pools BatchNorm statistics over views, or
@@ -150,7 +149,6 @@ def build(  # noqa: D417
     if chosen.wants_ensemble_classifier:
         with seeded(seed, "ensemble"):
             ensemble = EnsembleModule(student.network.feature_dims, num_classes)
-            draw.start_ensemble(ensemble.classifier)
     module = cls(
         student,
         chosen,
@@ -169,8 +167,6 @@ def build(  # noqa: D417
     module.scale_rate(lr_scale)
     if prepared is not None:
         chosen.load_prepared(prepared.method)
-    if teaching is not None and teaching.init_student_from_branches and teaching.weights is not None:
-        start_from_branches(student.network, None if prepared is None else prepared.method)
     module.batch_keys = dict(batch_keys or {})
     module.recipe = {
         **draw.recipe(),
@@ -183,7 +179,7 @@ def build(  # noqa: D417
         "interval": interval,
         "lr_scale": lr_scale,
     }
-    # Under one name: Lightning refuses a data module that saves another `seed` or `image_size` beside them.
+    # Under one name, because Lightning refuses a data module that saves another `seed` or `image_size`.
     module.save_hyperparameters({"distillation": module.recipe})
     return module
 
@@ -206,10 +202,10 @@ def load_from_checkpoint(  # noqa: D417
         map_location: the device of the module.
         backbone: the model it was built from, if that was not a name, or was hf:FOLDER.
         method: the method, if that was not a registered name.
-        teacher: settings laid over the checkpoint's. A frozen teacher from elsewhere, which no checkpoint holds, is
+        teacher: settings that replace the checkpoint's. An external frozen teacher, which no checkpoint holds, is
             given again: `{"weights": FILE}` or `{"pretrained": True}`.
         others: passed to `build`: `optimizer`, `scheduler` and `augmentation`, which no checkpoint holds and a
-            training that goes on needs as it had them; and settings that are to differ, such as `deploy`.
+            resumed training needs again; and settings to change, such as `deploy`.
     """
     checkpoint = file_format.load(checkpoint_path, map_location)
     recipe = dict(file_format.recipe(checkpoint, checkpoint_path))
@@ -231,5 +227,5 @@ def load_from_checkpoint(  # noqa: D417
         typed = {"weights": None, "pretrained": False, **typed}
     recipe["teacher"] = merge(recipe["teacher"], typed)
     module = cls.build(**(recipe | others))
-    resume.load(module, checkpoint, checkpoint_path)
+    checkpoint_state.load(module, checkpoint, checkpoint_path)
     return module.to(next(iter(checkpoint["state_dict"].values())).device)

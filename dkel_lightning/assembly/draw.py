@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -17,7 +17,7 @@ from dkel_lightning.settings.backbone import is_external
 
 @dataclass(frozen=True)
 class NetworkDraw:
-    """Draws a peer network any number of times, each from its own seed. Arguments: see `build`."""
+    """Draws networks of peers from seeds. Arguments: see `build`."""
 
     backbone: str | nn.Module
     num_classes: int
@@ -115,25 +115,11 @@ class NetworkDraw:
         one = replace(self, peers=1, classifiers="own", sharing="trunk", pretrained=pretrained)
         return one if backbone is None else replace(one, backbone=backbone, split_at=None, classifier=None)
 
-    def start_ensemble(self, classifier: nn.Linear) -> None:
-        """Draw the classifier over the features of all peers as their backbone draws its own."""
-        if isinstance(self.backbone, str):
-            networks.start_linear({self.backbone} if isinstance(self.peers, int) else {*self.peers}, classifier)
-
     def recipe(self) -> dict[str, Any]:
         """Return the arguments as primitives; `backbone` is None for a model of the user's own."""
-        return {
-            "backbone": self.backbone if isinstance(self.backbone, str) else None,
-            "num_classes": self.num_classes,
-            "peers": self.peers if isinstance(self.peers, int) else list(self.peers),
-            "split_at": self.split_at,
-            "classifier": self.classifier,
-            "in_channels": self.in_channels,
-            "image_size": list(self.image_size) if self.image_size is not None else None,
-            "views_per_pass": self.views_per_pass,
-            "classifiers": self.classifiers,
-            "sharing": self.sharing,
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "pretrained"}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return {**values, "backbone": self.backbone if isinstance(self.backbone, str) else None}
 
 
 def copy_model(model: nn.Module) -> nn.Module:

@@ -13,8 +13,7 @@ from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw
 from dkel_lightning.assembly.weights import load_teacher
 from dkel_lightning.errors import ConfigError, DataError
-from dkel_lightning.methods import Method, Needs, Preset, create
-from dkel_lightning.methods import preset as preset_of
+from dkel_lightning.methods import Method, Needs, Preset, create, get_preset
 from dkel_lightning.methods.base import Arrangement
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.student import StudentModule
@@ -45,7 +44,7 @@ def find_preset(method: str | Mapping[str, Any] | Method) -> tuple[Preset, dict[
         arrangement = Arrangement(type(method).__name__, method.peers)
         return Preset(type(method), "", {}, "independent", arrangement, "all"), {}
     settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
-    return preset_of(settings.pop("name", "")), settings
+    return get_preset(settings.pop("name", "")), settings
 
 
 def make_method(
@@ -55,7 +54,7 @@ def make_method(
     arrangement: Arrangement,
     schedules: str,
 ) -> Method:
-    """Build the method; a ramp-up or ensemble whose length nobody has set lasts as `schedules` says."""
+    """Build the method; `schedules` sets the lengths of ramp-up and ensemble decay that are not given."""
     one_of("schedules", schedules, ("epochs", "shares"))
     if isinstance(method, Method):
         return method
@@ -115,7 +114,7 @@ def check_teacher(method: str, needs: Needs, settings: TeacherSettings) -> None:
         wrong = {"update": settings.update == "ema", "init_steps": trained_before, "draw": settings.draw == "student"}
         form = "is a network of its own, which is trained beforehand or learns by gradient"
     else:
-        keys = ("backbone", "pretrained", "init_student_from_branches")
+        keys = ("backbone", "pretrained")
         wrong = {key: getattr(settings, key) != getattr(TeacherSettings, key) for key in keys}
         form = "has the student's form"
     for key in (key for key, is_wrong in wrong.items() if is_wrong):
@@ -135,7 +134,7 @@ def make_teacher(
 
     `start` loads the weights that the student started from.
     """
-    # An untrained model of the user's own comes with weights, which an independent draw must not keep.
+    # An independent draw must not keep the random weights that a user's untrained model has.
     redraw = settings.draw == "independent" and not settings.pretrained
     if settings.pretrained:
         _check_pretrained(settings.backbone or draw.backbone, draw.num_classes)
@@ -148,7 +147,7 @@ def make_teacher(
     teacher.start_from(student)
     prepared = load_teacher(teacher, rebuild)
     external = settings.pretrained or (settings.weights is not None and prepared is None)
-    # What this library has trained stays in the checkpoint, which needs no other file then.
+    # Checkpoints keep a teacher that this library has trained, so that they need no other file.
     teacher.is_external = needs.foreign_teacher and settings.update == "frozen" and external
     return teacher, prepared
 
@@ -192,7 +191,7 @@ def check_parts(
 
 
 def attach(module: DistillationModule) -> None:
-    """Let the method make its own parts to fit the networks, and watch the layers that it reads."""
+    """Let the method make its parts and watch layers; freeze the student if the method needs that."""
     method, student, teacher, seed = module.method, module.student, module.teacher, module.seed
     student.freeze_weights(method.needs.fixed_student)
     for part in (student, teacher):
@@ -220,7 +219,7 @@ def check_is_trained_itself(module: DistillationModule) -> None:
 
 
 def check_labels_of_the_data(module: DistillationModule) -> None:
-    """Refuse training images without labels where the method needs them, before a batch on a device is met."""
+    """Refuse training images without labels if the method needs them, before the first batch."""
     data = getattr(module.trainer, "datamodule", None)
     unlabelled = getattr(data, "unlabelled_size", 0) if getattr(data, "unlabelled_share", None) != 0 else 0
     if unlabelled and module.method.wants_classes:
@@ -241,7 +240,7 @@ def check_no_weight_averaging(module: DistillationModule) -> None:
 
 
 def warn_of_an_untrained_teacher(module: DistillationModule) -> None:
-    """Warn where a frozen teacher of its own has random weights."""
+    """Warn if a frozen teacher, or parts fitted on it, have random weights."""
     teacher, method = module.teacher, module.method
     if (fitted_by := method.needs.fitted_by) is not None and not bool(method.fitted):
         rank_zero_warn(

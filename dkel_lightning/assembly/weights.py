@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Entries of a training script's file that hold the state_dict."""
 PREFIXES = ("module.", "model.", "network.", "_orig_mod.")
-"""What DDP, a LightningModule and torch.compile write before the names of weights."""
+"""Prefixes that DDP, a LightningModule or torch.compile adds to the names of weights."""
 
 Rebuild = Callable[..., "DistillationModule"]
 """`load_from_checkpoint` of the module's class."""
@@ -81,7 +81,7 @@ def _typed_again(content: Mapping[str, Any], path: Path, backbone: object) -> st
 
 
 def refuse_folder(path: str | Path, key: str, backbone: object) -> None:
-    """Refuse a backbone `hf:FOLDER` that a file names: only a folder that is typed again (as `key`) is read."""
+    """Refuse a backbone `hf:FOLDER` that a file names: only a folder that the user names again (as `key`) is read."""
     if reads_a_folder(backbone):
         raise CheckpointError(
             f"{path} was trained with {backbone}, and no file chooses a folder that is read: pass {key}= to load it."

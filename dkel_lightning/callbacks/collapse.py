@@ -31,11 +31,11 @@ class CollapseGuard(Callback):
     A peer has collapsed when its validation accuracy is no better than chance in `validations` validations in a row,
     after a share `grace` of the run. Chance is the accuracy of the best constant prediction, and better is above its
     one-sided 95 % binomial bound. A validation set in which a peer at twice chance would fall below this bound more
-    often than in 5 % of cases is too small to tell, and is not judged. Teachers are not judged either: an independent
+    often than in 5 % of cases is too small to be judged. Teachers are not judged either: an independent
     one is at chance until its average has reached the student.
 
     Args:
-        on_collapse: `warn` prints one line and goes on, `stop` raises a CollapseError.
+        on_collapse: `warn` prints one line, `stop` raises a CollapseError.
         grace: share of the run in which no peer is judged.
         validations: in a row in which a peer must be at chance.
     """

@@ -65,7 +65,7 @@ def extra_batches(trainer: Trainer, module: DistillationModule, steps: int) -> I
         batch = module.read(trainer.strategy.batch_to_device(batch, module.device))
         peers, classes = module.student.num_peers, module.student.num_classes
         views, labels, indices = unpack_checked(batch, index, peers, classes, module.method.needs.teacher_views)
-        # What the teacher is going to see; rank 0 draws as a run of one process.
+        # The teacher's views; rank 0 draws as a run of one process does.
         rank = (trainer.global_rank,) if trainer.global_rank > 0 else ()
         _, views = module.views_of_each(module.make_views(views, "init", index, *rank))
         yield Batch(views, labels, indices)

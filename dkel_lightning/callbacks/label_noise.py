@@ -1,4 +1,4 @@
-"""How far the networks have learnt wrong training labels by heart."""
+"""How many wrong training labels the networks have memorised."""
 
 from __future__ import annotations
 

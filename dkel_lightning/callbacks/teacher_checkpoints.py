@@ -1,4 +1,4 @@
-"""A frozen teacher that is, at each step, what it was at that step of its own training."""
+"""A frozen teacher that is replaced by its checkpoint of the same step."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ STUDENT = "student.network."
 
 
 class TeacherCheckpoints(Callback):
-    """Load the newest checkpoint that the teacher had at this step; before its first one, that one.
+    """Load the teacher's newest checkpoint up to the current step, or its first one before that.
 
-    They lie in `method.checkpoints`, named by the optimizer steps after which they were written (`step=500.ckpt`,
+    The folder `method.checkpoints` has them, named by their optimizer step (`step=500.ckpt`,
     `epoch=3-step=500.ckpt`), as Lightning's ModelCheckpoint does with `every_n_train_steps`: checkpoints of a run of
     this library whose student, a single peer, is the teacher.
     """

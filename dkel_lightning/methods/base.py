@@ -1,4 +1,4 @@
-"""The base class of the methods, and the registry that finds one by name."""
+"""The base class of methods, and their registry."""
 
 from __future__ import annotations
 
@@ -169,6 +169,11 @@ class Method(nn.Module, ABC):
         return self.needs.ensemble == "classifier" and self.peers > 1
 
     @property
+    def has_ensemble(self) -> bool:
+        """Whether there are ensemble logits, of the ensemble classifier or of `combine`."""
+        return self.needs.ensemble == "own" or self.wants_ensemble_classifier
+
+    @property
     def wants_classes(self) -> bool:
         """Whether it needs one known class per sample (`inputs.classes`); unknown, mixed or soft labels are refused."""
         return False
@@ -214,7 +219,7 @@ class Method(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Arrangement(Settings, node="method"):
-    """The name of a method, and how its peers stand to each other; every method has these settings."""
+    """The name of a method and the arrangement of its peers: settings of every method."""
 
     name: Annotated[str, text("Method.")]
     peers: Annotated[
@@ -262,7 +267,7 @@ class Preset:
         return from_mapping(self.method.Settings, self.settings, "method")
 
     def node(self) -> dict[str, Any]:
-        """Return the content of conf/method/NAME.yaml, which Hydra is also given for a method of one's own."""
+        """Return the content of conf/method/NAME.yaml; Hydra gets the same for a user's method."""
         node: dict[str, Any] = {"method": {**node_of(self.arrangement), **node_of(self.default_settings())}}
         if self.views_per_pass != BackboneSettings.views_per_pass:
             node["backbone"] = {"views_per_pass": self.views_per_pass}
@@ -316,7 +321,7 @@ def register(  # noqa: D417
     return add
 
 
-def preset(name: str) -> Preset:
+def get_preset(name: str) -> Preset:
     """Return the preset of a method, or raise an error that lists the names."""
     if name not in METHODS:
         raise ConfigError(unknown_choice("method", name, METHODS))
@@ -325,6 +330,6 @@ def preset(name: str) -> Preset:
 
 def create(name: str, peers: int, settings: Mapping[str, Any] | None = None) -> Method:
     """Build a method from its preset with `settings` (nested mappings of primitives) laid over it."""
-    chosen = preset(name)
+    chosen = get_preset(name)
     merged = merge(chosen.settings, settings or {})
     return chosen.method(peers, from_mapping(chosen.method.Settings, merged, "method"))

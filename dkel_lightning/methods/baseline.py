@@ -11,12 +11,10 @@ from dkel_lightning.modules.outputs import MethodInputs
 
 @register("baseline", teacher="passive")
 class Baseline(Method):
-    """Cross-entropy only; the same networks, the same teacher following passively.
+    """Cross-entropy only, with the same networks and a teacher that follows passively.
 
-    `L = CE(z_E) + sum_i CE(z_i)`: cross-entropy only, no distillation.
-
-    The teacher follows passively as a moving average and is deployed as elsewhere, so that what averaging alone
-    gives is not credited to distillation. A single peer has no ensemble classifier.
+    `L = CE(z_E) + sum_i CE(z_i)`. The teacher is a moving average and may be deployed, so that the gain from averaging
+    alone is not credited to distillation. A single peer has no ensemble classifier.
     """
 
     needs = Needs(teacher=False, ensemble="classifier")

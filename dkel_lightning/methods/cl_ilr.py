@@ -18,7 +18,7 @@ from dkel_lightning.settings.rampup import RampUp
 
 @dataclass(frozen=True)
 class CLILRSettings(Distils):
-    """Settings of CL-ILR, whose ramp-up is of length 0, that is absent, by default."""
+    """Settings of CL-ILR; by default without a ramp-up (length 0)."""
 
     temperature: Temperature = 2.0
     beta: Annotated[
@@ -32,9 +32,9 @@ class CLILRSettings(Distils):
 class CLILR(Distilling):
     """Collaborative learning with intermediate-level sharing: heads on one trunk, gradient scaled at the split.
 
-    `L = sum_i [ beta CE(z_i) + (1 - beta) r KD(z_i, sg mean_{j != i} z_j) ]` on heads over one trunk and one view.
+    `L = sum_i [ beta CE(z_i) + (1 - beta) r KD(z_i, sg mean_{j != i} z_j) ]`.
 
-    The gradient is multiplied by 1 / P where it enters the trunk, so that the trunk learns at the pace of one head.
+    The heads share a trunk and a view. The gradient is multiplied by 1 / P where it enters the trunk.
     Detached: the mean as a target (unless `detach` is false). Deployed: the best peer of the student.
     """
 

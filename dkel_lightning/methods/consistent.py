@@ -30,10 +30,10 @@ _WHY = "consistent compares maps"
 
 @dataclass(frozen=True)
 class ConsistentSettings(Distils):
-    """Settings of the consistent teacher, whose channels are rearranged for its student."""
+    """Settings of the consistent teacher."""
 
     weight: Weight = 1.0
-    kd_weight: Annotated[float, number("Weight of the teacher's logits, beside its maps.", 0, 1e6)] = 0.0
+    kd_weight: Annotated[float, number("Weight of the teacher's logits.", 0, 1e6)] = 0.0
     temperature: Temperature = 4.0
     matcher: Annotated[str, choice("How the teacher's channels are assigned.", "hungarian", "greedy", "learned")] = (
         "hungarian"
@@ -128,11 +128,10 @@ class Consistent(Distilling):
         return ("ce", "features", *(["kd"] if self.settings.kd_weight > 0 else []))
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        assert inputs.teacher is not None
         logits, settings = inputs.student.logits, self.settings
         terms = {"ce": cross_entropy(logits, inputs.labels).sum(), "features": settings.weight * self._features(inputs)}
         if settings.kd_weight > 0:
-            taught = self.distil(logits, inputs.teacher.logits.detach(), inputs.classes)
+            taught = self.distil(logits, inputs.teacher_logits, inputs.classes)
             terms["kd"] = settings.kd_weight * taught.sum()
         return terms
 
@@ -150,7 +149,7 @@ class Consistent(Distilling):
 
 
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Average over the batch the squared distance of maps [B, C, H, W], each divided by its own L2 norm."""
+    """Average the squared distance of maps [B, C, H, W] over the batch, each divided by its L2 norm."""
     ours, theirs = (F.normalize(maps.flatten(1), dim=1) for maps in (student, teacher))
     return (ours - theirs).square().sum(1).mean()
 
@@ -176,7 +175,7 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def hungarian(similar: Tensor) -> Tensor:
-    """Assign the teacher's channels so that the sum of similarities [C_S, C_T] is largest: places [C_S, r], sorted."""
+    """Maximise the sum of similarities [C_S, C_T] over assignments of channels: places [C_S, r], sorted."""
     student, teacher = similar.shape
     students, teachers = max(1, teacher // student), max(1, student // teacher)
     wide = similar.double().repeat_interleave(students, 0).repeat_interleave(teachers, 1).numpy()

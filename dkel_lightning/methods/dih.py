@@ -48,12 +48,12 @@ class DIHSettings(Distils):
 
 @register("dih", teacher="frozen", peers=1)
 class DIH(Distilling):
-    """Intermediate classifier heads, fitted on the frozen teacher's stages, teach beside its own output.
+    """Classifier heads fitted on the stages of the frozen teacher teach together with its output.
 
     `L = sum_h [ a_h KD(z, sg t_h; T) + (1 - a_h) CE(z) ]` over the teacher's output and its k heads.
 
-    The labels count k + 1 times, as in the released code; with `ce_once` once, `(1 - a) CE(z)`. Of several peers the
-    sum. Detached: all that teaches; the heads are frozen. Deployed: the student.
+    The labels count k + 1 times, as in the released code; with `ce_once` once, `(1 - a) CE(z)`. Losses of several peers
+    are summed. Detached: all targets; the heads are frozen. Deployed: the student.
 
     Source: released code 9bddcd9 (MIT); `ce_once` is ours.
     """
@@ -92,9 +92,9 @@ class DIH(Distilling):
         self.fitted.fill_(True)
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        assert inputs.teacher is not None
-        taught = inputs.teacher.logits.detach().unsqueeze(0)  # [1, V, B, C]
+        taught = inputs.teacher_logits.unsqueeze(0)  # [1, V, B, C]
         if len(self.heads):
+            assert inputs.teacher is not None
             heads = self.heads.logits(inputs.teacher.named)
             taught = torch.cat([taught, heads.detach().to(taught.dtype)])
         return self.terms_of(inputs.student.logits, taught, inputs.labels, inputs.classes)

@@ -62,7 +62,7 @@ class Distils(MethodSettings):
 
 
 class Distilling(Method):
-    """A method whose settings derive from `Distils`. Its terms are made by `distil` and `distil_from_each`."""
+    """A method with settings derived from `Distils`; `distil` and `distil_from_each` compute its terms."""
 
     settings: Distils
 

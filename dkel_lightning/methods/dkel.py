@@ -74,8 +74,6 @@ class DKELSettings(PCLSettings):
 class DKEL(PCL):
     """DKEL as its abstract describes it (our reading): decaying ensemble of teachers, correct ramp-up.
 
-    PCL whose teachers also teach as a decaying ensemble.
-
     `L = CE(z_E) + sum_i [ CE(z_i) + r KD(z_i, sg z_E) + G KD(z_i, sg mean_{j != i} t_j)
     + H mean_{j != i} KD(z_i, sg t_j) ]`, with G = g v and H = r (1 - v), g = lambda (or r where `ramped`).
 
@@ -98,8 +96,7 @@ class DKEL(PCL):
         self.ensemble_weight.fill_(self.settings.ensemble.weight(clock))
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        assert inputs.teacher is not None
-        ensemble, teachers = self.settings.ensemble, inputs.teacher.logits.detach()
+        ensemble, teachers = self.settings.ensemble, inputs.teacher_logits
         target = assemble(teachers, self.settings.temperature, space=ensemble.space, include_self=ensemble.include_self)
         assembled = self.distil(inputs.student.logits, target, inputs.classes).sum()
         individual = self.from_individual_teachers(inputs, include_self=ensemble.include_self)

@@ -30,7 +30,7 @@ class DMLSettings(Distils):
 class DML(Distilling):
     """Deep mutual learning: separate networks on one view learn from each other's predictions.
 
-    `L = sum_i [ CE(z_i) + w mean_{j != i} KD(z_i, sg z_j) ]`, T = 1: separate networks on one view.
+    `L = sum_i [ CE(z_i) + w mean_{j != i} KD(z_i, sg z_j) ]`, T = 1.
 
     Detached: every z_j as a target (unless `detach` is false). Deployed: the best peer of the student.
     """

@@ -48,11 +48,11 @@ class EKDSettings(Distils):
 class EKD(Distilling):
     """Evolutionary distillation (our reading): teacher and student from scratch together, guided block by block.
 
-    Teacher and student learn at once, with guided modules after B corresponding blocks of both.
+    Guided modules follow B corresponding blocks of teacher and student.
 
     `L_T = CE(t) + sum_b CE(h_b^T)`, and of each student
     `L_S = CE(z) + a KD(z, sg t) + sum_b [ CE(h_b^S) + KD(h_b^S, sg h_b^T) + m |u_b^S - sg u_b^T|^2 ]`.
-    Detached: all that comes from the teacher. Deployed: the student, without guided modules.
+    Detached: all outputs of the teacher. Deployed: the student, without guided modules.
 
     Source: only the paper's abstract could be read; formula, modules and weights are our reading.
     """
@@ -109,16 +109,15 @@ class EKD(Distilling):
         classes: Tensor,
     ) -> dict[str, Tensor]:
         """Compute the terms of logits [P, B, C], h [P, b, B, C] and u [P, b, B, width]; the teacher's P may be 1."""
-        of_blocks = labels.unsqueeze(1) if labels.dim() == 3 else labels  # targets of each peer
         distance = (at_least_float32(u) - at_least_float32(u_teacher).detach()).square().sum(-1).mean(-1)
         return {
             "ce": cross_entropy(student, labels).sum(),
             "kd": self.settings.weight * self.distil(student, teacher.detach(), classes).sum(),
-            "ce_guided": cross_entropy(h, of_blocks).sum(),
+            "ce_guided": cross_entropy(h, labels).sum(),
             "kd_guided": self.distil(h, h_teacher.detach(), classes).sum(),
             "features": self.settings.feature_weight * distance.sum(),
-            # Where the teacher classifies the view of each student, the mean, as of its own labels.
-            "ce_guided_teacher": cross_entropy(h_teacher, of_blocks).mean(0).sum(),
+            # The mean over the views of the students, like the teacher's supervised loss.
+            "ce_guided_teacher": cross_entropy(h_teacher, labels).mean(0).sum(),
         }
 
 

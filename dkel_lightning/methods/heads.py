@@ -63,9 +63,9 @@ class HeadsSettings(MethodSettings):
 class Heads(Method):
     """Linear classifiers on the stages of a frozen network (backbone.weights): the second stage of dih.
 
-    `L = sum_h CE(z_h)`: the network stays as it is, and a classifier on each of its stages learns from the labels.
+    `L = sum_h CE(z_h)`: a classifier on each stage learns from the labels; the network does not change.
 
-    Deployed: the network as it was. `method=dih` takes the heads from this training's checkpoint.
+    Deployed: the unchanged network. `method=dih` takes the heads from this training's checkpoint.
     """
 
     Settings = HeadsSettings

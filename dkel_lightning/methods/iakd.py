@@ -24,16 +24,16 @@ from dkel_lightning.settings.declarations import TIME, choice, number, whole
 
 
 class _Coins:
-    """Which blocks of this step are the student's own; None where nothing is swapped."""
+    """Which blocks of this step are the student's; None: nothing is swapped."""
 
     own: Tensor | None = None
 
 
 class _Swapped(StandIn):
-    """Of a student's block: both blocks compute, and a coin says whose output goes on.
+    """Wraps a student's block: both blocks compute, and a coin selects one output.
 
-    A choice of tensors rather than of Python's: one compiled or captured step serves all coins, and every parameter has
-    a gradient on all processes.
+    The choice is made on tensors, so one compiled step serves all coins, and every parameter has a gradient on all
+    processes.
     """
 
     def __init__(self, module: nn.Module, number: int, coins: _Coins, other: _Between) -> None:
@@ -72,8 +72,8 @@ class IAKD(Method):
     q, the probability of the student's own block, is constant, grows to 1 within half the run, or is a sawtooth.
     The teacher's blocks are frozen, in eval mode; the gradient flows through them to the student's earlier blocks.
     Coins are drawn from (seed, step), the same on all processes. BatchNorm's statistics, which would mix two
-    kinds of input, are estimated anew after each epoch, at the run's end and before an evaluation within an epoch.
-    Deployed and evaluated: the student's blocks alone.
+    kinds of input, are estimated again after each epoch, at the end of the run and before a validation within an epoch.
+    Deployed and evaluated: the student's blocks only.
 
     Source: the abstract has idea and names of the schedules; their shapes and values are our reading.
     """
@@ -185,7 +185,7 @@ def _blocks(
 
     hooks = [block.register_forward_hook(record(name)) for name, block in blocks.items()]
     try:
-        network.watch(names, setting)  # which says what is wrong with a name
+        network.watch(names, setting)  # raises an error that names a wrong layer
     finally:
         network.unwatch()
         for hook in hooks:

@@ -25,9 +25,9 @@ class KDSettings(Distils):
 class KD(Distilling):
     """Offline distillation in two stages: a teacher is trained (or loaded), then frozen and distilled from.
 
-    `L = sum_i [ g CE(z_i) + a KD(z_i, sg t; T) ]`: every peer learns from the one teacher t.
+    `L = sum_i [ g CE(z_i) + a KD(z_i, sg t; T) ]`.
 
-    The teacher is a network of its own, possibly of another architecture. Detached: t. Deployed: the student.
+    The teacher may have another architecture. Detached: t. Deployed: the student.
 
     Source: g, a, T of RepDistiller's code; OKDDip's code has 1, 1, 3.
     """
@@ -38,9 +38,8 @@ class KD(Distilling):
     terms = ("ce", "kd")  # labels, and the teacher to each peer
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        assert inputs.teacher is not None
         # [1, B, C], or [P, B, C] where the teacher has seen each peer's own view.
-        taught = self.distil(inputs.student.logits, inputs.teacher.logits.detach(), inputs.classes)
+        taught = self.distil(inputs.student.logits, inputs.teacher_logits, inputs.classes)
         return {
             "ce": self.settings.ce_weight * cross_entropy(inputs.student.logits, inputs.labels).sum(),
             "kd": self.settings.weight * taught.sum(),

@@ -42,7 +42,6 @@ def linear_weights(logits: Tensor, labels: Tensor) -> Tensor:
     # Weights sum to 1, so what all peers say alike has no part in the gradient.
     differing = logits - logits.mean(0)
     truth = one_hot(labels, logits.shape[-1]).to(logits.dtype)
-    truth = truth.mean(0) if truth.dim() == 3 else truth
     whole = truth.sum(-1, keepdim=True)
 
     def objective(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +97,7 @@ class KDCLSettings(Distils):
 class KDCL(Distilling):
     """Collaborative learning: separate networks with a view each learn from one target made of all of them.
 
-    `L = sum_i [ CE(z_i) + w KD(z_i, sg t) ]`: separate networks, a view each, one target t of all peers' logits.
+    `L = sum_i [ CE(z_i) + w KD(z_i, sg t) ]`, with one target t made of all peers' logits.
 
     Detached: t. Deployed: the best peer of the student.
     """

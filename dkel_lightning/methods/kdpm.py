@@ -42,9 +42,8 @@ class KDPM(Distilling):
 
     `L_k = a CE(z_k) + b KD(z_k, sg t; T) + g mean_{l != k} KD(z_k, sg z_l; T)`, and the teacher's own `CE(t)`.
 
-    A student has the teacher's logits as its channel, or the teacher's feature maps, whose mean squared distance to its
-    own adapted ones then has the weight b in the place of the KD, or both. A single student has no peers to learn from.
-    Detached: all that teaches. Deployed: a student; as an ensemble the mean of their probabilities is scored.
+    The channel of a student is the teacher's logits, its feature maps, or both. For maps, the mean squared distance to
+    the adapted maps of the student replaces the KD, with weight b. Detached: all targets. Deployed: a student.
 
     Source: the shape of the paper's abstract and of its successor's (2212.02931); the weights are neutral, ours.
     """
@@ -76,9 +75,8 @@ class KDPM(Distilling):
         return ("ce", "kd", *(["features"] if self.of_features else []), *(["kd_peers"] if self.peers > 1 else []))
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        assert inputs.teacher is not None
         logits, settings = inputs.student.logits, self.settings
-        taught = inputs.teacher.logits.detach().expand_as(logits)
+        taught = inputs.teacher_logits.expand_as(logits)
         distilled = logits.new_zeros(())
         if self.of_logits:
             # No indexing by a list, which copies that from the host in every step.

@@ -27,14 +27,14 @@ class MeanTeacherSettings(MethodSettings):
 
 @register("mean_teacher", teacher="mean_teacher", peers=1, views="per_peer_and_teacher")
 class MeanTeacher(Method):
-    """Mean Teacher: the student stays consistent with its moving average, each on views of its own.
+    """Mean Teacher: the student stays consistent with its moving average, on different views.
 
-    `L = sum_i [ CE(z_i) + r D(softmax z_i, sg softmax t_i) ]`: student i is pulled to its own teacher i.
+    `L = sum_i [ CE(z_i) + r D(softmax z_i, sg softmax t_i) ]`, for each student i and its teacher i.
 
     D is the squared difference summed over the C classes (`mse`), or KL(t || z). The authors average over the classes
-    and weight that by C to C^2, which is r from 1 to C here; 1 is the default. Student and teacher see views of their
-    own. With a confidence c, D of an image counts as 0 where max softmax t_i < c, in a mean over all images, as in
-    FixMatch (Sohn et al. 2020, arXiv 2001.07685, eq. 4). Detached: t_i. Deployed: a peer of the teacher.
+    and weight that by C to C^2, which is r from 1 to C here; 1 is the default. With a confidence c, D of an image
+    is 0 where max softmax t_i < c, in a mean over all images, as in FixMatch (Sohn et al. 2020, arXiv 2001.07685, eq.
+    4). Detached: t_i. Deployed: a peer of the teacher.
     """
 
     Settings = MeanTeacherSettings
@@ -43,8 +43,7 @@ class MeanTeacher(Method):
     terms = ("ce", "consistency")  # labels, and consistency with the teacher
 
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        assert inputs.teacher is not None
-        student, teacher = inputs.student.logits, inputs.teacher.logits.detach()
+        student, teacher = inputs.student.logits, inputs.teacher_logits
         if self.settings.consistency == "mse":
             distances = squared_differences(student, teacher)
         else:

@@ -18,7 +18,7 @@ from dkel_lightning.settings.rampup import RampUp
 
 @dataclass(frozen=True)
 class ONESettings(Distils):
-    """Settings of ONE; not detached, what is taught also trains the gate."""
+    """Settings of ONE; without `detach` the distillation also trains the gate."""
 
     rampup: RampUp = field(default_factory=RampUp)
     detach: Detach = True
@@ -32,7 +32,7 @@ class ONE(Distilling):
 
     The gate is average pooling, a linear layer to P, BatchNorm, ReLU, softmax; its BatchNorm normalises by the batch of
     its own process under DDP (Lightning's `sync_batchnorm` makes it one). Detached: z_E as a target (unless
-    `detach` is false), so the gate learns from `CE(z_E)` alone. Deployed: the first peer of the student.
+    `detach` is false), so only `CE(z_E)` trains the gate. Deployed: the first peer of the student.
     """
 
     Settings = ONESettings

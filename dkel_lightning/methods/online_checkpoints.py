@@ -18,18 +18,19 @@ class OnlineCheckpointsSettings(KDSettings):
     ce_weight: LabelsWeight = 0.0
     weight: Weight = 1.0
     checkpoints: Annotated[
-        str | None, text("Folder of checkpoints of a frozen teacher, *step=N.ckpt; null: it learns beside its student.")
+        str | None,
+        text("Folder of a frozen teacher's checkpoints, *step=N.ckpt; null: it learns with its student."),
     ] = None
 
 
 @register("online_checkpoints", teacher="gradient", peers=1)
 class OnlineCheckpoints(KD):
-    """The student follows the teacher of the same moment, which learns from the labels alone.
+    """The student follows the teacher of the same step, which learns from labels only.
 
-    `L = sum_i [ g CE(z_i) + a KD(z_i, sg t_k; T) ]`, t_k the teacher as it is, or was, at this step k.
+    `L = sum_i [ g CE(z_i) + a KD(z_i, sg t_k; T) ]`, t_k the teacher at the same step k of its training.
 
-    The teacher learns from the labels alone: beside its student, or earlier, when it left the checkpoints that
-    `callbacks.TeacherCheckpoints` puts in force one after the other. Detached: t_k. Deployed: the student.
+    The teacher learns together with its student, or it was trained before and `callbacks.TeacherCheckpoints` loads its
+    checkpoints one after the other. Detached: t_k. Deployed: the student.
     """
 
     Settings = OnlineCheckpointsSettings

@@ -41,6 +41,5 @@ class PCL(Distilling):
 
     def from_individual_teachers(self, inputs: MethodInputs, *, include_self: bool = False) -> Tensor:
         """Sum over the peers what each learns from the other peers' teachers, unweighted."""
-        assert inputs.teacher is not None
-        teachers = inputs.teacher.logits.detach()
+        teachers = inputs.teacher_logits
         return self.distil_from_each(inputs.student.logits, teachers, inputs.classes, include_self=include_self).sum()

@@ -21,7 +21,7 @@ from dkel_lightning.settings.declarations import number, text
 class SFTNSettings(MethodSettings):
     """Settings of a student-friendly teacher."""
 
-    student: Annotated[str | None, text("Backbone of the student, whose blocks hang on the teacher.")] = None
+    student: Annotated[str | None, text("Backbone of the student; its blocks become branches of the teacher.")] = None
     ce_weight: Annotated[float, number("Weight of the labels.", 0, 1e6)] = 1.0
     kl_weight: Annotated[float, number("Weight of the divergence of trunk and branches.", 0, 1e6)] = 3.0
     branch_weight: Annotated[float, number("Weight of the branches' labels.", 0, 1e6)] = 1.0
@@ -33,7 +33,7 @@ class SFTNSettings(MethodSettings):
 class SFTN(Method):
     """A student-friendly teacher: it is trained with branches of its student's blocks (teacher.training=sftn).
 
-    `L = l_T CE(z) + l_KL sum_r KD(z_r, z; T) + l_CE sum_r CE(z_r)`: a teacher with branches of its student.
+    `L = l_T CE(z) + l_KL sum_r KD(z_r, z; T) + l_CE sum_r CE(z_r)`.
 
     After each stage r but the last hangs a branch: a layer to the width of the student's stage r, then the student's
     stages r + 1 to the end with a classifier. Nothing is detached: the KL moves trunk and branch towards each other.
@@ -90,29 +90,9 @@ class SFTN(Method):
         }
 
 
-def start_from_branches(student: PeerNetwork, trained: Method | None) -> None:
-    """Load the blocks of the first branch of a teacher that SFTN trained into every peer of a student."""
-    if not isinstance(trained, SFTN):
-        raise ConfigError(
-            "teacher.init_student_from_branches needs a teacher that was trained by method=sftn: set "
-            "teacher.training=sftn, or give its checkpoint as teacher.weights."
-        )
-    _, *blocks = trained.branches[0].children()
-    for index in range(student.num_peers):
-        try:
-            own = _blocks_after(student, stages_of(student.peer(index), "backbone")[0], index)
-            for block, source in zip(own, blocks, strict=True):
-                block.load_state_dict(source.state_dict())
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"The branches of the teacher are blocks of {trained.settings.student}, and the student is another "
-                "network: set backbone to that, or leave out teacher.init_student_from_branches."
-            ) from error
-
-
-def _blocks_after(student: PeerNetwork, stage: str, index: int = 0) -> list[nn.Module]:
-    """List what a peer of a registered backbone does after a stage, in order."""
-    peer = student.peer(index)
+def _blocks_after(student: PeerNetwork, stage: str) -> list[nn.Module]:
+    """List what a registered backbone does after a stage, in order."""
+    peer = student.peer(0)
     assert isinstance(peer, SinglePeer)
     parts = {**dict(peer.trunk.named_children()), **dict(peer.branch.body.named_children())}
     names = list(parts)

@@ -43,7 +43,7 @@ class SoTeacherSettings(MethodSettings):
 class SoTeacher(Method):
     """A student-oriented teacher: smooth, and consistent with itself over time (teacher.training=soteacher).
 
-    `L = CE(z) + a_lip Lip + c(e) mean_n |softmax(z_n) - S_n|^2`: smooth, and consistent with its earlier outputs.
+    `L = CE(z) + a_lip Lip + c(e) mean_n |softmax(z_n) - S_n|^2`.
 
     Lip sums over layers the L1 norm of a convolution, the largest |gamma| / sqrt(running variance + eps) of a
     BatchNorm, the largest L1 norm of a column of a linear layer. S_n is the mean output of the network for sample n so
@@ -51,7 +51,7 @@ class SoTeacher(Method):
     epoch 0, or another ramp. Detached: S and the running variance. Deployed: the network, from which any method then
     distils.
 
-    With several processes each writes what it sees, and all have the same memory after an epoch.
+    With several processes, each updates the samples it sees, and the memories are merged after each epoch.
 
     Source: released code 0148005 (MIT); a counter for each sample (`uniform`) is ours, its own counts 0, 2, 3, ...
     """

@@ -28,7 +28,7 @@ PURPOSE = (
 
 
 def unpack(batch: Any) -> Batch:
-    """Read a batch: a tuple or list `(images, labels[, indices])`, or a mapping with the usual names.
+    """Read a batch: a tuple or list `(images, labels[, indices])`, or a mapping with common names.
 
     Labels of shape [B, 1] become [B], and all integers int64. Float labels [B, C] are distributions over the classes.
     Indices that are no tensor, such as the images' paths, are left out; weights of samples are refused.
@@ -48,8 +48,7 @@ def unpack(batch: Any) -> Batch:
         )
     if labels.dim() == 2 and labels.shape[1] == 1:
         labels = labels.squeeze(1)
-    most = 3 if isinstance(batch, Batch) else 2  # only batches of this library differ between peers
-    soft = labels.is_floating_point() and 2 <= labels.dim() <= most
+    soft = labels.is_floating_point() and labels.dim() == 2
     hard = labels.dim() == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
     if not (soft or hard) or labels.shape[0] != views.shape[0]:
         raise DataError(

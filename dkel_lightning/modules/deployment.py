@@ -16,17 +16,11 @@ if TYPE_CHECKING:
     from dkel_lightning.distillation import DistillationModule
 
 
-def has_ensemble(module: DistillationModule) -> bool:
-    """Tell whether there are ensemble logits, of the ensemble classifier or of the method."""
-    classifier = module.ensemble is not None and module.method.wants_ensemble_classifier
-    return bool(module.method.needs.ensemble == "own" or classifier)
-
-
 def members(module: DistillationModule) -> tuple[str, ...]:
     """Name the scored members, in the order of `Evaluated.logits`."""
     names = [f"student_{peer}" for peer in range(module.student.num_peers)]
     names += ["student_ensemble"] if module.student.num_peers > 1 else []
-    names += ["ensemble"] if has_ensemble(module) else []
+    names += ["ensemble"] if module.method.has_ensemble else []
     teachers = module.teacher.num_peers if module.teacher is not None else 0
     names += [f"teacher_{peer}" for peer in range(teachers)]
     return (*names, *(["teacher_ensemble"] if teachers > 1 else []))
@@ -35,7 +29,7 @@ def members(module: DistillationModule) -> tuple[str, ...]:
 def check_deployment(module: DistillationModule, choice: Deploy) -> None:
     """Refuse a network or peer that the module does not have."""
     network, peer = choice.network, choice.peer
-    if (network == "teacher" and module.teacher is None) or (network == "ensemble" and not has_ensemble(module)):
+    if (network == "teacher" and module.teacher is None) or (network == "ensemble" and not module.method.has_ensemble):
         raise ConfigError(f"deploy.network={network}, but this method has no {network}: choose another network.")
     if network == "ensemble" or not isinstance(peer, int):
         return

@@ -20,7 +20,7 @@ from dkel_lightning.networks import PeerFeatures
 class EnsembleModule(LightningModule):
     """The ensemble classifier, a linear layer on the concatenated features of all peers.
 
-    Fitted alone, in any Lightning Trainer, it learns from batches of `(features [B, P, D], labels [B])`.
+    Alone, in any Lightning Trainer, it learns from batches of `(features [B, P, D], labels [B])`.
 
     Args:
         feature_widths: D of each peer.

@@ -25,7 +25,7 @@ DEFAULT_OPTIMIZER: OptimizerFactory = partial(torch.optim.AdamW, lr=1e-3, weight
 DEFAULT_WARMUP = 0.05
 
 PLATEAU = {"min": "val/nll/student_mean", "max": "val/acc"}
-"""The metric that ReduceLROnPlateau monitors, by mode; a part that is fitted alone logs only `val/acc`."""
+"""The metric that ReduceLROnPlateau monitors, by mode; a part that is trained alone only logs `val/acc`."""
 
 
 def parameter_groups(networks: Mapping[str, nn.Module]) -> ParameterGroups:
@@ -73,7 +73,7 @@ class WarmupCosine(LambdaLR):
     """Rise to the learning rate of each group over `warmup` epochs (or steps), then fall to `end` of it by a cosine.
 
     Args:
-        optimizer: whose rates follow.
+        optimizer: its rates are set.
         T_max: length of both together, in epochs or steps as `interval` says; None: the steps of the run, which the
             callback WeightSchedules sets, for an interval of `step`.
         warmup: length of the rise, below 1 as a share of T_max; it begins at 1 / (length + 1) of the rate.

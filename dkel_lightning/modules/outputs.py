@@ -1,11 +1,10 @@
-"""The inputs of a method, and the results of a training step and of an evaluation.
+"""The inputs of a method, and the outputs of an evaluation.
 
 P peers, B samples, C classes, D features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -19,7 +18,7 @@ class MethodInputs:
     """The inputs of a method in one training step.
 
     Attributes:
-        labels: [B] classes, -1 where not known, or float targets [B, C], or [P, B, C] where peers differ.
+        labels: classes [B], -1 where not known, or float targets [B, C].
         student: the outputs of the student peers.
         teacher: the outputs of the teacher peers; None without a teacher. A single teacher of all peers gives logits
             [1, B, C], or [P, B, C] where the peers see different views. They have no gradient unless the teacher's
@@ -35,6 +34,12 @@ class MethodInputs:
     raw_labels: Tensor | None = None
 
     @property
+    def teacher_logits(self) -> Tensor:
+        """The teacher's logits, detached."""
+        assert self.teacher is not None
+        return self.teacher.logits.detach()
+
+    @property
     def named(self) -> tuple[Named, Named]:
         """The outputs of modules that the method watches, of the student and of the teacher."""
         assert self.teacher is not None
@@ -44,32 +49,8 @@ class MethodInputs:
 
     @property
     def classes(self) -> Tensor:
-        """The class of each sample, [B]: the argmax of labels that are distributions, averaged over peers."""
-        labels = self.labels if self.raw_labels is None else self.raw_labels
-        return classes_of(labels.mean(0) if labels.dim() == 3 else labels)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """The result of one training step.
-
-    Attributes:
-        inputs: of the method.
-        terms: the loss terms, scalars.
-        values: the terms stacked in the method's order, detached.
-        loss: their sum, and the supervised loss of a teacher that learns.
-        correct: right predictions of each student peer, [P].
-        nll: negative log-likelihood of each student peer, summed over the batch, [P].
-        samples: those whose label is known, which `correct` and `nll` are of, a scalar.
-    """
-
-    inputs: MethodInputs
-    terms: Mapping[str, Tensor]
-    values: Tensor
-    loss: Tensor
-    correct: Tensor
-    nll: Tensor
-    samples: Tensor
+        """The class of each sample, [B]: the argmax of labels that are distributions."""
+        return classes_of(self.labels if self.raw_labels is None else self.raw_labels)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The base of student and teacher: peers that classify, and can be fitted alone."""
+"""The base of student and teacher: peers that classify, and can be trained alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dkel_lightning.networks import PeerNetwork, PeerOutputs
 
 
 class PeersModule(LightningModule):
-    """A network of P peers that fits alone as P classifiers on one trunk.
+    """A network of P peers; trained alone, it learns as P classifiers.
 
     As a part of a DistillationModule only its `network` and `forward` are used: Lightning calls the hooks of the
     root alone, and a child may not log.
@@ -60,7 +60,7 @@ class PeersModule(LightningModule):
         return self
 
     def hold_frozen(self) -> None:
-        """Put what `lr_scale` freezes into eval mode, so that its statistics stay."""
+        """Put the layers that `lr_scale` freezes into eval mode, which keeps their statistics."""
         if self.lr_scale == 0 and self.network.training:
             self.network.eval()
             for classifier in self.network.classifiers:

@@ -29,7 +29,6 @@ from dkel_lightning.metrics import (
     TermMeans,
     scores_of,
 )
-from dkel_lightning.modules.outputs import StepResult
 
 
 class Scores(nn.Module):
@@ -73,10 +72,10 @@ class Scores(nn.Module):
 
     # ---------------------------------------------------------------------- an epoch of training
 
-    def update_training(self, step: StepResult) -> None:
-        """Add a training step."""
-        self.term_means.update(step.values)
-        self.train_scores.update(step.correct, step.nll, step.samples)
+    def update_training(self, terms: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a training step: its stacked terms, and the student's logits [P, B, C] with the labels of the batch."""
+        self.term_means.update(terms.detach())
+        self.train_scores.update(*scores_of(logits, labels))
 
     def log_training(self, module: LightningModule, weights: Mapping[str, Tensor]) -> None:
         """Log the epoch's mean terms, the peers' training accuracy and `weights`, and reset the sums."""

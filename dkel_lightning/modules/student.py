@@ -11,8 +11,8 @@ from dkel_lightning.networks import PeerOutputs
 class StudentModule(PeersModule):
     """Peers that learn by gradient.
 
-    In a DistillationModule they learn from labels, ensemble and teachers. Fitted alone, in any Lightning Trainer, they
-    learn from labels only: the plain baseline, without ensemble and without teacher.
+    In a DistillationModule they learn from labels, ensemble and teachers; alone, in any Lightning Trainer, from labels
+    only.
     """
 
     _frozen = False
@@ -25,7 +25,7 @@ class StudentModule(PeersModule):
             self.train(self.training)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return the classifiers, and the parameters of all before them, as networks of their own learning rates."""
+        """Return the classifiers, and all parameters before them, for separate learning rates."""
         classifiers = nn.ModuleList(self.network.classifiers)
         own = {id(parameter) for parameter in classifiers.parameters()}
         before = [parameter for parameter in self.network.parameters() if id(parameter) not in own]

@@ -1,4 +1,4 @@
-"""What becomes of the labels of a batch: mixed with its images, smoothed and weighted."""
+"""From the labels of a batch to targets: mixing, smoothing, class weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ class TargetMaker(nn.Module):
     Args:
         settings: with mixup and cutmix, each batch draws one of them.
         num_classes: C.
-        peers: P; with `mixing="per_peer"` views i and P + i are mixed as peer i's, otherwise all views alike.
         wants_classes: whether the method works on classes, and takes no distributions.
 
     Source: mixup, Zhang et al. 2018 (arXiv 1710.09412); cutmix, Yun et al. 2019 (arXiv 1905.04899).
@@ -27,11 +26,10 @@ class TargetMaker(nn.Module):
 
     class_weights: Tensor | None
 
-    def __init__(self, settings: Targets, num_classes: int, peers: int, wants_classes: bool = False) -> None:
+    def __init__(self, settings: Targets, num_classes: int, wants_classes: bool = False) -> None:
         super().__init__()
         self.settings = settings
         self.num_classes = num_classes
-        self._draws = peers if settings.mixing == "per_peer" else 1
         self._wants_classes = wants_classes
         self.register_buffer("class_weights", _weights(settings, num_classes), persistent=False)
         kinds = [v2.MixUp(alpha=settings.mixup)] if settings.mixup > 0 else []
@@ -41,14 +39,13 @@ class TargetMaker(nn.Module):
         self._mix = v2.RandomChoice(kinds) if kinds else None
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Smooth and weight labels [B], [B, C] or [P, B, C], as `functional.targets_of`."""
+        """Smooth and weight labels [B] or [B, C], as `functional.targets_of`."""
         return targets_of(labels, self.num_classes, self.settings.label_smoothing, self.class_weights)
 
     def mix(self, batch: Batch, seed: int, *key: Label) -> Batch:
-        """Apply mixup or cutmix on the device of the batch.
+        """Apply mixup or cutmix to all views alike, on the device of the batch; the labels become [B, C].
 
-        Views are [B, V, C, H, W] or [B, C, H, W]; the labels become [B, C], or [B, P, C] where peers differ. Indices
-        are left out.
+        Indices are left out.
         """
         if batch.labels.is_floating_point():
             self._refuse("these labels")
@@ -56,20 +53,9 @@ class TargetMaker(nn.Module):
             return batch
         # Not torchvision's one-hot, which on some devices reads the labels back to check them.
         labels = one_hot(batch.labels, self.num_classes)
-        views = batch.views.unsqueeze(1) if batch.views.dim() == 4 else batch.views
-        mixed, targets = [], []
-        for index, view in enumerate(views.unbind(1)):
-            # torchvision draws from the global generator.
-            with seeded(seed, "mixing", *key, index % self._draws):
-                images, target = self._mix(view, labels)
-            mixed.append(images)
-            targets.append(target)
-        of_peers = targets[: self._draws]
-        return Batch(
-            mixed[0] if batch.views.dim() == 4 else torch.stack(mixed).transpose(0, 1),
-            of_peers[0] if len(of_peers) == 1 else torch.stack(of_peers, 1),
-            None,
-        )
+        with seeded(seed, "mixing", *key):  # torchvision draws from the global generator
+            images, labels = self._mix(batch.views.flatten(1, -3), labels)
+        return Batch(images.view_as(batch.views), labels, None)
 
     def _refuse(self, what: str) -> None:
         if self._wants_classes:
@@ -89,8 +75,3 @@ def _weights(settings: Targets, num_classes: int) -> Tensor | None:
             f"{weights}; balanced counts the images of data by name."
         )
     return torch.tensor(weights, dtype=torch.float32)
-
-
-def peers_first(labels: Tensor) -> Tensor:
-    """Bring labels that differ between peers, [B, P, C], into the order of logits, [P, B, C]; others stay."""
-    return labels.transpose(0, 1) if labels.dim() == 3 else labels

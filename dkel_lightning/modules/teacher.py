@@ -1,4 +1,4 @@
-"""The teacher: peers of the same form whose weights follow the student's slowly."""
+"""The teacher: peers that follow the student slowly, learn by gradient, or stay frozen."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from dkel_lightning.settings.teacher import TeacherSettings
 class TeacherModule(PeersModule):
     """The teacher peers. They receive no gradient unless their update is `gradient`.
 
-    Fitted alone, in any Lightning Trainer, they are an ordinary classifier: the peers' mean cross-entropy.
+    Alone, in any Lightning Trainer, they minimise the mean cross-entropy of the peers.
 
     Buffers, all in the checkpoint: `initialised`, whether the initialisation scheme has run; `updates`, the number
     of EMA updates; `rate`, the current EMA rate.
 
     Attributes:
-        is_external: whether its weights are frozen and come from elsewhere, so that no checkpoint holds them.
+        is_external: whether its frozen weights come from another file or library, so that checkpoints leave them out.
     """
 
     initialised: Tensor
@@ -172,7 +172,7 @@ class TeacherModule(PeersModule):
         self.initialised.fill_(True)
 
     def follow(self, student: PeerNetwork) -> None:
-        """Make one EMA update towards `student`; a teacher of another update stays as it is."""
+        """Make one EMA update towards `student`; teachers with another update do not change."""
         if self.settings.update != "ema":
             return
         if self._matching is None or self._matching.student is not student:
@@ -195,7 +195,7 @@ class TeacherModule(PeersModule):
         return cross_entropy(logits, labels).mean()
 
     def stand_alone(self, alone: bool) -> None:
-        """Switch between a fit of the teacher alone, with gradients, and teaching as the settings say."""
+        """Switch between training the teacher alone, with gradients, and teaching as configured."""
         self._alone = alone
         self.network.requires_grad_(self.learns)
         # Lightning does not change the mode of modules.

@@ -24,7 +24,7 @@ from dkel_lightning.networks.peers import (
     SinglePeer,
     momentum,
 )
-from dkel_lightning.networks.registry import BACKBONES, Backbone, create, register_backbone, start_linear
+from dkel_lightning.networks.registry import BACKBONES, Backbone, create, register_backbone
 from dkel_lightning.networks.watching import Named, StandIn, find, layers_of, release_, stages_of
 
 __all__ = [
@@ -66,7 +66,6 @@ __all__ = [
     "release_",
     "size_arguments",
     "stages_of",
-    "start_linear",
     "usual_cut",
     "whole_model",
     "working_cuts",

@@ -44,7 +44,7 @@ def maps_of(
         network: is watched from now on.
         layers: names; None for every stage.
         setting: the user's setting, for messages.
-        why: what is done with the maps, such as "ekd guides blocks".
+        why: use of the maps, such as "ekd guides blocks", for messages.
 
     Returns:
         The names, and the maps [B, C, H, W] of a dry run.
@@ -60,7 +60,7 @@ def maps_of(
 
 
 def check_pairs(ours: Collection[str], theirs: Collection[str], why: str) -> None:
-    """Refuse modules that are not as many of the student as of the teacher."""
+    """Require as many modules of the student as of the teacher."""
     if len(ours) != len(theirs):
         raise ConfigError(
             f"{why} in pairs, and the student has {len(ours)} ({', '.join(ours)}), the teacher {len(theirs)} "

@@ -149,7 +149,7 @@ class _AtSplitError(Exception):
 
 
 class _Tape:
-    """What modules up to the split do in a pass: compute as in any model, record, or replay.
+    """The mode of the modules up to the split in a pass: compute, record, or replay.
 
     With three peers of a ResNet that is split at `layer4`, and 128 images a view:
 
@@ -160,7 +160,7 @@ class _Tape:
 
     Attributes:
         recording: the list that a first pass fills; else None.
-        replay: what is left of a peer's record until it is at the split; else None.
+        replay: the rest of a peer's record, until it reaches the split; else None.
     """
 
     def __init__(self) -> None:
@@ -310,7 +310,7 @@ class SplitModel(SharedTrunk):
         return cast(WholeModel, self.peers[index]).plain
 
     def shared_part(self) -> nn.Module:
-        """Return the modules before the split, and the parameters that are read there beside them."""
+        """Return the modules before the split, and other parameters that are used there."""
         model = cast(WholeModel, self.peers[0]).model
         shared = nn.ModuleList([model.get_submodule(name) for name in self.outline.before])
         inside, tensors, beside = {id(parameter) for parameter in shared.parameters()}, tensors_of(model), nn.Module()
@@ -358,7 +358,7 @@ class SplitModel(SharedTrunk):
 
 
 class OwnPart(nn.Module):
-    """What a peer shares with no other: its modules from the split on, and the parameters of those around it."""
+    """The part of a peer that it does not share: modules from the split on, and parameters of modules around them."""
 
     def __init__(self, model: nn.Module, shared: Mapping[int, Any]) -> None:
         super().__init__()

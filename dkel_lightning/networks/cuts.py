@@ -1,4 +1,4 @@
-"""Where the peers of a library's network part by default: at its last stage, or after two thirds of equal blocks."""
+"""Default split points of networks of libraries: the last stage, or two thirds of equal blocks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def working_cuts(model: nn.Module, image_shape: tuple[int, int, int], classifier
 
 
 def default_cut(model: nn.Module) -> str | None:
-    """Name the module at which branches begin; None if the network is of no library, or tells no stages."""
+    """Name the module at which branches begin; None for other networks, or without known stages."""
     info: Any = getattr(model, "feature_info", None)
     if info:  # timm
         return _of_timm(model, info.get_dicts() if hasattr(info, "get_dicts") else info)

@@ -59,13 +59,8 @@ def make_branch(num_classes: int) -> Branch:
     children["pool"] = nn.AdaptiveAvgPool2d(1)
     children["flatten"] = nn.Flatten()
     classifier = nn.Linear(width, num_classes)
-    start_linear(classifier)
+    nn.init.zeros_(classifier.bias)
     return Branch(kaiming_(nn.Sequential(children), "fan_in"), classifier, width, num_classes)
-
-
-def start_linear(linear: nn.Linear) -> None:
-    """Start a linear layer as torch does, with zero bias."""
-    nn.init.zeros_(linear.bias)
 
 
 def _dense_block(channels: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""A dry run of a torch classifier: its final linear layer, and what it computes before a module."""
+"""A dry run of a torch classifier: its final linear layer, and the modules before a split."""
 
 from __future__ import annotations
 
@@ -186,12 +186,12 @@ class LogitsOf(nn.Module):
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Tell a layer that can be a classifier: linear, also as a 1x1 convolution of pooled features."""
+    """Return whether a layer can be the classifier: linear, or a 1x1 convolution of pooled features."""
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
 
 
 def _classifier_call(model: nn.Module, calls: list[_Call], logits: Tensor, name: str | None) -> _Call:
-    """Find the call of the classifier, whose output must be the logits."""
+    """Find the call of the classifier; its output must be the logits."""
     kind = type(model).__name__
     linear = [call for call in calls if is_linear(model.get_submodule(call.name))]
     if name is None:

@@ -61,7 +61,7 @@ class PeerOutputs(NamedTuple):
         features: [P, B, D], the input of each peer's classifier; a tuple of [B, D_i] where widths differ.
         ensemble_logits: [B, C] of the ensemble of student peers; None without one.
         trunk: outputs of the trunk, P of [B, ...] (one tensor P times for a shared view).
-        maps: last feature maps before pooling, P of [B, D', H', W']; None if a network does not tell them.
+        maps: last feature maps before pooling, P of [B, D', H', W']; None if unknown.
         named: outputs of the watched modules, P of [B, ...] each; None if none are watched, see `PeerNetwork.watch`.
     """
 
@@ -104,7 +104,7 @@ class SinglePeer(nn.Module):
 
 
 class PeerNetwork(nn.Module, ABC):
-    """P classifiers that are trained together, made of parts that tell their `feature_dim` and `num_classes`.
+    """P classifiers that are trained together; each part has `feature_dim` and `num_classes`.
 
     Views are [B, V, C, H, W] with V = P (peer i sees view i) or V = 1 (all peers see the same images), or
     [B, C, H, W], which is the same as V = 1.
@@ -150,12 +150,11 @@ class PeerNetwork(nn.Module, ABC):
             setting: the user's setting, for messages.
 
         Returns:
-            The outputs for one black image in eval mode, whose shapes adapters are made for.
+            The outputs for one black image in eval mode.
         """
         self.unwatch()
         self._watched = Watched([self.peer(index) for index in range(self.num_peers)], names, setting)
-        with self._watched.dry_run():
-            named = self.probe().named
+        named = self.probe().named
         assert named is not None
         return named
 

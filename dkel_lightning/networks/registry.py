@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,23 +16,19 @@ from dkel_lightning.settings.declarations import unknown_choice
 
 @dataclass(frozen=True)
 class Backbone:
-    """A classifier that comes in two parts, so that peers can share the first.
+    """A classifier in two parts, the first of which peers can share.
 
     Attributes:
         name: Its name in configurations.
         make_trunk: Input channels -> everything but the last stage.
         make_branch: Number of classes -> last stage, pooling and classifier, freshly drawn at each call.
         min_size: Height and width of the smallest image that it can be trained on, in batches of at least two.
-        summary: One line.
-        start_linear: Initialises its linear layers and the ensemble's classifier; None for torch's initialisation.
     """
 
     name: str
     make_trunk: Callable[[int], nn.Module]
     make_branch: Callable[[int], Branch]
     min_size: int
-    summary: str
-    start_linear: Callable[[nn.Linear], None] | None = None
 
 
 BACKBONES: dict[str, Backbone] = {}
@@ -95,16 +91,6 @@ def create(
     return network
 
 
-def start_linear(backbones: Collection[str], linear: nn.Linear) -> None:
-    """Initialise the ensemble's classifier as the peers' backbone does its own; leave it if they are several.
-
-    Source: DKEL, released code.
-    """
-    rules = {BACKBONES[name].start_linear if name in BACKBONES else None for name in backbones}
-    if len(rules) == 1 and (rule := rules.pop()) is not None:
-        rule(linear)
-
-
 def _find(name: str | None, image_size: tuple[int, int] | None) -> Backbone:
     if name not in BACKBONES:
         raise ConfigError(unknown_choice("backbone", str(name), BACKBONES))
@@ -118,12 +104,8 @@ def _find(name: str | None, image_size: tuple[int, int] | None) -> Backbone:
     return backbone
 
 
-for _name, (_spec, _summary) in resnet.SPECS.items():
-    # Padding keeps a 1x1 image 1x1 through every stride.
-    _parts = partial(resnet.make_trunk, _spec), partial(resnet.make_branch, _spec)
-    register_backbone(Backbone(_name, *_parts, min_size=1, summary=_summary))
-for _name, _module, _size, _summary in (
-    ("vgg16", vgg, 32, "VGG-16 with BatchNorm, head 512-512-C"),
-    ("densenet40_12", densenet, 4, "DenseNet-BC, dense blocks of 6 layers, growth 12"),
-):
-    register_backbone(Backbone(_name, _module.make_trunk, _module.make_branch, _size, _summary, _module.start_linear))
+for _name, _spec in resnet.SPECS.items():
+    _trunk, _branch = partial(resnet.make_trunk, _spec), partial(resnet.make_branch, _spec)
+    register_backbone(Backbone(_name, _trunk, _branch, min_size=1))  # padding keeps 1x1 through every stride
+register_backbone(Backbone("vgg16", vgg.make_trunk, vgg.make_branch, min_size=32))
+register_backbone(Backbone("densenet40_12", densenet.make_trunk, densenet.make_branch, min_size=4))

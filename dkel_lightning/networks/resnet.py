@@ -29,7 +29,7 @@ class ResNetSpec:
         stem: Channels of the stem.
         imagenet_stem: Whether the stem is 7x7 with stride 2, instead of 3x3.
         max_pool: Whether a max-pool with stride 2 follows the stem.
-        pre_activation: Whether BatchNorm and ReLU stand before each convolution instead of behind it.
+        pre_activation: Whether BatchNorm and ReLU come before each convolution instead of after it.
     """
 
     blocks: tuple[int, ...]
@@ -49,49 +49,30 @@ _TINY = ResNetSpec((2, 2, 2, 2), (64, 128, 256, 512), (64, 128, 256, 512), stem=
 _34 = (3, 4, 6, 3)
 
 SPECS = {
-    "resnet8": (_CIFAR, "CIFAR ResNet, one basic block a stage: the quickstart's"),
-    "resnet20": (
-        replace(_CIFAR, blocks=(3, 3, 3)),
-        "CIFAR ResNet, basic blocks 3/3/3, widths 16-32-64, shortcut option B",
-    ),
-    "resnet32": (
-        replace(_CIFAR, blocks=(5, 5, 5)),
-        "CIFAR ResNet, basic blocks 5/5/5, widths 16-32-64, shortcut option B",
-    ),
-    "resnet56": (
-        replace(_CIFAR, blocks=(9, 9, 9)),
-        "CIFAR ResNet, basic blocks 9/9/9, widths 16-32-64, shortcut option B",
-    ),
-    "resnet110_basic": (
-        replace(_CIFAR, blocks=(18, 18, 18)),
-        "CIFAR ResNet, basic blocks 18/18/18, widths 16-32-64, shortcut option B",
-    ),
-    "resnet110": (
-        ResNetSpec((12, 12, 12), (16, 32, 64), (64, 128, 256), bottleneck=True),
-        "CIFAR ResNet, bottleneck blocks 12/12/12",
-    ),
-    "wide_resnet20_8": (
-        ResNetSpec((2, 2, 2), (128, 256, 512), (64, 128, 256), bottleneck=True),
-        "CIFAR ResNet, bottleneck blocks 2/2/2, inner width x8",
-    ),
-    "wrn_16_2": (_WIDE, "wide ResNet, pre-activation blocks 2/2/2, widths 32-64-128"),
-    "wrn_40_2": (replace(_WIDE, blocks=(6, 6, 6)), "wide ResNet, pre-activation blocks 6/6/6, widths 32-64-128"),
-    # Nothing is halved before the second stage.
-    "cifar_resnet18": (replace(_TINY, imagenet_stem=False), "ResNet-18 for 32 pixels: 3x3 stem, no max-pool"),
-    "cifar_resnet34": (
-        replace(_TINY, blocks=_34, imagenet_stem=False),
-        "ResNet-34 for 32 pixels: 3x3 stem, no max-pool",
-    ),
-    "resnet18": (replace(_TINY, max_pool=True), "ImageNet ResNet-18: 7x7 stem with stride 2, max-pool"),
-    "resnet34": (replace(_TINY, blocks=_34, max_pool=True), "ImageNet ResNet-34: 7x7 stem with stride 2, max-pool"),
-    "tiny_resnet18": (_TINY, "ResNet-18 for 64 pixels: 7x7 stem with stride 2, no max-pool"),
-    "tiny_resnet34": (replace(_TINY, blocks=_34), "ResNet-34 for 64 pixels: 7x7 stem with stride 2, no max-pool"),
+    "resnet8": _CIFAR,
+    "resnet20": replace(_CIFAR, blocks=(3, 3, 3)),
+    "resnet32": replace(_CIFAR, blocks=(5, 5, 5)),
+    "resnet56": replace(_CIFAR, blocks=(9, 9, 9)),
+    "resnet110_basic": replace(_CIFAR, blocks=(18, 18, 18)),
+    "resnet110": ResNetSpec((12, 12, 12), (16, 32, 64), (64, 128, 256), bottleneck=True),
+    "wide_resnet20_8": ResNetSpec((2, 2, 2), (128, 256, 512), (64, 128, 256), bottleneck=True),
+    "wrn_16_2": _WIDE,
+    "wrn_40_2": replace(_WIDE, blocks=(6, 6, 6)),
+    # For 32 pixels: nothing is halved before the second stage.
+    "cifar_resnet18": replace(_TINY, imagenet_stem=False),
+    "cifar_resnet34": replace(_TINY, blocks=_34, imagenet_stem=False),
+    # The ImageNet form.
+    "resnet18": replace(_TINY, max_pool=True),
+    "resnet34": replace(_TINY, blocks=_34, max_pool=True),
+    # For 64 pixels.
+    "tiny_resnet18": _TINY,
+    "tiny_resnet34": replace(_TINY, blocks=_34),
 }
-"""Sizes and a line for people, by the name of the backbone."""
+"""Sizes by the name of the backbone."""
 
 
 class ResidualBlock(nn.Module):
-    """A residual function beside a shortcut, and what follows their sum: [B, C, H, W] to [B, C', H', W']."""
+    """The sum of a residual function and a shortcut, then an activation: [B, C, H, W] to [B, C', H', W']."""
 
     def __init__(self, residual: nn.Module, shortcut: nn.Module, relu: nn.Module) -> None:
         super().__init__()

@@ -44,14 +44,9 @@ def make_branch(num_classes: int) -> Branch:
         nn.Linear(width, num_classes),
     )
     for linear in (layer for layer in head if isinstance(layer, nn.Linear)):
-        start_linear(linear)
+        nn.init.normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
     return Branch(kaiming_(nn.Sequential(children)), head, width, num_classes)
-
-
-def start_linear(linear: nn.Linear) -> None:
-    """Start a linear layer from N(0, 0.01), with zero bias."""
-    nn.init.normal_(linear.weight, std=0.01)
-    nn.init.zeros_(linear.bias)
 
 
 def _stage(channels: int, widths: tuple[int, ...]) -> nn.Sequential:

@@ -7,8 +7,7 @@ A wrapper leaves class, name, weights and keys of its module as they are, and is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ Named = dict[str, tuple[Tensor, ...]]
 """Outputs of modules by name, one tensor [B, ...] a peer."""
 
 _PREFIXES = ("", "trunk.", "branch.body.", "branch.")
-"""Where a name is looked up: registered backbones come in two parts, and `stage3` may lie in either."""
+"""Prefixes tried for a name, because registered backbones have two parts and `stage3` may be in either."""
 
 
 class StandIn:
@@ -52,16 +51,9 @@ def _restore(module: nn.Module, forward: Any) -> None:
 
 
 class _Outputs:
-    """Outputs of the watched modules in a pass, by number.
+    """Outputs of the watched modules in a pass, by number; None while nothing is recorded."""
 
-    Attributes:
-        tensors: None while nothing is recorded.
-        versions: in a dry run, each output with its version counter at the time it was returned.
-    """
-
-    def __init__(self) -> None:
-        self.tensors: list[list[Tensor]] | None = None
-        self.versions: list[tuple[Tensor, int]] | None = None
+    tensors: list[list[Tensor]] | None = None
 
 
 class _Watch(StandIn):
@@ -93,10 +85,7 @@ class _Watch(StandIn):
         output = self.forward(*args, **kwargs)
         if self.outputs.tensors is not None:
             leaves = [output] if isinstance(output, Tensor) else tree_leaves(output)
-            first = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
-            self.outputs.tensors[self.number].append(first)
-            if self.outputs.versions is not None:
-                self.outputs.versions.append((first, first._version))
+            self.outputs.tensors[self.number].append(next(leaf for leaf in leaves if isinstance(leaf, Tensor)))
         return output
 
 
@@ -105,7 +94,7 @@ class Watched:
 
     Args:
         peers: the classifier of each peer, which may share modules.
-        names: as in a peer's `named_modules()`; of a registered backbone without the part in which they lie.
+        names: as in a peer's `named_modules()`; of registered backbones also without the prefix of the part.
         setting: the user's setting, for messages.
     """
 
@@ -125,50 +114,32 @@ class Watched:
         self._outputs.tensors = [[] for _ in self._watches]
 
     def end(self, several_views: bool) -> Named:
-        """Stop recording and return the outputs; `several_views`: each peer saw a view of its own."""
+        """Stop recording and return the outputs; `several_views`: each peer saw another view."""
         tensors, self._outputs.tensors = self._outputs.tensors, None
         assert tensors is not None
-        if self._outputs.versions is not None:
-            self._check(tensors, self._outputs.versions)
         named: Named = {}
         for name, numbers in self._numbers.items():
             is_shared = len(numbers) > 1 and len(set(numbers)) == 1
+            calls = [len(tensors[number]) for number in numbers]
+            if is_shared and several_views and calls[0] == len(numbers):  # a pass for each view
+                named[name] = tuple(tensors[numbers[0]])
+                continue
+            if any(count != 1 for count in calls):
+                raise ConfigError(
+                    f"{self.setting} names {name!r}, which a pass calls {max(calls)} times: name a module that is "
+                    "called once."
+                )
             if not is_shared:
                 named[name] = tuple([tensors[number][0] for number in numbers])
-            elif len(tensors[numbers[0]]) > 1:  # a pass for each view
-                named[name] = tuple(tensors[numbers[0]])
             else:
                 output = tensors[numbers[0]][0]
                 named[name] = tuple(output.chunk(len(numbers))) if several_views else (output,) * len(numbers)
         return named
 
-    @contextmanager
-    def dry_run(self) -> Iterator[None]:
-        """Check that each module is called once in the pass within, and its output not changed in place later."""
-        self._outputs.versions = []
-        try:
-            yield
-        finally:
-            self._outputs.tensors = self._outputs.versions = None
-
     def remove(self) -> None:
         """Restore the modules' forward."""
         for watch in self._watches:
             watch.remove()
-
-    def _check(self, tensors: list[list[Tensor]], versions: list[tuple[Tensor, int]]) -> None:
-        for name, numbers in self._numbers.items():
-            for number in set(numbers):
-                if len(tensors[number]) != 1:
-                    raise ConfigError(
-                        f"{self.setting} names {name!r}, which a pass calls {len(tensors[number])} times: name a "
-                        "module that is called once."
-                    )
-                if any(output is tensors[number][0] and output._version != version for output, version in versions):
-                    raise ConfigError(
-                        f"{self.setting} names {name!r}, whose output is changed in place by what follows: name the "
-                        "module that changes it."
-                    )
 
 
 def find(peer: nn.Module, name: str, setting: str) -> nn.Module:

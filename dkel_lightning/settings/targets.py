@@ -17,9 +17,6 @@ class Targets(Settings, node="targets"):
         float, number("alpha of mixup; 0: none. With cutmix too, each batch draws one of them.", 0, 100)
     ] = 0.0
     cutmix: Annotated[float, number("alpha of cutmix; 0: none.", 0, 100)] = 0.0
-    mixing: Annotated[
-        str, choice("Whether all peers' views of a batch are mixed alike or each on its own.", "shared", "per_peer")
-    ] = "shared"
     class_weights: Annotated[
         tuple[float, ...] | str | None,
         either(

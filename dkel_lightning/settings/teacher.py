@@ -26,7 +26,7 @@ TRAININGS: Mapping[str, str] = {
     "soteacher": "soteacher",
     "sftn": "sftn",
 }
-"""The method that trains a teacher of its own before its student, by the name of the training."""
+"""The method that trains a teacher before its student, by the name of the training."""
 EARLY = 150 / 240
 """Share of its training after which a teacher is stopped early. Source: reviews of SoTeacher."""
 
@@ -40,10 +40,10 @@ def _is_epochs(value: Any) -> bool:
 class TeacherSettings(Settings, node="teacher"):
     """How a teacher is drawn, initialised and updated.
 
-    `start` is the rule of the first EMA updates: `keep`, a constant rate, so that the teacher's own start fades slowly;
-    `mean_teacher`, an even average of the student's history; `copy`, the first update makes it its student (as
-    released). `update`: `ema` of the student; `gradient`, learns from the labels and never from the student; `frozen`.
-    `weights` replaces draw and initialisation.
+    `start` is the rule of the first EMA updates: `keep` has a constant rate, and the initial weights fade slowly;
+    `mean_teacher` averages the student's history evenly; with `copy` the first update copies the student (as released).
+    `update`: `ema` of the student; `gradient`, learns from the labels and never from the student; `frozen`. `weights`
+    replaces draw and initialisation.
     """
 
     draw: Annotated[
@@ -71,9 +71,7 @@ class TeacherSettings(Settings, node="teacher"):
     ] = None
     batchnorm: Annotated[str, choice("Running statistics of the teacher.", "own", "copy", "ema")] = "own"
     update: Annotated[str, choice("How the teacher learns.", "ema", "gradient", "frozen")] = "ema"
-    backbone: Annotated[
-        str | None, text("Backbone of a teacher that is a network of its own (kd); null: the student's.")
-    ] = None
+    backbone: Annotated[str | None, text("Backbone of a separate teacher (kd); null: the student's.")] = None
     pretrained: Annotated[
         bool, switch("Download the weights of a library's network; they must know the data's classes.")
     ] = False
@@ -81,14 +79,11 @@ class TeacherSettings(Settings, node="teacher"):
         str | None,
         text("File of its initial weights, a checkpoint or a state_dict; null: drawn, or (kd) trained first."),
     ] = None
-    training: Annotated[str, choice("How a teacher of its own is trained before its student.", *TRAININGS)] = "plain"
+    training: Annotated[str, choice("How a separate teacher is trained before its student.", *TRAININGS)] = "plain"
     training_epochs: Annotated[
         int | None,
         whole("Length of that training in epochs; null: as the run's, of early_stopped 5/8 of it.", 1, 1_000_000),
     ] = None
-    init_student_from_branches: Annotated[
-        bool, switch("Initialise the student with the blocks of the first branch of its sftn teacher.")
-    ] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,7 +104,7 @@ class TeacherSettings(Settings, node="teacher"):
 
 @dataclass(frozen=True)
 class TeacherPreset:
-    """What is chosen under a name.
+    """A named choice of teacher.
 
     Attributes:
         meaning: a sentence.
@@ -132,16 +127,16 @@ TEACHERS: Mapping[str, TeacherPreset] = {
         "Never changes: trained beforehand or loaded (kd), or a fixed draw (other methods).",
         {"update": "frozen", "init_steps": 0},
     ),
-    "gradient": TeacherPreset("Learns from the labels by itself, never from the student.", {"update": "gradient"}),
+    "gradient": TeacherPreset("Learns from the labels, never from the student.", {"update": "gradient"}),
     "independent": TeacherPreset(
         "Drawn on its own, briefly initialised, its start fades slowly (DKEL as its abstract describes it)."
     ),
     "mean_teacher": TeacherPreset(
-        "A copy of the student whose first updates average its history evenly (Mean Teacher).",
+        "A copy of the student; its first updates average the student's history evenly (Mean Teacher).",
         {"draw": "student", "start": "mean_teacher", "init_steps": 0},
     ),
     "online": TeacherPreset(
-        "Learns from the labels by itself, from the first step of its student on.",
+        "Learns from the labels, from the first step of its student on.",
         {"update": "gradient", "init_steps": 0},
     ),
     "passive": TeacherPreset(

@@ -214,18 +214,22 @@ def test_presets_differ_as_the_method_page_says() -> None:
         assert (term.decay, term.cutoff, term.ramped, term.space, term.include_self) == (
             0.5, 0.01, ramped, "logits", False
         )  # fmt: skip
-    assert [methods.preset(name).arrangement.classifiers for name in ("dkel", "dkel_released", "pcl")] == [
+    assert [methods.get_preset(name).arrangement.classifiers for name in ("dkel", "dkel_released", "pcl")] == [
         "own",
         "released",
         "own",
     ]
-    assert [methods.preset(name).views_per_pass for name in ("dkel", "dkel_released", "pcl")] == ["all", "one", "all"]
+    assert [methods.get_preset(name).views_per_pass for name in ("dkel", "dkel_released", "pcl")] == [
+        "all",
+        "one",
+        "all",
+    ]
     teacher = TeacherSettings()
     assert (teacher.draw, teacher.start, teacher.decay, teacher.batchnorm) == ("independent", "keep", 0.999, "own")
     assert (teacher.init_steps, teacher.init_lr_scale, teacher.init_weight_decay) == (2, 0.01, 5e-4)
-    assert methods.preset("dkel").teacher_settings == {}
-    assert methods.preset("dkel_released").teacher_settings == {"draw": "student", "start": "copy"}
-    assert methods.preset("pcl").teacher_settings == {"draw": "student", "start": "copy", "init_steps": 0}
+    assert methods.get_preset("dkel").teacher_settings == {}
+    assert methods.get_preset("dkel_released").teacher_settings == {"draw": "student", "start": "copy"}
+    assert methods.get_preset("pcl").teacher_settings == {"draw": "student", "start": "copy", "init_steps": 0}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from tests.compose import compose, tiny_run
 from tests.methods import family
 from tests.methods.family import check_gradient, golden, leaf, tensor, total
 from tests.modules import toy
-from tests.modules.toy import CLASSES, SGD, EpochSampler, Toy, parameters_of, same, train_loader, trainer
+from tests.modules.toy import CLASSES, EpochSampler, Toy, parameters_of, same, train_loader, trainer
 
 SAMPLES = 24
 
@@ -107,40 +107,6 @@ def test_a_student_that_is_missing_or_has_other_stages_is_named() -> None:
         build("sftn")
     with pytest.raises(ConfigError, match=r"the teacher has 3 .*, vgg16 5 "):
         build("sftn", student="vgg16", image_size=(32, 32))
-
-
-@pytest.mark.parametrize("peers", [1, 2])
-def test_a_student_starts_from_the_branches_of_its_teacher(peers: int, tmp_path: Path) -> None:
-    teacher = build("sftn", "densenet40_12", student="resnet8")
-    fit = trainer()
-    fit.fit(teacher, train_loader())
-    fit.save_checkpoint(tmp_path / "teacher.ckpt")
-    given = {"backbone": "densenet40_12", "weights": str(tmp_path / "teacher.ckpt"), "init_student_from_branches": True}
-
-    def taught(backbone: str = "resnet8", **settings: Any) -> DistillationModule:
-        return DistillationModule.build(
-            backbone, CLASSES, "kd", peers, teacher={**given, **settings}, image_size=(8, 8), optimizer=SGD
-        )
-
-    module, drawn = taught(), taught(init_student_from_branches=False)
-    _, *blocks = teacher.method.branches[0]
-    for index in range(peers):
-        ours, first = (parameters_of(each.student.peer(index)) for each in (module, drawn))
-        for name, value in ours.items():
-            assert torch.equal(value, first[name]) == (".stem." in name or ".stage1." in name), name
-        own = [value for name, value in ours.items() if ".stem." not in name and ".stage1." not in name]
-        trained = [value for block in blocks for value in block.parameters()]
-        assert all(torch.equal(*pair) for pair in zip(own, trained, strict=True))
-    fit = trainer()
-    fit.fit(module, train_loader())
-    fit.save_checkpoint(tmp_path / "student.ckpt")
-    again = DistillationModule.load_from_checkpoint(tmp_path / "student.ckpt")
-    assert same(parameters_of(again.student), parameters_of(module.student))
-    with pytest.raises(ConfigError, match="are blocks of resnet8, and the student is another network"):
-        taught("wide_resnet20_8")
-    torch.save(teacher.student.peer(0).state_dict(), tmp_path / "plain.pt")
-    with pytest.raises(ConfigError, match=r"trained by method=sftn: set teacher\.training=sftn"):
-        taught(weights=str(tmp_path / "plain.pt"))
 
 
 # ---------------------------------------------------------------------- SoTeacher

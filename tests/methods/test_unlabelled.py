@@ -155,12 +155,12 @@ def test_a_training_scores_and_learns_what_is_known(targets: dict[str, Any]) -> 
 
 def test_scores_of_a_training_are_of_the_known() -> None:
     module = build()
-    step = module.compute_step(module.make_batch(module._checked((IMAGES, with_known(FIRST)), 0), 0, 0, 0))
-    predicted = step.inputs.student.logits.argmax(-1)
-    assert step.samples == 2
-    assert torch.equal(step.correct, (predicted[:, :2] == LABELS[:2]).sum(-1).float())
+    module.training_step((IMAGES, with_known(FIRST)), 0)
+    logits, scores = module(IMAGES).logits[:, :2], module.scores.train_scores
+    assert scores.samples == 2
+    assert torch.equal(scores.correct, (logits.argmax(-1) == LABELS[:2]).sum(-1).float())
     torch.testing.assert_close(
-        step.nll, torch.stack([F.cross_entropy(z[:2], LABELS[:2], reduction="sum") for z in step.inputs.student.logits])
+        scores.nll, torch.stack([F.cross_entropy(z, LABELS[:2], reduction="sum") for z in logits])
     )
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.modules import resume
+from dkel_lightning.modules import checkpoint_state
 from tests.modules.test_drop_in import Net, build, images, trainer
 from tests.modules.toy import parameters_of, same
 
@@ -95,7 +95,7 @@ def test_the_backbone_of_registered_networks_is_their_trunk_and_apart_they_have_
 
 
 def test_fine_tuning_on_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "world_size", lambda: 2)
+    monkeypatch.setattr(checkpoint_state, "world_size", lambda: 2)
     with pytest.raises(ConfigError, match=r"BackboneFinetuning unfreezes weights later.*train on one device"):
         trainer(tmp_path, BackboneFinetuning(1)).fit(build(), loader())
 

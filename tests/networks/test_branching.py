@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.networks import branch_model, logits_of, redraw_, release_
+from dkel_lightning.networks import branch_model, logits_of, redraw_
 from dkel_lightning.runtime.seeding import seeded
 
 tv = import_module("torchvision.models")
@@ -248,15 +248,6 @@ def test_peers_are_the_users_model_and_give_its_logits_features_and_gradients(
             )
 
 
-def test_modules_before_the_split_are_the_same_ones() -> None:
-    network = branch_model(tv.resnet18(), "layer3", 2, 5, image_shape=(3, 32, 32))
-    first, second = network.peer(0), network.peer(1)
-    shared = {name for name, module in first.named_children() if module is second.get_submodule(name)}
-    assert shared == {"conv1", "bn1", "relu", "maxpool", "layer1", "layer2"}
-    assert network.classifiers[1] is second.get_submodule("fc")
-    assert network.classifiers[1].out_features == 5
-
-
 def test_the_trunk_keeps_its_weights_and_every_branch_is_drawn_on_its_own() -> None:
     model = torchvision_mobilenet()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -362,16 +353,6 @@ def test_a_copy_shares_as_the_original_does_and_learns_apart(views: int) -> None
             parameter.add_(1)
     copied.load_state_dict(network.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), network.parameters(), strict=True))
-
-
-def test_released_a_peer_is_a_model_as_the_user_made_it() -> None:
-    network = branch_model(Scaled(), "second", 2, 10, image_shape=TINY).eval()
-    images = torch.randn(2, 3, 8, 8)
-    released = release_(copy.deepcopy(network.peer(1)))
-    assert not any("forward" in vars(module) for module in released.modules())
-    fresh = Scaled().eval()
-    fresh.load_state_dict(released.state_dict())
-    torch.testing.assert_close(fresh(images), network(images)[0][1])
 
 
 def test_the_gradient_is_scaled_where_anything_crosses_the_split() -> None:

@@ -231,7 +231,7 @@ def test_a_users_backbone_is_created_by_name_and_cannot_take_a_name_twice(monkey
         body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         return Branch(body, nn.Linear(7, num_classes), 7, num_classes)
 
-    tiny = Backbone("tiny", lambda channels: nn.Conv2d(channels, 7, 3), branch, min_size=3, summary="one convolution")
+    tiny = Backbone("tiny", lambda channels: nn.Conv2d(channels, 7, 3), branch, min_size=3)
     assert register_backbone(tiny) is tiny
     network = create("tiny", 4, 2, in_channels=1, image_size=(3, 3))
     assert network(torch.randn(5, 1, 3, 3))[0].shape == (2, 5, 4)

@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods import METHODS, Method, Needs, create, preset, register
+from dkel_lightning.methods import METHODS, Method, Needs, create, get_preset, register
 from dkel_lightning.methods.dkel import EnsembleTerm
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.settings.declarations import (
@@ -151,8 +151,8 @@ def scratch() -> Iterator[type[Method]]:
 
 
 def test_a_method_of_ones_own_is_registered_like_those_of_the_library(scratch: type[Method]) -> None:
-    assert preset("scratch").meaning == "A method for this test alone."
-    assert preset("scratch").node() == {
+    assert get_preset("scratch").meaning == "A method for this test alone."
+    assert get_preset("scratch").node() == {
         "defaults": [{"override /teacher": "frozen"}],
         "method": {
             "name": "scratch",
@@ -177,4 +177,4 @@ def test_a_method_of_ones_own_is_registered_like_those_of_the_library(scratch: t
     with pytest.raises(ConfigError, match=r"The method name 'scratch' is taken by"):
         register("scratch")(METHODS["dkel"].method)
     with pytest.raises(ConfigError, match=r"Unknown choice method=scrath. Did you mean scratch\?"):
-        preset("scrath")
+        get_preset("scrath")

@@ -17,7 +17,7 @@ from typing import Any
 from dkel_lightning.app.config import Values
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
-from dkel_lightning.methods import preset
+from dkel_lightning.methods import get_preset
 from dkel_lightning.runtime.seeding import derive_seed
 from dkel_lightning.schedules import milestones_in_epochs
 from dkel_lightning.settings.teacher import EARLY, TRAININGS
@@ -35,7 +35,7 @@ def stages_before(values: Values) -> dict[str, dict[str, Any]]:
 
 def stage_names(values: Values) -> list[str]:
     """Return the folders of the stages that these settings ask for."""
-    needs, teacher = preset(values["method"]["name"]).method.needs, values["teacher"]
+    needs, teacher = get_preset(values["method"]["name"]).method.needs, values["teacher"]
     if not needs.foreign_teacher or teacher.get("update") != "frozen":
         return []
     weights, fitted_by = teacher.get("weights"), needs.fitted_by
@@ -50,7 +50,7 @@ def with_weights(values: Values, weights: Path | None) -> dict[str, Any]:
     """Return the settings that begin with this file: of a teacher of its own, else of the student; None: with none."""
     groups = ["teacher", "backbone"]
     if weights is not None:
-        groups = ["teacher" if preset(values["method"]["name"]).method.needs.foreign_teacher else "backbone"]
+        groups = ["teacher" if get_preset(values["method"]["name"]).method.needs.foreign_teacher else "backbone"]
     path = None if weights is None else str(weights)
     changed = {group: {**values[group], "weights": path} for group in groups if "weights" in values[group]}
     return {**values, **changed}
@@ -83,7 +83,7 @@ def _on_teacher_network(values: Values, stage: str, method: str, settings: Mappi
     Its labels keep their weight: `method.labels` is the student's.
     The seed is derived from the run's, or a teacher of the student's architecture would start as its student does.
     """
-    chosen, teacher = preset(method), values["teacher"]
+    chosen, teacher = get_preset(method), values["teacher"]
     known = [field.name for field in fields(chosen.method.Settings)]
     shared = {name: settings[name] for name in known if name in settings and name != "labels"}
     network = teacher.get("backbone") or values["backbone"]["name"]

@@ -42,7 +42,7 @@ from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
-from dkel_lightning.modules import resume
+from dkel_lightning.modules import checkpoint_state
 from dkel_lightning.runtime import memory, provenance
 from dkel_lightning.runtime.memory import PeakMemory
 from dkel_lightning.runtime.processes import broadcast_from_rank_zero, print_once
@@ -100,7 +100,7 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
         checkpoint = load(run.resume, mmap=True)
         _check_unedited(run, checkpoint)
         step = int(checkpoint["global_step"])
-        if weights is None and resume.holds_teacher(checkpoint["state_dict"]):
+        if weights is None and checkpoint_state.holds_teacher(checkpoint["state_dict"]):
             values = with_weights(values, None)  # a resume needs no file of weights
     datamodule = prepare_data(values)
     if datamodule.normalize is not None:  # an evaluation must not compute it again
@@ -239,7 +239,7 @@ def _test_best(
     if not broadcast_from_rank_zero(path.is_file()):
         return None
     checkpoint = load(path, module.device)
-    resume.load(module, checkpoint, path)
+    checkpoint_state.load(module, checkpoint, path)
     return scores.test(trainer, module, data, int(checkpoint["epoch"]) + 1)
 
 

@@ -30,4 +30,4 @@ def make_branch(num_classes):
     return Branch(body, nn.Linear(1280, num_classes), feature_dim=1280, num_classes=num_classes)
 
 
-register_backbone(Backbone("lite0_96", make_trunk, make_branch, min_size=32, summary="EfficientNet-Lite0, trained."))
+register_backbone(Backbone("lite0_96", make_trunk, make_branch, min_size=32))

@@ -1,4 +1,4 @@
-"""Saving and restoring the state of a training beside the weights.
+"""Save and restore the state of a training other than its weights.
 
 Weights are equal on all processes. Random generators, BatchNorm's running statistics between two validations, and the
 sums of the epoch's metrics differ. The first process writes the checkpoint, with the state of all; a resume with the
@@ -37,7 +37,7 @@ TEACHER = "teacher.network."
 
 @dataclass
 class Restored:
-    """The state of a checkpoint beside the weights, until the fit has restored it.
+    """The state of a checkpoint other than its weights, until the fit has restored it.
 
     Attributes:
         processes: the state of each process.
@@ -102,7 +102,7 @@ def fill_in_teacher(module: DistillationModule, checkpoint: dict[str, Any]) -> N
 
 
 def holds_teacher(state_dict: Mapping[str, Any]) -> bool:
-    """Tell whether a state dict holds the weights of a teacher."""
+    """Return whether a state dict holds the weights of a teacher."""
     return any(name.startswith(TEACHER) for name in state_dict)
 
 
