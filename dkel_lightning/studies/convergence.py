@@ -128,6 +128,12 @@ DIVERGED = 1e6
 """A second moment that no converging scheme comes to; the starts have 1."""
 
 
+def settling_epoch(risk: Array, factor: float = 1.1) -> int:
+    """Find the first epoch from which on the risk stays at or below `factor` times its last value."""
+    above = np.flatnonzero(risk > factor * risk[-1])
+    return int(above[-1]) + 1 if above.size else 0
+
+
 # ---------------------------------------------------------------------- exact moments
 
 
@@ -239,6 +245,15 @@ class Simulation:
     def band(self) -> Array:
         """The 2.5 % and 97.5 % quantile over runs of the student risk: [2, epochs + 1]."""
         return np.quantile(self.risk, (0.025, 0.975), axis=1)
+
+    def times(self, threshold: float) -> list[float]:
+        """Compute the 2.5 %, 50 % and 97.5 % quantile of the epoch at which a run's risk first is at the threshold.
+
+        A quantile is one run's epoch, inf where the run never comes to the threshold.
+        """
+        below = self.risk <= threshold
+        epochs = np.where(below.any(0), below.argmax(0), np.inf)
+        return [float(q) for q in np.quantile(epochs, (0.025, 0.5, 0.975), method="lower")]
 
 
 def monte_carlo(problem: Problem, schemes: Sequence[Scheme], runs: int, seed: int) -> list[Simulation]:

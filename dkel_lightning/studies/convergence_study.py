@@ -16,6 +16,7 @@ from dkel_lightning.studies.convergence import (
     Simulation,
     exact,
     monte_carlo,
+    settling_epoch,
 )
 from dkel_lightning.studies.settings import ConvergenceSettings
 
@@ -133,9 +134,15 @@ def tables(study: Study) -> dict[str, list[dict[str, Any]]]:
     def risks(role: str) -> dict[str, Any]:
         curves = study.curves[role]
         names = ("student_risk", "teacher_risk", "diversity")
+        first = curves.student_risk[: fall + 1]
+        low, median, high = study.simulations[role].times(1.1 * first[-1])
         return {
             "scheme": study.schemes[role].label,
             **{f"{name} {epoch}": getattr(curves, name)[epoch] for name in names for epoch in epochs},
+            "settled in the first phase": settling_epoch(first),
+            "time of a run 2.5 %": low,
+            "time of a run median": median,
+            "time of a run 97.5 %": high,
         }
 
     return {

