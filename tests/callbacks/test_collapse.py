@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from dkel_lightning.callbacks import CollapseGuard
-from dkel_lightning.errors import CollapseError, ConfigError, NonFiniteError
+from dkel_lightning.errors import NonFiniteError
 from dkel_lightning.studies.seed_statistics import chance_bound
 from tests.modules.toy import Toy, build, parameters_of, same, train_loader, trainer, val_loader
 
@@ -145,12 +145,6 @@ def test_the_warning_names_peers_accuracy_and_chance(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.startswith(line)
 
 
-def test_stop_ends_the_run_with_one_line() -> None:
-    with pytest.raises(CollapseError, match=r"^Collapse in epoch 3: validation accuracy at chance") as caught:
-        fit(4, Blink(2), CollapseGuard("stop", validations=1))
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(("images", "warnings"), [(6, 0), (60, 1)])
 def test_too_few_validation_images_cannot_tell(images: int, warnings: int, capsys: pytest.CaptureFixture[str]) -> None:
     fit(3, Blink(0, 1, 2), CollapseGuard(grace=0.0), validation=images)
@@ -165,8 +159,3 @@ def test_the_count_survives_a_resume(tmp_path: Path, capsys: pytest.CaptureFixtu
     module = build("baseline", 2, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9))
     run.fit(module, train_loader(48), val_loader(60, 20), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
     assert "Collapse in epoch 3" in capsys.readouterr().out
-
-
-def test_a_misspelt_action_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"callbacks\.on_collapse is 'ignore': choose one of warn, stop"):
-        CollapseGuard("ignore")

@@ -168,14 +168,6 @@ class Counted(Stream):
         return 24
 
 
-def test_batches_of_a_stream_with_a_length_are_iterated() -> None:
-    images, labels = images_and_labels(24)
-    batches = list(initialisation_batches(DataLoader(Counted(), batch_size=10), 0, 4, 0))
-    assert [len(batch[1]) for batch in batches] == [10, 10, 4, 10]
-    assert torch.equal(batches[1][0], images[10:20])
-    assert torch.equal(batches[3][1], labels[:10])
-
-
 def test_persistent_workers_of_a_stream_go_on_where_training_stands() -> None:
     loader = DataLoader(Counted(), batch_size=10, num_workers=1, persistent_workers=True)
     training = iter(loader)

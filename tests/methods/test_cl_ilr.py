@@ -28,19 +28,6 @@ def loss(logits: Tensor, labels: Tensor, epoch: int = 0, **settings: Any) -> Ten
     return total(terms)
 
 
-def test_two_heads_by_explicit_numbers() -> None:
-    # At T = 2 predictions (3/4, 1/4) and (1/2, 1/2), at T = 1 (9/10, 1/10) and (1/2, 1/2); label 0.
-    logits = torch.tensor([[[2 * math.log(3), 0.0]], [[0.0, 0.0]]], dtype=torch.float64, requires_grad=True)
-    value = loss(logits, torch.tensor([0]))
-    labels = math.log(10 / 9) + math.log(2)
-    first_from_second = 4 * (0.5 * math.log(2 / 3) + 0.5 * math.log(2))
-    second_from_first = 4 * (0.75 * math.log(3 / 2) + 0.25 * math.log(1 / 2))
-    assert value.item() == pytest.approx(0.5 * (labels + first_from_second + second_from_first), rel=1e-12)
-    # 0.5 (p - y) + 0.5 T (soft p - soft q): 0.5 (-0.1) + 0.25, and 0.5 (-0.5) - 0.25.
-    found = torch.autograd.grad(value, logits)[0]
-    torch.testing.assert_close(found[:, 0].tolist(), [[0.2, -0.2], [-0.5, 0.5]], atol=1e-12, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("settings", "epoch", "expected"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 
@@ -28,18 +27,6 @@ loss = partial(loss_of, "dml")
 
 def gradient(value: Tensor, logits: Tensor) -> Tensor:
     return torch.autograd.grad(value, logits)[0]
-
-
-def test_two_peers_by_explicit_numbers() -> None:
-    # Predictions (3/4, 1/4) and (1/2, 1/2), label 0.
-    logits = torch.tensor([[[math.log(3), 0.0]], [[0.0, 0.0]]], dtype=torch.float64, requires_grad=True)
-    value = loss(logits, torch.tensor([0]))
-    labels = math.log(4 / 3) + math.log(2)
-    first_from_second = 0.5 * math.log(2 / 3) + 0.5 * math.log(2)
-    second_from_first = 0.75 * math.log(3 / 2) + 0.25 * math.log(1 / 2)
-    assert value.item() == pytest.approx(labels + first_from_second + second_from_first, rel=1e-12)
-    # p - y + p - q, with q a constant: (-1/4, 1/4) + (1/4, -1/4), and (-1/2, 1/2) + (-1/4, 1/4).
-    torch.testing.assert_close(gradient(value, logits)[:, 0].tolist(), [[0.0, 0.0], [-0.75, 0.75]], atol=1e-12, rtol=0)
 
 
 def test_three_peers_learn_from_the_mean_divergence_to_the_two_others_which_get_no_gradient() -> None:
@@ -92,18 +79,6 @@ def test_no_gradient_of_one_network_leaks_into_another() -> None:
         parameters = list(peer.parameters())
         for parameter, expected in zip(parameters, torch.autograd.grad(own, parameters), strict=True):
             torch.testing.assert_close(parameter.grad, expected, rtol=1e-6, atol=1e-9)
-
-
-def test_an_augmentation_makes_one_view_for_all_networks() -> None:
-    calls = []
-
-    def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-        calls.append(1)
-        return images
-
-    module = build("dml", peers=3, augmentation=augment)
-    assert module.make_views(images_and_labels(4)[0], 0).shape == (4, 1, 3, 8, 8)
-    assert len(calls) == 1
 
 
 def test_a_model_of_ones_own_becomes_separate_networks() -> None:

@@ -62,17 +62,6 @@ def test_the_fusion_is_depthwise_then_pointwise_on_the_maps_before_pooling() -> 
     torch.testing.assert_close(ffl.combine(output), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_convolutions_of_the_fusion_start_with_deviation_2_over_k_squared_times_outputs() -> None:
-    torch.manual_seed(0)
-    ffl = FFL(2)
-    ffl.attach(create("resnet110", 4, 2))
-    for name, shape, fan in (("fusion.0.weight", (512, 1, 3, 3), 9 * 512), ("fusion.3.weight", (256, 512, 1, 1), 256)):
-        weight = dict(ffl.named_parameters())[name].detach()
-        assert weight.shape == shape
-        assert float(weight.std()) == pytest.approx((2 / fan) ** 0.5, rel=5 / (2 * weight.numel()) ** 0.5)
-        assert float(weight.abs().max()) > 3 * (2 / fan) ** 0.5  # normal
-
-
 def test_networks_that_do_not_tell_their_maps_are_refused() -> None:
     with pytest.raises(ConfigError, match="ffl fuses feature maps, which this network does not tell"):
         DistillationModule.build(resnet18(num_classes=4), 4, "ffl", split_at="layer4", image_size=(32, 32))

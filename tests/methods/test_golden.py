@@ -130,13 +130,6 @@ def test_no_distillation_target_receives_a_gradient(golden: dict[str, Any]) -> N
         assert found.teacher.grad is None, name
 
 
-def test_only_the_ensembles_labels_teach_the_ensemble(golden: dict[str, Any]) -> None:
-    found = Case(dkel_of(golden["dkel_loss"][0]), golden["dkel_loss"][0], 1)
-    found.terms["ce_ensemble"].backward()
-    assert found.student.grad is None
-    assert found.ensemble.grad is not None
-
-
 def test_with_two_peers_the_decay_matters_only_through_the_total_weight(golden: dict[str, Any]) -> None:
     case = golden["dkel_loss"][1]
     assert case["peers"] == 2

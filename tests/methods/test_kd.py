@@ -79,14 +79,6 @@ def test_the_frozen_teacher_of_another_architecture_does_not_change_in_training(
     assert loaded.deploy("teacher")(images).shape == (5, CLASSES)
 
 
-def test_a_teacher_that_learns_beside_its_student_is_in_the_optimizer() -> None:
-    module, fit = build(teacher={"update": "gradient"}), trainer()
-    before = parameters_of(module.teacher.network)
-    fit.fit(module, train_loader())
-    assert not same(before, parameters_of(module.teacher.network))
-    assert [group["name"] for group in fit.optimizers[0].param_groups] == ["student", "teacher"]
-
-
 @pytest.mark.parametrize(
     ("method", "teacher", "message"),
     [
@@ -133,17 +125,6 @@ def test_the_teacher_takes_the_state_dict_of_a_torchvision_model(wrapped: str, t
     # It is from elsewhere, so the checkpoint leaves it out.
     again = DistillationModule.load_from_checkpoint(tmp_path / "kd.ckpt", teacher={"weights": str(tmp_path / "w.pth")})
     same_logits(again, model)
-
-
-def test_the_teacher_takes_the_state_dict_of_a_timm_model_that_adapts_to_one_channel(tmp_path: Path) -> None:
-    timm = pytest.importorskip("timm")
-    model = timm.create_model("resnet10t", pretrained=False, num_classes=CLASSES, in_chans=1)
-    torch.save(model.state_dict(), tmp_path / "w.pt")
-    given = {"backbone": "timm:resnet10t", "weights": str(tmp_path / "w.pt")}
-    module = DistillationModule.build("resnet8", CLASSES, "kd", 1, teacher=given, in_channels=1)
-    images = torch.randn(3, 1, 32, 32)
-    assert module.teacher is not None
-    torch.testing.assert_close(module.teacher(images).logits[0], model.eval()(images))
 
 
 def test_the_teacher_takes_the_deployed_peer_of_a_checkpoint_or_its_state_dict(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 
 from dkel_lightning.methods import kdcl
 from tests.methods.family import draw, loss_of
-from tests.modules.toy import build, images_and_labels
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -70,20 +69,6 @@ def test_linear_finds_the_convex_weights_that_brute_force_finds(peers: int, part
     np.testing.assert_allclose(kdcl.linear(logits, labels).numpy(), expected, rtol=1e-12)
 
 
-def test_linear_gives_a_peer_that_knows_everything_all_the_weight() -> None:
-    labels = torch.arange(10) % 5
-    sure = 8.0 * F.one_hot(labels, 5).double()
-    weights = kdcl.linear_weights(torch.stack([-sure, sure, 0 * sure]), labels)
-    assert weights[1] > 0.99
-
-
-def test_linear_of_equal_peers_is_what_they_all_say() -> None:
-    for scale in (0.0, 1.0, 1e4):
-        logits = (scale * torch.randn(1, 6, 5, generator=torch.Generator().manual_seed(0))).expand(3, -1, -1)
-        found = kdcl.linear(logits, torch.arange(6) % 5)
-        torch.testing.assert_close(found, logits[0], rtol=1e-5, atol=1e-6)
-
-
 def independent_target(name: str, z: Array, labels: Array) -> Array:
     if name == "mean":
         return mix(np.full(len(z), 1 / len(z)), z)
@@ -120,11 +105,3 @@ def test_loss_and_gradients_of_three_peers_whose_common_target_gets_none(name: s
     assert value.item() == pytest.approx(expected, rel=tolerance)
     found = torch.autograd.grad(value, logits)[0]
     torch.testing.assert_close(found, expected_gradient, rtol=tolerance, atol=tolerance)
-
-
-def test_each_network_learns_on_a_view_of_its_own() -> None:
-    module = build("kdcl", peers=2).eval()
-    views = torch.stack([images_and_labels(4, seed)[0] for seed in (0, 1)], 1)
-    both = module(views).logits
-    for peer in (0, 1):
-        torch.testing.assert_close(both[peer], module.student.peer(peer)(views[:, peer]))

@@ -162,13 +162,6 @@ def test_the_teacher_does_not_notice_its_student_and_guided_modules_stay_behind(
         DistillationModule.build("resnet8", 3, "ekd", 1, teacher={"backbone": "vgg16"}, image_size=(32, 32))
 
 
-def test_the_teacher_s_lead_is_its_initialisation() -> None:
-    led, plain = (build("ekd", 1, teacher={"init_steps": steps, "init_lr_scale": 1.0}) for steps in (2, 0))
-    trainer(max_steps=1).fit(led, train_loader())
-    trainer(max_steps=1).fit(plain, train_loader())
-    assert not same(parameters_of(led.teacher.network), parameters_of(plain.teacher.network))
-
-
 @pytest.mark.parametrize("method", ["ekd", "iakd"])
 def test_compiled_networks_give_named_outputs_and_swap_blocks_too(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from functools import partial

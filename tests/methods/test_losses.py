@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dkel_lightning import MethodInputs, PeerOutputs, methods
-from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import decoupled, distillation, normalised, standardised
 from dkel_lightning.methods.distilling import LOSSES, Distilling, Distils
 from tests.methods.family import draw, tensor
@@ -140,8 +139,3 @@ def test_every_method_that_distils_logits_takes_them_in_each_of_its_terms(name: 
     for term in found["kd"]:
         values = {round(found[loss][term].item(), 9) for loss in LOSSES}
         assert len(values) == (len(LOSSES) if term in distilled else 1), term
-
-
-def test_a_misspelt_loss_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"method\.loss must be one of kd, dkd, nkd, standardised.*mean dkd"):
-        methods.create("dml", 2, {"loss": "ddk"})

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkel_lightning import DistillationModule, MethodInputs, PeerOutputs, methods
-from dkel_lightning.errors import ConfigError
+from dkel_lightning import MethodInputs, PeerOutputs, methods
 from dkel_lightning.schedules import Clock
 from tests.methods.family import total, trained_and_deployed
 from tests.modules.toy import Recorder, build, images_and_labels, train_loader, trainer
@@ -26,19 +25,6 @@ def loss(student: Tensor, teacher: Tensor, labels: Tensor, rampup: float, **sett
     terms = method.loss_terms(step)
     assert tuple(terms) == method.terms
     return total(terms)
-
-
-def test_two_pairs_by_explicit_numbers_each_student_pulled_to_its_own_teacher() -> None:
-    # Students predict (3/4, 1/4) and (1/2, 1/2), their teachers (1/2, 1/2) and (1/2, 1/2); label 0, weight 4.
-    student = torch.tensor([[[math.log(3), 0.0]], [[0.0, 0.0]]], dtype=torch.float64, requires_grad=True)
-    teacher = torch.zeros(2, 1, 2, dtype=torch.float64, requires_grad=True)
-    value = loss(student, teacher, torch.tensor([0]), 4.0)
-    # (1/4)^2 + (1/4)^2 for the first pair, nothing for the second.
-    assert value.item() == pytest.approx(math.log(4 / 3) + math.log(2) + 4 / 8, rel=1e-12)
-    found = torch.autograd.grad(value, [student, teacher], allow_unused=True)
-    # p - y = (-1/4, 1/4); 2 p_a (d_a - sum_c p_c d_c) with d = (1/4, -1/4) is (3/16, -3/16), times 4.
-    torch.testing.assert_close(found[0][:, 0].tolist(), [[0.5, -0.5], [-0.5, 0.5]], atol=1e-12, rtol=0)
-    assert found[1] is None
 
 
 @pytest.mark.parametrize("consistency", ["mse", "kl"])
@@ -85,11 +71,6 @@ def test_the_teacher_sees_the_second_half_of_the_views_in_training_and_in_its_in
     assert bool(fitted.teacher.initialised)
 
 
-def test_an_augmentation_makes_a_view_for_each_student_and_each_teacher() -> None:
-    module = build("mean_teacher", peers=2, augmentation=lambda images, generator: images + 1)
-    assert module.make_views(images_and_labels(4)[0], 0).shape == (4, 4, 3, 8, 8)
-
-
 def test_the_teacher_is_the_even_mean_of_its_students_history_and_not_its_student() -> None:
     # At rates 1/2, 2/3, 3/4 all states so far weigh the same. A rate of min(1e-3, ...) would leave the student itself.
     module, recorder = build("mean_teacher", peers=1), Recorder()
@@ -101,21 +82,6 @@ def test_the_teacher_is_the_even_mean_of_its_students_history_and_not_its_studen
             history = torch.stack([student[name] for student in recorder.students[: updates + 1]])
             torch.testing.assert_close(value, history.mean(0), rtol=1e-4, atol=1e-6)
     assert not any(torch.equal(value, recorder.students[-1][name]) for name, value in recorder.teachers[-1].items())
-
-
-def test_the_rate_ends_at_its_configured_value() -> None:
-    module, recorder = build("mean_teacher", peers=1, teacher={"decay": 0.5}), Recorder()
-    trainer(callbacks=[recorder], max_epochs=2, limit_train_batches=2).fit(module, train_loader())
-    for before, after, student in zip(recorder.teachers, recorder.teachers[1:], recorder.students[1:], strict=False):
-        for name, value in after.items():
-            torch.testing.assert_close(value, 0.5 * before[name] + 0.5 * student[name], rtol=1e-4, atol=1e-6)
-
-
-def test_one_pair_is_the_default_and_a_teacher_is_needed() -> None:
-    module = DistillationModule.build("resnet8", 10, "mean_teacher")
-    assert module.scores.members == ("student_0", "teacher_0")
-    with pytest.raises(ConfigError, match="MeanTeacher needs a teacher"):
-        build("mean_teacher", teacher={"update": "none"})
 
 
 def test_a_run_ramps_up_and_deploys_a_plain_teacher(tmp_path: Path) -> None:

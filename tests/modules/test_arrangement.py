@@ -54,30 +54,6 @@ def test_released_branches_start_with_the_first_ones_classifier_but_for_vgg(back
     assert torch.equal(*classifiers(module)) is repeated
 
 
-@pytest.mark.parametrize(
-    ("backbone", "peers", "scale", "biased"),
-    [
-        ("vgg16", 3, "deviation", False),
-        ("vgg16", ["vgg16", "vgg16"], "deviation", False),
-        ("densenet40_12", 3, "bound", False),
-        ("resnet32", 3, "bound", True),
-        (None, ["vgg16", "densenet40_12"], "bound", True),
-    ],
-)
-def test_the_ensembles_classifier_starts_as_its_backbone_starts_linear_layers(
-    backbone: str | None, peers: int | list[str], scale: str, biased: bool
-) -> None:
-    module = DistillationModule.build(backbone or "resnet8", 100, "baseline", peers, teacher={"update": "none"})
-    weight, bias = (each.detach() for each in module.ensemble.classifier.parameters())
-    assert bool(bias.any()) is biased
-    if scale == "deviation":
-        assert float(weight.std()) == pytest.approx(0.01, rel=0.02)
-        assert float(weight.abs().max()) > 0.03  # normal
-    else:  # torch's own: uniform within 1 / sqrt(width)
-        bound = weight.shape[1] ** -0.5
-        assert 0.97 * bound < float(weight.abs().max()) <= bound
-
-
 def test_a_methods_own_weights_are_drawn_from_the_seed() -> None:
     @register("gated")
     class Gated(Baseline):

@@ -61,26 +61,6 @@ def test_images_that_the_network_does_not_take_are_one_error(tmp_path: Path, cas
         calls[stage]()
 
 
-class Casts(nn.Module):
-    """Someone's network that takes any floats."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 8, 3)
-        self.body = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-        self.head = nn.Linear(8, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.body(self.stem(images.float())).mean((2, 3)))
-
-
-def test_a_network_that_casts_its_images_is_left_alone(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"peers": 2, "split_at": "body", "in_channels": 1, "image_size": (8, 8)}
-    fit = trainer(default_root_dir=tmp_path)
-    fit.fit(DistillationModule.build(Casts(), 10, **settings, teacher={"init_steps": 0}), loader(grey().double()))
-    assert fit.global_step == 3
-
-
 def test_errors_that_are_not_of_the_images_stay_what_they_are() -> None:
     network = nn.Conv2d(1, 2, 3)
     with pytest.raises(RuntimeError, match="out of memory"), batches.explain_shape_errors(grey().double(), network):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +83,6 @@ def test_one_summed_loss_reaches_every_trained_parameter_and_no_other(method: st
     assert {id(p) for p in module.parameters() if p.requires_grad} == {id(p) for p in trained}
 
 
-def test_a_single_peer_without_teacher_is_plain_training() -> None:
-    module = build("baseline", peers=1, teacher={"update": "none"})
-    fit = trainer()
-    fit.fit(module, train_loader(), val_loader())
-    assert module.scores.members == ("student_0",)
-    assert module.ensemble is None
-    assert fit.callback_metrics["val/acc"] == fit.callback_metrics["val/acc/student_0"]
-    assert fit.callback_metrics["train/acc/student_mean"] == fit.callback_metrics["train/acc/student_0"]
-
-
 class Forgetful(Baseline):
     """Computes a term that it does not name."""
 
@@ -109,30 +98,6 @@ def test_a_term_that_a_method_does_not_name_is_not_lost_in_silence() -> None:
 
 
 # ---------------------------------------------------------------- optimizer steps
-
-
-def test_accumulation_equals_one_large_batch_in_parameters_and_teacher() -> None:
-    # In eval mode, BatchNorm of two halves equals BatchNorm of the whole.
-    results = []
-    for batch_size, accumulate in ((8, 1), (4, 2)):
-        module = build("baseline", teacher={"decay": 0.5, "init_steps": 0}).double()
-        module.eval()
-        images, labels = images_and_labels(16)
-        data = list(zip(images.double(), labels, strict=True))
-        trainer(accumulate_grad_batches=accumulate).fit(module, DataLoader(data, batch_size=batch_size))  # type: ignore[arg-type]
-        assert module.teacher.updates.item() == 2
-        results.append(parameters_of(module.teacher.network) | {"ensemble": module.ensemble.classifier.weight.detach()})
-    for name, value in results[0].items():
-        torch.testing.assert_close(value, results[1][name], rtol=1e-8, atol=1e-10)
-
-
-def test_the_scheduler_steps_as_often_as_its_interval_says() -> None:
-    halve = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
-    for interval, expected in (("epoch", 0.05 * 0.5**2), ("step", 0.05 * 0.5**6)):
-        module = build(scheduler=halve, interval=interval)
-        trainer(max_epochs=2).fit(module, train_loader())
-        optimizer = module.optimizers()
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------- batches
@@ -163,12 +128,6 @@ def test_batches_of_any_usual_form_train_alike(form: str) -> None:
     assert same(after_training_on(collate), after_training_on(None))
 
 
-def test_indices_that_are_no_tensor_are_left_out() -> None:
-    images, labels = images_and_labels(2)
-    for batch in ((images, labels, ["a.png", "b.png"]), {"image": images, "label": labels, "index": [0, 1]}):
-        assert unpack(batch).indices is None
-
-
 def test_a_mapping_may_call_its_images_and_labels_what_it_likes() -> None:
     def collate(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         images, labels = zip(*samples, strict=True)
@@ -186,12 +145,6 @@ def test_a_mapping_may_call_its_images_and_labels_what_it_likes() -> None:
     assert same(*ended)
     with pytest.raises(DataError, match=r"No 'photo' in a batch with keys species: set batch_keys\.images"):
         module.read({"species": 0})
-
-
-def test_a_batch_may_carry_its_own_views() -> None:
-    module = build(peers=2)
-    trainer().fit(module, train_loader(views=2), val_loader())
-    assert module.teacher.updates.item() == 3
 
 
 @pytest.mark.parametrize(
@@ -304,22 +257,6 @@ def test_logged_names_are_exactly_those_documented() -> None:
         logits = [module.eval().evaluate(unpack(batch).views).logits for batch in val_loader()]
         guesses = torch.cat([of_batch.argmax(-1) for of_batch in logits], 1)
     assert scored["test/disagreement"] == pytest.approx(float((guesses[0] != guesses[1]).float().mean()))
-
-
-def test_logged_losses_are_means_over_the_epochs_steps() -> None:
-    module, losses = build(peers=2), []
-
-    class Keep(Callback):
-        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-            losses.append(float(outputs["loss"]))
-
-    fit = trainer(Keep())
-    fit.fit(module, train_loader())
-    metrics = {name: float(value) for name, value in fit.callback_metrics.items()}
-    assert metrics["train/loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    assert metrics["train/loss_per_peer"] == pytest.approx(metrics["train/loss"] / 2, rel=1e-6)
-    terms = ("ce", "ce_ensemble", "kd_ensemble", "kd_individual", "kd_assembled")
-    assert sum(metrics[f"train/{term}"] for term in terms) == pytest.approx(metrics["train/loss"], rel=1e-5)
 
 
 # ---------------------------------------------------------------- choice and deployment
@@ -494,12 +431,6 @@ def test_a_loaded_checkpoint_gives_equal_logits_of_every_member(tmp_path: Path, 
     assert same(loaded.state_dict(), module.state_dict())
 
 
-def test_a_checkpoint_may_be_loaded_to_deploy_another_network(tmp_path: Path) -> None:
-    trainer(saving(tmp_path), enable_checkpointing=True).fit(build(), train_loader())
-    loaded = DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt", deploy={"network": "student", "peer": 1})
-    assert loaded.deployed_member() == "student_1"
-
-
 def test_a_method_of_ones_own_is_asked_for_when_loading(tmp_path: Path) -> None:
     trainer(saving(tmp_path), enable_checkpointing=True).fit(build(Baseline(2)), train_loader())
     with pytest.raises(CheckpointError, match="was trained with your own method: pass method= to load it"):
@@ -535,15 +466,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert resumed.teacher.updates.item() == rest.global_step == whole.global_step == 12
     logged = [{k: float(v) for k, v in fit.callback_metrics.items()} for fit in (rest, whole)]
     assert logged[0] == logged[1]
-
-
-def test_a_checkpoint_in_the_middle_of_an_epoch_keeps_its_sums(tmp_path: Path) -> None:
-    module, fit = build(), trainer(saving(tmp_path, every_n_train_steps=2), enable_checkpointing=True)
-    fit.fit(module, train_loader())  # 3 batches, saved after 2
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-    assert saved["scores.term_means.steps"].item() == 2
-    assert saved["scores.train_scores.samples"].item() == 16
-    assert saved["teacher.updates"].item() == 2
 
 
 @pytest.mark.parametrize(

@@ -144,12 +144,6 @@ def test_types_that_a_network_of_ones_own_holds_on_purpose_are_deployed_as_they_
     assert (exact.dtype, exact.item()) == (torch.float64, 0.1)
 
 
-def test_a_buffer_of_ones_own_is_taken_for_no_running_statistic(tmp_path: Path) -> None:
-    network = Net()
-    network.body.register_buffer("running_count", torch.tensor(3))
-    trainer(tmp_path, max_epochs=1).fit(build(network), Data())
-
-
 def test_a_lightning_module_that_makes_its_layers_late_is_split_like_any_other(tmp_path: Path) -> None:
     module = build(Wrapped(), split_at="net.body", num_classes=10)
     trainer(tmp_path).fit(module, Data())
@@ -169,20 +163,6 @@ def test_labels_beyond_the_classes_are_named_before_the_teacher_is_initialised(
 ) -> None:
     with pytest.raises(DataError, match=r"Label \d lies outside the 5 classes \(0 to 4\)"):
         trainer(tmp_path).fit(build(Net(classes=5), num_classes=classes), Data())
-
-
-def test_grey_images_train_a_model_of_ones_own(tmp_path: Path) -> None:
-    module = build(Net(channels=1), in_channels=1)
-    trainer(tmp_path).fit(module, DataLoader(images(1), 8))
-    assert module.student.network.image_shape[0] == 1
-
-
-def test_validation_alone_and_tests_alone_need_no_training_data(tmp_path: Path) -> None:
-    module = build()
-    loader = DataLoader(images(), batch_size=8)
-    (validated,) = trainer(tmp_path).validate(module, loader, verbose=False)
-    (tested,) = trainer(tmp_path).test(module, loader, verbose=False)
-    assert validated["val/acc/student_0"] == tested["test/acc/student_0"]
 
 
 def test_a_checkpoint_with_an_object_of_the_data_module_says_which_and_what_to_do(tmp_path: Path) -> None:

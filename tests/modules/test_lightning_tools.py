@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dkel_lightning import DistillationModule
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules import checkpoint_state
-from tests.modules.test_drop_in import Net, build, images, trainer
+from tests.modules.test_drop_in import Net, build, trainer
 from tests.modules.toy import parameters_of, same
 
 
@@ -106,15 +106,3 @@ def test_an_average_of_scores_and_counters_is_refused(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------- several loaders
-
-
-def test_several_loaders_predict_one_after_the_other(tmp_path: Path) -> None:
-    predicted: Any = trainer(tmp_path).predict(build(), [loader(), loader(24)])
-    assert [[len(logits) for logits in each] for each in predicted] == [[8, 8], [8, 8, 8]]
-
-
-def test_one_loader_of_images_and_one_of_labels_are_a_batch(tmp_path: Path) -> None:
-    pixels, labels = images().tensors
-    parts: dict[str, Any] = {"images": pixels, "labels": labels}
-    loaders = {name: DataLoader(part, 8) for name, part in parts.items()}
-    trainer(tmp_path, max_epochs=1).fit(build(), loaders)

@@ -83,29 +83,6 @@ def test_backbone_trains_at_its_smallest_size_and_not_below(name: str) -> None:
             network(torch.randn(2, 3, size - 1, size - 1))
 
 
-@pytest.mark.parametrize(
-    ("name", "trunk", "body"),
-    [
-        ("resnet32", ["stem", "stage1", "stage2"], ["stage3", "pool", "flatten"]),
-        ("resnet18", ["stem", "stage1", "stage2", "stage3"], ["stage4", "pool", "flatten"]),
-        ("vgg16", ["stage1", "stage2", "stage3", "stage4"], ["stage5", "pool", "flatten"]),
-        (
-            "densenet40_12",
-            ["stem", "stage1", "transition1", "stage2", "transition2"],
-            ["stage3", "norm", "relu", "pool", "flatten"],
-        ),
-    ],
-)
-def test_stages_keep_the_names_that_methods_attach_to(name: str, trunk: list[str], body: list[str]) -> None:
-    with torch.device("meta"):
-        network = create(name, 10, 1)
-    assert isinstance(network, BranchedNetwork)
-    assert [child for child, _ in network.trunk.named_children()] == trunk
-    branch = network.branches[0]
-    assert isinstance(branch, Branch)
-    assert [child for child, _ in branch.body.named_children()] == body
-
-
 def convolutions(network: nn.Module) -> list[nn.Conv2d]:
     return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
 
@@ -151,16 +128,6 @@ def test_linear_layers_and_batchnorm_start_as_the_released_networks_do() -> None
         if isinstance(module, nn.BatchNorm2d):
             assert bool((module.weight == 1).all())
             assert bool((module.bias == 0).all())
-
-
-def test_every_branch_is_drawn_on_its_own_classifier_included() -> None:
-    network = create("resnet8", 5, 3)
-    assert isinstance(network, BranchedNetwork)
-    drawn = [key for key, tensor in network.branches[0].named_parameters() if tensor.dim() > 1]
-    assert "classifier.weight" in drawn
-    for first, second in ((0, 1), (0, 2), (1, 2)):
-        one, other = (dict(network.branches[index].named_parameters()) for index in (first, second))
-        assert [key for key in drawn if torch.equal(one[key], other[key])] == []
 
 
 @pytest.mark.parametrize("name", ["resnet8", "vgg16"])
