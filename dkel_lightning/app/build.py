@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from dkel_lightning import data, networks
+from dkel_lightning import data
 from dkel_lightning.app.config import Values
 from dkel_lightning.app.user_code import import_modules
 from dkel_lightning.data import own
@@ -23,6 +23,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.base import Arrangement
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
+from dkel_lightning.networks.external import normalisation
 from dkel_lightning.schedules import are_shares, milestones_in_epochs
 from dkel_lightning.settings.data import FACTS
 
@@ -34,7 +35,7 @@ def datamodule(values: Values) -> LightningDataModule:
     """Build the data module that `data` names, with the views that the method asks for where it makes views."""
     settings = {key: value for key, value in values["data"].items() if key not in ("name", "_target_")}
     if values["backbone"]["pretrained"] and settings.get("mean") is None:
-        settings["mean"], settings["std"] = networks.normalisation(values["backbone"]["name"])
+        settings["mean"], settings["std"] = normalisation(values["backbone"]["name"])
     method = values["method"]
     peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
     if settings.get("augment_strong") and method["views"] != "per_peer_and_teacher":

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw, copy_model, image_shape
 from dkel_lightning.assembly.parts import find_preset, make_method, make_teacher, named_teacher, teacher_settings
 from dkel_lightning.assembly.weights import initial_weights, load_peers, refuse_folder
@@ -22,6 +21,7 @@ from dkel_lightning.modules.batch import Augmentation
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
+from dkel_lightning.networks.outline import classes_of
 from dkel_lightning.runtime.processes import print_once
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.backbone import is_external
@@ -118,7 +118,7 @@ def build(  # noqa: D417
     teaching = teacher_settings(chosen, preset, teacher, schedules)
     if num_classes is None:
         shape = image_shape(in_channels, image_size)
-        num_classes = 100 if isinstance(backbone, str) else networks.classes_of(copy_model(backbone), classifier, shape)
+        num_classes = 100 if isinstance(backbone, str) else classes_of(copy_model(backbone), classifier, shape)
     draw = NetworkDraw(
         backbone,
         num_classes,

@@ -9,8 +9,12 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from dkel_lightning import networks
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.networks import IndependentPeers, PeerNetwork, SplitModel, branch_model, create, redraw_
+from dkel_lightning.networks.branching import copied, is_trained, whole_model
+from dkel_lightning.networks.cuts import usual_cut, working_cuts
+from dkel_lightning.networks.external import make
+from dkel_lightning.networks.outline import IMAGE_SHAPE
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.backbone import is_external
 
@@ -31,11 +35,11 @@ class NetworkDraw:
     sharing: str
     pretrained: bool | None
 
-    def __call__(self, seed: int, purpose: str, *, redraw: bool = False) -> networks.PeerNetwork:
+    def __call__(self, seed: int, purpose: str, *, redraw: bool = False) -> PeerNetwork:
         """Draw the network from (seed, purpose); `redraw` also draws weights that an untrained model came with."""
         with seeded(seed, purpose):
             if isinstance(self.backbone, str) and not is_external(self.backbone):
-                return networks.create(
+                return create(
                     self.backbone,
                     self.num_classes,
                     self.peers,
@@ -48,7 +52,7 @@ class NetworkDraw:
                 raise ConfigError("Your own model takes a number of peers, not their names.")
             if self.peers == 1 and self.split_at is None:
                 model = self._model(redraw)
-                return self._separate([networks.whole_model(model, self.num_classes, self.classifier, self._shape)])
+                return self._separate([whole_model(model, self.num_classes, self.classifier, self._shape)])
             if self.sharing == "nothing":
                 return self._separate([self._split(1, redraw).peers[0] for _ in range(self.peers)])
             network = self._split(self.peers, redraw)
@@ -57,17 +61,17 @@ class NetworkDraw:
                 classifier.load_state_dict(first.state_dict())
             return network
 
-    def _separate(self, peers: Sequence[Any]) -> networks.PeerNetwork:
-        network = networks.IndependentPeers(peers)
+    def _separate(self, peers: Sequence[Any]) -> PeerNetwork:
+        network = IndependentPeers(peers)
         network.image_shape = self._shape
         return network
 
-    def _split(self, peers: int, redraw: bool) -> networks.SplitModel:
+    def _split(self, peers: int, redraw: bool) -> SplitModel:
         model = self._model(redraw)
         keep = self._keeps(model)
-        cut = self.split_at or networks.usual_cut(model, self._shape, self.classifier)
+        cut = self.split_at or usual_cut(model, self._shape, self.classifier)
         try:
-            network = networks.branch_model(
+            network = branch_model(
                 model,
                 cut,
                 peers,
@@ -78,7 +82,7 @@ class NetworkDraw:
                 views_per_pass=self.views_per_pass,
             )
         except ConfigError as error:
-            working = [] if self.split_at else networks.working_cuts(model, self._shape, self.classifier)
+            working = [] if self.split_at else working_cuts(model, self._shape, self.classifier)
             if not working:
                 raise
             raise ConfigError(
@@ -91,15 +95,13 @@ class NetworkDraw:
 
     def _model(self, redraw: bool) -> nn.Module:
         if isinstance(self.backbone, str):
-            return networks.make(
-                self.backbone, self.num_classes, self.in_channels, self.image_size, bool(self.pretrained)
-            )
+            return make(self.backbone, self.num_classes, self.in_channels, self.image_size, bool(self.pretrained))
         model = copy_model(self.backbone)
-        return networks.redraw_(model) if redraw and not self._keeps(model) else model
+        return redraw_(model) if redraw and not self._keeps(model) else model
 
     def _keeps(self, model: nn.Module) -> bool:
         """Whether a model was trained: then only the classifiers are drawn."""
-        return networks.is_trained(model) if self.pretrained is None else self.pretrained
+        return is_trained(model) if self.pretrained is None else self.pretrained
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -124,12 +126,12 @@ class NetworkDraw:
 
 def copy_model(model: nn.Module) -> nn.Module:
     """Copy a model; of a LightningModule, call `configure_model`."""
-    copied = networks.copied(model)
-    if isinstance(copied, LightningModule):
-        copied.configure_model()
-    return copied
+    model = copied(model)
+    if isinstance(model, LightningModule):
+        model.configure_model()
+    return model
 
 
 def image_shape(in_channels: int, image_size: tuple[int, int] | None) -> tuple[int, int, int]:
     """Return (channels, height, width) of an image; 224 pixels a side where no size is given."""
-    return (in_channels, *(image_size or networks.IMAGE_SHAPE[1:]))
+    return (in_channels, *(image_size or IMAGE_SHAPE[1:]))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dkel_lightning import networks
 from dkel_lightning.assembly.draw import NetworkDraw
 from dkel_lightning.assembly.weights import load_teacher
 from dkel_lightning.errors import ConfigError, DataError
@@ -18,7 +17,8 @@ from dkel_lightning.methods.base import Arrangement
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
-from dkel_lightning.networks import SharedTrunk
+from dkel_lightning.networks import PeerNetwork, SharedTrunk
+from dkel_lightning.networks.external import pretrained_classes
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.backbone import is_external
@@ -126,9 +126,9 @@ def make_teacher(
     seed: int,
     needs: Needs,
     settings: TeacherSettings,
-    student: networks.PeerNetwork,
+    student: PeerNetwork,
     rebuild: Callable[..., DistillationModule],
-    start: Callable[[networks.PeerNetwork], Any] | None = None,
+    start: Callable[[PeerNetwork], Any] | None = None,
 ) -> tuple[TeacherModule, DistillationModule | None]:
     """Make a method's teacher, and the module of the checkpoint (rebuilt by `rebuild`) that its weights are from.
 
@@ -154,7 +154,7 @@ def make_teacher(
 
 def _check_pretrained(backbone: object, num_classes: int) -> None:
     external = isinstance(backbone, str) and is_external(backbone)
-    classes = networks.pretrained_classes(str(backbone)) if external else "no"
+    classes = pretrained_classes(str(backbone)) if external else "no"
     if classes != num_classes:
         raise ConfigError(
             f"teacher.pretrained: the library's weights of {backbone} know {classes} classes, the data has "

@@ -15,7 +15,8 @@ from dkel_lightning.assembly.weights import read_file, refuse_folder
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.export.metadata import Record
-from dkel_lightning.networks import LogitsOf, logits_of
+from dkel_lightning.networks import logits_of
+from dkel_lightning.networks.outline import LogitsOf
 from dkel_lightning.runtime.packages import need
 
 FILES = {

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor, nn
+from torch import Tensor
 
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError, DataError
@@ -20,7 +20,8 @@ from dkel_lightning.methods.distilling import Distilling, Distils, Temperature, 
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
-from dkel_lightning.networks import PeerNetwork, at_common_size, check_pairs, maps_of
+from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.networks.adapters import at_common_size, check_pairs, maps_of
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.schedules import Clock
 from dkel_lightning.settings.declarations import choice, number, whole
@@ -35,9 +36,7 @@ class ConsistentSettings(Distils):
     weight: Weight = 1.0
     kd_weight: Annotated[float, number("Weight of the teacher's logits.", 0, 1e6)] = 0.0
     temperature: Temperature = 4.0
-    matcher: Annotated[str, choice("How the teacher's channels are assigned.", "hungarian", "greedy", "learned")] = (
-        "hungarian"
-    )
+    matcher: Annotated[str, choice("How the teacher's channels are assigned.", "hungarian", "greedy")] = "hungarian"
     group: Annotated[str, choice("How several channels for one place are combined.", "mean", "max")] = "mean"
     fit_batches: Annotated[int, whole("Batches on which the assignment is fitted.", 1, 100_000)] = 20
     refit_epochs: Annotated[int, whole("Epochs between fits; 0: only before the first step.", 0, 1_000_000)] = 0
@@ -53,8 +52,8 @@ class Consistent(Distilling):
 
     perm assigns to each channel of the student the teacher's channel (or the average of several) with the most similar
     profile over the classes: means by class over batches in eval mode, standardised, matched by their products. It is
-    fitted to the student before the first step, and again every `refit_epochs`; or learned with the loss, as a
-    row-softmax matrix. Detached: the teacher. Deployed: the student.
+    fitted to the student before the first step, and again every `refit_epochs`. Detached: the teacher. Deployed: the
+    student.
 
     Source: idea and moment of the fit are the paper's; the matching and the weights are our reading.
     """
@@ -70,24 +69,20 @@ class Consistent(Distilling):
         self.layers, maps = maps_of(student, self.settings.layers, "method.layers", _WHY)
         self.teacher_layers, targets = maps_of(teacher, self.settings.teacher_layers, "method.teacher_layers", _WHY)
         check_pairs(self.layers, self.teacher_layers, "consistent compares layers")
-        self.learned = nn.ParameterList()
         for index, pair in enumerate(zip(maps.values(), targets.values(), strict=True)):
             ours, theirs = (outputs[0].shape[1] for outputs in pair)
-            if self.settings.matcher == "learned":
-                self.learned.append(nn.Parameter(torch.zeros(ours, theirs)))
-            elif max(ours, theirs) % min(ours, theirs):
+            if max(ours, theirs) % min(ours, theirs):
                 raise ConfigError(
                     f"{self.layers[index]} of the student has {ours} channels, {self.teacher_layers[index]} of the "
-                    f"teacher {theirs}, and neither is a multiple: name other layers, or choose method.matcher=learned."
+                    f"teacher {theirs}, and neither is a multiple of the other: name other layers."
                 )
-            else:
-                self.register_buffer(f"places_{index}", natural(ours, theirs))
-        self.register_buffer("fitted", torch.tensor(self.settings.matcher == "learned"))
+            self.register_buffer(f"places_{index}", natural(ours, theirs))
+        self.register_buffer("fitted", torch.tensor(False))
 
     def on_epoch_start(self, student: StudentModule, teacher: TeacherModule | None, clock: Clock, draw: Draw) -> None:
         every = self.settings.refit_epochs
         again = every > 0 and clock.epoch > 0 and clock.epoch % every == 0
-        if self.settings.matcher != "learned" and (again or not bool(self.fitted)):
+        if again or not bool(self.fitted):
             assert teacher is not None
             self.fit(student, teacher, draw(self.settings.fit_batches))
 
@@ -114,8 +109,8 @@ class Consistent(Distilling):
         present = counts > 0
         if not bool(present.any()):
             raise DataError(
-                f"consistent with method.matcher={self.settings.matcher} pairs channels by class, and no label of the "
-                "images that it is fitted on is known (all are -1): choose method.matcher=learned."
+                "consistent pairs channels by class, and no label of the images that it is fitted on is known (all "
+                "are -1): raise method.fit_batches, or choose another method."
             )
         for index, (ours_, theirs_) in enumerate(zip(*sums, strict=True)):
             profiles = [(total[:, present] / counts[present]).cpu() for total in (ours_, theirs_)]
@@ -140,10 +135,7 @@ class Consistent(Distilling):
         total = inputs.student.logits.new_zeros(())
         for index, (layer, teacher_layer) in enumerate(zip(self.layers, self.teacher_layers, strict=True)):
             maps = at_least_float32(theirs[teacher_layer][0].detach())
-            if self.settings.matcher == "learned":
-                maps = torch.einsum("st,bthw->bshw", self.learned[index].softmax(1), maps)
-            else:
-                maps = rearranged(maps, getattr(self, f"places_{index}"), self.settings.group)
+            maps = rearranged(maps, getattr(self, f"places_{index}"), self.settings.group)
             total = total + feature_loss(*at_common_size(at_least_float32(ours[layer][0]), maps))
         return total
 

@@ -13,7 +13,9 @@ from dkel_lightning.functional import at_least_float32, cross_entropy
 from dkel_lightning.methods.base import Layers, Needs, register
 from dkel_lightning.methods.distilling import Distilling, Distils, Weight
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.networks import Named, PeerNetwork, check_pairs, maps_of
+from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.networks.adapters import check_pairs, maps_of
+from dkel_lightning.networks.watching import Named
 from dkel_lightning.settings.declarations import number, whole
 
 _WHY = "ekd guides blocks"

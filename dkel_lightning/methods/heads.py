@@ -13,7 +13,8 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import at_least_float32, cross_entropy
 from dkel_lightning.methods.base import STUDENT, Layers, Method, MethodSettings, Needs, register
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.networks import Named, PeerNetwork, layers_of
+from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.networks.watching import Named, layers_of
 
 SETTING = "method.layers"
 
@@ -38,18 +39,7 @@ class Classifiers(nn.ModuleList):
         """Classify what the network's modules have returned, [k, V, B, C], V passes of the one peer."""
         assert named is not None
         pairs = [(head, named[layer]) for head, layer in zip(self, self.layers, strict=True)]
-        return torch.stack([torch.stack([self._of(head, output) for output in outputs]) for head, outputs in pairs])
-
-    @staticmethod
-    def _of(head: nn.Module, output: Tensor) -> Tensor:
-        width = head.get_parameter("1.weight").shape[1]
-        if output[0].numel() != width:
-            raise ConfigError(
-                f"A head takes {width} values, and these images give {output[0].numel()}: build the module with the "
-                "image_size of the images."
-            )
-        logits: Tensor = head(at_least_float32(output))
-        return logits
+        return torch.stack([torch.stack([head(at_least_float32(output)) for output in maps]) for head, maps in pairs])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,10 @@ from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.modules.peers import batch_norms, running_statistics
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
-from dkel_lightning.networks import PeerNetwork, StandIn, adapter, check_pairs, find, layers_of, momentum
+from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.networks.adapters import adapter, check_pairs
+from dkel_lightning.networks.peers import momentum
+from dkel_lightning.networks.watching import StandIn, find, layers_of
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.runtime.seeding import generator
 from dkel_lightning.schedules import SWAPS, Clock, swap_rate

@@ -14,7 +14,9 @@ from dkel_lightning.functional import at_least_float32, cross_entropy
 from dkel_lightning.methods.base import Needs, register
 from dkel_lightning.methods.distilling import Distilling, Distils, Weight
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.networks import PeerNetwork, adapter, at_common_size, stages_of
+from dkel_lightning.networks import PeerNetwork
+from dkel_lightning.networks.adapters import adapter, at_common_size
+from dkel_lightning.networks.watching import stages_of
 from dkel_lightning.settings.declarations import choice, number, several, text
 
 

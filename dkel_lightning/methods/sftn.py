@@ -13,7 +13,9 @@ from dkel_lightning.functional import cross_entropy, distillation
 from dkel_lightning.methods.base import STUDENT, Layers, Method, MethodSettings, Needs, register
 from dkel_lightning.methods.distilling import Temperature
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.networks import PeerNetwork, SinglePeer, adapter, create, layers_of, stages_of
+from dkel_lightning.networks import PeerNetwork, SinglePeer, create
+from dkel_lightning.networks.adapters import adapter
+from dkel_lightning.networks.watching import layers_of, stages_of
 from dkel_lightning.settings.declarations import number, text
 
 

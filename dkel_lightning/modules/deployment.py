@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dkel_lightning import networks
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.networks.watching import release_
 from dkel_lightning.settings.deploy import Deploy
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def deploy(module: DistillationModule, choice: Deploy) -> nn.Module:
         whole = part.peer(int(peer))
     deployed = copy.deepcopy(whole).cpu().to(memory_format=torch.contiguous_format)
     if network != "ensemble":
-        networks.release_(deployed)
+        release_(deployed)
     if module.dtype != torch.float32:  # a user's network may hold other types on purpose
         deployed = deployed.float()
     return deployed.requires_grad_(True).eval()

@@ -14,7 +14,7 @@ from dkel_lightning.functional import cross_entropy
 from dkel_lightning.metrics import NetworkScores, scores_of
 from dkel_lightning.modules.batch import check_labels, unpack
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
-from dkel_lightning.networks import PeerFeatures
+from dkel_lightning.networks.peers import PeerFeatures
 
 
 class EnsembleModule(LightningModule):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dkel_lightning.functional import classes_of
-from dkel_lightning.networks import Named, PeerOutputs
+from dkel_lightning.networks import PeerOutputs
+from dkel_lightning.networks.watching import Named
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from dkel_lightning.functional import HALF_TYPES, cross_entropy, not_halved
 from dkel_lightning.modules.batch import explain_shape_errors, unpack
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.peers import PeersModule, batch_norms
-from dkel_lightning.networks import PeerNetwork, PeerOutputs, momentum
+from dkel_lightning.networks import PeerNetwork, PeerOutputs
+from dkel_lightning.networks.peers import momentum
 from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.schedules import at_time
 from dkel_lightning.settings.teacher import TeacherSettings

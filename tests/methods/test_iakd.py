@@ -15,7 +15,7 @@ from dkel_lightning.callbacks import MethodBatches
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.methods import iakd
-from dkel_lightning.networks import find, release_
+from dkel_lightning.networks.watching import find, release_
 from dkel_lightning.schedules import Clock, swap_rate
 from tests.methods import family
 from tests.methods.family import check_gradient, golden, leaf

@@ -86,7 +86,7 @@ def test_data_is_refused_before_a_batch_is_met_unless_it_leaves_unknown_labels_o
 
 def test_consistent_pairs_channels_by_the_classes_that_are_known() -> None:
     module: Any = build(**settings_of("consistent"))
-    with pytest.raises(DataError, match=r"no label of the images .* is known .*: choose method.matcher=learned"):
+    with pytest.raises(DataError, match=r"no label of the images .* is known .*: raise method.fit_batches"):
         module.method.fit(module.student, module.teacher, [Batch(IMAGES, with_known(FIRST & LAST), None)])
     module.method.fit(module.student, module.teacher, [Batch(IMAGES, with_known(LAST), None)])
     assert bool(module.method.fitted)

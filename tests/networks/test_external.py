@@ -18,7 +18,9 @@ from torchvision import models
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError
-from dkel_lightning.networks import SplitModel, default_cut, make
+from dkel_lightning.networks import SplitModel
+from dkel_lightning.networks.cuts import default_cut
+from dkel_lightning.networks.external import make
 from dkel_lightning.networks.outline import observe
 from tests.compose import compose
 

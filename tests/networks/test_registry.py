@@ -11,15 +11,8 @@ import torch
 from torch import nn
 
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.networks import (
-    BACKBONES,
-    Backbone,
-    Branch,
-    BranchedNetwork,
-    IndependentPeers,
-    create,
-    register_backbone,
-)
+from dkel_lightning.networks import Backbone, Branch, BranchedNetwork, IndependentPeers, create, register_backbone
+from dkel_lightning.networks.registry import BACKBONES
 from dkel_lightning.runtime.seeding import seeded
 
 GOLDEN: dict[str, dict[str, int]] = json.loads(

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from dkel_lightning import networks
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.networks import IndependentPeers, PeerNetwork, adapter, branch_model, create, stages_of, whole_model
+from dkel_lightning.networks import IndependentPeers, PeerNetwork, branch_model, create
+from dkel_lightning.networks.adapters import adapter, at_common_size
+from dkel_lightning.networks.branching import whole_model
+from dkel_lightning.networks.watching import find, release_, stages_of
 
 SIZE = (16, 16)
 
@@ -51,9 +53,9 @@ NETWORKS["one"] = (lambda: whole(resnet18()), ("layer1", "layer4"))
 
 def by_hooks(peer: nn.Module, name: str, images: Tensor) -> Tensor:
     """Pass a copy of a peer that stands alone, and take what its module returns from a hook."""
-    alone = networks.release_(copy.deepcopy(peer)).eval()
+    alone = release_(copy.deepcopy(peer)).eval()
     seen: list[Tensor] = []
-    networks.find(alone, name, "names").register_forward_hook(lambda _m, _i, output: seen.append(output.clone()))
+    find(alone, name, "names").register_forward_hook(lambda _m, _i, output: seen.append(output.clone()))
     alone(images)
     return seen[0]
 
@@ -86,11 +88,11 @@ def test_an_ordinary_pass_keeps_nothing_and_a_deployed_copy_has_its_own_forwards
     network.watch(["layer2", "layer4"])
     network(torch.randn(2, 3, *SIZE))
     assert network._watched._outputs.tensors is None
-    deployed = networks.release_(copy.deepcopy(network.peer(1)))
+    deployed = release_(copy.deepcopy(network.peer(1)))
     assert not any("forward" in module.__dict__ for module in deployed.modules())
     network.unwatch()
     assert network(torch.randn(2, 3, *SIZE)).named is None
-    assert "forward" not in networks.find(network.peer(1), "layer4", "names").__dict__
+    assert "forward" not in find(network.peer(1), "layer4", "names").__dict__
 
 
 def test_the_gradient_flows_through_what_is_seen() -> None:
@@ -161,7 +163,7 @@ def test_adapters_join_maps_and_vectors_and_refuse_what_differs() -> None:
     assert maps(torch.randn(2, 4, 8, 8)).shape == (2, 6, 8, 8)
     assert [type(layer) for layer in maps.children()] == [nn.Conv2d, nn.BatchNorm2d]
     assert adapter((1, 9, 4), (1, 9, 6))(torch.randn(2, 9, 4)).shape == (2, 9, 6)
-    first, second = networks.at_common_size(torch.randn(2, 4, 8, 3), torch.randn(2, 5, 4, 6))
+    first, second = at_common_size(torch.randn(2, 4, 8, 3), torch.randn(2, 5, 4, 6))
     assert first.shape == (2, 4, 4, 3)
     assert second.shape == (2, 5, 4, 3)
     with pytest.raises(ConfigError, match=r"layer4 cannot be adapted \(maps \[B, C, H, W\] \[1, 4, 8, 8\] and vectors"):
