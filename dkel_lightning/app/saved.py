@@ -18,19 +18,19 @@ from dkel_lightning.app.config import Values, leaves
 from dkel_lightning.app.run import load_config
 from dkel_lightning.errors import ConfigError
 
+OF_DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 RESUMABLE = (
-    *("resume", "modules", "logger", "data.root", "data.download", "data.workers", "data.cache_dir"),
-    *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps")),
-    *("trainer.detect_anomaly", "trainer.max_time", "execution", "teacher.weights", "debug"),
-    *("callbacks.progress", "callbacks.on_collapse", "callbacks.checkpoint_every_n_epochs", "callbacks.extra"),
-    "callbacks.checkpoint_every_n_steps",
+    *("resume", "modules", "logger", "execution", "teacher.weights"),
+    *(f"data.{key}" for key in ("root", "download", "workers", "cache_dir")),
+    *(f"trainer.{key}" for key in (*OF_DEVICES, "log_every_n_steps", "max_time", "detect_anomaly")),
+    *(f"callbacks.{key}" for key in ("progress", "on_collapse", "extra")),
+    *(f"callbacks.checkpoint_every_n_{unit}" for unit in ("epochs", "steps")),
 )
-"""Groups and keys that a resumed run may have otherwise: they change where and how it runs, not what it computes."""
+"""Groups and keys that a resume may change: where and how a run is executed, not what it computes."""
 
 COMPUTED = ("data.mean", "data.std", "task", "name", "checkpoint", "sweep", "hydra")
-"""Keys that say nothing of what is trained, or are filled in by the run."""
+"""Keys that do not affect the training, or that the run fills in."""
 
-OF_DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 CHECKPOINT_GROUPS = ("data", "backbone", "method", "teacher", "deploy")
 """What a checkpoint's run decides for the tasks that read it."""
 
@@ -88,7 +88,7 @@ def resume_settings(folder: Path, composed: Values, typed: set[str]) -> dict[str
     """Lay what the command names over the settings of the run in `folder`, as far as a resume may change it."""
     saved = load_config(folder)
     values = without_untrusted(saved, composed, typed, folder)
-    for key in sorted(typed - {"resume", "logger", "modules", "debug"}):
+    for key in sorted(typed - {"resume", "logger", "modules"}):
         group = key.split(".")[0]
         if group in ("task", "hydra"):
             continue

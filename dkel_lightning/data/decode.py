@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,36 +63,39 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
         raise DataError(f"{name} is no readable image ({error}): replace or remove it") from error
 
 
-class EncodedImages:
-    """Encoded images as an array, uint8 `[N, 3, size, size]`, each decoded by `decode_to` when it is indexed.
+class ImageFiles:
+    """Image files as an array, uint8 `[N, 3, size, size]`, each decoded by `decode_to` when it is indexed.
 
     Args:
-        count: N.
+        files: The N files.
         size: Height and width.
-        encoded: Returns the bytes of an image, and its name for messages; workers get a copy.
         margin: As in `decode_to`.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, count: int, size: int, encoded: Callable[[int], tuple[bytes, str]], margin: float = 1.0) -> None:
-        self.shape = (count, 3, size, size)
-        self.size = count * 3 * size * size
-        self.nbytes = self.size
-        self.encoded = encoded
+    def __init__(self, files: Sequence[str], size: int, margin: float = 1.0) -> None:
+        # One block of bytes: as many objects would be copied to every worker that touches them.
+        self._names = np.array([os.fsencode(name) for name in files])
+        self.shape = (len(files), 3, size, size)
+        self.size = self.nbytes = len(files) * 3 * size * size
         self.margin = margin
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
-        indices = range(len(self))[chosen] if isinstance(chosen, slice) else chosen.tolist()
-        return np.stack([decode_to(*self.encoded(index), self.shape[1:], self.margin) for index in indices])
+        names = [self.name(index) for index in np.arange(len(self))[chosen]]
+        return np.stack([decode_to(Path(name).read_bytes(), name, self.shape[1:], self.margin) for name in names])
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(bytes(self._names[index]))
 
     def original(self, index: int) -> NDArray[np.uint8]:
         """Return a whole image, uint8 `[3, H, W]`."""
-        with _opened(*self.encoded(index)) as image:
+        name = self.name(index)
+        with _opened(Path(name).read_bytes(), name) as image:
             return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
 
 
