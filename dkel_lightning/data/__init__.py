@@ -1,4 +1,4 @@
-"""Data: readers, splits, augmentation, loaders and the Lightning data modules that join them."""
+"""Data: readers, splits, augmentation, loaders and Lightning data modules."""
 
 from dkel_lightning.data.augment import CropFlip
 from dkel_lightning.data.batch import Batch, WithIndices

@@ -90,7 +90,7 @@ def test_what_means_nothing_here_is_refused_and_a_broken_file_named(root: Path, 
         tmp_path, {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*.png")}
     )
     (broken / "val" / "n01" / "01.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"01\.png is no readable image"):
+    with pytest.raises(DataError, match=r"01\.png is not a readable image"):
         list(module(broken).test_dataloader())
 
 

@@ -1,4 +1,4 @@
-"""Image files that are decoded at each use: ImageNet, and any folder too large for a cache."""
+"""ImageNet, and other folders that are too large for a cache: images are decoded at each use."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dkel_lightning.data.readers.image_folder import list_images
 from dkel_lightning.errors import ConfigError
 
 MARGIN = 8 / 7
-"""Size of a scaled evaluation image relative to its central crop: 256 pixels for 224."""
+"""Size of a resized evaluation image relative to its central crop: 256 to 224 pixels."""
 
 
 class ImageNetDataModule(ImageDataModule):
     """Image files in `root/train/<class>/...` and `root/val/<class>/...` (or `test/`), decoded by workers at each use.
 
-    ImageNet as torchvision's `ImageNet(root, split)` unpacks it, or any other folder of images. A training view is a
-    random part of its image, of 8 to 100 % of its area, scaled; an evaluation sees the central crop.
+    ImageNet as unpacked by torchvision's `ImageNet(root, split)`, or any other folder of images. Training uses random
+    resized crops, evaluation the central crop.
 
     Args:
         *args: As in `ImageDataModule`, without `padding` and without `residency="device"`.
@@ -40,7 +40,7 @@ class ImageNetDataModule(ImageDataModule):
         super().__init__(*args, **kwargs)
         self.image_size = image_size
         if self.padding or self.residency == "device":
-            raise ConfigError("data=imagenet crops random parts of images in workers: leave out padding and residency")
+            raise ConfigError("data=imagenet uses random resized crops in workers: leave out padding and residency")
         self.residency = "workers"
 
     def read(self) -> ImageSet:
